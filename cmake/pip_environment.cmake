@@ -1,0 +1,18 @@
+# For ROS from Python wheels only (`make setup`); a full ROS needs none of this.
+# The wheels export include folders of the machine that built them, which CMake rejects: drop those that do not exist.
+function(worldstereo_drop_missing_include_directories)
+  get_property(targets DIRECTORY PROPERTY IMPORTED_TARGETS)
+  foreach(target IN LISTS targets)
+    get_target_property(directories ${target} INTERFACE_INCLUDE_DIRECTORIES)
+    if(directories)
+      set(present "")
+      foreach(directory IN LISTS directories)
+        if(directory MATCHES "^\\$<" OR EXISTS "${directory}")
+          list(APPEND present "${directory}")
+        endif()
+      endforeach()
+      set_target_properties(${target} PROPERTIES INTERFACE_INCLUDE_DIRECTORIES "${present}")
+    endif()
+  endforeach()
+endfunction()
+cmake_language(DEFER CALL worldstereo_drop_missing_include_directories)
