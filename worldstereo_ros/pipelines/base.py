@@ -1,0 +1,82 @@
+"""What every pipeline is: a callable that turns what memory gives into pictures. All pipelines are interchangeable."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from worldstereo_ros.camera import Camera
+from worldstereo_ros.views import View
+
+if TYPE_CHECKING:
+    import torch
+
+    from worldstereo_ros.rendering import Rendering
+
+# Called as on_step(stage, step, steps) between steps; it may raise Cancelled to stop the work.
+OnStep = Callable[[str, int, int], None]
+
+
+class Cancelled(Exception):  # noqa: N818 - a cancellation is no error
+    """Raised by an `on_step` callback to end the work between two steps."""
+
+
+class ModelError(RuntimeError):
+    """The model could not do its work: weights, memory of the device, or numbers that are not finite."""
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """All that memory says about one clip of F views.
+
+    Attributes:
+        seed: the newest view that a sensor took, or the last view of the clip before.
+        renders: the cloud memory seen from the F cameras (colour, depth, covered, observed).
+        camera: intrinsics of the F views.
+        world_from_camera: (F, 4, 4) poses of the F views.
+        references: distinct views of the bank, at most 8, with depth where they have it.
+        reference_index: (F,) index into `references` of the best one for each view, -1 = none.
+    """
+
+    seed: View
+    renders: Rendering
+    camera: Camera
+    world_from_camera: np.ndarray
+    references: list[View]
+    reference_index: np.ndarray
+
+
+@dataclass(frozen=True)
+class PipelineFrame:
+    """One finished picture.
+
+    Attributes:
+        image: (H, W, 3) uint8.
+        depth: (H, W) float32 metres, 0 = unknown; None where the pipeline has no notion of depth.
+        observed: (H, W) bool, True = this pixel shows what a sensor saw.
+    """
+
+    image: np.ndarray
+    depth: np.ndarray | None
+    observed: np.ndarray
+
+
+class Pipeline(Protocol):
+    """Imagines the views of a clip.
+
+    Attributes:
+        name: for logs and tables.
+        clip_length: the most views one call takes; a longer path is split into clips that share the memory.
+    """
+
+    name: str
+    clip_length: int
+
+    def __call__(
+        self, conditioning: Conditioning, *, prompt: str, generator: torch.Generator, on_step: OnStep
+    ) -> Iterator[PipelineFrame]:
+        """Yields the frames of the clip in order, each as soon as it exists."""
+        ...
