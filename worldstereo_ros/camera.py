@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from scipy.spatial.transform import Rotation, Slerp
@@ -76,7 +75,7 @@ class Camera:
         return Camera(width, height, self.fx, self.fy, self.cx - x, self.cy - y)
 
     def rays(self) -> np.ndarray:
-        """(H, W, 3) float32 directions through the pixel centres in camera axes, with z = 1 (so point = ray * depth)."""
+        """(H, W, 3) float32 directions through the pixel centres, camera axes, z = 1: point = ray * depth."""
         x = (np.arange(self.width, dtype=np.float32) - np.float32(self.cx)) / np.float32(self.fx)
         y = (np.arange(self.height, dtype=np.float32) - np.float32(self.cy)) / np.float32(self.fy)
         rays = np.ones((self.height, self.width, 3), dtype=np.float32)
@@ -84,7 +83,7 @@ class Camera:
         return rays
 
 
-# --- poses -------------------------------------------------------------------------------------------------------------
+# --- poses ---
 
 
 def invert_pose(pose: np.ndarray) -> np.ndarray:
@@ -221,7 +220,7 @@ def trajectory(
     return start @ camera_from_step
 
 
-# --- points ------------------------------------------------------------------------------------------------------------
+# --- points ---
 
 
 def unproject(depth: np.ndarray, camera: Camera, world_from_camera: np.ndarray) -> np.ndarray:
@@ -252,7 +251,7 @@ def project(points: np.ndarray, camera: Camera, world_from_camera: np.ndarray) -
     return np.stack([x, y], axis=1).astype(np.float32), z.astype(np.float32)
 
 
-# --- what the published weights expect ------------------------------------------------------------------------------------
+# --- what the published weights expect ---
 
 
 def normalise_cameras(
@@ -319,7 +318,7 @@ def plucker_embedding(world_to_camera: np.ndarray, K: np.ndarray, height: int, w
     return np.concatenate([directions, moments], axis=-1).transpose(3, 0, 1, 2).astype(np.float32)
 
 
-# --- frusta ----------------------------------------------------------------------------------------------------------------
+# --- frusta ---
 
 
 def frustum_corners(

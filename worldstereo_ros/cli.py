@@ -1,0 +1,162 @@
+"""The `worldstereo` command. Each command imports what it needs, so that `--help` is quick and a missing part hurts
+only the command that uses it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    help="A world model for robots: it remembers what was seen, imagines what was not, and says which is which.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+Out = Annotated[Path, typer.Option(help="Folder for what is made.")]
+
+
+def fail(message: object) -> typer.Exit:
+    """Prints one sentence and ends with status 1."""
+    typer.secho(f"worldstereo: {message}", err=True, fg=typer.colors.RED)
+    return typer.Exit(1)
+
+
+@app.command()
+def demo(
+    out: Out = Path("demo_out"),
+    sequence: Annotated[Path | None, typer.Option(help="A posed RGB-D sequence to play to the node.")] = None,
+    bag: Annotated[Path | None, typer.Option(help="A rosbag (MCAP or SQLite) to play to the node.")] = None,
+    scene: Annotated[str, typer.Option(help="Kind of procedural world: room, corridor, warehouse.")] = "room",
+    seed: Annotated[int, typer.Option(help="Seed of the procedural world.")] = 0,
+    views: Annotated[int, typer.Option(help="Views to imagine along the path.", min=2, max=200)] = 24,
+) -> None:
+    """Starts the node as a robot would find it, drives through a world, and leaves pictures, a cloud and a bag."""
+    from worldstereo_ros.demo import DemoError, run_demo
+
+    try:
+        run_demo(out, sequence=sequence, bag=bag, scene=scene, seed=seed, views=views)
+    except (DemoError, ValueError, OSError) as error:
+        raise fail(error) from None
+
+
+@app.command()
+def imagine(
+    source: Annotated[Path | None, typer.Argument(help="Posed sequence, WorldStereo example folder or image.")] = None,
+    bag: Annotated[Path | None, typer.Option(help="A rosbag (MCAP or SQLite) instead.")] = None,
+    image_topic: Annotated[str, typer.Option(help="Colour images in the bag.")] = "/camera/color/image_raw",
+    depth_topic: Annotated[str, typer.Option(help="Depth images in the bag, registered to colour.")] = "",
+    camera_info_topic: Annotated[str, typer.Option(help="Empty: beside the image topic.")] = "",
+    pose_topic: Annotated[str, typer.Option(help="PoseStamped or Odometry of the camera; empty: TF.")] = "",
+    world_frame: Annotated[str, typer.Option(help="World frame of TF in the bag.")] = "map",
+    path: Annotated[
+        str, typer.Option(help="forward, orbit, left, right, up, turn, a poses.txt, or a topic.")
+    ] = "forward",
+    distance: Annotated[float, typer.Option(help="Length of a preset path in metres.")] = 1.0,
+    views: Annotated[int, typer.Option(help="Views along the path.", min=1, max=1000)] = 21,
+    seeds: Annotated[int, typer.Option(help="Frames of the source that are given, evenly spaced.", min=1)] = 1,
+    depth_model: Annotated[
+        str, typer.Option(help="Folder or hub id of a depth model, for sources without depth.")
+    ] = "",
+    prompt: Annotated[str, typer.Option(help="A sentence about the place.")] = "",
+    seed: Annotated[int, typer.Option(help="Seed of the imagination.")] = 0,
+    model: Annotated[str, typer.Option(help="Pipeline: geometric.")] = "geometric",
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    out: Out = Path("imagine_out"),
+) -> None:
+    """Imagines views along a path, from a recording, without ROS."""
+    from worldstereo_ros.imagine import ImagineRequest, run_imagine
+
+    request = ImagineRequest(
+        source=source,
+        bag=bag,
+        image_topic=image_topic,
+        depth_topic=depth_topic,
+        camera_info_topic=camera_info_topic,
+        pose_topic=pose_topic,
+        world_frame=world_frame,
+        path=path,
+        distance=distance,
+        views=views,
+        seeds=seeds,
+        depth_model=depth_model,
+        prompt=prompt,
+        seed=seed,
+        model=model,
+        device=device,
+    )
+    try:
+        run_imagine(request, out)
+    except (ValueError, OSError, RuntimeError) as error:
+        raise fail(error) from None
+
+
+@app.command()
+def evaluate(
+    data: Annotated[list[Path], typer.Option(help="A posed sequence, or a folder of them. May be repeated.")],
+    protocol: Annotated[
+        list[str] | None, typer.Option(help="single, sparse, mono, revisit, cloud. May be repeated.")
+    ] = None,
+    pipeline: Annotated[list[str] | None, typer.Option(help="geometric, open3d+telea. May be repeated.")] = None,
+    json: Annotated[Path | None, typer.Option(help="Write the rows here too.")] = None,
+    every: Annotated[int, typer.Option(help="Ask every n-th of the frames that are not given.", min=1)] = 1,
+) -> None:
+    """Measures pipelines on real sequences, with the baseline beside them in the same table."""
+    from worldstereo_ros.evaluation import run
+
+    try:
+        run(data, protocol or ["single", "sparse"], pipeline or ["geometric"], json_file=json, every=every)
+    except (ValueError, OSError, RuntimeError) as error:
+        raise fail(error) from None
+
+
+@app.command()
+def export(
+    archive: Annotated[Path, typer.Argument(help="A saved map.")],
+    target: Annotated[Path, typer.Argument(help="A .ply or .pcd file.")],
+) -> None:
+    """Writes the cloud of a saved map as PLY or PCD."""
+    from worldstereo_ros.export.cloud import export_cloud
+    from worldstereo_ros.memory.archive import load_archive
+
+    try:
+        cloud = load_archive(archive).cloud
+        export_cloud(cloud, target)
+    except (ValueError, OSError, RuntimeError) as error:
+        raise fail(error) from None
+    typer.echo(f"{len(cloud)} points written to {target}")
+
+
+@app.command()
+def view(
+    path: Annotated[Path, typer.Argument(help="A saved map, a demo_out folder, a .ply or .pcd, or a posed sequence.")],
+    port: Annotated[int, typer.Option(help="Port of the page, on this machine only.")] = 8080,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+) -> None:
+    """Shows cloud, cameras, path and views in the browser."""
+    from worldstereo_ros.viewer import serve
+
+    try:
+        serve(path, host=host, port=port)
+    except (ValueError, OSError, RuntimeError) as error:
+        raise fail(error) from None
+
+
+@app.command()
+def doctor() -> None:
+    """Says what is installed, what is missing, and the one thing to do."""
+    from worldstereo_ros.doctor import print_report
+
+    raise typer.Exit(0 if print_report() else 1)
+
+
+def main() -> None:
+    """Entry point of the `worldstereo` command."""
+    app()
+
+
+if __name__ == "__main__":
+    main()
