@@ -1,0 +1,131 @@
+"""What a run leaves behind: views as a posed sequence, a video, a contact sheet, the cloud and its picture."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from worldstereo_ros.camera import quaternion_from_pose
+from worldstereo_ros.export.cloud import export_cloud
+from worldstereo_ros.memory.cloud import CloudMemory
+from worldstereo_ros.pictures import (
+    cloud_picture,
+    contact_sheet,
+    mask_picture,
+    up_in_world,
+    write_image,
+    write_video,
+)
+from worldstereo_ros.views import ImaginedView, View
+
+MAP_FILE = "world.wsmap"
+
+
+def write_sequence(folder: Path, views: Sequence[View]) -> None:
+    """Writes views in the posed-sequence layout that `datasets.open_sequence` reads.
+
+    frames/*.png, depth/*.png (uint16 millimetres, 0 = unknown), poses.txt (index, translation, quaternion x y z w,
+    camera to world), intrinsics.json; for imagined views also observed/*.png (255 = observed) and
+    conditioning/*.png. All views must share one camera.
+    """
+    camera = views[0].camera
+    if any(view.camera != camera for view in views):
+        raise ValueError("The views have different cameras; a posed sequence has one. Resize them first.")
+    lines = ["# index tx ty tz qx qy qz qw   (camera-to-world, OpenCV axes: x right, y down, z forward)"]
+    for index, view in enumerate(views):
+        name = f"{index:06d}.png"
+        _write(folder / "frames" / name, view.image)
+        if view.depth is not None:
+            _write(folder / "depth" / name, np.clip(np.round(view.depth * 1000), 0, 65535).astype(np.uint16))
+        if isinstance(view, ImaginedView):
+            _write(folder / "observed" / name, view.observed_mask.astype(np.uint8) * 255)
+            if view.conditioning is not None:
+                _write(folder / "conditioning" / name, view.conditioning)
+        translation, quaternion = quaternion_from_pose(view.world_from_camera)
+        lines.append(f"{index} " + " ".join(f"{number:.9f}" for number in (*translation, *quaternion)))
+    (folder / "poses.txt").write_text("\n".join(lines) + "\n")
+    intrinsics = {name: getattr(camera, name) for name in ("width", "height", "fx", "fy", "cx", "cy")}
+    has_depth = any(view.depth is not None for view in views)
+    intrinsics |= {"depth_scale": 1000.0, "has_depth": has_depth, "metric": True}
+    (folder / "intrinsics.json").write_text(json.dumps(intrinsics, indent=1))
+
+
+def _write(path: Path, image: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if image.ndim == 3:
+        write_image(path, image)
+    elif not cv2.imwrite(str(path), image):
+        raise OSError(f"The picture could not be written to {path}.")
+
+
+def sheet_of_views(
+    imagined: Sequence[ImaginedView],
+    given: View,
+    truth: Sequence[np.ndarray] | None = None,
+    *,
+    rows: int = 6,
+    title: str = "what memory gives, what is imagined, and which is which",
+    subtitle: str = "",
+) -> np.ndarray:
+    """The contact sheet: given · conditioning · imagined · observed (blue) or imagined (orange) · truth.
+
+    Args:
+        imagined: the views of one path, in order.
+        given: the newest view that a sensor took.
+        truth: (H, W, 3) uint8 for each view, where it is known.
+        rows: number of views shown, evenly spaced, the last one included.
+        title, subtitle: written above.
+
+    Returns:
+        (H, W, 3) uint8.
+    """
+    chosen = np.unique(np.linspace(0, len(imagined) - 1, min(rows, len(imagined))).round().astype(int))
+    columns = ["given", "conditioning (memory alone)", "imagined", "blue: observed, orange: imagined"]
+    if truth is not None:
+        columns.append("truth")
+    cells, names = [], []
+    for row, index in enumerate(chosen):
+        view = imagined[index]
+        line = [given.image if row == 0 else None, view.conditioning, view.image]
+        line.append(mask_picture(view.image, view.observed_mask))
+        if truth is not None:
+            line.append(truth[index])
+        cells.append(line)
+        names.append(f"view {index + 1}/{len(imagined)}\n{view.observed_fraction:.0%} observed")
+    return contact_sheet(cells, columns, names, title=title, subtitle=subtitle)
+
+
+def write_outcome(
+    folder: Path,
+    imagined: Sequence[ImaginedView],
+    given: Sequence[View],
+    cloud: CloudMemory,
+    truth: Sequence[np.ndarray] | None = None,
+    *,
+    title: str,
+    subtitle: str = "",
+    fps: float = 8,
+) -> None:
+    """Writes everything into `folder`; the archive of the memories (`MAP_FILE`) is left to who owns them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_sequence(folder / "imagined", imagined)
+    write_sequence(folder / "given", given)
+    write_image(
+        folder / "contact_sheet.png", sheet_of_views(imagined, given[-1], truth, title=title, subtitle=subtitle)
+    )
+    frames = [
+        np.concatenate([view.image, mask_picture(view.image, view.observed_mask)], axis=1)[
+            : view.camera.height // 2 * 2, : view.camera.width // 2 * 4
+        ]
+        for view in imagined
+    ]
+    write_video(folder / "imagined.mp4", frames, fps)
+    export_cloud(cloud, folder / "cloud.ply")
+    path = np.stack([view.world_from_camera for view in imagined])
+    up = up_in_world(np.stack([view.world_from_camera for view in given]))
+    picture = cloud_picture(cloud.points, cloud.colours, cloud.observed, cloud.spacing, path, up=up)
+    write_image(folder / "cloud.png", picture)
