@@ -14,15 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from worldstereo_ros.camera import Camera, pose_from_quaternion
-from worldstereo_ros.files import (
-    DatasetError,
-    list_files,
-    read_json,
-    read_prompt,
-    read_rows,
-    read_video,
-    video_size,
-)
+from worldstereo_ros.files import DatasetError, list_files, read_json, read_prompt, read_rows, read_video, video_size
 from worldstereo_ros.imagery import ImageError, image_size, read_depth, read_image
 from worldstereo_ros.published import Trajectory, camera_from_published, poses_from_published, read_trajectory
 from worldstereo_ros.views import View
@@ -162,11 +154,10 @@ def open_sequence(path: str | Path) -> Sequence:
                 return open_image(path)
             if path.suffix.lower() in CLIPS:
                 return open_video(path)
-            if path.suffix.lower() in (".mcap", ".db3"):
-                raise DatasetError(f"{path} is a recording: name its topics (`worldstereo imagine --bag ...`).")
-            raise DatasetError(f"{path} is no picture ({', '.join(PICTURES)}) and no clip ({', '.join(CLIPS)}).")
-        if (path / "metadata.yaml").is_file():
+        if path.suffix.lower() in (".mcap", ".db3") or (path / "metadata.yaml").is_file():
             raise DatasetError(f"{path} is a recording: name its topics (`worldstereo imagine --bag ...`).")
+        if path.is_file():
+            raise DatasetError(f"{path} is no picture ({', '.join(PICTURES)}) and no clip ({', '.join(CLIPS)}).")
         if (path / "pano_bank").is_dir():
             return _open_panorama_bank(path)
         if (path / "image.png").is_file() and ((path / "camera.json").is_file() or (path / "renders").is_dir()):
@@ -351,9 +342,8 @@ def _open_example(path: Path) -> Sequence:
     """image.png with camera.json (one path) or with renders/PATH/camera.json (several, with rendered clips)."""
     image, prompt = path / "image.png", read_prompt(path / "prompt.json")
     size = image_size(image)
-    folders = (
-        [path] if (path / "camera.json").is_file() else sorted(p.parent for p in path.glob("renders/*/camera.json"))
-    )
+    alone = (path / "camera.json").is_file()
+    folders = [path] if alone else sorted(file.parent for file in path.glob("renders/*/camera.json"))
     if not folders:
         raise DatasetError(f"{path / 'renders'} has no folder with a camera.json.")
     paths = {folder.name: read_trajectory(folder, size, prompt=prompt) for folder in folders}

@@ -78,6 +78,7 @@ def read_rows(path: Path, numbers: str) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def list_files(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
+    """The files in `folder` that end so, sorted by name; none where there is no such folder."""
     if not folder.is_dir():
         return []
     return sorted(p for p in folder.iterdir() if p.suffix.lower() in suffixes)
