@@ -1,0 +1,258 @@
+"""The compiled loops of `rendering.py`; `_splat_torch.py` is the same arithmetic, written plainly.
+
+Both do the same float32 operations in the same order and accumulate in integers, so the result does not depend on
+the number of threads and is the same as the one of torch.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from worldstereo_ros._compiled import compiled, in_threads, shares
+
+EMPTY = np.int32(0x7F800000)  # +inf as bits: no point has written this pixel
+_STEP_WEIGHTS = np.array([6, 3, 2], dtype=np.int64)  # 1/distance, in sixths, for neighbours 1, 2 and 3 pixels away
+_DX = np.array([1, 1, 0, -1, -1, -1, 0, 1], dtype=np.int64)
+_DY = np.array([0, 1, 1, 1, 0, -1, -1, -1], dtype=np.int64)
+
+
+@compiled
+def _footprint(p, s, e, i):
+    """Projects point i: (z, u, v, half width in pixels); z = 0 where it is behind the near plane or not finite.
+
+    `e` are the 21 numbers of `rendering._frame_numbers`.
+    """
+    dx = (p[i, 0] - e[0]) - e[3]
+    dy = (p[i, 1] - e[1]) - e[4]
+    dz = (p[i, 2] - e[2]) - e[5]
+    z = (e[12] * dx + e[13] * dy) + e[14] * dz
+    zero = np.float32(0.0)
+    if not (z > e[19] and z < np.float32(1e9)):
+        return zero, zero, zero, zero
+    inverse = np.float32(1.0) / z
+    u = (((e[6] * dx + e[7] * dy) + e[8] * dz) * inverse) * e[15] + e[17]
+    v = (((e[9] * dx + e[10] * dy) + e[11] * dz) * inverse) * e[16] + e[18]
+    h = (s[i] * e[20]) * inverse
+    return z, u, v, h
+
+
+@compiled
+def _bounds(u, v, h, cap, width, height):
+    """Pixels whose centres the footprint covers: x0, x1, y0, y1, inclusive; empty (x1 < x0) when outside."""
+    h = min(max(h, np.float32(0.5)), cap)
+    w = np.float32(width)
+    t = np.float32(height)
+    if not (u > -h and u < w + h and v > -h and v < t + h):
+        return 0, -1, 0, -1, h
+    x0 = max(int(np.ceil(u - h)), 0)
+    x1 = min(int(np.floor(u + h)), width - 1)
+    y0 = max(int(np.ceil(v - h)), 0)
+    y1 = min(int(np.floor(v + h)), height - 1)
+    return x0, x1, y0, y1, h
+
+
+@compiled
+def _depth_pass(p, s, observed, e, cap, tolerance, zbuf, start, stop):
+    """Nearest depth per pixel, as the bits of its float32; the last bit is set where that point is imagined."""
+    height, width = zbuf.shape
+    for i in range(start, stop):
+        z, u, v, h = _footprint(p, s, e, i)
+        if z == np.float32(0.0):
+            continue
+        x0, x1, y0, y1, h = _bounds(u, v, h, cap, width, height)
+        if x1 < x0 or y1 < y0:
+            continue
+        if observed[i]:
+            key = np.float32(z).view(np.int32) & np.int32(-2)
+        else:
+            key = np.float32(z * tolerance + s[i]).view(np.int32) | np.int32(1)
+        r = h + np.float32(0.25)
+        r = r * r
+        for y in range(y0, y1 + 1):
+            dy = np.float32(y) - v
+            dy = dy * dy
+            for x in range(x0, x1 + 1):
+                dx = np.float32(x) - u
+                if dx * dx + dy <= r and key < zbuf[y, x]:
+                    zbuf[y, x] = key
+
+
+@compiled
+def _front_surface(zbufs, tolerance, front, limit, y0, y1):
+    """Joins the threads' depth buffers. `limit`: how deep a point may lie and still count, negative for imagined."""
+    layers = zbufs.shape[0]
+    for y in range(y0, y1):
+        for x in range(front.shape[1]):
+            key = zbufs[0, y, x]
+            for k in range(1, layers):
+                key = min(key, zbufs[k, y, x])
+            z = np.int32(key).view(np.float32)
+            front[y, x] = z
+            limit[y, x] = -(z * tolerance) if key & np.int32(1) else z * tolerance
+
+
+@compiled
+def _colour_pass(p, s, colours, observed, e, cap, tolerance, slab, grades, front, limit, acc, start, stop):
+    """Adds to every pixel the points of its provenance that lie on its front surface.
+
+    acc[..., 0] = red << 28 | 1, then green, blue and depth / front depth in 4096ths, each times the point's weight,
+    which falls from 1 + `grades` in the middle of the footprint to 1 at its rim.
+    """
+    height, width = front.shape
+    one = np.float32(1.0)
+    for i in range(start, stop):
+        z, u, v, h = _footprint(p, s, e, i)
+        if z == np.float32(0.0):
+            continue
+        x0, x1, y0, y1, h = _bounds(u, v, h, cap, width, height)
+        if x1 < x0 or y1 < y0:
+            continue
+        if observed[i]:
+            sign = one
+            nearest = z
+        else:
+            sign = -one
+            nearest = z * tolerance + s[i]
+        nearest = max(nearest - slab * s[i], np.float32(1e-9))
+        r = h + np.float32(0.25)
+        r = r * r
+        fall = np.float32(grades) / r
+        red = (np.int64(colours[i, 0]) << 28) | np.int64(1)
+        green = np.int64(colours[i, 1])
+        blue = np.int64(colours[i, 2])
+        for y in range(y0, y1 + 1):
+            dy = np.float32(y) - v
+            dy = dy * dy
+            for x in range(x0, x1 + 1):
+                dx = np.float32(x) - u
+                d = dx * dx + dy
+                if d <= r and nearest <= sign * limit[y, x]:
+                    weight = 1 + grades - np.int64(d * fall)
+                    depth = np.int64((z / front[y, x]) * np.float32(4096.0))
+                    acc[y, x, 0] += red * weight
+                    acc[y, x, 1] += green * weight
+                    acc[y, x, 2] += blue * weight
+                    acc[y, x, 3] += min(depth, 8191) * weight
+
+
+@compiled
+def _resolve(accs, front, limit, colour, depth, covered, observed, y0, y1):
+    """Divides the sums by their weights. A pixel that no point reached is a hole: grey, depth 0."""
+    layers = accs.shape[0]
+    for y in range(y0, y1):
+        for x in range(front.shape[1]):
+            red = np.int64(0)
+            green = np.int64(0)
+            blue = np.int64(0)
+            offset = np.int64(0)
+            for k in range(layers):
+                red += accs[k, y, x, 0]
+                green += accs[k, y, x, 1]
+                blue += accs[k, y, x, 2]
+                offset += accs[k, y, x, 3]
+            weight = red & np.int64(0xFFFFFFF)
+            if weight == 0:
+                colour[y, x, 0] = 128
+                colour[y, x, 1] = 128
+                colour[y, x, 2] = 128
+                depth[y, x] = 0
+                covered[y, x] = False
+                observed[y, x] = False
+                continue
+            half = weight >> 1
+            colour[y, x, 0] = ((red >> 28) + half) // weight
+            colour[y, x, 1] = (green + half) // weight
+            colour[y, x, 2] = (blue + half) // weight
+            depth[y, x] = front[y, x] * (np.float32(offset / weight) * np.float32(1.0 / 4096.0))
+            covered[y, x] = True
+            observed[y, x] = limit[y, x] > 0
+
+
+@compiled
+def _close(colour, depth, observed, jump, out_colour, out_depth, out_covered, out_observed, y0, y1):
+    """Closes holes and pinholes of up to five pixels that a nearer surface surrounds.
+
+    A pixel looks up to three steps in eight directions for a surface nearer than itself by the factor `jump` (any
+    surface, where the pixel is a hole). Where at least six directions find one, the pixel lies behind that surface
+    or in a crack of it, and takes the mean of the farthest such surface. At a silhouette at most five do.
+    """
+    height, width = depth.shape
+    hit_x = np.empty(8, np.int64)
+    hit_y = np.empty(8, np.int64)
+    hit_weight = np.empty(8, np.int64)
+    for y in range(y0, y1):
+        for x in range(width):
+            z = depth[y, x]
+            limit = z * jump if z > 0 else np.float32(np.inf)
+            out_colour[y, x] = colour[y, x]
+            out_depth[y, x] = z
+            out_covered[y, x] = z > 0
+            out_observed[y, x] = observed[y, x]
+            hits = 0
+            farthest = np.float32(0.0)
+            for k in range(8):
+                for step in range(1, 4):
+                    yy = y + step * _DY[k]
+                    xx = x + step * _DX[k]
+                    if yy < 0 or yy >= height or xx < 0 or xx >= width:
+                        break
+                    near = depth[yy, xx]
+                    if near > 0 and near < limit:
+                        hit_x[hits] = xx
+                        hit_y[hits] = yy
+                        hit_weight[hits] = _STEP_WEIGHTS[step - 1]
+                        hits += 1
+                        farthest = max(farthest, near)
+                        break
+                if k + 1 - hits > 2:
+                    break
+            if hits < 6:
+                continue
+            weight = np.int64(0)
+            red = np.int64(0)
+            green = np.int64(0)
+            blue = np.int64(0)
+            mean = np.float32(0.0)
+            seen = True
+            for k in range(hits):
+                yy = hit_y[k]
+                xx = hit_x[k]
+                near = depth[yy, xx]
+                if near < farthest * jump:
+                    continue
+                w = hit_weight[k]
+                weight += w
+                red += w * colour[yy, xx, 0]
+                green += w * colour[yy, xx, 1]
+                blue += w * colour[yy, xx, 2]
+                mean += np.float32(w) * near
+                seen = seen and observed[yy, xx]
+            half = weight >> 1
+            out_colour[y, x, 0] = (red + half) // weight
+            out_colour[y, x, 1] = (green + half) // weight
+            out_colour[y, x, 2] = (blue + half) // weight
+            out_depth[y, x] = mean / np.float32(weight)
+            out_covered[y, x] = True
+            out_observed[y, x] = seen
+
+
+def splat(points, colours, observed, spacing, numbers, width, height, settings, out, threads):
+    """Renders one frame into `out` = (colour, depth, covered, observed), all C-contiguous numpy arrays."""
+    cap, tolerance, slab, jump, grades = settings
+    parts = shares(len(points), threads)
+    bands = shares(height, threads)
+    zbufs = np.full((len(parts), height, width), EMPTY, dtype=np.int32)
+    in_threads(
+        _depth_pass, [(points, spacing, observed, numbers, cap, tolerance, zbufs[k], *p) for k, p in enumerate(parts)]
+    )
+    front = np.empty((height, width), np.float32)
+    limit = np.empty((height, width), np.float32)
+    in_threads(_front_surface, [(zbufs, tolerance, front, limit, *band) for band in bands])
+    accs = np.zeros((len(parts), height, width, 4), dtype=np.int64)
+    shared = (points, spacing, colours, observed, numbers, cap, tolerance, slab, grades, front, limit)
+    in_threads(_colour_pass, [(*shared, accs[k], *part) for k, part in enumerate(parts)])
+    first = out if jump <= 0 else tuple(np.empty_like(array) for array in out)
+    in_threads(_resolve, [(accs, front, limit, *first, *band) for band in bands])
+    if jump > 0:
+        colour, depth, _, seen = first
+        in_threads(_close, [(colour, depth, seen, jump, *out, *band) for band in bands])

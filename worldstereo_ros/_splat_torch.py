@@ -1,0 +1,155 @@
+"""Point splatting in plain torch, for any device; `_splat_numba.py` is the same arithmetic as compiled loops.
+
+Every point becomes one row per pixel that it may touch, and a scatter reduces the rows: the nearest depth first, the
+sums of the front surface then. Minima and integer sums do not depend on the order, so it is deterministic on CUDA too.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+import torch
+
+EMPTY = 0x7F800000  # +inf as bits: no point has written this pixel
+ROWS_AT_ONCE = 1 << 24  # of (point, pixel) pairs, about 100 bytes each: 1.6 GB at most
+_STEP_WEIGHTS = (6, 3, 2)
+_DIRECTIONS = ((1, 0), (1, 1), (0, 1), (-1, 1), (-1, 0), (-1, -1), (0, -1), (1, -1))
+
+
+def _pairs(
+    points: torch.Tensor, spacing: torch.Tensor, e: torch.Tensor, cap: float, width: int, height: int
+) -> Iterator[tuple[torch.Tensor, ...]]:
+    """Yields (point index, flat pixel, z, squared distance, squared radius) of the pairs that touch, in chunks."""
+    dx = (points[:, 0] - e[0]) - e[3]
+    dy = (points[:, 1] - e[1]) - e[4]
+    dz = (points[:, 2] - e[2]) - e[5]
+    z = (e[12] * dx + e[13] * dy) + e[14] * dz
+    inverse = torch.reciprocal(z)
+    u = (((e[6] * dx + e[7] * dy) + e[8] * dz) * inverse) * e[15] + e[17]
+    v = (((e[9] * dx + e[10] * dy) + e[11] * dz) * inverse) * e[16] + e[18]
+    h = ((spacing * e[20]) * inverse).clamp(0.5, cap)
+    inside = (z > e[19]) & (z < 1e9) & (u > -h) & (u < width + h) & (v > -h) & (v < height + h)
+    index = inside.nonzero()[:, 0]
+    z, u, v, h = z[index], u[index], v[index], h[index]
+    x0 = (u - h).ceil().to(torch.int64).clamp(min=0)
+    x1 = (u + h).floor().to(torch.int64).clamp(max=width - 1)
+    y0 = (v - h).ceil().to(torch.int64).clamp(min=0)
+    y1 = (v + h).floor().to(torch.int64).clamp(max=height - 1)
+    columns = (x1 - x0 + 1).clamp(min=0)
+    area = columns * (y1 - y0 + 1).clamp(min=0)
+    radius = h + 0.25
+    radius = radius * radius
+    ends = area.cumsum(0)
+    total = int(ends[-1]) if len(ends) else 0
+    edges = [0]
+    for k in range(1, -(-total // ROWS_AT_ONCE) + 1):
+        edges.append(int(torch.searchsorted(ends, min(k * ROWS_AT_ONCE, total), right=False)) + 1)
+    for start, stop in itertools.pairwise(edges):
+        part = area[start:stop]
+        row = torch.repeat_interleave(torch.arange(start, stop, device=area.device), part)
+        within = torch.arange(len(row), device=area.device) - (ends[row] - area[row] - (ends[start] - area[start]))
+        x = x0[row] + within % columns[row]
+        y = y0[row] + within // columns[row]
+        across, down = x - u[row], y - v[row]
+        distance = across * across + down * down
+        touches = distance <= radius[row]
+        row, x, y, distance = row[touches], x[touches], y[touches], distance[touches]
+        yield index[row], y * width + x, z[row], distance, radius[row]
+
+
+def splat(points, colours, observed, spacing, numbers, width, height, settings):
+    """Renders one frame; all tensors on one device.
+
+    Returns:
+        colour (H, W, 3) uint8, depth (H, W) float32, covered (H, W) bool, observed (H, W) bool.
+    """
+    cap, tolerance, slab, jump, grades = settings
+    device, pixels = points.device, width * height
+
+    def pairs() -> Iterator[tuple[torch.Tensor, ...]]:
+        # Made anew for each pass: keeping them would let memory grow with the number of points.
+        return _pairs(points, spacing, numbers, cap, width, height)
+
+    nearest = torch.full((pixels,), EMPTY, dtype=torch.int32, device=device)
+    for index, pixel, z, _, _ in pairs():
+        # An imagined point stands back a little, so that an observed one of the same surface always wins.
+        key = torch.where(
+            observed[index], z.view(torch.int32) & -2, (z * tolerance + spacing[index]).view(torch.int32) | 1
+        )
+        nearest.scatter_reduce_(0, pixel, key, "amin")
+    front = nearest.view(torch.float32)
+    imagined = (nearest & 1).bool()
+    limit = front * tolerance
+
+    sums = torch.zeros((4, pixels), dtype=torch.int64, device=device)
+    for index, pixel, z, distance, radius in pairs():
+        seen = observed[index]
+        depth = torch.where(seen, z, z * tolerance + spacing[index]) - slab * spacing[index]
+        on_front = (depth <= limit[pixel]) & (seen != imagined[pixel])
+        index, pixel, z, distance, radius = (t[on_front] for t in (index, pixel, z, distance, radius))
+        weight = 1 + grades - (distance * (torch.full_like(radius, grades) / radius)).to(torch.int64)
+        share = ((z / front[pixel]) * 4096.0).to(torch.int64).clamp(max=8191)
+        rgb = colours[index].to(torch.int64)
+        sums[0].scatter_add_(0, pixel, ((rgb[:, 0] << 28) | 1) * weight)
+        sums[1].scatter_add_(0, pixel, rgb[:, 1] * weight)
+        sums[2].scatter_add_(0, pixel, rgb[:, 2] * weight)
+        sums[3].scatter_add_(0, pixel, share * weight)
+
+    weight = sums[0] & 0xFFFFFFF
+    sums[0] >>= 28
+    covered = weight > 0
+    divisor = weight.clamp(min=1)
+    colour = ((sums[:3] + (weight >> 1)) // divisor).to(torch.uint8)
+    colour = torch.where(covered, colour, 128).T.reshape(height, width, 3).contiguous()
+    ratio = (sums[3].double() / divisor.double()).float() * (1.0 / 4096.0)
+    depth = torch.where(covered, front * ratio, 0.0).reshape(height, width)
+    seen = (covered & ~imagined).reshape(height, width)
+    if jump > 0:
+        return _close(colour, depth, seen, jump)
+    return colour, depth, covered.reshape(height, width), seen
+
+
+def _close(colour, depth, observed, jump):
+    """Closes small holes and pinholes: see `_splat_numba._close`."""
+    height, width = depth.shape
+    limit = torch.where(depth > 0, depth * jump, torch.inf)
+    pad = torch.nn.functional.pad
+    padded_depth = pad(depth, (3, 3, 3, 3))
+    padded_colour = pad(colour.to(torch.int64).permute(2, 0, 1), (3, 3, 3, 3))
+    padded_observed = pad(observed, (3, 3, 3, 3))
+    directions = []
+    for dx, dy in _DIRECTIONS:
+        hit = torch.zeros_like(depth)
+        weight = torch.zeros(depth.shape, dtype=torch.int64, device=depth.device)
+        rgb = torch.zeros((3, height, width), dtype=torch.int64, device=depth.device)
+        seen = torch.zeros_like(observed)
+        for step in (1, 2, 3):
+            rows = slice(3 + step * dy, 3 + step * dy + height)
+            columns = slice(3 + step * dx, 3 + step * dx + width)
+            near = padded_depth[rows, columns]
+            first = (near > 0) & (near < limit) & (hit == 0)
+            hit = torch.where(first, near, hit)
+            weight = torch.where(first, _STEP_WEIGHTS[step - 1], weight)
+            rgb = torch.where(first, padded_colour[:, rows, columns], rgb)
+            seen = torch.where(first, padded_observed[rows, columns], seen)
+        directions.append((hit, weight, rgb, seen))
+    hits = torch.stack([d[0] for d in directions])
+    surrounded = (hits > 0).sum(0) >= 6
+    nearest_kept = hits.amax(0) * jump
+    total = torch.zeros(depth.shape, dtype=torch.int64, device=depth.device)
+    sums = torch.zeros((3, height, width), dtype=torch.int64, device=depth.device)
+    mean = torch.zeros_like(depth)
+    all_seen = torch.ones_like(observed)
+    for hit, weight, rgb, seen in directions:
+        kept = (hit > 0) & (hit >= nearest_kept)
+        weight = torch.where(kept, weight, 0)
+        total += weight
+        sums += weight * rgb
+        mean = mean + weight.float() * hit
+        all_seen &= seen | ~kept
+    divisor = total.clamp(min=1)
+    closed = ((sums + (total >> 1)) // divisor).to(torch.uint8).permute(1, 2, 0)
+    depth = torch.where(surrounded, mean / divisor.float(), depth)
+    colour = torch.where(surrounded[..., None], closed, colour)
+    return colour, depth, depth > 0, torch.where(surrounded, all_seen, observed)
