@@ -1,0 +1,383 @@
+"""Saved maps survive what happens to files: kills, full disks, damage, strangers."""
+
+import json
+import os
+import signal
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from worldstereo_ros.memory import archive
+from worldstereo_ros.memory.archive import ArchiveError, archive_path, read_archive, write_archive
+
+
+def _states(seed: int = 0, points: int = 50) -> tuple[dict, dict, dict]:
+    rng = np.random.default_rng(seed)
+    cloud = {
+        "points": rng.normal(size=(points, 3)).astype(np.float32),
+        "observed": rng.random(points) < 0.5,
+        "stamp_ns": rng.integers(0, 2**60, points),
+        "max_radius": np.float64(np.inf),
+        "voxel_size": np.float64(0.01),
+    }
+    bank = {"images": rng.integers(0, 256, (2, 4, 6, 3), dtype=np.uint8), "none": np.zeros((0, 4, 4))}
+    return cloud, bank, {"pipeline": "geometric", "seed": seed, "text": "Küche"}
+
+
+def _equal(found: tuple, expected: tuple) -> bool:
+    for a, b in zip(found[:2], expected[:2], strict=True):
+        if a.keys() != b.keys():
+            return False
+        for key, value in b.items():
+            value = np.asarray(value)
+            if a[key].dtype != value.dtype or not np.array_equal(a[key], value):
+                return False
+    return found[2] == expected[2]
+
+
+@pytest.fixture
+def saved(tmp_path) -> Path:
+    path = tmp_path / "kitchen.wsmap"
+    write_archive(path, *_states())
+    return path
+
+
+def test_saved_states_come_back_as_they_were(saved):
+    assert _equal(read_archive(saved), _states())
+
+
+def test_any_safetensors_reader_opens_it(saved):
+    from safetensors.numpy import load_file
+
+    arrays = load_file(saved)
+    cloud, bank, _ = _states()
+    assert set(arrays) == {f"cloud/{k}" for k in cloud} | {f"bank/{k}" for k in bank}
+    np.testing.assert_array_equal(arrays["cloud/points"], cloud["points"])
+    np.testing.assert_array_equal(arrays["bank/images"], bank["images"])
+
+
+def test_views_that_are_not_contiguous_and_big_endian_arrays_are_saved_by_value(tmp_path):
+    points = np.arange(24, dtype=">f4").reshape(6, 4).T[::2]
+    write_archive(tmp_path / "a.wsmap", {"points": points}, {}, {})
+    cloud, bank, metadata = read_archive(tmp_path / "a.wsmap")
+    np.testing.assert_array_equal(cloud["points"], points)
+    assert (bank, metadata) == ({}, {})
+
+
+@pytest.mark.parametrize("bad", [np.array(["text"]), np.array([object()]), np.zeros(2, np.complex64)])
+def test_arrays_that_are_no_numbers_are_refused(tmp_path, bad):
+    with pytest.raises(ArchiveError, match="numbers or bools were expected"):
+        write_archive(tmp_path / "a.wsmap", {"x": bad}, {}, {})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_metadata_that_is_no_json_is_refused(saved):
+    for bad in ({"x": float("nan")}, {"x": object()}):
+        with pytest.raises(ArchiveError, match="JSON"):
+            write_archive(saved, {}, {}, bad)
+    assert _equal(read_archive(saved), _states())
+
+
+# --- damage ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_missing_file_a_folder_and_a_pipe_are_named(tmp_path):
+    with pytest.raises(ArchiveError, match="There is no map"):
+        read_archive(tmp_path / "none.wsmap")
+    with pytest.raises(ArchiveError, match="is no file"):
+        read_archive(tmp_path)
+    os.mkfifo(tmp_path / "pipe.wsmap")
+    with pytest.raises(ArchiveError, match="is no file"):
+        read_archive(tmp_path / "pipe.wsmap")
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_one_changed_byte_never_changes_what_is_loaded(tmp_path_factory, data):
+    path = tmp_path_factory.mktemp("flip") / "a.wsmap"
+    write_archive(path, *_states(points=5))
+    raw = bytearray(path.read_bytes())
+    at = data.draw(st.integers(0, len(raw) - 1))
+    raw[at] ^= data.draw(st.integers(1, 255))
+    path.write_bytes(raw)
+    try:
+        found = read_archive(path)
+    except ArchiveError:
+        return
+    assert _equal(found, _states(points=5))
+
+
+def test_a_file_cut_off_anywhere_is_refused(saved):
+    raw = saved.read_bytes()
+    for length in [*range(0, len(raw) - 1, 7), len(raw) - 1]:
+        saved.write_bytes(raw[:length])
+        with pytest.raises(ArchiveError, match=r"truncated|no map that was saved here"):
+            read_archive(saved)
+    saved.write_bytes(raw + b"more")
+    with pytest.raises(ArchiveError, match="damaged"):
+        read_archive(saved)
+
+
+def test_files_of_other_kinds_are_foreign(tmp_path):
+    from safetensors.numpy import save_file
+
+    save_file({"cloud/points": np.zeros((2, 3), np.float32)}, tmp_path / "other.safetensors")
+    with pytest.raises(ArchiveError, match="of another kind"):
+        read_archive(tmp_path / "other.safetensors")
+    for name, content in {
+        "text": b"hello, this is not a map at all",
+        "zeros": bytes(4096),
+        "png": b"\x89PNG" * 99,
+    }.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ArchiveError, match=r"no map that was saved here"):
+            read_archive(tmp_path / name)
+    nested = b"[" * 5000
+    (tmp_path / "deep").write_bytes(struct.pack("<Q", len(nested)) + nested)
+    with pytest.raises(ArchiveError, match="no map that was saved here"):
+        read_archive(tmp_path / "deep")
+
+
+def _rewrite(path: Path, change) -> None:
+    """Writes the archive again with a changed header, all checksums of the header made right."""
+    import hashlib
+
+    raw = path.read_bytes()
+    length = struct.unpack("<Q", raw[:8])[0]
+    header = json.loads(raw[8 : 8 + length])
+    about = header.pop("__metadata__")
+    manifest = json.loads(about["manifest"])
+    change(about, manifest, header)
+    manifest["tensors"] = header
+    about["manifest"] = json.dumps(manifest)
+    about["manifest_sha256"] = hashlib.sha256(about["manifest"].encode()).hexdigest()
+    text = json.dumps({"__metadata__": about, **header}).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + raw[8 + length :])
+
+
+def test_a_newer_version_says_update(saved):
+    _rewrite(saved, lambda about, manifest, header: about.update(version="2"))
+    with pytest.raises(ArchiveError, match=r"version 2.*reads up to 1.*Update"):
+        read_archive(saved)
+
+
+def _huge_shape(about, manifest, header):
+    header["cloud/points"]["shape"] = [2**40, 3]
+
+
+def _negative(about, manifest, header):
+    header["cloud/points"]["shape"] = [-50, -3]
+
+
+def _hole(about, manifest, header):
+    header["cloud/observed"]["data_offsets"] = [10_000_000_000, 10_000_000_050]
+
+
+def _object(about, manifest, header):
+    header["cloud/points"]["dtype"] = "O"
+
+
+@pytest.mark.parametrize("change", [_huge_shape, _negative, _hole, _object])
+def test_sizes_that_lie_are_refused_before_memory_is_taken(saved, change, monkeypatch):
+    _rewrite(saved, change)
+    monkeypatch.setattr(np, "empty", lambda *a, **k: pytest.fail("memory was taken before the sizes were checked"))
+    with pytest.raises(ArchiveError, match="damaged"):
+        read_archive(saved)
+
+
+def test_an_oversized_file_is_refused_by_its_size(saved):
+    with pytest.raises(ArchiveError, match="more than 100 are refused"):
+        read_archive(saved, max_bytes=100)
+    with saved.open("ab") as file:
+        file.truncate(archive.MAX_BYTES + 1)  # sparse: takes no disk
+    with pytest.raises(ArchiveError, match="are refused"):
+        read_archive(saved)
+
+
+def test_numbers_that_are_not_finite_are_refused(tmp_path):
+    path = tmp_path / "a.wsmap"
+    write_archive(path, {"points": np.array([[0.0, np.nan, 1.0]])}, {}, {})
+    with pytest.raises(ArchiveError, match=r"'cloud/points' that are not finite"):
+        read_archive(path)
+
+
+# --- saving that fails -----------------------------------------------------------------------------------------------
+
+FULL_DISK = """
+import resource, sys
+import numpy as np
+from worldstereo_ros.memory.archive import ArchiveError, write_archive
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+try:
+    write_archive(sys.argv[1], {"points": np.ones((100_000, 3), np.float32)}, {}, {})
+except ArchiveError as error:
+    print(error)
+else:
+    print("saved")
+"""
+
+
+def test_a_disk_that_fills_up_leaves_the_old_map_whole(saved):
+    done = subprocess.run([sys.executable, "-c", FULL_DISK, str(saved)], capture_output=True, text=True, check=True)
+    assert f"could not be saved to {saved}" in done.stdout
+    assert "untouched" in done.stdout
+    assert _equal(read_archive(saved), _states())
+    assert list(saved.parent.iterdir()) == [saved]
+
+
+def test_a_failing_sync_leaves_the_old_map_whole(saved, monkeypatch):
+    def fail(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(ArchiveError, match="No space left on device"):
+        write_archive(saved, *_states(1))
+    monkeypatch.undo()
+    assert _equal(read_archive(saved), _states())
+    assert list(saved.parent.iterdir()) == [saved]
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ArchiveError, match="could not be saved"):
+        write_archive(tmp_path / "file" / "a.wsmap", *_states())
+
+    def read_only(*args, **kwargs):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(os, "open", read_only)
+    with pytest.raises(ArchiveError, match="Read-only file system"):
+        write_archive(tmp_path / "a.wsmap", *_states())
+
+
+def test_leftovers_of_killed_saves_are_removed_and_those_of_living_saves_are_not(saved):
+    dead = saved.with_name(f".{saved.name}.0123456789abcdef.partial")
+    dead.write_bytes(b"half")
+    other = saved.with_name(".bedroom.wsmap.0123456789abcdef.partial")
+    other.write_bytes(b"half")
+    living, file = archive._open_partial(saved)
+    with file:
+        write_archive(saved, *_states(1))
+        assert not dead.exists()
+        assert other.exists()
+        assert living.exists()
+    assert _equal(read_archive(saved), _states(1))
+
+
+# One process imports numpy once and forks a saver whenever it is asked to: 200 starts cost seconds, not minutes.
+SAVERS = """
+import os, sys
+import numpy as np
+from worldstereo_ros.memory.archive import write_archive
+path = sys.argv[1]
+def state(value):
+    points, images = np.full((200_000, 3), value, np.float32), np.full((4, 64, 64, 3), value, np.uint8)
+    return {"points": points}, {"images": images}, {"value": value}
+for line in sys.stdin:
+    child = os.fork()
+    if not child:
+        value = int(line)
+        os.write(1, b"go\\n")
+        while True:
+            value = 3 - value
+            write_archive(path, *state(value))
+    print(child, flush=True)
+    os.waitpid(child, 0)
+    print("dead", flush=True)
+"""
+
+
+def test_two_hundred_kills_during_saves_lose_nothing(tmp_path):
+    path = tmp_path / "map.wsmap"
+    states = {
+        value: (
+            {"points": np.full((200_000, 3), value, np.float32)},
+            {"images": np.full((4, 64, 64, 3), value, np.uint8)},
+            {"value": value},
+        )
+        for value in (1, 2)
+    }
+    write_archive(path, *states[1])
+    rng = np.random.default_rng(0)
+    current, in_the_middle, seen = 1, 0, set()
+    with subprocess.Popen(
+        [sys.executable, "-c", SAVERS, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as savers:
+        try:
+            for _ in range(200):
+                savers.stdin.write(f"{current}\n")
+                savers.stdin.flush()
+                words = {savers.stdout.readline().strip(), savers.stdout.readline().strip()}
+                child = int(next(word for word in words if word.isdigit()))
+                time.sleep(rng.uniform(0, 0.02))
+                os.kill(child, signal.SIGKILL)
+                assert savers.stdout.readline().strip() == "dead"
+                in_the_middle += any(tmp_path.glob(".*.partial"))
+                found = read_archive(path)
+                current = found[2]["value"]
+                seen.add(current)
+                assert _equal(found, states[current])
+                assert len(list(tmp_path.iterdir())) <= 2
+        finally:
+            savers.stdin.close()
+    assert seen == {1, 2}, "no save ever finished, so nothing was tested"
+    assert in_the_middle >= 20, f"only {in_the_middle} of 200 kills hit a save"
+    write_archive(path, *states[1])
+    assert list(tmp_path.iterdir()) == [path]
+
+
+# --- names -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_name_becomes_a_file_inside_the_map_directory(tmp_path):
+    assert archive_path(tmp_path, "kitchen") == tmp_path.resolve() / "kitchen.wsmap"
+    assert archive_path(tmp_path, "kitchen.wsmap").name == "kitchen.wsmap"
+    assert archive_path(tmp_path, "floor 2, east"[:7]).name == "floor 2.wsmap"
+    assert archive_path(tmp_path, "v1.2-final_3").name == "v1.2-final_3.wsmap"
+
+
+BAD_NAMES = [
+    "",
+    ".",
+    "..",
+    ".hidden",
+    "../out",
+    "a/b",
+    "/etc/passwd",
+    "a\\b",
+    "a\0b",
+    "a\n",
+    "a b ",
+    "x" * 101,
+    "~",
+    "-rf",
+]
+
+
+@pytest.mark.parametrize("name", [*BAD_NAMES, "Küche", None, 3])
+def test_names_that_are_paths_or_odd_are_refused(tmp_path, name):
+    with pytest.raises(ArchiveError, match="is no name for a map"):
+        archive_path(tmp_path, name)
+
+
+def test_links_that_lead_outside_are_refused(tmp_path):
+    maps, outside = tmp_path / "maps", tmp_path / "outside"
+    maps.mkdir()
+    outside.mkdir()
+    (outside / "secret.wsmap").write_bytes(b"x")
+    (maps / "escape.wsmap").symlink_to(outside / "secret.wsmap")
+    (maps / "nowhere.wsmap").symlink_to(outside / "new.wsmap")
+    (maps / "ring.wsmap").symlink_to(maps / "ring.wsmap")
+    for name in ("escape", "nowhere"):
+        with pytest.raises(ArchiveError, match="leads outside"):
+            archive_path(maps, name)
+    # The map directory itself may be a link.
+    (tmp_path / "link").symlink_to(maps)
+    assert archive_path(tmp_path / "link", "kitchen") == maps.resolve() / "kitchen.wsmap"

@@ -1,0 +1,359 @@
+"""Both memories in one file that a crash cannot spoil.
+
+The file is a safetensors container (any safetensors reader opens it): the arrays of both memories, and in its header a
+manifest with the version, the settings and the SHA-256 of every array. It is written aside, synced, and renamed over
+the one before, so that there is one whole file at every moment, whenever the process is killed. It is read with plain
+reads, never memory-mapped: a file that shrinks while it is mapped would end the process.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+import secrets
+import stat
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from worldstereo_ros.memory.bank import ViewBank
+    from worldstereo_ros.memory.cloud import CloudMemory
+
+SUFFIX = ".wsmap"
+FORMAT = "worldstereo_ros map"
+VERSION = 1
+MAX_BYTES = 4 * 2**30
+MAX_HEADER_BYTES = 16 * 2**20
+MAX_ARRAYS = 100_000
+
+_DTYPES = {
+    "BOOL": "|b1", "U8": "|u1", "I8": "|i1", "U16": "<u2", "I16": "<i2", "U32": "<u4", "I32": "<i4",
+    "U64": "<u8", "I64": "<i8", "F16": "<f2", "F32": "<f4", "F64": "<f8",
+}  # fmt: skip
+_NAMES = {np.dtype(code): name for name, code in _DTYPES.items()}
+
+State = dict[str, np.ndarray]
+
+
+class ArchiveError(Exception):
+    """A saved map that cannot be written or used. The message is a sentence that says which and what to do."""
+
+
+@dataclass(frozen=True)
+class Archive:
+    """What was saved: both memories, and the metadata given with them."""
+
+    cloud: CloudMemory
+    bank: ViewBank
+    metadata: dict[str, Any]
+
+
+def archive_path(map_directory: str | Path, name: str) -> Path:
+    """The file of the map `name` inside `map_directory`; no name leads outside it.
+
+    Args:
+        map_directory: folder of all maps; it may be a link itself.
+        name: letters, digits, space, '_', '-' and '.', beginning with a letter or digit, at most 100 characters.
+            The ending '.wsmap' is added where it is missing.
+
+    Raises:
+        ArchiveError: the name is none of that, or what lies there is a link that leads outside.
+    """
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9](?:[A-Za-z0-9_. -]{0,98}[A-Za-z0-9_-])?", name):
+        shown = repr(name) if len(repr(name)) <= 80 else repr(name)[:77] + "..."
+        raise ArchiveError(
+            f"{shown} is no name for a map: up to 100 letters, digits, spaces, '_', '-' and '.' were expected, "
+            "beginning with a letter or digit. It is a name inside the map directory, not a path."
+        )
+    folder = Path(map_directory).resolve()
+    path = folder / (name if name.endswith(SUFFIX) else name + SUFFIX)
+    try:
+        inside = path.resolve().parent == folder
+    except (OSError, RuntimeError):  # a ring of links
+        inside = False
+    if not inside:
+        raise ArchiveError(f"The map '{name}' is a link that leads outside the map directory {folder}; it is not used.")
+    return path
+
+
+def save_archive(path: str | Path, cloud: CloudMemory, bank: ViewBank, metadata: Mapping[str, Any]) -> None:
+    """Saves both memories over `path`; whatever happens meanwhile, the file before stays whole until the new one is.
+
+    Args:
+        path: file to write; its folder is made where it is missing.
+        cloud, bank: their `state()` is saved.
+        metadata: anything JSON can hold.
+
+    Raises:
+        ArchiveError: the disk is full, read-only ...: the old file is untouched.
+    """
+    write_archive(path, cloud.state(), bank.state(), metadata)
+
+
+def load_archive(path: str | Path, *, max_bytes: int = MAX_BYTES) -> Archive:
+    """Both memories as they were saved, after everything in the file has been verified.
+
+    Raises:
+        ArchiveError: missing, truncated, foreign, of a newer version, damaged, too large, or not a memory's state.
+    """
+    from worldstereo_ros.memory.bank import ViewBank
+    from worldstereo_ros.memory.cloud import CloudMemory
+
+    cloud, bank, metadata = read_archive(path, max_bytes=max_bytes)
+    try:
+        return Archive(CloudMemory.from_state(cloud), ViewBank.from_state(bank), metadata)
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        raise ArchiveError(f"The map {path} is whole, but what it holds is no memory: {error}.") from error
+
+
+# --- writing ---------------------------------------------------------------------------------------------------------
+
+
+def write_archive(path: str | Path, cloud: State, bank: State, metadata: Mapping[str, Any]) -> None:
+    """Writes two dictionaries of arrays (numbers or bools, any shape); see `save_archive`."""
+    path = Path(path)
+    arrays = {f"cloud/{key}": value for key, value in cloud.items()}
+    arrays |= {f"bank/{key}": value for key, value in bank.items()}
+    header, parts = _header(arrays, metadata)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(path)
+        partial, file = _open_partial(path)
+        try:
+            with file:
+                file.write(header)
+                for part in parts:
+                    file.write(part)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise ArchiveError(
+            f"The map could not be saved to {path}: {why}. What was there before is untouched."
+        ) from error
+    try:
+        _sync_directory(path.parent)
+    except OSError as error:
+        raise ArchiveError(
+            f"The map was saved to {path}, but the folder could not be synced ({error.strerror}): "
+            "after a power failure the map before may come back."
+        ) from error
+
+
+def _header(arrays: State, metadata: Mapping[str, Any]) -> tuple[bytes, list[memoryview]]:
+    """The container's header, and the bytes of the arrays in the order it gives them."""
+    tensors: dict[str, Any] = {}
+    checksums: dict[str, str] = {}
+    parts = []
+    offset = 0
+    for name, value in arrays.items():
+        array = np.asarray(value)
+        dtype = array.dtype.newbyteorder("<")
+        if dtype not in _NAMES:
+            raise ArchiveError(f"The array '{name}' is of {array.dtype}; numbers or bools were expected.")
+        array = np.asarray(array, dtype=dtype, order="C")
+        data = memoryview(array.reshape(-1).view(np.uint8))
+        tensors[name] = {
+            "dtype": _NAMES[dtype],
+            "shape": list(array.shape),
+            "data_offsets": [offset, offset + len(data)],
+        }
+        checksums[name] = hashlib.sha256(data).hexdigest()
+        parts.append(data)
+        offset += len(data)
+    try:
+        manifest = json.dumps(
+            {"metadata": dict(metadata), "sha256": checksums, "tensors": tensors}, allow_nan=False, sort_keys=True
+        )
+    except (TypeError, ValueError) as error:
+        raise ArchiveError(f"The metadata of the map cannot be written as JSON: {error}.") from error
+    about = {
+        "format": FORMAT,
+        "version": str(VERSION),
+        "manifest": manifest,
+        "manifest_sha256": hashlib.sha256(manifest.encode()).hexdigest(),
+    }
+    header = json.dumps({"__metadata__": about, **tensors}).encode()
+    header += b" " * (-len(header) % 8)
+    if len(header) > MAX_HEADER_BYTES or len(arrays) > MAX_ARRAYS:
+        raise ArchiveError(f"The map has {len(arrays)} arrays and a header of {len(header)} bytes; that is too much.")
+    return struct.pack("<Q", len(header)) + header, parts
+
+
+def _open_partial(path: Path) -> tuple[Path, BinaryIO]:
+    """A new file beside `path`, locked as long as it is open: a lock tells a living save from a killed one."""
+    while True:
+        partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial")
+        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            taken = not partial.exists()
+        except BlockingIOError:
+            taken = True
+        except OSError:  # a file system without locks; leftovers stay there
+            taken = False
+        if not taken:
+            return partial, os.fdopen(descriptor, "wb")
+        os.close(descriptor)  # another save took it for a leftover between the two calls
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Removes what killed saves of this file left behind, and nothing that a living save still writes."""
+    for leftover in path.parent.glob(f".{_literal(path.name)}.*.partial"):
+        try:
+            descriptor = os.open(leftover, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError:
+            continue
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            leftover.unlink(missing_ok=True)
+        except OSError:
+            pass  # locked by a living save, or not ours to remove: the save itself will say so if it matters
+        finally:
+            os.close(descriptor)
+
+
+def _literal(name: str) -> str:
+    return re.sub(r"([\[\]*?])", r"[\1]", name)
+
+
+def _sync_directory(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
+def read_archive(path: str | Path, *, max_bytes: int = MAX_BYTES) -> tuple[State, State, dict[str, Any]]:
+    """(arrays of the cloud, arrays of the bank, metadata) of a saved map, verified.
+
+    Nothing is allocated before the sizes in the header agree with the size of the file and with `max_bytes`.
+
+    Raises:
+        ArchiveError: see `load_archive`.
+    """
+    path = Path(path)
+    try:
+        # Not blocking: a pipe put in the place of the file would hold the reader for ever.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise ArchiveError(f"There is no map {path}.") from None
+    except OSError as error:
+        raise ArchiveError(f"The map {path} cannot be opened: {error.strerror}.") from error
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(descriptor)
+        raise ArchiveError(f"{path} is no file, so it is no saved map.")
+    with os.fdopen(descriptor, "rb") as file:
+        if status.st_size > max_bytes:
+            raise ArchiveError(f"The map {path} has {status.st_size} bytes; more than {max_bytes} are refused.")
+        try:
+            tensors, manifest = _read_header(file, status.st_size, path)
+            arrays = {name: _read_array(file, name, tensors[name], manifest["sha256"][name], path) for name in tensors}
+        except OSError as error:
+            raise ArchiveError(f"The map {path} cannot be read: {error.strerror}.") from error
+    states: dict[str, State] = {"cloud": {}, "bank": {}}
+    for name, array in arrays.items():
+        memory, _, key = name.partition("/")
+        if memory not in states or not key:
+            raise ArchiveError(f"The map {path} has an array '{name}' that belongs to neither memory.")
+        states[memory][key] = array
+    return states["cloud"], states["bank"], manifest["metadata"]
+
+
+def _read_header(file: BinaryIO, size: int, path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(array descriptions in file order, manifest), with every size verified; leaves the file at the first array."""
+    foreign = f"{path} is no map that was saved here"
+    prefix = file.read(8)
+    if len(prefix) < 8:
+        raise ArchiveError(f"The map {path} is truncated: it has {size} bytes.")
+    length = struct.unpack("<Q", prefix)[0]
+    if length > MAX_HEADER_BYTES:
+        raise ArchiveError(f"{foreign}: its header would have {length} bytes.")
+    if 8 + length > size:
+        raise ArchiveError(f"The map {path} is truncated, or is another kind of file: it has {size} bytes.")
+    header = _json(file.read(length), foreign)
+    about = header.pop("__metadata__", None)
+    if not isinstance(about, dict) or about.get("format") != FORMAT:
+        raise ArchiveError(f"{foreign}: it is a safetensors file of another kind.")
+    version = about.get("version", "")
+    if not isinstance(version, str) or not version.isascii() or not version.isdigit() or len(version) > 9:
+        raise ArchiveError(f"The map {path} is damaged: it has no version.")
+    if int(version) > VERSION:
+        raise ArchiveError(
+            f"The map {path} has version {version}; this software reads up to {VERSION}. Update worldstereo_ros."
+        )
+    text = about.get("manifest")
+    damaged = f"The map {path} is damaged"
+    if not isinstance(text, str) or hashlib.sha256(text.encode()).hexdigest() != about.get("manifest_sha256"):
+        raise ArchiveError(f"{damaged}: the checksum of its manifest does not match.")
+    manifest = _json(text.encode(), damaged)
+    checksums = manifest.get("sha256")
+    if manifest.get("tensors") != header or not isinstance(checksums, dict) or set(checksums) != set(header):
+        raise ArchiveError(f"{damaged}: its header and its manifest disagree.")
+    if not isinstance(manifest.get("metadata"), dict) or len(header) > MAX_ARRAYS:
+        raise ArchiveError(f"{damaged}: its manifest is incomplete.")
+    expected = 0
+    for name, tensor in header.items():
+        expected = _check_tensor(tensor, expected, f"{damaged}: its array '{name}'")
+    if 8 + length + expected != size:
+        state = "truncated" if 8 + length + expected > size else "damaged"
+        raise ArchiveError(f"The map {path} is {state}: it has {size} bytes, {8 + length + expected} were expected.")
+    return header, manifest
+
+
+def _check_tensor(tensor: object, begin: int, what: str) -> int:
+    """Where the array ends; raises ArchiveError unless it begins at `begin` and is as long as its shape says."""
+    if not isinstance(tensor, dict) or set(tensor) != {"dtype", "shape", "data_offsets"}:
+        raise ArchiveError(f"{what} is not described.")
+    shape, offsets = tensor["shape"], tensor["data_offsets"]
+    whole = isinstance(shape, list) and isinstance(offsets, list) and len(shape) <= 8 and len(offsets) == 2
+    if tensor["dtype"] not in _DTYPES or not whole or any(type(n) is not int or n < 0 for n in shape + offsets):
+        raise ArchiveError(f"{what} has type {tensor['dtype']!r}, shape {shape} and place {offsets}.")
+    count = 1
+    for extent in shape:
+        count *= extent
+    if offsets != [begin, begin + count * np.dtype(_DTYPES[tensor["dtype"]]).itemsize]:
+        raise ArchiveError(f"{what} of shape {shape} has place {offsets}, which does not fit.")
+    return offsets[1]
+
+
+def _read_array(file: BinaryIO, name: str, tensor: dict[str, Any], checksum: str, path: Path) -> np.ndarray:
+    array = np.empty(tensor["shape"], dtype=_DTYPES[tensor["dtype"]])
+    data = array.reshape(-1).view(np.uint8)
+    if file.readinto(memoryview(data)) != data.size:
+        raise ArchiveError(f"The map {path} is truncated: it ends within '{name}'.")
+    if hashlib.sha256(memoryview(data)).hexdigest() != checksum:
+        raise ArchiveError(f"The map {path} is damaged: the checksum of '{name}' does not match.")
+    if array.dtype == np.bool_ and data.size and data.max() > 1:
+        raise ArchiveError(f"The map {path} holds a value in '{name}' that is neither true nor false.")
+    # Scalars are settings, where infinity may mean "no limit".
+    if array.ndim and array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise ArchiveError(f"The map {path} holds numbers in '{name}' that are not finite.")
+    return array
+
+
+def _json(data: bytes, otherwise: str) -> dict[str, Any]:
+    try:
+        content = json.loads(data)
+    except (ValueError, RecursionError):
+        raise ArchiveError(f"{otherwise}: it has no readable header.") from None
+    if not isinstance(content, dict):
+        raise ArchiveError(f"{otherwise}: it has no readable header.")
+    return content
