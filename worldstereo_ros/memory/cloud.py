@@ -1,0 +1,374 @@
+"""Global-geometric memory: one bounded cloud that grows view by view and knows what was seen from what was imagined."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from worldstereo_ros._compiled import in_threads, shares
+from worldstereo_ros.memory import _lift_numba, _voxels_numba
+from worldstereo_ros.memory._cloud_state import ARRAYS, SETTINGS, checked_state
+from worldstereo_ros.views import View
+
+MAX_POINTS = 100_000_000
+SWEEP = 1 << 18  # points looked at per insertion for radius, age and disproof: what keeps the cost flat
+
+
+@dataclass(frozen=True)
+class InsertReport:
+    """What became of the pixels (or points) of one insertion.
+
+    Attributes:
+        added: new voxels. merged: pixels averaged into a voxel of their own kind.
+        promoted: voxels that were imagined and are observed now.
+        rejected: imagined pixels where the memory holds an observation already.
+        unknown: pixels without depth. flying: pixels at depth edges, refused. too_far: beyond the radius.
+        evicted: points that made room. dropped: pixels that found none. expired: points out of radius or age.
+        disproved: imagined points removed because this view looks through them.
+        count: points in memory afterwards.
+    """
+
+    added: int = 0
+    merged: int = 0
+    promoted: int = 0
+    rejected: int = 0
+    unknown: int = 0
+    flying: int = 0
+    too_far: int = 0
+    evicted: int = 0
+    dropped: int = 0
+    expired: int = 0
+    disproved: int = 0
+    count: int = 0
+
+    @property
+    def inserted(self) -> int:
+        """Pixels or points that changed the memory."""
+        return self.added + self.merged + self.promoted
+
+    def __str__(self) -> str:
+        if self.inserted == 0:
+            return (
+                f"Nothing was inserted: {self.unknown} pixels have no depth, {self.flying} lie on depth edges, "
+                f"{self.too_far} are too far, {self.rejected} are imagined where something was observed, "
+                f"{self.dropped} found no room."
+            )
+        return f"{self.added} points added, {self.merged} merged, {self.promoted} confirmed; {self.count} in memory."
+
+
+class CloudMemory:
+    """A voxel-hashed point cloud with colour, confidence, age and provenance, bounded in size.
+
+    One point per voxel: the mean of what fell into it, weighted by confidence (cosine of the viewing angle, over the
+    squared distance beyond a metre). An observation replaces an imagined point; an imagined point never changes,
+    moves or evicts an observed one. When full, the imagined points that were not seen for longest make room first,
+    then such observed ones. The cost of an insertion does not depend on how much is remembered.
+
+    The array attributes are views of the memory, not copies: the next insertion changes them. Not thread-safe.
+
+    Args:
+        voxel_size: edge of a voxel, metres. Coordinates may reach a million voxels from the origin.
+        max_points: budget. Its memory (about 75 bytes a point) is reserved at once and taken as it fills.
+        max_radius: metres; points farther than this from the last camera are forgotten. None = never.
+        max_age: seconds; points not seen for this long before the newest view are forgotten. None = never.
+        edge_tolerance: step between neighbouring pixels, relative to depth, that counts as a depth edge.
+        max_confidence: cap of the accumulated confidence: how slowly an old point follows a changed world.
+        carve: an observation also removes imagined points that it looks through.
+
+    Raises:
+        ValueError: a setting is out of its range.
+    """
+
+    def __init__(
+        self,
+        voxel_size: float = 0.01,
+        max_points: int = 2_000_000,
+        max_radius: float | None = None,
+        max_age: float | None = None,
+        *,
+        edge_tolerance: float = 0.04,
+        max_confidence: float = 50.0,
+        carve: bool = True,
+    ) -> None:
+        positive = {"voxel_size": voxel_size, "edge_tolerance": edge_tolerance, "max_confidence": max_confidence}
+        for name, value in {**positive, "max_radius": max_radius, "max_age": max_age}.items():
+            if value is not None and not (np.isfinite(value) and value > 0):
+                raise ValueError(f"{name} is {value}; a positive number was expected.")
+        if not 1 <= max_points <= MAX_POINTS:
+            raise ValueError(f"max_points is {max_points}; between 1 and {MAX_POINTS} was expected.")
+        self.voxel_size = float(voxel_size)
+        self.max_points = int(max_points)
+        self.max_radius = None if max_radius is None else float(max_radius)
+        self.max_age = None if max_age is None else float(max_age)
+        self.edge_tolerance = float(edge_tolerance)
+        self.max_confidence = float(max_confidence)
+        self.carve = bool(carve)
+        self._scratch: dict[str, np.ndarray] = {}
+        self._allocate()
+
+    def _allocate(self) -> None:
+        # np.empty and np.zeros only reserve: the system gives a page when it is first written.
+        self._arrays = {name: np.empty((self.max_points, *shape), dtype) for name, (dtype, shape) in ARRAYS.items()}
+        self._links = np.empty((2, self.max_points), np.int32)
+        slots = 1 << max(6, int(np.ceil(np.log2(self.max_points * 1.6))))
+        self._table_keys = np.zeros(slots, np.int64)
+        self._table_points = np.zeros(slots, np.int32)
+        self._state = np.zeros(_voxels_numba.STATE_NUMBERS, np.int64)
+        self._state[_voxels_numba.HEAD : _voxels_numba.HEAD + 2] = -1
+        self._state[_voxels_numba.TAIL : _voxels_numba.TAIL + 2] = -1
+        self._camera_centre: np.ndarray | None = None
+        self._newest_ns = 0
+
+    # --- what is remembered ------------------------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        return int(self._state[_voxels_numba.SIZE])
+
+    @property
+    def points(self) -> np.ndarray:
+        """(N, 3) float32 world coordinates, metres."""
+        return self._arrays["points"][: len(self)]
+
+    @property
+    def colours(self) -> np.ndarray:
+        """(N, 3) uint8 RGB."""
+        return self._arrays["colours"][: len(self)]
+
+    @property
+    def observed(self) -> np.ndarray:
+        """(N,) bool, True = a sensor saw it, False = imagined."""
+        return self._arrays["observed"][: len(self)]
+
+    @property
+    def confidence(self) -> np.ndarray:
+        """(N,) float32, accumulated: 1 is one pixel seen face on within a metre."""
+        return self._arrays["confidence"][: len(self)]
+
+    @property
+    def stamp_ns(self) -> np.ndarray:
+        """(N,) int64 nanoseconds, the newest view that saw the point."""
+        return self._arrays["stamp_ns"][: len(self)]
+
+    @property
+    def spacing(self) -> np.ndarray:
+        """(N,) float32 metres to the neighbours: the voxel, or the nearest view's pixel on the surface if larger."""
+        return self._arrays["spacing"][: len(self)]
+
+    @property
+    def observed_count(self) -> int:
+        """Number of observed points."""
+        return int(self._state[_voxels_numba.LENGTH + 1])
+
+    def clear(self) -> None:
+        """Forgets everything and gives the memory back."""
+        self._allocate()
+
+    # --- remembering -------------------------------------------------------------------------------------------------
+
+    def insert(self, view: View) -> InsertReport:
+        """Fuses a view's depth image; pixels are observed or imagined as `view.observed_mask` says.
+
+        Pixels with depth 0, NaN or infinity are unknown; pixels that hang between a near and a far surface are
+        refused. A view whose every pixel is such inserts nothing, and the report says so.
+
+        Raises:
+            ValueError: there is no depth image, it is not floating point, a depth is negative, or points lie farther
+                from the origin than a voxel key reaches. The memory is unchanged then.
+        """
+        depth = self._checked_depth(view)
+        points, keys, weight, spacing, counts = self._lift(view, depth)
+        observed = np.ascontiguousarray(view.observed_mask, dtype=np.bool_)
+        colours = np.ascontiguousarray(view.image).reshape(-1, 3)
+        stamps = np.array([view.stamp_ns], np.int64)
+        # Nothing can fail from here on.
+        self._camera_centre = view.world_from_camera[:3, 3].copy()
+        self._newest_ns = max(self._newest_ns, int(view.stamp_ns))
+        swept = self._sweep(view, depth, observed, SWEEP)
+        fused = self._fuse(points, colours, observed.reshape(-1), keys, weight, spacing, stamps)
+        unknown, flying, _, _, too_far = (int(number) for number in counts)
+        return InsertReport(**fused, **swept, unknown=unknown, flying=flying, too_far=too_far, count=len(self))
+
+    def insert_points(
+        self,
+        points: np.ndarray,
+        colours: np.ndarray,
+        observed: np.ndarray | bool,
+        confidence: np.ndarray | float = 1.0,
+        stamp_ns: np.ndarray | int = 0,
+        spacing: np.ndarray | float | None = None,
+    ) -> InsertReport:
+        """Fuses points that come from no view: another map, a laser, a reconstruction.
+
+        Args:
+            points: (N, 3) world coordinates, metres; those that are not finite are left out (counted as unknown).
+            colours: (N, 3) uint8 RGB.
+            observed: (N,) bool or one for all.
+            confidence: (N,) positive or one for all.
+            stamp_ns: (N,) or one for all.
+            spacing: (N,) metres between neighbours or one for all; None = the voxel size.
+
+        Raises:
+            ValueError: shapes do not fit, a confidence is not positive, or points lie out of the keys' range.
+                The memory is unchanged then.
+        """
+        points = np.asarray(points)
+        if points.ndim != 2 or points.shape[1] != 3:
+            raise ValueError(f"The points have shape {points.shape}; (N, 3) was expected.")
+        count = len(points)
+        colours = np.asarray(colours)
+        if colours.shape != (count, 3) or colours.dtype != np.uint8:
+            raise ValueError(f"The colours are {colours.dtype} {colours.shape}; uint8 {(count, 3)} was expected.")
+        named = {
+            "observed": (observed, np.bool_),
+            "confidence": (confidence, np.float32),
+            "stamp_ns": (stamp_ns, np.int64),
+            "spacing": (self.voxel_size if spacing is None else spacing, np.float32),
+        }
+        columns = {}
+        for name, (value, dtype) in named.items():
+            array = np.asarray(value)
+            if array.shape not in ((), (count,)):
+                raise ValueError(f"The {name} has shape {array.shape}; ({count},) or one number was expected.")
+            columns[name] = np.ascontiguousarray(np.broadcast_to(array, (count,)), dtype=dtype)
+        for name in ("confidence", "spacing"):
+            if not (np.isfinite(columns[name]) & (columns[name] > 0)).all():
+                raise ValueError(f"The {name} has values that are not positive numbers.")
+        with np.errstate(over="ignore", invalid="ignore"):
+            points = np.ascontiguousarray(points, dtype=np.float32)
+        keys = np.empty(count, np.int64)
+        finite = np.isfinite(points).all(axis=1)
+        outside = _lift_numba.point_keys(points, 1.0 / self.voxel_size, keys) - int((~finite).sum())
+        self._refuse_outside(outside)
+        self._newest_ns = max(self._newest_ns, int(columns["stamp_ns"].max(initial=0)))
+        fused = self._fuse(
+            points, np.ascontiguousarray(colours), columns["observed"], keys, columns["confidence"],
+            columns["spacing"], columns["stamp_ns"],
+        )  # fmt: skip
+        return InsertReport(**fused, unknown=int((~finite).sum()), count=len(self))
+
+    def prune(self) -> int:
+        """Applies `max_radius` and `max_age` to every point now; returns how many went.
+
+        Insertions do the same for a quarter of a million points each, round and round, so that none of them is slow.
+        """
+        nothing = np.zeros((0, 0), np.float32)
+        return self._sweep(None, nothing, nothing.astype(bool), len(self))["expired"]
+
+    # --- inside ------------------------------------------------------------------------------------------------------
+
+    def _checked_depth(self, view: View) -> np.ndarray:
+        depth = view.depth
+        if depth is None:
+            raise ValueError("The view has no depth image; estimate one first, or send one with the colour image.")
+        if not np.issubdtype(depth.dtype, np.floating):
+            raise ValueError(f"The depth is {depth.dtype}; float32 metres were expected (divide 16UC1 by 1000).")
+        depth = np.ascontiguousarray(depth, dtype=np.float32)
+        negative = int((depth < 0).sum())
+        if negative and bool(np.isfinite(depth[depth < 0]).any()):
+            raise ValueError(
+                f"The depth has {negative} negative values; metres along the optical axis were expected, 0 = unknown."
+            )
+        return depth
+
+    def _lift(self, view: View, depth: np.ndarray) -> tuple[np.ndarray, ...]:
+        pixels = depth.size
+        if self._scratch.get("keys", np.empty(0)).size != pixels:
+            self._scratch = {
+                "points": np.empty((pixels, 3), np.float32),
+                "keys": np.empty(pixels, np.int64),
+                "weight": np.empty(pixels, np.float32),
+                "spacing": np.empty(pixels, np.float32),
+            }
+        out = tuple(self._scratch.values())
+        camera = view.camera
+        bands = shares(len(depth), torch.get_num_threads())
+        counts = np.zeros((len(bands), 5), np.int64)
+        reach = np.inf if self.max_radius is None else self.max_radius
+        fixed = (
+            depth, (camera.fx, camera.fy, camera.cx, camera.cy), view.world_from_camera, np.float32(np.inf), reach,
+            np.float32(self.edge_tolerance), 5, 1.0 / self.voxel_size, *out,
+        )  # fmt: skip
+        in_threads(_lift_numba.lift, [(*fixed, counts[k], *band) for k, band in enumerate(bands)])
+        counts = counts.sum(axis=0)
+        self._refuse_outside(int(counts[2]))
+        return (*out, counts)
+
+    def _refuse_outside(self, outside: int) -> None:
+        if outside:
+            reach = self.voxel_size * _lift_numba.HALF_RANGE
+            raise ValueError(
+                f"{outside} points lie more than {reach:.6g} m from the origin of the world, beyond what voxels of "
+                f"{self.voxel_size} m can address. Use a local map frame, or larger voxels."
+            )
+
+    def _core(self) -> tuple:
+        return ((*self._arrays.values(), *self._links), self._table_keys, self._table_points, self._state)
+
+    def _fuse(self, points, colours, observed, keys, weight, spacing, stamps) -> dict[str, int]:
+        counts = np.zeros(6, np.int64)
+        _voxels_numba.fuse(
+            *self._core(), points, colours, observed, keys, weight, spacing, stamps,
+            np.float32(self.max_confidence), np.float32(self.voxel_size), counts,
+        )  # fmt: skip
+        names = ("added", "merged", "promoted", "rejected", "evicted", "dropped")
+        return dict(zip(names, (int(number) for number in counts), strict=True))
+
+    def _sweep(self, view: View | None, depth: np.ndarray, observed: np.ndarray, quota: int) -> dict[str, int]:
+        counts = np.zeros(2, np.int64)
+        imagined = len(self) - self.observed_count
+        carves = view is not None and self.carve and imagined > 0 and bool(observed.any())
+        if carves or self.max_radius is not None or self.max_age is not None:
+            frame = np.zeros(13)
+            if carves:
+                camera = view.camera
+                frame[:9] = view.world_from_camera[:3, :3].T.ravel()
+                frame[9:] = camera.fx, camera.fy, camera.cx, camera.cy
+                depth = np.where(observed & np.isfinite(depth), depth, np.float32(0))
+            else:
+                depth = np.zeros((0, 0), np.float32)
+            centre = self._camera_centre
+            bounded = self.max_radius is not None and centre is not None
+            oldest = np.iinfo(np.int64).min
+            if self.max_age is not None:
+                oldest = self._newest_ns - int(self.max_age * 1e9)
+            _voxels_numba.sweep(
+                *self._core(), quota, np.zeros(3) if centre is None else centre,
+                self.max_radius if bounded else np.inf, oldest, depth, frame, 2 * self.voxel_size, counts,
+            )  # fmt: skip
+        return {"expired": int(counts[0]), "disproved": int(counts[1])}
+
+    # --- saving ------------------------------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Everything, as arrays (copies) that `from_state` takes back."""
+        state = {name: array[: len(self)].copy() for name, array in self._arrays.items()}
+        for name in SETTINGS:
+            value = getattr(self, name)
+            state[name] = np.array(np.nan if value is None else value, np.float64)
+        state["camera_centre"] = np.full(3, np.nan) if self._camera_centre is None else self._camera_centre.copy()
+        state["newest_ns"] = np.array(self._newest_ns, np.int64)
+        state["turn"] = self._state[_voxels_numba.TURN].copy()
+        return state
+
+    @classmethod
+    def from_state(cls, state: dict[str, np.ndarray]) -> CloudMemory:
+        """The memory that `state` described.
+
+        Raises:
+            ValueError: an array is missing, has a wrong type or shape, or contradicts another.
+        """
+        settings, count = checked_state(state)
+        memory = cls(**settings)
+        for name, array in memory._arrays.items():
+            array[:count] = state[name]
+        order = np.argsort(memory._arrays["turns"][:count], kind="stable")
+        (arrays, *core) = memory._core()
+        if not _voxels_numba.rebuild(*core, arrays[7], arrays[3], arrays[9], arrays[10], order):
+            raise ValueError("The saved cloud holds one voxel twice.")
+        memory._state[_voxels_numba.TURN] = int(np.asarray(state["turn"]).reshape(-1)[0])
+        centre = np.asarray(state["camera_centre"], np.float64).reshape(-1)
+        memory._camera_centre = centre.copy() if centre.shape == (3,) and np.isfinite(centre).all() else None
+        memory._newest_ns = int(np.asarray(state["newest_ns"]).reshape(-1)[0])
+        return memory
