@@ -284,7 +284,6 @@ for line in sys.stdin:
     child = os.fork()
     if not child:
         value = int(line)
-        os.write(1, b"go\\n")
         while True:
             value = 3 - value
             write_archive(path, *state(value))
@@ -314,8 +313,7 @@ def test_two_hundred_kills_during_saves_lose_nothing(tmp_path):
             for _ in range(200):
                 savers.stdin.write(f"{current}\n")
                 savers.stdin.flush()
-                words = {savers.stdout.readline().strip(), savers.stdout.readline().strip()}
-                child = int(next(word for word in words if word.isdigit()))
+                child = int(savers.stdout.readline())
                 time.sleep(rng.uniform(0, 0.02))
                 os.kill(child, signal.SIGKILL)
                 assert savers.stdout.readline().strip() == "dead"
@@ -343,25 +341,10 @@ def test_a_name_becomes_a_file_inside_the_map_directory(tmp_path):
     assert archive_path(tmp_path, "v1.2-final_3").name == "v1.2-final_3.wsmap"
 
 
-BAD_NAMES = [
-    "",
-    ".",
-    "..",
-    ".hidden",
-    "../out",
-    "a/b",
-    "/etc/passwd",
-    "a\\b",
-    "a\0b",
-    "a\n",
-    "a b ",
-    "x" * 101,
-    "~",
-    "-rf",
-]
+BAD_NAMES = ["", ".", "..", ".hidden", "../out", "a/b", "/etc/passwd", "a\\b", "a\0b", "a\n", "a b ", "~", "-rf"]
 
 
-@pytest.mark.parametrize("name", [*BAD_NAMES, "Küche", None, 3])
+@pytest.mark.parametrize("name", [*BAD_NAMES, "x" * 101, "Küche", None, 3])
 def test_names_that_are_paths_or_odd_are_refused(tmp_path, name):
     with pytest.raises(ArchiveError, match="is no name for a map"):
         archive_path(tmp_path, name)
