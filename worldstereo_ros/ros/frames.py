@@ -1,0 +1,129 @@
+"""Which frame is what: from frames, paths and poses of messages to camera poses in the world frame."""
+
+from __future__ import annotations
+
+import numpy as np
+from geometry_msgs.msg import PoseStamped
+from nav_msgs.msg import Path
+
+from worldstereo_ros.camera import interpolate_poses, pose_from_quaternion
+from worldstereo_ros.ros import messages
+from worldstereo_ros.ros.jobs import Code, JobRefused
+from worldstereo_ros.ros.parameters import Settings
+from worldstereo_ros.ros.transforms import TransformMissing, Transforms
+
+
+class Frames:
+    """Answers where things are, by TF and, where TF lacks the camera's place on the robot, by a parameter.
+
+    Attributes:
+        seen_camera_frame: optical frame of the newest image; empty before the first.
+        used_fallback: the last answer took `base_to_camera` because TF had none.
+    """
+
+    def __init__(self, transforms: Transforms, settings: Settings) -> None:
+        self._transforms = transforms
+        self.seen_camera_frame = ""
+        self.used_fallback = False
+        self.apply(settings)
+
+    def apply(self, settings: Settings) -> None:
+        """Takes up parameters."""
+        self._settings = settings
+        numbers = settings.base_to_camera
+        self._fallback = pose_from_quaternion(numbers[:3], np.array(numbers[3:]) / np.linalg.norm(numbers[3:]))
+
+    def clear(self) -> None:
+        """Forgets what moves: time jumped."""
+        self._transforms.clear()
+
+    def world_from(self, frame: str, stamp_ns: int | None) -> np.ndarray:
+        """(4, 4) world_from_frame. Raises TransformMissing, or ValueError where no frame is named."""
+        if not frame:
+            raise ValueError("The header names no frame; set its frame_id.")
+        if frame.lstrip("/") == self._settings.world_frame.lstrip("/"):
+            return np.eye(4)
+        return self._transforms.lookup(self._settings.world_frame, frame, stamp_ns)[0]
+
+    def world_from_camera(self, frame: str, stamp_ns: int | None) -> np.ndarray:
+        """(4, 4) pose of the optical frame `frame`; where TF does not know it, by the base. Raises TransformMissing."""
+        try:
+            return self.world_from(frame, stamp_ns)
+        except TransformMissing as direct:
+            try:
+                base = self.world_from(self._settings.base_frame, stamp_ns)
+            except TransformMissing as error:
+                raise (direct if direct.may_come or not error.may_come else error) from None
+            return base @ self.base_from_camera(frame)
+
+    def base_from_camera(self, frame: str) -> np.ndarray:
+        """(4, 4) pose of the camera on the robot: by TF, else the parameter `base_to_camera`."""
+        if frame:
+            try:
+                pose = self._transforms.lookup(self._settings.base_frame, frame, None)[0]
+                self.used_fallback = False
+                return pose
+            except TransformMissing:
+                pass
+        self.used_fallback = True
+        return self._fallback
+
+    def base_from_world(self) -> tuple[np.ndarray, int]:
+        """(base_from_world (4, 4), its stamp) as new as there is. Raises TransformMissing."""
+        return self._transforms.lookup(self._settings.base_frame, self._settings.world_frame, None)
+
+    def camera_pose(self, world_from_thing: np.ndarray, frame: str = "") -> np.ndarray:
+        """Camera poses (..., 4, 4) of poses that are, by the parameter `path_poses`, of the base or of the camera."""
+        if self._settings.path_poses == "camera":
+            return world_from_thing
+        frame = frame or self._settings.camera_frame or self.seen_camera_frame
+        return world_from_thing @ self.base_from_camera(frame)
+
+    def poses_of_path(self, path: Path, views: int) -> np.ndarray:
+        """(F, 4, 4) camera poses along a path; `views` 0 = one a pose.
+
+        Raises:
+            JobRefused: INVALID_PATH, TF_ERROR, TOO_LARGE.
+        """
+        settings = self._settings
+        if len(path.poses) > settings.max_path_poses:
+            raise JobRefused(
+                Code.TOO_LARGE,
+                f"The path has {len(path.poses)} poses; at most {settings.max_path_poses} are taken "
+                "(parameter `max_path_poses`).",
+            )
+        wanted = views or len(path.poses)
+        if wanted > settings.max_views:
+            raise JobRefused(
+                Code.TOO_LARGE,
+                f"{wanted} views were asked for; at most {settings.max_views} are made (parameter `max_views`). "
+                + ("Set `views` to have them spread along the path." if not views else "Ask for fewer."),
+            )
+        try:
+            names, poses = messages.path_matrices(path)
+        except ValueError as error:
+            raise JobRefused(Code.INVALID_PATH, str(error)) from None
+        stamp = messages.nanoseconds(path.header.stamp) or None
+        try:
+            for name in set(names):
+                world = self._world_from_at_or_newest(name, stamp)
+                index = [i for i, other in enumerate(names) if other == name]
+                poses[index] = world @ poses[index]
+        except TransformMissing as error:
+            raise JobRefused(
+                Code.TF_ERROR, f"The path's frame cannot be brought to '{settings.world_frame}'. {error}"
+            ) from None
+        cameras = self.camera_pose(poses)
+        return interpolate_poses(cameras, views) if views else cameras
+
+    def pose_of(self, stamped: PoseStamped) -> np.ndarray:
+        """(1, 4, 4) camera pose of one stamped pose. Raises JobRefused."""
+        path = Path(header=stamped.header, poses=[stamped])
+        return self.poses_of_path(path, 0)
+
+    def _world_from_at_or_newest(self, frame: str, stamp_ns: int | None) -> np.ndarray:
+        """At the stamp where TF has it, else now: planners stamp paths with the time of planning, ahead of TF."""
+        try:
+            return self.world_from(frame, stamp_ns)
+        except TransformMissing:
+            return self.world_from(frame, None)

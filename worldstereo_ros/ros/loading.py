@@ -1,0 +1,47 @@
+"""Makes the world model that the parameters describe. No rclpy here."""
+
+from __future__ import annotations
+
+from worldstereo_ros.pipelines.load import load_pipeline
+from worldstereo_ros.ros.parameters import ConfigurationError, Settings, map_directory
+from worldstereo_ros.world import WorldModel
+
+
+def effective_device(requested: str) -> str:
+    """Auto as what it means on this machine: cuda where there is one, else cpu."""
+    if requested != "auto":
+        return requested
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def build_world(settings: Settings) -> WorldModel:
+    """Loads the pipeline and makes empty memories.
+
+    Raises:
+        ConfigurationError: something the parameters name is not there; the message says what to change.
+    """
+    from worldstereo_ros.memory.bank import ViewBank
+    from worldstereo_ros.memory.cloud import CloudMemory
+
+    device = effective_device(settings.device)
+    folder = map_directory(settings)
+    if folder.exists() and not folder.is_dir():
+        raise ConfigurationError(f"map_directory is {folder}, which is no folder.")
+    try:
+        pipeline = load_pipeline(settings.model, device)
+        estimator = None
+        if settings.depth_model and settings.depth_source != "sensor":
+            from worldstereo_ros.depth import HubDepth
+
+            estimator = HubDepth(settings.depth_model, device)
+        cloud = CloudMemory(
+            settings.voxel_size,
+            max_points=settings.max_points,
+            max_radius=settings.max_radius or None,
+            max_age=settings.max_age or None,
+        )
+        return WorldModel(pipeline, cloud, ViewBank(settings.max_bank_views), depth_estimator=estimator, device=device)
+    except (ValueError, RuntimeError, OSError) as error:
+        raise ConfigurationError(str(error)) from error

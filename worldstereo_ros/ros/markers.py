@@ -1,0 +1,77 @@
+"""Cameras as markers: a frustum a view, and the way the imagined ones go."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from geometry_msgs.msg import Point
+from std_msgs.msg import ColorRGBA, Header
+from visualization_msgs.msg import Marker, MarkerArray
+
+from worldstereo_ros.views import View
+
+# The same meaning everywhere in the project's pictures: blue was observed, orange is imagined.
+OBSERVED = ColorRGBA(r=0.20, g=0.55, b=1.00, a=0.9)
+IMAGINED = ColorRGBA(r=1.00, g=0.60, b=0.15, a=0.9)
+LENGTH = 0.25  # metres from the camera to the drawn image plane
+_EDGES = ((0, 1), (0, 2), (0, 3), (0, 4), (1, 2), (2, 3), (3, 4), (4, 1))
+
+
+def frusta(bank: Sequence[View], imagined: Sequence[View], header: Header) -> MarkerArray:
+    """Frusta of the views that sensors took and of those that were imagined, and the line the latter go along.
+
+    Three markers in all, whatever the number of views: line lists draw fast, and an update replaces them.
+    """
+    seen = [view for view in bank if view.observed is None]
+    return MarkerArray(
+        markers=[
+            _lines("observed views", seen, OBSERVED, header),
+            _lines("imagined views", imagined, IMAGINED, header),
+            _path(imagined, header),
+        ]
+    )
+
+
+def corners(view: View, length: float = LENGTH) -> np.ndarray:
+    """(5, 3) world points: the camera's centre and the corners of its image at a distance of `length` metres."""
+    camera = view.camera
+    pixels = np.array([[-0.5, -0.5], [camera.width - 0.5, -0.5], [camera.width - 0.5, camera.height - 0.5],
+                       [-0.5, camera.height - 0.5]])  # fmt: skip
+    local = np.zeros((5, 3))
+    local[1:, 0] = (pixels[:, 0] - camera.cx) / camera.fx
+    local[1:, 1] = (pixels[:, 1] - camera.cy) / camera.fy
+    local[1:, 2] = 1
+    pose = view.world_from_camera
+    return local * length @ pose[:3, :3].T + pose[:3, 3]
+
+
+def _lines(namespace: str, views: Sequence[View], colour: ColorRGBA, header: Header) -> Marker:
+    marker = _marker(namespace, Marker.LINE_LIST, 0.01, colour, header)
+    for view in views:
+        ends = [_point(corner) for corner in corners(view)]
+        for a, b in _EDGES:
+            marker.points += [ends[a], ends[b]]
+    if not marker.points:
+        marker.action = Marker.DELETE
+    return marker
+
+
+def _path(views: Sequence[View], header: Header) -> Marker:
+    marker = _marker("imagined path", Marker.LINE_STRIP, 0.02, IMAGINED, header)
+    marker.points = [_point(view.world_from_camera[:3, 3]) for view in views]
+    if len(marker.points) < 2:
+        marker.points, marker.action = [], Marker.DELETE
+    return marker
+
+
+def _marker(namespace: str, kind: int, width: float, colour: ColorRGBA, header: Header) -> Marker:
+    marker = Marker(header=header, ns=namespace, id=0, type=kind, action=Marker.ADD, color=colour)
+    marker.scale.x = width
+    marker.pose.orientation.w = 1.0
+    marker.frame_locked = False
+    return marker
+
+
+def _point(xyz: np.ndarray) -> Point:
+    return Point(x=float(xyz[0]), y=float(xyz[1]), z=float(xyz[2]))

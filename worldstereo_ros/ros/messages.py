@@ -1,0 +1,258 @@
+"""Between messages and numpy: images, cameras, poses, paths.
+
+The generated setters copy nothing when they are given an `array.array` and check every element when they are given
+anything else, so every large field is assigned as an `array.array` (`bytes_field`).
+"""
+
+from __future__ import annotations
+
+import array
+
+import numpy as np
+from builtin_interfaces.msg import Time
+from geometry_msgs.msg import Pose, TransformStamped
+from nav_msgs.msg import Path
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+from std_msgs.msg import Header
+
+from worldstereo_ros import imagery
+from worldstereo_ros.camera import Camera, pose_from_quaternion, quaternion_from_pose
+from worldstereo_ros.imagery import ImageError
+from worldstereo_ros.msg import ImaginedView as ImaginedViewMessage
+from worldstereo_ros.views import ImaginedView
+
+_PIXEL_BYTES = {
+    "rgb8": 3, "bgr8": 3, "8UC3": 3, "rgba8": 4, "bgra8": 4, "mono8": 1, "8UC1": 1, "16UC1": 2, "mono16": 2, "32FC1": 4,
+}  # fmt: skip
+_DISTORTIONS = {"plumb_bob": (4, 5), "rational_polynomial": (8, 12, 14), "equidistant": (4,)}
+
+
+# --- small ones ---------------------------------------------------------------------------------------------------
+
+
+def bytes_field(data: np.ndarray) -> array.array:
+    """The bytes of an array as the `array.array` that a message field takes without a check of every element."""
+    out = array.array("B")
+    flat = np.ascontiguousarray(data).reshape(-1)
+    if flat.size:  # an empty array has no buffer to cast
+        out.frombytes(flat.view(np.uint8).data)
+    return out
+
+
+def nanoseconds(stamp: Time) -> int:
+    """A stamp as nanoseconds."""
+    return stamp.sec * 1_000_000_000 + stamp.nanosec
+
+
+def time_message(stamp_ns: int) -> Time:
+    """Nanoseconds as a stamp; negative ones become 0."""
+    seconds, rest = divmod(max(int(stamp_ns), 0), 1_000_000_000)
+    return Time(sec=min(seconds, 2**31 - 1), nanosec=rest)
+
+
+def pose_matrix(pose: Pose) -> np.ndarray:
+    """(4, 4) float64 of a pose. Raises ValueError where a number is not finite or the quaternion is not of length 1."""
+    p, q = pose.position, pose.orientation
+    return pose_from_quaternion((p.x, p.y, p.z), (q.x, q.y, q.z, q.w))
+
+
+def pose_message(matrix: np.ndarray) -> Pose:
+    """A pose message of a rigid (4, 4) matrix."""
+    t, q = quaternion_from_pose(matrix)
+    pose = Pose()
+    pose.position.x, pose.position.y, pose.position.z = (float(v) for v in t)
+    pose.orientation.x, pose.orientation.y, pose.orientation.z, pose.orientation.w = (float(v) for v in q)
+    return pose
+
+
+def transform_message(matrix: np.ndarray, header: Header, child_frame: str) -> TransformStamped:
+    """`parent_from_child` as a transform message; the header's frame is the parent."""
+    t, q = quaternion_from_pose(matrix)
+    message = TransformStamped(header=header, child_frame_id=child_frame)
+    move, turn = message.transform.translation, message.transform.rotation
+    move.x, move.y, move.z = (float(v) for v in t)
+    turn.x, turn.y, turn.z, turn.w = (float(v) for v in q)
+    return message
+
+
+def path_matrices(path: Path) -> tuple[list[str], np.ndarray]:
+    """The frame of every pose and the poses (N, 4, 4) of a path. A pose without a frame is in the path's.
+
+    Raises:
+        ValueError: empty, a pose that is none, or no frame named.
+    """
+    if not path.poses:
+        raise ValueError("The path is empty; at least one pose was expected.")
+    frames, matrices = [], np.empty((len(path.poses), 4, 4))
+    for index, stamped in enumerate(path.poses):
+        frame = stamped.header.frame_id or path.header.frame_id
+        if not frame:
+            raise ValueError(f"Pose {index} of the path names no frame, nor does the path; set header.frame_id.")
+        frames.append(frame)
+        try:
+            matrices[index] = pose_matrix(stamped.pose)
+        except ValueError as error:
+            raise ValueError(f"Pose {index} of the path cannot be used. {error}") from None
+    return frames, matrices
+
+
+# --- images in ----------------------------------------------------------------------------------------------------
+
+
+def check_image(message: Image, encodings: tuple[str, ...], max_pixels: int) -> None:
+    """Refuses an image from its fields alone, without touching the pixels: cheap enough for a callback.
+
+    Raises:
+        ImageError: unknown encoding, no pixels, too many, a step too short, or data of another length.
+    """
+    if message.encoding not in encodings:
+        raise ImageError(
+            f"The image has encoding '{message.encoding[:32]}'; one of {', '.join(encodings)} was expected. "
+            "Is this the right topic?"
+        )
+    width, height, step = message.width, message.height, message.step
+    if width * height == 0:
+        raise ImageError(f"The image is {width}x{height}; at least one pixel was expected.")
+    if width * height > max_pixels:
+        raise ImageError(
+            f"The image is {width}x{height}; more than {max_pixels} pixels are refused (parameter `max_image_pixels`)."
+        )
+    row = width * _PIXEL_BYTES[message.encoding]
+    if step < row:
+        raise ImageError(
+            f"The image's step is {step} bytes; {width} pixels of {message.encoding} need {row} bytes a row."
+        )
+    size = len(message.data)
+    if not (height - 1) * step + row <= size <= height * step:
+        raise ImageError(
+            f"The image's data has {size} bytes; {height} rows of step {step} are {height * step}. "
+            "The message was cut off or its sizes are wrong."
+        )
+
+
+def image_array(message: Image | CompressedImage) -> np.ndarray:
+    """(H, W, 3) uint8 RGB. Raises ImageError."""
+    if isinstance(message, CompressedImage):
+        return imagery.decode_compressed(memoryview(message.data))
+    return imagery.decode_colour(
+        message.encoding, message.height, message.width, message.step, bool(message.is_bigendian), message.data
+    )
+
+
+def depth_array(message: Image) -> np.ndarray:
+    """(H, W) float32 metres, 0 = unknown. Raises ImageError."""
+    return imagery.decode_depth(
+        message.encoding, message.height, message.width, message.step, bool(message.is_bigendian), message.data
+    )
+
+
+# --- cameras ------------------------------------------------------------------------------------------------------
+
+
+def camera_from_info(info: CameraInfo) -> tuple[Camera, np.ndarray | None, str]:
+    """(camera, distortion coefficients or None, distortion model) of a CameraInfo; binning and window are honoured.
+
+    Raises:
+        ValueError: uncalibrated, not finite, or a distortion model that is not known.
+    """
+    K = np.asarray(info.k, dtype=np.float64).reshape(3, 3)
+    if K[0, 0] == 0:
+        raise ValueError(
+            "The camera_info has K[0] = 0, which says that the camera is not calibrated; calibrate it "
+            "(camera_calibration) or give the driver its calibration file."
+        )
+    camera = Camera.from_matrix(K, info.width, info.height)
+    roi = info.roi
+    if roi.width and roi.height:
+        camera = camera.cropped(roi.x_offset, roi.y_offset, roi.width, roi.height)
+    binning_x, binning_y = max(info.binning_x, 1), max(info.binning_y, 1)
+    if (binning_x, binning_y) != (1, 1):
+        camera = camera.resized(camera.width // binning_x, camera.height // binning_y)
+    coefficients = np.asarray(info.d, dtype=np.float64)
+    if not np.isfinite(coefficients).all():
+        raise ValueError("The camera_info has a distortion coefficient that is not finite.")
+    if not coefficients.any():
+        return camera, None, ""
+    model = info.distortion_model or "plumb_bob"
+    if len(coefficients) not in _DISTORTIONS.get(model, ()):
+        known = ", ".join(_DISTORTIONS)
+        raise ValueError(
+            f"The camera_info has distortion model '{model}' with {len(coefficients)} coefficients; {known} are known. "
+            "Rectify the image before (image_proc)."
+        )
+    return camera, coefficients, model
+
+
+def undistort(
+    image: np.ndarray, depth: np.ndarray | None, camera: Camera, coefficients: np.ndarray, model: str
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Image and depth of an ideal pinhole camera with the same matrix. Depth takes the nearest pixel, never a blend."""
+    import cv2
+
+    size = (camera.width, camera.height)
+    if model == "equidistant":
+        maps = cv2.fisheye.initUndistortRectifyMap(
+            camera.matrix, coefficients, np.eye(3), camera.matrix, size, cv2.CV_32FC1
+        )
+    else:
+        maps = cv2.initUndistortRectifyMap(camera.matrix, coefficients, None, camera.matrix, size, cv2.CV_32FC1)
+    straight = cv2.remap(image, *maps, cv2.INTER_LINEAR)
+    if depth is not None:
+        depth = cv2.remap(depth, *maps, cv2.INTER_NEAREST)
+    return straight, depth
+
+
+def info_message(camera: Camera, header: Header) -> CameraInfo:
+    """A CameraInfo without distortion."""
+    info = CameraInfo(header=header, height=camera.height, width=camera.width, distortion_model="plumb_bob")
+    info.d = [0.0] * 5
+    info.k = camera.matrix.reshape(-1)
+    info.r = np.eye(3).reshape(-1)
+    info.p = np.hstack([camera.matrix, np.zeros((3, 1))]).reshape(-1)
+    return info
+
+
+# --- images out ---------------------------------------------------------------------------------------------------
+
+
+def colour_message(image: np.ndarray, header: Header) -> Image:
+    """rgb8 of (H, W, 3) uint8, or mono8 of (H, W) uint8."""
+    return _image(header, *imagery.encode_colour(image))
+
+
+def depth_message(depth: np.ndarray, header: Header) -> Image:
+    """32FC1 of (H, W) float32 metres; 0 (unknown) is sent as NaN."""
+    return _image(header, *imagery.encode_depth(depth))
+
+
+def mask_message(mask: np.ndarray, header: Header) -> Image:
+    """mono8 of (H, W) bool: 255 = True."""
+    return colour_message(mask.astype(np.uint8) * np.uint8(255), header)
+
+
+def _image(header: Header, encoding: str, height: int, width: int, step: int, data: np.ndarray) -> Image:
+    message = Image(header=header, height=height, width=width, encoding=encoding, step=step)
+    message.data = bytes_field(data)
+    return message
+
+
+def view_depth(view: ImaginedView) -> np.ndarray:
+    """The view's depth; all unknown where the pipeline gave none."""
+    if view.depth is None:
+        return np.zeros((view.camera.height, view.camera.width), dtype=np.float32)
+    return view.depth
+
+
+def view_message(view: ImaginedView, header: Header, world_frame: str) -> ImaginedViewMessage:
+    """All of a view in one message; `header` is that of its pictures."""
+    message = ImaginedViewMessage(header=header, seed_stamp=time_message(view.stamp_ns))
+    message.pose.header = Header(stamp=header.stamp, frame_id=world_frame)
+    message.pose.pose = pose_message(view.world_from_camera)
+    message.camera_info = info_message(view.camera, header)
+    message.image = colour_message(view.image, header)
+    message.depth = depth_message(view_depth(view), header)
+    message.observed = mask_message(view.observed_mask, header)
+    message.coverage = view.coverage
+    message.observed_fraction = view.observed_fraction
+    message.index, message.count = view.index, view.count
+    return message

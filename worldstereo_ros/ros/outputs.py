@@ -1,0 +1,155 @@
+"""The node's outputs: every publisher, and the messages made for it where somebody listens."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+from geometry_msgs.msg import TransformStamped
+from rclpy.lifecycle import LifecycleNode
+from rclpy.qos_overriding_options import QoSOverridingOptions
+from sensor_msgs.msg import CameraInfo, Image, PointCloud2
+from std_msgs.msg import Header
+from tf2_msgs.msg import TFMessage
+from visualization_msgs.msg import MarkerArray
+
+from worldstereo_ros.camera import unproject
+from worldstereo_ros.msg import ImaginedView as ImaginedViewMessage
+from worldstereo_ros.ros import clouds, markers, messages, qos
+from worldstereo_ros.ros.frames import Frames
+from worldstereo_ros.ros.parameters import Settings
+from worldstereo_ros.ros.transforms import TransformMissing
+from worldstereo_ros.views import ImaginedView
+from worldstereo_ros.world import WorldModel
+
+OUTPUTS = (
+    # name, type, profile, what
+    ("~/image", Image, qos.VIEW, "imagined picture, rgb8"),
+    ("~/camera_info", CameraInfo, qos.VIEW, "its camera, the same header"),
+    ("~/depth", Image, qos.VIEW, "its depth, 32FC1 metres, NaN = unknown, the same header"),
+    ("~/observed", Image, qos.VIEW, "mono8: 255 = shows what a sensor saw, 0 = imagined, the same header"),
+    ("~/view", ImaginedViewMessage, qos.VIEW, "all of a view in one message"),
+    ("~/conditioning", Image, qos.VIEW, "what memory alone gives of the view, rgb8; holes are grey"),
+    ("~/map", PointCloud2, qos.MAP, "observed points in `world_frame`: x y z rgb"),
+    ("~/map/imagined", PointCloud2, qos.MAP, "imagined points in `world_frame`: x y z rgb"),
+    ("~/points", PointCloud2, qos.CLOUD, "points of the last view in `points_frame`: x y z rgb observed"),
+    ("~/views", MarkerArray, qos.MAP, "frusta of the bank and of the imagined views"),
+)
+SHOWN_VIEWS = 256  # frusta of the imagined views that are drawn; older ones go
+
+
+class Outputs:
+    """Publishes views as they come, and the map when it changed and somebody listens.
+
+    The publishers are made when the node is configured and send only while it is active. `view` and `between_steps`
+    are called on the worker's thread, which owns the memories.
+    """
+
+    def __init__(self, node: LifecycleNode, settings: Settings, frames: Frames) -> None:
+        self._node, self._frames = node, frames
+        self.apply(settings)
+        overrides = QoSOverridingOptions.with_default_policies()
+        self._publishers = {
+            name: node.create_lifecycle_publisher(kind, name, profile, qos_overriding_options=overrides)
+            for name, kind, profile, _ in OUTPUTS
+        }
+        self._tf = node.create_publisher(TFMessage, "/tf", qos.TF)
+        self._changed = True
+        self._cleared = False
+        self._map_at = -1e9
+        self._listeners = 0
+        self._shown: list[ImaginedView] = []
+
+    def apply(self, settings: Settings) -> None:
+        """Takes up parameters."""
+        self._settings = settings
+
+    def close(self) -> None:
+        """Takes the publishers back."""
+        for publisher in self._publishers.values():
+            self._node.destroy_lifecycle_publisher(publisher)
+        self._node.destroy_publisher(self._tf)
+
+    def _wanted(self, name: str) -> bool:
+        return self._publishers[name].is_activated and self._publishers[name].get_subscription_count() > 0
+
+    def _send(self, name: str, message: object) -> None:
+        self._publishers[name].publish(message)
+
+    # --- views ----------------------------------------------------------------------------------------------------
+
+    def view(self, view: ImaginedView) -> None:
+        """Publishes an imagined view on every topic that has a listener."""
+        header = Header(stamp=self._node.get_clock().now().to_msg(), frame_id=self._settings.imagined_frame)
+        if self._settings.publish_tf and self._publishers["~/image"].is_activated:
+            world = Header(stamp=header.stamp, frame_id=self._settings.world_frame)
+            pose: TransformStamped = messages.transform_message(
+                view.world_from_camera, world, self._settings.imagined_frame
+            )
+            self._tf.publish(TFMessage(transforms=[pose]))
+        makers = {
+            "~/conditioning": lambda: messages.colour_message(view.conditioning, header),
+            "~/camera_info": lambda: messages.info_message(view.camera, header),
+            "~/depth": lambda: messages.depth_message(messages.view_depth(view), header),
+            "~/observed": lambda: messages.mask_message(view.observed_mask, header),
+            "~/image": lambda: messages.colour_message(view.image, header),
+            "~/view": lambda: messages.view_message(view, header, self._settings.world_frame),
+            "~/points": lambda: self._points(view, header),
+        }
+        for name, make in makers.items():
+            if self._wanted(name) and not (name == "~/conditioning" and view.conditioning is None):
+                self._send(name, make())
+        self._shown = [*self._shown, view][-SHOWN_VIEWS:]
+        self._changed = True
+
+    def _points(self, view: ImaginedView, header: Header) -> PointCloud2:
+        """The view's points where a costmap can use them: in the robot's frame, at a time that TF knows."""
+        depth = messages.view_depth(view)
+        known = depth > 0
+        points = unproject(depth, view.camera, np.eye(4))[known]
+        kept = clouds.thinned(len(points), self._settings.cloud_points)
+        points, colours, observed = points[kept], view.image[known][kept], view.observed_mask[known][kept]
+        if self._settings.points_frame == "base":
+            try:
+                base_from_world, stamp_ns = self._frames.base_from_world()
+                pose = base_from_world @ view.world_from_camera
+                points = (points @ pose[:3, :3].T.astype(np.float32)) + pose[:3, 3].astype(np.float32)
+                stamp = messages.time_message(stamp_ns) if stamp_ns else header.stamp
+                header = Header(stamp=stamp, frame_id=self._settings.base_frame)
+            except TransformMissing:
+                pass  # no robot in TF: the imagined camera's frame is
+        return clouds.cloud_message(points, colours, header, observed=observed)
+
+    # --- the map --------------------------------------------------------------------------------------------------
+
+    def memory_changed(self) -> None:
+        """The map is not what was published last."""
+        self._changed = True
+
+    def memory_cleared(self) -> None:
+        """Nothing is remembered any more; the imagined views are not shown any more either."""
+        self._shown = []
+        self._cleared = self._changed = True
+
+    def map_due(self) -> bool:
+        """Whether to publish the map now: it changed or somebody new listens, and the last one is old enough."""
+        if not self._publishers["~/map"].is_activated or time.monotonic() - self._map_at < self._settings.map_period:
+            return False
+        names = ("~/map", "~/map/imagined", "~/views")
+        listeners = sum(self._publishers[name].get_subscription_count() for name in names)
+        came, self._listeners = listeners > self._listeners, listeners
+        return bool(listeners) and (self._changed or came)
+
+    def map(self, world: WorldModel) -> None:
+        """Publishes both maps and the frusta; on the worker's thread."""
+        self._map_at, self._changed = time.monotonic(), False
+        header = Header(stamp=self._node.get_clock().now().to_msg(), frame_id=self._settings.world_frame)
+        cloud = world.cloud
+        observed = np.asarray(cloud.observed)
+        for name, wanted in (("~/map", observed), ("~/map/imagined", ~observed)):
+            if self._wanted(name):
+                index = np.flatnonzero(wanted)
+                index = index[clouds.thinned(len(index), self._settings.cloud_points)]
+                self._send(name, clouds.cloud_message(cloud.points[index], cloud.colours[index], header))
+        if self._wanted("~/views"):
+            self._send("~/views", markers.frusta(world.bank.views, self._shown, header))
