@@ -179,9 +179,10 @@ class Page:
         """Shows the view `index` of `viewable.stepped`: its pictures, its frustum, and through its camera if riding."""
         with self._lock:
             self.index = index
-            self.scene.select(index)
-            self._strip.content = strip(self.viewable.stepped[index])
-            self._slider.value = index + 1
+            with self.server.atomic():
+                self.scene.select(index)
+                self._strip.content = strip(self.viewable.stepped[index])
+                self._slider.value = index + 1
             self._ride(index * SUBSTEPS)
 
     def ride(self, riding: bool) -> None:

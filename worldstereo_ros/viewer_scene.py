@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from worldstereo_ros.camera import quaternion_from_pose
+from worldstereo_ros.camera import Camera, quaternion_from_pose
 from worldstereo_ros.pictures import IMAGINED_COLOUR, OBSERVED_COLOUR
 from worldstereo_ros.viewable import Viewable
 from worldstereo_ros.views import View
@@ -231,8 +231,14 @@ class Scene:
     def select(self, index: int) -> None:
         """Marks the view `index` of `viewable.stepped` by a larger frustum with its picture."""
         view = self.viewable.stepped[index]
-        self._selected = self._frustum("/path/selected", view, 0.11, PATH_COLOUR, width=400)
-        self._selected.visible = self.show_path and not self.riding
+        if self._selected is None:
+            self._selected = self._frustum("/path/selected", view, 0.11, PATH_COLOUR, width=400)
+            self._selected.visible = self.show_path and not self.riding
+            return
+        position, xyzw = quaternion_from_pose(view.world_from_camera)
+        self._selected.fov, self._selected.aspect = _lens(view.camera)
+        self._selected.position, self._selected.wxyz = position, xyzw[[3, 0, 1, 2]]
+        self._selected.image = _thumbnail(view, 400)
 
     def _add_points(self) -> int:
         viewable = self.viewable
@@ -277,11 +283,11 @@ class Scene:
 
     def _frustum(self, name: str, view: View, scale: float, colour: tuple[int, int, int], width: int) -> Any:
         position, xyzw = quaternion_from_pose(view.world_from_camera)
-        camera = view.camera
+        fov, aspect = _lens(view.camera)
         return self._scene.add_camera_frustum(
             name,
-            fov=2 * np.arctan(0.5 * camera.height / camera.fy),
-            aspect=(camera.width / camera.fx) / (camera.height / camera.fy),
+            fov=fov,
+            aspect=aspect,
             scale=scale * self.size,
             thickness=2.0,
             thickness_units="screen",
@@ -332,6 +338,11 @@ class Scene:
     def grid(self) -> Any:
         """The handle of the grid, None where there are no points."""
         return self._grid
+
+
+def _lens(camera: Camera) -> tuple[float, float]:
+    """(vertical field of view in radians, width over height) of a camera's frustum."""
+    return 2 * float(np.arctan(0.5 * camera.height / camera.fy)), (camera.width / camera.fx) * camera.fy / camera.height
 
 
 def _thumbnail(view: View, width: int = 160) -> np.ndarray:
