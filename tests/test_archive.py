@@ -307,7 +307,11 @@ def test_two_hundred_kills_during_saves_lose_nothing(tmp_path):
     rng = np.random.default_rng(0)
     current, in_the_middle, seen = 1, 0, set()
     with subprocess.Popen(
-        [sys.executable, "-c", SAVERS, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", SAVERS, str(path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     ) as savers:
         try:
             for _ in range(200):
@@ -324,7 +328,7 @@ def test_two_hundred_kills_during_saves_lose_nothing(tmp_path):
                 assert _equal(found, states[current])
                 assert len(list(tmp_path.iterdir())) <= 2
         finally:
-            savers.stdin.close()
+            os.killpg(savers.pid, signal.SIGKILL)
     assert seen == {1, 2}, "no save ever finished, so nothing was tested"
     assert in_the_middle >= 20, f"only {in_the_middle} of 200 kills hit a save"
     write_archive(path, *states[1])

@@ -43,7 +43,7 @@ _NAMES = {np.dtype(code): name for name, code in _DTYPES.items()}
 State = dict[str, np.ndarray]
 
 
-class ArchiveError(Exception):
+class ArchiveError(RuntimeError):
     """A saved map that cannot be written or used. The message is a sentence that says which and what to do."""
 
 

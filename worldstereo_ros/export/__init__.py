@@ -1,0 +1,1 @@
+"""Memory and models in forms that other software opens."""

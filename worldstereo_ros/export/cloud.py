@@ -1,0 +1,141 @@
+"""The remembered cloud as PLY or PCD, through Open3D; CloudCompare, MeshLab and PCL open both."""
+
+from __future__ import annotations
+
+import secrets
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+SUFFIXES = (".ply", ".pcd")
+
+
+class ExportError(RuntimeError):
+    """A cloud that cannot be written or read. The message is a sentence."""
+
+
+class Cloud(Protocol):
+    """What is exported of a cloud: `CloudMemory` has it, and so has `PointCloud`."""
+
+    points: np.ndarray
+    colours: np.ndarray
+    observed: np.ndarray
+    confidence: np.ndarray
+
+
+class PointCloud:
+    """Plain arrays as a cloud.
+
+    Attributes:
+        points: (N, 3) float32 metres in the world frame.
+        colours: (N, 3) uint8 RGB.
+        observed: (N,) bool, True = a sensor saw it, False = imagined.
+        confidence: (N,) float32.
+    """
+
+    def __init__(
+        self,
+        points: np.ndarray,
+        colours: np.ndarray,
+        observed: np.ndarray | None = None,
+        confidence: np.ndarray | None = None,
+    ) -> None:
+        count = len(points)
+        self.points = points
+        self.colours = colours
+        self.observed = np.ones(count, dtype=bool) if observed is None else observed
+        self.confidence = np.ones(count, dtype=np.float32) if confidence is None else confidence
+
+    def __len__(self) -> int:
+        return len(self.points)
+
+
+def export_cloud(cloud: Cloud, path: str | Path) -> None:
+    """Writes every point with its colour, `observed` (1 = a sensor saw it, 0 = imagined) and `confidence`.
+
+    Args:
+        cloud: in the world frame, metres.
+        path: a .ply or .pcd file; binary. It is written aside and renamed, so no half of it is ever seen.
+
+    Raises:
+        ExportError: another ending, no points, arrays that disagree or are not finite, or a disk that is full.
+    """
+    import open3d as o3d
+
+    path = Path(path)
+    _check_suffix(path)
+    # Taken once: a memory may compute them.
+    points, colours = np.asarray(cloud.points), np.asarray(cloud.colours)
+    observed, confidence = np.asarray(cloud.observed), np.asarray(cloud.confidence)
+    count = len(points)
+    shapes = (points.shape, colours.shape, observed.shape, confidence.shape)
+    if shapes != ((count, 3), (count, 3), (count,), (count,)):
+        raise ExportError(f"The cloud has arrays of shapes {shapes}; (N, 3), (N, 3), (N,) and (N,) were expected.")
+    if count == 0:
+        raise ExportError(f"The cloud has no points, so {path} was not written.")
+    if not np.isfinite(points).all():
+        raise ExportError("The cloud has points that are not finite.")
+    tensor = o3d.t.geometry.PointCloud()
+    tensor.point.positions = o3d.core.Tensor(np.ascontiguousarray(points, dtype=np.float32))
+    tensor.point.colors = o3d.core.Tensor(np.ascontiguousarray(colours, dtype=np.uint8))
+    tensor.point["observed"] = o3d.core.Tensor(observed.astype(np.uint8)[:, None].copy())
+    tensor.point["confidence"] = o3d.core.Tensor(confidence.astype(np.float32)[:, None].copy())
+    partial = path.with_name(f".{path.stem}.{secrets.token_hex(8)}{path.suffix.lower()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with o3d.utility.VerbosityContextManager(o3d.utility.VerbosityLevel.Error):
+            written = o3d.t.io.write_point_cloud(str(partial), tensor)
+        # Open3D does not always say that a write failed: the size does.
+        if not written or partial.stat().st_size < count * 15:
+            raise ExportError(f"The cloud could not be written to {path}: is the disk full, or the folder read-only?")
+        partial.replace(path)
+    except OSError as error:
+        raise ExportError(f"The cloud could not be written to {path}: {error.strerror}.") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def import_cloud(path: str | Path) -> PointCloud:
+    """Reads a .ply or .pcd, from here or elsewhere.
+
+    Returns:
+        The cloud; without colours it is mid-grey, without `observed` all observed, without `confidence` all 1.
+
+    Raises:
+        ExportError: missing, another ending, unreadable, or empty.
+    """
+    import open3d as o3d
+
+    path = Path(path)
+    _check_suffix(path)
+    if not path.is_file():
+        raise ExportError(f"There is no file {path}.")
+    try:
+        with o3d.utility.VerbosityContextManager(o3d.utility.VerbosityLevel.Error):
+            tensor = o3d.t.io.read_point_cloud(str(path))
+    except RuntimeError as error:
+        raise ExportError(f"{path} is no cloud that can be read.") from error
+    if "positions" not in tensor.point or len(tensor.point.positions) == 0:
+        raise ExportError(f"{path} holds no points, or is no cloud that can be read.")
+
+    def column(name: str) -> np.ndarray | None:
+        return tensor.point[name].numpy().reshape(-1) if name in tensor.point else None
+
+    points = tensor.point.positions.numpy().astype(np.float32)
+    colours = np.full(points.shape, 128, dtype=np.uint8)
+    if "colors" in tensor.point:
+        stored = tensor.point.colors.numpy()
+        colours = stored if stored.dtype == np.uint8 else np.rint(np.clip(stored, 0, 1) * 255).astype(np.uint8)
+    observed, confidence = column("observed"), column("confidence")
+    return PointCloud(
+        points,
+        colours,
+        None if observed is None else observed != 0,
+        None if confidence is None else confidence.astype(np.float32),
+    )
+
+
+def _check_suffix(path: Path) -> None:
+    if path.suffix.lower() not in SUFFIXES:
+        raise ExportError(f"{path} ends in '{path.suffix}'; clouds are {' or '.join(SUFFIXES)} files.")
