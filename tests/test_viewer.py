@@ -228,6 +228,7 @@ def test_cloud_files(tmp_path, name, with_observed):
 
 
 def test_points_that_are_not_finite_are_left_out(tmp_path):
+    # Open3D's own reader stops at `inf` and returns memory it never wrote.
     rows = ["0 0 1", "nan 0 1", "0 inf 1", "1 0 1"]
     header = "ply\nformat ascii 1.0\nelement vertex 4\n" + "".join(f"property float {a}\n" for a in "xyz")
     (tmp_path / "a.ply").write_text(header + "end_header\n" + "\n".join(rows) + "\n")
@@ -237,10 +238,33 @@ def test_points_that_are_not_finite_are_left_out(tmp_path):
     assert "2 points" in shown.notes[0]
 
 
+@pytest.mark.parametrize("endian", ["<", ">"])
+def test_binary_ply_of_other_programs(tmp_path, endian):
+    """Doubles, colours as numbers from 0 to 1, an attribute nobody knows, and faces after the vertices."""
+    fields = [("x", "f8"), ("y", "f8"), ("z", "f8"), ("quality", "i2"), ("red", "f4"), ("green", "f4"), ("blue", "f4")]
+    rows = np.zeros(3, np.dtype([(name, endian + kind) for name, kind in fields]))
+    rows["x"], rows["green"], rows["quality"] = [1, 2, 3], [0, 0.5, 1], 7
+    names = {"f8": "double", "f4": "float", "i2": "short"}
+    header = f"ply\nformat binary_{'little' if endian == '<' else 'big'}_endian 1.0\ncomment a b\nelement vertex 3\n"
+    header += "".join(f"property {names[kind]} {name}\n" for name, kind in fields)
+    header += "element face 1\nproperty list uchar int vertex_indices\nend_header\n"
+    (tmp_path / "mesh.ply").write_bytes(header.encode() + rows.tobytes() + b"\3" + bytes(12))
+    shown = load_viewable(tmp_path / "mesh.ply")
+    np.testing.assert_array_equal(shown.points, [[1, 0, 0], [2, 0, 0], [3, 0, 0]])
+    np.testing.assert_array_equal(shown.colours, [[0, 0, 0], [0, 128, 0], [0, 255, 0]])
+
+
 def bad_paths(folder):
     ply = "ply\nformat ascii 1.0\nelement vertex {}\nproperty float x\nproperty float y\nproperty float z\nend_header\n"
     (folder / "huge.ply").write_text(ply.format(90_000_000_000) + "0 0 0\n")
     (folder / "none.ply").write_text(ply.format(0))
+    (folder / "word.ply").write_text(ply.format(2) + "0 0 0\n0 zero 0\n")
+    (folder / "cut_ascii.ply").write_text(ply.format(3) + "0 0 0\n" + "0.000000000000000 0 0\n")
+    (folder / "faces.ply").write_text(ply.format(1).replace("vertex", "face") + "0 0 0\n")
+    (folder / "cut.ply").write_bytes(ply.format(9).replace("ascii", "binary_little_endian").encode() + b"\0" * 107)
+    pcd = "VERSION 0.7\nFIELDS x y z\nSIZE 4 4 4\nTYPE F F F\nCOUNT 1 1 1\nWIDTH {0}\nHEIGHT 1\nPOINTS {0}\nDATA {1}\n"
+    (folder / "cut_ascii.pcd").write_text(pcd.format(3, "ascii") + "0 0 0\n" * 2)
+    (folder / "cut.pcd").write_bytes(pcd.format(9, "binary").encode() + b"\0" * 107)
     (folder / "words.ply").write_text("these are no points")
     (folder / "words.pcd").write_text("these are no points")
     (folder / "notes.txt").write_text("hello")
@@ -252,6 +276,12 @@ def bad_paths(folder):
         "missing": "There is nothing at",
         "huge.ply": "90,000,000,000 points",
         "none.ply": "no points",
+        "cut.ply": "cut off or damaged",
+        "cut_ascii.ply": "cut off or damaged",
+        "cut_ascii.pcd": "cut off or damaged",
+        "cut.pcd": "cut off or damaged",
+        "faces.ply": "vertex COUNT",
+        "word.ply": "damaged",
         "words.ply": "no PLY header",
         "words.pcd": "no PCD header",
         "notes.txt": "Expected is a saved map",

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from worldstereo_ros.cloud_files import SUFFIXES as CLOUD_SUFFIXES
+from worldstereo_ros.cloud_files import CloudFileError, read_cloud_file
 from worldstereo_ros.datasets import DatasetError, Sequence, open_posed, open_sequence
 from worldstereo_ros.files import list_files
 from worldstereo_ros.imagery import ImageError, read_image
@@ -14,8 +16,6 @@ from worldstereo_ros.pictures import up_in_world
 from worldstereo_ros.views import ImaginedView, View
 
 MAP_SUFFIX = ".wsmap"
-CLOUD_FILES = (".ply", ".pcd")
-MAX_CLOUD_POINTS = 100_000_000
 MAX_FUSED_FRAMES = 80  # more takes minutes and adds little: neighbours of a recording overlap
 MAX_SHOWN_VIEWS = 200
 SHOWN_WIDTH = 480  # pixels; wider pictures only make the page slow
@@ -80,10 +80,10 @@ def load_viewable(path: str | Path) -> Viewable:
             if (path / "imagined" / "poses.txt").is_file():
                 return _load_outcome(path)
             return _load_sequence(path)
-        if path.suffix.lower() in CLOUD_FILES:
+        if path.suffix.lower() in CLOUD_SUFFIXES:
             return _load_cloud_file(path)
         return _load_map(path)
-    except (DatasetError, ImageError) as error:
+    except (DatasetError, ImageError, CloudFileError) as error:
         raise ViewableError(f"{path} cannot be shown: {error}") from error
 
 
@@ -137,7 +137,7 @@ def _load_outcome(folder: Path) -> Viewable:
         given, _, more = _read_views(folder / "given")
         notes += more
     maps = [folder / f"world{MAP_SUFFIX}", *list_files(folder, (MAP_SUFFIX,))]
-    clouds = [folder / "cloud.ply", *list_files(folder, CLOUD_FILES)]
+    clouds = [folder / "cloud.ply", *list_files(folder, CLOUD_SUFFIXES)]
     source = next((p for p in (*maps, *clouds) if p.is_file()), None)
     if source is None:
         world = _fuse(open_posed(folder / "imagined"), notes)
@@ -272,68 +272,22 @@ def _fuse(sequence: Sequence, notes: list[str]) -> Viewable:
 
 
 def _load_cloud_file(path: Path) -> Viewable:
-    import open3d as o3d
-
-    _check_cloud_size(path)
-    with o3d.utility.VerbosityContextManager(o3d.utility.VerbosityLevel.Error):
-        try:
-            cloud = o3d.t.io.read_point_cloud(str(path))
-        except RuntimeError as error:
-            raise ViewableError(f"{path} cannot be read as a point cloud: {str(error).splitlines()[-1]}") from error
-    if "positions" not in cloud.point or len(cloud.point.positions) == 0:
-        raise ViewableError(f"{path} has no points, or it is damaged.")
-    arrays = {name: cloud.point[name].numpy() for name in cloud.point}
-    points = arrays["positions"].astype(np.float32)
+    points, colours, observed = read_cloud_file(path)
     finite = np.isfinite(points).all(axis=1)
     if not finite.any():
         raise ViewableError(f"{path} has no point with finite coordinates.")
     notes = [] if finite.all() else [f"{int((~finite).sum()):,} points with coordinates that are not finite left out."]
-    observed = arrays.get("observed")
     if observed is None:
         notes.append("The file does not say which points were observed; all are shown as observed.")
-    mask = np.ones(len(points), dtype=bool) if observed is None else observed.reshape(len(points), -1)[:, 0] > 0
     return Viewable(
         name=path.name,
         kind="cloud file",
         points=points[finite],
-        colours=_colours(arrays, len(points))[finite],
-        observed=mask[finite],
+        colours=colours[finite],
+        observed=np.ones(int(finite.sum()), dtype=bool) if observed is None else observed[finite],
         provenance_known=observed is not None,
         notes=tuple(notes),
     )
-
-
-def _colours(arrays: dict[str, np.ndarray], count: int) -> np.ndarray:
-    """(N, 3) uint8 from a cloud's attributes: bytes, 0..1 or 0..255 numbers; light grey where it has none."""
-    colours = arrays.get("colors")
-    if colours is None or colours.shape != (count, 3):
-        return np.full((count, 3), 190, dtype=np.uint8)
-    if colours.dtype == np.uint8:
-        return colours
-    colours = np.nan_to_num(colours.astype(np.float32))
-    return np.clip(colours * (255 if colours.max(initial=0) <= 1 else 1), 0, 255).round().astype(np.uint8)
-
-
-def _check_cloud_size(path: Path) -> None:
-    """Refuses a header that promises more points than the file can hold, before a reader takes memory for them."""
-    with path.open("rb") as file:
-        header = file.read(64 * 1024)
-    size = path.stat().st_size
-    ply = path.suffix.lower() == ".ply"
-    counts = [
-        line.split()[-1]
-        for line in header.decode("latin-1").splitlines()
-        if line.startswith("element vertex " if ply else "POINTS ")
-    ]
-    if not counts or not counts[0].isdigit() or (ply and not header.startswith(b"ply")):
-        raise ViewableError(f"{path} has no {'PLY' if ply else 'PCD'} header, so it is no point cloud.")
-    # A compressed PCD packs repeated bytes about 250 to 1; everything else takes at least six bytes a point.
-    most = size * 40 if b"DATA binary_compressed" in header else size // 6
-    if int(counts[0]) > min(most, MAX_CLOUD_POINTS):
-        raise ViewableError(
-            f"{path} says it has {int(counts[0]):,} points in {size:,} bytes; it is cut off, damaged, or has more than "
-            f"the {MAX_CLOUD_POINTS:,} that are read."
-        )
 
 
 # --- helpers ----------------------------------------------------------------------------------------------------------
