@@ -1,0 +1,17 @@
+"""Procedural worlds with exact colour, depth, normals and object ids, by ray casting in torch.
+
+    scene = make_scene("room", seed=seed_of("demo", 0))
+    frames = scene.render(Camera.from_fov(640, 480, 1.4), make_path(scene, "ground", 21, seed=0))
+
+World axes are those of ROS, x forward, y left, z up, the floor at z = 0; cameras have OpenCV axes.
+"""
+
+from worldstereo_ros.scenes.builders import KINDS, make_scene
+from worldstereo_ros.scenes.render import render_batch
+from worldstereo_ros.scenes.scene import Packed, Scene, SceneFrames, pack
+from worldstereo_ros.scenes.splits import DEMO, SPLITS, TEST, TRAINING, VALIDATION, seed_of
+
+__all__ = [
+    "DEMO", "KINDS", "SPLITS", "TEST", "TRAINING", "VALIDATION", "Packed", "Scene", "SceneFrames", "make_scene",
+    "pack", "render_batch", "seed_of",
+]  # fmt: skip

@@ -1,0 +1,320 @@
+"""Solid primitives, materials and lights, and the builder that collects them into a scene.
+
+Every primitive is a convex solid in a unit frame of its own, |x|, |y|, |z| <= 1, placed by an axis-aligned scale
+(its half size in metres), a rotation and a centre: a box fills that frame, a cylinder is the disc x^2 + y^2 <= 1
+swept along z, a sphere (or ellipsoid) the unit ball. A quad is a thin box.
+World axes are those of ROS: x forward, y left, z up, metres.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+import torch
+
+BOX, CYLINDER, SPHERE = 0, 1, 2
+
+Colour = tuple[float, float, float]
+
+
+class Random:
+    """Draws from a generator of its own (the global one is never touched): the same seed, the same world."""
+
+    def __init__(self, seed: int) -> None:
+        self.generator = torch.Generator().manual_seed(int(seed) & 0x7FFF_FFFF_FFFF_FFFF)
+
+    def uniform(self, low: float = 0.0, high: float = 1.0) -> float:
+        """A number in [low, high)."""
+        return low + (high - low) * float(torch.rand((), generator=self.generator, dtype=torch.float64))
+
+    def normal(self, scale: float = 1.0) -> float:
+        """A normally distributed number of mean 0."""
+        return scale * float(torch.randn((), generator=self.generator, dtype=torch.float64))
+
+    def integer(self, low: int, high: int) -> int:
+        """A whole number in [low, high]."""
+        return int(torch.randint(low, high + 1, (), generator=self.generator))
+
+    def chance(self, probability: float) -> bool:
+        """True with this probability."""
+        return self.uniform() < probability
+
+    def choice(self, options: Sequence):
+        """One of the options."""
+        return options[self.integer(0, len(options) - 1)]
+
+    def shuffled(self, options: Sequence) -> list:
+        """The options in another order."""
+        return [options[i] for i in torch.randperm(len(options), generator=self.generator).tolist()]
+
+    def colour(self, saturation: tuple[float, float] = (0.2, 0.7), value: tuple[float, float] = (0.35, 0.8)) -> Colour:
+        """A colour of any hue (linear light)."""
+        return hsv(self.uniform(), self.uniform(*saturation), self.uniform(*value))
+
+
+def hsv(hue: float, saturation: float, value: float) -> Colour:
+    """Hue 0..1, saturation 0..1 and value 0..1 to linear red, green, blue."""
+    phase = np.array([5.0, 3.0, 1.0]) + hue * 6.0
+    k = np.mod(phase, 6.0)
+    rgb = value - value * saturation * np.clip(np.minimum(k, 4.0 - k), 0.0, 1.0)
+    return tuple(float(c) for c in rgb**2.2)
+
+
+@dataclass(frozen=True)
+class Material:
+    """A surface: a grid of cells (bricks, tiles, planks, checks, stripes) with joints, noise over it, or a picture.
+
+    Attributes:
+        a, b: the two colours that the cells mix, linear 0..1.
+        joint: the colour of the joints.
+        cell: size of a cell along u and v, metres.
+        shift: how far each row is moved against the last, in cells; negative = by a random amount per row.
+        joint_width: metres; 0 = no joints.
+        pattern: "mix" (each cell a random mix of a and b), "checks" or "stripes" (along u).
+        variance: how much the cells differ in brightness.
+        noise: how much value noise changes the brightness.
+        blend: how much value noise carries a towards b.
+        frequency: of that noise along u and v, cycles a metre.
+        grain: 1 = each cell has noise of its own (planks), 0 = the noise runs through.
+        ripple: depth of a shading ripple along u, one period a cell (corrugated sheet).
+        gloss: share of the light that is mirrored towards the lamps' side (a soft sheen), 0..1.
+        emission: light given off, times colour a.
+        picture: index of a picture stretched over the face, -1 = none.
+    """
+
+    a: Colour = (0.5, 0.5, 0.5)
+    b: Colour = (0.5, 0.5, 0.5)
+    joint: Colour = (0.1, 0.1, 0.1)
+    cell: tuple[float, float] = (1e3, 1e3)
+    shift: float = 0.0
+    joint_width: float = 0.0
+    pattern: str = "mix"
+    variance: float = 0.0
+    noise: float = 0.06
+    blend: float = 0.0
+    frequency: tuple[float, float] = (2.0, 2.0)
+    grain: float = 0.0
+    ripple: float = 0.0
+    gloss: float = 0.0
+    emission: float = 0.0
+    picture: int = -1
+
+    def row(self, seed: float) -> list[float]:
+        """The material as one row of the table of the shader (`textures.COLUMNS`)."""
+        pattern = {"mix": 0.0, "checks": 1.0, "stripes": 2.0}[self.pattern]
+        return [
+            *self.a, *self.b, *self.joint, 1.0 / self.cell[0], 1.0 / self.cell[1], self.shift, self.joint_width,
+            pattern, self.variance, self.noise, self.blend, *self.frequency, self.grain, self.ripple, self.gloss,
+            self.emission, float(self.picture), seed,
+        ]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Light:
+    """A rectangular lamp (or the sun) that lights what it sees.
+
+    Attributes:
+        position: centre, metres; of the sun, the unit vector towards it.
+        colour: linear red, green, blue.
+        power: radiant strength; of the sun, its irradiance.
+        normal: where a panel faces, a unit vector; zeros = a bulb, which shines all around.
+        size: half extents of a panel across and up (of a ceiling panel, along x and y), of a bulb its radius twice,
+            metres; of the sun, its angular radius.
+        sun: light from one direction.
+    """
+
+    position: tuple[float, float, float]
+    colour: Colour
+    power: float
+    normal: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    size: tuple[float, float] = (0.1, 0.1)
+    sun: bool = False
+
+
+@dataclass
+class Primitives:
+    """P primitives as tensors on the CPU.
+
+    Attributes:
+        kind: (P,) int64: BOX, CYLINDER, SPHERE.
+        centre: (P, 3) float64 metres.
+        half: (P, 3) float64 half sizes, metres.
+        rotation: (P, 3, 3) float64 world_from_local.
+        instance: (P,) int64, ids from 1: primitives of one object share one.
+        material: (P, 6) int64, one per face, in the order -x, +x, -y, +y, -z, +z of the local frame.
+        shift: (P, 3) float64 metres, where the texture starts in the local frame.
+        casts: (P,) bool, casts shadows.
+        outdoor: (P,) bool, lit by the sky.
+        solid: (P,) bool, something to bump into.
+        body: (P,) int64, index of the moving body that carries it, 0 = the world itself.
+    """
+
+    kind: torch.Tensor
+    centre: torch.Tensor
+    half: torch.Tensor
+    rotation: torch.Tensor
+    instance: torch.Tensor
+    material: torch.Tensor
+    shift: torch.Tensor
+    casts: torch.Tensor
+    outdoor: torch.Tensor
+    solid: torch.Tensor
+    body: torch.Tensor
+
+    def __len__(self) -> int:
+        return self.kind.shape[0]
+
+    def select(self, keep: torch.Tensor) -> Primitives:
+        """The primitives of this mask or index."""
+        return Primitives(**{field.name: getattr(self, field.name)[keep] for field in fields(self)})
+
+    @property
+    def extent(self) -> torch.Tensor:
+        """(P, 3) float64 half sizes of the axis-aligned boxes around the primitives."""
+        return (self.rotation.abs() @ self.half[..., None])[..., 0]
+
+
+def rotation_z(yaw: float) -> np.ndarray:
+    """(3, 3) rotation about the z axis, radians."""
+    c, s = math.cos(yaw), math.sin(yaw)
+    return np.array([[c, -s, 0.0], [s, c, 0.0], [0.0, 0.0, 1.0]])
+
+
+def rotation_to(axis: str) -> np.ndarray:
+    """(3, 3) rotation that takes the local z axis to "x", "y" or "z"."""
+    return {
+        "z": np.eye(3),
+        "x": np.array([[0.0, 0.0, 1.0], [1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]),
+        "y": np.array([[1.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.0, -1.0, 0.0]]),
+    }[axis]
+
+
+FACES = {"-x": 0, "+x": 1, "-y": 2, "+y": 3, "-z": 4, "+z": 5}
+
+
+class Builder:
+    """Collects primitives, materials, pictures and lights; `at` gives a builder in a frame of its own."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = Random(seed)
+        self.rows: list[dict] = []
+        self.materials: list[list[float]] = []
+        self.known: dict[Material, int] = {}
+        self.pictures: list[np.ndarray] = []
+        self.lights: list[Light] = []
+        self.names: list[str] = ["nothing"]
+        self.rotation = np.eye(3)
+        self.origin = np.zeros(3)
+        self.instance = 0
+        self.options: dict = {}
+
+    def at(self, x: float, y: float, z: float = 0.0, yaw: float = 0.0, name: str | None = None, **options) -> Builder:
+        """A builder whose frame is placed in this one; with a name, all it adds is one object with one instance id.
+
+        Other options (`casts`, `outdoor`, `solid`) hold for all it adds.
+        """
+        child = object.__new__(Builder)
+        child.__dict__.update(self.__dict__)
+        child.origin = self.origin + self.rotation @ np.array([x, y, z], dtype=np.float64)
+        child.rotation = self.rotation @ rotation_z(yaw)
+        child.options = {**self.options, **options}
+        if name is not None:
+            child.instance = child.new_instance(name)
+        return child
+
+    def new_instance(self, name: str) -> int:
+        """The id of a new object."""
+        self.names.append(name)
+        return len(self.names) - 1
+
+    def material(self, material: Material) -> int:
+        """The index of a material; equal ones share a row."""
+        if material not in self.known:
+            self.known[material] = len(self.materials)
+            self.materials.append(material.row(self.random.uniform(0.0, 256.0)))
+        return self.known[material]
+
+    def picture(self, image: np.ndarray) -> int:
+        """The index of a picture: (S, S, 3) float32 linear 0..1, the same S for all of a scene."""
+        self.pictures.append(np.asarray(image, dtype=np.float32))
+        return len(self.pictures) - 1
+
+    def add(self, kind: int, centre: Sequence[float], half: Sequence[float], material: Material, *,
+            rotation: np.ndarray | None = None, faces: dict[str, Material] | None = None, anchored: bool = False,
+            name: str | None = None, **options) -> None:  # fmt: skip
+        """Add a primitive; see `box`, `cylinder` and `sphere`."""
+        chosen = {"casts": True, "outdoor": False, "solid": True, "body": 0, **self.options, **options}
+        local = self.rotation if rotation is None else self.rotation @ rotation
+        where = self.origin + self.rotation @ np.asarray(centre, dtype=np.float64)
+        ids = [self.material(material)] * 6
+        for face, other in (faces or {}).items():
+            ids[FACES[face]] = self.material(other)
+        half = np.maximum(np.asarray(half, dtype=np.float64), 5e-4)
+        shift = local.T @ where if anchored else self.random.uniform(0.0, 9.0) + half
+        instance = self.new_instance(name) if name is not None else self.instance
+        if instance == 0:
+            raise ValueError("A primitive needs an object: give a name here or to Builder.at.")
+        self.rows.append(
+            {"kind": kind, "centre": where, "half": half, "rotation": local, "instance": instance, "material": ids,
+             "shift": shift, **chosen}
+        )  # fmt: skip
+
+    def box(
+        self, centre: Sequence[float], size: Sequence[float], material: Material, *, yaw: float = 0.0, **kw
+    ) -> None:
+        """A box: centre and full size in metres, turned by yaw; `faces` gives some faces other materials.
+
+        `anchored` runs the texture through from one box to the next (walls in pieces), instead of starting anew.
+        """
+        self.add(BOX, centre, np.asarray(size) / 2, material, rotation=rotation_z(yaw) if yaw else None, **kw)
+
+    def span(self, low: Sequence[float], high: Sequence[float], material: Material, **kw) -> None:
+        """A box from its lowest to its highest corner; nothing where it would be empty."""
+        low, high = np.asarray(low, dtype=np.float64), np.asarray(high, dtype=np.float64)
+        if (high - low > 1e-6).all():
+            self.add(BOX, (low + high) / 2, (high - low) / 2, material, **kw)
+
+    def cylinder(self, centre: Sequence[float], radius: float, height: float, material: Material, *,
+                 axis: str = "z", **kw) -> None:  # fmt: skip
+        """A capped cylinder along a local axis."""
+        self.add(CYLINDER, centre, (radius, radius, height / 2), material, rotation=rotation_to(axis), **kw)
+
+    def sphere(self, centre: Sequence[float], radius: float | Sequence[float], material: Material, **kw) -> None:
+        """A sphere, or an ellipsoid of three radii."""
+        self.add(SPHERE, centre, np.broadcast_to(np.asarray(radius, dtype=np.float64), (3,)), material, **kw)
+
+    def light(self, position: Sequence[float], colour: Colour, power: float,
+              normal: Sequence[float] = (0.0, 0.0, 0.0), size: tuple[float, float] = (0.08, 0.08)) -> None:  # fmt: skip
+        """A lamp at this place of the builder's frame; `normal` is in that frame too."""
+        where = self.origin + self.rotation @ np.asarray(position, dtype=np.float64)
+        facing = self.rotation @ np.asarray(normal, dtype=np.float64)
+        self.lights.append(Light(tuple(float(v) for v in where), colour, power, tuple(float(v) for v in facing), size))
+
+    def sun(self, direction: Sequence[float], colour: Colour, power: float, angle: float = 0.01) -> None:
+        """Sunlight from this direction (world axes)."""
+        unit = np.asarray(direction, dtype=np.float64) / np.linalg.norm(direction)
+        self.lights.append(Light(tuple(float(v) for v in unit), colour, power, size=(angle, angle), sun=True))
+
+    def primitives(self) -> Primitives:
+        """All that was added, as tensors."""
+        double, whole = torch.float64, torch.int64
+        types = {"kind": whole, "centre": double, "half": double, "rotation": double, "instance": whole,
+                 "material": whole, "shift": double, "casts": torch.bool, "outdoor": torch.bool,
+                 "solid": torch.bool, "body": whole}  # fmt: skip
+        return Primitives(
+            **{key: torch.as_tensor(np.stack([np.asarray(row[key]) for row in self.rows]), dtype=kind)
+               for key, kind in types.items()}
+        )  # fmt: skip
+
+
+def varied(material: Material, random: Random, amount: float = 0.08) -> Material:
+    """The same material a little lighter or darker and warmer or colder."""
+    factor = np.clip(1.0 + np.array([random.normal(amount) for _ in range(3)]) * 0.5 + random.normal(amount), 0.5, 1.5)
+
+    def tint(colour: Colour) -> Colour:
+        return tuple(float(v) for v in np.clip(np.asarray(colour) * factor, 0.0, 1.0))
+
+    return replace(material, a=tint(material.a), b=tint(material.b))
