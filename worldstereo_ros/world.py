@@ -14,18 +14,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from worldstereo_ros.camera import Camera, check_poses
-from worldstereo_ros.depth import DepthEstimator, align_to_known
 from worldstereo_ros.memory.archive import load_archive, save_archive
 from worldstereo_ros.memory.bank import ViewBank
 from worldstereo_ros.memory.cloud import CloudMemory, InsertReport
 from worldstereo_ros.pipelines.base import Conditioning, OnStep, Pipeline, PipelineFrame
 from worldstereo_ros.rendering import Rendering, render
 from worldstereo_ros.views import ImaginedView, View
+
+if TYPE_CHECKING:
+    from worldstereo_ros.depth import DepthEstimator
 
 # After a path, this many of its views join the bank (WorldStereo 2.0 keeps 8 of 20, never the first).
 REMEMBERED_VIEWS = 8
@@ -86,6 +89,8 @@ class WorldModel:
             )
         depth = self.depth_estimator(view.image, view.camera)
         if len(self.cloud):  # a monocular scale is a guess: what is already known of the place corrects it
+            from worldstereo_ros.depth import align_to_known
+
             known = self._render(view.camera, view.world_from_camera[None])
             depth = align_to_known(depth, known.depth[0].cpu().numpy())
         return replace(view, depth=depth)
