@@ -1,0 +1,297 @@
+"""Where depth comes from when the sensor gives none, and how it is brought to the scale of what is known.
+
+Sensor depth (16UC1, 32FC1) is decoded in `imagery.py`. Here: models of the Hugging Face hub through transformers'
+depth-estimation pipeline, and the alignment of their depth to sparse measurements or to the remembered cloud.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image
+
+from worldstereo_ros.camera import Camera
+from worldstereo_ros.imagery import clean_depth
+
+# Where a model gives only relative inverse depth, its nearest and farthest pixels are put here until something that
+# is known corrects them.
+ASSUMED_NEAR, ASSUMED_FAR = 1.0, 10.0
+
+_METRIC_MODELS = ("depth_pro", "glpn", "prompt_depth_anything", "zoedepth", "chmv2")
+_INVERSE_MODELS = ("dpt", "tipsv2_dpt")
+
+
+class DepthError(ValueError):
+    """Depth that cannot be had. The message is a sentence: what came, what was expected, what to do."""
+
+
+class DepthEstimator(Protocol):
+    """Gives depth to a picture."""
+
+    def __call__(self, image: np.ndarray, camera: Camera) -> np.ndarray:
+        """(H, W) float32 metres along the optical axis, 0 = unknown, of an (H, W, 3) uint8 RGB image."""
+
+
+class HubDepth:
+    """A depth model of the Hugging Face hub, or of a folder in its format (safetensors only).
+
+    Attributes:
+        model: its name or folder.
+        output: what it predicts: "metric" (metres) or "disparity" (relative inverse depth).
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        device: Any = "cpu",
+        *,
+        output: str | None = None,
+        revision: str | None = None,
+        local_files_only: bool = False,
+    ) -> None:
+        """Loads the model; what is on this machine already is used without asking the network.
+
+        Args:
+            model: a hub id such as "depth-anything/Depth-Anything-V2-Metric-Indoor-Small-hf", or a folder.
+            device: of torch.
+            output: "metric" or "disparity"; None = as its configuration says.
+            revision: commit of the hub repository, to pin what is loaded.
+            local_files_only: never ask the network (the environment variable HF_HUB_OFFLINE=1 says the same).
+
+        Raises:
+            DepthError: transformers is missing, the weights cannot be had, or it is no depth model.
+        """
+        self.model = str(model)
+        if output not in (None, "metric", "disparity"):
+            raise DepthError(f"The depth output '{output}' is not known; 'metric' or 'disparity' was expected.")
+        try:
+            from transformers import AutoImageProcessor, AutoModelForDepthEstimation, pipeline
+        except ImportError as error:
+            raise DepthError("Depth models need transformers: pip install 'worldstereo_ros[depth]'.") from error
+        network, processor = self._load(AutoModelForDepthEstimation, AutoImageProcessor, revision, local_files_only)
+        self.output = output or _output_of(network.config, self.model)
+        try:
+            self._pipeline = pipeline("depth-estimation", model=network, image_processor=processor, device=device)
+        except (RuntimeError, ValueError, AssertionError) as error:
+            raise DepthError(f"The depth model {self.model} cannot be put on {device}: {error}.") from error
+
+    def _load(self, model_class: Any, processor_class: Any, revision: str | None, local_only: bool) -> tuple[Any, Any]:
+        if Path(self.model).is_absolute() and not Path(self.model).is_dir():
+            raise DepthError(f"There is no folder {self.model} with a depth model.")
+        problem: Exception | None = None
+        for local in (True,) if local_only or Path(self.model).is_dir() else (True, False):
+            try:
+                options = {"revision": revision, "local_files_only": local}
+                network = model_class.from_pretrained(self.model, use_safetensors=True, **options)
+                return network, processor_class.from_pretrained(self.model, **options)
+            except (OSError, ValueError, ImportError, KeyError) as error:
+                problem = error
+            except Exception as error:  # safetensors and the hub client have errors of their own
+                problem = error
+        why = str(problem).strip().splitlines()[0] if str(problem).strip() else type(problem).__name__
+        raise DepthError(
+            f"The depth model '{self.model}' cannot be loaded: {why} Name a folder with config.json, "
+            "preprocessor_config.json and model.safetensors, or fetch it once with a network: "
+            f"hf download {self.model}"
+        ) from problem
+
+    def __call__(self, image: np.ndarray, camera: Camera) -> np.ndarray:
+        """See `DepthEstimator`. A model of relative inverse depth is spread over 1 to 10 m: align it (`align_depth`).
+
+        Raises:
+            DepthError: the model gave no usable depth.
+        """
+        predicted = self.predict(image)
+        if self.output == "disparity":
+            low, high = np.percentile(predicted, (2, 98))
+            if not high > low:
+                raise DepthError(f"The depth model {self.model} sees one distance everywhere in this picture.")
+            relative = np.clip((predicted - low) / (high - low), 0, None)
+            predicted = 1 / (1 / ASSUMED_FAR + (1 / ASSUMED_NEAR - 1 / ASSUMED_FAR) * relative)
+        depth = clean_depth(predicted)
+        if not depth.any():
+            raise DepthError(f"The depth model {self.model} gave no depth that can be used for this picture.")
+        return depth
+
+    def predict(self, image: np.ndarray) -> np.ndarray:
+        """(H, W) float32, exactly what the model says: metres, or inverse depth in a unit of its own."""
+        import torch
+
+        height, width = image.shape[:2]
+        with torch.inference_mode(), np.errstate(all="ignore"):
+            predicted = self._pipeline(Image.fromarray(image))["predicted_depth"]
+        array = predicted.float().cpu().numpy().reshape(predicted.shape[-2:])
+        if array.shape != (height, width) or not np.isfinite(array).all():
+            raise DepthError(
+                f"The depth model {self.model} gave {array.shape} values, some of them perhaps not finite; "
+                f"{(height, width)} finite ones were expected."
+            )
+        return array
+
+
+def _output_of(config: Any, name: str) -> str:
+    kind = config.model_type
+    if kind == "depth_anything":
+        return "metric" if config.depth_estimation_type == "metric" else "disparity"
+    if kind in _METRIC_MODELS:
+        return "metric"
+    if kind in _INVERSE_MODELS:
+        return "disparity"
+    raise DepthError(
+        f"Whether '{name}' (model type {kind}) predicts metres or inverse depth is not known; "
+        "say so: output='metric' or output='disparity'."
+    )
+
+
+# --- alignment -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """Depth brought to the scale of references.
+
+    Attributes:
+        depth: (H, W) float32 metres, 0 = unknown (also where the aligned inverse depth is not positive).
+        scale, shift: 1 / depth = scale * disparity + shift, in 1 / metres.
+        inlier_fraction: of the references, 0..1.
+        references: number of pixels that were compared.
+    """
+
+    depth: np.ndarray
+    scale: float
+    shift: float
+    inlier_fraction: float
+    references: int
+
+
+def align_depth(
+    predicted: np.ndarray,
+    reference: np.ndarray,
+    *,
+    kind: str = "disparity",
+    tolerance: float = 0.05,
+    min_references: int = 50,
+    min_inliers: float = 0.2,
+    hypotheses: int = 400,
+    seed: int = 0,
+) -> Alignment:
+    """Scale and shift in disparity that bring a prediction to reference depth, by RANSAC and least squares.
+
+    In disparity an affine map has two numbers for any monocular prediction (Ranftl et al. 2020), and far pixels, whose
+    depth is least certain, weigh least. Errors are relative: a reference fits where the aligned inverse depth is
+    within `tolerance` of its own. Where the references lie at (nearly) one disparity, only the scale is found.
+
+    Args:
+        predicted: (H, W); inverse depth in any unit (kind "disparity") or depth, any scale, 0 = unknown ("depth").
+        reference: (H, W) metres, 0 = unknown: a sparse sensor, or the memory rendered at the same pose.
+        kind: what `predicted` holds.
+        tolerance: relative error of an inlier.
+        min_references: pixels known in both that are needed.
+        min_inliers: fraction of them that must agree.
+        hypotheses: pairs of references tried.
+        seed: of the draws; equal seeds give equal results.
+
+    Raises:
+        DepthError: shapes differ, too few references, or too few that agree.
+    """
+    if kind not in ("disparity", "depth"):
+        raise DepthError(f"The kind '{kind}' is not known; 'disparity' or 'depth' was expected.")
+    if predicted.shape != reference.shape:
+        raise DepthError(f"The prediction is {predicted.shape} and the reference {reference.shape}; equal is needed.")
+    with np.errstate(divide="ignore", invalid="ignore"):
+        disparity = predicted.astype(np.float64) if kind == "disparity" else 1.0 / predicted.astype(np.float64)
+        target = 1.0 / reference.astype(np.float64)
+    usable = np.isfinite(disparity) & (predicted > 0 if kind == "depth" else True)
+    both = usable & np.isfinite(target) & (reference > 0)
+    x, y = disparity[both], target[both]
+    if x.size < min_references:
+        raise DepthError(
+            f"Only {x.size} pixels have both a prediction and a reference; {min_references} are needed to find a scale."
+        )
+    scale, shift, inlier = _fit(x, y, tolerance, hypotheses, np.random.default_rng(seed))
+    fraction = float(inlier.mean())
+    if fraction < min_inliers or not scale > 0:
+        raise DepthError(
+            f"Only {fraction:.0%} of {x.size} references agree with one scale and shift; {min_inliers:.0%} are needed. "
+            "The picture and the reference may not show the same place."
+        )
+    aligned = scale * disparity + shift
+    with np.errstate(divide="ignore", invalid="ignore"):
+        depth = np.where(usable & (aligned > 0), 1.0 / aligned, 0)
+    return Alignment(clean_depth(depth), scale, shift, fraction, int(x.size))
+
+
+def _fit(
+    x: np.ndarray, y: np.ndarray, tolerance: float, hypotheses: int, rng: np.random.Generator
+) -> tuple[float, float, np.ndarray]:
+    """(scale, shift, inliers) of y = scale x + shift with scale > 0 and relative errors."""
+    rows = rng.permutation(x.size)[:4000]  # enough to rank hypotheses by; the refinement takes all
+    sx, sy = x[rows], y[rows]
+    low, high = np.percentile(x, (5, 95))
+    first, second = rng.integers(0, sx.size, (2, hypotheses))
+    spread = high - low
+    scales, shifts = np.zeros(0), np.zeros(0)
+    if spread > 1e-3 * max(abs(low), abs(high)):
+        # Pairs too close together fix the scale badly.
+        apart = np.abs(sx[first] - sx[second]) > 0.1 * spread
+        first, second = first[apart], second[apart]
+        scales = (sy[first] - sy[second]) / (sx[first] - sx[second])
+        shifts = sy[first] - scales * sx[first]
+    # Scale alone is a hypothesis too: it is all that one distance can tell.
+    alone = rng.integers(0, sx.size, 50)
+    alone = alone[sx[alone] > 0]
+    scales = np.concatenate([scales, sy[alone] / sx[alone]])
+    shifts = np.concatenate([shifts, np.zeros(len(alone))])
+    positive = scales > 0
+    scales, shifts = scales[positive], shifts[positive]
+    if not len(scales):
+        return 0.0, 0.0, np.zeros(x.size, dtype=bool)
+    error = np.abs(scales[:, None] * sx + shifts[:, None] - sy) / sy
+    best = int(np.minimum(error, tolerance).mean(axis=1).argmin())
+    scale, shift = float(scales[best]), float(shifts[best])
+    inlier = np.abs(scale * x + shift - y) <= tolerance * y
+    for _ in range(5):
+        refined = _least_squares(x[inlier], y[inlier], scale_only=shift == 0.0)
+        if refined is None or not refined[0] > 0:
+            break
+        new = np.abs(refined[0] * x + refined[1] - y) <= tolerance * y
+        if new.sum() < inlier.sum():
+            break
+        (scale, shift), unchanged, inlier = refined, bool((new == inlier).all()), new
+        if unchanged:
+            break
+    return scale, shift, inlier
+
+
+def _least_squares(x: np.ndarray, y: np.ndarray, *, scale_only: bool) -> tuple[float, float] | None:
+    """Least squares of the relative error, centred so that large disparities cost no precision."""
+    if x.size < 2:
+        return None
+    weight = 1 / y**2
+    if scale_only:
+        return float((weight * x * y).sum() / (weight * x * x).sum()), 0.0
+    mx, my = np.average(x, weights=weight), np.average(y, weights=weight)
+    variance = (weight * (x - mx) ** 2).sum()
+    if not variance > 0:
+        return None
+    scale = float((weight * (x - mx) * (y - my)).sum() / variance)
+    return scale, float(my - scale * mx)
+
+
+def align_to_known(depth: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Depth of an estimator, in the scale of what memory already holds of the place.
+
+    Args:
+        depth: (H, W) metres, right up to scale and shift in disparity.
+        known: (H, W) metres of the memory rendered at the same pose, 0 = hole.
+
+    Returns:
+        (H, W) float32 metres; `depth` unchanged where too little is known, or too little of it agrees, to say better.
+    """
+    try:
+        return align_depth(depth, known, kind="depth", min_references=200, tolerance=0.08).depth
+    except DepthError:
+        return clean_depth(depth)
