@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from worldstereo_ros.camera import Camera, check_poses
+from worldstereo_ros.camera import Camera, check_poses, unproject
 from worldstereo_ros.memory.archive import load_archive, save_archive
 from worldstereo_ros.memory.bank import ViewBank
 from worldstereo_ros.memory.cloud import CloudMemory, InsertReport
+from worldstereo_ros.memory.freespace import seen_through
 from worldstereo_ros.pipelines.base import Conditioning, OnStep, Pipeline, PipelineFrame
 from worldstereo_ros.rendering import Rendering, render
 from worldstereo_ros.views import ImaginedView, View
@@ -182,13 +183,17 @@ class WorldModel:
     def remember(self, view: ImaginedView, *, in_bank: bool = True) -> None:
         """Puts an imagined view into memory, marked imagined.
 
-        Only what memory lacked goes into the cloud: what was rendered from it is there already, and would drift if it
-        were put back.
+        Only what memory lacked goes into the cloud (what was rendered from it is there already and would drift), and
+        only where no sensor saw empty space.
         """
         if view.depth is not None and view.covered is not None:
-            new = replace(view, depth=np.where(view.covered, 0, view.depth), observed=np.zeros_like(view.covered))
-            if new.depth is not None and new.depth.any():
-                self.cloud.insert(new)
+            depth = np.where(view.covered, np.float32(0), view.depth)
+            rows, columns = np.nonzero(depth)
+            points = unproject(depth, view.camera, view.world_from_camera)[rows, columns]
+            empty = seen_through(points, self.bank.views)
+            depth[rows[empty], columns[empty]] = 0
+            if depth.any():
+                self.cloud.insert(replace(view, depth=depth, observed=np.zeros_like(view.covered)))
         if in_bank:
             self.bank.add(view)
 

@@ -1,0 +1,157 @@
+"""The loop as a user of the library runs it, on a procedural world whose truth is known."""
+
+import numpy as np
+import pytest
+
+from worldstereo_ros.camera import Camera, trajectory
+from worldstereo_ros.evaluation.metrics import psnr
+from worldstereo_ros.memory.archive import ArchiveError
+from worldstereo_ros.memory.freespace import seen_through
+from worldstereo_ros.pipelines.base import Cancelled
+from worldstereo_ros.pipelines.load import load_pipeline
+from worldstereo_ros.scenes import make_path, make_scene, seed_of
+from worldstereo_ros.views import View
+from worldstereo_ros.world import NothingSeenError, WorldModel
+
+CAMERA = Camera.from_fov(160, 120, np.radians(75))
+
+
+@pytest.fixture(scope="module")
+def scene():
+    return make_scene("room", seed_of("demo", 3))
+
+
+@pytest.fixture(scope="module")
+def path(scene):
+    return make_path(scene, "robot", 60, seed_of("demo", 3))
+
+
+@pytest.fixture
+def world(scene, path):
+    world = WorldModel(load_pipeline("geometric"))
+    for stamp, pose in enumerate(path[:30:6]):
+        world.seed(scene.view(CAMERA, pose, stamp_ns=stamp + 1))
+    return world
+
+
+def test_the_seed_view_comes_back_and_is_called_observed(scene, world, path):
+    (view,) = world.imagine(path[24][None], CAMERA)
+    seen = scene.view(CAMERA, path[24])
+    assert view.observed_fraction > 0.8
+    assert psnr(view.image, seen.image, view.observed_mask) > 35
+    agrees = np.abs(view.depth - seen.depth)[view.observed] < 0.05 * seen.depth[view.observed] + 0.02
+    assert agrees.mean() > 0.97
+
+
+def test_views_come_one_by_one_with_where_they_came_from(world, path):
+    views = world.imagine(path[24:40:4], CAMERA)
+    first = next(views)
+    assert (first.index, first.count, first.stamp_ns) == (0, 4, 5)
+    assert first.references
+    assert first.coverage > 0.5
+    assert [view.index for view in views] == [1, 2, 3]
+
+
+def test_what_is_behind_the_robot_is_called_imagined(world, path):
+    turned = trajectory("turn", path[24], 2, angle=np.pi)[1:]
+    (view,) = world.imagine(turned, CAMERA)
+    truly_seen = np.concatenate([p[None] for p in path[:30:6]])
+    assert view.observed_fraction < 0.5, f"{len(truly_seen)} seeds look the other way"
+    assert view.image.std() > 0
+
+
+def test_the_same_seed_gives_the_same_views(world, path):
+    one, two = (list(world.imagine(path[24:36:6], CAMERA, seed=7)) for _ in range(2))
+    for a, b in zip(one, two, strict=True):
+        np.testing.assert_array_equal(a.image, b.image)
+        np.testing.assert_array_equal(a.observed, b.observed)
+
+
+def test_nothing_is_remembered_unless_asked(world, path):
+    points, views = len(world.cloud), len(world.bank.views)
+    list(world.imagine(path[30:50:5], CAMERA))
+    assert (len(world.cloud), len(world.bank.views)) == (points, views)
+
+
+def test_remembered_views_are_marked_imagined_and_leave_what_was_observed_alone(world, path):
+    turned = trajectory("turn", path[24], 4, angle=np.pi)
+    before = world.cloud.points[world.cloud.observed].copy()
+    list(world.imagine(turned, CAMERA, remember=True))
+    observed = world.cloud.observed
+    assert (~observed).sum() > 100
+    np.testing.assert_array_equal(world.cloud.points[observed], before)
+    assert any(view.observed is not None for view in world.bank.views)
+    assert world.newest_seed.observed is None
+
+
+def test_coming_back_to_a_remembered_place_shows_the_same_place(world, path):
+    turned = trajectory("turn", path[24], 3, angle=np.pi)[1:]
+    first = list(world.imagine(turned, CAMERA, remember=True))[-1]
+    again = list(world.imagine(turned[-1:], CAMERA))[0]
+    assert psnr(first.image, again.image) > 25
+    assert again.coverage > first.coverage
+    assert again.observed_fraction <= first.observed_fraction + 0.02  # remembering is no observing
+
+
+def test_nothing_imagined_stands_where_a_sensor_saw_through():
+    wall = View(
+        np.zeros((120, 160, 3), np.uint8), CAMERA, np.eye(4), depth=np.full((120, 160), 4, np.float32), stamp_ns=1
+    )
+    points = np.array([[0, 0, 2.0], [0, 0, 4.0], [0, 0, 6.0], [0, 0, -2.0], [9, 0, 2.0]])
+    assert seen_through(points, [wall]).tolist() == [True, False, False, False, False]
+
+
+def test_an_empty_memory_says_so():
+    with pytest.raises(NothingSeenError, match="Nothing was seen yet"):
+        WorldModel(load_pipeline("geometric")).imagine(np.eye(4)[None], CAMERA)
+
+
+def test_a_seed_without_depth_is_refused_and_changes_nothing(world, scene, path):
+    points = len(world.cloud)
+    view = scene.view(CAMERA, path[40])
+    for depth in (None, np.zeros_like(view.depth)):
+        with pytest.raises(ValueError, match="no depth"):
+            world.seed(View(view.image, CAMERA, view.world_from_camera, depth))
+    assert len(world.cloud) == points
+
+
+def test_bad_paths_are_refused_before_anything_runs(world):
+    for poses, words in ((np.full((2, 4, 4), np.nan), "finite"), (np.zeros((0, 4, 4)), "at least one")):
+        with pytest.raises(ValueError, match=words):
+            world.imagine(poses, CAMERA)
+
+
+def test_cancelling_between_steps_ends_the_work_and_keeps_memory(world, path):
+    done = []
+
+    def on_step(stage, step, steps):
+        if done:
+            raise Cancelled
+
+    with pytest.raises(Cancelled):
+        for view in world.imagine(path[30:50:5], CAMERA, on_step=on_step):
+            done.append(view)
+    assert len(done) == 1
+    assert list(world.imagine(path[30:31], CAMERA))
+
+
+def test_a_saved_world_comes_back_whole(world, path, tmp_path):
+    expected = list(world.imagine(path[30:31], CAMERA))[0]
+    world.save(tmp_path / "a.wsmap")
+    other = WorldModel(load_pipeline("geometric"))
+    other.load(tmp_path / "a.wsmap")
+    np.testing.assert_array_equal(list(other.imagine(path[30:31], CAMERA))[0].image, expected.image)
+
+
+def test_a_bad_map_changes_nothing(world, tmp_path):
+    points = len(world.cloud)
+    (tmp_path / "bad.wsmap").write_bytes(b"this is no map" * 100)
+    with pytest.raises(ArchiveError):
+        world.load(tmp_path / "bad.wsmap")
+    assert len(world.cloud) == points
+
+
+def test_reset_forgets(world):
+    world.reset()
+    assert len(world.cloud) == 0
+    assert world.newest_seed is None
