@@ -87,9 +87,7 @@ class HubDepth:
                 options = {"revision": revision, "local_files_only": local}
                 network = model_class.from_pretrained(self.model, use_safetensors=True, **options)
                 return network, processor_class.from_pretrained(self.model, **options)
-            except (OSError, ValueError, ImportError, KeyError) as error:
-                problem = error
-            except Exception as error:  # safetensors and the hub client have errors of their own
+            except Exception as error:  # safetensors, the hub client and the models have errors of their own
                 problem = error
         why = str(problem).strip().splitlines()[0] if str(problem).strip() else type(problem).__name__
         raise DepthError(
@@ -180,9 +178,9 @@ def align_depth(
 ) -> Alignment:
     """Scale and shift in disparity that bring a prediction to reference depth, by RANSAC and least squares.
 
-    In disparity an affine map has two numbers for any monocular prediction (Ranftl et al. 2020), and far pixels, whose
-    depth is least certain, weigh least. Errors are relative: a reference fits where the aligned inverse depth is
-    within `tolerance` of its own. Where the references lie at (nearly) one disparity, only the scale is found.
+    Monocular predictions are right up to two numbers there (Ranftl et al., MiDaS, 2020). Errors are relative: a
+    reference fits where the aligned inverse depth is within `tolerance` of its own, so near and far count alike.
+    Where the references lie at (nearly) one disparity, only the scale can be found.
 
     Args:
         predicted: (H, W); inverse depth in any unit (kind "disparity") or depth, any scale, 0 = unknown ("depth").
