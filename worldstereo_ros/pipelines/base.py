@@ -37,7 +37,8 @@ class Conditioning:
         renders: the cloud memory seen from the F cameras (colour, depth, covered, observed).
         camera: intrinsics of the F views.
         world_from_camera: (F, 4, 4) poses of the F views.
-        references: distinct views of the bank, at most 8, with depth where they have it.
+        references: distinct views of the bank, at most 8, with depth where they have it. All views of the bank for a
+            pipeline that says `selects_references = True`.
         reference_index: (F,) index into `references` of the best one for each view, -1 = none.
     """
 

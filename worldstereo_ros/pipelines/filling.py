@@ -5,6 +5,8 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
+BACKGROUND = 4.0  # a surface twice as far counts 2^4 times as much in a fill
+
 
 def push_pull(
     values: np.ndarray,
@@ -51,7 +53,7 @@ def push_pull(
             filled = np.where(total > 0, (mean * top + expected * prior_weight) / np.maximum(total, 1e-12), expected)
             continue
         shape = (here.shape[1], here.shape[0])
-        coarse = cv2.resize(filled, shape, interpolation=cv2.INTER_LINEAR).reshape(here.shape[:2] + (channels,))
+        coarse = cv2.resize(filled, shape, interpolation=cv2.INTER_LINEAR).reshape((*here.shape[:2], channels))
         if prior_weight > 0:
             parent = cv2.resize(priors[level + 1], shape, interpolation=cv2.INTER_LINEAR)
             coarse = coarse + (expected - parent.reshape(coarse.shape))
@@ -64,3 +66,21 @@ def push_pull(
 def _halve(array: np.ndarray) -> np.ndarray:
     out = cv2.pyrDown(np.ascontiguousarray(array), borderType=cv2.BORDER_REFLECT_101)
     return out if out.ndim == 3 else out[..., None]
+
+
+def fill_depth(depth: np.ndarray) -> np.ndarray:
+    """(H, W) float32 depth for every pixel: smooth in inverse depth, background first. All zeros stay zeros."""
+    known = depth > 0
+    if known.all() or not known.any():
+        return depth.astype(np.float32)
+    inverse = np.where(known, 1 / np.where(known, depth, 1), 0).astype(np.float32)
+    filled = push_pull(inverse[..., None], background_weight(depth, known))[..., 0]
+    return np.where(known, depth, 1 / np.maximum(filled, 1e-3)).astype(np.float32)
+
+
+def background_weight(depth: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """(H, W) float32 weights for a fill: what lies behind fills the gap that what lies before has left open."""
+    if not known.any():
+        return np.zeros(depth.shape, np.float32)
+    middle = max(float(np.median(depth[known])), 1e-6)
+    return np.where(known, np.clip(depth / middle, 0.05, 20) ** BACKGROUND, 0).astype(np.float32)
