@@ -154,13 +154,16 @@ class WorldModel:
             on_step("rendering", start, count)
             renders = self._render(camera, clip)
             retrieval = self.bank.retrieve(camera, clip)
+            # A pipeline that chooses its references by what they show is offered the whole bank.
+            whole = getattr(self.pipeline, "selects_references", False)
+            offered = list(range(len(self.bank))) if whole else retrieval.distinct
             conditioning = Conditioning(
                 seed=seed_view,
                 renders=renders,
                 camera=camera,
                 world_from_camera=clip,
-                references=[self.bank.views[i] for i in retrieval.distinct],
-                reference_index=np.array([retrieval.distinct.index(i) if i >= 0 else -1 for i in retrieval.index]),
+                references=[self.bank.views[i] for i in offered],
+                reference_index=np.array([offered.index(i) if i >= 0 else -1 for i in retrieval.index]),
             )
             frames = self.pipeline(conditioning, prompt=prompt, generator=generator, on_step=on_step)
             clip_views = []
