@@ -9,11 +9,9 @@ from __future__ import annotations
 import numpy as np
 
 from worldstereo_ros._compiled import compiled, in_threads, shares
+from worldstereo_ros._surrounding import PAIRS, SECTOR_ARRAY
 
 EMPTY = np.int32(0x7F800000)  # +inf as bits: no point has written this pixel
-_STEP_WEIGHTS = np.array([6, 3, 2], dtype=np.int64)  # 1/distance, in sixths, for neighbours 1, 2 and 3 pixels away
-_DX = np.array([1, 1, 0, -1, -1, -1, 0, 1], dtype=np.int64)
-_DY = np.array([0, 1, 1, 1, 0, -1, -1, -1], dtype=np.int64)
 
 
 @compiled
@@ -169,58 +167,65 @@ def _resolve(accs, front, limit, colour, depth, covered, observed, y0, y1):
 
 
 @compiled
+def _nearer(depth, y, x, sector, limit):
+    """The number of the nearest pixel in one direction that holds a surface nearer than `limit`; -1 if none does."""
+    height, width = depth.shape
+    for k in range(SECTOR_ARRAY.shape[1]):
+        if SECTOR_ARRAY[sector, k, 2] == 0:
+            break
+        xx = x + SECTOR_ARRAY[sector, k, 0]
+        yy = y + SECTOR_ARRAY[sector, k, 1]
+        if xx >= 0 and xx < width and yy >= 0 and yy < height and depth[yy, xx] > 0 and depth[yy, xx] < limit:
+            return k
+    return -1
+
+
+@compiled
 def _close(colour, depth, observed, jump, out_colour, out_depth, out_covered, out_observed, y0, y1):
     """Closes holes and pinholes of up to five pixels that a nearer surface surrounds.
 
-    A pixel looks up to three steps in eight directions for a surface nearer than itself by the factor `jump` (any
-    surface, where the pixel is a hole). Where at least six directions find one, the pixel lies behind that surface
-    or in a crack of it, and takes the mean of the farthest such surface. At a silhouette at most five do.
+    A pixel looks in eight directions for a surface nearer than itself by the factor `jump` (any surface, where the
+    pixel is a hole). Where both ends of at least three of the four axes find one, the pixel lies behind that surface
+    or in a crack of it, and takes the mean of what they found, without the parts nearer than the farthest by `jump`.
     """
-    height, width = depth.shape
-    hit_x = np.empty(8, np.int64)
-    hit_y = np.empty(8, np.int64)
-    hit_weight = np.empty(8, np.int64)
+    width = depth.shape[1]
     for y in range(y0, y1):
         for x in range(width):
             z = depth[y, x]
-            limit = z * jump if z > 0 else np.float32(np.inf)
             out_colour[y, x] = colour[y, x]
             out_depth[y, x] = z
             out_covered[y, x] = z > 0
             out_observed[y, x] = observed[y, x]
-            hits = 0
+            limit = z * jump if z > 0 else np.float32(np.inf)
+            missed = 0
+            for k in range(4):
+                if _nearer(depth, y, x, k, limit) < 0 or _nearer(depth, y, x, k + 4, limit) < 0:
+                    missed += 1
+                    if missed > 4 - PAIRS:
+                        break
+            if missed > 4 - PAIRS:
+                continue
             farthest = np.float32(0.0)
             for k in range(8):
-                for step in range(1, 4):
-                    yy = y + step * _DY[k]
-                    xx = x + step * _DX[k]
-                    if yy < 0 or yy >= height or xx < 0 or xx >= width:
-                        break
-                    near = depth[yy, xx]
-                    if near > 0 and near < limit:
-                        hit_x[hits] = xx
-                        hit_y[hits] = yy
-                        hit_weight[hits] = _STEP_WEIGHTS[step - 1]
-                        hits += 1
-                        farthest = max(farthest, near)
-                        break
-                if k + 1 - hits > 2:
-                    break
-            if hits < 6:
-                continue
+                n = _nearer(depth, y, x, k, limit)
+                if n >= 0:
+                    farthest = max(farthest, depth[y + SECTOR_ARRAY[k, n, 1], x + SECTOR_ARRAY[k, n, 0]])
             weight = np.int64(0)
             red = np.int64(0)
             green = np.int64(0)
             blue = np.int64(0)
             mean = np.float32(0.0)
             seen = True
-            for k in range(hits):
-                yy = hit_y[k]
-                xx = hit_x[k]
+            for k in range(8):
+                n = _nearer(depth, y, x, k, limit)
+                if n < 0:
+                    continue
+                yy = y + SECTOR_ARRAY[k, n, 1]
+                xx = x + SECTOR_ARRAY[k, n, 0]
                 near = depth[yy, xx]
                 if near < farthest * jump:
                     continue
-                w = hit_weight[k]
+                w = SECTOR_ARRAY[k, n, 2]
                 weight += w
                 red += w * colour[yy, xx, 0]
                 green += w * colour[yy, xx, 1]

@@ -11,10 +11,10 @@ from collections.abc import Iterator
 
 import torch
 
+from worldstereo_ros._surrounding import PAIRS, REACH, SECTORS
+
 EMPTY = 0x7F800000  # +inf as bits: no point has written this pixel
 ROWS_AT_ONCE = 1 << 24  # of (point, pixel) pairs, about 100 bytes each: 1.6 GB at most
-_STEP_WEIGHTS = (6, 3, 2)
-_DIRECTIONS = ((1, 0), (1, 1), (0, 1), (-1, 1), (-1, 0), (-1, -1), (0, -1), (1, -1))
 
 
 def _pairs(
@@ -115,27 +115,28 @@ def _close(colour, depth, observed, jump):
     height, width = depth.shape
     limit = torch.where(depth > 0, depth * jump, torch.inf)
     pad = torch.nn.functional.pad
-    padded_depth = pad(depth, (3, 3, 3, 3))
-    padded_colour = pad(colour.to(torch.int64).permute(2, 0, 1), (3, 3, 3, 3))
-    padded_observed = pad(observed, (3, 3, 3, 3))
+    around = (REACH, REACH, REACH, REACH)
+    padded_depth = pad(depth, around)
+    padded_colour = pad(colour.to(torch.int64).permute(2, 0, 1), around)
+    padded_observed = pad(observed, around)
     directions = []
-    for dx, dy in _DIRECTIONS:
+    for sector in SECTORS:
         hit = torch.zeros_like(depth)
         weight = torch.zeros(depth.shape, dtype=torch.int64, device=depth.device)
         rgb = torch.zeros((3, height, width), dtype=torch.int64, device=depth.device)
         seen = torch.zeros_like(observed)
-        for step in (1, 2, 3):
-            rows = slice(3 + step * dy, 3 + step * dy + height)
-            columns = slice(3 + step * dx, 3 + step * dx + width)
+        for dx, dy, share in sector:
+            rows = slice(REACH + dy, REACH + dy + height)
+            columns = slice(REACH + dx, REACH + dx + width)
             near = padded_depth[rows, columns]
             first = (near > 0) & (near < limit) & (hit == 0)
             hit = torch.where(first, near, hit)
-            weight = torch.where(first, _STEP_WEIGHTS[step - 1], weight)
+            weight = torch.where(first, share, weight)
             rgb = torch.where(first, padded_colour[:, rows, columns], rgb)
             seen = torch.where(first, padded_observed[rows, columns], seen)
         directions.append((hit, weight, rgb, seen))
     hits = torch.stack([d[0] for d in directions])
-    surrounded = (hits > 0).sum(0) >= 6
+    surrounded = ((hits[:4] > 0) & (hits[4:] > 0)).sum(0) >= PAIRS
     nearest_kept = hits.amax(0) * jump
     total = torch.zeros(depth.shape, dtype=torch.int64, device=depth.device)
     sums = torch.zeros((3, height, width), dtype=torch.int64, device=depth.device)

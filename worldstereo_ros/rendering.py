@@ -52,7 +52,7 @@ def render(
     device: str | torch.device = "cpu",
     closure: float = 1.5,
     max_footprint: float = 6.0,
-    surface_tolerance: float = 0.01,
+    surface_tolerance: float = 0.02,
     close_holes: bool = True,
     near: float = 0.05,
     backend: str = "auto",

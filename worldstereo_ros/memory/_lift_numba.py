@@ -7,7 +7,7 @@ import numpy as np
 from worldstereo_ros._compiled import compiled
 
 GRAZING_STEP = 3  # pixels; a normal over a wider base is not fooled by the steps of a sensor's depth
-MAX_STRETCH = 3.0  # a slanted surface is sampled more sparsely; beyond this its points do not grow
+MAX_STRETCH = 2.0
 HALF_RANGE = 1 << 20  # voxels each way from the origin: 21 bits an axis
 SKIP = np.int64(-1)
 FAR_OUT = np.int64(-2)
