@@ -20,9 +20,11 @@ from worldstereo_ros.viewable import MAX_SHOWN_VIEWS, SHOWN_WIDTH, Viewable, Vie
 from worldstereo_ros.viewer import check_address, open_page, serve
 from worldstereo_ros.viewer_scene import (
     COLOURINGS,
+    MAX_FRUSTA,
     NATURAL,
     PROVENANCE,
     TINTED,
+    apart,
     ceiling_height,
     coloured,
     from_above,
@@ -370,6 +372,15 @@ def test_point_sizes_follow_the_spacing():
     assert np.median(sizes[900:1800]) == pytest.approx(0.02, rel=0.01)
     assert sizes[-1] <= 0.06  # a stray is not drawn as large as its distance
     assert (point_sizes(points[:2]) > 0).all()
+
+
+def test_frusta_that_would_hide_each_other_are_left_out():
+    still = np.repeat(LEVEL[None], 10, axis=0)
+    assert apart(still, 0.1) == [0]
+    assert apart(trajectory("forward", LEVEL, 11, distance=1.0), 0.19) == [0, 2, 4, 6, 8, 10]
+    assert apart(trajectory("turn", LEVEL, 7, angle=np.pi), 0.1) == list(range(7))
+    assert len(apart(trajectory("forward", LEVEL, 500, distance=100.0), 0.1)) <= MAX_FRUSTA
+    assert apart(np.zeros((0, 4, 4)), 0.1) == []
 
 
 def test_colourings_say_what_was_imagined():

@@ -253,14 +253,16 @@ class Page:
                 self._slider = gui.add_slider("View", 1, max(count, 2), 1, 1, disabled=count == 1)
                 self._button = gui.add_button("Play", disabled=count == 1, color=OBSERVED_COLOUR)
                 self._speed = gui.add_slider("Views a second", 1, 12, 1, 4)
-                self._rides = gui.add_checkbox("Ride the path", False, hint="Look at the cloud through its cameras.")
+                self._rides = gui.add_checkbox(
+                    "Ride the path", False, hint="Looks at the cloud through the cameras of the views."
+                )
             self._slider.on_update(lambda _: self._slid())
             self._button.on_click(lambda _: self.play(not self._play.is_set()))
             self._rides.on_update(lambda _: self.ride(self._rides.value))
             panel = gui.add_panel()
             with panel.add_tab("The selected view"):
                 self._strip = gui.add_html("")
-            panel.float(x=14, y=-14, width=270 * len(pictures_of(viewable.stepped[0])) + 30)
+            panel.float(x=14, y=-14, width=212 * max(len(pictures_of(viewable.stepped[0])), 2))
         with gui.add_folder("Show"):
             if (~viewable.observed).any():
                 self._check("Observed points", "show_observed")

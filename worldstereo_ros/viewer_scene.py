@@ -97,6 +97,27 @@ def ceiling_height(viewable: Viewable) -> float:
     return float(heights.max() + max(0.35 * (np.median(heights) - floor), 0.05 * (heights.max() - floor)))
 
 
+def apart(poses: np.ndarray, distance: float, angle: float = np.radians(12)) -> list[int]:
+    """Indices of cameras that stand or look apart from the last one kept, so that their frusta do not hide each other.
+
+    Args:
+        poses: (N, 4, 4) world_from_camera, in order.
+        distance: that counts as apart; and `angle` in radians. Both grow until at most `MAX_FRUSTA` are left.
+    """
+    while True:
+        kept: list[int] = []
+        for index, pose in enumerate(poses):
+            if kept:
+                last = poses[kept[-1]]
+                turned = float(np.arccos(np.clip(pose[:3, 2] @ last[:3, 2], -1, 1)))
+                if np.linalg.norm(pose[:3, 3] - last[:3, 3]) < distance and turned < angle:
+                    continue
+            kept.append(index)
+        if len(kept) <= MAX_FRUSTA:
+            return kept
+        distance, angle = 1.3 * distance, 1.3 * angle
+
+
 @dataclass(frozen=True)
 class Look:
     """Where one looks from: position, point looked at, and vertical field of view in radians."""
@@ -271,12 +292,11 @@ class Scene:
         return len(points)
 
     def _add_frusta(self, root: str, views: tuple[View, ...]) -> list[tuple[Any, View]]:
-        step = max(1, -(-len(views) // MAX_FRUSTA))
         frusta = []
-        for index in range(0, len(views), step):
-            colour = OBSERVED_COLOUR if views[index].observed_mask.mean() > 0.5 else IMAGINED_COLOUR
-            if root != "/memory":
-                colour = IMAGINED_COLOUR
+        poses = np.array([view.world_from_camera for view in views]).reshape(-1, 4, 4)
+        for index in apart(poses, 0.05 * self.size):
+            remembered = root == "/memory" and views[index].observed_mask.mean() > 0.5
+            colour = OBSERVED_COLOUR if remembered else IMAGINED_COLOUR
             handle = self._frustum(f"{root}/{index:04d}", views[index], 0.06, colour, width=160)
             frusta.append((handle, views[index]))
         return frusta
