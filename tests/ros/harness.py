@@ -28,11 +28,11 @@ from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
 from std_srvs.srv import Trigger
 from tf2_msgs.msg import TFMessage
-
 from worldstereo_ros.action import ImaginePath
+from worldstereo_ros.srv import ImagineView, LoadMap, SaveMap
+
 from worldstereo_ros.camera import Camera
 from worldstereo_ros.ros import messages, qos
-from worldstereo_ros.srv import ImagineView, LoadMap, SaveMap
 
 HERE = Path(__file__).resolve().parent
 NODE = "/worldstereo"
@@ -162,6 +162,7 @@ class Robot:
                 ("set_parameters_atomically", SetParametersAtomically),
             )
         }
+        self.prompt = ""  # the odd pipeline takes its behaviour from it
         self.heard: dict[str, list] = {}
         self.listen("/diagnostics", DiagnosticArray, qos.DIAGNOSTICS)
         self._executor = SingleThreadedExecutor(context=self.context)
@@ -276,7 +277,7 @@ class Robot:
 
     def goal(self, length: float = 0.4, poses: int = 5, **values) -> ImaginePath.Goal:
         """A path of the base, straight ahead from the origin."""
-        goal = ImaginePath.Goal(path=straight_path(length, poses, self.now()))
+        goal = ImaginePath.Goal(path=straight_path(length, poses, self.now()), prompt=self.prompt)
         for name, value in values.items():
             setattr(goal, name, value)
         return goal

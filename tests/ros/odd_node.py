@@ -1,8 +1,8 @@
-"""The node with pipelines that are slow, hang or fail, for the tests of what it survives.
+"""The node with a pipeline that is slow, hangs or fails as the prompt says, for the tests of what it survives.
 
-Models: slow (a tenth of a second a step, ten steps a view), hangs (never looks up), fails, oom, nan (depth), short (a
-view too few), endless (hangs until a file named in ODD_RELEASE exists). An image whose frame is `poison` makes a
-callback raise.
+Model `odd`; prompts: slow (a fifth of a second a view, in ten steps), hangs (never looks up, until the file named in
+ODD_RELEASE exists), fails, oom, short (two views too few), surprise, nan (depth). Anything else: what memory gives.
+An image whose frame is `poison` makes a callback raise.
 """
 
 from __future__ import annotations
@@ -19,48 +19,49 @@ from worldstereo_ros.ros.node import main
 
 
 class OddPipeline:
-    clip_length = 1
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.calls = 0
+    name = "odd"
+    clip_length = 4
 
     def __call__(self, conditioning, *, prompt, generator, on_step):
-        self.calls += 1
-        first = self.calls == 1
-        if self.name == "slow":
+        for index in range(len(conditioning.world_from_camera)):
+            self.behave(prompt, index, on_step)
+            if prompt == "short" and index == 2:
+                return
+            yield self.frame(conditioning, index, prompt)
+
+    def behave(self, prompt, index, on_step):
+        if prompt == "slow":
             for step in range(10):
                 on_step("imagining", step, 10)
                 time.sleep(0.02)
-        if self.name == "hangs" and first:
+        if prompt == "hangs":
             while not Path(os.environ["ODD_RELEASE"]).exists():
                 time.sleep(0.02)
-        if self.name == "fails" and first:
+        if prompt == "fails":
             raise ModelError("its weights are damaged")
-        if self.name == "oom" and first:
+        if prompt == "oom":
             raise RuntimeError("CUDA out of memory. Tried to allocate 20.00 GiB.")
-        if self.name == "short" and first:
-            return
-        if self.name == "surprise" and first:
+        if prompt == "surprise":
             raise KeyError("a slip of the pen")
+
+    def frame(self, conditioning, index, prompt):
         camera = conditioning.camera
-        depth = conditioning.renders.depth[0].cpu().numpy().copy()
-        if self.name == "nan":
+        depth = conditioning.renders.depth[index].cpu().numpy().copy()
+        if prompt == "nan":
             depth[::2] = np.nan
             depth[1::4] = np.inf
-        yield PipelineFrame(
-            image=conditioning.renders.colour[0].cpu().numpy(),
+        return PipelineFrame(
+            image=conditioning.renders.colour[index].cpu().numpy(),
             depth=depth,
             observed=np.zeros((camera.height, camera.width), bool),
         )
 
 
-ODD = ("slow", "hangs", "fails", "oom", "nan", "short", "surprise")
 _load, _check = loading.load_pipeline, intake.messages.check_image
 
 
 def load_pipeline(model, device="cpu"):
-    return OddPipeline(model) if model in ODD else _load(model, device)
+    return OddPipeline() if model == "odd" else _load(model, device)
 
 
 def check_image(message, *arguments):

@@ -9,18 +9,18 @@ import pytest
 from action_msgs.msg import GoalStatus
 from action_msgs.srv import CancelGoal
 from geometry_msgs.msg import PoseStamped
-from harness import CAMERA, HERE, HEIGHT, NODE, WIDTH, Robot, camera_at, running, scene, wait_for
+from harness import CAMERA, HEIGHT, HERE, NODE, WIDTH, Robot, camera_at, running, scene, wait_for
 from sensor_msgs.msg import CameraInfo, Image, PointCloud2
 from std_msgs.msg import Header
 from std_srvs.srv import Trigger
 from tf2_msgs.msg import TFMessage
 from visualization_msgs.msg import Marker, MarkerArray
-
 from worldstereo_ros.action import ImaginePath
 from worldstereo_ros.msg import ImaginedView
+from worldstereo_ros.srv import ImagineView
+
 from worldstereo_ros.ros import messages, qos
 from worldstereo_ros.ros.clouds import cloud_arrays
-from worldstereo_ros.srv import ImagineView
 
 SUCCEEDED, ABORTED, CANCELED = GoalStatus.STATUS_SUCCEEDED, GoalStatus.STATUS_ABORTED, GoalStatus.STATUS_CANCELED
 Result = ImaginePath.Result
@@ -37,13 +37,14 @@ def geometric():
 @pytest.fixture(scope="module")
 def slow():
     """A node whose pipeline takes a fifth of a second a view in ten steps, that has seen one view."""
-    with running({"model": "slow"}, script=HERE / "odd_node.py") as (node, robot):
+    with running({"model": "odd"}, script=HERE / "odd_node.py") as (node, robot):
+        robot.prompt = "slow"
         robot.see()
         yield node, robot
 
 
 def test_goal_gives_every_output(geometric):
-    node, robot = geometric
+    _node, robot = geometric
     kinds = {
         "image": (Image, qos.VIEW),
         "camera_info": (CameraInfo, qos.VIEW),
@@ -146,7 +147,7 @@ def test_markers_show_what_was_seen_and_what_was_imagined(geometric):
 
 
 def test_late_joiner_gets_the_map_at_once(geometric):
-    node, robot = geometric
+    _node, robot = geometric
     late = Robot(robot.context.get_domain_id(), "late")
     try:
         heard = late.listen(f"{NODE}/map", PointCloud2, qos.MAP)
@@ -205,7 +206,7 @@ def test_same_seed_gives_the_same_views(geometric):
     assert views[1].image.data == views[3].image.data
 
 
-# --- what clients do to goals ------------------------------------------------------------------------------------------
+# --- what clients do to goals ---
 
 
 def test_cancel_midway_before_and_after(slow):
@@ -228,7 +229,9 @@ def test_cancel_midway_before_and_after(slow):
 
 def test_cancel_of_a_goal_that_waits(slow):
     _, robot = slow
-    view = robot.services["imagine_view"].call_async(ImagineView.Request(pose=_origin()))  # occupies the worker
+    view = robot.services["imagine_view"].call_async(
+        ImagineView.Request(pose=_origin(), prompt="slow")
+    )  # occupies the worker
     waiting = robot.send(robot.goal(poses=3))
     robot.wait(waiting.cancel_goal_async())
     status, result = robot.result(waiting)
@@ -239,6 +242,7 @@ def test_cancel_of_a_goal_that_waits(slow):
 def test_newer_goal_supersedes_older_ones_of_any_client(slow):
     _, robot = slow
     other = Robot(robot.context.get_domain_id(), "other")
+    other.prompt = "slow"
     try:
         assert wait_for(other.action.server_is_ready)
         feedback: list = []
@@ -265,7 +269,7 @@ def test_pending_goal_is_superseded_too(slow):
 def test_single_view_waits_for_the_path_and_ends_nothing(slow):
     _, robot = slow
     path = robot.send(robot.goal(poses=4))
-    answer = robot.call("imagine_view", ImagineView.Request(pose=_origin()))
+    answer = robot.call("imagine_view", ImagineView.Request(pose=_origin(), prompt="slow"))
     assert answer.error_code == 0
     assert robot.result(path)[0] == SUCCEEDED
 
@@ -273,6 +277,7 @@ def test_single_view_waits_for_the_path_and_ends_nothing(slow):
 def test_client_that_vanishes_leaves_a_node_that_works(slow):
     _, robot = slow
     ghost = Robot(robot.context.get_domain_id(), "ghost")
+    ghost.prompt = "slow"
     assert wait_for(ghost.action.server_is_ready)
     ghost.send(ghost.goal(poses=3))
     ghost.close()

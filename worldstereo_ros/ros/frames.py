@@ -31,7 +31,12 @@ class Frames:
         """Takes up parameters."""
         self._settings = settings
         numbers = settings.base_to_camera
-        self._fallback = pose_from_quaternion(numbers[:3], np.array(numbers[3:]) / np.linalg.norm(numbers[3:]))
+        self._fallback = pose_from_quaternion(numbers[:3], numbers[3:]) if any(numbers) else None
+
+    @property
+    def camera_frame(self) -> str:
+        """Optical frame of the camera: the parameter, else the newest image's; empty where neither is."""
+        return self._settings.camera_frame or self.seen_camera_frame
 
     def clear(self) -> None:
         """Forgets what moves: time jumped."""
@@ -54,17 +59,31 @@ class Frames:
                 base = self.world_from(self._settings.base_frame, stamp_ns)
             except TransformMissing as error:
                 raise (direct if direct.may_come or not error.may_come else error) from None
+            if self._fallback is None:
+                raise
             return base @ self.base_from_camera(frame)
 
     def base_from_camera(self, frame: str) -> np.ndarray:
-        """(4, 4) pose of the camera on the robot: by TF, else the parameter `base_to_camera`."""
+        """(4, 4) pose of the camera on the robot: by TF, else the parameter `base_to_camera`.
+
+        Raises:
+            TransformMissing: neither says.
+        """
+        why = ""
         if frame:
             try:
                 pose = self._transforms.lookup(self._settings.base_frame, frame, None)[0]
                 self.used_fallback = False
                 return pose
-            except TransformMissing:
-                pass
+            except TransformMissing as error:
+                why = str(error)
+        if self._fallback is None:
+            raise TransformMissing(
+                f"Where the camera sits on '{self._settings.base_frame}' is not known. {why} Publish it "
+                "(static_transform_publisher), or set the parameter `base_to_camera`.",
+                may_come=True,
+                camera_unknown=not frame,
+            )
         self.used_fallback = True
         return self._fallback
 
@@ -76,7 +95,7 @@ class Frames:
         """Camera poses (..., 4, 4) of poses that are, by the parameter `path_poses`, of the base or of the camera."""
         if self._settings.path_poses == "camera":
             return world_from_thing
-        frame = frame or self._settings.camera_frame or self.seen_camera_frame
+        frame = frame or self.camera_frame
         return world_from_thing @ self.base_from_camera(frame)
 
     def poses_of_path(self, path: Path, views: int) -> np.ndarray:
@@ -109,11 +128,17 @@ class Frames:
                 world = self._world_from_at_or_newest(name, stamp)
                 index = [i for i, other in enumerate(names) if other == name]
                 poses[index] = world @ poses[index]
+            cameras = self.camera_pose(poses)
         except TransformMissing as error:
+            if error.camera_unknown:
+                raise JobRefused(
+                    Code.NO_SEED,
+                    "No image has come yet, so the camera's frame is not known. Send one, or set the parameter "
+                    "`camera_frame` (or `base_to_camera`).",
+                ) from None
             raise JobRefused(
-                Code.TF_ERROR, f"The path's frame cannot be brought to '{settings.world_frame}'. {error}"
+                Code.TF_ERROR, f"The path cannot be brought to camera poses in '{settings.world_frame}'. {error}"
             ) from None
-        cameras = self.camera_pose(poses)
         return interpolate_poses(cameras, views) if views else cameras
 
     def pose_of(self, stamped: PoseStamped) -> np.ndarray:

@@ -107,7 +107,7 @@ class Intake:
         try:
             self._watch_time(name, messages.nanoseconds(message.header.stamp))
             taker(name, message)
-        except ValueError as error:  # ImageError is one
+        except (ValueError, TransformMissing) as error:  # ImageError is a ValueError
             self._health.refused(name, str(error))
         self.tick()
 

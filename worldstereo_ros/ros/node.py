@@ -42,7 +42,7 @@ from worldstereo_ros.ros.transforms import TransformBuffer, open_transforms
 from worldstereo_ros.ros.worker import Worker
 
 TICK = 0.05  # seconds between two looks at what waits
-STOP_BOUND = 5.0  # seconds that running work has to end when the node is deactivated or shut down
+STOP_BOUND = 3.0  # seconds that running work has to end when the node is deactivated or shut down
 SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
 
 
@@ -97,8 +97,9 @@ class WorldStereoNode(LifecycleNode):
             self._transforms = open_transforms(self, self.settings.tf_buffer, self._transforms_set_back)
             self.frames = Frames(self._transforms, self.settings)
             self._outputs = Outputs(self, self.settings, self.frames)
+            worker = self.worker
             world = self._ask_worker(lambda: build_world(self.settings))
-            self._ask_worker(lambda: self.worker.adopt(world))
+            self._ask_worker(lambda: worker.adopt(world))
         except Exception as error:
             known = isinstance(error, ConfigurationError)
             sentence = str(error) if known else f"{type(error).__name__}: {error}"
@@ -161,11 +162,15 @@ class WorldStereoNode(LifecycleNode):
     def _release(self) -> None:
         self._configured = False
         self.relay.outputs = None
+        worker = self.worker
         try:
-            self._ask_worker(lambda: self.worker.adopt(None), timeout=STOP_BOUND)
+            # Where a job still runs, it was waited for already.
+            bound = 0.1 if worker.running is not None else STOP_BOUND
+            self._ask_worker(lambda: worker.adopt(None), timeout=bound)
         except TimeoutError:
             # It hangs inside the model. A thread cannot be killed, but a new one can take its place.
             self.get_logger().error("The worker hangs; a new one takes its place.")
+            worker.stop(0)
             self.worker = self._new_worker()
         if self._outputs is not None:
             self._outputs.close()

@@ -75,9 +75,9 @@ class Settings:
     )
     publish_tf: bool = _row(True, "Send the pose of imagined_frame on /tf.")
     base_to_camera: list[float] = _row(  # noqa: RUF009 - a list becomes a default_factory
-        [0.0, 0.0, 0.0, -0.5, 0.5, -0.5, 0.5],
-        "Pose of the camera's optical frame in base_frame where TF has none: x y z and quaternion x y z w. "
-        "The default is a camera in the middle of the robot that looks ahead.",
+        [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0],
+        "Pose of the camera's optical frame in base_frame where TF has none: x y z and quaternion x y z w "
+        "(0 0 0 -0.5 0.5 -0.5 0.5 is a camera in the middle of the robot that looks ahead). All zero = TF must say.",
         unit="m",
     )
     path_poses: str = _row(
@@ -214,10 +214,11 @@ def check_value(row: Field[Any], value: object) -> Value:
 def _check_meaning(name: str, value: object) -> None:
     if name == "base_to_camera" and isinstance(value, list):
         norm = math.sqrt(sum(v * v for v in value[3:])) if len(value) == 7 else 0.0
-        if not all(math.isfinite(v) for v in value) or abs(norm - 1) > 0.01:
+        unset = len(value) == 7 and not any(value)
+        if not unset and (not all(math.isfinite(v) for v in value) or abs(norm - 1) > 0.01):
             raise ConfigurationError(
                 f"The parameter 'base_to_camera' is {value}; seven numbers were expected: x y z in metres and a "
-                "quaternion x y z w of length 1."
+                "quaternion x y z w of length 1, or seven zeros."
             )
     if name in ("world_frame", "base_frame", "imagined_frame") and not value:
         raise ConfigurationError(f"The parameter '{name}' is empty; the name of a TF frame was expected.")

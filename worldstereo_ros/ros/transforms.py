@@ -19,11 +19,16 @@ SET_BACK_NS = 2_000_000_000
 
 
 class TransformMissing(LookupError):  # noqa: N818 - reads as what happened
-    """A transform is not known; the message says why. `may_come`: it is worth waiting for."""
+    """A transform is not known; the message says why.
 
-    def __init__(self, message: str, *, may_come: bool) -> None:
+    Attributes:
+        may_come: it is worth waiting for.
+        camera_unknown: not even the name of the camera's frame is known.
+    """
+
+    def __init__(self, message: str, *, may_come: bool, camera_unknown: bool = False) -> None:
         super().__init__(message)
-        self.may_come = may_come
+        self.may_come, self.camera_unknown = may_come, camera_unknown
 
 
 class Transforms(Protocol):

@@ -157,7 +157,11 @@ class Worker:
         self.end_all(Code.INACTIVE, "The node shuts down.")
         with self._wake:
             self._stopping = True
+            calls = list(self._calls)
+            self._calls.clear()
             self._wake.notify()
+        for _, future in calls:
+            future.cancel()
         self._thread.join(seconds)
         return not self._thread.is_alive()
 
