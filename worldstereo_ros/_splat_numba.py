@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from worldstereo_ros._compiled import compiled, in_threads, shares
-from worldstereo_ros._surrounding import PAIRS, SECTOR_ARRAY
+from worldstereo_ros._surrounding import PAIRS, REACH, SECTOR_ARRAY
 
 EMPTY = np.int32(0x7F800000)  # +inf as bits: no point has written this pixel
 
@@ -115,6 +115,7 @@ def _colour_pass(p, s, colours, observed, e, cap, tolerance, slab, grades, front
         r = h + np.float32(0.25)
         r = r * r
         fall = np.float32(grades) / r
+        quantum = z * np.float32(4096.0)
         red = (np.int64(colours[i, 0]) << 28) | np.int64(1)
         green = np.int64(colours[i, 1])
         blue = np.int64(colours[i, 2])
@@ -126,7 +127,7 @@ def _colour_pass(p, s, colours, observed, e, cap, tolerance, slab, grades, front
                 d = dx * dx + dy
                 if d <= r and nearest <= sign * limit[y, x]:
                     weight = 1 + grades - np.int64(d * fall)
-                    depth = np.int64((z / front[y, x]) * np.float32(4096.0))
+                    depth = np.int64(quantum / front[y, x])
                     acc[y, x, 0] += red * weight
                     acc[y, x, 1] += green * weight
                     acc[y, x, 2] += blue * weight
@@ -134,8 +135,8 @@ def _colour_pass(p, s, colours, observed, e, cap, tolerance, slab, grades, front
 
 
 @compiled
-def _resolve(accs, front, limit, colour, depth, covered, observed, y0, y1):
-    """Divides the sums by their weights. A pixel that no point reached is a hole: grey, depth 0."""
+def _resolve(accs, front, limit, hole, colour, depth, observed, y0, y1):
+    """Divides the sums by their weights. A pixel that no point reached is grey and has the depth `hole`."""
     layers = accs.shape[0]
     for y in range(y0, y1):
         for x in range(front.shape[1]):
@@ -153,8 +154,7 @@ def _resolve(accs, front, limit, colour, depth, covered, observed, y0, y1):
                 colour[y, x, 0] = 128
                 colour[y, x, 1] = 128
                 colour[y, x, 2] = 128
-                depth[y, x] = 0
-                covered[y, x] = False
+                depth[y, x] = hole
                 observed[y, x] = False
                 continue
             half = weight >> 1
@@ -162,44 +162,76 @@ def _resolve(accs, front, limit, colour, depth, covered, observed, y0, y1):
             colour[y, x, 1] = (green + half) // weight
             colour[y, x, 2] = (blue + half) // weight
             depth[y, x] = front[y, x] * (np.float32(offset / weight) * np.float32(1.0 / 4096.0))
-            covered[y, x] = True
             observed[y, x] = limit[y, x] > 0
 
 
 @compiled
-def _nearer(depth, y, x, sector, limit):
+def _nearest_around(surface, y, rows, around):
+    """Writes into `around` the least of `surface` within REACH columns and rows of row y, for every column."""
+    height, width = surface.shape
+    low = max(y - REACH, 0)
+    high = min(y + REACH, height - 1)
+    for x in range(width):
+        rows[x] = surface[low, x]
+    for yy in range(low + 1, high + 1):
+        for x in range(width):
+            rows[x] = surface[yy, x] if surface[yy, x] < rows[x] else rows[x]
+    for x in range(width):
+        around[x] = rows[x]
+    for step in range(1, REACH + 1):
+        for x in range(width - step):
+            around[x] = rows[x + step] if rows[x + step] < around[x] else around[x]
+        for x in range(step, width):
+            around[x] = rows[x - step] if rows[x - step] < around[x] else around[x]
+
+
+@compiled
+def _nearer(surface, y, x, sector, limit):
     """The number of the nearest pixel in one direction that holds a surface nearer than `limit`; -1 if none does."""
-    height, width = depth.shape
+    height, width = surface.shape
     for k in range(SECTOR_ARRAY.shape[1]):
         if SECTOR_ARRAY[sector, k, 2] == 0:
             break
         xx = x + SECTOR_ARRAY[sector, k, 0]
         yy = y + SECTOR_ARRAY[sector, k, 1]
-        if xx >= 0 and xx < width and yy >= 0 and yy < height and depth[yy, xx] > 0 and depth[yy, xx] < limit:
+        if xx >= 0 and xx < width and yy >= 0 and yy < height and surface[yy, xx] < limit:
             return k
     return -1
 
 
 @compiled
-def _close(colour, depth, observed, jump, out_colour, out_depth, out_covered, out_observed, y0, y1):
+def _close(colour, surface, observed, jump, out_colour, out_depth, out_covered, out_observed, y0, y1):
     """Closes holes and pinholes of up to five pixels that a nearer surface surrounds.
 
     A pixel looks in eight directions for a surface nearer than itself by the factor `jump` (any surface, where the
     pixel is a hole). Where both ends of at least three of the four axes find one, the pixel lies behind that surface
     or in a crack of it, and takes the mean of what they found, without the parts nearer than the farthest by `jump`.
+    `surface` is the depth, infinite in holes.
     """
-    width = depth.shape[1]
+    width = surface.shape[1]
+    rows = np.empty(width, np.float32)
+    around = np.empty(width, np.float32)
+    hits = np.empty(8, np.int64)
+    infinite = np.float32(np.inf)
     for y in range(y0, y1):
+        _nearest_around(surface, y, rows, around)
         for x in range(width):
-            z = depth[y, x]
-            out_colour[y, x] = colour[y, x]
-            out_depth[y, x] = z
-            out_covered[y, x] = z > 0
+            z = surface[y, x]
+            is_hole = z == infinite
+            out_colour[y, x, 0] = colour[y, x, 0]
+            out_colour[y, x, 1] = colour[y, x, 1]
+            out_colour[y, x, 2] = colour[y, x, 2]
+            out_depth[y, x] = np.float32(0.0) if is_hole else z
+            out_covered[y, x] = not is_hole
             out_observed[y, x] = observed[y, x]
-            limit = z * jump if z > 0 else np.float32(np.inf)
+            limit = infinite if is_hole else z * jump
+            if not around[x] < limit:
+                continue
             missed = 0
             for k in range(4):
-                if _nearer(depth, y, x, k, limit) < 0 or _nearer(depth, y, x, k + 4, limit) < 0:
+                hits[k] = _nearer(surface, y, x, k, limit)
+                hits[k + 4] = _nearer(surface, y, x, k + 4, limit) if hits[k] >= 0 else -1
+                if hits[k + 4] < 0:
                     missed += 1
                     if missed > 4 - PAIRS:
                         break
@@ -207,9 +239,11 @@ def _close(colour, depth, observed, jump, out_colour, out_depth, out_covered, ou
                 continue
             farthest = np.float32(0.0)
             for k in range(8):
-                n = _nearer(depth, y, x, k, limit)
+                if k >= 4 and hits[k - 4] < 0:
+                    hits[k] = _nearer(surface, y, x, k, limit)  # it was not asked for yet
+                n = hits[k]
                 if n >= 0:
-                    farthest = max(farthest, depth[y + SECTOR_ARRAY[k, n, 1], x + SECTOR_ARRAY[k, n, 0]])
+                    farthest = max(farthest, surface[y + SECTOR_ARRAY[k, n, 1], x + SECTOR_ARRAY[k, n, 0]])
             weight = np.int64(0)
             red = np.int64(0)
             green = np.int64(0)
@@ -217,12 +251,12 @@ def _close(colour, depth, observed, jump, out_colour, out_depth, out_covered, ou
             mean = np.float32(0.0)
             seen = True
             for k in range(8):
-                n = _nearer(depth, y, x, k, limit)
+                n = hits[k]
                 if n < 0:
                     continue
                 yy = y + SECTOR_ARRAY[k, n, 1]
                 xx = x + SECTOR_ARRAY[k, n, 0]
-                near = depth[yy, xx]
+                near = surface[yy, xx]
                 if near < farthest * jump:
                     continue
                 w = SECTOR_ARRAY[k, n, 2]
@@ -256,8 +290,11 @@ def splat(points, colours, observed, spacing, numbers, width, height, settings, 
     accs = np.zeros((len(parts), height, width, 4), dtype=np.int64)
     shared = (points, spacing, colours, observed, numbers, cap, tolerance, slab, grades, front, limit)
     in_threads(_colour_pass, [(*shared, accs[k], *part) for k, part in enumerate(parts)])
-    first = out if jump <= 0 else tuple(np.empty_like(array) for array in out)
-    in_threads(_resolve, [(accs, front, limit, *first, *band) for band in bands])
-    if jump > 0:
-        colour, depth, _, seen = first
-        in_threads(_close, [(colour, depth, seen, jump, *out, *band) for band in bands])
+    colour, depth, covered, seen = out
+    if jump <= 0:
+        in_threads(_resolve, [(accs, front, limit, np.float32(0), colour, depth, seen, *band) for band in bands])
+        np.greater(depth, 0, out=covered)
+        return
+    first = (np.empty_like(colour), np.empty_like(depth), np.empty_like(seen))
+    in_threads(_resolve, [(accs, front, limit, np.float32(np.inf), *first, *band) for band in bands])
+    in_threads(_close, [(*first, jump, *out, *band) for band in bands])

@@ -89,7 +89,7 @@ def splat(points, colours, observed, spacing, numbers, width, height, settings):
         on_front = (depth <= limit[pixel]) & (seen != imagined[pixel])
         index, pixel, z, distance, radius = (t[on_front] for t in (index, pixel, z, distance, radius))
         weight = 1 + grades - (distance * (torch.full_like(radius, grades) / radius)).to(torch.int64)
-        share = ((z / front[pixel]) * 4096.0).to(torch.int64).clamp(max=8191)
+        share = ((z * 4096.0) / front[pixel]).to(torch.int64).clamp(max=8191)
         rgb = colours[index].to(torch.int64)
         sums[0].scatter_add_(0, pixel, ((rgb[:, 0] << 28) | 1) * weight)
         sums[1].scatter_add_(0, pixel, rgb[:, 1] * weight)
