@@ -1,0 +1,178 @@
+"""Self-attention over references and targets together, with the receptive fields of `masks`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers.models.attention_dispatch import dispatch_attention_fn
+from diffusers.models.transformers.transformer_wan import WanAttention
+
+from worldstereo_ros.models.masks import (
+    Correspondence,
+    Group,
+    TokenGrid,
+    check_correspondence,
+    dense_mask,
+    mask_formula,
+    merged_mask,
+    plan_groups,
+)
+from worldstereo_ros.models.rotary import Rotary, rotate
+
+IMPLEMENTATIONS = ("auto", "groups", "flex", "dense")
+
+
+@dataclass(frozen=True)
+class ReferencePlan:
+    """How the blocks attend, made once per forward and shared by all of them.
+
+    Attributes:
+        first_query: the first token that asks. Frozen references answer and never ask, so their queries, their
+            attention and their feed-forward are not computed.
+        attend: None for one attention over everything, else (q, k, v), each (b, L, heads, head_dim), to the output.
+    """
+
+    first_query: int = 0
+    attend: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor] | None = None
+
+
+def make_plan(
+    mode: str,
+    grid: TokenGrid,
+    *,
+    update_references: bool,
+    correspondence: Correspondence | None = None,
+    implementation: str = "auto",
+    device: torch.device,
+    batch: int = 1,
+) -> ReferencePlan:
+    """Chooses how to attend.
+
+    Args:
+        mode: full, paired or correspondence.
+        grid: where the tokens are.
+        update_references: False leaves the references out of the queries.
+        correspondence: where target tokens land; needed by that mode alone.
+        implementation: `groups` calls scaled_dot_product_attention once per group of queries that share their keys,
+            `flex` compiles a block-sparse FlexAttention, `dense` is the slow twin with one quadratic mask.
+            `auto`: flex for correspondence on CUDA, groups otherwise.
+        device: where the tokens are.
+        batch: size of the batch.
+
+    Raises:
+        ValueError: the correspondence is missing or does not fit the clip.
+    """
+    first_query = 0 if update_references else grid.reference_tokens
+    if mode == "full" and implementation != "dense":
+        return ReferencePlan(first_query)
+    if mode == "correspondence":
+        correspondence = check_correspondence(correspondence, grid, batch)
+    if implementation == "auto":
+        implementation = "flex" if mode == "correspondence" and device.type == "cuda" else "groups"
+    if implementation == "dense":
+        mask = dense_mask(mode, grid, correspondence, device)[:, None, first_query:]
+        return ReferencePlan(first_query, lambda q, k, v: _sdpa(q, k, v, mask))
+    if implementation == "flex":
+        return ReferencePlan(first_query, _flex(mode, grid, correspondence, first_query, device))
+    groups = [
+        (group, merged_mask(group))
+        for group in plan_groups(mode, grid, correspondence)
+        if group.queries.start >= first_query
+    ]
+    return ReferencePlan(first_query, lambda q, k, v: _attend_groups(groups, first_query, q, k, v))
+
+
+class StereoAttnProcessor:
+    """Attention processor of the self-attention in every block; see `ReferencePlan`."""
+
+    _attention_backend = None
+    _parallel_config = None
+
+    def __call__(
+        self,
+        attn: WanAttention,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: None = None,
+        attention_mask: None = None,
+        rotary_emb: Rotary | None = None,
+        plan: ReferencePlan | None = None,
+    ) -> torch.Tensor:
+        """(b, L, dim) tokens, references first, to (b, L - plan.first_query, dim)."""
+        plan = plan or ReferencePlan()
+        asking = hidden_states[:, plan.first_query :]
+        if attn.fused_projections:
+            query, key, value = attn.to_qkv(hidden_states).chunk(3, dim=-1)
+            query = query[:, plan.first_query :]
+        else:
+            query, key, value = attn.to_q(asking), attn.to_k(hidden_states), attn.to_v(hidden_states)
+        query, key, value = (t.unflatten(2, (attn.heads, -1)) for t in (attn.norm_q(query), attn.norm_k(key), value))
+        query = rotate(query, (rotary_emb[0][:, plan.first_query :], rotary_emb[1][:, plan.first_query :]))
+        key = rotate(key, rotary_emb)
+        if plan.attend is not None:
+            out = plan.attend(query, key, value)
+        else:
+            out = dispatch_attention_fn(
+                query, key, value, backend=self._attention_backend, parallel_config=self._parallel_config
+            )
+        return attn.to_out[1](attn.to_out[0](out.flatten(2, 3).type_as(hidden_states)))
+
+
+def _sdpa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
+
+
+def _attend_groups(
+    groups: list[tuple[Group, torch.Tensor | None]],
+    first_query: int,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+) -> torch.Tensor:
+    out = []
+    for group, mask in groups:
+        asked = slice(group.queries.start - first_query, group.queries.stop - first_query)
+        out.append(_sdpa(q[:, asked], _keys(k, group), _keys(v, group), mask))
+    return torch.cat(out, dim=1)
+
+
+def _keys(tokens: torch.Tensor, group: Group) -> torch.Tensor:
+    targets = tokens[:, group.targets]
+    if isinstance(group.references, slice):
+        if group.references.stop == group.references.start:
+            return targets
+        if group.references.stop == group.targets.start:  # neighbours: no copy
+            return tokens[:, group.references.start : group.targets.stop]
+    return torch.cat((tokens[:, group.references], targets), dim=1)
+
+
+@lru_cache(maxsize=1)
+def _compiled_flex() -> Any:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention, dynamic=False)
+
+
+def _flex(
+    mode: str, grid: TokenGrid, correspondence: Correspondence | None, first_query: int, device: torch.device
+) -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]:
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    formula = mask_formula(mode, grid, correspondence, first_query, device)
+    batch = correspondence.points.shape[0] if mode == "correspondence" else 1
+    on_gpu = device.type == "cuda"
+    blocks = create_block_mask(
+        formula, batch, None, grid.tokens - first_query, grid.tokens, device=device, _compile=on_gpu
+    )
+    kernel = _compiled_flex() if on_gpu else flex_attention
+
+    def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+        return kernel(q, k, v, block_mask=blocks).transpose(1, 2)
+
+    return attend

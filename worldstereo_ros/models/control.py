@@ -1,0 +1,153 @@
+"""The control branch (GGM): what the cloud memory renders, turned into offsets of the backbone's tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers.models.transformers.transformer_wan import WanAttention, WanAttnProcessor
+from torch import nn
+
+from worldstereo_ros.models.rotary import Rotary, RotaryEmbedding
+
+
+class MaskCameraEmbedding(nn.Module):
+    """Hole mask and Plücker rays at pixel resolution to one token per patch; adds nothing until trained.
+
+    Where `mask_downsample` is above one (weights for video latents), three zero frames are padded in front.
+    """
+
+    def __init__(self, add_channels: int, mid_channels: int, out_channels: int, mask_downsample: int) -> None:
+        super().__init__()
+        self.pad_front = 3 if mask_downsample > 1 else 0
+        kernel = (mask_downsample, 8, 8)
+        self.mask_proj = nn.Sequential(
+            nn.Conv3d(add_channels, mid_channels, kernel_size=kernel, stride=kernel),
+            nn.GroupNorm(mid_channels // 8, mid_channels),
+            nn.SiLU(),
+        )
+        self.mask_zero_proj = nn.Conv3d(mid_channels, out_channels, kernel_size=(1, 2, 2), stride=(1, 2, 2))
+        _zero(self.mask_zero_proj)
+
+    def forward(self, volume: torch.Tensor) -> torch.Tensor:
+        """(b, add_channels, F, H, W) to (b, F * H/16 * W/16, out_channels)."""
+        volume = F.pad(volume, (0, 0, 0, 0, self.pad_front, 0)) if self.pad_front else volume
+        return self.mask_zero_proj(self.mask_proj(volume)).flatten(2).transpose(1, 2)
+
+
+class ModulatedNorm(nn.Module):
+    """LayerNorm whose shift, scale and gate come from the time embedding."""
+
+    def __init__(self, time_embed_dim: int, dim: int) -> None:
+        super().__init__()
+        self.silu = nn.SiLU()
+        self.linear = nn.Linear(time_embed_dim, 3 * dim)
+        self.norm = nn.LayerNorm(dim, eps=1e-5)
+
+    def forward(self, tokens: torch.Tensor, temb: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tokens (b, L, dim) and temb (b, time_embed_dim) to the modulated tokens and the gate (b, 1, dim)."""
+        dtype = self.linear.weight.dtype  # norms may be kept in float32 beside a bfloat16 model
+        shift, scale, gate = self.linear(self.silu(temb.to(dtype))).unsqueeze(1).chunk(3, dim=-1)
+        normed = self.norm(tokens.to(self.norm.weight.dtype)) * (1 + scale) + shift
+        return normed.type_as(tokens), gate.type_as(tokens)
+
+
+class ControlBlock(nn.Module):
+    """Self-attention and feed-forward, both modulated by the time embedding."""
+
+    def __init__(self, dim: int, ffn_dim: int, num_heads: int, time_embed_dim: int) -> None:
+        super().__init__()
+        self.norm1 = ModulatedNorm(time_embed_dim, dim)
+        self.self_attn = WanAttention(
+            dim=dim, heads=num_heads, dim_head=dim // num_heads, eps=1e-6, processor=WanAttnProcessor()
+        )
+        self.norm2 = ModulatedNorm(time_embed_dim, dim)
+        self.ffn = nn.Sequential(nn.Linear(dim, ffn_dim), nn.GELU(approximate="tanh"), nn.Linear(ffn_dim, dim))
+
+    def forward(self, tokens: torch.Tensor, temb: torch.Tensor, rotary: Rotary) -> torch.Tensor:
+        """(b, L, dim) to the same shape."""
+        normed, gate = self.norm1(tokens, temb)
+        tokens = tokens + gate * self.self_attn(normed, rotary_emb=rotary)
+        normed, gate = self.norm2(tokens, temb)
+        return tokens + gate * self.ffn(normed)
+
+
+class ControlBranch(nn.Module):
+    """The whole branch. Parameter names are those of the published weights under `controlnet.`.
+
+    Args:
+        settings: `controlnet_cfg` of a checkpoint: conv_out_dim, dim, ffn_dim, num_heads, num_layers, time_embed_dim,
+            add_channels, mid_channels, mask_downsample.
+        in_channels: channels of `latent`, as many as the backbone's input has.
+        out_dim: width of the backbone.
+        patch_size: (time, rows, columns) of one token in latent pixels.
+    """
+
+    def __init__(
+        self, settings: Mapping[str, Any], in_channels: int, out_dim: int, patch_size: tuple[int, int, int]
+    ) -> None:
+        super().__init__()
+        dim, width, layers = settings["dim"], settings["conv_out_dim"], settings["num_layers"]
+        self.patch_size = tuple(patch_size)
+        self.rope = RotaryEmbedding(dim // settings["num_heads"])
+        self.controlnet_patch_embedding = nn.Conv3d(in_channels, width, kernel_size=patch_size, stride=patch_size)
+        self.controlnet_mask_embedding = MaskCameraEmbedding(
+            settings.get("add_channels", 1),
+            settings.get("mid_channels", 64),
+            width,
+            settings.get("mask_downsample", 4),
+        )
+        self.proj_in = nn.Linear(width, dim) if width != dim else nn.Identity()
+        self.controlnet_blocks = nn.ModuleList(
+            ControlBlock(dim, settings["ffn_dim"], settings["num_heads"], settings["time_embed_dim"])
+            for _ in range(layers)
+        )
+        self.proj_out = nn.ModuleList(nn.Linear(dim, out_dim) for _ in range(layers))
+        for projection in self.proj_out:
+            _zero(projection)
+        self.gradient_checkpointing = False
+
+    def forward(self, latent: torch.Tensor, volume: torch.Tensor, temb: torch.Tensor) -> list[torch.Tensor]:
+        """The state after every block, num_layers tensors of (b, L, dim); `residual` makes the offsets of them.
+
+        The states are kept at the branch's own width: at full size their offsets would take five times the memory.
+
+        Args:
+            latent: (b, in_channels, F, h, w), the first channels of the backbone's input followed by the latent of
+                the rendering.
+            volume: (b, add_channels, F, H, W) at pixel resolution: hole mask (1 = hole), then Plücker rays.
+            temb: (b, time_embed_dim) time embedding of the backbone.
+
+        Raises:
+            ValueError: latent and volume do not make the same tokens.
+        """
+        frames, rows, columns = (n // p for n, p in zip(latent.shape[2:], self.patch_size, strict=True))
+        dtype = self.controlnet_patch_embedding.weight.dtype
+        tokens = self.controlnet_patch_embedding(latent.to(dtype)).flatten(2).transpose(1, 2)
+        added = self.controlnet_mask_embedding(volume.to(dtype))
+        if added.shape != tokens.shape:
+            raise ValueError(
+                f"The rendered latent makes {tokens.shape[1]} tokens and mask and cameras make {added.shape[1]}; "
+                f"latent {tuple(latent.shape[2:])} wants pixels 8 times as high and wide, and as many frames."
+            )
+        tokens = self.proj_in(tokens + added)
+        rotary = self.rope(torch.arange(frames, device=latent.device), rows, columns)
+        states = []
+        for block in self.controlnet_blocks:
+            if torch.is_grad_enabled() and self.gradient_checkpointing:
+                tokens = self._gradient_checkpointing_func(block, tokens, temb, rotary)
+            else:
+                tokens = block(tokens, temb, rotary)
+            states.append(tokens)
+        return states
+
+    def residual(self, index: int, state: torch.Tensor) -> torch.Tensor:
+        """What is added after backbone block `index`: (b, L, dim) to (b, L, out_dim)."""
+        return self.proj_out[index](state)
+
+
+def _zero(layer: nn.Module) -> None:
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)

@@ -1,0 +1,305 @@
+"""The WorldStereo transformer: Wan's video backbone, a control branch and a memory branch, in one class.
+
+Shapes and parameter names are those of the published checkpoints; sizes and branches follow from the configuration:
+no `controlnet_cfg` leaves the plain backbone, `main_camera_embedding` in it adds the memory variant's camera tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.loaders import PeftAdapterMixin
+from diffusers.models.attention import AttentionMixin
+from diffusers.models.modeling_outputs import Transformer2DModelOutput
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.models.normalization import FP32LayerNorm
+from diffusers.models.transformers.transformer_wan import WanTimeTextImageEmbedding, WanTransformerBlock
+from torch import nn
+
+from worldstereo_ros.models.attention import IMPLEMENTATIONS, ReferencePlan, StereoAttnProcessor, make_plan
+from worldstereo_ros.models.control import ControlBranch
+from worldstereo_ros.models.inputs import check_inputs
+from worldstereo_ros.models.masks import MODES, Correspondence, TokenGrid
+from worldstereo_ros.models.rotary import Rotary, RotaryEmbedding
+
+
+class WorldStereoBlock(WanTransformerBlock):
+    """A Wan block that carries reference tokens beside the target tokens.
+
+    Both get the same modulation, the same joint self-attention and the same feed-forward; text and image are shown to
+    the targets alone.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.attn1.set_processor(StereoAttnProcessor())
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        reference_states: torch.Tensor | None,
+        encoder_hidden_states: torch.Tensor,
+        temb: torch.Tensor,
+        rotary_emb: Rotary,
+        plan: ReferencePlan,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Targets (b, L, dim) and references (b, M, dim) or None, to the same.
+
+        Args:
+            hidden_states: target tokens.
+            reference_states: reference tokens.
+            encoder_hidden_states: (b, text or image + text, dim).
+            temb: (b, 6, dim) modulation.
+            rotary_emb: angles of [references, targets].
+            plan: who attends to whom; with `plan.first_query` the references come back as they were.
+        """
+        shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = (self.scale_shift_table + temb.float()).chunk(6, dim=1)
+        tokens = hidden_states
+        if reference_states is not None:
+            tokens = torch.cat((reference_states, hidden_states), dim=1)
+        normed = (self.norm1(tokens.float()) * (1 + scale) + shift).type_as(tokens)
+        attended = self.attn1(normed, rotary_emb=rotary_emb, plan=plan)
+        tokens = (tokens[:, plan.first_query :].float() + attended * gate).type_as(hidden_states)
+
+        carried = tokens.shape[1] - hidden_states.shape[1]
+        targets = tokens[:, carried:]
+        normed = self.norm2(targets.float()).type_as(targets)
+        targets = targets + self.attn2(normed, encoder_hidden_states, None, None)
+        tokens = torch.cat((tokens[:, :carried], targets), dim=1) if carried else targets
+
+        normed = (self.norm3(tokens.float()) * (1 + ffn_scale) + ffn_shift).type_as(tokens)
+        tokens = (tokens.float() + self.ffn(normed).float() * ffn_gate).type_as(tokens)
+        return tokens[:, carried:], tokens[:, :carried] if carried else reference_states
+
+
+class WorldStereoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, AttentionMixin):
+    """Predicts the velocity of keyframe latents.
+
+    Args:
+        patch_size ... pos_embed_seq_len: as diffusers' `WanTransformer3DModel`.
+        controlnet_cfg: sizes of the control branch and switches of the memory branch as in a checkpoint's
+            `config.json` (see `ControlBranch`; `update_ref`, `main_camera_embedding`, `camera_embedding_dim`);
+            None: no branch.
+        reference_attention: `full`, `paired` or `correspondence` (see `masks`).
+        correspondence_radius, correspondence_stride: see `masks.Correspondence`.
+    """
+
+    _supports_gradient_checkpointing = True
+    _skip_layerwise_casting_patterns = ("patch_embedding", "condition_embedder", "norm")
+    _no_split_modules = ("WorldStereoBlock", "ControlBlock")
+    _repeated_blocks = ("WorldStereoBlock", "ControlBlock")
+    _keep_in_fp32_modules = ("time_embedder", "scale_shift_table", "norm1", "norm2", "norm3")
+    # The first is in some Wan checkpoints, the second in WorldStereo ones with `ref_embedding`: neither is ever used.
+    _keys_to_ignore_on_load_unexpected = ("norm_added_q", "ref_index_embedding")
+
+    @register_to_config
+    def __init__(
+        self,
+        patch_size: tuple[int, int, int] = (1, 2, 2),
+        num_attention_heads: int = 40,
+        attention_head_dim: int = 128,
+        in_channels: int = 36,
+        out_channels: int = 16,
+        text_dim: int = 4096,
+        freq_dim: int = 256,
+        ffn_dim: int = 13824,
+        num_layers: int = 40,
+        cross_attn_norm: bool = True,
+        qk_norm: str = "rms_norm_across_heads",
+        eps: float = 1e-6,
+        image_dim: int | None = None,
+        added_kv_proj_dim: int | None = None,
+        rope_max_seq_len: int = 1024,
+        pos_embed_seq_len: int | None = None,
+        controlnet_cfg: Mapping[str, Any] | None = None,
+        reference_attention: str = "full",
+        correspondence_radius: float = 2.0,
+        correspondence_stride: int = 4,
+    ) -> None:
+        super().__init__()
+        dim = num_attention_heads * attention_head_dim
+        self.rope = RotaryEmbedding(attention_head_dim)
+        self.patch_embedding = nn.Conv3d(in_channels, dim, kernel_size=patch_size, stride=patch_size)
+        self.condition_embedder = WanTimeTextImageEmbedding(
+            dim, freq_dim, dim * 6, text_dim, image_embed_dim=image_dim, pos_embed_seq_len=pos_embed_seq_len
+        )
+        self.blocks = nn.ModuleList(
+            WorldStereoBlock(dim, ffn_dim, num_attention_heads, qk_norm, cross_attn_norm, eps, added_kv_proj_dim)
+            for _ in range(num_layers)
+        )
+        self.norm_out = FP32LayerNorm(dim, eps, elementwise_affine=False)
+        self.proj_out = nn.Linear(dim, out_channels * math.prod(patch_size))
+        self.scale_shift_table = nn.Parameter(torch.randn(1, 2, dim) / dim**0.5)
+
+        control = dict(controlnet_cfg or {})
+        self.controlnet = ControlBranch(control, in_channels, dim, tuple(patch_size)) if control else None
+        self.camera_embedding = None
+        if control.get("main_camera_embedding"):
+            self.camera_embedding = nn.Sequential(
+                nn.Linear(control.get("camera_embedding_dim", 7), dim // 2),
+                nn.SiLU(),
+                nn.Linear(dim // 2, dim),
+                nn.SiLU(),
+                nn.Linear(dim, dim),
+            )
+            for parameter in self.camera_embedding[-1].parameters():
+                nn.init.zeros_(parameter)
+        self.update_references = bool(control.get("update_ref", False))
+        self.gradient_checkpointing = False
+        self.set_reference_attention(reference_attention)
+
+    @property
+    def has_memory(self) -> bool:
+        """True for the memory variants, whose references come with camera tokens."""
+        return self.camera_embedding is not None
+
+    def set_reference_attention(self, mode: str, implementation: str = "auto") -> None:
+        """Chooses the receptive field of the references; weights stay as they are.
+
+        Raises:
+            ValueError: no such mode or implementation.
+        """
+        if mode not in MODES:
+            raise ValueError(f"reference_attention is '{mode}'; choose one of {', '.join(MODES)}.")
+        if implementation not in IMPLEMENTATIONS:
+            raise ValueError(f"The implementation '{implementation}' is not known; choose {', '.join(IMPLEMENTATIONS)}.")
+        self.register_to_config(reference_attention=mode)
+        self.attention_implementation = implementation
+
+    def start_control_from_backbone(self) -> None:
+        """Gives an untrained control branch the backbone's patch embedding, as its training starts.
+
+        Raises:
+            ValueError: there is no branch, or its embedding is of another size.
+        """
+        if self.controlnet is None or self.config.controlnet_cfg["conv_out_dim"] != self.proj_out.in_features:
+            raise ValueError("The control branch is missing or its conv_out_dim is not the backbone's width.")
+        self.controlnet.controlnet_patch_embedding.load_state_dict(self.patch_embedding.state_dict())
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        timestep: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        encoder_hidden_states_image: torch.Tensor | None = None,
+        render_latent: torch.Tensor | None = None,
+        render_mask: torch.Tensor | None = None,
+        camera_embedding: torch.Tensor | None = None,
+        reference_latent: torch.Tensor | None = None,
+        ref_index: torch.Tensor | None = None,
+        camera_qt: torch.Tensor | None = None,
+        camera_qt_ref: torch.Tensor | None = None,
+        reference_points: torch.Tensor | None = None,
+        return_dict: bool = True,
+    ) -> Transformer2DModelOutput | tuple[torch.Tensor]:
+        """The velocity (b, out_channels, F, h, w).
+
+        Args:
+            hidden_states: (b, in_channels, F, h, w): noisy latent, mask (1 = known), condition latent.
+            timestep: (b,) in 0..1000.
+            encoder_hidden_states: (b, text tokens, text_dim), exactly 512 tokens where there is an image embedding.
+            encoder_hidden_states_image: (b, image tokens, image_dim) or None.
+            render_latent: (b, latent channels, F, h, w) of the rendered cloud; needed by the control branch.
+            render_mask: (b, 1, F, H, W), 1 = hole; needed by the control branch.
+            camera_embedding: (b, 6, F, H, W) Plücker rays.
+            reference_latent: (b, in_channels, R, h, w), or None (R = 0 too): nothing is remembered.
+            ref_index: (R,) whole numbers in 0..F-2; the reference stands beside keyframe `ref_index + 1`.
+            camera_qt: (b, F, 7) quaternion (w, x, y, z) and translation of the normalised cameras.
+            camera_qt_ref: (b, R, 7) of the references.
+            reference_points: (b or 1, F, rows, columns, R, 2), see `masks.Correspondence`; for that mode alone.
+            return_dict: False returns a tuple.
+
+        Raises:
+            ValueError: an input is missing, or its shape does not fit the others.
+        """
+        home = check_inputs(
+            self.config,
+            hidden_states=hidden_states,
+            timestep=timestep,
+            encoder_hidden_states=encoder_hidden_states,
+            encoder_hidden_states_image=encoder_hidden_states_image,
+            render_latent=render_latent,
+            render_mask=render_mask,
+            camera_embedding=camera_embedding,
+            reference_latent=reference_latent,
+            ref_index=ref_index,
+            camera_qt=camera_qt,
+            camera_qt_ref=camera_qt_ref,
+        )
+        frames, rows, columns = (
+            n // p for n, p in zip(hidden_states.shape[2:], self.config.patch_size, strict=True)
+        )
+        device = hidden_states.device
+        grid = TokenGrid(frames, rows, columns, home)
+
+        temb, modulation, text, image = self.condition_embedder(
+            timestep, encoder_hidden_states, encoder_hidden_states_image
+        )
+        modulation = modulation.unflatten(1, (6, -1))
+        context = text if image is None else torch.cat((image, text), dim=1)
+
+        control: list[torch.Tensor] = []
+        if self.controlnet is not None:
+            known = hidden_states[:, : self.config.in_channels - render_latent.shape[1]]
+            volume = render_mask if camera_embedding is None else torch.cat((render_mask, camera_embedding), dim=1)
+            control = self.controlnet(torch.cat((known, render_latent), dim=1), volume, temb)
+
+        tokens = self._embed(hidden_states, camera_qt, rows * columns)
+        rotary = self.rope(torch.arange(frames, device=device), rows, columns)
+        references, plan = None, ReferencePlan()
+        if home:
+            references = self._embed(reference_latent, camera_qt_ref, rows * columns)
+            beside = self.rope(torch.tensor(home, device=device), rows, columns, first_column=columns)
+            rotary = tuple(torch.cat(pair, dim=1) for pair in zip(beside, rotary, strict=True))
+            plan = self._plan(grid, reference_points, len(tokens), device)
+
+        for index, block in enumerate(self.blocks):
+            arguments = (tokens, references, context, modulation, rotary, plan)
+            if torch.is_grad_enabled() and self.gradient_checkpointing:
+                tokens, references = self._gradient_checkpointing_func(block, *arguments)
+            else:
+                tokens, references = block(*arguments)
+            if index < len(control):
+                tokens = tokens + self.controlnet.residual(index, control[index])
+                control[index] = None  # spent; at full size each takes 62 MB
+
+        shift, scale = (self.scale_shift_table + temb.unsqueeze(1)).chunk(2, dim=1)
+        tokens = (self.norm_out(tokens.float()) * (1 + scale) + shift).type_as(tokens)
+        sample = self._unpatch(self.proj_out(tokens), grid)
+        return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
+
+    def _embed(self, latent: torch.Tensor, poses: torch.Tensor | None, per_frame: int) -> torch.Tensor:
+        tokens = self.patch_embedding(latent).flatten(2).transpose(1, 2)
+        if self.camera_embedding is not None and poses is not None:
+            offset = self.camera_embedding(poses.to(tokens.dtype))
+            tokens = tokens + offset.repeat_interleave(per_frame, dim=1)
+        return tokens.contiguous()
+
+    def _plan(
+        self, grid: TokenGrid, points: torch.Tensor | None, batch: int, device: torch.device
+    ) -> ReferencePlan:
+        mode = self.config.reference_attention
+        correspondence = None
+        if mode == "correspondence" and points is not None:
+            correspondence = Correspondence(
+                points.to(device), self.config.correspondence_radius, self.config.correspondence_stride
+            )
+        return make_plan(
+            mode,
+            grid,
+            update_references=self.update_references,
+            correspondence=correspondence,
+            implementation=self.attention_implementation,
+            device=device,
+            batch=batch,
+        )
+
+    def _unpatch(self, tokens: torch.Tensor, grid: TokenGrid) -> torch.Tensor:
+        p_t, p_h, p_w = self.config.patch_size
+        cells = tokens.unflatten(2, (p_t, p_h, p_w, -1)).unflatten(1, (grid.frames, grid.rows, grid.columns))
+        # b, F, rows, columns, p_t, p_h, p_w, c -> b, c, (F p_t), (rows p_h), (columns p_w)
+        return cells.permute(0, 7, 1, 4, 2, 5, 3, 6).flatten(6, 7).flatten(4, 5).flatten(2, 3)
