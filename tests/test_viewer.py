@@ -422,6 +422,17 @@ def test_overview_has_everything_in_the_picture(views, look_at):
     assert np.ptp(uv, axis=0).max() > 90  # and not tiny
 
 
+def test_what_is_seen_through_a_window_does_not_shrink_the_room(views):
+    viewable = imagined_viewable(views)
+    outside = np.random.default_rng(0).uniform([20, -3, 0], [25, 3, 2], (3000, 3)).astype(np.float32)
+    points = np.concatenate([viewable.points, outside])
+    with_garden = replace(
+        viewable, points=points, colours=np.zeros((15000, 3), np.uint8), observed=np.ones(15000, bool)
+    )
+    room, garden = overview(viewable), overview(with_garden)
+    assert np.linalg.norm(garden.position - room.position) < 0.2 * np.linalg.norm(room.position - room.look_at)
+
+
 def test_overview_of_cameras_alone_and_of_points_alone(views):
     empty = Viewable("a", "posed sequence", np.zeros((0, 3), np.float32), np.zeros((0, 3), np.uint8), np.zeros(0, bool))
     for viewable in (replace(empty, path=POSES), replace(imagined_viewable(views), path=POSES[:0], given=()), empty):

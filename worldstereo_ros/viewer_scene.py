@@ -138,6 +138,10 @@ def overview(viewable: Viewable, *, pitch: float = np.radians(42), fov: float = 
     up, cameras = viewable.up, _poses(viewable)
     points = viewable.points[:: max(1, len(viewable.points) // 50_000)].astype(np.float64)
     points = points[points @ up < ceiling_height(viewable)] if len(points) else points
+    if len(points) and len(cameras):
+        # What is seen through a window is far away: it must not decide how large the room is on the page.
+        distance = np.linalg.norm(points[:, None] - cameras[None, :: max(1, len(cameras) // 12), :3, 3], axis=2).min(1)
+        points = points[distance <= 2.5 * np.median(distance)]
     if len(points) == 0:
         points = cameras[:, :3, 3] if len(cameras) else np.zeros((1, 3))
     low, high = np.percentile(points, 3, axis=0), np.percentile(points, 97, axis=0)

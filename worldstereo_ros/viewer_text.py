@@ -40,12 +40,12 @@ def pictures_of(view: View) -> list[tuple[np.ndarray, str]]:
     if isinstance(view, ImaginedView) and view.conditioning is not None:
         pictures.append((view.conditioning, "What memory alone gives"))
     if view.observed is not None:
-        caption = f"{view.observed.mean():.0%} observed (blue), the rest imagined"
+        caption = f"{view.observed.mean():.0%} observed (blue)"
         pictures.append((mask_picture(view.image, view.observed), caption))
     if view.depth is not None:
         known = view.depth[view.depth > 0]
         reach = f" {known.min():.1f} to {known.max():.1f} m" if len(known) else ""
-        pictures.append((depth_picture(view.depth), f"Depth{reach}, near is bright"))
+        pictures.append((depth_picture(view.depth), f"Depth{reach}"))
     return pictures
 
 
