@@ -23,7 +23,7 @@ def scene():
 
 @pytest.fixture(scope="module")
 def path(scene):
-    return make_path(scene, "robot", 60, seed_of("demo", 3))
+    return make_path(scene, "ground", 60, seed_of("demo", 3))
 
 
 @pytest.fixture

@@ -44,7 +44,7 @@ def scene_story(kind: str, seed: int, views: int, *, given: int = 10, width: int
 
     scene = make_scene(kind, seed_of("demo", seed))
     camera = Camera.from_fov(width, height, np.radians(75))
-    drive = make_path(scene, "robot", 240, seed_of("demo", seed))
+    drive = make_path(scene, "ground", 240, seed_of("demo", seed))
     driven, ahead = drive[:120], drive[110:]
     seen = [scene.view(camera, pose) for pose in interpolate_poses(driven, given)]
     path = interpolate_poses(ahead, views)

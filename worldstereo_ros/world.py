@@ -219,6 +219,23 @@ class WorldModel:
         self.cloud, self.bank = archive.cloud, archive.bank
 
 
+def warm_up(pipeline: Pipeline, device: str | torch.device = "cpu") -> None:
+    """Runs the loop once on two small made-up views, so that the first real ones wait for nothing.
+
+    Loops are compiled (or read from their cache) and kernels loaded when they first run; that can take seconds, in
+    which a robot's messages would be lost.
+    """
+    camera = Camera.from_fov(64, 48, 1.2)
+    world = WorldModel(pipeline, device=device)
+    image = np.random.default_rng(0).integers(0, 255, (48, 64, 3), dtype=np.uint8)
+    poses = np.tile(np.eye(4), (3, 1, 1))
+    poses[:, 0, 3] = (0.0, 0.2, 0.4)
+    for stamp, pose in enumerate(poses[:2]):
+        world.seed(View(image, camera, pose, np.full((48, 64), 3, np.float32), stamp_ns=stamp))
+    for view in world.imagine(poses, camera, remember=True):
+        assert view.image.shape == image.shape
+
+
 def _compose(
     frame: PipelineFrame,
     conditioning: Conditioning,
