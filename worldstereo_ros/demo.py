@@ -1,0 +1,231 @@
+"""`worldstereo demo`: the node in a process of its own, a robot that shows it a place, and pictures of what came of it.
+
+Everything goes over the real middleware. Left in the folder: imagined.mp4, contact_sheet.png, cloud.ply, cloud.png,
+world.wsmap (both memories), bag/ (MCAP of all that was published), imagined/ and given/ (posed sequences),
+figures.json and node.log.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from worldstereo_ros.evaluation.metrics import psnr, ssim
+from worldstereo_ros.memory.archive import load_archive
+from worldstereo_ros.outcome import MAP_FILE, write_outcome
+from worldstereo_ros.stories import Story, bag_story, scene_story, sequence_story
+from worldstereo_ros.views import ImaginedView
+
+NODE_NAME = "/worldstereo"
+SEED_PERIOD = 0.25  # seconds between two views: a robot that looks four times a second
+
+
+class DemoError(RuntimeError):
+    """The demo could not be run; the message says why and what to do."""
+
+
+def run_demo(
+    out: Path,
+    *,
+    sequence: Path | None = None,
+    bag: Path | None = None,
+    scene: str = "room",
+    seed: int = 0,
+    views: int = 24,
+    model: str = "geometric",
+) -> dict[str, Any]:
+    """Runs the whole story and leaves its pictures in `out`.
+
+    Args:
+        out: folder; what an earlier demo left there is replaced.
+        sequence: a posed RGB-D sequence to play instead of a procedural world.
+        bag: a rosbag to play instead.
+        scene, seed: kind and number of the procedural world.
+        views: how many views are asked for.
+        model: pipeline of the node.
+
+    Returns:
+        The figures, as in figures.json.
+
+    Raises:
+        DemoError: ROS is missing, or the node did not do its part.
+        ValueError: the sequence or the bag cannot be used.
+    """
+    try:
+        from worldstereo_ros.ros.client import NodeSilentError, WorldStereoClient
+        from worldstereo_ros.ros.recorder import Recorder
+    except ImportError as error:
+        raise DemoError(
+            f"The demo talks to the real node and ROS 2 is not there ({error}). Run `make setup`."
+        ) from error
+
+    console = Console()
+    begin = time.monotonic()
+    with console.status("making the story ..."):
+        if sequence is not None:
+            story = sequence_story(sequence, views)
+        elif bag is not None:
+            story = bag_story(bag, views)
+        else:
+            story = scene_story(scene, seed, views)
+    console.print(f"[bold]{story.title}[/]")
+    out = _prepared(out)
+    try:
+        with _node(out, model) as process, WorldStereoClient(NODE_NAME) as client, Recorder(client, out / "bag"):
+            client.wait_until_ready(60)
+            ready = time.monotonic() - begin
+            _show(client, story, process)
+            result = _ask(client, story)
+            if result.error_code:
+                raise DemoError(f"The node ended the path with code {result.error_code}: {result.error_msg}")
+            if len(result.views) != len(story.path):
+                raise DemoError(f"{len(story.path)} views were asked for and {len(result.views)} arrived.")
+            saved, message = client.save_map(MAP_FILE)
+            if not saved:
+                raise DemoError(f"The node did not save its map: {message}")
+    except NodeSilentError as error:
+        raise DemoError(f"{error} Its log is {out / 'node.log'}.") from error
+    with console.status("drawing ..."):
+        cloud = load_archive(out / MAP_FILE).cloud
+        figures = _figures(story, result.views) | {
+            "points": len(cloud),
+            "seconds_to_first_view": round(result.seconds_to_first, 3),
+            "seconds_per_view": round(result.seconds / len(result.views), 3),
+            "seconds_until_ready": round(ready, 1),
+        }
+        write_outcome(
+            out,
+            result.views,
+            story.given,
+            cloud,
+            story.truth,
+            title="worldstereo_ros: given, remembered, imagined",
+            subtitle=story.title,
+        )
+    figures["seconds_in_all"] = round(time.monotonic() - begin, 1)
+    (out / "figures.json").write_text(json.dumps(figures, indent=1))
+    _print(console, figures, out)
+    return figures
+
+
+def _prepared(out: Path) -> Path:
+    """The folder, made if missing, without what an earlier demo left in it (nothing else is touched)."""
+    out = out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    for name in ("bag", "imagined", "given"):
+        shutil.rmtree(out / name, ignore_errors=True)
+    for name in (MAP_FILE, "figures.json", "node.log"):
+        (out / name).unlink(missing_ok=True)
+    return out
+
+
+@contextmanager
+def _node(out: Path, model: str) -> Iterator[subprocess.Popen[bytes]]:
+    """The node as a process of its own, with its log in a file; ended when the block is left, whatever happened."""
+    command = [sys.executable, "-m", "worldstereo_ros.ros.node", "--ros-args", "-r", f"__node:={NODE_NAME[1:]}"]
+    for name, value in {"map_directory": out, "model": model, "camera_frame": "camera_optical_frame"}.items():
+        command += ["-p", f"{name}:={value}"]
+    # Other machines on the network have no business in a demo, unless the user says so.
+    environment = {"ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST", **os.environ}
+    os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
+    with (out / "node.log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+        try:
+            yield process
+        finally:
+            process.send_signal(signal.SIGINT)
+            try:
+                process.wait(timeout=10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _bar() -> Progress:
+    columns = (TextColumn("{task.description:<22}"), BarColumn(), TextColumn("{task.completed:.0f}/{task.total:.0f}"))
+    return Progress(*columns, TimeElapsedColumn(), TextColumn("{task.fields[note]}"))
+
+
+def _show(client: Any, story: Story, process: subprocess.Popen[bytes]) -> None:
+    """Shows every given view to the node, at the pace of a robot that looks around."""
+    with _bar() as bar:
+        task = bar.add_task("the robot looks around", total=len(story.given), note="")
+        for view in story.given:
+            if process.poll() is not None:
+                raise DemoError("The node ended by itself; its log says why (node.log).")
+            client.see(view)
+            bar.advance(task)
+            time.sleep(SEED_PERIOD)
+
+
+def _ask(client: Any, story: Story) -> Any:
+    """Sends the path and shows the feedback."""
+    with _bar() as bar:
+        task = bar.add_task("the node imagines", total=len(story.path), note="")
+
+        def on_feedback(feedback: Any) -> None:
+            left = f"{feedback.seconds_left:.0f} s left" if feedback.seconds_left >= 0 else ""
+            bar.update(task, completed=feedback.views_done, note=f"{feedback.stage} {left}")
+
+        result = client.imagine(story.path, on_feedback=on_feedback, remember=True)
+        bar.update(task, completed=len(result.views), note="")
+    return result
+
+
+def _figures(story: Story, views: Sequence[ImaginedView]) -> dict[str, Any]:
+    """Quality against the truth, whole and by what the node says of each pixel; None where nobody knows the truth."""
+    figures: dict[str, Any] = {
+        "story": story.title,
+        "views": len(views),
+        "observed_fraction": round(float(np.mean([view.observed_fraction for view in views])), 4),
+        "psnr": None,
+        "ssim": None,
+        "psnr_observed": None,
+        "psnr_imagined": None,
+    }
+    if story.truth is None:
+        return figures
+    rows: dict[str, list[float]] = {"psnr": [], "ssim": [], "psnr_observed": [], "psnr_imagined": []}
+    for view, truth in zip(views, story.truth, strict=True):
+        rows["psnr"].append(psnr(view.image, truth))
+        rows["ssim"].append(ssim(view.image, truth))
+        for name, mask in (("psnr_observed", view.observed_mask), ("psnr_imagined", ~view.observed_mask)):
+            if mask.mean() > 0.005:  # a handful of pixels says nothing
+                rows[name].append(psnr(view.image, truth, mask))
+    return figures | {name: round(float(np.mean(values)), 3) for name, values in rows.items() if values}
+
+
+def _print(console: Console, figures: dict[str, Any], out: Path) -> None:
+    table = Table(box=None, show_header=False, pad_edge=False)
+    words = {
+        "views": "views imagined",
+        "observed_fraction": "of their pixels observed",
+        "psnr": "PSNR, whole frame (dB)",
+        "ssim": "SSIM",
+        "psnr_observed": "PSNR where it says observed (dB)",
+        "psnr_imagined": "PSNR where it says imagined (dB)",
+        "points": "points in the cloud",
+        "seconds_to_first_view": "seconds to the first view",
+        "seconds_per_view": "seconds per view",
+        "seconds_in_all": "seconds in all",
+    }
+    for name, text in words.items():
+        if figures.get(name) is not None:
+            table.add_row(text, f"{figures[name]}")
+    console.print(table)
+    console.print(f"\nLook at [bold]{out / 'contact_sheet.png'}[/], imagined.mp4 and cloud.png beside it.")
+    console.print(f"In the browser: [bold]worldstereo view {out}[/]")
