@@ -12,20 +12,11 @@ SUFFIXES = (".ply", ".pcd")
 
 
 class ExportError(RuntimeError):
-    """A cloud that cannot be written or read. The message is a sentence."""
+    """A cloud that cannot be written. The message is a sentence."""
 
 
 class Cloud(Protocol):
-    """What is exported of a cloud: `CloudMemory` has it, and so has `PointCloud`."""
-
-    points: np.ndarray
-    colours: np.ndarray
-    observed: np.ndarray
-    confidence: np.ndarray
-
-
-class PointCloud:
-    """Plain arrays as a cloud.
+    """What is exported of a cloud; `CloudMemory` is one.
 
     Attributes:
         points: (N, 3) float32 metres in the world frame.
@@ -34,21 +25,10 @@ class PointCloud:
         confidence: (N,) float32.
     """
 
-    def __init__(
-        self,
-        points: np.ndarray,
-        colours: np.ndarray,
-        observed: np.ndarray | None = None,
-        confidence: np.ndarray | None = None,
-    ) -> None:
-        count = len(points)
-        self.points = points
-        self.colours = colours
-        self.observed = np.ones(count, dtype=bool) if observed is None else observed
-        self.confidence = np.ones(count, dtype=np.float32) if confidence is None else confidence
-
-    def __len__(self) -> int:
-        return len(self.points)
+    points: np.ndarray
+    colours: np.ndarray
+    observed: np.ndarray
+    confidence: np.ndarray
 
 
 def export_cloud(cloud: Cloud, path: str | Path) -> None:
@@ -94,46 +74,6 @@ def export_cloud(cloud: Cloud, path: str | Path) -> None:
         raise ExportError(f"The cloud could not be written to {path}: {error.strerror}.") from error
     finally:
         partial.unlink(missing_ok=True)
-
-
-def import_cloud(path: str | Path) -> PointCloud:
-    """Reads a .ply or .pcd, from here or elsewhere.
-
-    Returns:
-        The cloud; without colours it is mid-grey, without `observed` all observed, without `confidence` all 1.
-
-    Raises:
-        ExportError: missing, another ending, unreadable, or empty.
-    """
-    import open3d as o3d
-
-    path = Path(path)
-    _check_suffix(path)
-    if not path.is_file():
-        raise ExportError(f"There is no file {path}.")
-    try:
-        with o3d.utility.VerbosityContextManager(o3d.utility.VerbosityLevel.Error):
-            tensor = o3d.t.io.read_point_cloud(str(path))
-    except RuntimeError as error:
-        raise ExportError(f"{path} is no cloud that can be read.") from error
-    if "positions" not in tensor.point or len(tensor.point.positions) == 0:
-        raise ExportError(f"{path} holds no points, or is no cloud that can be read.")
-
-    def column(name: str) -> np.ndarray | None:
-        return tensor.point[name].numpy().reshape(-1) if name in tensor.point else None
-
-    points = tensor.point.positions.numpy().astype(np.float32)
-    colours = np.full(points.shape, 128, dtype=np.uint8)
-    if "colors" in tensor.point:
-        stored = tensor.point.colors.numpy()
-        colours = stored if stored.dtype == np.uint8 else np.rint(np.clip(stored, 0, 1) * 255).astype(np.uint8)
-    observed, confidence = column("observed"), column("confidence")
-    return PointCloud(
-        points,
-        colours,
-        None if observed is None else observed != 0,
-        None if confidence is None else confidence.astype(np.float32),
-    )
 
 
 def _check_suffix(path: Path) -> None:
