@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from worldstereo_ros.pipelines.load import load_pipeline
 from worldstereo_ros.ros.parameters import ConfigurationError, Settings, map_directory
-from worldstereo_ros.world import WorldModel
+from worldstereo_ros.world import WorldModel, warm_up
 
 
 def effective_device(requested: str) -> str:
@@ -31,6 +31,7 @@ def build_world(settings: Settings) -> WorldModel:
         raise ConfigurationError(f"map_directory is {folder}, which is no folder.")
     try:
         pipeline = load_pipeline(settings.model, device)
+        warm_up(pipeline, device)
         estimator = None
         if settings.depth_model and settings.depth_source != "sensor":
             from worldstereo_ros.depth import HubDepth
