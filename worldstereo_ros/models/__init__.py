@@ -1,0 +1,32 @@
+"""Torch modules alone: the WorldStereo transformer, its autoencoder, its samplers, and their checkpoints.
+
+Imports with torch, diffusers, numpy and safetensors; nothing here knows of ROS or of the memories.
+"""
+
+from worldstereo_ros.models.autoencoder import KeyframeAutoencoder
+from worldstereo_ros.models.checkpoint import CheckpointError
+from worldstereo_ros.models.correspondence import reference_points
+from worldstereo_ros.models.inspection import CheckpointReport, inspect_checkpoint
+from worldstereo_ros.models.locate import Checkpoint, find_checkpoint, list_variants
+from worldstereo_ros.models.pretrained import load_autoencoder, load_transformer
+from worldstereo_ros.models.schedulers import DMDScheduler, make_scheduler
+from worldstereo_ros.models.settings import VARIANTS, Settings
+from worldstereo_ros.models.transformer import WorldStereoTransformer
+
+__all__ = [
+    "VARIANTS",
+    "Checkpoint",
+    "CheckpointError",
+    "CheckpointReport",
+    "DMDScheduler",
+    "KeyframeAutoencoder",
+    "Settings",
+    "WorldStereoTransformer",
+    "find_checkpoint",
+    "inspect_checkpoint",
+    "list_variants",
+    "load_autoencoder",
+    "load_transformer",
+    "make_scheduler",
+    "reference_points",
+]

@@ -8,14 +8,14 @@ remains is a 2-D network: the same numbers, and frames that can go through it si
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-
+from itertools import pairwise
 
 import torch
-import torch.nn.functional as F
 from diffusers import AutoencoderKLWan
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
+from torch.nn import functional
 
 
 class ChannelNorm(nn.Module):
@@ -28,7 +28,7 @@ class ChannelNorm(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(N, C, H, W) to the same; the length is taken in float32."""
-        return F.normalize(x.float(), dim=1).to(x.dtype) * self.scale * self.gamma
+        return functional.normalize(x.float(), dim=1).to(x.dtype) * self.scale * self.gamma
 
 
 class ResidualBlock(nn.Module):
@@ -45,8 +45,8 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(N, C, H, W) to (N, out_channels, H, W)."""
-        y = self.conv1(F.silu(self.norm1(x)))
-        return self.conv2(F.silu(self.norm2(y))) + self.conv_shortcut(x)
+        y = self.conv1(functional.silu(self.norm1(x)))
+        return self.conv2(functional.silu(self.norm2(y))) + self.conv_shortcut(x)
 
 
 class AttentionBlock(nn.Module):
@@ -61,7 +61,7 @@ class AttentionBlock(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(N, C, H, W) to the same."""
         q, k, v = self.to_qkv(self.norm(x)).flatten(2).transpose(1, 2).unsqueeze(1).contiguous().chunk(3, dim=-1)
-        y = F.scaled_dot_product_attention(q, k, v).squeeze(1).transpose(1, 2).reshape(x.shape)
+        y = functional.scaled_dot_product_attention(q, k, v).squeeze(1).transpose(1, 2).reshape(x.shape)
         return x + self.proj(y)
 
 
@@ -102,7 +102,7 @@ class UpBlock(nn.Module):
     def __init__(self, channels: int, out_channels: int, blocks: int, up: bool) -> None:
         super().__init__()
         widths = [channels] + [out_channels] * blocks
-        self.resnets = nn.ModuleList(ResidualBlock(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        self.resnets = nn.ModuleList(ResidualBlock(a, b) for a, b in pairwise(widths))
         self.upsamplers = nn.ModuleList([Resample(out_channels, out_channels // 2, up=True)] if up else [])
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -139,7 +139,7 @@ class Encoder(nn.Module):
         x = self.conv_in(x)
         for layer in self.down_blocks:
             x = layer(x)
-        return self.conv_out(F.silu(self.norm_out(self.mid_block(x))))
+        return self.conv_out(functional.silu(self.norm_out(self.mid_block(x))))
 
 
 class Decoder(nn.Module):
@@ -153,7 +153,7 @@ class Decoder(nn.Module):
         self.up_blocks = nn.ModuleList(
             # The upsampler before has halved the channels.
             UpBlock(a // 2 if level else a, b, blocks + 1, up=level < last)
-            for level, (a, b) in enumerate(zip(widths[:-1], widths[1:], strict=True))
+            for level, (a, b) in enumerate(pairwise(widths))
         )
         self.norm_out = ChannelNorm(widths[-1])
         self.conv_out = nn.Conv2d(widths[-1], out_channels, 3, padding=1)
@@ -163,7 +163,7 @@ class Decoder(nn.Module):
         x = self.mid_block(self.conv_in(z))
         for block in self.up_blocks:
             x = block(x)
-        return self.conv_out(F.silu(self.norm_out(x)))
+        return self.conv_out(functional.silu(self.norm_out(x)))
 
 
 class KeyframeAutoencoder(ModelMixin, ConfigMixin):
@@ -175,8 +175,6 @@ class KeyframeAutoencoder(ModelMixin, ConfigMixin):
     Raises:
         ValueError: a configuration of Wan 2.2's residual, patched autoencoder, which WorldStereo does not use.
     """
-
-    _keep_in_fp32_modules = ()
 
     @register_to_config
     def __init__(
@@ -210,8 +208,6 @@ class KeyframeAutoencoder(ModelMixin, ConfigMixin):
         self.post_quant_conv = nn.Conv2d(z_dim, z_dim, 1)
         self.decoder = Decoder(z_dim, up, out_channels, num_res_blocks)
         self.factor = 2 ** (len(dim_mult) - 1)
-        self.register_buffer("mean", torch.tensor(latents_mean).view(1, -1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(latents_std).view(1, -1, 1, 1), persistent=False)
 
     @classmethod
     def from_wan(cls, wan: AutoencoderKLWan) -> KeyframeAutoencoder:
@@ -267,26 +263,32 @@ class KeyframeAutoencoder(ModelMixin, ConfigMixin):
         """Yields (3, 8h, 8w) pictures in order, each as soon as its `batch` is decoded.
 
         Args:
-            latents: (16, F, h, w) of one clip, or (F, 16, h, w) as they are where F is first and 16 second.
+            latents: (16, F, h, w) of one clip.
             batch: frames that are decoded together: one for the first picture soonest, more for speed.
 
         Raises:
             ValueError: another shape.
         """
-        if latents.ndim != 4 or self.config.z_dim not in latents.shape[:2]:
+        if latents.ndim != 4 or latents.shape[0] != self.config.z_dim:
             raise ValueError(f"latents has shape {tuple(latents.shape)}; ({self.config.z_dim}, F, h, w) was expected.")
-        frames = latents.transpose(0, 1) if latents.shape[0] == self.config.z_dim else latents
-        for part in frames.split(batch):
+        for part in latents.transpose(0, 1).split(batch):
             yield from self._decode(part).to(latents.dtype)
 
     def _encode(self, pictures: torch.Tensor) -> torch.Tensor:
         moments = self.quant_conv(self.encoder(pictures.to(self.dtype)))
         mode = moments[:, : self.config.z_dim].float()
-        return (mode - self.mean.float()) / self.std.float()
+        mean, std = self._statistics(mode.device)
+        return (mode - mean) / std
 
     def _decode(self, latents: torch.Tensor) -> torch.Tensor:
-        z = latents.float() * self.std.float() + self.mean.float()
+        mean, std = self._statistics(latents.device)
+        z = latents.float() * std + mean
         return self.decoder(self.post_quant_conv(z.to(self.dtype))).clamp(-1, 1)
+
+    def _statistics(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        # Not buffers: a cast of the model to half precision would round them.
+        mean, std = (torch.tensor(n, device=device) for n in (self.config.latents_mean, self.config.latents_std))
+        return mean.view(1, -1, 1, 1), std.view(1, -1, 1, 1)
 
 
 def flatten_weights(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -326,5 +328,3 @@ def _pictures(x: torch.Tensor, name: str, channels: int) -> tuple[torch.Tensor, 
 
 def _clips(x: torch.Tensor, clips: int | None) -> torch.Tensor:
     return x if clips is None else x.unflatten(0, (clips, -1)).transpose(1, 2)
-
-

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from diffusers.models.transformers.transformer_wan import WanAttention, WanAttnProcessor
 from torch import nn
+from torch.nn import functional
 
 from worldstereo_ros.models.rotary import Rotary, RotaryEmbedding
 
@@ -33,7 +33,7 @@ class MaskCameraEmbedding(nn.Module):
 
     def forward(self, volume: torch.Tensor) -> torch.Tensor:
         """(b, add_channels, F, H, W) to (b, F * H/16 * W/16, out_channels)."""
-        volume = F.pad(volume, (0, 0, 0, 0, self.pad_front, 0)) if self.pad_front else volume
+        volume = functional.pad(volume, (0, 0, 0, 0, self.pad_front, 0)) if self.pad_front else volume
         return self.mask_zero_proj(self.mask_proj(volume)).flatten(2).transpose(1, 2)
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
+from torch.nn import functional
 
 MODES = ("full", "paired", "correspondence")
 
@@ -219,4 +219,4 @@ def merged_mask(group: Group) -> torch.Tensor | None:
     """The mask of a group over [its reference keys, its target keys], for scaled_dot_product_attention."""
     if group.mask is None:
         return None
-    return F.pad(group.mask, (0, group.targets.stop - group.targets.start), value=True)
+    return functional.pad(group.mask, (0, group.targets.stop - group.targets.start), value=True)

@@ -166,7 +166,9 @@ class WorldStereoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, Attentio
         if mode not in MODES:
             raise ValueError(f"reference_attention is '{mode}'; choose one of {', '.join(MODES)}.")
         if implementation not in IMPLEMENTATIONS:
-            raise ValueError(f"The implementation '{implementation}' is not known; choose {', '.join(IMPLEMENTATIONS)}.")
+            raise ValueError(
+                f"The implementation '{implementation}' is not known; choose {', '.join(IMPLEMENTATIONS)}."
+            )
         self.register_to_config(reference_attention=mode)
         self.attention_implementation = implementation
 
@@ -230,19 +232,20 @@ class WorldStereoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, Attentio
             camera_qt=camera_qt,
             camera_qt_ref=camera_qt_ref,
         )
-        frames, rows, columns = (
-            n // p for n, p in zip(hidden_states.shape[2:], self.config.patch_size, strict=True)
-        )
+        frames, rows, columns = (n // p for n, p in zip(hidden_states.shape[2:], self.config.patch_size, strict=True))
         device = hidden_states.device
         grid = TokenGrid(frames, rows, columns, home)
 
+        dtype = self.patch_embedding.weight.dtype
         temb, modulation, text, image = self.condition_embedder(
-            timestep, encoder_hidden_states, encoder_hidden_states_image
+            timestep,
+            encoder_hidden_states.to(dtype),
+            None if encoder_hidden_states_image is None else encoder_hidden_states_image.to(dtype),
         )
         modulation = modulation.unflatten(1, (6, -1))
         context = text if image is None else torch.cat((image, text), dim=1)
 
-        control: list[torch.Tensor] = []
+        control: list[torch.Tensor | None] = []
         if self.controlnet is not None:
             known = hidden_states[:, : self.config.in_channels - render_latent.shape[1]]
             volume = render_mask if camera_embedding is None else torch.cat((render_mask, camera_embedding), dim=1)
@@ -273,15 +276,13 @@ class WorldStereoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, Attentio
         return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
 
     def _embed(self, latent: torch.Tensor, poses: torch.Tensor | None, per_frame: int) -> torch.Tensor:
-        tokens = self.patch_embedding(latent).flatten(2).transpose(1, 2)
+        tokens = self.patch_embedding(latent.to(self.patch_embedding.weight.dtype)).flatten(2).transpose(1, 2)
         if self.camera_embedding is not None and poses is not None:
             offset = self.camera_embedding(poses.to(tokens.dtype))
             tokens = tokens + offset.repeat_interleave(per_frame, dim=1)
         return tokens.contiguous()
 
-    def _plan(
-        self, grid: TokenGrid, points: torch.Tensor | None, batch: int, device: torch.device
-    ) -> ReferencePlan:
+    def _plan(self, grid: TokenGrid, points: torch.Tensor | None, batch: int, device: torch.device) -> ReferencePlan:
         mode = self.config.reference_attention
         correspondence = None
         if mode == "correspondence" and points is not None:

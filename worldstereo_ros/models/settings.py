@@ -1,0 +1,182 @@
+"""`config.json` of a checkpoint and of its base, read with every number checked."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from worldstereo_ros.models.checkpoint import CheckpointError, read_json
+from worldstereo_ros.models.transformer import WorldStereoTransformer
+
+# Fewest steps first: what is taken where a folder holds several and none was asked for.
+VARIANTS = ("worldstereo-memory-dmd", "worldstereo-memory", "worldstereo-camera")
+SCALE_MAP = ((480, 768), (512, 720), (576, 640), (608, 608), (640, 576), (720, 512), (768, 480))
+MAX_WIDTH, MAX_LAYERS = 65536, 512
+CONTROL_NUMBERS = ("conv_out_dim", "dim", "ffn_dim", "num_heads", "num_layers", "time_embed_dim")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What `config.json` says.
+
+    Attributes:
+        variant: one of `VARIANTS`.
+        base_model: hub id or folder of the diffusers Wan image-to-video model that gives everything else.
+        controlnet_cfg: sizes of the control branch, switches of the memory branch.
+        nframe: keyframes of a clip.
+        scale_map: ((height, width), ...) of the pictures that the model was trained on.
+        latent_cond_mode: `full_vae` or `first_frame_only`.
+        negative_prompt: for guidance; the distilled model has none.
+        raw: the whole file.
+    """
+
+    variant: str
+    base_model: str
+    controlnet_cfg: Mapping[str, Any]
+    nframe: int
+    scale_map: tuple[tuple[int, int], ...]
+    latent_cond_mode: str
+    negative_prompt: str
+    raw: Mapping[str, Any]
+
+    @property
+    def remembers(self) -> bool:
+        """True for the variants that take references."""
+        return self.variant != "worldstereo-camera"
+
+    def picture_size(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) of the scale map whose ratio is nearest."""
+        return min(self.scale_map, key=lambda size: abs(size[0] / size[1] - height / width))
+
+
+def read_settings(file: Path, variant: str | None = None) -> Settings:
+    """Reads and checks `config.json`.
+
+    Args:
+        file: the file.
+        variant: what was asked for, or what the folder is called; None: find out.
+
+    Raises:
+        CheckpointError: something is missing, out of range, or the file is another variant's.
+    """
+    raw = read_json(file)
+    lost = [key for key in ("base_model", "controlnet_cfg") if key not in raw]
+    if lost:
+        raise CheckpointError(f"{file} lacks {' and '.join(lost)}; is it the config.json of a WorldStereo checkpoint?")
+    base, control = raw["base_model"], raw["controlnet_cfg"]
+    if not isinstance(base, str) or not base.strip() or not isinstance(control, dict):
+        raise CheckpointError(f"{file}: base_model must be a name and controlnet_cfg an object.")
+    if "5B" in base or "5B" in str(control.get("base_model", "")):
+        raise CheckpointError(f"{file} is for a 5B base ({base}), whose latents are other ones; use a 14B base.")
+    for key in CONTROL_NUMBERS:
+        _whole(file, control, key, 1, MAX_LAYERS if key in ("num_layers", "num_heads") else MAX_WIDTH)
+    for key, low, high in (("add_channels", 1, 64), ("mid_channels", 8, MAX_WIDTH), ("mask_downsample", 1, 8)):
+        if key in control:
+            _whole(file, control, key, low, high)
+    if "camera_embedding_dim" in control:
+        _whole(file, control, "camera_embedding_dim", 1, 64)
+    heads, dim = control["num_heads"], control["dim"]
+    if dim % heads or (dim // heads) % 2 or control.get("mid_channels", 64) % 8:
+        raise CheckpointError(
+            f"{file}: controlnet_cfg has dim {dim} for {heads} heads and mid_channels {control.get('mid_channels', 64)}; "
+            "heads of an even width and mid_channels in eights are needed."
+        )
+    mode = raw.get("latent_cond_mode", "full_vae")
+    if mode not in ("full_vae", "first_frame_only"):
+        raise CheckpointError(f"{file}: latent_cond_mode is '{mode}'; full_vae or first_frame_only was expected.")
+    if "dmd_steps" in raw:
+        _whole(file, raw, "dmd_steps", 1, 1000)
+    return Settings(
+        variant=_variant(file, raw, variant),
+        base_model=base,
+        controlnet_cfg=control,
+        nframe=_whole(file, raw, "nframe", 2, 1000) if "nframe" in raw else 21,
+        scale_map=_scale_map(file, raw.get("scale_map", SCALE_MAP)),
+        latent_cond_mode=mode,
+        negative_prompt=str(raw.get("negative_prompt") or ""),
+        raw=raw,
+    )
+
+
+def read_backbone(file: Path) -> dict[str, Any]:
+    """Arguments of the backbone from the base's `transformer/config.json`.
+
+    Raises:
+        CheckpointError: it is of another class, or a size is out of range.
+    """
+    raw = read_json(file)
+    kind = raw.get("_class_name", "WanTransformer3DModel")
+    if kind not in ("WanTransformer3DModel", "WorldStereoTransformer"):
+        raise CheckpointError(f"{file} describes a {kind}; a WanTransformer3DModel was expected.")
+    known = set(inspect.signature(WorldStereoTransformer.__init__).parameters) - {"self", "controlnet_cfg"}
+    backbone = {key: value for key, value in raw.items() if key in known}
+    foreign = sorted(k for k, v in raw.items() if k not in known and not k.startswith("_") and v not in (None, False))
+    foreign = [key for key in foreign if key not in ("controlnet_cfg", "window_size")]
+    if foreign:
+        raise CheckpointError(f"{file} has settings that this model does not know: {', '.join(foreign)}.")
+    for key in ("num_attention_heads", "num_layers"):
+        _whole(file, backbone, key, 1, MAX_LAYERS)
+    for key in ("attention_head_dim", "in_channels", "out_channels", "text_dim", "freq_dim", "ffn_dim"):
+        _whole(file, backbone, key, 1, MAX_WIDTH)
+    for key in ("image_dim", "added_kv_proj_dim", "pos_embed_seq_len"):
+        if backbone.get(key) is not None:
+            _whole(file, backbone, key, 1, MAX_WIDTH)
+    patch = backbone.get("patch_size", [1, 2, 2])
+    if not (isinstance(patch, list) and len(patch) == 3 and all(type(p) is int and 1 <= p <= 16 for p in patch)):
+        raise CheckpointError(f"{file}: patch_size is {patch}; three whole numbers in 1..16 were expected.")
+    backbone["patch_size"] = tuple(patch)
+    heads, width = backbone["num_attention_heads"], backbone["attention_head_dim"]
+    if heads * width > MAX_WIDTH or width % 2 or backbone["freq_dim"] % 2:
+        raise CheckpointError(
+            f"{file}: {heads} heads of width {width} and freq_dim {backbone['freq_dim']}; even widths and at most "
+            f"{MAX_WIDTH} in all were expected."
+        )
+    return backbone
+
+
+def infer_variant(raw: Mapping[str, Any]) -> str:
+    """What a `config.json` is, from what it contains."""
+    if "dmd_steps" in raw:
+        return "worldstereo-memory-dmd"
+    control = raw.get("controlnet_cfg")
+    remembers = isinstance(control, dict) and control.get("main_camera_embedding")
+    return "worldstereo-memory" if remembers else "worldstereo-camera"
+
+
+def _variant(file: Path, raw: Mapping[str, Any], asked: str | None) -> str:
+    if asked is not None and asked not in VARIANTS:
+        raise CheckpointError(f"The variant '{asked}' is not known; choose one of {', '.join(VARIANTS)}.")
+    stated = raw.get("model_type")
+    found = stated if stated in VARIANTS else infer_variant(raw)
+    if asked is not None and asked != found:
+        raise CheckpointError(
+            f"{file} describes the variant {found} and {asked} was asked for or stands in the folder's name; "
+            "choose the other variant, or put the right config.json there."
+        )
+    return found
+
+
+def _scale_map(file: Path, value: object) -> tuple[tuple[int, int], ...]:
+    sizes = []
+    for size in value if isinstance(value, list | tuple) else ():
+        if not (isinstance(size, list | tuple) and len(size) == 2):
+            break
+        if not all(type(n) is int and 16 <= n <= 8192 and n % 16 == 0 for n in size):
+            break
+        sizes.append((size[0], size[1]))
+    if not sizes or len(sizes) != len(value):
+        raise CheckpointError(f"{file}: scale_map must list [height, width] pairs in multiples of 16, 16..8192.")
+    return tuple(sizes)
+
+
+def _whole(file: Path, values: Mapping[str, Any], key: str, low: int, high: int) -> int:
+    value = values.get(key)
+    if isinstance(value, float) and math.isfinite(value) and value == int(value):
+        value = int(value)
+    if type(value) is not int or not low <= value <= high:
+        raise CheckpointError(f"{file}: {key} is {value!r}; a whole number in {low}..{high} was expected.")
+    return value
