@@ -1,0 +1,141 @@
+"""What every pipeline must beat: points projected as they are, holes filled with OpenCV's Telea."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import cv2
+import numpy as np
+
+from worldstereo_ros.camera import Camera, invert_pose, project, unproject
+from worldstereo_ros.views import View
+
+EMPTY_GREY = 127  # of a view that no point falls into: there is nothing to fill from
+TELEA_RADIUS = 3
+TSDF_VOXEL, TSDF_TRUNCATION, FAR = 0.01, 0.04, 100.0  # metres
+
+
+@dataclass(frozen=True)
+class Projected:
+    """A baseline's view: image (H, W, 3) uint8 without holes, depth (H, W) float32 metres with them (0)."""
+
+    image: np.ndarray
+    depth: np.ndarray
+
+
+class Baseline(Protocol):
+    """Shows the fused seeds from anywhere."""
+
+    def __call__(self, camera: Camera, world_from_camera: np.ndarray) -> Projected:
+        """The view of one camera."""
+
+
+class Open3DTelea:
+    """Open3D's one-pixel projection of all points of all seeds (`project_to_rgbd_image`), filled with Telea."""
+
+    def __init__(self, seeds: list[View]) -> None:
+        import open3d as o3d
+
+        self._o3d = o3d
+        points, colours = gathered(seeds)
+        self._cloud = o3d.t.geometry.PointCloud(o3d.core.Tensor(points))
+        self._cloud.point.colors = o3d.core.Tensor(colours.astype(np.float32) / 255)
+
+    def __call__(self, camera: Camera, world_from_camera: np.ndarray) -> Projected:
+        """The view of one camera."""
+        tensor = self._o3d.core.Tensor
+        rgbd = self._cloud.project_to_rgbd_image(
+            camera.width,
+            camera.height,
+            tensor(camera.matrix),
+            tensor(invert_pose(world_from_camera)),
+            depth_scale=1.0,
+            depth_max=FAR,
+        )
+        colour = rgbd.color.as_tensor().numpy()
+        depth = rgbd.depth.as_tensor().numpy().reshape(camera.height, camera.width)
+        return Projected(telea(np.clip(np.rint(colour * 255), 0, 255).astype(np.uint8), depth <= 0), depth)
+
+
+class SplatTelea:
+    """A plain splat: every point covers two by two pixels, nearest wins; filled with Telea."""
+
+    def __init__(self, seeds: list[View]) -> None:
+        self._points, self._colours = gathered(seeds)
+
+    def __call__(self, camera: Camera, world_from_camera: np.ndarray) -> Projected:
+        """The view of one camera."""
+        uv, z = project(self._points, camera, world_from_camera)
+        front = z > 0.05
+        corner = np.floor(uv[front]).astype(np.int64)
+        z, colours = z[front], self._colours[front]
+        order = np.argsort(-z, kind="stable")  # far first: the nearest is written last
+        corner, z, colours = corner[order], z[order], colours[order]
+        depth = np.full((camera.height, camera.width), np.inf, np.float32)
+        image = np.zeros((camera.height, camera.width, 3), np.uint8)
+        for dx, dy in ((0, 0), (1, 0), (0, 1), (1, 1)):
+            u, v = corner[:, 0] + dx, corner[:, 1] + dy
+            inside = (u >= 0) & (v >= 0) & (u < camera.width) & (v < camera.height)
+            layer = np.full(depth.shape, -1, np.int64)
+            layer[v[inside], u[inside]] = np.flatnonzero(inside)
+            rows, columns = np.nonzero(layer >= 0)
+            points = layer[rows, columns]
+            nearer = z[points] < depth[rows, columns]
+            rows, columns, points = rows[nearer], columns[nearer], points[nearer]
+            depth[rows, columns], image[rows, columns] = z[points], colours[points]
+        depth[np.isinf(depth)] = 0
+        return Projected(telea(image, depth <= 0), depth)
+
+
+BASELINES: dict[str, type] = {"open3d+telea": Open3DTelea, "splat+telea": SplatTelea}
+
+
+def gathered(views: list[View]) -> tuple[np.ndarray, np.ndarray]:
+    """All pixels with depth as points (N, 3) float32, world, and colours (N, 3) uint8."""
+    points, colours = [np.zeros((0, 3), np.float32)], [np.zeros((0, 3), np.uint8)]
+    for view in views:
+        if view.depth is not None:
+            known = view.depth > 0
+            points.append(unproject(view.depth, view.camera, view.world_from_camera)[known])
+            colours.append(view.image[known])
+    return np.concatenate(points), np.concatenate(colours)
+
+
+def telea(image: np.ndarray, hole: np.ndarray) -> np.ndarray:
+    """`image` (H, W, 3) uint8 with the pixels of `hole` (H, W) bool filled by OpenCV's Telea inpainting."""
+    if hole.all():
+        return np.full_like(image, EMPTY_GREY)
+    return cv2.inpaint(np.ascontiguousarray(image), hole.astype(np.uint8), TELEA_RADIUS, cv2.INPAINT_TELEA)
+
+
+def fused_by_voxels(views: list[View], voxel: float = TSDF_VOXEL) -> np.ndarray:
+    """(N, 3) points: all pixels with depth, thinned by Open3D's voxel down-sampling."""
+    import open3d as o3d
+
+    cloud = o3d.geometry.PointCloud(o3d.utility.Vector3dVector(gathered(views)[0].astype(np.float64)))
+    return np.asarray(cloud.voxel_down_sample(voxel).points)
+
+
+def fused_by_tsdf(views: list[View]) -> np.ndarray:
+    """(N, 3) points of the surface that Open3D's scalable TSDF volume (1 cm voxels, 4 cm truncation) extracts."""
+    import open3d as o3d
+
+    integration = o3d.pipelines.integration
+    volume = integration.ScalableTSDFVolume(TSDF_VOXEL, TSDF_TRUNCATION, integration.TSDFVolumeColorType.RGB8)
+    for view in views:
+        if view.depth is None:
+            continue
+        camera = view.camera
+        pinhole = o3d.camera.PinholeCameraIntrinsic(
+            camera.width, camera.height, camera.fx, camera.fy, camera.cx, camera.cy
+        )
+        rgbd = o3d.geometry.RGBDImage.create_from_color_and_depth(
+            o3d.geometry.Image(np.ascontiguousarray(view.image)),
+            o3d.geometry.Image(np.ascontiguousarray(view.depth, np.float32)),
+            depth_scale=1.0,
+            depth_trunc=FAR,
+            convert_rgb_to_intensity=False,
+        )
+        volume.integrate(rgbd, pinhole, invert_pose(view.world_from_camera))
+    return np.asarray(volume.extract_point_cloud().points)
