@@ -25,6 +25,7 @@ from worldstereo_ros.viewer_scene import (
     PROVENANCE,
     TINTED,
     apart,
+    camera_distance,
     ceiling_height,
     coloured,
     from_above,
@@ -355,6 +356,21 @@ def test_thinning_prefers_observed_points():
     kept = thin(points, observed, 2000)
     assert observed[kept].all()
     np.testing.assert_array_equal(thin(points, observed, 10_000), np.arange(len(points)))
+
+
+def test_thinning_keeps_what_is_near():
+    rng = np.random.default_rng(0)
+    near = np.c_[rng.uniform(-1, 1, (30_000, 2)), np.zeros(30_000)]
+    far = np.c_[rng.uniform(-30, 30, (20_000, 2)), np.full(20_000, 60.0)]
+    points = np.concatenate([near, near + 3e-4, far])
+    cameras = np.repeat(np.eye(4)[None], 2, axis=0)
+    cameras[0, 2, 3], cameras[1, 2, 3] = 1.0, -500.0
+    distance = camera_distance(points, cameras)
+    assert distance[:60_000].max() < 2 < 58 < distance[60_000:].min()
+    kept = thin(points, np.ones(80_000, bool), 10_000)
+    kept_near = thin(points, np.ones(80_000, bool), 10_000, distance)
+    assert len(kept_near) <= 10_000
+    assert (kept_near < 60_000).sum() > 3 * (kept < 60_000).sum()
 
 
 def test_thinning_survives_degenerate_clouds():

@@ -26,12 +26,16 @@ _BANDS = 4  # point clouds of one point size each; the page has one size a cloud
 # --- arithmetic -------------------------------------------------------------------------------------------------------
 
 
-def thin(points: np.ndarray, observed: np.ndarray, budget: int = POINT_BUDGET) -> np.ndarray:
+def thin(
+    points: np.ndarray, observed: np.ndarray, budget: int = POINT_BUDGET, distance: np.ndarray | None = None
+) -> np.ndarray:
     """Indices of at most `budget` points, one a voxel, so that surfaces stay evenly covered.
 
     Args:
         points: (N, 3). observed: (N,) bool; of two points in a voxel the observed one stays.
         budget: most indices returned, at least 1.
+        distance: (N,) of the points from the nearest camera; voxels double with every doubling of it beyond the
+            median, so that what is far away does not take the points of what is near. None = one size for all.
 
     Returns:
         (M,) int64, sorted.
@@ -40,22 +44,37 @@ def thin(points: np.ndarray, observed: np.ndarray, budget: int = POINT_BUDGET) -
         return np.arange(len(points))
     order = np.argsort(~observed, kind="stable")
     ordered = points[order].astype(np.float64)
-    low = np.percentile(ordered[:: max(1, len(ordered) // 20_000)], 1, axis=0)
+    level = np.zeros(len(ordered), dtype=np.int64)
+    if distance is not None:
+        relative = distance[order] / max(float(np.median(distance)), 1e-9)
+        level = np.clip(np.floor(np.log2(np.maximum(relative, 1e-9))), 0, 7).astype(np.int64)
+    scaled = (ordered - np.median(ordered, axis=0)) / 2.0 ** level[:, None]
     # Points lie on surfaces: their number goes with the square of the voxel. A few steps find the size.
-    extent = float(np.linalg.norm(np.ptp(ordered, axis=0))) or 1.0
-    voxel, kept = extent / np.sqrt(4.0 * budget), np.arange(len(ordered))
-    for _ in range(8):
-        cells = np.clip(np.floor((ordered - low) / voxel), -(2**20), 2**20 - 1).astype(np.int64) + 2**20
-        _, first = np.unique((cells[:, 0] << 42) | (cells[:, 1] << 21) | cells[:, 2], return_index=True)
-        if 0.8 * budget <= len(first) <= budget:
-            kept = first
-            break
-        if len(first) <= budget or len(kept) == len(ordered):
-            kept = first
-        voxel *= float(np.clip(np.sqrt(len(first) / (0.9 * budget)), 0.25, 4.0))
+    voxel = (float(np.linalg.norm(np.ptp(scaled, axis=0))) or 1.0) / np.sqrt(4.0 * budget)
+    too_small, large_enough, kept = 0.0, np.inf, np.arange(len(ordered))
+    for _ in range(9):
+        cells = np.clip(np.floor(scaled / voxel), -(2**19), 2**19 - 1).astype(np.int64) + 2**19
+        key = (level << 60) | (cells[:, 0] << 40) | (cells[:, 1] << 20) | cells[:, 2]
+        _, first = np.unique(key, return_index=True)
+        if len(first) > budget:
+            too_small = voxel
+        else:
+            large_enough, kept = voxel, first
+            if len(first) >= 0.85 * budget:
+                break
+        guess = voxel * float(np.clip(np.sqrt(len(first) / (0.92 * budget)), 0.25, 4.0))
+        bracketed = too_small > 0 and np.isfinite(large_enough)
+        voxel = np.sqrt(too_small * large_enough) if bracketed else guess
     if len(kept) > budget:
         kept = np.random.default_rng(0).choice(kept, budget, replace=False)
     return np.sort(order[kept])
+
+
+def camera_distance(points: np.ndarray, cameras: np.ndarray) -> np.ndarray:
+    """(N,) distance of points (N, 3) from the nearest of cameras (F, 4, 4), F >= 1."""
+    from scipy.spatial import cKDTree
+
+    return cKDTree(cameras[:, :3, 3]).query(points, workers=2)[0]
 
 
 def point_sizes(points: np.ndarray) -> np.ndarray:
@@ -140,7 +159,7 @@ def overview(viewable: Viewable, *, pitch: float = np.radians(42), fov: float = 
     points = points[points @ up < ceiling_height(viewable)] if len(points) else points
     if len(points) and len(cameras):
         # What is seen through a window is far away: it must not decide how large the room is on the page.
-        distance = np.linalg.norm(points[:, None] - cameras[None, :: max(1, len(cameras) // 12), :3, 3], axis=2).min(1)
+        distance = camera_distance(points, cameras)
         points = points[distance <= 2.5 * np.median(distance)]
     if len(points) == 0:
         points = cameras[:, :3, 3] if len(cameras) else np.zeros((1, 3))
@@ -151,7 +170,7 @@ def overview(viewable: Viewable, *, pitch: float = np.radians(42), fov: float = 
     axes = np.stack([right, np.cross(forward, right), forward], axis=1)
     seen = np.concatenate([points, cameras[:, :3, 3]]) @ axes
     # The panels take the right and the lower edge of the page; what remains is about square.
-    reach = 0.78 * np.tan(0.5 * fov)
+    reach = 0.74 * np.tan(0.5 * fov)
     middle = 0.5 * (seen.min(axis=0) + seen.max(axis=0))
     aside = np.abs(seen - middle)[:, :2].max(axis=1)
     distance = max(float((aside / reach - (seen - middle)[:, 2]).max()), 0.5 * float(np.ptp(seen[:, 2])), 1e-2)
@@ -267,7 +286,9 @@ class Scene:
 
     def _add_points(self) -> int:
         viewable = self.viewable
-        kept = thin(viewable.points, viewable.observed)
+        cameras, everything = _poses(viewable), viewable.points
+        distance = camera_distance(everything, cameras) if len(cameras) and len(everything) > POINT_BUDGET else None
+        kept = thin(everything, viewable.observed, distance=distance)
         points, colours, observed = viewable.points[kept], viewable.colours[kept], viewable.observed[kept]
         if len(points) == 0:
             return 0

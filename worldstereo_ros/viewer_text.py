@@ -44,7 +44,7 @@ def pictures_of(view: View) -> list[tuple[np.ndarray, str]]:
         pictures.append((mask_picture(view.image, view.observed), caption))
     if view.depth is not None:
         known = view.depth[view.depth > 0]
-        reach = f" {known.min():.1f} to {known.max():.1f} m" if len(known) else ""
+        reach = " {:.1f} to {:.1f} m".format(*np.percentile(known, (1, 99))) if len(known) else ""
         pictures.append((depth_picture(view.depth), f"Depth{reach}"))
     return pictures
 
