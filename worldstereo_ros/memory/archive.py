@@ -33,6 +33,7 @@ VERSION = 1
 MAX_BYTES = 4 * 2**30
 MAX_HEADER_BYTES = 16 * 2**20
 MAX_ARRAYS = 100_000
+MAX_SETTING = 16  # numbers
 
 _DTYPES = {
     "BOOL": "|b1", "U8": "|u1", "I8": "|i1", "U16": "<u2", "I16": "<i2", "U32": "<u4", "I32": "<i4",
@@ -343,8 +344,9 @@ def _read_array(file: BinaryIO, name: str, tensor: dict[str, Any], checksum: str
         raise ArchiveError(f"The map {path} is damaged: the checksum of '{name}' does not match.")
     if array.dtype == np.bool_ and data.size and data.max() > 1:
         raise ArchiveError(f"The map {path} holds a value in '{name}' that is neither true nor false.")
-    # Scalars are settings, where infinity may mean "no limit".
-    if array.ndim and array.dtype.kind == "f" and not np.isfinite(array).all():
+    # A few numbers are settings, where infinity or NaN may mean "no limit" or "not set".
+    setting = array.ndim < 2 and array.size <= MAX_SETTING
+    if array.dtype.kind == "f" and not setting and not np.isfinite(array).all():
         raise ArchiveError(f"The map {path} holds numbers in '{name}' that are not finite.")
     return array
 
