@@ -164,6 +164,7 @@ class Robot:
         }
         self.prompt = ""  # the odd pipeline takes its behaviour from it
         self.heard: dict[str, list] = {}
+        self._subscriptions: dict[str, object] = {}
         self.listen("/diagnostics", DiagnosticArray, qos.DIAGNOSTICS)
         self._executor = SingleThreadedExecutor(context=self.context)
         self._executor.add_node(self.node)
@@ -183,9 +184,11 @@ class Robot:
     # --- listening ---
 
     def listen(self, topic: str, kind: type, profile: object) -> list:
-        """Collects the messages of a topic."""
-        heard = self.heard.setdefault(topic, [])
-        self.node.create_subscription(kind, topic, heard.append, profile)
+        """Collects the messages of a topic from now on; what an earlier call listened to ends."""
+        if topic in self._subscriptions:
+            self.node.destroy_subscription(self._subscriptions[topic])
+        heard = self.heard[topic] = []
+        self._subscriptions[topic] = self.node.create_subscription(kind, topic, heard.append, profile)
         return heard
 
     def diagnostics(self) -> dict[str, str]:

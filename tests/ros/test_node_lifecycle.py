@@ -6,11 +6,16 @@ import math
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from action_msgs.msg import GoalStatus
-from harness import HERE, PATIENCE, running, wait_for
+from harness import HERE, NODE, PATIENCE, running, wait_for
+from sensor_msgs.msg import PointCloud2
 from worldstereo_ros.action import ImaginePath
 from worldstereo_ros.srv import SaveMap
+
+from worldstereo_ros.ros import qos
+from worldstereo_ros.ros.clouds import cloud_arrays
 
 SUCCEEDED, ABORTED = GoalStatus.STATUS_SUCCEEDED, GoalStatus.STATUS_ABORTED
 Result = ImaginePath.Result
@@ -50,7 +55,7 @@ def test_states_in_every_order():  # (26)
         assert robot.transition("configure")
         assert robot.transition("activate")
         assert robot.imagine()[1].error_code == Result.NO_SEED
-        assert robot.transition("active_shutdown")
+        assert robot.transition("shutdown")
         assert robot.state() == "finalized"
         assert node.terminate() == 0
 

@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from types import FrameType
 from typing import Any
 
@@ -72,6 +73,8 @@ class WorldStereoNode(LifecycleNode):
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", qos.DIAGNOSTICS)
         self._diagnosed_at = 0.0
         self._clock_silent_since: float | None = None
+        self._map_asked: Future = Future()  # the newest request to publish the map
+        self._map_asked.set_result(None)
         self._make_lifecycle_survive_bad_requests()
         # Steady: with use_sim_time and no /clock a timer on ROS time would never fire.
         self._steady = Clock(clock_type=ClockType.STEADY_TIME)
@@ -260,8 +263,8 @@ class WorldStereoNode(LifecycleNode):
             self._intake.tick()
             self._intake.say_if_quiet()
             self._say_if_clock_is_silent(now)
-        if self._outputs is not None and self._outputs.map_due() and self.worker.running is None:
-            self.worker.call(self._publish_map)
+        if self._outputs is not None and self._map_asked.done() and self._outputs.map_due():
+            self._map_asked = self.worker.call(self._publish_map)
         if now - self._diagnosed_at >= self.settings.diagnostics_period:
             self._diagnosed_at = now
             self._diagnose()

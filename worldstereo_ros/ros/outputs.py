@@ -35,6 +35,7 @@ OUTPUTS = (
     ("~/points", PointCloud2, qos.CLOUD, "points of the last view in `points_frame`: x y z rgb observed"),
     ("~/views", MarkerArray, qos.MAP, "frusta of the bank and of the imagined views"),
 )
+MAPS = ("~/map", "~/map/imagined", "~/views")
 SHOWN_VIEWS = 256  # frusta of the imagined views that are drawn; older ones go
 
 
@@ -54,10 +55,8 @@ class Outputs:
             for name, kind, profile, _ in OUTPUTS
         }
         self._tf = node.create_publisher(TFMessage, "/tf", qos.TF)
-        self._changed = True
-        self._cleared = False
+        self._stale = set(MAPS)
         self._map_at = -1e9
-        self._listeners = 0
         self._shown: list[ImaginedView] = []
 
     def apply(self, settings: Settings) -> None:
@@ -100,7 +99,7 @@ class Outputs:
             if self._wanted(name) and not (name == "~/conditioning" and view.conditioning is None):
                 self._send(name, make())
         self._shown = [*self._shown, view][-SHOWN_VIEWS:]
-        self._changed = True
+        self._stale.add("~/views")
 
     def _points(self, view: ImaginedView, header: Header) -> PointCloud2:
         """The view's points where a costmap can use them: in the robot's frame, at a time that TF knows."""
@@ -123,33 +122,34 @@ class Outputs:
     # --- the map --------------------------------------------------------------------------------------------------
 
     def memory_changed(self) -> None:
-        """The map is not what was published last."""
-        self._changed = True
+        """What was published last is not what memory holds."""
+        self._stale = set(MAPS)
 
     def memory_cleared(self) -> None:
         """Nothing is remembered any more; the imagined views are not shown any more either."""
         self._shown = []
-        self._cleared = self._changed = True
+        self.memory_changed()
 
     def map_due(self) -> bool:
-        """Whether to publish the map now: it changed or somebody new listens, and the last one is old enough."""
-        if not self._publishers["~/map"].is_activated or time.monotonic() - self._map_at < self._settings.map_period:
+        """Whether to publish maps now: one that somebody listens to is stale, and the last ones are old enough.
+
+        What nobody listens to stays stale. Whoever comes later gets it then, or the last one from the middleware.
+        """
+        if time.monotonic() - self._map_at < self._settings.map_period:
             return False
-        names = ("~/map", "~/map/imagined", "~/views")
-        listeners = sum(self._publishers[name].get_subscription_count() for name in names)
-        came, self._listeners = listeners > self._listeners, listeners
-        return bool(listeners) and (self._changed or came)
+        return any(self._wanted(name) for name in tuple(self._stale))
 
     def map(self, world: WorldModel) -> None:
-        """Publishes both maps and the frusta; on the worker's thread."""
-        self._map_at, self._changed = time.monotonic(), False
+        """Publishes both maps and the frusta where they are stale; on the worker's thread."""
+        self._map_at = time.monotonic()
         header = Header(stamp=self._node.get_clock().now().to_msg(), frame_id=self._settings.world_frame)
-        cloud = world.cloud
-        observed = np.asarray(cloud.observed)
-        for name, wanted in (("~/map", observed), ("~/map/imagined", ~observed)):
-            if self._wanted(name):
-                index = np.flatnonzero(wanted)
-                index = index[clouds.thinned(len(index), self._settings.cloud_points)]
-                self._send(name, clouds.cloud_message(cloud.points[index], cloud.colours[index], header))
-        if self._wanted("~/views"):
-            self._send("~/views", markers.frusta(world.bank.views, self._shown, header))
+        for name in [name for name in MAPS if name in self._stale and self._wanted(name)]:
+            self._stale.discard(name)
+            if name == "~/views":
+                self._send(name, markers.frusta(world.bank.views, self._shown, header))
+                continue
+            cloud = world.cloud
+            observed = np.asarray(cloud.observed)
+            index = np.flatnonzero(observed if name == "~/map" else ~observed)
+            index = index[clouds.thinned(len(index), self._settings.cloud_points)]
+            self._send(name, clouds.cloud_message(cloud.points[index], cloud.colours[index], header))
