@@ -211,11 +211,11 @@ class KeyframeAutoencoder(ModelMixin, ConfigMixin):
 
     @classmethod
     def from_wan(cls, wan: AutoencoderKLWan) -> KeyframeAutoencoder:
-        """The same network for single pictures, on the same device and of the same type."""
-        model = cls(**{k: v for k, v in wan.config.items() if not k.startswith("_")})
-        model.load_state_dict(flatten_weights(wan.state_dict()))
-        parameter = next(wan.parameters())
-        return model.to(device=parameter.device, dtype=parameter.dtype).eval()
+        """The same network for single pictures, of the same type and on the same device; it shares tensors with it."""
+        with torch.device("meta"):
+            model = cls(**{k: v for k, v in wan.config.items() if not k.startswith("_")})
+        model.load_state_dict(flatten_weights(wan.state_dict()), assign=True)
+        return model.eval()
 
     @property
     def latent_channels(self) -> int:

@@ -87,7 +87,7 @@ def find_checkpoint(model: str | Path, variant: str | None = None, *, local_file
     if not path.exists():
         return _on_hub(str(model), variant, local_files_only)
     # Absolute, so that the folder of the variant has a name and a parent.
-    path = Path(os.path.abspath(path))
+    path = Path.cwd() / path
     if (path / "config.json").is_file():
         asked = variant or (path.name if path.name in VARIANTS else None)
         return Checkpoint(path.parent, path, read_settings(path / "config.json", asked), local_files_only)
@@ -141,9 +141,7 @@ def _snapshot(repository: str, patterns: list[str], what: str, local_files_only:
     except RepositoryNotFoundError:
         why = "the hub has no such repository, or it is private; check the name, or log in with `hf auth login`"
     except (OfflineModeIsEnabled, LocalEntryNotFoundError):
-        why = (
-            "it was not fetched before and the hub cannot be reached or must not be; fetch it where there is a network"
-        )
+        why = "it was not fetched before and the hub cannot be reached; fetch it where there is a network"
     except (HfHubHTTPError, OSError) as error:
         why = f"the hub answered: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
     except Exception as error:  # the client's transport raises types of its own, which vary with its version

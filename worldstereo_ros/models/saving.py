@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -124,11 +123,11 @@ def write_json(file: Path, content: Mapping[str, Any]) -> None:
     """Writes JSON aside and moves it into place."""
     part = file.with_name(file.name + ".part")
     part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    os.replace(part, file)
+    part.replace(file)
 
 
 def _write(file: Path, tensors: Mapping[str, torch.Tensor]) -> Path:
     part = file.with_name(file.name + ".part")
     save_file(dict(tensors), str(part), metadata={"format": "pt"})
-    os.replace(part, file)
+    part.replace(file)
     return file

@@ -82,8 +82,8 @@ def read_settings(file: Path, variant: str | None = None) -> Settings:
     heads, dim = control["num_heads"], control["dim"]
     if dim % heads or (dim // heads) % 2 or control.get("mid_channels", 64) % 8:
         raise CheckpointError(
-            f"{file}: controlnet_cfg has dim {dim} for {heads} heads and mid_channels {control.get('mid_channels', 64)}; "
-            "heads of an even width and mid_channels in eights are needed."
+            f"{file}: controlnet_cfg has dim {dim} for {heads} heads and mid_channels "
+            f"{control.get('mid_channels', 64)}; heads of an even width and mid_channels in eights are needed."
         )
     mode = raw.get("latent_cond_mode", "full_vae")
     if mode not in ("full_vae", "first_frame_only"):

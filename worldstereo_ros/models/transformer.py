@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -89,12 +89,12 @@ class WorldStereoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, Attentio
     """
 
     _supports_gradient_checkpointing = True
-    _skip_layerwise_casting_patterns = ("patch_embedding", "condition_embedder", "norm")
-    _no_split_modules = ("WorldStereoBlock", "ControlBlock")
-    _repeated_blocks = ("WorldStereoBlock", "ControlBlock")
-    _keep_in_fp32_modules = ("time_embedder", "scale_shift_table", "norm1", "norm2", "norm3")
+    _skip_layerwise_casting_patterns: ClassVar = ["patch_embedding", "condition_embedder", "norm"]
+    _no_split_modules: ClassVar = ["WorldStereoBlock", "ControlBlock"]
+    _repeated_blocks: ClassVar = ["WorldStereoBlock", "ControlBlock"]
+    _keep_in_fp32_modules: ClassVar = ["time_embedder", "scale_shift_table", "norm1", "norm2", "norm3"]
     # The first is in some Wan checkpoints, the second in WorldStereo ones with `ref_embedding`: neither is ever used.
-    _keys_to_ignore_on_load_unexpected = ("norm_added_q", "ref_index_embedding")
+    _keys_to_ignore_on_load_unexpected: ClassVar = ["norm_added_q", "ref_index_embedding"]
 
     @register_to_config
     def __init__(
