@@ -7,11 +7,12 @@ World axes are those of ROS, x forward, y left, z up, the floor at z = 0; camera
 """
 
 from worldstereo_ros.scenes.builders import KINDS, make_scene
+from worldstereo_ros.scenes.paths import PATHS, clearance, make_path
 from worldstereo_ros.scenes.render import render_batch
 from worldstereo_ros.scenes.scene import Packed, Scene, SceneFrames, pack
 from worldstereo_ros.scenes.splits import DEMO, SPLITS, TEST, TRAINING, VALIDATION, seed_of
 
 __all__ = [
-    "DEMO", "KINDS", "SPLITS", "TEST", "TRAINING", "VALIDATION", "Packed", "Scene", "SceneFrames", "make_scene",
-    "pack", "render_batch", "seed_of",
+    "DEMO", "KINDS", "PATHS", "SPLITS", "TEST", "TRAINING", "VALIDATION", "Packed", "Scene", "SceneFrames", "clearance",
+    "make_path", "make_scene", "pack", "render_batch", "seed_of",
 ]  # fmt: skip

@@ -103,8 +103,8 @@ def room(seed: int) -> Scene:
             (0, 0, -0.05), 0.24, 0.1, materials.lamp(colour, 0.9), casts=False
         )
         b.light((0, 0, height - 0.2), colour, r.uniform(1.6, 3.0), size=(0.24, 0.24))
-    outside(b, math.hypot(half_x, half_y), sun)
-    return Scene.build(b, "room", seed, ambient=ambient, sky=sky, key=r.uniform(0.46, 0.56),
+    outside(b, half_x, half_y, sun)
+    return Scene.build(b, "room", seed, ambient=ambient, sky=sky, key=r.uniform(0.54, 0.64),
                        bounds=((-half_x, -half_y, 0.0), (half_x, half_y, height)))  # fmt: skip
 
 
@@ -306,8 +306,8 @@ def corridor(seed: int) -> Scene:
             colour,
             0.0 if r.chance(0.1) else r.uniform(0.7, 1.1),
         )
-    outside(b, half_x + 1.0, sun)
-    return Scene.build(b, "corridor", seed, ambient=ambient, sky=sky, key=r.uniform(0.45, 0.54),
+    outside(b, half_x, half_y, sun)
+    return Scene.build(b, "corridor", seed, ambient=ambient, sky=sky, key=r.uniform(0.54, 0.64),
                        bounds=((-half_x, -half_y, 0.0), (half_x, half_y, height)))  # fmt: skip
 
 
@@ -422,8 +422,8 @@ def warehouse(seed: int) -> Scene:
             lamp.cylinder((0, 0, height - 0.68), 0.26, 0.14, furniture.DARK, casts=False)
             lamp.cylinder((0, 0, height - 0.75), 0.23, 0.03, materials.lamp(COOL, 1.0), casts=False)
             lamp.light((0, 0, height - 0.8), COOL, r.uniform(4.0, 6.0), normal=(0, 0, -1), size=(0.25, 0.25))
-    outside(b, math.hypot(half_x, half_y) * 0.8, sun)
-    return Scene.build(b, "warehouse", seed, ambient=ambient, sky=sky, key=r.uniform(0.44, 0.52), texel_budget=70_000,
+    outside(b, half_x, half_y, sun)
+    return Scene.build(b, "warehouse", seed, ambient=ambient, sky=sky, key=r.uniform(0.52, 0.62), texel_budget=70_000,
                        bounds=((-half_x, -half_y, 0.0), (half_x, half_y, height)))  # fmt: skip
 
 

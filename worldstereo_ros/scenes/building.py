@@ -191,14 +191,20 @@ class Plan:
         return self.claim(float(middle[0]), float(middle[1]), float(half[0]), float(half[1]), margin)
 
 
-def outside(b: Builder, clear: float, sun: np.ndarray) -> None:
-    """Lawn, trees, hedges and houses beyond `clear` metres from the origin, and the sun."""
+def outside(b: Builder, half_x: float, half_y: float, sun: np.ndarray) -> None:
+    """Lawn, trees and houses around a building of this half size, and the sun."""
     r: Random = b.random
     out = b.at(0, 0, outdoor=True, solid=False)
     ground = materials.grass(r) if r.chance(0.6) else materials.concrete(r, slab=2.5)
     out.box((0, 0, -0.6), (160, 160, 1.0), ground, name="ground", anchored=True)
+
+    def edge(angle: float) -> float:
+        """Where the building ends in this direction."""
+        return min(half_x / max(abs(math.cos(angle)), 1e-6), half_y / max(abs(math.sin(angle)), 1e-6))
+
     for _ in range(r.integer(5, 8)):
-        angle, distance = r.uniform(0, 6.28), clear + r.uniform(1.5, 9)
+        angle = r.uniform(0, 6.28)
+        distance = edge(angle) + r.uniform(2.2, 9)
         x, y = distance * math.cos(angle), distance * math.sin(angle)
         tree = out.at(x, y, -0.1, name="tree")
         height = r.uniform(2.5, 5.5)
@@ -208,18 +214,18 @@ def outside(b: Builder, clear: float, sun: np.ndarray) -> None:
             size = r.uniform(0.7, 1.4)
             tree.sphere((r.normal(0.5), r.normal(0.5), height - 0.3 + 0.45 * i), (size, size, size * 0.8), leaf)
     for i in range(r.integer(4, 6)):
-        angle, distance = r.uniform(-0.4, 0.4) + i * 1.4, clear + r.uniform(10, 24)
+        angle = r.uniform(-0.4, 0.4) + i * 1.4
+        distance = edge(angle) + r.uniform(11, 24)
         house = out.at(
             distance * math.cos(angle), distance * math.sin(angle), -0.1, angle + r.normal(0.2), name="house"
         )
         wide, deep, tall = r.uniform(6, 13), r.uniform(5, 8), r.uniform(3, 9)
         front = materials.brick(r) if r.chance(0.4) else materials.plaster(r)
-        house.box((0, 0, tall / 2), (deep, wide, tall), front)
+        colour = tuple(0.5 * (x + y) for x, y in zip(front.a, front.b, strict=True))
+        drawn = pictures.facade(r, colour, max(2, round(wide / 2.4)), max(1, round(tall / 2.8)))
+        facade = materials.picture(b.picture(drawn))
+        house.box((0, 0, tall / 2), (deep, wide, tall), front, faces={"-x": facade, "-y": facade, "+y": facade})
         house.box((0, 0, tall + 0.15), (deep + 0.5, wide + 0.5, 0.3), materials.metal(r, hsv(0.03, 0.4, 0.4)))
-        dark = Material(a=(0.05, 0.07, 0.1), b=(0.16, 0.2, 0.26), blend=0.6, frequency=(0.7, 0.7))
-        for k in range(int(tall // 2.8)):
-            for m in range(int(wide // 2.4)):
-                house.box((-deep / 2, -wide / 2 + 1.3 + 2.4 * m, 1.5 + 2.8 * k), (0.06, 1.1, 1.3), dark, casts=False)
     b.sun(sun, (1.0, 0.93, 0.82), r.uniform(2.2, 3.6))
 
 

@@ -227,3 +227,17 @@ def clock(random: Random) -> np.ndarray:
         paint(image, (along > -0.04) & (along < length) & (np.abs(across) < width), (0.04, 0.04, 0.05))
     paint(image, np.hypot(px, py) > 0.46, (0.08, 0.08, 0.1))
     return image
+
+
+def facade(random: Random, wall: tuple[float, float, float], columns: int, rows: int) -> np.ndarray:
+    """The front of a house far away: rows of windows with frames, the sky in some of them."""
+    image = blank(wall)
+    x, y = grid()
+    image *= (1 + 0.04 * np.sin(y * 180))[..., None]
+    for i in range(columns):
+        for j in range(rows):
+            px, py = np.abs(x * columns - i - 0.5), np.abs(y * rows - j - 0.5)
+            paint(image, (px < 0.28) & (py < 0.31), (0.75, 0.75, 0.73))
+            glass = hsv(0.58, 0.4, random.uniform(0.2, 0.55))
+            paint(image, (px < 0.24) & (py < 0.27) & ((px > 0.02) | (py > 0.3)), glass)
+    return image.clip(0, 1)

@@ -41,10 +41,10 @@ def render_batch(
         ValueError: poses of the wrong shape.
     """
     poses = torch.as_tensor(world_from_camera, dtype=torch.float64)
-    packed = scenes if isinstance(scenes, Packed) else pack(scenes, device=device or "cpu", light=light)
-    B = packed.exposure.shape[0]
+    B = scenes.exposure.shape[0] if isinstance(scenes, Packed) else len(scenes)
     if poses.ndim != 4 or poses.shape[0] != B or poses.shape[2:] != (4, 4):
         raise ValueError(f"The poses have shape {tuple(poses.shape)}; (B, F, 4, 4) with B = {B} scenes was expected.")
+    packed = scenes if isinstance(scenes, Packed) else pack(scenes, device=device or "cpu", light=light)
     F = poses.shape[1]
     table = torch.arange(B).repeat_interleave(F)
     frames = render_packed(packed, camera, poses.reshape(-1, 4, 4), table, supersample=supersample)
@@ -83,7 +83,7 @@ def render_packed(
         raise ValueError(f"supersample is {supersample}; it must be a whole number from 1 to 8.")
     device = packed.geometry.device
     poses, table = world_from_camera.to(device), table.to(device)
-    limit = rays_at_once or (1 << 17 if device.type == "cpu" else 1 << 22)
+    limit = rays_at_once or (1 << 16 if device.type == "cpu" else 1 << 22)
     size = max(1, limit // (camera.width * camera.height * supersample**2))
     parts = []
     for low in range(0, len(poses), size):
@@ -223,28 +223,39 @@ def _shade(packed, camera, table, poses, frame, t, direction, faces, normal, fac
     exposure = packed.exposure[table]
     glossy = (rows[:, GLOSS] > 0).nonzero()[:, 0]
     if glossy.shape[0]:
-        point = poses[:, :3, 3].float()[frame[glossy]] + t[glossy, None] * torch.stack(
-            [part[glossy] for part in direction], dim=1
-        )
-        view = torch.stack([part[glossy] for part in direction], dim=1) / length[glossy, None]
-        sheen = _sheen(packed.lamps[table[glossy]], point, view, normal[glossy], cosine[glossy])
+        eye = poses[:, :3, 3].float().index_select(0, frame[glossy])
+        ahead, near, far = [part[glossy] for part in direction], t[glossy], 1 / length[glossy]
+        point = [eye[:, i] + near * ahead[i] for i in range(3)]
+        view = [part * far for part in ahead]
+        sheen = _sheen(packed.lamps, table[glossy], point, view, normal[glossy], cosine[glossy])
         # What shades the surface shades its sheen.
-        shade = (light[glossy] * exposure[glossy, None]).clamp_max(2.0)
-        radiance[glossy] += rows[glossy, GLOSS, None] * sheen * shade / exposure[glossy, None]
+        shade = (light[glossy].mean(1) * exposure[glossy]).clamp_max_(2.0)
+        radiance[glossy] += (rows[glossy, GLOSS] * sheen * shade / exposure[glossy])[:, None]
     shown = radiance * exposure[:, None] + (emission[:, None] * albedo)
     return _tone(shown, 1.0)
 
 
 def _sheen(
-    lamps: torch.Tensor, point: torch.Tensor, view: torch.Tensor, normal: torch.Tensor, cosine: torch.Tensor
+    lamps: torch.Tensor,
+    table: torch.Tensor,
+    point: list[torch.Tensor],
+    view: list[torch.Tensor],
+    normal: torch.Tensor,
+    cosine: torch.Tensor,
 ) -> torch.Tensor:
-    """(N, 1) a soft highlight under the lamps, after Blinn and Phong, stronger at a slant after Schlick."""
-    towards = lamps[..., 0:3] - point[:, None] * (1 - lamps[..., 6:7])
-    towards = torch.nn.functional.normalize(towards, dim=-1)
-    middle = torch.nn.functional.normalize(towards - view[:, None], dim=-1)
-    spot = (middle * normal[:, None]).sum(-1).clamp_min(0).pow(40) * (lamps[..., 3:6].sum(-1) > 0)
-    slant = 0.25 + 0.75 * (1 - cosine.clamp(0, 1)).pow(5)
-    return (spot.sum(-1).clamp_max(2) * slant)[:, None]
+    """(N,) a soft highlight under the lamps, after Blinn and Phong, stronger at a slant after Schlick."""
+    total = torch.zeros_like(cosine)
+    nx, ny, nz = normal.unbind(1)
+    for lamp in lamps.unbind(1):
+        lx, ly, lz, on = lamp.index_select(0, table).unbind(1)
+        lx, ly, lz = lx - point[0], ly - point[1], lz - point[2]
+        scale = (lx * lx + ly * ly + lz * lz).rsqrt_()
+        hx, hy, hz = lx * scale - view[0], ly * scale - view[1], lz * scale - view[2]
+        along = hx * nx + hy * ny + hz * nz
+        # The cosine to the halfway vector to the 32nd power, by squaring its square.
+        square = along.clamp_min_(0).square_() / (hx * hx + hy * hy + hz * hz).clamp_min_(1e-9)
+        total += on * square.square_().square_().square_().square_()
+    return total * (0.25 + 0.75 * (1 - cosine.clamp(0, 1)).pow_(5))
 
 
 def _look_up(light: torch.Tensor, where: torch.Tensor, qu: torch.Tensor, qv: torch.Tensor) -> torch.Tensor:

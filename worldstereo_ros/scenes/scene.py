@@ -16,6 +16,10 @@ from worldstereo_ros.scenes.textures import COLUMNS, mip_chain
 from worldstereo_ros.views import View
 
 
+SHINY = 3
+"""Lamps that glossy surfaces show."""
+
+
 @dataclass(frozen=True)
 class Sky:
     """What is seen where nothing is: colours overhead and at the horizon, amount of clouds, direction to the sun."""
@@ -143,7 +147,7 @@ class Packed:
         sky: (B, 11) float32.
         exposure: (B,) float32.
         light: (L, 3) float32 irradiance of the texels.
-        lamps: (B, lamps, 7) float32 position, colour times power, 1 for the sun; for sheen on glossy floors.
+        lamps: (B, SHINY, 4) float32 positions of the strongest lamps, and 1 where there is one: what glossy floors show.
     """
 
     geometry: Geometry
@@ -232,10 +236,11 @@ def pack(scenes: Sequence[Scene], *, device: torch.device | str = "cpu", light: 
         if scene.pictures.shape[1] == side:
             chains.append(mip_chain(scene.pictures))
             picture += len(scene.pictures)
-    lamps = torch.zeros(B, max(1, *(len(scene.lights) for scene in scenes), 1), 7)
+    lamps = torch.zeros(B, SHINY, 4)
     for row, scene in zip(lamps, scenes, strict=True):
-        for slot, lamp in zip(row, scene.lights, strict=False):
-            slot[:] = torch.tensor([*lamp.position, *(c * lamp.power for c in lamp.colour), float(lamp.sun)])
+        strongest = sorted((lamp for lamp in scene.lights if not lamp.sun), key=lambda lamp: -lamp.power)[:SHINY]
+        for slot, lamp in zip(row, strongest, strict=False):
+            slot[:] = torch.tensor([*lamp.position, float(lamp.power > 0)])
     worlds = [
         (point, scene.lights, scene.ambient, scene.primitives.outdoor, mean_colours(scene))
         for point, scene in zip(points, scenes, strict=True)

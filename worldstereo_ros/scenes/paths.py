@@ -1,0 +1,253 @@
+"""Paths of cameras through scenes that bump into nothing.
+
+A path is pieced together from short moves (a straight run, a turn in place, an S, a look around); a move that would
+come too near to something is drawn again. World axes x forward, y left, z up; poses are those of OpenCV cameras.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+from worldstereo_ros.scenes.primitives import Random
+from worldstereo_ros.scenes.scene import Scene
+
+PATHS = ("ground", "drone", "orbit", "handheld")
+
+CLEARANCE = {"ground": 0.25, "drone": 0.25, "orbit": 0.15, "handheld": 0.2}
+"""Metres that each kind of path keeps from everything solid."""
+
+
+def look(position: np.ndarray, yaw: float, pitch: float = 0.0, roll: float = 0.0) -> np.ndarray:
+    """(4, 4) float64 world_from_camera of a camera that looks along yaw (from x towards y) and pitch (up), radians."""
+    forward = np.array([math.cos(yaw) * math.cos(pitch), math.sin(yaw) * math.cos(pitch), math.sin(pitch)])
+    level = np.array([math.sin(yaw), -math.cos(yaw), 0.0])
+    down = np.cross(forward, level)
+    c, s = math.cos(roll), math.sin(roll)
+    pose = np.eye(4)
+    pose[:3, 0], pose[:3, 1], pose[:3, 2] = c * level + s * down, c * down - s * level, forward
+    pose[:3, 3] = position
+    return pose
+
+
+def clearance(scene: Scene, points: np.ndarray) -> np.ndarray:
+    """Distance to the nearest solid primitive.
+
+    Args:
+        scene: the world.
+        points: (N, 3) metres.
+
+    Returns:
+        (N,) float64 metres; 0 inside something. For balls and cylinders that of their boxes, so never too large.
+    """
+    primitives = scene.primitives.select(scene.primitives.solid)
+    points = np.asarray(points, dtype=np.float64).reshape(-1, 3)
+    centre, half, rotation = (getattr(primitives, name).numpy() for name in ("centre", "half", "rotation"))
+    out = np.empty(len(points))
+    for low in range(0, len(points), 4096):
+        offset = points[low : low + 4096, None] - centre[None]
+        local = np.einsum("npi,pij->npj", offset, rotation)
+        out[low : low + 4096] = np.linalg.norm(np.maximum(np.abs(local) - half, 0.0), axis=-1).min(axis=1)
+    return out
+
+
+def make_path(scene: Scene, kind: str, count: int, seed: int, *, step: float = 0.12, turn: float = 0.14) -> np.ndarray:
+    """A path of a camera that keeps clear of everything and stays inside the scene.
+
+    Args:
+        scene: the world.
+        kind: "ground" (a wheeled robot: one height between 0.2 and 1.2 m, straight runs, turns in place, S-curves),
+            "drone" (in three dimensions, leaning as it flies), "orbit" (about a thing in the room, looking at it)
+            or "handheld" (a person's walk: looks around, bobs, shakes a little).
+        count: number of poses.
+        seed: the same scene and seed give the same path.
+        step: metres between poses at most.
+        turn: radians between poses at most.
+
+    Returns:
+        (count, 4, 4) float64 world_from_camera, OpenCV axes.
+
+    Raises:
+        ValueError: a kind that does not exist, no pose asked for, or a world too full to start in.
+    """
+    if kind not in PATHS:
+        raise ValueError(f"There is no kind of path {kind!r}. Choose one of {', '.join(PATHS)}.")
+    if count < 1:
+        raise ValueError(f"{count} poses were asked for; at least 1 is needed.")
+    random = Random(seed * 1_000_003 + scene.seed)
+    if kind == "orbit":
+        return _orbit(scene, count, random, step, turn)
+    return _walk(scene, kind, count, random, step, turn)
+
+
+def _start(scene: Scene, random: Random, radius: float, low: float, high: float, column: np.ndarray) -> np.ndarray:
+    """A free point with a height from low to high, and free at these heights above it."""
+    (x0, y0, _), (x1, y1, top) = scene.bounds
+    for attempt in range(40):
+        points = np.array(
+            [
+                (
+                    random.uniform(x0 + radius, x1 - radius),
+                    random.uniform(y0 + radius, y1 - radius),
+                    random.uniform(low, max(low, min(high, top - 0.3))),
+                )
+                for _ in range(24)
+            ]
+        )
+        every = points[:, None] * [1, 1, float(len(column) == 1 and column[0] == 0)] + column[:, None] * [[0, 0, 1]]
+        free = clearance(scene, every).reshape(len(points), -1).min(axis=1)
+        # Some room to move is better than none; after many attempts any free place will do.
+        good = np.flatnonzero(free > radius * (1.5 if attempt < 20 else 1.02))
+        if len(good):
+            return points[good[0]]
+    raise ValueError(f"No free place was found in the {scene.kind} of seed {scene.seed}; choose another seed.")
+
+
+def _heading(random: Random, at: np.ndarray, free: Callable[[np.ndarray], np.ndarray]) -> float:
+    """A direction with free space ahead: the best of a few."""
+    best, yaw = -1, 0.0
+    for _ in range(6):
+        angle = random.uniform(-math.pi, math.pi)
+        ahead = at + np.arange(1, 13)[:, None] * 0.25 * np.array([math.cos(angle), math.sin(angle), 0.0])
+        reach = int(np.argmin(np.append(free(ahead), False)))
+        if reach > best:
+            best, yaw = reach, angle
+    return yaw
+
+
+def _inside(scene: Scene, points: np.ndarray, margin: float) -> np.ndarray:
+    """(N,) bool: inside the bounds, with a margin."""
+    low, high = (np.array(corner) for corner in scene.bounds)
+    return ((points > low + [margin, margin, 0.05]) & (points < high - margin)).all(axis=1)
+
+
+def _move(random: Random, kind: str, step: float, turn: float) -> tuple[np.ndarray, np.ndarray]:
+    """Steps forward (n,) and turns (n,) of one move."""
+    style = random.integer(0, 5)
+    if kind == "ground" and style == 0:
+        n = random.integer(4, 12)
+        return np.zeros(n), np.full(n, random.choice([-1, 1]) * turn * random.uniform(0.6, 1.0))
+    n = random.integer(6, 16)
+    ahead = np.full(n, step * random.uniform(0.6, 1.0))
+    if style <= 2:
+        return ahead, np.full(n, random.normal(0.1 * turn) if style == 1 else 0.0)
+    bend = turn * random.uniform(0.2, 0.7) * random.choice([-1, 1])
+    if style == 3:
+        return ahead, np.full(n, bend)
+    # An S: one way, then the other.
+    return ahead, bend * np.sin(2 * math.pi * (np.arange(n) + 0.5) / n)
+
+
+def _walk(scene: Scene, kind: str, count: int, random: Random, step: float, turn: float) -> np.ndarray:
+    radius = CLEARANCE[kind]
+    low, high = {"ground": (0.2, 1.2), "drone": (0.6, 2.2), "handheld": (1.35, 1.7)}[kind]
+    column = np.zeros((1, 3))
+    if kind == "ground":
+        # The robot's body stands below its camera: it keeps clear all the way down, the floor apart.
+        height = random.uniform(low, high)
+        foot = radius + 0.05
+        column = np.zeros((max(1, math.ceil((height - foot) / 0.3) + 1), 3))
+        column[:, 2] = np.linspace(foot, max(height, foot), len(column))
+        at = _start(scene, random, radius, foot, foot, column[:, 2])
+        at[2] = 0.0
+    else:
+        at = _start(scene, random, radius, low, high, column[:, 2])
+
+    def free(points: np.ndarray) -> np.ndarray:
+        every = points[:, None] + column[None]
+        # A walker sways by a few centimetres.
+        room = clearance(scene, every.reshape(-1, 3)).reshape(len(points), -1).min(1) > radius + 0.03
+        return room & _inside(scene, every[:, -1], radius)
+
+    yaw = _heading(random, at, free)
+    positions, yaws = [at], [yaw]
+    while len(positions) < count:
+        for attempt in range(12):
+            forward, turns = _move(random, kind, step, turn)
+            climb = random.normal(0.04) if kind == "drone" else 0.0
+            angles = yaws[-1] + np.cumsum(turns)
+            moves = np.stack(
+                [forward * np.cos(angles), forward * np.sin(angles), np.full(len(forward), climb * step)], axis=1
+            )
+            if kind == "drone":
+                moves[:, 2] = climb * forward / 0.12
+            points = positions[-1] + np.cumsum(moves, axis=0)
+            # Between poses too: half a step is less than the clearance.
+            if free(points).all():
+                break
+            if attempt == 11:
+                # Nothing ahead is free: turn in place, which is always possible.
+                n = random.integer(6, 14)
+                angles = yaws[-1] + np.arange(1, n + 1) * turn * random.choice([-1, 1])
+                points = np.repeat(positions[-1][None], n, axis=0)
+        positions.extend(points)
+        yaws.extend(angles)
+    at, yaw = np.array(positions[:count]), np.array(yaws[:count])
+    if kind == "ground":
+        at[:, 2] = height
+        pitch, roll = np.full(count, random.uniform(-0.2, 0.05)), np.zeros(count)
+    else:
+        time = np.arange(count)
+        sway = [_wander(random, time, 24.0), _wander(random, time, 20.0), _wander(random, time, 17.0)]
+        amount = 0.1 if kind == "drone" else 0.16
+        pitch, roll = -0.08 + amount * sway[0], 0.35 * amount * sway[1]
+        if kind == "drone":
+            bank = np.gradient(yaw) if count > 1 else np.zeros(1)
+            roll = roll + 0.6 * bank
+        else:
+            yaw = yaw + 0.25 * sway[2]
+            bob = 0.02 * np.sin(2 * math.pi * time * step / 0.7)
+            at = at + np.stack([0.01 * sway[1], 0.01 * sway[0], bob], axis=1)
+            shake = np.array([[random.normal(0.004) for _ in range(3)] for _ in range(count)])
+            yaw, pitch, roll = yaw + shake[:, 0], pitch + shake[:, 1], roll + shake[:, 2]
+    return np.stack([look(*pose) for pose in zip(at, yaw, pitch, roll, strict=True)])
+
+
+def _wander(random: Random, time: np.ndarray, period: float) -> np.ndarray:
+    """A slow smooth wobble between -1 and 1."""
+    a, b = random.uniform(0, 6.28), random.uniform(0, 6.28)
+    return 0.6 * np.sin(2 * math.pi * time / period + a) + 0.4 * np.sin(2 * math.pi * time / (0.43 * period) + b)
+
+
+def _orbit(scene: Scene, count: int, random: Random, step: float, turn: float) -> np.ndarray:
+    """Part of a circle around a point in the room, as far as it stays free."""
+    radius = CLEARANCE["orbit"]
+    best: np.ndarray | None = None
+    for _ in range(60):
+        (x0, y0, _), (x1, y1, top) = scene.bounds
+        centre = np.array(
+            [random.uniform(0.6 * x0, 0.6 * x1), random.uniform(0.6 * y0, 0.6 * y1), random.uniform(0.3, 0.9)]
+        )
+        distance = random.uniform(0.8, min(2.8, 0.8 * max(x1 - x0, y1 - y0)))
+        height = random.uniform(0.6, min(1.8, top - 0.4))
+        pace = random.choice([-1, 1]) * min(turn, step / distance)
+        angles = random.uniform(-math.pi, math.pi) + pace * np.arange(count)
+        rise = 0.15 * np.sin(np.arange(count) * random.uniform(0.02, 0.08))
+        points = centre + np.stack(
+            [distance * np.cos(angles), distance * np.sin(angles), height - centre[2] + rise], axis=1
+        )
+        free = _inside(scene, points, radius) & (clearance(scene, points) > radius)
+        length = int(np.argmin(np.append(free, False)))
+        found = (
+            np.stack(
+                [
+                    look(
+                        p, math.atan2(*(centre - p)[1::-1]), math.atan2(centre[2] - p[2], math.hypot(*(centre - p)[:2]))
+                    )
+                    for p in points[: max(length, 1)]
+                ]
+            )
+            if length
+            else None
+        )
+        if found is not None and (best is None or len(found) > len(best)):
+            best = found
+        if best is not None and len(best) == count:
+            return best
+    if best is None or len(best) < 2:
+        return _walk(scene, "handheld", count, random, step, turn)
+    # Where the circle is blocked, go back along it.
+    there_and_back = np.abs((np.arange(count) + len(best) - 1) % (2 * len(best) - 2) - (len(best) - 1))
+    return best[there_and_back]
