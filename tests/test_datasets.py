@@ -260,7 +260,7 @@ def test_one_picture_with_a_path_is_read(example):
 
 
 def test_intrinsics_of_a_picture_of_another_size_are_noticed(example):
-    (example / "renders/traj_up/camera.json").write_text(_camera_json().replace("20.0, ", "25.0, "))
+    (example / "renders/traj_up/camera.json").write_text(_camera_json().replace("20.0]", "25.0]"))
     with pytest.raises(DatasetError, match=r"principal point at \(25, 16\), outside the image of 20x16"):
         open_sequence(example)
     K = [[36.0, 0, 20.0], [0, 38.0, 16.0], [0, 0, 1]]
