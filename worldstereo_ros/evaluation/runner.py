@@ -25,7 +25,7 @@ from worldstereo_ros.world import WorldModel
 
 BASELINE = "open3d+telea"
 UNALIGNED = "geometric-unaligned"  # without exposure alignment, to see what that step gives
-TRUTH_VOXEL = 0.01  # metres, of the fused ground-truth cloud
+TRUTH_VOXEL = 0.02  # metres, of each frame's part of the ground-truth cloud
 
 
 @dataclass(frozen=True)
