@@ -17,9 +17,9 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     enter it at once, and a robot's node has several threads.
     """
     try:
-        return numba.njit(nogil=True, cache=True)(function)
+        return numba.njit(nogil=True, cache=True, error_model="numpy")(function)
     except RuntimeError:  # no folder that a cache could be written to (a read-only installation)
-        return numba.njit(nogil=True)(function)
+        return numba.njit(nogil=True, error_model="numpy")(function)
 
 
 def in_threads(function: Callable[..., Any], calls: list[tuple[Any, ...]]) -> None:

@@ -12,67 +12,93 @@ from worldstereo_ros._compiled import compiled, in_threads, shares
 from worldstereo_ros._surrounding import PAIRS, REACH, SECTOR_ARRAY
 
 EMPTY = np.int32(0x7F800000)  # +inf as bits: no point has written this pixel
+BLOCK = 512  # points projected at once: their intermediate numbers stay in the first cache
 
 
 @compiled
-def _footprint(p, s, e, i):
-    """Projects point i: (z, u, v, half width in pixels); z = 0 where it is behind the near plane or not finite.
+def _project(p, s, e, cap, width, height, start, stop, real, whole, chosen):
+    """Projects points start..stop (at most BLOCK) and finds which of them touch the image.
 
-    `e` are the 21 numbers of `rendering._frame_numbers`.
+    `e` are the 21 numbers of `rendering._frame_numbers`. Written to `real`, by rows: u, v, z, radius of the disc in
+    pixels; to `whole`: the first and last column, the first and last row it may cover; to `chosen`: the places, from 0,
+    of the points that are in front of the camera and touch the image. Returns their number.
+    The first loop has no branches, so that it compiles to vector instructions.
     """
-    dx = (p[i, 0] - e[0]) - e[3]
-    dy = (p[i, 1] - e[1]) - e[4]
-    dz = (p[i, 2] - e[2]) - e[5]
-    z = (e[12] * dx + e[13] * dy) + e[14] * dz
-    zero = np.float32(0.0)
-    if not (z > e[19] and z < np.float32(1e9)):
-        return zero, zero, zero, zero
-    inverse = np.float32(1.0) / z
-    u = (((e[6] * dx + e[7] * dy) + e[8] * dz) * inverse) * e[15] + e[17]
-    v = (((e[9] * dx + e[10] * dy) + e[11] * dz) * inverse) * e[16] + e[18]
-    h = (s[i] * e[20]) * inverse
-    return z, u, v, h
-
-
-@compiled
-def _bounds(u, v, h, cap, width, height):
-    """Pixels whose centres the footprint covers: x0, x1, y0, y1, inclusive; empty (x1 < x0) when outside."""
-    h = min(max(h, np.float32(0.5)), cap)
     w = np.float32(width)
     t = np.float32(height)
-    if not (u > -h and u < w + h and v > -h and v < t + h):
-        return 0, -1, 0, -1, h
-    x0 = max(int(np.ceil(u - h)), 0)
-    x1 = min(int(np.floor(u + h)), width - 1)
-    y0 = max(int(np.ceil(v - h)), 0)
-    y1 = min(int(np.floor(v + h)), height - 1)
-    return x0, x1, y0, y1, h
+    half = np.float32(0.5)
+    one = np.float32(1.0)
+    # Read before the loop: the compiler cannot know that `real` and `e` do not overlap.
+    ax, ay, az, bx, by, bz = e[0], e[1], e[2], e[3], e[4], e[5]
+    r00, r01, r02, r10, r11, r12, r20, r21, r22 = e[6], e[7], e[8], e[9], e[10], e[11], e[12], e[13], e[14]
+    fx, fy, cx, cy, near, size = e[15], e[16], e[17], e[18], e[19], e[20]
+    # Slices begin at 0, so that their indices need no check for being negative.
+    px = p[start:stop]
+    gaps = s[start:stop]
+    us, vs, zs, hs = real[0], real[1], real[2], real[3]
+    for j in range(len(px)):
+        dx = (px[j, 0] - ax) - bx
+        dy = (px[j, 1] - ay) - by
+        dz = (px[j, 2] - az) - bz
+        z = (r20 * dx + r21 * dy) + r22 * dz
+        inverse = one / z
+        u = (((r00 * dx + r01 * dy) + r02 * dz) * inverse) * fx + cx
+        v = (((r10 * dx + r11 * dy) + r12 * dz) * inverse) * fy + cy
+        h = (gaps[j] * size) * inverse
+        h = h if h > half else half
+        h = h if h < cap else cap
+        inside = (z > near) & (z < np.float32(1e9)) & (u > -h) & (u < w + h) & (v > -h) & (v < t + h)
+        us[j] = u
+        vs[j] = v
+        zs[j] = z if inside else np.float32(0.0)
+        hs[j] = h
+    count = 0
+    for j in range(len(px)):
+        chosen[count] = j
+        count += np.int64(zs[j] > np.float32(0.0))
+    for n in range(count):
+        j = chosen[n]
+        u = real[0, j]
+        v = real[1, j]
+        h = real[3, j]
+        whole[0, j] = max(np.int32(np.ceil(u - h)), np.int32(0))
+        whole[1, j] = min(np.int32(np.floor(u + h)), np.int32(width - 1))
+        whole[2, j] = max(np.int32(np.ceil(v - h)), np.int32(0))
+        whole[3, j] = min(np.int32(np.floor(v + h)), np.int32(height - 1))
+    return count
 
 
 @compiled
 def _depth_pass(p, s, observed, e, cap, tolerance, zbuf, start, stop):
     """Nearest depth per pixel, as the bits of its float32; the last bit is set where that point is imagined."""
     height, width = zbuf.shape
-    for i in range(start, stop):
-        z, u, v, h = _footprint(p, s, e, i)
-        if z == np.float32(0.0):
-            continue
-        x0, x1, y0, y1, h = _bounds(u, v, h, cap, width, height)
-        if x1 < x0 or y1 < y0:
-            continue
-        if observed[i]:
-            key = np.float32(z).view(np.int32) & np.int32(-2)
-        else:
-            key = np.float32(z * tolerance + s[i]).view(np.int32) | np.int32(1)
-        r = h + np.float32(0.25)
-        r = r * r
-        for y in range(y0, y1 + 1):
-            dy = np.float32(y) - v
-            dy = dy * dy
-            for x in range(x0, x1 + 1):
-                dx = np.float32(x) - u
-                if dx * dx + dy <= r and key < zbuf[y, x]:
-                    zbuf[y, x] = key
+    flat = zbuf.reshape(-1)
+    real = np.empty((4, BLOCK), np.float32)
+    whole = np.empty((4, BLOCK), np.int32)
+    chosen = np.empty(BLOCK, np.int32)
+    for block in range(start, stop, BLOCK):
+        count = _project(p, s, e, cap, width, height, block, min(block + BLOCK, stop), real, whole, chosen)
+        for n in range(count):
+            j = chosen[n]
+            i = block + j
+            u = real[0, j]
+            v = real[1, j]
+            z = real[2, j]
+            if observed[i]:
+                key = np.float32(z).view(np.int32) & np.int32(-2)
+            else:
+                key = np.float32(z * tolerance + s[i]).view(np.int32) | np.int32(1)
+            r = real[3, j] + np.float32(0.25)
+            r = r * r
+            for y in range(whole[2, j], whole[3, j] + 1):
+                dy = np.float32(y) - v
+                dy = dy * dy
+                row = np.uint64(y * width)
+                for x in range(whole[0, j], whole[1, j] + 1):
+                    dx = np.float32(x) - u
+                    at = row + np.uint64(x)
+                    old = flat[at]
+                    flat[at] = key if dx * dx + dy <= r and key < old else old
 
 
 @compiled
@@ -98,40 +124,46 @@ def _colour_pass(p, s, colours, observed, e, cap, tolerance, slab, grades, front
     """
     height, width = front.shape
     one = np.float32(1.0)
-    for i in range(start, stop):
-        z, u, v, h = _footprint(p, s, e, i)
-        if z == np.float32(0.0):
-            continue
-        x0, x1, y0, y1, h = _bounds(u, v, h, cap, width, height)
-        if x1 < x0 or y1 < y0:
-            continue
-        if observed[i]:
-            sign = one
-            nearest = z
-        else:
-            sign = -one
-            nearest = z * tolerance + s[i]
-        nearest = max(nearest - slab * s[i], np.float32(1e-9))
-        r = h + np.float32(0.25)
-        r = r * r
-        fall = np.float32(grades) / r
-        quantum = z * np.float32(4096.0)
-        red = (np.int64(colours[i, 0]) << 28) | np.int64(1)
-        green = np.int64(colours[i, 1])
-        blue = np.int64(colours[i, 2])
-        for y in range(y0, y1 + 1):
-            dy = np.float32(y) - v
-            dy = dy * dy
-            for x in range(x0, x1 + 1):
-                dx = np.float32(x) - u
-                d = dx * dx + dy
-                if d <= r and nearest <= sign * limit[y, x]:
-                    weight = 1 + grades - np.int64(d * fall)
-                    depth = np.int64(quantum / front[y, x])
-                    acc[y, x, 0] += red * weight
-                    acc[y, x, 1] += green * weight
-                    acc[y, x, 2] += blue * weight
-                    acc[y, x, 3] += min(depth, 8191) * weight
+    flat = acc.reshape(-1, 4)
+    flat_front = front.reshape(-1)
+    flat_limit = limit.reshape(-1)
+    real = np.empty((4, BLOCK), np.float32)
+    whole = np.empty((4, BLOCK), np.int32)
+    chosen = np.empty(BLOCK, np.int32)
+    for block in range(start, stop, BLOCK):
+        count = _project(p, s, e, cap, width, height, block, min(block + BLOCK, stop), real, whole, chosen)
+        for n in range(count):
+            j = chosen[n]
+            i = block + j
+            u = real[0, j]
+            v = real[1, j]
+            z = real[2, j]
+            seen = observed[i]
+            sign = one if seen else -one
+            nearest = (z if seen else z * tolerance + s[i]) - slab * s[i]
+            nearest = max(nearest, np.float32(1e-9))
+            r = real[3, j] + np.float32(0.25)
+            r = r * r
+            fall = np.float32(grades) / r
+            quantum = z * np.float32(4096.0)
+            red = (np.int64(colours[i, 0]) << 28) | np.int64(1)
+            green = np.int64(colours[i, 1])
+            blue = np.int64(colours[i, 2])
+            for y in range(whole[2, j], whole[3, j] + 1):
+                dy = np.float32(y) - v
+                dy = dy * dy
+                row = np.uint64(y * width)
+                for x in range(whole[0, j], whole[1, j] + 1):
+                    dx = np.float32(x) - u
+                    d = dx * dx + dy
+                    at = row + np.uint64(x)
+                    if d <= r and nearest <= sign * flat_limit[at]:
+                        weight = 1 + grades - np.int64(d * fall)
+                        depth = np.int64(quantum / flat_front[at])
+                        flat[at, 0] += red * weight
+                        flat[at, 1] += green * weight
+                        flat[at, 2] += blue * weight
+                        flat[at, 3] += min(depth, 8191) * weight
 
 
 @compiled
