@@ -1,0 +1,286 @@
+"""Messages and numpy arrays, without a node."""
+
+from __future__ import annotations
+
+import array
+import math
+
+import numpy as np
+import pytest
+from geometry_msgs.msg import Pose, PoseStamped
+from nav_msgs.msg import Path
+from sensor_msgs.msg import CameraInfo, PointField
+from std_msgs.msg import Header
+from worldstereo_ros.action import ImaginePath
+from worldstereo_ros.srv import ImagineView
+
+from worldstereo_ros.camera import Camera
+from worldstereo_ros.imagery import COLOUR_ENCODINGS, DEPTH_ENCODINGS, ImageError
+from worldstereo_ros.ros import clouds, markers, messages
+from worldstereo_ros.ros.jobs import Code
+from worldstereo_ros.views import ImaginedView, View
+
+HEADER = Header(frame_id="camera")
+RANDOM = np.random.default_rng(3)
+
+
+def test_codes_are_those_of_the_interfaces():
+    for kind in (ImaginePath.Result, ImagineView.Request):
+        assert {code.name: int(code) for code in Code} == {code.name: getattr(kind, code.name) for code in Code}
+
+
+@pytest.mark.parametrize("shape", [(5, 7, 3), (5, 7)])
+def test_colour_there_and_back(shape):
+    image = RANDOM.integers(0, 256, shape, dtype=np.uint8)
+    message = messages.colour_message(image, HEADER)
+    assert isinstance(message.data, array.array)
+    back = messages.image_array(message)
+    assert back.shape == (5, 7, 3)
+    np.testing.assert_array_equal(back if image.ndim == 3 else back[..., 1], image)
+
+
+def test_depth_there_and_back():
+    depth = RANDOM.uniform(0.1, 9, (4, 6)).astype(np.float32)
+    depth[1, 2] = 0
+    message = messages.depth_message(depth, HEADER)
+    assert math.isnan(np.frombuffer(message.data, "<f4").reshape(4, 6)[1, 2])
+    np.testing.assert_array_equal(messages.depth_array(message), depth)
+
+
+def test_mask_is_white_where_true():
+    mask = RANDOM.random((4, 6)) > 0.5
+    np.testing.assert_array_equal(np.asarray(messages.mask_message(mask, HEADER).data).reshape(4, 6) == 255, mask)
+
+
+def test_check_image_knows_every_encoding_that_is_decoded():
+    for encoding in COLOUR_ENCODINGS + DEPTH_ENCODINGS:
+        size = messages._PIXEL_BYTES[encoding]
+        message = messages.colour_message(np.zeros((2, 3 * size), np.uint8), HEADER)
+        message.encoding, message.width, message.step = encoding, 3, 3 * size
+        messages.check_image(message, (encoding,), 100)
+        decode = messages.image_array if encoding in COLOUR_ENCODINGS else messages.depth_array
+        assert decode(message).shape[:2] == (2, 3)
+        message.step = 3 * size - 1
+        with pytest.raises(ImageError, match="step"):
+            messages.check_image(message, (encoding,), 100)
+
+
+def test_empty_array_makes_an_empty_field():
+    assert len(messages.bytes_field(np.zeros((0, 5), np.float32))) == 0
+    assert messages.bytes_field(np.arange(6, dtype=np.uint8)[::2]).tolist() == [0, 2, 4]
+
+
+def test_poses_there_and_back():
+    for _ in range(20):
+        q = RANDOM.normal(size=4)
+        pose = Pose()
+        pose.position.x, pose.position.y, pose.position.z = RANDOM.normal(size=3)
+        pose.orientation.x, pose.orientation.y, pose.orientation.z, pose.orientation.w = q / np.linalg.norm(q)
+        matrix = messages.pose_matrix(pose)
+        np.testing.assert_allclose(messages.pose_matrix(messages.pose_message(matrix)), matrix, atol=1e-12)
+
+
+@pytest.mark.parametrize("stamp", [0, 1, 999_999_999, 10**9, 1_795_172_304_502_046_803])
+def test_stamps_there_and_back(stamp):
+    assert messages.nanoseconds(messages.time_message(stamp)) == stamp
+
+
+def test_negative_and_absurd_stamps_stay_in_range():
+    assert messages.nanoseconds(messages.time_message(-5)) == 0
+    assert messages.time_message(2**70).sec == 2**31 - 1
+
+
+def test_camera_info_there_and_back():
+    camera = Camera(64, 48, 50.0, 51.0, 31.0, 24.0)
+    info = messages.info_message(camera, HEADER)
+    assert messages.camera_from_info(info) == (camera, None, "")
+    assert info.p[0] == 50.0
+
+
+def test_camera_info_with_window_and_binning():
+    info = messages.info_message(Camera(640, 480, 500.0, 500.0, 320.0, 240.0), HEADER)
+    info.roi.x_offset, info.roi.y_offset, info.roi.width, info.roi.height = 100, 50, 400, 300
+    info.binning_x = info.binning_y = 2
+    camera = messages.camera_from_info(info)[0]
+    assert (camera.width, camera.height) == (200, 150)
+    assert camera.fx == 250.0
+    assert camera.cx == pytest.approx((320 - 100 + 0.5) / 2 - 0.5)
+
+
+def test_camera_info_that_is_none():
+    good = messages.info_message(Camera(64, 48, 50.0, 51.0, 31.0, 24.0), HEADER)
+    for change, word in (
+        ({"k": [0.0] * 9}, "calibrated"),
+        ({"k": [math.nan, 0.0, 1.0, 0.0, 1.0, 1.0, 0.0, 0.0, 1.0]}, "finite"),
+        ({"d": [math.inf, 0.0, 0.0, 0.0, 0.0]}, "finite"),
+        ({"d": [0.1, 0.0, 0.0], "distortion_model": "plumb_bob"}, "plumb_bob"),
+        ({"width": 0}, "size"),
+    ):
+        info = CameraInfo(width=good.width, height=good.height, k=good.k, d=good.d)
+        for name, value in change.items():
+            setattr(info, name, value)
+        with pytest.raises(ValueError, match=word):
+            messages.camera_from_info(info)
+
+
+@pytest.mark.parametrize(
+    ("model", "d"),
+    [("plumb_bob", [0.2, -0.05, 0.001, 0.002, 0.01]), ("equidistant", [0.1, 0.02, -0.01, 0.003])],
+)
+def test_distortion_is_taken_out(model, d):
+    """A straight line in the world, bent by the lens, is straight again."""
+    import cv2
+
+    camera = Camera(200, 150, 150.0, 150.0, 99.5, 74.5)
+    line = np.stack([np.linspace(-0.5, 0.5, 400), np.full(400, 0.35), np.ones(400)], axis=1)
+    zero = np.zeros(3)
+    if model == "equidistant":
+        pixels = cv2.fisheye.projectPoints(line[None], zero, zero, camera.matrix, np.array(d))[0].reshape(-1, 2)
+    else:
+        pixels = cv2.projectPoints(line, zero, zero, camera.matrix, np.array(d))[0].reshape(-1, 2)
+    image = np.zeros((150, 200, 3), np.uint8)
+    for x, y in pixels.round().astype(int):
+        if 0 <= x < 200 and 0 <= y < 150:
+            cv2.circle(image, (int(x), int(y)), 1, (255, 255, 255), -1)
+    depth = np.where(image[..., 0] > 0, np.float32(2), np.float32(0))
+    info = messages.info_message(camera, HEADER)
+    info.d, info.distortion_model = d, model
+    straight, straight_depth = messages.undistort(image, depth, *messages.camera_from_info(info))
+    expected = 150.0 * 0.35 + 74.5
+    rows, columns = np.nonzero(straight[..., 0] > 128)
+    middle = (columns > 40) & (columns < 160)
+    assert middle.sum() > 100
+    assert np.abs(rows[middle] - expected).max() <= 2.5
+    assert set(np.unique(straight_depth)) == {0.0, 2.0}  # never a blend of two depths
+
+
+def test_path_in_several_frames():
+    path = Path(header=Header(frame_id="map"))
+    for frame in ("", "odom"):
+        pose = PoseStamped(header=Header(frame_id=frame))
+        pose.pose.orientation.w = 1.0
+        path.poses.append(pose)
+    frames, poses = messages.path_matrices(path)
+    assert frames == ["map", "odom"]
+    np.testing.assert_array_equal(poses, np.tile(np.eye(4), (2, 1, 1)))
+
+
+# --- clouds ---
+
+
+def test_cloud_there_and_back():
+    points = RANDOM.normal(size=(1000, 3)).astype(np.float32)
+    colours = RANDOM.integers(0, 256, (1000, 3), dtype=np.uint8)
+    message = clouds.cloud_message(points, colours, HEADER)
+    assert len(message.data) == message.width * message.height * message.point_step == 16_000
+    assert message.is_dense
+    back, back_colours = clouds.cloud_arrays(message)
+    np.testing.assert_array_equal(back, points)
+    np.testing.assert_array_equal(back_colours, colours)
+
+
+def test_cloud_bits_are_what_rviz_reads():
+    message = clouds.cloud_message(np.ones((1, 3), np.float32), np.array([[1, 2, 3]], np.uint8), HEADER)
+    assert np.frombuffer(message.data, "<u4")[3] == 0x00010203
+    field = message.fields[3]
+    assert (field.name, field.offset, field.datatype, field.count) == ("rgb", 12, PointField.FLOAT32, 1)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_points_that_are_no_numbers_are_left_out(bad):
+    points = np.arange(30, dtype=np.float32).reshape(10, 3)
+    points[4, 1] = bad
+    message = clouds.cloud_message(points, np.zeros((10, 3), np.uint8), HEADER, observed=np.arange(10) % 2 == 0)
+    assert message.width == 9
+    kept = np.frombuffer(message.data, "<f4").reshape(9, 5)
+    np.testing.assert_array_equal(kept[:, :3], np.delete(points, 4, axis=0))
+    np.testing.assert_array_equal(kept[:, 4], np.delete(np.arange(10) % 2 == 0, 4))
+
+
+def test_huge_finite_points_stay():
+    points = np.full((4, 3), 3e38, np.float32)  # their sum is infinite
+    assert clouds.cloud_message(points, np.zeros((4, 3), np.uint8), HEADER).width == 4
+
+
+def test_empty_cloud():
+    message = clouds.cloud_message(np.zeros((0, 3), np.float32), np.zeros((0, 3), np.uint8), HEADER)
+    assert (message.width, len(message.data), message.row_step) == (0, 0, 0)
+    points, colours = clouds.cloud_arrays(message)
+    assert points.shape == (0, 3)
+    assert colours.shape == (0, 3)
+
+
+def test_thinning_keeps_the_ends_and_the_bound():
+    assert clouds.thinned(10, 10) == slice(None)
+    kept = clouds.thinned(1_000_003, 1000)
+    assert len(kept) == len(set(kept)) == 1000
+    assert (kept[0], kept[-1]) == (0, 1_000_002)
+
+
+def test_padded_cloud_of_others_is_read():
+    """PCL's layout: 32 bytes a point, colour at 16."""
+    message = clouds.cloud_message(np.zeros((2, 3), np.float32), np.zeros((2, 3), np.uint8), HEADER)
+    raw = np.zeros((2, 8), "<f4")
+    raw[:, :3] = [[1, 2, 3], [4, 5, 6]]
+    raw.view("<u4")[:, 4] = 0x00FF8001
+    message.point_step, message.row_step, message.data = 32, 64, messages.bytes_field(raw)
+    message.fields[3].offset = 16
+    points, colours = clouds.cloud_arrays(message)
+    np.testing.assert_array_equal(points, [[1, 2, 3], [4, 5, 6]])
+    np.testing.assert_array_equal(colours, [[255, 128, 1]] * 2)
+
+
+def test_clouds_that_lie_are_refused():
+    def cloud():
+        return clouds.cloud_message(np.ones((4, 3), np.float32), np.ones((4, 3), np.uint8), HEADER)
+
+    for name, value in (("width", 5), ("point_step", 8), ("is_bigendian", True), ("fields", [])):
+        message = cloud()
+        setattr(message, name, value)
+        with pytest.raises(ValueError, match="cloud"):
+            clouds.cloud_arrays(message)
+
+
+# --- views and markers ---
+
+
+def imagined(x: float = 0.0) -> ImaginedView:
+    camera = Camera(8, 6, 5.0, 5.0, 3.5, 2.5)
+    pose = np.eye(4)
+    pose[0, 3] = x
+    return ImaginedView(
+        image=np.full((6, 8, 3), 9, np.uint8),
+        camera=camera,
+        world_from_camera=pose,
+        depth=None,
+        observed=np.zeros((6, 8), bool),
+        covered=np.ones((6, 8), bool),
+        stamp_ns=7,
+        index=2,
+        count=5,
+    )
+
+
+def test_view_without_depth_is_unknown_everywhere():
+    message = messages.view_message(imagined(1.0), HEADER, "map")
+    assert np.isnan(np.frombuffer(message.depth.data, "<f4")).all()
+    assert (message.index, message.count, message.coverage, message.observed_fraction) == (2, 5, 1.0, 0.0)
+    assert message.pose.pose.position.x == 1.0
+    assert messages.nanoseconds(message.seed_stamp) == 7
+
+
+def test_frusta_point_where_the_camera_looks():
+    view = imagined(1.0)
+    corners = markers.corners(view, 2.0)
+    np.testing.assert_allclose(corners[0], [1, 0, 0])
+    np.testing.assert_allclose(corners[1:].mean(axis=0), [1, 0, 2.0], atol=1e-9)
+    np.testing.assert_allclose(corners[2, 0] - corners[1, 0], 2.0 * 8 / 5)
+    seed = View(view.image, view.camera, np.eye(4))
+    array_ = markers.frusta([seed, view], [imagined(0.0), view], HEADER)
+    counts = {marker.ns: len(marker.points) for marker in array_.markers}
+    assert counts == {"observed views": 16, "imagined views": 32, "imagined path": 2}
+
+
+def test_nothing_to_show_deletes_what_was_shown():
+    actions = {marker.action for marker in markers.frusta([], [], HEADER).markers}
+    assert actions == {markers.Marker.DELETE}
