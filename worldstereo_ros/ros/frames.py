@@ -38,9 +38,9 @@ class Frames:
         """Optical frame of the camera: the parameter, else the newest image's; empty where neither is."""
         return self._settings.camera_frame or self.seen_camera_frame
 
-    def clear(self) -> None:
-        """Forgets what moves: time jumped."""
-        self._transforms.clear()
+    def time_went_back(self, stamp_ns: int) -> None:
+        """Forgets the transforms that are later."""
+        self._transforms.forget_after(stamp_ns)
 
     def world_from(self, frame: str, stamp_ns: int | None) -> np.ndarray:
         """(4, 4) world_from_frame. Raises TransformMissing, or ValueError where no frame is named."""

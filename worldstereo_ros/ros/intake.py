@@ -120,13 +120,16 @@ class Intake:
                 "two publishers with different clocks); what waited for its partner is forgotten, the memories stay.",
                 key="time",
             )
-            self.time_jumped()
+            self.time_went_back(stamp_ns)
         self._newest[name] = stamp_ns
 
-    def time_jumped(self) -> None:
+    def time_went_back(self, stamp_ns: int) -> None:
         """Starts over with what is kept by stamp."""
-        self.clear()
-        self._frames.clear()
+        self._joiner.forget_after(stamp_ns)
+        self._waiting.clear()
+        self._poses = deque((entry for entry in self._poses if entry[0] <= stamp_ns + SET_BACK_NS), maxlen=4 * KEPT)
+        self._newest.clear()
+        self._frames.time_went_back(stamp_ns)
 
     def _take_image(self, name: str, message: Image | CompressedImage) -> None:
         if isinstance(message, Image):

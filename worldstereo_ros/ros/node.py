@@ -250,7 +250,7 @@ class WorldStereoNode(LifecycleNode):
     def _time_jumped(self, jump: object) -> None:
         self.health.say("The clock jumped; what waited for its partner is forgotten, the memories stay.", key="time")
         if self._intake is not None:
-            self._intake.time_jumped()
+            self._intake.time_went_back(self.get_clock().now().nanoseconds)
 
     def _transforms_set_back(self) -> None:
         self.health.say("The stamps of /tf went back; the older transforms are forgotten.", key="tf time")

@@ -16,6 +16,7 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 from worldstereo_ros.camera import Camera
 from worldstereo_ros.ros import messages
+from worldstereo_ros.ros.transforms import SET_BACK_NS
 from worldstereo_ros.views import View
 
 KEPT = 16  # images, infos and depths that wait for each other; bounded, newest kept
@@ -134,8 +135,15 @@ class Joiner:
         """Takes a depth image."""
         self._depths.append((messages.nanoseconds(depth.header.stamp), depth))
 
+    def forget_after(self, stamp_ns: int) -> None:
+        """Time was set back to this: what is later is forgotten; what already came of the new time is kept."""
+        latest = stamp_ns + SET_BACK_NS
+        self._images = deque(item for item in self._images if item.stamp_ns <= latest)
+        self._infos = deque((entry for entry in self._infos if entry[0] <= latest), maxlen=KEPT)
+        self._depths = deque((entry for entry in self._depths if entry[0] <= latest), maxlen=KEPT)
+
     def clear(self) -> None:
-        """Forgets everything: time jumped."""
+        """Forgets everything."""
         self._images.clear()
         self._infos.clear()
         self._depths.clear()

@@ -38,8 +38,8 @@ class Transforms(Protocol):
         """(target_from_source (4, 4), its stamp in ns) at a time, or the newest where None. Raises TransformMissing."""
         ...
 
-    def clear(self) -> None:
-        """Forgets all but the static transforms: time jumped."""
+    def forget_after(self, stamp_ns: int) -> None:
+        """Time was set back to this: what came before that is later is forgotten, static transforms are not."""
         ...
 
 
@@ -113,13 +113,16 @@ class TransformBuffer:
                 stamp_ns = min((self._stamps[frame][-1] for frame in moving), default=0)
             return invert_pose(self._along(target_links, stamp_ns)) @ self._along(source_links, stamp_ns), stamp_ns
 
-    def clear(self) -> None:
-        """Forgets all that moves; static transforms stay."""
+    def forget_after(self, stamp_ns: int) -> None:
+        """See `Transforms`. What already came of the new time is kept."""
         with self._lock:
             for child in list(self._stamps):
-                del self._stamps[child], self._samples[child]
-                if child not in self._static:
-                    self._parent.pop(child, None)
+                kept = bisect.bisect_right(self._stamps[child], stamp_ns + SET_BACK_NS)
+                del self._stamps[child][kept:], self._samples[child][kept:]
+                if not kept:
+                    del self._stamps[child], self._samples[child]
+                    if child not in self._static:
+                        self._parent.pop(child, None)
 
     def frames(self) -> list[str]:
         """The names of all frames that are known."""
@@ -253,8 +256,8 @@ class _Tf2Transforms:
         stamp = found.header.stamp
         return matrix, stamp.sec * 1_000_000_000 + stamp.nanosec
 
-    def clear(self) -> None:
-        """Forgets all that moves."""
+    def forget_after(self, stamp_ns: int) -> None:
+        """See `Transforms`. tf2 ignores what is older than what it has, so all that moves is forgotten."""
         self._buffer.clear()
 
     def close(self) -> None:
