@@ -672,10 +672,10 @@ def test_command_serves_until_interrupted(tmp_path):
 
 
 def test_frusta_stand_where_the_cameras_stood(page):
-    handle = page.server.scene.get_handle_by_name("/path/cameras/0001")
-    np.testing.assert_allclose(handle.position, POSES[1, :3, 3], atol=1e-6)
+    handle = page.server.scene.get_handle_by_name("/path/cameras/0002")
+    np.testing.assert_allclose(handle.position, POSES[2, :3, 3], atol=1e-6)
     w, x, y, z = handle.wxyz
     forward = [2 * (x * z + w * y), 2 * (y * z - w * x), 1 - 2 * (x * x + y * y)]
-    np.testing.assert_allclose(forward, invert_pose(POSES[1])[2, :3], atol=1e-6)
+    np.testing.assert_allclose(forward, invert_pose(POSES[2])[2, :3], atol=1e-6)
     assert handle.fov == pytest.approx(2 * np.arctan(15 / CAMERA.fy))
     assert handle.aspect == pytest.approx(40 / 30)

@@ -116,7 +116,7 @@ def ceiling_height(viewable: Viewable) -> float:
     return float(heights.max() + max(0.35 * (np.median(heights) - floor), 0.05 * (heights.max() - floor)))
 
 
-def apart(poses: np.ndarray, distance: float, angle: float = np.radians(12)) -> list[int]:
+def apart(poses: np.ndarray, distance: float, angle: float = np.radians(15)) -> list[int]:
     """Indices of cameras that stand or look apart from the last one kept, so that their frusta do not hide each other.
 
     Args:
@@ -160,7 +160,7 @@ def overview(viewable: Viewable, *, pitch: float = np.radians(42), fov: float = 
     if len(points) and len(cameras):
         # What is seen through a window is far away: it must not decide how large the room is on the page.
         distance = camera_distance(points, cameras)
-        points = points[distance <= 2.5 * np.median(distance)]
+        points = points[distance <= 1.8 * np.median(distance)]
     if len(points) == 0:
         points = cameras[:, :3, 3] if len(cameras) else np.zeros((1, 3))
     low, high = np.percentile(points, 3, axis=0), np.percentile(points, 97, axis=0)
@@ -319,7 +319,7 @@ class Scene:
     def _add_frusta(self, root: str, views: tuple[View, ...]) -> list[tuple[Any, View]]:
         frusta = []
         poses = np.array([view.world_from_camera for view in views]).reshape(-1, 4, 4)
-        for index in apart(poses, 0.05 * self.size):
+        for index in apart(poses, 0.08 * self.size):
             remembered = root == "/memory" and views[index].observed_mask.mean() > 0.5
             colour = OBSERVED_COLOUR if remembered else IMAGINED_COLOUR
             handle = self._frustum(f"{root}/{index:04d}", views[index], 0.06, colour, width=160)
