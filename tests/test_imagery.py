@@ -1,0 +1,221 @@
+"""Bytes become pixels and metres, or a sentence; `test_bags.py` and `test_datasets.py` use the same functions."""
+
+import io
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from worldstereo_ros import imagery
+from worldstereo_ros.imagery import (
+    ImageError,
+    clean_depth,
+    decode_colour,
+    decode_compressed,
+    decode_compressed_depth,
+    decode_depth,
+    encode_colour,
+    encode_depth,
+    image_size,
+    read_depth,
+    read_image,
+)
+
+RGB = np.random.default_rng(0).integers(0, 256, (4, 5, 3), dtype=np.uint8)
+
+
+def _padded(rows: np.ndarray, step: int) -> bytes:
+    """Rows of bytes with rubbish between them, as drivers with aligned rows send."""
+    out = np.full((len(rows), step), 0xAB, np.uint8)
+    out[:, : rows.shape[1]] = rows
+    return out.tobytes()
+
+
+@pytest.mark.parametrize("padding", [0, 3])
+@pytest.mark.parametrize(
+    ("encoding", "pixels"),
+    [
+        ("rgb8", RGB),
+        ("bgr8", RGB[..., ::-1]),
+        ("8UC3", RGB[..., ::-1]),
+        ("rgba8", np.concatenate([RGB, RGB[..., :1]], -1)),
+        ("bgra8", np.concatenate([RGB[..., ::-1], RGB[..., :1]], -1)),
+    ],
+)
+def test_every_colour_order_becomes_rgb(encoding, pixels, padding):
+    rows = pixels.reshape(4, -1)
+    step = rows.shape[1] + padding
+    image = decode_colour(encoding, 4, 5, step, False, _padded(rows, step))
+    np.testing.assert_array_equal(image, RGB)
+    image[0, 0, 0] ^= 1  # it can be written to
+
+
+def test_grey_becomes_rgb():
+    grey = RGB[..., 0]
+    for encoding in ("mono8", "8UC1"):
+        image = decode_colour(encoding, 4, 5, 7, False, _padded(grey, 7))
+        np.testing.assert_array_equal(image, np.repeat(grey[..., None], 3, 2))
+
+
+def test_the_result_is_no_window_into_the_message():
+    data = bytearray(RGB.tobytes())
+    image = decode_colour("rgb8", 4, 5, 15, False, data)
+    data[:] = bytes(len(data))
+    np.testing.assert_array_equal(image, RGB)
+
+
+@pytest.mark.parametrize("big", [False, True])
+@pytest.mark.parametrize("padding", [0, 2])
+def test_depth_of_both_encodings_and_byte_orders(big, padding):
+    order = ">" if big else "<"
+    millimetres = np.array([[0, 1, 1500], [65535, 250, 3]])
+    rows = np.frombuffer(millimetres.astype(order + "u2").tobytes(), np.uint8).reshape(2, -1)
+    step = rows.shape[1] + padding
+    depth = decode_depth("16UC1", 2, 3, step, big, _padded(rows, step))
+    np.testing.assert_allclose(depth, millimetres / 1000, rtol=1e-6)
+    assert depth.dtype == np.float32
+    metres = np.array([[np.nan, np.inf, 1.5], [-np.inf, -2, 2000]])
+    rows = np.frombuffer(metres.astype(order + "f4").tobytes(), np.uint8).reshape(2, -1)
+    step = rows.shape[1] + padding
+    np.testing.assert_array_equal(
+        decode_depth("32FC1", 2, 3, step, big, _padded(rows, step)), np.array([[0, 0, 1.5], [0, 0, 0]], np.float32)
+    )
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        (("bayer_rggb8", 4, 5, 5, 20), "encoding 'bayer_rggb8'; a colour image is one of rgb8, bgr8"),
+        (("", 4, 5, 15, 60), "encoding ''"),
+        (("rgb8", 4, 5, 14, 60), "step is 14 bytes; 5 pixels of rgb8 need 15"),
+        (("rgb8", 4, 5, 0, 60), "step is 0 bytes"),
+        (("rgb8", 4, 5, 15, 59), "data has 59 bytes; 4 rows of step 15 are 60"),
+        (("rgb8", 4, 5, 15, 61), "data has 61 bytes"),
+        (("rgb8", 4, 5, 15, 0), "data has 0 bytes"),
+        (("rgb8", 0, 5, 15, 0), "is 5x0; at least one pixel"),
+        (("rgb8", 4, 0, 0, 0), "is 0x4"),
+        (("rgb8", 2**31, 2**31, 2**33, 60), "pixels; more than"),
+    ],
+)
+def test_fields_that_disagree_are_refused(fields, sentence):
+    encoding, height, width, step, size = fields
+    with pytest.raises(ImageError, match=sentence):
+        decode_colour(encoding, height, width, step, False, bytes(size))
+
+
+def test_the_last_row_may_lack_its_padding():
+    data = _padded(RGB.reshape(4, -1), 20)[:-5]
+    np.testing.assert_array_equal(decode_colour("rgb8", 4, 5, 20, False, data), RGB)
+
+
+def test_a_colour_image_is_no_depth_image():
+    with pytest.raises(ImageError, match=r"encoding 'rgb8'; depth is 16UC1 .* Is this the colour topic"):
+        decode_depth("rgb8", 4, 5, 15, False, RGB.tobytes())
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    encoding=st.sampled_from([*imagery.COLOUR_ENCODINGS, *imagery.DEPTH_ENCODINGS, "yuv422", ""]),
+    height=st.integers(0, 6), width=st.integers(0, 6), step=st.integers(0, 40), data=st.binary(max_size=120),
+    big=st.booleans(), decode=st.sampled_from([decode_colour, decode_depth]),
+)  # fmt: skip
+def test_any_fields_give_an_image_of_their_size_or_a_sentence(encoding, height, width, step, data, big, decode):
+    try:
+        out = decode(encoding, height, width, step, big, data)
+    except ImageError as error:
+        message = str(error)
+    else:
+        message = "."
+        assert out.shape[:2] == (height, width)
+        assert np.isfinite(out).all()
+    assert message.endswith((".", "?", ")"))
+
+
+def test_encoding_is_the_inverse_of_decoding():
+    encoding, height, width, step, data = encode_colour(RGB)
+    np.testing.assert_array_equal(decode_colour(encoding, height, width, step, False, data), RGB)
+    assert encode_colour(RGB[..., 0])[0] == "mono8"
+    depth = np.array([[0, 0.001, 1.2345], [65.535, 70, 0.5]], np.float32)
+    encoding, height, width, step, data = encode_depth(depth)
+    assert np.isnan(data.view("<f4")[0])  # what is not known is said so
+    np.testing.assert_array_equal(decode_depth(encoding, height, width, step, False, data), depth)
+    encoding, height, width, step, data = encode_depth(depth, "16UC1")
+    expected = np.array([[0, 0.001, 1.234], [65.535, 0, 0.5]])
+    np.testing.assert_allclose(decode_depth(encoding, height, width, step, False, data), expected, atol=6e-4)
+    with pytest.raises(ImageError, match="16UC1 or 32FC1"):
+        encode_depth(depth, "rgb8")
+    with pytest.raises(ImageError, match="uint8"):
+        encode_colour(depth)
+
+
+def test_what_is_no_distance_is_unknown():
+    dirty = np.array([np.nan, np.inf, -np.inf, -1, 0, 1000.5, 999], np.float32)
+    np.testing.assert_array_equal(clean_depth(dirty), np.array([0, 0, 0, 0, 0, 0, 999], np.float32))
+
+
+# --- compressed ------------------------------------------------------------------------------------------------------
+
+
+def _png(array: np.ndarray, kind: str = "PNG") -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(array).save(out, kind)
+    return out.getvalue()
+
+
+def test_compressed_images():
+    np.testing.assert_array_equal(decode_compressed(_png(RGB)), RGB)
+    np.testing.assert_array_equal(decode_compressed(np.frombuffer(_png(RGB), np.uint8)), RGB)
+    assert decode_compressed(_png(RGB, "JPEG")).shape == (4, 5, 3)
+    np.testing.assert_array_equal(decode_compressed(_png(np.dstack([RGB, RGB[..., 0]]))), RGB)  # transparency
+    np.testing.assert_array_equal(decode_compressed(_png(RGB[..., 0])), np.repeat(RGB[..., :1], 3, 2))
+    for broken in (b"", b"hello", _png(RGB)[:60]):
+        with pytest.raises(ImageError, match=r"no picture|damaged"):
+            decode_compressed(broken)
+
+
+def test_compressed_depth_of_both_kinds():
+    millimetres = np.array([[0, 500, 1500], [2000, 9000, 65535]], np.uint16)
+    plain = decode_compressed_depth(_png(millimetres))
+    np.testing.assert_allclose(plain, millimetres / 1000, rtol=1e-6)
+    header = bytes(12)
+    np.testing.assert_array_equal(decode_compressed_depth(header + _png(millimetres), "16UC1; compressedDepth"), plain)
+    # 32FC1: inverse depth in steps, value = a / depth + b
+    a, b, metres = 1000.0, -20.0, np.array([[0.5, 1.0, 4.0]])
+    values = np.rint(a / metres + b).astype(np.uint16)
+    header = b"\0\0\0\0" + np.array([a, b], "<f4").tobytes()
+    decoded = decode_compressed_depth(header + _png(values), "32FC1; compressedDepth png")
+    np.testing.assert_allclose(decoded, metres, rtol=0.01)
+    with pytest.raises(ImageError, match="only PNG compression"):
+        decode_compressed_depth(bytes(100), "16UC1; compressedDepth rvl")
+    with pytest.raises(ImageError, match="16 bits in one channel"):
+        decode_compressed_depth(_png(RGB))
+
+
+def test_a_bomb_is_refused_from_its_header():
+    """A PNG that says it has 60000 x 60000 pixels, with nothing behind it."""
+    import struct
+    import zlib
+
+    ihdr = b"IHDR" + struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0)
+    data = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + ihdr + struct.pack(">I", zlib.crc32(ihdr))
+    idat = b"IDAT" + zlib.compress(bytes(100))
+    data += struct.pack(">I", len(idat) - 4) + idat + struct.pack(">I", zlib.crc32(idat))
+    with pytest.raises(ImageError, match="refused"):
+        decode_compressed(data)
+
+
+def test_files(tmp_path):
+    Image.fromarray(RGB).save(tmp_path / "a.png")
+    Image.fromarray(np.array([[0, 5000]], np.uint16)).save(tmp_path / "d.png")
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), RGB)
+    assert image_size(tmp_path / "a.png") == (5, 4)
+    np.testing.assert_array_equal(read_depth(tmp_path / "d.png", 5000), np.array([[0, 1]], np.float32))
+    for read in (read_image, read_depth, image_size):
+        with pytest.raises(ImageError, match="There is no file"):
+            read(tmp_path / "none.png")
+        with pytest.raises(ImageError, match="cannot be read"):
+            read(tmp_path)
+    with pytest.raises(ImageError, match="depth scale"):
+        read_depth(tmp_path / "d.png", 0)
