@@ -9,7 +9,7 @@ from rosbags.typesys import Stores, get_typestore
 
 from worldstereo_ros import imagery
 from worldstereo_ros.bagfiles import register_type
-from worldstereo_ros.bags import Bag, BagError, BagWriter, camera_info_beside, read_path, read_views
+from worldstereo_ros.bags import Bag, BagError, BagWriter, camera_info_beside, find_topics, read_path, read_views
 from worldstereo_ros.camera import pose_from_quaternion, quaternion_from_pose, trajectory
 
 WIDTH, HEIGHT = 32, 24
@@ -223,6 +223,33 @@ def test_camera_info_lies_beside_the_image():
     assert camera_info_beside("/cam/image_raw") == "/cam/camera_info"
     assert camera_info_beside("/cam/color/image_raw/compressed") == "/cam/color/camera_info"
     assert camera_info_beside("/image") == "/camera_info"
+
+
+def test_topics_are_found_where_none_is_named(tmp_path):
+    _record(tmp_path / "drive")
+    with Bag(tmp_path / "drive") as bag:
+        assert find_topics(bag) == ("/cam/image", "/cam/depth")
+    views = list(read_views(tmp_path / "drive"))
+    assert len(views) == 5
+    np.testing.assert_array_equal(views[2].image, _drive()[1][2])
+    assert views[2].depth is not None
+    with BagWriter(tmp_path / "other") as writer:
+        for name in ("a/image", "color/image_raw"):
+            writer.add_topic(f"/{name}", "sensor_msgs/msg/Image")
+            writer.write(f"/{name}", _image(START, _drive()[1][0]), START)
+            info = camera_info_beside(f"/{name}")
+            writer.add_topic(info, "sensor_msgs/msg/CameraInfo")
+            writer.write(info, _info(START), START)
+        # Depth of another frame is not registered to the colour image.
+        writer.add_topic("/stereo/depth", "sensor_msgs/msg/Image")
+        writer.write("/stereo/depth", _image(START, _drive()[2][0], "other_frame"), START)
+    with Bag(tmp_path / "other") as bag:
+        assert find_topics(bag) == ("/color/image_raw", "")
+    with BagWriter(tmp_path / "none") as writer:
+        writer.add_topic("/image", "sensor_msgs/msg/Image")
+        writer.write("/image", _image(START, _drive()[1][0]), START)
+    with pytest.raises(BagError, match=r"no colour images with a camera_info beside them.*/image \(sensor_msgs"):
+        list(read_views(tmp_path / "none"))
 
 
 # --- recordings that are not right -----------------------------------------------------------------------------------

@@ -12,18 +12,25 @@ import numpy as np
 
 from worldstereo_ros import imagery
 from worldstereo_ros.bagfiles import Bag, BagError, BagWriter
+from worldstereo_ros.bagtopics import (
+    CAMERA_INFO,
+    COMPRESSED,
+    IMAGE,
+    ODOMETRY,
+    PATH,
+    POSE,
+    POSE_COVARIANCE,
+    TF,
+    camera_info_beside,
+    find_topics,
+)
 from worldstereo_ros.calibration import Calibration, calibration_from_info
 from worldstereo_ros.camera import pose_from_quaternion
 from worldstereo_ros.imagery import ImageError
 from worldstereo_ros.posetracks import PoseTrack, TransformTree, UnknownPoseError
 from worldstereo_ros.views import View
 
-__all__ = ["Bag", "BagError", "BagWriter", "camera_info_beside", "read_path", "read_views"]
-
-IMAGE, COMPRESSED = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"
-CAMERA_INFO, PATH, TF = "sensor_msgs/msg/CameraInfo", "nav_msgs/msg/Path", "tf2_msgs/msg/TFMessage"
-ODOMETRY, POSE = "nav_msgs/msg/Odometry", "geometry_msgs/msg/PoseStamped"
-POSE_COVARIANCE = "geometry_msgs/msg/PoseWithCovarianceStamped"
+__all__ = ["Bag", "BagError", "BagWriter", "camera_info_beside", "find_topics", "read_path", "read_views"]
 
 
 @dataclass
@@ -41,7 +48,7 @@ class _Index:
 
 def read_views(
     path: str | Path,
-    image_topic: str,
+    image_topic: str = "",
     *,
     depth_topic: str = "",
     camera_info_topic: str = "",
@@ -60,7 +67,7 @@ def read_views(
 
     Args:
         path: folder or file of the recording.
-        image_topic: Image or CompressedImage, colour.
+        image_topic: Image or CompressedImage, colour; "" = found, with its depth, by `find_topics`.
         depth_topic: Image (16UC1 mm, 32FC1 m) or compressedDepth, registered to the picture; "" = no depth.
         camera_info_topic: "" = `camera_info` beside the image topic.
         pose_topic: PoseStamped, PoseWithCovarianceStamped (of the camera's optical frame, or of `base_frame`) or
@@ -78,8 +85,11 @@ def read_views(
     """
     path = Path(path)
     tolerance_ns = round(tolerance * 1e9)
-    info_topic = camera_info_topic or camera_info_beside(image_topic)
     with Bag(path) as bag:
+        if not image_topic:
+            image_topic, found = find_topics(bag)
+            depth_topic = depth_topic or found
+        info_topic = camera_info_topic or camera_info_beside(image_topic)
         bag.require(image_topic, (IMAGE, COMPRESSED), "colour image")
         bag.require(info_topic, (CAMERA_INFO,), "camera_info")
         if depth_topic == image_topic:
@@ -106,14 +116,6 @@ def read_views(
         if 0 < wanted < len(chosen):
             chosen = [chosen[round(i)] for i in np.linspace(0, len(chosen) - 1, wanted)]
         yield from _load(bag, image_topic, depth_topic, index, {i: pairs[i] for i in chosen}, poses, calibration)
-
-
-def camera_info_beside(image_topic: str) -> str:
-    """Where image transports put the CameraInfo of an image topic."""
-    parts = image_topic.split("/")
-    if parts[-1] in ("compressed", "compressedDepth") and len(parts) > 2:
-        parts.pop()
-    return "/".join([*parts[:-1], "camera_info"])
 
 
 def _index(bag: Bag, image_topic: str, depth_topic: str, info_topic: str, pose_topic: str) -> _Index:
