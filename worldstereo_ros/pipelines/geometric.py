@@ -25,7 +25,7 @@ from worldstereo_ros.pipelines.base import Conditioning, OnStep, PipelineFrame
 from worldstereo_ros.pipelines.filling import background_weight, fill_depth, push_pull
 from worldstereo_ros.pipelines.provenance import observed_pixels
 from worldstereo_ros.pipelines.references import Reference, Shelf, choose, witness
-from worldstereo_ros.pipelines.warping import gather_rows, pixel_transform, splat_depth
+from worldstereo_ros.pipelines.warping import gather_rows, normalise_rows, pixel_transform, splat_depth
 
 LOOSE = 0.25  # depths that were completed, not measured, agree when they differ by less than this fraction
 FEATHER = 24.0  # pixels over which a picture fades in from its border
@@ -91,14 +91,12 @@ class GeometricPipeline:
             self._look(reference, gains[index], depth, camera, pose, measured, assumed)
             given[index] = float(measured[..., 3].sum()) + float(assumed[..., 3].sum()) - given.sum()
         exposure = _exposure(gains, given)
-        image = np.where(measured[..., 3:] > 0, measured, assumed)
-        known = image[..., 3] > 0
-        image = image[..., :3] / np.where(known, image[..., 3], 1)[..., None]
-        image = (image - exposure[:, 1]) / exposure[:, 0]
         # Points of views that are no longer kept have only the colour of the cloud.
-        rest = (rendered > 0) & ~known
-        image[rest] = colour[rest]
-        known |= rest
+        image = np.zeros((*depth.shape, 3), np.float32)
+        found = np.zeros(depth.shape, np.uint8)
+        arguments = (measured, assumed, exposure, rendered, np.ascontiguousarray(colour), image, found)
+        in_threads(normalise_rows, [(start, stop, *arguments) for start, stop in shares(camera.height, self.threads)])
+        known = found > 0
         if not known.all():
             prior = np.full(3, 128.0, np.float32)
             if references:
@@ -108,7 +106,8 @@ class GeometricPipeline:
                 prior = ((mean - exposure[:, 1]) / exposure[:, 0]).astype(np.float32)
             prior = np.broadcast_to(prior, image.shape)
             image = push_pull(image, background_weight(depth, known), prior=prior, prior_weight=PRIOR_WEIGHT)
-        return np.clip(np.rint(image), 0, 255).astype(np.uint8), depth
+        np.clip(np.rint(image, out=image), 0, 255, out=image)
+        return image.astype(np.uint8), depth
 
     def _look(
         self,

@@ -108,16 +108,18 @@ RELATIVE_, ABSOLUTE_ = np.float32(RELATIVE), np.float32(ABSOLUTE)
 
 
 @compiled
-def _measured(x, y, d, A, b, source_depth, known, relative, absolute):
-    """One of UNSEEN, AGREES, DENIES about the point at depth d of target pixel (x, y)."""
-    z = (A[2, 0] * x + A[2, 1] * y + A[2, 2]) * d + b[2]
-    if d <= 0 or z < 0.05:
+def _measured(rx, ry, rz, d, b, source_depth, known, relative, absolute):
+    """One of UNSEEN, AGREES, DENIES about the point at depth d on the line of sight (rx, ry, rz)."""
+    z = rz * d + b[2]
+    if d <= np.float32(0.0) or z < np.float32(0.05):
         return UNSEEN
-    u = int(np.floor(((A[0, 0] * x + A[0, 1] * y + A[0, 2]) * d + b[0]) / z + np.float32(0.5)))
-    v = int(np.floor(((A[1, 0] * x + A[1, 1] * y + A[1, 2]) * d + b[1]) / z + np.float32(0.5)))
-    if u < 0 or v < 0 or u >= source_depth.shape[1] or v >= source_depth.shape[0]:
+    inverse = np.float32(1.0) / z
+    u = (rx * d + b[0]) * inverse + np.float32(0.5)
+    v = (ry * d + b[1]) * inverse + np.float32(0.5)
+    if not (u >= 0 and v >= 0 and u < source_depth.shape[1] and v < source_depth.shape[0]):
         return UNSEEN
-    if known[v, u] == 0 or abs(source_depth[v, u] - z) > relative * z + absolute:
+    q, p = int(v), int(u)
+    if known[q, p] == 0 or abs(source_depth[q, p] - z) > relative * z + absolute:
         return DENIES
     return AGREES
 
@@ -126,11 +128,20 @@ def _measured(x, y, d, A, b, source_depth, known, relative, absolute):
 def _ask(row0, row1, depth, near, far, A, b, source_depth, known, relative, absolute, out):
     """What one view says about rows row0..row1; `near` and `far` are the extremes of depth around each pixel."""
     for y in range(row0, row1):
+        fy = np.float32(y)
+        ox = A[0, 1] * fy + A[0, 2]
+        oy = A[1, 1] * fy + A[1, 2]
+        oz = A[2, 1] * fy + A[2, 2]
         for x in range(depth.shape[1]):
-            says = _measured(x, y, depth[y, x], A, b, source_depth, known, relative, absolute)
+            d = depth[y, x]
+            if d <= np.float32(0.0):
+                continue
+            fx = np.float32(x)
+            rx, ry, rz = A[0, 0] * fx + ox, A[1, 0] * fx + oy, A[2, 0] * fx + oz
+            says = _measured(rx, ry, rz, d, b, source_depth, known, relative, absolute)
             if says == AGREES:
-                first = _measured(x, y, near[y, x], A, b, source_depth, known, relative, absolute)
-                last = _measured(x, y, far[y, x], A, b, source_depth, known, relative, absolute)
+                first = _measured(rx, ry, rz, near[y, x], b, source_depth, known, relative, absolute)
+                last = _measured(rx, ry, rz, far[y, x], b, source_depth, known, relative, absolute)
                 if first == AGREES and last == AGREES:
                     says = AGREES_AROUND
             out[y, x] = says
@@ -166,20 +177,30 @@ def _cross(depth, A, b, source_depth, source_known, relative, absolute, near, st
         out_free, out_hidden: (H, W, steps) uint8, set to 1; never set to 0.
     """
     height, width = source_depth.shape
+    half = np.float32(0.5)
     for y in range(depth.shape[0]):
         for x in range(depth.shape[1]):
             if depth[y, x] <= near:
                 continue
+            fx, fy = np.float32(x), np.float32(y)
+            rx = A[0, 0] * fx + A[0, 1] * fy + A[0, 2]
+            ry = A[1, 0] * fx + A[1, 1] * fy + A[1, 2]
+            rz = A[2, 0] * fx + A[2, 1] * fy + A[2, 2]
+            step = (depth[y, x] - near) / np.float32(steps)
             for k in range(steps):
-                d = near + (depth[y, x] - near) * (k + np.float32(0.5)) / steps
-                z = (A[2, 0] * x + A[2, 1] * y + A[2, 2]) * d + b[2]
-                if z < 0.05:
+                d = near + step * (np.float32(k) + half)
+                z = rz * d + b[2]
+                if z < np.float32(0.05):
                     continue
-                u = int(np.rint(((A[0, 0] * x + A[0, 1] * y + A[0, 2]) * d + b[0]) / z))
-                v = int(np.rint(((A[1, 0] * x + A[1, 1] * y + A[1, 2]) * d + b[1]) / z))
-                if u < 0 or v < 0 or u >= width or v >= height or source_known[v, u] == 0:
+                inverse = np.float32(1.0) / z
+                u = (rx * d + b[0]) * inverse + half
+                v = (ry * d + b[1]) * inverse + half
+                if not (u >= 0 and v >= 0 and u < width and v < height):
                     continue
-                s = source_depth[v, u]
+                q, p = int(v), int(u)
+                if source_known[q, p] == 0:
+                    continue
+                s = source_depth[q, p]
                 tolerance = relative * s + absolute
                 if z < s + np.float32(0.25) * tolerance:
                     out_free[y, x, k] = 1

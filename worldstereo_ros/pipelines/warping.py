@@ -50,15 +50,19 @@ def gather_rows(
     zero = np.float32(0.0)
     height, width = source_depth.shape
     right, bottom = np.float32(width - 1), np.float32(height - 1)
+    half = np.float32(0.5)
     for y in range(row0, row1):
+        at_y = np.float32(y)
         for x in range(depth.shape[1]):
+            at_x = np.float32(x)
             d = depth[y, x]
-            z = (A[2, 0] * x + A[2, 1] * y + A[2, 2]) * d + b[2]
-            if d <= 0 or z < 0.05:
+            z = (A[2, 0] * at_x + A[2, 1] * at_y + A[2, 2]) * d + b[2]
+            if d <= zero or z < np.float32(0.05):
                 continue
-            u = np.float32(((A[0, 0] * x + A[0, 1] * y + A[0, 2]) * d + b[0]) / z)
-            v = np.float32(((A[1, 0] * x + A[1, 1] * y + A[1, 2]) * d + b[1]) / z)
-            if not (u > -0.5 and v > -0.5 and u < right + 0.5 and v < bottom + 0.5):
+            inverse = one / z
+            u = ((A[0, 0] * at_x + A[0, 1] * at_y + A[0, 2]) * d + b[0]) * inverse
+            v = ((A[1, 0] * at_x + A[1, 1] * at_y + A[1, 2]) * d + b[1]) * inverse
+            if not (u > -half and v > -half and u < right + half and v < bottom + half):
                 continue
             u = min(max(u, zero), right)
             v = min(max(v, zero), bottom)
@@ -79,23 +83,24 @@ def gather_rows(
                     w += np.float32(1e-9)
                     total += w
                     good += w if certain else zero
-                    red += w * image[q, p, 0]
-                    green += w * image[q, p, 1]
-                    blue += w * image[q, p, 2]
+                    red += w * np.float32(image[q, p, 0])
+                    green += w * np.float32(image[q, p, 1])
+                    blue += w * np.float32(image[q, p, 2])
             if total == 0:
                 continue
-            px = (x - geometry[2]) * geometry[0] * d
-            py = (y - geometry[3]) * geometry[1] * d
+            px = (at_x - geometry[2]) * geometry[0] * d
+            py = (at_y - geometry[3]) * geometry[1] * d
             sx, sy, sz = px - geometry[4], py - geometry[5], d - geometry[6]
             cosine = (px * sx + py * sy + d * sz) / np.sqrt((px * px + py * py + d * d) * (sx * sx + sy * sy + sz * sz))
             angle = one + settings[4] * max(one - cosine, zero)
             border = min(one, (min(min(u, right - u), min(v, bottom - v)) + one) / settings[3])
             scale = min(one, d / z)
             weight = total * border * scale * scale / (angle * angle)
-            out = measured if good * 2 > total else assumed
-            out[y, x, 0] += weight * (gain[0, 0] * red / total + gain[0, 1])
-            out[y, x, 1] += weight * (gain[1, 0] * green / total + gain[1, 1])
-            out[y, x, 2] += weight * (gain[2, 0] * blue / total + gain[2, 1])
+            share = weight / total
+            out = measured if good > half * total else assumed
+            out[y, x, 0] += share * gain[0, 0] * red + weight * gain[0, 1]
+            out[y, x, 1] += share * gain[1, 0] * green + weight * gain[1, 1]
+            out[y, x, 2] += share * gain[2, 0] * blue + weight * gain[2, 1]
             out[y, x, 3] += weight
 
 
@@ -115,12 +120,12 @@ def splat_depth(depth, chosen, A, b, radius, out):
         for x in range(depth.shape[1]):
             if chosen[y, x] == 0:
                 continue
-            d = depth[y, x]
-            z = (A[2, 0] * x + A[2, 1] * y + A[2, 2]) * d + b[2]
-            if z < 0.05:
+            d, at_x, at_y = depth[y, x], np.float32(x), np.float32(y)
+            z = (A[2, 0] * at_x + A[2, 1] * at_y + A[2, 2]) * d + b[2]
+            if z < np.float32(0.05):
                 continue
-            u = ((A[0, 0] * x + A[0, 1] * y + A[0, 2]) * d + b[0]) / z
-            v = ((A[1, 0] * x + A[1, 1] * y + A[1, 2]) * d + b[1]) / z
+            u = ((A[0, 0] * at_x + A[0, 1] * at_y + A[0, 2]) * d + b[0]) / z
+            v = ((A[1, 0] * at_x + A[1, 1] * at_y + A[1, 2]) * d + b[1]) / z
             r = min(radius * max(d / z, np.float32(1.0)), np.float32(8.0))
             u0 = max(0, int(np.ceil(u - r)))
             u1 = min(width - 1, int(np.floor(u + r)))
@@ -130,3 +135,29 @@ def splat_depth(depth, chosen, A, b, radius, out):
                 for p in range(u0, u1 + 1):
                     if out[q, p] == 0 or z < out[q, p]:
                         out[q, p] = z
+
+
+@compiled
+def normalise_rows(row0, row1, measured, assumed, exposure, rendered, colour, out, known):
+    """Turns the sums of `gather_rows` into colours: measured ones before assumed ones, and those before the cloud's.
+
+    Args:
+        row0, row1: rows to do.
+        measured, assumed: (H, W, 4) float32 sums.
+        exposure: (3, 2) float32 gain and bias of the view to paint, which are taken off.
+        rendered: (H, W) float32 depth of the cloud, 0 = none. colour: (H, W, 3) uint8 of the cloud.
+        out: (H, W, 3) float32 written where anything is known.
+        known: (H, W) uint8 written, 1 = something is known.
+    """
+    for y in range(row0, row1):
+        for x in range(out.shape[1]):
+            sums = measured if measured[y, x, 3] > np.float32(0.0) else assumed
+            weight = sums[y, x, 3]
+            if weight > np.float32(0.0):
+                for c in range(3):
+                    out[y, x, c] = (sums[y, x, c] / weight - exposure[c, 1]) / exposure[c, 0]
+                known[y, x] = 1
+            elif rendered[y, x] > np.float32(0.0):
+                for c in range(3):
+                    out[y, x, c] = colour[y, x, c]
+                known[y, x] = 1
