@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -21,7 +22,8 @@ from worldstereo_ros.scenes import (
     render_batch,
     seed_of,
 )
-from worldstereo_ros.scenes.light import Ambient, lay_out, texels
+from worldstereo_ros.scenes.bake import Ambient
+from worldstereo_ros.scenes.light import lay_out, texels
 from worldstereo_ros.scenes.paths import CLEARANCE, look
 from worldstereo_ros.scenes.primitives import BOX, CYLINDER, Builder, Material
 from worldstereo_ros.scenes.scene import Sky
@@ -312,7 +314,7 @@ class TestSeeds:
 
     def test_splits_are_disjoint(self):
         ranges = sorted(SPLITS.values(), key=lambda r: r.start)
-        assert all(a.stop <= b.start for a, b in zip(ranges[:-1], ranges[1:], strict=True))
+        assert all(a.stop <= b.start for a, b in pairwise(ranges))
         assert seed_of("test", 3) in SPLITS["test"]
 
     def test_wrong_names_are_refused(self, rooms):

@@ -221,8 +221,10 @@ def corridor(seed: int) -> Scene:
         name="floor",
         anchored=True,
     )
-    tiles = Material(a=(0.78, 0.78, 0.76), b=(0.72, 0.72, 0.7), joint=(0.45, 0.45, 0.45), cell=(0.6, 0.6), joint_width=0.018,
-                     noise=0.05, frequency=(9, 9))  # fmt: skip
+    tiles = Material(
+        a=(0.78, 0.78, 0.76), b=(0.72, 0.72, 0.7), joint=(0.45, 0.45, 0.45), cell=(0.6, 0.6), joint_width=0.018,
+        noise=0.05, frequency=(9, 9),
+    )  # fmt: skip
     b.box((0, 0, height + 0.1), (2 * half_x + 0.36, 2 * half_y + 0.36, 0.2), tiles, name="ceiling", anchored=True)
     walls = []
     step = r.uniform(2.6, 3.6)

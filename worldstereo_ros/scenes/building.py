@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
 from worldstereo_ros.scenes import materials, pictures
+from worldstereo_ros.scenes.bake import Ambient
 from worldstereo_ros.scenes.furniture import DARK, WHITE
-from worldstereo_ros.scenes.light import Ambient
 from worldstereo_ros.scenes.primitives import Builder, Material, Random, hsv
 from worldstereo_ros.scenes.scene import Sky
 
@@ -72,7 +73,7 @@ def wall(b: Builder, start: Sequence[float], end: Sequence[float], height: float
 
     def piece(x0: float, x1: float, z0: float, z1: float) -> None:
         limits = [z0, z1] if wainscot is None or not z0 < wainscot[0] < z1 else [z0, wainscot[0], z1]
-        for low, high in zip(limits[:-1], limits[1:], strict=True):
+        for low, high in pairwise(limits):
             chosen = wainscot[1] if wainscot is not None and high <= wainscot[0] else inside
             faces = {"-y": outside, "-x": WHITE, "+x": WHITE, "-z": WHITE}
             place.span((x0, -THICKNESS, low), (x1, 0.0, high), chosen, faces=faces, anchored=True)
@@ -96,15 +97,15 @@ def skirting(w: Wall, material: Material, height: float = 0.09) -> None:
     place.span((at, 0.0, 0.0), (w.length, 0.016, height), material)
 
 
-def door(w: Wall, o: Opening, leaf: Material, trim: Material, *, ajar: float = 0.0) -> None:
-    """A door in its opening: leaf with panels and handle, trim around it; `ajar` opens it, radians."""
+def door(w: Wall, o: Opening, leaf: Material, trim: Material) -> None:
+    """A closed door in its opening: leaf with panels and handle, trim around it."""
     place = w.builder.at(o.start, 0.0, name="door")
     for x in (-0.03, o.width + 0.03):
         place.box((x, 0.008, o.high / 2), (0.07, 0.03, o.high), trim)
     place.box((o.width / 2, 0.008, o.high + 0.035), (o.width + 0.13, 0.03, 0.07), trim)
-    hinge = place.at(0.005, -0.06, yaw=-ajar)
-    wide = o.width - 0.01
-    hinge.box((wide / 2, -0.02, o.high / 2), (wide, 0.04, o.high - 0.01), leaf)
+    # The leaf reaches a little into the wall all around: no daylight through the gap.
+    hinge, wide = place.at(0.0, -0.06), o.width
+    hinge.box((wide / 2, -0.04, o.high / 2), (wide + 0.02, 0.08, o.high + 0.02), leaf)
     for low, high in ((0.12, 0.45), (0.52, 0.93)):
         middle, tall = (low + high) / 2 * o.high, (high - low) * o.high - 0.05
         hinge.box((wide / 2, 0.004, middle), (wide - 0.26, 0.012, tall), leaf)
@@ -244,7 +245,7 @@ def daytime(random: Random, azimuth: float) -> tuple[Sky, Ambient, np.ndarray]:
     return sky, Ambient((base, base, base * 1.05), (0.62, 0.72, 0.9)), sun
 
 
-def sign(w: Wall, along: float, z: float, text: str, width: float, height: float, ground, ink) -> None:  # noqa: ANN001
+def sign(w: Wall, along: float, z: float, text: str, width: float, height: float, ground, ink) -> None:
     """A sign on a wall."""
     image = w.builder.picture(pictures.sign(text, ground, ink, width / height))
     w.mount(along, z, "sign", solid=False).box(

@@ -99,8 +99,8 @@ def cloth(random: Random, colour: Colour | None = None) -> Material:
     a = colour or random.colour((0.25, 0.75), (0.3, 0.8))
     style = random.integer(0, 3)
     if style == 0:
-        return Material(a=a, b=tuple(min(1.0, 0.5 * c + 0.35) for c in a), pattern="stripes", cell=(0.07, 1e3), noise=0.08,
-                        frequency=(60, 60))  # fmt: skip
+        light = tuple(min(1.0, 0.5 * c + 0.35) for c in a)
+        return Material(a=a, b=light, pattern="stripes", cell=(0.07, 1e3), noise=0.08, frequency=(60, 60))
     if style == 1:
         return Material(
             a=a, b=tuple(0.6 * c for c in a), pattern="checks", cell=(0.06, 0.06), noise=0.08, frequency=(60, 60)
@@ -113,8 +113,10 @@ def rug(random: Random) -> Material:
     a, b = random.colour((0.4, 0.8), (0.3, 0.65)), random.colour((0.1, 0.5), (0.6, 0.9))
     size = random.uniform(0.12, 0.3)
     pattern = random.choice(["checks", "stripes", "mix"])
-    return Material(a=a, b=b, joint=tuple(0.5 * c for c in a), cell=(size, size), pattern=pattern, shift=0.5 * (pattern == "mix"),
-                    joint_width=0.02, noise=0.12, frequency=(40, 40))  # fmt: skip
+    return Material(
+        a=a, b=b, joint=tuple(0.5 * c for c in a), cell=(size, size), pattern=pattern,
+        shift=0.5 * (pattern == "mix"), joint_width=0.02, noise=0.12, frequency=(40, 40),
+    )  # fmt: skip
 
 
 def leaves(random: Random) -> Material:

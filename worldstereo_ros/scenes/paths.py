@@ -120,7 +120,7 @@ def _heading(random: Random, at: np.ndarray, free: Callable[[np.ndarray], np.nda
 def _inside(scene: Scene, points: np.ndarray, margin: float) -> np.ndarray:
     """(N,) bool: inside the bounds, with a margin."""
     low, high = (np.array(corner) for corner in scene.bounds)
-    return ((points > low + [margin, margin, 0.05]) & (points < high - margin)).all(axis=1)
+    return ((points > low + np.array([margin, margin, 0.05])) & (points < high - margin)).all(axis=1)
 
 
 def _move(random: Random, kind: str, step: float, turn: float) -> tuple[np.ndarray, np.ndarray]:

@@ -38,7 +38,7 @@ def blank(colour: tuple[float, float, float]) -> np.ndarray:
 
 
 def grid() -> tuple[np.ndarray, np.ndarray]:
-    """x and y of the texels, each (SIDE, SIDE) in 0..1 from the left and from the top."""
+    """X and y of the texels, each (SIDE, SIDE) in 0..1 from the left and from the top."""
     line = (np.arange(SIDE, dtype=np.float32) + 0.5) / SIDE
     return np.broadcast_to(line[None], (SIDE, SIDE)), np.broadcast_to(line[:, None], (SIDE, SIDE))
 

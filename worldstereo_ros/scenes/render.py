@@ -105,8 +105,8 @@ def render_packed(
     return SceneFrames(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
-def _render(packed, camera, frames, poses, *, colour=True, geometry=True):  # noqa: ANN001, ANN202
-    """image (F, H, W, 3) float 0..1, depth, normals, instance of some frames; None for what is not asked for."""
+def _render(packed, camera, frames, poses, *, colour=True, geometry=True):
+    """Image (F, H, W, 3) float 0..1, depth, normals, instance of some frames; None for what is not asked for."""
     device = packed.geometry.device
     tall, wide = (8, 16) if camera.width * camera.height <= 100_000 else (16, 32)
     tiles = Tiles.of(camera, device, tall, wide)
@@ -200,7 +200,7 @@ def _tone(radiance: torch.Tensor, exposure: torch.Tensor | float) -> torch.Tenso
     return (1 - torch.exp(-radiance * exposure)).clamp_(0, 1).pow_(1 / 2.2)
 
 
-def _shade(packed, camera, table, poses, frame, t, direction, faces, normal, face_row, qu, qv):  # noqa: ANN001, ANN202
+def _shade(packed, camera, table, poses, frame, t, direction, faces, normal, face_row, qu, qv):
     """(N, 3) display colours of points that were hit."""
     dx, dy, dz = direction
     length = (dx * dx + dy * dy + dz * dz).sqrt()
@@ -261,13 +261,13 @@ def _sheen(
 def _look_up(light: torch.Tensor, where: torch.Tensor, qu: torch.Tensor, qv: torch.Tensor) -> torch.Tensor:
     """(N, 3) light at places -1..1 of faces, blended between texels."""
     first, columns, rows = where[:, 1], where[:, 2], where[:, 3]
-    last_x, last_y = (columns - 1).float(), (rows - 1).float()
-    x = (qu * 0.5 + 0.5) * (last_x + 1) - 0.5
-    y = (qv * 0.5 + 0.5) * (last_y + 1) - 0.5
-    x, y = x.clamp_min(0).minimum(last_x), y.clamp_min(0).minimum(last_y)
-    x0, y0 = x.long(), y.long()
+    x = (qu * 0.5 + 0.5) * columns - 0.5
+    y = (qv * 0.5 + 0.5) * rows - 0.5
+    # Beyond the middle of the last texel the slope goes on, so that light runs through from wall to wall.
+    x0 = x.long().minimum(columns - 2).clamp_min_(0)
+    y0 = y.long().minimum(rows - 2).clamp_min_(0)
     fx, fy = (x - x0)[:, None], (y - y0)[:, None]
-    step_x, step_y = (x0 < columns - 1).long(), torch.where(y0 < rows - 1, columns, 0)
+    step_x, step_y = (columns > 1).long(), torch.where(rows > 1, columns, 0)
     corner = first + y0 * columns + x0
 
     def at(index: torch.Tensor) -> torch.Tensor:
@@ -275,4 +275,4 @@ def _look_up(light: torch.Tensor, where: torch.Tensor, qu: torch.Tensor, qv: tor
 
     top = torch.lerp(at(corner), at(corner + step_x), fx)
     corner = corner + step_y
-    return torch.lerp(top, torch.lerp(at(corner), at(corner + step_x), fx), fy)
+    return torch.lerp(top, torch.lerp(at(corner), at(corner + step_x), fx), fy).clamp_min_(0)

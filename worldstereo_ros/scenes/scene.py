@@ -9,12 +9,12 @@ import numpy as np
 import torch
 
 from worldstereo_ros.camera import Camera
+from worldstereo_ros.scenes.bake import Ambient, World, bake
 from worldstereo_ros.scenes.geometry import Geometry
-from worldstereo_ros.scenes.light import Ambient, Layout, Texels, bake, half_sizes, lay_out, texels
-from worldstereo_ros.scenes.primitives import BOX, SPHERE, Builder, Light, Primitives
+from worldstereo_ros.scenes.light import Layout, Texels, half_sizes, lay_out, texels
+from worldstereo_ros.scenes.primitives import Builder, Light, Primitives
 from worldstereo_ros.scenes.textures import COLUMNS, mip_chain
 from worldstereo_ros.views import View
-
 
 SHINY = 3
 """Lamps that glossy surfaces show."""
@@ -99,8 +99,15 @@ class Scene:
             self._packed[key] = pack([self], device=device, light=light)
         return self._packed[key]
 
-    def render(self, camera: Camera, world_from_camera: np.ndarray | torch.Tensor, *,
-               device: torch.device | str | None = None, supersample: int = 1, light: str = "soft") -> SceneFrames:  # fmt: skip
+    def render(
+        self,
+        camera: Camera,
+        world_from_camera: np.ndarray | torch.Tensor,
+        *,
+        device: torch.device | str | None = None,
+        supersample: int = 1,
+        light: str = "soft",
+    ) -> SceneFrames:
         """What a camera sees from F places.
 
         Args:
@@ -138,7 +145,7 @@ class Packed:
 
     Attributes:
         geometry: B tables of P primitives.
-        solids: (B * P, 17) float32: kind, half size, rotation by columns, mean albedo unused by rendering left out.
+        solids: (B * P, 13) float32: kind, half size, rotation (world_from_local, by rows).
         faces: (B * P * 6, 8) float32: normal, half sizes and texture starts along u and v, which way a picture runs.
         where: (B * P * 6, 4) int64: material, first texel of light, columns, rows.
         instance: (B * P,) int32.
@@ -147,7 +154,7 @@ class Packed:
         sky: (B, 11) float32.
         exposure: (B,) float32.
         light: (L, 3) float32 irradiance of the texels.
-        lamps: (B, SHINY, 4) float32 positions of the strongest lamps, and 1 where there is one: what glossy floors show.
+        lamps: (B, SHINY, 4) float32 positions of the strongest lamps, and 1 where there is one: what gloss shows.
     """
 
     geometry: Geometry
@@ -242,7 +249,7 @@ def pack(scenes: Sequence[Scene], *, device: torch.device | str = "cpu", light: 
         for slot, lamp in zip(row, strongest, strict=False):
             slot[:] = torch.tensor([*lamp.position, float(lamp.power > 0)])
     worlds = [
-        (point, scene.lights, scene.ambient, scene.primitives.outdoor, mean_colours(scene))
+        World(point, scene.lights, scene.ambient, scene.primitives.outdoor, mean_colours(scene))
         for point, scene in zip(points, scenes, strict=True)
     ]
     shadows, surroundings = quality[light]
@@ -278,6 +285,3 @@ def _exposure(scene: Scene, points: Texels, light: torch.Tensor) -> torch.Tensor
     mean = (light * colours).mean(1)[inside].mean()
     # The tone curve is 1 - exp(-exposure * radiance), see render.py.
     return -torch.log1p(-torch.tensor(scene.key**2.2, device=device)) / mean.clamp_min(1e-6)
-
-
-__all__ = ["BOX", "SPHERE", "Packed", "Scene", "SceneFrames", "Sky", "mean_colours", "pack"]

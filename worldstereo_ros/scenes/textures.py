@@ -12,9 +12,9 @@ from functools import lru_cache
 import torch
 
 COLUMNS = (
-    "ar ag ab br bg bb jr jg jb inv_cu inv_cv shift joint pattern variance noise blend fu fv grain ripple gloss "
-    "emission picture seed"
-).split()
+    "ar", "ag", "ab", "br", "bg", "bb", "jr", "jg", "jb", "inv_cu", "inv_cv", "shift", "joint", "pattern", "variance",
+    "noise", "blend", "fu", "fv", "grain", "ripple", "gloss", "emission", "picture", "seed",
+)  # fmt: skip
 """Names of the columns of a table of materials."""
 
 SIZE = 256
