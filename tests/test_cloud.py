@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from worldstereo_ros.camera import Camera, trajectory
-from worldstereo_ros.memory import _voxels_numba
+from worldstereo_ros.memory import _voxels_numba, cloud
 from worldstereo_ros.memory.cloud import CloudMemory
 from worldstereo_ros.views import View
 
@@ -315,6 +315,27 @@ def test_age_forgets_what_was_not_seen_for_long():
     memory.insert(wall(3.0, stamp_ns=int(2.5e9)))
     assert set(memory.stamp_ns.tolist()) == {int(1.9e9), int(2.5e9)}
     assert memory.prune() == 0
+    # A clock that starts anew (a bag that is played again) must not cost the memory.
+    before = len(memory)
+    memory.insert(wall(4.0, stamp_ns=1000))
+    assert len(memory) > before
+
+
+def test_big_memories_are_swept_bit_by_bit_and_at_once_by_prune(monkeypatch):
+    monkeypatch.setattr(cloud, "SWEEP", 300)
+    memory = CloudMemory(VOXEL, max_age=1.0)
+    memory.insert(wall(1.0, stamp_ns=10**9))
+    memory.insert(wall(3.0, stamp_ns=10**9))
+    old = len(memory)
+    assert old > 1500
+    poses = trajectory("right", np.eye(4), 3, distance=0.01)
+    reports = [memory.insert(wall(2.0, pose=pose, stamp_ns=3 * 10**9)) for pose in poses[:2]]
+    gone = [report.expired for report in reports]
+    assert all(100 < number <= 300 for number in gone)
+    check(memory)
+    assert memory.prune() == old - sum(gone)
+    assert set(memory.stamp_ns.tolist()) == {3 * 10**9}
+    check(memory)
 
 
 def test_far_from_the_origin_it_is_as_good_as_near():

@@ -103,13 +103,18 @@ def _depth_pass(p, s, observed, e, cap, tolerance, zbuf, start, stop):
 
 @compiled
 def _front_surface(zbufs, tolerance, front, limit, y0, y1):
-    """Joins the threads' depth buffers. `limit`: how deep a point may lie and still count, negative for imagined."""
+    """Joins the threads' depth buffers and empties them for the next frame.
+
+    `limit`: how deep a point may lie and still count, negative for imagined.
+    """
     layers = zbufs.shape[0]
     for y in range(y0, y1):
         for x in range(front.shape[1]):
             key = zbufs[0, y, x]
+            zbufs[0, y, x] = EMPTY
             for k in range(1, layers):
                 key = min(key, zbufs[k, y, x])
+                zbufs[k, y, x] = EMPTY
             z = np.int32(key).view(np.float32)
             front[y, x] = z
             limit[y, x] = -(z * tolerance) if key & np.int32(1) else z * tolerance
@@ -168,7 +173,10 @@ def _colour_pass(p, s, colours, observed, e, cap, tolerance, slab, grades, front
 
 @compiled
 def _resolve(accs, front, limit, hole, colour, depth, observed, y0, y1):
-    """Divides the sums by their weights. A pixel that no point reached is grey and has the depth `hole`."""
+    """Divides the sums by their weights. A pixel that no point reached is grey and has the depth `hole`.
+
+    The sums are cleared for the next frame.
+    """
     layers = accs.shape[0]
     for y in range(y0, y1):
         for x in range(front.shape[1]):
@@ -181,6 +189,8 @@ def _resolve(accs, front, limit, hole, colour, depth, observed, y0, y1):
                 green += accs[k, y, x, 1]
                 blue += accs[k, y, x, 2]
                 offset += accs[k, y, x, 3]
+                for n in range(4):
+                    accs[k, y, x, n] = 0
             weight = red & np.int64(0xFFFFFFF)
             if weight == 0:
                 colour[y, x, 0] = 128
@@ -307,19 +317,24 @@ def _close(colour, surface, observed, jump, out_colour, out_depth, out_covered, 
             out_observed[y, x] = seen
 
 
-def splat(points, colours, observed, spacing, numbers, width, height, settings, out, threads):
+def scratch(threads: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Working memory of `splat` for frames of one size, 36 bytes a pixel and thread: depth buffers and sums."""
+    return np.full((threads, height, width), EMPTY, dtype=np.int32), np.zeros((threads, height, width, 4), np.int64)
+
+
+def splat(points, colours, observed, spacing, numbers, settings, out, working):
     """Renders one frame into `out` = (colour, depth, covered, observed), all C-contiguous numpy arrays."""
     cap, tolerance, slab, jump, grades = settings
+    zbufs, accs = working
+    threads, height, width = zbufs.shape
     parts = shares(len(points), threads)
     bands = shares(height, threads)
-    zbufs = np.full((len(parts), height, width), EMPTY, dtype=np.int32)
     in_threads(
         _depth_pass, [(points, spacing, observed, numbers, cap, tolerance, zbufs[k], *p) for k, p in enumerate(parts)]
     )
     front = np.empty((height, width), np.float32)
     limit = np.empty((height, width), np.float32)
     in_threads(_front_surface, [(zbufs, tolerance, front, limit, *band) for band in bands])
-    accs = np.zeros((len(parts), height, width, 4), dtype=np.int64)
     shared = (points, spacing, colours, observed, numbers, cap, tolerance, slab, grades, front, limit)
     in_threads(_colour_pass, [(*shared, accs[k], *part) for k, part in enumerate(parts)])
     colour, depth, covered, seen = out

@@ -58,12 +58,15 @@ def _pairs(
         yield index[row], y * width + x, z[row], distance, radius[row]
 
 
-def splat(points, colours, observed, spacing, numbers, width, height, settings):
-    """Renders one frame; all tensors on one device.
+def splat(
+    cloud: tuple[torch.Tensor, ...], numbers: torch.Tensor, width: int, height: int, settings: tuple
+) -> tuple[torch.Tensor, ...]:
+    """Renders one frame of a cloud = (points, colours, observed, spacing); all tensors on one device.
 
     Returns:
         colour (H, W, 3) uint8, depth (H, W) float32, covered (H, W) bool, observed (H, W) bool.
     """
+    points, colours, observed, spacing = cloud
     cap, tolerance, slab, jump, grades = settings
     device, pixels = points.device, width * height
 
@@ -110,7 +113,7 @@ def splat(points, colours, observed, spacing, numbers, width, height, settings):
     return colour, depth, covered.reshape(height, width), seen
 
 
-def _close(colour, depth, observed, jump):
+def _close(colour: torch.Tensor, depth: torch.Tensor, observed: torch.Tensor, jump: float) -> tuple[torch.Tensor, ...]:
     """Closes small holes and pinholes: see `_splat_numba._close`."""
     height, width = depth.shape
     limit = torch.where(depth > 0, depth * jump, torch.inf)

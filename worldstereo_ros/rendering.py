@@ -8,6 +8,7 @@ A last look at the image closes cracks and pinholes through which a surface behi
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import ModuleType
 
 import numpy as np
 import torch
@@ -15,12 +16,16 @@ import torch
 from worldstereo_ros import _splat_torch
 from worldstereo_ros.camera import Camera, check_poses
 
+_splat_numba: ModuleType | None
 try:
     from worldstereo_ros import _splat_numba
 except ImportError:  # numba is a dependency, but rendering alone works without it, slowly
     _splat_numba = None
 
-HOLE_GREY = 128
+SLAB = 1.5  # spacings: how thick a surface of scattered points is
+JUMP = 0.95  # a surface nearer than this part of the depth is another surface
+MAX_THREADS = 8
+MAX_SCRATCH = 256 * 2**20  # bytes
 
 
 @dataclass
@@ -91,11 +96,11 @@ def render(
         raise ValueError(f"The numba backend needs numba and the CPU, not {device}; use backend='auto'.")
     poses = check_poses(world_from_camera)
     cloud = _checked(points, colours, observed, spacing, device)
-    # float32 as the kernels use it, so that both backends compute with the same numbers.
-    cap, tolerance = float(np.float32(max(max_footprint, 0.5))), float(np.float32(1 + surface_tolerance))
     # The sums of a pixel are 63-bit integers: weights of 1 to 16 fit for eight million points in one pixel.
     grades = 15 if len(cloud[0]) < 1 << 23 else 0
-    settings = (cap, tolerance, 1.5, float(np.float32(0.95)) if close_holes else 0.0, grades)
+    jump = JUMP if close_holes else 0.0
+    # Rounded to float32 as the loops use them, so that both backends compute with the same numbers.
+    settings = tuple(float(np.float32(n)) for n in (max(max_footprint, 0.5), 1 + surface_tolerance, SLAB, jump))
     size = (len(poses), camera.height, camera.width)
     result = Rendering(
         colour=torch.empty((*size, 3), dtype=torch.uint8, device=device),
@@ -104,21 +109,20 @@ def render(
         observed=torch.empty(size, dtype=torch.bool, device=device),
     )
     layers = (result.colour, result.depth, result.covered, result.observed)
-    if backend == "numba":
+    numbers = [_frame_numbers(camera, pose, near, closure) for pose in poses]
+    if backend == "numba" and _splat_numba is not None:
         arrays = [tensor.numpy() for tensor in cloud]
-        threads = threads or torch.get_num_threads()
-        settings = (*(np.float32(number) for number in settings[:4]), grades)
-    for k, pose in enumerate(poses):
-        numbers = _frame_numbers(camera, pose, near, closure)
-        if backend == "numba":
-            out = tuple(layer[k].numpy() for layer in layers)
-            _splat_numba.splat(*arrays, numbers, camera.width, camera.height, settings, out, threads)
-        else:
-            frame = _splat_torch.splat(
-                *cloud, torch.from_numpy(numbers).to(device), camera.width, camera.height, settings
-            )
-            for layer, image in zip(layers, frame, strict=True):
-                layer[k] = image
+        most = max(1, min(MAX_THREADS, MAX_SCRATCH // (36 * camera.width * camera.height)))
+        working = _splat_numba.scratch(min(threads or torch.get_num_threads(), most), camera.height, camera.width)
+        exact = (*(np.float32(number) for number in settings), grades)
+        for k, frame_numbers in enumerate(numbers):
+            _splat_numba.splat(*arrays, frame_numbers, exact, [layer[k].numpy() for layer in layers], working)
+        return result
+    for k, frame_numbers in enumerate(numbers):
+        on_device = torch.from_numpy(frame_numbers).to(device)
+        frame = _splat_torch.splat(cloud, on_device, camera.width, camera.height, (*settings, grades))
+        for layer, image in zip(layers, frame, strict=True):
+            layer[k] = image
     return result
 
 

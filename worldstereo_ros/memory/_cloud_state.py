@@ -20,7 +20,7 @@ ARRAYS = {
 }
 OPTIONAL_SETTINGS = ("max_radius", "max_age")  # None is saved as NaN
 SETTINGS = ("voxel_size", "max_points", *OPTIONAL_SETTINGS, "edge_tolerance", "max_confidence", "carve")
-NUMBERS = ("newest_ns", "turn")
+NUMBERS = ("last_ns", "turn")
 
 
 def checked_state(state: dict[str, np.ndarray]) -> tuple[dict[str, Any], int]:

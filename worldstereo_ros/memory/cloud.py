@@ -72,7 +72,7 @@ class CloudMemory:
         voxel_size: edge of a voxel, metres. Coordinates may reach a million voxels from the origin.
         max_points: budget. Its memory (about 75 bytes a point) is reserved at once and taken as it fills.
         max_radius: metres; points farther than this from the last camera are forgotten. None = never.
-        max_age: seconds; points not seen for this long before the newest view are forgotten. None = never.
+        max_age: seconds; points not seen for this long before the last view are forgotten. None = never.
         edge_tolerance: step between neighbouring pixels, relative to depth, that counts as a depth edge.
         max_confidence: cap of the accumulated confidence: how slowly an old point follows a changed world.
         carve: an observation also removes imagined points that it looks through.
@@ -110,7 +110,9 @@ class CloudMemory:
 
     def _allocate(self) -> None:
         # np.empty and np.zeros only reserve: the system gives a page when it is first written.
-        self._arrays = {name: np.empty((self.max_points, *shape), dtype) for name, (dtype, shape) in ARRAYS.items()}
+        self._arrays: dict[str, np.ndarray] = {
+            name: np.empty((self.max_points, *shape), dtype) for name, (dtype, shape) in ARRAYS.items()
+        }
         self._links = np.empty((2, self.max_points), np.int32)
         slots = 1 << max(6, int(np.ceil(np.log2(self.max_points * 1.6))))
         self._table_keys = np.zeros(slots, np.int64)
@@ -119,7 +121,7 @@ class CloudMemory:
         self._state[_voxels_numba.HEAD : _voxels_numba.HEAD + 2] = -1
         self._state[_voxels_numba.TAIL : _voxels_numba.TAIL + 2] = -1
         self._camera_centre: np.ndarray | None = None
-        self._newest_ns = 0
+        self._last_ns = 0
 
     # --- what is remembered ------------------------------------------------------------------------------------------
 
@@ -184,7 +186,7 @@ class CloudMemory:
         stamps = np.array([view.stamp_ns], np.int64)
         # Nothing can fail from here on.
         self._camera_centre = view.world_from_camera[:3, 3].copy()
-        self._newest_ns = max(self._newest_ns, int(view.stamp_ns))
+        self._last_ns = int(view.stamp_ns)
         swept = self._sweep(view, depth, observed, SWEEP)
         fused = self._fuse(points, colours, observed.reshape(-1), keys, weight, spacing, stamps)
         unknown, flying, _, _, too_far = (int(number) for number in counts)
@@ -226,7 +228,7 @@ class CloudMemory:
             "stamp_ns": (stamp_ns, np.int64),
             "spacing": (self.voxel_size if spacing is None else spacing, np.float32),
         }
-        columns = {}
+        columns: dict[str, np.ndarray] = {}
         for name, (value, dtype) in named.items():
             array = np.asarray(value)
             if array.shape not in ((), (count,)):
@@ -241,7 +243,6 @@ class CloudMemory:
         finite = np.isfinite(points).all(axis=1)
         outside = _lift_numba.point_keys(points, 1.0 / self.voxel_size, keys) - int((~finite).sum())
         self._refuse_outside(outside)
-        self._newest_ns = max(self._newest_ns, int(columns["stamp_ns"].max(initial=0)))
         fused = self._fuse(
             points, np.ascontiguousarray(colours), columns["observed"], keys, columns["confidence"],
             columns["spacing"], columns["stamp_ns"],
@@ -318,10 +319,10 @@ class CloudMemory:
     def _sweep(self, view: View | None, depth: np.ndarray, observed: np.ndarray, quota: int) -> dict[str, int]:
         counts = np.zeros(2, np.int64)
         imagined = len(self) - self.observed_count
-        carves = view is not None and self.carve and imagined > 0 and bool(observed.any())
+        carves = self.carve and imagined > 0 and bool(observed.any())
         if carves or self.max_radius is not None or self.max_age is not None:
             frame = np.zeros(13)
-            if carves:
+            if carves and view is not None:
                 camera = view.camera
                 frame[:9] = view.world_from_camera[:3, :3].T.ravel()
                 frame[9:] = camera.fx, camera.fy, camera.cx, camera.cy
@@ -332,7 +333,7 @@ class CloudMemory:
             bounded = self.max_radius is not None and centre is not None
             oldest = np.iinfo(np.int64).min
             if self.max_age is not None:
-                oldest = self._newest_ns - int(self.max_age * 1e9)
+                oldest = self._last_ns - int(self.max_age * 1e9)
             _voxels_numba.sweep(
                 *self._core(), quota, np.zeros(3) if centre is None else centre,
                 self.max_radius if bounded else np.inf, oldest, depth, frame, 2 * self.voxel_size, counts,
@@ -348,7 +349,7 @@ class CloudMemory:
             value = getattr(self, name)
             state[name] = np.array(np.nan if value is None else value, np.float64)
         state["camera_centre"] = np.full(3, np.nan) if self._camera_centre is None else self._camera_centre.copy()
-        state["newest_ns"] = np.array(self._newest_ns, np.int64)
+        state["last_ns"] = np.array(self._last_ns, np.int64)
         state["turn"] = self._state[_voxels_numba.TURN].copy()
         return state
 
@@ -370,5 +371,5 @@ class CloudMemory:
         memory._state[_voxels_numba.TURN] = int(np.asarray(state["turn"]).reshape(-1)[0])
         centre = np.asarray(state["camera_centre"], np.float64).reshape(-1)
         memory._camera_centre = centre.copy() if centre.shape == (3,) and np.isfinite(centre).all() else None
-        memory._newest_ns = int(np.asarray(state["newest_ns"]).reshape(-1)[0])
+        memory._last_ns = int(np.asarray(state["last_ns"]).reshape(-1)[0])
         return memory
