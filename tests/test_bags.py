@@ -11,6 +11,7 @@ from worldstereo_ros import imagery
 from worldstereo_ros.bagfiles import register_type
 from worldstereo_ros.bags import Bag, BagError, BagWriter, camera_info_beside, find_topics, read_path, read_views
 from worldstereo_ros.camera import pose_from_quaternion, quaternion_from_pose, trajectory
+from worldstereo_ros.posetracks import TransformTree, UnknownPoseError
 
 WIDTH, HEIGHT = 32, 24
 STORE = get_typestore(Stores.ROS2_JAZZY)
@@ -197,6 +198,16 @@ def test_poses_are_interpolated_between_their_stamps(tmp_path):
     np.testing.assert_allclose(view.world_from_camera, half, atol=1e-9)
 
 
+def test_the_root_of_the_transforms_is_the_world_where_none_is_named(tmp_path):
+    _record(tmp_path / "drive")
+    base = _drive()[3]
+    for world in ("", "map", "odom"):
+        views = list(read_views(tmp_path / "drive", "/cam/image", world_frame=world))
+        np.testing.assert_allclose([v.world_from_camera for v in views], base @ BASE_FROM_CAMERA, atol=1e-9)
+    moved = next(read_views(tmp_path / "drive", "/cam/image", world_frame="base_link"))
+    np.testing.assert_allclose(moved.world_from_camera, BASE_FROM_CAMERA, atol=1e-9)
+
+
 def test_distorted_images_are_straightened(tmp_path):
     _record(tmp_path / "drive", info=_info(START, d=(-0.3, 0.1, 0.0, 0.0, 0.0)))
     view = next(read_views(tmp_path / "drive", "/cam/image", depth_topic="/cam/depth"))
@@ -335,6 +346,53 @@ def test_what_is_no_recording_is_named(tmp_path):
     (tmp_path / "a.txt").write_text("hello")
     with pytest.raises(BagError, match="cannot be read"):
         next(read_views(tmp_path / "a.txt", "/a"))
+
+
+# --- poses over time -------------------------------------------------------------------------------------------------
+
+
+def _tree() -> TransformTree:
+    tree = TransformTree()
+    tree.add("map", "odom", 0, trajectory("right", np.eye(4), 2)[1], fixed=True)
+    for i, pose in enumerate(trajectory("turn", np.eye(4), 3, angle=1.0)):
+        tree.add("odom", "/base", i * SECOND, pose, fixed=False)
+    tree.add("base", "camera", 0, BASE_FROM_CAMERA, fixed=True)
+    tree.add("base", "lidar", 0, trajectory("up", np.eye(4), 2)[1], fixed=True)
+    return tree
+
+
+def test_transforms_are_chained_up_and_down_the_tree():
+    tree, turned = _tree(), trajectory("turn", np.eye(4), 9, angle=1.0)
+    right, up = (trajectory(name, np.eye(4), 2)[1] for name in ("right", "up"))
+    for i in range(9):
+        at = i * SECOND // 4
+        np.testing.assert_allclose(tree.lookup("map", "camera", at, 0), right @ turned[i] @ BASE_FROM_CAMERA, atol=1e-9)
+    np.testing.assert_allclose(tree.lookup("camera", "lidar", 0, 0), np.linalg.inv(BASE_FROM_CAMERA) @ up, atol=1e-9)
+    back = tree.lookup("camera", "map", SECOND, 0) @ tree.lookup("map", "camera", SECOND, 0)
+    np.testing.assert_allclose(back, np.eye(4), atol=1e-12)
+    np.testing.assert_array_equal(tree.lookup("anything", "anything", 0, 0), np.eye(4))
+    assert tree.root("camera") == "map"
+    assert tree.frames == ["base", "camera", "lidar", "map", "odom"]
+
+
+def test_transforms_that_are_not_known_are_said():
+    tree = _tree()
+    np.testing.assert_array_equal(  # a little past the end the last one holds
+        tree.lookup("odom", "base", 2 * SECOND + 9, 10), tree.lookup("odom", "base", 2 * SECOND, 0)
+    )
+    for stamp in (2 * SECOND + 11, -11):
+        with pytest.raises(
+            UnknownPoseError, match=r"from 'base' to 'odom' is not known then: the nearest one is 0\.000 s"
+        ):
+            tree.lookup("map", "camera", stamp, 10)
+    with pytest.raises(UnknownPoseError, match=r"no frame 'moon'; the frames are base, camera"):
+        tree.lookup("moon", "camera", 0, 0)
+    tree.add("island", "tree", 0, np.eye(4), fixed=True)
+    with pytest.raises(UnknownPoseError, match="'map' and 'tree' are not connected"):
+        tree.lookup("map", "tree", 0, 0)
+    tree.add("camera", "map", 0, np.eye(4), fixed=True)
+    with pytest.raises(UnknownPoseError, match="ring"):
+        tree.lookup("island", "camera", 0, 0)
 
 
 # --- writing ---------------------------------------------------------------------------------------------------------

@@ -53,7 +53,7 @@ def read_views(
     depth_topic: str = "",
     camera_info_topic: str = "",
     pose_topic: str = "",
-    world_frame: str = "map",
+    world_frame: str = "",
     base_frame: str = "",
     tolerance: float = 0.03,
     wanted: int = 0,
@@ -72,7 +72,7 @@ def read_views(
         camera_info_topic: "" = `camera_info` beside the image topic.
         pose_topic: PoseStamped, PoseWithCovarianceStamped (of the camera's optical frame, or of `base_frame`) or
             Odometry (of its child frame); "" = transforms.
-        world_frame: root of the poses taken from transforms.
+        world_frame: root of the poses taken from transforms; "" = the topmost frame above the picture's.
         base_frame: what a PoseStamped is the pose of, where that is not the camera; transforms lead to the camera.
         tolerance: seconds between stamps that belong together.
         wanted: at most so many views, evenly spaced; 0 = all.
@@ -193,7 +193,7 @@ def _poses(
     Raises:
         BagError: of none; the sentence says why.
     """
-    if not index.poses and not index.tree.frames:
+    if not index.poses and (not index.tree.frames or (not world and index.frame not in index.tree.frames)):
         return {images[0]: np.eye(4)}
     track = PoseTrack.from_samples(index.poses) if index.poses else None
     of = (index.pose_child or base) if pose_type == ODOMETRY else base
@@ -203,7 +203,8 @@ def _poses(
         stamp_ns = index.images[i]
         try:
             if track is None:
-                poses[i] = index.tree.lookup(world, index.frame, stamp_ns, tolerance_ns)
+                root = world or index.tree.root(index.frame)
+                poses[i] = index.tree.lookup(root, index.frame, stamp_ns, tolerance_ns)
             else:
                 to_camera = index.tree.lookup(of, index.frame, stamp_ns, tolerance_ns) if of else np.eye(4)
                 poses[i] = track.at(stamp_ns, tolerance_ns) @ to_camera

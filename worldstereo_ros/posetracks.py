@@ -84,6 +84,10 @@ class TransformTree:
         """Names of all frames, sorted."""
         return sorted(set(self._samples) | {parent for parent, _, _ in self._samples.values()})
 
+    def root(self, frame: str) -> str:
+        """The topmost frame above this one: itself where nothing is above it."""
+        return self._chain(frame.lstrip("/"))[-1]
+
     def lookup(self, target: str, source: str, stamp_ns: int, tolerance_ns: int) -> np.ndarray:
         """(4, 4) target_from_source at a time.
 
