@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -117,6 +117,11 @@ def read_json(file: Path) -> dict[str, Any]:
     return content
 
 
+def tensors_of(names: Sized) -> str:
+    """`1 tensor`, `3 tensors`."""
+    return f"{len(names)} tensor{'' if len(names) == 1 else 's'}"
+
+
 def named(names: list[str], limit: int = 3) -> str:
     """The first few names and how many more."""
     shown = ", ".join(names[:limit])
@@ -140,7 +145,7 @@ def _read_header(file: Path) -> dict[str, TensorInfo]:
     odd = [name for name, info in tensors.items() if info.dtype not in FLOATS]
     if odd:
         raise CheckpointError(
-            f"{file} has {len(odd)} tensors that are not floating point ({tensors[odd[0]].dtype}): {named(odd)}; "
+            f"{file} has {tensors_of(odd)} not in floating point ({tensors[odd[0]].dtype}): {named(odd)}; "
             f"weights of type {', '.join(FLOATS)} were expected."
         )
     return tensors
@@ -160,8 +165,8 @@ def _read_shards(index: Path) -> dict[str, TensorInfo]:
         headers[shard] = _read_header(index.parent / shard)
     lost = [name for name, shard in where.items() if name not in headers[shard]]
     if lost:
-        raise CheckpointError(f"{index}: {len(lost)} tensors are not in the shards named for them: {named(lost)}.")
+        raise CheckpointError(f"{index} names {tensors_of(lost)} that the shards lack: {named(lost)}.")
     stray = [name for header in headers.values() for name in header if name not in where]
     if stray:
-        raise CheckpointError(f"{index}: {len(stray)} tensors of the shards are not in the index: {named(stray)}.")
+        raise CheckpointError(f"{index} does not name {tensors_of(stray)} of its shards: {named(stray)}.")
     return {name: headers[shard][name] for name, shard in where.items()}

@@ -8,7 +8,7 @@ scheduler = make_scheduler(checkpoint.settings.raw, checkpoint.base("scheduler")
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,15 @@ import torch
 from torch import nn
 
 from worldstereo_ros.models.autoencoder import KeyframeAutoencoder, flat_shape, flatten_weights
-from worldstereo_ros.models.checkpoint import CheckpointError, TensorInfo, WeightSet, named, open_weights, read_json
+from worldstereo_ros.models.checkpoint import (
+    CheckpointError,
+    TensorInfo,
+    WeightSet,
+    named,
+    open_weights,
+    read_json,
+    tensors_of,
+)
 from worldstereo_ros.models.locate import Checkpoint, find_checkpoint
 from worldstereo_ros.models.settings import read_backbone
 from worldstereo_ros.models.transformer import WorldStereoTransformer
@@ -62,21 +70,21 @@ class Survey:
                 "describes the camera variant."
             )
         elif self.unexpected:
-            out.append(f"{folder} has {len(self.unexpected)} tensors that are unexpected: {named(self.unexpected)}.")
+            out.append(f"{folder} has {tensors_of(self.unexpected)} too many: {named(self.unexpected)}.")
         branch = [name for name in missing if name.startswith(BRANCHES)]
         if branch and all(name.startswith(CAMERA_TOKENS) for name in branch):
             out.append(
-                f"The weights in {folder} are of the camera variant ({named(branch)} are missing) and its config.json "
+                f"The weights in {folder} are of the camera variant (without {named(branch)}) and its config.json "
                 "describes a memory variant."
             )
         elif branch:
-            out.append(f"{len(branch)} tensors are missing in {folder}: {named(branch)}.")
+            out.append(f"{folder} lacks {tensors_of(branch)}: {named(branch)}.")
         backbone = [name for name in missing if not name.startswith(BRANCHES)]
         if backbone:
-            out.append(f"{len(backbone)} tensors are missing in {folder} and in its base: {named(backbone)}.")
+            out.append(f"{folder} and its base lack {tensors_of(backbone)}: {named(backbone)}.")
         if self.mismatched:
             shown = [f"{name} is {have} and should be {want}" for name, have, want in self.mismatched]
-            out.append(f"{len(shown)} tensors have the wrong shape in {folder} or its base: {named(shown)}.")
+            out.append(f"The shape of {tensors_of(shown)} in {folder} or its base is wrong: {named(shown)}.")
         return out
 
 
@@ -121,7 +129,7 @@ def survey(checkpoint: Checkpoint, model: nn.Module | None = None) -> Survey:
             base_weights = open_weights(folder, BASE_STEM)
         except CheckpointError as error:
             raise CheckpointError(
-                f"{checkpoint.folder} leaves {len(frozen)} backbone tensors to its base ({named(frozen)}), "
+                f"{checkpoint.folder} leaves {tensors_of(frozen)} to its base ({named(frozen)}), "
                 f"and the base cannot give them: {error}"
             ) from None
     from_base = [name for name in frozen if name in base_weights.tensors]
@@ -292,15 +300,9 @@ def place(model: nn.Module, name: str, tensor: torch.Tensor, dtype: torch.dtype)
 
 
 def _same(wanted: Mapping[str, tuple[int, ...]], have: Mapping[str, tuple[int, ...]], folder: Path) -> None:
-    def say(names: Iterable[str], how: str) -> str:
-        listed = list(names)
-        return f"{len(listed)} tensors are {how}: {named(listed)}. " if listed else ""
-
     wrong = [f"{n} is {have[n]} and should be {wanted[n]}" for n in wanted if n in have and have[n] != wanted[n]]
-    problems = (
-        say((n for n in wanted if n not in have), "missing")
-        + say((n for n in have if n not in wanted), "unexpected")
-        + say(wrong, "of the wrong shape")
-    )
+    missing, unexpected = [n for n in wanted if n not in have], [n for n in have if n not in wanted]
+    kinds = (("missing", missing), ("too many", unexpected), ("of the wrong shape", wrong))
+    problems = [f"{tensors_of(names)} {how}: {named(names)}" for how, names in kinds if names]
     if problems:
-        raise CheckpointError(f"The weights in {folder} do not fit its config.json: {problems.strip()}")
+        raise CheckpointError(f"The weights in {folder} do not fit its config.json; {'; '.join(problems)}.")

@@ -72,9 +72,8 @@ class DMDScheduler(SchedulerMixin, ConfigMixin):
         if steps < 1:
             raise ValueError(f"{steps} denoising steps were asked for; at least one is needed.")
         end, shift = self.config.num_train_timesteps, self.config.shift
-        level = torch.from_numpy(
-            np.linspace(self.config.start_timestep, end, steps, dtype=np.float32)[::-1].copy() / np.float32(end)
-        )
+        # From noise downwards, so that a single step starts at pure noise.
+        level = torch.from_numpy(np.linspace(end, self.config.start_timestep, steps, dtype=np.float32)) / end
         sigmas = shift * level / (1 + (shift - 1) * level)
         self.num_inference_steps = steps
         self.timesteps = (sigmas * end).to(device)

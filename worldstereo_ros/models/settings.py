@@ -66,7 +66,7 @@ def read_settings(file: Path, variant: str | None = None) -> Settings:
     raw = read_json(file)
     lost = [key for key in ("base_model", "controlnet_cfg") if key not in raw]
     if lost:
-        raise CheckpointError(f"{file} lacks {' and '.join(lost)}; is it the config.json of a WorldStereo checkpoint?")
+        raise CheckpointError(f"{file} lacks {' and '.join(lost)}; it is no config.json of a WorldStereo checkpoint.")
     base, control = raw["base_model"], raw["controlnet_cfg"]
     if not isinstance(base, str) or not base.strip() or not isinstance(control, dict):
         raise CheckpointError(f"{file}: base_model must be a name and controlnet_cfg an object.")
