@@ -253,9 +253,7 @@ class Page:
                 self._slider = gui.add_slider("View", 1, max(count, 2), 1, 1, disabled=count == 1)
                 self._button = gui.add_button("Play", disabled=count == 1, color=OBSERVED_COLOUR)
                 self._speed = gui.add_slider("Views a second", 1, 12, 1, 4)
-                self._rides = gui.add_checkbox(
-                    "Ride the path", False, hint="Looks at the cloud through the cameras of the views."
-                )
+                self._rides = gui.add_checkbox("Ride the path", False)
             self._slider.on_update(lambda _: self._slid())
             self._button.on_click(lambda _: self.play(not self._play.is_set()))
             self._rides.on_update(lambda _: self.ride(self._rides.value))
@@ -329,7 +327,7 @@ def _look_from(client: Any, look: Look, up: np.ndarray) -> None:
 
 
 def _route(views: tuple[View, ...]) -> np.ndarray:
-    """((F - 1) * SUBSTEPS + 1, 4, 4): the poses of the views with SUBSTEPS steps from each to the next."""
+    """(F * SUBSTEPS, 4, 4): SUBSTEPS steps from each view to the next; at the last one it rests."""
     poses = [view.world_from_camera for view in views]
     steps = [interpolate_poses(np.stack(pair), SUBSTEPS + 1)[:-1] for pair in itertools.pairwise(poses)]
-    return np.concatenate([*steps, np.stack(poses[-1:])]) if poses else np.zeros((0, 4, 4))
+    return np.concatenate([*steps, np.stack(poses[-1:] * SUBSTEPS)]) if poses else np.zeros((0, 4, 4))
