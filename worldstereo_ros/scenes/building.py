@@ -251,3 +251,9 @@ def sign(w: Wall, along: float, z: float, text: str, width: float, height: float
     w.mount(along, z, "sign", solid=False).box(
         (0.008, 0, 0), (0.016, width, height), WHITE, faces={"+x": materials.picture(image)}
     )
+
+
+def corners(half_x: float, half_y: float) -> list[tuple[tuple[float, float], tuple[float, float]]]:
+    """Start and end of the four walls, the room on the left hand: the -y, +x, +y and -x sides."""
+    c = [(-half_x, -half_y), (half_x, -half_y), (half_x, half_y), (-half_x, half_y)]
+    return [(c[i], c[(i + 1) % 4]) for i in range(4)]

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from worldstereo_ros.scenes.primitives import Colour, Material, Random, hsv
 
+WARM, COOL = (1.0, 0.78, 0.52), (0.92, 0.97, 1.0)
+"""Colours of lamps."""
+
 
 def plaster(random: Random, colour: Colour | None = None) -> Material:
     """A painted wall, slightly blotched."""
