@@ -10,6 +10,7 @@ A pixel is claimed when all of this holds:
 - **Well enough registered**: poses are never exact. How far two remembered views disagree about surfaces they share,
   expressed as an angle, is their registration error; a surface seen at a slant moves in depth by it. Where that move
   is larger than the tolerance, one witness is not enough.
+- **Not alone**: half of the 7 x 7 pixels around must pass as well; what is left of a surface in specks is noise.
 - **Nothing unseen before it**: the line of sight must not cross space that every view which looks there has seen only
   as hidden behind something.
 """
@@ -32,9 +33,11 @@ from worldstereo_ros.views import View
 UNSEEN, AGREES, AGREES_AROUND, DENIES = 0, 1, 2, 3
 
 ASSUMED_ERROR = np.radians(0.5)  # of a view that shares too little with others to be checked
+SPREAD = 1.5  # standard deviations in a median absolute deviation: registration errors are medians
 STEPS = 16  # samples along a line of sight
 HIDDEN_METRES = 0.3  # a line of sight through more hidden space than this is not trusted
 STRIDE = 4  # lines of sight are checked for every fourth pixel and row
+COMPANY, COMPANY_SHARE = 7, 0.5  # a claim needs so many of the pixels in the window around it to be claimed, too
 NEAR = 0.1  # metres, where lines of sight begin
 
 
@@ -100,8 +103,9 @@ def observed_pixels(
         in_threads(_ask, [(start, stop, *arguments) for start, stop in shares(shape[0], threads)])
         looked |= says != UNSEEN
         count += (says == AGREES) | (says == AGREES_AROUND)
-        sure |= (says == AGREES_AROUND) & (slant * 1.5 * witness.error * depth <= RELATIVE * depth + ABSOLUTE)
-    return claimed & (sure | (count > 1) | ~looked) & ~_behind_hidden(depth, camera, pose, witnesses)
+        sure |= (says == AGREES_AROUND) & (slant * SPREAD * witness.error * depth <= RELATIVE * depth + ABSOLUTE)
+    claimed &= (sure | (count > 1) | ~looked) & ~_behind_hidden(depth, camera, pose, witnesses)
+    return claimed & (cv2.blur(claimed.astype(np.float32), (COMPANY, COMPANY)) > COMPANY_SHARE)
 
 
 RELATIVE_, ABSOLUTE_ = np.float32(RELATIVE), np.float32(ABSOLUTE)
