@@ -1,7 +1,7 @@
 """Both memories in one file that a crash cannot spoil.
 
 The file is a safetensors container (any safetensors reader opens it): the arrays of both memories, and in its header a
-manifest with the version, the settings and the SHA-256 of every array. It is written aside, synced, and renamed over
+manifest with the version, the metadata and the SHA-256 of every array. It is written aside, synced, and renamed over
 the one before, so that there is one whole file at every moment, whenever the process is killed. It is read with plain
 reads, never memory-mapped: a file that shrinks while it is mapped would end the process.
 """
