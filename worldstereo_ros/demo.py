@@ -139,6 +139,9 @@ def _node(out: Path, model: str) -> Iterator[subprocess.Popen[bytes]]:
     command = [sys.executable, "-m", "worldstereo_ros.ros.node", "--ros-args", "-r", f"__node:={NODE_NAME[1:]}"]
     for name, value in {"map_directory": out, "model": model, "camera_frame": "camera_optical_frame"}.items():
         command += ["-p", f"{name}:={value}"]
+    # Best effort, the default for cameras, loses large images where several arrive at once; the demo wants them all.
+    for topic in ("image", "depth"):
+        command += ["-p", f"qos_overrides./{topic}.subscription.reliability:=reliable"]
     # Other machines on the network have no business in a demo, unless the user says so.
     environment = {"ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST", **os.environ}
     os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")

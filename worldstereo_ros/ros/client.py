@@ -173,11 +173,21 @@ class WorldStereoClient:
             if self._state.service_is_ready():
                 answer = self._wait(self._state.call_async(GetState.Request()), 2.0)
                 state = "silent" if answer is None else answer.current_state.label
-                heard = self._image.get_subscription_count() and self._tf.get_subscription_count()
-                if state == "active" and heard and self._action.server_is_ready():
+                if state == "active" and self._heard() and self._action.server_is_ready():
                     return
             time.sleep(0.05)
         raise NodeSilentError(f"The node {self.node_name} was not active within {timeout:g} s; it is {state}.")
+
+    def _heard(self) -> bool:
+        """Whether the node listens to every topic of this client and all connections stand."""
+        name = self.node_name.rsplit("/", 1)[1]
+        for publisher in (self._image, self._depth, self._info, self._tf, self._tf_static):
+            listeners = self.node.get_subscriptions_info_by_topic(publisher.topic_name)
+            if not any(listener.node_name == name for listener in listeners):
+                return False
+            if publisher.get_subscription_count() < len(listeners):
+                return False
+        return True
 
     def see(self, view: View) -> int:
         """Publishes what the camera sees, with TF, as a driver would. Returns the stamp in nanoseconds (now)."""
