@@ -56,6 +56,7 @@ class Outputs:
         }
         self._tf = node.create_publisher(TFMessage, "/tf", qos.TF)
         self._stale = set(MAPS)
+        self._listeners: dict[str, int] = {}
         self._map_at = -1e9
         self._shown: list[ImaginedView] = []
 
@@ -133,10 +134,16 @@ class Outputs:
     def map_due(self) -> bool:
         """Whether to publish maps now: one that somebody listens to is stale, and the last ones are old enough.
 
-        What nobody listens to stays stale. Whoever comes later gets it then, or the last one from the middleware.
+        What nobody listens to stays stale. Whoever comes later gets the last one from the middleware, and where the
+        listener is volatile (Nav2, RViz unless told otherwise) and so would not, it is published again.
         """
         if time.monotonic() - self._map_at < self._settings.map_period:
             return False
+        for name in MAPS:
+            listeners = self._publishers[name].get_subscription_count()
+            if listeners > self._listeners.get(name, 0):
+                self._stale.add(name)
+            self._listeners[name] = listeners
         return any(self._wanted(name) for name in tuple(self._stale))
 
     def map(self, world: WorldModel) -> None:

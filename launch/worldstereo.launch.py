@@ -1,0 +1,14 @@
+"""The node alone, on a robot that has its own camera and TF.
+
+ros2 launch worldstereo_ros worldstereo.launch.py image_topic:=/camera/color/image_raw \
+    camera_info_topic:=/camera/color/camera_info depth_topic:=/camera/aligned_depth_to_color/image_raw
+"""
+
+from launch.actions import OpaqueFunction
+
+from launch import LaunchDescription
+from worldstereo_ros.ros.launching import arguments, nodes
+
+
+def generate_launch_description() -> LaunchDescription:
+    return LaunchDescription([*arguments(), OpaqueFunction(function=nodes)])

@@ -1,0 +1,130 @@
+"""The launch files and the RViz and Nav2 files beside them. Launch files are loaded where `launch_ros` is installed."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+FILES = sorted((ROOT / "launch").glob("*.launch.py"))
+STANDARD = {"params_file", "namespace", "use_sim_time", "autostart", "log_level", "rviz", "device", "model"}
+HAS_LAUNCH = importlib.util.find_spec("launch_ros") is not None
+
+
+def test_the_three_are_there():
+    assert [path.name for path in FILES] == ["demo.launch.py", "replay.launch.py", "worldstereo.launch.py"]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_launch_file_is_whole(path):
+    """Without `launch`: it parses, documents itself, and defines what launch calls."""
+    tree = ast.parse(path.read_text())
+    assert ast.get_docstring(tree)
+    assert "generate_launch_description" in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+
+
+def test_every_standard_argument_is_declared_with_a_description():
+    """From the source, so that it is checked where `launch` is not installed too."""
+    tree = ast.parse((ROOT / "worldstereo_ros" / "ros" / "launching.py").read_text())
+    function = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "arguments")
+    rows = [
+        [element.value for element in node.elts]
+        for node in ast.walk(function)
+        if isinstance(node, ast.Tuple) and all(isinstance(e, ast.Constant) for e in node.elts) and len(node.elts) == 3
+    ]
+    assert {row[0] for row in rows} >= STANDARD
+    assert all(len(row[2]) > 15 for row in rows)
+
+
+@pytest.mark.skipif(not HAS_LAUNCH, reason="launch_ros is not installed (it comes with a full ROS)")
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_launch_file_loads_and_makes_its_nodes(path, monkeypatch):
+    from launch.actions import DeclareLaunchArgument, OpaqueFunction
+    from launch.launch_description_sources import get_launch_description_from_python_launch_file
+    from launch.utilities import normalize_to_list_of_substitutions, perform_substitutions
+    from launch_ros.actions import Node
+
+    from launch import LaunchContext
+
+    description = get_launch_description_from_python_launch_file(str(path))
+    context = LaunchContext()
+    context.launch_configurations.update({"bag": "drive.mcap", "image_topic": "/camera/image", "device": "cpu"})
+    declared, nodes = set(), []
+    for entity in description.entities:
+        if isinstance(entity, DeclareLaunchArgument):
+            assert entity.description
+            declared.add(entity.name)
+            entity.execute(context)
+        elif isinstance(entity, OpaqueFunction):
+            nodes += [made for made in entity.execute(context) or [] if isinstance(made, Node)]
+    assert declared >= STANDARD
+    nodes[0]._perform_substitutions(context)
+    executable = perform_substitutions(context, normalize_to_list_of_substitutions(nodes[0].cmd[0]))
+    assert executable.endswith("worldstereo_node")
+    remaps = set(nodes[0].expanded_remapping_rules)
+    assert remaps == {("image", "/camera/image"), ("image/compressed", "/camera/image/compressed")}
+
+
+# --- RViz ---
+
+
+def displays() -> dict[str, dict]:
+    content = yaml.safe_load((ROOT / "rviz" / "worldstereo.rviz").read_text())
+    return {display["Name"]: display for display in content["Visualization Manager"]["Displays"]}
+
+
+def test_rviz_sees_the_world_frame():
+    content = yaml.safe_load((ROOT / "rviz" / "worldstereo.rviz").read_text())["Visualization Manager"]
+    assert content["Global Options"]["Fixed Frame"] == "map"  # the default of the parameter world_frame
+
+
+def test_rviz_listens_as_the_node_publishes():
+    """Every display of an output has its reliability and durability; a latched map is invisible otherwise."""
+    from rclpy.qos import DurabilityPolicy
+
+    from worldstereo_ros.ros.outputs import OUTPUTS
+
+    profiles = {name.replace("~", "/worldstereo"): profile for name, _, profile, _ in OUTPUTS}
+    shown = set()
+    for name, display in displays().items():
+        topic = display.get("Topic")
+        if not isinstance(topic, dict) or topic["Value"] not in profiles:
+            continue
+        shown.add(topic["Value"])
+        latched = profiles[topic["Value"]].durability == DurabilityPolicy.TRANSIENT_LOCAL
+        assert topic["Durability Policy"] == ("Transient Local" if latched else "Volatile"), name
+        assert topic["Reliability Policy"] == "Reliable", name
+    assert shown >= {f"/worldstereo/{name}" for name in ("map", "map/imagined", "views", "image", "observed", "points")}
+
+
+def test_rviz_colours_clouds_by_their_colour():
+    clouds = [display for display in displays().values() if display["Class"] == "rviz_default_plugins/PointCloud2"]
+    assert len(clouds) >= 3
+    assert all(cloud["Color Transformer"] in ("RGB8", "Intensity") for cloud in clouds)
+
+
+# --- Nav2 ---
+
+
+def test_nav2_layer_really_marks_and_never_believes_what_is_imagined():
+    from worldstereo_ros.ros.outputs import OUTPUTS
+
+    content = yaml.safe_load((ROOT / "config" / "nav2_costmap.yaml").read_text())
+    layer = content["local_costmap"]["local_costmap"]["ros__parameters"]["worldstereo_layer"]
+    sources = layer["observation_sources"].split()
+    topics = {name.replace("~", "/worldstereo") for name, *_ in OUTPUTS}
+    assert sources
+    for name in sources:
+        source = layer[name]
+        assert source["topic"] in topics
+        assert source["data_type"] == "PointCloud2"
+        assert source["max_obstacle_height"] > source["min_obstacle_height"] > 0
+        assert source["obstacle_max_range"] > 2.5
+        assert not source["clearing"]
+    assert layer["observed_map"]["marking"]
+    assert layer["observed_map"]["sensor_frame"] == "base_link"
+    assert not layer["imagined_view"]["marking"]
