@@ -105,7 +105,7 @@ def read_views(
             raise BagError(f"'{info_topic}' in {path} cannot be used. {error}") from error
         pairs: dict[int, int | None] = dict.fromkeys(range(len(index.images)))
         if depth_topic:
-            pairs = _nearest(index.images, index.depths, tolerance_ns)
+            pairs = {**_nearest(index.images, index.depths, tolerance_ns)}
             if not pairs:
                 raise BagError(
                     f"No picture on '{image_topic}' has a depth image on '{depth_topic}' within {tolerance:g} s. "
@@ -243,7 +243,15 @@ def _load(
             if partner is not None and partner not in depths:
                 break  # in the order taken: later ones wait
             picture = images.pop(i)
-            yield _view(picture, depths.get(partner), poses[i], index.images[i], calibration, image_topic, depth_topic)
+            yield _view(
+                picture,
+                None if partner is None else depths[partner],
+                poses[i],
+                index.images[i],
+                calibration,
+                image_topic,
+                depth_topic,
+            )
             if partner is not None:
                 users[partner].discard(i)
                 if not users[partner]:

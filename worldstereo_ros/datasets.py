@@ -1,7 +1,6 @@
 """Opens what people have on disk as a sequence of views: see docs/data.md for the layouts.
 
-`open_sequence` looks at a path and says what it is; everything is loaded when it is asked for, not before.
-Recordings (rosbags) are read by `bags.py`.
+`open_sequence` looks at a path and says what it is; views are loaded when asked for. Rosbags: `bags.py`.
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ import operator
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import overload
 
 import numpy as np
 
@@ -77,19 +77,20 @@ class Sequence:
     def __len__(self) -> int:
         return len(self.frames)
 
+    @overload
+    def __getitem__(self, key: int) -> View: ...
+    @overload
+    def __getitem__(self, key: slice) -> Sequence: ...
     def __getitem__(self, key: int | slice) -> View | Sequence:
         """The view `key` (from 0, negative from the end), or the sequence of a slice.
 
         Raises:
-            IndexError: there is no such view.
+            IndexError: no such view.
             DatasetError: its files are missing, damaged, or of another size than the intrinsics say.
         """
         if isinstance(key, slice):
             return self.subset(range(*key.indices(len(self))))
-        index = operator.index(key)
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"View {index} was asked for; {self.path} has {len(self)}.")
-        index %= len(self)
+        index = self._row(key)
         camera, depth = self.cameras[index], None
         try:
             image = self._frame(index)
@@ -102,15 +103,11 @@ class Sequence:
         return View(image, camera, self.poses[index], depth, stamp_ns=int(self.stamps_ns[index]))
 
     def __iter__(self) -> Iterator[View]:
-        for index in range(len(self)):
-            yield self[index]
+        return (self[index] for index in range(len(self)))
 
     def subset(self, indices: Iterable[int]) -> Sequence:
         """The views at these positions (0 .. len - 1), in this order. Raises IndexError."""
-        rows = [operator.index(i) for i in indices]
-        for row in rows:
-            if not -len(self) <= row < len(self):
-                raise IndexError(f"View {row} was asked for; {self.path} has {len(self)}.")
+        rows = [self._row(i) for i in indices]
         return replace(
             self,
             cameras=tuple(self.cameras[i] for i in rows),
@@ -120,6 +117,12 @@ class Sequence:
             indices=self.indices[rows],
             stamps_ns=self.stamps_ns[rows],
         )
+
+    def _row(self, key: int) -> int:
+        index = operator.index(key)
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"View {index} was asked for; {self.path} has {len(self)}.")
+        return index % len(self)
 
     def _frame(self, index: int) -> np.ndarray:
         path = self.frames[index]
@@ -189,36 +192,36 @@ def open_posed(path: str | Path) -> Sequence:
     path = Path(path)
     camera, about = _read_intrinsics(path / "intrinsics.json")
     indices, poses = _read_poses(path / "poses.txt")
-    files: dict[str, list[Path | None]] = {}
-    for folder, suffixes in (("frames", PICTURES), ("depth", (".png",))):
-        found = {int(p.stem): p for p in list_files(path / folder, suffixes) if p.stem.isdigit()}
-        files[folder] = [found.get(int(index)) for index in indices]
-    missing = [int(i) for i, frame in zip(indices, files["frames"], strict=True) if frame is None]
+    pictures, depths = _numbered(path / "frames", PICTURES), _numbered(path / "depth", (".png",))
+    missing = [int(i) for i in indices if int(i) not in pictures]
     if missing:
         raise DatasetError(
             f"{path / 'poses.txt'} has {len(indices)} poses, but {len(missing)} of them have no picture in "
             f"{path / 'frames'}; the first is {missing[0]:06d}."
         )
-    size = image_size(files["frames"][0])
+    frames = tuple(pictures[int(i)] for i in indices)
+    size = image_size(frames[0])
     if size != (camera.width, camera.height):
-        raise DatasetError(
-            f"{files['frames'][0]} is {size[0]}x{size[1]}; intrinsics.json says {camera.width}x{camera.height}."
-        )
-    if about.get("has_depth") is True and not any(files["depth"]):
+        raise DatasetError(f"{frames[0]} is {size[0]}x{size[1]}; intrinsics.json says {camera.width}x{camera.height}.")
+    if about.get("has_depth") is True and not any(int(i) in depths for i in indices):
         raise DatasetError(f"intrinsics.json says there is depth; {path / 'depth'} has none of it.")
     return Sequence(
         path=path,
         kind="posed",
         cameras=(camera,) * len(indices),
         poses=poses,
-        frames=tuple(files["frames"]),
-        depths=tuple(files["depth"]),
+        frames=frames,
+        depths=tuple(depths.get(int(i)) for i in indices),
         indices=indices,
         stamps_ns=_read_stamps(path / "timestamps.txt", indices),
         depth_scale=float(about.get("depth_scale", 1000.0)),
         metric=bool(about.get("metric", True)),
         prompt=read_prompt(path / "prompt.json"),
     )
+
+
+def _numbered(folder: Path, suffixes: tuple[str, ...]) -> dict[int, Path]:
+    return {int(p.stem): p for p in list_files(folder, suffixes) if p.stem.isdigit()}
 
 
 def _read_intrinsics(path: Path) -> tuple[Camera, dict]:
@@ -247,7 +250,7 @@ def _read_poses(path: Path) -> tuple[np.ndarray, np.ndarray]:
             raise DatasetError(f"{where} repeats the index {index}.")
         seen.add(index)
         try:
-            poses.append(pose_from_quaternion(values[1:4], values[4:8]))
+            poses.append(pose_from_quaternion(values[1:4].tolist(), values[4:8].tolist()))
         except ValueError as error:
             raise DatasetError(f"{where}: {error}") from None
         indices.append(index)
@@ -379,9 +382,9 @@ def _open_panorama_bank(path: Path) -> Sequence:
     paths = {}
     for file in sorted(path.glob("*/*/camera.json")):
         start, name = file.parents[1] / "start_frame.png", f"{file.parents[1].name}/{file.parent.name}"
-        start = start if start.is_file() else None
-        size = image_size(start) if start else (views[0].width, views[0].height)
-        paths[name] = replace(read_trajectory(file.parent, size, name=name), start_frame=start)
+        known = start.is_file()
+        size = image_size(start) if known else (views[0].width, views[0].height)
+        paths[name] = replace(read_trajectory(file.parent, size, name=name), start_frame=start if known else None)
     return Sequence(
         path=path,
         kind="worldstereo panorama",

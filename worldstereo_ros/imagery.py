@@ -135,7 +135,9 @@ def encode_depth(depth: np.ndarray, encoding: str = "32FC1") -> tuple[str, int, 
     return encoding, height, width, width * raw.itemsize, np.ascontiguousarray(raw).view(np.uint8).reshape(-1)
 
 
-def _rows(encoding: str, height: int, width: int, step: int, data: object, pixel_bytes: int) -> np.ndarray:
+def _rows(
+    encoding: str, height: int, width: int, step: int, data: bytes | memoryview | np.ndarray, pixel_bytes: int
+) -> np.ndarray:
     """The bytes as (height, step) uint8, after every size has been checked."""
     if height <= 0 or width <= 0:
         raise ImageError(f"The image is {width}x{height}; at least one pixel was expected.")

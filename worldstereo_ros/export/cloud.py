@@ -57,15 +57,15 @@ def export_cloud(cloud: Cloud, path: str | Path) -> None:
     if not np.isfinite(points).all():
         raise ExportError("The cloud has points that are not finite.")
     tensor = o3d.t.geometry.PointCloud()
-    tensor.point.positions = o3d.core.Tensor(np.ascontiguousarray(points, dtype=np.float32))
-    tensor.point.colors = o3d.core.Tensor(np.ascontiguousarray(colours, dtype=np.uint8))
-    tensor.point["observed"] = o3d.core.Tensor(observed.astype(np.uint8)[:, None].copy())
-    tensor.point["confidence"] = o3d.core.Tensor(confidence.astype(np.float32)[:, None].copy())
+    tensor.point["positions"] = o3d.core.Tensor.from_numpy(np.ascontiguousarray(points, dtype=np.float32))
+    tensor.point["colors"] = o3d.core.Tensor.from_numpy(np.ascontiguousarray(colours, dtype=np.uint8))
+    tensor.point["observed"] = o3d.core.Tensor.from_numpy(observed.astype(np.uint8)[:, None])
+    tensor.point["confidence"] = o3d.core.Tensor.from_numpy(confidence.astype(np.float32)[:, None])
     partial = path.with_name(f".{path.stem}.{secrets.token_hex(8)}{path.suffix.lower()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with o3d.utility.VerbosityContextManager(o3d.utility.VerbosityLevel.Error):
-            written = o3d.t.io.write_point_cloud(str(partial), tensor)
+            written = o3d.t.io.write_point_cloud(partial, tensor)
         # Open3D does not always say that a write failed: the size does.
         if not written or partial.stat().st_size < count * 15:
             raise ExportError(f"The cloud could not be written to {path}: is the disk full, or the folder read-only?")

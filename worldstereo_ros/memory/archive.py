@@ -18,6 +18,7 @@ import stat
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -165,7 +166,7 @@ def _header(arrays: State, metadata: Mapping[str, Any]) -> tuple[bytes, list[mem
         if dtype not in _NAMES:
             raise ArchiveError(f"The array '{name}' is of {array.dtype}; numbers or bools were expected.")
         array = np.asarray(array, dtype=dtype, order="C")
-        data = memoryview(array.reshape(-1).view(np.uint8))
+        data = array.reshape(-1).view(np.uint8).data
         tensors[name] = {
             "dtype": _NAMES[dtype],
             "shape": list(array.shape),
@@ -335,12 +336,12 @@ def _check_tensor(tensor: object, begin: int, what: str) -> int:
     return offsets[1]
 
 
-def _read_array(file: BinaryIO, name: str, tensor: dict[str, Any], checksum: str, path: Path) -> np.ndarray:
+def _read_array(file: BufferedReader, name: str, tensor: dict[str, Any], checksum: str, path: Path) -> np.ndarray:
     array = np.empty(tensor["shape"], dtype=_DTYPES[tensor["dtype"]])
     data = array.reshape(-1).view(np.uint8)
-    if file.readinto(memoryview(data)) != data.size:
+    if file.readinto(data.data) != data.size:
         raise ArchiveError(f"The map {path} is truncated: it ends within '{name}'.")
-    if hashlib.sha256(memoryview(data)).hexdigest() != checksum:
+    if hashlib.sha256(data.data).hexdigest() != checksum:
         raise ArchiveError(f"The map {path} is damaged: the checksum of '{name}' does not match.")
     if array.dtype == np.bool_ and data.size and data.max() > 1:
         raise ArchiveError(f"The map {path} holds a value in '{name}' that is neither true nor false.")
