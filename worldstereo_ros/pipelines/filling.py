@@ -5,7 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-BACKGROUND = 4.0  # a surface twice as far counts 2^4 times as much in a fill
+BACKGROUND = 2.0  # a surface twice as far counts 2^2 times as much in a fill
 
 
 def push_pull(

@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
+import cv2
 import numpy as np
 import torch
 
@@ -27,10 +28,11 @@ from worldstereo_ros.pipelines.provenance import observed_pixels
 from worldstereo_ros.pipelines.references import Reference, Shelf, choose, witness
 from worldstereo_ros.pipelines.warping import gather_rows, normalise_rows, pixel_transform, splat_depth
 
-LOOSE = 0.25  # depths that were completed, not measured, agree when they differ by less than this fraction
+LOOSE = 0.15  # depths that were completed, not measured, agree when they differ by less than this fraction
 FEATHER = 24.0  # pixels over which a picture fades in from its border
-SHARPNESS = 60.0  # against the angle between the lines of sight: the weight is a quarter at 10 degrees
-PRIOR_WEIGHT = 0.02  # of the mean colour of the references, in fills
+SHARPNESS = 30.0  # against the angle between the lines of sight: the weight is a quarter at 15 degrees
+PRIOR_WEIGHT = 0.2  # of the mean colour of the references, in fills
+SPECK, SPECK_SHARE = 9, 0.35  # points that cover less of the window around them are left out
 EXPOSURE_POWER = 2.0  # how much more the reference that gives most of the picture sets its exposure
 
 
@@ -94,16 +96,12 @@ class GeometricPipeline:
         # Points of views that are no longer kept have only the colour of the cloud.
         image = np.zeros((*depth.shape, 3), np.float32)
         found = np.zeros(depth.shape, np.uint8)
-        arguments = (measured, assumed, exposure, rendered, np.ascontiguousarray(colour), image, found)
+        arguments = (measured, assumed, exposure, _without_specks(rendered), np.ascontiguousarray(colour), image, found)
         in_threads(normalise_rows, [(start, stop, *arguments) for start, stop in shares(camera.height, self.threads)])
         known = found > 0
         if not known.all():
-            prior = np.full(3, 128.0, np.float32)
-            if references:
-                mean = np.mean(
-                    [_mean(ref) * gain[:, 0] + gain[:, 1] for ref, gain in zip(references, gains, strict=True)], axis=0
-                )
-                prior = ((mean - exposure[:, 1]) / exposure[:, 0]).astype(np.float32)
+            means = [_mean(reference) * gain for reference, gain in zip(references, gains, strict=True)]
+            prior = (np.mean(means, axis=0) / exposure if means else np.full(3, 128.0)).astype(np.float32)
             prior = np.broadcast_to(prior, image.shape)
             image = push_pull(image, background_weight(depth, known), prior=prior, prior_weight=PRIOR_WEIGHT)
         np.clip(np.rint(image, out=image), 0, 255, out=image)
@@ -132,6 +130,7 @@ class GeometricPipeline:
 
 def _complete(rendered: np.ndarray, camera: Camera, pose: np.ndarray, references: list[Reference]) -> np.ndarray:
     """Depth for every pixel: rendered, else moved from the completed depth of the references, else smooth."""
+    rendered = _without_specks(rendered)
     moved = np.zeros_like(rendered)
     for reference in references:
         view = reference.view
@@ -140,18 +139,21 @@ def _complete(rendered: np.ndarray, camera: Camera, pose: np.ndarray, references
         chosen = np.ascontiguousarray(1 - reference.known[::2, ::2])
         small = np.ascontiguousarray(reference.depth[::2, ::2])
         splat_depth(small, chosen, A @ coarse, b, np.float32(1.3 * camera.fx / view.camera.fx), moved)
-    return fill_depth(np.where(rendered > 0, rendered, moved))
+    return fill_depth(np.where(rendered > 0, rendered, _without_specks(moved)))
+
+
+def _without_specks(depth: np.ndarray) -> np.ndarray:
+    """`depth` without pixels that stand alone among holes: they make smooth fills look like a rash."""
+    known = (depth > 0).astype(np.float32)
+    return np.where(cv2.blur(known, (SPECK, SPECK)) > SPECK_SHARE, depth, np.float32(0))
 
 
 def _exposure(gains: np.ndarray, given: np.ndarray) -> np.ndarray:
-    """(3, 2) float32 gain and bias of the view to paint: those of the references, by how much of it they give."""
+    """(3,) float32 gain of the view to paint: that of the references, by how much of the picture each gives."""
     share = given**EXPOSURE_POWER
     if share.sum() <= 0:
-        return np.tile(np.array([1, 0], np.float32), (3, 1))
-    share = share / share.sum()
-    gain = np.exp((np.log(gains[:, :, 0]) * share[:, None]).sum(axis=0))
-    bias = (gains[:, :, 1] * share[:, None]).sum(axis=0)
-    return np.stack([gain, bias], axis=1).astype(np.float32)
+        return np.ones(3, np.float32)
+    return np.exp((np.log(gains) * (share / share.sum())[:, None]).sum(axis=0)).astype(np.float32)
 
 
 def _mean(reference: Reference) -> np.ndarray:

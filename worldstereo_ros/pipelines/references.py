@@ -112,9 +112,10 @@ class Shelf:
         self._ready: OrderedDict[int, Reference] = OrderedDict()
         self._pairs: dict[tuple[int, int], Overlap | None] = {}
         self._count = 0
+        self._last: tuple[tuple[int, ...], np.ndarray, np.ndarray] | None = None
 
     def prepare(self, views: list[View]) -> tuple[list[Reference], np.ndarray, np.ndarray]:
-        """Of views with depth: the references, (R, 3, 2) gains and biases, and (R,) registration errors in radians."""
+        """Of views with depth: the references, their (R, 3) gains, and (R,) registration errors in radians."""
         references = [self._reference(view) for view in views]
         pairs = {}
         for i, one in enumerate(references):
@@ -124,8 +125,11 @@ class Shelf:
                     self._pairs[key] = overlap(one.view, other.view)
                 if i != j and self._pairs[key] is not None:
                     pairs[i, j] = self._pairs[key]
-        gains = align_exposure(len(references), pairs if self.align else {})
-        return references, gains, registration_errors(len(references), pairs)
+        key = tuple(reference.number for reference in references)
+        if self._last is None or self._last[0] != key:
+            gains = align_exposure(len(references), pairs if self.align else {})
+            self._last = (key, gains, registration_errors(len(references), pairs))
+        return references, self._last[1], self._last[2]
 
     def _reference(self, view: View) -> Reference:
         # Views are immutable and kept alive by the entry, so their identity is a safe key.

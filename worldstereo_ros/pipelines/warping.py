@@ -37,7 +37,7 @@ def gather_rows(
         row0, row1: rows to do.
         depth: (H, W) float32 target depth, 0 = none.
         A, b: of `pixel_transform` from target to source.
-        image: (h, w, 3) uint8. gain: (3, 2) float32 gain and bias per channel.
+        image: (h, w, 3) uint8. gain: (3,) float32 per channel.
         source_depth: (h, w) float32, completed where it was not measured. known: (h, w) uint8, 1 = measured.
         trust: (h, w) float32 weight of the source's pixels.
         settings: (5,) float32: depth tolerance as a fraction and in metres, the fraction where the source's depth was
@@ -98,9 +98,9 @@ def gather_rows(
             weight = total * border * scale * scale / (angle * angle)
             share = weight / total
             out = measured if good > half * total else assumed
-            out[y, x, 0] += share * gain[0, 0] * red + weight * gain[0, 1]
-            out[y, x, 1] += share * gain[1, 0] * green + weight * gain[1, 1]
-            out[y, x, 2] += share * gain[2, 0] * blue + weight * gain[2, 1]
+            out[y, x, 0] += share * gain[0] * red
+            out[y, x, 1] += share * gain[1] * green
+            out[y, x, 2] += share * gain[2] * blue
             out[y, x, 3] += weight
 
 
@@ -144,7 +144,7 @@ def normalise_rows(row0, row1, measured, assumed, exposure, rendered, colour, ou
     Args:
         row0, row1: rows to do.
         measured, assumed: (H, W, 4) float32 sums.
-        exposure: (3, 2) float32 gain and bias of the view to paint, which are taken off.
+        exposure: (3,) float32 gain of the view to paint, which is taken off.
         rendered: (H, W) float32 depth of the cloud, 0 = none. colour: (H, W, 3) uint8 of the cloud.
         out: (H, W, 3) float32 written where anything is known.
         known: (H, W) uint8 written, 1 = something is known.
@@ -155,7 +155,7 @@ def normalise_rows(row0, row1, measured, assumed, exposure, rendered, colour, ou
             weight = sums[y, x, 3]
             if weight > np.float32(0.0):
                 for c in range(3):
-                    out[y, x, c] = (sums[y, x, c] / weight - exposure[c, 1]) / exposure[c, 0]
+                    out[y, x, c] = sums[y, x, c] / (weight * exposure[c])
                 known[y, x] = 1
             elif rendered[y, x] > np.float32(0.0):
                 for c in range(3):
