@@ -47,11 +47,11 @@ def demo(
 def imagine(
     source: Annotated[Path | None, typer.Argument(help="Posed sequence, WorldStereo example folder or image.")] = None,
     bag: Annotated[Path | None, typer.Option(help="A rosbag (MCAP or SQLite) instead.")] = None,
-    image_topic: Annotated[str, typer.Option(help="Colour images in the bag.")] = "/camera/color/image_raw",
+    image_topic: Annotated[str, typer.Option(help="Colour images in the bag; empty: found by type.")] = "",
     depth_topic: Annotated[str, typer.Option(help="Depth images in the bag, registered to colour.")] = "",
     camera_info_topic: Annotated[str, typer.Option(help="Empty: beside the image topic.")] = "",
     pose_topic: Annotated[str, typer.Option(help="PoseStamped or Odometry of the camera; empty: TF.")] = "",
-    world_frame: Annotated[str, typer.Option(help="World frame of TF in the bag.")] = "map",
+    world_frame: Annotated[str, typer.Option(help="World frame of TF in the bag; empty: its root.")] = "",
     path: Annotated[
         str, typer.Option(help="forward, orbit, left, right, up, turn, a poses.txt, or a topic.")
     ] = "forward",

@@ -25,11 +25,11 @@ class ImagineRequest:
 
     source: Path | None = None
     bag: Path | None = None
-    image_topic: str = "/camera/color/image_raw"
+    image_topic: str = ""
     depth_topic: str = ""
     camera_info_topic: str = ""
     pose_topic: str = ""
-    world_frame: str = "map"
+    world_frame: str = ""
     path: str = "forward"
     distance: float = 1.0
     views: int = 21
@@ -129,14 +129,16 @@ def _from_bag(request: ImagineRequest, bag: Path) -> _Source:
             camera_info_topic=request.camera_info_topic,
             pose_topic=request.pose_topic,
             world_frame=request.world_frame,
+            wanted=request.seeds,
         )
     )
-    given = [views[i] for i in _evenly(len(views), request.seeds)]
+    if not views:
+        raise ValueError(f"{bag} has no picture whose pose is known; see docs/data.md for what a recording needs.")
 
     def path_named(name: str) -> np.ndarray | None:
         return read_path(bag, name) if name.startswith("/") else None
 
-    return _Source(bag.name, given, path_named, "")
+    return _Source(bag.name, views, path_named, "")
 
 
 def _path(request: ImagineRequest, source: _Source) -> np.ndarray:
