@@ -1,0 +1,75 @@
+"""What the node adds: from a goal sent to its view arriving at the client, minus the time the pipeline took.
+
+    python benchmarks/bench_node.py [--goals N] [--width W --height H]
+
+The node runs in a process of its own, over DDS on this machine. The client shows it one view, then asks for single
+views, one after another. The pipeline's time is the node's own figure (`seconds_to_first`); the rest is transport,
+transforms, conversion to messages and back. p50 and p99, in milliseconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+
+import numpy as np
+
+DOMAIN = 61
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--goals", type=int, default=150)
+    parser.add_argument("--width", type=int, default=640)
+    parser.add_argument("--height", type=int, default=480)
+    options = parser.parse_args()
+    os.environ.update(ROS_DOMAIN_ID=str(DOMAIN), ROS_AUTOMATIC_DISCOVERY_RANGE="LOCALHOST")
+    node = subprocess.Popen([sys.executable, "-m", "worldstereo_ros.ros.node"], stderr=subprocess.DEVNULL)
+    try:
+        return measure(options)
+    finally:
+        node.terminate()
+        try:
+            node.wait(10)
+        except subprocess.TimeoutExpired:
+            node.kill()
+            node.wait()
+
+
+def measure(options: argparse.Namespace) -> int:
+    from worldstereo_ros.camera import Camera
+    from worldstereo_ros.ros.client import WorldStereoClient
+    from worldstereo_ros.views import View
+
+    random = np.random.default_rng(0)
+    shape = (options.height, options.width)
+    coarse = random.integers(0, 256, (shape[0] // 8 + 1, shape[1] // 8 + 1, 3), dtype=np.uint8)
+    image = np.ascontiguousarray(coarse.repeat(8, 0).repeat(8, 1)[: shape[0], : shape[1]])
+    view = View(
+        image, Camera.from_fov(options.width, options.height, 1.2), np.eye(4), depth=np.full(shape, 2.0, np.float32)
+    )
+    whole, pipeline = [], []
+    with WorldStereoClient() as client:
+        client.wait_until_ready(60)
+        client.see(view)
+        while client.imagine(np.eye(4)[None]).error_code:  # until the seed is in, and everything is compiled
+            client.see(view)
+        for _ in range(options.goals + 10):
+            result = client.imagine(np.eye(4)[None])
+            if result.error_code or not result.arrivals:
+                print(f"A goal failed: {result.error_code} {result.error_msg}", file=sys.stderr)
+                return 1
+            whole.append(result.arrivals[0] * 1e3)
+            pipeline.append(result.seconds_to_first * 1e3)
+    whole, pipeline = whole[10:], pipeline[10:]
+    overhead = np.array(whole) - np.array(pipeline)
+    print(f"{options.goals} goals of one view of {options.width}x{options.height}, milliseconds")
+    for name, values in (("goal to view", whole), ("pipeline", pipeline), ("the node adds", overhead)):
+        print(f"  {name:14s} p50 {np.percentile(values, 50):7.1f}   p99 {np.percentile(values, 99):7.1f}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
