@@ -1,4 +1,8 @@
-"""The neighbourhood that closing looks at: which pixels lie in which direction, and how much each counts."""
+"""The neighbourhood that closing looks at: which pixels lie in which direction, and how much each counts.
+
+The compiled loops hold these numbers as constants, and numba's cache watches only the file of the loops: after a change
+here, touch `_splat_numba.py`.
+"""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ class CloudMemory:
 
     Args:
         voxel_size: edge of a voxel, metres. Coordinates may reach a million voxels from the origin.
-        max_points: budget. Its memory (about 75 bytes a point) is reserved at once and taken as it fills.
+        max_points: budget. 20 to 40 bytes a point are taken at once, 60 more as it fills.
         max_radius: metres; points farther than this from the last camera are forgotten. None = never.
         max_age: seconds; points not seen for this long before the last view are forgotten. None = never.
         edge_tolerance: step between neighbouring pixels, relative to depth, that counts as a depth edge.
@@ -117,6 +117,9 @@ class CloudMemory:
         slots = 1 << max(6, int(np.ceil(np.log2(self.max_points * 1.6))))
         self._table_keys = np.zeros(slots, np.int64)
         self._table_points = np.zeros(slots, np.int32)
+        # The table is used all over from the first frame on: taking its pages now keeps that frame from being slow.
+        self._table_keys.fill(0)
+        self._table_points.fill(0)
         self._state = np.zeros(_voxels_numba.STATE_NUMBERS, np.int64)
         self._state[_voxels_numba.HEAD : _voxels_numba.HEAD + 2] = -1
         self._state[_voxels_numba.TAIL : _voxels_numba.TAIL + 2] = -1
