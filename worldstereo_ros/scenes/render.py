@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -88,14 +89,14 @@ def render_packed(
     parts = []
     for low in range(0, len(poses), size):
         frames = Frames.see(packed.geometry, table[low : low + size], poses[low : low + size])
-        exact = _render(packed, camera, frames, poses[low : low + size], colour=supersample == 1)
-        if supersample > 1:
+        surface_ = _hit(packed, camera, frames, poses[low : low + size])
+        if supersample == 1:
+            image = _picture(packed, camera, surface_)
+        else:
             fine = camera.resized(camera.width * supersample, camera.height * supersample)
-            image = _render(packed, fine, frames, poses[low : low + size], geometry=False)[0]
+            image = _picture(packed, fine, _hit(packed, fine, frames, poses[low : low + size]))
             image = image.reshape(-1, camera.height, supersample, camera.width, supersample, 3).mean((2, 4))
-            exact = (image, *exact[1:])
-        image = (exact[0] * 255 + 0.5).to(torch.uint8)
-        parts.append((image, *exact[1:]))
+        parts.append(((image * 255 + 0.5).to(torch.uint8), *_exact(packed, camera, surface_)))
     if not parts:
         H, W = camera.height, camera.width
         return SceneFrames(
@@ -105,134 +106,155 @@ def render_packed(
     return SceneFrames(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
-def _render(packed, camera, frames, poses, *, colour=True, geometry=True):
-    """Image (F, H, W, 3) float 0..1, depth, normals, instance of some frames; None for what is not asked for."""
+@dataclass(frozen=True)
+class _Surface:
+    """What N rays of F frames met, in the order of their tiles; where `met` is false the rest means nothing.
+
+    Attributes:
+        tiles: how the image is cut; frames: what is seen.
+        met: (N,) bool; all_met: whether every ray met something.
+        depth: (N,) float32, 1 where nothing was met.
+        direction: three (N,) float32, world axes, of length 1 along the optical axis.
+        eye: (F, 3) float32.
+        normal: (N, 3) float32.
+        face: (N, 8) float32 of `Packed.faces`, and row: (N,) int64 into them.
+        u, v: (N,) float32 where on the face, -1..1.
+    """
+
+    tiles: Tiles
+    frames: Frames
+    met: torch.Tensor
+    all_met: bool
+    depth: torch.Tensor
+    direction: list[torch.Tensor]
+    eye: torch.Tensor
+    normal: torch.Tensor
+    face: torch.Tensor
+    row: torch.Tensor
+    u: torch.Tensor
+    v: torch.Tensor
+
+    def each(self, values: torch.Tensor) -> torch.Tensor:
+        """A value a frame (F,) as a value a ray (N,)."""
+        return values[:, None].expand(-1, len(self.depth) // len(values)).reshape(-1)
+
+
+def _hit(packed: Packed, camera: Camera, frames: Frames, poses: torch.Tensor) -> _Surface:
+    """What the rays of frames meet."""
     device = packed.geometry.device
     tall, wide = (8, 16) if camera.width * camera.height <= 100_000 else (16, 32)
     tiles = Tiles.of(camera, device, tall, wide)
     hits = cast(packed.geometry, frames, tiles)
     F, P = frames.matrix.shape[:2]
-    count, N = len(tiles.first), tiles.inner.shape[1]
+    met = hits.row.flatten() >= 0
+    all_met = bool(met.all())
     depth, row = hits.depth.flatten(), hits.row.flatten()
-    met = row >= 0
-    everything = bool(met.all())
-    ray = torch.arange(len(row), device=device) if everything else met.nonzero()[:, 0]
-    t = depth if everything else depth[ray]
-    row = row if everything else row[ray]
-    frame = ray // (count * N)
-    x, y = tiles.rays().unbind(1)[:2]
-    within = ray % (count * N)
-    dx, dy = x.flatten()[within], y.flatten()[within]
-    solid = frames.table[frame] * P + (row - frame * P)
+    if not all_met:
+        depth, row = torch.where(met, depth, 1.0), row.clamp_min(0)
+    dx, dy = (part.flatten() for part in tiles.rays().unbind(1)[:2])
+    turn = poses[:, :3, :3].float()[..., None]
+    direction = [(turn[:, i, 0] * dx + turn[:, i, 1] * dy + turn[:, i, 2]).flatten() for i in range(3)]
+    dx, dy = dx.repeat(F), dy.repeat(F)
+    step = (frames.table - torch.arange(F, device=device)) * P
+    solid = row + step[:, None].expand(F, len(row) // F).reshape(-1)
+    if not all_met:
+        solid = solid.clamp_(0, len(packed.solids) - 1)
 
-    # The hit in the unit frame of its primitive: q = origin + t * matrix (dx, dy, 1).
+    # The hit in the unit frame of its primitive: q = origin + depth * matrix (dx, dy, 1).
     maps = torch.cat([frames.matrix.reshape(-1, 9), frames.origin.reshape(-1, 3)], dim=1).index_select(0, row)
-    q = [maps[:, 9 + i] + t * (maps[:, 3 * i] * dx + maps[:, 3 * i + 1] * dy + maps[:, 3 * i + 2]) for i in range(3)]
-    kind = packed.solids[:, 0].index_select(0, solid)
-    ax, ay, az = q[0].abs(), q[1].abs(), q[2].abs()
-    # A box is met where one coordinate is 1 in size: that one is the largest.
-    face = torch.where(
-        (az >= ax) & (az >= ay), 4 + (q[2] > 0).long(), torch.where(ay >= ax, 2 + (q[1] > 0).long(), (q[0] > 0).long())
+    qx, qy, qz = (
+        maps[:, 9 + i] + depth * (maps[:, 3 * i] * dx + maps[:, 3 * i + 1] * dy + maps[:, 3 * i + 2]) for i in range(3)
     )
-    round_ = (kind > BOX).nonzero()[:, 0]
-    qu = torch.where(face < 2, q[1], q[0])
-    qv = torch.where(face < 4, q[2], q[1])
-    normal_of_round = None
-    if round_.shape[0]:
-        rx, ry, rz = q[0][round_], q[1][round_], q[2][round_]
-        cap = (kind[round_] == CYLINDER) & (rz.abs() > (rx * rx + ry * ry).sqrt())
-        face[round_] = torch.where(cap, 4 + (rz > 0).long(), 0)
-        qu[round_] = torch.where(cap, rx, torch.atan2(ry, rx) * (1 / math.pi))
-        qv[round_] = torch.where(cap, ry, rz)
-        mantle = round_[~cap]
+    ax, ay, az = qx.abs(), qy.abs(), qz.abs()
+    # A box is met where one coordinate is 1 in size: that one is the largest.
+    on_z, on_y = az >= torch.maximum(ax, ay), ay >= ax
+    side = torch.where(on_z, qz, torch.where(on_y, qy, qx)) > 0
+    face = torch.where(on_z, 4, torch.where(on_y, 2, 0)) + side
+    u, v = torch.where(on_z | on_y, qx, qy), torch.where(on_z, qy, qz)
+    kind = packed.solids[:, 0].contiguous().index_select(0, solid)
+    curved = (kind > BOX).nonzero()[:, 0]
+    mantle = outward = None
+    if curved.shape[0]:
+        rx, ry, rz = qx[curved], qy[curved], qz[curved]
+        cap = (kind[curved] == CYLINDER) & (rz.abs() > (rx * rx + ry * ry).sqrt())
+        face[curved] = torch.where(cap, 4 + (rz > 0).long(), 0)
+        u[curved] = torch.where(cap, rx, torch.atan2(ry, rx) * (1 / math.pi))
+        v[curved] = torch.where(cap, ry, rz)
+        mantle = curved[~cap]
         rows = packed.solids.index_select(0, solid[mantle])
-        local = torch.stack([q[0][mantle], q[1][mantle], q[2][mantle] * (rows[:, 0] > CYLINDER)], dim=1) / rows[:, 1:4]
-        outward = (rows[:, 4:].view(-1, 3, 3) @ local[..., None])[..., 0]
-        normal_of_round = (mantle, torch.nn.functional.normalize(outward, dim=1))
-    face_row = solid * 6 + face
-    faces = packed.faces.index_select(0, face_row)
+        ball = (rows[:, 0] > CYLINDER).float()
+        local = torch.stack([qx[mantle], qy[mantle], qz[mantle] * ball], dim=1) / rows[:, 1:4]
+        outward = torch.nn.functional.normalize((rows[:, 4:].view(-1, 3, 3) @ local[..., None])[..., 0], dim=1)
+    row = solid * 6 + face
+    faces = packed.faces.index_select(0, row)
     normal = faces[:, 0:3]
-    if normal_of_round is not None:
-        normal[normal_of_round[0]] = normal_of_round[1]
+    if mantle is not None:
+        normal = normal.index_copy(0, mantle, outward)
+    eye = poses[:, :3, 3].float()
+    return _Surface(tiles, frames, met, all_met, depth, direction, eye, normal, faces, row, u, v)
 
-    rotation = poses[:, :3, :3].float()
-    image = depth_image = normals = instance = None
-    size = (F * count * N,)
 
-    def spread(values: torch.Tensor, fill: float = 0.0) -> torch.Tensor:
-        if everything:
-            return tiles.image(values, camera)
-        out = values.new_full((*size, *values.shape[1:]), fill)
-        out[ray] = values
-        return tiles.image(out, camera)
+def _exact(packed: Packed, camera: Camera, s: _Surface) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Depth, normals and instances as images."""
+    depth, normal = s.depth, s.normal
+    instance = packed.instance.index_select(0, s.row // 6)
+    if not s.all_met:
+        depth = torch.where(s.met, depth, 0.0)
+        normal, instance = normal * s.met[:, None], instance * s.met
+    return s.tiles.image(depth, camera), s.tiles.image(normal, camera), s.tiles.image(instance, camera)
 
-    if geometry:
-        depth_image, normals = spread(t), spread(normal)
-        instance = spread(packed.instance.index_select(0, solid))
-    if colour:
-        turn = rotation[:, :, :].reshape(F, 9).index_select(0, frame) if F > 1 else None
-        if turn is None:
-            r = rotation[0]
-            direction = [r[i, 0] * dx + r[i, 1] * dy + r[i, 2] for i in range(3)]
-        else:
-            direction = [turn[:, 3 * i] * dx + turn[:, 3 * i + 1] * dy + turn[:, 3 * i + 2] for i in range(3)]
-        colours = _shade(
-            packed, camera, frames.table[frame], poses, frame, t, direction, faces, normal, face_row, qu, qv
-        )
-        if everything:
-            image = tiles.image(colours, camera)
-        else:
-            radiance = colours.new_empty(*size, 3)
-            radiance[ray] = colours
-            miss = (~met).nonzero()[:, 0]
-            inside = miss % (count * N)
-            rays = torch.stack([x.flatten()[inside], y.flatten()[inside], torch.ones_like(x.flatten()[inside])], dim=1)
-            which = miss // (count * N)
-            away = (rotation[which] @ rays[..., None])[..., 0]
-            above = sky(torch.nn.functional.normalize(away, dim=1), packed.sky[frames.table[which]])
-            radiance[miss] = _tone(above, 1.5)
-            image = tiles.image(radiance, camera)
-    return image, depth_image, normals, instance
+
+def _picture(packed: Packed, camera: Camera, s: _Surface) -> torch.Tensor:
+    """(F, H, W, 3) float32 display values 0..1."""
+    colours = _shade(packed, camera, s)
+    if not s.all_met:
+        miss = (~s.met).nonzero()[:, 0]
+        away = torch.stack([part[miss] for part in s.direction], dim=1)
+        which = s.frames.table[miss // (len(s.depth) // len(s.eye))]
+        colours[miss] = _tone(sky(torch.nn.functional.normalize(away, dim=1), packed.sky[which]), 1.5)
+    return s.tiles.image(colours, camera)
 
 
 def _tone(radiance: torch.Tensor, exposure: torch.Tensor | float) -> torch.Tensor:
     """Display values 0..1: a film-like shoulder, then gamma."""
-    return (1 - torch.exp(-radiance * exposure)).clamp_(0, 1).pow_(1 / 2.2)
+    return torch.expm1(radiance * -exposure).neg_().clamp_(0, 1).pow_(1 / 2.2)
 
 
-def _shade(packed, camera, table, poses, frame, t, direction, faces, normal, face_row, qu, qv):
-    """(N, 3) display colours of points that were hit."""
-    dx, dy, dz = direction
+def _shade(packed: Packed, camera: Camera, s: _Surface) -> torch.Tensor:
+    """(N, 3) display colours of what was met."""
+    dx, dy, dz = s.direction
+    normal, faces = s.normal, s.face
     length = (dx * dx + dy * dy + dz * dz).sqrt()
     cosine = -(dx * normal[:, 0] + dy * normal[:, 1] + dz * normal[:, 2]) / length
     # The pixel on the surface, stretched by the slant: between its short and its long side.
-    footprint = t * (length / camera.fx) / cosine.clamp(0.06, 1).pow(0.7)
-    where = packed.where.index_select(0, face_row)
+    footprint = (s.depth * length * (1 / camera.fx) / cosine.clamp(0.06, 1).pow_(0.7)).clamp_min_(1e-5)
+    where = packed.where.index_select(0, s.row)
     rows = packed.materials.index_select(0, where[:, 0])
     half_u, half_v = faces[:, 3], faces[:, 4]
-    albedo, emission = surface(rows, qu * half_u + faces[:, 5], qv * half_v + faces[:, 6], footprint.clamp_min(1e-5))
+    albedo, emission = surface(rows, s.u * half_u + faces[:, 5], s.v * half_v + faces[:, 6], footprint)
     pictured = (rows[:, PICTURE] >= 0).nonzero()[:, 0]
     if pictured.shape[0]:
-        s, v = 0.5 + 0.5 * qu[pictured] * faces[pictured, 7], 0.5 - 0.5 * qv[pictured]
+        across, down = 0.5 + 0.5 * s.u[pictured] * faces[pictured, 7], 0.5 - 0.5 * s.v[pictured]
         pixel = footprint[pictured] / (2 * torch.sqrt(half_u[pictured] * half_v[pictured]))
-        drawn = sample_pictures(packed.pictures, packed.side, rows[pictured, PICTURE].long(), s, v, pixel)
+        index = rows[pictured, PICTURE].long()
+        drawn = sample_pictures(packed.pictures, packed.side, index, across, down, pixel)
         # The material's noise stays: paper and canvas are not perfectly even.
         albedo[pictured] = (drawn * (albedo[pictured] / rows[pictured, 0:3].clamp_min(0.02))).clamp_(0, 1)
-    light = _look_up(packed.light, where, qu, qv)
-    radiance = albedo * light
-    exposure = packed.exposure[table]
+    light = _look_up(packed.light, where, s.u, s.v)
+    exposure = s.each(packed.exposure[s.frames.table])
+    shown = albedo * light * exposure[:, None]
     glossy = (rows[:, GLOSS] > 0).nonzero()[:, 0]
     if glossy.shape[0]:
-        eye = poses[:, :3, 3].float().index_select(0, frame[glossy])
-        ahead, near, far = [part[glossy] for part in direction], t[glossy], 1 / length[glossy]
+        frame = glossy // (len(s.depth) // len(s.eye))
+        eye, far, near = s.eye.index_select(0, frame), 1 / length[glossy], s.depth[glossy]
+        ahead = [part[glossy] for part in s.direction]
         point = [eye[:, i] + near * ahead[i] for i in range(3)]
         view = [part * far for part in ahead]
-        sheen = _sheen(packed.lamps, table[glossy], point, view, normal[glossy], cosine[glossy])
+        sheen = _sheen(packed.lamps, s.frames.table[frame], point, view, normal[glossy], cosine[glossy])
         # What shades the surface shades its sheen.
         shade = (light[glossy].mean(1) * exposure[glossy]).clamp_max_(2.0)
-        radiance[glossy] += (rows[glossy, GLOSS] * sheen * shade / exposure[glossy])[:, None]
-    shown = radiance * exposure[:, None] + (emission[:, None] * albedo)
-    return _tone(shown, 1.0)
+        shown[glossy] += (rows[glossy, GLOSS] * sheen * shade)[:, None]
+    return _tone(shown.addcmul_(albedo, emission[:, None]), 1.0)
 
 
 def _sheen(

@@ -1,0 +1,79 @@
+"""Speed of the procedural worlds: light, rays a second, one large frame.
+
+    python benchmarks/bench_scenes.py [--device cuda] [--threads 2] [--repeats 5]
+
+Times are the best of some repeats: on a shared machine the others only add waiting.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from worldstereo_ros.camera import Camera
+from worldstereo_ros.scenes import KINDS, make_path, make_scene, pack, render_batch, seed_of
+
+
+def best(work: Callable[[], object], repeats: int, device: str) -> float:
+    """Seconds of the fastest of some runs."""
+    times = []
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        work()
+        if device != "cpu":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    return min(times[1:])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--scenes", type=int, default=4, help="worlds at once in the batch")
+    parser.add_argument("--json", help="write the figures to this file too")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    device, repeats = arguments.device, arguments.repeats
+    small = Camera.from_fov(160, 120, math.radians(80))
+    large = Camera.from_fov(640, 480, math.radians(80))
+    figures: dict[str, dict[str, float]] = {}
+    for kind in KINDS:
+        scene = make_scene(kind, seed_of("demo", 0))
+        path = make_path(scene, "handheld", 16, seed=0)
+        row = {
+            "primitives": len(scene.primitives),
+            "make_s": best(lambda kind=kind: make_scene(kind, seed_of("demo", 0)), 2, "cpu"),
+            "light_s": best(lambda scene=scene: pack([scene], device=device), 1, device),
+        }
+        scene.packed(device)
+        seconds = best(lambda s=scene, p=path: s.render(small, p, device=device), repeats, device)
+        row["million_rays_per_s"] = 16 * small.width * small.height / seconds / 1e6
+        row["frame_640x480_s"] = best(lambda s=scene, p=path: s.render(large, p[:1], device=device), repeats, device)
+        figures[kind] = row
+    scenes = [make_scene("room", seed_of("demo", i)) for i in range(arguments.scenes)]
+    poses = np.stack([make_path(scene, "handheld", 8, seed=1) for scene in scenes])
+    packed = pack(scenes, device=device, light="plain")
+    seconds = best(lambda: render_batch(packed, small, poses), repeats, device)
+    figures["batch of rooms"] = {
+        "scenes": len(scenes),
+        "primitives": sum(len(scene.primitives) for scene in scenes) / len(scenes),
+        "million_rays_per_s": poses.shape[0] * poses.shape[1] * small.width * small.height / seconds / 1e6,
+    }
+    print(f"{device}, {arguments.threads} threads, best of {repeats}")
+    for name, row in figures.items():
+        print(f"{name:>15}: " + ", ".join(f"{key} {value:.3g}" for key, value in row.items()))
+    if arguments.json:
+        Path(arguments.json).write_text(json.dumps(figures, indent=2), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
