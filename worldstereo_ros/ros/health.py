@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import resource
 import threading
 import time
@@ -13,6 +14,7 @@ from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 
 RECENT = 5.0  # seconds that a refusal colours the diagnostics
 QUIET = 5.0  # seconds between two log lines of the same kind
+_NUMBERS = re.compile(r"[\d.]+")
 
 
 @dataclass
@@ -59,7 +61,8 @@ class Health:
             traffic = self._traffic.setdefault(topic, Traffic())
             traffic.refused += 1
             traffic.last_refusal, traffic.last_refusal_at = sentence, time.monotonic()
-        self.say(f"{topic}: {sentence}", key=f"{topic}:{sentence[:24]}")
+        # The same sentence with other numbers is the same sentence: a camera makes sixty of them a second.
+        self.say(f"{topic}: {sentence}", key=f"{topic}:{_NUMBERS.sub('', sentence)}")
 
     def fault(self, where: str, error: Exception) -> None:
         """An exception that nobody expected."""

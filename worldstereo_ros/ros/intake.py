@@ -136,7 +136,7 @@ class Intake:
             messages.check_image(message, COLOUR_ENCODINGS, self._settings.max_image_pixels)
         elif not len(message.data):
             raise ValueError("The compressed image has no data.")
-        self._frame_of(message)
+        self._require_frame(message)
         given_up = self._joiner.add_image(message, name, time.monotonic())
         if given_up is not None:
             self.gave_up += 1
@@ -151,7 +151,7 @@ class Intake:
 
     def _take_panorama(self, name: str, message: Image) -> None:
         messages.check_image(message, COLOUR_ENCODINGS, self._settings.max_image_pixels)
-        self._frame_of(message)
+        self._require_frame(message)
         stamp_ns = messages.nanoseconds(message.header.stamp)
         self._waiting.append(Joined(message, None, None, name, stamp_ns, time.monotonic()))
 
@@ -159,16 +159,13 @@ class Intake:
         pose = self._frames.world_from(message.header.frame_id, None) @ messages.pose_matrix(message.pose)
         self._poses.append((messages.nanoseconds(message.header.stamp), pose))
 
-    def _frame_of(self, message: Image | CompressedImage) -> str:
+    def _require_frame(self, message: Image | CompressedImage) -> None:
         frame = self._settings.camera_frame or message.header.frame_id
         if not frame and self._settings.pose_source in ("auto", "tf"):
             raise ValueError(
                 "The image's header names no frame, so TF cannot say where it was taken. Set frame_id in its "
                 "publisher, or the parameter `camera_frame`."
             )
-        if frame:
-            self._frames.seen_camera_frame = frame
-        return frame
 
     # --- from images to seeds -------------------------------------------------------------------------------------
 
@@ -200,6 +197,8 @@ class Intake:
             return
         pose = self._pose_of(item)
         self._last_seed_at = now
+        # Only now: a frame that TF does not know must not take the place of one that it does.
+        self._frames.seen_camera_frame = self._settings.camera_frame or item.image.header.frame_id
         self._offer(Seed(item.image, item.info, item.depth, pose, item.stamp_ns, item.topic))
 
     def _pose_of(self, item: Joined) -> np.ndarray:

@@ -50,7 +50,15 @@ class Relay:
 
     def between_steps(self, world: WorldModel) -> None:
         """Publishes the map when it is due."""
-        self.facts = {"points": len(world.cloud), "views in the bank": len(world.bank.views)}
+        self.facts = {
+            "points": len(world.cloud),
+            "views in the bank": len(world.bank.views),
+            "device in use": str(world.device),
+        }
+        if world.device.type == "cuda":
+            import torch
+
+            self.facts["memory of the GPU [MB]"] = f"{torch.cuda.memory_allocated(world.device) / 1e6:.0f}"
         try:
             if self.outputs is not None and self.outputs.map_due():
                 self.outputs.map(world)
