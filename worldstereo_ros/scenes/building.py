@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 import numpy as np
@@ -48,14 +48,17 @@ class Wall:
     length: float
     height: float
     openings: tuple[Opening, ...]
+    covered: list[tuple[float, float, float]] = field(default_factory=list)
+    """What stands before it: from and to along the wall, and how high."""
 
     def mount(self, along: float, z: float, name: str, **options) -> Builder:
         """A builder for a thing on the wall: back at x = 0, front towards +x, into the room."""
         return self.builder.at(along, 0.0, z, math.pi / 2, name=name, **options)
 
     def free(self, along: float, half: float, low: float, high: float) -> bool:
-        """No opening between these places and heights."""
-        return not any(
+        """No opening between these places and heights, and nothing that stands before them."""
+        hidden = any(start < along + half and end > along - half and tall > low for start, end, tall in self.covered)
+        return not hidden and not any(
             o.start < along + half and o.end > along - half and o.low < high and o.high > low for o in self.openings
         )
 

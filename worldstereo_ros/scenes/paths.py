@@ -105,16 +105,10 @@ def _start(scene: Scene, random: Random, radius: float, low: float, high: float,
     raise ValueError(f"No free place was found in the {scene.kind} of seed {scene.seed}; choose another seed.")
 
 
-def _heading(random: Random, at: np.ndarray, free: Callable[[np.ndarray], np.ndarray]) -> float:
-    """A direction with free space ahead: the best of a few."""
-    best, yaw = -1, 0.0
-    for _ in range(6):
-        angle = random.uniform(-math.pi, math.pi)
-        ahead = at + np.arange(1, 13)[:, None] * 0.25 * np.array([math.cos(angle), math.sin(angle), 0.0])
-        reach = int(np.argmin(np.append(free(ahead), False)))
-        if reach > best:
-            best, yaw = reach, angle
-    return yaw
+def _reach(at: np.ndarray, angle: float, free: Callable[[np.ndarray], np.ndarray]) -> int:
+    """How many steps of a quarter of a metre are free in a direction, at most 14."""
+    ahead = at + np.arange(1, 15)[:, None] * 0.25 * np.array([math.cos(angle), math.sin(angle), 0.0])
+    return int(np.argmin(np.append(free(ahead), False)))
 
 
 def _inside(scene: Scene, points: np.ndarray, margin: float) -> np.ndarray:
@@ -161,27 +155,28 @@ def _walk(scene: Scene, kind: str, count: int, random: Random, step: float, turn
         room = clearance(scene, every.reshape(-1, 3)).reshape(len(points), -1).min(1) > radius + 0.03
         return room & _inside(scene, every[:, -1], radius)
 
-    yaw = _heading(random, at, free)
+    yaw = max((random.uniform(-math.pi, math.pi) for _ in range(6)), key=lambda angle: _reach(at, angle, free))
     positions, yaws = [at], [yaw]
     while len(positions) < count:
-        for attempt in range(12):
+        here, ahead = positions[-1], yaws[-1]
+        choices = []
+        for _ in range(12):
             forward, turns = _move(random, kind, step, turn)
-            climb = random.normal(0.04) if kind == "drone" else 0.0
-            angles = yaws[-1] + np.cumsum(turns)
-            moves = np.stack(
-                [forward * np.cos(angles), forward * np.sin(angles), np.full(len(forward), climb * step)], axis=1
-            )
-            if kind == "drone":
-                moves[:, 2] = climb * forward / 0.12
-            points = positions[-1] + np.cumsum(moves, axis=0)
-            # Between poses too: half a step is less than the clearance.
+            slope = random.normal(0.25) if kind == "drone" else 0.0
+            angles = ahead + np.cumsum(turns)
+            moves = np.stack([forward * np.cos(angles), forward * np.sin(angles), slope * forward], axis=1)
+            points = here + np.cumsum(moves, axis=0)
             if free(points).all():
+                choices.append((points, angles))
+            if len(choices) == 3:
                 break
-            if attempt == 11:
-                # Nothing ahead is free: turn in place, which is always possible.
+        if not choices:
+            # Nothing ahead is free: turn in place, which is always possible.
+            for way in (-1, 1):
                 n = random.integer(6, 14)
-                angles = yaws[-1] + np.arange(1, n + 1) * turn * random.choice([-1, 1])
-                points = np.repeat(positions[-1][None], n, axis=0)
+                choices.append((np.repeat(here[None], n, axis=0), ahead + way * turn * np.arange(1, n + 1)))
+        # The one after which there is most to see and most space to go on.
+        points, angles = max(choices, key=lambda move: _reach(move[0][-1], float(move[1][-1]), free))
         positions.extend(points)
         yaws.extend(angles)
     at, yaw = np.array(positions[:count]), np.array(yaws[:count])

@@ -139,6 +139,7 @@ def _furnish_walls(b: Builder, plan: Plan, walls: list[Wall], height: float, woo
                 continue
             along = r.uniform(width / 2 + 0.06, w.length - width / 2 - 0.06)
             if w.free(along, width / 2 + 0.25, 0.0, tall) and plan.claim_at(w, along, width, depth):
+                w.covered.append((along - width / 2, along + width / 2, tall))
                 build(w.mount(along, 0.0, name).at(0.02, 0))
                 return
 
