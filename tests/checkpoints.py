@@ -3,8 +3,13 @@
 import json
 from pathlib import Path
 
+import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+from worldstereo_ros.models.checkpoint import CheckpointError
+from worldstereo_ros.models.locate import find_checkpoint
+from worldstereo_ros.models.pretrained import load_transformer
 from worldstereo_ros.models.saving import save_base, save_variant
 from worldstereo_ros.models.transformer import WorldStereoTransformer
 
@@ -46,6 +51,7 @@ SETTINGS = {
     "negative_prompt": "blurred",
     "freeze_backbone": True,
 }
+DMD_VARIANT, MEMORY, CAMERA = "worldstereo-memory-dmd", "worldstereo-memory", "worldstereo-camera"
 DMD = {"dmd_start_steps": 250, "dmd_end_steps": 1000, "gen_shift": 5.0, "dmd_steps": 4}
 
 
@@ -201,3 +207,19 @@ def change_config(folder: Path, **changes) -> None:
     file = folder / "config.json"
     content = {**json.loads(file.read_text()), **changes}
     file.write_text(json.dumps({k: v for k, v in content.items() if v is not None}))
+
+
+def edit(file, change):
+    """Rewrites a safetensors file through `change(dict)`."""
+    tensors = load_file(file)
+    change(tensors)
+    save_file(tensors, file)
+
+
+def refuse(root, sentence, **where):
+    """Loading ends with one sentence that says `sentence`."""
+    with pytest.raises(CheckpointError, match=sentence) as caught:
+        load_transformer(find_checkpoint(root, **where))
+    message = str(caught.value)
+    assert message.endswith("."), message
+    assert "\n" not in message
