@@ -5,7 +5,8 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-BACKGROUND = 2.0  # a surface twice as far counts 2^2 times as much in a fill
+BACKGROUND = 4.0  # a surface twice as far counts 2^4 times as much in a fill
+AROUND = 32  # pixels: what lies behind pushes aside what lies before as far as this
 
 
 def push_pull(
@@ -24,7 +25,7 @@ def push_pull(
 
     Args:
         values: (H, W, C) float32.
-        weight: (H, W) float32 >= 0, 0 = unknown. Relative weights bias the fill (see `background_weight`).
+        weight: (H, W) float32 in 0..1, 0 = unknown. A pixel with less gives way to others (see `background_weight`).
         prior: (H, W, C) float32, what to expect far from everything known, or None.
         prior_weight: how soon the prior takes over; 0 = never while anything is known.
         keep: (H, W) bool, pixels returned unchanged; None = those with weight.
@@ -33,8 +34,8 @@ def push_pull(
         (H, W, C) float32.
     """
     channels = values.shape[2]
-    known = (weight > 0).astype(np.float32)
-    packed = np.concatenate([values * weight[..., None], weight[..., None], known[..., None]], axis=2)
+    weight = weight[..., None]
+    packed = np.concatenate([values * weight, weight], axis=2)
     if prior is None:
         prior = np.broadcast_to(np.float32(0), values.shape)
         prior_weight = 0.0
@@ -45,10 +46,10 @@ def push_pull(
     filled = None
     for level in range(len(levels) - 1, -1, -1):
         here, expected = levels[level], priors[level]
-        mean = here[..., :channels] / np.maximum(here[..., channels : channels + 1], 1e-12)
-        share = np.minimum(1, here[..., channels + 1 :] * 2)
+        mean = here[..., :channels] / np.maximum(here[..., channels:], 1e-12)
+        share = np.minimum(1, here[..., channels:] * 2)
         if filled is None:
-            top = here[..., channels + 1 :]
+            top = here[..., channels:]
             total = top + prior_weight
             filled = np.where(total > 0, (mean * top + expected * prior_weight) / np.maximum(total, 1e-12), expected)
             continue
@@ -58,9 +59,7 @@ def push_pull(
             parent = cv2.resize(priors[level + 1], shape, interpolation=cv2.INTER_LINEAR)
             coarse = coarse + (expected - parent.reshape(coarse.shape))
         filled = mean * share + coarse * (1 - share)
-    if keep is None:
-        keep = weight > 0
-    return np.where(keep[..., None], values, filled)
+    return np.where(weight > 0, values, filled) if keep is None else np.where(keep[..., None], values, filled)
 
 
 def _halve(array: np.ndarray) -> np.ndarray:
@@ -79,8 +78,17 @@ def fill_depth(depth: np.ndarray) -> np.ndarray:
 
 
 def background_weight(depth: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """(H, W) float32 weights for a fill: what lies behind fills the gap that what lies before has left open."""
-    if not known.any():
-        return np.zeros(depth.shape, np.float32)
-    middle = max(float(np.median(depth[known])), 1e-6)
-    return np.where(known, np.clip(depth / middle, 0.05, 20) ** BACKGROUND, 0).astype(np.float32)
+    """(H, W) float32 in 0..1 for a fill: what lies behind closes the gap that what lies before has left open.
+
+    The depth relative to the largest known one around (`AROUND` pixels), to the power `BACKGROUND`; 0 if not known.
+    """
+    scale = 4
+    depth = np.where(known, depth, 0).astype(np.float32)
+    size = (max(1, depth.shape[1] // scale), max(1, depth.shape[0] // scale))
+    reach = 2 * (AROUND // scale) + 1
+    # Made smaller by the maximum, so that a thin background is not lost.
+    largest = cv2.resize(cv2.dilate(depth, np.ones((scale, scale), np.uint8)), size, interpolation=cv2.INTER_NEAREST)
+    largest = cv2.dilate(largest, np.ones((reach, reach), np.uint8))
+    largest = cv2.resize(largest, depth.shape[::-1], interpolation=cv2.INTER_LINEAR)
+    ratio = np.minimum(1, depth / np.maximum(largest, 1e-12))
+    return np.where(known, np.maximum(ratio, 0.03) ** BACKGROUND, 0).astype(np.float32)

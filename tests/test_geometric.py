@@ -1,0 +1,297 @@
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from worldstereo_ros.camera import Camera
+from worldstereo_ros.overlaps import Overlap, overlap, sensitivity
+from worldstereo_ros.photometry import align_exposure
+from worldstereo_ros.pipelines.base import Cancelled, Conditioning
+from worldstereo_ros.pipelines.filling import fill_depth, push_pull
+from worldstereo_ros.pipelines.geometric import GeometricPipeline
+from worldstereo_ros.pipelines.provenance import ASSUMED_ERROR, Witness, observed_pixels, registration_errors
+from worldstereo_ros.pipelines.references import choose
+from worldstereo_ros.rendering import Rendering
+from worldstereo_ros.views import View
+from worldstereo_ros.world import WorldModel
+
+CAMERA = Camera(96, 72, 80.0, 80.0, 47.5, 35.5)
+NEAR, FAR = 1.0, 3.0
+
+
+def pose_at(x: float, y: float = 0.0, z: float = 0.0) -> np.ndarray:
+    pose = np.eye(4)
+    pose[:3, 3] = (x, y, z)
+    return pose
+
+
+def two_planes(x: float, gain: float = 1.0, texture: bool = True) -> View:
+    """A far wall, and before it a board that covers world x from -0.3 to 0.3 m and y from -0.25 to 0.25 m."""
+    rays = CAMERA.rays()
+
+    def at(depth):
+        return rays[..., 0] * depth + x, rays[..., 1] * depth
+
+    bx, by = at(NEAR)
+    board = (np.abs(bx) < 0.3) & (np.abs(by) < 0.25)
+    wx, wy = at(FAR)
+    depth = np.where(board, np.float32(NEAR), np.float32(FAR))
+    px, py = np.where(board, bx, wx), np.where(board, by, wy)
+    wave = 25 * np.sin(6 * px + 1) * np.cos(5 * py) if texture else 0
+    base = np.where(board[..., None], [60, 90, 150], [150, 120, 80])
+    image = np.clip((base + np.asarray(wave)[..., None]) * gain, 0, 255)
+    return View(np.rint(image).astype(np.uint8), CAMERA, pose_at(x), depth.astype(np.float32))
+
+
+def world_of(*views: View, **settings) -> WorldModel:
+    world = WorldModel(GeometricPipeline(**settings))
+    for view in views:
+        world.seed(view)
+    return world
+
+
+def imagine(world: WorldModel, pose: np.ndarray):
+    return next(world.imagine(pose[None], CAMERA))
+
+
+# --- the pipeline ----------------------------------------------------------------------------------------------------
+
+
+def test_the_seed_comes_back_as_it_was():
+    seed = two_planes(0.0)
+    view = imagine(world_of(seed), seed.world_from_camera)
+    same = np.abs(view.image.astype(int) - seed.image).max(axis=2) <= 1
+    assert (~same).sum() <= 4  # the corners of the board: memory refuses points that hang between two surfaces
+    interior = seed.depth == FAR
+    np.testing.assert_allclose(view.depth[interior & view.covered], FAR, rtol=0.02)
+    assert view.observed_mask.mean() > 0.9
+
+
+def test_what_the_board_hid_is_never_called_observed_and_is_filled_from_the_wall():
+    seed, truth = two_planes(0.0), two_planes(0.3)
+    view = imagine(world_of(seed), truth.world_from_camera)
+    # The wall point of each pixel of the truth, seen from the seed: hidden where the board stands before it.
+    rays = CAMERA.rays()
+    wx, wy = rays[..., 0] * FAR + 0.3, rays[..., 1] * FAR
+    shadow = (truth.depth == FAR) & (np.abs(wx * NEAR / FAR) < 0.28) & (np.abs(wy * NEAR / FAR) < 0.23)
+    outside = (truth.depth == FAR) & (wx * 80 / FAR + 47.5 > 96.5)
+    assert shadow.sum() > 200
+    assert outside.sum() > 200
+    assert not view.observed_mask[shadow | outside].any()
+    # Background first: the hole behind the board is closed with the wall's colour and depth, not the board's.
+    error = np.abs(view.image[shadow].astype(int) - truth.image[shadow]).mean()
+    assert error < 25
+    assert np.median(view.depth[shadow]) == pytest.approx(FAR, rel=0.1)
+    certain = ~(shadow | outside) & view.observed_mask
+    assert certain.mean() > 0.5
+    assert (np.abs(view.depth - truth.depth) < 0.15)[certain].mean() > 0.99
+
+
+def test_every_view_is_whole():
+    view = imagine(world_of(two_planes(0.0)), pose_at(0.0, 0.0, -1.0))
+    assert (view.depth > 0).all()
+    assert view.image.shape == (72, 96, 3)
+    assert not view.observed_mask[0, 0]
+
+
+def test_exposure_of_the_nearest_reference_is_kept_and_seams_vanish():
+    dark, bright = two_planes(-0.4, gain=0.6), two_planes(0.4, gain=1.2)
+    truth = two_planes(0.0, gain=0.85)
+    aligned = imagine(world_of(dark, bright), pose_at(0.0))
+    plain = imagine(world_of(dark, bright, align=False), pose_at(0.0))
+
+    def spread(view):  # of the brightness relative to the truth, over the picture
+        return float(np.std(view.image.astype(float).mean(axis=2) / truth.image.mean(axis=2)))
+
+    assert spread(aligned) < 0.7 * spread(plain)
+    back = imagine(world_of(dark, bright), bright.world_from_camera)
+    # One of two references gives most of its own picture, so its exposure is nearly untouched.
+    assert abs(back.image.mean() - bright.image.mean()) < 0.15 * abs(bright.image.mean() - dark.image.mean()) + 2
+
+
+def test_it_is_deterministic_and_does_not_depend_on_threads():
+    views = two_planes(-0.2), two_planes(0.3)
+    one = imagine(world_of(*views, threads=1), pose_at(0.1))
+    three = imagine(world_of(*views, threads=3), pose_at(0.1))
+    np.testing.assert_array_equal(one.image, three.image)
+    np.testing.assert_array_equal(one.observed_mask, three.observed_mask)
+
+
+def test_nothing_in_memory_gives_a_plain_picture():
+    empty = Rendering(
+        torch.full((1, 72, 96, 3), 128, dtype=torch.uint8),
+        torch.zeros(1, 72, 96),
+        torch.zeros(1, 72, 96, dtype=torch.bool),
+        torch.zeros(1, 72, 96, dtype=torch.bool),
+    )
+    conditioning = Conditioning(two_planes(0.0), empty, CAMERA, np.eye(4)[None], [], np.array([-1]))
+    (frame,) = GeometricPipeline()(conditioning, prompt="", generator=torch.Generator(), on_step=lambda *a: None)
+    assert not frame.observed.any()
+    assert (frame.depth == 0).all()
+    assert frame.image.std() < 1
+
+
+def test_it_can_be_cancelled():
+    world = world_of(two_planes(0.0))
+
+    def stop(stage, step, steps):
+        if stage == "painting":
+            raise Cancelled
+
+    with pytest.raises(Cancelled):
+        next(world.imagine(np.eye(4)[None], CAMERA, on_step=stop))
+
+
+# --- references ------------------------------------------------------------------------------------------------------
+
+
+def test_references_are_chosen_by_what_they_show():
+    here, beside = two_planes(0.0), two_planes(0.2)
+    away = pose_at(0.0)
+    away[:3, :3] = np.diag([-1.0, 1.0, -1.0])  # looks the other way
+    behind = View(here.image, CAMERA, away, here.depth)
+    chosen = choose([behind, beside, here], here.depth, CAMERA, here.world_from_camera, limit=2)
+    assert chosen == [beside, here] or [id(v) for v in chosen] == [id(beside), id(here)]
+    best = choose([behind, beside, here], here.depth, CAMERA, here.world_from_camera, limit=1)
+    assert best[0] is here
+    without = View(here.image, CAMERA, here.world_from_camera)
+    assert choose([without], here.depth, CAMERA, here.world_from_camera) == []
+
+
+# --- provenance ------------------------------------------------------------------------------------------------------
+
+
+def claim(target: View, witnesses: list[View], error: float = 0.0) -> np.ndarray:
+    asked = [Witness(view, (view.depth > 0).astype(np.uint8), error) for view in witnesses]
+    seen = np.ones(target.depth.shape, bool)
+    return observed_pixels(target.depth, seen, CAMERA, target.world_from_camera, asked)
+
+
+def test_a_hole_of_the_sensor_is_no_witness():
+    target, witness = two_planes(0.0), two_planes(0.0)
+    assert claim(target, [witness])[5, 5]
+    witness.depth[3:8, 3:8] = 0
+    assert not claim(target, [witness])[5, 5]
+
+
+def test_memory_is_believed_where_nobody_looks_and_not_where_it_is_imagined():
+    target = two_planes(0.0)
+    away = pose_at(100.0)
+    far_off = View(target.image, CAMERA, away, target.depth)
+    assert claim(target, [far_off]).mean() > 0.9
+    asked = [Witness(target, (target.depth > 0).astype(np.uint8), 0.0)]
+    imagined = np.zeros(target.depth.shape, bool)
+    assert not observed_pixels(target.depth, imagined, CAMERA, target.world_from_camera, asked).any()
+
+
+def floor(turn: float = 0.0) -> View:
+    """A floor 1 m below a level camera that is turned downwards by `turn` more than it believes, radians."""
+    angle = np.arctan2(CAMERA.rays()[..., 1], 1.0) + turn
+    distance = np.where(angle > 0.02, 1.0 / np.tan(np.maximum(angle, 0.02)), 0)
+    depth = distance * (np.cos(angle - turn) / np.cos(angle))  # along the believed optical axis
+    image = np.full((72, 96, 3), 128, np.uint8)
+    return View(image, CAMERA, np.eye(4), np.where((depth > 0) & (depth < 20), depth, 0).astype(np.float32))
+
+
+def test_a_slanted_surface_needs_good_registration():
+    view = floor()
+    well, badly = claim(view, [view], np.radians(0.1)), claim(view, [view], np.radians(0.9))
+    assert well[62, 48]
+    assert not badly[62, 48]  # seen at 18 degrees: 0.9 degrees of error move it beyond the tolerance
+    assert badly[71, 48]  # at 24 degrees they do not
+    assert claim(view, [view, view], np.radians(0.9))[62, 48]  # two witnesses that agree are enough
+
+
+def test_space_behind_a_surface_is_not_looked_through():
+    # The witness sees a board from the front. From the side, the line of sight to the wall passes behind the board.
+    witness = two_planes(0.0)
+    side = np.eye(4)
+    side[:3, :3] = np.array([[0.0, 0, 1], [0, 1, 0], [-1, 0, 0]])  # looks along +x
+    side[:3, 3] = (-0.9, 0.0, 2.0)
+    depth = np.full((72, 96), 0, np.float32)
+    depth[30:42, 40:56] = 1.9  # points at x = 1.0, z about 2: memory claims to know something there
+    asked = [Witness(witness, np.ones((72, 96), np.uint8), 0.0)]
+    assert not observed_pixels(depth, depth > 0, CAMERA, side, asked).any()
+
+
+# --- overlaps and exposure -------------------------------------------------------------------------------------------
+
+
+def test_sensitivity_of_a_floor_is_the_cotangent_of_its_angle():
+    # Depth h / tan(a) changes relatively by 1 / (sin a cos a) per radian of the ray's angle; fy * d(tan a) is the step.
+    view = floor()
+    angle = np.arctan2(CAMERA.rays()[..., 1], 1.0)
+    got = sensitivity(view.depth, CAMERA.fx, CAMERA.fy, reach=3)[60, 48]
+    assert got == pytest.approx(1 / np.tan(angle[60, 48]), rel=0.2)
+    flat = sensitivity(np.full((72, 96), 2.0, np.float32), 80.0, 80.0)
+    assert (flat == 0).all()
+
+
+def test_misalignment_is_measured_from_the_overlap():
+    good, turned = floor(), floor(np.radians(1.0))
+    assert overlap(good, good).misalignment < 1e-3
+    assert np.degrees(overlap(turned, good).misalignment) == pytest.approx(1.0, rel=0.35)
+    errors = registration_errors(3, {(0, 1): Overlap(np.zeros((0, 2, 3)), np.radians(2.0))})
+    assert errors[0] == errors[1] == pytest.approx(np.radians(2.0))
+    assert errors[2] == ASSUMED_ERROR
+
+
+def test_gains_bring_views_to_one_exposure():
+    views = [two_planes(x, gain) for x, gain in ((0.0, 1.0), (0.1, 0.6), (0.2, 1.3))]
+    pairs = {(i, j): overlap(views[i], views[j]) for i in range(3) for j in range(3) if i != j}
+    gains = align_exposure(3, pairs)
+    brightness = gains[:, 0] * np.array([1.0, 0.6, 1.3])
+    np.testing.assert_allclose(brightness / brightness.mean(), 1, atol=0.06)
+    assert np.log(gains).mean(axis=0) == pytest.approx(0, abs=1e-9)
+    assert (align_exposure(2, {}) == 1).all()
+
+
+# --- fills -----------------------------------------------------------------------------------------------------------
+
+
+def test_fill_keeps_what_is_known_and_stays_between_it():
+    values = np.zeros((32, 48, 1), np.float32)
+    weight = np.zeros((32, 48), np.float32)
+    values[:, :8], weight[:, :8] = 10, 1
+    values[:, 40:], weight[:, 40:] = 20, 1
+    out = push_pull(values, weight)[..., 0]
+    assert (out[:, :8] == 10).all()
+    assert (out[:, 40:] == 20).all()
+    assert (out >= 9.99).all()
+    assert (out <= 20.01).all()
+    assert out[16, 10] < 12 < 18 < out[16, 38]
+
+
+def test_depth_is_filled_from_the_background():
+    depth = np.zeros((32, 48), np.float32)
+    depth[:, :20], depth[:, 28:] = 1.0, 4.0
+    out = fill_depth(depth)
+    assert (out[depth > 0] == depth[depth > 0]).all()
+    assert out[:, 24].min() > 2.0  # the middle of 1/d alone would be 1.6
+    assert (fill_depth(np.zeros((8, 8), np.float32)) == 0).all()
+
+
+def test_prior_takes_over_far_from_everything_known():
+    values, weight = np.zeros((128, 128, 1), np.float32), np.zeros((128, 128), np.float32)
+    values[:4, :4], weight[:4, :4] = 100, 1
+    prior = np.full((128, 128, 1), 50, np.float32)
+    out = push_pull(values, weight, prior=prior, prior_weight=0.2)[..., 0]
+    assert out[127, 127] == pytest.approx(50, abs=5)
+    assert out[0, 5] > 80
+    nothing = push_pull(np.zeros_like(values), np.zeros_like(weight), prior=prior, prior_weight=0.2)
+    np.testing.assert_allclose(nothing, 50)
+
+
+def test_conditioning_without_references_uses_the_clouds_colours():
+    seed = two_planes(0.0)
+    renders = SimpleNamespace(
+        depth=torch.from_numpy(seed.depth)[None],
+        colour=torch.from_numpy(seed.image)[None],
+        covered=torch.ones(1, 72, 96, dtype=torch.bool),
+        observed=torch.ones(1, 72, 96, dtype=torch.bool),
+    )
+    conditioning = Conditioning(seed, renders, CAMERA, np.eye(4)[None], [], np.array([-1]))
+    (frame,) = GeometricPipeline()(conditioning, prompt="", generator=torch.Generator(), on_step=lambda *a: None)
+    np.testing.assert_array_equal(frame.image, seed.image)
+    assert frame.observed.all()
