@@ -197,7 +197,7 @@ def test_evaluation_from_end_to_end(tmp_path):
     assert theirs.observed_precision is None
     assert ours.abs_rel < 0.02
     assert found["revisit", "geometric"].psnr_seen > 35
-    assert found["cloud", "cloud memory"].cloud_f1 >= found["cloud", "open3d-tsdf"].cloud_f1 - 0.02
+    assert found["cloud", "geometric"].cloud_f1 >= found["cloud", "open3d-tsdf"].cloud_f1 - 0.02
     assert found["mono", "geometric"].frames == 0
     target = tmp_path / "out" / "rows.json"
     write_json(rows, target)

@@ -68,14 +68,15 @@ def _sensitivity_at(view: View, rows: np.ndarray, columns: np.ndarray) -> np.nda
     height, width = view.depth.shape
     with np.errstate(divide="ignore"):
         here = np.log(view.depth[rows, columns])
+        known = np.isfinite(here)
         for dy, dx, focal in ((0, reach, view.camera.fx), (reach, 0, view.camera.fy)):
             change = np.full(len(rows), np.inf)
             for sign in (-1, 1):
                 y, x = rows + sign * dy, columns + sign * dx
                 inside = (y >= 0) & (x >= 0) & (y < height) & (x < width)
                 there = np.log(view.depth[np.where(inside, y, 0), np.where(inside, x, 0)])
-                step = np.abs(np.where(inside & np.isfinite(here), there - np.where(np.isfinite(here), here, 0), np.inf))
-                change = np.minimum(change, step)
+                step = np.abs(there - np.where(known, here, 0))
+                change = np.minimum(change, np.where(inside & known, step, np.inf))
             out = np.maximum(out, np.where(np.isfinite(change), change * focal / reach, 0))
     return out
 

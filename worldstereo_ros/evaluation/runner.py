@@ -209,7 +209,7 @@ def _cloud_rows(sequence: Sequence, task: Task, progress: Callable[[str], None] 
     methods: dict[str, Callable[[], np.ndarray]] = {
         "open3d-tsdf": lambda: fused_by_tsdf(task.given),
         "open3d-voxels": lambda: fused_by_voxels(task.given),
-        "cloud memory": remembered,
+        "geometric": remembered,  # the memory is the same for every pipeline
     }
     rows = []
     for name, fuse in methods.items():
