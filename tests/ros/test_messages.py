@@ -284,3 +284,14 @@ def test_frusta_point_where_the_camera_looks():
 def test_nothing_to_show_deletes_what_was_shown():
     actions = {marker.action for marker in markers.frusta([], [], HEADER).markers}
     assert actions == {markers.Marker.DELETE}
+
+
+def test_points_of_a_view_are_those_of_the_camera():
+    from worldstereo_ros.camera import pose_from_quaternion, unproject
+    from worldstereo_ros.ros.outputs import unprojected
+
+    camera = Camera(40, 30, 33.0, 31.0, 18.0, 16.5)
+    depth = RANDOM.uniform(0.5, 9, (30, 40)).astype(np.float32)
+    q = RANDOM.normal(size=4)
+    pose = pose_from_quaternion((1.0, -2.0, 3.0), q / np.linalg.norm(q))
+    np.testing.assert_allclose(unprojected(depth, camera, pose), unproject(depth, camera, pose), atol=1e-5)

@@ -155,6 +155,12 @@ def test_compressed_images_are_taken(pair):
     robot.depth.publish(depth)
     publisher.publish(message)
     assert wait_for(lambda: taken(robot) > before)
+    # The same picture raw is not a second seed: drivers publish both.
+    robot.image.publish(image)
+    messages_before = robot.diagnostics()["image messages"]
+    assert wait_for(lambda: robot.diagnostics()["image messages"] != messages_before)
+    time.sleep(0.2)
+    assert taken(robot) == before + 1
     message.header.stamp = robot.now()
     message.data = messages.bytes_field(np.frombuffer(buffer.getvalue()[:50], np.uint8))
     robot.send_tf(0.0, message.header.stamp)
@@ -196,6 +202,7 @@ def test_panorama_without_depth_says_what_to_do():
         header = Header(stamp=robot.now(), frame_id=CAMERA_FRAME)
         publisher.publish(messages.colour_message(np.full((64, 128, 3), 90, np.uint8), header))
         node.wait_log("panorama: .*depth_model")
+        header.stamp = robot.now()
         publisher.publish(messages.colour_message(np.full((64, 64, 3), 90, np.uint8), header))
         assert wait_for(lambda: robot.diagnostics().get("panorama refused") == "2")
         # A robot that never moves needs no TF at all.

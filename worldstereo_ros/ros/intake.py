@@ -52,6 +52,7 @@ class Intake:
         self._poses: deque[tuple[int, np.ndarray]] = deque(maxlen=4 * KEPT)
         self._newest: dict[str, int] = {}
         self._last_seed_at = -1e9
+        self._last_seed: tuple[str, int] | None = None  # frame and stamp
         self._started_at = time.monotonic()
         self._quiet_said_at = -1e9
         self.gave_up = 0
@@ -195,7 +196,11 @@ class Intake:
             check_sizes(messages.camera_from_info(item.info)[0], item.image.width, item.image.height)
         if now - self._last_seed_at < self._settings.seed_period:
             return
+        what = (item.image.header.frame_id, item.stamp_ns)
+        if item.stamp_ns and what == self._last_seed:
+            return  # a driver that publishes raw and compressed sends each picture twice
         pose = self._pose_of(item)
+        self._last_seed = what
         self._last_seed_at = now
         # Only now: a frame that TF does not know must not take the place of one that it does.
         self._frames.seen_camera_frame = self._settings.camera_frame or item.image.header.frame_id

@@ -7,6 +7,7 @@ anything else, so every large field is assigned as an `array.array` (`bytes_fiel
 from __future__ import annotations
 
 import array
+import functools
 
 import numpy as np
 from builtin_interfaces.msg import Time
@@ -243,15 +244,43 @@ def view_depth(view: ImaginedView) -> np.ndarray:
     return view.depth
 
 
-def view_message(view: ImaginedView, header: Header, world_frame: str) -> ImaginedViewMessage:
-    """All of a view in one message; `header` is that of its pictures."""
+class Pictures:
+    """The messages of one view, each made when it is first asked for: several topics share them."""
+
+    def __init__(self, view: ImaginedView, header: Header) -> None:
+        self._view, self._header = view, header
+
+    @functools.cached_property
+    def image(self) -> Image:
+        """rgb8."""
+        return colour_message(self._view.image, self._header)
+
+    @functools.cached_property
+    def depth(self) -> Image:
+        """32FC1."""
+        return depth_message(view_depth(self._view), self._header)
+
+    @functools.cached_property
+    def observed(self) -> Image:
+        """mono8."""
+        return mask_message(self._view.observed_mask, self._header)
+
+    @functools.cached_property
+    def camera_info(self) -> CameraInfo:
+        """Without distortion."""
+        return info_message(self._view.camera, self._header)
+
+
+def view_message(
+    view: ImaginedView, header: Header, world_frame: str, pictures: Pictures | None = None
+) -> ImaginedViewMessage:
+    """All of a view in one message; `header` is that of its pictures, which may have been made already."""
+    pictures = pictures or Pictures(view, header)
     message = ImaginedViewMessage(header=header, seed_stamp=time_message(view.stamp_ns))
     message.pose.header = Header(stamp=header.stamp, frame_id=world_frame)
     message.pose.pose = pose_message(view.world_from_camera)
-    message.camera_info = info_message(view.camera, header)
-    message.image = colour_message(view.image, header)
-    message.depth = depth_message(view_depth(view), header)
-    message.observed = mask_message(view.observed_mask, header)
+    message.camera_info = pictures.camera_info
+    message.image, message.depth, message.observed = pictures.image, pictures.depth, pictures.observed
     message.coverage = view.coverage
     message.observed_fraction = view.observed_fraction
     message.index, message.count = view.index, view.count

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import numpy as np
 from geometry_msgs.msg import TransformStamped
@@ -13,7 +14,7 @@ from std_msgs.msg import Header
 from tf2_msgs.msg import TFMessage
 from visualization_msgs.msg import MarkerArray
 
-from worldstereo_ros.camera import unproject
+from worldstereo_ros.camera import Camera
 from worldstereo_ros.msg import ImaginedView as ImaginedViewMessage
 from worldstereo_ros.ros import clouds, markers, messages, qos
 from worldstereo_ros.ros.frames import Frames
@@ -87,17 +88,20 @@ class Outputs:
                 view.world_from_camera, world, self._settings.imagined_frame
             )
             self._tf.publish(TFMessage(transforms=[pose]))
-        makers = {
-            "~/conditioning": lambda: messages.colour_message(view.conditioning, header),
-            "~/camera_info": lambda: messages.info_message(view.camera, header),
-            "~/depth": lambda: messages.depth_message(messages.view_depth(view), header),
-            "~/observed": lambda: messages.mask_message(view.observed_mask, header),
-            "~/image": lambda: messages.colour_message(view.image, header),
-            "~/view": lambda: messages.view_message(view, header, self._settings.world_frame),
+        pictures = messages.Pictures(view, header)
+        makers: dict[str, Callable[[], object]] = {
+            "~/view": lambda: messages.view_message(view, header, self._settings.world_frame, pictures),
+            "~/camera_info": lambda: pictures.camera_info,
+            "~/depth": lambda: pictures.depth,
+            "~/observed": lambda: pictures.observed,
+            "~/image": lambda: pictures.image,
             "~/points": lambda: self._points(view, header),
         }
+        if view.conditioning is not None:
+            conditioning = view.conditioning
+            makers = {"~/conditioning": lambda: messages.colour_message(conditioning, header), **makers}
         for name, make in makers.items():
-            if self._wanted(name) and not (name == "~/conditioning" and view.conditioning is None):
+            if self._wanted(name):
                 self._send(name, make())
         self._shown = [*self._shown, view][-SHOWN_VIEWS:]
         self._stale.add("~/views")
@@ -105,19 +109,21 @@ class Outputs:
     def _points(self, view: ImaginedView, header: Header) -> PointCloud2:
         """The view's points where a costmap can use them: in the robot's frame, at a time that TF knows."""
         depth = messages.view_depth(view)
-        known = depth > 0
-        points = unproject(depth, view.camera, np.eye(4))[known]
-        kept = clouds.thinned(len(points), self._settings.cloud_points)
-        points, colours, observed = points[kept], view.image[known][kept], view.observed_mask[known][kept]
+        pose = np.eye(4)
         if self._settings.points_frame == "base":
             try:
                 base_from_world, stamp_ns = self._frames.base_from_world()
                 pose = base_from_world @ view.world_from_camera
-                points = (points @ pose[:3, :3].T.astype(np.float32)) + pose[:3, 3].astype(np.float32)
                 stamp = messages.time_message(stamp_ns) if stamp_ns else header.stamp
                 header = Header(stamp=stamp, frame_id=self._settings.base_frame)
             except TransformMissing:
                 pass  # no robot in TF: the imagined camera's frame is
+        points = unprojected(depth, view.camera, pose).reshape(-1, 3)
+        colours, observed = view.image.reshape(-1, 3), view.observed_mask.reshape(-1)
+        index = np.flatnonzero(depth > 0)
+        if len(index) < depth.size or len(index) > self._settings.cloud_points:
+            index = index[clouds.thinned(len(index), self._settings.cloud_points)]
+            points, colours, observed = points[index], colours[index], observed[index]
         return clouds.cloud_message(points, colours, header, observed=observed)
 
     # --- the map --------------------------------------------------------------------------------------------------
@@ -160,3 +166,13 @@ class Outputs:
             index = np.flatnonzero(observed if name == "~/map" else ~observed)
             index = index[clouds.thinned(len(index), self._settings.cloud_points)]
             self._send(name, clouds.cloud_message(cloud.points[index], cloud.colours[index], header))
+
+
+def unprojected(depth: np.ndarray, camera: Camera, pose: np.ndarray) -> np.ndarray:
+    """(H, W, 3) float32 points of a depth image, moved by a rigid (4, 4) transform; column by column, for speed."""
+    x = depth * ((np.arange(camera.width) - camera.cx) / camera.fx).astype(np.float32)[None]
+    y = depth * ((np.arange(camera.height) - camera.cy) / camera.fy).astype(np.float32)[:, None]
+    points = np.empty((*depth.shape, 3), np.float32)
+    for axis, (a, b, c, t) in enumerate(pose[:3].astype(np.float32)):
+        points[..., axis] = a * x + b * y + (c * depth + t)
+    return points
