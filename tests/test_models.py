@@ -7,8 +7,9 @@ import pytest
 import torch
 from checkpoints import BACKBONE, CONTROL, tiny_inputs, tiny_transformer
 
+from worldstereo_ros.models.attention import attend_groups
 from worldstereo_ros.models.correspondence import reference_points
-from worldstereo_ros.models.masks import Correspondence, TokenGrid, dense_mask, mask_formula, plan_groups
+from worldstereo_ros.models.masks import Correspondence, TokenGrid, dense_mask, mask_formula, merged_mask, plan_groups
 from worldstereo_ros.models.transformer import WorldStereoTransformer
 
 
@@ -116,7 +117,7 @@ def test_correspondence_sees_where_the_point_lands():
 def test_unknown_points_see_the_coarse_grid():
     grid = TokenGrid(frames=2, rows=6, columns=6, home=(1,))
     points = torch.full((1, 2, 6, 6, 1, 2), torch.nan)
-    mask = dense_mask("correspondence", grid, Correspondence(points, stride=4), torch.device("cpu"))
+    mask = dense_mask(grid, Correspondence(points, stride=4), torch.device("cpu"))
     seen = mask[0, grid.reference_tokens, : grid.reference_tokens].nonzero().flatten().tolist()
     assert seen == [2 * 6 + 2]
 
@@ -126,20 +127,35 @@ def test_formula_and_mask_agree_everywhere(mode):
     grid = TokenGrid(frames=3, rows=4, columns=5, home=(2, 1, 2))
     correspondence = Correspondence(random_points(2, 3, 4, 5, 3), radius=1, stride=2)
     correspondence = correspondence if mode == "correspondence" else None
-    mask = dense_mask(mode, grid, correspondence, torch.device("cpu"))
-    formula = mask_formula(mode, grid, correspondence, 0, torch.device("cpu"))
+    mask = dense_mask(grid, correspondence, torch.device("cpu"))
+    formula = mask_formula(grid, correspondence, 0, torch.device("cpu"))
     at = torch.arange(grid.tokens)
     batch = torch.arange(mask.shape[0]).view(-1, 1, 1)
     torch.testing.assert_close(formula(batch, None, at[:, None], at[None]).expand(mask.shape), mask)
+
+
+@pytest.mark.parametrize("least_queries", [1, 50, 512])
+@pytest.mark.parametrize("mode", ["paired", "correspondence"])
+def test_groups_of_any_size_equal_the_mask(mode, least_queries):
+    grid = TokenGrid(frames=5, rows=4, columns=5, home=(2, 1, 2))
+    correspondence = Correspondence(random_points(2, 5, 4, 5, 3), radius=1, stride=2)
+    correspondence = correspondence if mode == "correspondence" else None
+    q, k, v = torch.randn(3, 2, grid.tokens, 2, 8, generator=torch.Generator().manual_seed(0))
+    groups = [(group, merged_mask(group, q.dtype)) for group in plan_groups(grid, correspondence, least_queries)]
+    fast = attend_groups(groups, 0, q, k, v)
+    mask = dense_mask(grid, correspondence, torch.device("cpu"))[:, None]
+    q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+    slow = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
+    assert (fast - slow).abs().max() <= 1e-5
 
 
 def test_groups_skip_what_no_token_sees():
     grid = TokenGrid(frames=4, rows=2, columns=3, home=(1, 2))
     points = torch.full((1, 4, 2, 3, 2, 2), torch.inf)
     points[0, 2, ..., 0, :] = 0.0
-    groups = plan_groups("correspondence", grid, Correspondence(points, radius=0.5))
+    groups = plan_groups(grid, Correspondence(points, radius=0.5), least_queries=1)
     targets = [g for g in groups if g.queries.start >= grid.reference_tokens]
-    keys = [len(g.references) if isinstance(g.references, torch.Tensor) else 0 for g in targets]
+    keys = [0 if g.references is None else len(g.references) for g in targets]
     assert keys == [0, 1, 0]  # frames 0 and 1 together, frame 2 with the one token, frame 3
 
 

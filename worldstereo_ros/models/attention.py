@@ -49,6 +49,7 @@ def make_plan(
     correspondence: Correspondence | None = None,
     implementation: str = "auto",
     device: torch.device,
+    dtype: torch.dtype = torch.float32,
     batch: int = 1,
 ) -> ReferencePlan:
     """Chooses how to attend.
@@ -62,6 +63,7 @@ def make_plan(
             `flex` compiles a block-sparse FlexAttention, `dense` is the slow twin with one quadratic mask.
             `auto`: flex for correspondence on CUDA, groups otherwise.
         device: where the tokens are.
+        dtype: of the tokens.
         batch: size of the batch.
 
     Raises:
@@ -70,21 +72,17 @@ def make_plan(
     first_query = 0 if update_references else grid.reference_tokens
     if mode == "full" and implementation != "dense":
         return ReferencePlan(first_query)
-    if mode == "correspondence":
-        correspondence = check_correspondence(correspondence, grid, batch)
+    correspondence = check_correspondence(correspondence, grid, batch) if mode == "correspondence" else None
     if implementation == "auto":
         implementation = "flex" if mode == "correspondence" and device.type == "cuda" else "groups"
     if implementation == "dense":
-        mask = dense_mask(mode, grid, correspondence, device)[:, None, first_query:]
+        mask = None if mode == "full" else dense_mask(grid, correspondence, device)[:, None, first_query:]
         return ReferencePlan(first_query, lambda q, k, v: _sdpa(q, k, v, mask))
     if implementation == "flex":
-        return ReferencePlan(first_query, _flex(mode, grid, correspondence, first_query, device))
-    groups = [
-        (group, merged_mask(group))
-        for group in plan_groups(mode, grid, correspondence)
-        if group.queries.start >= first_query
-    ]
-    return ReferencePlan(first_query, lambda q, k, v: _attend_groups(groups, first_query, q, k, v))
+        return ReferencePlan(first_query, _flex(grid, correspondence, first_query, device))
+    asking = [group for group in plan_groups(grid, correspondence) if group.queries.start >= first_query]
+    groups = [(group, merged_mask(group, dtype)) for group in asking]
+    return ReferencePlan(first_query, lambda q, k, v: attend_groups(groups, first_query, q, k, v))
 
 
 class StereoAttnProcessor:
@@ -97,13 +95,12 @@ class StereoAttnProcessor:
         self,
         attn: WanAttention,
         hidden_states: torch.Tensor,
-        encoder_hidden_states: None = None,
-        attention_mask: None = None,
-        rotary_emb: Rotary | None = None,
-        plan: ReferencePlan | None = None,
+        encoder_hidden_states: None,
+        attention_mask: None,
+        rotary_emb: Rotary,
+        plan: ReferencePlan,
     ) -> torch.Tensor:
         """(b, L, dim) tokens, references first, to (b, L - plan.first_query, dim)."""
-        plan = plan or ReferencePlan()
         asking = hidden_states[:, plan.first_query :]
         if attn.fused_projections:
             query, key, value = attn.to_qkv(hidden_states).chunk(3, dim=-1)
@@ -127,13 +124,14 @@ def _sdpa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor 
     return functional.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
 
 
-def _attend_groups(
+def attend_groups(
     groups: list[tuple[Group, torch.Tensor | None]],
     first_query: int,
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
 ) -> torch.Tensor:
+    """One attention a group; q holds the tokens from `first_query` on, k and v all of them, (b, L, heads, dim)."""
     out = []
     for group, mask in groups:
         asked = slice(group.queries.start - first_query, group.queries.stop - first_query)
@@ -143,11 +141,10 @@ def _attend_groups(
 
 def _keys(tokens: torch.Tensor, group: Group) -> torch.Tensor:
     targets = tokens[:, group.targets]
-    if isinstance(group.references, slice):
-        if group.references.stop == group.references.start:
-            return targets
-        if group.references.stop == group.targets.start:  # neighbours: no copy
-            return tokens[:, group.references.start : group.targets.stop]
+    if group.references is None:
+        return targets
+    if isinstance(group.references, slice) and group.references.stop == group.targets.start:  # neighbours: no copy
+        return tokens[:, group.references.start : group.targets.stop]
     return torch.cat((tokens[:, group.references], targets), dim=1)
 
 
@@ -159,12 +156,12 @@ def _compiled_flex() -> Any:
 
 
 def _flex(
-    mode: str, grid: TokenGrid, correspondence: Correspondence | None, first_query: int, device: torch.device
+    grid: TokenGrid, correspondence: Correspondence | None, first_query: int, device: torch.device
 ) -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]:
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-    formula = mask_formula(mode, grid, correspondence, first_query, device)
-    batch = correspondence.points.shape[0] if mode == "correspondence" else 1
+    formula = mask_formula(grid, correspondence, first_query, device)
+    batch = 1 if correspondence is None else correspondence.points.shape[0]
     on_gpu = device.type == "cuda"
     blocks = create_block_mask(
         formula, batch, None, grid.tokens - first_query, grid.tokens, device=device, _compile=on_gpu

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -108,6 +108,7 @@ class ControlBranch(nn.Module):
         for projection in self.proj_out:
             _zero(projection)
         self.gradient_checkpointing = False
+        self._gradient_checkpointing_func: Callable[..., torch.Tensor] | None = None  # set by the model that owns this
 
     def forward(self, latent: torch.Tensor, volume: torch.Tensor, temb: torch.Tensor) -> list[torch.Tensor]:
         """The state after every block, num_layers tensors of (b, L, dim); `residual` makes the offsets of them.
@@ -136,7 +137,7 @@ class ControlBranch(nn.Module):
         rotary = self.rope(torch.arange(frames, device=latent.device), rows, columns)
         states = []
         for block in self.controlnet_blocks:
-            if torch.is_grad_enabled() and self.gradient_checkpointing:
+            if torch.is_grad_enabled() and self.gradient_checkpointing and self._gradient_checkpointing_func:
                 tokens = self._gradient_checkpointing_func(block, tokens, temb, rotary)
             else:
                 tokens = block(tokens, temb, rotary)

@@ -10,7 +10,7 @@ import torch
 TEXT_TOKENS = 512  # what splits image from text tokens in Wan's cross-attention
 
 
-def check_inputs(config: Mapping[str, Any], **given: torch.Tensor | None) -> tuple[int, ...]:
+def check_inputs(config: Mapping[str, Any], **given: Any) -> tuple[int, ...]:
     """The keyframe that each reference stands beside; () where nothing is remembered.
 
     Args:
@@ -43,9 +43,7 @@ def check_inputs(config: Mapping[str, Any], **given: torch.Tensor | None) -> tup
     return _check_references(config, given, batch, frames, height, width)
 
 
-def _check_control(
-    config: Mapping[str, Any], given: Mapping[str, torch.Tensor | None], b: int, F: int, h: int, w: int
-) -> None:
+def _check_control(config: Mapping[str, Any], given: Mapping[str, Any], b: int, F: int, h: int, w: int) -> None:
     control = config["controlnet_cfg"]
     if not control:
         return
@@ -62,7 +60,7 @@ def _check_control(
 
 
 def _check_references(
-    config: Mapping[str, Any], given: Mapping[str, torch.Tensor | None], b: int, F: int, h: int, w: int
+    config: Mapping[str, Any], given: Mapping[str, Any], b: int, F: int, h: int, w: int
 ) -> tuple[int, ...]:
     poses = 7 if not config["controlnet_cfg"] else config["controlnet_cfg"].get("camera_embedding_dim", 7)
     if given["camera_qt"] is not None:

@@ -5,6 +5,8 @@
 point lands, and a coarse grid of every reference where nothing was rendered and the point is not known.
 In the last two a reference sees itself and the keyframe that it is attached to; targets always see all targets.
 
+Below, a `correspondence` that is None means `paired`; `full` needs no mask.
+
 Tokens are ordered [references, targets]: first R * n reference tokens, then F * n target tokens, n = rows * columns.
 """
 
@@ -97,12 +99,10 @@ def check_correspondence(correspondence: Correspondence | None, grid: TokenGrid,
 # --- the slow twin: one dense mask ---
 
 
-def dense_mask(mode: str, grid: TokenGrid, correspondence: Correspondence | None, device: torch.device) -> torch.Tensor:
+def dense_mask(grid: TokenGrid, correspondence: Correspondence | None, device: torch.device) -> torch.Tensor:
     """(b or 1, tokens, tokens) bool, [query, key], True = may attend. Plain and quadratic: the truth of the tests."""
     n, R = grid.per_frame, len(grid.home)
-    if mode == "full":
-        return torch.ones(1, grid.tokens, grid.tokens, dtype=torch.bool, device=device)
-    batch = correspondence.points.shape[0] if mode == "correspondence" else 1
+    batch = 1 if correspondence is None else correspondence.points.shape[0]
     mask = torch.zeros(batch, grid.tokens, grid.tokens, dtype=torch.bool, device=device)
     first = grid.reference_tokens
     mask[:, first:, first:] = True
@@ -111,9 +111,9 @@ def dense_mask(mode: str, grid: TokenGrid, correspondence: Correspondence | None
         keyframe = slice(first + frame * n, first + (frame + 1) * n)
         mask[:, own, own] = True
         mask[:, own, keyframe] = True
-        if mode == "paired":
+        if correspondence is None:
             mask[:, keyframe, own] = True
-    if mode == "correspondence":
+    if correspondence is not None:
         allowed = correspondence.allowed(grid)
         mask[:, first:, :first] = allowed.reshape(batch, grid.frames * n, R * n)
     return mask
@@ -128,62 +128,70 @@ class Group:
 
     Attributes:
         queries: consecutive tokens.
-        references: reference tokens among the keys: a slice, or (U,) indices.
+        references: reference tokens among the keys: a slice, (U,) indices, or None.
         targets: target tokens among the keys, numbered among all tokens.
         mask: (b or 1, 1, queries, U) over the reference keys, or None where all are seen.
     """
 
     queries: slice
-    references: slice | torch.Tensor
+    references: slice | torch.Tensor | None
     targets: slice
     mask: torch.Tensor | None = None
 
 
-def plan_groups(mode: str, grid: TokenGrid, correspondence: Correspondence | None) -> list[Group]:
+def plan_groups(grid: TokenGrid, correspondence: Correspondence | None, least_queries: int = 512) -> list[Group]:
     """The groups of `paired` and `correspondence`, in the order of the tokens.
 
-    Whole (keyframe, reference token) blocks that no query of the keyframe may see never enter an attention, so that
-    the cost follows what is seen and not the number of references.
+    A reference token that no query of a group may see never enters its attention, so that the cost follows what is
+    seen and not the number of references.
+
+    Args:
+        grid: where the tokens are.
+        correspondence: where target tokens land; None: paired.
+        least_queries: small keyframes share a group up to this many tokens, as every group copies its keys once.
     """
     n, first = grid.per_frame, grid.reference_tokens
-    every_target, no_reference = slice(first, grid.tokens), slice(0, 0)
     groups = [
         Group(slice(r * n, (r + 1) * n), slice(r * n, (r + 1) * n), slice(first + f * n, first + (f + 1) * n))
         for r, f in enumerate(grid.home)
     ]
-    allowed = correspondence.allowed(grid).flatten(3) if mode == "correspondence" else None
-    for frame in range(grid.frames):
-        queries = slice(first + frame * n, first + (frame + 1) * n)
-        keys: slice | torch.Tensor = no_reference
-        mask = None
+    allowed = None if correspondence is None else correspondence.allowed(grid).flatten(3)
+    together = 1 if allowed is None else max(1, least_queries // n)
+    for frame in range(0, grid.frames, together):
+        frames = slice(frame, min(frame + together, grid.frames))
+        queries = slice(first + frames.start * n, first + frames.stop * n)
+        keys, mask = _own_references(grid, frame), None
         if allowed is not None:
-            seen = allowed[:, frame].flatten(0, 1).any(dim=0).nonzero()[:, 0]
-            if len(seen):
-                keys, mask = seen, allowed[:, frame][:, None, :, seen]
-        else:
-            own = [r for r, home in enumerate(grid.home) if home == frame]
-            if own and own == list(range(own[0], own[-1] + 1)):
-                keys = slice(own[0] * n, (own[-1] + 1) * n)
-            elif own:
-                keys = torch.cat([torch.arange(r * n, (r + 1) * n) for r in own])
+            share = allowed[:, frames].flatten(1, 2)
+            seen = share.flatten(0, 1).any(dim=0).nonzero()[:, 0]
+            keys, mask = (seen, share[:, None, :, seen]) if len(seen) else (None, None)
         last = groups[-1] if groups else None
-        if keys is no_reference and last is not None and last.references is no_reference:
-            groups[-1] = Group(slice(last.queries.start, queries.stop), no_reference, every_target)
-        else:
-            groups.append(Group(queries, keys, every_target, mask))
+        if keys is None and last is not None and last.references is None:
+            queries = slice(groups.pop().queries.start, queries.stop)
+        groups.append(Group(queries, keys, slice(first, grid.tokens), mask))
     return groups
+
+
+def _own_references(grid: TokenGrid, frame: int) -> slice | torch.Tensor | None:
+    n = grid.per_frame
+    own = [r for r, home in enumerate(grid.home) if home == frame]
+    if not own:
+        return None
+    if own == list(range(own[0], own[-1] + 1)):
+        return slice(own[0] * n, (own[-1] + 1) * n)
+    return torch.cat([torch.arange(r * n, (r + 1) * n) for r in own])
 
 
 # --- FlexAttention: the same rules as a formula ---
 
 
 def mask_formula(
-    mode: str, grid: TokenGrid, correspondence: Correspondence | None, first_query: int, device: torch.device
+    grid: TokenGrid, correspondence: Correspondence | None, first_query: int, device: torch.device
 ) -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]:
     """The rule as `mask_mod(batch, head, query, key)` for FlexAttention; query 0 is token `first_query`."""
     n, first, R = grid.per_frame, grid.reference_tokens, len(grid.home)
     home = torch.tensor(grid.home, device=device)
-    if mode == "correspondence":
+    if correspondence is not None:
         points = correspondence.points.flatten(1, 3)  # b, F * n, R, 2
         row_of, column_of = points[..., 0].contiguous(), points[..., 1].contiguous()
         one = points.shape[0] == 1
@@ -195,7 +203,7 @@ def mask_formula(
         query_reference = (q // n).clamp(max=R - 1)
         key_reference = (k // n).clamp(max=R - 1)
         query_frame, key_frame = (q - first) // n, (k - first) // n
-        if mode == "paired":
+        if correspondence is None:
             sees = home[key_reference] == query_frame
         else:
             target = (q - first).clamp(min=0)
@@ -215,8 +223,13 @@ def mask_formula(
     return formula
 
 
-def merged_mask(group: Group) -> torch.Tensor | None:
-    """The mask of a group over [its reference keys, its target keys], for scaled_dot_product_attention."""
+def merged_mask(group: Group, dtype: torch.dtype) -> torch.Tensor | None:
+    """What is added to the scores of a group over [its reference keys, its target keys]; None: nothing.
+
+    Numbers of the queries' own type: from a bool mask every attention would make them anew.
+    """
     if group.mask is None:
         return None
-    return functional.pad(group.mask, (0, group.targets.stop - group.targets.start), value=True)
+    hidden = torch.zeros(group.mask.shape, dtype=dtype, device=group.mask.device)
+    hidden.masked_fill_(~group.mask, -torch.inf)
+    return functional.pad(hidden, (0, group.targets.stop - group.targets.start))

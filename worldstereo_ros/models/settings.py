@@ -162,13 +162,14 @@ def _variant(file: Path, raw: Mapping[str, Any], asked: str | None) -> str:
 
 def _scale_map(file: Path, value: object) -> tuple[tuple[int, int], ...]:
     sizes = []
-    for size in value if isinstance(value, list | tuple) else ():
+    listed = value if isinstance(value, list | tuple) else ()
+    for size in listed:
         if not (isinstance(size, list | tuple) and len(size) == 2):
             break
         if not all(type(n) is int and 16 <= n <= 8192 and n % 16 == 0 for n in size):
             break
         sizes.append((size[0], size[1]))
-    if not sizes or len(sizes) != len(value):
+    if not sizes or len(sizes) != len(listed):
         raise CheckpointError(f"{file}: scale_map must list [height, width] pairs in multiples of 16, 16..8192.")
     return tuple(sizes)
 

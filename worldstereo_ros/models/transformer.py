@@ -136,7 +136,7 @@ class WorldStereoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, Attentio
         self.scale_shift_table = nn.Parameter(torch.randn(1, 2, dim) / dim**0.5)
 
         control = dict(controlnet_cfg or {})
-        self.controlnet = ControlBranch(control, in_channels, dim, tuple(patch_size)) if control else None
+        self.controlnet = ControlBranch(control, in_channels, dim, patch_size) if control else None
         self.camera_embedding = None
         if control.get("main_camera_embedding"):
             self.camera_embedding = nn.Sequential(
@@ -245,8 +245,8 @@ class WorldStereoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, Attentio
         modulation = modulation.unflatten(1, (6, -1))
         context = text if image is None else torch.cat((image, text), dim=1)
 
-        control: list[torch.Tensor | None] = []
-        if self.controlnet is not None:
+        control: list[torch.Tensor] = []
+        if self.controlnet is not None and render_latent is not None and render_mask is not None:
             known = hidden_states[:, : self.config.in_channels - render_latent.shape[1]]
             volume = render_mask if camera_embedding is None else torch.cat((render_mask, camera_embedding), dim=1)
             control = self.controlnet(torch.cat((known, render_latent), dim=1), volume, temb)
@@ -254,11 +254,11 @@ class WorldStereoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, Attentio
         tokens = self._embed(hidden_states, camera_qt, rows * columns)
         rotary = self.rope(torch.arange(frames, device=device), rows, columns)
         references, plan = None, ReferencePlan()
-        if home:
+        if home and reference_latent is not None:
             references = self._embed(reference_latent, camera_qt_ref, rows * columns)
             beside = self.rope(torch.tensor(home, device=device), rows, columns, first_column=columns)
-            rotary = tuple(torch.cat(pair, dim=1) for pair in zip(beside, rotary, strict=True))
-            plan = self._plan(grid, reference_points, len(tokens), device)
+            rotary = torch.cat((beside[0], rotary[0]), dim=1), torch.cat((beside[1], rotary[1]), dim=1)
+            plan = self._plan(grid, reference_points, tokens)
 
         for index, block in enumerate(self.blocks):
             arguments = (tokens, references, context, modulation, rotary, plan)
@@ -266,9 +266,9 @@ class WorldStereoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, Attentio
                 tokens, references = self._gradient_checkpointing_func(block, *arguments)
             else:
                 tokens, references = block(*arguments)
-            if index < len(control):
-                tokens = tokens + self.controlnet.residual(index, control[index])
-                control[index] = None  # spent; at full size each takes 62 MB
+            if self.controlnet is not None and control:
+                # Taken off the list, so that the memory of a spent state is free again.
+                tokens = tokens + self.controlnet.residual(index, control.pop(0))
 
         shift, scale = (self.scale_shift_table + temb.unsqueeze(1)).chunk(2, dim=1)
         tokens = (self.norm_out(tokens.float()) * (1 + scale) + shift).type_as(tokens)
@@ -282,12 +282,12 @@ class WorldStereoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, Attentio
             tokens = tokens + offset.repeat_interleave(per_frame, dim=1)
         return tokens.contiguous()
 
-    def _plan(self, grid: TokenGrid, points: torch.Tensor | None, batch: int, device: torch.device) -> ReferencePlan:
+    def _plan(self, grid: TokenGrid, points: torch.Tensor | None, tokens: torch.Tensor) -> ReferencePlan:
         mode = self.config.reference_attention
         correspondence = None
         if mode == "correspondence" and points is not None:
             correspondence = Correspondence(
-                points.to(device), self.config.correspondence_radius, self.config.correspondence_stride
+                points.to(tokens.device), self.config.correspondence_radius, self.config.correspondence_stride
             )
         return make_plan(
             mode,
@@ -295,8 +295,9 @@ class WorldStereoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, Attentio
             update_references=self.update_references,
             correspondence=correspondence,
             implementation=self.attention_implementation,
-            device=device,
-            batch=batch,
+            device=tokens.device,
+            dtype=tokens.dtype,
+            batch=len(tokens),
         )
 
     def _unpatch(self, tokens: torch.Tensor, grid: TokenGrid) -> torch.Tensor:
