@@ -114,6 +114,9 @@ class NodeProcess:
         return None
 
     def kill(self) -> None:
+        """Ends it in any case; politely first, since a killed process leaves its shared memory behind."""
+        if self.alive:
+            self.terminate(5)
         if self.alive:
             self.process.kill()
         self.process.wait(10)

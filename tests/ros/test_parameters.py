@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from worldstereo_ros.ros.intake import INPUTS
 from worldstereo_ros.ros.parameters import (
     CONFIGURE,
     ConfigurationError,
@@ -123,7 +124,11 @@ def test_shipped_overlays_name_only_parameters_that_exist(path):
     content = yaml.safe_load(path.read_text())
     if "ros__parameters" not in content.get("/**", {}):
         pytest.skip("parameters of another node")
-    make_settings(content["/**"]["ros__parameters"])
+    values = content["/**"]["ros__parameters"]
+    overrides = values.pop("qos_overrides", {})
+    assert set(overrides) <= {f"/{name}" for name, *_ in INPUTS}
+    assert all(set(override) == {"subscription"} for override in overrides.values())
+    make_settings(values)
 
 
 def test_markdown_has_every_row():

@@ -155,3 +155,60 @@ def test_loop_in_the_tree_ends():
         put(buffer, parent, child, np.eye(4), 10)
     with pytest.raises(TransformMissing):
         buffer.lookup("a", "elsewhere", None)
+
+
+def test_tf2_is_used_where_it_is_installed_and_says_the_same(monkeypatch):
+    """The adapter against a stand-in with tf2_ros's interface; the real one comes with a full ROS only."""
+    import sys
+    from types import ModuleType
+
+    from geometry_msgs.msg import TransformStamped
+    from std_msgs.msg import Header
+
+    from worldstereo_ros.ros import messages
+    from worldstereo_ros.ros.transforms import open_transforms
+
+    matrix = pose((1, 2, 3), (0.1, -0.4, 0.2))
+    asked = []
+    tf2 = ModuleType("tf2_ros")
+
+    class TransformException(Exception):  # noqa: N818
+        pass
+
+    class Buffer:
+        def __init__(self, cache_time, node) -> None:
+            assert cache_time.nanoseconds == 7 * SECOND
+
+        def lookup_transform(self, target, source, time) -> TransformStamped:
+            asked.append((target, source, time.nanoseconds))
+            if source == "moon":
+                raise TransformException("frame does not exist")
+            if time.nanoseconds == SECOND:
+                raise TransformException("Lookup would require extrapolation into the past.")
+            stamp = messages.time_message(time.nanoseconds or 5 * SECOND)
+            return messages.transform_message(matrix, Header(frame_id=target, stamp=stamp), source)
+
+        def clear(self) -> None:
+            asked.append("cleared")
+
+    class TransformListener:
+        def __init__(self, buffer, node) -> None:
+            pass
+
+        def unregister(self) -> None:
+            asked.append("unregistered")
+
+    tf2.TransformException, tf2.Buffer, tf2.TransformListener = TransformException, Buffer, TransformListener
+    monkeypatch.setitem(sys.modules, "tf2_ros", tf2)
+    transforms = open_transforms(None, 7.0, lambda: None)
+    found, stamp = transforms.lookup("map", "base", 3 * SECOND)
+    np.testing.assert_allclose(found, matrix, atol=1e-12)
+    assert stamp == 3 * SECOND
+    assert transforms.lookup("map", "base", None)[1] == 5 * SECOND  # 0 asks tf2 for the newest
+    for source, at, may_come in (("moon", 3 * SECOND, True), ("base", SECOND, False)):
+        with pytest.raises(TransformMissing) as caught:
+            transforms.lookup("map", source, at)
+        assert caught.value.may_come == may_come
+    transforms.forget_after(0)
+    transforms.close()
+    assert asked[-2:] == ["cleared", "unregistered"]

@@ -12,6 +12,7 @@ import sys
 import time
 
 LOOK_PERIOD = 0.25  # seconds between two views
+FIELD_OF_VIEW = 1.3  # radians across
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -21,23 +22,30 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--scene", default="room", help="room, corridor or warehouse")
     parser.add_argument("--seed", type=int, default=0, help="number of the world")
     parser.add_argument("--views", type=int, default=24, help="views to imagine along the path")
+    parser.add_argument("--looks", type=int, default=10, help="views the robot takes on its way")
+    parser.add_argument("--width", type=int, default=320, help="width of its camera's images")
     parser.add_argument("--once", action="store_true", help="end after the path")
     # What follows --ros-args is for rclpy, and was given by ros2 launch.
     given = sys.argv[1:] if arguments is None else arguments
     options = parser.parse_args(given[: given.index("--ros-args")] if "--ros-args" in given else given)
 
+    from worldstereo_ros.camera import Camera, interpolate_poses
     from worldstereo_ros.ros.client import NodeSilentError, WorldStereoClient
-    from worldstereo_ros.stories import scene_story
+    from worldstereo_ros.scenes import make_path, make_scene, seed_of
 
-    story = scene_story(options.scene, options.seed, options.views)
-    print(f"The world: {story.title}.", flush=True)
+    world = make_scene(options.scene, seed_of("demo", options.seed))
+    camera = Camera.from_fov(options.width, options.width * 3 // 4, FIELD_OF_VIEW)
+    drive = make_path(world, "ground", 240, seed_of("demo", options.seed))
+    seen, ahead = interpolate_poses(drive[:120], options.looks), interpolate_poses(drive[110:], options.views)
     with WorldStereoClient(options.node) as client:
         try:
             client.wait_until_ready(120)
-            for view in story.given:
-                client.see(view)
+            for number, pose in enumerate(seen):
+                last = world.view(camera, pose)
+                client.see(last)
+                print(f"looked {number + 1} of {options.looks} times", flush=True)
                 time.sleep(LOOK_PERIOD)
-            result = client.imagine(story.path, remember=True)
+            result = client.imagine(ahead, remember=True)
         except NodeSilentError as error:
             print(f"robot: {error}", file=sys.stderr)
             return 1
@@ -47,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{len(result.views)} views in {result.seconds:.1f} s. The map stays on {options.node}/map.", flush=True)
         try:
             while not options.once:  # RViz shows nothing in a frame that is not on /tf any more
-                client.see(story.given[-1])
+                client.see(last)
                 time.sleep(1.0)
         except KeyboardInterrupt:
             pass
