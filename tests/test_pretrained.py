@@ -2,14 +2,14 @@
 
 import pytest
 import torch
-from checkpoints import CAMERA, MEMORY, edit, frozen, tiny_inputs, tiny_transformer, write_checkpoint
+from checkpoints import CAMERA, MEMORY, change_config, edit, frozen, tiny_inputs, tiny_transformer, write_checkpoint
 from checkpoints import DMD_VARIANT as DMD
 
 from worldstereo_ros.models import pretrained
 from worldstereo_ros.models.checkpoint import CheckpointError, open_weights
 from worldstereo_ros.models.inspection import inspect_checkpoint
 from worldstereo_ros.models.locate import find_checkpoint
-from worldstereo_ros.models.pretrained import load_autoencoder, load_transformer, survey
+from worldstereo_ros.models.pretrained import build_transformer, load_autoencoder, load_transformer, survey
 from worldstereo_ros.models.saving import save_base, save_variant, save_weights
 
 
@@ -81,6 +81,12 @@ def test_the_memory_taken_is_known_before(root):
         assert inspect_checkpoint(checkpoint).memory[str(dtype).removeprefix("torch.")] == taken
 
 
+def test_sizes_are_known_without_memory(root):
+    model = build_transformer(find_checkpoint(root))
+    assert all(parameter.is_meta for parameter in model.parameters())
+    assert not list(model.buffers())
+
+
 def test_too_large_for_the_device(root, monkeypatch):
     monkeypatch.setattr(pretrained, "free_memory", lambda device: 1000)
     monkeypatch.setattr(pretrained, "place", lambda *_: pytest.fail("memory was taken"))
@@ -143,6 +149,17 @@ def test_encoders_of_the_tiny_base_load(tmp_path):
     pixels = processor(torch.zeros(3, 60, 80, dtype=torch.uint8), return_tensors="pt").pixel_values
     image = transformers.CLIPVisionModel.from_pretrained(base / "image_encoder")(pixels, output_hidden_states=True)
     assert image.hidden_states[-2].shape == (1, 257, 20)
+
+
+@pytest.mark.parametrize(
+    ("camera", "picture"),
+    [((480, 640), (512, 720)), ((1080, 1920), (480, 768)), ((900, 900), (608, 608)), ((9, 4), (768, 480))],
+)
+def test_the_picture_nearest_in_shape_is_taken(root, camera, picture):
+    change_config(root / DMD, scale_map=None, nframe=None)  # as published, where the file does not say
+    settings = find_checkpoint(root).settings
+    assert settings.nframe == 21
+    assert settings.picture_size(*camera) == picture
 
 
 # --- inspecting ---
