@@ -34,6 +34,7 @@ ament_package()
 
 
 def main() -> None:
+    """Writes the package; files that are as they should be are left alone."""
     folder = Path(sys.argv[1]) / "tf2_msgs"
     (folder / "msg").mkdir(parents=True, exist_ok=True)
     definition, _ = get_typestore(Stores.ROS2_JAZZY).generate_msgdef("tf2_msgs/msg/TFMessage", ros_version=2)

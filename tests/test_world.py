@@ -132,9 +132,10 @@ def test_cancelling_between_steps_ends_the_work_and_keeps_memory(world, path):
         if done:
             raise Cancelled
 
+    views = world.imagine(path[30:50:5], CAMERA, on_step=on_step)
+    done.append(next(views))
     with pytest.raises(Cancelled):
-        for view in world.imagine(path[30:50:5], CAMERA, on_step=on_step):
-            done.append(view)
+        next(views)
     assert len(done) == 1
     assert list(world.imagine(path[30:31], CAMERA))
 

@@ -103,12 +103,20 @@ def evaluate(
     pipeline: Annotated[list[str] | None, typer.Option(help="geometric, open3d+telea. May be repeated.")] = None,
     json: Annotated[Path | None, typer.Option(help="Write the rows here too.")] = None,
     every: Annotated[int, typer.Option(help="Ask every n-th of the frames that are not given.", min=1)] = 1,
+    depth_model: Annotated[str, typer.Option(help="Folder or hub id of a depth model, for the protocol mono.")] = "",
 ) -> None:
     """Measures pipelines on real sequences, with the baseline beside them in the same table."""
     from worldstereo_ros.evaluation import run
 
     try:
-        run(data, protocol or ["single", "sparse"], pipeline or ["geometric"], json_file=json, every=every)
+        run(
+            data,
+            protocol or ["single", "sparse"],
+            pipeline or ["geometric"],
+            json_file=json,
+            every=every,
+            depth_model=depth_model or None,
+        )
     except (ValueError, OSError, RuntimeError) as error:
         raise fail(error) from None
 

@@ -36,14 +36,16 @@ def _usable(z, far):
 
 @compiled
 def _is_supported(depth, y, x, far, tolerance, support):
-    """True unless the pixel hangs between two surfaces: enough of its eight neighbours must lie on its surface.
+    """True unless the pixel hangs between two surfaces: few of its eight neighbours may lie on another one.
 
-    Neighbours outside the image count as good. A steep but plane surface is linear in inverse depth: there, steps of
-    up to four times the tolerance are allowed.
+    At most 8 - `support` neighbours may disagree and at least two must agree; one without depth does neither, so the
+    rim of what the sensor could measure stays. Neighbours outside the image count as good. A steep but plane surface
+    is linear in inverse depth: there, steps of up to four times the tolerance are allowed.
     """
     height, width = depth.shape
     z = depth[y, x]
     good = 0
+    bad = 0
     for k in range(4):
         dy = 0 if k == 0 else 1
         dx = 1 if k < 2 else (0 if k == 2 else -1)
@@ -66,7 +68,8 @@ def _is_supported(depth, y, x, far, tolerance, support):
                 good_a = True
                 good_b = True
         good += int(good_a) + int(good_b)
-    return good >= support
+        bad += int(usable_a and not good_a) + int(usable_b and not good_b)
+    return good >= 2 and bad <= 8 - support
 
 
 @compiled
