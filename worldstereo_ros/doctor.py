@@ -23,7 +23,7 @@ class Finding:
     needed: bool = True
 
 
-PIP = "Run `make setup`, or `pip install '.[depth,view]'`."
+PIP = "Run `make setup`, or `pip install '.[view]'`."
 # (module, distribution, what it is for, needed by the core)
 PACKAGES = (
     ("numpy", "numpy", "arrays", True),
@@ -35,7 +35,8 @@ PACKAGES = (
     ("safetensors", "safetensors", "weights and saved maps", True),
     ("rosbags", "rosbags", "bags without ROS", True),
     ("pytransform3d", "pytransform3d", "transforms without tf2", True),
-    ("transformers", "transformers", "depth models from the hub", False),
+    ("diffusers", "diffusers", "the WorldStereo model", True),
+    ("transformers", "transformers", "text, image and depth models", True),
     ("viser", "viser", "worldstereo view", False),
 )
 
