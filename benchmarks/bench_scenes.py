@@ -1,6 +1,6 @@
 """Speed of the procedural worlds: light, rays a second, one large frame.
 
-    python benchmarks/bench_scenes.py [--device cuda] [--threads 2] [--repeats 5]
+    python benchmarks/bench_scenes.py [--device cuda] [--threads 2] [--repeats 12]
 
 Times are the best of some repeats: on a shared machine the others only add waiting.
 """
@@ -37,7 +37,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=12)
     parser.add_argument("--scenes", type=int, default=4, help="worlds at once in the batch")
     parser.add_argument("--json", help="write the figures to this file too")
     arguments = parser.parse_args()
@@ -48,7 +48,7 @@ def main() -> None:
     figures: dict[str, dict[str, float]] = {}
     for kind in KINDS:
         scene = make_scene(kind, seed_of("demo", 0))
-        path = make_path(scene, "handheld", 16, seed=0)
+        path = make_path(scene, "handheld", 4, seed=0)
         row = {
             "primitives": len(scene.primitives),
             "make_s": best(lambda kind=kind: make_scene(kind, seed_of("demo", 0)), 2, "cpu"),
@@ -56,7 +56,7 @@ def main() -> None:
         }
         scene.packed(device)
         seconds = best(lambda s=scene, p=path: s.render(small, p, device=device), repeats, device)
-        row["million_rays_per_s"] = 16 * small.width * small.height / seconds / 1e6
+        row["million_rays_per_s"] = 4 * small.width * small.height / seconds / 1e6
         row["frame_640x480_s"] = best(lambda s=scene, p=path: s.render(large, p[:1], device=device), repeats, device)
         figures[kind] = row
     scenes = [make_scene("room", seed_of("demo", i)) for i in range(arguments.scenes)]

@@ -29,8 +29,8 @@ FAINT = 0.01
 class Ambient:
     """Light without a lamp: indoors and from the sky, linear RGB; `bounce` is the share of lamp light reflected."""
 
-    indoor: tuple[float, float, float] = (0.12, 0.12, 0.12)
-    sky: tuple[float, float, float] = (0.55, 0.7, 1.0)
+    indoor: tuple[float, ...] = (0.12, 0.12, 0.12)
+    sky: tuple[float, ...] = (0.55, 0.7, 1.0)
     bounce: float = 0.55
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from worldstereo_ros.scenes import materials, pictures
 from worldstereo_ros.scenes.bake import Ambient
 from worldstereo_ros.scenes.furniture import DARK, WHITE
-from worldstereo_ros.scenes.primitives import Builder, Material, Random, hsv
+from worldstereo_ros.scenes.primitives import Builder, Colour, Material, Random, hsv
 from worldstereo_ros.scenes.scene import Sky
 
 THICKNESS = 0.18
@@ -117,7 +117,7 @@ def door(w: Wall, o: Opening, leaf: Material, trim: Material) -> None:
     hinge.cylinder((wide - 0.13, 0.06, 1.02), 0.011, 0.13, metal, axis="x")
 
 
-def window(w: Wall, o: Opening, trim: Material, daylight: float, tint: tuple[float, float, float]) -> None:
+def window(w: Wall, o: Opening, trim: Material, daylight: float, tint: Colour) -> None:
     """A window without glass: frame, bars, sill; daylight falls in through it."""
     place = w.builder.at(o.start, 0.0, name="window")
     tall, wide = o.high - o.low, o.width
@@ -146,7 +146,7 @@ def curtains(w: Wall, o: Opening, cloth: Material) -> None:
             place.cylinder((x - 0.13 + 0.085 * i, 0.09, (o.high + 0.12) / 2 + 0.05), 0.05, o.high + 0.0, cloth)
 
 
-def gate(w: Wall, o: Opening, trim: Material, daylight: float, tint: tuple[float, float, float], drop: float) -> None:
+def gate(w: Wall, o: Opening, trim: Material, daylight: float, tint: Colour, drop: float) -> None:
     """A loading gate; its shutter hangs down by a share of the height."""
     place = w.builder.at(o.start, 0.0, name="gate")
     stripes = Material(a=(0.8, 0.55, 0.02), b=(0.03, 0.03, 0.03), pattern="stripes", cell=(0.15, 1e3))
@@ -248,7 +248,7 @@ def daytime(random: Random, azimuth: float) -> tuple[Sky, Ambient, np.ndarray]:
     return sky, Ambient((base, base, base * 1.05), (0.62, 0.72, 0.9)), sun
 
 
-def sign(w: Wall, along: float, z: float, text: str, width: float, height: float, ground, ink) -> None:
+def sign(w: Wall, along: float, z: float, text: str, width: float, height: float, ground: Colour, ink: Colour) -> None:
     """A sign on a wall."""
     image = w.builder.picture(pictures.sign(text, ground, ink, width / height))
     w.mount(along, z, "sign", solid=False).box(

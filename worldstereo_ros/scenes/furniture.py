@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 
 from worldstereo_ros.scenes import materials, pictures
-from worldstereo_ros.scenes.primitives import Builder, Material, hsv
+from worldstereo_ros.scenes.primitives import Builder, Colour, Material, hsv
 
 DARK = Material(a=(0.03, 0.03, 0.035), b=(0.05, 0.05, 0.055), gloss=0.2)
 WHITE = Material(a=(0.8, 0.8, 0.78), b=(0.74, 0.74, 0.72), noise=0.02)
@@ -79,10 +79,10 @@ def sofa(b: Builder, width: float, cover: Material) -> None:
     cushion = materials.cloth(b.random)
     count = max(2, round(width / 0.7))
     for i in range(count):
-        y = (i + 0.5) / count * width - width / 2
-        b.box((0.55, y, 0.42), (0.62, width / count - 0.03, 0.13), cover)
+        middle = (i + 0.5) / count * width - width / 2
+        b.box((0.55, middle, 0.42), (0.62, width / count - 0.03, 0.13), cover)
         if b.random.chance(0.5):
-            b.sphere((0.3, y, 0.62), (0.09, 0.2, 0.18), cushion)
+            b.sphere((0.3, middle, 0.62), (0.09, 0.2, 0.18), cushion)
     for x in (0.1, 0.8):
         for y in (-1, 1):
             b.box((x, y * width / 2, 0.04), (0.05, 0.05, 0.08), DARK)
@@ -150,7 +150,7 @@ def plant(b: Builder, height: float) -> None:
         b.sphere((out * math.cos(angle), out * math.sin(angle), z), (size, size, size * 0.75), leaf)
 
 
-def floor_lamp(b: Builder, colour: tuple[float, float, float], power: float) -> None:
+def floor_lamp(b: Builder, colour: Colour, power: float) -> None:
     """A standing lamp with a shade."""
     b.cylinder((0, 0, 0.015), 0.15, 0.03, DARK)
     b.cylinder((0, 0, 0.75), 0.013, 1.5, DARK)
@@ -158,16 +158,14 @@ def floor_lamp(b: Builder, colour: tuple[float, float, float], power: float) -> 
     b.light((0, 0, 1.55), colour, power, size=(0.12, 0.12))
 
 
-def pendant(b: Builder, ceiling: float, drop: float, colour: tuple[float, float, float], power: float) -> None:
+def pendant(b: Builder, ceiling: float, drop: float, colour: Colour, power: float) -> None:
     """A lamp that hangs from the ceiling."""
     b.cylinder((0, 0, ceiling - drop / 2), 0.008, drop, DARK, casts=False)
     b.sphere((0, 0, ceiling - drop - 0.1), 0.14, materials.lamp(colour, 0.8), casts=False)
     b.light((0, 0, ceiling - drop - 0.1), colour, power, size=(0.14, 0.14))
 
 
-def ceiling_panel(
-    b: Builder, ceiling: float, length: float, width: float, colour: tuple[float, float, float], power: float
-) -> None:
+def ceiling_panel(b: Builder, ceiling: float, length: float, width: float, colour: Colour, power: float) -> None:
     """A flat lamp under the ceiling."""
     b.box((0, 0, ceiling - 0.02), (length + 0.06, width + 0.06, 0.04), WHITE, casts=False)
     b.box((0, 0, ceiling - 0.03), (length, width, 0.04), materials.lamp(colour, 1.0), casts=False)

@@ -9,6 +9,7 @@ The culling is conservative, so the result is exact: that of testing every ray a
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -166,7 +167,7 @@ class Tiles:
     def of(camera: Camera, device: torch.device, height: int, width: int) -> Tiles:
         """The tiles of a camera's image."""
         rows, columns = -(-camera.height // height), -(-camera.width // width)
-        kind = {"dtype": torch.float64, "device": device}
+        kind: dict[str, Any] = {"dtype": torch.float64, "device": device}
         x = (torch.arange(columns, **kind) * width - camera.cx) / camera.fx
         y = (torch.arange(rows, **kind) * height - camera.cy) / camera.fy
         within_x, within_y = torch.arange(width, **kind) / camera.fx, torch.arange(height, **kind) / camera.fy

@@ -155,11 +155,11 @@ def _walk(scene: Scene, kind: str, count: int, random: Random, step: float, turn
         room = clearance(scene, every.reshape(-1, 3)).reshape(len(points), -1).min(1) > radius + 0.03
         return room & _inside(scene, every[:, -1], radius)
 
-    yaw = max((random.uniform(-math.pi, math.pi) for _ in range(6)), key=lambda angle: _reach(at, angle, free))
-    positions, yaws = [at], [yaw]
+    start = max((random.uniform(-math.pi, math.pi) for _ in range(6)), key=lambda angle: _reach(at, angle, free))
+    positions, yaws = [at], [start]
     while len(positions) < count:
         here, ahead = positions[-1], yaws[-1]
-        choices = []
+        choices: list[tuple[np.ndarray, np.ndarray]] = []
         for _ in range(12):
             forward, turns = _move(random, kind, step, turn)
             slope = random.normal(0.25) if kind == "drone" else 0.0

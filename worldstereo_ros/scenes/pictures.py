@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from worldstereo_ros.scenes.primitives import Random, hsv
+from worldstereo_ros.scenes.primitives import Colour, Random, hsv
 
 SIDE = 128
 """Pictures are SIDE x SIDE, stretched over the face that shows them."""
@@ -32,7 +32,7 @@ WORDS = (
 )  # fmt: skip
 
 
-def blank(colour: tuple[float, float, float]) -> np.ndarray:
+def blank(colour: Colour) -> np.ndarray:
     """(SIDE, SIDE, 3) float32 of one colour."""
     return np.broadcast_to(np.asarray(colour, dtype=np.float32), (SIDE, SIDE, 3)).copy()
 
@@ -43,13 +43,13 @@ def grid() -> tuple[np.ndarray, np.ndarray]:
     return np.broadcast_to(line[None], (SIDE, SIDE)), np.broadcast_to(line[:, None], (SIDE, SIDE))
 
 
-def paint(image: np.ndarray, mask: np.ndarray, colour: tuple[float, float, float]) -> None:
+def paint(image: np.ndarray, mask: np.ndarray, colour: Colour) -> None:
     """Lay a colour over the picture where the mask (0..1 or bool) says."""
     weight = mask.astype(np.float32)[..., None]
     image += weight * (np.asarray(colour, dtype=np.float32) - image)
 
 
-def write(image: np.ndarray, text: str, colour: tuple[float, float, float], box: tuple[float, float, float, float],
+def write(image: np.ndarray, text: str, colour: Colour, box: tuple[float, float, float, float],
           proportion: float = 1.0) -> None:  # fmt: skip
     """Write a line of text into the box (x0, y0, x1, y1 in 0..1), as large as it fits.
 
@@ -76,7 +76,7 @@ def write(image: np.ndarray, text: str, colour: tuple[float, float, float], box:
     paint(image, ink, colour)
 
 
-def sign(text: str, ground: tuple[float, float, float], ink: tuple[float, float, float], proportion: float,
+def sign(text: str, ground: Colour, ink: Colour, proportion: float,
          border: bool = True) -> np.ndarray:  # fmt: skip
     """A sign with one line of text on a face `proportion` times as wide as high."""
     image = blank(ground)
@@ -125,7 +125,7 @@ def poster(random: Random, proportion: float) -> np.ndarray:
         paint(image, np.ones_like(x), hsv(0.55 + random.uniform(-0.1, 0.1), 0.35, 0.95))
         paint(image, np.hypot((x - random.uniform(0.2, 0.8)) * proportion, y - 0.25) < 0.1, (1.0, 0.85, 0.5))
         for i in range(4):
-            ridge = 0.35 + 0.14 * i
+            ridge = np.full_like(x, 0.35 + 0.14 * i)
             for octave in (2, 5, 11):
                 ridge = ridge + 0.11 / octave * np.sin(octave * x * 3 + random.uniform(0, 6.28))
             paint(image, y > ridge, hsv(hue + 0.06 * i, 0.3 + 0.12 * i, 0.75 - 0.15 * i))
@@ -229,7 +229,7 @@ def clock(random: Random) -> np.ndarray:
     return image
 
 
-def facade(random: Random, wall: tuple[float, float, float], columns: int, rows: int) -> np.ndarray:
+def facade(random: Random, wall: Colour, columns: int, rows: int) -> np.ndarray:
     """The front of a house far away: rows of windows with frames, the sky in some of them."""
     image = blank(wall)
     x, y = grid()

@@ -17,7 +17,11 @@ import torch
 
 BOX, CYLINDER, SPHERE = 0, 1, 2
 
-Colour = tuple[float, float, float]
+Colour = tuple[float, ...]
+"""Red, green and blue, linear light, 0..1."""
+
+Vector = Sequence[float] | np.ndarray
+"""Three numbers, metres."""
 
 
 class Random:
@@ -126,10 +130,10 @@ class Light:
         sun: light from one direction.
     """
 
-    position: tuple[float, float, float]
+    position: tuple[float, ...]
     colour: Colour
     power: float
-    normal: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    normal: tuple[float, ...] = (0.0, 0.0, 0.0)
     size: tuple[float, float] = (0.1, 0.1)
     sun: bool = False
 
@@ -242,7 +246,7 @@ class Builder:
         self.pictures.append(np.asarray(image, dtype=np.float32))
         return len(self.pictures) - 1
 
-    def add(self, kind: int, centre: Sequence[float], half: Sequence[float], material: Material, *,
+    def add(self, kind: int, centre: Vector, half: Vector, material: Material, *,
             rotation: np.ndarray | None = None, faces: dict[str, Material] | None = None, anchored: bool = False,
             name: str | None = None, **options) -> None:  # fmt: skip
         """Add a primitive; see `box`, `cylinder` and `sphere`."""
@@ -252,48 +256,46 @@ class Builder:
         ids = [self.material(material)] * 6
         for face, other in (faces or {}).items():
             ids[FACES[face]] = self.material(other)
-        half = np.maximum(np.asarray(half, dtype=np.float64), 5e-4)
-        shift = local.T @ where if anchored else self.random.uniform(0.0, 9.0) + half
+        size = np.maximum(np.asarray(half, dtype=np.float64), 5e-4)
+        shift = local.T @ where if anchored else self.random.uniform(0.0, 9.0) + size
         instance = self.new_instance(name) if name is not None else self.instance
         if instance == 0:
             raise ValueError("A primitive needs an object: give a name here or to Builder.at.")
         self.rows.append(
-            {"kind": kind, "centre": where, "half": half, "rotation": local, "instance": instance, "material": ids,
+            {"kind": kind, "centre": where, "half": size, "rotation": local, "instance": instance, "material": ids,
              "shift": shift, **chosen}
         )  # fmt: skip
 
-    def box(
-        self, centre: Sequence[float], size: Sequence[float], material: Material, *, yaw: float = 0.0, **kw
-    ) -> None:
+    def box(self, centre: Vector, size: Vector, material: Material, *, yaw: float = 0.0, **kw) -> None:
         """A box: centre and full size in metres, turned by yaw; `faces` gives some faces other materials.
 
         `anchored` runs the texture through from one box to the next (walls in pieces), instead of starting anew.
         """
         self.add(BOX, centre, np.asarray(size) / 2, material, rotation=rotation_z(yaw) if yaw else None, **kw)
 
-    def span(self, low: Sequence[float], high: Sequence[float], material: Material, **kw) -> None:
+    def span(self, low: Vector, high: Vector, material: Material, **kw) -> None:
         """A box from its lowest to its highest corner; nothing where it would be empty."""
-        low, high = np.asarray(low, dtype=np.float64), np.asarray(high, dtype=np.float64)
-        if (high - low > 1e-6).all():
-            self.add(BOX, (low + high) / 2, (high - low) / 2, material, **kw)
+        a, b = np.asarray(low, dtype=np.float64), np.asarray(high, dtype=np.float64)
+        if (b - a > 1e-6).all():
+            self.add(BOX, (a + b) / 2, (b - a) / 2, material, **kw)
 
-    def cylinder(self, centre: Sequence[float], radius: float, height: float, material: Material, *,
+    def cylinder(self, centre: Vector, radius: float, height: float, material: Material, *,
                  axis: str = "z", **kw) -> None:  # fmt: skip
         """A capped cylinder along a local axis."""
         self.add(CYLINDER, centre, (radius, radius, height / 2), material, rotation=rotation_to(axis), **kw)
 
-    def sphere(self, centre: Sequence[float], radius: float | Sequence[float], material: Material, **kw) -> None:
+    def sphere(self, centre: Vector, radius: float | Vector, material: Material, **kw) -> None:
         """A sphere, or an ellipsoid of three radii."""
         self.add(SPHERE, centre, np.broadcast_to(np.asarray(radius, dtype=np.float64), (3,)), material, **kw)
 
-    def light(self, position: Sequence[float], colour: Colour, power: float,
-              normal: Sequence[float] = (0.0, 0.0, 0.0), size: tuple[float, float] = (0.08, 0.08)) -> None:  # fmt: skip
+    def light(self, position: Vector, colour: Colour, power: float,
+              normal: Vector = (0.0, 0.0, 0.0), size: tuple[float, float] = (0.08, 0.08)) -> None:  # fmt: skip
         """A lamp at this place of the builder's frame; `normal` is in that frame too."""
         where = self.origin + self.rotation @ np.asarray(position, dtype=np.float64)
         facing = self.rotation @ np.asarray(normal, dtype=np.float64)
         self.lights.append(Light(tuple(float(v) for v in where), colour, power, tuple(float(v) for v in facing), size))
 
-    def sun(self, direction: Sequence[float], colour: Colour, power: float, angle: float = 0.01) -> None:
+    def sun(self, direction: Vector, colour: Colour, power: float, angle: float = 0.01) -> None:
         """Sunlight from this direction (world axes)."""
         unit = np.asarray(direction, dtype=np.float64) / np.linalg.norm(direction)
         self.lights.append(Light(tuple(float(v) for v in unit), colour, power, size=(angle, angle), sun=True))

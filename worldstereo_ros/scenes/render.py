@@ -173,7 +173,7 @@ def _hit(packed: Packed, camera: Camera, frames: Frames, poses: torch.Tensor) ->
     u, v = torch.where(on_z | on_y, qx, qy), torch.where(on_z, qy, qz)
     kind = packed.solids[:, 0].contiguous().index_select(0, solid)
     curved = (kind > BOX).nonzero()[:, 0]
-    mantle = outward = None
+    curved_normal: tuple[torch.Tensor, torch.Tensor] | None = None
     if curved.shape[0]:
         rx, ry, rz = qx[curved], qy[curved], qz[curved]
         cap = (kind[curved] == CYLINDER) & (rz.abs() > (rx * rx + ry * ry).sqrt())
@@ -185,11 +185,12 @@ def _hit(packed: Packed, camera: Camera, frames: Frames, poses: torch.Tensor) ->
         ball = (rows[:, 0] > CYLINDER).float()
         local = torch.stack([qx[mantle], qy[mantle], qz[mantle] * ball], dim=1) / rows[:, 1:4]
         outward = torch.nn.functional.normalize((rows[:, 4:].view(-1, 3, 3) @ local[..., None])[..., 0], dim=1)
+        curved_normal = (mantle, outward)
     row = solid * 6 + face
     faces = packed.faces.index_select(0, row)
     normal = faces[:, 0:3]
-    if mantle is not None:
-        normal = normal.index_copy(0, mantle, outward)
+    if curved_normal is not None:
+        normal = normal.index_copy(0, *curved_normal)
     eye = poses[:, :3, 3].float()
     return _Surface(tiles, frames, met, all_met, depth, direction, eye, normal, faces, row, u, v)
 

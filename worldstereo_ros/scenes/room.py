@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 from worldstereo_ros.scenes import furniture, materials, pictures
 from worldstereo_ros.scenes.building import (
@@ -143,6 +144,12 @@ def _furnish_walls(b: Builder, plan: Plan, walls: list[Wall], height: float, woo
                 build(w.mount(along, 0.0, name).at(0.02, 0))
                 return
 
+    def potted(high: float, p: Builder) -> None:
+        furniture.plant(p.at(0.25, 0), high)
+
+    def carton(size: tuple[float, float, float], p: Builder) -> None:
+        furniture.cardboard_box(p.at(0.25, 0, 0, r.normal(0.2)), size)
+
     shelf, tall = r.uniform(0.8, 1.3), min(r.uniform(1.4, 2.2), height - 0.2)
     width = r.uniform(1.4, 2.0)
     cover = materials.cloth(r)
@@ -158,21 +165,15 @@ def _furnish_walls(b: Builder, plan: Plan, walls: list[Wall], height: float, woo
         place(1.5, 1.3, 0.8, "desk", desk)
     for _ in range(r.integer(1, 2)):
         size, high = r.uniform(0.6, 1.5), r.uniform(0.6, 1.0)
-        place(size, 0.5, high, "cabinet", lambda p, s=size, h=high: furniture.cabinet(p, s, h, varied(wood, r)))
+        place(size, 0.5, high, "cabinet", partial(furniture.cabinet, width=size, height=high, wood=varied(wood, r)))
     for _ in range(r.integer(1, 2)):
         high = r.uniform(0.9, 1.7)
-        place(0.5, 0.5, 0.8, "plant", lambda p, h=high: furniture.plant(p.at(0.25, 0), h))
+        place(0.5, 0.5, 0.8, "plant", partial(potted, high))
     if r.chance(0.6):
-        place(
-            0.45,
-            0.45,
-            1.7,
-            "floor lamp",
-            lambda p: furniture.floor_lamp(p.at(0.22, 0), materials.WARM, r.uniform(0.5, 1.0)),
-        )
+        power = r.uniform(0.5, 1.0)
+        place(0.45, 0.45, 1.7, "floor lamp", lambda p: furniture.floor_lamp(p.at(0.22, 0), materials.WARM, power))
     for _ in range(r.integer(0, 3)):
-        size = (r.uniform(0.25, 0.45), r.uniform(0.25, 0.5), r.uniform(0.2, 0.4))
-        place(0.5, 0.5, 0.5, "box", lambda p, s=size: furniture.cardboard_box(p.at(0.25, 0, 0, r.normal(0.2)), s))
+        place(0.5, 0.5, 0.5, "box", partial(carton, (r.uniform(0.25, 0.45), r.uniform(0.25, 0.5), r.uniform(0.2, 0.4))))
     if r.chance(0.5):
         place(0.32, 0.32, 0.5, "bin", lambda p: furniture.bin_(p.at(0.16, 0)))
 

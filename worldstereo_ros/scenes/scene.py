@@ -24,10 +24,10 @@ SHINY = 3
 class Sky:
     """What is seen where nothing is: colours overhead and at the horizon, amount of clouds, direction to the sun."""
 
-    zenith: tuple[float, float, float] = (0.16, 0.36, 0.8)
-    horizon: tuple[float, float, float] = (0.7, 0.82, 0.95)
+    zenith: tuple[float, ...] = (0.16, 0.36, 0.8)
+    horizon: tuple[float, ...] = (0.7, 0.82, 0.95)
     clouds: float = 0.4
-    sun: tuple[float, float, float] = (0.4, 0.3, 0.85)
+    sun: tuple[float, ...] = (0.4, 0.3, 0.85)
     seed: float = 0.0
 
     def row(self) -> list[float]:
