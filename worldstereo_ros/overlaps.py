@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from worldstereo_ros.camera import project
+from worldstereo_ros.camera import Camera, project
 from worldstereo_ros.views import View
 
 SAMPLES = 3000  # points that a view offers to another
@@ -54,7 +54,7 @@ def overlap(one: View, other: View) -> Overlap | None:
     known = (there > 0) & other.observed_mask[v, u]
     same = known & (difference <= tolerance)
     colours = np.stack([one.image[grid][chosen][inside][same], other.image[v, u][same]], axis=1).astype(np.float64)
-    steepness = _sensitivity_at(other, v, u)
+    steepness = _sensitivity_at(other.depth, other.camera, v, u)
     telling = known & (difference <= NEARLY * tolerance) & (steepness > GRAZING[0]) & (steepness < GRAZING[1])
     misalignment = float("nan")
     if telling.sum() >= FEWEST:
@@ -62,19 +62,19 @@ def overlap(one: View, other: View) -> Overlap | None:
     return Overlap(colours, misalignment)
 
 
-def _sensitivity_at(view: View, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """`sensitivity` of some pixels of a view."""
+def _sensitivity_at(depth: np.ndarray, camera: Camera, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """`sensitivity` of some pixels of a view's depth."""
     reach, out = 3, np.zeros(len(rows))
-    height, width = view.depth.shape
+    height, width = depth.shape
     with np.errstate(divide="ignore"):
-        here = np.log(view.depth[rows, columns])
+        here = np.log(depth[rows, columns])
         known = np.isfinite(here)
-        for dy, dx, focal in ((0, reach, view.camera.fx), (reach, 0, view.camera.fy)):
+        for dy, dx, focal in ((0, reach, camera.fx), (reach, 0, camera.fy)):
             change = np.full(len(rows), np.inf)
             for sign in (-1, 1):
                 y, x = rows + sign * dy, columns + sign * dx
                 inside = (y >= 0) & (x >= 0) & (y < height) & (x < width)
-                there = np.log(view.depth[np.where(inside, y, 0), np.where(inside, x, 0)])
+                there = np.log(depth[np.where(inside, y, 0), np.where(inside, x, 0)])
                 step = np.abs(there - np.where(known, here, 0))
                 change = np.minimum(change, np.where(inside & known, step, np.inf))
             out = np.maximum(out, np.where(np.isfinite(change), change * focal / reach, 0))
@@ -91,7 +91,7 @@ def sensitivity(depth: np.ndarray, fx: float, fy: float, reach: int = 3) -> np.n
     log = np.log(np.where(known, depth, 1)).astype(np.float32)
     out = np.zeros(depth.shape, np.float32)
     for axis, focal in ((1, fx), (0, fy)):
-        log_, known_, out_ = (np.moveaxis(array, axis, 0) for array in (log, known, out))
+        log_, known_, out_ = np.moveaxis(log, axis, 0), np.moveaxis(known, axis, 0), np.moveaxis(out, axis, 0)
         step = np.where(known_[reach:] & known_[:-reach], np.abs(log_[reach:] - log_[:-reach]), np.inf)
         change = np.full(log_.shape, np.inf, np.float32)
         change[reach:] = step

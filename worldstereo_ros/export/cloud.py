@@ -16,19 +16,23 @@ class ExportError(RuntimeError):
 
 
 class Cloud(Protocol):
-    """What is exported of a cloud; `CloudMemory` is one.
+    """What is exported of a cloud; `CloudMemory` is one. All of it is read only: a memory may compute it."""
 
-    Attributes:
-        points: (N, 3) float32 metres in the world frame.
-        colours: (N, 3) uint8 RGB.
-        observed: (N,) bool, True = a sensor saw it, False = imagined.
-        confidence: (N,) float32.
-    """
+    @property
+    def points(self) -> np.ndarray:
+        """(N, 3) float32 metres in the world frame."""
 
-    points: np.ndarray
-    colours: np.ndarray
-    observed: np.ndarray
-    confidence: np.ndarray
+    @property
+    def colours(self) -> np.ndarray:
+        """(N, 3) uint8 RGB."""
+
+    @property
+    def observed(self) -> np.ndarray:
+        """(N,) bool, True = a sensor saw it, False = imagined."""
+
+    @property
+    def confidence(self) -> np.ndarray:
+        """(N,) float32."""
 
 
 def export_cloud(cloud: Cloud, path: str | Path) -> None:

@@ -43,16 +43,13 @@ def push_pull(
     while min(levels[-1].shape[:2]) > 2:
         levels.append(_halve(levels[-1]))
         priors.append(_halve(priors[-1]))
-    filled = None
-    for level in range(len(levels) - 1, -1, -1):
+    top, expected = levels[-1][..., channels:], priors[-1]
+    mean, total = levels[-1][..., :channels] / np.maximum(top, 1e-12), top + prior_weight
+    filled = np.where(total > 0, (mean * top + expected * prior_weight) / np.maximum(total, 1e-12), expected)
+    for level in range(len(levels) - 2, -1, -1):
         here, expected = levels[level], priors[level]
         mean = here[..., :channels] / np.maximum(here[..., channels:], 1e-12)
         share = np.minimum(1, here[..., channels:] * 2)
-        if filled is None:
-            top = here[..., channels:]
-            total = top + prior_weight
-            filled = np.where(total > 0, (mean * top + expected * prior_weight) / np.maximum(total, 1e-12), expected)
-            continue
         shape = (here.shape[1], here.shape[0])
         coarse = cv2.resize(filled, shape, interpolation=cv2.INTER_LINEAR).reshape((*here.shape[:2], channels))
         if prior_weight > 0:

@@ -83,6 +83,8 @@ def choose(
 
 def _worth(view: View, points: np.ndarray, known: np.ndarray, world_from_camera: np.ndarray) -> np.ndarray:
     """(N,) how well a view shows each point: 0 not at all, less from another side or from farther away."""
+    if view.depth is None:
+        return np.zeros(len(points))
     camera = view.camera
     uv, z = project(points, camera, view.world_from_camera)
     with np.errstate(invalid="ignore"):
@@ -117,14 +119,17 @@ class Shelf:
     def prepare(self, views: list[View]) -> tuple[list[Reference], np.ndarray, np.ndarray]:
         """Of views with depth: the references, their (R, 3) gains, and (R,) registration errors in radians."""
         references = [self._reference(view) for view in views]
-        pairs = {}
+        pairs: dict[tuple[int, int], Overlap] = {}
         for i, one in enumerate(references):
             for j, other in enumerate(references):
-                key = (one.number, other.number)
-                if i != j and key not in self._pairs:
-                    self._pairs[key] = overlap(one.view, other.view)
-                if i != j and self._pairs[key] is not None:
-                    pairs[i, j] = self._pairs[key]
+                if i == j:
+                    continue
+                pair = (one.number, other.number)
+                if pair not in self._pairs:
+                    self._pairs[pair] = overlap(one.view, other.view)
+                common = self._pairs[pair]
+                if common is not None:
+                    pairs[i, j] = common
         key = tuple(reference.number for reference in references)
         if self._last is None or self._last[0] != key:
             gains = align_exposure(len(references), pairs if self.align else {})
