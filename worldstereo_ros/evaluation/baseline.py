@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -88,7 +89,7 @@ class SplatTelea:
         return Projected(telea(image, depth <= 0), depth)
 
 
-BASELINES: dict[str, type] = {"open3d+telea": Open3DTelea, "splat+telea": SplatTelea}
+BASELINES: dict[str, Callable[[list[View]], Baseline]] = {"open3d+telea": Open3DTelea, "splat+telea": SplatTelea}
 
 
 def gathered(views: list[View]) -> tuple[np.ndarray, np.ndarray]:

@@ -30,11 +30,19 @@ TRUTH_VOXEL = 0.02  # metres, of each frame's part of the ground-truth cloud
 
 @dataclass(frozen=True)
 class Shown:
-    """One judged view of a pipeline; `observed` is None where the pipeline makes no such claim."""
+    """One judged view of a pipeline.
+
+    Attributes:
+        image: (H, W, 3) uint8.
+        depth: (H, W) float32 metres, 0 = unknown; None where there is none.
+        coverage: fraction of the pixels that memory covered.
+        observed: (H, W) bool, True = a sensor saw it; None where the pipeline makes no such claim.
+        seconds: that it took.
+    """
 
     image: np.ndarray
     depth: np.ndarray | None
-    covered: np.ndarray
+    coverage: float
     observed: np.ndarray | None
     seconds: float
 
@@ -89,7 +97,7 @@ def evaluate(
             raise ValueError(f"The protocol '{protocol}' is not known; it is one of {', '.join(PROTOCOLS)}.")
     names = list(dict.fromkeys([BASELINE, *pipelines]))
     sequences = [open_posed(folder) for path in data for folder in _sequences_in(path)]
-    loaded = {name: None if name in BASELINES else _load(name) for name in names}
+    loaded = {name: _load(name) for name in names if name not in BASELINES}
     estimator = HubDepth(depth_model) if depth_model and "mono" in protocols else None
     rows: list[Row] = []
     for protocol in protocols:
@@ -135,7 +143,7 @@ def _baseline_views(name: str, task: Task) -> Iterator[Shown]:
         start = time.perf_counter()
         projected = show(_camera(task), task.path[index])
         seconds = time.perf_counter() - start
-        yield Shown(projected.image, projected.depth, projected.depth > 0, None, seconds)
+        yield Shown(projected.image, projected.depth, float((projected.depth > 0).mean()), None, seconds)
 
 
 def _imagined_views(pipeline: Pipeline, task: Task) -> Iterator[Shown]:
@@ -146,8 +154,9 @@ def _imagined_views(pipeline: Pipeline, task: Task) -> Iterator[Shown]:
     next(world.imagine(task.path[:1], _camera(task)))
     start = time.perf_counter()
     for view in world.imagine(task.path, _camera(task), remember=task.remember):
+        seconds = time.perf_counter() - start
         if view.index in task.judged:
-            yield Shown(view.image, view.depth, view.covered, view.observed_mask, time.perf_counter() - start)
+            yield Shown(view.image, view.depth, view.coverage, view.observed_mask, seconds)
         start = time.perf_counter()
 
 
@@ -163,6 +172,7 @@ def _row(
     right = claimed = there = 0
     claims = True
     for truth, was_seen, view in zip(truths, seen, shown, strict=True):
+        assert truth.depth is not None  # `seen_pixels` refuses views without
         known = truth.depth > 0
         abs_rel, delta = (None, None) if view.depth is None else metrics.depth_error(view.depth, truth.depth)
         frame = {
@@ -170,7 +180,7 @@ def _row(
             "ssim": metrics.ssim(view.image, truth.image),
             "psnr_seen": metrics.psnr(view.image, truth.image, was_seen),
             "psnr_unseen": metrics.psnr(view.image, truth.image, known & ~was_seen),
-            "coverage": float(view.covered.mean()),
+            "coverage": view.coverage,
             "abs_rel": abs_rel,
             "delta_1_25": delta,
             "seconds_per_view": view.seconds,
