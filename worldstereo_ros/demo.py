@@ -204,11 +204,13 @@ def _figures(story: Story, views: Sequence[ImaginedView]) -> dict[str, Any]:
         return figures
     rows: dict[str, list[float]] = {"psnr": [], "ssim": [], "psnr_observed": [], "psnr_imagined": []}
     for view, truth in zip(views, story.truth, strict=True):
-        rows["psnr"].append(psnr(view.image, truth))
         rows["ssim"].append(ssim(view.image, truth))
-        for name, mask in (("psnr_observed", view.observed_mask), ("psnr_imagined", ~view.observed_mask)):
-            if mask.mean() > 0.005:  # a handful of pixels says nothing
-                rows[name].append(psnr(view.image, truth, mask))
+        observed = view.observed_mask
+        masks = {"psnr": np.ones_like(observed), "psnr_observed": observed, "psnr_imagined": ~observed}
+        for name, mask in masks.items():
+            value = psnr(view.image, truth, mask)
+            if value is not None and mask.mean() > 0.005:  # a handful of pixels says nothing
+                rows[name].append(value)
     return figures | {name: round(float(np.mean(values)), 3) for name, values in rows.items() if values}
 
 

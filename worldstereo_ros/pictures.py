@@ -98,7 +98,8 @@ def write_video(path: Path, frames: Sequence[np.ndarray], fps: float = 8) -> Non
     if path.suffix == ".gif":
         imageio.mimsave(path, list(frames), duration=1000 / fps, loop=0)
         return
-    with imageio.get_writer(path, fps=fps, codec="libx264", quality=8, macro_block_size=2) as writer:
+    writer = imageio.get_writer(path, fps=fps, codec="libx264", quality=8, macro_block_size=2)
+    with writer:
         for frame in frames:
             writer.append_data(frame)
 

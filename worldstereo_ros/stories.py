@@ -66,11 +66,24 @@ def sequence_story(folder: Path, views: int, *, given: int = 12) -> Story:
     return _held_out(folder.name, list(range(len(sequence))), lambda i: sequence[i], views, given)
 
 
-def bag_story(bag: Path, views: int, *, given: int = 12, **topics: str) -> Story:
-    """As `sequence_story`, from the RGB-D frames of a bag. `topics` are those of `bags.read_views`."""
+def bag_story(
+    bag: Path,
+    views: int,
+    *,
+    given: int = 12,
+    image_topic: str = "",
+    depth_topic: str = "",
+    camera_info_topic: str = "",
+    pose_topic: str = "",
+) -> Story:
+    """As `sequence_story`, from the RGB-D frames of a bag. The topics are those of `bags.read_views`."""
     from worldstereo_ros.bags import read_views
 
-    frames = list(read_views(bag, **topics))
+    frames = list(
+        read_views(
+            bag, image_topic, depth_topic=depth_topic, camera_info_topic=camera_info_topic, pose_topic=pose_topic
+        )
+    )
     return _held_out(bag.name, list(range(len(frames))), lambda i: frames[i], views, given)
 
 

@@ -159,8 +159,8 @@ def overview(viewable: Viewable, *, pitch: float = np.radians(42), fov: float = 
     points = points[points @ up < ceiling_height(viewable)] if len(points) else points
     if len(points) and len(cameras):
         # What is seen through a window is far away: it must not decide how large the room is on the page.
-        distance = camera_distance(points, cameras)
-        points = points[distance <= 1.8 * np.median(distance)]
+        away = camera_distance(points, cameras)
+        points = points[away <= 1.8 * np.median(away)]
     if len(points) == 0:
         points = cameras[:, :3, 3] if len(cameras) else np.zeros((1, 3))
     low, high = np.percentile(points, 3, axis=0), np.percentile(points, 97, axis=0)
