@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from rclpy.action import ActionServer
 from rclpy.action.server import CancelResponse, GoalResponse, ServerGoalHandle
@@ -66,7 +66,8 @@ class LaterService:
     ) -> None:
         self._node, self._handler, self._failed, self._timeout = node, handler, failed, timeout
         self._open: list[Reply] = []
-        self._service = node.create_service(kind, name, self._take)
+        # `_take` returns no response, and the sending is replaced, neither of which a service foresees.
+        self._service = cast(Any, node.create_service(kind, name, self._take))
         self._send_now = self._service.send_response
         self._service.send_response = self._send_unless_later
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from launch.actions import DeclareLaunchArgument
+from launch.actions import DeclareLaunchArgument, SetEnvironmentVariable
 from launch.conditions import IfCondition
-from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
+from launch.launch_context import LaunchContext
+from launch.substitutions import EnvironmentVariable, LaunchConfiguration, PathJoinSubstitution
 from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
 from launch_ros.substitutions import FindPackageShare
-
-from launch import LaunchContext
 
 PACKAGE = "worldstereo_ros"
 INPUTS = ("image", "camera_info", "depth", "panorama", "pose", "path")
@@ -39,6 +38,12 @@ def arguments(**defaults: str) -> list[DeclareLaunchArgument]:
         DeclareLaunchArgument(name, default_value=defaults.get(name, default), description=description)
         for name, default, description in rows
     ]
+
+
+def shared_memory() -> SetEnvironmentVariable:
+    """Gives Fast DDS room for whole images in shared memory, unless its profiles were chosen already."""
+    name = "FASTRTPS_DEFAULT_PROFILES_FILE"
+    return SetEnvironmentVariable(name, EnvironmentVariable(name, default_value=share("config", "fastdds.xml")))
 
 
 def nodes(context: LaunchContext) -> list[Node]:
