@@ -3,7 +3,7 @@
 Inside this project: OpenCV camera axes (x right, y down, z forward), metres, radians, pixel centres at integers,
 poses as `world_from_camera` (4, 4) matrices; a name `a_from_b` takes b coordinates to a.
 The conventions of the published WorldStereo weights (`world_to_camera`, normalised scenes, Plücker rays) are made
-here from these, each in one function.
+here from these, each in one function. SciPy is imported where it is used: machines that only train have none.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.spatial.transform import Rotation, Slerp
 
 TRAJECTORIES = ("forward", "orbit", "left", "right", "up", "turn")
 
@@ -103,6 +102,8 @@ def pose_from_quaternion(translation: Sequence[float], quaternion_xyzw: Sequence
     Raises:
         ValueError: a number is not finite, or the quaternion's length is not within 1 % of one.
     """
+    from scipy.spatial.transform import Rotation
+
     t = np.asarray(translation, dtype=np.float64)
     q = np.asarray(quaternion_xyzw, dtype=np.float64)
     if not (np.isfinite(t).all() and np.isfinite(q).all()):
@@ -120,6 +121,8 @@ def pose_from_quaternion(translation: Sequence[float], quaternion_xyzw: Sequence
 
 def quaternion_from_pose(pose: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(translation (..., 3), quaternion (..., 4) as x, y, z, w with w >= 0) of rigid transforms (..., 4, 4)."""
+    from scipy.spatial.transform import Rotation
+
     pose = np.asarray(pose, dtype=np.float64)
     flat = Rotation.from_matrix(pose[..., :3, :3].reshape(-1, 3, 3)).as_quat()
     flat = np.where(flat[:, 3:] < 0, -flat, flat)
@@ -159,6 +162,8 @@ def interpolate_poses(poses: np.ndarray, count: int, *, metres_per_radian: float
     Returns:
         (count, 4, 4) float64.
     """
+    from scipy.spatial.transform import Rotation, Slerp
+
     poses = check_poses(poses)
     if count < 1:
         raise ValueError(f"{count} poses were asked for; at least 1 is needed.")
@@ -201,6 +206,8 @@ def trajectory(
     Returns:
         (count, 4, 4) world_from_camera.
     """
+    from scipy.spatial.transform import Rotation
+
     start = check_poses(np.asarray(world_from_camera)[None])[0]
     fraction = np.linspace(0.0, 1.0, count)
     camera_from_step = np.tile(np.eye(4), (count, 1, 1))
