@@ -8,7 +8,7 @@ from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 
 from launch import LaunchDescription
-from worldstereo_ros.ros.launching import PACKAGE, arguments, nodes, share
+from worldstereo_ros.ros.launching import PACKAGE, arguments, nodes, share, shared_memory
 
 
 def robot(context) -> list[Node]:
@@ -30,6 +30,7 @@ def generate_launch_description() -> LaunchDescription:
                 "overlay", default_value=share("config", "cpu_demo.yaml"), description="Parameters of the demo."
             ),
             OpaqueFunction(function=with_overlay),
+            shared_memory(),
             OpaqueFunction(function=nodes),
             OpaqueFunction(function=robot),
         ]

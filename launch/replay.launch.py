@@ -8,7 +8,7 @@ from launch.actions import DeclareLaunchArgument, ExecuteProcess, OpaqueFunction
 from launch.substitutions import LaunchConfiguration
 
 from launch import LaunchDescription
-from worldstereo_ros.ros.launching import arguments, nodes
+from worldstereo_ros.ros.launching import arguments, nodes, shared_memory
 
 
 def player(context) -> list[ExecuteProcess]:
@@ -27,6 +27,7 @@ def generate_launch_description() -> LaunchDescription:
             DeclareLaunchArgument("bag", description="The bag: a folder, or an MCAP or SQLite file."),
             DeclareLaunchArgument("rate", default_value="1.0", description="How fast it is played."),
             DeclareLaunchArgument("loop", default_value="false", description="Play it over and over."),
+            shared_memory(),
             OpaqueFunction(function=nodes),
             OpaqueFunction(function=player),
         ]

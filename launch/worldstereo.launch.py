@@ -7,8 +7,8 @@ ros2 launch worldstereo_ros worldstereo.launch.py image_topic:=/camera/color/ima
 from launch.actions import OpaqueFunction
 
 from launch import LaunchDescription
-from worldstereo_ros.ros.launching import arguments, nodes
+from worldstereo_ros.ros.launching import arguments, nodes, shared_memory
 
 
 def generate_launch_description() -> LaunchDescription:
-    return LaunchDescription([*arguments(), OpaqueFunction(function=nodes)])
+    return LaunchDescription([*arguments(), shared_memory(), OpaqueFunction(function=nodes)])
