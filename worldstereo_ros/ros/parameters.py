@@ -208,7 +208,7 @@ def check_value(row: Field[Any], value: object) -> Value:
             f"The parameter '{name}' is '{value}'; it must be one of {', '.join(info['choices'])}."
         )
     _check_meaning(name, value)
-    return value  # type: ignore[return-value]
+    return value  # type: ignore[return-value]  # `type_of` is chosen at run time
 
 
 def _check_meaning(name: str, value: object) -> None:
@@ -235,7 +235,8 @@ def make_settings(values: Mapping[str, object]) -> Settings:
         ConfigurationError: one is wrong, or two do not go together.
     """
     rows = {row.name: row for row in table()}
-    settings = Settings(**{name: check_value(rows[name], value) for name, value in values.items()})  # type: ignore[arg-type]
+    checked: dict[str, Any] = {name: check_value(rows[name], value) for name, value in values.items()}
+    settings = Settings(**checked)
     frames = (settings.world_frame, settings.base_frame, settings.imagined_frame)
     if len(set(frames)) < len(frames):
         raise ConfigurationError(
