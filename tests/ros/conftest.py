@@ -12,3 +12,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "test_node" in item.nodeid or "test_launch" in item.nodeid:
             item.add_marker(pytest.mark.ros)
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory):
+    """A node with small limits and a map directory of its own, that has seen one view, and a robot beside it."""
+    folder = tmp_path_factory.mktemp("maps")
+    parameters = {
+        "map_directory": str(folder),
+        "max_path_poses": 20_000,
+        "max_views": 200,
+        "max_job_pixels": 2_000_000,
+        "pair_wait": 0.2,
+        "view_width": 64,
+    }
+    from harness import running
+
+    with running(parameters) as (node, robot):
+        robot.folder = folder
+        robot.see()
+        yield node, robot

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rclpy
+from action_msgs.msg import GoalStatus
 from diagnostic_msgs.msg import DiagnosticArray
 from geometry_msgs.msg import PoseStamped
 from lifecycle_msgs.srv import ChangeState, GetState
@@ -326,6 +327,12 @@ def camera_at(x: float) -> np.ndarray:
     return base @ BASE_FROM_CAMERA
 
 
+def still_good(robot: Robot) -> None:
+    """After a fault a good goal must be as good as ever."""
+    status, result = robot.imagine(robot.goal(poses=1))
+    assert (status, result.error_msg) == (GoalStatus.STATUS_SUCCEEDED, "")
+
+
 @contextlib.contextmanager
 def running(
     parameters: dict[str, object] | None = None, *, script: Path | None = None, ready: bool = True
@@ -364,6 +371,7 @@ __all__ = [
     "next_domain",
     "running",
     "scene",
+    "still_good",
     "straight_path",
     "wait_for",
 ]
