@@ -654,20 +654,20 @@ def test_command_serves_until_interrupted(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "worldstereo_ros.cli", "view", str(tmp_path / "a.ply"), "--port", str(port)]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, "COLUMNS": "200"}
-    )
+    environment = {**os.environ, "COLUMNS": "200", "PYTHONUNBUFFERED": "1"}
+    log = tmp_path / "log"
+    with log.open("w") as file:
+        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment)
     try:
-        until, status = time.monotonic() + 60, 0
-        while status != 200 and process.poll() is None and time.monotonic() < until:
-            with contextlib.suppress(OSError):
-                status = get(f"http://127.0.0.1:{port}")[0]
+        until = time.monotonic() + 60
+        while "Ctrl-C" not in log.read_text() and process.poll() is None and time.monotonic() < until:
             time.sleep(0.1)
-        assert status == 200
+        assert get(f"http://127.0.0.1:{port}")[0] == 200
         process.send_signal(signal.SIGINT)
-        output, _ = process.communicate(timeout=30)
+        process.wait(timeout=30)
     finally:
         process.kill()
+    output = log.read_text()
     assert process.returncode == 0, output
     assert f"http://127.0.0.1:{port}" in output
     assert "Traceback" not in output

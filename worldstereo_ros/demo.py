@@ -139,14 +139,9 @@ def _node(out: Path, model: str) -> Iterator[subprocess.Popen[bytes]]:
     command = [sys.executable, "-m", "worldstereo_ros.ros.node", "--ros-args", "-r", f"__node:={NODE_NAME[1:]}"]
     for name, value in {"map_directory": out, "model": model, "camera_frame": "camera_optical_frame"}.items():
         command += ["-p", f"{name}:={value}"]
-    # Best effort, the default for cameras, loses large images where several arrive at once; the demo wants them all.
-    for topic in ("image", "depth"):
-        command += ["-p", f"qos_overrides./{topic}.subscription.reliability:=reliable"]
-    # Other machines on the network have no business in a demo, unless the user says so.
-    environment = {"ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST", **os.environ}
-    os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
+    _set_up_middleware()
     with (out / "node.log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
         try:
             yield process
         finally:
@@ -156,6 +151,16 @@ def _node(out: Path, model: str) -> Iterator[subprocess.Popen[bytes]]:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+
+def _set_up_middleware() -> None:
+    """For this process and the node: what the user set stays, what is not set is set for one machine."""
+    # Other machines on the network have no business in a demo, unless the user says so.
+    os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
+    # Room for whole images in shared memory; without it they go as fragments over UDP, where a busy machine loses them.
+    profiles = Path(__file__).resolve().parents[1] / "config" / "fastdds.xml"
+    if profiles.is_file():
+        os.environ.setdefault("FASTRTPS_DEFAULT_PROFILES_FILE", str(profiles))
 
 
 def _bar() -> Progress:

@@ -48,8 +48,9 @@ def serve(path: str | Path, *, host: str = "127.0.0.1", port: int = 8080) -> Non
     check_address(host, port)
     rich.print(f"Reading {path} ...")
     viewable = load_viewable(path)
-    page = open_page(viewable, host=host, port=port)
+    page = None
     try:
+        page = open_page(viewable, host=host, port=port)
         for note in viewable.notes:
             rich.print(f"  {note}")
         rich.print(f"Open [bold]{page.url}[/bold] in a browser. Ctrl-C ends.")
@@ -57,7 +58,8 @@ def serve(path: str | Path, *, host: str = "127.0.0.1", port: int = 8080) -> Non
     except KeyboardInterrupt:
         pass
     finally:
-        page.stop()
+        if page is not None:
+            page.stop()
 
 
 def open_page(viewable: Viewable, *, host: str = "127.0.0.1", port: int = 8080) -> Page:

@@ -24,7 +24,7 @@ from worldstereo_ros.memory.archive import load_archive, save_archive
 from worldstereo_ros.memory.bank import ViewBank
 from worldstereo_ros.memory.cloud import CloudMemory, InsertReport
 from worldstereo_ros.memory.freespace import seen_through
-from worldstereo_ros.pipelines.base import Conditioning, OnStep, Pipeline, PipelineFrame
+from worldstereo_ros.pipelines.base import Conditioning, ModelError, OnStep, Pipeline, PipelineFrame
 from worldstereo_ros.rendering import Rendering, render
 from worldstereo_ros.views import ImaginedView, View
 
@@ -126,6 +126,7 @@ class WorldModel:
         Raises:
             NothingSeenError: nothing was seen yet.
             ValueError: the poses are no finite rigid transforms.
+            ModelError: the pipeline failed (raised while the views are taken).
         """
         poses = check_poses(world_from_camera)
         seed_view = self.newest_seed
@@ -172,6 +173,11 @@ class WorldModel:
                 view = _compose(frame, conditioning, offset, start + offset, count, stamp_ns, (reference,))
                 clip_views.append(view)
                 yield view
+            if len(clip_views) != len(clip):
+                name = self.pipeline.name
+                raise ModelError(
+                    f"The pipeline {name} gave {len(clip_views)} views of the {len(clip)} it was asked for."
+                )
             if remember:
                 for view in clip_views:
                     self.remember(view, in_bank=view.index in kept)
