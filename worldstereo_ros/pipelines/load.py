@@ -2,23 +2,62 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 from worldstereo_ros.pipelines.base import Pipeline
 
 NAMES = ("geometric",)
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
-def load_pipeline(model: str, device: str = "cpu") -> Pipeline:
+def load_pipeline(model: str, device: str = "cpu", *, variant: str = "", dtype: str = "auto", **options: Any) -> Pipeline:
     """The pipeline called `model`, ready on `device`.
 
+    Args:
+        model: `geometric`, or a WorldStereo checkpoint: a folder or a hub id, with `:variant` behind it if you like.
+        device: cpu, cuda or cuda:N.
+        variant: of a checkpoint: camera, memory or memory-dmd; empty: as the name says, else the one with the fewest
+            steps that is there.
+        dtype: of a checkpoint's networks, one of `DTYPES`; auto: bfloat16 on CUDA, float32 on the CPU.
+        options: of `WorldStereoPipeline.from_pretrained`.
+
     Raises:
-        ValueError: no such pipeline, or a device that this machine does not have.
+        ValueError: no such pipeline or checkpoint, a broken one, or a device that this machine does not have.
     """
     check_device(device)
-    if model == "geometric":
+    if model in NAMES:
         from worldstereo_ros.pipelines.geometric import GeometricPipeline
 
         return GeometricPipeline()
-    raise ValueError(f"The model '{model}' is not known; this version has: {', '.join(NAMES)}.")
+    if dtype not in DTYPES:
+        raise ValueError(f"The type '{dtype}' is not known; choose one of {', '.join(DTYPES)}.")
+    model, variant = split_variant(model, variant)
+    if "/" not in model and not Path(model).expanduser().exists():
+        raise ValueError(
+            f"The model '{model}' is not known: it is none of {', '.join(NAMES)}, no folder on this machine, and no "
+            "hub id (owner/name)."
+        )
+    import torch
+
+    from worldstereo_ros.pipelines.worldstereo import WorldStereoPipeline
+
+    wanted = None if dtype == "auto" else getattr(torch, dtype)
+    return WorldStereoPipeline.from_pretrained(model, variant or None, device=device, dtype=wanted, **options)
+
+
+def split_variant(model: str, variant: str = "") -> tuple[str, str]:
+    """(`owner/name`, variant) of `owner/name:variant`; a path that exists is left as it is.
+
+    Raises:
+        ValueError: the name and the argument say different variants.
+    """
+    name, colon, last = model.rpartition(":")
+    if not colon or Path(model).expanduser().exists():
+        return model, variant
+    if variant and variant.removeprefix("worldstereo-") != last.removeprefix("worldstereo-"):
+        raise ValueError(f"'{model}' names the variant {last} and {variant} was asked for.")
+    return name, last
 
 
 def check_device(device: str) -> None:

@@ -1,0 +1,194 @@
+"""From what memory says about a clip to what the WorldStereo transformer takes, in the layout it was trained on.
+
+A clip of F views becomes F + 1 keyframes: the first is the seed's own picture from its own camera, where nothing is a
+hole; the others are the cloud seen from the path. Pictures are stretched to the nearest size the model knows and the
+intrinsics with them, as in its training. Here are the only places where this project's conventions (pixel centres at
+integers, `world_from_camera`, `covered`) become those of the published weights.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from worldstereo_ros.camera import (
+    Camera,
+    invert_pose,
+    normalise_cameras,
+    plucker_embedding,
+    pose_vectors,
+    retrieval_scores,
+)
+from worldstereo_ros.pipelines.base import Conditioning
+from worldstereo_ros.views import View
+
+LEAST_COVER = 0.5  # of a pixel; what is covered less is a hole
+
+
+@dataclass(frozen=True)
+class Keyframes:
+    """F keyframes and R references at the size of the model; tensors on its device, float32.
+
+    Attributes:
+        pictures: (F, 3, H, W) in [-1, 1]: the seed, then the renders; holes are 0.
+        holes: (1, 1, F, H, W), 1 where nothing was rendered; all 0 in the first.
+        rays: (1, 6, F, H, W) Plücker rays of the normalised cameras.
+        poses: (1, F, 7) quaternion and translation of the normalised cameras.
+        references: (R, 3, H, W) in [-1, 1].
+        reference_index: (R,) the view of the path (0..F-2) that each reference stands beside.
+        reference_poses: (1, R, 7).
+        reference_points: where tokens land in the references, for models that attend by correspondence; else None.
+    """
+
+    pictures: torch.Tensor
+    holes: torch.Tensor
+    rays: torch.Tensor
+    poses: torch.Tensor
+    references: torch.Tensor
+    reference_index: torch.Tensor
+    reference_poses: torch.Tensor
+    reference_points: torch.Tensor | None = None
+
+
+def make_keyframes(
+    conditioning: Conditioning,
+    size: tuple[int, int],
+    device: torch.device,
+    *,
+    remembers: bool = True,
+    count: int | None = None,
+    correspondence: tuple[int, int] | None = None,
+) -> Keyframes:
+    """The keyframes of a clip.
+
+    Args:
+        conditioning: what memory says.
+        size: (height, width) of the model's pictures.
+        device: where the tensors go.
+        remembers: whether the model takes references.
+        count: make up so many keyframes by standing still at the end of the path; None: as many as there are.
+        correspondence: (rows, columns) of tokens, for models that attend by correspondence.
+    """
+    height, width = size
+    colour, holes = fit_renders(conditioning.renders.colour, conditioning.renders.covered, size)
+    seed = conditioning.seed.resized(width, height)
+    poses = np.concatenate([conditioning.seed.world_from_camera[None], conditioning.world_from_camera])
+    camera = conditioning.camera.resized(width, height)
+    cameras = [seed.camera] + [camera] * len(conditioning.world_from_camera)
+    missing = max(0, (count or 0) - len(poses))
+    if missing:
+        poses = np.concatenate([poses, np.repeat(poses[-1:], missing, axis=0)])
+        cameras += [camera] * missing
+        colour, holes = (torch.cat((t, t[-1:].expand(missing, *t.shape[1:]))) for t in (colour, holes))
+
+    chosen, beside = attach_references(conditioning) if remembers else ([], [])
+    views = [view.resized(width, height) for view in chosen]
+    reference_poses = np.stack([view.world_from_camera for view in views]) if views else None
+    targets, references = normalise_cameras(
+        invert_pose(poses), None if reference_poses is None else invert_pose(reference_poses)
+    )
+    points = None
+    if correspondence is not None and views:
+        points = _points(conditioning, seed, cameras, poses, views, size, correspondence, device)
+    rays = plucker_embedding(targets, np.stack([published_matrix(c) for c in cameras]), height, width)
+    return Keyframes(
+        pictures=torch.cat((_picture(seed.image, device)[None], colour.to(device))),
+        holes=torch.cat((torch.zeros_like(holes[:1]), holes))[None, None].to(device),
+        rays=torch.from_numpy(rays)[None].to(device),
+        poses=torch.from_numpy(pose_vectors(targets))[None].to(device),
+        references=torch.stack([_picture(view.image, device) for view in views])
+        if views
+        else torch.zeros(0, 3, *size, device=device),
+        reference_index=torch.tensor(beside, dtype=torch.int64, device=device),
+        reference_poses=torch.from_numpy(
+            pose_vectors(references) if references is not None else np.zeros((0, 7), np.float32)
+        )[None].to(device),
+        reference_points=points,
+    )
+
+
+def published_matrix(camera: Camera) -> np.ndarray:
+    """(3, 3) intrinsics as the published weights count: the image begins at 0, half a pixel before ours."""
+    matrix = camera.matrix
+    matrix[:2, 2] += 0.5
+    return matrix
+
+
+def fit_renders(
+    colour: torch.Tensor, covered: torch.Tensor, size: tuple[int, int]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Renders at the size of the model: colours of covered pixels alone, none of a hole's grey in them.
+
+    Args:
+        colour: (F, h, w, 3) uint8.
+        covered: (F, h, w) bool.
+        size: (height, width).
+
+    Returns:
+        (pictures (F, 3, height, width) in [-1, 1], 0 in holes; holes (F, height, width), 1 = hole), float32.
+    """
+    weight = covered[:, None].float()
+    values = (colour.permute(0, 3, 1, 2).float() / 127.5 - 1) * weight
+    if tuple(colour.shape[1:3]) != tuple(size):
+        values, weight = (functional.interpolate(t, size, mode="bilinear", antialias=True) for t in (values, weight))
+    hole = weight < LEAST_COVER
+    values = torch.where(hole, 0.0, values / weight.clamp(min=LEAST_COVER))
+    return values.clamp(-1, 1), hole[:, 0].float()
+
+
+def attach_references(conditioning: Conditioning) -> tuple[list[View], list[int]]:
+    """The distinct views that were retrieved, and beside which view of the path each one stands.
+
+    A view that serves several stands beside the one it serves best.
+    """
+    index = np.asarray(conditioning.reference_index)
+    distinct = [int(i) for i in np.unique(index[index >= 0])]
+    views = [conditioning.references[i] for i in distinct]
+    if not views:
+        return [], []
+    camera = conditioning.camera
+    scores, _ = retrieval_scores(
+        invert_pose(conditioning.world_from_camera),
+        invert_pose(np.stack([view.world_from_camera for view in views])),
+        camera.matrix,
+        np.stack([view.camera.resized(camera.width, camera.height).matrix for view in views]),
+        camera.width,
+        camera.height,
+    )
+    served = np.where(index[:, None] == np.array(distinct), scores, -1.0)
+    return views, [int(i) for i in served.argmax(axis=0)]
+
+
+def _picture(image: np.ndarray, device: torch.device) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(image)).to(device).permute(2, 0, 1).float() / 127.5 - 1
+
+
+def _points(
+    conditioning: Conditioning,
+    seed: View,
+    cameras: list[Camera],
+    poses: np.ndarray,
+    views: list[View],
+    size: tuple[int, int],
+    tokens: tuple[int, int],
+    device: torch.device,
+) -> torch.Tensor:
+    from worldstereo_ros.models import reference_points
+
+    depth = functional.interpolate(conditioning.renders.depth[:, None].float(), size, mode="nearest-exact")[:, 0]
+    depth = torch.cat((depth, depth[-1:].expand(len(poses) - 1 - len(depth), *size)))
+    first = torch.zeros(size) if seed.depth is None else torch.from_numpy(np.ascontiguousarray(seed.depth))
+    known = [np.zeros(size, np.float32) if view.depth is None else view.depth for view in views]
+    points = reference_points(
+        torch.cat((first[None].to(depth), depth)).to(device),
+        torch.from_numpy(np.stack([camera.matrix for camera in cameras])),
+        torch.from_numpy(poses),
+        torch.from_numpy(np.stack([view.camera.matrix for view in views])),
+        torch.from_numpy(np.stack([view.world_from_camera for view in views])),
+        *tokens,
+        reference_depth=torch.from_numpy(np.stack(known)),
+    )
+    return points[None]

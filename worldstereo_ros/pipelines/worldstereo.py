@@ -1,0 +1,319 @@
+"""The WorldStereo pipeline: memory conditions a diffusion model, which paints what memory lacks.
+
+What it does to one clip:
+
+1. Seed, renders, cameras and references become keyframes (`conditioning.py`) and latents.
+2. From noise, the transformer takes the latents step by step to pictures: 40 steps with guidance, or the distilled
+   model's four.
+3. Keyframes are decoded one by one, each given away at once.
+4. Where a sensor saw what a view shows, the remembered pictures themselves are shown, at full resolution, faded into
+   the model's picture outside: only there a pixel may be called observed. Depth is that of the cloud, filled smoothly.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+
+from worldstereo_ros.models import Settings, find_checkpoint, load_autoencoder, load_transformer, make_scheduler
+from worldstereo_ros.models.pretrained import default_dtype
+from worldstereo_ros.pipelines.base import Conditioning, ModelError, OnStep, PipelineFrame
+from worldstereo_ros.pipelines.conditioning import Keyframes, make_keyframes
+from worldstereo_ros.pipelines.filling import fill_depth
+from worldstereo_ros.pipelines.geometric import GeometricPipeline
+from worldstereo_ros.pipelines.text import ImageEncoder, TextEncoder, load_image_encoder, load_text_encoder
+from worldstereo_ros.pipelines.videolatents import VideoCondition, load_video_condition
+
+STEPS, GUIDANCE = 40, 5.0  # of the variants that are not distilled
+FEATHER = 12.0  # pixels over which what was observed fades into what is imagined, outside of what was observed
+MASK_CHANNELS = 4
+
+# (pipeline, step, timestep, {"latents": ...}) to a dict with what is to be replaced, as in diffusers.
+StepEnd = Callable[["WorldStereoPipeline", int, torch.Tensor, dict[str, torch.Tensor]], dict[str, torch.Tensor] | None]
+
+
+class WorldStereoPipeline:
+    """Imagines views with a WorldStereo checkpoint; see the module.
+
+    One device needs no process group; several share the work of the transformer under `torchrun` (`parallel.py`).
+
+    Attributes:
+        name: the variant.
+        clip_length: views of one call: the keyframes of the model without the first, which is the seed.
+        steps: denoising steps; None: those of the variant.
+        guidance: scale of classifier-free guidance; 1 = none, as in the distilled variant.
+        compose_observed: show and claim what was observed; else every pixel is the model's, and imagined.
+        fill_clip: always give the model all keyframes it was trained with, the last pose repeated. A shorter path
+            costs as much as a full one then.
+        callback_on_step_end: called after every step as in diffusers' pipelines; may replace `latents`.
+    """
+
+    selects_references = True
+
+    def __init__(
+        self,
+        settings: Settings,
+        transformer: torch.nn.Module,
+        autoencoder: Any,
+        scheduler: Any,
+        text_encoder: TextEncoder,
+        image_encoder: ImageEncoder | None,
+        *,
+        video_condition: VideoCondition | None = None,
+        device: str | torch.device = "cpu",
+        compose_observed: bool = True,
+        fill_clip: bool = False,
+        callback_on_step_end: StepEnd | None = None,
+    ) -> None:
+        """Puts the parts together; `from_pretrained` finds and loads them.
+
+        Args:
+            settings: of the checkpoint.
+            transformer, autoencoder, scheduler, text_encoder: the parts, on `device`.
+            image_encoder: None for a backbone without image embedding.
+            video_condition: makes the condition latents of `full_vae`; None: mid-grey, each frame alone.
+            device: where they are.
+            compose_observed, fill_clip, callback_on_step_end: see the class.
+        """
+        self.settings = settings
+        self.transformer, self.autoencoder, self.scheduler = transformer, autoencoder, scheduler
+        self.text_encoder, self.image_encoder = text_encoder, image_encoder
+        self.video_condition = video_condition
+        self.device = torch.device(device)
+        self.name = settings.variant
+        self.clip_length = settings.nframe - 1
+        self.distilled = "dmd_steps" in settings.raw
+        self.steps: int | None = None
+        self.guidance = 1.0 if self.distilled else GUIDANCE
+        self.compose_observed = compose_observed
+        self.fill_clip = fill_clip
+        self.callback_on_step_end = callback_on_step_end
+        self._memory = GeometricPipeline()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | Path,
+        variant: str | None = None,
+        *,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype | None = None,
+        reference_attention: str = "full",
+        offload: bool = True,
+        local_files_only: bool = False,
+        **options: Any,
+    ) -> WorldStereoPipeline:
+        """Loads a checkpoint and what it takes from its base.
+
+        Args:
+            model: a folder or hub id, see `models.find_checkpoint`.
+            variant: one of `models.VARIANTS`, with or without `worldstereo-`; None: see there.
+            device: where it runs.
+            dtype: of the networks; None: bfloat16 on CUDA, float32 on the CPU.
+            reference_attention: full, paired or correspondence.
+            offload: the text encoder waits in main memory and comes to the device for a new prompt only.
+            local_files_only: never ask the hub.
+            options: of the class.
+
+        Raises:
+            CheckpointError: a ValueError whose sentence says what is missing, damaged or too large.
+        """
+        device = torch.device(device)
+        dtype = dtype or default_dtype(device)
+        checkpoint = find_checkpoint(model, variant, local_files_only=local_files_only)
+        transformer = load_transformer(checkpoint, device=device, dtype=dtype, reference_attention=reference_attention)
+        return cls(
+            checkpoint.settings,
+            transformer,
+            load_autoencoder(checkpoint, device=device, dtype=dtype),
+            make_scheduler(
+                checkpoint.settings.raw, None if "dmd_steps" in checkpoint.settings.raw else checkpoint.base("scheduler")
+            ),
+            load_text_encoder(checkpoint, device, dtype, offload=offload),
+            load_image_encoder(checkpoint, device, dtype) if transformer.config.image_dim else None,
+            video_condition=load_video_condition(checkpoint, device, dtype),
+            device=device,
+            **options,
+        )
+
+    def __call__(
+        self, conditioning: Conditioning, *, prompt: str, generator: torch.Generator, on_step: OnStep
+    ) -> Iterator[PipelineFrame]:
+        """Yields the frames of the clip in order, each as soon as it is decoded.
+
+        Raises:
+            ModelError: the device's memory does not suffice, or the model gave numbers that are not finite.
+        """
+        failure = ""
+        try:
+            yield from self._imagine(conditioning, prompt, generator, on_step)
+        except torch.OutOfMemoryError as error:
+            failure = str(error)
+        except RuntimeError as error:
+            if "allocate memory" not in str(error) or isinstance(error, ModelError):
+                raise
+            failure = str(error)
+        finally:  # also when cancelled between two steps
+            self._free()
+        if failure:  # raised here, where nothing holds on to the tensors any more
+            raise ModelError(self._too_large(conditioning, failure))
+
+    # --- one clip ----------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _encode(self, conditioning: Conditioning, prompt: str) -> tuple[dict[str, Any], torch.Tensor, list[torch.Tensor]]:
+        """What stays the same in all steps: arguments of the transformer, condition (1, 20, F, h, w), prompts."""
+        camera = conditioning.camera
+        size = self.settings.picture_size(camera.height, camera.width)
+        remembers = self.settings.remembers
+        keyframes = make_keyframes(
+            conditioning,
+            size,
+            self.device,
+            remembers=remembers,
+            count=self.settings.nframe if self.fill_clip else None,
+            correspondence=(size[0] // 16, size[1] // 16)
+            if self.transformer.config.reference_attention == "correspondence"
+            else None,
+        )
+        latents = self.autoencoder.encode(keyframes.pictures).transpose(0, 1)[None]
+        known = torch.zeros_like(latents[:, :MASK_CHANNELS])
+        known[:, :, 0] = 1
+        condition = torch.cat((known, self._condition(keyframes, latents)), dim=1)
+        inputs: dict[str, Any] = {
+            "render_latent": latents,
+            "render_mask": keyframes.holes,
+            "camera_embedding": keyframes.rays,
+        }
+        if self.transformer.has_memory:
+            inputs["camera_qt"] = keyframes.poses
+        if remembers and len(keyframes.references):
+            references = self.autoencoder.encode(keyframes.references).transpose(0, 1)[None]
+            ones = torch.ones_like(references[:, :MASK_CHANNELS])
+            inputs["reference_latent"] = torch.cat((references, ones, references), dim=1)
+            inputs["ref_index"] = keyframes.reference_index
+            inputs["camera_qt_ref"] = keyframes.reference_poses
+            inputs["reference_points"] = keyframes.reference_points
+        if self.image_encoder is not None:
+            seed = conditioning.seed.resized(size[1], size[0])
+            inputs["encoder_hidden_states_image"] = self.image_encoder(seed.image)
+        prompts = [self.text_encoder(prompt)]
+        if self.guidance > 1:
+            prompts.append(self.text_encoder(self.settings.negative_prompt))
+        return inputs, condition, prompts
+
+    def _condition(self, keyframes: Keyframes, latents: torch.Tensor) -> torch.Tensor:
+        """(1, 16, F, h, w): the seed's latent, then those of mid-grey: a video's, or each frame's alone."""
+        if self.video_condition is not None:
+            return self.video_condition(keyframes.pictures[0], latents.shape[2]).to(latents)
+        grey = self.autoencoder.encode(torch.zeros_like(keyframes.pictures[:1])).transpose(0, 1)[None]
+        return torch.cat((latents[:, :, :1], grey.expand(-1, -1, latents.shape[2] - 1, -1, -1)), dim=2)
+
+    @torch.no_grad()
+    def _denoise(
+        self, conditioning: Conditioning, prompt: str, generator: torch.Generator, on_step: OnStep
+    ) -> torch.Tensor:
+        """(16, F, h, w) latents of the keyframes, the seed's among them."""
+        steps = self.steps or (None if self.distilled else STEPS)
+        self.scheduler.set_timesteps(steps, device=self.device)
+        timesteps = self.scheduler.timesteps
+        on_step("encoding", 0, len(timesteps))
+        inputs, condition, prompts = self._encode(conditioning, prompt)
+        shape = (1, condition.shape[1] - MASK_CHANNELS, *condition.shape[2:])
+        latents = torch.randn(shape, generator=generator, device=generator.device, dtype=torch.float32).to(self.device)
+        for step, timestep in enumerate(timesteps):
+            on_step("denoising", step, len(timesteps))
+            hidden = torch.cat((latents, condition.to(latents.dtype)), dim=1)
+            velocities = [
+                self.transformer(hidden, timestep.expand(1), words, return_dict=False, **inputs)[0].float()
+                for words in prompts
+            ]
+            velocity = velocities[0]
+            if len(velocities) > 1:
+                velocity = velocities[1] + self.guidance * (velocity - velocities[1])
+            latents = self.scheduler.step(velocity, timestep, latents, return_dict=False)[0]
+            if not torch.isfinite(latents).all():
+                raise ModelError(
+                    f"{self.name} gave numbers that are not finite in step {step + 1} of {len(timesteps)}; "
+                    f"it runs in {str(self.transformer.dtype).removeprefix('torch.')}, use bfloat16 or float32, and if "
+                    "that changes nothing its weights are damaged."
+                )
+            if self.callback_on_step_end is not None:
+                changed = self.callback_on_step_end(self, step, timestep, {"latents": latents}) or {}
+                latents = changed.get("latents", latents)
+        return latents[0]
+
+    def _imagine(
+        self, conditioning: Conditioning, prompt: str, generator: torch.Generator, on_step: OnStep
+    ) -> Iterator[PipelineFrame]:
+        latents = self._denoise(conditioning, prompt, generator, on_step)
+        count = len(conditioning.world_from_camera)
+        remembered = self._remembered(conditioning, generator)
+        with torch.no_grad():
+            pictures = self.autoencoder.decode_frames(latents[:, 1 : count + 1])
+        for index in range(count):
+            on_step("decoding", index, count)
+            with torch.no_grad():
+                picture = next(pictures)
+            if not torch.isfinite(picture).all():
+                raise ModelError(f"The autoencoder gave numbers that are not finite in view {index + 1} of {count}.")
+            image = (picture.float().clamp(-1, 1).add(1).mul(127.5).round()).to(torch.uint8)
+            image = image.permute(1, 2, 0).cpu().numpy()
+            yield compose(next(remembered), _resized(image, conditioning.camera.width, conditioning.camera.height))
+
+    def _remembered(self, conditioning: Conditioning, generator: torch.Generator) -> Iterator[PipelineFrame]:
+        """What memory alone makes of the views; nothing observed where that is not wanted."""
+        if self.compose_observed:
+            yield from self._memory(conditioning, prompt="", generator=generator, on_step=lambda *_: None)
+            return
+        for depth in conditioning.renders.depth:
+            filled = fill_depth(depth.cpu().numpy())
+            yield PipelineFrame(np.zeros((*filled.shape, 3), np.uint8), filled, np.zeros(filled.shape, bool))
+
+    # --- memory of the device ----------------------------------------------------------------------------------------
+
+    def _free(self) -> None:
+        if self.device.type == "cuda":
+            gc.collect()
+            torch.cuda.empty_cache()
+
+    def _too_large(self, conditioning: Conditioning, why: str) -> str:
+        camera = conditioning.camera
+        height, width = self.settings.picture_size(camera.height, camera.width)
+        references = len(np.unique(conditioning.reference_index[conditioning.reference_index >= 0]))
+        weights = sum(t.numel() * t.element_size() for m in (self.transformer, self.autoencoder) for t in m.parameters())
+        return (
+            f"{self.device} has too little memory for {len(conditioning.world_from_camera) + 1} keyframes of "
+            f"{width}x{height} with {references} references, beside weights of {weights / 2**30:.1f} GiB "
+            f"({why.strip().splitlines()[0].rstrip('.')}). Ask for fewer views at a time, remember fewer views, use "
+            "bfloat16, or use a larger or several GPUs."
+        )
+
+
+def compose(remembered: PipelineFrame, imagined: np.ndarray) -> PipelineFrame:
+    """What was observed as it was remembered, the rest as imagined; the seam lies outside of what was observed.
+
+    Args:
+        remembered: the picture that memory alone makes, with depth and what in it was observed.
+        imagined: (H, W, 3) uint8 of the model.
+    """
+    observed = remembered.observed
+    if observed.any():
+        away = cv2.distanceTransform((~observed).astype(np.uint8), cv2.DIST_L2, 3)
+        share = np.clip(1 - away / FEATHER, 0, 1)[..., None].astype(np.float32)
+        mixed = share * remembered.image + (1 - share) * imagined
+        imagined = np.where(observed[..., None], remembered.image, np.rint(mixed).astype(np.uint8))
+    return PipelineFrame(imagined, remembered.depth, observed)
+
+
+def _resized(image: np.ndarray, width: int, height: int) -> np.ndarray:
+    if image.shape[:2] == (height, width):
+        return np.ascontiguousarray(image)
+    shrinks = width < image.shape[1]
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
