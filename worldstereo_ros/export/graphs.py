@@ -1,0 +1,111 @@
+"""What is traced: the modules of `models`, written so that the number of frames and the size stay free."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from worldstereo_ros.models.autoencoder import KeyframeAutoencoder
+from worldstereo_ros.models.control import ControlBlock, ControlBranch
+
+
+class ControlGraph(nn.Module):
+    """The control branch from (latent, volume, temb) to its states or offsets.
+
+    Rotary angles come from tables of `positions` steps an axis, computed in float64 as the branch does: no
+    trigonometry in double precision has to be in the graph, which not every runtime has.
+
+    Args:
+        branch: on the CPU.
+        fused: attention as onnxruntime's MultiHeadAttention; such a graph is for tracing alone.
+        offsets: project the states to the backbone's width.
+    """
+
+    positions = 1024
+
+    def __init__(self, branch: ControlBranch, *, fused: bool, offsets: bool) -> None:
+        super().__init__()
+        self.branch, self.fused, self.offsets = branch, fused, offsets
+        for axis, dim in enumerate(branch.rope.split):
+            steps = torch.arange(0, dim, 2, dtype=torch.float64) / dim
+            angles = torch.outer(torch.arange(self.positions, dtype=torch.float64), branch.rope.theta**-steps)
+            self.register_buffer(f"cos_{axis}", angles.cos().float(), persistent=False)
+            self.register_buffer(f"sin_{axis}", angles.sin().float(), persistent=False)
+
+    def forward(self, latent: torch.Tensor, volume: torch.Tensor, temb: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """As `ControlBranch.forward`, then `residual` where offsets are wanted."""
+        branch = self.branch
+        frames, rows, columns = (n // p for n, p in zip(latent.shape[2:], branch.patch_size, strict=True))
+        tokens = branch.controlnet_patch_embedding(latent).flatten(2).transpose(1, 2)
+        tokens = branch.proj_in(tokens + branch.controlnet_mask_embedding(volume))
+        cos, sin = (self._table(name, (frames, rows, columns)) for name in ("cos", "sin"))
+        made = []
+        for index, block in enumerate(branch.controlnet_blocks):
+            tokens = self._block(block, tokens, temb, cos, sin)
+            made.append(branch.proj_out[index](tokens) if self.offsets else tokens)
+        return tuple(made)
+
+    def _table(self, name: str, grid: tuple[int, int, int]) -> torch.Tensor:
+        parts = []
+        for axis, count in enumerate(grid):
+            table = getattr(self, f"{name}_{axis}")[:count]
+            shape = [1, 1, 1, table.shape[-1]]
+            shape[axis] = count
+            parts.append(table.reshape(shape).expand(*grid, table.shape[-1]))
+        width = sum(part.shape[-1] for part in parts)
+        return torch.cat(parts, dim=-1).reshape(1, -1, 1, width)
+
+    def _block(
+        self, block: ControlBlock, tokens: torch.Tensor, temb: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
+    ) -> torch.Tensor:
+        attention = block.self_attn
+        x, gate = block.norm1(tokens, temb)
+        query, key = attention.norm_q(attention.to_q(x)), attention.norm_k(attention.to_k(x))
+        value = attention.to_v(x)
+        query, key = (_rotate(t.unflatten(2, (attention.heads, -1)), cos, sin).type_as(value) for t in (query, key))
+        if self.fused:
+            out = torch.onnx.ops.symbolic(
+                "com.microsoft::MultiHeadAttention",
+                (query.flatten(2), key.flatten(2), value),
+                {"num_heads": attention.heads},
+                dtype=value.dtype,
+                shape=value.shape,
+                version=1,
+            )
+        else:
+            value = value.unflatten(2, (attention.heads, -1))
+            heads = (t.transpose(1, 2) for t in (query, key, value))
+            out = functional.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
+        tokens = tokens + gate * attention.to_out[0](out)  # to_out[1] is dropout
+        x, gate = block.norm2(tokens, temb)
+        return tokens + gate * block.ffn(x)
+
+
+def _rotate(tokens: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    even, odd = tokens.float().unflatten(-1, (-1, 2)).unbind(-1)
+    return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2)
+
+
+class EncoderGraph(nn.Module):
+    """Pictures to normalised latents."""
+
+    def __init__(self, model: KeyframeAutoencoder) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+        """(N, 3, 8h, 8w) in [-1, 1] to (N, 16, h, w)."""
+        return self.model._encode(pictures).to(pictures.dtype)
+
+
+class DecoderGraph(nn.Module):
+    """Normalised latents to pictures."""
+
+    def __init__(self, model: KeyframeAutoencoder) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, latents: torch.Tensor) -> torch.Tensor:
+        """(N, 16, h, w) to (N, 3, 8h, 8w) in [-1, 1]."""
+        return self.model._decode(latents).to(latents.dtype)
