@@ -123,15 +123,41 @@ def evaluate(
 
 @app.command()
 def export(
-    archive: Annotated[Path, typer.Argument(help="A saved map.")],
-    target: Annotated[Path, typer.Argument(help="A .ply or .pcd file.")],
+    source: Annotated[str, typer.Argument(help="A saved map, or folder or hub id of a model.")],
+    target: Annotated[Path, typer.Argument(help="A .ply or .pcd file of a map, an .onnx file of a model.")],
+    part: Annotated[
+        str, typer.Option(help="Of a model: control, autoencoder-encoder or autoencoder-decoder.")
+    ] = "control",
+    variant: Annotated[str, typer.Option(help="Of a model with several; empty: the fewest steps.")] = "",
+    dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
+    opset: Annotated[int, typer.Option(help="Version of ONNX's operators, 18 to 23.")] = 20,
+    attention: Annotated[
+        str, typer.Option(help="fused (onnxruntime's operator) or standard (any runtime, TensorRT).")
+    ] = "fused",
+    offsets: Annotated[bool, typer.Option(help="Put the projections to the backbone's width inside.")] = False,
 ) -> None:
-    """Writes the cloud of a saved map as PLY or PCD."""
-    from worldstereo_ros.export.cloud import export_cloud
-    from worldstereo_ros.memory.archive import load_archive
-
+    """Writes the cloud of a saved map as PLY or PCD, or a part of a model as ONNX, and checks it."""
     try:
-        cloud = load_archive(archive).cloud
+        if target.suffix.lower() == ".onnx":
+            from worldstereo_ros.export.command import export_model
+
+            export_model(
+                source,
+                target,
+                part=part,
+                variant=variant or None,
+                dtype=dtype,
+                opset=opset,
+                attention=attention,
+                offsets=offsets,
+            )
+            return
+        if Path(source).is_dir():
+            raise ValueError(f"{source} is a model's folder and {target} no .onnx file; name one that ends in .onnx.")
+        from worldstereo_ros.export.cloud import export_cloud
+        from worldstereo_ros.memory.archive import load_archive
+
+        cloud = load_archive(Path(source)).cloud
         export_cloud(cloud, target)
     except (ValueError, OSError, RuntimeError) as error:
         raise fail(error) from None

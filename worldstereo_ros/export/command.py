@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -60,7 +61,7 @@ def export_model(
         raise ModelExportError(f"{target} ends in '{target.suffix}'; a model is written to an .onnx file.")
     console = console or Console()
     checkpoint = find_checkpoint(model, variant)
-    settings = {"dtype": DTYPES[dtype], **({"opset": opset} if opset is not None else {})}
+    settings: dict[str, Any] = {"dtype": DTYPES[dtype], **({"opset": opset} if opset is not None else {})}
     columns = (TextColumn("{task.description:<10}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
     with Progress(*columns, TimeElapsedColumn(), console=console) as progress:
         on_step = _steps(progress)
@@ -69,9 +70,7 @@ def export_model(
             module = whole.controlnet
             if module is None:
                 raise ModelExportError(f"{checkpoint.folder} has no control branch.")
-            exported = export_control(
-                module, target, attention=attention, offsets=offsets, on_step=on_step, **settings
-            )
+            exported = export_control(module, target, attention=attention, offsets=offsets, on_step=on_step, **settings)
         else:
             on_step("reading", 0, 1)
             module = load_autoencoder(checkpoint)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import nn
 from torch.nn import functional
@@ -42,7 +44,7 @@ class ControlGraph(nn.Module):
         cos, sin = (self._table(name, (frames, rows, columns)) for name in ("cos", "sin"))
         made = []
         for index, block in enumerate(branch.controlnet_blocks):
-            tokens = self._block(block, tokens, temb, cos, sin)
+            tokens = self._block(cast(ControlBlock, block), tokens, temb, cos, sin)
             made.append(branch.proj_out[index](tokens) if self.offsets else tokens)
         return tuple(made)
 
@@ -75,8 +77,8 @@ class ControlGraph(nn.Module):
             )
         else:
             value = value.unflatten(2, (attention.heads, -1))
-            heads = (t.transpose(1, 2) for t in (query, key, value))
-            out = functional.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
+            query, key, value = (t.transpose(1, 2) for t in (query, key, value))
+            out = functional.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
         tokens = tokens + gate * attention.to_out[0](out)  # to_out[1] is dropout
         x, gate = block.norm2(tokens, temb)
         return tokens + gate * block.ffn(x)

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -26,7 +26,7 @@ from torch import nn
 from worldstereo_ros import __version__
 from worldstereo_ros.export.graphs import ControlGraph, DecoderGraph, EncoderGraph
 from worldstereo_ros.models.autoencoder import KeyframeAutoencoder
-from worldstereo_ros.models.control import ControlBranch
+from worldstereo_ros.models.control import ControlBlock, ControlBranch
 from worldstereo_ros.models.pretrained import parameter_dtype
 
 OPSET = 20
@@ -104,23 +104,24 @@ def export_control(
     embedding = branch.controlnet_patch_embedding
     mask = branch.controlnet_mask_embedding
     p_t, p_h, p_w = branch.patch_size
-    stride = mask.mask_proj[0].stride[0]
+    mask_conv = cast(nn.Conv3d, mask.mask_proj[0])
+    stride = mask_conv.stride[0]
     if p_t != 1:
         raise ModelExportError(f"The control branch has patches of {p_t} keyframes; patches of one are exported.")
     graph = ControlGraph(_copy(branch, dtype, "controlnet."), fused=attention == "fused", offsets=offsets)
     volume_frames = stride * frames - mask.pad_front if stride > 1 else frames
     count = len(branch.controlnet_blocks)
     made = [f"{'offset' if offsets else 'state'}_{i}" for i in range(count)]
-    temb_dim = branch.controlnet_blocks[0].norm1.linear.in_features
+    block = cast(ControlBlock, branch.controlnet_blocks[0])
     description = {
         "channels": embedding.in_channels,
-        "add_channels": mask.mask_proj[0].in_channels,
+        "add_channels": mask_conv.in_channels,
         "patch": [p_t, p_h, p_w],
         "mask_stride": stride,
         "mask_padding": mask.pad_front,
-        "temb": temb_dim,
+        "temb": block.norm1.linear.in_features,
         "dim": branch.proj_out[0].out_features if offsets else branch.proj_out[0].in_features,
-        "heads": branch.controlnet_blocks[0].self_attn.heads,
+        "heads": block.self_attn.heads,
         "layers": count,
         "output": "offsets" if offsets else "states",
         "attention": attention,

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import nn
@@ -187,7 +187,7 @@ class ControlSession(nn.Module):
         self.proj_out = projections
         self.file_dtype = DTYPES[description["dtype"]]
         if dtype is None:
-            dtype = self.file_dtype if projections is None else projections[0].weight.dtype
+            dtype = self.file_dtype if projections is None else cast(nn.Linear, projections[0]).weight.dtype
         self.out_dtype = dtype
 
     def forward(self, latent: torch.Tensor, volume: torch.Tensor, temb: torch.Tensor) -> list[torch.Tensor]:
@@ -309,7 +309,7 @@ def use_control_backend(
     if not isinstance(branch, ControlBranch):
         what = "none" if branch is None else f"a {type(branch).__name__}"
         raise ModelExportError(f"control_backend is '{backend}'; the model's control branch is {what}.")
-    device = branch.proj_out[0].weight.device
+    device = cast(nn.Linear, branch.proj_out[0]).weight.device
     if backend == "tensorrt":
         load_tensorrt()  # what is missing is said before a minute of exporting
         if device.type != "cuda":
