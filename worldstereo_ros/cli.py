@@ -63,8 +63,12 @@ def imagine(
     ] = "",
     prompt: Annotated[str, typer.Option(help="A sentence about the place.")] = "",
     seed: Annotated[int, typer.Option(help="Seed of the imagination.")] = 0,
-    model: Annotated[str, typer.Option(help="Pipeline: geometric.")] = "geometric",
+    model: Annotated[
+        str, typer.Option(help="geometric, or a WorldStereo checkpoint: a folder or a hub id.")
+    ] = "geometric",
+    variant: Annotated[str, typer.Option(help="Of a checkpoint: camera, memory, memory-dmd.")] = "",
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="Of a checkpoint: auto, float32, bfloat16, float16.")] = "auto",
     out: Out = Path("imagine_out"),
 ) -> None:
     """Imagines views along a path, from a recording, without ROS."""
@@ -86,7 +90,9 @@ def imagine(
         prompt=prompt,
         seed=seed,
         model=model,
+        variant=variant,
         device=device,
+        dtype=dtype,
     )
     try:
         run_imagine(request, out)
@@ -162,6 +168,27 @@ def export(
     except (ValueError, OSError, RuntimeError) as error:
         raise fail(error) from None
     typer.echo(f"{len(cloud)} points written to {target}")
+
+
+@app.command()
+def inspect(
+    model: Annotated[str, typer.Argument(help="Folder or hub id of a WorldStereo checkpoint.")],
+    variant: Annotated[str, typer.Option(help="camera, memory, memory-dmd; empty: all that a folder has.")] = "",
+) -> None:
+    """Says what a checkpoint is, what memory it takes and what is wrong with it; reads headers only."""
+    from worldstereo_ros.models import inspect_checkpoint, list_variants
+    from worldstereo_ros.pipelines.load import split_variant
+
+    usable = True
+    try:
+        model, variant = split_variant(model, variant)
+        for number, name in enumerate([variant] if variant else list_variants(Path(model).expanduser()) or [None]):
+            report = inspect_checkpoint(model, name)
+            typer.echo(("\n" if number else "") + str(report))
+            usable = usable and report.usable
+    except (ValueError, OSError) as error:
+        raise fail(error) from None
+    raise typer.Exit(0 if usable else 1)
 
 
 @app.command()

@@ -38,7 +38,9 @@ class ImagineRequest:
     prompt: str = ""
     seed: int = 0
     model: str = "geometric"
+    variant: str = ""
     device: str = "cpu"
+    dtype: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ def run_imagine(request: ImagineRequest, out: Path) -> list[ImaginedView]:
         raise ValueError("Name one source: a folder or image, or a recording with --bag.")
     source = _from_bag(request, request.bag) if request.bag is not None else _from_sequence(request, request.source)
     estimator = HubDepth(request.depth_model, device=request.device) if request.depth_model else None
-    pipeline = load_pipeline(request.model, request.device)
+    pipeline = load_pipeline(request.model, request.device, variant=request.variant, dtype=request.dtype)
     world = WorldModel(pipeline, depth_estimator=estimator, device=request.device)
     path = _path(request, source)
     for view in track(source.given, description="remembering", console=console, disable=len(source.given) < 4):

@@ -60,8 +60,8 @@ class OddPipeline:
 _load, _check = loading.load_pipeline, intake.messages.check_image
 
 
-def load_pipeline(model, device="cpu"):
-    return OddPipeline() if model == "odd" else _load(model, device)
+def load_pipeline(model, device="cpu", **options):
+    return OddPipeline() if model == "odd" else _load(model, device, **options)
 
 
 def check_image(message, *arguments):

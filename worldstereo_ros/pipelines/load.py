@@ -11,7 +11,9 @@ NAMES = ("geometric",)
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
-def load_pipeline(model: str, device: str = "cpu", *, variant: str = "", dtype: str = "auto", **options: Any) -> Pipeline:
+def load_pipeline(
+    model: str, device: str = "cpu", *, variant: str = "", dtype: str = "auto", **options: Any
+) -> Pipeline:
     """The pipeline called `model`, ready on `device`.
 
     Args:

@@ -113,28 +113,37 @@ def load_image_encoder(checkpoint: Checkpoint, device: torch.device, dtype: torc
     Raises:
         CheckpointError: a part is missing or damaged.
     """
-    from transformers import CLIPImageProcessor, CLIPVisionModel
+    import transformers
 
+    # The one without torchvision: the same numbers on every machine.
+    kind = getattr(transformers, "CLIPImageProcessorPil", transformers.CLIPImageProcessor)
     base = checkpoint.base("image_encoder", "image_processor")
     folder = base / "image_processor"
     _expect(folder, "an image processor")
     try:
-        processor = CLIPImageProcessor.from_pretrained(folder, local_files_only=True)
+        processor = kind.from_pretrained(folder, local_files_only=True)
     except Exception as error:
         raise CheckpointError(f"The image processor in {folder} cannot be read: {_first_line(error)}.") from None
-    return ImageEncoder(processor, _load(CLIPVisionModel, base / "image_encoder", dtype), device)
+    return ImageEncoder(processor, _load(transformers.CLIPVisionModel, base / "image_encoder", dtype), device)
 
 
 def _load(kind: Any, folder: Path, dtype: torch.dtype) -> torch.nn.Module:
     """An encoder with all its weights; headers are checked before a tensor is read, pickles are never opened."""
+    from transformers.utils import logging
+
     _expect(folder, "a model")
     open_weights(folder, "model")
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
     try:
         model, said = kind.from_pretrained(
             folder, local_files_only=True, use_safetensors=True, dtype=dtype, output_loading_info=True
         )
     except Exception as error:  # the library raises many types for what is wrong with a file
         raise CheckpointError(f"{folder} cannot be loaded: {_first_line(error)}.") from None
+    finally:
+        if shown:
+            logging.enable_progress_bar()
     missing = sorted(said["missing_keys"])
     if missing:
         raise CheckpointError(f"{folder} lacks {tensors_of(missing)}: {named(missing)}.")

@@ -21,7 +21,14 @@ import cv2
 import numpy as np
 import torch
 
-from worldstereo_ros.models import Settings, find_checkpoint, load_autoencoder, load_transformer, make_scheduler
+from worldstereo_ros.models import (
+    Settings,
+    WorldStereoTransformer,
+    find_checkpoint,
+    load_autoencoder,
+    load_transformer,
+    make_scheduler,
+)
 from worldstereo_ros.models.pretrained import default_dtype
 from worldstereo_ros.pipelines.base import Conditioning, ModelError, OnStep, PipelineFrame
 from worldstereo_ros.pipelines.conditioning import Keyframes, make_keyframes
@@ -59,7 +66,7 @@ class WorldStereoPipeline:
     def __init__(
         self,
         settings: Settings,
-        transformer: torch.nn.Module,
+        transformer: WorldStereoTransformer,
         autoencoder: Any,
         scheduler: Any,
         text_encoder: TextEncoder,
@@ -133,7 +140,8 @@ class WorldStereoPipeline:
             transformer,
             load_autoencoder(checkpoint, device=device, dtype=dtype),
             make_scheduler(
-                checkpoint.settings.raw, None if "dmd_steps" in checkpoint.settings.raw else checkpoint.base("scheduler")
+                checkpoint.settings.raw,
+                None if "dmd_steps" in checkpoint.settings.raw else checkpoint.base("scheduler"),
             ),
             load_text_encoder(checkpoint, device, dtype, offload=offload),
             load_image_encoder(checkpoint, device, dtype) if transformer.config.image_dim else None,
@@ -167,7 +175,9 @@ class WorldStereoPipeline:
     # --- one clip ----------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def _encode(self, conditioning: Conditioning, prompt: str) -> tuple[dict[str, Any], torch.Tensor, list[torch.Tensor]]:
+    def _encode(
+        self, conditioning: Conditioning, prompt: str
+    ) -> tuple[dict[str, Any], torch.Tensor, list[torch.Tensor]]:
         """What stays the same in all steps: arguments of the transformer, condition (1, 20, F, h, w), prompts."""
         camera = conditioning.camera
         size = self.settings.picture_size(camera.height, camera.width)
@@ -287,7 +297,9 @@ class WorldStereoPipeline:
         camera = conditioning.camera
         height, width = self.settings.picture_size(camera.height, camera.width)
         references = len(np.unique(conditioning.reference_index[conditioning.reference_index >= 0]))
-        weights = sum(t.numel() * t.element_size() for m in (self.transformer, self.autoencoder) for t in m.parameters())
+        weights = sum(
+            t.numel() * t.element_size() for m in (self.transformer, self.autoencoder) for t in m.parameters()
+        )
         return (
             f"{self.device} has too little memory for {len(conditioning.world_from_camera) + 1} keyframes of "
             f"{width}x{height} with {references} references, beside weights of {weights / 2**30:.1f} GiB "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from worldstereo_ros.pipelines.base import Pipeline
 from worldstereo_ros.pipelines.load import load_pipeline
 from worldstereo_ros.ros.parameters import ConfigurationError, Settings, map_directory
 from worldstereo_ros.world import WorldModel, warm_up
@@ -30,8 +31,8 @@ def build_world(settings: Settings) -> WorldModel:
     if folder.exists() and not folder.is_dir():
         raise ConfigurationError(f"map_directory is {folder}, which is no folder.")
     try:
-        pipeline = load_pipeline(settings.model, device)
-        warm_up(pipeline, device)
+        pipeline = load_pipeline(settings.model, device, variant=settings.variant, dtype=settings.dtype)
+        _warm_up(pipeline, device)
         estimator = None
         if settings.depth_model and settings.depth_source != "sensor":
             from worldstereo_ros.depth import HubDepth
@@ -46,3 +47,15 @@ def build_world(settings: Settings) -> WorldModel:
         return WorldModel(pipeline, cloud, ViewBank(settings.max_bank_views), depth_estimator=estimator, device=device)
     except (ValueError, RuntimeError, OSError) as error:
         raise ConfigurationError(str(error)) from error
+
+
+def _warm_up(pipeline: Pipeline, device: str) -> None:
+    """Warms up, with a single step where a pipeline takes many: more of the same load nothing more."""
+    steps = getattr(pipeline, "steps", None)
+    if hasattr(pipeline, "steps"):
+        pipeline.steps = 1
+    try:
+        warm_up(pipeline, device)
+    finally:
+        if hasattr(pipeline, "steps"):
+            pipeline.steps = steps

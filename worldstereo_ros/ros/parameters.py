@@ -55,7 +55,29 @@ class Settings:
 
     # --- the model ------------------------------------------------------------------------------------------------
     autostart: bool = _row(True, "Configure and activate when the node starts.", applies=START)
-    model: str = _row("geometric", "What imagines: the name of a pipeline.", applies=CONFIGURE)
+    model: str = _row(
+        "geometric",
+        "What imagines: geometric, or a WorldStereo checkpoint (a folder or a hub id).",
+        applies=CONFIGURE,
+    )
+    variant: str = _row(
+        "",
+        "Of a checkpoint: camera, memory, memory-dmd; empty = the one with the fewest steps that is there.",
+        applies=CONFIGURE,
+    )
+    dtype: str = _row(
+        "auto",
+        "Type of a checkpoint's networks; auto = bfloat16 on CUDA, float32 on the CPU.",
+        choices=("auto", "float32", "bfloat16", "float16"),
+        applies=CONFIGURE,
+    )
+    control_backend: str = _row(
+        "torch",
+        "What runs the control branch of a WorldStereo model: torch, onnxruntime (its CUDA provider on a GPU) or "
+        "tensorrt (engines are built for each size and kept).",
+        choices=("torch", "onnxruntime", "tensorrt"),
+        applies=CONFIGURE,
+    )
     device: str = _row("auto", "Where it runs: auto (CUDA where there is one), cpu, cuda or cuda:N.", applies=CONFIGURE)
     depth_source: str = _row(
         "auto",
