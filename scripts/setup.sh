@@ -40,7 +40,8 @@ if [ "$(cat $stamp 2>/dev/null)" != "$wanted" ]; then
   .venv/bin/python -m pip install -q --upgrade pip
   .venv/bin/python -m pip install -q torch==2.13.0  # first and exact: later requirements are then content with it
   .venv/bin/python -m pip install -q -r requirements-ros.txt
-  .venv/bin/python -m pip install -q -e '.[view,export,dev]'
+  # compat: a plain path entry, so that files added later are found beside the built messages
+  .venv/bin/python -m pip install -q --config-settings editable_mode=compat -e '.[view,export,dev]'
   echo "$wanted" > $stamp
 fi
 

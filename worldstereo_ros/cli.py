@@ -31,7 +31,7 @@ def demo(
     sequence: Annotated[Path | None, typer.Option(help="A posed RGB-D sequence to play to the node.")] = None,
     bag: Annotated[Path | None, typer.Option(help="A rosbag (MCAP or SQLite) to play to the node.")] = None,
     scene: Annotated[str, typer.Option(help="Kind of procedural world: room, corridor, warehouse.")] = "room",
-    seed: Annotated[int, typer.Option(help="Seed of the procedural world.")] = 6,
+    seed: Annotated[int, typer.Option(help="Seed of the procedural world.")] = 0,
     views: Annotated[int, typer.Option(help="Views to imagine along the path.", min=2, max=200)] = 24,
 ) -> None:
     """Starts the node as a robot would find it, drives through a world, and leaves pictures, a cloud and a bag."""

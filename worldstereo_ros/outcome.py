@@ -64,7 +64,7 @@ def _write(path: Path, image: np.ndarray) -> None:
 
 def sheet_of_views(
     imagined: Sequence[ImaginedView],
-    given: View,
+    given: Sequence[View],
     truth: Sequence[np.ndarray] | None = None,
     *,
     rows: int = 6,
@@ -75,7 +75,7 @@ def sheet_of_views(
 
     Args:
         imagined: the views of one path, in order.
-        given: the newest view that a sensor took.
+        given: the views that a sensor took; some of them, evenly spaced, fill the first column from top to bottom.
         truth: (H, W, 3) uint8 for each view, where it is known.
         rows: number of views shown, evenly spaced, the last one included.
         title, subtitle: written above.
@@ -84,13 +84,19 @@ def sheet_of_views(
         (H, W, 3) uint8.
     """
     chosen = np.unique(np.linspace(0, len(imagined) - 1, min(rows, len(imagined))).round().astype(int))
-    columns = ["given", "conditioning (memory alone)", "imagined", "blue: observed, orange: imagined"]
+    shown = np.linspace(0, len(given) - 1, len(chosen)).round().astype(int)
+    columns = [
+        f"given ({len(given)} views)",
+        "conditioning (memory alone)",
+        "imagined",
+        "blue: observed, orange: imagined",
+    ]
     if truth is not None:
         columns.append("truth")
     cells, names = [], []
     for row, index in enumerate(chosen):
         view = imagined[index]
-        line = [given.image if row == 0 else None, view.conditioning, view.image]
+        line = [given[shown[row]].image, view.conditioning, view.image]
         line.append(mask_picture(view.image, view.observed_mask))
         if truth is not None:
             line.append(truth[index])
@@ -114,9 +120,7 @@ def write_outcome(
     folder.mkdir(parents=True, exist_ok=True)
     write_sequence(folder / "imagined", imagined)
     write_sequence(folder / "given", given)
-    write_image(
-        folder / "contact_sheet.png", sheet_of_views(imagined, given[-1], truth, title=title, subtitle=subtitle)
-    )
+    write_image(folder / "contact_sheet.png", sheet_of_views(imagined, given, truth, title=title, subtitle=subtitle))
     frames = [
         np.concatenate([view.image, mask_picture(view.image, view.observed_mask)], axis=1)[
             : view.camera.height // 2 * 2, : view.camera.width // 2 * 4

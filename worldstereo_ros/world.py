@@ -174,10 +174,7 @@ class WorldModel:
                 clip_views.append(view)
                 yield view
             if len(clip_views) != len(clip):
-                name = self.pipeline.name
-                raise ModelError(
-                    f"The pipeline {name} gave {len(clip_views)} views of the {len(clip)} it was asked for."
-                )
+                raise ModelError(f"{self.pipeline.name} gave {len(clip_views)} of {len(clip)} views.")
             if remember:
                 for view in clip_views:
                     self.remember(view, in_bank=view.index in kept)
