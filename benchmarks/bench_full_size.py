@@ -1,0 +1,286 @@
+"""What a clip costs at the size of the published models, stage by stage, and how near that is to what the GPU can do.
+
+    python benchmarks/bench_full_size.py                                  # on a GPU: full size, as the pipeline runs it
+    python benchmarks/bench_full_size.py --try all --json full.json       # one switch after the other
+    python benchmarks/bench_full_size.py --attention _native_cudnn --compile default --fp8 scaled_mm
+    python benchmarks/bench_full_size.py --autoencoder loop               # diffusers' video autoencoder, frame by frame
+
+Weights are random: time does not depend on them. Stages are timed with the device idle before and after; the fastest of
+`--repeats` counts. The matrix rate is measured in the same run. Without a GPU a toy size runs, so that the script is
+tried; its figures say nothing about speed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+from full_size import (
+    FULL,
+    TOY,
+    Graphed,
+    Size,
+    build,
+    count_flops,
+    fuse_projections,
+    make_inputs,
+    matmul_rate,
+    use_float8,
+)
+
+from worldstereo_ros.models.schedulers import DMDScheduler
+
+SWITCHES = ("attention", "compile", "cuda_graph", "fuse", "fp8", "control_backend", "autoencoder", "vae_batch")
+# Each is the plain run with these switches.
+TRIES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "autoencoder in a loop": {"autoencoder": "loop"},
+    "cudnn attention": {"attention": "_native_cudnn"},
+    "flash attention 3": {"attention": "_flash_3"},
+    "fused projections": {"fuse": True},
+    "cuda graph": {"cuda_graph": True},
+    "compiled": {"compile": "default"},
+    "compiled, cudnn attention": {"compile": "default", "attention": "_native_cudnn"},
+    "fp8": {"fp8": "scaled_mm", "compile": "default"},
+    "fp8, cudnn attention": {"fp8": "scaled_mm", "compile": "default", "attention": "_native_cudnn"},
+    "fp8 by torchao": {"fp8": "torchao", "compile": "default"},
+}
+AIM = 0.70  # of the matrix rate, in the transformer
+
+
+class Stopwatch:
+    """The fastest time of each stage."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.best = device, {}
+
+    def time(self, stage: str, work: Callable[[], Any]) -> Any:
+        """Runs it with an idle device before and after."""
+        self._wait()
+        start = time.perf_counter()
+        result = work()
+        self._wait()
+        self.best[stage] = min(self.best.get(stage, float("inf")), time.perf_counter() - start)
+        return result
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = parse(arguments)
+    device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if device.type != "cuda":
+        print("No CUDA GPU is used: this is the toy size, which tries the script and says nothing about speed.")
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    size = FULL if options.size == "full" or (options.size == "auto" and device.type == "cuda") else TOY
+    height, width = (int(n) for n in options.resolution.split("x")) if options.resolution else (size.height, size.width)
+    size = replace(size, frames=options.frames or size.frames, height=height, width=width)
+    dtype = getattr(torch, options.dtype or ("bfloat16" if device.type == "cuda" else "float32"))
+    rate = matmul_rate(device, dtype, 8192 if device.type == "cuda" else 512, 1.0 if device.type == "cuda" else 0.1)
+    machine = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    report: dict[str, Any] = {
+        "machine": machine,
+        "torch": torch.__version__,
+        "size": size.name,
+        "clip": [size.frames, size.height, size.width],
+        "dtype": str(dtype).removeprefix("torch."),
+        "matmul_tflops": rate / 1e12,
+        "runs": {},
+    }
+    clip = f"{size.frames} keyframes of {size.height}x{size.width}"
+    print(f"{machine}, torch {torch.__version__}, {report['dtype']}, {size.name} size, {clip}, {options.steps} steps")
+    print(f"matrix products here: {rate / 1e12:.4g} TFLOP/s")
+    chosen = {name: getattr(options, name) for name in SWITCHES}
+    runs = {"as asked": {}} if not options.tries else TRIES if "all" in options.tries else pick(options.tries)
+    for name, change in runs.items():
+        given = {**chosen, **change}
+        print(f"\n{name}: {', '.join(f'{k}={v}' for k, v in given.items() if v not in (None, False, 'none'))}")
+        try:
+            report["runs"][name] = run(size, device, dtype, rate, given, options)
+        except (RuntimeError, ValueError, ImportError, AttributeError, TypeError) as error:
+            # What one switch cannot do on a machine must not take the others' figures with it.
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            print(f"  not possible here: {reason}")
+            report["runs"][name] = {"failed": reason}
+        gc.collect()
+        torch.compiler.reset()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+        if options.json:
+            options.json.write_text(json.dumps(report, indent=2), encoding="utf-8")
+    if all("failed" in made for made in report["runs"].values()):
+        raise SystemExit("No run was possible.")
+
+
+@torch.inference_mode()
+def run(
+    size: Size, device: torch.device, dtype: torch.dtype, rate: float, given: dict[str, Any], options: Any
+) -> dict[str, Any]:
+    """Figures of one set of switches, by number of references."""
+    transformer, autoencoder = build(size, device, dtype)
+    parameters = sum(p.numel() for p in transformer.parameters())
+    encode, decode = autoencoder_ways(autoencoder, size, device, dtype, given)
+    if given["attention"]:
+        transformer.set_attention_backend(given["attention"])
+    if given["fuse"]:
+        fuse_projections(transformer)
+    if given["control_backend"] != "torch":
+        from worldstereo_ros.export.runtime import use_control_backend
+
+        use_control_backend(transformer, given["control_backend"])
+    if given["fp8"] != "none":
+        print(f"  {use_float8(transformer, given['fp8'])} linear layers in float8")
+    if given["compile"] != "none":
+        transformer.compile_repeated_blocks(fullgraph=False, mode=given["compile"])
+    figures: dict[str, Any] = {"parameters": parameters}
+    for references in options.references:
+        figures[str(references)] = one_clip(
+            transformer, encode, decode, size, references, device, dtype, rate, given, options
+        )
+    return figures
+
+
+def one_clip(
+    transformer: Any,
+    encode: Callable[[torch.Tensor], torch.Tensor],
+    decode: Callable[[torch.Tensor], torch.Tensor],
+    size: Size,
+    references: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    rate: float,
+    given: dict[str, Any],
+    options: Any,
+) -> dict[str, Any]:
+    inputs = make_inputs(transformer, size.frames, size.height, size.width, references, device, dtype)
+    pictures = torch.rand(size.frames + references, 3, size.height, size.width, device=device, dtype=dtype) * 2 - 1
+    scheduler = DMDScheduler(steps=options.steps)
+    watch = Stopwatch(device)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    forward: Callable[..., torch.Tensor] = lambda **kw: transformer(**kw).sample  # noqa: E731
+    forward(**inputs)  # compiles, chooses kernels
+    if given["cuda_graph"]:
+        if device.type != "cuda":
+            raise RuntimeError("CUDA graphs need a CUDA device.")
+        forward = Graphed(transformer, inputs)
+    sample = None
+    for repeat in range(options.repeats + 1):
+        if repeat == 1:
+            watch.best.clear()  # the first round warms up
+        watch.time("encode pictures", lambda: encode(pictures))
+        scheduler.set_timesteps(device=device)
+        sample = torch.randn(1, 16, *inputs["hidden_states"].shape[2:], device=device, dtype=torch.float32)
+        rest = inputs["hidden_states"][:, 16:]
+        for moment in scheduler.timesteps:
+            hidden = torch.cat((sample.to(dtype), rest), dim=1)
+            step = {**inputs, "hidden_states": hidden, "timestep": moment.expand(1)}
+            velocity = watch.time("one step", lambda step=step: forward(**step))
+            sample = scheduler.step(velocity, moment, sample, return_dict=False)[0]
+        watch.time("decode pictures", lambda z=sample: decode(z[0].transpose(0, 1).to(dtype)))
+    return tell(references, transformer.config, size, sample, watch, device, rate, options.steps)
+
+
+def tell(
+    references: int,
+    config: Any,
+    size: Size,
+    sample: torch.Tensor,
+    watch: Stopwatch,
+    device: torch.device,
+    rate: float,
+    steps: int,
+) -> dict[str, Any]:
+    """Prints and returns the figures of one clip."""
+    parts = count_flops(config, size.frames, size.height, size.width, references)
+    flops, best = sum(parts.values()), watch.best
+    achieved = flops / best["one step"]
+    total = best["encode pictures"] + steps * best["one step"] + best["decode pictures"]
+    figures: dict[str, Any] = {
+        "seconds": {**best, "clip": total},
+        "tflop_per_step": flops / 1e12,
+        "tflop_by_part": {name: count / 1e12 for name, count in parts.items()},
+        "tflops": achieved / 1e12,
+        "share_of_matmul_rate": achieved / rate,
+        "finite": bool(torch.isfinite(sample).all()),
+    }
+    memory = ""
+    if device.type == "cuda":
+        figures["peak_gib"] = torch.cuda.max_memory_allocated(device) / 2**30
+        memory = f", at most {figures['peak_gib']:.1f} GiB"
+    stages = ", ".join(f"{name} {seconds:.4g} s" for name, seconds in best.items())
+    print(f"  {references} references: clip {total:.4g} s ({stages}){memory}")
+    aim = "reached" if achieved >= AIM * rate else f"aim {AIM:.0%}"
+    share = f"{achieved / rate:.1%} of the matrix rate, {aim}" if device.type == "cuda" else "toy"
+    print(f"    {flops / 1e12:.4g} TFLOP a step, {achieved / 1e12:.4g} TFLOP/s ({share})")
+    if not figures["finite"]:
+        print("    the result is not finite: these figures may not be used")
+    return figures
+
+
+def autoencoder_ways(
+    flat: Any, size: Size, device: torch.device, dtype: torch.dtype, given: dict[str, Any]
+) -> tuple[Callable[[torch.Tensor], torch.Tensor], Callable[[torch.Tensor], torch.Tensor]]:
+    """Encode and decode of (N, 3, H, W) and (N, 16, h, w): ours side by side, or diffusers' frame by frame."""
+    if given["autoencoder"] == "flat":
+        batch = given["vae_batch"] or None
+        return lambda x: flat.encode(x, batch=batch), lambda z: flat.decode(z, batch=batch)
+    from diffusers import AutoencoderKLWan
+
+    wan = AutoencoderKLWan(**size.autoencoder).to(device, dtype).requires_grad_(False).eval()
+    return (
+        lambda x: torch.cat([wan.encode(one[None, :, None]).latent_dist.mode() for one in x]),
+        lambda z: torch.cat([wan.decode(one[None, :, None]).sample for one in z]),
+    )
+
+
+def pick(names: list[str]) -> dict[str, dict[str, Any]]:
+    unknown = [name for name in names if name not in TRIES]
+    if unknown:
+        raise SystemExit(f"There is no try '{unknown[0]}'; choose from: {', '.join(TRIES)}, all.")
+    return {name: TRIES[name] for name in names}
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="", help="cpu or cuda; empty: cuda where there is one")
+    parser.add_argument("--size", choices=["auto", "full", "toy"], default="auto")
+    parser.add_argument("--dtype", choices=["bfloat16", "float16", "float32"], default="")
+    parser.add_argument("--frames", type=int, default=0, help="0: of the size")
+    parser.add_argument("--resolution", default="", help="HEIGHTxWIDTH, multiples of 16; empty: of the size")
+    parser.add_argument("--references", type=int, nargs="+", default=[0, 4, 8])
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=0, help="of the CPU; 0: as torch chooses")
+    parser.add_argument("--attention", default="", help="a backend of diffusers: native, _native_cudnn, _flash_3, ...")
+    parser.add_argument(
+        "--compile",
+        default="none",
+        choices=["none", "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"],
+    )
+    parser.add_argument("--cuda-graph", action="store_true", help="one forward is one launch")
+    parser.add_argument("--fuse", action="store_true", help="query, key and value in one product")
+    parser.add_argument("--fp8", choices=["none", "scaled_mm", "torchao"], default="none")
+    parser.add_argument("--control-backend", choices=["torch", "onnxruntime", "tensorrt"], default="torch")
+    parser.add_argument("--autoencoder", choices=["flat", "loop"], default="flat")
+    parser.add_argument("--vae-batch", type=int, default=0, help="pictures side by side; 0: all")
+    parser.add_argument("--try", dest="tries", action="append", default=[], help="a named set of switches, or all")
+    parser.add_argument("--json", type=Path, default=None, help="write the figures here, after every run")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    main()
