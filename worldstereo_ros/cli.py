@@ -216,7 +216,16 @@ def doctor() -> None:
 
 def main() -> None:
     """Entry point of the `worldstereo` command."""
-    app()
+    from worldstereo_ros.pipelines.processes import dismiss, follow, is_follower, process_count
+
+    if is_follower():  # of several processes only the first is the command
+        follow()
+        return
+    try:
+        app()
+    finally:
+        if process_count() > 1:
+            dismiss()
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ from worldstereo_ros.pipelines.base import Conditioning, ModelError, OnStep, Pip
 from worldstereo_ros.pipelines.conditioning import Keyframes, make_keyframes
 from worldstereo_ros.pipelines.filling import fill_depth
 from worldstereo_ros.pipelines.geometric import GeometricPipeline
+from worldstereo_ros.pipelines.processes import lead_transformer, process_count
 from worldstereo_ros.pipelines.text import ImageEncoder, TextEncoder, load_image_encoder, load_text_encoder
 from worldstereo_ros.pipelines.videolatents import VideoCondition, load_video_condition
 
@@ -48,7 +49,7 @@ StepEnd = Callable[["WorldStereoPipeline", int, torch.Tensor, dict[str, torch.Te
 class WorldStereoPipeline:
     """Imagines views with a WorldStereo checkpoint; see the module.
 
-    One device needs no process group; several share the work of the transformer under `torchrun` (`parallel.py`).
+    One device needs no process group; several share the work of the transformer under `torchrun` (`processes.py`).
 
     Attributes:
         name: the variant.
@@ -114,6 +115,7 @@ class WorldStereoPipeline:
         reference_attention: str = "full",
         offload: bool = True,
         local_files_only: bool = False,
+        parallel: bool = True,
         **options: Any,
     ) -> WorldStereoPipeline:
         """Loads a checkpoint and what it takes from its base.
@@ -126,6 +128,7 @@ class WorldStereoPipeline:
             reference_attention: full, paired or correspondence.
             offload: the text encoder waits in main memory and comes to the device for a new prompt only.
             local_files_only: never ask the hub.
+            parallel: under `torchrun`, share the transformer's work with the other processes (`processes.py`).
             options: of the class.
 
         Raises:
@@ -134,7 +137,12 @@ class WorldStereoPipeline:
         device = torch.device(device)
         dtype = dtype or default_dtype(device)
         checkpoint = find_checkpoint(model, variant, local_files_only=local_files_only)
-        transformer = load_transformer(checkpoint, device=device, dtype=dtype, reference_attention=reference_attention)
+        if parallel and process_count() > 1:
+            transformer: Any = lead_transformer(checkpoint, device, dtype, reference_attention)
+        else:
+            transformer = load_transformer(
+                checkpoint, device=device, dtype=dtype, reference_attention=reference_attention
+            )
         return cls(
             checkpoint.settings,
             transformer,

@@ -28,6 +28,7 @@ from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.signals import SignalHandlerOptions
 
+from worldstereo_ros.pipelines.processes import dismiss, follow, is_follower, process_count
 from worldstereo_ros.ros import qos
 from worldstereo_ros.ros.declaration import ParameterServer
 from worldstereo_ros.ros.frames import Frames
@@ -329,6 +330,9 @@ def spin(node: WorldStereoNode, executor: SingleThreadedExecutor, until: Callabl
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs the node until SIGINT or SIGTERM; then running work is ended, its clients are told, within a bound."""
+    if is_follower():  # of several processes only the first is a node
+        follow()
+        return
     rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
     stop = threading.Event()
 
@@ -354,6 +358,8 @@ def main(arguments: list[str] | None = None) -> None:
     executor.shutdown(timeout_sec=1.0)
     node.destroy_node()
     rclpy.try_shutdown()
+    if process_count() > 1:
+        dismiss()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,58 @@
+"""The node with a WorldStereo checkpoint of toy size: one goal from end to end, over DDS."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from action_msgs.msg import GoalStatus
+from harness import NODE, running, wait_for
+from worldstereo_ros.action import ImaginePath
+from worldstereo_ros.msg import ImaginedView
+
+from worldstereo_ros.ros import qos
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from checkpoints import DMD_VARIANT, write_checkpoint
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    root = tmp_path_factory.mktemp("checkpoint")
+    write_checkpoint(root, DMD_VARIANT, encoders=True)
+    return root
+
+
+def test_goal_with_a_checkpoint(checkpoint):
+    with running({"model": checkpoint, "variant": "memory-dmd", "device": "cpu"}) as (node, robot):
+        robot.see()
+        views = robot.listen(f"{NODE}/view", ImaginedView, qos.VIEW)
+        assert wait_for(lambda: robot.node.count_publishers(f"{NODE}/view"))
+        feedback: list = []
+        robot.prompt = "a hall"
+        # Six views are two clips of the toy model's four.
+        status, result = robot.result(robot.send(robot.goal(length=0.4, poses=6), feedback), seconds=60.0)
+        assert (status, result.error_code, result.error_msg) == (
+            GoalStatus.STATUS_SUCCEEDED,
+            ImaginePath.Result.NONE,
+            "",
+        )
+        assert result.views_done == 6
+        assert 0 < result.observed_fraction <= result.coverage <= 1
+        assert {"denoising", "decoding"} <= {item.stage for item in feedback}
+        assert max(item.steps for item in feedback if item.stage == "denoising") == 4
+        assert wait_for(lambda: len(views) >= 6)
+        # A cancelled goal ends between two steps, and the next one runs.
+        handle = robot.send(robot.goal(poses=12))
+        robot.wait(handle.cancel_goal_async())
+        assert robot.result(handle, seconds=60.0)[0] == GoalStatus.STATUS_CANCELED
+        assert robot.imagine(robot.goal(poses=2), seconds=60.0)[1].views_done == 2
+        assert node.alive
+
+
+def test_checkpoint_that_cannot_be_loaded_is_a_sentence(checkpoint):
+    with running({"model": checkpoint, "variant": "camera"}, ready=False) as (node, robot):
+        line = node.wait_log("worldstereo-camera", seconds=60.0)
+        assert "no checkpoint worldstereo-camera" in line
+        assert robot.state() == "unconfigured"
