@@ -3,7 +3,7 @@
 import os
 from pkgutil import extend_path
 
-# A robot's cores are shared. OpenMP's threads (torch's) spin while they wait for each other, and on busy cores they take
+# A robot's cores are shared. OpenMP's threads (torch's) spin while they wait for each other and on busy cores they take
 # the very time of those they wait for: beside two busy processes that costs a factor of thirty. Read when torch loads.
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
 

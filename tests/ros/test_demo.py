@@ -1,0 +1,85 @@
+"""The demo as `make demo` runs it, smaller: the node in its own process, everything over the middleware."""
+
+import json
+
+import numpy as np
+import pytest
+
+from worldstereo_ros import demo
+from worldstereo_ros.bagfiles import Bag
+from worldstereo_ros.bags import read_views
+from worldstereo_ros.datasets import open_sequence
+from worldstereo_ros.memory.archive import load_archive
+from worldstereo_ros.stories import scene_story
+
+pytestmark = pytest.mark.ros
+
+
+@pytest.fixture(scope="module")
+def outcome(tmp_path_factory):
+    def small(kind, seed, views):
+        return scene_story(kind, seed, views, given=4, width=160, height=120)
+
+    out = tmp_path_factory.mktemp("demo")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ROS_DOMAIN_ID", "91")
+        patch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
+        patch.setattr(demo, "scene_story", small)
+        figures = demo.run_demo(out, views=5)
+    return out, figures
+
+
+def test_everything_promised_is_there(outcome):
+    out, figures = outcome
+    for name in (
+        "imagined.mp4",
+        "contact_sheet.png",
+        "cloud.ply",
+        "cloud.png",
+        "world.wsmap",
+        "figures.json",
+        "node.log",
+    ):
+        assert (out / name).stat().st_size > 0, name
+    assert json.loads((out / "figures.json").read_text()) == figures
+    assert figures["views"] == 5
+    assert figures["psnr_observed"] > figures["psnr_imagined"]
+    assert 0 < figures["observed_fraction"] < 1
+
+
+def test_the_views_are_a_sequence_with_what_was_observed(outcome):
+    out, _ = outcome
+    sequence = open_sequence(out / "imagined")
+    assert len(sequence) == 5
+    assert sequence[0].depth is not None
+    assert len(list((out / "imagined" / "observed").iterdir())) == 5
+    assert len(open_sequence(out / "given")) == 4
+
+
+def test_the_map_holds_what_was_seen_and_what_was_imagined(outcome):
+    archive = load_archive(outcome[0] / "world.wsmap")
+    assert archive.cloud.observed.any()
+    assert (~archive.cloud.observed).any()
+    assert sum(view.observed is None for view in archive.bank.views) == 4
+
+
+def test_the_bag_holds_what_was_published_and_can_be_played_to_us(outcome):
+    out, _ = outcome
+    with Bag(out / "bag") as bag:
+        counts = {topic: sum(1 for _ in bag.messages([topic])) for topic in bag.topics}
+    assert counts["/image"] == 4
+    assert counts["/worldstereo/view"] == counts["/worldstereo/image"] == counts["/worldstereo/conditioning"] == 5
+    assert counts["/worldstereo/map"] >= 1
+    assert "/tf_static" in counts
+    views = list(read_views(out / "bag", "/image", depth_topic="/depth"))
+    assert len(views) == 4
+    given = open_sequence(out / "given")
+    np.testing.assert_allclose(views[2].world_from_camera, given[2].world_from_camera, atol=1e-5)
+    np.testing.assert_array_equal(views[2].image, given[2].image)
+
+
+def test_the_node_ended_and_complained_of_nothing(outcome):
+    log = (outcome[0] / "node.log").read_text()
+    assert "Imagined 5 views" in log
+    assert "Traceback" not in log
+    assert "[ERROR]" not in log
