@@ -116,7 +116,7 @@ def load_image_encoder(checkpoint: Checkpoint, device: torch.device, dtype: torc
     import transformers
 
     # The one without torchvision: the same numbers on every machine.
-    kind = getattr(transformers, "CLIPImageProcessorPil", transformers.CLIPImageProcessor)
+    kind = getattr(transformers, "CLIPImageProcessorPil", None) or transformers.CLIPImageProcessor
     base = checkpoint.base("image_encoder", "image_processor")
     folder = base / "image_processor"
     _expect(folder, "an image processor")
