@@ -49,6 +49,7 @@ def found(tmp_path_factory):
         "uneven",
         "weights",
         "weights and tokens",
+        "mixed types",
     ],
 )
 def test_two_processes_give_what_one_gives(found, case):

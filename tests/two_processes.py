@@ -15,6 +15,7 @@ from checkpoints import CONTROL, tiny_inputs, tiny_transformer
 from torch.distributed.device_mesh import init_device_mesh
 
 from worldstereo_ros.camera import Camera, trajectory
+from worldstereo_ros.models.pretrained import parameter_dtype
 from worldstereo_ros.pipelines import processes
 from worldstereo_ros.pipelines.parallel import share_tokens, share_weights
 from worldstereo_ros.pipelines.worldstereo import WorldStereoPipeline
@@ -86,6 +87,10 @@ def main() -> None:
     found["weights"] = compare(model, tiny_inputs(model), lambda m: share_weights(m, mesh))
     model.reshard()
     found["held"] = sum(p.to_local().numel() for p in model.parameters()) / whole
+    model = tiny_transformer()
+    for parameter_name, parameter in model.named_parameters():
+        parameter.data = parameter.data.to(parameter_dtype(parameter_name, torch.bfloat16))
+    found["mixed types"] = compare(model.requires_grad_(False), tiny_inputs(model), both(mesh))
     model = tiny_transformer()
     found["weights and tokens"] = compare(model, tiny_inputs(model), both(mesh))
     if dist.get_rank() > 0:

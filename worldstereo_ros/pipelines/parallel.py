@@ -53,7 +53,8 @@ def share_tokens(transformer: WorldStereoTransformer, group: dist.ProcessGroup |
     if control is not None:
         branch = _Share(group)
         for block in control.controlnet_blocks:
-            block.self_attn.set_processor(_BranchProcessor(branch))
+            attention: Any = block.self_attn
+            attention.set_processor(_BranchProcessor(branch))
             block.register_forward_pre_hook(branch.enter_branch)
         control.register_forward_hook(branch.end)
 
@@ -70,7 +71,8 @@ def share_weights(transformer: WorldStereoTransformer, mesh: Any) -> None:
     parts: list[nn.Module] = list(transformer.blocks)
     if transformer.controlnet is not None:
         parts += transformer.controlnet.controlnet_blocks
-    for part in (*parts, transformer):
+    parts.append(transformer)
+    for part in parts:
         fully_shard(part, mesh=mesh)
 
 

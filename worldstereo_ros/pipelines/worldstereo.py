@@ -41,6 +41,7 @@ from worldstereo_ros.pipelines.videolatents import VideoCondition, load_video_co
 STEPS, GUIDANCE = 40, 5.0  # of the variants that are not distilled
 FEATHER = 12.0  # pixels over which what was observed fades into what is imagined, outside of what was observed
 MASK_CHANNELS = 4
+ENCODED_AT_ONCE = 8  # pictures; all keyframes of a clip side by side would take as much memory as the steps
 
 # (pipeline, step, timestep, {"latents": ...}) to a dict with what is to be replaced, as in diffusers.
 StepEnd = Callable[["WorldStereoPipeline", int, torch.Tensor, dict[str, torch.Tensor]], dict[str, torch.Tensor] | None]
@@ -200,7 +201,7 @@ class WorldStereoPipeline:
             if self.transformer.config.reference_attention == "correspondence"
             else None,
         )
-        latents = self.autoencoder.encode(keyframes.pictures).transpose(0, 1)[None]
+        latents = self.autoencoder.encode(keyframes.pictures, ENCODED_AT_ONCE).transpose(0, 1)[None]
         known = torch.zeros_like(latents[:, :MASK_CHANNELS])
         known[:, :, 0] = 1
         condition = torch.cat((known, self._condition(keyframes, latents)), dim=1)
