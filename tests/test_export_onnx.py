@@ -317,3 +317,23 @@ def test_a_folder_is_not_exported_as_a_cloud(tmp_path):
     result = CliRunner().invoke(app, ["export", str(tmp_path), str(tmp_path / "cloud.ply")])
     assert result.exit_code == 1
     assert "ends in .onnx" in result.output
+
+
+def test_the_node_takes_the_backend_from_its_parameters(monkeypatch, swapped):
+    from types import SimpleNamespace
+
+    from worldstereo_ros.export.runtime import ControlSession
+    from worldstereo_ros.ros import loading
+    from worldstereo_ros.ros.parameters import ConfigurationError, make_settings
+
+    cache = swapped[2]
+    monkeypatch.setattr(runtime, "cache_folder", lambda: cache)
+    pipeline = SimpleNamespace(transformer=tiny_transformer(control=TWO_BLOCKS))
+    loading._set_control_backend(pipeline, make_settings({}))
+    assert not isinstance(pipeline.transformer.controlnet, ControlSession)
+    loading._set_control_backend(pipeline, make_settings({"control_backend": "onnxruntime"}))
+    assert isinstance(pipeline.transformer.controlnet, ControlSession)
+    with pytest.raises(ConfigurationError, match="'geometric' has no control branch"):
+        loading.build_world(make_settings({"control_backend": "onnxruntime", "device": "cpu"}))
+    with pytest.raises(ConfigurationError, match="must be one of torch, onnxruntime, tensorrt"):
+        make_settings({"control_backend": "openvino"})
