@@ -60,6 +60,11 @@ def test_each_process_works_on_its_part_of_the_tokens(found):
     assert found["tokens"] == (4 + 3) * 6 / 2
 
 
+def test_what_cannot_be_shared_is_a_sentence(found):
+    assert "2 and 1 heads, which do not divide among 2 processes" in found["heads"]
+    assert "control_backend torch" in found["replaced"]
+
+
 def test_each_process_holds_its_part_of_the_weights(found):
     assert 0.4 < found["held"] < 0.6
 

@@ -25,6 +25,15 @@ CAMERA = Camera.from_fov(60, 45, np.radians(70))
 CPU = torch.device("cpu")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Tensors of toy size are slower on many, above all where others use them too."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session")
 def checkpoints(tmp_path_factory):
     """A folder with all three variants and their base."""

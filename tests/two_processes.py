@@ -79,6 +79,17 @@ def main() -> None:
         model = tiny_transformer(0, control, **settings)
         found[name] = compare(model, tiny_inputs(model, **inputs), share_tokens)
     found["tokens"] = TOKENS[0]  # of 4 keyframes and 3 references, 6 tokens each
+    model = tiny_transformer()
+    share_tokens(model)
+    model.controlnet = tiny_transformer().controlnet
+    try:
+        model(**tiny_inputs(model))
+    except ValueError as error:
+        found["replaced"] = str(error)
+    try:
+        share_tokens(tiny_transformer(0, {**CONTROL, "num_heads": 1}))
+    except ValueError as error:
+        found["heads"] = str(error)
     torch.manual_seed(0)
     model = tiny_transformer()
     found["uneven"] = compare(model, odd(tiny_inputs(model, frames=3)), share_tokens)

@@ -44,7 +44,7 @@ def share_tokens(transformer: WorldStereoTransformer, group: dist.ProcessGroup |
     if any(number % count for number in heads):
         raise ValueError(
             f"The model has {' and '.join(map(str, heads))} heads, which do not divide among {count} processes; "
-            "start as many as divide them."
+            "start a number that divides them."
         )
     backbone = _Share(group)
     for block in transformer.blocks:
@@ -57,6 +57,15 @@ def share_tokens(transformer: WorldStereoTransformer, group: dist.ProcessGroup |
             attention.set_processor(_BranchProcessor(branch))
             block.register_forward_pre_hook(branch.enter_branch)
         control.register_forward_hook(branch.end)
+
+        def unchanged(_module: nn.Module, _arguments: tuple[Any, ...]) -> None:
+            if transformer.controlnet is not control:
+                raise ValueError(
+                    "The control branch was replaced after its work was shared out; use control_backend torch with "
+                    "several processes."
+                )
+
+        transformer.register_forward_pre_hook(unchanged)
 
 
 def share_weights(transformer: WorldStereoTransformer, mesh: Any) -> None:
