@@ -69,6 +69,9 @@ def imagine(
     variant: Annotated[str, typer.Option(help="Of a checkpoint: camera, memory, memory-dmd.")] = "",
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     dtype: Annotated[str, typer.Option(help="Of a checkpoint: auto, float32, bfloat16, float16.")] = "auto",
+    control_backend: Annotated[
+        str, typer.Option(help="Runs a checkpoint's control branch: torch, onnxruntime, tensorrt.")
+    ] = "torch",
     out: Out = Path("imagine_out"),
 ) -> None:
     """Imagines views along a path, from a recording, without ROS."""
@@ -93,6 +96,7 @@ def imagine(
         variant=variant,
         device=device,
         dtype=dtype,
+        control_backend=control_backend,
     )
     try:
         run_imagine(request, out)
@@ -110,6 +114,7 @@ def evaluate(
     json: Annotated[Path | None, typer.Option(help="Write the rows here too.")] = None,
     every: Annotated[int, typer.Option(help="Ask every n-th of the frames that are not given.", min=1)] = 1,
     depth_model: Annotated[str, typer.Option(help="Folder or hub id of a depth model, for the protocol mono.")] = "",
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
 ) -> None:
     """Measures pipelines on real sequences, with the baseline beside them in the same table."""
     from worldstereo_ros.evaluation import run
@@ -122,6 +127,7 @@ def evaluate(
             json_file=json,
             every=every,
             depth_model=depth_model or None,
+            device=device,
         )
     except (ValueError, OSError, RuntimeError) as error:
         raise fail(error) from None

@@ -23,7 +23,7 @@ class Finding:
     needed: bool = True
 
 
-PIP = "Run `make setup`, or `pip install '.[view]'`."
+PIP = "Run `make setup`, or `pip install '.[view,export]'`."
 # (module, distribution, what it is for, needed by the core)
 PACKAGES = (
     ("numpy", "numpy", "arrays", True),
@@ -38,6 +38,7 @@ PACKAGES = (
     ("diffusers", "diffusers", "the WorldStereo model", True),
     ("transformers", "transformers", "text, image and depth models", True),
     ("viser", "viser", "worldstereo view", False),
+    ("onnxruntime", "onnxruntime", "exported models", False),
 )
 
 

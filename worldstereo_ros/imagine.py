@@ -41,6 +41,7 @@ class ImagineRequest:
     variant: str = ""
     device: str = "cpu"
     dtype: str = "auto"
+    control_backend: str = "torch"
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,13 @@ def run_imagine(request: ImagineRequest, out: Path) -> list[ImaginedView]:
         raise ValueError("Name one source: a folder or image, or a recording with --bag.")
     source = _from_bag(request, request.bag) if request.bag is not None else _from_sequence(request, request.source)
     estimator = HubDepth(request.depth_model, device=request.device) if request.depth_model else None
-    pipeline = load_pipeline(request.model, request.device, variant=request.variant, dtype=request.dtype)
+    pipeline = load_pipeline(
+        request.model,
+        request.device,
+        variant=request.variant,
+        dtype=request.dtype,
+        control_backend=request.control_backend,
+    )
     world = WorldModel(pipeline, depth_estimator=estimator, device=request.device)
     path = _path(request, source)
     for view in track(source.given, description="remembering", console=console, disable=len(source.given) < 4):

@@ -55,11 +55,20 @@ def run(
     json_file: Path | None = None,
     every: int = 1,
     depth_model: str | None = None,
+    device: str = "cpu",
 ) -> list[Row]:
     """Evaluates, prints the table, and writes the JSON file if one is named (what `worldstereo evaluate` does)."""
     console = Console()
     with console.status("evaluating") as status:
-        rows = evaluate(data, protocols, pipelines, every=every, depth_model=depth_model, progress=status.update)
+        rows = evaluate(
+            data,
+            protocols,
+            pipelines,
+            every=every,
+            depth_model=depth_model,
+            device=device,
+            progress=status.update,
+        )
     # A table is not cut to the width of a terminal that is not there.
     (console if console.is_terminal else Console(width=200)).print(format_table(rows))
     if any(row.frames == 0 for row in rows):
@@ -76,6 +85,7 @@ def evaluate(
     *,
     every: int = 1,
     depth_model: str | None = None,
+    device: str = "cpu",
     progress: Callable[[str], None] | None = None,
 ) -> list[Row]:
     """The figures of pipelines on sequences, the baseline always among them.
@@ -86,6 +96,7 @@ def evaluate(
         pipelines: names: those of `load_pipeline`, `geometric-unaligned`, and the baselines.
         every: ask only every n-th of the frames that are not given.
         depth_model: for `mono`: a depth model of the hub, or its folder. Without one its rows have no figures.
+        device: where the pipelines run.
         progress: called with a line of text before each part.
 
     Raises:
@@ -97,8 +108,8 @@ def evaluate(
             raise ValueError(f"The protocol '{protocol}' is not known; it is one of {', '.join(PROTOCOLS)}.")
     names = list(dict.fromkeys([BASELINE, *pipelines]))
     sequences = [open_posed(folder) for path in data for folder in _sequences_in(path)]
-    loaded = {name: _load(name) for name in names if name not in BASELINES}
-    estimator = HubDepth(depth_model) if depth_model and "mono" in protocols else None
+    loaded = {name: _load(name, device) for name in names if name not in BASELINES}
+    estimator = HubDepth(depth_model, device=device) if depth_model and "mono" in protocols else None
     rows: list[Row] = []
     for protocol in protocols:
         for sequence in sequences:
@@ -119,7 +130,9 @@ def evaluate(
             for name in names:
                 if progress:
                     progress(f"{protocol}, {sequence.path.name}: {name} on {len(truths)} frames")
-                shown = _baseline_views(name, task) if name in BASELINES else _imagined_views(loaded[name], task)
+                shown = (
+                    _baseline_views(name, task) if name in BASELINES else _imagined_views(loaded[name], task, device)
+                )
                 rows.append(_row(sequence.path.name, protocol, name, truths, seen, shown))
     return rows
 
@@ -133,8 +146,8 @@ def _sequences_in(path: Path) -> list[Path]:
     return found
 
 
-def _load(name: str) -> Pipeline:
-    return GeometricPipeline(align=False) if name == UNALIGNED else load_pipeline(name)
+def _load(name: str, device: str) -> Pipeline:
+    return GeometricPipeline(align=False) if name == UNALIGNED else load_pipeline(name, device)
 
 
 def _baseline_views(name: str, task: Task) -> Iterator[Shown]:
@@ -146,8 +159,8 @@ def _baseline_views(name: str, task: Task) -> Iterator[Shown]:
         yield Shown(projected.image, projected.depth, float((projected.depth > 0).mean()), None, seconds)
 
 
-def _imagined_views(pipeline: Pipeline, task: Task) -> Iterator[Shown]:
-    world = WorldModel(pipeline)
+def _imagined_views(pipeline: Pipeline, task: Task, device: str) -> Iterator[Shown]:
+    world = WorldModel(pipeline, device=device)
     for view in task.given:
         world.seed(view)
     # Compiled loops and prepared references are paid for once per place, not per view.

@@ -12,7 +12,13 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 def load_pipeline(
-    model: str, device: str = "cpu", *, variant: str = "", dtype: str = "auto", **options: Any
+    model: str,
+    device: str = "cpu",
+    *,
+    variant: str = "",
+    dtype: str = "auto",
+    control_backend: str = "torch",
+    **options: Any,
 ) -> Pipeline:
     """The pipeline called `model`, ready on `device`.
 
@@ -22,13 +28,17 @@ def load_pipeline(
         variant: of a checkpoint: camera, memory or memory-dmd; empty: as the name says, else the one with the fewest
             steps that is there.
         dtype: of a checkpoint's networks, one of `DTYPES`; auto: bfloat16 on CUDA, float32 on the CPU.
+        control_backend: what runs a checkpoint's control branch: torch, onnxruntime or tensorrt (docs/export.md).
         options: of `WorldStereoPipeline.from_pretrained`.
 
     Raises:
         ValueError: no such pipeline or checkpoint, a broken one, or a device that this machine does not have.
+        RuntimeError: the control backend is not installed, or cannot run this model.
     """
     check_device(device)
     if model in NAMES:
+        if control_backend != "torch":
+            raise ValueError(f"The pipeline '{model}' has no control branch to run on '{control_backend}'; use torch.")
         from worldstereo_ros.pipelines.geometric import GeometricPipeline
 
         return GeometricPipeline()
@@ -45,7 +55,12 @@ def load_pipeline(
     from worldstereo_ros.pipelines.worldstereo import WorldStereoPipeline
 
     wanted = None if dtype == "auto" else getattr(torch, dtype)
-    return WorldStereoPipeline.from_pretrained(model, variant or None, device=device, dtype=wanted, **options)
+    pipeline = WorldStereoPipeline.from_pretrained(model, variant or None, device=device, dtype=wanted, **options)
+    if control_backend != "torch":
+        from worldstereo_ros.export.runtime import use_control_backend
+
+        use_control_backend(pipeline.transformer, control_backend)
+    return pipeline
 
 
 def split_variant(model: str, variant: str = "") -> tuple[str, str]:

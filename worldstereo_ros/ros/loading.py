@@ -31,8 +31,13 @@ def build_world(settings: Settings) -> WorldModel:
     if folder.exists() and not folder.is_dir():
         raise ConfigurationError(f"map_directory is {folder}, which is no folder.")
     try:
-        pipeline = load_pipeline(settings.model, device, variant=settings.variant, dtype=settings.dtype)
-        _set_control_backend(pipeline, settings)
+        pipeline = load_pipeline(
+            settings.model,
+            device,
+            variant=settings.variant,
+            dtype=settings.dtype,
+            control_backend=settings.control_backend,
+        )
         _warm_up(pipeline, device)
         estimator = None
         if settings.depth_model and settings.depth_source != "sensor":
@@ -48,20 +53,6 @@ def build_world(settings: Settings) -> WorldModel:
         return WorldModel(pipeline, cloud, ViewBank(settings.max_bank_views), depth_estimator=estimator, device=device)
     except (ValueError, RuntimeError, OSError) as error:
         raise ConfigurationError(str(error)) from error
-
-
-def _set_control_backend(pipeline: Pipeline, settings: Settings) -> None:
-    if settings.control_backend == "torch":
-        return
-    transformer = getattr(pipeline, "transformer", None)
-    if transformer is None:
-        raise ConfigurationError(
-            f"control_backend is '{settings.control_backend}' and the model '{settings.model}' has no control branch; "
-            "use torch."
-        )
-    from worldstereo_ros.export.runtime import use_control_backend
-
-    use_control_backend(transformer, settings.control_backend)
 
 
 def _warm_up(pipeline: Pipeline, device: str) -> None:
