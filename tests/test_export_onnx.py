@@ -319,20 +319,22 @@ def test_a_folder_is_not_exported_as_a_cloud(tmp_path):
     assert "ends in .onnx" in result.output
 
 
-def test_the_node_takes_the_backend_from_its_parameters(monkeypatch, swapped):
+def test_the_backend_is_chosen_where_pipelines_are_loaded(monkeypatch, swapped, tmp_path):
     from types import SimpleNamespace
 
     from worldstereo_ros.export.runtime import ControlSession
+    from worldstereo_ros.pipelines.load import load_pipeline
+    from worldstereo_ros.pipelines.worldstereo import WorldStereoPipeline
     from worldstereo_ros.ros import loading
     from worldstereo_ros.ros.parameters import ConfigurationError, make_settings
 
-    cache = swapped[2]
-    monkeypatch.setattr(runtime, "cache_folder", lambda: cache)
+    monkeypatch.setattr(runtime, "cache_folder", lambda: swapped[2])
     pipeline = SimpleNamespace(transformer=tiny_transformer(control=TWO_BLOCKS))
-    loading._set_control_backend(pipeline, make_settings({}))
-    assert not isinstance(pipeline.transformer.controlnet, ControlSession)
-    loading._set_control_backend(pipeline, make_settings({"control_backend": "onnxruntime"}))
-    assert isinstance(pipeline.transformer.controlnet, ControlSession)
+    monkeypatch.setattr(WorldStereoPipeline, "from_pretrained", lambda *_, **__: pipeline)
+    assert not isinstance(load_pipeline(str(tmp_path)).transformer.controlnet, ControlSession)
+    assert isinstance(
+        load_pipeline(str(tmp_path), control_backend="onnxruntime").transformer.controlnet, ControlSession
+    )
     with pytest.raises(ConfigurationError, match="'geometric' has no control branch"):
         loading.build_world(make_settings({"control_backend": "onnxruntime", "device": "cpu"}))
     with pytest.raises(ConfigurationError, match="must be one of torch, onnxruntime, tensorrt"):

@@ -125,7 +125,13 @@ class NodeProcess:
 
 
 def environment_of(domain: int) -> dict[str, str]:
-    return {"ROS_DOMAIN_ID": str(domain), "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST", "PYTHONUNBUFFERED": "1"}
+    return {
+        "ROS_DOMAIN_ID": str(domain),
+        "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
+        "PYTHONUNBUFFERED": "1",
+        # Room for images in shared memory, as the launch files set it; a lost image is not what is tested.
+        "FASTRTPS_DEFAULT_PROFILES_FILE": str(Path(__file__).resolve().parents[2] / "config" / "fastdds.xml"),
+    }
 
 
 def wait_for(condition: Callable[[], object], seconds: float = PATIENCE):

@@ -116,20 +116,25 @@ def test_bad_message_is_refused_with_a_sentence(pair, name):
     _node, robot = pair
     make, topic, word = REFUSED[name]
     before = robot.diagnostics()
-    info, depth, image = make(robot)
-    stamp = image.header.stamp
-    robot.send_tf(0.0, stamp)
-    for publisher, message in ((robot.info, info), (robot.depth, depth), (robot.image, image)):
-        publisher.publish(message)
     key = f"{topic} refused"
+
+    def send() -> None:
+        info, depth, image = make(robot)
+        robot.send_tf(0.0, image.header.stamp)
+        for publisher, message in ((robot.info, info), (robot.depth, depth), (robot.image, image)):
+            publisher.publish(message)
 
     def refused() -> bool:
         now = robot.diagnostics()
         # An image that waits for a refused partner is refused a little later; the word tells them apart.
         return int(now.get(key, 0)) > int(before.get(key, 0)) and word in now[f"{topic} last refusal"]
 
-    assert wait_for(refused, 5), robot.diagnostics()
+    for _ in range(4):  # the node listens best effort: a message may be lost, as a camera's may
+        send()
+        if wait_for(refused, 3):
+            break
     now = robot.diagnostics()
+    assert refused(), now
     assert now["level input"] == "1"
     assert int(now["points"]) >= int(before["points"])
     still_good(robot)
