@@ -290,7 +290,7 @@ def test_frames_and_clocks_that_do_not_meet_are_named(tmp_path):
     ("info", "sentence"),
     [
         (_info(START, width=64), "It is 32x24; the camera_info says 64x24"),
-        (_info(START, fx=0.0), "focal lengths must be positive"),
+        (_info(START, fx=0.0), "the camera is not calibrated"),
         (_info(START, d=(0.1, 0.2)), "with 2 coefficients"),
     ],
 )

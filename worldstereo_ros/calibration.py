@@ -51,9 +51,10 @@ def calibration_from_info(info: Any) -> Calibration:
         ValueError: uncalibrated (zeros), not finite, or a distortion that is not known.
     """
     K = np.asarray(info.k, dtype=np.float64).reshape(3, 3)
-    if not K.any():
+    if K[0, 0] == 0:  # how CameraInfo says so
         raise ValueError(
-            "The camera_info is all zeros: the camera is not calibrated. Calibrate it, or give the driver its file."
+            "The camera_info has K[0] = 0: the camera is not calibrated. Calibrate it (camera_calibration) or give the "
+            "driver its calibration file."
         )
     camera = Camera.from_matrix(K, info.width, info.height)
     roi = info.roi

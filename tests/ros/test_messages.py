@@ -14,6 +14,7 @@ from std_msgs.msg import Header
 from worldstereo_ros.action import ImaginePath
 from worldstereo_ros.srv import ImagineView
 
+from worldstereo_ros.calibration import calibration_from_info
 from worldstereo_ros.camera import Camera
 from worldstereo_ros.imagery import COLOUR_ENCODINGS, DEPTH_ENCODINGS, ImageError
 from worldstereo_ros.ros import clouds, markers, messages
@@ -93,7 +94,9 @@ def test_negative_and_absurd_stamps_stay_in_range():
 def test_camera_info_there_and_back():
     camera = Camera(64, 48, 50.0, 51.0, 31.0, 24.0)
     info = messages.info_message(camera, HEADER)
-    assert messages.camera_from_info(info) == (camera, None, "")
+    calibration = calibration_from_info(info)
+    assert calibration.camera == camera
+    assert not calibration.coefficients.size
     assert info.p[0] == 50.0
 
 
@@ -101,7 +104,7 @@ def test_camera_info_with_window_and_binning():
     info = messages.info_message(Camera(640, 480, 500.0, 500.0, 320.0, 240.0), HEADER)
     info.roi.x_offset, info.roi.y_offset, info.roi.width, info.roi.height = 100, 50, 400, 300
     info.binning_x = info.binning_y = 2
-    camera = messages.camera_from_info(info)[0]
+    camera = calibration_from_info(info).camera
     assert (camera.width, camera.height) == (200, 150)
     assert camera.fx == 250.0
     assert camera.cx == pytest.approx((320 - 100 + 0.5) / 2 - 0.5)
@@ -120,7 +123,7 @@ def test_camera_info_that_is_none():
         for name, value in change.items():
             setattr(info, name, value)
         with pytest.raises(ValueError, match=word):
-            messages.camera_from_info(info)
+            calibration_from_info(info)
 
 
 @pytest.mark.parametrize(
@@ -145,7 +148,7 @@ def test_distortion_is_taken_out(model, d):
     depth = np.where(image[..., 0] > 0, np.float32(2), np.float32(0))
     info = messages.info_message(camera, HEADER)
     info.d, info.distortion_model = d, model
-    straight, straight_depth = messages.undistort(image, depth, *messages.camera_from_info(info))
+    straight, straight_depth = calibration_from_info(info).straighten(image, depth)
     expected = 150.0 * 0.35 + 74.5
     rows, columns = np.nonzero(straight[..., 0] > 128)
     middle = (columns > 40) & (columns < 160)

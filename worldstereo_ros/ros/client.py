@@ -31,11 +31,11 @@ from std_srvs.srv import Trigger
 from tf2_msgs.msg import TFMessage
 
 from worldstereo_ros.action import ImaginePath
+from worldstereo_ros.calibration import calibration_from_info
 from worldstereo_ros.camera import invert_pose
 from worldstereo_ros.msg import ImaginedView as ImaginedViewMessage
 from worldstereo_ros.ros import qos
 from worldstereo_ros.ros.messages import (
-    camera_from_info,
     colour_message,
     depth_array,
     depth_message,
@@ -307,12 +307,11 @@ class WorldStereoClient:
 
 def view_from_message(message: ImaginedViewMessage, conditioning: np.ndarray | None = None) -> ImaginedView:
     """The view in a message of `~/view`; `conditioning` is the picture of `~/conditioning` with the same stamp."""
-    camera, _, _ = camera_from_info(message.camera_info)
     observed = image_array(message.observed)
     observed = (observed[..., 0] if observed.ndim == 3 else observed) > 127
     return ImaginedView(
         image=image_array(message.image),
-        camera=camera,
+        camera=calibration_from_info(message.camera_info).camera,
         world_from_camera=pose_matrix(message.pose.pose),
         depth=depth_array(message.depth),
         observed=observed,

@@ -15,6 +15,7 @@ from rclpy.node import Node
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
+from worldstereo_ros.calibration import calibration_from_info
 from worldstereo_ros.imagery import COLOUR_ENCODINGS, DEPTH_ENCODINGS
 from worldstereo_ros.ros import messages, qos
 from worldstereo_ros.ros.frames import Frames
@@ -143,7 +144,7 @@ class Intake:
             self.gave_up += 1
 
     def _take_info(self, name: str, message: CameraInfo) -> None:
-        messages.camera_from_info(message)
+        calibration_from_info(message)
         self._joiner.add_info(message)
 
     def _take_depth(self, name: str, message: Image) -> None:
@@ -193,7 +194,7 @@ class Intake:
 
     def _hand_on(self, item: Joined, now: float) -> None:
         if item.info is not None and isinstance(item.image, Image):
-            check_sizes(messages.camera_from_info(item.info)[0], item.image.width, item.image.height)
+            check_sizes(calibration_from_info(item.info).camera, item.image.width, item.image.height)
         if now - self._last_seed_at < self._settings.seed_period:
             return
         what = (item.image.header.frame_id, item.stamp_ns)

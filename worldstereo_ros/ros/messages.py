@@ -25,7 +25,6 @@ from worldstereo_ros.views import ImaginedView
 _PIXEL_BYTES = {
     "rgb8": 3, "bgr8": 3, "8UC3": 3, "rgba8": 4, "bgra8": 4, "mono8": 1, "8UC1": 1, "16UC1": 2, "mono16": 2, "32FC1": 4,
 }  # fmt: skip
-_DISTORTIONS = {"plumb_bob": (4, 5), "rational_polynomial": (8, 12, 14), "equidistant": (4,)}
 
 
 # --- small ones ---------------------------------------------------------------------------------------------------
@@ -148,59 +147,6 @@ def depth_array(message: Image) -> np.ndarray:
 
 
 # --- cameras ------------------------------------------------------------------------------------------------------
-
-
-def camera_from_info(info: CameraInfo) -> tuple[Camera, np.ndarray | None, str]:
-    """(camera, distortion coefficients or None, distortion model) of a CameraInfo; binning and window are honoured.
-
-    Raises:
-        ValueError: uncalibrated, not finite, or a distortion model that is not known.
-    """
-    K = np.asarray(info.k, dtype=np.float64).reshape(3, 3)
-    if K[0, 0] == 0:
-        raise ValueError(
-            "The camera_info has K[0] = 0, which says that the camera is not calibrated; calibrate it "
-            "(camera_calibration) or give the driver its calibration file."
-        )
-    camera = Camera.from_matrix(K, info.width, info.height)
-    roi = info.roi
-    if roi.width and roi.height:
-        camera = camera.cropped(roi.x_offset, roi.y_offset, roi.width, roi.height)
-    binning_x, binning_y = max(info.binning_x, 1), max(info.binning_y, 1)
-    if (binning_x, binning_y) != (1, 1):
-        camera = camera.resized(camera.width // binning_x, camera.height // binning_y)
-    coefficients = np.asarray(info.d, dtype=np.float64)
-    if not np.isfinite(coefficients).all():
-        raise ValueError("The camera_info has a distortion coefficient that is not finite.")
-    if not coefficients.any():
-        return camera, None, ""
-    model = info.distortion_model or "plumb_bob"
-    if len(coefficients) not in _DISTORTIONS.get(model, ()):
-        known = ", ".join(_DISTORTIONS)
-        raise ValueError(
-            f"The camera_info has distortion model '{model}' with {len(coefficients)} coefficients; {known} are known. "
-            "Rectify the image before (image_proc)."
-        )
-    return camera, coefficients, model
-
-
-def undistort(
-    image: np.ndarray, depth: np.ndarray | None, camera: Camera, coefficients: np.ndarray, model: str
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """Image and depth of an ideal pinhole camera with the same matrix. Depth takes the nearest pixel, never a blend."""
-    import cv2
-
-    size = (camera.width, camera.height)
-    if model == "equidistant":
-        maps = cv2.fisheye.initUndistortRectifyMap(
-            camera.matrix, coefficients, np.eye(3), camera.matrix, size, cv2.CV_32FC1
-        )
-    else:
-        maps = cv2.initUndistortRectifyMap(camera.matrix, coefficients, None, camera.matrix, size, cv2.CV_32FC1)
-    straight = cv2.remap(image, *maps, cv2.INTER_LINEAR)
-    if depth is not None:
-        depth = cv2.remap(depth, *maps, cv2.INTER_NEAREST)
-    return straight, depth
 
 
 def info_message(camera: Camera, header: Header) -> CameraInfo:

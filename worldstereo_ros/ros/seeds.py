@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
+from worldstereo_ros.calibration import calibration_from_info
 from worldstereo_ros.camera import Camera
 from worldstereo_ros.ros import messages
 from worldstereo_ros.ros.transforms import SET_BACK_NS
@@ -54,11 +55,11 @@ class Seed:
 
             yield from panorama_views(image, world_from_camera=self.world_from_camera, stamp_ns=self.stamp_ns)
             return
-        camera, coefficients, model = messages.camera_from_info(self.info)
+        calibration = calibration_from_info(self.info)
+        camera = calibration.camera
         check_sizes(camera, image.shape[1], image.shape[0])
         depth = None if self.depth is None else _fitted(messages.depth_array(self.depth), camera)
-        if coefficients is not None:
-            image, depth = messages.undistort(image, depth, camera, coefficients, model)
+        image, depth = calibration.straighten(image, depth)
         yield View(image, camera, self.world_from_camera, depth=depth, stamp_ns=self.stamp_ns)
 
 
