@@ -67,6 +67,13 @@ def test_a_written_sequence_is_read_back(wall, tmp_path):
     assert (mask[:, 40:] == 0).all()
 
 
+def test_a_view_that_does_not_say_what_memory_covered_claims_no_coverage(wall):
+    view = wall[0]
+    silent = ImaginedView(view.image, CAMERA, view.world_from_camera)
+    assert np.isnan(silent.coverage)
+    assert imagined(view, 0, 1).coverage == 0.5
+
+
 def test_views_of_different_cameras_are_no_sequence(wall, tmp_path):
     with pytest.raises(ValueError, match="different cameras"):
         write_sequence(tmp_path, [wall[0], wall[1].resized(40, 30)])

@@ -97,8 +97,8 @@ class ImaginedView(View):
 
     @property
     def coverage(self) -> float:
-        """Fraction of the pixels that memory covered, 0..1."""
-        return 0.0 if self.covered is None else float(self.covered.mean())
+        """Fraction of the pixels that memory covered, 0..1; NaN where nobody said (`covered` is None)."""
+        return float("nan") if self.covered is None else float(self.covered.mean())
 
     @property
     def observed_fraction(self) -> float:
