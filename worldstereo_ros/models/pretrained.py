@@ -26,6 +26,7 @@ from worldstereo_ros.models.checkpoint import (
     tensors_of,
 )
 from worldstereo_ros.models.locate import Checkpoint, find_checkpoint
+from worldstereo_ros.models.picture_autoencoder import PictureAutoencoder
 from worldstereo_ros.models.settings import read_backbone
 from worldstereo_ros.models.transformer import WorldStereoTransformer
 
@@ -191,7 +192,7 @@ def load_transformer(
 
 def load_autoencoder(
     checkpoint: Checkpoint, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
-) -> KeyframeAutoencoder:
+) -> KeyframeAutoencoder | PictureAutoencoder:
     """The keyframe autoencoder of the base, in evaluation mode, without gradients.
 
     Args:
@@ -207,6 +208,8 @@ def load_autoencoder(
     folder = checkpoint.base("vae") / "vae"
     config = read_json(folder / "config.json")
     kind = config.get("_class_name")
+    if kind == "PictureAutoencoder":
+        return load_picture_autoencoder(folder, device, dtype)
     if kind not in ("AutoencoderKLWan", "KeyframeAutoencoder"):
         raise CheckpointError(f"{folder} has a {kind}; an AutoencoderKLWan or a KeyframeAutoencoder was expected.")
     arguments = {key: value for key, value in config.items() if not key.startswith("_")}
@@ -222,6 +225,27 @@ def load_autoencoder(
     check_memory(memory_needed(model, dtype), device, folder)
     for name, tensor in weights.read(list(have), device):
         place(model, name, finite(flatten_weights({name: tensor})[name], name, weights.tensors[name]), dtype)
+    return model.requires_grad_(False).eval()
+
+
+def load_picture_autoencoder(folder: Path, device: torch.device, dtype: torch.dtype) -> PictureAutoencoder:
+    """The small model's autoencoder, in evaluation mode, without gradients.
+
+    Raises:
+        CheckpointError: as `load_transformer`.
+    """
+    arguments = {k: v for k, v in read_json(folder / "config.json").items() if not k.startswith("_")}
+    try:
+        with torch.device("meta"):
+            model = PictureAutoencoder(**arguments).eval()
+    except (ValueError, RuntimeError, TypeError) as error:
+        raise CheckpointError(f"{folder / 'config.json'} describes no autoencoder that fits: {error}.") from None
+    weights = open_weights(folder, BASE_STEM)
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    _same(wanted, {name: info.shape for name, info in weights.tensors.items()}, folder)
+    check_memory(memory_needed(model, dtype), device, folder)
+    for name, tensor in weights.read(list(weights.tensors), device):
+        place(model, name, finite(tensor, name, weights.tensors[name]), dtype)
     return model.requires_grad_(False).eval()
 
 

@@ -67,7 +67,9 @@ class WorldStereoBlock(WanTransformerBlock):
 
         carried = tokens.shape[1] - hidden_states.shape[1]
         targets = tokens[:, carried:]
-        normed = self.norm2(targets.float()).type_as(targets)
+        # One token of context has all the attention, whoever asks: one question is enough.
+        asking = targets[:, :1] if encoder_hidden_states.shape[1] == 1 else targets
+        normed = self.norm2(asking.float()).type_as(targets)
         targets = targets + self.attn2(normed, encoder_hidden_states, None, None)
         tokens = torch.cat((tokens[:, :carried], targets), dim=1) if carried else targets
 

@@ -23,6 +23,7 @@ from worldstereo_ros.camera import (
     retrieval_scores,
 )
 from worldstereo_ros.pipelines.base import Conditioning
+from worldstereo_ros.pipelines.filling import smooth_fill
 from worldstereo_ros.views import View
 
 LEAST_COVER = 0.5  # of a pixel; what is covered less is a hole
@@ -61,6 +62,7 @@ def make_keyframes(
     remembers: bool = True,
     count: int | None = None,
     correspondence: tuple[int, int] | None = None,
+    fill: bool = False,
 ) -> Keyframes:
     """The keyframes of a clip.
 
@@ -71,10 +73,13 @@ def make_keyframes(
         remembers: whether the model takes references.
         count: make up so many keyframes by standing still at the end of the path; None: as many as there are.
         correspondence: (rows, columns) of tokens, for models that attend by correspondence.
+        fill: paint holes smoothly from their surroundings (`filling.smooth_fill`) instead of leaving them grey.
     """
     height, width = size
     colour, holes = fit_renders(conditioning.renders.colour, conditioning.renders.covered, size)
     seed = conditioning.seed.resized(width, height)
+    if fill:
+        colour = fill_renders(colour, holes, conditioning.renders.depth, _picture(seed.image, colour.device))
     poses = np.concatenate([conditioning.seed.world_from_camera[None], conditioning.world_from_camera])
     camera = conditioning.camera.resized(width, height)
     cameras = [seed.camera] + [camera] * len(conditioning.world_from_camera)
@@ -137,6 +142,20 @@ def fit_renders(
     hole = weight < LEAST_COVER
     values = torch.where(hole, 0.0, values / weight.clamp(min=LEAST_COVER))
     return values.clamp(-1, 1), hole[:, 0].float()
+
+
+def fill_renders(
+    colour: torch.Tensor, holes: torch.Tensor, depth: torch.Tensor, seed: torch.Tensor
+) -> torch.Tensor:
+    """Renders (F, 3, H, W) whose holes (F, H, W) are filled smoothly.
+
+    Args:
+        colour, holes: from `fit_renders`.
+        depth: (F, h, w) metres, 0 in holes, at any size.
+        seed: (3, H, W), whose mean colour is expected where nothing is near.
+    """
+    depth = functional.interpolate(depth[:, None].float(), colour.shape[-2:], mode="nearest-exact")[:, 0]
+    return smooth_fill(colour, holes, depth, seed.mean((1, 2)))
 
 
 def attach_references(conditioning: Conditioning) -> tuple[list[View], list[int]]:

@@ -1,0 +1,72 @@
+"""Stage 1: pictures to latents and back."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from worldstereo_ros.training.clips import Shelf, as_uint8, decibel, draw_pictures, sensor, sheet, structural_similarity
+from worldstereo_ros.training.loop import Player, parameters_of
+from worldstereo_ros.training.run import Run
+
+LATENT_NOISE = 0.08  # deviation, of latents of deviation 1: what a denoiser leaves behind must not show
+STRUCTURE, SQUARE = 0.15, 2.0  # weights of 1 - SSIM and of the squared error beside that of the absolute one
+
+
+class AutoencoderStage:
+    """Trains the autoencoder on single pictures; see `loop.Stage`."""
+
+    name = "autoencoder"
+
+    def __init__(self, run: Run, training: Shelf, validation: Shelf) -> None:
+        self.run, self.settings = run, run.settings.stages[self.name]
+        self.model = run.autoencoder(trained=True)
+        self._worlds = training
+        self._random = np.random.default_rng(run.settings.seed + 1)
+        self.players = [Player("autoencoder", parameters_of(self.model), self._loss, self.settings.learning_rate)]
+        random = np.random.default_rng(0)
+        shown = [draw_pictures(validation, 16, random) for _ in range(6)]
+        self._validation = [batch.float().div(127.5).sub(1) for batch in shown]
+
+    def start_step(self) -> None:
+        """Draws the pictures of a step."""
+        self.model.train()
+        pictures = draw_pictures(self._worlds, self.settings.batch, self._random).to(self.run.device)
+        self._pictures = sensor(pictures.float() / 255, self._random)
+
+    def _loss(self) -> tuple[torch.Tensor, dict[str, float]]:
+        latents = self.model.encode_pictures(self._pictures)
+        latents = latents + LATENT_NOISE * torch.randn_like(latents)
+        decoded = self.model.decode_latents(latents).float()
+        absolute = functional.l1_loss(decoded, self._pictures)
+        structure = 1 - structural_similarity(decoded, self._pictures)
+        square = functional.mse_loss(decoded, self._pictures)
+        return absolute + STRUCTURE * structure + SQUARE * square, {
+            "absolute": float(absolute.detach()),
+            "ssim": 1 - float(structure.detach()),
+        }
+
+    def validate(self) -> tuple[dict[str, float], np.ndarray]:
+        """PSNR and SSIM of decoded validation pictures; pictures above, decoded below."""
+        self.model.eval()
+        levels, likeness, loss, rows = [], [], [], []
+        for pictures in self._validation:
+            pictures = pictures.to(self.run.device)
+            with self.run.accelerator.autocast():
+                decoded = self.model.decode_latents(self.model.encode_pictures(pictures)).float()
+            levels.append(decibel(decoded, pictures))
+            likeness.append(structural_similarity(decoded, pictures))
+            loss.append(functional.l1_loss(decoded, pictures))
+            if len(rows) < 4 and (not rows or rows[0].shape == as_uint8(pictures[:8]).shape):
+                rows += [as_uint8(pictures[:8]), as_uint8(decoded[:8])]
+        figures = {
+            "loss": float(torch.stack(loss).mean()),
+            "psnr": float(torch.cat(levels).mean()),
+            "ssim": float(torch.stack(likeness).mean()),
+        }
+        return figures, sheet(rows)
+
+    def save(self) -> None:
+        """Writes the weights, the normalisation folded into them."""
+        self.run.save_autoencoder(self.model)
