@@ -26,7 +26,8 @@ class CheckpointReport:
         backbone: sizes of the backbone in words.
         control: sizes of the control branch in words.
         clip: keyframes and picture sizes in words.
-        sampler: steps in words.
+        text: what becomes of a prompt, in words.
+        sampler: steps and guidance in words.
         parameters: of the transformer.
         from_checkpoint: how many tensors the checkpoint gives.
         from_base: how many are left to the base.
@@ -44,6 +45,7 @@ class CheckpointReport:
     backbone: str
     control: str
     clip: str
+    text: str
     sampler: str
     parameters: int
     from_checkpoint: int
@@ -70,6 +72,7 @@ class CheckpointReport:
             ("backbone", self.backbone),
             ("control branch", self.control),
             ("clip", self.clip),
+            ("text", self.text),
             ("sampler", self.sampler),
             ("parameters", f"{self.parameters:,}"),
             ("tensors", f"{self.from_checkpoint} from the checkpoint ({stored}), {self.from_base} from the base"),
@@ -104,8 +107,8 @@ def inspect_checkpoint(
     settings, config, control = model.settings, transformer.config, model.settings.controlnet_cfg
     references = "references carried on" if transformer.update_references else "references frozen"
     memory = f", {references}, camera tokens" if transformer.has_memory else ""
-    raw = settings.raw
-    sampler = f"DMD, {raw['dmd_steps']} steps, no guidance" if "dmd_steps" in raw else "UniPC, with guidance"
+    steps = f"DMD, {settings.raw['dmd_steps']} steps" if settings.distilled else "UniPC"
+    guidance = f"guidance {settings.guidance:g}" if settings.guidance > 1 else "no guidance"
     sizes = ", ".join(f"{h}x{w}" for h, w in settings.scale_map)
     width = config.num_attention_heads * config.attention_head_dim
     return CheckpointReport(
@@ -115,7 +118,8 @@ def inspect_checkpoint(
         backbone=f"{config.num_layers} blocks, width {width}, {config.num_attention_heads} heads{memory}",
         control=f"{control['num_layers']} blocks, width {control['dim']}, {control['num_heads']} heads",
         clip=f"{settings.nframe} keyframes of {sizes}",
-        sampler=sampler,
+        text="UMT5 of the base" if settings.reads_text else "none: a prompt is ignored",
+        sampler=f"{steps}, {guidance}",
         parameters=sum(p.numel() for p in transformer.parameters()),
         from_checkpoint=len(found.checkpoint),
         from_base=len(found.base),

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from worldstereo_ros.models.checkpoint import PICKLES, CheckpointError
 from worldstereo_ros.models.settings import VARIANTS, Settings, read_settings
+from worldstereo_ros.shipped import SHIPPED, shipped_folder
 
 PUBLISHED = "hanshanxue/WorldStereo"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
@@ -68,8 +69,9 @@ def find_checkpoint(model: str | Path, variant: str | None = None, *, local_file
     """Finds a checkpoint and reads its `config.json`.
 
     Args:
-        model: a folder with one subfolder a variant, the folder of a variant itself, a hub id (`owner/name`), or a hub
-            id with its variant (`owner/name/worldstereo-memory`).
+        model: a folder with one subfolder a variant, the folder of a variant itself, a hub id (`owner/name`), a hub id
+            with its variant (`owner/name/worldstereo-memory`), or `small`, the model that comes with the package (a
+            folder of that name is `./small`).
         variant: one of `VARIANTS`, with or without `worldstereo-`; None: the one that is there, and of several the
             one with the fewest steps.
         local_files_only: take from the hub only what was fetched before.
@@ -81,7 +83,7 @@ def find_checkpoint(model: str | Path, variant: str | None = None, *, local_file
         variant = f"worldstereo-{variant}"
     if variant is not None and variant not in VARIANTS:
         raise CheckpointError(f"The variant '{variant}' is not known; choose one of {', '.join(VARIANTS)}.")
-    path = Path(model).expanduser()
+    path = _folder(model)
     if path.is_file():
         raise _no_folder(path)
     if not path.exists():
@@ -100,9 +102,22 @@ def find_checkpoint(model: str | Path, variant: str | None = None, *, local_file
     return Checkpoint(path, folder, read_settings(folder / "config.json", chosen), local_files_only)
 
 
-def list_variants(root: Path) -> list[str]:
-    """The variants below a folder."""
-    return [name for name in VARIANTS if (root / name / "config.json").is_file()]
+def list_variants(root: str | Path) -> list[str]:
+    """The variants below a folder, or of a model that comes with the package."""
+    folder = _folder(root)
+    return [name for name in VARIANTS if (folder / name / "config.json").is_file()]
+
+
+def _folder(model: str | Path) -> Path:
+    if model not in SHIPPED:  # a Path never is: it means a folder
+        return Path(model).expanduser()
+    folder = shipped_folder(str(model))
+    if not folder.is_dir():
+        raise CheckpointError(
+            f"The model '{model}' comes with the package and this installation lacks it: there is no folder {folder}. "
+            "Install worldstereo_ros again, or use the model geometric, which needs no weights."
+        )
+    return folder
 
 
 def _on_hub(model: str, variant: str | None, local_files_only: bool) -> Checkpoint:

@@ -1,15 +1,17 @@
 """The small model's autoencoder: single pictures, a few megabytes, fast on a CPU.
 
-It is diffusers' `AutoencoderTiny` behind a pixel shuffle: blocks of 2x2 pixels are its channels, so that no
-convolution runs at full size. Same interface as `KeyframeAutoencoder`.
+A latent is a block of 8x8 pixels in 16 numbers. What an untrained one codes is the lowest frequencies of the block's
+cosine transform, ten of brightness and three of each colour; convolutions at a half, a quarter and an eighth of the
+size learn what to add to that on the way in and on the way out. None runs at full size. Same interface as
+`KeyframeAutoencoder`.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
-from diffusers import AutoencoderTiny
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
@@ -17,46 +19,101 @@ from torch.nn import functional
 
 from worldstereo_ros.models.autoencoder import _clips, _pictures
 
-SHUFFLE = 2
+BLOCK = 8  # pixels of a latent, along each side
+COLOUR_SHARE = 3 / 16  # of the channels, for each of the two colour differences
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions around a shortcut; adds nothing until trained."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+        _zero(self.conv2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, C, H, W) to the same."""
+        return x + self.conv2(functional.silu(self.conv1(functional.silu(x))))
+
+
+class Down(nn.Module):
+    """Half the size: blocks of 2x2 pixels become channels."""
+
+    def __init__(self, channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4 * channels, out_channels, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, channels, H, W) to (N, out_channels, H/2, W/2)."""
+        return self.conv(functional.pixel_unshuffle(x, 2))
+
+
+class Up(nn.Module):
+    """Twice the size: channels become blocks of 2x2 pixels."""
+
+    def __init__(self, channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, 4 * out_channels, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, channels, H, W) to (N, out_channels, 2H, 2W)."""
+        return functional.pixel_shuffle(self.conv(x), 2)
 
 
 class PictureAutoencoder(ModelMixin, ConfigMixin):
     """Pictures to latents of mean 0 and deviation 1 (over the training worlds), and back.
 
     Args:
-        width: channels of all convolutions.
-        encoder_blocks, decoder_blocks: residual blocks at a half, a quarter, an eighth of the size.
+        widths: channels at a half, a quarter and an eighth of the size.
+        encoder_blocks, decoder_blocks: residual blocks there.
         z_dim: channels of a latent.
     """
 
     @register_to_config
     def __init__(
         self,
-        width: int = 64,
+        widths: tuple[int, ...] = (32, 64, 128),
         encoder_blocks: tuple[int, ...] = (1, 2, 3),
-        decoder_blocks: tuple[int, ...] = (3, 3, 1),
+        decoder_blocks: tuple[int, ...] = (2, 3, 3),
         z_dim: int = 16,
     ) -> None:
         super().__init__()
-        pixels = 3 * SHUFFLE**2
-        tiny = AutoencoderTiny(
-            in_channels=pixels,
-            out_channels=pixels,
-            encoder_block_out_channels=(width,) * len(encoder_blocks),
-            decoder_block_out_channels=(width,) * len(decoder_blocks),
-            num_encoder_blocks=tuple(encoder_blocks),
-            num_decoder_blocks=tuple(decoder_blocks),
-            latent_channels=z_dim,
-        )
-        self.encoder, self.decoder = tiny.encoder, tiny.decoder
-        # Only while training: `fold_statistics` makes it part of the encoder's last convolution.
+        if len(widths) != 3 or len(encoder_blocks) != 3 or len(decoder_blocks) != 3:
+            raise ValueError(
+                f"widths {widths}, encoder_blocks {encoder_blocks} and decoder_blocks {decoder_blocks} must have three "
+                "numbers each: for a half, a quarter and an eighth of the size."
+            )
+        down: list[nn.Module] = []
+        for before, width, blocks in zip((3, *widths), widths, encoder_blocks, strict=False):
+            down += [Down(before, width), *(ResidualBlock(width) for _ in range(blocks))]
+        up: list[nn.Module] = [nn.Conv2d(z_dim, widths[-1], 3, padding=1)]
+        for width, after, blocks in reversed(list(zip(widths, (None, *widths), decoder_blocks, strict=False))):
+            up += [*(ResidualBlock(width) for _ in range(blocks)), nn.SiLU(), Up(width, after or 3)]
+        self.encoder = nn.Sequential(*down, nn.SiLU(), nn.Conv2d(widths[-1], z_dim, 3, padding=1))
+        self.decoder = nn.Sequential(*up)
+        self.analysis = nn.Conv2d(3 * BLOCK**2, z_dim, 1)
+        self.synthesis = nn.Conv2d(z_dim, 3 * BLOCK**2, 1)
+        for last in (self.encoder[-1], self.decoder[-1].conv):
+            _zero(last)
+        basis = cosine_basis(z_dim)
+        with torch.no_grad():
+            self.analysis.weight.copy_(basis[..., None, None])
+            self.synthesis.weight.copy_(basis.T[..., None, None])
+            nn.init.zeros_(self.analysis.bias)
+            nn.init.zeros_(self.synthesis.bias)
+        # Only while training: `fold_statistics` makes it part of the encoder's last layers.
         self.statistics: nn.BatchNorm2d | None = None
-        self.factor = SHUFFLE * 2 ** (len(encoder_blocks) - 1)
 
     @property
     def latent_channels(self) -> int:
         """Channels of a latent."""
         return self.config.z_dim
+
+    @property
+    def factor(self) -> int:
+        """Pixels of a latent, along each side."""
+        return BLOCK
 
     def encode(self, frames: torch.Tensor, batch: int | None = None) -> torch.Tensor:
         """The latent of every frame.
@@ -72,11 +129,11 @@ class PictureAutoencoder(ModelMixin, ConfigMixin):
             ValueError: another shape.
         """
         pictures, clips = _pictures(frames, "frames", 3)
-        if pictures.shape[-2] % self.factor or pictures.shape[-1] % self.factor:
+        if pictures.shape[-2] % BLOCK or pictures.shape[-1] % BLOCK:
             size = f"{pictures.shape[-2]}x{pictures.shape[-1]}"
-            raise ValueError(f"Frames of {size} were given; height and width must be multiples of {self.factor}.")
-        latents = torch.cat([self.encode_pictures(part.to(self.dtype)) for part in pictures.split(batch or len(pictures))])
-        return _clips(latents, clips).to(frames.dtype)
+            raise ValueError(f"Frames of {size} were given; height and width must be multiples of {BLOCK}.")
+        parts = [self.encode_pictures(part.to(self.dtype)) for part in pictures.split(batch or len(pictures))]
+        return _clips(torch.cat(parts), clips).to(frames.dtype)
 
     def decode(self, latents: torch.Tensor, batch: int | None = None) -> torch.Tensor:
         """Pictures in [-1, 1] of latents.
@@ -112,12 +169,24 @@ class PictureAutoencoder(ModelMixin, ConfigMixin):
 
     def encode_pictures(self, pictures: torch.Tensor) -> torch.Tensor:
         """(N, 3, H, W) to (N, z_dim, H/8, W/8), nothing checked or cast: the training's way in."""
-        latents = self.encoder(functional.pixel_unshuffle(pictures, SHUFFLE))
+        latents = self.analysis(functional.pixel_unshuffle(pictures, BLOCK)) + self.encoder(pictures)
         return latents if self.statistics is None else self.statistics(latents.float())
 
     def decode_latents(self, latents: torch.Tensor) -> torch.Tensor:
         """(N, z_dim, h, w) to (N, 3, 8h, 8w), not clamped."""
-        return functional.pixel_shuffle(self.decoder(latents), SHUFFLE)
+        return functional.pixel_shuffle(self.synthesis(latents), BLOCK) + self.decoder(latents)
+
+    # --- training ---
+
+    @torch.no_grad()
+    def calibrate(self, pictures: torch.Tensor) -> None:
+        """Scales an untrained coder so that latents of these pictures (N, 3, H, W) have mean 0 and deviation 1."""
+        latents = self.analysis(functional.pixel_unshuffle(pictures, BLOCK))
+        mean, deviation = latents.mean((0, 2, 3)), latents.std((0, 2, 3)).clamp_min(1e-3)
+        _scale_output(self.analysis, mean, deviation)
+        assert self.synthesis.bias is not None
+        self.synthesis.bias.add_(self.synthesis.weight[..., 0, 0] @ mean)
+        self.synthesis.weight.mul_(deviation[:, None, None])
 
     def watch_statistics(self) -> None:
         """Normalises latents by what passes through, as training wants it."""
@@ -125,12 +194,43 @@ class PictureAutoencoder(ModelMixin, ConfigMixin):
 
     @torch.no_grad()
     def fold_statistics(self) -> None:
-        """Makes the normalisation part of the encoder's last convolution."""
+        """Makes the normalisation part of the encoder's last layers."""
         if self.statistics is None:
             return
-        last = [m for m in self.encoder.modules() if isinstance(m, nn.Conv2d)][-1]
-        deviation = (self.statistics.running_var + self.statistics.eps).sqrt()
-        last.weight.div_(deviation[:, None, None, None])
-        assert last.bias is not None
-        last.bias.sub_(self.statistics.running_mean).div_(deviation)
+        mean, deviation = self.statistics.running_mean, (self.statistics.running_var + self.statistics.eps).sqrt()
+        assert mean is not None
+        _scale_output(self.analysis, mean, deviation)
+        _scale_output(self.encoder[-1], torch.zeros_like(mean), deviation)
         self.statistics = None
+
+
+def cosine_basis(count: int) -> torch.Tensor:
+    """(count, 3 * 64) orthonormal: the lowest frequencies of 8x8 blocks, of brightness and of two colour differences.
+
+    The order of the second axis is that of `pixel_unshuffle`: channel, row, column.
+    """
+    place = torch.arange(BLOCK, dtype=torch.float64)
+    waves = torch.cos(math.pi * (place + 0.5) * place[:, None] / BLOCK) * math.sqrt(2 / BLOCK)
+    waves[0] /= math.sqrt(2)
+    order = sorted(((i * i + j * j, i, j) for i in range(BLOCK) for j in range(BLOCK)))
+    planes = [torch.outer(waves[i], waves[j]).flatten() for _, i, j in order]
+    colours = torch.tensor([[1, 1, 1], [1, 0, -1], [1, -2, 1]], dtype=torch.float64)
+    colours = colours / colours.norm(dim=1, keepdim=True)
+    chroma = max(1, round(count * COLOUR_SHARE)) if count >= 3 else 0
+    shares = (count - 2 * chroma, chroma, chroma)
+    rows = [
+        torch.outer(colour, planes[k]).flatten() for colour, n in zip(colours, shares, strict=True) for k in range(n)
+    ]
+    return torch.stack(rows).float()
+
+
+def _scale_output(layer: nn.Conv2d, mean: torch.Tensor, deviation: torch.Tensor) -> None:
+    assert layer.bias is not None
+    layer.weight.div_(deviation[:, None, None, None])
+    layer.bias.sub_(mean).div_(deviation)
+
+
+def _zero(layer: nn.Conv2d) -> None:
+    nn.init.zeros_(layer.weight)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)

@@ -16,6 +16,9 @@ from worldstereo_ros.models.transformer import WorldStereoTransformer
 VARIANTS = ("worldstereo-memory-dmd", "worldstereo-memory", "worldstereo-camera")
 SCALE_MAP = ((480, 768), (512, 720), (576, 640), (608, 608), (640, 576), (720, 512), (768, 480))
 MAX_WIDTH, MAX_LAYERS = 65536, 512
+TEXT_ENCODERS = ("umt5", "none")
+RENDER_FILLS = ("grey", "smooth")
+GUIDANCE, MAX_GUIDANCE = 5.0, 100.0  # of published variants that are not distilled; the most that is believed
 CONTROL_NUMBERS = ("conv_out_dim", "dim", "ffn_dim", "num_heads", "num_layers", "time_embed_dim")
 
 
@@ -32,6 +35,10 @@ class Settings:
         latent_cond_mode: `full_vae` or `first_frame_only`.
         negative_prompt: for guidance; the distilled model has none.
         raw: the whole file.
+        text_encoder: `umt5`, or `none`: the model takes no words.
+        guidance_scale: of classifier-free guidance, 1 = none; None: see `guidance`.
+        render_fill: what stands in the holes of rendered pictures before they are encoded: `grey`, or `smooth`, what
+            surrounds them.
     """
 
     variant: str
@@ -42,11 +49,36 @@ class Settings:
     latent_cond_mode: str
     negative_prompt: str
     raw: Mapping[str, Any]
+    text_encoder: str = "umt5"
+    guidance_scale: float | None = None
+    render_fill: str = "grey"
 
     @property
     def remembers(self) -> bool:
         """True for the variants that take references."""
         return self.variant != "worldstereo-camera"
+
+    @property
+    def reads_text(self) -> bool:
+        """True where a prompt means something to the model."""
+        return self.text_encoder != "none"
+
+    @property
+    def fills_renders(self) -> bool:
+        """True where holes of rendered pictures are filled smoothly before they are encoded."""
+        return self.render_fill == "smooth"
+
+    @property
+    def distilled(self) -> bool:
+        """True for the variants of few steps."""
+        return "dmd_steps" in self.raw
+
+    @property
+    def guidance(self) -> float:
+        """The scale of guidance: as the file says; else 5, and 1 (none) for distilled models and those without text."""
+        if self.guidance_scale is not None:
+            return self.guidance_scale
+        return GUIDANCE if self.reads_text and not self.distilled else 1.0
 
     def picture_size(self, height: int, width: int) -> tuple[int, int]:
         """(height, width) of the scale map whose ratio is nearest."""
@@ -90,6 +122,13 @@ def read_settings(file: Path, variant: str | None = None) -> Settings:
         raise CheckpointError(f"{file}: latent_cond_mode is '{mode}'; full_vae or first_frame_only was expected.")
     if "dmd_steps" in raw:
         _whole(file, raw, "dmd_steps", 1, 1000)
+    text_encoder = _choice(file, raw, "text_encoder", TEXT_ENCODERS)
+    scale = _guidance_scale(file, raw)
+    if text_encoder == "none" and scale is not None and scale != 1:
+        raise CheckpointError(
+            f"{file}: guidance_scale is {scale:g} and text_encoder is none; guidance sets a prompt against another, "
+            "so without text it must be 1."
+        )
     return Settings(
         variant=_variant(file, raw, variant),
         base_model=base,
@@ -99,6 +138,9 @@ def read_settings(file: Path, variant: str | None = None) -> Settings:
         latent_cond_mode=mode,
         negative_prompt=str(raw.get("negative_prompt") or ""),
         raw=raw,
+        text_encoder=text_encoder,
+        guidance_scale=scale,
+        render_fill=_choice(file, raw, "render_fill", RENDER_FILLS),
     )
 
 
@@ -172,6 +214,26 @@ def _scale_map(file: Path, value: object) -> tuple[tuple[int, int], ...]:
     if not sizes or len(sizes) != len(listed):
         raise CheckpointError(f"{file}: scale_map must list [height, width] pairs in multiples of 16, 16..8192.")
     return tuple(sizes)
+
+
+def _choice(file: Path, values: Mapping[str, Any], key: str, choices: tuple[str, ...]) -> str:
+    """The value of a key that need not be there; the first choice is what holds then."""
+    value = values.get(key, choices[0])
+    if value not in choices:
+        raise CheckpointError(f"{file}: {key} is {value!r}; {' or '.join(choices)} was expected.")
+    return str(value)
+
+
+def _guidance_scale(file: Path, values: Mapping[str, Any]) -> float | None:
+    value = values.get("guidance_scale")
+    if value is None:
+        return None
+    # Below 1 a prompt would be turned against itself.
+    if type(value) not in (int, float) or not 1 <= value <= MAX_GUIDANCE:
+        raise CheckpointError(
+            f"{file}: guidance_scale is {value!r}; a number in 1..{MAX_GUIDANCE:g} was expected, 1 = no guidance."
+        )
+    return float(value)
 
 
 def _whole(file: Path, values: Mapping[str, Any], key: str, low: int, high: int) -> int:

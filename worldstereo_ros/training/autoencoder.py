@@ -21,6 +21,7 @@ class AutoencoderStage:
 
     def __init__(self, run: Run, training: Shelf, validation: Shelf) -> None:
         self.run, self.settings = run, run.settings.stages[self.name]
+        new = not run.has(self.name)
         self.model = run.autoencoder(trained=True)
         self._worlds = training
         self._random = np.random.default_rng(run.settings.seed + 1)
@@ -28,6 +29,8 @@ class AutoencoderStage:
         random = np.random.default_rng(0)
         shown = [draw_pictures(validation, 16, random) for _ in range(6)]
         self._validation = [batch.float().div(127.5).sub(1) for batch in shown]
+        if new:
+            self.model.calibrate(torch.cat([b for b in self._validation if b.shape == self._validation[0].shape]))
 
     def start_step(self) -> None:
         """Draws the pictures of a step."""

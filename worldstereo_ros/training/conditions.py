@@ -1,0 +1,261 @@
+"""What memory would say about a clip: clouds as bad as real ones, rendered; references that overlap; cameras.
+
+Everything goes through the functions that the pipeline itself uses (`pipelines/conditioning.py`), so that the model
+is trained on what it will be shown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+
+from worldstereo_ros.camera import Camera, invert_pose, normalise_cameras, plucker_embedding, pose_vectors, unproject
+from worldstereo_ros.pipelines.conditioning import fill_renders, fit_renders, published_matrix
+from worldstereo_ros.rendering import render
+from worldstereo_ros.training.clips import Shelf, sensor
+from worldstereo_ros.training.worlds import FINE, FINE_EVERY, World
+
+BLEEDING, FLOATERS = 0.5, 0.1  # shares of the views whose depth bleeds over edges, or is blurred into thin air
+LEAST_OVERLAP, MOST_OVERLAP = 0.3, 0.9  # of a reference with its target
+JUMP = 0.3  # share of the clips whose seed was taken somewhere else than at the start of the path
+OTHER_VIEWS = (0.35, 0.25, 0.2, 0.2)  # how likely the cloud has so many views beside the seed: 0, 1, 2, 3
+
+
+@dataclass
+class ClipBatch:
+    """b clips of F keyframes, float32 on the training's device; pictures in [-1, 1].
+
+    Attributes:
+        pictures: (b, 3, F, H, W), what the model should paint; the first is the seed.
+        renders: (b, 3, F, H, W), the cloud seen from the path, holes filled; the first is the seed.
+        holes: (b, 1, F, H, W), 1 where nothing was rendered.
+        rays: (b, 6, F, H, W).
+        poses: (b, F, 7).
+        references: (b, 3, R, H, W), R may be 0.
+        reference_index: (R,).
+        reference_poses: (b, R, 7).
+    """
+
+    pictures: torch.Tensor
+    renders: torch.Tensor
+    holes: torch.Tensor
+    rays: torch.Tensor
+    poses: torch.Tensor
+    references: torch.Tensor
+    reference_index: torch.Tensor
+    reference_poses: torch.Tensor
+
+
+def draw_clips(
+    shelf: Shelf,
+    count: int,
+    frames: int,
+    random: np.random.Generator,
+    device: torch.device,
+    *,
+    renders: bool = True,
+    references: int = 0,
+    clean: bool = False,
+) -> ClipBatch:
+    """Clips of one size.
+
+    Args:
+        shelf: the worlds.
+        count: clips.
+        frames: keyframes of each, the seed's among them.
+        random: draws.
+        device: where the tensors go.
+        renders: False leaves out clouds and cameras, which the backbone alone does not see.
+        references: how many, for every clip.
+        clean: no sensor noise and no degraded depth: for validation.
+    """
+    keyframes = np.sort(random.choice(np.arange(1, frames), size=min(references, frames - 1), replace=False))
+    clips = [
+        _draw_clip(world, frames, random, device, renders=renders, keyframes=keyframes, clean=clean)
+        for world in shelf.of_one_size(count, random)
+    ]
+    columns = [torch.stack(column).to(device) for column in zip(*clips, strict=True)]
+    return ClipBatch(*columns[:6], torch.from_numpy(keyframes - 1).to(device), columns[6])
+
+
+def _draw_clip(
+    world: World,
+    frames: int,
+    random: np.random.Generator,
+    device: torch.device,
+    *,
+    renders: bool,
+    keyframes: np.ndarray,
+    clean: bool,
+) -> tuple[torch.Tensor, ...]:
+    path = _path(world, frames, random)
+    camera, poses = world.camera, world.pose.double().numpy()
+    shown = [_unit(world.image[path])]
+    holes = torch.zeros(frames, *world.image.shape[-2:])
+    depth = holes[1:]
+    if renders:
+        sources = _sources(world, path, random)
+        cloud = [_points(world, view, random, clean, first=view == path[0]) for view in sources]
+        points, colours, spacing = (np.concatenate(parts) for parts in zip(*cloud, strict=True))
+        fine = camera.resized(camera.width * FINE, camera.height * FINE)
+        seen = np.ones(len(points), bool)
+        rendering = render(points, colours, seen, spacing, fine, poses[path[1:]], device=device, near=0.03)
+        colour, missing = fit_renders(rendering.colour, rendering.covered, (camera.height, camera.width))
+        holes[1:], depth = missing.cpu(), rendering.depth.cpu()
+        shown.append((colour.cpu() * 0.5 + 0.5).clamp(0, 1))
+    chosen = [_reference(world, int(path[k]), path, random) for k in keyframes]
+    if chosen:
+        shown.append(_unit(world.image[chosen]))
+    together = torch.cat(shown)[None]
+    together = (together * 2 - 1 if clean else sensor(together, random))[0]
+    if not clean and random.random() < 0.5:
+        together = together.flip(-1) if not renders and not chosen else together
+    pictures = together[:frames]
+    targets, others = normalise_cameras(
+        invert_pose(poses[path]), invert_pose(poses[chosen]) if chosen else None
+    )
+    pose = torch.from_numpy(pose_vectors(targets))
+    if not renders:
+        nothing = torch.zeros(0)
+        return (*_first((pictures,)), nothing, nothing, nothing, pose, torch.zeros(3, 0, *pictures.shape[-2:]), nothing)
+    rendered = torch.where(holes[1:, None] > 0, 0.0, together[frames : 2 * frames - 1])
+    rendered = fill_renders(rendered, holes[1:], depth, pictures[0])
+    guide = torch.cat((pictures[:1], rendered))
+    rays = plucker_embedding(targets, published_matrix(camera), camera.height, camera.width)
+    looks = together[2 * frames - 1 :]
+    if chosen and not clean:
+        looks = torch.stack([_worn(look, random) for look in looks])
+    reference_poses = pose_vectors(others) if others is not None else np.zeros((0, 7), np.float32)
+    return (
+        *_first((pictures, guide)),
+        holes[None],
+        torch.from_numpy(rays),
+        pose,
+        *_first((looks,)),
+        torch.from_numpy(reference_poses),
+    )
+
+
+def _first(stacks: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    """(F, 3, H, W) to (3, F, H, W)."""
+    return tuple(stack.transpose(0, 1).contiguous() for stack in stacks)
+
+
+def _unit(images: torch.Tensor) -> torch.Tensor:
+    return images.float() / 255
+
+
+def _path(world: World, frames: int, random: np.random.Generator) -> np.ndarray:
+    """Views of a clip: the seed, then part of a walk, forwards or backwards, at one of several paces."""
+    walks = world.walk.numpy()
+    views = np.flatnonzero(walks == random.choice(np.unique(walks)))
+    if random.random() < 0.5:
+        views = views[::-1]
+    most = max(1, (len(views) - 1) // (frames - 1))
+    pace = int(random.integers(1, min(3, most) + 1))
+    # Only views that are there at twice the size can be seeds.
+    fine = np.isin(views, world.fine.numpy())
+    starts = np.flatnonzero(fine[: len(views) - pace * (frames - 1)])
+    start = int(random.choice(starts)) if len(starts) else 0
+    path = views[start : start + pace * (frames - 1) + 1 : pace].copy()
+    if not len(starts) or random.random() < JUMP:
+        path[0] = random.choice(world.fine.numpy())
+    return path
+
+
+def _sources(world: World, path: np.ndarray, random: np.random.Generator) -> list[int]:
+    """The seed and the views that the cloud is made of beside it, most of them near the path."""
+    fine = world.fine.numpy()
+    low, high = path[1:].min() - 3 * FINE_EVERY, path[1:].max() + 3 * FINE_EVERY
+    near = fine[(fine >= low) & (fine <= high) & (fine != path[0])]
+    others = int(random.choice(len(OTHER_VIEWS), p=OTHER_VIEWS))
+    chosen = [int(random.choice(near if len(near) and random.random() < 0.75 else fine)) for _ in range(others)]
+    return list(dict.fromkeys([int(path[0]), *chosen]))
+
+
+def _points(
+    world: World, view: int, random: np.random.Generator, clean: bool, *, first: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Points, colours and spacing of one view, with the faults of real depth."""
+    at = int(np.flatnonzero(world.fine.numpy() == view)[0])
+    depth = world.fine_depth[at].float().numpy()
+    image = world.fine_image[at].permute(1, 2, 0).numpy()
+    camera = world.camera.resized(depth.shape[1], depth.shape[0])
+    keep = depth > 0
+    if not clean:
+        kind = random.random()
+        if kind < BLEEDING:
+            factor = int(random.integers(2, 5))
+            small = cv2.resize(depth, None, fx=1 / factor, fy=1 / factor, interpolation=cv2.INTER_LINEAR)
+            depth = cv2.resize(small, depth.shape[::-1], interpolation=cv2.INTER_LINEAR)
+        elif kind < BLEEDING + FLOATERS:
+            depth = cv2.GaussianBlur(depth, (0, 0), float(random.uniform(0.8, 2.5)))
+        if random.random() < 0.3:
+            depth = depth * np.float32(np.exp(random.normal(0, 0.03)))
+        keep &= random.random(depth.shape) > random.uniform(0, 0.3)
+        if random.random() < 0.3:  # a sensor is blind somewhere
+            hole = random.random((4, 6)).astype(np.float32)
+            keep &= cv2.resize(hole, depth.shape[::-1], interpolation=cv2.INTER_CUBIC) > random.uniform(0, 0.35)
+        keep &= depth < random.uniform(6, 40)
+        if not first:
+            gain = np.exp(random.normal(0, 0.08) + random.normal(0, 0.02, size=3))
+            image = np.clip(image * gain, 0, 255).astype(np.uint8)
+    keep &= depth > 0
+    points = unproject(depth, camera, world.pose[view].double().numpy())[keep].astype(np.float32)
+    return points, np.ascontiguousarray(image[keep]), (depth[keep] / np.float32(camera.fx)).astype(np.float32)
+
+
+def overlap(world: World, target: int, step: int = 8) -> np.ndarray:
+    """(N,) share of what view `target` shows that each view of the world shows too."""
+    depth = world.depth[target].float().numpy()
+    camera = world.camera
+    rows, columns = np.mgrid[step // 2 : camera.height : step, step // 2 : camera.width : step]
+    z = depth[rows, columns].ravel()
+    rays = np.stack([(columns.ravel() - camera.cx) / camera.fx, (rows.ravel() - camera.cy) / camera.fy], axis=1)
+    known = z > 0
+    if not known.any():
+        return np.zeros(len(world.image))
+    local = np.concatenate([rays[known] * z[known, None], z[known, None]], axis=1)
+    poses = world.pose.double().numpy()
+    points = local @ poses[target, :3, :3].T + poses[target, :3, 3]
+    seen = invert_pose(poses)
+    there = np.einsum("nij,pj->npi", seen[:, :3, :3], points) + seen[:, None, :3, 3]
+    far = np.maximum(there[..., 2], 1e-6)
+    u = np.rint(there[..., 0] / far * camera.fx + camera.cx).astype(int)
+    v = np.rint(there[..., 1] / far * camera.fy + camera.cy).astype(int)
+    inside = (there[..., 2] > 0.05) & (u >= 0) & (u < camera.width) & (v >= 0) & (v < camera.height)
+    u, v = u.clip(0, camera.width - 1), v.clip(0, camera.height - 1)
+    there_depth = world.depth.float().numpy()[np.arange(len(poses))[:, None], v, u]
+    return (inside & (np.abs(there_depth - far) < 0.05 * far + 0.05)).mean(axis=1)
+
+
+def _reference(world: World, target: int, path: np.ndarray, random: np.random.Generator) -> int:
+    """A view of memory for a keyframe: one that overlaps it well, but is not nearly the same picture."""
+    shares = overlap(world, target)
+    shares[np.abs(np.arange(len(shares)) - target) < 2] = -1
+    good = np.flatnonzero((shares >= LEAST_OVERLAP) & (shares <= MOST_OVERLAP))
+    if random.random() < 0.1:  # memory does not always have something that fits
+        return int(random.integers(len(shares)))
+    return int(random.choice(good)) if len(good) else int(shares.argmax())
+
+
+def _worn(look: torch.Tensor, random: np.random.Generator) -> torch.Tensor:
+    """A reference (3, H, W) of another exposure, sometimes taken in motion."""
+    gain = torch.from_numpy(np.exp(random.normal(0, 0.07, size=(3, 1, 1)))).float()
+    look = ((look * 0.5 + 0.5) * gain).clamp(0, 1) * 2 - 1
+    if random.random() < 0.25:
+        length = int(random.integers(2, 6))
+        kernel = np.zeros((length, length), np.float32)
+        (kernel[length // 2, :] if random.random() < 0.7 else kernel[:, length // 2])[:] = 1 / length
+        picture = cv2.filter2D(look.permute(1, 2, 0).numpy(), -1, kernel, borderType=cv2.BORDER_REFLECT)
+        look = torch.from_numpy(picture).permute(2, 0, 1)
+    return look
+
+
+def camera_of(world: World) -> Camera:
+    """The camera of a world's views."""
+    return world.camera
