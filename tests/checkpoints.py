@@ -9,8 +9,10 @@ from safetensors.torch import load_file, save_file
 
 from worldstereo_ros.models.checkpoint import CheckpointError
 from worldstereo_ros.models.locate import find_checkpoint
-from worldstereo_ros.models.pretrained import load_transformer
-from worldstereo_ros.models.saving import save_base, save_variant
+from worldstereo_ros.models.picture_autoencoder import PictureAutoencoder
+from worldstereo_ros.models.pretrained import BASE_STEM, load_transformer
+from worldstereo_ros.models.saving import save_base, save_variant, save_weights, write_json
+from worldstereo_ros.models.settings import VARIANTS
 from worldstereo_ros.models.transformer import WorldStereoTransformer
 
 TEXT_DIM, IMAGE_DIM, WIDTH = 24, 20, 48
@@ -52,6 +54,25 @@ SETTINGS = {
     "freeze_backbone": True,
 }
 DMD_VARIANT, MEMORY, CAMERA = "worldstereo-memory-dmd", "worldstereo-memory", "worldstereo-camera"
+SMALL_TEXT_DIM, SMALL_WIDTH = 8, 32
+SMALL_BACKBONE = {
+    **BACKBONE,
+    "attention_head_dim": 16,
+    "text_dim": SMALL_TEXT_DIM,
+    "ffn_dim": 64,
+    "image_dim": None,
+    "added_kv_proj_dim": None,
+}
+SMALL_CONTROL = {**CONTROL, "conv_out_dim": SMALL_WIDTH, "time_embed_dim": SMALL_WIDTH}
+SMALL_SETTINGS = {
+    "base_model": "base",
+    "nframe": 5,
+    "scale_map": [[48, 64], [32, 64]],
+    "latent_cond_mode": "first_frame_only",
+    "text_encoder": "none",
+    "guidance_scale": 1.0,
+    "render_fill": "smooth",
+}
 DMD = {"dmd_start_steps": 250, "dmd_end_steps": 1000, "gen_shift": 5.0, "dmd_steps": 4}
 
 
@@ -139,6 +160,34 @@ def write_checkpoint(
     if encoders:
         write_encoders(root / "base")
     return model
+
+
+def write_small_checkpoint(
+    root: Path,
+    variants: tuple[str, ...] = VARIANTS,
+    *,
+    seed: int = 0,
+    dtype: torch.dtype | None = torch.bfloat16,
+    max_shard_bytes: int | None = None,
+) -> Path:
+    """Writes an untrained model of toy size in the layout of the small model that ships; gives back its root.
+
+    No text and no image encoder, pictures encoded one by one, and variants that hold the whole backbone.
+    """
+    for variant in variants:
+        control = {**SMALL_CONTROL, "main_camera_embedding": variant != CAMERA}
+        model = tiny_transformer(seed, control, **SMALL_BACKBONE)
+        settings = {**SMALL_SETTINGS, **(DMD if variant == DMD_VARIANT else {})}
+        save_variant(model, root / variant, settings, dtype=dtype, max_shard_bytes=max_shard_bytes)
+        save_base(model, root / "base", weights=False)
+    write_scheduler(root / "base")
+    torch.manual_seed(seed)
+    autoencoder = PictureAutoencoder(widths=(8, 8, 8))
+    tensors = {name: tensor.to(dtype or tensor.dtype) for name, tensor in autoencoder.state_dict().items()}
+    save_weights(root / "base" / "vae", BASE_STEM, tensors, max_shard_bytes=max_shard_bytes)
+    config = {key: value for key, value in autoencoder.config.items() if not key.startswith("_")}
+    write_json(root / "base" / "vae" / "config.json", {"_class_name": "PictureAutoencoder", **config})
+    return root
 
 
 def tiny_wan_autoencoder(seed: int = 0):

@@ -33,12 +33,15 @@ def demo(
     scene: Annotated[str, typer.Option(help="Kind of procedural world: room, corridor, warehouse.")] = "room",
     seed: Annotated[int, typer.Option(help="Seed of the procedural world.")] = 0,
     views: Annotated[int, typer.Option(help="Views to imagine along the path.", min=2, max=200)] = 24,
+    model: Annotated[
+        str, typer.Option(help="What the node imagines with: geometric, small, or a checkpoint (folder or hub id).")
+    ] = "geometric",
 ) -> None:
     """Starts the node as a robot would find it, drives through a world, and leaves pictures, a cloud and a bag."""
     from worldstereo_ros.demo import DemoError, run_demo
 
     try:
-        run_demo(out, sequence=sequence, bag=bag, scene=scene, seed=seed, views=views)
+        run_demo(out, sequence=sequence, bag=bag, scene=scene, seed=seed, views=views, model=model)
     except (DemoError, ValueError, OSError) as error:
         raise fail(error) from None
 
@@ -64,7 +67,7 @@ def imagine(
     prompt: Annotated[str, typer.Option(help="A sentence about the place.")] = "",
     seed: Annotated[int, typer.Option(help="Seed of the imagination.")] = 0,
     model: Annotated[
-        str, typer.Option(help="geometric, or a WorldStereo checkpoint: a folder or a hub id.")
+        str, typer.Option(help="geometric, small, or a WorldStereo checkpoint: a folder or a hub id.")
     ] = "geometric",
     variant: Annotated[str, typer.Option(help="Of a checkpoint: camera, memory, memory-dmd.")] = "",
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
@@ -106,12 +109,21 @@ def imagine(
 
 @app.command()
 def evaluate(
-    data: Annotated[list[Path], typer.Option(help="A posed sequence, or a folder of them. May be repeated.")],
+    data: Annotated[
+        list[str], typer.Option(help="A posed sequence, a folder of them, or worlds:test:8. May be repeated.")
+    ],
     protocol: Annotated[
         list[str] | None, typer.Option(help="single, sparse, mono, revisit, cloud. May be repeated.")
     ] = None,
-    pipeline: Annotated[list[str] | None, typer.Option(help="geometric, open3d+telea. May be repeated.")] = None,
-    json: Annotated[Path | None, typer.Option(help="Write the rows here too.")] = None,
+    pipeline: Annotated[
+        list[str] | None,
+        typer.Option(help="geometric, small, a checkpoint (folder or hub id), open3d+telea. May be repeated."),
+    ] = None,
+    stages: Annotated[
+        Path | None, typer.Option(help="A training run's folder: all pipelines of the table of docs/small_model.md.")
+    ] = None,
+    json: Annotated[Path | None, typer.Option(help="Write the rows here too, each as soon as it is there.")] = None,
+    sheet: Annotated[Path | None, typer.Option(help="Draw a contact sheet (PNG or JPEG) here.")] = None,
     every: Annotated[int, typer.Option(help="Ask every n-th of the frames that are not given.", min=1)] = 1,
     depth_model: Annotated[str, typer.Option(help="Folder or hub id of a depth model, for the protocol mono.")] = "",
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
@@ -123,8 +135,10 @@ def evaluate(
         run(
             data,
             protocol or ["single", "sparse"],
-            pipeline or ["geometric"],
+            pipeline or ([] if stages else ["geometric"]),
+            stages=stages,
             json_file=json,
+            sheet=sheet,
             every=every,
             depth_model=depth_model or None,
             device=device,
@@ -135,7 +149,7 @@ def evaluate(
 
 @app.command()
 def export(
-    source: Annotated[str, typer.Argument(help="A saved map, or folder or hub id of a model.")],
+    source: Annotated[str, typer.Argument(help="A saved map, or a model: small, a folder or a hub id.")],
     target: Annotated[Path, typer.Argument(help="A .ply or .pcd file of a map, an .onnx file of a model.")],
     part: Annotated[
         str, typer.Option(help="Of a model: control, autoencoder-encoder or autoencoder-decoder.")
@@ -178,7 +192,7 @@ def export(
 
 @app.command()
 def inspect(
-    model: Annotated[str, typer.Argument(help="Folder or hub id of a WorldStereo checkpoint.")],
+    model: Annotated[str, typer.Argument(help="small, or folder or hub id of a WorldStereo checkpoint.")],
     variant: Annotated[str, typer.Option(help="camera, memory, memory-dmd; empty: all that a folder has.")] = "",
 ) -> None:
     """Says what a checkpoint is, what memory it takes and what is wrong with it; reads headers only."""
@@ -188,7 +202,7 @@ def inspect(
     usable = True
     try:
         model, variant = split_variant(model, variant)
-        for number, name in enumerate([variant] if variant else list_variants(Path(model).expanduser()) or [None]):
+        for number, name in enumerate([variant] if variant else list_variants(model) or [None]):
             report = inspect_checkpoint(model, name)
             typer.echo(("\n" if number else "") + str(report))
             usable = usable and report.usable

@@ -11,6 +11,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from worldstereo_ros.shipped import shipped_folder
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -44,7 +46,8 @@ PACKAGES = (
 
 def examine() -> list[Finding]:
     """Looks at this machine. Changes nothing, downloads nothing."""
-    return [_python(), *(_package(*package) for package in PACKAGES), _device(), *_ros(), _domain(), _disk()]
+    packages = [_package(*package) for package in PACKAGES]
+    return [_python(), *packages, _small_model(), _device(), *_ros(), _domain(), _disk()]
 
 
 def _python() -> Finding:
@@ -68,6 +71,26 @@ def _package(module: str, distribution: str, purpose: str, needed: bool) -> Find
     return Finding(module, f"{version} ({purpose})", True)
 
 
+def _small_model() -> Finding:
+    """The model that comes with the package; its headers are read, its weights are not."""
+    name, fix = "small model", "Install worldstereo_ros again: its folder worldstereo_ros/weights is not whole."
+    folder = shipped_folder("small")
+    if not folder.is_dir():
+        return Finding(name, f"not in this installation ({folder})", False, fix, needed=False)
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    try:
+        from worldstereo_ros.models import inspect_checkpoint, list_variants
+
+        variants: list[str | None] = [*list_variants("small")]
+        reports = [inspect_checkpoint("small", variant) for variant in variants or [None]]
+    except (ImportError, OSError, ValueError) as error:
+        return Finding(name, f"cannot be used: {error}", False, fix, needed=False)
+    problems = [problem for report in reports for problem in report.problems]
+    if problems:
+        return Finding(name, f"cannot be used: {problems[0]}", False, fix, needed=False)
+    return Finding(name, f"{', '.join(report.variant for report in reports)}, {size / 1e6:.1f} MB in {folder}", True)
+
+
 def _device() -> Finding:
     try:
         import torch
@@ -77,7 +100,7 @@ def _device() -> Finding:
         free, total = torch.cuda.mem_get_info()
         name = torch.cuda.get_device_name()
         return Finding("device", f"cuda: {name}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free", True)
-    return Finding("device", f"cpu, {os.cpu_count()} cores (no CUDA device; the geometric pipeline needs none)", True)
+    return Finding("device", f"cpu, {os.cpu_count()} cores (no CUDA device; geometric and small need none)", True)
 
 
 def _ros() -> list[Finding]:

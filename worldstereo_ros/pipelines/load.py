@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from worldstereo_ros.pipelines.base import Pipeline
+from worldstereo_ros.shipped import SHIPPED
 
-NAMES = ("geometric",)
+NAMES = ("geometric", *SHIPPED)
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -23,7 +24,8 @@ def load_pipeline(
     """The pipeline called `model`, ready on `device`.
 
     Args:
-        model: `geometric`, or a WorldStereo checkpoint: a folder or a hub id, with `:variant` behind it if you like.
+        model: `geometric`, `small` (the model that comes with the package), or a WorldStereo checkpoint: a folder or a
+            hub id. `:variant` may stand behind any but the first.
         device: cpu, cuda or cuda:N.
         variant: of a checkpoint: camera, memory or memory-dmd; empty: as the name says, else the one with the fewest
             steps that is there.
@@ -36,7 +38,7 @@ def load_pipeline(
         RuntimeError: the control backend is not installed, or cannot run this model.
     """
     check_device(device)
-    if model in NAMES:
+    if model == "geometric":
         if control_backend != "torch":
             raise ValueError(f"The pipeline '{model}' has no control branch to run on '{control_backend}'; use torch.")
         from worldstereo_ros.pipelines.geometric import GeometricPipeline
@@ -45,7 +47,9 @@ def load_pipeline(
     if dtype not in DTYPES:
         raise ValueError(f"The type '{dtype}' is not known; choose one of {', '.join(DTYPES)}.")
     model, variant = split_variant(model, variant)
-    if "/" not in model and not Path(model).expanduser().exists():
+    if model in SHIPPED:
+        options = {"name": model, **options}
+    elif "/" not in model and not Path(model).expanduser().exists():
         raise ValueError(
             f"The model '{model}' is not known: it is none of {', '.join(NAMES)}, no folder on this machine, and no "
             "hub id (owner/name)."

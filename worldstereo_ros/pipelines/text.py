@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import logging
 from collections import OrderedDict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 TEXT_TOKENS = 512
 KEPT_PROMPTS = 32
+
+logger = logging.getLogger(__name__)
 
 
 class TextEncoder:
@@ -68,6 +71,21 @@ class TextEncoder:
                 self._encoder.to("cpu")
         # Kept in main memory: 32 prompts of the published model are 128 MiB.
         return (states * mask[..., None].to(states.dtype)).cpu()
+
+
+class NoText:
+    """Stands where a model takes no words: every prompt is the same single token of zeros."""
+
+    def __init__(self, text_dim: int, device: torch.device) -> None:
+        self._token = torch.zeros(1, 1, text_dim, device=device)
+        self._said = False
+
+    def __call__(self, prompt: str) -> torch.Tensor:
+        """(1, 1, text_dim) zeros on the device. The first prompt that is not empty is told to the log as ignored."""
+        if prompt.strip() and not self._said:
+            self._said = True
+            logger.warning("The prompt is ignored: this model takes no words.")
+        return self._token
 
 
 class ImageEncoder:

@@ -29,16 +29,17 @@ from worldstereo_ros.models import (
     load_transformer,
     make_scheduler,
 )
+from worldstereo_ros.models.checkpoint import CheckpointError
 from worldstereo_ros.models.pretrained import default_dtype
 from worldstereo_ros.pipelines.base import Conditioning, ModelError, OnStep, PipelineFrame
 from worldstereo_ros.pipelines.conditioning import Keyframes, make_keyframes
 from worldstereo_ros.pipelines.filling import fill_depth
 from worldstereo_ros.pipelines.geometric import GeometricPipeline
 from worldstereo_ros.pipelines.processes import lead_transformer, process_count
-from worldstereo_ros.pipelines.text import ImageEncoder, TextEncoder, load_image_encoder, load_text_encoder
+from worldstereo_ros.pipelines.text import ImageEncoder, NoText, TextEncoder, load_image_encoder, load_text_encoder
 from worldstereo_ros.pipelines.videolatents import VideoCondition, load_video_condition
 
-STEPS, GUIDANCE = 40, 5.0  # of the variants that are not distilled
+STEPS = 40  # of the variants that are not distilled
 FEATHER = 12.0  # pixels over which what was observed fades into what is imagined, outside of what was observed
 MASK_CHANNELS = 4
 ENCODED_AT_ONCE = 8  # pictures; all keyframes of a clip side by side would take as much memory as the steps
@@ -53,10 +54,10 @@ class WorldStereoPipeline:
     One device needs no process group; several share the work of the transformer under `torchrun` (`processes.py`).
 
     Attributes:
-        name: the variant.
+        name: what it is called; None: the variant.
         clip_length: views of one call: the keyframes of the model without the first, which is the seed.
         steps: denoising steps; None: those of the variant.
-        guidance: scale of classifier-free guidance; 1 = none, as in the distilled variant.
+        guidance: scale of classifier-free guidance, 1 = none; at first that of the checkpoint.
         compose_observed: show and claim what was observed; else every pixel is the model's, and imagined.
         fill_clip: always give the model all keyframes it was trained with, the last pose repeated. A shorter path
             costs as much as a full one then.
@@ -71,11 +72,13 @@ class WorldStereoPipeline:
         transformer: WorldStereoTransformer,
         autoencoder: Any,
         scheduler: Any,
-        text_encoder: TextEncoder,
+        text_encoder: TextEncoder | NoText,
         image_encoder: ImageEncoder | None,
         *,
         video_condition: VideoCondition | None = None,
         device: str | torch.device = "cpu",
+        name: str | None = None,
+        steps: int | None = None,
         compose_observed: bool = True,
         fill_clip: bool = False,
         callback_on_step_end: StepEnd | None = None,
@@ -88,18 +91,23 @@ class WorldStereoPipeline:
             image_encoder: None for a backbone without image embedding.
             video_condition: makes the condition latents of `full_vae`; None: mid-grey, each frame alone.
             device: where they are.
-            compose_observed, fill_clip, callback_on_step_end: see the class.
+            name, steps, compose_observed, fill_clip, callback_on_step_end: see the class.
+
+        Raises:
+            ValueError: fewer steps than one.
         """
+        if steps is not None and steps < 1:
+            raise ValueError(f"{steps} denoising steps were asked for; at least one is needed.")
         self.settings = settings
         self.transformer, self.autoencoder, self.scheduler = transformer, autoencoder, scheduler
         self.text_encoder, self.image_encoder = text_encoder, image_encoder
         self.video_condition = video_condition
         self.device = torch.device(device)
-        self.name = settings.variant
+        self.name = name or settings.variant
         self.clip_length = settings.nframe - 1
-        self.distilled = "dmd_steps" in settings.raw
-        self.steps: int | None = None
-        self.guidance = 1.0 if self.distilled else GUIDANCE
+        self.distilled = settings.distilled
+        self.steps = steps
+        self.guidance = settings.guidance
         self.compose_observed = compose_observed
         self.fill_clip = fill_clip
         self.callback_on_step_end = callback_on_step_end
@@ -122,7 +130,7 @@ class WorldStereoPipeline:
         """Loads a checkpoint and what it takes from its base.
 
         Args:
-            model: a folder or hub id, see `models.find_checkpoint`.
+            model: `small`, a folder or a hub id, see `models.find_checkpoint`.
             variant: one of `models.VARIANTS`, with or without `worldstereo-`; None: see there.
             device: where it runs.
             dtype: of the networks; None: bfloat16 on CUDA, float32 on the CPU.
@@ -138,21 +146,29 @@ class WorldStereoPipeline:
         device = torch.device(device)
         dtype = dtype or default_dtype(device)
         checkpoint = find_checkpoint(model, variant, local_files_only=local_files_only)
+        settings = checkpoint.settings
         if parallel and process_count() > 1:
             transformer: Any = lead_transformer(checkpoint, device, dtype, reference_attention)
         else:
             transformer = load_transformer(
                 checkpoint, device=device, dtype=dtype, reference_attention=reference_attention
             )
+        if transformer.config.image_dim and not settings.reads_text:
+            raise CheckpointError(
+                f"{checkpoint.folder} says text_encoder none and its base has an image embedding, which comes with 512 "
+                "tokens of text; take the key out of config.json, or use a base without image embedding."
+            )
         return cls(
-            checkpoint.settings,
+            settings,
             transformer,
             load_autoencoder(checkpoint, device=device, dtype=dtype),
             make_scheduler(
-                checkpoint.settings.raw,
-                None if "dmd_steps" in checkpoint.settings.raw else checkpoint.base("scheduler"),
+                settings.raw,
+                None if settings.distilled else checkpoint.base("scheduler"),
             ),
-            load_text_encoder(checkpoint, device, dtype, offload=offload),
+            load_text_encoder(checkpoint, device, dtype, offload=offload)
+            if settings.reads_text
+            else NoText(transformer.config.text_dim, device),
             load_image_encoder(checkpoint, device, dtype) if transformer.config.image_dim else None,
             video_condition=load_video_condition(checkpoint, device, dtype),
             device=device,
@@ -200,6 +216,7 @@ class WorldStereoPipeline:
             correspondence=(size[0] // 16, size[1] // 16)
             if self.transformer.config.reference_attention == "correspondence"
             else None,
+            fill=self.settings.fills_renders,
         )
         latents = self.autoencoder.encode(keyframes.pictures, ENCODED_AT_ONCE).transpose(0, 1)[None]
         known = torch.zeros_like(latents[:, :MASK_CHANNELS])

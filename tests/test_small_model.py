@@ -1,0 +1,366 @@
+"""The small model: its kind of checkpoint, at toy size and untrained, and the weights that ship with the package."""
+
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from checkpoints import CAMERA as CAMERA_VARIANT
+from checkpoints import DMD_VARIANT, MEMORY, SMALL_TEXT_DIM, change_config, write_checkpoint, write_small_checkpoint
+from safetensors import safe_open
+from typer.testing import CliRunner
+
+import worldstereo_ros
+from worldstereo_ros.camera import Camera, trajectory
+from worldstereo_ros.cli import app
+from worldstereo_ros.doctor import examine
+from worldstereo_ros.models import VARIANTS, CheckpointError, find_checkpoint, inspect_checkpoint
+from worldstereo_ros.outcome import write_sequence
+from worldstereo_ros.pipelines.geometric import GeometricPipeline
+from worldstereo_ros.pipelines.load import load_pipeline
+from worldstereo_ros.pipelines.worldstereo import WorldStereoPipeline
+from worldstereo_ros.shipped import shipped_folder
+from worldstereo_ros.stories import scene_story
+from worldstereo_ros.views import View
+from worldstereo_ros.world import WorldModel
+
+CAMERA = Camera.from_fov(64, 48, np.radians(70))
+SHIPPED = shipped_folder("small")
+ships = pytest.mark.skipif(not SHIPPED.is_dir(), reason="the weights of the small model are not in this checkout yet")
+MEGABYTE = 1_000_000
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Tensors of toy size are slower on many, above all where others use them too."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """A toy model with all three variants, where the package would have it."""
+    return write_small_checkpoint(tmp_path_factory.mktemp("package") / "weights" / "small")
+
+
+@pytest.fixture
+def installed(root, monkeypatch):
+    """The toy model stands in the place of the one that ships."""
+    monkeypatch.setattr(worldstereo_ros, "__path__", [str(root.parents[1]), *worldstereo_ros.__path__])
+    return root
+
+
+@pytest.fixture(scope="module")
+def pipeline(root):
+    return WorldStereoPipeline.from_pretrained(root, "memory-dmd")
+
+
+def seed_view(stamp: int = 1, sideways: float = 0.0) -> View:
+    """A wall of coloured squares 2 m ahead."""
+    image = np.random.default_rng(3).integers(30, 220, (6, 8, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
+    pose = np.eye(4)
+    pose[0, 3] = sideways
+    return View(image, CAMERA, pose, np.full((48, 64), 2.0, np.float32), stamp_ns=stamp)
+
+
+def make_world(pipeline) -> WorldModel:
+    world = WorldModel(pipeline)
+    world.seed(seed_view(1))
+    world.seed(seed_view(2, 0.2))
+    return world
+
+
+def away(count: int) -> np.ndarray:
+    """A path that turns away from what was seen."""
+    return trajectory("turn", np.eye(4), count, angle=2.0)
+
+
+def given_to(pipeline, **arguments) -> list[tuple[tuple, dict]]:
+    """What the transformer was given, one row a forward."""
+    rows = []
+    watch = pipeline.transformer.register_forward_pre_hook(
+        lambda _module, args, kwargs: rows.append((args, kwargs)), with_kwargs=True
+    )
+    try:
+        list(make_world(pipeline).imagine(away(3), CAMERA, **arguments))
+    finally:
+        watch.remove()
+    return rows
+
+
+# --- what config.json may say ---
+
+
+@pytest.mark.parametrize(("variant", "guidance"), [(CAMERA_VARIANT, 5.0), (MEMORY, 5.0), (DMD_VARIANT, 1.0)])
+def test_without_the_keys_it_is_a_published_checkpoint(tmp_path, variant, guidance):
+    write_checkpoint(tmp_path, variant, autoencoder=False)
+    settings = find_checkpoint(tmp_path).settings
+    assert (settings.text_encoder, settings.guidance_scale, settings.render_fill) == ("umt5", None, "grey")
+    assert settings.reads_text
+    assert not settings.fills_renders
+    assert settings.guidance == guidance
+
+
+def test_the_keys_are_read(root):
+    settings = find_checkpoint(root, "memory").settings
+    assert not settings.reads_text
+    assert settings.fills_renders
+    assert settings.guidance == 1.0
+    report = str(inspect_checkpoint(root, "memory"))
+    assert "UniPC, no guidance" in report
+    assert "a prompt is ignored" in report
+
+
+def test_without_text_there_is_no_guidance_unless_a_file_says_so(tmp_path):
+    write_checkpoint(tmp_path, MEMORY, autoencoder=False)
+    change_config(tmp_path / MEMORY, text_encoder="none")
+    assert find_checkpoint(tmp_path).settings.guidance == 1.0
+    change_config(tmp_path / MEMORY, text_encoder="umt5", guidance_scale=3)
+    assert find_checkpoint(tmp_path).settings.guidance == 3.0
+    assert "UniPC, guidance 3" in str(inspect_checkpoint(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"text_encoder": "bert"}, "text_encoder is 'bert'; umt5 or none was expected"),
+        ({"text_encoder": ["none"]}, r"text_encoder is \['none'\]"),
+        ({"render_fill": "black"}, "render_fill is 'black'; grey or smooth was expected"),
+        ({"render_fill": True}, "render_fill is True"),
+        ({"guidance_scale": "5"}, "guidance_scale is '5'; a number in 1..100"),
+        ({"guidance_scale": True}, "guidance_scale is True"),
+        ({"guidance_scale": 0}, "guidance_scale is 0"),
+        ({"guidance_scale": float("nan")}, "guidance_scale is nan"),
+        ({"guidance_scale": 1e30}, r"guidance_scale is 1e\+30"),
+        ({"guidance_scale": 5}, "guidance_scale is 5 and text_encoder is none; .* must be 1"),
+    ],
+)
+def test_values_that_mean_nothing_are_refused(tmp_path, changes, sentence):
+    root = write_small_checkpoint(tmp_path, (MEMORY,))
+    change_config(root / MEMORY, **changes)
+    with pytest.raises(CheckpointError, match=sentence) as caught:
+        find_checkpoint(root)
+    assert str(caught.value).endswith(".")
+
+
+# --- without text ---
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_variant_imagines_without_encoders(root, variant):
+    assert {folder.name for folder in (root / "base").iterdir()} == {"transformer", "vae", "scheduler"}
+    pipeline = WorldStereoPipeline.from_pretrained(root, variant, steps=4)
+    views = list(make_world(pipeline).imagine(away(6), CAMERA))
+    assert pipeline.name == variant
+    assert [view.image.shape for view in views] == [(48, 64, 3)] * 6
+    assert views[0].observed_fraction > 0.8
+    assert views[-1].observed_fraction < 0.05
+    assert views[-1].image.std() > 1
+
+
+def test_the_transformer_gets_one_token_of_zeros_and_is_asked_once_a_step(root):
+    rows = given_to(load_pipeline(str(root), variant="memory", steps=3), prompt="a hall")
+    assert len(rows) == 3  # guidance would ask twice
+    for (_, _, words), _ in rows:
+        assert words.shape == (1, 1, SMALL_TEXT_DIM)
+        assert not words.any()
+
+
+def test_a_prompt_is_ignored_and_that_is_said_once(root, caplog):
+    pipeline = WorldStereoPipeline.from_pretrained(root)
+    with caplog.at_level(logging.INFO, logger="worldstereo_ros"):
+        plain = list(make_world(pipeline).imagine(away(2), CAMERA, prompt=" "))
+        assert not caplog.records
+        for prompt in ("a red kitchen", "a forest"):
+            prompted = list(make_world(pipeline).imagine(away(2), CAMERA, prompt=prompt))
+            for one, other in zip(plain, prompted, strict=True):
+                np.testing.assert_array_equal(one.image, other.image)
+    assert [record.getMessage() for record in caplog.records] == ["The prompt is ignored: this model takes no words."]
+
+
+def test_a_base_with_image_embedding_needs_text(tmp_path):
+    write_checkpoint(tmp_path, DMD_VARIANT, encoders=True)
+    change_config(tmp_path / DMD_VARIANT, text_encoder="none")
+    with pytest.raises(CheckpointError, match="text_encoder none and its base has an image embedding"):
+        WorldStereoPipeline.from_pretrained(tmp_path)
+
+
+def test_pictures_encoded_one_by_one_need_no_video_autoencoder(tmp_path, pipeline):
+    root = write_small_checkpoint(tmp_path, (DMD_VARIANT,))
+    change_config(root / DMD_VARIANT, latent_cond_mode="full_vae")
+    other = WorldStereoPipeline.from_pretrained(root)
+    assert other.video_condition is None
+    for one, two in zip(given_to(pipeline), given_to(other), strict=True):
+        assert torch.equal(one[0][0], two[0][0])
+
+
+# --- holes ---
+
+
+def test_holes_are_filled_before_they_are_encoded_and_stay_holes(tmp_path, pipeline):
+    root = write_small_checkpoint(tmp_path, (DMD_VARIANT,))
+    change_config(root / DMD_VARIANT, render_fill=None)
+    (_, smooth), (_, grey) = (given_to(p)[0] for p in (pipeline, WorldStereoPipeline.from_pretrained(root)))
+    assert torch.equal(smooth["render_mask"], grey["render_mask"])
+    with_holes = smooth["render_mask"].flatten(3).any(3)[0, 0]
+    changed = (smooth["render_latent"] != grey["render_latent"]).flatten(3).any(3)[0].any(0)
+    assert torch.equal(changed, with_holes)
+    assert with_holes.tolist()[0] is False  # the seed itself
+    assert with_holes[-1]
+
+
+def test_what_was_observed_is_what_memory_alone_shows(pipeline):
+    for mine, memory in zip(
+        make_world(pipeline).imagine(away(4), CAMERA),
+        make_world(GeometricPipeline()).imagine(away(4), CAMERA),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(mine.observed, memory.observed)
+        np.testing.assert_array_equal(mine.image[mine.observed], memory.image[mine.observed])
+
+
+# --- by its name ---
+
+
+def test_small_is_the_model_that_comes_with_the_package(installed, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "small").mkdir()  # a folder of that name is ./small
+    assert find_checkpoint("small").root == installed
+    with pytest.raises(CheckpointError, match="no folder of a variant"):
+        find_checkpoint("./small")
+    pipeline = load_pipeline("small")
+    assert (pipeline.name, pipeline.settings.variant, pipeline.steps) == ("small", DMD_VARIANT, None)
+    assert load_pipeline("small:memory").settings.variant == MEMORY
+    assert load_pipeline("small", variant="camera").settings.variant == CAMERA_VARIANT
+
+
+def test_options_reach_the_pipeline(installed):
+    pipeline = load_pipeline("small", variant="memory", steps=2, reference_attention="paired", compose_observed=False)
+    assert pipeline.transformer.config.reference_attention == "paired"
+    stages = []
+    views = list(make_world(pipeline).imagine(away(2), CAMERA, on_step=lambda *step: stages.append(step)))
+    assert [step for step in stages if step[0] == "denoising"] == [("denoising", 0, 2), ("denoising", 1, 2)]
+    assert not any(view.observed.any() for view in views)
+    with pytest.raises(ValueError, match="0 denoising steps"):
+        load_pipeline("small", steps=0)
+
+
+def test_an_installation_without_it_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(worldstereo_ros, "__path__", [str(tmp_path)])
+    for ask in (load_pipeline, find_checkpoint, inspect_checkpoint, WorldStereoPipeline.from_pretrained):
+        with pytest.raises(CheckpointError, match=r"'small' comes with the package .* lacks it") as caught:
+            ask("small")
+        assert str(tmp_path / "weights" / "small") in str(caught.value)
+        assert "geometric" in str(caught.value)
+
+
+def test_commands_take_it(installed, tmp_path):
+    def run(*arguments):
+        result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    views = [seed_view(stamp, 0.1 * stamp) for stamp in range(4)]
+    write_sequence(tmp_path / "scene", views)
+    run("imagine", tmp_path / "scene", "--model", "small", "--views", 5, "--path", "turn", "--out", tmp_path / "out")
+    assert (tmp_path / "out" / "contact_sheet.png").stat().st_size > 1000
+    output = run("inspect", "small")
+    assert all(variant in output for variant in VARIANTS)
+    assert CAMERA_VARIANT not in run("inspect", "small:memory")
+
+
+def test_it_is_evaluated_by_its_name(installed, tmp_path):
+    write_sequence(tmp_path / "scene", [seed_view(stamp, 0.1 * stamp) for stamp in range(4)])
+    arguments = ["evaluate", "--data", tmp_path / "scene", "--protocol", "single", "--pipeline", "small"]
+    result = CliRunner().invoke(app, [str(part) for part in (*arguments, "--json", tmp_path / "rows.json")])
+    assert result.exit_code == 0, result.output
+    (row,) = (row for row in json.loads((tmp_path / "rows.json").read_text())["rows"] if row["pipeline"] == "small")
+    assert row["psnr"] > 5
+
+
+def the_doctor_on_small():
+    return next(finding for finding in examine() if finding.name == "small model")
+
+
+def test_the_doctor_looks_at_it(installed, tmp_path, monkeypatch):
+    finding = the_doctor_on_small()
+    assert finding.ok
+    size = sum(file.stat().st_size for file in installed.rglob("*") if file.is_file())
+    assert f"{size / MEGABYTE:.1f} MB" in finding.state
+    assert DMD_VARIANT in finding.state
+    monkeypatch.setattr(worldstereo_ros, "__path__", [str(tmp_path)])
+    finding = the_doctor_on_small()
+    assert not finding.ok
+    assert not finding.needed
+    assert finding.fix
+    write_small_checkpoint(tmp_path / "weights" / "small", (DMD_VARIANT,))
+    file = tmp_path / "weights" / "small" / DMD_VARIANT / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    finding = the_doctor_on_small()
+    assert not finding.ok
+    assert "truncated" in finding.state
+
+
+# --- the weights that ship ---
+
+
+def weights_of(folder: Path) -> list[Path]:
+    return sorted(folder.rglob("*.safetensors"))
+
+
+@ships
+def test_what_ships_is_small_whole_and_described():
+    files = [file for file in SHIPPED.rglob("*") if file.is_file()]
+    assert sum(file.stat().st_size for file in files) <= 48 * MEGABYTE
+    assert max(file.stat().st_size for file in files) <= 16 * MEGABYTE
+    assert {file.suffix for file in files} <= {".safetensors", ".json", ".md"}
+    card = (SHIPPED / "README.md").read_text()
+    assert len(card) > 1000
+    for word in ("licen", "seed", "step"):
+        assert word in card.lower()
+    for file in weights_of(SHIPPED):
+        with safe_open(str(file), framework="pt") as reader:
+            types = {reader.get_slice(name).get_dtype() for name in reader.keys()}  # noqa: SIM118 - no mapping
+        assert types == {"BF16"}, file
+    report = inspect_checkpoint("small")
+    assert report.usable
+    assert report.variant == DMD_VARIANT
+    assert report.from_base == 0
+
+
+@ships
+@pytest.mark.parametrize("shape", [(64, 48), (80, 45)], ids=["4:3", "16:9"])
+def test_what_ships_imagines_in_four_steps(shape):
+    width, height = shape
+    story = scene_story("room", 3, 4, given=4, width=2 * width, height=2 * height)
+    pipeline = load_pipeline("small", local_files_only=True)
+    stages = []
+
+    def imagine(pipeline, seed):
+        world = WorldModel(pipeline)
+        for view in story.given:
+            world.seed(view)
+        return list(world.imagine(story.path, story.given[0].camera, seed=seed, on_step=lambda *s: stages.append(s)))
+
+    views = imagine(pipeline, 5)
+    assert [step for step in stages if step[0] == "denoising"] == [("denoising", i, 4) for i in range(4)]
+    again, other, memory = imagine(pipeline, 5), imagine(pipeline, 6), imagine(GeometricPipeline(), 5)
+    assert len(views) == 4
+    for view, same, different, remembered in zip(views, again, other, memory, strict=True):
+        assert view.image.shape == (2 * height, 2 * width, 3)
+        assert np.isfinite(view.depth).all()
+        np.testing.assert_array_equal(view.image, same.image)
+        np.testing.assert_array_equal(view.observed, remembered.observed)
+        np.testing.assert_array_equal(view.image[view.observed], remembered.image[view.observed])
+        assert not (view.observed & ~view.covered).any()
+        if not view.observed.all():
+            assert (view.image != different.image).any()
+
+
+@ships
+def test_the_doctor_finds_what_ships():
+    assert the_doctor_on_small().ok

@@ -1,0 +1,16 @@
+"""Models that come with the package. Imports nothing heavy: commands ask here before they load anything."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import worldstereo_ros
+
+SHIPPED = ("small",)
+
+
+def shipped_folder(name: str) -> Path:
+    """The checkpoint root of a model of `SHIPPED`; where it should be, if this installation lacks it."""
+    # The package may lie in several folders: a checkout, and where its ROS messages were installed.
+    folders = [Path(folder) / "weights" / name for folder in worldstereo_ros.__path__]
+    return next((folder for folder in folders if folder.is_dir()), folders[0])
