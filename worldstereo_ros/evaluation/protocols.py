@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from worldstereo_ros.camera import interpolate_poses
-from worldstereo_ros.datasets import Sequence
+from worldstereo_ros.evaluation.worlds import Posed
 from worldstereo_ros.views import View
 
 PROTOCOLS = ("single", "sparse", "mono", "revisit", "cloud")
@@ -26,16 +26,26 @@ class Task:
         path: (F, 4, 4) world_from_camera of the views to imagine.
         judged: indices into `path`, one for each of `asked`.
         remember: imagined views go back into memory.
+        turn: where in `path` the way back begins. It is imagined by a call of its own, once the way out is remembered:
+            within one clip, views agree without any memory. 0: there is no way back.
+        pairs: (first, second) indices into `path` of the same pose on the way out and on the way back.
     """
 
     given: list[View]
-    asked: Sequence
+    asked: Posed
     path: np.ndarray
     judged: list[int]
     remember: bool = False
+    turn: int = 0
+    pairs: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def legs(self) -> list[np.ndarray]:
+        """(F, 4, 4) poses of each call that imagines a part of `path`."""
+        return [self.path[: self.turn], self.path[self.turn :]] if self.turn else [self.path]
 
 
-def make_task(sequence: Sequence, protocol: str, every: int = 1) -> Task:
+def make_task(sequence: Posed, protocol: str, every: int = 1) -> Task:
     """The task of a protocol on a posed sequence.
 
     Args:
@@ -55,7 +65,9 @@ def make_task(sequence: Sequence, protocol: str, every: int = 1) -> Task:
     if protocol == "revisit":
         away = interpolate_poses(_stretch(sequence.poses, AWAY_METRES), AWAY_VIEWS + 1)[1:]
         path = np.concatenate([away, away[-2::-1], sequence.poses[:1]])
-        return Task([sequence[0]], sequence.subset([0]), path, [len(path) - 1], remember=True)
+        turn = len(away)
+        pairs = tuple((first, 2 * turn - 2 - first) for first in range(turn - 1))
+        return Task([sequence[0]], sequence.subset([0]), path, [len(path) - 1], remember=True, turn=turn, pairs=pairs)
     asked = [index for index in range(count) if index not in given][::every]
     if not asked:
         raise ValueError(f"{sequence.path} has {count} frames, which leaves none to ask after the {len(given)} given.")

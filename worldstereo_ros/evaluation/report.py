@@ -13,7 +13,8 @@ from rich.table import Table
 class Row:
     """The figures of one pipeline on one sequence under one protocol; None where one does not apply.
 
-    PSNR in dB, coverage and provenance as shares 0..1, cloud figures at 5 cm.
+    PSNR in dB, coverage and provenance as shares 0..1, cloud figures at 5 cm. `psnr_revisited_imagined` compares two
+    imaginations of the same poses, where no given view covers them; `steps` are those of one clip's denoising.
     """
 
     sequence: str
@@ -33,6 +34,8 @@ class Row:
     cloud_precision: float | None = None
     cloud_recall: float | None = None
     cloud_f1: float | None = None
+    psnr_revisited_imagined: float | None = None
+    steps: float | None = None
 
 
 FIGURES = tuple(field.name for field in fields(Row))[4:]
@@ -50,6 +53,8 @@ HEADINGS = {
     "cloud_precision": ("cloud prec.", "{:.3f}"),
     "cloud_recall": ("cloud rec.", "{:.3f}"),
     "cloud_f1": ("F1", "{:.3f}"),
+    "psnr_revisited_imagined": ("again", "{:.2f}"),
+    "steps": ("steps", "{:.0f}"),
 }
 
 
@@ -75,6 +80,16 @@ def _means(group: list[Row]) -> list[float | None]:
     return [mean([getattr(row, name) for row in group]) for name in FIGURES]
 
 
+def one_line(row: Row) -> str:
+    """A row as a sentence for those who wait for the others."""
+    figures = [
+        f"{HEADINGS[name][0]} {_text(value, HEADINGS[name][1])}"
+        for name in ("psnr", "psnr_unseen", "psnr_revisited_imagined", "cloud_f1", "steps", "seconds_per_view")
+        if (value := getattr(row, name)) is not None
+    ]
+    return f"{row.protocol}, {row.sequence}, {row.pipeline}: {', '.join(figures) or 'no figures'}"
+
+
 def format_table(rows: list[Row]) -> Table:
     """A table for the terminal: per protocol the rows of each sequence and then their means."""
     ordered: list[Row] = []
@@ -83,8 +98,9 @@ def format_table(rows: list[Row]) -> Table:
         ordered += [row for row in (*rows, *averages) if row.protocol == protocol]
     shown = [name for name in FIGURES if any(getattr(row, name) is not None for row in rows)]
     table = Table(title="Whole-frame figures are means over frames; see docs/evaluation.md")
-    for heading in ("protocol", "sequence", "pipeline"):
+    for heading in ("protocol", "sequence"):
         table.add_column(heading, no_wrap=True)
+    table.add_column("pipeline", overflow="fold")  # names with options are long, and their ends tell them apart
     table.add_column("frames", justify="right")
     for name in shown:
         table.add_column(HEADINGS[name][0], justify="right")
@@ -106,3 +122,15 @@ def write_json(rows: list[Row], path: Path) -> None:
     content = {"rows": [asdict(row) for row in rows], "means": [asdict(row) for row in means(rows)]}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> list[Row]:
+    """The rows that `write_json` wrote.
+
+    Raises:
+        ValueError: the file holds something else.
+    """
+    try:
+        return [Row(**row) for row in json.loads(path.read_text(encoding="utf-8"))["rows"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} holds no rows of `worldstereo evaluate --json` ({error}).") from None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,55 +11,85 @@ import numpy as np
 from rich.console import Console
 
 from worldstereo_ros.camera import Camera
-from worldstereo_ros.datasets import Sequence, open_posed
 from worldstereo_ros.depth import HubDepth
 from worldstereo_ros.evaluation import metrics
 from worldstereo_ros.evaluation.baseline import BASELINES, fused_by_tsdf, fused_by_voxels, gathered
 from worldstereo_ros.evaluation.protocols import PROTOCOLS, Task, make_task
-from worldstereo_ros.evaluation.report import Row, format_table, mean, write_json
+from worldstereo_ros.evaluation.report import Row, format_table, mean, one_line, write_json
+from worldstereo_ros.evaluation.sheet import Sheets
+from worldstereo_ros.evaluation.stages import stage_pipelines
+from worldstereo_ros.evaluation.variants import Pipelines
+from worldstereo_ros.evaluation.worlds import Posed, open_data
 from worldstereo_ros.pipelines.base import Pipeline
 from worldstereo_ros.pipelines.geometric import GeometricPipeline
-from worldstereo_ros.pipelines.load import load_pipeline
+from worldstereo_ros.rendering import render
 from worldstereo_ros.views import View
 from worldstereo_ros.world import WorldModel
 
 BASELINE = "open3d+telea"
-UNALIGNED = "geometric-unaligned"  # without exposure alignment, to see what that step gives
 TRUTH_VOXEL = 0.02  # metres, of each frame's part of the ground-truth cloud
+WIDTH = 240  # characters of a table that no terminal shows
 
 
 @dataclass(frozen=True)
 class Shown:
-    """One judged view of a pipeline.
+    """One view of a pipeline.
 
     Attributes:
+        index: which pose of the task's path.
         image: (H, W, 3) uint8.
         depth: (H, W) float32 metres, 0 = unknown; None where there is none.
         coverage: fraction of the pixels that memory covered.
         observed: (H, W) bool, True = a sensor saw it; None where the pipeline makes no such claim.
         seconds: that it took.
+        steps: of denoising, in its clip; None where there is none.
     """
 
+    index: int
     image: np.ndarray
     depth: np.ndarray | None
     coverage: float
     observed: np.ndarray | None
     seconds: float
+    steps: int | None = None
 
 
 def run(
-    data: list[Path],
+    data: Sequence[str | Path],
     protocols: list[str],
     pipelines: list[str],
     *,
+    stages: Path | None = None,
     json_file: Path | None = None,
+    sheet: Path | None = None,
     every: int = 1,
     depth_model: str | None = None,
     device: str = "cpu",
 ) -> list[Row]:
-    """Evaluates, prints the table, and writes the JSON file if one is named (what `worldstereo evaluate` does)."""
+    """Evaluates and prints the table (what `worldstereo evaluate` does).
+
+    Args:
+        data, protocols, pipelines, every, depth_model, device: see `evaluate`.
+        stages: a training run's folder, whose pipelines are measured beside `pipelines` (see `stages.py`).
+        json_file: where the rows are written; after each of them, so that what was measured outlives an interruption.
+        sheet: where the contact sheet is drawn; with several sequences or protocols each has its own beside it.
+
+    Raises:
+        ValueError: see `evaluate`.
+    """
     console = Console()
-    with console.status("evaluating") as status:
+    if stages is not None:
+        pipelines = [*stage_pipelines(stages), *pipelines]
+    done: list[Row] = []
+    sheets = Sheets() if sheet is not None else None
+
+    def on_row(row: Row) -> None:
+        done.append(row)
+        console.print(one_line(row), style="dim", highlight=False, soft_wrap=True)
+        if json_file is not None:
+            write_json(done, json_file)
+
+    with console.status("loading") as status:
         rows = evaluate(
             data,
             protocols,
@@ -68,18 +98,21 @@ def run(
             depth_model=depth_model,
             device=device,
             progress=status.update,
+            on_row=on_row,
+            sheets=sheets,
         )
     # A table is not cut to the width of a terminal that is not there.
-    (console if console.is_terminal else Console(width=200)).print(format_table(rows))
+    (console if console.is_terminal else Console(width=WIDTH)).print(format_table(rows))
     if any(row.frames == 0 for row in rows):
         console.print("Rows without figures: `mono` needs a depth model, and none is named.")
-    if json_file is not None:
-        write_json(rows, json_file)
+    if sheets is not None and sheet is not None:
+        for file in sheets.write(sheet):
+            console.print(f"Look at [bold]{file}[/].")
     return rows
 
 
 def evaluate(
-    data: list[Path],
+    data: Sequence[str | Path | Posed],
     protocols: str | list[str],
     pipelines: list[str],
     *,
@@ -87,17 +120,22 @@ def evaluate(
     depth_model: str | None = None,
     device: str = "cpu",
     progress: Callable[[str], None] | None = None,
+    on_row: Callable[[Row], None] | None = None,
+    sheets: Sheets | None = None,
 ) -> list[Row]:
     """The figures of pipelines on sequences, the baseline always among them.
 
     Args:
-        data: posed sequences with depth, or folders of such.
+        data: posed sequences with depth, folders of such, or `worlds:SPLIT:COUNT` (see `worlds.py`).
         protocols: of `PROTOCOLS`.
-        pipelines: names: those of `load_pipeline`, `geometric-unaligned`, and the baselines.
+        pipelines: names: those of `load_pipeline` with options behind a `?` (see `variants.py`),
+            `geometric-unaligned`, and the baselines.
         every: ask only every n-th of the frames that are not given.
         depth_model: for `mono`: a depth model of the hub, or its folder. Without one its rows have no figures.
         device: where the pipelines run.
-        progress: called with a line of text before each part.
+        progress: called with a line of text before each part, and between the steps of a model.
+        on_row: called with each row as soon as it is measured.
+        sheets: takes the pictures of some frames.
 
     Raises:
         ValueError: a protocol, pipeline or sequence is not known or lacks something.
@@ -107,47 +145,45 @@ def evaluate(
         if protocol not in PROTOCOLS:
             raise ValueError(f"The protocol '{protocol}' is not known; it is one of {', '.join(PROTOCOLS)}.")
     names = list(dict.fromkeys([BASELINE, *pipelines]))
-    sequences = [open_posed(folder) for path in data for folder in _sequences_in(path)]
-    loaded = {name: _load(name, device) for name in names if name not in BASELINES}
+    sequences = [sequence for one in data for sequence in open_data(one)]
+    loaded = Pipelines(names, device)
     estimator = HubDepth(depth_model, device=device) if depth_model and "mono" in protocols else None
     rows: list[Row] = []
+
+    def add(*new: Row) -> None:
+        rows.extend(new)
+        for row in new:
+            if on_row:
+                on_row(row)
+
     for protocol in protocols:
         for sequence in sequences:
+            if progress:
+                progress(f"{protocol}, {sequence.path.name}: truth")
             task = make_task(sequence, protocol, every)
             if protocol == "cloud":
-                rows += _cloud_rows(sequence, task, progress)
+                add(*_cloud_rows(sequence, task, progress))
                 continue
             if protocol == "mono":
                 if estimator is None:
-                    rows += [Row(sequence.path.name, protocol, name, 0) for name in names]
+                    add(*(Row(sequence.path.name, protocol, name, 0) for name in names))
                     continue
                 given = [replace(view, depth=estimator(view.image, view.camera)) for view in task.given]
                 task = replace(task, given=given)
             truths = list(task.asked)
             # What was seen is decided by true depth, also where depth was not given.
             seeds = [sequence[0]] if protocol == "mono" else task.given
-            seen = [metrics.seen_pixels(truth, seeds) for truth in truths]
+            judge = _Judge(sequence.path.name, protocol, task, truths, seeds, sheets)
             for name in names:
+                where = f"{protocol}, {sequence.path.name}: {name}"
                 if progress:
-                    progress(f"{protocol}, {sequence.path.name}: {name} on {len(truths)} frames")
-                shown = (
-                    _baseline_views(name, task) if name in BASELINES else _imagined_views(loaded[name], task, device)
-                )
-                rows.append(_row(sequence.path.name, protocol, name, truths, seen, shown))
+                    progress(f"{where} on {len(task.path)} views")
+                if name in BASELINES:
+                    add(judge(name, _baseline_views(name, task)))
+                    continue
+                with loaded.use(name) as pipeline:
+                    add(judge(name, _imagined_views(pipeline, task, device, progress, where)))
     return rows
-
-
-def _sequences_in(path: Path) -> list[Path]:
-    if (path / "poses.txt").is_file():
-        return [path]
-    found = sorted(file.parent for file in path.glob("*/poses.txt") if (file.parent / "depth").is_dir())
-    if not found:
-        raise ValueError(f"{path} is no posed sequence (poses.txt, frames/, depth/) and no folder of such.")
-    return found
-
-
-def _load(name: str, device: str) -> Pipeline:
-    return GeometricPipeline(align=False) if name == UNALIGNED else load_pipeline(name, device)
 
 
 def _baseline_views(name: str, task: Task) -> Iterator[Shown]:
@@ -156,77 +192,135 @@ def _baseline_views(name: str, task: Task) -> Iterator[Shown]:
         start = time.perf_counter()
         projected = show(_camera(task), task.path[index])
         seconds = time.perf_counter() - start
-        yield Shown(projected.image, projected.depth, float((projected.depth > 0).mean()), None, seconds)
+        yield Shown(index, projected.image, projected.depth, float((projected.depth > 0).mean()), None, seconds)
 
 
-def _imagined_views(pipeline: Pipeline, task: Task, device: str) -> Iterator[Shown]:
+def _imagined_views(
+    pipeline: Pipeline, task: Task, device: str, progress: Callable[[str], None] | None, where: str
+) -> Iterator[Shown]:
+    world = _remembering(task, pipeline, device)
+    # Compiled loops and prepared references are paid for once per place, not per view.
+    next(world.imagine(task.path[:1], _camera(task)))
+    done, steps = 0, None
+
+    def on_step(stage: str, step: int, count: int) -> None:
+        nonlocal steps
+        if stage == "denoising":
+            steps = count
+        if progress:
+            progress(f"{where}, view {done + 1} of {len(task.path)}, {stage} {step + 1} of {count}")
+
+    start = time.perf_counter()
+    for leg, poses in enumerate(task.legs):
+        # The way back has noise of its own: the same noise would be a memory of another kind.
+        for view in world.imagine(poses, _camera(task), seed=leg, remember=task.remember, on_step=on_step):
+            seconds = time.perf_counter() - start
+            yield Shown(done, view.image, view.depth, view.coverage, view.observed_mask, seconds, steps)
+            done += 1
+            start = time.perf_counter()
+
+
+def _remembering(task: Task, pipeline: Pipeline, device: str = "cpu") -> WorldModel:
     world = WorldModel(pipeline, device=device)
     for view in task.given:
         world.seed(view)
-    # Compiled loops and prepared references are paid for once per place, not per view.
-    next(world.imagine(task.path[:1], _camera(task)))
-    start = time.perf_counter()
-    for view in world.imagine(task.path, _camera(task), remember=task.remember):
-        seconds = time.perf_counter() - start
-        if view.index in task.judged:
-            yield Shown(view.image, view.depth, view.coverage, view.observed_mask, seconds)
-        start = time.perf_counter()
+    return world
 
 
 def _camera(task: Task) -> Camera:
     return task.asked.camera
 
 
-def _row(
-    sequence: str, protocol: str, pipeline: str, truths: list[View], seen: list[np.ndarray], shown: Iterator[Shown]
-) -> Row:
-    """Means over frames. Provenance is counted over all pixels: most frames of a walk away have no seen pixel."""
-    figures: dict[str, list[float | None]] = {}
-    right = claimed = there = 0
-    claims = True
-    for truth, was_seen, view in zip(truths, seen, shown, strict=True):
-        assert truth.depth is not None  # `seen_pixels` refuses views without
-        known = truth.depth > 0
-        abs_rel, delta = (None, None) if view.depth is None else metrics.depth_error(view.depth, truth.depth)
-        frame = {
-            "psnr": metrics.psnr(view.image, truth.image),
-            "ssim": metrics.ssim(view.image, truth.image),
-            "psnr_seen": metrics.psnr(view.image, truth.image, was_seen),
-            "psnr_unseen": metrics.psnr(view.image, truth.image, known & ~was_seen),
-            "coverage": view.coverage,
-            "abs_rel": abs_rel,
-            "delta_1_25": delta,
-            "seconds_per_view": view.seconds,
-        }
-        for name, value in frame.items():
-            figures.setdefault(name, []).append(value)
-        if view.observed is None:
-            claims = False
-        else:
-            right += int((view.observed & was_seen).sum())
-            claimed += int((view.observed & known).sum())
-            there += int(was_seen.sum())
-    return Row(
-        sequence,
-        protocol,
-        pipeline,
-        len(truths),
-        observed_precision=right / claimed if claims and claimed else None,
-        observed_recall=right / there if claims and there else None,
-        **{name: mean(values) for name, values in figures.items()},
-    )
+class _Judge:
+    """Measures what pipelines show for one task; what does not depend on them is worked out once."""
+
+    def __init__(
+        self, sequence: str, protocol: str, task: Task, truths: list[View], seeds: list[View], sheets: Sheets | None
+    ) -> None:
+        self.sequence, self.protocol, self.task, self.truths = sequence, protocol, task, truths
+        self.seen = [metrics.seen_pixels(truth, seeds) for truth in truths]
+        self.unseen = [
+            (truth.depth > 0) & ~seen
+            for truth, seen in zip(truths, self.seen, strict=True)
+            if truth.depth is not None  # `seen_pixels` refuses views without
+        ]
+        self.uncovered = _uncovered(task)
+        self.block = None if sheets is None else sheets.block(sequence, protocol, task.given, truths, self.unseen)
+
+    def __call__(self, pipeline: str, shown: Iterator[Shown]) -> Row:
+        """Means over frames. Provenance is counted over all pixels: most frames of a walk away have no seen pixel."""
+        figures: dict[str, list[float | None]] = {}
+        right = claimed = there = 0
+        claims = True
+        twice = {index for pair in self.task.pairs for index in pair}
+        kept: dict[int, np.ndarray] = {}
+        for view in shown:
+            figures.setdefault("seconds_per_view", []).append(view.seconds)
+            figures.setdefault("steps", []).append(view.steps)
+            if view.index in twice:
+                kept[view.index] = view.image
+            if view.index not in self.task.judged:
+                continue
+            number = self.task.judged.index(view.index)
+            truth, seen = self.truths[number], self.seen[number]
+            assert truth.depth is not None
+            abs_rel, delta = (None, None) if view.depth is None else metrics.depth_error(view.depth, truth.depth)
+            frame = {
+                "psnr": metrics.psnr(view.image, truth.image),
+                "ssim": metrics.ssim(view.image, truth.image),
+                "psnr_seen": metrics.psnr(view.image, truth.image, seen),
+                "psnr_unseen": metrics.psnr(view.image, truth.image, self.unseen[number]),
+                "coverage": view.coverage,
+                "abs_rel": abs_rel,
+                "delta_1_25": delta,
+            }
+            for name, value in frame.items():
+                figures.setdefault(name, []).append(value)
+            if self.block is not None:
+                self.block.add(pipeline, number, view.image)
+            if view.observed is None:
+                claims = False
+            else:
+                right += int((view.observed & seen).sum())
+                claimed += int((view.observed & (truth.depth > 0)).sum())
+                there += int(seen.sum())
+        return Row(
+            self.sequence,
+            self.protocol,
+            pipeline,
+            len(self.truths),
+            observed_precision=right / claimed if claims and claimed else None,
+            observed_recall=right / there if claims and there else None,
+            psnr_revisited_imagined=self._revisited(kept),
+            **{name: mean(values) for name, values in figures.items()},
+        )
+
+    def _revisited(self, images: dict[int, np.ndarray]) -> float | None:
+        """PSNR of the second imagination against the first, all pixels of all pairs in one; None without pairs."""
+        if not images or not self.task.pairs:
+            return None
+        first, second = (np.concatenate([images[pair[which]] for pair in self.task.pairs]) for which in (0, 1))
+        return metrics.psnr(second, first, np.concatenate(self.uncovered))
 
 
-def _cloud_rows(sequence: Sequence, task: Task, progress: Callable[[str], None] | None) -> list[Row]:
+def _uncovered(task: Task) -> list[np.ndarray]:
+    """(H, W) bool for each pair of the task: pixels that the remembered seeds do not cover, the same for everybody."""
+    if not task.pairs:
+        return []
+    cloud = _remembering(task, GeometricPipeline()).cloud
+    poses = task.path[[first for first, _ in task.pairs]]
+    covered = render(cloud.points, cloud.colours, cloud.observed, cloud.spacing, _camera(task), poses).covered
+    return list(~covered.numpy())
+
+
+def _cloud_rows(sequence: Posed, task: Task, progress: Callable[[str], None] | None) -> list[Row]:
     """The remembered cloud and Open3D's two fusions of the same frames against the cloud of all frames."""
     if progress:
         progress(f"cloud, {sequence.path.name}: fusing {len(sequence)} frames")
     true = np.concatenate([metrics.thinned(gathered([view])[0], TRUTH_VOXEL) for view in sequence])
 
     def remembered() -> np.ndarray:
-        world = WorldModel(GeometricPipeline())
-        for view in task.given:
-            world.seed(view)
+        world = _remembering(task, GeometricPipeline())
         return world.cloud.points[world.cloud.observed]
 
     methods: dict[str, Callable[[], np.ndarray]] = {
