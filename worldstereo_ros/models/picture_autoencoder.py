@@ -68,6 +68,7 @@ class PictureAutoencoder(ModelMixin, ConfigMixin):
         widths: channels at a half, a quarter and an eighth of the size.
         encoder_blocks, decoder_blocks: residual blocks there.
         z_dim: channels of a latent.
+        latents_mean, latents_std: of what the encoder gives, over the training worlds; None: 0 and 1.
     """
 
     @register_to_config
@@ -77,6 +78,8 @@ class PictureAutoencoder(ModelMixin, ConfigMixin):
         encoder_blocks: tuple[int, ...] = (1, 2, 3),
         decoder_blocks: tuple[int, ...] = (2, 3, 3),
         z_dim: int = 16,
+        latents_mean: tuple[float, ...] | None = None,
+        latents_std: tuple[float, ...] | None = None,
     ) -> None:
         super().__init__()
         if len(widths) != 3 or len(encoder_blocks) != 3 or len(decoder_blocks) != 3:
@@ -102,8 +105,9 @@ class PictureAutoencoder(ModelMixin, ConfigMixin):
             self.synthesis.weight.copy_(basis.T[..., None, None])
             nn.init.zeros_(self.analysis.bias)
             nn.init.zeros_(self.synthesis.bias)
-        # Only while training: `fold_statistics` makes it part of the encoder's last layers.
-        self.statistics: nn.BatchNorm2d | None = None
+        for values in (latents_mean, latents_std):
+            if values is not None and len(values) != z_dim:
+                raise ValueError(f"latents_mean and latents_std must have {z_dim} numbers each, one for a channel.")
 
     @property
     def latent_channels(self) -> int:
@@ -133,7 +137,8 @@ class PictureAutoencoder(ModelMixin, ConfigMixin):
             size = f"{pictures.shape[-2]}x{pictures.shape[-1]}"
             raise ValueError(f"Frames of {size} were given; height and width must be multiples of {BLOCK}.")
         parts = [self.encode_pictures(part.to(self.dtype)) for part in pictures.split(batch or len(pictures))]
-        return _clips(torch.cat(parts), clips).to(frames.dtype)
+        mean, std = self._statistics(frames.device)
+        return _clips((torch.cat(parts).float() - mean) / std, clips).to(frames.dtype)
 
     def decode(self, latents: torch.Tensor, batch: int | None = None) -> torch.Tensor:
         """Pictures in [-1, 1] of latents.
@@ -149,7 +154,7 @@ class PictureAutoencoder(ModelMixin, ConfigMixin):
             ValueError: another shape.
         """
         pictures, clips = _pictures(latents, "latents", self.config.z_dim)
-        parts = [self.decode_latents(part.to(self.dtype)) for part in pictures.split(batch or len(pictures))]
+        parts = [self._decode(part) for part in pictures.split(batch or len(pictures))]
         return _clips(torch.cat(parts).clamp(-1, 1), clips).to(latents.dtype)
 
     def decode_frames(self, latents: torch.Tensor, batch: int = 1) -> Iterator[torch.Tensor]:
@@ -165,43 +170,36 @@ class PictureAutoencoder(ModelMixin, ConfigMixin):
         if latents.ndim != 4 or latents.shape[0] != self.config.z_dim:
             raise ValueError(f"latents has shape {tuple(latents.shape)}; ({self.config.z_dim}, F, h, w) was expected.")
         for part in latents.transpose(0, 1).split(batch):
-            yield from self.decode_latents(part.to(self.dtype)).clamp(-1, 1).to(latents.dtype)
+            yield from self._decode(part).clamp(-1, 1).to(latents.dtype)
 
     def encode_pictures(self, pictures: torch.Tensor) -> torch.Tensor:
-        """(N, 3, H, W) to (N, z_dim, H/8, W/8), nothing checked or cast: the training's way in."""
-        latents = self.analysis(functional.pixel_unshuffle(pictures, BLOCK)) + self.encoder(pictures)
-        return latents if self.statistics is None else self.statistics(latents.float())
+        """(N, 3, H, W) to (N, z_dim, H/8, W/8), nothing checked, cast or normalised: the training's way in."""
+        return self.analysis(functional.pixel_unshuffle(pictures, BLOCK)) + self.encoder(pictures)
 
     def decode_latents(self, latents: torch.Tensor) -> torch.Tensor:
-        """(N, z_dim, h, w) to (N, 3, 8h, 8w), not clamped."""
+        """(N, z_dim, h, w), as `encode_pictures` gives them, to (N, 3, 8h, 8w), not clamped."""
         return functional.pixel_shuffle(self.synthesis(latents), BLOCK) + self.decoder(latents)
 
-    # --- training ---
+    def _decode(self, latents: torch.Tensor) -> torch.Tensor:
+        mean, std = self._statistics(latents.device)
+        return self.decode_latents((latents.float() * std + mean).to(self.dtype))
+
+    def _statistics(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        # Not buffers: a cast of the model to half precision would round them.
+        mean = self.config.latents_mean or (0.0,) * self.config.z_dim
+        std = self.config.latents_std or (1.0,) * self.config.z_dim
+        return tuple(torch.tensor(n, device=device, dtype=torch.float32).view(1, -1, 1, 1) for n in (mean, std))
 
     @torch.no_grad()
     def calibrate(self, pictures: torch.Tensor) -> None:
         """Scales an untrained coder so that latents of these pictures (N, 3, H, W) have mean 0 and deviation 1."""
         latents = self.analysis(functional.pixel_unshuffle(pictures, BLOCK))
         mean, deviation = latents.mean((0, 2, 3)), latents.std((0, 2, 3)).clamp_min(1e-3)
-        _scale_output(self.analysis, mean, deviation)
-        assert self.synthesis.bias is not None
+        assert self.analysis.bias is not None and self.synthesis.bias is not None
+        self.analysis.weight.div_(deviation[:, None, None, None])
+        self.analysis.bias.sub_(mean).div_(deviation)
         self.synthesis.bias.add_(self.synthesis.weight[..., 0, 0] @ mean)
         self.synthesis.weight.mul_(deviation[:, None, None])
-
-    def watch_statistics(self) -> None:
-        """Normalises latents by what passes through, as training wants it."""
-        self.statistics = nn.BatchNorm2d(self.config.z_dim, affine=False, momentum=0.02)
-
-    @torch.no_grad()
-    def fold_statistics(self) -> None:
-        """Makes the normalisation part of the encoder's last layers."""
-        if self.statistics is None:
-            return
-        mean, deviation = self.statistics.running_mean, (self.statistics.running_var + self.statistics.eps).sqrt()
-        assert mean is not None
-        _scale_output(self.analysis, mean, deviation)
-        _scale_output(self.encoder[-1], torch.zeros_like(mean), deviation)
-        self.statistics = None
 
 
 def cosine_basis(count: int) -> torch.Tensor:
@@ -222,12 +220,6 @@ def cosine_basis(count: int) -> torch.Tensor:
         torch.outer(colour, planes[k]).flatten() for colour, n in zip(colours, shares, strict=True) for k in range(n)
     ]
     return torch.stack(rows).float()
-
-
-def _scale_output(layer: nn.Conv2d, mean: torch.Tensor, deviation: torch.Tensor) -> None:
-    assert layer.bias is not None
-    layer.weight.div_(deviation[:, None, None, None])
-    layer.bias.sub_(mean).div_(deviation)
 
 
 def _zero(layer: nn.Conv2d) -> None:

@@ -113,7 +113,8 @@ def smooth_fill(
     """
     known = 1 - holes[:, None]
     z = depth[:, None] * known
-    around = functional.max_pool2d(z, 17, 1, 8).clamp_min(1e-6)
+    # Along rows, then along columns: the same as a square window, eight times as fast.
+    around = functional.max_pool2d(functional.max_pool2d(z, (1, 17), 1, (0, 8)), (17, 1), 1, (8, 0)).clamp_min(1e-6)
     weight = known * torch.where(z > 0, (z / around) ** BACKGROUND, 1.0).clamp_min(1e-3)
     levels = [torch.cat((pictures * weight, weight), dim=1)]
     while min(levels[-1].shape[-2:]) > 1:

@@ -11,6 +11,7 @@ from worldstereo_ros.training.loop import Player, parameters_of
 from worldstereo_ros.training.run import Run
 
 LATENT_NOISE = 0.08  # deviation, of latents of deviation 1: what a denoiser leaves behind must not show
+NORMAL = 0.02  # weight of latents having mean 0 and deviation 1
 STRUCTURE, SQUARE = 0.15, 2.0  # weights of 1 - SSIM and of the squared error beside that of the absolute one
 
 
@@ -34,30 +35,31 @@ class AutoencoderStage:
 
     def start_step(self) -> None:
         """Draws the pictures of a step."""
-        self.model.train()
         pictures = draw_pictures(self._worlds, self.settings.batch, self._random).to(self.run.device)
         self._pictures = sensor(pictures.float() / 255, self._random)
 
     def _loss(self) -> tuple[torch.Tensor, dict[str, float]]:
         latents = self.model.encode_pictures(self._pictures)
-        latents = latents + LATENT_NOISE * torch.randn_like(latents)
-        decoded = self.model.decode_latents(latents).float()
+        decoded = self.model.decode_latents(latents + LATENT_NOISE * torch.randn_like(latents)).float()
         absolute = functional.l1_loss(decoded, self._pictures)
         structure = 1 - structural_similarity(decoded, self._pictures)
         square = functional.mse_loss(decoded, self._pictures)
-        return absolute + STRUCTURE * structure + SQUARE * square, {
+        mean, deviation = latents.float().mean((0, 2, 3)), latents.float().std((0, 2, 3))
+        normal = (mean.square() + (deviation - 1).square()).mean()
+        return absolute + STRUCTURE * structure + SQUARE * square + NORMAL * normal, {
             "absolute": float(absolute.detach()),
             "ssim": 1 - float(structure.detach()),
         }
 
     def validate(self) -> tuple[dict[str, float], np.ndarray]:
         """PSNR and SSIM of decoded validation pictures; pictures above, decoded below."""
-        self.model.eval()
-        levels, likeness, loss, rows = [], [], [], []
+        self.model.register_to_config(latents_mean=None, latents_std=None)
+        levels, likeness, loss, rows, latents = [], [], [], [], []
         for pictures in self._validation:
             pictures = pictures.to(self.run.device)
             with self.run.accelerator.autocast():
-                decoded = self.model.decode_latents(self.model.encode_pictures(pictures)).float()
+                latents.append(self.model.encode_pictures(pictures).float().transpose(0, 1).flatten(1))
+                decoded = self.model.decode(self.model.encode(pictures)).float()
             levels.append(decibel(decoded, pictures))
             likeness.append(structural_similarity(decoded, pictures))
             loss.append(functional.l1_loss(decoded, pictures))
@@ -68,8 +70,12 @@ class AutoencoderStage:
             "psnr": float(torch.cat(levels).mean()),
             "ssim": float(torch.stack(likeness).mean()),
         }
+        every = torch.cat(latents, dim=1)
+        self.model.register_to_config(
+            latents_mean=tuple(float(n) for n in every.mean(1)), latents_std=tuple(float(n) for n in every.std(1))
+        )
         return figures, sheet(rows)
 
     def save(self) -> None:
-        """Writes the weights, the normalisation folded into them."""
+        """Writes the weights, with the statistics of the last validation's latents."""
         self.run.save_autoencoder(self.model)

@@ -32,6 +32,7 @@ class DiffusionStage:
         self._worlds = training
         self._random = np.random.default_rng(run.settings.seed + 2)
         self._generator = torch.Generator(device=run.device).manual_seed(run.settings.seed + 3)
+        self._steps = 0
         self._watched: list[tuple[ClipBatch, LatentClips]] = []
         self._validation = validation
         self.players = self._make_players()
@@ -40,8 +41,10 @@ class DiffusionStage:
         return [Player(self.name, parameters_of(self.model), self._loss, self.settings.learning_rate)]
 
     def start_step(self) -> None:
-        """Draws the clips of a step."""
-        self._clips = self._draw(self._worlds, self.settings.batch, self._random)[1]
+        """Draws the clips of a step, or takes those of the step before once more."""
+        if self._steps % self.settings.reuse == 0:
+            self._clips = self._draw(self._worlds, self.settings.batch, self._random)[1]
+        self._steps += 1
 
     def _draw(
         self, shelf: Shelf, count: int, random: np.random.Generator, *, clean: bool = False

@@ -11,7 +11,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,14 +94,12 @@ class Run:
             torch.manual_seed(self.settings.seed)
             model = PictureAutoencoder(**self.settings.autoencoder).to(self.device)
         if trained:
-            model.requires_grad_(True).watch_statistics()
+            model.requires_grad_(True)
             model.to(self.device, memory_format=torch.channels_last)  # convolutions run faster in it
         return model
 
     def save_autoencoder(self, model: PictureAutoencoder) -> None:
-        """Writes a copy whose normalisation is folded in."""
-        model = copy.deepcopy(model).cpu().eval()
-        model.fold_statistics()
+        """Writes the autoencoder."""
         config = {key: value for key, value in model.config.items() if not key.startswith("_")}
         save_weights(self.base / "vae", BASE_STEM, model.state_dict(), max_shard_bytes=self.shard_bytes)
         write_json(self.base / "vae" / "config.json", {"_class_name": "PictureAutoencoder", **config})

@@ -47,6 +47,7 @@ class StageSettings:
         steps: how many at most; 0: until `minutes`.
         batch: pictures (autoencoder) or clips of a step.
         frames: keyframes of a training clip, the seed's among them.
+        reuse: steps that learn from the same clips, each time with other noise; saves drawing on slow machines.
         learning_rate: at its height.
         warmup: steps until it is there.
         weight_decay: of AdamW.
@@ -61,6 +62,7 @@ class StageSettings:
     steps: int = 0
     batch: int = 8
     frames: int = 9
+    reuse: int = 1
     learning_rate: float = 1e-3
     warmup: int = 100
     weight_decay: float = 0.01

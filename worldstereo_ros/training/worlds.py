@@ -8,9 +8,7 @@ a GPU machine worlds come as fast as they are used up.
 
 from __future__ import annotations
 
-import json
 import math
-import multiprocessing
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
@@ -72,7 +70,7 @@ class World:
 
     @classmethod
     def load(cls, file: Path) -> World:
-        """Reads what `save` wrote.
+        """Maps what `save` wrote: memory is taken for what is looked at, and processes share it.
 
         Raises:
             ValueError: the file is not a world.
@@ -82,7 +80,7 @@ class World:
             wanted = {f.name for f in fields(cls)}
             if names != wanted:
                 raise ValueError(f"{file} is no world: it holds {sorted(names)}; {sorted(wanted)} were expected.")
-            return cls(**{name: reader.get_tensor(name).clone() for name in wanted})
+            return cls(**{name: reader.get_tensor(name) for name in wanted})
 
 
 def draw_world(
