@@ -1,4 +1,4 @@
-"""The node with a WorldStereo checkpoint of toy size: one goal from end to end, over DDS."""
+"""The node with WorldStereo checkpoints of toy size and with the model that ships: goals from end to end, over DDS."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from worldstereo_ros.action import ImaginePath
 from worldstereo_ros.msg import ImaginedView
 
 from worldstereo_ros.ros import qos
+from worldstereo_ros.shipped import shipped_folder
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from checkpoints import DMD_VARIANT, write_checkpoint
+from checkpoints import DMD_VARIANT, write_checkpoint, write_small_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -56,3 +57,28 @@ def test_checkpoint_that_cannot_be_loaded_is_a_sentence(checkpoint):
         line = node.wait_log("worldstereo-camera", seconds=60.0)
         assert "no checkpoint worldstereo-camera" in line
         assert robot.state() == "unconfigured"
+
+
+def test_goal_with_a_model_that_takes_no_words(tmp_path):
+    root = write_small_checkpoint(tmp_path / "model")
+    with running({"model": f"{root}:memory-dmd", "device": "cpu"}) as (node, robot):
+        robot.see()
+        for prompt in ("a hall", "a kitchen"):
+            status, result = robot.imagine(robot.goal(poses=3, prompt=prompt), seconds=60.0)
+            assert (status, result.error_msg, result.views_done) == (GoalStatus.STATUS_SUCCEEDED, "", 3)
+        line = node.wait_log("The prompt is ignored")
+        assert "WARN" in line
+        assert "[worldstereo]" in line  # the node's own log
+        assert sum("The prompt is ignored" in line for line in node.lines) == 1
+
+
+@pytest.mark.skipif(not shipped_folder("small").is_dir(), reason="the weights are not in this checkout yet")
+def test_goal_with_the_model_that_ships():
+    with running({"model": "small", "device": "cpu"}) as (node, robot):
+        node.wait_log("model 'small' on cpu")
+        robot.see()
+        feedback: list = []
+        status, result = robot.result(robot.send(robot.goal(length=0.4, poses=6), feedback), seconds=120.0)
+        assert (status, result.error_msg, result.views_done) == (GoalStatus.STATUS_SUCCEEDED, "", 6)
+        assert max(item.steps for item in feedback if item.stage == "denoising") == 4
+        assert 0 < result.observed_fraction <= result.coverage <= 1

@@ -36,6 +36,9 @@ _HEAD = """\
     .venv/bin/python -m worldstereo_ros.ros.node --ros-args -p device:=cpu     # environment made by `make setup`
     ros2 launch worldstereo_ros worldstereo.launch.py                          # with a full ROS
 
+The parameter `model` says what imagines: `geometric`, `small`, or a checkpoint ([models](models.md)). With a full ROS
+it is an argument too: `model:=small`.
+
 It is a lifecycle node called `worldstereo`. With `autostart` (the default) it configures and activates itself. A bad
 configuration is a failed transition with a sentence in the log and in the diagnostics, and never the end of the node:
 set the parameter right and configure again.

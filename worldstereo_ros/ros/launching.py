@@ -31,7 +31,7 @@ def arguments(**defaults: str) -> list[DeclareLaunchArgument]:
         ("log_level", "info", "debug, info, warn, error or fatal."),
         ("rviz", "false", "Open RViz with the project's view."),
         ("device", "", "auto, cpu, cuda or cuda:N; empty = as the parameters say."),
-        ("model", "", "Name of the pipeline; empty = as the parameters say."),
+        ("model", "", "geometric, small, or a checkpoint (a folder or a hub id); empty = as the parameters say."),
         *((f"{name}_topic", name, f"Topic that is taken for the input '{name}'.") for name in INPUTS),
     )
     return [

@@ -36,6 +36,7 @@ from worldstereo_ros.ros.health import Health
 from worldstereo_ros.ros.intake import Intake
 from worldstereo_ros.ros.jobs import Code, Outcome
 from worldstereo_ros.ros.loading import build_world
+from worldstereo_ros.ros.logs import NodeLog
 from worldstereo_ros.ros.outputs import Outputs
 from worldstereo_ros.ros.parameters import ConfigurationError, Settings
 from worldstereo_ros.ros.relay import Relay
@@ -69,6 +70,7 @@ class WorldStereoNode(LifecycleNode):
         self.health = Health(lambda sentence: self.get_logger().warning(sentence))
         self.relay = Relay(self.health, lambda sentence: self.get_logger().info(sentence))
         self.worker = self._new_worker()
+        self._log = NodeLog(self.get_logger())
         self._parameter_server = ParameterServer(self, configured=lambda: self._configured, apply=self._apply)
         self._requests = Requests(self)
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", qos.DIAGNOSTICS)
@@ -203,6 +205,7 @@ class WorldStereoNode(LifecycleNode):
 
     def destroy_node(self) -> None:
         """Takes everything back."""
+        self._log.close()
         self._jump.unregister()
         self._requests.destroy()
         super().destroy_node()

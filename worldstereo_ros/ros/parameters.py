@@ -57,7 +57,8 @@ class Settings:
     autostart: bool = _row(True, "Configure and activate when the node starts.", applies=START)
     model: str = _row(
         "geometric",
-        "What imagines: geometric, or a WorldStereo checkpoint (a folder or a hub id).",
+        "What imagines: geometric (memory alone, no weights), small (the model that comes with the package), or a "
+        "WorldStereo checkpoint (a folder or a hub id).",
         applies=CONFIGURE,
     )
     variant: str = _row(
