@@ -61,6 +61,33 @@ def push_pull(
     return np.where(weight > 0, values, filled) if keep is None else np.where(keep[..., None], values, filled)
 
 
+def carried_over(picture: np.ndarray, known: np.ndarray, shown: np.ndarray, *, reach: float = 0.05) -> np.ndarray:
+    """A picture in the colours of another one that is known in part: no seam, no drift of exposure.
+
+    The difference of the two where both are known is spread smoothly over the rest and fades with distance (a
+    membrane, as in Poisson image editing, Perez et al. 2003, here by `push_pull`).
+
+    Args:
+        picture: (H, W, 3) uint8.
+        known: (H, W, 3) uint8, what is known.
+        shown: (H, W) bool, where it is.
+        reach: how soon the correction fades, as `push_pull`'s prior_weight.
+
+    Returns:
+        (H, W, 3) float32, not clipped.
+    """
+    base = picture.astype(np.float32)
+    if not shown.any():
+        return base
+    weight = shown.astype(np.float32)
+    difference = cv2.blur((known.astype(np.float32) - base) * weight[..., None], (9, 9))
+    near = cv2.blur(weight, (9, 9))
+    # Means over what is shown nearby, so that texture that differs at the border is not drawn out into streaks.
+    difference /= np.maximum(near, 1e-6)[..., None]
+    prior = np.broadcast_to(np.float32(0), base.shape)
+    return base + push_pull(difference, weight, prior=prior, prior_weight=reach)
+
+
 def _halve(array: np.ndarray) -> np.ndarray:
     out = cv2.pyrDown(np.ascontiguousarray(array), borderType=cv2.BORDER_REFLECT_101)
     return out if out.ndim == 3 else out[..., None]
