@@ -2,6 +2,10 @@
 
 import json
 import logging
+import shutil
+import subprocess
+import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +31,7 @@ from worldstereo_ros.views import View
 from worldstereo_ros.world import WorldModel
 
 CAMERA = Camera.from_fov(64, 48, np.radians(70))
+REPOSITORY = Path(__file__).resolve().parents[1]
 SHIPPED = shipped_folder("small")
 ships = pytest.mark.skipif(not SHIPPED.is_dir(), reason="the weights of the small model are not in this checkout yet")
 MEGABYTE = 1_000_000
@@ -303,6 +308,27 @@ def test_the_doctor_looks_at_it(installed, tmp_path, monkeypatch):
     finding = the_doctor_on_small()
     assert not finding.ok
     assert "truncated" in finding.state
+
+
+@pytest.mark.slow
+def test_a_wheel_has_the_weights(tmp_path):
+    """Built from a copy: what pip installs, with the toy model in the place of the one that ships."""
+    source = tmp_path / "source"
+    (source / "worldstereo_ros").mkdir(parents=True)
+    for name in ("pyproject.toml", "setup.py", "README.md"):
+        shutil.copy(REPOSITORY / name, source)
+    shutil.copy(REPOSITORY / "worldstereo_ros" / "__init__.py", source / "worldstereo_ros")
+    weights = write_small_checkpoint(source / "worldstereo_ros" / "weights" / "small", max_shard_bytes=100_000)
+    (weights / "README.md").write_text("A card.\n")
+    (weights / "notes.bin").write_bytes(b"not shipped")
+    command = [sys.executable, "-m", "pip", "wheel", str(source), "--no-deps", "--no-build-isolation", "-q"]
+    subprocess.run([*command, "-w", str(tmp_path)], check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        packed = {name for name in archive.namelist() if "/weights/" in name}
+    there = {str(file.relative_to(source)) for file in weights.rglob("*") if file.is_file()}
+    assert len(there) > 8
+    assert packed == {name for name in there if not name.endswith(".bin")}
 
 
 # --- the weights that ship ---
