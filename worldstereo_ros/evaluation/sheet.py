@@ -1,6 +1,6 @@
 """Contact sheets of an evaluation: for one sequence, what was given, the truth, and what each pipeline shows.
 
-What no given view saw is outlined in every picture: there a pipeline had to imagine.
+What no given view saw is outlined in every picture, and tinted in the truth: there a pipeline had to imagine.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ CELL = 240  # pixels across
 LEFT, TOP, MARGIN, GAP, CAPTION = 168, 84, 24, 10, 20
 LETTERS = 20  # of a row's name in a line
 LEAST_REGION = 0.004  # of the picture: smaller unseen regions are not outlined
+TINT = 0.25  # of what was unseen in the truth
 SMOOTHING = 7  # pixels of a cell: what is thinner is neither outlined nor cut out
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 
@@ -109,11 +110,15 @@ def draw(block: Block) -> np.ndarray:
         np.uint8,
     )
     _write(sheet, f"{block.sequence}, {block.protocol}", (MARGIN, 36), 0.75, INK, 2)
-    _write(sheet, "Outlined: what no given view saw. PSNR in dB: whole frame, and inside the outline.", (MARGIN, 60))
+    _write(
+        sheet,
+        "Outlined, and tinted in the truth: what no given view saw. PSNR in dB: whole frame, and there.",
+        (MARGIN, 60),
+    )
 
     def place(row: int, column: int, image: np.ndarray, caption: str, unseen: np.ndarray | None = None) -> None:
         x, y = MARGIN + LEFT + column * (CELL + GAP), TOP + row * row_height
-        sheet[y : y + height, x : x + CELL] = _cell(image, (CELL, height), unseen)
+        sheet[y : y + height, x : x + CELL] = _cell(image, (CELL, height), unseen, tint=TINT if row == 1 else 0.0)
         _write(sheet, caption, (x, y + height + 14), 0.4)
 
     def name(row: int, text: str) -> None:
@@ -139,7 +144,7 @@ def _caption(picture: np.ndarray, truth: np.ndarray, unseen: np.ndarray) -> str:
     return f"{whole:.1f}" if inside is None else f"{whole:.1f}, unseen {inside:.1f}"
 
 
-def _cell(image: np.ndarray, size: tuple[int, int], unseen: np.ndarray | None) -> np.ndarray:
+def _cell(image: np.ndarray, size: tuple[int, int], unseen: np.ndarray | None, tint: float = 0.0) -> np.ndarray:
     """The picture at the size (width, height) of a cell, with the outline of what was unseen."""
     shrinks = size[0] < image.shape[1]
     cell = cv2.resize(image, size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
@@ -150,6 +155,7 @@ def _cell(image: np.ndarray, size: tuple[int, int], unseen: np.ndarray | None) -
     mask = cv2.morphologyEx(cv2.morphologyEx(mask, cv2.MORPH_CLOSE, kernel), cv2.MORPH_OPEN, kernel)
     outlines, _ = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
     large = [outline for outline in outlines if cv2.contourArea(outline) >= LEAST_REGION * mask.size]
+    cell[mask > 0] = (1 - tint) * cell[mask > 0] + tint * np.array(IMAGINED_COLOUR)
     # A light line inside a dark one is seen on every ground.
     cv2.drawContours(cell, large, -1, INK, 2, cv2.LINE_AA)
     cv2.drawContours(cell, large, -1, IMAGINED_COLOUR, 1, cv2.LINE_AA)
