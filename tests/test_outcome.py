@@ -104,6 +104,22 @@ def test_a_sheet_has_a_cell_for_every_picture(wall):
     assert empty.std() > 0
 
 
+def test_what_others_imagined_stands_beside(wall):
+    views = [imagined(view, i, 4) for i, view in enumerate(wall)]
+    dark = [View(np.zeros_like(view.image), CAMERA, view.world_from_camera) for view in views]
+    plain, both = (sheet_of_views(views, wall, name="small", beside=other) for other in (None, {"geometric": dark}))
+    assert both.shape[0] == plain.shape[0]
+    column = both.shape[1] - plain.shape[1]
+    assert column > 0
+    # Columns stand in the order of their names: given, memory, geometric, small, which is which.
+    black = (both == 0).all(axis=2).mean(axis=0) > 0.5
+    first, last = np.flatnonzero(black)[[0, -1]]
+    assert last - first + 1 == black.sum() == 260
+    assert first // column == 2
+    with pytest.raises(ValueError, match="4 views and 3 of geometric"):
+        sheet_of_views(views, wall, beside={"geometric": dark[:3]})
+
+
 def test_the_cloud_is_seen_from_above_with_its_path(wall):
     points = np.stack([np.linspace(-2, 2, 500), np.full(500, 1.0), np.linspace(1, 4, 500)], axis=1).astype(np.float32)
     colours = np.full((500, 3), (0, 200, 0), np.uint8)

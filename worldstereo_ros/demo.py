@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -27,10 +28,15 @@ from rich.table import Table
 from worldstereo_ros.evaluation.metrics import psnr, ssim
 from worldstereo_ros.memory.archive import load_archive
 from worldstereo_ros.outcome import MAP_FILE, write_outcome
+from worldstereo_ros.pipelines.load import NAMES, load_pipeline
+from worldstereo_ros.shipped import SHIPPED, shipped_folder
 from worldstereo_ros.stories import Story, bag_story, scene_story, sequence_story
 from worldstereo_ros.views import ImaginedView
+from worldstereo_ros.world import WorldModel
 
 NODE_NAME = "/worldstereo"
+SEEN_FILE = "seen.wsmap"  # what the node remembers before it imagines; removed at the end
+READY_WITHIN = 60.0, 900.0  # seconds for the pipelines of the package, for other checkpoints
 SEED_PERIOD = 0.25  # seconds between two views: a robot that looks four times a second
 
 
@@ -56,7 +62,7 @@ def run_demo(
         bag: a rosbag to play instead.
         scene, seed: kind and number of the procedural world.
         views: how many views are asked for.
-        model: pipeline of the node.
+        model: pipeline of the node. The others that the package has imagine the same path beside it, without the node.
 
     Returns:
         The figures, as in figures.json.
@@ -86,26 +92,35 @@ def run_demo(
     out = _prepared(out)
     try:
         with _node(out, model) as process, WorldStereoClient(NODE_NAME) as client, Recorder(client, out / "bag"):
-            client.wait_until_ready(60)
+            _wait_until_ready(client, model, out / "node.log")
             ready = time.monotonic() - begin
             _show(client, story, process)
+            _save(client, SEEN_FILE)
             result = _ask(client, story)
             if result.error_code:
                 raise DemoError(f"The node ended the path with code {result.error_code}: {result.error_msg}")
             if len(result.views) != len(story.path):
                 raise DemoError(f"{len(story.path)} views were asked for and {len(result.views)} arrived.")
-            saved, message = client.save_map(MAP_FILE)
-            if not saved:
-                raise DemoError(f"The node did not save its map: {message}")
+            _save(client, MAP_FILE)
     except NodeSilentError as error:
         raise DemoError(f"{error} Its log is {out / 'node.log'}.") from error
+    beside, figures_beside = {}, {}
+    for name in _others(model):
+        try:
+            with console.status(f"{name} imagines the same path ..."):
+                beside[name], seconds = _imagine_beside(name, out / SEEN_FILE, result.views)
+        except (ValueError, RuntimeError) as error:
+            raise DemoError(f"{name} could not imagine the path beside the node: {error}") from error
+        figures_beside[name] = _figures(story, beside[name]) | {"seconds_per_view": round(seconds, 3)}
+    (out / SEEN_FILE).unlink()
     with console.status("drawing ..."):
         cloud = load_archive(out / MAP_FILE).cloud
-        figures = _figures(story, result.views) | {
+        figures = {"story": story.title, "model": model, **_figures(story, result.views)} | {
             "points": len(cloud),
             "seconds_to_first_view": round(result.seconds_to_first, 3),
             "seconds_per_view": round(result.seconds / len(result.views), 3),
             "seconds_until_ready": round(ready, 1),
+            "beside": figures_beside,
         }
         write_outcome(
             out,
@@ -115,6 +130,8 @@ def run_demo(
             story.truth,
             title="worldstereo_ros: given, remembered, imagined",
             subtitle=story.title,
+            name=model if Path(model).name in beside else Path(model).name,
+            beside=beside,
         )
     figures["seconds_in_all"] = round(time.monotonic() - begin, 1)
     (out / "figures.json").write_text(json.dumps(figures, indent=1))
@@ -128,7 +145,7 @@ def _prepared(out: Path) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     for name in ("bag", "imagined", "given"):
         shutil.rmtree(out / name, ignore_errors=True)
-    for name in (MAP_FILE, "figures.json", "node.log"):
+    for name in (MAP_FILE, SEEN_FILE, "figures.json", "node.log"):
         (out / name).unlink(missing_ok=True)
     return out
 
@@ -163,6 +180,52 @@ def _set_up_middleware() -> None:
         os.environ.setdefault("FASTRTPS_DEFAULT_PROFILES_FILE", str(profiles))
 
 
+def _wait_until_ready(client: Any, model: str, log: Path) -> None:
+    """Until the node is active; a node that could not be configured is not waited for.
+
+    Raises:
+        DemoError: the node says why it cannot run.
+        NodeSilentError: it was not active in time.
+    """
+    from worldstereo_ros.ros.client import NodeSilentError
+
+    deadline = time.monotonic() + READY_WITHIN[model not in NAMES]
+    while True:
+        try:
+            return client.wait_until_ready(2.0)
+        except NodeSilentError:
+            said = re.search(r"Not configured\. (.*)", log.read_text(errors="replace"))
+            if said:
+                raise DemoError(f"The node could not be configured. {said[1]}") from None
+            if time.monotonic() > deadline:
+                raise
+
+
+def _save(client: Any, name: str) -> None:
+    saved, message = client.save_map(name)
+    if not saved:
+        raise DemoError(f"The node did not save its map: {message}")
+
+
+def _others(model: str) -> list[str]:
+    """The pipelines of this installation beside the one that the node runs."""
+    there = [name for name in NAMES if name not in SHIPPED or shipped_folder(name).is_dir()]
+    return [name for name in there if name != model]
+
+
+def _imagine_beside(name: str, seen: Path, views: Sequence[ImaginedView]) -> tuple[list[ImaginedView], float]:
+    """What another pipeline makes of the same memory and the same path, and its seconds for a view."""
+    from worldstereo_ros.ros.loading import effective_device
+
+    device = effective_device("auto")
+    world = WorldModel(load_pipeline(name, device), device=device)
+    world.load(seen)
+    begin = time.monotonic()
+    path = np.stack([view.world_from_camera for view in views])
+    imagined = list(world.imagine(path, views[0].camera, remember=True))
+    return imagined, (time.monotonic() - begin) / len(imagined)
+
+
 def _bar() -> Progress:
     columns = (TextColumn("{task.description:<22}"), BarColumn(), TextColumn("{task.completed:.0f}/{task.total:.0f}"))
     return Progress(*columns, TimeElapsedColumn(), TextColumn("{task.fields[note]}"))
@@ -195,9 +258,8 @@ def _ask(client: Any, story: Story) -> Any:
 
 
 def _figures(story: Story, views: Sequence[ImaginedView]) -> dict[str, Any]:
-    """Quality against the truth, whole and by what the node says of each pixel; None where nobody knows the truth."""
+    """Quality against the truth, whole and by what is said of each pixel; None where nobody knows the truth."""
     figures: dict[str, Any] = {
-        "story": story.title,
         "views": len(views),
         "observed_fraction": round(float(np.mean([view.observed_fraction for view in views])), 4),
         "psnr": None,
@@ -220,7 +282,8 @@ def _figures(story: Story, views: Sequence[ImaginedView]) -> dict[str, Any]:
 
 
 def _print(console: Console, figures: dict[str, Any], out: Path) -> None:
-    table = Table(box=None, show_header=False, pad_edge=False)
+    columns = {figures["model"]: figures, **figures["beside"]}
+    table = Table("", *columns, box=None, show_header=len(columns) > 1, pad_edge=False)
     words = {
         "views": "views imagined",
         "observed_fraction": "of their pixels observed",
@@ -235,7 +298,7 @@ def _print(console: Console, figures: dict[str, Any], out: Path) -> None:
     }
     for name, text in words.items():
         if figures.get(name) is not None:
-            table.add_row(text, f"{figures[name]}")
+            table.add_row(text, *(str(column.get(name, "")) for column in columns.values()))
     console.print(table)
     console.print(f"\nLook at [bold]{out / 'contact_sheet.png'}[/], imagined.mp4 and cloud.png beside it.")
     console.print(f"In the browser: [bold]worldstereo view {out}[/]")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import cv2
@@ -67,28 +67,40 @@ def sheet_of_views(
     given: Sequence[View],
     truth: Sequence[np.ndarray] | None = None,
     *,
+    name: str = "imagined",
+    beside: Mapping[str, Sequence[View]] | None = None,
     rows: int = 6,
     title: str = "what memory gives, what is imagined, and which is which",
     subtitle: str = "",
 ) -> np.ndarray:
-    """The contact sheet: given · conditioning · imagined · observed (blue) or imagined (orange) · truth.
+    """The contact sheet: given · memory · imagined, by one or more · observed (blue) or imagined (orange) · truth.
 
     Args:
         imagined: the views of one path, in order.
         given: the views that a sensor took; some of them, evenly spaced, fill the first column from top to bottom.
         truth: (H, W, 3) uint8 for each view, where it is known.
+        name: heads the column of `imagined`.
+        beside: what others imagined of the same path, by name, one view for each of `imagined`. Columns stand in the
+            order of their names.
         rows: number of views shown, evenly spaced, the last one included.
         title, subtitle: written above.
 
     Returns:
         (H, W, 3) uint8.
+
+    Raises:
+        ValueError: others imagined more or fewer views.
     """
     chosen = np.unique(np.linspace(0, len(imagined) - 1, min(rows, len(imagined))).round().astype(int))
     shown = np.linspace(0, len(given) - 1, len(chosen)).round().astype(int)
+    painted = dict(sorted({**(beside or {}), name: imagined}.items()))
+    for who, views in painted.items():
+        if len(views) != len(imagined):
+            raise ValueError(f"There are {len(imagined)} views and {len(views)} of {who}; one for each was expected.")
     columns = [
         f"given ({len(given)} views)",
-        "conditioning (memory alone)",
-        "imagined",
+        "memory alone",
+        *painted,
         "blue: observed, orange: imagined",
     ]
     if truth is not None:
@@ -96,7 +108,7 @@ def sheet_of_views(
     cells, names = [], []
     for row, index in enumerate(chosen):
         view = imagined[index]
-        line = [given[shown[row]].image, view.conditioning, view.image]
+        line = [given[shown[row]].image, view.conditioning, *(views[index].image for views in painted.values())]
         line.append(mask_picture(view.image, view.observed_mask))
         if truth is not None:
             line.append(truth[index])
@@ -114,13 +126,19 @@ def write_outcome(
     *,
     title: str,
     subtitle: str = "",
+    name: str = "imagined",
+    beside: Mapping[str, Sequence[View]] | None = None,
     fps: float = 8,
 ) -> None:
-    """Writes everything into `folder`; the archive of the memories (`MAP_FILE`) is left to who owns them."""
+    """Writes everything into `folder`; the archive of the memories (`MAP_FILE`) is left to who owns them.
+
+    `name` and `beside` are those of `sheet_of_views`.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     write_sequence(folder / "imagined", imagined)
     write_sequence(folder / "given", given)
-    write_image(folder / "contact_sheet.png", sheet_of_views(imagined, given, truth, title=title, subtitle=subtitle))
+    sheet = sheet_of_views(imagined, given, truth, name=name, beside=beside, title=title, subtitle=subtitle)
+    write_image(folder / "contact_sheet.png", sheet)
     frames = [
         np.concatenate([view.image, mask_picture(view.image, view.observed_mask)], axis=1)[
             : view.camera.height // 2 * 2, : view.camera.width // 2 * 4

@@ -1,16 +1,22 @@
 """The demo as `make demo` runs it, smaller: the node in its own process, everything over the middleware."""
 
 import json
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+import worldstereo_ros
 from worldstereo_ros import demo
 from worldstereo_ros.bagfiles import Bag
 from worldstereo_ros.bags import read_views
 from worldstereo_ros.datasets import open_sequence
 from worldstereo_ros.memory.archive import load_archive
 from worldstereo_ros.stories import scene_story
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from checkpoints import DMD_VARIANT, write_small_checkpoint
 
 pytestmark = pytest.mark.ros
 
@@ -25,6 +31,10 @@ def outcome(tmp_path_factory):
         patch.setenv("ROS_DOMAIN_ID", "91")
         patch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
         patch.setattr(demo, "scene_story", small)
+        # A toy model in the place of the one that ships, for this process: the node's own is geometric.
+        package = tmp_path_factory.mktemp("package")
+        write_small_checkpoint(package / "weights" / "small", (DMD_VARIANT,))
+        patch.setattr(worldstereo_ros, "__path__", [str(package), *worldstereo_ros.__path__])
         figures = demo.run_demo(out, views=5)
     return out, figures
 
@@ -45,6 +55,25 @@ def test_everything_promised_is_there(outcome):
     assert figures["views"] == 5
     assert figures["psnr_observed"] > figures["psnr_imagined"]
     assert 0 < figures["observed_fraction"] < 1
+
+
+def test_the_other_pipelines_imagine_the_same_path(outcome):
+    out, figures = outcome
+    assert figures["model"] == "geometric"
+    (small,) = figures["beside"].values()
+    assert figures["beside"].keys() == {"small"}
+    # The same memory and the same rules: the same pixels are observed, and an untrained model paints the others worse.
+    assert small["psnr_observed"] == pytest.approx(figures["psnr_observed"], abs=1.0)
+    assert small["psnr_imagined"] < figures["psnr_imagined"]
+    assert not (out / demo.SEEN_FILE).exists()
+
+
+def test_a_node_that_cannot_be_configured_ends_the_demo_at_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("ROS_DOMAIN_ID", "92")
+    monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
+    monkeypatch.setattr(demo, "scene_story", lambda *_: scene_story("room", 0, 2, given=2, width=64, height=48))
+    with pytest.raises(demo.DemoError, match=r"could not be configured\. The model 'crystal-ball' is not known"):
+        demo.run_demo(tmp_path, model="crystal-ball")
 
 
 def test_the_views_are_a_sequence_with_what_was_observed(outcome):
