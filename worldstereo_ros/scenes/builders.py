@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from worldstereo_ros.scenes.corridor import corridor
+from worldstereo_ros.scenes.lot import lot
 from worldstereo_ros.scenes.room import room
 from worldstereo_ros.scenes.scene import Scene
 from worldstereo_ros.scenes.warehouse import warehouse
 
-KINDS: dict[str, Callable[[int], Scene]] = {"room": room, "corridor": corridor, "warehouse": warehouse}
+KINDS: dict[str, Callable[[int], Scene]] = {"room": room, "corridor": corridor, "warehouse": warehouse, "lot": lot}
 
 
 def make_scene(kind: str, seed: int) -> Scene:
     """The world of a kind and a seed: always the same one, on every machine, whatever was drawn before.
 
     Args:
-        kind: "room", "corridor" or "warehouse".
+        kind: "room", "corridor", "warehouse" or "lot".
         seed: a whole number; `splits` says which are for training, validation, tests and demos.
 
     Raises:

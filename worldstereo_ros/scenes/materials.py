@@ -134,6 +134,48 @@ def grass(random: Random) -> Material:
     return Material(a=hsv(hue, 0.6, 0.62), b=hsv(hue + 0.02, 0.65, 0.38), noise=0.2, blend=0.8, frequency=(2.5, 2.5))
 
 
+def asphalt(random: Random) -> Material:
+    """Asphalt, coarse and patchy."""
+    value = random.uniform(0.32, 0.5)
+    a = hsv(random.uniform(0.55, 0.7), random.uniform(0.0, 0.08), value)
+    return Material(a=a, b=tuple(0.6 * c for c in a), noise=0.2, blend=0.35, frequency=(6, 6))
+
+
+def gravel(random: Random) -> Material:
+    """Gravel: small stones of several greys and browns."""
+    hue, value = random.uniform(0.06, 0.12), random.uniform(0.55, 0.72)
+    a = hsv(hue, random.uniform(0.08, 0.25), value)
+    return Material(a=a, b=tuple(0.5 * c for c in a), cell=(0.03, 0.024), shift=-1.0, variance=0.3, noise=0.16,
+                    blend=0.5, frequency=(5, 5))  # fmt: skip
+
+
+def paving(random: Random) -> Material:
+    """Paving stones: square slabs, or small ones in running bond."""
+    value, hue = random.uniform(0.5, 0.7), random.uniform(0.02, 0.12)
+    a = hsv(hue, random.uniform(0.03, 0.3), value)
+    cell, shift = random.choice([((0.5, 0.5), 0.0), ((0.2, 0.1), 0.5), ((0.6, 0.4), 0.5), ((0.16, 0.16), 0.5)])
+    return Material(a=a, b=tuple(0.72 * c for c in a), joint=tuple(0.35 * c for c in a), cell=cell, shift=shift,
+                    joint_width=0.012, variance=0.13, noise=0.12, blend=0.2, frequency=(3, 3))  # fmt: skip
+
+
+def glass(random: Random) -> Material:
+    """Glass seen from outside: dark, with blurred brighter places as if something were mirrored."""
+    return Material(a=hsv(0.58, 0.35, random.uniform(0.14, 0.24)), b=hsv(0.57, 0.25, random.uniform(0.4, 0.6)),
+                    noise=0.0, blend=0.9, frequency=(0.9, 0.5), gloss=0.4)  # fmt: skip
+
+
+def car_paint(random: Random) -> Material:
+    """The paint of a car: mostly white, grey or black, else a colour."""
+    grey = hsv(random.uniform(0.55, 0.65), 0.06, random.choice([0.9, 0.72, 0.5, 0.3, 0.16]))
+    # Reds, blues, greens and sand, as they are common on the road.
+    hue, saturation, value = random.choice(
+        [(0.99, 0.85, 0.6), (0.6, 0.75, 0.5), (0.58, 0.5, 0.65), (0.38, 0.5, 0.35), (0.1, 0.35, 0.7), (0.05, 0.8, 0.7)]
+    )
+    tint = hsv(hue + random.normal(0.012), saturation * random.uniform(0.8, 1.1), value * random.uniform(0.75, 1.15))
+    colour = grey if random.chance(0.6) else tint
+    return Material(a=colour, b=tuple(0.9 * c for c in colour), noise=0.02, blend=0.2, frequency=(1, 1), gloss=0.5)
+
+
 def cardboard(random: Random) -> Material:
     """A cardboard box."""
     value = random.uniform(0.55, 0.78)
