@@ -9,12 +9,16 @@ from typing import Annotated
 
 import typer
 
+from worldstereo_ros.training.cli import app as training
+
 app = typer.Typer(
     help="A world model for robots: it remembers what was seen, imagines what was not, and says which is which.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+
+app.add_typer(training, name="train")
 
 Out = Annotated[Path, typer.Option(help="Folder for what is made.")]
 

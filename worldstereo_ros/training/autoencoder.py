@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional
 
 from worldstereo_ros.training.clips import Shelf, as_uint8, decibel, draw_pictures, sensor, sheet, structural_similarity
+from worldstereo_ros.training.loading import PictureDraw
 from worldstereo_ros.training.loop import Player, parameters_of
 from worldstereo_ros.training.run import Run
 
@@ -24,23 +25,29 @@ class AutoencoderStage:
         self.run, self.settings = run, run.settings.stages[self.name]
         new = not run.has(self.name)
         self.model = run.autoencoder(trained=True)
-        self._worlds = training
-        self._random = np.random.default_rng(run.settings.seed + 1)
+        run.quicken(self.model)
+        seeds = run.seeds(self.name)
+        self._random = np.random.default_rng([*seeds, 1])
+        self._generator = run.generator([*seeds, 2])
         self.players = [Player("autoencoder", parameters_of(self.model), self._loss, self.settings.learning_rate)]
         random = np.random.default_rng(0)
         shown = [draw_pictures(validation, 16, random) for _ in range(6)]
         self._validation = [batch.float().div(127.5).sub(1) for batch in shown]
         if new:
-            self.model.calibrate(torch.cat([b for b in self._validation if b.shape == self._validation[0].shape]))
+            alike = [batch for batch in self._validation if batch.shape == self._validation[0].shape]
+            self.model.calibrate(torch.cat(alike).to(run.device))
+        self._feed = run.feed(PictureDraw(self.settings.batch), training, [*seeds, 3])
 
     def start_step(self) -> None:
         """Draws the pictures of a step."""
-        pictures = draw_pictures(self._worlds, self.settings.batch, self._random).to(self.run.device)
+        pictures = self._feed.take()
+        assert pictures is not None
         self._pictures = sensor(pictures.float() / 255, self._random)
 
     def _loss(self) -> tuple[torch.Tensor, dict[str, float]]:
         latents = self.model.encode_pictures(self._pictures)
-        decoded = self.model.decode_latents(latents + LATENT_NOISE * torch.randn_like(latents)).float()
+        noise = torch.randn(latents.shape, generator=self._generator, device=latents.device, dtype=latents.dtype)
+        decoded = self.model.decode_latents(latents + LATENT_NOISE * noise).float()
         absolute = functional.l1_loss(decoded, self._pictures)
         structure = 1 - structural_similarity(decoded, self._pictures)
         square = functional.mse_loss(decoded, self._pictures)
@@ -53,13 +60,14 @@ class AutoencoderStage:
 
     def validate(self) -> tuple[dict[str, float], np.ndarray]:
         """PSNR and SSIM of decoded validation pictures; pictures above, decoded below."""
-        self.model.register_to_config(latents_mean=None, latents_std=None)
-        levels, likeness, loss, rows, latents = [], [], [], [], []
+        levels, likeness, loss, latents = [], [], [], []
+        rows: list[np.ndarray] = []
         for pictures in self._validation:
             pictures = pictures.to(self.run.device)
             with self.run.accelerator.autocast():
-                latents.append(self.model.encode_pictures(pictures).float().transpose(0, 1).flatten(1))
-                decoded = self.model.decode(self.model.encode(pictures)).float()
+                coded = self.model.encode_pictures(pictures)
+                decoded = self.model.decode_latents(coded).float().clamp(-1, 1)
+            latents.append(coded.float().transpose(0, 1).flatten(1))
             levels.append(decibel(decoded, pictures))
             likeness.append(structural_similarity(decoded, pictures))
             loss.append(functional.l1_loss(decoded, pictures))
@@ -79,3 +87,7 @@ class AutoencoderStage:
     def save(self) -> None:
         """Writes the weights, with the statistics of the last validation's latents."""
         self.run.save_autoencoder(self.model)
+
+    def close(self) -> None:
+        """Ends the processes that draw pictures."""
+        self._feed.close()

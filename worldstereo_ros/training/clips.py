@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +38,8 @@ class Shelf:
             del self.worlds[name]
         for name in names:
             if name not in self.worlds:
-                self.worlds[name] = World.load(self.folder / name)
+                with suppress(FileNotFoundError):  # it made room for newer ones just now
+                    self.worlds[name] = World.load(self.folder / name)
         if not self.worlds:
             raise ValueError(f"There are no {self.split} worlds in {self.folder}; they are drawn first.")
         self.order = sorted(self.worlds)
@@ -85,8 +87,9 @@ def sensor(pictures: torch.Tensor, random: np.random.Generator, strength: float 
     grey = out.mean(-3, keepdim=True)
     out = grey + (out - grey) * draw(0.5, 1.4)
     out = out.clamp(1e-4, 1) ** draw(0.75, 1.3)
-    noise = strength * 0.02 * random.random(size=len(pictures)) ** 2
-    out = out + torch.randn(out.shape, device=out.device) * torch.from_numpy(noise).to(out).view(shape)
+    deviation = torch.from_numpy(strength * 0.02 * random.random(size=len(pictures)) ** 2).to(out).view(shape)
+    generator = torch.Generator(out.device).manual_seed(int(random.integers(2**62)))
+    out = out + deviation * torch.randn(out.shape, generator=generator, device=out.device)
     return out.clamp(0, 1) * 2 - 1
 
 

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import torch
 
-from worldstereo_ros.camera import Camera, invert_pose, normalise_cameras, plucker_embedding, pose_vectors, unproject
+from worldstereo_ros.camera import invert_pose, normalise_cameras, plucker_embedding, pose_vectors, unproject
 from worldstereo_ros.pipelines.conditioning import fill_renders, fit_renders, published_matrix
 from worldstereo_ros.rendering import render
 from worldstereo_ros.training.clips import Shelf, sensor
@@ -78,8 +78,11 @@ def draw_clips(
         _draw_clip(world, frames, random, device, renders=renders, keyframes=keyframes, clean=clean)
         for world in shelf.of_one_size(count, random)
     ]
-    columns = [torch.stack(column).to(device) for column in zip(*clips, strict=True)]
-    return ClipBatch(*columns[:6], torch.from_numpy(keyframes - 1).to(device), columns[6])
+    pictures, guides, holes, rays, poses, looks, look_poses = (
+        torch.stack(column).to(device) for column in zip(*clips, strict=True)
+    )
+    beside = torch.from_numpy(keyframes - 1).to(device)
+    return ClipBatch(pictures, guides, holes, rays, poses, looks, beside, look_poses)
 
 
 def _draw_clip(
@@ -115,9 +118,7 @@ def _draw_clip(
     if not clean and random.random() < 0.5:
         together = together.flip(-1) if not renders and not chosen else together
     pictures = together[:frames]
-    targets, others = normalise_cameras(
-        invert_pose(poses[path]), invert_pose(poses[chosen]) if chosen else None
-    )
+    targets, others = normalise_cameras(invert_pose(poses[path]), invert_pose(poses[chosen]) if chosen else None)
     pose = torch.from_numpy(pose_vectors(targets))
     if not renders:
         nothing = torch.zeros(0)
@@ -254,8 +255,3 @@ def _worn(look: torch.Tensor, random: np.random.Generator) -> torch.Tensor:
         picture = cv2.filter2D(look.permute(1, 2, 0).numpy(), -1, kernel, borderType=cv2.BORDER_REFLECT)
         look = torch.from_numpy(picture).permute(2, 0, 1)
     return look
-
-
-def camera_of(world: World) -> Camera:
-    """The camera of a world's views."""
-    return world.camera

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections import deque
+
 import numpy as np
 import torch
 
 from worldstereo_ros.training.clips import Shelf, as_uint8, decibel, sheet
-from worldstereo_ros.training.conditions import ClipBatch, draw_clips
+from worldstereo_ros.training.conditions import ClipBatch
 from worldstereo_ros.training.flow import LatentClips, encode_clips, flow_loss, noised, sample, shifted, velocity
+from worldstereo_ros.training.loading import LEAST_REPLAY, ClipDraw
 from worldstereo_ros.training.loop import Player, parameters_of
 from worldstereo_ros.training.run import Run
 
 VALIDATION_CLIPS, VALIDATION_BATCH = 12, 3
 VALIDATION_LEVELS = (0.3, 0.6, 0.9)
 SAMPLED_STEPS = 6  # of the pictures that validation looks at
-REFERENCES = 4  # of a training clip, at most
 
 
 class DiffusionStage:
@@ -29,13 +31,17 @@ class DiffusionStage:
         self.control, self.memory = name != "video", name in ("memory", "distill")
         self.autoencoder = run.autoencoder()
         self.model = run.transformer(name)
-        self._worlds = training
-        self._random = np.random.default_rng(run.settings.seed + 2)
-        self._generator = torch.Generator(device=run.device).manual_seed(run.settings.seed + 3)
+        seeds = run.seeds(name)
+        self._random = np.random.default_rng([*seeds, 1])
+        self._generator = run.generator([*seeds, 2])
         self._steps = 0
         self._watched: list[tuple[ClipBatch, LatentClips]] = []
         self._validation = validation
         self.players = self._make_players()
+        run.quicken(self.model)
+        self._replay: deque[LatentClips] = deque(maxlen=max(1, run.settings.worlds.replay))
+        draw = ClipDraw(self.settings.batch, self.settings.frames, self.control, self.memory)
+        self._feed = run.feed(draw, training, [*seeds, 3])
 
     def _make_players(self) -> list[Player]:
         return [Player(self.name, parameters_of(self.model), self._loss, self.settings.learning_rate)]
@@ -43,29 +49,19 @@ class DiffusionStage:
     def start_step(self) -> None:
         """Draws the clips of a step, or takes those of the step before once more."""
         if self._steps % self.settings.reuse == 0:
-            self._clips = self._draw(self._worlds, self.settings.batch, self._random)[1]
+            replay = self.run.settings.worlds.replay
+            batch = self._feed.take(wait=not replay or len(self._replay) < min(replay, LEAST_REPLAY))
+            if batch is None:
+                self._clips = self._replay[int(self._random.integers(len(self._replay)))]
+            else:
+                self._clips = self._encode(batch)
+                self._replay.append(self._clips)
         self._steps += 1
-
-    def _draw(
-        self, shelf: Shelf, count: int, random: np.random.Generator, *, clean: bool = False
-    ) -> tuple[ClipBatch, LatentClips]:
-        references = int(random.integers(1, REFERENCES + 1)) if self.memory and random.random() < 0.85 else 0
-        batch = draw_clips(
-            shelf,
-            count,
-            self.settings.frames,
-            random,
-            self.run.device,
-            renders=self.control,
-            references=references,
-            clean=clean,
-        )
-        with self.run.accelerator.autocast():
-            return batch, self._encode(batch)
 
     def _encode(self, batch: ClipBatch) -> LatentClips:
         text_dim = self.run.settings.transformer["text_dim"]
-        return encode_clips(batch, self.autoencoder, text_dim, control=self.control, memory=self.memory)
+        with self.run.accelerator.autocast():
+            return encode_clips(batch, self.autoencoder, text_dim, control=self.control, memory=self.memory)
 
     def _loss(self) -> tuple[torch.Tensor, dict[str, float]]:
         return flow_loss(self.model, self._clips, self.run.settings.shift, self._generator), {}
@@ -78,15 +74,19 @@ class DiffusionStage:
         return shifted(even, self.run.settings.shift)
 
     def validate(self) -> tuple[dict[str, float], np.ndarray]:
-        """Flow loss at fixed levels, PSNR of sampled views whole and in holes; truth, shown, painted below each other."""
+        """Flow loss at fixed levels, PSNR of sampled views, whole and in holes.
+
+        The picture has truth, renders and what was painted below each other.
+        """
         if not self._watched:
             random = np.random.default_rng(0)
-            self._watched = [
-                self._draw(self._validation, VALIDATION_BATCH, random, clean=True)
-                for _ in range(VALIDATION_CLIPS // VALIDATION_BATCH)
-            ]
+            draw = ClipDraw(VALIDATION_BATCH, self.settings.frames, self.control, self.memory, clean=True)
+            for _ in range(VALIDATION_CLIPS // VALIDATION_BATCH):
+                batch = draw(self._validation, random, self.run.device)
+                self._watched.append((batch, self._encode(batch)))
         generator = torch.Generator(device=self.run.device).manual_seed(0)
-        losses, whole, holes, rows = [], [], [], []
+        losses, whole, holes = [], [], []
+        rows: list[np.ndarray] = []
         for batch, clips in self._watched:
             noise = torch.randn(clips.latents.shape, generator=generator, device=clips.latents.device)
             with self.run.accelerator.autocast():
@@ -118,3 +118,6 @@ class DiffusionStage:
         """Writes the weights."""
         self.run.save_transformer(self.name, self.model)
 
+    def close(self) -> None:
+        """Ends the processes that draw clips."""
+        self._feed.close()

@@ -1,38 +1,43 @@
 """The folder of a training run: a checkpoint in the published layout, made stage by stage.
 
-    <run>/base/vae/                 the autoencoder                              autoencoder
-    <run>/base/transformer/         the backbone                                 video
-    <run>/base/scheduler/           UniPC, as the backbone was trained
-    <run>/worldstereo-camera/       the control branch; backbone from base       control
-    <run>/worldstereo-memory/       camera tokens and feed-forwards too          memory
-    <run>/worldstereo-memory-dmd/   everything, for a few steps                  distill
-    <run>/logs/                     JSONL and pictures of every stage
+<run>/base/vae/                 the autoencoder                              autoencoder
+<run>/base/transformer/         the backbone                                 video
+<run>/base/scheduler/           UniPC, as the backbone was trained
+<run>/worldstereo-camera/       the control branch; backbone from base       control
+<run>/worldstereo-memory/       camera tokens and feed-forwards too          memory
+<run>/worldstereo-memory-dmd/   everything, for a few steps                  distill
+<run>/logs/                     JSONL and pictures of every stage
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from accelerate import Accelerator
-
 from diffusers import UniPCMultistepScheduler
 
 from worldstereo_ros.models import WorldStereoTransformer
 from worldstereo_ros.models.checkpoint import CheckpointError, named, open_weights, tensors_of
 from worldstereo_ros.models.picture_autoencoder import PictureAutoencoder
-from worldstereo_ros.models.pretrained import BASE_STEM, finite
+from worldstereo_ros.models.pretrained import BASE_STEM, finite, load_picture_autoencoder
 from worldstereo_ros.models.saving import save_base, save_variant, save_weights, write_json
-from worldstereo_ros.training.settings import TrainingSettings
+from worldstereo_ros.training.clips import Shelf
+from worldstereo_ros.training.journal import read_rounds
+from worldstereo_ros.training.loading import Draw, Feed, LoadedFeed
+from worldstereo_ros.training.settings import STAGES, TrainingSettings
 
+T = TypeVar("T")
 VARIANT_OF = {
     "control": "worldstereo-camera",
     "memory": "worldstereo-memory",
     "distill": "worldstereo-memory-dmd",
 }
 MEMORY_SWITCHES = ("main_camera_embedding", "camera_embedding_dim", "update_ref")
+MOST_COMPILED = 64  # kinds of a block's input: sizes, references, gradients or none
 
 
 def is_trained(stage: str, name: str) -> bool:
@@ -84,12 +89,19 @@ class Run:
             trained: it goes on being trained; else it is frozen.
 
         Raises:
-            CheckpointError: what was saved is damaged, or there is nothing and it is needed.
+            CheckpointError: what was saved is damaged or not what the settings describe, or there is nothing and it
+                is needed.
         """
-        from worldstereo_ros.models.pretrained import load_picture_autoencoder
-
-        if (self.base / "vae" / "config.json").is_file():
+        if self.has("autoencoder"):
             model = load_picture_autoencoder(self.base / "vae", self.device, torch.float32)
+            for key, value in self.settings.autoencoder.items():
+                if _plain(model.config[key]) != _plain(value):
+                    raise CheckpointError(
+                        f"{self.base / 'vae'} has {key} {_plain(model.config[key])} and the configuration "
+                        f"{_plain(value)}; go on with the configuration of this run, or train in another folder."
+                    )
+        elif not trained:
+            raise CheckpointError(f"{self.base / 'vae'} has no autoencoder; train the stage autoencoder first.")
         else:
             torch.manual_seed(self.settings.seed)
             model = PictureAutoencoder(**self.settings.autoencoder).to(self.device)
@@ -141,20 +153,32 @@ class Run:
             sources.append(self.folder / VARIANT_OF["distill"])
         loaded: set[str] = set()
         for folder in sources:
+            if not (folder / "config.json").is_file():
+                before = next((name for name, variant in VARIANT_OF.items() if variant == folder.name), "video")
+                raise CheckpointError(f"{folder} has no weights; train the stage {before} first, {stage} builds on it.")
             weights = open_weights(folder, BASE_STEM if folder.name == "transformer" else "model")
             tensors = {
                 name: finite(tensor, name, weights.tensors[name])
                 for name, tensor in weights.read(list(weights.tensors))
             }
             loaded |= set(tensors)
-            unexpected = model.load_state_dict(tensors, strict=False).unexpected_keys
+            try:
+                unexpected = model.load_state_dict(tensors, strict=False).unexpected_keys
+            except RuntimeError:  # its message has a line for every tensor
+                raise CheckpointError(
+                    f"The weights in {folder} have other sizes than the configuration describes; go on with the "
+                    "configuration of this run, or train in another folder."
+                ) from None
             if unexpected:
                 raise CheckpointError(f"{folder} has {tensors_of(unexpected)} too many: {named(unexpected)}.")
         if stage == "control" and not self.has("control"):
             model.start_control_from_backbone()
         new = [n for n, _ in model.named_parameters() if n not in loaded and not is_trained(stage, n)]
         if new:
-            raise CheckpointError(f"{self.folder} lacks {tensors_of(new)}: {named(new)}; train the stage before first.")
+            raise CheckpointError(
+                f"{self.folder} lacks {tensors_of(new)} that the stage {stage} starts from: {named(new)}; train the "
+                "stages before it first."
+            )
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(is_trained(stage, name))
         return model.to(self.device)
@@ -199,3 +223,37 @@ class Run:
         """Whether a stage has written weights."""
         folder = {"autoencoder": self.base / "vae", "video": self.base / "transformer"}.get(stage)
         return ((folder or self.folder / VARIANT_OF[stage]) / "config.json").is_file()
+
+    # --- randomness, batches, speed ---
+
+    def seeds(self, stage: str) -> list[int]:
+        """Numbers that seed what a stage draws: others in every round, so that going on is no repetition."""
+        return [self.settings.seed, STAGES.index(stage), len(read_rounds(self.folder / "logs" / f"{stage}.jsonl"))]
+
+    def generator(self, seeds: list[int]) -> torch.Generator:
+        """A generator on the device."""
+        state = np.random.SeedSequence(seeds).generate_state(1, np.uint64)[0]
+        return torch.Generator(self.device).manual_seed(int(state) >> 1)
+
+    def feed(self, draw: Draw[T], shelf: Shelf, seeds: list[int]) -> Feed[T]:
+        """Batches of training, from as many processes as the settings want."""
+        loaders = self.settings.worlds.loaders
+        if loaders:
+            return LoadedFeed(draw, shelf, seeds, self.device, loaders)
+        return Feed(draw, shelf, seeds, self.device)
+
+    def quicken(self, model: WorldStereoTransformer | PictureAutoencoder) -> None:
+        """Compiles a network where the settings and the device are for it; its tensors keep their names."""
+        if not self.settings.compile or self.device.type != "cuda":
+            return
+        torch._dynamo.config.suppress_errors = True  # what cannot be compiled runs as it is
+        torch._dynamo.config.recompile_limit = MOST_COMPILED
+        if isinstance(model, PictureAutoencoder):
+            model.encoder.compile()
+            model.decoder.compile()
+        else:
+            model.compile_repeated_blocks()
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, list | tuple) else value

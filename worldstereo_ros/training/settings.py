@@ -12,7 +12,8 @@ from typing import Any
 import yaml
 
 STAGES = ("autoencoder", "video", "control", "memory", "distill")
-BUILT_IN = Path(__file__).parents[2] / "config" / "training"
+PRECISIONS = ("no", "bf16")
+PLACES = ("config/training", "share/worldstereo_ros/config/training")  # in a checkout, where ROS installs
 
 
 class SettingsError(ValueError):
@@ -25,15 +26,17 @@ class WorldSettings:
 
     Attributes:
         kept: worlds in memory at a time.
-        fresh: worlds exchanged for new ones in a minute of training, at most; what the drawing processes manage.
         workers: processes that draw worlds beside the training; 0: worlds are drawn before it starts.
+        loaders: processes that cut batches out of worlds beside the training; 0: the training does so itself.
+        replay: batches that are learnt from again while the loaders have no new one ready; 0: training waits.
         soft_light: share of the worlds with shadows.
         validation: worlds that validation looks at.
     """
 
     kept: int = 400
-    fresh: float = 20.0
     workers: int = 0
+    loaders: int = 0
+    replay: int = 0
     soft_light: float = 0.6
     validation: int = 24
 
@@ -88,8 +91,8 @@ class TrainingSettings:
         worlds: where views come from.
         stages: by name, see `STAGES`.
         device: cpu, cuda, or auto: CUDA where there is one.
-        precision: no, bf16 or fp16 (accelerate's mixed precision).
-        compile: torch.compile for the networks.
+        precision: no, or bf16 (accelerate's mixed precision).
+        compile: torch.compile for the networks, on CUDA.
         threads: of the CPU; 0: all.
         seed: of everything that is drawn.
         max_shard_mb: largest file of weights.
@@ -116,18 +119,18 @@ def read_training_settings(file: str | Path) -> TrainingSettings:
     """Reads a configuration.
 
     Args:
-        file: a YAML file, or the name of one in `config/training/` (`cpu`, `gpu`, `smoke`).
+        file: a YAML or JSON file, or the name of one in `config/training/` (`cpu`, `gpu`, `smoke`).
 
     Raises:
-        SettingsError: there is no such file, or a key is unknown, missing or of another type.
+        SettingsError: there is no such file, or a key is unknown, missing, of another type or out of range.
     """
     path = Path(file).expanduser()
     if not path.is_file():
-        named = BUILT_IN / f"{file}.yaml"
-        if not named.is_file():
-            there = ", ".join(sorted(p.stem for p in BUILT_IN.glob("*.yaml")))
-            raise SettingsError(f"There is no training configuration '{file}'; give a YAML file, or one of {there}.")
-        path = named
+        built_in = {found.stem: found for folder in _places() for found in folder.glob("*.yaml")}
+        if str(file) not in built_in:
+            there = f", or one of {', '.join(sorted(built_in))}" if built_in else ""
+            raise SettingsError(f"There is no training configuration '{file}'; give a YAML file{there}.")
+        path = built_in[str(file)]
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -135,13 +138,39 @@ def read_training_settings(file: str | Path) -> TrainingSettings:
     if not isinstance(raw, dict):
         raise SettingsError(f"{path} holds a {type(raw).__name__}; keys and values were expected.")
     settings = _build(TrainingSettings, raw, path.name)
-    for name in settings.stages:
+    _check(settings, path.name)
+    return settings
+
+
+def _places() -> list[Path]:
+    """Folders with configurations: of a checkout, or of the prefix that this package was installed into."""
+    return [folder for above in Path(__file__).parents for place in PLACES if (folder := above / place).is_dir()][:1]
+
+
+def _check(settings: TrainingSettings, where: str) -> None:
+    """Refuses numbers that no training can be done with."""
+    for name, stage in settings.stages.items():
         if name not in STAGES:
-            raise SettingsError(f"{path.name}: the stage '{name}' is not known; stages are {', '.join(STAGES)}.")
+            raise SettingsError(f"{where}: the stage '{name}' is not known; stages are {', '.join(STAGES)}.")
+        for key in ("batch", "reuse", "critic_updates"):
+            if getattr(stage, key) < 1:
+                raise SettingsError(f"{where}: {key} of {name} is {getattr(stage, key)}; at least 1 was expected.")
+        if name != "autoencoder" and stage.frames < 2:
+            raise SettingsError(f"{where}: frames of {name} is {stage.frames}; the seed's and one more are needed.")
+        if not stage.learning_rate > 0 or not 0 <= stage.ema < 1:
+            raise SettingsError(
+                f"{where}: {name} has learning_rate {stage.learning_rate:g} and ema {stage.ema:g}; a rate above 0 and "
+                "an ema of 0 to below 1 were expected."
+            )
+    if not settings.sizes or any(len(size) != 2 for size in settings.sizes):
+        raise SettingsError(f"{where}: sizes is {settings.sizes!r}; pairs of height and width were expected.")
     for height, width in settings.sizes:
         if height % 16 or width % 16 or min(height, width) < 16:
-            raise SettingsError(f"{path.name}: the size {height}x{width} is no multiple of 16 in both directions.")
-    return settings
+            raise SettingsError(f"{where}: the size {height}x{width} is no multiple of 16 in both directions.")
+    if settings.precision not in PRECISIONS:
+        raise SettingsError(f"{where}: precision is '{settings.precision}'; {' or '.join(PRECISIONS)} was expected.")
+    if settings.worlds.kept < 1 or settings.worlds.validation < 1:
+        raise SettingsError(f"{where}: worlds.kept and worlds.validation must be 1 or more.")
 
 
 def _build(kind: Any, raw: Any, where: str) -> Any:
