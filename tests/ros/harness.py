@@ -228,8 +228,8 @@ class Robot:
             self._settled.add(service)
         return self.wait(client.call_async(request), seconds)
 
-    def state(self) -> str:
-        return self.call("get_state", GetState.Request()).current_state.label
+    def state(self, seconds: float = PATIENCE) -> str:
+        return self.call("get_state", GetState.Request(), seconds).current_state.label
 
     def transition(self, label: str, seconds: float = PATIENCE) -> bool:
         request = ChangeState.Request()
@@ -242,10 +242,10 @@ class Robot:
         result = self.call("set_parameters_atomically", request).result
         return result.successful, result.reason
 
-    def wait_ready(self, seconds: float = 40.0) -> None:
-        """Until the node is active and hears this robot."""
+    def wait_ready(self, seconds: float = 120.0) -> None:
+        """Until the node is active and hears this robot. While it loads its model it answers nothing."""
         assert wait_for(lambda: self.services["get_state"].service_is_ready(), seconds), "the node never came up"
-        assert wait_for(lambda: self.state() == "active", seconds), "the node was never active"
+        assert wait_for(lambda: self.state(seconds) == "active", seconds), "the node was never active"
         publishers = (self.image, self.info, self.depth, self.tf, self.tf_static, self.path, self.pose)
         assert wait_for(lambda: all(p.get_subscription_count() for p in publishers), seconds), "the node hears nothing"
         assert wait_for(self.action.server_is_ready, seconds), "the node has no action"
