@@ -7,12 +7,15 @@ World axes are those of ROS, x forward, y left, z up, the floor at z = 0; camera
 """
 
 from worldstereo_ros.scenes.builders import KINDS, make_scene
+from worldstereo_ros.scenes.motion import Mover, Track, advect, pose_of, scene_flow
+from worldstereo_ros.scenes.movers import with_movers
 from worldstereo_ros.scenes.paths import PATHS, clearance, make_path
 from worldstereo_ros.scenes.render import render_batch
 from worldstereo_ros.scenes.scene import Packed, Scene, SceneFrames, pack
 from worldstereo_ros.scenes.splits import DEMO, SPLITS, TEST, TRAINING, VALIDATION, seed_of
 
 __all__ = [
-    "DEMO", "KINDS", "PATHS", "SPLITS", "TEST", "TRAINING", "VALIDATION", "Packed", "Scene", "SceneFrames", "clearance",
-    "make_path", "make_scene", "pack", "render_batch", "seed_of",
+    "DEMO", "KINDS", "PATHS", "SPLITS", "TEST", "TRAINING", "VALIDATION", "Mover", "Packed", "Scene", "SceneFrames",
+    "Track", "advect", "clearance", "make_path", "make_scene", "pack", "pose_of", "render_batch", "scene_flow",
+    "seed_of", "with_movers",
 ]  # fmt: skip

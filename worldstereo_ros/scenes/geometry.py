@@ -131,13 +131,23 @@ class Frames:
     axes: torch.Tensor
 
     @staticmethod
-    def see(geometry: Geometry, table: torch.Tensor, world_from_camera: torch.Tensor) -> Frames:
-        """The primitives of `table` (F,) as cameras at (F, 4, 4) float64 see them."""
+    def see(
+        geometry: Geometry, table: torch.Tensor, world_from_camera: torch.Tensor, motion: torch.Tensor | None = None
+    ) -> Frames:
+        """The primitives of `table` (F,) as cameras at (F, 4, 4) float64 see them.
+
+        `motion` (F, P, 4, 4) float64 carries each primitive from where the geometry has it to where it is; None leaves
+        all of them there.
+        """
         camera_from_world = world_from_camera[:, None, :3, :3].transpose(-1, -2)
-        offset = geometry.centre[table] - world_from_camera[:, None, :3, 3]
+        where, rotation = geometry.centre[table], geometry.rotation[table]
+        if motion is not None:
+            where = (motion[..., :3, :3] @ where[..., None])[..., 0] + motion[..., :3, 3]
+            rotation = motion[..., :3, :3] @ rotation
+        offset = where - world_from_camera[:, None, :3, 3]
         centre = (camera_from_world @ offset[..., None])[..., 0]
         half = geometry.half[table]
-        axes = (camera_from_world @ geometry.rotation[table]) * half[..., None, :]
+        axes = (camera_from_world @ rotation) * half[..., None, :]
         matrix = axes.transpose(-1, -2) / half[..., None].square()
         origin = -(matrix @ centre[..., None])[..., 0]
         return Frames(table, matrix.float(), origin.float(), centre.float(), axes.float())

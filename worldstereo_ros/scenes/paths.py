@@ -11,7 +11,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from worldstereo_ros.scenes.primitives import Random
+from worldstereo_ros.scenes.motion import Times, as_times
+from worldstereo_ros.scenes.primitives import Primitives, Random
 from worldstereo_ros.scenes.scene import Scene
 
 PATHS = ("ground", "drone", "orbit", "handheld")
@@ -32,17 +33,33 @@ def look(position: np.ndarray, yaw: float, pitch: float = 0.0, roll: float = 0.0
     return pose
 
 
-def clearance(scene: Scene, points: np.ndarray) -> np.ndarray:
+def clearance(scene: Scene, points: np.ndarray, times: Times | None = None) -> np.ndarray:
     """Distance to the nearest solid primitive.
 
     Args:
         scene: the world.
         points: (N, 3) metres.
+        times: (N,) seconds; with them, what moves counts too, where it is then.
 
     Returns:
         (N,) float64 metres; 0 inside something. For balls and cylinders that of their boxes, so never too large.
     """
-    primitives = scene.primitives.select(scene.primitives.solid)
+    still = distance(scene.primitives.select(scene.primitives.solid), points)
+    if times is None or not scene.movers:
+        return still
+    points = np.asarray(points, dtype=np.float64).reshape(-1, 3)
+    for mover in scene.movers:
+        # The points as the mover has them, where it is at time 0.
+        back = np.linalg.inv(mover.motion(as_times(times, len(points))).numpy())
+        local = np.einsum("nij,nj->ni", back[:, :3, :3], points) + back[:, :3, 3]
+        still = np.minimum(still, distance(scene.primitives.select(scene.primitives.body == mover.body), local))
+    return still
+
+
+def distance(primitives: Primitives, points: np.ndarray) -> np.ndarray:
+    """(N,) float64 metres from points (N, 3) to the nearest of the primitives' boxes; 0 inside, inf where none is."""
+    if not len(primitives):
+        return np.full(len(points), np.inf)
     points = np.asarray(points, dtype=np.float64).reshape(-1, 3)
     centre, half, rotation = (getattr(primitives, name).numpy() for name in ("centre", "half", "rotation"))
     out = np.empty(len(points))

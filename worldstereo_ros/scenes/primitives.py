@@ -175,6 +175,13 @@ class Primitives:
         """The primitives of this mask or index."""
         return Primitives(**{field.name: getattr(self, field.name)[keep] for field in fields(self)})
 
+    @staticmethod
+    def joined(parts: Sequence[Primitives]) -> Primitives:
+        """All primitives of all parts, one part after another."""
+        return Primitives(
+            **{field.name: torch.cat([getattr(part, field.name) for part in parts]) for field in fields(Primitives)}
+        )
+
     @property
     def extent(self) -> torch.Tensor:
         """(P, 3) float64 half sizes of the axis-aligned boxes around the primitives."""

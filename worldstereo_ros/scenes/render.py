@@ -11,6 +11,7 @@ import torch
 
 from worldstereo_ros.camera import Camera
 from worldstereo_ros.scenes.geometry import Frames, Tiles, cast
+from worldstereo_ros.scenes.motion import Times, as_times, body_motions
 from worldstereo_ros.scenes.primitives import BOX, CYLINDER
 from worldstereo_ros.scenes.scene import Packed, Scene, SceneFrames, pack
 from worldstereo_ros.scenes.textures import COLUMNS, sample_pictures, sky, surface
@@ -26,6 +27,7 @@ def render_batch(
     device: torch.device | str | None = None,
     supersample: int = 1,
     light: str = "soft",
+    times: torch.Tensor | np.ndarray | None = None,
 ) -> SceneFrames:
     """Frames of many scenes at once.
 
@@ -34,12 +36,13 @@ def render_batch(
         camera: one for all.
         world_from_camera: (B, F, 4, 4), OpenCV axes.
         device, supersample, light: as in `Scene.render`; device and light are those of the pack where one is given.
+        times: (B, F) seconds; None = time 0.
 
     Returns:
         SceneFrames whose tensors begin with (B, F, ...).
 
     Raises:
-        ValueError: poses of the wrong shape.
+        ValueError: poses or times of the wrong shape.
     """
     poses = torch.as_tensor(world_from_camera, dtype=torch.float64)
     B = scenes.exposure.shape[0] if isinstance(scenes, Packed) else len(scenes)
@@ -48,7 +51,12 @@ def render_batch(
     packed = scenes if isinstance(scenes, Packed) else pack(scenes, device=device or "cpu", light=light)
     F = poses.shape[1]
     table = torch.arange(B).repeat_interleave(F)
-    frames = render_packed(packed, camera, poses.reshape(-1, 4, 4), table, supersample=supersample)
+    if times is not None:
+        times = torch.as_tensor(times, dtype=torch.float64)
+        if times.shape != (B, F):
+            raise ValueError(f"The times have shape {tuple(times.shape)}; {(B, F)} as of the poses was expected.")
+        times = times.reshape(-1)
+    frames = render_packed(packed, camera, poses.reshape(-1, 4, 4), table, supersample=supersample, times=times)
     return SceneFrames(
         *(part.reshape(B, F, *part.shape[1:]) for part in (frames.image, frames.depth, frames.normals, frames.instance))
     )
@@ -62,6 +70,7 @@ def render_packed(
     *,
     supersample: int = 1,
     rays_at_once: int | None = None,
+    times: Times | None = None,
 ) -> SceneFrames:
     """Frames of packed scenes.
 
@@ -72,9 +81,10 @@ def render_packed(
         table: (F,) int64, which scene each frame looks at.
         supersample: rays a pixel along each side.
         rays_at_once: bounds memory: about 600 bytes a ray; None = as many as suit the device.
+        times: (F,) seconds, or one for all; None = time 0.
 
     Raises:
-        ValueError: poses of the wrong shape or not finite; a supersample outside 1..8.
+        ValueError: poses of the wrong shape or not finite; a supersample outside 1..8; times that do not fit.
     """
     if world_from_camera.shape[1:] != (4, 4) or not bool(torch.isfinite(world_from_camera).all()):
         raise ValueError(
@@ -83,18 +93,28 @@ def render_packed(
     if not 1 <= supersample <= 8:
         raise ValueError(f"supersample is {supersample}; it must be a whole number from 1 to 8.")
     device = packed.geometry.device
+    motions: torch.Tensor | None = None
+    if times is not None:
+        when = as_times(times, len(table))
+        if any(packed.movers):
+            motions = body_motions(packed.movers, table.cpu(), when).to(device)
     poses, table = world_from_camera.to(device), table.to(device)
     limit = rays_at_once or (1 << 16 if device.type == "cpu" else 1 << 22)
     size = max(1, limit // (camera.width * camera.height * supersample**2))
     parts = []
     for low in range(0, len(poses), size):
-        frames = Frames.see(packed.geometry, table[low : low + size], poses[low : low + size])
-        surface_ = _hit(packed, camera, frames, poses[low : low + size])
+        part, pose = table[low : low + size], poses[low : low + size]
+        motion = each = None
+        if motions is not None:
+            motion = motions[low : low + size]
+            each = motion[torch.arange(len(part), device=device)[:, None], packed.body[part]]
+        frames = Frames.see(packed.geometry, part, pose, each)
+        surface_ = _hit(packed, camera, frames, pose, motion)
         if supersample == 1:
             image = _picture(packed, camera, surface_)
         else:
             fine = camera.resized(camera.width * supersample, camera.height * supersample)
-            image = _picture(packed, fine, _hit(packed, fine, frames, poses[low : low + size]))
+            image = _picture(packed, fine, _hit(packed, fine, frames, pose, motion))
             image = image.reshape(-1, camera.height, supersample, camera.width, supersample, 3).mean((2, 4))
         parts.append(((image * 255 + 0.5).to(torch.uint8), *_exact(packed, camera, surface_)))
     if not parts:
@@ -139,8 +159,10 @@ class _Surface:
         return values[:, None].expand(-1, len(self.depth) // len(values)).reshape(-1)
 
 
-def _hit(packed: Packed, camera: Camera, frames: Frames, poses: torch.Tensor) -> _Surface:
-    """What the rays of frames meet."""
+def _hit(
+    packed: Packed, camera: Camera, frames: Frames, poses: torch.Tensor, motion: torch.Tensor | None = None
+) -> _Surface:
+    """What the rays of frames meet; `motion` (F, bodies, 4, 4) says where bodies are."""
     device = packed.geometry.device
     tall, wide = (8, 16) if camera.width * camera.height <= 100_000 else (16, 32)
     tiles = Tiles.of(camera, device, tall, wide)
@@ -191,6 +213,12 @@ def _hit(packed: Packed, camera: Camera, frames: Frames, poses: torch.Tensor) ->
     normal = faces[:, 0:3]
     if curved_normal is not None:
         normal = normal.index_copy(0, *curved_normal)
+    if motion is not None:
+        # Normals are kept as at time 0: those of what moves turn with it.
+        body = packed.body.flatten().index_select(0, solid)
+        moved = (body > 0).nonzero()[:, 0]
+        turned = motion[moved // (len(row) // F), body[moved], :3, :3].float() @ normal[moved, :, None]
+        normal = normal.index_copy(0, moved, turned[..., 0])
     eye = poses[:, :3, 3].float()
     return _Surface(tiles, frames, met, all_met, depth, direction, eye, normal, faces, row, u, v)
 

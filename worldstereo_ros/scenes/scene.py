@@ -12,6 +12,7 @@ from worldstereo_ros.camera import Camera
 from worldstereo_ros.scenes.bake import Ambient, World, bake
 from worldstereo_ros.scenes.geometry import Geometry
 from worldstereo_ros.scenes.light import Layout, Texels, half_sizes, lay_out, texels
+from worldstereo_ros.scenes.motion import Mover, Times
 from worldstereo_ros.scenes.primitives import Builder, Light, Primitives
 from worldstereo_ros.scenes.textures import COLUMNS, mip_chain
 from worldstereo_ros.views import View
@@ -67,6 +68,7 @@ class Scene:
         names: of the objects, by instance id; 0 is "nothing".
         key: how bright the picture is on average, 0..1.
         texel_budget: about how many points of surfaces the light is worked out for.
+        movers: what moves; `primitives` has it where it is at time 0.
     """
 
     kind: str
@@ -81,6 +83,7 @@ class Scene:
     names: list[str]
     key: float = 0.45
     texel_budget: int = 40_000
+    movers: tuple[Mover, ...] = ()
     _packed: dict = field(default_factory=dict, repr=False)
 
     @staticmethod
@@ -107,6 +110,7 @@ class Scene:
         device: torch.device | str | None = None,
         supersample: int = 1,
         light: str = "soft",
+        times: Times | None = None,
     ) -> SceneFrames:
         """What a camera sees from F places.
 
@@ -117,22 +121,26 @@ class Scene:
             supersample: colours are the mean of supersample^2 rays a pixel; depth, normals and ids are always those
                 of the ray through the pixel's centre.
             light: "soft" (shadows, darker corners), or "plain" (none: a world is ready at once).
+            times: seconds, one a frame or one for all: when each is taken. None = all at time 0. Light stays that of
+                time 0, and what moves casts no shadow.
 
         Raises:
-            ValueError: poses of the wrong shape, or that are not finite.
+            ValueError: poses of the wrong shape, or that are not finite; another number of times than of poses.
         """
         from worldstereo_ros.scenes.render import render_packed
 
         poses = torch.as_tensor(np.asarray(world_from_camera), dtype=torch.float64).reshape(-1, 4, 4)
         return render_packed(
             self.packed(device or "cpu", light), camera, poses, torch.zeros(len(poses), dtype=torch.int64),
-            supersample=supersample,
+            supersample=supersample, times=times,
         )  # fmt: skip
 
     def view(self, camera: Camera, world_from_camera: np.ndarray, stamp_ns: int = 0, *, supersample: int = 2,
-             device: torch.device | str | None = None) -> View:  # fmt: skip
-        """One picture with its depth, as a sensor would give it without noise."""
-        frames = self.render(camera, np.asarray(world_from_camera)[None], device=device, supersample=supersample)
+             device: torch.device | str | None = None, time: float | None = None) -> View:  # fmt: skip
+        """One picture with its depth, as a sensor would give it without noise; `time` is in seconds."""
+        frames = self.render(
+            camera, np.asarray(world_from_camera)[None], device=device, supersample=supersample, times=time
+        )
         return View(
             image=frames.image[0].cpu().numpy(), camera=camera, world_from_camera=world_from_camera,
             depth=frames.depth[0].cpu().numpy(), stamp_ns=stamp_ns,
@@ -155,6 +163,7 @@ class Packed:
         exposure: (B,) float32.
         light: (L, 3) float32 irradiance of the texels.
         lamps: (B, SHINY, 4) float32 positions of the strongest lamps, and 1 where there is one: what gloss shows.
+        body: (B, P) int64, `Primitives.body`; movers: what moves in each scene.
     """
 
     geometry: Geometry
@@ -169,6 +178,8 @@ class Packed:
     exposure: torch.Tensor
     light: torch.Tensor
     lamps: torch.Tensor
+    body: torch.Tensor
+    movers: tuple[tuple[Mover, ...], ...]
 
 
 def _faces(primitives: Primitives) -> torch.Tensor:
@@ -270,6 +281,8 @@ def pack(scenes: Sequence[Scene], *, device: torch.device | str = "cpu", light: 
         exposure=exposure,
         light=torch.cat(baked),
         lamps=lamps.to(device),
+        body=padded("body", 0).to(device),
+        movers=tuple(scene.movers for scene in scenes),
     )
 
 
