@@ -12,10 +12,11 @@ from worldstereo_ros.scenes.movers import with_movers
 from worldstereo_ros.scenes.paths import PATHS, clearance, make_path
 from worldstereo_ros.scenes.render import render_batch
 from worldstereo_ros.scenes.scene import Packed, Scene, SceneFrames, pack
+from worldstereo_ros.scenes.sensor import SensorNoise, add_noise, motion_blur
 from worldstereo_ros.scenes.splits import DEMO, SPLITS, TEST, TRAINING, VALIDATION, seed_of
 
 __all__ = [
     "DEMO", "KINDS", "PATHS", "SPLITS", "TEST", "TRAINING", "VALIDATION", "Mover", "Packed", "Scene", "SceneFrames",
-    "Track", "advect", "clearance", "make_path", "make_scene", "pack", "pose_of", "render_batch", "scene_flow",
-    "seed_of", "with_movers",
+    "SensorNoise", "Track", "add_noise", "advect", "clearance", "make_path", "make_scene", "motion_blur", "pack",
+    "pose_of", "render_batch", "scene_flow", "seed_of", "with_movers",
 ]  # fmt: skip
