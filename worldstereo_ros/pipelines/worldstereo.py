@@ -33,7 +33,7 @@ from worldstereo_ros.models.checkpoint import CheckpointError
 from worldstereo_ros.models.pretrained import default_dtype
 from worldstereo_ros.pipelines.base import Conditioning, ModelError, OnStep, PipelineFrame
 from worldstereo_ros.pipelines.conditioning import Keyframes, make_keyframes
-from worldstereo_ros.pipelines.filling import fill_depth
+from worldstereo_ros.pipelines.filling import carried_over, fill_depth
 from worldstereo_ros.pipelines.geometric import GeometricPipeline
 from worldstereo_ros.pipelines.processes import lead_transformer, process_count
 from worldstereo_ros.pipelines.text import ImageEncoder, NoText, TextEncoder, load_image_encoder, load_text_encoder
@@ -335,7 +335,10 @@ class WorldStereoPipeline:
 
 
 def compose(remembered: PipelineFrame, imagined: np.ndarray) -> PipelineFrame:
-    """What was observed as it was remembered, the rest as imagined; the seam lies outside of what was observed.
+    """What was observed as it was remembered, the rest as imagined, in the colours of what was observed.
+
+    A model's colours are a little off, and a picture of half the size is blurred: the difference on what was observed
+    is carried over smoothly, and the seam lies outside of what was observed.
 
     Args:
         remembered: the picture that memory alone makes, with depth and what in it was observed.
@@ -345,8 +348,9 @@ def compose(remembered: PipelineFrame, imagined: np.ndarray) -> PipelineFrame:
     if observed.any():
         away = cv2.distanceTransform((~observed).astype(np.uint8), cv2.DIST_L2, 3)
         share = np.clip(1 - away / FEATHER, 0, 1)[..., None].astype(np.float32)
-        mixed = share * remembered.image + (1 - share) * imagined
-        imagined = np.where(observed[..., None], remembered.image, np.rint(mixed).astype(np.uint8))
+        mixed = share * remembered.image + (1 - share) * carried_over(imagined, remembered.image, observed)
+        mixed = np.clip(np.rint(mixed), 0, 255).astype(np.uint8)
+        imagined = np.where(observed[..., None], remembered.image, mixed)
     return PipelineFrame(imagined, remembered.depth, observed)
 
 
