@@ -8,7 +8,7 @@ import os
 import platform
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
@@ -26,7 +26,7 @@ from worldstereo_ros.training.diffusion import DiffusionStage
 from worldstereo_ros.training.distill import DistillStage
 from worldstereo_ros.training.loop import Stage, TrainingError, TrainingInterruptedError, train
 from worldstereo_ros.training.run import Run
-from worldstereo_ros.training.settings import STAGES, SettingsError, TrainingSettings, describe
+from worldstereo_ros.training.settings import STAGES, SettingsError, TrainingSettings, WorldSettings, describe
 from worldstereo_ros.training.worlds import draw_worlds
 
 FEWEST_WORLDS = 24  # before training starts
@@ -178,7 +178,7 @@ def _drawing(settings: TrainingSettings, folder: Path, console: Console) -> Iter
     worlds = settings.worlds
     context = multiprocessing.get_context("spawn")  # a forked process must not touch CUDA
     processes = [
-        context.Process(target=_draw_on, args=(folder, settings, worker, worlds.workers, os.getpid()), daemon=True)
+        context.Process(target=_draw_on, args=(folder, worlds, settings.sizes, worker, os.getpid()), daemon=True)
         for worker in range(worlds.workers)
     ]
     for process in processes:
@@ -228,25 +228,24 @@ def _lacking(folder: Path, training: int, validation: int) -> int:
     return max(0, training - have["training"]) + max(0, validation - have["validation"])
 
 
-def _draw_on(folder: Path, settings: TrainingSettings, worker: int, workers: int, parent: int) -> None:
+def _draw_on(folder: Path, worlds: WorldSettings, sizes: Sequence[tuple[int, int]], worker: int, parent: int) -> None:
     """Draws validation worlds, then training worlds without end; old ones make room. A process of its own."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the training, which ends this
     torch.set_num_threads(1)
     os.nice(10)  # training and its loaders come first
-    worlds = settings.worlds
 
-    def while_wanted(indices: Iterator[int] | range) -> Iterator[int]:
+    def while_wanted(indices: Iterable[int]) -> Iterator[int]:
         for index in indices:
             if os.getppid() != parent:
                 return
             yield index
 
-    validation = range(worker, worlds.validation, workers)
-    draw_worlds(folder, "validation", while_wanted(validation), settings.sizes, soft_light=worlds.soft_light)
+    validation = range(worker, worlds.validation, worlds.workers)
+    draw_worlds(folder, "validation", while_wanted(validation), sizes, soft_light=worlds.soft_light)
     there = sorted(folder.glob("training-*.safetensors"))
     newest = int(there[-1].stem.rpartition("-")[2]) + 1 if len(there) >= worlds.kept else 0
-    for index in while_wanted(count(newest + worker, workers)):
-        draw_worlds(folder, "training", [index], settings.sizes, soft_light=worlds.soft_light)
+    for index in while_wanted(count(newest + worker, worlds.workers)):
+        draw_worlds(folder, "training", [index], sizes, soft_light=worlds.soft_light)
         # Some more than are kept, so that none goes that a training process is about to map.
-        for old in sorted(folder.glob("training-*.safetensors"))[: -worlds.kept - 20 * workers]:
+        for old in sorted(folder.glob("training-*.safetensors"))[: -worlds.kept - 20 * worlds.workers]:
             old.unlink(missing_ok=True)

@@ -38,7 +38,8 @@ class DiffusionStage:
         self._watched: list[tuple[ClipBatch, LatentClips]] = []
         self._validation = validation
         self.players = self._make_players()
-        run.quicken(self.model)
+        if name != "distill":  # three networks, each with gradients and without: compiling would take most of its time
+            run.quicken(self.model)
         self._replay: deque[LatentClips] = deque(maxlen=max(1, run.settings.worlds.replay))
         draw = ClipDraw(self.settings.batch, self.settings.frames, self.control, self.memory)
         self._feed = run.feed(draw, training, [*seeds, 3])

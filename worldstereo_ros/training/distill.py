@@ -41,8 +41,6 @@ class DistillStage(DiffusionStage):
         for name, parameter in self.fake.named_parameters():
             parameter.requires_grad_(is_trained("distill", name))
         self._painted: torch.Tensor | None = None
-        self.run.quicken(self.teacher)
-        self.run.quicken(self.fake)
         critic_rate = self.settings.critic_learning_rate or self.settings.learning_rate
         critic = Player(
             "fake", parameters_of(self.fake), self._fake_loss, critic_rate, self.settings.critic_updates, averaged=False

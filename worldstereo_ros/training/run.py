@@ -252,7 +252,7 @@ class Run:
             model.encoder.compile()
             model.decoder.compile()
         else:
-            model.compile_repeated_blocks()
+            model.compile_repeated_blocks(dynamic=True)
 
 
 def _plain(value: Any) -> Any:
