@@ -26,6 +26,7 @@ from worldstereo_ros.scenes import (
 from worldstereo_ros.scenes.motion import points_of
 from worldstereo_ros.scenes.paths import distance, look
 from worldstereo_ros.scenes.primitives import SPHERE
+from worldstereo_ros.scenes.textures import COLUMNS
 
 CAMERA = Camera.from_fov(96, 72, math.radians(80))
 WORLDS = [("room", 1), ("warehouse", 1), ("lot", 0)]
@@ -228,3 +229,18 @@ class TestAdding:
             with_movers(scene, -1)
         with pytest.raises(ValueError, match="already"):
             with_movers(with_movers(scene, 1), 1)
+
+
+def test_what_turns_does_not_carry_its_shadow_around(worlds):
+    """However far a ball has rolled, it is brighter where it looks up."""
+    scene = worlds[1]
+    ball = next(mover for mover in scene.movers if mover.kind == "ball")
+    plain = scene.materials.clone()
+    plain[:, 0:9], plain[:, COLUMNS.index("noise")], plain[:, COLUMNS.index("gloss")] = 0.5, 0.0, 0.0
+    bare = replace(scene, materials=plain, _packed={})
+    for time in (0.0, 0.35, 0.8):
+        frames = bare.render(CAMERA, towards(scene, ball.instance, time), light="plain", times=time)
+        mine = frames.instance[0] == ball.instance
+        assert mine.sum() > 20
+        seen = torch.stack([frames.image[0].double().mean(-1)[mine], frames.normals[0, ..., 2].double()[mine]])
+        assert torch.corrcoef(seen)[0, 1] > 0.95

@@ -175,8 +175,8 @@ def _standing(track: Track, reach: float, low: Primitives) -> Track:
 def with_movers(scene: Scene, count: int) -> Scene:
     """A scene with things that move through it; always the same ones for the same scene.
 
-    The first n of more movers are those of n movers. They cast no shadow, and the light on them is that of where they
-    are at time 0.
+    The first n of more movers are those of n movers. They cast no shadow, and the light on them is the mean of where
+    they are at time 0, a little more of it on what looks up.
 
     Args:
         scene: one without movers; it is left as it is.

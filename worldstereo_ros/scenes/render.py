@@ -270,6 +270,9 @@ def _shade(packed: Packed, camera: Camera, s: _Surface) -> torch.Tensor:
         # The material's noise stays: paper and canvas are not perfectly even.
         albedo[pictured] = (drawn * (albedo[pictured] / rows[pictured, 0:3].clamp_min(0.02))).clamp_(0, 1)
     light = _look_up(packed.light, where, s.u, s.v)
+    if any(packed.movers):
+        moving = packed.body.flatten().index_select(0, s.row // 6) > 0
+        light = light * torch.where(moving, 0.8 + 0.35 * normal[:, 2], 1.0)[:, None]
     exposure = s.each(packed.exposure[s.frames.table])
     shown = albedo * light * exposure[:, None]
     glossy = (rows[:, GLOSS] > 0).nonzero()[:, 0]

@@ -122,7 +122,7 @@ class Scene:
                 of the ray through the pixel's centre.
             light: "soft" (shadows, darker corners), or "plain" (none: a world is ready at once).
             times: seconds, one a frame or one for all: when each is taken. None = all at time 0. Light stays that of
-                time 0, and what moves casts no shadow.
+                time 0 (what moves is lit evenly, a little more from above), and what moves casts no shadow.
 
         Raises:
             ValueError: poses of the wrong shape, or that are not finite; another number of times than of poses.
@@ -265,6 +265,11 @@ def pack(scenes: Sequence[Scene], *, device: torch.device | str = "cpu", light: 
     ]
     shadows, surroundings = quality[light]
     baked = bake(geometry, worlds, lamp_samples=shadows, ambient_samples=surroundings)
+    for scene, point, flat in zip(scenes, points, baked, strict=True):
+        # What turns would carry its shadows around: it gets one light all over, and is shaded when it is drawn.
+        owner = scene.primitives.body[point.primitive].to(flat.device)
+        for mover in scene.movers:
+            flat[owner == mover.body] = flat[owner == mover.body].mean(0)
     exposure = torch.stack(
         [_exposure(scene, point, flat) for scene, point, flat in zip(scenes, points, baked, strict=True)]
     )
