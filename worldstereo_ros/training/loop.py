@@ -91,7 +91,7 @@ def uninterrupted() -> Iterator[None]:
         yield
         return
     came: list[int] = []
-    wanted = (signal.SIGINT, signal.SIGTERM)
+    wanted = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) != signal.SIG_IGN]
     before = [signal.signal(number, lambda number, frame: came.append(number)) for number in wanted]
     try:
         yield
