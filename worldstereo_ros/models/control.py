@@ -83,10 +83,16 @@ class ControlBranch(nn.Module):
         in_channels: channels of `latent`, as many as the backbone's input has.
         out_dim: width of the backbone.
         patch_size: (time, rows, columns) of one token in latent pixels.
+        out_features: numbers that the model says of a token; for the last layer of models with a `render_prior`.
     """
 
     def __init__(
-        self, settings: Mapping[str, Any], in_channels: int, out_dim: int, patch_size: tuple[int, int, int]
+        self,
+        settings: Mapping[str, Any],
+        in_channels: int,
+        out_dim: int,
+        patch_size: tuple[int, int, int],
+        out_features: int = 64,
     ) -> None:
         super().__init__()
         dim, width, layers = settings["dim"], settings["conv_out_dim"], settings["num_layers"]
@@ -107,6 +113,10 @@ class ControlBranch(nn.Module):
         self.proj_out = nn.ModuleList(nn.Linear(dim, out_dim) for _ in range(layers))
         for projection in self.proj_out:
             _zero(projection)
+        # Small models alone: what the model says instead of its own last layer, see `prior.with_render_prior`.
+        self.render_head = nn.Linear(out_dim, out_features) if settings.get("render_prior") else None
+        if self.render_head is not None:
+            _zero(self.render_head)
         self.gradient_checkpointing = False
         self._gradient_checkpointing_func: Callable[..., torch.Tensor] | None = None  # set by the model that owns this
 

@@ -195,7 +195,8 @@ class PictureAutoencoder(ModelMixin, ConfigMixin):
         """Scales an untrained coder so that latents of these pictures (N, 3, H, W) have mean 0 and deviation 1."""
         latents = self.analysis(functional.pixel_unshuffle(pictures, BLOCK))
         mean, deviation = latents.mean((0, 2, 3)), latents.std((0, 2, 3)).clamp_min(1e-3)
-        assert self.analysis.bias is not None and self.synthesis.bias is not None
+        assert self.analysis.bias is not None
+        assert self.synthesis.bias is not None
         self.analysis.weight.div_(deviation[:, None, None, None])
         self.analysis.bias.sub_(mean).div_(deviation)
         self.synthesis.bias.add_(self.synthesis.weight[..., 0, 0] @ mean)
@@ -210,7 +211,7 @@ def cosine_basis(count: int) -> torch.Tensor:
     place = torch.arange(BLOCK, dtype=torch.float64)
     waves = torch.cos(math.pi * (place + 0.5) * place[:, None] / BLOCK) * math.sqrt(2 / BLOCK)
     waves[0] /= math.sqrt(2)
-    order = sorted(((i * i + j * j, i, j) for i in range(BLOCK) for j in range(BLOCK)))
+    order = sorted((i * i + j * j, i, j) for i in range(BLOCK) for j in range(BLOCK))
     planes = [torch.outer(waves[i], waves[j]).flatten() for _, i, j in order]
     colours = torch.tensor([[1, 1, 1], [1, 0, -1], [1, -2, 1]], dtype=torch.float64)
     colours = colours / colours.norm(dim=1, keepdim=True)

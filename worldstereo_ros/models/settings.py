@@ -111,6 +111,13 @@ def read_settings(file: Path, variant: str | None = None) -> Settings:
             _whole(file, control, key, low, high)
     if "camera_embedding_dim" in control:
         _whole(file, control, "camera_embedding_dim", 1, 64)
+    prior = control.get("render_prior")
+    if prior is not None and not (
+        isinstance(prior, list)
+        and len(prior) == 2
+        and all(isinstance(n, int | float) and not isinstance(n, bool) and 0.01 <= n <= 10 for n in prior)
+    ):
+        raise CheckpointError(f"{file}: render_prior is {prior!r}; two deviations in 0.01..10 were expected.")
     heads, dim = control["num_heads"], control["dim"]
     if dim % heads or (dim // heads) % 2 or control.get("mid_channels", 64) % 8:
         raise CheckpointError(

@@ -24,6 +24,7 @@ from worldstereo_ros.models.attention import IMPLEMENTATIONS, ReferencePlan, Ste
 from worldstereo_ros.models.control import ControlBranch
 from worldstereo_ros.models.inputs import check_inputs
 from worldstereo_ros.models.masks import MODES, Correspondence, TokenGrid
+from worldstereo_ros.models.prior import with_render_prior
 from worldstereo_ros.models.rotary import Rotary, RotaryEmbedding
 
 
@@ -84,8 +85,8 @@ class WorldStereoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, Attentio
     Args:
         patch_size ... pos_embed_seq_len: as diffusers' `WanTransformer3DModel`.
         controlnet_cfg: sizes of the control branch and switches of the memory branch as in a checkpoint's
-            `config.json` (see `ControlBranch`; `update_ref`, `main_camera_embedding`, `camera_embedding_dim`);
-            None: no branch.
+            `config.json` (see `ControlBranch`; `update_ref`, `main_camera_embedding`, `camera_embedding_dim`;
+            `render_prior`, see `prior.with_render_prior`, in small models alone); None: no branch.
         reference_attention: `full`, `paired` or `correspondence` (see `masks`).
         correspondence_radius, correspondence_stride: see `masks.Correspondence`.
     """
@@ -138,7 +139,8 @@ class WorldStereoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, Attentio
         self.scale_shift_table = nn.Parameter(torch.randn(1, 2, dim) / dim**0.5)
 
         control = dict(controlnet_cfg or {})
-        self.controlnet = ControlBranch(control, in_channels, dim, patch_size) if control else None
+        out_features = self.proj_out.out_features
+        self.controlnet = ControlBranch(control, in_channels, dim, patch_size, out_features) if control else None
         self.camera_embedding = None
         if control.get("main_camera_embedding"):
             self.camera_embedding = nn.Sequential(
@@ -150,6 +152,8 @@ class WorldStereoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, Attentio
             )
             for parameter in self.camera_embedding[-1].parameters():
                 nn.init.zeros_(parameter)
+        prior = control.get("render_prior")
+        self.render_prior = None if prior is None else (float(prior[0]), float(prior[1]))
         self.update_references = bool(control.get("update_ref", False))
         self.gradient_checkpointing = False
         self.set_reference_attention(reference_attention)
@@ -253,6 +257,7 @@ class WorldStereoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, Attentio
             volume = render_mask if camera_embedding is None else torch.cat((render_mask, camera_embedding), dim=1)
             control = self.controlnet(torch.cat((known, render_latent), dim=1), volume, temb)
 
+        controlled = bool(control)
         tokens = self._embed(hidden_states, camera_qt, rows * columns)
         rotary = self.rope(torch.arange(frames, device=device), rows, columns)
         references, plan = None, ReferencePlan()
@@ -274,7 +279,14 @@ class WorldStereoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, Attentio
 
         shift, scale = (self.scale_shift_table + temb.unsqueeze(1)).chunk(2, dim=1)
         tokens = (self.norm_out(tokens.float()) * (1 + scale) + shift).type_as(tokens)
-        sample = self._unpatch(self.proj_out(tokens), grid)
+        if self.render_prior is None or not controlled or render_latent is None or render_mask is None:
+            sample = self._unpatch(self.proj_out(tokens), grid)
+        else:
+            correction = self._unpatch(self.controlnet.render_head(tokens), grid)
+            noisy = hidden_states[:, : self.config.out_channels]
+            sample = with_render_prior(
+                correction, noisy, render_latent, render_mask, timestep / 1000, self.render_prior
+            ).type_as(correction)
         return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
 
     def _embed(self, latent: torch.Tensor, poses: torch.Tensor | None, per_frame: int) -> torch.Tensor:

@@ -199,7 +199,7 @@ def _draw_first(
     settings: TrainingSettings, folder: Path, processes: Sequence[multiprocessing.process.BaseProcess], console: Console
 ) -> None:
     """Comes back when there are worlds to begin with: some, where processes go on drawing; else all of them."""
-    worlds = settings.worlds
+    worlds, sizes = settings.worlds, settings.sizes
     wanted = min(worlds.kept, FEWEST_WORLDS) if processes else worlds.kept
     columns = (TextColumn("drawing worlds"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
@@ -210,7 +210,9 @@ def _draw_first(
                 for index in range(number):
                     bar.advance(
                         task,
-                        draw_worlds(folder, split, [index], settings.sizes, soft_light=worlds.soft_light),
+                        draw_worlds(
+                            folder, split, [index], settings.sizes, soft_light=worlds.soft_light, kinds=worlds.kinds
+                        ),
                     )
             return
         while (left := _lacking(folder, wanted, worlds.validation)) > 0:
@@ -241,11 +243,11 @@ def _draw_on(folder: Path, worlds: WorldSettings, sizes: Sequence[tuple[int, int
             yield index
 
     validation = range(worker, worlds.validation, worlds.workers)
-    draw_worlds(folder, "validation", while_wanted(validation), sizes, soft_light=worlds.soft_light)
+    draw_worlds(folder, "validation", while_wanted(validation), sizes, soft_light=worlds.soft_light, kinds=worlds.kinds)
     there = sorted(folder.glob("training-*.safetensors"))
     newest = int(there[-1].stem.rpartition("-")[2]) + 1 if len(there) >= worlds.kept else 0
     for index in while_wanted(count(newest + worker, worlds.workers)):
-        draw_worlds(folder, "training", [index], sizes, soft_light=worlds.soft_light)
+        draw_worlds(folder, "training", [index], sizes, soft_light=worlds.soft_light, kinds=worlds.kinds)
         # Some more than are kept, so that none goes that a training process is about to map.
         for old in sorted(folder.glob("training-*.safetensors"))[: -worlds.kept - 20 * worlds.workers]:
             old.unlink(missing_ok=True)

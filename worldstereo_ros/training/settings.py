@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -10,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
+from worldstereo_ros.scenes import KINDS
 
 STAGES = ("autoencoder", "video", "control", "memory", "distill")
 PRECISIONS = ("no", "bf16")
@@ -30,6 +31,7 @@ class WorldSettings:
         loaders: processes that cut batches out of worlds beside the training; 0: the training does so itself.
         replay: batches that are learnt from again while the loaders have no new one ready; 0: training waits.
         soft_light: share of the worlds with shadows.
+        kinds: how often each kind of scene comes; empty: `worlds.KIND_SHARES`.
         validation: worlds that validation looks at.
     """
 
@@ -38,6 +40,7 @@ class WorldSettings:
     loaders: int = 0
     replay: int = 0
     soft_light: float = 0.6
+    kinds: Mapping[str, float] = field(default_factory=dict)
     validation: int = 24
 
 
@@ -164,6 +167,9 @@ def _check(settings: TrainingSettings, where: str) -> None:
             )
     if not settings.sizes or any(len(size) != 2 for size in settings.sizes):
         raise SettingsError(f"{where}: sizes is {settings.sizes!r}; pairs of height and width were expected.")
+    strange = sorted(set(settings.worlds.kinds) - set(KINDS))
+    if strange:
+        raise SettingsError(f"{where}: there is no kind of scene {', '.join(strange)}; choose of {', '.join(KINDS)}.")
     for height, width in settings.sizes:
         if height % 16 or width % 16 or min(height, width) < 16:
             raise SettingsError(f"{where}: the size {height}x{width} is no multiple of 16 in both directions.")
@@ -200,7 +206,7 @@ def _value(kind: Any, value: Any, where: str) -> Any:
         if not isinstance(value, dict):
             raise SettingsError(f"{where} is {value!r}; keys and values were expected.")
         inner = typing.get_args(kind)[1]
-        return types.MappingProxyType({key: _value(inner, item, f"{where}.{key}") for key, item in value.items()})
+        return {key: _value(inner, item, f"{where}.{key}") for key, item in value.items()}
     if kind is Any:
         return tuple(value) if isinstance(value, list) else value
     if kind is float and type(value) is int:

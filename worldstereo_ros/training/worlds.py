@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from worldstereo_ros.camera import Camera
 from worldstereo_ros.scenes import PATHS, make_path, make_scene, pack, render_batch, seed_of
 from worldstereo_ros.scenes.primitives import Random
 
-KIND_SHARES = {"room": 0.5, "corridor": 0.2, "warehouse": 0.3}
+KIND_SHARES = {"room": 0.4, "corridor": 0.15, "warehouse": 0.25, "lot": 0.2}  # unless the settings say otherwise
 FINE = 2  # how many times larger the views are that make clouds
 FINE_EVERY = 4  # of the views of a walk
 WALKS, WALK_VIEWS = 2, 48
@@ -89,6 +89,7 @@ def draw_world(
     sizes: Sequence[tuple[int, int]],
     *,
     soft_light: float = 1.0,
+    kinds: Mapping[str, float] | None = None,
     device: torch.device | str = "cpu",
 ) -> World:
     """World `index` of a split, walked through and photographed.
@@ -98,11 +99,13 @@ def draw_world(
         index: which world; kind, camera, size and walks follow from it.
         sizes: ((height, width), ...) to choose from; the first is drawn as often as all others together.
         soft_light: share of the worlds with shadows, which cost a second to work out.
+        kinds: shares of the kinds of scene; None: `KIND_SHARES`.
         device: where views are drawn.
     """
     random = Random(7_919 * index + 13)
-    kinds = list(KIND_SHARES)
-    kind = kinds[int(np.searchsorted(np.cumsum(list(KIND_SHARES.values())), random.uniform(0, 1)).clip(0, 2))]
+    shares = dict(kinds or KIND_SHARES)
+    steps = np.cumsum(list(shares.values())) / sum(shares.values())
+    kind = list(shares)[min(int(np.searchsorted(steps, random.uniform(0, 1))), len(shares) - 1)]
     height, width = sizes[0] if len(sizes) == 1 or random.chance(0.5) else random.choice(list(sizes[1:]))
     camera = Camera.from_fov(width, height, math.radians(random.uniform(55, 95)))
     seed = seed_of(split, index)
@@ -139,6 +142,7 @@ def draw_worlds(
     sizes: Sequence[tuple[int, int]],
     *,
     soft_light: float = 1.0,
+    kinds: Mapping[str, float] | None = None,
     device: torch.device | str = "cpu",
 ) -> int:
     """Draws the worlds that `folder` lacks; returns how many that were.
@@ -152,7 +156,7 @@ def draw_worlds(
         if file.exists():
             continue
         try:
-            world = draw_world(split, index, sizes, soft_light=soft_light, device=device)
+            world = draw_world(split, index, sizes, soft_light=soft_light, kinds=kinds, device=device)
         except ValueError:
             continue
         world.save(file)
