@@ -93,18 +93,20 @@ class PictureAutoencoder(ModelMixin, ConfigMixin):
         up: list[nn.Module] = [nn.Conv2d(z_dim, widths[-1], 3, padding=1)]
         for width, after, blocks in reversed(list(zip(widths, (None, *widths), decoder_blocks, strict=False))):
             up += [*(ResidualBlock(width) for _ in range(blocks)), nn.SiLU(), Up(width, after or 3)]
-        self.encoder = nn.Sequential(*down, nn.SiLU(), nn.Conv2d(widths[-1], z_dim, 3, padding=1))
+        out = nn.Conv2d(widths[-1], z_dim, 3, padding=1)
+        self.encoder = nn.Sequential(*down, nn.SiLU(), out)
         self.decoder = nn.Sequential(*up)
         self.analysis = nn.Conv2d(3 * BLOCK**2, z_dim, 1)
         self.synthesis = nn.Conv2d(z_dim, 3 * BLOCK**2, 1)
-        for last in (self.encoder[-1], self.decoder[-1].conv):
-            _zero(last)
+        _zero(out)
+        _zero(self.decoder[-1].conv)
         basis = cosine_basis(z_dim)
         with torch.no_grad():
             self.analysis.weight.copy_(basis[..., None, None])
             self.synthesis.weight.copy_(basis.T[..., None, None])
-            nn.init.zeros_(self.analysis.bias)
-            nn.init.zeros_(self.synthesis.bias)
+            for layer in (self.analysis, self.synthesis):
+                assert layer.bias is not None
+                nn.init.zeros_(layer.bias)
         for values in (latents_mean, latents_std):
             if values is not None and len(values) != z_dim:
                 raise ValueError(f"latents_mean and latents_std must have {z_dim} numbers each, one for a channel.")
@@ -188,7 +190,8 @@ class PictureAutoencoder(ModelMixin, ConfigMixin):
         # Not buffers: a cast of the model to half precision would round them.
         mean = self.config.latents_mean or (0.0,) * self.config.z_dim
         std = self.config.latents_std or (1.0,) * self.config.z_dim
-        return tuple(torch.tensor(n, device=device, dtype=torch.float32).view(1, -1, 1, 1) for n in (mean, std))
+        first, second = (torch.tensor(n, device=device, dtype=torch.float32).view(1, -1, 1, 1) for n in (mean, std))
+        return first, second
 
     @torch.no_grad()
     def calibrate(self, pictures: torch.Tensor) -> None:
@@ -223,7 +226,6 @@ def cosine_basis(count: int) -> torch.Tensor:
     return torch.stack(rows).float()
 
 
-def _zero(layer: nn.Conv2d) -> None:
-    nn.init.zeros_(layer.weight)
-    if layer.bias is not None:
-        nn.init.zeros_(layer.bias)
+def _zero(layer: nn.Module) -> None:
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)

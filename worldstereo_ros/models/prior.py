@@ -35,7 +35,8 @@ def with_render_prior(
         (b, C, F, h, w) float32.
     """
     covered, missing = deviations
-    share = functional.adaptive_avg_pool3d(holes.float(), tuple(noisy.shape[2:]))
+    frames, height, width = noisy.shape[2:]
+    share = functional.adaptive_avg_pool3d(holes.float(), (frames, height, width))
     variance = (covered + (missing - covered) * share).square()
     s = level.float().view(-1, 1, 1, 1, 1)
     z, r = noisy.float(), rendered.float()

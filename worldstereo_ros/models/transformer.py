@@ -282,6 +282,8 @@ class WorldStereoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, Attentio
         if self.render_prior is None or not controlled or render_latent is None or render_mask is None:
             sample = self._unpatch(self.proj_out(tokens), grid)
         else:
+            assert self.controlnet is not None
+            assert self.controlnet.render_head is not None
             correction = self._unpatch(self.controlnet.render_head(tokens), grid)
             noisy = hidden_states[:, : self.config.out_channels]
             sample = with_render_prior(

@@ -210,9 +210,7 @@ def _draw_first(
                 for index in range(number):
                     bar.advance(
                         task,
-                        draw_worlds(
-                            folder, split, [index], settings.sizes, soft_light=worlds.soft_light, kinds=worlds.kinds
-                        ),
+                        draw_worlds(folder, split, [index], sizes, soft_light=worlds.soft_light, kinds=worlds.kinds),
                     )
             return
         while (left := _lacking(folder, wanted, worlds.validation)) > 0:
