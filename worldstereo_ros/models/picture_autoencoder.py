@@ -90,16 +90,18 @@ class PictureAutoencoder(ModelMixin, ConfigMixin):
         down: list[nn.Module] = []
         for before, width, blocks in zip((3, *widths), widths, encoder_blocks, strict=False):
             down += [Down(before, width), *(ResidualBlock(width) for _ in range(blocks))]
+        last = Up(widths[0], 3)
         up: list[nn.Module] = [nn.Conv2d(z_dim, widths[-1], 3, padding=1)]
-        for width, after, blocks in reversed(list(zip(widths, (None, *widths), decoder_blocks, strict=False))):
-            up += [*(ResidualBlock(width) for _ in range(blocks)), nn.SiLU(), Up(width, after or 3)]
+        for level in (2, 1, 0):
+            up += [ResidualBlock(widths[level]) for _ in range(decoder_blocks[level])]
+            up += [nn.SiLU(), Up(widths[level], widths[level - 1]) if level else last]
         out = nn.Conv2d(widths[-1], z_dim, 3, padding=1)
         self.encoder = nn.Sequential(*down, nn.SiLU(), out)
         self.decoder = nn.Sequential(*up)
         self.analysis = nn.Conv2d(3 * BLOCK**2, z_dim, 1)
         self.synthesis = nn.Conv2d(z_dim, 3 * BLOCK**2, 1)
         _zero(out)
-        _zero(self.decoder[-1].conv)
+        _zero(last.conv)
         basis = cosine_basis(z_dim)
         with torch.no_grad():
             self.analysis.weight.copy_(basis[..., None, None])
