@@ -206,15 +206,15 @@ def test_pictures_encoded_one_by_one_need_no_video_autoencoder(tmp_path, pipelin
 # --- holes ---
 
 
-def test_holes_are_filled_before_they_are_encoded_and_stay_holes(tmp_path, pipeline):
+def test_memory_paints_what_is_encoded_and_holes_stay_holes(tmp_path, pipeline):
     root = write_small_checkpoint(tmp_path, (DMD_VARIANT,))
     change_config(root / DMD_VARIANT, render_fill=None)
     (_, smooth), (_, grey) = (given_to(p)[0] for p in (pipeline, WorldStereoPipeline.from_pretrained(root)))
     assert torch.equal(smooth["render_mask"], grey["render_mask"])
     with_holes = smooth["render_mask"].flatten(3).any(3)[0, 0]
     changed = (smooth["render_latent"] != grey["render_latent"]).flatten(3).any(3)[0].any(0)
-    assert torch.equal(changed, with_holes)
-    assert with_holes.tolist()[0] is False  # the seed itself
+    assert changed[with_holes].all()
+    assert changed.tolist()[0] is False  # the seed itself
     assert with_holes[-1]
 
 

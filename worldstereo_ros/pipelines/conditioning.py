@@ -8,8 +8,10 @@ integers, `world_from_camera`, `covered`) become those of the published weights.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 import torch
 from torch.nn import functional
@@ -62,7 +64,7 @@ def make_keyframes(
     remembers: bool = True,
     count: int | None = None,
     correspondence: tuple[int, int] | None = None,
-    fill: bool = False,
+    painted: Sequence[np.ndarray] | None = None,
 ) -> Keyframes:
     """The keyframes of a clip.
 
@@ -73,13 +75,14 @@ def make_keyframes(
         remembers: whether the model takes references.
         count: make up so many keyframes by standing still at the end of the path; None: as many as there are.
         correspondence: (rows, columns) of tokens, for models that attend by correspondence.
-        fill: paint holes smoothly from their surroundings (`filling.smooth_fill`) instead of leaving them grey.
+        painted: (H, W, 3) uint8 pictures of the views that memory alone makes, without holes, to be shown instead of
+            renders whose holes are grey; the holes are marked all the same.
     """
     height, width = size
     colour, holes = fit_renders(conditioning.renders.colour, conditioning.renders.covered, size)
     seed = conditioning.seed.resized(width, height)
-    if fill:
-        colour = fill_renders(colour, holes, conditioning.renders.depth, _picture(seed.image, colour.device))
+    if painted is not None:
+        colour = torch.stack([_picture(_shrunk(image, width, height), colour.device) for image in painted])
     poses = np.concatenate([conditioning.seed.world_from_camera[None], conditioning.world_from_camera])
     camera = conditioning.camera.resized(width, height)
     cameras = [seed.camera] + [camera] * len(conditioning.world_from_camera)
@@ -145,7 +148,7 @@ def fit_renders(
 
 
 def fill_renders(colour: torch.Tensor, holes: torch.Tensor, depth: torch.Tensor, seed: torch.Tensor) -> torch.Tensor:
-    """Renders (F, 3, H, W) whose holes (F, H, W) are filled smoothly.
+    """Renders (F, 3, H, W) whose holes (F, H, W) are filled smoothly: quickly what memory alone makes, for training.
 
     Args:
         colour, holes: from `fit_renders`.
@@ -177,6 +180,11 @@ def attach_references(conditioning: Conditioning) -> tuple[list[View], list[int]
     )
     served = np.where(index[:, None] == np.array(distinct), scores, -1.0)
     return views, [int(i) for i in served.argmax(axis=0)]
+
+
+def _shrunk(image: np.ndarray, width: int, height: int) -> np.ndarray:
+    shrinks = width < image.shape[1]
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
 
 
 def _picture(image: np.ndarray, device: torch.device) -> torch.Tensor:

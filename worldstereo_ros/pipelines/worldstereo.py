@@ -201,7 +201,7 @@ class WorldStereoPipeline:
 
     @torch.no_grad()
     def _encode(
-        self, conditioning: Conditioning, prompt: str
+        self, conditioning: Conditioning, prompt: str, remembered: list[PipelineFrame]
     ) -> tuple[dict[str, Any], torch.Tensor, list[torch.Tensor]]:
         """What stays the same in all steps: arguments of the transformer, condition (1, 20, F, h, w), prompts."""
         camera = conditioning.camera
@@ -216,7 +216,7 @@ class WorldStereoPipeline:
             correspondence=(size[0] // 16, size[1] // 16)
             if self.transformer.config.reference_attention == "correspondence"
             else None,
-            fill=self.settings.fills_renders,
+            painted=[frame.image for frame in remembered] if self.settings.fills_renders else None,
         )
         latents = self.autoencoder.encode(keyframes.pictures, ENCODED_AT_ONCE).transpose(0, 1)[None]
         known = torch.zeros_like(latents[:, :MASK_CHANNELS])
@@ -253,14 +253,19 @@ class WorldStereoPipeline:
 
     @torch.no_grad()
     def _denoise(
-        self, conditioning: Conditioning, prompt: str, generator: torch.Generator, on_step: OnStep
+        self,
+        conditioning: Conditioning,
+        prompt: str,
+        generator: torch.Generator,
+        on_step: OnStep,
+        remembered: list[PipelineFrame],
     ) -> torch.Tensor:
         """(16, F, h, w) latents of the keyframes, the seed's among them."""
         steps = self.steps or (None if self.distilled else STEPS)
         self.scheduler.set_timesteps(steps, device=self.device)
         timesteps = self.scheduler.timesteps
         on_step("encoding", 0, len(timesteps))
-        inputs, condition, prompts = self._encode(conditioning, prompt)
+        inputs, condition, prompts = self._encode(conditioning, prompt, remembered)
         shape = (1, condition.shape[1] - MASK_CHANNELS, *condition.shape[2:])
         latents = torch.randn(shape, generator=generator, device=generator.device, dtype=torch.float32).to(self.device)
         for step, timestep in enumerate(timesteps):
@@ -288,9 +293,12 @@ class WorldStereoPipeline:
     def _imagine(
         self, conditioning: Conditioning, prompt: str, generator: torch.Generator, on_step: OnStep
     ) -> Iterator[PipelineFrame]:
-        latents = self._denoise(conditioning, prompt, generator, on_step)
+        # A model that is shown what memory makes of the views needs all of that first.
+        remembered: Iterator[PipelineFrame] = self._remembered(conditioning, generator)
+        frames = list(remembered) if self.settings.fills_renders else []
+        latents = self._denoise(conditioning, prompt, generator, on_step, frames)
         count = len(conditioning.world_from_camera)
-        remembered = self._remembered(conditioning, generator)
+        remembered = iter(frames) if frames else remembered
         with torch.no_grad():
             pictures = self.autoencoder.decode_frames(latents[:, 1 : count + 1])
         for index in range(count):
@@ -301,11 +309,14 @@ class WorldStereoPipeline:
                 raise ModelError(f"The autoencoder gave numbers that are not finite in view {index + 1} of {count}.")
             image = (picture.float().clamp(-1, 1).add(1).mul(127.5).round()).to(torch.uint8)
             image = image.permute(1, 2, 0).cpu().numpy()
-            yield compose(next(remembered), _resized(image, conditioning.camera.width, conditioning.camera.height))
+            frame = next(remembered)
+            if not self.compose_observed:
+                frame = PipelineFrame(frame.image, frame.depth, np.zeros(frame.observed.shape, bool))
+            yield compose(frame, _resized(image, conditioning.camera.width, conditioning.camera.height))
 
     def _remembered(self, conditioning: Conditioning, generator: torch.Generator) -> Iterator[PipelineFrame]:
-        """What memory alone makes of the views; nothing observed where that is not wanted."""
-        if self.compose_observed:
+        """What memory alone makes of the views; where nothing of it is shown, their depth alone."""
+        if self.compose_observed or self.settings.fills_renders:
             yield from self._memory(conditioning, prompt="", generator=generator, on_step=lambda *_: None)
             return
         for depth in conditioning.renders.depth:

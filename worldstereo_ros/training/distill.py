@@ -20,7 +20,6 @@ from worldstereo_ros.training.flow import LatentClips, flow_loss, noised, shifte
 from worldstereo_ros.training.loop import Player, freeze, parameters_of
 from worldstereo_ros.training.run import Run, is_trained
 
-REGRESSION = 0.5  # weight of the true clip beside the scores
 LOW, HIGH = 0.02, 0.98  # noise at which the scores are compared
 
 
@@ -88,7 +87,7 @@ class DistillStage(DiffusionStage):
             direction = (fake - real) / scale
         matching = 0.5 * functional.mse_loss(painted, (painted - direction).detach())
         regression = functional.mse_loss(painted, clips.latents)
-        return matching + REGRESSION * regression, {
+        return matching + self.settings.regression * regression, {
             "matching": float(matching.detach()),
             "regression": float(regression.detach()),
         }

@@ -62,6 +62,7 @@ class StageSettings:
         validate_minutes: how often to validate and to write weights.
         critic_updates: of the fake score per update of the student (distill).
         critic_learning_rate: of the fake score (distill).
+        regression: weight of the true clip beside the scores (distill).
     """
 
     minutes: float = 0.0
@@ -77,6 +78,7 @@ class StageSettings:
     validate_minutes: float = 4.0
     critic_updates: int = 5
     critic_learning_rate: float = 0.0
+    regression: float = 0.5
 
 
 @dataclass(frozen=True)
