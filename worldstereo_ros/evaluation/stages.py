@@ -19,10 +19,8 @@ TITLES[UNALIGNED] = "geometric, unaligned"
 BACKBONE, GGM, SSM, DISTILLED = "backbone alone", "+ GGM", "+ GGM + SSM", "distilled"
 STAGES = {"camera": GGM, "memory": SSM, "memory-dmd": DISTILLED}
 WORLDS = ("training", "validation", "test", "demo")  # how the names of procedural worlds begin
-REACH_DB, REACH_TIME = (
-    0.5,
-    0.15,
-)  # what distillation may lose, and the part of the time it may take: 4 of 40 steps, and coding
+REACH_DB = 0.5  # what distillation may lose
+REACH_TIME = 0.15  # the part of the time that it may take: 4 of 40 steps, and coding
 
 
 @dataclass(frozen=True)
