@@ -33,7 +33,6 @@ from worldstereo_ros.world import WorldModel
 CAMERA = Camera.from_fov(64, 48, np.radians(70))
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHIPPED = shipped_folder("small")
-ships = pytest.mark.skipif(not SHIPPED.is_dir(), reason="the weights of the small model are not in this checkout yet")
 MEGABYTE = 1_000_000
 
 
@@ -338,7 +337,6 @@ def weights_of(folder: Path) -> list[Path]:
     return sorted(folder.rglob("*.safetensors"))
 
 
-@ships
 def test_what_ships_is_small_whole_and_described():
     files = [file for file in SHIPPED.rglob("*") if file.is_file()]
     assert sum(file.stat().st_size for file in files) <= 48 * MEGABYTE
@@ -349,16 +347,19 @@ def test_what_ships_is_small_whole_and_described():
     for word in ("licen", "seed", "step"):
         assert word in card.lower()
     for file in weights_of(SHIPPED):
+        numbers = {"BF16": 0, "F32": 0}
         with safe_open(str(file), framework="pt") as reader:
-            types = {reader.get_slice(name).get_dtype() for name in reader.keys()}  # noqa: SIM118 - no mapping
-        assert types == {"BF16"}, file
+            for name in reader.keys():  # noqa: SIM118 - no mapping
+                part = reader.get_slice(name)
+                numbers[part.get_dtype()] += int(np.prod(part.get_shape()))
+        # Norms, tables and the time embedding stay in full precision.
+        assert numbers["F32"] < 0.05 * numbers["BF16"], file
     report = inspect_checkpoint("small")
     assert report.usable
     assert report.variant == DMD_VARIANT
     assert report.from_base == 0
 
 
-@ships
 @pytest.mark.parametrize("shape", [(64, 48), (80, 45)], ids=["4:3", "16:9"])
 def test_what_ships_imagines_in_four_steps(shape):
     width, height = shape
@@ -386,6 +387,5 @@ def test_what_ships_imagines_in_four_steps(shape):
         assert not (view.observed & ~view.covered).any()
 
 
-@ships
 def test_the_doctor_finds_what_ships():
     assert the_doctor_on_small().ok

@@ -12,7 +12,6 @@ from worldstereo_ros.action import ImaginePath
 from worldstereo_ros.msg import ImaginedView
 
 from worldstereo_ros.ros import qos
-from worldstereo_ros.shipped import shipped_folder
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from checkpoints import DMD_VARIANT, write_checkpoint, write_small_checkpoint
@@ -72,7 +71,6 @@ def test_goal_with_a_model_that_takes_no_words(tmp_path):
         assert sum("The prompt is ignored" in line for line in node.lines) == 1
 
 
-@pytest.mark.skipif(not shipped_folder("small").is_dir(), reason="the weights are not in this checkout yet")
 def test_goal_with_the_model_that_ships():
     with running({"model": "small", "device": "cpu"}) as (node, robot):
         node.wait_log("model 'small' on cpu")

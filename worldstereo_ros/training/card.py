@@ -66,8 +66,8 @@ Everything is bfloat16 but norms, modulation tables and the time embedding, whic
 
 ## What it was trained on
 
-Worlds made by this project's `scenes/` and nothing else: {_kinds()}, each walked through {WALKS} times with
-{WALK_VIEWS} views. No picture that anybody took, no other model's output, no one's data.
+Worlds made by this project's `scenes/` and nothing else: {_kinds(settings)}, each walked through
+{WALKS} times with {WALK_VIEWS} views. No picture that anybody took, no other model's output, no one's data.
 Training worlds have seeds {_range("training")}, validation worlds {_range("validation")}; the test worlds
 {_range("test")} are for evaluation alone.
 
@@ -106,8 +106,9 @@ def _files(root: Path, variants: Sequence[str]) -> str:
     return _table(("folder", "what", "parameters", "MB"), rows)
 
 
-def _kinds() -> str:
-    return ", ".join(f"{kind}s ({share:.0%})" for kind, share in KIND_SHARES.items())
+def _kinds(settings: TrainingSettings) -> str:
+    shares = settings.worlds.kinds or KIND_SHARES
+    return ", ".join(f"{kind}s ({share / sum(shares.values()):.0%})" for kind, share in shares.items())
 
 
 def _range(split: str) -> str:
