@@ -24,7 +24,7 @@ from worldstereo_ros.training.clips import Shelf
 from worldstereo_ros.training.journal import lasting, read_rounds, write_line
 from worldstereo_ros.training.loading import ClipDraw, LoadedFeed
 from worldstereo_ros.training.loop import TrainingError, TrainingInterruptedError, train, uninterrupted
-from worldstereo_ros.training.run import Run
+from worldstereo_ros.training.run import VARIANT_OF, Run
 from worldstereo_ros.training.settings import STAGES, SettingsError, describe, read_training_settings
 from worldstereo_ros.training.ship import ship
 from worldstereo_ros.training.worlds import World, draw_worlds
@@ -96,7 +96,7 @@ def make(folder: Path, worlds: Path, name: str, **changes) -> loop.Stage:
 
 
 def test_one_command_makes_every_variant_logs_and_pictures(run_folder):
-    for part in ("base/vae", "base/transformer", "worldstereo-camera", "worldstereo-memory", "worldstereo-memory-dmd"):
+    for part in ("base/vae", "base/transformer", *(VARIANT_OF.values()), "polished/base/vae"):
         assert (run_folder / part / "config.json").is_file()
     assert (run_folder / "base" / "scheduler" / "scheduler_config.json").is_file()
     for stage in STAGES:
@@ -125,7 +125,7 @@ def test_minutes_are_for_all_stages_together(tmp_path, worlds, monkeypatch):
     assert shared[2] < 30
 
 
-@pytest.mark.parametrize("stage", ["video", "control", "memory", "distill"])
+@pytest.mark.parametrize("stage", ["video", "control", "memory", "distill", "polish"])
 def test_a_stage_says_which_one_must_come_before(tmp_path, worlds, stage):
     with pytest.raises(CheckpointError, match="train the stage autoencoder first"):
         make(tmp_path, worlds, stage)
@@ -151,13 +151,14 @@ def test_weights_of_another_configuration_are_refused(copied, worlds):
 
 @pytest.mark.parametrize(("name", "player", "falls_to"), [
     ("autoencoder", 0, 0.7), ("video", 0, 0.5), ("control", 0, 0.8), ("memory", 0, 0.85), ("distill", 1, 0.5),
+    ("polish", 0, 0.5),
 ])  # fmt: skip
 def test_the_loss_falls_on_a_fixed_batch(run_folder, worlds, name, player, falls_to):
     """The same clips, the same noise: what is left is learning. Stages with fewer free weights fall less."""
     stage = make(run_folder, worlds, name)
     with torch.no_grad():  # a last layer that starts at nothing and was trained for seconds hides all behind it
         for parameter_name, parameter in stage.model.named_parameters():
-            if name in ("memory", "distill") and parameter_name.endswith("render_head.weight"):
+            if name in ("memory", "distill", "polish") and parameter_name.endswith("render_head.weight"):
                 parameter.normal_(0, 0.1, generator=torch.Generator().manual_seed(0))
     stage.start_step()
     trained = stage.players[player]
@@ -180,14 +181,17 @@ def test_a_stage_trains_what_it_should_and_nothing_else(run_folder):
     memory = load_file(run_folder / "worldstereo-memory" / "model.safetensors")
     whole = load_file(run_folder / "worldstereo-memory-dmd" / "model.safetensors")
     assert all(name.startswith("controlnet.") for name in camera)
-    forwards = {name for name in whole if name.startswith("blocks.") and ".ffn." in name}
-    assert set(memory) == set(camera) | forwards | {name for name in whole if name.startswith("camera_embedding.")}
+    blocks = {name for name in whole if name.startswith("blocks.") and (".ffn." in name or ".attn1." in name)}
+    assert set(memory) == set(camera) | blocks | {name for name in whole if name.startswith("camera_embedding.")}
     assert all(torch.equal(memory[name], camera[name]) and torch.equal(whole[name], camera[name]) for name in camera)
     changed = {name for name in base if not torch.equal(base[name], memory.get(name, base[name]))}
     assert changed
-    assert all(".ffn." in name for name in changed)
+    assert all(".ffn." in name or ".attn1." in name for name in changed)
     assert not torch.equal(whole["patch_embedding.weight"], base["patch_embedding.weight"])
     assert torch.equal(whole["camera_embedding.0.weight"], memory["camera_embedding.0.weight"])
+    polished = load_file(run_folder / "polished" / "worldstereo-memory-dmd" / "model.safetensors")
+    assert polished.keys() == whole.keys()
+    assert not torch.equal(polished["controlnet.render_head.weight"], whole["controlnet.render_head.weight"])
 
 
 # --- again, and on ---
@@ -476,7 +480,7 @@ def test_what_is_too_large_damaged_or_not_ours_is_not_packed(copied, tmp_path):
         ship(copied, out, most_bytes=10_000)
     with pytest.raises(ValueError, match="some of memory-dmd, memory, camera were expected"):
         ship(copied, out, variants=("dmd",))
-    weights = copied / "worldstereo-memory-dmd" / "model.safetensors"
+    weights = copied / "polished" / "worldstereo-memory-dmd" / "model.safetensors"
     tensors = load_file(weights)
     tensors["patch_embedding.weight"][0] = float("nan")
     save_file(tensors, weights)

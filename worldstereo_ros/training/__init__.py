@@ -1,1 +1,1 @@
-"""Training of the small model: worlds to learn from, five stages, one command for all of them."""
+"""Training of the small model: worlds to learn from, six stages, one command for all of them."""

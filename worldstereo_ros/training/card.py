@@ -20,8 +20,9 @@ LEARNS = {
     "autoencoder": "pictures to latents and back",
     "video": "the backbone: keyframes from one picture",
     "control": "the control branch: renders of the cloud, holes, rays",
-    "memory": "camera tokens and feed-forwards: references",
+    "memory": "camera tokens, joint attention and feed-forwards: references",
     "distill": "the same in few steps",
+    "polish": "all parts together, along those few steps",
 }
 
 
@@ -118,7 +119,7 @@ def _range(split: str) -> str:
 def _sampled(settings: TrainingSettings) -> str:
     from worldstereo_ros.training.diffusion import SAMPLED_STEPS
 
-    return f"{SAMPLED_STEPS} (distill: {settings.dmd_steps})"
+    return f"{SAMPLED_STEPS} (distill, polish: {settings.dmd_steps})"
 
 
 def _stages(run: Path, settings: TrainingSettings) -> str:

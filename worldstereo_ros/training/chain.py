@@ -1,4 +1,4 @@
-"""One stage, or all five one after the other, within a time: what `worldstereo train` does."""
+"""One stage, or all one after the other, within a time: what `worldstereo train` does."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from worldstereo_ros.training.clips import Shelf
 from worldstereo_ros.training.diffusion import DiffusionStage
 from worldstereo_ros.training.distill import DistillStage
 from worldstereo_ros.training.loop import Stage, TrainingError, TrainingInterruptedError, train
+from worldstereo_ros.training.polish import PolishStage
 from worldstereo_ros.training.run import Run
 from worldstereo_ros.training.settings import STAGES, SettingsError, TrainingSettings, WorldSettings, describe
 from worldstereo_ros.training.worlds import draw_worlds
@@ -149,6 +150,8 @@ def make_stage(name: str, run: Run, training: Shelf, validation: Shelf) -> Stage
         return AutoencoderStage(run, training, validation)
     if name == "distill":
         return DistillStage(run, training, validation)
+    if name == "polish":
+        return PolishStage(run, training, validation)
     return DiffusionStage(name, run, training, validation)
 
 

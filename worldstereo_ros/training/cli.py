@@ -17,12 +17,13 @@ app = typer.Typer(
 )
 
 ABOUT = {
-    "all": "All five stages, one after the other; --minutes is for all of them together.",
+    "all": "All stages, one after the other; --minutes is for all of them together.",
     "autoencoder": "Stage 1: pictures to latents and back.",
     "video": "Stage 2: the backbone, which goes on from one picture.",
     "control": "Stage 3: the control branch, which follows what the cloud memory renders.",
     "memory": "Stage 4: references from the memory bank.",
     "distill": "Stage 5: the same in a few steps.",
+    "polish": "Stage 6: all parts of the distilled model together.",
 }
 
 Config = Annotated[

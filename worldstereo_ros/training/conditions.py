@@ -1,7 +1,7 @@
 """What memory would say about a clip: clouds as bad as real ones, rendered; references that overlap; cameras.
 
-Everything goes through the functions that the pipeline itself uses (`pipelines/conditioning.py`), so that the model
-is trained on what it will be shown.
+Cameras, holes and renders go through the functions that the pipeline itself uses (`pipelines/conditioning.py`); holes
+are filled by a quick stand-in for what memory paints in use.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from worldstereo_ros.training.worlds import FINE, FINE_EVERY, World
 
 BLEEDING, FLOATERS = 0.5, 0.1  # shares of the views whose depth bleeds over edges, or is blurred into thin air
 LEAST_OVERLAP, MOST_OVERLAP = 0.3, 0.9  # of a reference with its target
+RETURNS = 0.35  # share of the references that look from where the keyframe does, as on a path that comes back
 JUMP = 0.3  # share of the clips whose seed was taken somewhere else than at the start of the path
 OTHER_VIEWS = (0.35, 0.25, 0.2, 0.2)  # how likely the cloud has so many views beside the seed: 0, 1, 2, 3
 
@@ -235,7 +236,11 @@ def overlap(world: World, target: int, step: int = 8) -> np.ndarray:
 
 
 def _reference(world: World, target: int, path: np.ndarray, random: np.random.Generator) -> int:
-    """A view of memory for a keyframe: one that overlaps it well, but is not nearly the same picture."""
+    """A view of memory for a keyframe: nearly the same, or one that overlaps it well and is another picture."""
+    walk = world.walk.numpy()
+    if random.random() < RETURNS:
+        near = np.arange(max(0, target - 2), min(len(walk), target + 3))
+        return int(random.choice(near[walk[near] == walk[target]]))
     shares = overlap(world, target)
     shares[np.abs(np.arange(len(shares)) - target) < 2] = -1
     good = np.flatnonzero((shares >= LEAST_OVERLAP) & (shares <= MOST_OVERLAP))

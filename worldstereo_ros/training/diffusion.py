@@ -23,12 +23,12 @@ class DiffusionStage:
     """Trains a part of the transformer by rectified flow; see `loop.Stage`.
 
     What is trained: `video` everything but the branches, `control` the control branch, `memory` the camera tokens and
-    the backbone's feed-forwards.
+    the joint attention and feed-forwards of the backbone's blocks.
     """
 
     def __init__(self, name: str, run: Run, training: Shelf, validation: Shelf) -> None:
         self.name, self.run, self.settings = name, run, run.settings.stages[name]
-        self.control, self.memory = name != "video", name in ("memory", "distill")
+        self.control, self.memory = name != "video", name in ("memory", "distill", "polish")
         self.autoencoder = run.autoencoder()
         self.model = run.transformer(name)
         seeds = run.seeds(name)
@@ -38,7 +38,7 @@ class DiffusionStage:
         self._watched: list[tuple[ClipBatch, LatentClips]] = []
         self._validation = validation
         self.players = self._make_players()
-        if name != "distill":  # three networks, each with gradients and without: compiling would take most of its time
+        if name not in ("distill", "polish"):  # networks with gradients and without: compiling takes most of their time
             run.quicken(self.model)
         self._replay: deque[LatentClips] = deque(maxlen=max(1, run.settings.worlds.replay))
         draw = ClipDraw(self.settings.batch, self.settings.frames, self.control, self.memory)

@@ -26,8 +26,8 @@ LOW, HIGH = 0.02, 0.98  # noise at which the scores are compared
 class DistillStage(DiffusionStage):
     """See the module, and `loop.Stage`."""
 
-    def __init__(self, run: Run, training: Shelf, validation: Shelf) -> None:
-        super().__init__("distill", run, training, validation)
+    def __init__(self, run: Run, training: Shelf, validation: Shelf, name: str = "distill") -> None:
+        super().__init__(name, run, training, validation)
 
     def _make_players(self) -> list[Player]:
         self.teacher = self.run.transformer("teacher")

@@ -61,7 +61,7 @@ class Player:
 
 
 class Stage(Protocol):
-    """One of the five stages."""
+    """One of the stages."""
 
     name: str
     settings: StageSettings

@@ -4,13 +4,16 @@
 <run>/base/transformer/         the backbone                                 video
 <run>/base/scheduler/           UniPC, as the backbone was trained
 <run>/worldstereo-camera/       the control branch; backbone from base       control
-<run>/worldstereo-memory/       camera tokens and feed-forwards too          memory
+<run>/worldstereo-memory/       camera tokens, backbone's blocks too         memory
 <run>/worldstereo-memory-dmd/   everything, for a few steps                  distill
+<run>/polished/                 the same, all parts trained together: a
+                                checkpoint of its own, with its base         polish
 <run>/logs/                     JSONL and pictures of every stage
 """
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -35,6 +38,7 @@ VARIANT_OF = {
     "control": "worldstereo-camera",
     "memory": "worldstereo-memory",
     "distill": "worldstereo-memory-dmd",
+    "polish": "polished/worldstereo-memory-dmd",
 }
 MEMORY_SWITCHES = ("main_camera_embedding", "camera_embedding_dim", "update_ref")
 MOST_COMPILED = 64  # kinds of a block's input: sizes, references, gradients or none
@@ -44,12 +48,17 @@ def is_trained(stage: str, name: str) -> bool:
     """Whether a stage trains the parameter of this name.
 
     `video` and `distill` everything but the branches, `control` the control branch, `memory` the camera tokens and the
-    backbone's feed-forwards.
+    backbone's joint attention and feed-forwards, `polish` everything. (WorldStereo trains the feed-forwards alone: a
+    large backbone's attention looks for references by itself, a small one has to learn it.)
     """
     if stage == "control":
         return name.startswith("controlnet.")
     if stage == "memory":
-        return name.startswith("camera_embedding.") or (name.startswith("blocks.") and ".ffn." in name)
+        return name.startswith("camera_embedding.") or (
+            name.startswith("blocks.") and (".ffn." in name or ".attn1." in name)
+        )
+    if stage == "polish":
+        return True
     return stage != "teacher" and not name.startswith(("controlnet.", "camera_embedding."))
 
 
@@ -81,6 +90,11 @@ class Run:
     def base(self) -> Path:
         """The base model's folder."""
         return self.folder / "base"
+
+    @property
+    def polished(self) -> Path:
+        """The checkpoint that the last stage writes."""
+        return self.folder / "polished"
 
     def autoencoder(self, *, trained: bool = False) -> PictureAutoencoder:
         """The autoencoder: what was saved last, else a new one.
@@ -145,16 +159,20 @@ class Run:
             control = {k: v for k, v in control.items() if k not in MEMORY_SWITCHES}
         model = WorldStereoTransformer(**self.settings.transformer, controlnet_cfg=control or None)
         sources = [self.base / "transformer"] if stage != "video" or self.has("video") else []
-        if stage in ("memory", "distill", "teacher") or (stage == "control" and self.has("control")):
+        if stage in ("memory", "distill", "polish", "teacher") or (stage == "control" and self.has("control")):
             sources.append(self.folder / VARIANT_OF["control"])
-        if stage in ("distill", "teacher") or (stage == "memory" and self.has("memory")):
+        if stage in ("distill", "polish", "teacher") or (stage == "memory" and self.has("memory")):
             sources.append(self.folder / VARIANT_OF["memory"])
-        if stage == "distill" and self.has("distill"):
+        if stage == "polish" or (stage == "distill" and self.has("distill")):
             sources.append(self.folder / VARIANT_OF["distill"])
+        if stage == "polish" and self.has("polish"):
+            sources.append(self.folder / VARIANT_OF["polish"])
         loaded: set[str] = set()
         for folder in sources:
             if not (folder / "config.json").is_file():
-                before = next((name for name, variant in VARIANT_OF.items() if variant == folder.name), "video")
+                before = next(
+                    (name for name, variant in VARIANT_OF.items() if self.folder / variant == folder), "video"
+                )
                 raise CheckpointError(f"{folder} has no weights; train the stage {before} first, {stage} builds on it.")
             weights = open_weights(folder, BASE_STEM if folder.name == "transformer" else "model")
             tensors = {
@@ -196,9 +214,10 @@ class Run:
             "control": lambda name: name.startswith("controlnet."),
             "memory": lambda name: name.startswith("controlnet.") or is_trained("memory", name),
             "distill": lambda name: True,
+            "polish": lambda name: True,
         }[stage]
         variant = {
-            "model_type": VARIANT_OF[stage],
+            "model_type": Path(VARIANT_OF[stage]).name,
             "base_model": "base",
             "nframe": self.settings.nframe,
             "scale_map": [list(size) for size in self.settings.sizes],
@@ -209,7 +228,7 @@ class Run:
             "guidance_scale": 1.0,
             "render_fill": "smooth",
         }
-        if stage == "distill":
+        if stage in ("distill", "polish"):
             schedule = self.schedule
             variant |= {
                 "dmd_start_steps": schedule["start_timestep"],
@@ -217,6 +236,8 @@ class Run:
                 "gen_shift": schedule["shift"],
                 "dmd_steps": schedule["steps"],
             }
+        if stage == "polish":
+            shutil.copytree(self.base, self.polished / "base", dirs_exist_ok=True)
         save_variant(model, self.folder / VARIANT_OF[stage], variant, keep=kept, max_shard_bytes=self.shard_bytes)
 
     def has(self, stage: str) -> bool:

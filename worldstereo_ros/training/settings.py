@@ -12,7 +12,7 @@ import yaml
 
 from worldstereo_ros.scenes import KINDS
 
-STAGES = ("autoencoder", "video", "control", "memory", "distill")
+STAGES = ("autoencoder", "video", "control", "memory", "distill", "polish")
 PRECISIONS = ("no", "bf16")
 PLACES = ("config/training", "share/worldstereo_ros/config/training")  # in a checkout, where ROS installs
 

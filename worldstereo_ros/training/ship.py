@@ -13,6 +13,7 @@ from worldstereo_ros.models.pretrained import BASE_STEM, finite, parameter_dtype
 from worldstereo_ros.models.saving import save_weights, write_json
 from worldstereo_ros.training.card import CARD, write_card
 from worldstereo_ros.training.chain import SETTINGS_FILE
+from worldstereo_ros.training.run import VARIANT_OF
 from worldstereo_ros.training.settings import TrainingSettings, read_training_settings
 
 MOST_BYTES = 48_000_000  # in all
@@ -32,8 +33,8 @@ def ship(
     """Packs a run as a checkpoint root, as `from_pretrained` reads it.
 
     Norms, modulation tables and the time embedding stay in float32, as the model keeps them when it is loaded in
-    bfloat16. The backbone's own weights are packed only where a variant leaves them to the base. `out` is replaced at
-    once, and only by weights that could be loaded.
+    bfloat16. Of `memory-dmd` the polished weights are packed where there are any. The backbone's own weights are packed
+    only where a variant leaves them to the base. `out` is replaced at once, and only by weights that could be loaded.
 
     Args:
         run: folder of the run.
@@ -94,7 +95,9 @@ def _pack(run: Path, part: Path, variants: Sequence[str]) -> None:
     _copy(base / "transformer", part / "base" / "transformer", None if whole else BASE_STEM)
     _copy(base / "scheduler", part / "base" / "scheduler", None, config="scheduler_config.json")
     for name in variants:
-        _copy(run / f"worldstereo-{name}", part / f"worldstereo-{name}", "model")
+        polished = run / VARIANT_OF["polish"]
+        source = polished if name == "memory-dmd" and polished.is_dir() else run / f"worldstereo-{name}"
+        _copy(source, part / f"worldstereo-{name}", "model")
 
 
 def _copy(source: Path, target: Path, stem: str | None, config: str = "config.json") -> None:
