@@ -58,11 +58,15 @@ class PipelineFrame:
         image: (H, W, 3) uint8.
         depth: (H, W) float32 metres, 0 = unknown; None where the pipeline has no notion of depth.
         observed: (H, W) bool, True = this pixel shows what a sensor saw.
+        remembered: (H, W, 3) uint8, what memory alone paints, where the pipeline knows it and paints something else.
+        confidence: (H, W) float32 in 0..1, see `confidence.py`; None = the world model works it out.
     """
 
     image: np.ndarray
     depth: np.ndarray | None
     observed: np.ndarray
+    remembered: np.ndarray | None = None
+    confidence: np.ndarray | None = None
 
 
 class Pipeline(Protocol):

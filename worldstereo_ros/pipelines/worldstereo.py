@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -311,8 +312,10 @@ class WorldStereoPipeline:
             image = image.permute(1, 2, 0).cpu().numpy()
             frame = next(remembered)
             if not self.compose_observed:
-                frame = PipelineFrame(frame.image, frame.depth, np.zeros(frame.observed.shape, bool))
-            yield compose(frame, _resized(image, conditioning.camera.width, conditioning.camera.height))
+                frame = replace(frame, observed=np.zeros(frame.observed.shape, bool))
+            composed = compose(frame, _resized(image, conditioning.camera.width, conditioning.camera.height))
+            painted = self.compose_observed or self.settings.fills_renders
+            yield composed if painted else replace(composed, remembered=None)
 
     def _remembered(self, conditioning: Conditioning, generator: torch.Generator) -> Iterator[PipelineFrame]:
         """What memory alone makes of the views; where nothing of it is shown, their depth alone."""
@@ -362,7 +365,7 @@ def compose(remembered: PipelineFrame, imagined: np.ndarray) -> PipelineFrame:
         mixed = share * remembered.image + (1 - share) * carried_over(imagined, remembered.image, observed)
         mixed = np.clip(np.rint(mixed), 0, 255).astype(np.uint8)
         imagined = np.where(observed[..., None], remembered.image, mixed)
-    return PipelineFrame(imagined, remembered.depth, observed)
+    return replace(remembered, image=imagined, remembered=remembered.image)
 
 
 def _resized(image: np.ndarray, width: int, height: int) -> np.ndarray:
