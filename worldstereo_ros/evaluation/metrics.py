@@ -30,6 +30,25 @@ def psnr(image: np.ndarray, truth: np.ndarray, mask: np.ndarray | None = None) -
     return EQUAL if mean == 0 else min(EQUAL, float(10 * np.log10(255.0**2 / mean)))
 
 
+def colour_and_contrast(
+    image: np.ndarray, truth: np.ndarray, mask: np.ndarray | None = None
+) -> tuple[float | None, float | None]:
+    """How far colours and contrast of uint8 images (H, W, 3) are off, over the pixels in `mask`.
+
+    Returns:
+        (grey levels by which the mean colours differ, the mean of the channels' absolute differences; ratio of the
+        standard deviations of brightness). None where the mask is empty, or the truth has one brightness.
+    """
+    _check(image, truth)
+    keep = np.ones(image.shape[:2], bool) if mask is None else mask
+    if not keep.any():
+        return None, None
+    a, b = image[keep].astype(np.float64), truth[keep].astype(np.float64)
+    spread = float(b.mean(axis=1).std())
+    offset = float(np.abs(a.mean(axis=0) - b.mean(axis=0)).mean())
+    return offset, float(a.mean(axis=1).std()) / spread if spread > 0 else None
+
+
 def ssim(image: np.ndarray, truth: np.ndarray) -> float:
     """Mean structural similarity (Wang et al. 2004) of uint8 images (H, W, 3): the mean over the channels.
 

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from worldstereo_ros.camera import interpolate_poses
-from worldstereo_ros.evaluation.worlds import Posed
+from worldstereo_ros.evaluation.worlds import Posed, WorldSequence, world_panorama
+from worldstereo_ros.imagined_panorama import ring_order, rings, seam_joint
+from worldstereo_ros.panorama import BANK_SIZE, bank_camera, look, panorama_views
+from worldstereo_ros.pictures import up_in_world
 from worldstereo_ros.views import View
 
-PROTOCOLS = ("single", "sparse", "mono", "revisit", "cloud")
+PROTOCOLS = ("single", "sparse", "mono", "revisit", "loop", "panorama", "cloud")
 SPARSE_SEEDS = 5
 AWAY_VIEWS = 6  # of the path away; as many lead back
 AWAY_METRES = 1.0  # about how far it goes
+LOOP_CLIP = 12  # views out, views of the turn, and views back of a loop
+LOOP_METRES = 1.5  # about how far it goes
+PANORAMA_METRES = 1.0  # about how far from the given panorama another one is imagined
+PANORAMA_HEIGHT = 512  # rows of the given panorama
+ORDER = "both"  # of the views of a ring
 
 
 @dataclass(frozen=True)
@@ -26,9 +35,11 @@ class Task:
         path: (F, 4, 4) world_from_camera of the views to imagine.
         judged: indices into `path`, one for each of `asked`.
         remember: imagined views go back into memory.
-        turn: where in `path` the way back begins. It is imagined by a call of its own, once the way out is remembered:
-            within one clip, views agree without any memory. 0: there is no way back.
+        cuts: where in `path` another call begins, once what comes before is remembered: within one clip, views agree
+            without any memory.
         pairs: (first, second) indices into `path` of the same pose on the way out and on the way back.
+        ring: indices into `path` of views of one place, in the order in which one turns once around.
+        seam: which joint of the ring closes the turn: that of view `ring[seam]` with the next one.
     """
 
     given: list[View]
@@ -36,13 +47,15 @@ class Task:
     path: np.ndarray
     judged: list[int]
     remember: bool = False
-    turn: int = 0
+    cuts: tuple[int, ...] = ()
     pairs: tuple[tuple[int, int], ...] = ()
+    ring: tuple[int, ...] = ()
+    seam: int = -1
 
     @property
     def legs(self) -> list[np.ndarray]:
         """(F, 4, 4) poses of each call that imagines a part of `path`."""
-        return [self.path[: self.turn], self.path[self.turn :]] if self.turn else [self.path]
+        return np.split(self.path, self.cuts)
 
 
 def make_task(sequence: Posed, protocol: str, every: int = 1) -> Task:
@@ -67,7 +80,13 @@ def make_task(sequence: Posed, protocol: str, every: int = 1) -> Task:
         path = np.concatenate([away, away[-2::-1], sequence.poses[:1]])
         turn = len(away)
         pairs = tuple((first, 2 * turn - 2 - first) for first in range(turn - 1))
-        return Task([sequence[0]], sequence.subset([0]), path, [len(path) - 1], remember=True, turn=turn, pairs=pairs)
+        return Task(
+            [sequence[0]], sequence.subset([0]), path, [len(path) - 1], remember=True, cuts=(turn,), pairs=pairs
+        )
+    if protocol == "loop":
+        return _loop(sequence)
+    if protocol == "panorama":
+        return _panorama(sequence)
     asked = [index for index in range(count) if index not in given][::every]
     if not asked:
         raise ValueError(f"{sequence.path} has {count} frames, which leaves none to ask after the {len(given)} given.")
@@ -83,7 +102,77 @@ def sparse_seeds(count: int) -> list[int]:
     return [int(index) for index in np.random.default_rng(0).permutation(even)]
 
 
+def _loop(sequence: Posed) -> Task:
+    """Out along recorded frames, a full turn on the spot, and back to the first frame, all in one call."""
+    reach = len(_stretch(sequence.poses, LOOP_METRES)) - 1
+    frames = [int(index) for index in np.unique(np.linspace(1, reach, min(LOOP_CLIP, reach)).round())]
+    back = [*frames[-2::-1], 0]
+    far = sequence.poses[frames[-1]]
+    angles = np.linspace(0, 2 * math.pi, LOOP_CLIP + 1)[1:]
+    turn = _turned(far, up_in_world(sequence.poses), angles)
+    path = np.concatenate([sequence.poses[frames], turn, sequence.poses[back]])
+    there, home = len(frames), len(frames) + len(turn)
+    pairs = [(first, home + there - 2 - first) for first in range(there - 1)] + [(there - 1, home - 1)]
+    if isinstance(sequence, WorldSequence):
+        asked: Posed = sequence.seen_from(path)
+        judged = list(range(len(path)))
+    else:  # nobody took pictures of the turn
+        asked = sequence.subset([*frames, *back])
+        judged = [*range(there), *range(home, len(path))]
+    return Task([sequence[0]], asked, path, judged, remember=True, pairs=tuple(pairs))
+
+
+def _panorama(sequence: Posed) -> Task:
+    """A panorama at the first pose is given; all round another place on the walk is asked, ring by ring."""
+    if not isinstance(sequence, WorldSequence):
+        raise ValueError(f"{sequence.path} is recorded: true panoramas can be drawn of worlds (worlds:test:4) alone.")
+    here, there = _stretch(sequence.poses, PANORAMA_METRES)[[0, -1]]
+    up = np.array([0.0, 0.0, 1.0])
+    given = world_panorama(sequence, _upright(here, up), PANORAMA_HEIGHT)
+    place = _upright(there, up)
+    path, cuts, turns = [], [0], rings(sequence.camera)
+    for ring in turns:
+        path += [place @ look(*ring[index]) for index in ring_order(len(ring), ORDER)]
+        cuts.append(len(path))
+    level = np.argsort(ring_order(len(turns[0]), ORDER))
+    poses = np.stack(path)
+    camera = bank_camera(BANK_SIZE[0] // 2, BANK_SIZE[1] // 2)
+    views = panorama_views(given.image, given.distance, world_from_camera=given.world_from_camera, camera=camera)
+    return Task(
+        list(views),
+        sequence.seen_from(poses),
+        poses,
+        list(range(len(poses))),
+        remember=True,
+        cuts=tuple(cuts[1:-1]),
+        ring=tuple(int(index) for index in level),
+        seam=seam_joint(len(level), ORDER),
+    )
+
+
 def _stretch(poses: np.ndarray, metres: float) -> np.ndarray:
     """The first poses, up to the one at which about so many metres have been walked."""
     walked = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(poses[:, :3, 3], axis=0), axis=1))])
     return poses[: max(2, int(np.searchsorted(walked, metres)) + 1)]
+
+
+def _turned(pose: np.ndarray, up: np.ndarray, angles: np.ndarray) -> np.ndarray:
+    """(N, 4, 4): a camera that stays where it is and turns to the right about the world's `up` by angles, radians."""
+    x, y, z = -up / np.linalg.norm(up)
+    cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
+    turns = np.eye(3) + np.sin(angles)[:, None, None] * cross + (1 - np.cos(angles))[:, None, None] * (cross @ cross)
+    poses = np.repeat(pose[None], len(angles), axis=0)
+    poses[:, :3, :3] = turns @ pose[:3, :3]
+    return poses
+
+
+def _upright(pose: np.ndarray, up: np.ndarray) -> np.ndarray:
+    """(4, 4) where a camera stands and looks, made level."""
+    ahead = pose[:3, 2] - (pose[:3, 2] @ up) * up
+    if np.linalg.norm(ahead) < 1e-3:  # it looks straight up or down
+        ahead = pose[:3, 1] - (pose[:3, 1] @ up) * up
+    ahead = ahead / np.linalg.norm(ahead)
+    level = np.eye(4)
+    level[:3, 0], level[:3, 1], level[:3, 2] = np.cross(ahead, up), -up, ahead
+    level[:3, 3] = pose[:3, 3]
+    return level

@@ -15,6 +15,8 @@ class Row:
 
     PSNR in dB, coverage and provenance as shares 0..1, cloud figures at 5 cm. `psnr_revisited_imagined` compares two
     imaginations of the same poses, where no given view covers them; `steps` are those of one clip's denoising.
+    `colour_drift` (grey levels) and `contrast_kept` (a ratio) compare the same two imaginations; `seam` and `joint`
+    (grey levels) are those of a turn, see `stitching.Closure`. `curves` are figures of each judged view, in order.
     """
 
     sequence: str
@@ -36,9 +38,17 @@ class Row:
     cloud_f1: float | None = None
     psnr_revisited_imagined: float | None = None
     steps: float | None = None
+    colour_drift: float | None = None
+    contrast_kept: float | None = None
+    seam: float | None = None
+    joint: float | None = None
+    curves: dict[str, list[float | None]] | None = None
 
 
-FIGURES = tuple(field.name for field in fields(Row))[4:]
+FIGURES = tuple(field.name for field in fields(Row) if field.name != "curves")[4:]
+IN_SHORT = (
+    "psnr", "psnr_unseen", "psnr_revisited_imagined", "seam", "joint", "cloud_f1", "steps", "seconds_per_view",
+)  # fmt: skip
 HEADINGS = {
     "psnr": ("PSNR", "{:.2f}"),
     "ssim": ("SSIM", "{:.3f}"),
@@ -55,6 +65,10 @@ HEADINGS = {
     "cloud_f1": ("F1", "{:.3f}"),
     "psnr_revisited_imagined": ("again", "{:.2f}"),
     "steps": ("steps", "{:.0f}"),
+    "colour_drift": ("drift", "{:.2f}"),
+    "contrast_kept": ("contrast", "{:.3f}"),
+    "seam": ("seam", "{:.2f}"),
+    "joint": ("joint", "{:.2f}"),
 }
 
 
@@ -70,21 +84,30 @@ def means(rows: list[Row]) -> list[Row]:
     for row in rows:
         groups.setdefault((row.protocol, row.pipeline), []).append(row)
     return [
-        Row("mean", protocol, pipeline, sum(row.frames for row in group), *_means(group))
+        Row("mean", protocol, pipeline, sum(row.frames for row in group), **_means(group))
         for (protocol, pipeline), group in groups.items()
         if len(group) > 1
     ]
 
 
-def _means(group: list[Row]) -> list[float | None]:
-    return [mean([getattr(row, name) for row in group]) for name in FIGURES]
+def _means(group: list[Row]) -> dict[str, float | None]:
+    return {name: mean([getattr(row, name) for row in group]) for name in FIGURES}
 
 
 def one_line(row: Row) -> str:
     """A row as a sentence for those who wait for the others."""
     figures = [
         f"{HEADINGS[name][0]} {_text(value, HEADINGS[name][1])}"
-        for name in ("psnr", "psnr_unseen", "psnr_revisited_imagined", "cloud_f1", "steps", "seconds_per_view")
+        for name in (
+            "psnr",
+            "psnr_unseen",
+            "psnr_revisited_imagined",
+            "seam",
+            "joint",
+            "cloud_f1",
+            "steps",
+            "seconds_per_view",
+        )
         if (value := getattr(row, name)) is not None
     ]
     return f"{row.protocol}, {row.sequence}, {row.pipeline}: {', '.join(figures) or 'no figures'}"

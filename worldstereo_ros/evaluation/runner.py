@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -23,6 +24,7 @@ from worldstereo_ros.evaluation.worlds import Posed, open_data
 from worldstereo_ros.pipelines.base import Pipeline
 from worldstereo_ros.pipelines.geometric import GeometricPipeline
 from worldstereo_ros.rendering import render
+from worldstereo_ros.stitching import closure
 from worldstereo_ros.views import View
 from worldstereo_ros.world import WorldModel
 
@@ -250,14 +252,15 @@ class _Judge:
     def __call__(self, pipeline: str, shown: Iterator[Shown]) -> Row:
         """Means over frames. Provenance is counted over all pixels: most frames of a walk away have no seen pixel."""
         figures: dict[str, list[float | None]] = {}
+        curves: dict[str, list[float | None]] = {}
         right = claimed = there = 0
         claims = True
-        twice = {index for pair in self.task.pairs for index in pair}
+        wanted = {index for pair in self.task.pairs for index in pair} | set(self.task.ring)
         kept: dict[int, np.ndarray] = {}
         for view in shown:
             figures.setdefault("seconds_per_view", []).append(view.seconds)
             figures.setdefault("steps", []).append(view.steps)
-            if view.index in twice:
+            if view.index in wanted:
                 kept[view.index] = view.image
             if view.index not in self.task.judged:
                 continue
@@ -276,6 +279,9 @@ class _Judge:
             }
             for name, value in frame.items():
                 figures.setdefault(name, []).append(value)
+            offset, contrast = metrics.colour_and_contrast(view.image, truth.image)
+            for name, value in {"psnr": frame["psnr"], "offset": offset, "contrast": contrast}.items():
+                curves.setdefault(name, []).append(value)
             if self.block is not None:
                 self.block.add(pipeline, number, view.image)
             if view.observed is None:
@@ -284,6 +290,7 @@ class _Judge:
                 right += int((view.observed & seen).sum())
                 claimed += int((view.observed & (truth.depth > 0)).sum())
                 there += int(seen.sum())
+        means: dict[str, Any] = {name: mean(values) for name, values in figures.items()}
         return Row(
             self.sequence,
             self.protocol,
@@ -291,16 +298,28 @@ class _Judge:
             len(self.truths),
             observed_precision=right / claimed if claims and claimed else None,
             observed_recall=right / there if claims and there else None,
-            psnr_revisited_imagined=self._revisited(kept),
-            **{name: mean(values) for name, values in figures.items()},
+            curves=curves if self.protocol == "loop" else None,
+            **(means | self._revisited(kept) | self._closed(kept)),
         )
 
-    def _revisited(self, images: dict[int, np.ndarray]) -> float | None:
-        """PSNR of the second imagination against the first, all pixels of all pairs in one; None without pairs."""
+    def _revisited(self, images: dict[int, np.ndarray]) -> dict[str, float | None]:
+        """The second imagination against the first, all uncovered pixels of all pairs in one; empty without pairs."""
         if not images or not self.task.pairs:
-            return None
+            return {}
         first, second = (np.concatenate([images[pair[which]] for pair in self.task.pairs]) for which in (0, 1))
-        return metrics.psnr(second, first, np.concatenate(self.uncovered))
+        mask = np.concatenate(self.uncovered)
+        offset, contrast = metrics.colour_and_contrast(second, first, mask)
+        again = metrics.psnr(second, first, mask)
+        return {"psnr_revisited_imagined": again, "colour_drift": offset, "contrast_kept": contrast}
+
+    def _closed(self, images: dict[int, np.ndarray]) -> dict[str, float | None]:
+        """How well a turn closes; empty where the task has none."""
+        if not images or not self.task.ring:
+            return {}
+        camera, path = _camera(self.task), self.task.path
+        ring = [View(images[index], camera, path[index]) for index in self.task.ring]
+        closed = closure(ring, self.task.seam)
+        return {} if closed is None else {"seam": closed.seam, "joint": closed.inner}
 
 
 def _uncovered(task: Task) -> list[np.ndarray]:
@@ -334,6 +353,11 @@ def _cloud_rows(sequence: Posed, task: Task, progress: Callable[[str], None] | N
         points = fuse()
         seconds = (time.perf_counter() - start) / len(task.given)
         precision, recall, f1 = metrics.cloud_scores(points, true)
-        scores = {"cloud_precision": precision, "cloud_recall": recall, "cloud_f1": f1, "seconds_per_view": seconds}
+        scores: dict[str, Any] = {
+            "cloud_precision": precision,
+            "cloud_recall": recall,
+            "cloud_f1": f1,
+            "seconds_per_view": seconds,
+        }
         rows.append(Row(sequence.path.name, "cloud", name, len(task.given), **scores))
     return rows

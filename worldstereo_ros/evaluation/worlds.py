@@ -16,7 +16,9 @@ import numpy as np
 
 from worldstereo_ros.camera import Camera
 from worldstereo_ros.datasets import open_posed
+from worldstereo_ros.panorama import look
 from worldstereo_ros.scenes import KINDS, PATHS, SPLITS, Scene, make_path, make_scene, seed_of
+from worldstereo_ros.stitching import Panorama, panorama_from_views
 from worldstereo_ros.views import View
 
 PREFIX = "worlds:"
@@ -24,6 +26,7 @@ CAMERA = Camera.from_fov(320, 240, math.radians(75))
 VIEWS = 41  # of a walk: a seed and two clips of twenty
 STEP, TURN = 0.15, 0.16  # metres and radians from view to view, at most
 PERIOD_NS = 200_000_000
+FACE = math.radians(100)  # of the six views that make a panorama: they overlap a little
 
 
 class Posed(Protocol):
@@ -110,6 +113,26 @@ class WorldSequence:
         return WorldSequence(
             self._scene, str(self.path), self.camera, self.poses[rows], indices=self.indices[rows], drawn=self._drawn
         )
+
+    def seen_from(self, poses: np.ndarray, camera: Camera | None = None) -> WorldSequence:
+        """Views of the same world from other poses (N, 4, 4), by the same camera where None."""
+        return WorldSequence(self._scene, str(self.path), camera or self.camera, np.asarray(poses, np.float64))
+
+
+def world_panorama(sequence: WorldSequence, world_from_camera: np.ndarray, height: int) -> Panorama:
+    """The true panorama of a world, with distances, as fine as its six views.
+
+    Args:
+        sequence: a walk through the world.
+        world_from_camera: (4, 4) pose of the panorama.
+        height: rows; there are twice as many columns.
+    """
+    turns = [look(index * math.pi / 2, 0.0) for index in range(4)] + [look(0, way * math.pi / 2) for way in (1, -1)]
+    size = 2 * math.ceil(height * math.tan(FACE / 2) / math.pi)
+    faces = sequence.seen_from(
+        np.stack([world_from_camera @ turn for turn in turns]), Camera.from_fov(size, size, FACE)
+    )
+    return panorama_from_views(list(faces), height, world_from_camera=world_from_camera, align=False)
 
 
 def world_sequence(split: str, index: int, *, views: int = VIEWS, camera: Camera = CAMERA) -> WorldSequence:

@@ -1,0 +1,167 @@
+"""A panorama of a place where nobody has been: views all round are imagined there and put together.
+
+The robot turns once on the spot, level, then tilted up and down in as many rings as its camera needs, then straight up
+and down. Every ring is a call of its own and is remembered before the next, so that the rings agree; within a ring the
+views come in the order that closes best (`docs/panorama.md` has the measurement).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from worldstereo_ros.camera import Camera, check_poses
+from worldstereo_ros.memory.bank import ViewBank
+from worldstereo_ros.memory.cloud import CloudMemory
+from worldstereo_ros.panorama import look
+from worldstereo_ros.pipelines.base import OnStep
+from worldstereo_ros.stitching import Closure, Panorama, closure, panorama_from_views
+from worldstereo_ros.views import ImaginedView
+from worldstereo_ros.world import WorldModel
+
+FIELD = math.radians(75)  # across, of the views that are imagined
+ASPECT = 4 / 3
+LEVEL_STEP, TILTED_STEP = 0.4, 0.65  # from view to view, as parts of what a view shows across
+RISE = 5 / 6  # from ring to ring, as part of what a view shows from top to bottom
+ORDERS = ("round", "both", "alternate")
+
+
+@dataclass(frozen=True)
+class ImaginedPanorama:
+    """A panorama and what it was made of.
+
+    Attributes:
+        panorama: the picture, with what is observed in it.
+        views: all views that were imagined, in the order in which they were.
+        ring: those of them that look level, in the order in which one turns.
+        closure: how well the level ring closes; None where the camera is too narrow to say.
+    """
+
+    panorama: Panorama
+    views: list[ImaginedView]
+    ring: list[ImaginedView]
+    closure: Closure | None
+
+
+def imagine_panorama(
+    world: WorldModel,
+    world_from_camera: np.ndarray,
+    *,
+    height: int = 512,
+    camera: Camera | None = None,
+    order: str = "both",
+    prompt: str = "",
+    seed: int = 0,
+    remember: bool = False,
+    on_step: OnStep | None = None,
+) -> ImaginedPanorama:
+    """Imagines what is seen all round from a place.
+
+    Args:
+        world: has seen something; what it looks like there is imagined from its memory.
+        world_from_camera: (4, 4) pose of the panorama; it should stand upright (its y axis down).
+        height: rows of the panorama; it has twice as many columns.
+        camera: of the views that are imagined; None: 75 degrees across, 4:3, as fine as the panorama.
+        order: of the views of a ring, one of `ORDERS` (see `ring_order`).
+        prompt, seed, on_step: see `WorldModel.imagine`.
+        remember: the world remembers what was imagined; else it is as it was before.
+
+    Raises:
+        NothingSeenError: nothing was seen yet.
+        ValueError: the pose is no finite rigid transform, the height is below 8, or the order is not known.
+        ModelError: the pipeline failed.
+    """
+    pose = check_poses(np.asarray(world_from_camera, np.float64)[None], "The panorama's place")[0]
+    camera = round_camera(height) if camera is None else camera
+    # Rings agree through memory alone: they are remembered, in a copy of the memories if need be.
+    memory = world if remember else scratch_copy(world)
+    views: list[ImaginedView] = []
+    ring: list[ImaginedView] = []
+    for number, turns in enumerate(rings(camera)):
+        sequence = ring_order(len(turns), order if number == 0 else "both")
+        poses = np.stack([pose @ look(*turns[index]) for index in sequence])
+        imagined = list(
+            memory.imagine(poses, camera, prompt=prompt, seed=seed + number, remember=True, on_step=on_step)
+        )
+        views += imagined
+        if number == 0:
+            ring = [imagined[position] for position in np.argsort(sequence)]
+    panorama = panorama_from_views(views, height, world_from_camera=pose)
+    return ImaginedPanorama(panorama, views, ring, closure(ring, seam_joint(len(ring), order)))
+
+
+def round_camera(height: int) -> Camera:
+    """The camera whose middle is as fine as a panorama of so many rows.
+
+    Raises:
+        ValueError: fewer rows than 8.
+    """
+    if not height >= 8:
+        raise ValueError(f"The panorama's height is {height}; a whole number of at least 8 rows was expected.")
+    width = max(16, 2 * math.ceil(math.tan(FIELD / 2) * height / math.pi))
+    return Camera.from_fov(width, round(width / ASPECT), FIELD)
+
+
+def rings(camera: Camera) -> list[list[tuple[float, float]]]:
+    """(right, up) angles in radians of views that together show the whole sphere: level, then above, below, and so on.
+
+    The last two lists hold one view each, straight up and straight down.
+    """
+    across, upright = (2 * math.atan(0.5 * size / focal) for size, focal in _sizes(camera))
+    level = _ring(math.ceil(2 * math.pi / (LEVEL_STEP * across)), 0.0)
+    found = [level]
+    tilt = RISE * upright
+    # Straight up, a view shows what is nearer to the pole than half of its smaller angle.
+    while not (found[1:] and tilt - RISE * upright + 0.5 * upright > 0.5 * math.pi - 0.4 * min(across, upright)):
+        tilt = min(tilt, 0.5 * math.pi)
+        ahead = math.cos(tilt) + math.sin(tilt) * math.tan(0.5 * upright)
+        shown = 2 * math.atan2(math.tan(0.5 * across), ahead)
+        count = math.ceil(2 * math.pi / (TILTED_STEP * shown))
+        found += [_ring(count, tilt), _ring(count, -tilt)]
+        if tilt >= 0.5 * math.pi:
+            break
+        tilt += RISE * upright
+    return [*found, [(0.0, 0.5 * math.pi)], [(0.0, -0.5 * math.pi)]]
+
+
+def ring_order(count: int, order: str) -> list[int]:
+    """The order in which the views of a ring are imagined.
+
+    Args:
+        count: of views, numbered in the order in which one turns.
+        order: "round": once around. "both": to both sides at once, so that the two ends are imagined one after the
+            other and meet behind. "alternate": every second view once around, then those between.
+
+    Raises:
+        ValueError: the order is not known.
+    """
+    if order not in ORDERS:
+        raise ValueError(f"The order '{order}' is not known; it is one of {', '.join(ORDERS)}.")
+    if order == "both":
+        return sorted(range(count), key=lambda index: (min(index, count - index), index))
+    return list(range(count)) if order == "round" else [*range(0, count, 2), *range(1, count, 2)]
+
+
+def seam_joint(count: int, order: str) -> int:
+    """Which joint closes a turn of so many views: that of this view with the next, numbered as one turns."""
+    return count // 2 if order == "both" else count - 1
+
+
+def scratch_copy(world: WorldModel) -> WorldModel:
+    """A world with the same pipeline and memories of its own that begin as those of `world`."""
+    bank = ViewBank(world.bank.max_views, feature=world.bank.feature)
+    for view in world.bank.views:
+        bank.add(view)
+    cloud = CloudMemory.from_state(world.cloud.state())
+    return WorldModel(world.pipeline, cloud, bank, depth_estimator=world.depth_estimator, device=world.device)
+
+
+def _ring(count: int, tilt: float) -> list[tuple[float, float]]:
+    return [(2 * math.pi * index / count, tilt) for index in range(count)]
+
+
+def _sizes(camera: Camera) -> Sequence[tuple[int, float]]:
+    return (camera.width, camera.fx), (camera.height, camera.fy)
