@@ -20,6 +20,8 @@ class View:
         depth: (H, W) float32 metres along the optical axis, 0 = unknown; None where there is none at all.
         observed: (H, W) bool, True = the pixel shows what a sensor saw, False = imagined. None = all observed.
         stamp_ns: time of the measurement (or of the newest one an imagined view grew from), nanoseconds.
+        confidence: (H, W) float32 in 0..1, probability that the pixel's colour is right within `confidence.TOLERANCE`
+            (docs/confidence.md); None = nobody said, as of every view that a sensor took.
     """
 
     image: np.ndarray
@@ -28,6 +30,7 @@ class View:
     depth: np.ndarray | None = None
     observed: np.ndarray | None = None
     stamp_ns: int = 0
+    confidence: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         shape = (self.camera.height, self.camera.width)
@@ -37,7 +40,7 @@ class View:
                 "so uint8 of shape "
                 f"{(*shape, 3)} was expected. Resize the image and the camera together (View.resized)."
             )
-        for name in ("depth", "observed"):
+        for name in ("depth", "observed", "confidence"):
             array = getattr(self, name)
             if array is not None and array.shape != shape:
                 raise ValueError(f"The {name} has shape {array.shape}; the image's {shape} was expected.")
@@ -74,6 +77,7 @@ class View:
             camera=self.camera.resized(width, height),
             depth=nearest(self.depth),
             observed=nearest(self.observed),
+            confidence=nearest(self.confidence),
         )
 
 

@@ -17,10 +17,19 @@ ARRAYS = {
     "spacing": (np.float32, ()),
     "keys": (np.int64, ()),  # the packed voxel
     "turns": (np.int64, ()),  # number of the last insertion that saw the point
+    "certainty": (np.uint16, ()),  # CERTAIN times the confidence of the pixels it was made of
 }
+CERTAIN = 65535
 OPTIONAL_SETTINGS = ("max_radius", "max_age")  # None is saved as NaN
 SETTINGS = ("voxel_size", "max_points", *OPTIONAL_SETTINGS, "edge_tolerance", "max_confidence", "carve")
 NUMBERS = ("last_ns", "turn")
+
+
+def completed_state(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The state with what maps saved before there was a certainty lack: 1 for what was observed, else 0 (unknown)."""
+    if "certainty" in state or "observed" not in state:
+        return state
+    return {**state, "certainty": np.where(np.asarray(state["observed"]), CERTAIN, 0).astype(np.uint16)}
 
 
 def checked_state(state: dict[str, np.ndarray]) -> tuple[dict[str, Any], int]:

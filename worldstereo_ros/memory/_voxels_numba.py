@@ -94,7 +94,7 @@ def _append(state, previous, following, kind, i):
 @compiled
 def remove(arrays, table_keys, table_points, state, i):
     """Removes point i; the last point takes its place."""
-    points, colours, fine, observed, confidence, stamps, spacing, keys, turns, previous, following = arrays
+    points, colours, fine, observed, confidence, stamps, spacing, keys, turns, certainty, previous, following = arrays
     _erase(table_keys, table_points, find(table_keys, keys[i]))
     _unlink(state, previous, following, int(observed[i]), i)
     last = state[SIZE] - 1
@@ -125,6 +125,7 @@ def remove(arrays, table_keys, table_points, state, i):
     spacing[i] = spacing[last]
     keys[i] = keys[last]
     turns[i] = turns[last]
+    certainty[i] = certainty[last]
 
 
 @compiled
@@ -134,7 +135,7 @@ def _room(arrays, table_keys, table_points, state, new_is_observed, counts):
     The longest unseen imagined point goes first, then the longest unseen observed one. An imagined point never
     evicts an observed one, and a point of this very turn is never evicted for one of its own kind.
     """
-    _, _, _, observed, _, _, _, keys, turns, previous, following = arrays
+    _, _, _, observed, _, _, _, keys, turns, _, previous, following = arrays
     if state[SIZE] < len(keys):
         state[SIZE] += 1
         return state[SIZE] - 1
@@ -156,16 +157,18 @@ def _room(arrays, table_keys, table_points, state, new_is_observed, counts):
 
 @compiled
 def fuse(arrays, table_keys, table_points, state, new_points, new_colours, new_observed, new_keys, new_weight,
-         new_spacing, new_stamps, cap, least_spacing, counts):  # fmt: skip
+         new_spacing, new_stamps, new_certainty, cap, least_spacing, counts):  # fmt: skip
     """Merges new points into the cloud, voxel by voxel.
 
-    Same provenance: running mean of position and colour, weighted by confidence. Observed over imagined: replaced.
-    Imagined over observed: ignored. A key below 0 is skipped. `new_stamps` has one number for all or one per point.
+    Same provenance: running mean of position, colour and certainty, weighted by confidence. Observed over imagined:
+    replaced. Imagined over observed: ignored. A key below 0 is skipped. `new_stamps` and `new_certainty` have one
+    number for all or one per point.
     """
-    points, colours, fine, observed, confidence, stamps, spacing, keys, turns, previous, following = arrays
+    points, colours, fine, observed, confidence, stamps, spacing, keys, turns, certainty, previous, following = arrays
     state[TURN] += 1
     turn = state[TURN]
     one_stamp = len(new_stamps) == 1
+    one_certainty = len(new_certainty) == 1
     last_key = np.int64(-1)
     i = np.int64(-1)
     for n in range(len(new_keys)):
@@ -175,6 +178,7 @@ def fuse(arrays, table_keys, table_points, state, new_points, new_colours, new_o
         seen = new_observed[n]
         weight = min(new_weight[n], cap)
         stamp = new_stamps[0] if one_stamp else new_stamps[n]
+        certain = new_certainty[0] if one_certainty else new_certainty[n]
         gap = max(new_spacing[n], least_spacing)
         if key != last_key:
             slot = find(table_keys, key)
@@ -212,6 +216,7 @@ def fuse(arrays, table_keys, table_points, state, new_points, new_colours, new_o
             stamps[i] = stamp
             spacing[i] = gap
             turns[i] = turn
+            certainty[i] = certain
             continue
         counts[MERGED] += 1
         total = confidence[i] + weight
@@ -224,6 +229,8 @@ def fuse(arrays, table_keys, table_points, state, new_points, new_colours, new_o
             whole = np.int32(mixed + np.float32(0.5))
             fine[i, k] = whole
             colours[i, k] = min((whole + 128) >> 8, 255)
+        level = np.float32(certainty[i])
+        certainty[i] = np.uint16(level + share * (np.float32(certain) - level) + np.float32(0.5))
         stamps[i] = max(stamps[i], stamp)
         spacing[i] = min(spacing[i], gap)
         if turns[i] != turn:
@@ -240,7 +247,7 @@ def sweep(arrays, table_keys, table_points, state, quota, centre, radius, oldest
     depth image (0 = unknown) looks through it at something behind. `frame`: rotation camera_from_world by rows, fx,
     fy, cx, cy; `margin`: metres that a surface may be behind a point before it disproves it, beside 5 % of its depth.
     """
-    points, _, _, observed, _, stamps, _, _, _, _, _ = arrays
+    points, _, _, observed, _, stamps, _, _, _, _, _, _ = arrays
     height, width = depth.shape
     far = radius * radius
     left = quota

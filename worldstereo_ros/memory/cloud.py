@@ -9,7 +9,7 @@ import torch
 
 from worldstereo_ros._compiled import in_threads, shares
 from worldstereo_ros.memory import _lift_numba, _voxels_numba
-from worldstereo_ros.memory._cloud_state import ARRAYS, SETTINGS, checked_state
+from worldstereo_ros.memory._cloud_state import ARRAYS, CERTAIN, SETTINGS, checked_state, completed_state
 from worldstereo_ros.views import View
 
 MAX_POINTS = 100_000_000
@@ -59,14 +59,15 @@ class InsertReport:
 
 
 class CloudMemory:
-    """A voxel-hashed point cloud with colour, confidence, age and provenance, bounded in size.
+    """A voxel-hashed point cloud with colour, confidence, certainty, age and provenance, bounded in size.
 
     One point per voxel: the mean of what fell into it, weighted by confidence (cosine of the viewing angle, over the
     squared distance beyond a metre). An observation replaces an imagined point; an imagined point never changes,
     moves or evicts an observed one. When full, the imagined points that were not seen for longest make room first,
     then such observed ones. The cost of an insertion does not depend on how much is remembered.
 
-    The array attributes are views of the memory, not copies: the next insertion changes them. Not thread-safe.
+    The array attributes but `certainty` are views of the memory, not copies: the next insertion changes them. Not
+    thread-safe.
 
     Args:
         voxel_size: edge of a voxel, metres. Coordinates may reach a million voxels from the origin.
@@ -152,6 +153,18 @@ class CloudMemory:
         return self._arrays["confidence"][: len(self)]
 
     @property
+    def certainty(self) -> np.ndarray:
+        """(N,) float32 in 0..1, a copy: the mean `View.confidence` of the pixels a point was made of.
+
+        1 for what a sensor saw, 0 where nobody said how sure an imagined pixel is.
+        """
+        return self.certainty_at(slice(None))
+
+    def certainty_at(self, index: np.ndarray | slice) -> np.ndarray:
+        """(K,) float32, `certainty` of some points."""
+        return self._arrays["certainty"][: len(self)][index] * np.float32(1 / CERTAIN)
+
+    @property
     def stamp_ns(self) -> np.ndarray:
         """(N,) int64 nanoseconds, the newest view that saw the point."""
         return self._arrays["stamp_ns"][: len(self)]
@@ -187,11 +200,12 @@ class CloudMemory:
         observed = np.ascontiguousarray(view.observed_mask, dtype=np.bool_)
         colours = np.ascontiguousarray(view.image).reshape(-1, 3)
         stamps = np.array([view.stamp_ns], np.int64)
+        certainty = _certainty(view.confidence, observed)
         # Nothing can fail from here on.
         self._camera_centre = view.world_from_camera[:3, 3].copy()
         self._last_ns = int(view.stamp_ns)
         swept = self._sweep(view, depth, observed, SWEEP)
-        fused = self._fuse(points, colours, observed.reshape(-1), keys, weight, spacing, stamps)
+        fused = self._fuse(points, colours, observed.reshape(-1), keys, weight, spacing, stamps, certainty)
         unknown, flying, _, _, too_far = (int(number) for number in counts)
         return InsertReport(**fused, **swept, unknown=unknown, flying=flying, too_far=too_far, count=len(self))
 
@@ -203,6 +217,7 @@ class CloudMemory:
         confidence: np.ndarray | float = 1.0,
         stamp_ns: np.ndarray | int = 0,
         spacing: np.ndarray | float | None = None,
+        certainty: np.ndarray | float | None = None,
     ) -> InsertReport:
         """Fuses points that come from no view: another map, a laser, a reconstruction.
 
@@ -213,10 +228,11 @@ class CloudMemory:
             confidence: (N,) positive or one for all.
             stamp_ns: (N,) or one for all.
             spacing: (N,) metres between neighbours or one for all; None = the voxel size.
+            certainty: (N,) in 0..1 or one for all; None = 1 for what was observed, else 0.
 
         Raises:
-            ValueError: shapes do not fit, a confidence is not positive, or points lie out of the keys' range.
-                The memory is unchanged then.
+            ValueError: shapes do not fit, a confidence is not positive, a certainty not in 0..1, or points lie out of
+                the keys' range. The memory is unchanged then.
         """
         points = np.asarray(points)
         if points.ndim != 2 or points.shape[1] != 3:
@@ -230,6 +246,7 @@ class CloudMemory:
             "confidence": (confidence, np.float32),
             "stamp_ns": (stamp_ns, np.int64),
             "spacing": (self.voxel_size if spacing is None else spacing, np.float32),
+            "certainty": (observed if certainty is None else certainty, np.float32),
         }
         columns: dict[str, np.ndarray] = {}
         for name, (value, dtype) in named.items():
@@ -240,6 +257,8 @@ class CloudMemory:
         for name in ("confidence", "spacing"):
             if not (np.isfinite(columns[name]) & (columns[name] > 0)).all():
                 raise ValueError(f"The {name} has values that are not positive numbers.")
+        if not ((columns["certainty"] >= 0) & (columns["certainty"] <= 1)).all():
+            raise ValueError("The certainty has values that are not in 0..1.")
         with np.errstate(over="ignore", invalid="ignore"):
             points = np.ascontiguousarray(points, dtype=np.float32)
         keys = np.empty(count, np.int64)
@@ -248,7 +267,7 @@ class CloudMemory:
         self._refuse_outside(outside)
         fused = self._fuse(
             points, np.ascontiguousarray(colours), columns["observed"], keys, columns["confidence"],
-            columns["spacing"], columns["stamp_ns"],
+            columns["spacing"], columns["stamp_ns"], _certainty(columns["certainty"], columns["observed"]),
         )  # fmt: skip
         return InsertReport(**fused, unknown=int((~finite).sum()), count=len(self))
 
@@ -310,10 +329,10 @@ class CloudMemory:
     def _core(self) -> tuple:
         return ((*self._arrays.values(), *self._links), self._table_keys, self._table_points, self._state)
 
-    def _fuse(self, points, colours, observed, keys, weight, spacing, stamps) -> dict[str, int]:
+    def _fuse(self, points, colours, observed, keys, weight, spacing, stamps, certainty) -> dict[str, int]:
         counts = np.zeros(6, np.int64)
         _voxels_numba.fuse(
-            *self._core(), points, colours, observed, keys, weight, spacing, stamps,
+            *self._core(), points, colours, observed, keys, weight, spacing, stamps, certainty,
             np.float32(self.max_confidence), np.float32(self.voxel_size), counts,
         )  # fmt: skip
         names = ("added", "merged", "promoted", "rejected", "evicted", "dropped")
@@ -363,16 +382,28 @@ class CloudMemory:
         Raises:
             ValueError: an array is missing, has a wrong type or shape, or contradicts another.
         """
+        state = completed_state(state)
         settings, count = checked_state(state)
         memory = cls(**settings)
         for name, array in memory._arrays.items():
             array[:count] = state[name]
         order = np.argsort(memory._arrays["turns"][:count], kind="stable")
         (arrays, *core) = memory._core()
-        if not _voxels_numba.rebuild(*core, arrays[7], arrays[3], arrays[9], arrays[10], order):
+        if not _voxels_numba.rebuild(*core, arrays[7], arrays[3], *arrays[-2:], order):
             raise ValueError("The saved cloud holds one voxel twice.")
         memory._state[_voxels_numba.TURN] = int(np.asarray(state["turn"]).reshape(-1)[0])
         centre = np.asarray(state["camera_centre"], np.float64).reshape(-1)
         memory._camera_centre = centre.copy() if centre.shape == (3,) and np.isfinite(centre).all() else None
         memory._last_ns = int(np.asarray(state["last_ns"]).reshape(-1)[0])
         return memory
+
+
+def _certainty(confidence: np.ndarray | None, observed: np.ndarray) -> np.ndarray:
+    """(N,) or (1,) uint16 of a (...) confidence in 0..1; without one, what was observed is certain, the rest is not."""
+    if confidence is None:
+        if observed.all():
+            return np.array([CERTAIN], np.uint16)
+        return np.where(observed.reshape(-1), np.uint16(CERTAIN), np.uint16(0))
+    # NaN is no confidence at all.
+    level = np.nan_to_num(np.asarray(confidence, np.float32).reshape(-1))
+    return (np.clip(level, 0, 1) * np.float32(CERTAIN) + np.float32(0.5)).astype(np.uint16)
