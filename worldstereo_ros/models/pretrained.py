@@ -221,7 +221,7 @@ def load_autoencoder(
     weights = open_weights(folder, BASE_STEM)
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     have = {n: s for n, info in weights.tensors.items() if (s := flat_shape(n, info.shape)) is not None}
-    _same(wanted, have, folder)
+    same_tensors(wanted, have, folder)
     check_memory(memory_needed(model, dtype), device, folder)
     for name, tensor in weights.read(list(have), device):
         place(model, name, finite(flatten_weights({name: tensor})[name], name, weights.tensors[name]), dtype)
@@ -242,7 +242,7 @@ def load_picture_autoencoder(folder: Path, device: torch.device, dtype: torch.dt
         raise CheckpointError(f"{folder / 'config.json'} describes no autoencoder that fits: {error}.") from None
     weights = open_weights(folder, BASE_STEM)
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    _same(wanted, {name: info.shape for name, info in weights.tensors.items()}, folder)
+    same_tensors(wanted, {name: info.shape for name, info in weights.tensors.items()}, folder)
     check_memory(memory_needed(model, dtype), device, folder)
     for name, tensor in weights.read(list(weights.tensors), device):
         place(model, name, finite(tensor, name, weights.tensors[name]), dtype)
@@ -323,7 +323,12 @@ def place(model: nn.Module, name: str, tensor: torch.Tensor, dtype: torch.dtype)
     module._parameters[leaf] = nn.Parameter(own, requires_grad=False)
 
 
-def _same(wanted: Mapping[str, tuple[int, ...]], have: Mapping[str, tuple[int, ...]], folder: Path) -> None:
+def same_tensors(wanted: Mapping[str, tuple[int, ...]], have: Mapping[str, tuple[int, ...]], folder: Path) -> None:
+    """Refuses weights that are not those of a model.
+
+    Raises:
+        CheckpointError: tensors are missing, too many or of another shape.
+    """
     wrong = [f"{n} is {have[n]} and should be {wanted[n]}" for n in wanted if n in have and have[n] != wanted[n]]
     missing, unexpected = [n for n in wanted if n not in have], [n for n in have if n not in wanted]
     kinds = (("missing", missing), ("too many", unexpected), ("of the wrong shape", wrong))

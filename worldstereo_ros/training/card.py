@@ -23,6 +23,7 @@ LEARNS = {
     "memory": "camera tokens, joint attention and feed-forwards: references",
     "distill": "the same in few steps",
     "polish": "all parts together, along those few steps",
+    "depth": "metres of one picture",
 }
 
 
@@ -77,7 +78,8 @@ Training worlds have seeds {_range("training")}, validation worlds {_range("vali
 {_stages(run, settings)}
 
 Minutes include validation. Validation figures are of the last validation: PSNR in dB of decoded pictures
-(autoencoder), or of keyframes that were sampled in {_sampled(settings)} steps, in holes alone where it says so.
+(autoencoder), or of keyframes that were sampled in {_sampled(settings)} steps, in holes alone where it says so; for
+depth, the mean relative error and the share within 25 % of the truth, in metres, and the former after scale alignment.
 {_hardware(run)} Seed {settings.seed}, precision {settings.precision}, noise schedule shifted by {settings.shift:g}.
 `docs/training.md` of worldstereo_ros says how to train it further.
 {_evaluation(evaluation)}
@@ -95,6 +97,8 @@ def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def _files(root: Path, variants: Sequence[str]) -> str:
     parts = [("base/vae", BASE_STEM, "autoencoder")]
+    if (root / "base" / "depth").is_dir():
+        parts.append(("base/depth", BASE_STEM, "depth network, for cameras without a depth sensor"))
     if any((root / "base" / "transformer").glob("*.safetensors")):
         parts.append(("base/transformer", BASE_STEM, "backbone, which variants without their own use"))
     parts += [(f"worldstereo-{name}", "model", f"variant `{name}`") for name in variants]
@@ -137,7 +141,7 @@ def _stages(run: Path, settings: TrainingSettings) -> str:
                 str(sum(one.steps for one in rounds)),
                 f"{sum(one.seconds for one in rounds) / 60:.1f}",
                 str(used["batch"]),
-                "-" if name == "autoencoder" else str(used["frames"]),
+                "-" if name in ("autoencoder", "depth") else str(used["frames"]),
                 f"{used['learning_rate']:g}",
                 ", ".join(f"{key.replace('_', ' in ')} {value:.3f}" for key, value in figures.items()) or "-",
             )

@@ -22,6 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from worldstereo_ros.training.autoencoder import AutoencoderStage
 from worldstereo_ros.training.clips import Shelf
+from worldstereo_ros.training.depth import DepthStage
 from worldstereo_ros.training.diffusion import DiffusionStage
 from worldstereo_ros.training.distill import DistillStage
 from worldstereo_ros.training.loop import Stage, TrainingError, TrainingInterruptedError, train
@@ -148,6 +149,8 @@ def make_stage(name: str, run: Run, training: Shelf, validation: Shelf) -> Stage
     """A stage by its name."""
     if name == "autoencoder":
         return AutoencoderStage(run, training, validation)
+    if name == "depth":
+        return DepthStage(run, training, validation)
     if name == "distill":
         return DistillStage(run, training, validation)
     if name == "polish":

@@ -9,7 +9,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from worldstereo_ros.training.settings import STAGES
+from worldstereo_ros.training.settings import OPTIONAL, STAGES
 
 app = typer.Typer(
     help="Trains a small model on procedural worlds: all stages, or one after the other; packs what came of it.",
@@ -24,6 +24,7 @@ ABOUT = {
     "memory": "Stage 4: references from the memory bank.",
     "distill": "Stage 5: the same in a few steps.",
     "polish": "Stage 6: all parts of the distilled model together.",
+    "depth": "Metres of one picture, for cameras without a depth sensor; needs no other stage.",
 }
 
 Config = Annotated[
@@ -51,12 +52,13 @@ def _command(stages: Sequence[str]) -> Callable[..., None]:
         before = signal.signal(signal.SIGTERM, _end)
         try:
             settings = read_training_settings(config or _fitting(out))
-            train_stages(stages, settings, out, minutes=minutes, steps=steps, worlds=worlds)
+            wanted = [name for name in stages if len(stages) == 1 or name not in OPTIONAL or name in settings.stages]
+            train_stages(wanted, settings, out, minutes=minutes, steps=steps, worlds=worlds)
         except (TrainingError, ValueError, OSError, RuntimeError) as error:
             raise fail(error) from None
         finally:
             signal.signal(signal.SIGTERM, before)
-        typer.echo(f"{', '.join(stages)} trained; weights, logs and pictures are in {out}")
+        typer.echo(f"{', '.join(wanted)} trained; weights, logs and pictures are in {out}")
 
     return command
 

@@ -3,6 +3,7 @@
 <run>/base/vae/                 the autoencoder                              autoencoder
 <run>/base/transformer/         the backbone                                 video
 <run>/base/scheduler/           UniPC, as the backbone was trained
+<run>/base/depth/               metres of one picture; needs no other stage  depth
 <run>/worldstereo-camera/       the control branch; backbone from base       control
 <run>/worldstereo-memory/       camera tokens, backbone's blocks too         memory
 <run>/worldstereo-memory-dmd/   everything, for a few steps                  distill
@@ -14,6 +15,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,6 +27,7 @@ from diffusers import UniPCMultistepScheduler
 
 from worldstereo_ros.models import WorldStereoTransformer
 from worldstereo_ros.models.checkpoint import CheckpointError, named, open_weights, tensors_of
+from worldstereo_ros.models.depth_network import DepthNetwork, load_depth_network
 from worldstereo_ros.models.picture_autoencoder import PictureAutoencoder
 from worldstereo_ros.models.pretrained import BASE_STEM, finite, load_picture_autoencoder
 from worldstereo_ros.models.saving import save_base, save_variant, save_weights, write_json
@@ -129,6 +132,36 @@ class Run:
         config = {key: value for key, value in model.config.items() if not key.startswith("_")}
         save_weights(self.base / "vae", BASE_STEM, model.state_dict(), max_shard_bytes=self.shard_bytes)
         write_json(self.base / "vae" / "config.json", {"_class_name": "PictureAutoencoder", **config})
+
+    def depth_network(self, typical: Mapping[str, float]) -> DepthNetwork:
+        """The depth network to train: what was saved last, else a new one.
+
+        Args:
+            typical: `typical_log` and `typical_depth` of a new one.
+
+        Raises:
+            CheckpointError: what was saved is damaged or not what the settings describe.
+        """
+        folder = self.base / "depth"
+        if self.has("depth"):
+            model = load_depth_network(folder, self.device)
+            for key, value in self.settings.depth.items():
+                if _plain(model.config[key]) != _plain(value):
+                    raise CheckpointError(
+                        f"{folder} has {key} {_plain(model.config[key])} and the configuration {_plain(value)}; go on "
+                        "with the configuration of this run, or train in another folder."
+                    )
+        else:
+            torch.manual_seed(self.settings.seed)
+            height, width = self.settings.sizes[0]
+            model = DepthNetwork(**{"pixels": height * width, **typical, **self.settings.depth})
+        return model.requires_grad_(True).to(self.device, memory_format=torch.channels_last)
+
+    def save_depth_network(self, model: DepthNetwork) -> None:
+        """Writes the depth network."""
+        config = {key: value for key, value in model.config.items() if not key.startswith("_")}
+        save_weights(self.base / "depth", BASE_STEM, model.state_dict(), max_shard_bytes=self.shard_bytes)
+        write_json(self.base / "depth" / "config.json", {"_class_name": "DepthNetwork", **config})
 
     # --- transformer ---
 
@@ -242,7 +275,8 @@ class Run:
 
     def has(self, stage: str) -> bool:
         """Whether a stage has written weights."""
-        folder = {"autoencoder": self.base / "vae", "video": self.base / "transformer"}.get(stage)
+        parts = {"autoencoder": "vae", "video": "transformer", "depth": "depth"}
+        folder = self.base / parts[stage] if stage in parts else None
         return ((folder or self.folder / VARIANT_OF[stage]) / "config.json").is_file()
 
     # --- randomness, batches, speed ---

@@ -12,7 +12,8 @@ import yaml
 
 from worldstereo_ros.scenes import KINDS
 
-STAGES = ("autoencoder", "video", "control", "memory", "distill", "polish")
+STAGES = ("autoencoder", "video", "control", "memory", "distill", "polish", "depth")
+OPTIONAL = ("depth",)  # not among all stages where the configuration has none
 PRECISIONS = ("no", "bf16")
 PLACES = ("config/training", "share/worldstereo_ros/config/training")  # in a checkout, where ROS installs
 
@@ -51,7 +52,7 @@ class StageSettings:
     Attributes:
         minutes: how long at most; 0: until `steps`.
         steps: how many at most; 0: until `minutes`.
-        batch: pictures (autoencoder) or clips of a step.
+        batch: pictures (autoencoder, depth) or clips of a step.
         frames: keyframes of a training clip, the seed's among them.
         reuse: steps that learn from the same clips, each time with other noise; saves drawing on slow machines.
         learning_rate: at its height.
@@ -91,6 +92,7 @@ class TrainingSettings:
         autoencoder: arguments of `models.picture_autoencoder.PictureAutoencoder`.
         transformer: arguments of `models.WorldStereoTransformer` without its control branch.
         control: `controlnet_cfg` of the checkpoint.
+        depth: arguments of `models.depth_network.DepthNetwork`.
         shift: of the noise schedule, in training and at inference.
         dmd_steps: steps of the distilled model.
         worlds: where views come from.
@@ -108,6 +110,7 @@ class TrainingSettings:
     autoencoder: Mapping[str, Any]
     transformer: Mapping[str, Any]
     control: Mapping[str, Any]
+    depth: Mapping[str, Any] = field(default_factory=dict)
     shift: float = 3.0
     dmd_steps: int = 4
     worlds: WorldSettings = field(default_factory=WorldSettings)
@@ -160,7 +163,7 @@ def _check(settings: TrainingSettings, where: str) -> None:
         for key in ("batch", "reuse", "critic_updates"):
             if getattr(stage, key) < 1:
                 raise SettingsError(f"{where}: {key} of {name} is {getattr(stage, key)}; at least 1 was expected.")
-        if name != "autoencoder" and stage.frames < 2:
+        if name not in ("autoencoder", "depth") and stage.frames < 2:
             raise SettingsError(f"{where}: frames of {name} is {stage.frames}; the seed's and one more are needed.")
         if not stage.learning_rate > 0 or not 0 <= stage.ema < 1:
             raise SettingsError(

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from worldstereo_ros.models.checkpoint import CheckpointError, open_weights, read_json
+from worldstereo_ros.models.depth_network import load_depth_network
 from worldstereo_ros.models.pretrained import BASE_STEM, finite, parameter_dtype
 from worldstereo_ros.models.saving import save_weights, write_json
 from worldstereo_ros.training.card import CARD, write_card
@@ -66,6 +67,8 @@ def ship(
         _pack(run, part, variants)
         for name in variants:
             _load(part, name)
+        if (part / "base" / "depth").is_dir():
+            load_depth_network(part / "base" / "depth")
         write_card(part, run, settings, evaluation)
         files = [file for file in part.rglob("*") if file.is_file()]
         for file in files:
@@ -94,6 +97,8 @@ def _pack(run: Path, part: Path, variants: Sequence[str]) -> None:
     whole = all(name == "memory-dmd" for name in variants)
     _copy(base / "transformer", part / "base" / "transformer", None if whole else BASE_STEM)
     _copy(base / "scheduler", part / "base" / "scheduler", None, config="scheduler_config.json")
+    if (base / "depth" / "config.json").is_file():
+        _copy(base / "depth", part / "base" / "depth", BASE_STEM)
     for name in variants:
         polished = run / VARIANT_OF["polish"]
         source = polished if name == "memory-dmd" and polished.is_dir() else run / f"worldstereo-{name}"
