@@ -112,25 +112,27 @@ RELATIVE_, ABSOLUTE_ = np.float32(RELATIVE), np.float32(ABSOLUTE)
 
 
 @compiled
-def _measured(rx, ry, rz, d, b, source_depth, known, relative, absolute):
-    """One of UNSEEN, AGREES, DENIES about the point at depth d on the line of sight (rx, ry, rz)."""
-    z = rz * d + b[2]
+def _lands(rx, ry, rz, d, b0, b1, b2, right, bottom):
+    """(depth, row, column) in the source of the point at depth d on the line of sight (rx, ry, rz); row -1: outside.
+
+    Numbers only: an array that is handed on costs more than all that is worked out here.
+    """
+    z = rz * d + b2
     if d <= np.float32(0.0) or z < np.float32(0.05):
-        return UNSEEN
+        return z, -1, -1
     inverse = np.float32(1.0) / z
-    u = (rx * d + b[0]) * inverse + np.float32(0.5)
-    v = (ry * d + b[1]) * inverse + np.float32(0.5)
-    if not (u >= 0 and v >= 0 and u < source_depth.shape[1] and v < source_depth.shape[0]):
-        return UNSEEN
-    q, p = int(v), int(u)
-    if known[q, p] == 0 or abs(source_depth[q, p] - z) > relative * z + absolute:
-        return DENIES
-    return AGREES
+    u = (rx * d + b0) * inverse + np.float32(0.5)
+    v = (ry * d + b1) * inverse + np.float32(0.5)
+    if not (u >= np.float32(0.0) and v >= np.float32(0.0) and u < right and v < bottom):
+        return z, -1, -1
+    return z, np.int32(v), np.int32(u)
 
 
 @compiled
 def _ask(row0, row1, depth, near, far, A, b, source_depth, known, relative, absolute, out):
     """What one view says about rows row0..row1; `near` and `far` are the extremes of depth around each pixel."""
+    bottom, right = np.float32(source_depth.shape[0]), np.float32(source_depth.shape[1])
+    b0, b1, b2 = b[0], b[1], b[2]
     for y in range(row0, row1):
         fy = np.float32(y)
         ox = A[0, 1] * fy + A[0, 2]
@@ -142,13 +144,21 @@ def _ask(row0, row1, depth, near, far, A, b, source_depth, known, relative, abso
                 continue
             fx = np.float32(x)
             rx, ry, rz = A[0, 0] * fx + ox, A[1, 0] * fx + oy, A[2, 0] * fx + oz
-            says = _measured(rx, ry, rz, d, b, source_depth, known, relative, absolute)
-            if says == AGREES:
-                first = _measured(rx, ry, rz, near[y, x], b, source_depth, known, relative, absolute)
-                last = _measured(rx, ry, rz, far[y, x], b, source_depth, known, relative, absolute)
-                if first == AGREES and last == AGREES:
-                    says = AGREES_AROUND
-            out[y, x] = says
+            z, q, p = _lands(rx, ry, rz, d, b0, b1, b2, right, bottom)
+            if q < 0:
+                out[y, x] = UNSEEN
+                continue
+            if known[q, p] == 0 or abs(source_depth[q, p] - z) > relative * z + absolute:
+                out[y, x] = DENIES
+                continue
+            out[y, x] = AGREES
+            z, q, p = _lands(rx, ry, rz, near[y, x], b0, b1, b2, right, bottom)
+            if q < 0 or known[q, p] == 0 or abs(source_depth[q, p] - z) > relative * z + absolute:
+                continue
+            z, q, p = _lands(rx, ry, rz, far[y, x], b0, b1, b2, right, bottom)
+            if q < 0 or known[q, p] == 0 or abs(source_depth[q, p] - z) > relative * z + absolute:
+                continue
+            out[y, x] = AGREES_AROUND
 
 
 def _behind_hidden(depth: np.ndarray, camera: Camera, pose: np.ndarray, witnesses: list[Witness]) -> np.ndarray:
