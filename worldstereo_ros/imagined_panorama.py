@@ -7,8 +7,6 @@ views come in the order that closes best (`docs/panorama.md` has the measurement
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,16 +14,12 @@ import numpy as np
 from worldstereo_ros.camera import Camera, check_poses
 from worldstereo_ros.memory.bank import ViewBank
 from worldstereo_ros.memory.cloud import CloudMemory
-from worldstereo_ros.panorama import look
+from worldstereo_ros.panorama import look, rings, round_camera
 from worldstereo_ros.pipelines.base import OnStep
 from worldstereo_ros.stitching import Closure, Panorama, closure, panorama_from_views
 from worldstereo_ros.views import ImaginedView
 from worldstereo_ros.world import WorldModel
 
-FIELD = math.radians(75)  # across, of the views that are imagined
-ASPECT = 4 / 3
-LEVEL_STEP, TILTED_STEP = 0.4, 0.65  # from view to view, as parts of what a view shows across
-RISE = 5 / 6  # from ring to ring, as part of what a view shows from top to bottom
 ORDERS = ("round", "both", "alternate")
 
 
@@ -93,40 +87,6 @@ def imagine_panorama(
     return ImaginedPanorama(panorama, views, ring, closure(ring, seam_joint(len(ring), order)))
 
 
-def round_camera(height: int) -> Camera:
-    """The camera whose middle is as fine as a panorama of so many rows.
-
-    Raises:
-        ValueError: fewer rows than 8.
-    """
-    if not height >= 8:
-        raise ValueError(f"The panorama's height is {height}; a whole number of at least 8 rows was expected.")
-    width = max(16, 2 * math.ceil(math.tan(FIELD / 2) * height / math.pi))
-    return Camera.from_fov(width, round(width / ASPECT), FIELD)
-
-
-def rings(camera: Camera) -> list[list[tuple[float, float]]]:
-    """(right, up) angles in radians of views that together show the whole sphere: level, then above, below, and so on.
-
-    The last two lists hold one view each, straight up and straight down.
-    """
-    across, upright = (2 * math.atan(0.5 * size / focal) for size, focal in _sizes(camera))
-    level = _ring(math.ceil(2 * math.pi / (LEVEL_STEP * across)), 0.0)
-    found = [level]
-    tilt = RISE * upright
-    # Straight up, a view shows what is nearer to the pole than half of its smaller angle.
-    while not (found[1:] and tilt - RISE * upright + 0.5 * upright > 0.5 * math.pi - 0.4 * min(across, upright)):
-        tilt = min(tilt, 0.5 * math.pi)
-        ahead = math.cos(tilt) + math.sin(tilt) * math.tan(0.5 * upright)
-        shown = 2 * math.atan2(math.tan(0.5 * across), ahead)
-        count = math.ceil(2 * math.pi / (TILTED_STEP * shown))
-        found += [_ring(count, tilt), _ring(count, -tilt)]
-        if tilt >= 0.5 * math.pi:
-            break
-        tilt += RISE * upright
-    return [*found, [(0.0, 0.5 * math.pi)], [(0.0, -0.5 * math.pi)]]
-
-
 def ring_order(count: int, order: str) -> list[int]:
     """The order in which the views of a ring are imagined.
 
@@ -157,11 +117,3 @@ def scratch_copy(world: WorldModel) -> WorldModel:
         bank.add(view)
     cloud = CloudMemory.from_state(world.cloud.state())
     return WorldModel(world.pipeline, cloud, bank, depth_estimator=world.depth_estimator, device=world.device)
-
-
-def _ring(count: int, tilt: float) -> list[tuple[float, float]]:
-    return [(2 * math.pi * index / count, tilt) for index in range(count)]
-
-
-def _sizes(camera: Camera) -> Sequence[tuple[int, float]]:
-    return (camera.width, camera.fx), (camera.height, camera.fy)

@@ -12,7 +12,7 @@ of 18 degrees around the poles.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import cv2
 import numpy as np
@@ -24,6 +24,12 @@ from worldstereo_ros.views import View
 BANK_SIZE = (832, 480)
 BANK_FOV = (math.radians(120), math.radians(90))
 _STEP, _TILT = math.radians(40), math.atan(0.5)
+
+# Views all round, where the layout is ours to choose: those that are imagined, or shown to a depth model.
+FIELD = math.radians(75)  # across, of the views that are imagined
+ASPECT = 4 / 3
+LEVEL_STEP, TILTED_STEP = 0.4, 0.65  # from view to view, as parts of what a view shows across
+RISE = 5 / 6  # from ring to ring, as part of what a view shows from top to bottom
 
 # The published banks lie in a world with z up, in which the middle of the panorama points along -x.
 PUBLISHED_WORLD_FROM_PANORAMA = np.array([[0, 0, -1, 0], [1, 0, 0, 0], [0, -1, 0, 0], [0, 0, 0, 1]], dtype=np.float64)
@@ -53,6 +59,40 @@ def look(right: float, up: float) -> np.ndarray:
     pose = np.eye(4)
     pose[:3, :3] = np.array([[c, 0, s], [0, 1, 0], [-s, 0, c]]) @ np.array([[1, 0, 0], [0, d, -t], [0, t, d]])
     return pose
+
+
+def round_camera(height: int) -> Camera:
+    """The camera whose middle is as fine as a panorama of so many rows.
+
+    Raises:
+        ValueError: fewer rows than 8.
+    """
+    if not height >= 8:
+        raise ValueError(f"The panorama's height is {height}; a whole number of at least 8 rows was expected.")
+    width = max(16, 2 * math.ceil(math.tan(FIELD / 2) * height / math.pi))
+    return Camera.from_fov(width, round(width / ASPECT), FIELD)
+
+
+def rings(camera: Camera) -> list[list[tuple[float, float]]]:
+    """(right, up) angles in radians of views that together show the whole sphere: level, then above, below, and so on.
+
+    The last two lists hold one view each, straight up and straight down.
+    """
+    across, upright = (2 * math.atan(0.5 * size / focal) for size, focal in _sizes(camera))
+    level = _ring(math.ceil(2 * math.pi / (LEVEL_STEP * across)), 0.0)
+    found = [level]
+    tilt = RISE * upright
+    # Straight up, a view shows what is nearer to the pole than half of its smaller angle.
+    while not (found[1:] and tilt - RISE * upright + 0.5 * upright > 0.5 * math.pi - 0.4 * min(across, upright)):
+        tilt = min(tilt, 0.5 * math.pi)
+        ahead = math.cos(tilt) + math.sin(tilt) * math.tan(0.5 * upright)
+        shown = 2 * math.atan2(math.tan(0.5 * across), ahead)
+        count = math.ceil(2 * math.pi / (TILTED_STEP * shown))
+        found += [_ring(count, tilt), _ring(count, -tilt)]
+        if tilt >= 0.5 * math.pi:
+            break
+        tilt += RISE * upright
+    return [*found, [(0.0, 0.5 * math.pi)], [(0.0, -0.5 * math.pi)]]
 
 
 def panorama_views(
@@ -161,3 +201,11 @@ def _for_camera(image: np.ndarray, camera: Camera) -> tuple[np.ndarray, int]:
     if image.shape[:2] != (height, 2 * height):
         image = cv2.resize(image, (2 * height, height), interpolation=cv2.INTER_AREA)
     return image, 2 if density > 1.05 * coarsest else 1
+
+
+def _ring(count: int, tilt: float) -> list[tuple[float, float]]:
+    return [(2 * math.pi * index / count, tilt) for index in range(count)]
+
+
+def _sizes(camera: Camera) -> Sequence[tuple[int, float]]:
+    return (camera.width, camera.fx), (camera.height, camera.fy)

@@ -90,14 +90,14 @@ def panorama_from_views(
     for view, gain in zip(views, gains, strict=True):
         view = _no_finer_than(view, height)
         columns, rows, inside = look_up(view, pose, directions)
-        border = _weight(columns, rows, view) * inside
-        seen = _sample(view.observed_mask.astype(np.float32), columns, rows, nearest=True)
+        border = border_weight(columns, rows, view) * inside
+        seen = sample(view.observed_mask.astype(np.float32), columns, rows, nearest=True)
         trust = border * (IMAGINED_WEIGHT + (1 - IMAGINED_WEIGHT) * seen)
         picture = view.image.astype(np.float32) * gain.astype(np.float32)
         smooth = cv2.GaussianBlur(picture, (0, 0), BLUR * view.camera.width, borderType=cv2.BORDER_REPLICATE)
         for sums, layer, power in ((broad, smooth, BROAD), (sharp, picture - smooth, SHARP)):
             weight = trust * border ** (power - 1)
-            sums[..., :3] += weight[..., None] * _sample(layer, columns, rows)
+            sums[..., :3] += weight[..., None] * sample(layer, columns, rows)
             sums[..., 3] += weight
         observed += trust * border ** (SHARP - 1) * seen
     known = broad[..., 3] > 0
@@ -203,6 +203,20 @@ def fill_sphere(values: np.ndarray, known: np.ndarray) -> np.ndarray:
     return np.where(known[..., None], values, level)
 
 
+def border_weight(columns: np.ndarray, rows: np.ndarray, view: View) -> np.ndarray:
+    """(...) float32: 1 in the middle of a view, falling to a little more than 0 at its border."""
+    width, height = view.camera.width, view.camera.height
+    across = np.minimum(columns + 0.5, width - 0.5 - columns) / (0.5 * width)
+    down = np.minimum(rows + 0.5, height - 0.5 - rows) / (0.5 * height)
+    return np.clip(across * down, 1e-4, 1).astype(np.float32)
+
+
+def sample(layer: np.ndarray, columns: np.ndarray, rows: np.ndarray, *, nearest: bool = False) -> np.ndarray:
+    """A layer (H, W) or (H, W, C) at columns and rows, between pixels or at the nearest."""
+    interpolation = cv2.INTER_NEAREST if nearest else cv2.INTER_LINEAR
+    return cv2.remap(layer, columns, rows, interpolation, borderMode=cv2.BORDER_REPLICATE)
+
+
 # --- inside ----------------------------------------------------------------------------------------------------------
 
 
@@ -222,19 +236,6 @@ def _no_finer_than(view: View, height: int) -> View:
     return view.resized(max(2, round(view.camera.width / finer)), max(2, round(view.camera.height / finer)))
 
 
-def _weight(columns: np.ndarray, rows: np.ndarray, view: View) -> np.ndarray:
-    """1 in the middle of a view, falling to a little more than 0 at its border."""
-    width, height = view.camera.width, view.camera.height
-    across = np.minimum(columns + 0.5, width - 0.5 - columns) / (0.5 * width)
-    down = np.minimum(rows + 0.5, height - 0.5 - rows) / (0.5 * height)
-    return np.clip(across * down, 1e-4, 1).astype(np.float32)
-
-
-def _sample(layer: np.ndarray, columns: np.ndarray, rows: np.ndarray, *, nearest: bool = False) -> np.ndarray:
-    interpolation = cv2.INTER_NEAREST if nearest else cv2.INTER_LINEAR
-    return cv2.remap(layer, columns, rows, interpolation, borderMode=cv2.BORDER_REPLICATE)
-
-
 def _common(one: View, other: View) -> np.ndarray | None:
     """(N, 2, 3) float64 colours of directions that both views show; None where they are too few."""
     camera = one.camera
@@ -243,7 +244,7 @@ def _common(one: View, other: View) -> np.ndarray | None:
     columns, rows, inside = look_up(other, one.world_from_camera, camera.rays()[grid])
     if inside.sum() < FEWEST:
         return None
-    colours = _sample(other.image, columns, rows)
+    colours = sample(other.image, columns, rows)
     return np.stack([one.image[grid][inside], colours[inside]], axis=1).astype(np.float64)
 
 
@@ -270,8 +271,8 @@ def _distance(views: list[View], pose: np.ndarray, directions: np.ndarray) -> np
                 continue
             columns, rows, inside = look_up(view, pose, directions)
             length = np.linalg.norm(view.camera.rays(), axis=-1).astype(np.float32)
-            ray = _sample((view.depth * length).astype(np.float32), columns, rows, nearest=True)
-            weight = np.where(inside & (ray > 0), _weight(columns, rows, view), np.float32(0))
+            ray = sample((view.depth * length).astype(np.float32), columns, rows, nearest=True)
+            weight = np.where(inside & (ray > 0), border_weight(columns, rows, view), np.float32(0))
             if average:
                 weight = weight * (np.abs(ray - best) <= SAME_SURFACE * best)
                 total += weight * ray

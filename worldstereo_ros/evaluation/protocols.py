@@ -9,8 +9,8 @@ import numpy as np
 
 from worldstereo_ros.camera import interpolate_poses
 from worldstereo_ros.evaluation.worlds import Posed, WorldSequence, world_panorama
-from worldstereo_ros.imagined_panorama import ring_order, rings, seam_joint
-from worldstereo_ros.panorama import BANK_SIZE, bank_camera, look, panorama_views
+from worldstereo_ros.imagined_panorama import ring_order, seam_joint
+from worldstereo_ros.panorama import BANK_SIZE, bank_camera, look, panorama_views, rings
 from worldstereo_ros.pictures import up_in_world
 from worldstereo_ros.views import View
 
