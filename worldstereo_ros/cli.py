@@ -112,12 +112,52 @@ def imagine(
 
 
 @app.command()
+def panorama(
+    source: Annotated[Path, typer.Argument(help="An equirectangular picture of the full sphere.")],
+    at: Annotated[
+        tuple[float, float, float],
+        typer.Option(help="Where to stand: metres to the right, down and ahead of where the picture was taken."),
+    ] = (0.0, 0.0, 1.0),
+    distance: Annotated[
+        Path | None, typer.Option(help="Distances along the ray: a 16-bit PNG (mm) or .npy (m); else estimated.")
+    ] = None,
+    depth_model: Annotated[str, typer.Option(help="Estimates distances; empty: the network that ships.")] = "",
+    height: Annotated[int, typer.Option(help="Rows of the imagined panorama.", min=64, max=4096)] = 512,
+    prompt: Annotated[str, typer.Option(help="A sentence about the place.")] = "",
+    seed: Annotated[int, typer.Option(help="Seed of the imagination.")] = 0,
+    model: Annotated[str, typer.Option(help="geometric, small, or a checkpoint: a folder or a hub id.")] = "small",
+    variant: Annotated[str, typer.Option(help="Of a checkpoint: camera, memory, memory-dmd.")] = "",
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    out: Out = Path("panorama_out"),
+) -> None:
+    """Imagines what is seen all round from another place than the one a panorama was taken at."""
+    from worldstereo_ros.panorama_command import PanoramaRequest, run_panorama
+
+    request = PanoramaRequest(
+        source=source,
+        at=at,
+        distance=distance,
+        depth_model=depth_model,
+        height=height,
+        prompt=prompt,
+        seed=seed,
+        model=model,
+        variant=variant,
+        device=device,
+    )
+    try:
+        run_panorama(request, out)
+    except (ValueError, OSError, RuntimeError) as error:
+        raise fail(error) from None
+
+
+@app.command()
 def evaluate(
     data: Annotated[
         list[str], typer.Option(help="A posed sequence, a folder of them, or worlds:test:8. May be repeated.")
     ],
     protocol: Annotated[
-        list[str] | None, typer.Option(help="single, sparse, mono, revisit, cloud. May be repeated.")
+        list[str] | None, typer.Option(help="single, sparse, mono, revisit, loop, panorama, cloud. May be repeated.")
     ] = None,
     pipeline: Annotated[
         list[str] | None,

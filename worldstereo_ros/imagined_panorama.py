@@ -9,18 +9,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 
 from worldstereo_ros.camera import Camera, check_poses
 from worldstereo_ros.memory.bank import ViewBank
 from worldstereo_ros.memory.cloud import CloudMemory
-from worldstereo_ros.panorama import look, rings, round_camera
+from worldstereo_ros.panorama import look, panorama_views, rings, round_camera, seed_camera
+from worldstereo_ros.panorama_depth import panorama_distance
 from worldstereo_ros.pipelines.base import OnStep
 from worldstereo_ros.stitching import Closure, Panorama, closure, panorama_from_views
-from worldstereo_ros.views import ImaginedView
+from worldstereo_ros.views import ImaginedView, View
 from worldstereo_ros.world import WorldModel
 
 ORDERS = ("round", "both", "alternate")
+KNOWN_HEIGHT = 128  # rows of a panorama of what is known, which gives estimated distances their scale
+KNOWN_FEWEST = 500  # of its directions, without which it gives none
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,45 @@ class ImaginedPanorama:
     views: list[ImaginedView]
     ring: list[ImaginedView]
     closure: Closure | None
+
+
+def seed_panorama(
+    world: WorldModel,
+    image: np.ndarray,
+    distance: np.ndarray | None = None,
+    *,
+    world_from_camera: np.ndarray | None = None,
+    stamp_ns: int = 0,
+) -> int:
+    """Remembers a panorama that a camera took, as the perspective views of `panorama.panorama_views`.
+
+    Args:
+        world: remembers it; its depth estimator is asked where there is no distance.
+        image: (H, 2 H, 3) uint8 RGB, the full sphere.
+        distance: (h, 2 h) float32 metres along the ray, 0 = unknown; None: estimated, in one scale all round, and in
+            that of what the world knows of the place already.
+        world_from_camera: (4, 4) pose of the panorama; the origin of the world where None.
+        stamp_ns: when it was taken.
+
+    Returns:
+        How many points were added, merged or confirmed.
+
+    Raises:
+        ImageError: no full sphere. ValueError: no distance and no depth estimator. Nothing is changed then.
+    """
+    pose = np.eye(4) if world_from_camera is None else np.asarray(world_from_camera, np.float64)
+    pose = check_poses(pose[None], "The panorama's place")[0]
+    camera = seed_camera(image.shape[0])
+    views = panorama_views(image, distance, world_from_camera=pose, camera=camera, stamp_ns=stamp_ns)  # checks both
+    if distance is None:
+        if world.depth_estimator is None:
+            raise ValueError(
+                "The panorama has no distances and no depth estimator is loaded. Give distances, or name a model for "
+                "depth."
+            )
+        distance = _to_what_is_known(panorama_distance(image, world.depth_estimator), world, pose)
+    views = panorama_views(image, distance, world_from_camera=pose, camera=camera, stamp_ns=stamp_ns)
+    return sum(world.seed(view).inserted for view in views)
 
 
 def imagine_panorama(
@@ -117,3 +160,25 @@ def scratch_copy(world: WorldModel) -> WorldModel:
         bank.add(view)
     cloud = CloudMemory.from_state(world.cloud.state())
     return WorldModel(world.pipeline, cloud, bank, depth_estimator=world.depth_estimator, device=world.device)
+
+
+def _to_what_is_known(distance: np.ndarray, world: WorldModel, pose: np.ndarray) -> np.ndarray:
+    """Estimated distances (h, 2 h) in the scale of what the world remembers around `pose`, if it remembers enough."""
+    if not len(world.cloud):
+        return distance
+    camera = round_camera(KNOWN_HEIGHT)
+    poses = np.stack([pose @ look(*angles) for ring in rings(camera) for angles in ring])
+    seen = world._render(camera, poses)
+    views = [
+        View(colour, camera, one, np.where(observed, depth, np.float32(0)))
+        for colour, one, depth, observed in zip(
+            seen.colour.cpu().numpy(), poses, seen.depth.cpu().numpy(), seen.observed.cpu().numpy(), strict=True
+        )
+    ]
+    known = panorama_from_views(views, KNOWN_HEIGHT, world_from_camera=pose, align=False).distance
+    assert known is not None
+    guess = cv2.resize(distance, (2 * KNOWN_HEIGHT, KNOWN_HEIGHT), interpolation=cv2.INTER_AREA)
+    both = (known > 0) & (guess > 0)
+    if both.sum() < KNOWN_FEWEST:
+        return distance
+    return (distance * np.median(known[both] / guess[both])).astype(np.float32)

@@ -53,6 +53,12 @@ def bank_camera(width: int = BANK_SIZE[0], height: int = BANK_SIZE[1]) -> Camera
     return Camera(width, height, fx, fy, 0.5 * (width - 1), 0.5 * (height - 1))
 
 
+def seed_camera(height: int) -> Camera:
+    """The published camera, no finer than a panorama of so many rows."""
+    width = min(BANK_SIZE[0], 2 * math.ceil(math.tan(0.5 * BANK_FOV[0]) * max(height, 8) / math.pi))
+    return bank_camera(width, round(width * BANK_SIZE[1] / BANK_SIZE[0]))
+
+
 def look(right: float, up: float) -> np.ndarray:
     """(4, 4) panorama_from_camera of a camera turned to the right, then tilted up (radians)."""
     c, s, d, t = math.cos(right), math.sin(right), math.cos(up), math.sin(up)

@@ -79,8 +79,7 @@ def _blended(views: Sequence[View], height: int) -> np.ndarray:
 
 def _rays(view: View) -> np.ndarray:
     """(H, W) float32: distances along the ray of a view with depth, 0 = unknown."""
-    assert view.depth is not None
-    return (view.depth * np.linalg.norm(view.camera.rays(), axis=-1)).astype(np.float32)
+    return (_depth(view) * np.linalg.norm(view.camera.rays(), axis=-1)).astype(np.float32)
 
 
 def _scaled(views: list[View]) -> list[View]:
@@ -97,8 +96,10 @@ def _scaled(views: list[View]) -> list[View]:
             if both.sum() >= FEWEST:
                 ratios.append((i, j, int(both.sum()), float(np.median(np.log(theirs[both] / own[both])))))
     shifts = synchronise(len(views), ratios, held=HELD)
-    scaled = zip(views, np.exp(shifts), strict=True)
-    return [replace(view, depth=(view.depth * scale).astype(np.float32)) for view, scale in scaled]
+    return [
+        replace(view, depth=(_depth(view) * scale).astype(np.float32))
+        for view, scale in zip(views, np.exp(shifts), strict=True)
+    ]
 
 
 def _fitted(views: list[View]) -> list[View]:
@@ -113,17 +114,21 @@ def _fitted(views: list[View]) -> list[View]:
             counts += theirs > 0
         length = np.linalg.norm(one.camera.rays(), axis=-1)
         said = np.where(counts > 0, np.exp(logs / np.maximum(counts, 1)) / length, 0).astype(np.float32)
-        assert one.depth is not None
         try:
-            found = align_depth(one.depth, said, kind="depth", tolerance=0.08, min_inliers=0.4, hypotheses=100)
+            found = align_depth(_depth(one), said, kind="depth", tolerance=0.08, min_inliers=0.4, hypotheses=100)
         except DepthError:  # its neighbours disagree too much to say better
             continue
         small[i] = replace(one, depth=found.depth)
         with np.errstate(divide="ignore"):
-            inverse = found.scale / views[i].depth + found.shift
-            depth = np.where((views[i].depth > 0) & (inverse > 0), 1 / inverse, 0)
+            inverse = found.scale / _depth(views[i]) + found.shift
+            depth = np.where((_depth(views[i]) > 0) & (inverse > 0), 1 / inverse, 0)
         fitted[i] = replace(views[i], depth=clean_depth(depth))
     return fitted
+
+
+def _depth(view: View) -> np.ndarray:
+    assert view.depth is not None
+    return view.depth
 
 
 def _looked_up(other: View, one: View) -> np.ndarray:

@@ -10,7 +10,7 @@ import numpy as np
 from worldstereo_ros.camera import interpolate_poses
 from worldstereo_ros.evaluation.worlds import Posed, WorldSequence, world_panorama
 from worldstereo_ros.imagined_panorama import ring_order, seam_joint
-from worldstereo_ros.panorama import BANK_SIZE, bank_camera, look, panorama_views, rings
+from worldstereo_ros.panorama import look, panorama_views, rings, seed_camera
 from worldstereo_ros.pictures import up_in_world
 from worldstereo_ros.views import View
 
@@ -136,7 +136,7 @@ def _panorama(sequence: Posed) -> Task:
         cuts.append(len(path))
     level = np.argsort(ring_order(len(turns[0]), ORDER))
     poses = np.stack(path)
-    camera = bank_camera(BANK_SIZE[0] // 2, BANK_SIZE[1] // 2)
+    camera = seed_camera(PANORAMA_HEIGHT)
     views = panorama_views(given.image, given.distance, world_from_camera=given.world_from_camera, camera=camera)
     return Task(
         list(views),
