@@ -29,8 +29,8 @@ def write_sequence(folder: Path, views: Sequence[View]) -> None:
     """Writes views in the posed-sequence layout that `datasets.open_sequence` reads.
 
     frames/*.png, depth/*.png (uint16 millimetres, 0 = unknown), poses.txt (index, translation, quaternion x y z w,
-    camera to world), intrinsics.json; for imagined views also observed/*.png (255 = observed) and
-    conditioning/*.png. All views must share one camera.
+    camera to world), intrinsics.json; for imagined views also observed/*.png (255 = observed),
+    confidence/*.png (255 = 1) where it is known, and conditioning/*.png. All views must share one camera.
     """
     camera = views[0].camera
     if any(view.camera != camera for view in views):
@@ -43,6 +43,8 @@ def write_sequence(folder: Path, views: Sequence[View]) -> None:
             _write(folder / "depth" / name, np.clip(np.round(view.depth * 1000), 0, 65535).astype(np.uint16))
         if isinstance(view, ImaginedView):
             _write(folder / "observed" / name, view.observed_mask.astype(np.uint8) * 255)
+            if view.confidence is not None:
+                _write(folder / "confidence" / name, np.rint(view.confidence * 255).astype(np.uint8))
             if view.conditioning is not None:
                 _write(folder / "conditioning" / name, view.conditioning)
         translation, quaternion = quaternion_from_pose(view.world_from_camera)

@@ -25,6 +25,7 @@ from worldstereo_ros.memory.bank import ViewBank
 from worldstereo_ros.memory.cloud import CloudMemory, InsertReport
 from worldstereo_ros.memory.freespace import seen_through
 from worldstereo_ros.pipelines.base import Conditioning, ModelError, OnStep, Pipeline, PipelineFrame
+from worldstereo_ros.pipelines.confidence import load_confidence
 from worldstereo_ros.rendering import Rendering, render
 from worldstereo_ros.views import ImaginedView, View
 
@@ -170,6 +171,9 @@ class WorldModel:
             clip_views = []
             for offset, frame in enumerate(frames):
                 reference = int(retrieval.index[offset])
+                if frame.confidence is None:
+                    trust = load_confidence(self.pipeline.name)
+                    frame = replace(frame, confidence=trust(frame, conditioning, offset))
                 view = _compose(frame, conditioning, offset, start + offset, count, stamp_ns, (reference,))
                 clip_views.append(view)
                 yield view
@@ -258,6 +262,7 @@ def _compose(
         depth=frame.depth,
         observed=frame.observed,
         stamp_ns=stamp_ns,
+        confidence=frame.confidence,
         conditioning=renders.colour[offset].cpu().numpy(),
         covered=covered,
         index=index,

@@ -20,9 +20,9 @@ from typing import Any
 import cv2
 import numpy as np
 
-import worldstereo_ros
 from worldstereo_ros.pipelines.base import Conditioning, PipelineFrame
 from worldstereo_ros.pipelines.filling import fill_depth, push_pull
+from worldstereo_ros.shipped import shipped_folder
 from worldstereo_ros.views import View
 
 TOLERANCE = 0.1  # of the range of a colour, mean over the channels: what "right" means
@@ -33,29 +33,129 @@ METRES_PER_RADIAN = 1.0  # of turning, in which view is nearest
 FAR = 2.0  # widths: distance to the evidence where there is none
 
 FEATURES = (
-    "uncovered",  # memory has nothing here
-    "unclaimed",  # memory has something that is not claimed as observed
     "evidence_near",  # distance to what a sensor saw, in widths of the picture, saturating at 2 %
-    "evidence_mid",  # at 10 %
     "evidence_far",  # at 40 %
-    "claimed_near",  # the same to what is claimed as observed
-    "claimed_far",
+    "claimed_near",  # the same to what is claimed as observed, at 3 %
+    "claimed_far",  # at 20 %
     "evidence_spread",  # how much the evidence that surrounds a pixel differs in colour
+    "unusual",  # difference of the colour from the mean of that evidence
     "contrast_fine",  # of the picture within a few pixels
     "contrast_wide",  # within a tenth of its width
     "depth_step",  # relative change of depth within a few pixels
     "outside",  # no remembered view looks there: by how great an angle
     "hidden",  # share of the views that look there and see something before it
     "parallax",  # smallest angle between this line of sight and that of a remembered view
-    "farther",  # how much farther the view stands that saw it best
-    "moved",  # metres to the nearest remembered view, over the depth
-    "turned",  # angle to its axis
-    "blank",  # share of the picture that memory lacks
-    "unproven",  # share of the picture that is not claimed
+    "farther",  # how much farther away the remembered view stands that comes nearest, in powers of two
+    "moved",  # from the nearest remembered view, against the depth
     "difference",  # between the picture and what memory alone paints
-    "unusual",  # distance of the colour from the mean colour of the evidence
-    "bright",  # brightness
 )
+
+
+@dataclass(frozen=True)
+class Scale:
+    """From features to error, for one kind of pixels.
+
+    Attributes:
+        weights: (len(FEATURES),) float32, none below 0.
+        scores: (K,) rising; between them both functions are straight, outside they stay.
+        expected_error: (K,) rising, at `scores`.
+        confidence: (K,) falling, at `scores`.
+    """
+
+    weights: np.ndarray
+    scores: np.ndarray
+    expected_error: np.ndarray
+    confidence: np.ndarray
+
+    def __post_init__(self) -> None:
+        ordered = (np.diff(self.scores) > 0).all() and (np.diff(self.expected_error) >= 0).all()
+        if not (ordered and (np.diff(self.confidence) <= 0).all() and (self.weights >= 0).all()):
+            raise ValueError("Weights below 0, or functions of the score that do not rise and fall as they must.")
+        if not (self.confidence.min() >= 0 and self.confidence.max() <= 1 and len(self.weights) == len(FEATURES)):
+            raise ValueError(f"A confidence in 0..1 and weights of {len(FEATURES)} features were expected.")
+
+    @staticmethod
+    def from_dict(raw: dict[str, Any]) -> Scale:
+        """As it stands in the file. Raises KeyError, ValueError."""
+        weights = np.array([raw["weights"].get(name, 0.0) for name in FEATURES], np.float32)
+        knots = (np.array(raw[name], np.float32) for name in ("scores", "expected_error", "confidence"))
+        return Scale(weights, *knots)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `from_dict` takes; weights of 0 are left out."""
+        return {
+            "weights": {
+                name: round(float(weight), 4) for name, weight in zip(FEATURES, self.weights, strict=True) if weight
+            },
+            **{
+                name: [round(float(x), 5) for x in getattr(self, name)]
+                for name in ("scores", "expected_error", "confidence")
+            },
+        }
+
+
+@dataclass(frozen=True)
+class ConfidenceModel:
+    """How far to trust the pixels of one pipeline.
+
+    Attributes:
+        imagined: of pixels that are not claimed as observed.
+        observed: of those that are.
+    """
+
+    imagined: Scale
+    observed: Scale
+
+    def __call__(self, frame: PipelineFrame, conditioning: Conditioning, index: int) -> np.ndarray:
+        """(H, W) float32 in 0..1, the confidence of each pixel of a view.
+
+        Args:
+            frame: what the pipeline made.
+            conditioning: what memory said about its clip.
+            index: which view of the clip.
+        """
+        evidence = features(frame, conditioning, index)
+        size = frame.observed.shape[1::-1]
+        out = self._spread_out(self.imagined, evidence, size)
+        if frame.observed.any():
+            cv2.copyTo(self._spread_out(self.observed, evidence, size), frame.observed.astype(np.uint8), out)
+        return out
+
+    @staticmethod
+    def _spread_out(scale: Scale, evidence: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+        level = np.interp(evidence @ scale.weights, scale.scores, scale.confidence).astype(np.float32)
+        return cv2.resize(level, (size[0], size[1]), interpolation=cv2.INTER_LINEAR)
+
+    def expected_error(self, confidence: np.ndarray, observed: np.ndarray) -> np.ndarray:
+        """(...) float32, the mean absolute error (0..1) that goes with a confidence; `observed` says of which kind."""
+        errors = [
+            np.interp(confidence, scale.confidence[::-1], scale.expected_error[::-1])
+            for scale in (self.observed, self.imagined)
+        ]
+        return np.where(observed, *errors).astype(np.float32)
+
+
+def confidence_file() -> Path:
+    """Where the measured functions lie."""
+    return shipped_folder("") / "confidence.json"
+
+
+@functools.cache
+def load_confidence(pipeline: str) -> ConfidenceModel:
+    """The functions that were measured for a pipeline, by its name; any other model is taken for the small one.
+
+    Raises:
+        RuntimeError: the package's file is missing or damaged.
+    """
+    path = confidence_file()
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))["pipelines"]
+        found = content["geometric" if pipeline.startswith("geometric") else "small"]
+        return ConfidenceModel(*(Scale.from_dict(found[kind]) for kind in ("imagined", "observed")))
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise RuntimeError(
+            f"{path} cannot be used ({error!r}); install the package again, or run scripts/fit_confidence.py."
+        ) from None
 
 
 def features(frame: PipelineFrame, conditioning: Conditioning, index: int) -> np.ndarray:
@@ -74,7 +174,6 @@ def features(frame: PipelineFrame, conditioning: Conditioning, index: int) -> np
     width, height = max(4, round(camera.width * scale)), max(4, round(camera.height * scale))
     size = (width, height)
     image = _shrunk(frame.image, size).astype(np.float32) / 255
-    covered = _shrunk(_uint8(conditioning.renders.covered[index]), size) > 127
     evidence = _shrunk(_uint8(conditioning.renders.observed[index]), size) > 127
     claimed = _shrunk(frame.observed.astype(np.uint8) * np.uint8(255), size) > 127
     depth = frame.depth if frame.depth is not None else conditioning.renders.depth[index].cpu().numpy()
@@ -88,10 +187,8 @@ def features(frame: PipelineFrame, conditioning: Conditioning, index: int) -> np
     def put(name: str, value: np.ndarray | float) -> None:
         out[..., place[name]] = value
 
-    put("uncovered", ~covered)
-    put("unclaimed", covered & ~claimed)
     away = _distance(evidence) / width
-    for name, reach in (("evidence_near", 0.02), ("evidence_mid", 0.1), ("evidence_far", 0.4)):
+    for name, reach in (("evidence_near", 0.02), ("evidence_far", 0.4)):
         put(name, 1 - np.exp(-away / reach))
     away = _distance(claimed) / width
     for name, reach in (("claimed_near", 0.03), ("claimed_far", 0.2)):
@@ -104,9 +201,6 @@ def features(frame: PipelineFrame, conditioning: Conditioning, index: int) -> np
     window = np.ones((5, 5), np.uint8)
     near, far = cv2.erode(depth, window), cv2.dilate(depth, window)
     put("depth_step", np.minimum((far - near) / near, 1))
-    put("blank", 1 - covered.mean())
-    put("unproven", 1 - claimed.mean())
-    put("bright", image.mean(axis=2))
     if frame.remembered is not None:
         other = _shrunk(frame.remembered, size).astype(np.float32) / 255
         put("difference", _compressed(np.abs(image - other).mean(axis=2)))
@@ -114,7 +208,7 @@ def features(frame: PipelineFrame, conditioning: Conditioning, index: int) -> np
     small = (max(2, round(width * grid)), max(2, round(height * grid)))
     looks = _looks(cv2.resize(depth, small, interpolation=cv2.INTER_NEAREST), conditioning, index)
     for name, value in looks.items():
-        put(name, cv2.resize(value, size, interpolation=cv2.INTER_LINEAR) if value.ndim else float(value))
+        put(name, cv2.resize(value, size, interpolation=cv2.INTER_LINEAR))
     return out
 
 
@@ -160,7 +254,7 @@ def _surroundings(image: np.ndarray, evidence: np.ndarray) -> tuple[np.ndarray, 
 
 
 def _looks(depth: np.ndarray, conditioning: Conditioning, index: int) -> dict[str, np.ndarray]:
-    """How the remembered views look at what a view shows; (h, w) or () for each name."""
+    """How the remembered views look at what a view shows; (h, w) float32 for each name."""
     height, width = depth.shape
     pose = conditioning.world_from_camera[index]
     views = _nearest([view for view in conditioning.references if view.observed is None], pose)
@@ -199,7 +293,6 @@ def _looks(depth: np.ndarray, conditioning: Conditioning, index: int) -> dict[st
             hidden += inside & (measured > 0) & (local[:, 2] > measured * 1.05 + 0.02)
     nearest = views[0].world_from_camera
     metres = float(np.linalg.norm(nearest[:3, 3] - pose[:3, 3]))
-    turned = float(np.arccos(np.clip(nearest[:3, 2] @ pose[:3, 2], -1, 1)))
     shape = (height, width)
     return {
         "outside": (1 - np.exp(-outside / 0.3)).astype(np.float32).reshape(shape),
@@ -207,7 +300,6 @@ def _looks(depth: np.ndarray, conditioning: Conditioning, index: int) -> dict[st
         "parallax": parallax.astype(np.float32).reshape(shape),
         "farther": np.minimum(farther, 2).astype(np.float32).reshape(shape),
         "moved": (metres / (metres + z)).astype(np.float32).reshape(shape),
-        "turned": np.array(turned, np.float32),
     }
 
 

@@ -4,7 +4,7 @@ with WorldStereoClient() as client:
     client.wait_until_ready()
     client.see(view)                       # a View: image, depth, camera, pose
     result = client.imagine(path, views=21)
-    for view in result.views:              # ImaginedView: image, depth, observed
+    for view in result.views:              # ImaginedView: image, depth, observed, confidence
         ...
 """
 
@@ -37,6 +37,7 @@ from worldstereo_ros.msg import ImaginedView as ImaginedViewMessage
 from worldstereo_ros.ros import qos
 from worldstereo_ros.ros.messages import (
     colour_message,
+    confidence_array,
     depth_array,
     depth_message,
     image_array,
@@ -316,6 +317,7 @@ def view_from_message(message: ImaginedViewMessage, conditioning: np.ndarray | N
         depth=depth_array(message.depth),
         observed=observed,
         stamp_ns=nanoseconds(message.seed_stamp),
+        confidence=confidence_array(message.confidence),
         conditioning=conditioning,
         index=message.index,
         count=message.count,

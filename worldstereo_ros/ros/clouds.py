@@ -24,7 +24,12 @@ def thinned(count: int, most: int) -> slice | np.ndarray:
 
 
 def cloud_message(
-    points: np.ndarray, colours: np.ndarray, header: Header, *, observed: np.ndarray | None = None
+    points: np.ndarray,
+    colours: np.ndarray,
+    header: Header,
+    *,
+    observed: np.ndarray | None = None,
+    confidence: np.ndarray | None = None,
 ) -> PointCloud2:
     """An unordered cloud.
 
@@ -32,7 +37,8 @@ def cloud_message(
         points: (N, 3) float32 metres in the header's frame; points that are not finite are left out.
         colours: (N, 3) uint8 RGB; sent as the bits 0x00RRGGBB of a float32.
         header: frame and time.
-        observed: (N,) bool; where given, a fifth field `observed` says 1 (a sensor saw it) or 0 (imagined).
+        observed: (N,) bool; where given, a further field `observed` says 1 (a sensor saw it) or 0 (imagined).
+        confidence: (N,) in 0..1; where given, a last field `confidence`.
     """
     points = np.ascontiguousarray(points, dtype=np.float32)
     colours = np.ascontiguousarray(colours, dtype=np.uint8)
@@ -43,16 +49,18 @@ def cloud_message(
     if not _pack(np.frombuffer(data, dtype=np.uint32), points.reshape(-1).view(np.uint32), colours.reshape(-1)):
         finite = np.isfinite(points).all(axis=1)
         observed = None if observed is None else observed[finite]
-        return cloud_message(points[finite], colours[finite], header, observed=observed)
-    words = 4
-    if observed is not None:
-        words = 5
+        confidence = None if confidence is None else confidence[finite]
+        return cloud_message(points[finite], colours[finite], header, observed=observed, confidence=confidence)
+    further = {name: value for name, value in (("observed", observed), ("confidence", confidence)) if value is not None}
+    words = 4 + len(further)
+    if further:
         rows = np.empty((len(points), words), np.float32)
         rows[:, :4] = np.frombuffer(data, dtype=np.float32).reshape(-1, 4)
-        rows[:, 4] = observed
+        for column, value in enumerate(further.values()):
+            rows[:, 4 + column] = value
         data = array.array("B", rows.tobytes())
     message = PointCloud2(header=header, height=1, width=len(points), point_step=4 * words, row_step=len(data))
-    names = ("x", "y", "z", "rgb", "observed")[:words]
+    names = ("x", "y", "z", "rgb", *further)
     message.fields = [PointField(name=name, offset=4 * i, datatype=_FLOAT32, count=1) for i, name in enumerate(names)]
     message.is_dense = True
     message.is_bigendian = False

@@ -177,6 +177,21 @@ def mask_message(mask: np.ndarray, header: Header) -> Image:
     return colour_message(mask.astype(np.uint8) * np.uint8(255), header)
 
 
+def confidence_message(confidence: np.ndarray | None, header: Header) -> Image:
+    """mono8 of (H, W) float32 in 0..1: 255 = 1; an empty image where it is not known."""
+    if confidence is None:
+        return Image(header=header, encoding="mono8")
+    return colour_message(np.rint(np.clip(confidence, 0, 1) * np.float32(255)).astype(np.uint8), header)
+
+
+def confidence_array(message: Image) -> np.ndarray | None:
+    """(H, W) float32 in 0..1 of a mono8 image; None of an empty one. Raises ImageError."""
+    if message.width * message.height == 0:
+        return None
+    grey = image_array(message)
+    return grey.reshape(*grey.shape[:2], -1)[..., 0].astype(np.float32) / 255
+
+
 def _image(header: Header, encoding: str, height: int, width: int, step: int, data: np.ndarray) -> Image:
     message = Image(header=header, height=height, width=width, encoding=encoding, step=step)
     message.data = bytes_field(data)
@@ -212,6 +227,11 @@ class Pictures:
         return mask_message(self._view.observed_mask, self._header)
 
     @functools.cached_property
+    def confidence(self) -> Image:
+        """mono8, empty where the view says nothing."""
+        return confidence_message(self._view.confidence, self._header)
+
+    @functools.cached_property
     def camera_info(self) -> CameraInfo:
         """Without distortion."""
         return info_message(self._view.camera, self._header)
@@ -230,4 +250,5 @@ def view_message(
     message.coverage = view.coverage
     message.observed_fraction = view.observed_fraction
     message.index, message.count = view.index, view.count
+    message.confidence = pictures.confidence
     return message

@@ -29,11 +29,12 @@ OUTPUTS = (
     ("~/camera_info", CameraInfo, qos.VIEW, "its camera, the same header"),
     ("~/depth", Image, qos.VIEW, "its depth, 32FC1 metres, NaN = unknown, the same header"),
     ("~/observed", Image, qos.VIEW, "mono8: 255 = shows what a sensor saw, 0 = imagined, the same header"),
+    ("~/confidence", Image, qos.VIEW, "mono8: 255 = surely the right colour, 0 = surely not, the same header"),
     ("~/view", ImaginedViewMessage, qos.VIEW, "all of a view in one message"),
     ("~/conditioning", Image, qos.VIEW, "what memory alone gives of the view, rgb8; holes are grey"),
     ("~/map", PointCloud2, qos.MAP, "observed points in `world_frame`: x y z rgb"),
-    ("~/map/imagined", PointCloud2, qos.MAP, "imagined points in `world_frame`: x y z rgb"),
-    ("~/points", PointCloud2, qos.CLOUD, "points of the last view in `points_frame`: x y z rgb observed"),
+    ("~/map/imagined", PointCloud2, qos.MAP, "imagined points in `world_frame`: x y z rgb confidence"),
+    ("~/points", PointCloud2, qos.CLOUD, "points of the last view in `points_frame`: x y z rgb observed confidence"),
     ("~/views", MarkerArray, qos.MAP, "frusta of the bank and of the imagined views"),
 )
 MAPS = ("~/map", "~/map/imagined", "~/views")
@@ -94,6 +95,7 @@ class Outputs:
             "~/camera_info": lambda: pictures.camera_info,
             "~/depth": lambda: pictures.depth,
             "~/observed": lambda: pictures.observed,
+            "~/confidence": lambda: pictures.confidence,
             "~/image": lambda: pictures.image,
             "~/points": lambda: self._points(view, header),
         }
@@ -120,11 +122,13 @@ class Outputs:
                 pass  # no robot in TF: the imagined camera's frame is
         points = unprojected(depth, view.camera, pose).reshape(-1, 3)
         colours, observed = view.image.reshape(-1, 3), view.observed_mask.reshape(-1)
+        # Where nobody said how sure an imagined pixel is, it is not.
+        confidence = observed if view.confidence is None else view.confidence.reshape(-1)
         index = np.flatnonzero(depth > 0)
         if len(index) < depth.size or len(index) > self._settings.cloud_points:
             index = index[clouds.thinned(len(index), self._settings.cloud_points)]
-            points, colours, observed = points[index], colours[index], observed[index]
-        return clouds.cloud_message(points, colours, header, observed=observed)
+            points, colours, observed, confidence = (a[index] for a in (points, colours, observed, confidence))
+        return clouds.cloud_message(points, colours, header, observed=observed, confidence=confidence)
 
     # --- the map --------------------------------------------------------------------------------------------------
 
@@ -165,7 +169,9 @@ class Outputs:
             observed = np.asarray(cloud.observed)
             index = np.flatnonzero(observed if name == "~/map" else ~observed)
             index = index[clouds.thinned(len(index), self._settings.cloud_points)]
-            self._send(name, clouds.cloud_message(cloud.points[index], cloud.colours[index], header))
+            confidence = cloud.certainty_at(index) if name == "~/map/imagined" else None
+            message = clouds.cloud_message(cloud.points[index], cloud.colours[index], header, confidence=confidence)
+            self._send(name, message)
 
 
 def unprojected(depth: np.ndarray, camera: Camera, pose: np.ndarray) -> np.ndarray:
