@@ -96,17 +96,21 @@ class DepthNetwork(ModelMixin, ConfigMixin):
             )
         quarter, eighth, sixteenth = widths
         self.stem = nn.Conv2d(3 * PATCH**2 + 2, quarter, 3, padding=1)
-        self.in_quarter = nn.Sequential(*(ResidualBlock(quarter) for _ in range(blocks[0])))
+        self.in_quarter = nn.Sequential(nn.GroupNorm(1, quarter), *(ResidualBlock(quarter) for _ in range(blocks[0])))
         self.down_eighth = Down(quarter, eighth)
-        self.in_eighth = nn.Sequential(*(ResidualBlock(eighth) for _ in range(blocks[1])))
+        self.in_eighth = nn.Sequential(nn.GroupNorm(1, eighth), *(ResidualBlock(eighth) for _ in range(blocks[1])))
         self.down_sixteenth = nn.Conv2d(4 * eighth, sixteenth, 1)
         self.place = nn.Linear(4 * FREQUENCIES, sixteenth)
         self.attention = nn.ModuleList(AttentionBlock(sixteenth, heads) for _ in range(layers))
         self.norm = nn.LayerNorm(sixteenth)
         self.up_eighth = nn.Conv2d(sixteenth, 4 * eighth, 1)
-        self.out_eighth = nn.Sequential(*(ResidualBlock(eighth) for _ in range(max(1, blocks[1] - 1))))
+        self.out_eighth = nn.Sequential(
+            nn.GroupNorm(1, eighth), *(ResidualBlock(eighth) for _ in range(max(1, blocks[1] - 1)))
+        )
         self.up_quarter = Up(eighth, quarter)
-        self.out_quarter = nn.Sequential(*(ResidualBlock(quarter) for _ in range(max(1, blocks[0] - 1))))
+        self.out_quarter = nn.Sequential(
+            nn.GroupNorm(1, quarter), *(ResidualBlock(quarter) for _ in range(max(1, blocks[0] - 1)))
+        )
         self.head = nn.Conv2d(quarter, 3 * PATCH**2, 3, padding=1)
         nn.init.zeros_(self.head.weight)
         assert self.head.bias is not None

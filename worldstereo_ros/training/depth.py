@@ -28,7 +28,9 @@ PITCH, YAW, ROLL = 9.0, 5.0, 4.0  # degrees, deviation of turns
 MOST_ZOOM = 2.2
 FINE_FROM = 1.35  # zoom from which on the finer views are looked at
 SHIFT = 2.0  # pixels, deviation of the principal point from the middle
-HIT, GRADIENT, RELATIVE = 0.2, 0.5, 0.3  # weights beside the likelihood: anything there, edges, shape up to scale
+PLAIN = 0.4  # share of the pictures that are as a camera gives them
+# Weights beside the absolute error of the logarithm: uncertainty, anything there, edges, shape up to scale.
+LIKELIHOOD, HIT, GRADIENT, RELATIVE = 0.2, 0.2, 0.5, 0.5
 LEVELS = 4  # sizes at which edges are compared, each half of the one before
 
 
@@ -141,7 +143,7 @@ def draw_view(
 def disguise(pictures: torch.Tensor, random: np.random.Generator) -> torch.Tensor:
     """Pictures in [-1, 1] whose colours, sharpness and texture say little of where they come from.
 
-    Cameras' exposure and noise (`clips.sensor`); of some pictures other hues, grey, out of focus; light and texture
+    Cameras' exposure and noise (`clips.sensor`), and of most pictures other hues, grey, out of focus, light and texture
     that vary over the picture; rectangles that hide what is behind them.
 
     Args:
@@ -167,7 +169,7 @@ def disguise(pictures: torch.Tensor, random: np.random.Generator) -> torch.Tenso
     out = torch.einsum("nij,njhw->nihw", colours, pictures)
     # Light, wide; texture, fine.
     light = noise(1, int(random.choice([16, 32]))) * per_picture(random.uniform(0, 0.35, count))
-    texture = noise(3, int(random.choice([2, 4, 8]))) * per_picture(0.25 * random.random(count) ** 2)
+    texture = noise(3, int(random.choice([2, 4, 8]))) * per_picture(0.2 * random.random(count) ** 2)
     out = out * torch.exp(light + texture)
     # Contrast around the mean of the picture, both ways.
     mean = out.mean((1, 2, 3), keepdim=True)
@@ -176,7 +178,8 @@ def disguise(pictures: torch.Tensor, random: np.random.Generator) -> torch.Tenso
     if bool(blurred.any()):
         soft = functional.avg_pool2d(out[blurred], 3, 1, 1, count_include_pad=False)
         out[blurred] = functional.avg_pool2d(soft, 3, 1, 1, count_include_pad=False) if random.random() < 0.4 else soft
-    out = sensor(out, random)
+    plain = torch.from_numpy(random.random(count) < PLAIN).to(out.device)
+    out = sensor(torch.where(plain[:, None, None, None], pictures, out), random)
     for index in np.flatnonzero(random.random(count) < 0.25):
         h, w = (int(random.uniform(0.08, 0.35) * n) for n in (height, width))
         y, x = int(random.integers(height - h + 1)), int(random.integers(width - w + 1))
@@ -188,23 +191,25 @@ def disguise(pictures: torch.Tensor, random: np.random.Generator) -> torch.Tenso
 def depth_loss(said: DepthMaps, batch: DepthBatch) -> tuple[torch.Tensor, dict[str, float]]:
     """What training lowers.
 
-    The negative logarithm of the likelihood under the Laplace distributions the network gives, differences of edges at
-    several sizes (Ranftl et al., MiDaS, 2020), the error of each picture up to its scale (Eigen et al., 2014), and
-    whether anything was hit.
+    The absolute error of the logarithm, that of each picture up to its scale (Eigen et al., 2014), differences of edges
+    at several sizes (Ranftl et al., MiDaS, 2020), whether anything was hit, and the negative logarithm of the
+    likelihood under the Laplace distributions that the network gives. The last trains their scale alone: through it,
+    the few pixels of which the network is sure and wrong would outweigh all others.
     """
     hit = batch.depth > 0
     weight = hit.float()
     total = weight.sum().clamp_min(1)
     error = (said.log_depth - batch.log_depth()) * weight
     absolute = error.abs().sum() / total
-    likelihood = ((error.abs() * torch.exp(-said.log_scale) + said.log_scale) * weight).sum() / total
+    likelihood = ((error.detach().abs() * torch.exp(-said.log_scale) + said.log_scale) * weight).sum() / total
     of_each = weight.sum((1, 2)).clamp_min(1)
     mean = error.sum((1, 2)) / of_each
     relative = ((error - mean[:, None, None]).abs() * weight).sum() / total
     edges = _edges(error, weight)
     there = functional.binary_cross_entropy_with_logits(said.hit, weight)
-    loss = likelihood + GRADIENT * edges + RELATIVE * relative + absolute + HIT * there
-    return loss, {"absolute": float(absolute.detach()), "edges": float(edges.detach()), "hit": float(there.detach())}
+    loss = absolute + LIKELIHOOD * likelihood + GRADIENT * edges + RELATIVE * relative + HIT * there
+    parts = {"absolute": absolute, "likelihood": likelihood, "edges": edges, "relative": relative, "hit": there}
+    return loss, {name: float(value.detach()) for name, value in parts.items()}
 
 
 def _edges(error: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
