@@ -1,20 +1,29 @@
 """Where depth comes from when the sensor gives none, and how it is brought to the scale of what is known.
 
-Sensor depth (16UC1, 32FC1) is decoded in `imagery.py`. Here: models of the Hugging Face hub through transformers'
-depth-estimation pipeline, and the alignment of their depth to sparse measurements or to the remembered cloud.
+Sensor depth (16UC1, 32FC1) is decoded in `imagery.py`. Here: the small network that ships with the package, models of
+the Hugging Face hub through transformers' depth-estimation pipeline, the choice between them, and the alignment of
+their depth to sparse measurements or to the remembered cloud.
 """
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from PIL import Image
 
 from worldstereo_ros.camera import Camera
 from worldstereo_ros.imagery import clean_depth
+from worldstereo_ros.pipelines.filling import fill_depth, push_pull
+from worldstereo_ros.shipped import SHIPPED, shipped_folder
+
+if TYPE_CHECKING:
+    from worldstereo_ros.models.depth_network import DepthNetwork, MonocularDepth
+
+SMALL, NONE = SHIPPED[0], "none"  # names of estimators: what ships, and no depth but a sensor's
 
 # Where a model gives only relative inverse depth, its nearest and farthest pixels are put here until something that
 # is known corrects them.
@@ -33,6 +42,106 @@ class DepthEstimator(Protocol):
 
     def __call__(self, image: np.ndarray, camera: Camera) -> np.ndarray:
         """(H, W) float32 metres along the optical axis, 0 = unknown, of an (H, W, 3) uint8 RGB image."""
+
+
+def choose_depth(name: str = "", device: Any = "cpu") -> DepthEstimator | None:
+    """The estimator that a parameter or an option names.
+
+    Args:
+        name: "" for the network that ships, loaded when it is needed; "small" for the same, loaded now; "none" for no
+            depth but a sensor's; a folder of a depth network that was trained here (`worldstereo train depth`), or a
+            folder or a hub id of a model of `HubDepth`.
+        device: of torch.
+
+    Returns:
+        None for "none".
+
+    Raises:
+        DepthError: what is named cannot be had. For "" it comes with the first picture.
+    """
+    if name == NONE:
+        return None
+    if name in ("", SMALL):
+        small = SmallDepth(device=device)
+        if name:
+            small.load()
+        return small
+    if _trained_here(Path(name)):
+        small = SmallDepth(Path(name), device)
+        small.load()
+        return small
+    return HubDepth(name, device)
+
+
+def _trained_here(folder: Path) -> bool:
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and config.get("_class_name") == "DepthNetwork"
+
+
+class SmallDepth:
+    """The depth network of a few megabytes that ships with the package: metres of one picture, on any machine.
+
+    It is loaded with the first picture, so that a robot with a depth sensor never pays for it.
+
+    Attributes:
+        folder: with config.json and safetensors.
+        device: of torch.
+    """
+
+    def __init__(self, folder: Path | None = None, device: Any = "cpu") -> None:
+        """Args:
+        folder: None: what ships.
+        device: of torch.
+        """
+        self.folder = shipped_folder(SMALL) / "base" / "depth" if folder is None else folder
+        self.device = device
+        self._network: DepthNetwork | None = None
+
+    def load(self) -> DepthNetwork:
+        """The network, loaded where it was not yet.
+
+        Raises:
+            DepthError: there is none, or it is damaged.
+        """
+        if self._network is None:
+            from worldstereo_ros.models.checkpoint import CheckpointError
+            from worldstereo_ros.models.depth_network import load_depth_network
+
+            if not (self.folder / "config.json").is_file():
+                raise DepthError(
+                    f"There is no depth network in {self.folder}. Send depth images of a sensor, or name a depth model "
+                    "(parameter `depth_model`, option --depth-model)."
+                )
+            try:
+                self._network = load_depth_network(self.folder, self.device)
+            except (CheckpointError, RuntimeError) as error:
+                raise DepthError(f"The depth network cannot be loaded: {error}") from None
+        return self._network
+
+    def __call__(self, image: np.ndarray, camera: Camera) -> np.ndarray:
+        """See `DepthEstimator`; in metres as the camera's focal length makes them.
+
+        Raises:
+            DepthError: there is no network, or it sees nothing but sky.
+        """
+        depth = clean_depth(self.predict(image, camera).depth)
+        if not depth.any():
+            raise DepthError("The depth network sees nothing but sky in this picture.")
+        return depth
+
+    def predict(self, image: np.ndarray, camera: Camera) -> MonocularDepth:
+        """Depth with how far it may be off.
+
+        Raises:
+            DepthError: there is no network, or its numbers are not finite.
+        """
+        said = self.load().predict(image, camera)
+        if not np.isfinite(said.depth).all():
+            raise DepthError(f"The depth network in {self.folder} gave numbers that are not finite.")
+        return said
 
 
 class HubDepth:
@@ -293,3 +402,34 @@ def align_to_known(depth: np.ndarray, known: np.ndarray) -> np.ndarray:
         return align_depth(depth, known, kind="depth", min_references=200, tolerance=0.08).depth
     except DepthError:
         return clean_depth(depth)
+
+
+def complete_depth(known: np.ndarray, estimated: np.ndarray) -> np.ndarray:
+    """Depth that is known in part, gone on with in the shape that an estimator sees.
+
+    The estimate is brought to the scale of what is known (`align_to_known`); what difference is left at the border of
+    the known part, in the logarithm of depth, is spread smoothly over the rest, so that no step is at the border.
+
+    Args:
+        known: (H, W) metres of the memory rendered at the pose, 0 = hole.
+        estimated: (H, W) metres of the painted picture, 0 = nothing there.
+
+    Returns:
+        (H, W) float32 metres; known pixels unchanged. Where the estimator sees nothing, and everywhere where it
+        cannot be compared with what is known, `fill_depth` of what is known.
+
+    Raises:
+        DepthError: the shapes differ.
+    """
+    if known.shape != estimated.shape:
+        raise DepthError(f"Known depth is {known.shape} and the estimate {estimated.shape}; equal is needed.")
+    shown = known > 0
+    filled = fill_depth(known)
+    aligned = align_to_known(estimated, known)
+    both = shown & (aligned > 0)
+    if not both.any():
+        return filled
+    logs = np.log(np.where(aligned > 0, aligned, 1)).astype(np.float32)
+    off = np.where(both, np.log(np.where(shown, known, 1)) - logs, 0).astype(np.float32)
+    spread = push_pull(off[..., None], both.astype(np.float32))[..., 0]
+    return np.where(shown, known, np.where(aligned > 0, np.exp(logs + spread), filled)).astype(np.float32)
