@@ -186,7 +186,7 @@ def test_protocols_give_and_ask_what_they_say(tmp_path):
 
 def test_evaluation_from_end_to_end(tmp_path):
     folder = make_sequence(tmp_path / "walk")
-    rows = evaluate([folder], ["sparse", "revisit", "cloud", "mono"], ["geometric"])
+    rows = evaluate([folder], ["sparse", "revisit", "cloud", "mono"], ["geometric"], depth_model="none")
     found = {(row.protocol, row.pipeline): row for row in rows}
     ours, theirs = found["sparse", "geometric"], found["sparse", "open3d+telea"]
     assert ours.frames == theirs.frames == 3

@@ -66,7 +66,7 @@ def imagine(
     views: Annotated[int, typer.Option(help="Views along the path.", min=1, max=1000)] = 21,
     seeds: Annotated[int, typer.Option(help="Frames of the source that are given, evenly spaced.", min=1)] = 1,
     depth_model: Annotated[
-        str, typer.Option(help="Folder or hub id of a depth model, for sources without depth.")
+        str, typer.Option(help="For sources without depth: small (ships, the default), a folder, a hub id, or none.")
     ] = "",
     prompt: Annotated[str, typer.Option(help="A sentence about the place.")] = "",
     seed: Annotated[int, typer.Option(help="Seed of the imagination.")] = 0,
@@ -169,7 +169,9 @@ def evaluate(
     json: Annotated[Path | None, typer.Option(help="Write the rows here too, each as soon as it is there.")] = None,
     sheet: Annotated[Path | None, typer.Option(help="Draw a contact sheet (PNG or JPEG) here.")] = None,
     every: Annotated[int, typer.Option(help="Ask every n-th of the frames that are not given.", min=1)] = 1,
-    depth_model: Annotated[str, typer.Option(help="Folder or hub id of a depth model, for the protocol mono.")] = "",
+    depth_model: Annotated[
+        str, typer.Option(help="For the protocol mono: small (ships, the default), a folder, a hub id, or none.")
+    ] = "",
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
 ) -> None:
     """Measures pipelines on real sequences, with the baseline beside them in the same table."""
@@ -184,7 +186,7 @@ def evaluate(
             json_file=json,
             sheet=sheet,
             every=every,
-            depth_model=depth_model or None,
+            depth_model=depth_model,
             device=device,
         )
     except (ValueError, OSError, RuntimeError) as error:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from worldstereo_ros.models.depth_network import DepthNetwork, MonocularDepth
 
 SMALL, NONE = SHIPPED[0], "none"  # names of estimators: what ships, and no depth but a sensor's
+SHIPPED_NETWORK = "the network that ships ('small')"
 
 # Where a model gives only relative inverse depth, its nearest and farthest pixels are put here until something that
 # is known corrects them.

@@ -12,7 +12,7 @@ from rich.progress import track
 
 from worldstereo_ros.camera import TRAJECTORIES, interpolate_poses, trajectory
 from worldstereo_ros.datasets import open_posed, open_sequence
-from worldstereo_ros.depth import HubDepth
+from worldstereo_ros.depth import NONE, SHIPPED_NETWORK, SMALL, choose_depth
 from worldstereo_ros.outcome import MAP_FILE, write_outcome
 from worldstereo_ros.pipelines.load import load_pipeline
 from worldstereo_ros.views import ImaginedView, View
@@ -65,7 +65,10 @@ def run_imagine(request: ImagineRequest, out: Path) -> list[ImaginedView]:
     if (request.source is None) == (request.bag is None):
         raise ValueError("Name one source: a folder or image, or a recording with --bag.")
     source = _from_bag(request, request.bag) if request.bag is not None else _from_sequence(request, request.source)
-    estimator = HubDepth(request.depth_model, device=request.device) if request.depth_model else None
+    estimator = None
+    if request.depth_model != NONE and any(view.depth is None or not view.depth.any() for view in source.given):
+        estimator = choose_depth(request.depth_model or SMALL, request.device)
+        console.print(f"Depth, which the source lacks, comes from {request.depth_model or SHIPPED_NETWORK}.")
     pipeline = load_pipeline(
         request.model,
         request.device,
@@ -113,10 +116,10 @@ def _from_sequence(request: ImagineRequest, folder: Path | None) -> _Source:
     if not sequence.posed and len(sequence) > 1:
         raise ValueError(f"{folder} has {len(sequence)} frames and no poses; name one of its pictures instead.")
     given = [sequence[i] for i in _evenly(len(sequence), request.seeds)]
-    if any(view.depth is None for view in given) and not request.depth_model:
+    if any(view.depth is None for view in given) and request.depth_model == NONE:
         raise ValueError(
-            f"{folder} has no depth, which the cloud memory needs. Name a depth model with --depth-model "
-            "(a folder or a hub id of a transformers depth-estimation model)."
+            f"{folder} has no depth, which the cloud memory needs, and --depth-model none forbids guessing it. Leave "
+            "the option out, or name a folder or a hub id of a transformers depth-estimation model."
         )
 
     def path_named(name: str) -> np.ndarray | None:

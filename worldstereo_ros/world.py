@@ -87,7 +87,7 @@ class WorldModel:
         if self.depth_estimator is None:
             raise ValueError(
                 "The seed has no depth and no depth estimator is loaded. Send a depth image registered to the colour "
-                "image, or name a model for depth (parameter `depth_model`)."
+                "image, or let a model guess it (parameter `depth_model`)."
             )
         depth = self.depth_estimator(view.image, view.camera)
         if len(self.cloud):  # a monocular scale is a guess: what is already known of the place corrects it

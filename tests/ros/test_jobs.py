@@ -127,6 +127,17 @@ def test_depth_that_is_needed_is_named_when_it_does_not_come():
         assert ("80.0 ms" if depth else "No depth has come") in given_up[0][1]
 
 
+def test_depth_that_came_once_is_needed_from_then_on():
+    join = joiner(depth="tried")
+    for depth, given in ((None, True), (20, False)):
+        if depth:
+            join.add_depth(stamped(Image, depth))
+        join.add_info(stamped(CameraInfo, 100))
+        join.add_image(stamped(Image, 100), "image", 0.0)
+        done, given_up = join.joined(1.0)
+        assert (len(done), len(given_up)) == ((1, 0) if given else (0, 1))
+
+
 def test_camera_info_of_the_same_frame_stands_in_and_of_another_does_not():
     join = joiner(depth="ignored")
     join.add_info(stamped(CameraInfo, 0, "left"))

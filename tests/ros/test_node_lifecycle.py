@@ -73,7 +73,7 @@ def unconfigured():
         ("model", "no_such_model", "geometric", "no_such_model"),  # (18)
         ("device", "cuda:77", "cpu", "cuda:77"),  # (16)
         ("world_frame", "base_link", "map", "different frames"),
-        ("depth_source", "model", "auto", "depth_model"),
+        ("depth_model", "/nowhere/depth", "", "/nowhere/depth"),
     ],
 )
 def test_bad_configuration_is_a_failure_with_a_sentence(unconfigured, name, bad, good, word):

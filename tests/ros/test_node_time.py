@@ -196,7 +196,8 @@ def test_pose_topic_where_tf_gives_nothing():
 
 
 def test_panorama_without_depth_says_what_to_do():
-    with running({"pose_source": "fixed", "base_to_camera": "[0.0, 0.0, 0.0, -0.5, 0.5, -0.5, 0.5]"}) as (node, robot):
+    fixed = {"pose_source": "fixed", "base_to_camera": "[0.0, 0.0, 0.0, -0.5, 0.5, -0.5, 0.5]", "depth_model": "none"}
+    with running(fixed) as (node, robot):
         publisher = robot.node.create_publisher(type(robot.view()[0]), "/panorama", qos.VIEW)
         assert wait_for(lambda: publisher.get_subscription_count() > 0)
         header = Header(stamp=robot.now(), frame_id=CAMERA_FRAME)

@@ -93,7 +93,8 @@ def test_what_does_not_go_together_is_refused():
     with pytest.raises(ConfigurationError, match="different frames"):
         make_settings({"world_frame": "base_link"})
     with pytest.raises(ConfigurationError, match="depth_model"):
-        make_settings({"depth_source": "model"})
+        make_settings({"depth_source": "model", "depth_model": "none"})
+    assert make_settings({"depth_source": "model"}).depth_model == ""  # the network that ships
 
 
 def test_map_directory(monkeypatch, tmp_path):

@@ -12,7 +12,7 @@ import numpy as np
 from rich.console import Console
 
 from worldstereo_ros.camera import Camera
-from worldstereo_ros.depth import HubDepth
+from worldstereo_ros.depth import SMALL, choose_depth
 from worldstereo_ros.evaluation import metrics
 from worldstereo_ros.evaluation.baseline import BASELINES, fused_by_tsdf, fused_by_voxels, gathered
 from worldstereo_ros.evaluation.protocols import PROTOCOLS, Task, make_task
@@ -65,7 +65,7 @@ def run(
     json_file: Path | None = None,
     sheet: Path | None = None,
     every: int = 1,
-    depth_model: str | None = None,
+    depth_model: str = "",
     device: str = "cpu",
 ) -> list[Row]:
     """Evaluates and prints the table (what `worldstereo evaluate` does).
@@ -106,7 +106,7 @@ def run(
     # A table is not cut to the width of a terminal that is not there.
     (console if console.is_terminal else Console(width=WIDTH)).print(format_table(rows))
     if any(row.frames == 0 for row in rows):
-        console.print("Rows without figures: `mono` needs a depth model, and none is named.")
+        console.print("Rows without figures: `mono` needs a depth model, and --depth-model none forbids it.")
     if sheets is not None and sheet is not None:
         for file in sheets.write(sheet):
             console.print(f"Look at [bold]{file}[/].")
@@ -119,7 +119,7 @@ def evaluate(
     pipelines: list[str],
     *,
     every: int = 1,
-    depth_model: str | None = None,
+    depth_model: str = "",
     device: str = "cpu",
     progress: Callable[[str], None] | None = None,
     on_row: Callable[[Row], None] | None = None,
@@ -133,7 +133,8 @@ def evaluate(
         pipelines: names: those of `load_pipeline` with options behind a `?` (see `variants.py`),
             `geometric-unaligned`, and the baselines.
         every: ask only every n-th of the frames that are not given.
-        depth_model: for `mono`: a depth model of the hub, or its folder. Without one its rows have no figures.
+        depth_model: for `mono`: see `depth.choose_depth`; "" for the network that ships. With "none" its rows have no
+            figures.
         device: where the pipelines run.
         progress: called with a line of text before each part, and between the steps of a model.
         on_row: called with each row as soon as it is measured.
@@ -149,7 +150,7 @@ def evaluate(
     names = list(dict.fromkeys([BASELINE, *pipelines]))
     sequences = [sequence for one in data for sequence in open_data(one)]
     loaded = Pipelines(names, device)
-    estimator = HubDepth(depth_model, device=device) if depth_model and "mono" in protocols else None
+    estimator = choose_depth(depth_model or SMALL, device) if "mono" in protocols else None
     rows: list[Row] = []
 
     def add(*new: Row) -> None:

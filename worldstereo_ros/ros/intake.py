@@ -85,7 +85,8 @@ class Intake:
         self._settings = settings
         self._joiner.tolerance_ns = int(settings.sync_tolerance * 1e9)
         self._joiner.wait = settings.pair_wait
-        depth = {"sensor": "needed", "model": "ignored", "auto": "wanted"}
+        # A guess stands in for a sensor that is not there, not for one that lost a frame, unless that was asked for.
+        depth = {"sensor": "needed", "model": "ignored", "auto": "wanted" if settings.depth_model else "tried"}
         self._joiner.depth = depth[settings.depth_source]
 
     def close(self) -> None:

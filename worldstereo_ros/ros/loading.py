@@ -40,10 +40,10 @@ def build_world(settings: Settings) -> WorldModel:
         )
         _warm_up(pipeline, device)
         estimator = None
-        if settings.depth_model and settings.depth_source != "sensor":
-            from worldstereo_ros.depth import HubDepth
+        if settings.depth_source != "sensor":
+            from worldstereo_ros.depth import choose_depth
 
-            estimator = HubDepth(settings.depth_model, device)
+            estimator = choose_depth(settings.depth_model, device)
         cloud = CloudMemory(
             settings.voxel_size,
             max_points=settings.max_points,
@@ -53,6 +53,15 @@ def build_world(settings: Settings) -> WorldModel:
         return WorldModel(pipeline, cloud, ViewBank(settings.max_bank_views), depth_estimator=estimator, device=device)
     except (ValueError, RuntimeError, OSError) as error:
         raise ConfigurationError(str(error)) from error
+
+
+def depth_sentence(settings: Settings) -> str:
+    """Where images without depth get it, for the log."""
+    if settings.depth_source == "sensor" or settings.depth_model == "none":
+        return "Images without depth are refused."
+    which = "the network that ships" if settings.depth_model in ("", "small") else f"'{settings.depth_model}'"
+    until = " until the depth topic brings some" if settings.depth_source == "auto" and not settings.depth_model else ""
+    return f"Images without depth get it from {which}{until}."
 
 
 def _warm_up(pipeline: Pipeline, device: str) -> None:

@@ -35,7 +35,7 @@ from worldstereo_ros.ros.frames import Frames
 from worldstereo_ros.ros.health import Health
 from worldstereo_ros.ros.intake import Intake
 from worldstereo_ros.ros.jobs import Code, Outcome
-from worldstereo_ros.ros.loading import build_world
+from worldstereo_ros.ros.loading import build_world, depth_sentence
 from worldstereo_ros.ros.logs import NodeLog
 from worldstereo_ros.ros.outputs import Outputs
 from worldstereo_ros.ros.parameters import ConfigurationError, Settings
@@ -119,7 +119,8 @@ class WorldStereoNode(LifecycleNode):
         self.get_logger().info(
             f"Configured in {time.monotonic() - started:.1f} s: model '{world.pipeline.name}' on {world.device}, "
             f"world frame '{self.settings.world_frame}', base frame '{self.settings.base_frame}', "
-            f"transforms from {'tf2_ros' if 'tf2_ros' in sys.modules else '/tf and /tf_static'}."
+            f"transforms from {'tf2_ros' if 'tf2_ros' in sys.modules else '/tf and /tf_static'}. "
+            f"{depth_sentence(self.settings)}"
         )
         return SUCCESS
 

@@ -83,11 +83,16 @@ class Settings:
     depth_source: str = _row(
         "auto",
         "Where the depth of a seed comes from: sensor (the depth topic; an image without is refused), "
-        "model (depth_model, always), auto (the topic where it brings depth, else depth_model where one is named).",
+        "model (depth_model, always), auto (the topic where it brings depth, else depth_model).",
         choices=("auto", "sensor", "model"),
         applies=CONFIGURE,
     )
-    depth_model: str = _row("", "Name or folder of a depth-estimation model; empty = none.", applies=CONFIGURE)
+    depth_model: str = _row(
+        "",
+        "What gives depth to images without: small (the network that ships), a name or folder of a depth-estimation "
+        "model, none (such images are refused); empty = small until the depth topic brings something, then none.",
+        applies=CONFIGURE,
+    )
 
     # --- frames and poses -----------------------------------------------------------------------------------------
     world_frame: str = _row("map", "Frame everything is remembered in.", applies=CONFIGURE)
@@ -265,8 +270,8 @@ def make_settings(values: Mapping[str, object]) -> Settings:
         raise ConfigurationError(
             f"world_frame, base_frame and imagined_frame are {frames}; three different frames were expected."
         )
-    if settings.depth_source == "model" and not settings.depth_model:
-        raise ConfigurationError("depth_source is 'model' but depth_model is empty; name a model, or use auto.")
+    if settings.depth_source == "model" and settings.depth_model == "none":
+        raise ConfigurationError("depth_source is 'model' but depth_model is 'none'; name a model, or use auto.")
     return settings
 
 

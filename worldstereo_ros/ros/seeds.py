@@ -107,7 +107,8 @@ class Joiner:
 
     Attributes:
         tolerance_ns: the most that two stamps may differ. wait: seconds an image waits.
-        depth: "wanted" (taken where it comes), "needed" (an image without is given up) or "ignored".
+        depth: "wanted" (taken where it comes), "needed" (an image without is given up), "tried" (wanted until some
+            comes, needed from then on) or "ignored".
     """
 
     def __init__(self) -> None:
@@ -166,7 +167,7 @@ class Joiner:
                 continue
             elif item.info is None:
                 given_up.append((item, self._no_info(item)))
-            elif self.depth == "needed":
+            elif self.depth == "needed" or (self.depth == "tried" and self._depths):
                 given_up.append((item, self._no_depth(item)))
             else:
                 done.append(item)
