@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from worldstereo_ros._compiled import compiled
+
 BACKGROUND = 4.0  # a surface twice as far counts 2^4 times as much in a fill
 AROUND = 32  # pixels: what lies behind pushes aside what lies before as far as this
 
@@ -28,37 +30,66 @@ def push_pull(
     Args:
         values: (H, W, C) float32.
         weight: (H, W) float32 in 0..1, 0 = unknown. A pixel with less gives way to others (see `background_weight`).
-        prior: (H, W, C) float32, what to expect far from everything known, or None.
+        prior: (H, W, C) or (C,) float32, what to expect far from everything known, or None.
         prior_weight: how soon the prior takes over; 0 = never while anything is known.
         keep: (H, W) bool, pixels returned unchanged; None = those with weight.
 
     Returns:
         (H, W, C) float32.
     """
+    values = np.ascontiguousarray(values, np.float32)
+    weight = np.ascontiguousarray(weight, np.float32)
     channels = values.shape[2]
-    weight = weight[..., None]
-    packed = np.concatenate([values * weight, weight], axis=2)
     if prior is None:
-        prior = np.broadcast_to(np.float32(0), values.shape)
-        prior_weight = 0.0
-    levels, priors = [packed], [prior.astype(np.float32, copy=False)]
+        prior, prior_weight = np.zeros(channels, np.float32), 0.0
+    varies = prior.ndim == 3
+    levels, priors = [np.empty((*weight.shape, channels + 1), np.float32)], [prior.astype(np.float32, copy=False)]
+    _weigh(values, weight, levels[0])
     while min(levels[-1].shape[:2]) > 2:
         levels.append(_halve(levels[-1]))
-        priors.append(_halve(priors[-1]))
+        if varies:
+            priors.append(_halve(priors[-1]))
     top, expected = levels[-1][..., channels:], priors[-1]
     mean, total = levels[-1][..., :channels] / np.maximum(top, 1e-12), top + prior_weight
     filled = np.where(total > 0, (mean * top + expected * prior_weight) / np.maximum(total, 1e-12), expected)
+    filled = filled.astype(np.float32, copy=False)
+    kept = weight > 0 if keep is None else np.ascontiguousarray(keep, bool)
     for level in range(len(levels) - 2, -1, -1):
-        here, expected = levels[level], priors[level]
-        mean = here[..., :channels] / np.maximum(here[..., channels:], 1e-12)
-        share = np.minimum(1, here[..., channels:] * 2)
+        here = levels[level]
         shape = (here.shape[1], here.shape[0])
         coarse = cv2.resize(filled, shape, interpolation=cv2.INTER_LINEAR).reshape((*here.shape[:2], channels))
-        if prior_weight > 0:
+        if varies and prior_weight > 0:
             parent = cv2.resize(priors[level + 1], shape, interpolation=cv2.INTER_LINEAR)
-            coarse = coarse + (expected - parent.reshape(coarse.shape))
-        filled = mean * share + coarse * (1 - share)
-    return np.where(weight > 0, values, filled) if keep is None else np.where(keep[..., None], values, filled)
+            coarse += priors[level] - parent.reshape(coarse.shape)
+        _blend(here, coarse)
+        filled = coarse
+    return np.where(kept[..., None], values, filled)
+
+
+@compiled
+def _weigh(values, weight, out):
+    """Writes (H, W, C) values times their (H, W) weight, and the weight itself behind them, to (H, W, C + 1)."""
+    channels = values.shape[2]
+    for y in range(values.shape[0]):
+        for x in range(values.shape[1]):
+            w = weight[y, x]
+            for c in range(channels):
+                out[y, x, c] = values[y, x, c] * w
+            out[y, x, channels] = w
+
+
+@compiled
+def _blend(level, coarse):
+    """Puts a level's own means, as far as it has weight, in the place of the coarser level's (H, W, C), in place."""
+    channels = coarse.shape[2]
+    for y in range(coarse.shape[0]):
+        for x in range(coarse.shape[1]):
+            w = level[y, x, channels]
+            total = max(w, np.float32(1e-12))
+            share = min(np.float32(1.0), w * np.float32(2.0))
+            rest = np.float32(1.0) - share
+            for c in range(channels):
+                coarse[y, x, c] = level[y, x, c] / total * share + coarse[y, x, c] * rest
 
 
 def carried_over(picture: np.ndarray, known: np.ndarray, shown: np.ndarray, *, reach: float = 0.05) -> np.ndarray:
@@ -80,12 +111,63 @@ def carried_over(picture: np.ndarray, known: np.ndarray, shown: np.ndarray, *, r
     if not shown.any():
         return base
     weight = shown.astype(np.float32)
-    difference = cv2.blur((known.astype(np.float32) - base) * weight[..., None], (9, 9))
-    near = cv2.blur(weight, (9, 9))
+    difference = np.zeros(base.shape, np.float32)
+    _differ(picture, known, shown, difference)
+    difference = cv2.blur(difference, (9, 9))
     # Means over what is shown nearby, so that texture that differs at the border is not drawn out into streaks.
-    difference /= np.maximum(near, 1e-6)[..., None]
-    prior = np.broadcast_to(np.float32(0), base.shape)
-    return base + push_pull(difference, weight, prior=prior, prior_weight=reach)
+    _divide(difference, cv2.blur(weight, (9, 9)))
+    return np.add(base, push_pull(difference, weight, prior=np.zeros(3, np.float32), prior_weight=reach), out=base)
+
+
+def faded(picture: np.ndarray, known: np.ndarray, shown: np.ndarray, width: float) -> np.ndarray:
+    """What is known where it is shown, faded into a picture beside it.
+
+    Args:
+        picture: (H, W, 3) float32, any numbers.
+        known: (H, W, 3) uint8.
+        shown: (H, W) bool.
+        width: pixels over which it fades, outside of what is shown.
+
+    Returns:
+        (H, W, 3) uint8.
+    """
+    away = cv2.distanceTransform((~shown).astype(np.uint8), cv2.DIST_L2, 3)
+    out = np.empty(known.shape, np.uint8)
+    _fade(picture, np.ascontiguousarray(known), away, np.float32(width), out)
+    return out
+
+
+@compiled
+def _differ(picture, known, shown, out):
+    """Writes known - picture, both (H, W, 3) uint8, where it is shown; `out` float32."""
+    for y in range(out.shape[0]):
+        for x in range(out.shape[1]):
+            if shown[y, x]:
+                for c in range(3):
+                    out[y, x, c] = np.float32(known[y, x, c]) - np.float32(picture[y, x, c])
+
+
+@compiled
+def _divide(sums, weight):
+    """Divides (H, W, 3) sums by their (H, W) weight, in place."""
+    for y in range(sums.shape[0]):
+        for x in range(sums.shape[1]):
+            total = max(weight[y, x], np.float32(1e-6))
+            for c in range(3):
+                sums[y, x, c] /= total
+
+
+@compiled
+def _fade(picture, known, away, width, out):
+    """Of `faded`; `away` (H, W) is the distance to what is shown, 0 there."""
+    zero, one = np.float32(0.0), np.float32(1.0)
+    for y in range(out.shape[0]):
+        for x in range(out.shape[1]):
+            share = min(max(one - away[y, x] / width, zero), one)
+            rest = one - share
+            for c in range(3):
+                value = np.rint(share * np.float32(known[y, x, c]) + rest * picture[y, x, c])
+                out[y, x, c] = np.uint8(min(max(value, zero), np.float32(255.0)))
 
 
 def _halve(array: np.ndarray) -> np.ndarray:
