@@ -2,7 +2,8 @@
 """Fits what docs/confidence.md describes and writes worldstereo_ros/weights/confidence.json.
 
 Pipelines imagine frames of worlds of the *validation* split, whose truth is known; nothing is fitted on test worlds or
-on recordings. Half of the worlds are seen through a camera and a depth sensor with noise, as a robot's would be.
+on recordings. The worlds are seen through cameras with noise and automatic exposure, depth sensors that err, and poses
+that are a little off, each world through others, from nearly clean to rather bad: as a robot's would be.
 """
 
 from __future__ import annotations
@@ -12,25 +13,31 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from random import Random
 
 import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
 from scipy.optimize import lsq_linear
+from scipy.spatial.transform import Rotation
 from scipy.stats import spearmanr
 
 from worldstereo_ros.evaluation.protocols import make_task
-from worldstereo_ros.evaluation.worlds import WorldSequence, open_worlds
+from worldstereo_ros.evaluation.worlds import WorldSequence, world_sequence
 from worldstereo_ros.pipelines.base import Conditioning, OnStep, Pipeline, PipelineFrame
 from worldstereo_ros.pipelines.confidence import FEATURES, TOLERANCE, ConfidenceModel, Scale, confidence_file, features
 from worldstereo_ros.pipelines.load import load_pipeline
+from worldstereo_ros.scenes.primitives import Random
+from worldstereo_ros.scenes.sensor import SensorNoise, noisy_depth, noisy_image
+from worldstereo_ros.views import View
 from worldstereo_ros.world import WorldModel
 
 PROTOCOLS = ("single", "sparse")
+VIEWS = 81  # of a walk: far enough for places of which nothing was seen
+POSE_METRES, POSE_DEGREES = 0.01, 0.5  # by which given views are off, one standard deviation of the worst sensor
+STOPS = 0.3  # by which exposure differs from frame to frame, likewise
 PIXELS = 3000  # of a frame
-FLOOR = 0.02  # added to an error before its logarithm: below it, one error is as good as another
+FLOOR = 0.05  # added to an error before its logarithm: below it, one error is as good as another
 KNOTS = 12
 RIDGE = 1e-3  # on weights, of the number of samples
 
@@ -67,23 +74,66 @@ class Listening:
             yield replace(frame, confidence=np.zeros(frame.observed.shape, np.float32))
 
 
-def collect(sequence: WorldSequence, pipeline: Pipeline, every: int, random: np.random.Generator) -> Iterator[Samples]:
-    """The samples of one pipeline on one world, for each protocol."""
+class Robot:
+    """Sensors that err, always in the same way for one seed."""
+
+    def __init__(self, seed: int) -> None:
+        self._random = np.random.default_rng(seed)
+        self._generator = torch.Generator().manual_seed(seed)
+        self._bad = self._random.uniform(0, 1)
+        self._noise = replace(SensorNoise.draw(Random(seed)), drift=STOPS * self._bad)
+
+    def picture(self, image: np.ndarray) -> np.ndarray:
+        """(H, W, 3) uint8 as the robot's camera takes it."""
+        return noisy_image(torch.from_numpy(image)[None], self._noise, self._generator)[0].numpy()
+
+    def sees(self, view: View) -> View:
+        """A view as the robot remembers it."""
+        assert view.depth is not None
+        depth = noisy_depth(torch.from_numpy(view.depth)[None], view.camera, self._noise, self._generator)[0].numpy()
+        turn = self._random.normal(scale=np.radians(POSE_DEGREES) * self._bad, size=3)
+        pose = view.world_from_camera.copy()
+        pose[:3, :3] = pose[:3, :3] @ Rotation.from_rotvec(turn).as_matrix()
+        pose[:3, 3] += self._random.normal(scale=POSE_METRES * self._bad, size=3)
+        return replace(view, image=self.picture(view.image), depth=depth, world_from_camera=pose)
+
+
+def collect(
+    sequence: WorldSequence, pipelines: dict[str, Pipeline], every: int, seed: int
+) -> Iterator[tuple[str, Samples]]:
+    """The samples of each pipeline on one world, for each protocol."""
     for protocol in PROTOCOLS:
         task = make_task(sequence, protocol, every)
-        listening = Listening(pipeline)
-        world = WorldModel(listening)
-        for view in task.given:
-            world.seed(view)
-        for _ in world.imagine(task.path, task.asked.camera):
-            pass
-        for (frame, evidence), truth in zip(listening.heard, task.asked, strict=True):
-            error = np.abs(frame.image.astype(np.float32) - truth.image).mean(axis=2) / 255
-            height, width = error.shape
-            chosen = random.choice(error.size, min(PIXELS, error.size), replace=False)
-            rows, columns = chosen // width, chosen % width
-            at = rows * evidence.shape[0] // height, columns * evidence.shape[1] // width
-            yield Samples(evidence[at], error[rows, columns], frame.observed[rows, columns])
+        robot = Robot(seed)
+        given, truths = [robot.sees(view) for view in task.given], [robot.picture(view.image) for view in task.asked]
+        for name, pipeline in pipelines.items():
+            listening = Listening(pipeline)
+            world = WorldModel(listening)
+            for view in given:
+                world.seed(view)
+            for _ in world.imagine(task.path, task.asked.camera):
+                pass
+            yield name, sampled(listening.heard, truths, np.random.default_rng(seed))
+
+
+def sampled(
+    heard: list[tuple[PipelineFrame, np.ndarray]], truths: list[np.ndarray], random: np.random.Generator
+) -> Samples:
+    """Pixels of frames whose truth is known."""
+    parts = []
+    for (frame, evidence), truth in zip(heard, truths, strict=True):
+        error = np.abs(frame.image.astype(np.float32) - truth).mean(axis=2) / 255
+        height, width = error.shape
+        chosen = random.choice(error.size, min(PIXELS, error.size), replace=False)
+        rows, columns = chosen // width, chosen % width
+        at = rows * evidence.shape[0] // height, columns * evidence.shape[1] // width
+        parts.append(Samples(evidence[at], error[rows, columns], frame.observed[rows, columns]))
+    return together(parts)
+
+
+def together(parts: list[Samples]) -> Samples:
+    """All of them in one."""
+    return Samples(*(np.concatenate([getattr(part, name) for part in parts]) for name in vars(parts[0])))
 
 
 def fit(samples: Samples) -> Scale:
@@ -113,17 +163,22 @@ def main() -> None:
     """Collects, fits, writes, and says how well it ranks the pixels it was fitted on."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--worlds", type=int, default=8, help="of the validation split")
-    parser.add_argument("--every", type=int, default=8, help="ask every n-th frame")
+    parser.add_argument("--every", type=int, default=16, help=f"ask every n-th of {VIEWS} frames")
+    parser.add_argument("--samples", default="", help="keep the samples too: PREFIX-PIPELINE.npz")
     parser.add_argument("--pipeline", action="append", help="geometric, small; default: both")
     options = parser.parse_args()
     names = options.pipeline or ["geometric", "small"]
     console, begin = Console(), time.monotonic()
     pipelines = {name: load_pipeline(name) for name in names}
-    random = np.random.default_rng(0)
     found: dict[str, list[Samples]] = {name: [] for name in names}
-    for sequence in open_worlds(f"worlds:validation:{options.worlds}"):
-        for name, pipeline in pipelines.items():
-            found[name].extend(collect(sequence, pipeline, options.every, random))
+    for index in range(options.worlds):
+        try:
+            sequence = world_sequence("validation", index, views=VIEWS)
+        except ValueError as error:  # too full to walk in
+            console.print(str(error), style="dim")
+            continue
+        for name, samples in collect(sequence, pipelines, options.every, index):
+            found[name].append(samples)
         console.print(f"{sequence.path.name}: {time.monotonic() - begin:.0f} s", style="dim")
     path = confidence_file()
     content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"pipelines": {}}
@@ -132,7 +187,9 @@ def main() -> None:
     for heading in ("pipeline", "pixels", "number", "mean error", "right", "rank correlation", "weights"):
         table.add_column(heading, overflow="fold")
     for name, parts in found.items():
-        samples = Samples(*(np.concatenate([getattr(part, field) for part in parts]) for field in vars(parts[0])))
+        samples = together(parts)
+        if options.samples:
+            np.savez(f"{options.samples}-{name}.npz", **vars(samples))
         scales = {}
         for kind, chosen in (("imagined", ~samples.observed), ("observed", samples.observed)):
             some = samples.of(chosen)

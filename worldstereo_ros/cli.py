@@ -163,21 +163,34 @@ def evaluate(
         list[str] | None,
         typer.Option(help="geometric, small, a checkpoint (folder or hub id), open3d+telea. May be repeated."),
     ] = None,
+    depth: Annotated[
+        bool, typer.Option("--depth", help="Measure depth from single pictures alone, beside baselines.")
+    ] = False,
     stages: Annotated[
         Path | None, typer.Option(help="A training run's folder: all pipelines of the table of docs/small_model.md.")
     ] = None,
     json: Annotated[Path | None, typer.Option(help="Write the rows here too, each as soon as it is there.")] = None,
     sheet: Annotated[Path | None, typer.Option(help="Draw a contact sheet (PNG or JPEG) here.")] = None,
+    reliability: Annotated[
+        Path | None, typer.Option(help="Draw predicted against actual error (PNG), or write the figures (JSON).")
+    ] = None,
     every: Annotated[int, typer.Option(help="Ask every n-th of the frames that are not given.", min=1)] = 1,
     depth_model: Annotated[
-        str, typer.Option(help="For the protocol mono: small (ships, the default), a folder, a hub id, or none.")
+        str, typer.Option(help="For mono and --depth: small (ships, the default), a folder, a hub id, or none.")
     ] = "",
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
 ) -> None:
     """Measures pipelines on real sequences, with the baseline beside them in the same table."""
-    from worldstereo_ros.evaluation import run
-
     try:
+        if depth:
+            if protocol or pipeline or stages:
+                raise ValueError("--depth measures depth alone; leave --protocol, --pipeline and --stages out.")
+            from worldstereo_ros.evaluation.depth_errors import run as measure_depth
+
+            measure_depth(data, depth_model=depth_model, every=every, json_file=json, sheet=sheet, device=device)
+            return
+        from worldstereo_ros.evaluation import run
+
         run(
             data,
             protocol or ["single", "sparse"],
@@ -185,6 +198,7 @@ def evaluate(
             stages=stages,
             json_file=json,
             sheet=sheet,
+            reliability=reliability,
             every=every,
             depth_model=depth_model,
             device=device,

@@ -16,11 +16,13 @@ from worldstereo_ros.depth import SMALL, choose_depth
 from worldstereo_ros.evaluation import metrics
 from worldstereo_ros.evaluation.baseline import BASELINES, fused_by_tsdf, fused_by_voxels, gathered
 from worldstereo_ros.evaluation.protocols import PROTOCOLS, Task, make_task
+from worldstereo_ros.evaluation.reliability import Reliability, check_ending
+from worldstereo_ros.evaluation.reliability import format_table as reliability_table
 from worldstereo_ros.evaluation.report import Row, format_table, mean, one_line, write_json
 from worldstereo_ros.evaluation.sheet import Sheets
 from worldstereo_ros.evaluation.stages import stage_pipelines
 from worldstereo_ros.evaluation.variants import Pipelines
-from worldstereo_ros.evaluation.worlds import Posed, open_data
+from worldstereo_ros.evaluation.worlds import Posed, WorldSequence, open_data
 from worldstereo_ros.pipelines.base import Pipeline
 from worldstereo_ros.pipelines.geometric import GeometricPipeline
 from worldstereo_ros.rendering import render
@@ -45,6 +47,7 @@ class Shown:
         observed: (H, W) bool, True = a sensor saw it; None where the pipeline makes no such claim.
         seconds: that it took.
         steps: of denoising, in its clip; None where there is none.
+        confidence: (H, W) float32 in 0..1; None where the pipeline makes no such claim.
     """
 
     index: int
@@ -54,6 +57,7 @@ class Shown:
     observed: np.ndarray | None
     seconds: float
     steps: int | None = None
+    confidence: np.ndarray | None = None
 
 
 def run(
@@ -64,6 +68,7 @@ def run(
     stages: Path | None = None,
     json_file: Path | None = None,
     sheet: Path | None = None,
+    reliability: Path | None = None,
     every: int = 1,
     depth_model: str = "",
     device: str = "cpu",
@@ -75,6 +80,7 @@ def run(
         stages: a training run's folder, whose pipelines are measured beside `pipelines` (see `stages.py`).
         json_file: where the rows are written; after each of them, so that what was measured outlives an interruption.
         sheet: where the contact sheet is drawn; with several sequences or protocols each has its own beside it.
+        reliability: where predicted against actual error is drawn (.png) or written (.json), see `reliability.py`.
 
     Raises:
         ValueError: see `evaluate`.
@@ -84,6 +90,9 @@ def run(
         pipelines = [*stage_pipelines(stages), *pipelines]
     done: list[Row] = []
     sheets = Sheets() if sheet is not None else None
+    if reliability is not None:
+        check_ending(reliability)
+    trust = Reliability() if reliability is not None else None
 
     def on_row(row: Row) -> None:
         done.append(row)
@@ -102,6 +111,7 @@ def run(
             progress=status.update,
             on_row=on_row,
             sheets=sheets,
+            trust=trust,
         )
     # A table is not cut to the width of a terminal that is not there.
     (console if console.is_terminal else Console(width=WIDTH)).print(format_table(rows))
@@ -110,6 +120,10 @@ def run(
     if sheets is not None and sheet is not None:
         for file in sheets.write(sheet):
             console.print(f"Look at [bold]{file}[/].")
+    if trust is not None and reliability is not None:
+        trust.write(reliability)
+        (console if console.is_terminal else Console(width=WIDTH)).print(reliability_table(trust.figures()))
+        console.print(f"Look at [bold]{reliability}[/].")
     return rows
 
 
@@ -124,6 +138,7 @@ def evaluate(
     progress: Callable[[str], None] | None = None,
     on_row: Callable[[Row], None] | None = None,
     sheets: Sheets | None = None,
+    trust: Reliability | None = None,
 ) -> list[Row]:
     """The figures of pipelines on sequences, the baseline always among them.
 
@@ -139,6 +154,7 @@ def evaluate(
         progress: called with a line of text before each part, and between the steps of a model.
         on_row: called with each row as soon as it is measured.
         sheets: takes the pictures of some frames.
+        trust: takes predicted and actual errors of all asked frames.
 
     Raises:
         ValueError: a protocol, pipeline or sequence is not known or lacks something.
@@ -176,7 +192,8 @@ def evaluate(
             truths = list(task.asked)
             # What was seen is decided by true depth, also where depth was not given.
             seeds = [sequence[0]] if protocol == "mono" else task.given
-            judge = _Judge(sequence.path.name, protocol, task, truths, seeds, sheets)
+            judge = _Judge(sequence.path.name, protocol, task, truths, seeds, sheets, trust)
+            judge.kind = "unseen worlds" if isinstance(sequence, WorldSequence) else "recordings"
             for name in names:
                 where = f"{protocol}, {sequence.path.name}: {name}"
                 if progress:
@@ -218,7 +235,9 @@ def _imagined_views(
         # The way back has noise of its own: the same noise would be a memory of another kind.
         for view in world.imagine(poses, _camera(task), seed=leg, remember=task.remember, on_step=on_step):
             seconds = time.perf_counter() - start
-            yield Shown(done, view.image, view.depth, view.coverage, view.observed_mask, seconds, steps)
+            yield Shown(
+                done, view.image, view.depth, view.coverage, view.observed_mask, seconds, steps, view.confidence
+            )
             done += 1
             start = time.perf_counter()
 
@@ -238,9 +257,17 @@ class _Judge:
     """Measures what pipelines show for one task; what does not depend on them is worked out once."""
 
     def __init__(
-        self, sequence: str, protocol: str, task: Task, truths: list[View], seeds: list[View], sheets: Sheets | None
+        self,
+        sequence: str,
+        protocol: str,
+        task: Task,
+        truths: list[View],
+        seeds: list[View],
+        sheets: Sheets | None,
+        trust: Reliability | None,
     ) -> None:
         self.sequence, self.protocol, self.task, self.truths = sequence, protocol, task, truths
+        self.kind, self.trust = sequence, trust
         self.seen = [metrics.seen_pixels(truth, seeds) for truth in truths]
         self.unseen = [
             (truth.depth > 0) & ~seen
@@ -285,6 +312,9 @@ class _Judge:
                 curves.setdefault(name, []).append(value)
             if self.block is not None:
                 self.block.add(pipeline, number, view.image)
+            if self.trust is not None and view.confidence is not None and view.observed is not None:
+                picture = view.image, truth.image
+                self.trust.add(self.sequence, self.kind, pipeline, *picture, view.confidence, view.observed)
             if view.observed is None:
                 claims = False
             else:
