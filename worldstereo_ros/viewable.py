@@ -189,7 +189,7 @@ def _load_sequence(folder: Path) -> Viewable:
 
 
 def _read_views(folder: Path) -> tuple[tuple[View, ...], np.ndarray, list[str]]:
-    """(views, all poses (F, 4, 4), notes) of a posed sequence; `observed/` and `conditioning/` are read too."""
+    """(views, all poses (F, 4, 4), notes) of a posed sequence; masks, confidence and conditioning are read too."""
     sequence = open_posed(folder)
     views, poses, notes = _views_of(sequence)
     if not (folder / "observed").is_dir():
@@ -213,7 +213,10 @@ def _imagined(folder: Path, view: View, number: int, index: int, count: int) -> 
     import cv2
 
     size = (view.camera.width, view.camera.height)
-    mask, conditioning = _observed_mask(folder, number, size), None
+    mask, conditioning, confidence = _observed_mask(folder, number, size), None, None
+    if (file := folder / "confidence" / f"{number:06d}.png").is_file():
+        level = cv2.resize(read_image(file)[..., 0], size, interpolation=cv2.INTER_AREA)
+        confidence = level.astype(np.float32) / 255
     if (file := folder / "conditioning" / f"{number:06d}.png").is_file():
         conditioning = cv2.resize(read_image(file), size, interpolation=cv2.INTER_AREA)
     return ImaginedView(
@@ -223,6 +226,7 @@ def _imagined(folder: Path, view: View, number: int, index: int, count: int) -> 
         view.depth,
         mask,
         view.stamp_ns,
+        confidence,
         conditioning=conditioning,
         index=index,
         count=count,

@@ -32,11 +32,17 @@ class Cloud(Protocol):
 
     @property
     def confidence(self) -> np.ndarray:
-        """(N,) float32."""
+        """(N,) float32, how much a point was seen; above 0."""
+
+    @property
+    def certainty(self) -> np.ndarray:
+        """(N,) float32 in 0..1, how sure it is of its colour."""
 
 
 def export_cloud(cloud: Cloud, path: str | Path) -> None:
-    """Writes every point with its colour, `observed` (1 = a sensor saw it, 0 = imagined) and `confidence`.
+    """Writes every point with its colour, `observed` (1 = a sensor saw it, 0 = imagined), `confidence` and `weight`.
+
+    As in the clouds that the node publishes, `confidence` is the certainty 0..1; `weight` is how much it was seen.
 
     Args:
         cloud: in the world frame, metres.
@@ -51,11 +57,11 @@ def export_cloud(cloud: Cloud, path: str | Path) -> None:
     _check_suffix(path)
     # Taken once: a memory may compute them.
     points, colours = np.asarray(cloud.points), np.asarray(cloud.colours)
-    observed, confidence = np.asarray(cloud.observed), np.asarray(cloud.confidence)
+    observed, confidence, weight = (np.asarray(a) for a in (cloud.observed, cloud.certainty, cloud.confidence))
     count = len(points)
-    shapes = (points.shape, colours.shape, observed.shape, confidence.shape)
-    if shapes != ((count, 3), (count, 3), (count,), (count,)):
-        raise ExportError(f"The cloud has arrays of shapes {shapes}; (N, 3), (N, 3), (N,) and (N,) were expected.")
+    shapes = (points.shape, colours.shape, observed.shape, confidence.shape, weight.shape)
+    if shapes != ((count, 3), (count, 3), (count,), (count,), (count,)):
+        raise ExportError(f"The cloud has arrays of shapes {shapes}; twice (N, 3) and three times (N,) were expected.")
     if count == 0:
         raise ExportError(f"The cloud has no points, so {path} was not written.")
     if not np.isfinite(points).all():
@@ -65,6 +71,7 @@ def export_cloud(cloud: Cloud, path: str | Path) -> None:
     tensor.point["colors"] = o3d.core.Tensor.from_numpy(np.ascontiguousarray(colours, dtype=np.uint8))
     tensor.point["observed"] = o3d.core.Tensor.from_numpy(observed.astype(np.uint8)[:, None])
     tensor.point["confidence"] = o3d.core.Tensor.from_numpy(confidence.astype(np.float32)[:, None])
+    tensor.point["weight"] = o3d.core.Tensor.from_numpy(weight.astype(np.float32)[:, None])
     partial = path.with_name(f".{path.stem}.{secrets.token_hex(8)}{path.suffix.lower()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

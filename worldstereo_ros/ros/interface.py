@@ -69,6 +69,10 @@ newest measurement the view grew from is `seed_stamp` in `~/view`.
 are ([Nav2](nav2.md)); where TF knows no robot, they are in `imagined_frame`. Their field `observed` is 1 where a sensor
 saw the point and 0 where it was imagined. `~/map` and `~/map/imagined` are in `world_frame`.
 
+The field `confidence` of `~/points` and `~/map/imagined`, and the image `~/confidence` (255 = 1; also in `~/view`,
+empty where a pipeline does not say), are the probability that the colour is right within a tenth of its range
+([confidence](confidence.md)). In RViz show it with *Color Transformer: Intensity* and *Channel Name: confidence*.
+
 Poses of `path`, `pose` and `~/imagine_view` are those of `base_frame`, or with `path_poses: camera` of the camera's
 optical axes (x right, y down, z forward). Where the camera sits on the robot comes from TF, else from `base_to_camera`.
 

@@ -50,6 +50,7 @@ class Recorder:
             (f"{name}/camera_info", CameraInfo, views),
             (f"{name}/depth", Image, views),
             (f"{name}/observed", Image, views),
+            (f"{name}/confidence", Image, views),
             (f"{name}/conditioning", Image, views),
             (f"{name}/view", ImaginedView, views),
             (f"{name}/points", PointCloud2, qos.CLOUD),
