@@ -79,10 +79,13 @@ def make_keyframes(
             renders whose holes are grey; the holes are marked all the same.
     """
     height, width = size
-    colour, holes = fit_renders(conditioning.renders.colour, conditioning.renders.covered, size)
+    renders = conditioning.renders
     seed = conditioning.seed.resized(width, height)
-    if painted is not None:
-        colour = torch.stack([_picture(_shrunk(image, width, height), colour.device) for image in painted])
+    if painted is None:
+        colour, holes = fit_renders(renders.colour, renders.covered, size)
+    else:
+        colour = torch.stack([_picture(_shrunk(image, width, height), renders.colour.device) for image in painted])
+        holes = (_fitted(renders.covered[:, None].float(), size) < LEAST_COVER)[:, 0].float()
     poses = np.concatenate([conditioning.seed.world_from_camera[None], conditioning.world_from_camera])
     camera = conditioning.camera.resized(width, height)
     cameras = [seed.camera] + [camera] * len(conditioning.world_from_camera)
@@ -139,12 +142,16 @@ def fit_renders(
         (pictures (F, 3, height, width) in [-1, 1], 0 in holes; holes (F, height, width), 1 = hole), float32.
     """
     weight = covered[:, None].float()
-    values = (colour.permute(0, 3, 1, 2).float() / 127.5 - 1) * weight
-    if tuple(colour.shape[1:3]) != tuple(size):
-        values, weight = (functional.interpolate(t, size, mode="bilinear", antialias=True) for t in (values, weight))
+    values, weight = (_fitted(t, size) for t in ((colour.permute(0, 3, 1, 2).float() / 127.5 - 1) * weight, weight))
     hole = weight < LEAST_COVER
     values = torch.where(hole, 0.0, values / weight.clamp(min=LEAST_COVER))
     return values.clamp(-1, 1), hole[:, 0].float()
+
+
+def _fitted(pictures: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    if tuple(pictures.shape[2:]) == tuple(size):
+        return pictures
+    return functional.interpolate(pictures, size, mode="bilinear", antialias=True)
 
 
 def fill_renders(colour: torch.Tensor, holes: torch.Tensor, depth: torch.Tensor, seed: torch.Tensor) -> torch.Tensor:

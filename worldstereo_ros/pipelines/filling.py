@@ -53,7 +53,6 @@ def push_pull(
     mean, total = levels[-1][..., :channels] / np.maximum(top, 1e-12), top + prior_weight
     filled = np.where(total > 0, (mean * top + expected * prior_weight) / np.maximum(total, 1e-12), expected)
     filled = filled.astype(np.float32, copy=False)
-    kept = weight > 0 if keep is None else np.ascontiguousarray(keep, bool)
     for level in range(len(levels) - 2, -1, -1):
         here = levels[level]
         shape = (here.shape[1], here.shape[0])
@@ -63,7 +62,18 @@ def push_pull(
             coarse += priors[level] - parent.reshape(coarse.shape)
         _blend(here, coarse)
         filled = coarse
-    return np.where(kept[..., None], values, filled)
+    _keep(values, weight > 0 if keep is None else keep, filled)
+    return filled
+
+
+@compiled
+def _keep(values, kept, out):
+    """Writes (H, W, C) values where they are kept, (H, W) bool."""
+    for y in range(out.shape[0]):
+        for x in range(out.shape[1]):
+            if kept[y, x]:
+                for c in range(out.shape[2]):
+                    out[y, x, c] = values[y, x, c]
 
 
 @compiled
