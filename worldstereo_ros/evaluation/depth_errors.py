@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from worldstereo_ros.camera import Camera
 from worldstereo_ros.depth import NONE, SMALL, DepthError, DepthEstimator, choose_depth
 from worldstereo_ros.evaluation.metrics import depth_error
 from worldstereo_ros.evaluation.worlds import Posed, open_data
-from worldstereo_ros.pictures import write_image
+from worldstereo_ros.pictures import depth_picture, write_image
 from worldstereo_ros.views import View
 
 # Metres of a camera that looks level over a floor towards a wall, and of one depth everywhere: what `fit_ground` finds
@@ -30,7 +31,6 @@ from worldstereo_ros.views import View
 HEIGHT, WALL, CONSTANT = 0.67, 2.64, 2.35
 NEAREST = 0.2  # metres, of the floor
 COLUMN = 320  # pixels across, of the sheet's pictures
-NEAR, FAR = 0.5, 12.0  # metres, of its colours
 
 
 class ConstantDepth:
@@ -147,6 +147,7 @@ def depth_errors(
     """
     everyone = {**estimators, **{name: make() for name, make in BASELINES.items()}}
     rows: list[DepthRow] = []
+    warm = False
     for sequence in (sequence for one in data for sequence in open_data(one)):
         frames = {name: _Frames() for name in everyone}
         numbers = range(0, len(sequence), every)
@@ -158,6 +159,11 @@ def depth_errors(
             known += 1
             progress(f"{sequence.path.name}: frame {number + 1} of {len(sequence)}")
             said: dict[str, np.ndarray] = {}
+            if not warm:  # what the first call prepares is no part of a frame's time
+                warm = True
+                for estimator in everyone.values():
+                    with suppress(DepthError):
+                        estimator(view.image, view.camera)
             for name, estimator in everyone.items():
                 begin = time.perf_counter()
                 try:
@@ -271,11 +277,12 @@ def draw_sheet(shown: Sequence[tuple[View, dict[str, np.ndarray]]], names: Seque
     rows = max(round(COLUMN * view.camera.height / view.camera.width) for view, _ in shown)
     for view, said in shown:
         assert view.depth is not None
-        cells = [view.image, colours(view.depth)]
+        far = float(np.percentile(view.depth[view.depth > 0], 98))
+        cells = [view.image, depth_picture(view.depth, far)]
         for name in names:
             depth = said.get(name, np.zeros_like(view.depth))
             errors = errors_of(depth, view.depth)
-            cells.append(colours(depth * np.float32(errors[4] if errors else 1)))
+            cells.append(depth_picture(depth * np.float32(errors[4] if errors else 1), far))
         columns.append(np.concatenate([_fitted(cell, rows) for cell in cells]))
     write_image(file, np.concatenate(columns, axis=1))
 
@@ -289,10 +296,3 @@ def _fitted(picture: np.ndarray, rows: int) -> np.ndarray:
     y, x = (rows - size[1]) // 2, (COLUMN - size[0]) // 2
     cell[y : y + size[1], x : x + size[0]] = small
     return cell
-
-
-def colours(depth: np.ndarray) -> np.ndarray:
-    """(H, W) metres as a picture (H, W, 3) uint8 RGB: near bright, far dark, unknown black."""
-    share = 1 - np.log(np.clip(depth, NEAR, FAR) / NEAR) / np.log(FAR / NEAR)
-    picture = cv2.applyColorMap((share * 235 + 20).astype(np.uint8), cv2.COLORMAP_INFERNO)[..., ::-1]
-    return np.where(depth[..., None] > 0, picture, 0).astype(np.uint8)

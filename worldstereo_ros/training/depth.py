@@ -18,6 +18,7 @@ from scipy.spatial.transform import Rotation
 from torch.nn import functional
 
 from worldstereo_ros.models.depth_network import CANONICAL_FOCAL, DepthMaps
+from worldstereo_ros.pictures import depth_picture
 from worldstereo_ros.training.clips import Shelf, as_uint8, sensor, sheet
 from worldstereo_ros.training.loop import Player, parameters_of
 from worldstereo_ros.training.run import Run
@@ -31,6 +32,7 @@ SHIFT = 2.0  # pixels, deviation of the principal point from the middle
 PLAIN = 0.4  # share of the pictures that are as a camera gives them
 # Weights beside the absolute error of the logarithm: uncertainty, anything there, edges, shape up to scale.
 LIKELIHOOD, HIT, GRADIENT, RELATIVE = 0.2, 0.2, 0.5, 0.5
+FAR = 8.0  # metres, of the colours of pictures to look at
 LEVELS = 4  # sizes at which edges are compared, each half of the one before
 
 
@@ -298,10 +300,6 @@ def typical_of(batches: list[DepthBatch]) -> dict[str, float]:
     return {"typical_log": round(float(logs.median()), 4), "typical_depth": round(float(metres.median()), 3)}
 
 
-def coloured(depth: torch.Tensor, near: float = 0.5, far: float = 12.0) -> np.ndarray:
-    """(N, h, w) metres as pictures (N, h, w, 3) uint8 RGB: near bright, far dark, nothing black."""
-    share = 1 - (depth.detach().float().cpu().clamp(near, far).log() - math.log(near)) / math.log(far / near)
-    levels = (share * 235 + 20).byte().numpy()
-    pictures = np.stack([cv2.applyColorMap(one, cv2.COLORMAP_INFERNO)[..., ::-1] for one in levels])
-    pictures[(depth <= 0).cpu().numpy()] = 0
-    return pictures
+def coloured(depth: torch.Tensor) -> np.ndarray:
+    """(N, h, w) metres as pictures (N, h, w, 3) uint8 RGB."""
+    return np.stack([depth_picture(one, FAR) for one in depth.detach().float().cpu().numpy()])
