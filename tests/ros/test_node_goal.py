@@ -50,6 +50,7 @@ def test_goal_gives_every_output(geometric):
         "camera_info": (CameraInfo, qos.VIEW),
         "depth": (Image, qos.VIEW),
         "observed": (Image, qos.VIEW),
+        "confidence": (Image, qos.VIEW),
         "conditioning": (Image, qos.VIEW),
         "view": (ImaginedView, qos.VIEW),
         "points": (PointCloud2, qos.CLOUD),
@@ -75,6 +76,7 @@ def test_goal_gives_every_output(geometric):
 
     assert wait_for(lambda: all(len(heard[name]) >= 5 for name in ("image", "camera_info", "depth", "view")))
     assert wait_for(lambda: len(heard["observed"]) >= 5 and len(heard["conditioning"]) >= 5 and heard["points"])
+    assert wait_for(lambda: len(heard["confidence"]) >= 5)
     for index, view in enumerate(heard["view"]):
         headers = [heard[name][index].header for name in ("image", "camera_info", "depth", "observed", "conditioning")]
         assert all(header == view.header for header in headers)
@@ -89,6 +91,10 @@ def test_goal_gives_every_output(geometric):
         assert (view.observed.encoding, len(view.observed.data)) == ("mono8", WIDTH * HEIGHT)
         assert set(np.unique(view.observed.data)) <= {0, 255}
         assert abs(np.mean(view.observed.data) / 255 - view.observed_fraction) < 1e-4
+        assert view.confidence == heard["confidence"][index]
+        assert (view.confidence.encoding, len(view.confidence.data)) == ("mono8", WIDTH * HEIGHT)
+        sure = np.asarray(view.confidence.data)[np.asarray(view.observed.data) == 255]
+        assert sure.mean() > np.mean(view.confidence.data)
         np.testing.assert_allclose(view.camera_info.k, CAMERA.matrix.reshape(-1))
     # The first pose is where the seed was taken: what is observed there must look like the seed.
     first = messages.image_array(heard["view"][0].image).astype(int)
@@ -128,10 +134,11 @@ def test_points_are_in_the_robots_frame_with_the_time_of_its_transform(geometric
     assert wait_for(lambda: heard)
     cloud = heard[-1]
     assert cloud.header.frame_id == "base_link"
-    assert [field.name for field in cloud.fields] == ["x", "y", "z", "rgb", "observed"]
-    points = np.frombuffer(cloud.data, "<f4").reshape(-1, 5)
+    assert [field.name for field in cloud.fields] == ["x", "y", "z", "rgb", "observed", "confidence"]
+    points = np.frombuffer(cloud.data, "<f4").reshape(-1, 6)
     assert np.isclose(np.median(points[:, 0]), 2.1, atol=0.05)
     assert set(np.unique(points[:, 4])) <= {0.0, 1.0}
+    assert 0 <= points[:, 5].min() < points[:, 5].max() <= 1
 
 
 def test_markers_show_what_was_seen_and_what_was_imagined(geometric):

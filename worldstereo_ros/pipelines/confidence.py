@@ -115,16 +115,17 @@ class ConfidenceModel:
             index: which view of the clip.
         """
         evidence = features(frame, conditioning, index)
-        size = frame.observed.shape[1::-1]
-        out = self._spread_out(self.imagined, evidence, size)
+        height, width = frame.observed.shape
+        imagined, observed = (
+            np.interp(evidence @ scale.weights, scale.scores, scale.confidence).astype(np.float32)
+            for scale in (self.imagined, self.observed)
+        )
+        # What is imagined is never surer than if it had been observed.
+        out = cv2.resize(np.minimum(imagined, observed), (width, height), interpolation=cv2.INTER_LINEAR)
         if frame.observed.any():
-            cv2.copyTo(self._spread_out(self.observed, evidence, size), frame.observed.astype(np.uint8), out)
+            sure = cv2.resize(observed, (width, height), interpolation=cv2.INTER_LINEAR)
+            cv2.copyTo(sure, frame.observed.astype(np.uint8), out)
         return out
-
-    @staticmethod
-    def _spread_out(scale: Scale, evidence: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
-        level = np.interp(evidence @ scale.weights, scale.scores, scale.confidence).astype(np.float32)
-        return cv2.resize(level, (size[0], size[1]), interpolation=cv2.INTER_LINEAR)
 
     def expected_error(self, confidence: np.ndarray, observed: np.ndarray) -> np.ndarray:
         """(...) float32, the mean absolute error (0..1) that goes with a confidence; `observed` says of which kind."""

@@ -1,0 +1,359 @@
+"""How sure imagined views say they are: what must always hold, whatever the fitted numbers are."""
+
+import json
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from worldstereo_ros.camera import Camera, trajectory
+from worldstereo_ros.evaluation import reliability
+from worldstereo_ros.evaluation.reliability import Reliability
+from worldstereo_ros.memory.archive import read_archive, write_archive
+from worldstereo_ros.memory.bank import ViewBank
+from worldstereo_ros.memory.cloud import CloudMemory
+from worldstereo_ros.outcome import write_sequence
+from worldstereo_ros.pipelines.base import Conditioning, PipelineFrame
+from worldstereo_ros.pipelines.confidence import (
+    FEATURES,
+    TOLERANCE,
+    WORK,
+    ConfidenceModel,
+    Scale,
+    features,
+    load_confidence,
+)
+from worldstereo_ros.pipelines.load import load_pipeline
+from worldstereo_ros.rendering import Rendering
+from worldstereo_ros.viewable import load_viewable
+from worldstereo_ros.views import ImaginedView, View
+from worldstereo_ros.world import WorldModel
+
+PIPELINES = ("geometric", "small")
+
+
+def a_view(width: int, height: int, seen: np.ndarray, *, depth: float | None = 3.0, seeds: int = 1):
+    """(frame, conditioning) of one plain grey view; `seen` (height, width) says where a sensor saw it."""
+    camera = Camera.from_fov(width, height, 1.2)
+    grey = np.full((height, width, 3), 120, np.uint8)
+    plane = np.full((height, width), depth or 0, np.float32)
+    pose = np.eye(4)
+    renders = Rendering(
+        colour=torch.from_numpy(np.where(seen[..., None], grey, np.uint8(128)))[None],
+        depth=torch.from_numpy(np.where(seen, plane, np.float32(0)))[None],
+        covered=torch.from_numpy(seen)[None],
+        observed=torch.from_numpy(seen)[None],
+    )
+    views = [View(grey, camera, pose, plane) for _ in range(max(1, seeds))]
+    conditioning = Conditioning(views[0], renders, camera, pose[None], views[:seeds], np.array([0 if seeds else -1]))
+    frame = PipelineFrame(grey, None if depth is None else plane, seen)
+    return frame, conditioning
+
+
+# --- the model -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_farther_from_the_evidence_is_never_surer(name):
+    seen = np.zeros((120, 160), bool)
+    seen[:, :40] = True
+    confidence = load_confidence(name)(*a_view(160, 120, seen), 0)
+    row = confidence[60]
+    assert (np.diff(row[42:]) <= 1e-6).all()
+    assert row[42] > row[-1] + 0.05
+    assert row[:36].min() >= row[44:].max() - 1e-6  # and what was observed is the surest
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+@given(st.integers(0, 2**32 - 1))
+@settings(max_examples=30, deadline=None)
+def test_nothing_that_speaks_against_a_pixel_makes_it_surer(name, seed):
+    random = np.random.default_rng(seed)
+    evidence = random.uniform(0, 1.5, len(FEATURES)).astype(np.float32)
+    worse = evidence + random.uniform(0, 1, len(FEATURES)).astype(np.float32) * (random.random(len(FEATURES)) < 0.3)
+    model = load_confidence(name)
+    for scale in (model.imagined, model.observed):
+        one, other = (np.interp(e @ scale.weights, scale.scores, scale.confidence) for e in (evidence, worse))
+        assert other <= one + 1e-6
+        assert 0 <= other <= 1
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_the_expected_error_goes_with_the_confidence(name):
+    model = load_confidence(name)
+    for scale, observed in ((model.imagined, False), (model.observed, True)):
+        error = model.expected_error(scale.confidence, np.full(len(scale.confidence), observed))
+        np.testing.assert_allclose(error, scale.expected_error, atol=2e-3)
+        assert error.min() >= 0
+        assert error.max() <= 1
+
+
+@pytest.mark.parametrize("size", [(8, 6), (53, 37), (640, 480), (90, 300)])
+@pytest.mark.parametrize("case", ["all", "none", "half", "no depth", "no reference"])
+def test_every_size_and_case_gives_finite_numbers(size, case):
+    width, height = size
+    seen = np.full((height, width), case == "all")
+    if case == "half":
+        seen[height // 2 :] = True
+    arguments = a_view(
+        width, height, seen, depth=None if case == "no depth" else 3.0, seeds=0 if case == "no reference" else 2
+    )
+    found = features(*arguments, 0)
+    assert max(found.shape[:2]) == min(WORK, max(size))
+    assert found.shape[2] == len(FEATURES)
+    assert np.isfinite(found).all()
+    assert found.min() >= 0
+    confidence = load_confidence("small")(*arguments, 0)
+    assert confidence.shape == (height, width)
+    assert confidence.dtype == np.float32
+    assert np.isfinite(confidence).all()
+    assert 0 <= confidence.min() <= confidence.max() <= 1
+
+
+def test_a_picture_unlike_what_memory_paints_is_less_sure():
+    seen = np.zeros((120, 160), bool)
+    seen[:, :40] = True
+    frame, conditioning = a_view(160, 120, seen)
+    other = frame.image.copy()
+    other[:, 100:] = 250
+    same = load_confidence("small")(replace(frame, remembered=frame.image), conditioning, 0)
+    differs = load_confidence("small")(replace(frame, remembered=other), conditioning, 0)
+    assert differs[:, 110:].mean() <= same[:, 110:].mean()
+    np.testing.assert_allclose(differs[:, :90], same[:, :90], atol=1e-6)
+
+
+def test_functions_that_run_the_wrong_way_are_refused():
+    good = load_confidence("geometric").imagined
+    assert Scale.from_dict(json.loads(json.dumps(good.to_dict()))).confidence.shape == good.confidence.shape
+    for name, value in (
+        ("weights", -good.weights - 1),
+        ("weights", good.weights[1:]),
+        ("confidence", good.confidence[::-1]),
+        ("expected_error", good.expected_error[::-1]),
+        ("scores", good.scores[::-1]),
+        ("confidence", good.confidence + 1),
+    ):
+        with pytest.raises(ValueError, match=r"expected|must"):
+            replace(good, **{name: value})
+    assert isinstance(ConfidenceModel(good, good), ConfidenceModel)
+
+
+# --- through the loop ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def wall() -> tuple[WorldModel, list[ImaginedView]]:
+    """A robot that saw a wall three metres ahead, and the views of a way that leads it past the wall's end."""
+    random = np.random.default_rng(0)
+    camera = Camera.from_fov(160, 120, 1.2)
+    texture = cv2.resize(random.integers(0, 255, (12, 16, 3), dtype=np.uint8), (160, 120))
+    world = WorldModel(load_pipeline("geometric"))
+    world.seed(View(texture, camera, np.eye(4), np.full((120, 160), 3, np.float32), stamp_ns=1))
+    path = trajectory("right", np.eye(4), 4, distance=2.0)
+    return world, list(world.imagine(path, camera, remember=True))
+
+
+def test_every_imagined_view_says_how_sure_it_is(wall):
+    for view in wall[1]:
+        assert view.confidence is not None
+        assert view.confidence.shape == view.image.shape[:2]
+        assert np.isfinite(view.confidence).all()
+    last = wall[1][-1]
+    assert 0.2 < last.observed_fraction < 0.9
+    assert last.confidence[last.observed].mean() > last.confidence[~last.observed].mean() + 0.1
+
+
+def test_a_pipeline_that_knows_better_is_believed():
+    class Sure:
+        name, clip_length = "sure", 1
+
+        def __call__(self, conditioning, **_):
+            shape = conditioning.camera.height, conditioning.camera.width
+            image = np.zeros((*shape, 3), np.uint8)
+            yield PipelineFrame(image, None, np.zeros(shape, bool), confidence=np.full(shape, 0.25, np.float32))
+
+    camera = Camera.from_fov(64, 48, 1.2)
+    world = WorldModel(Sure())
+    world.seed(View(np.zeros((48, 64, 3), np.uint8), camera, np.eye(4), np.ones((48, 64), np.float32)))
+    (view,) = world.imagine(np.eye(4)[None], camera)
+    assert (view.confidence == 0.25).all()
+
+
+def test_imagined_points_remember_it_and_a_map_brings_it_back(wall, tmp_path):
+    cloud = wall[0].cloud
+    assert (~cloud.observed).sum() > 100
+    assert (cloud.certainty[cloud.observed] == 1).all()
+    imagined = cloud.certainty[~cloud.observed]
+    lowest, highest = (f(view.confidence) for f, view in ((np.min, wall[1][-1]), (np.max, wall[1][1])))
+    assert imagined.min() >= min(view.confidence.min() for view in wall[1]) - 1e-4
+    assert imagined.max() <= max(lowest, highest) + 1e-4
+    assert imagined.std() > 0
+    wall[0].save(tmp_path / "a.wsmap")
+    other = WorldModel(load_pipeline("geometric"))
+    other.load(tmp_path / "a.wsmap")
+    np.testing.assert_array_equal(other.cloud.certainty, cloud.certainty)
+
+
+def test_maps_saved_before_there_was_a_certainty_still_load(wall, tmp_path):
+    cloud, bank = wall[0].cloud.state(), ViewBank().state()
+    del cloud["certainty"]
+    write_archive(tmp_path / "old.wsmap", cloud, bank, {})
+    assert "certainty" not in read_archive(tmp_path / "old.wsmap")[0]
+    world = WorldModel(load_pipeline("geometric"))
+    world.load(tmp_path / "old.wsmap")
+    np.testing.assert_array_equal(world.cloud.certainty, world.cloud.observed.astype(np.float32))
+
+
+# --- the cloud -------------------------------------------------------------------------------------------------------
+
+
+def test_voxels_mean_it_and_observation_makes_certain():
+    cloud = CloudMemory(voxel_size=0.1)
+    point, colour = np.array([[0.05, 0.05, 0.05]]), np.full((1, 3), 9, np.uint8)
+    cloud.insert_points(point, colour, False, certainty=0.2)
+    cloud.insert_points(point, colour, False, certainty=0.6)
+    np.testing.assert_allclose(cloud.certainty, [0.4], atol=1e-4)
+    cloud.insert_points(point, colour, False, confidence=2.0, certainty=0.8)
+    np.testing.assert_allclose(cloud.certainty, [0.6], atol=1e-4)
+    for _ in range(300):  # a mean that is kept in whole numbers must not stop on the way
+        cloud.insert_points(point, colour, False, certainty=0.9)
+    np.testing.assert_allclose(cloud.certainty, [0.9], atol=2e-3)
+    cloud.insert_points(point, colour, True)
+    assert cloud.certainty.tolist() == [1.0]
+    cloud.insert_points(point, colour, False, certainty=0.1)  # does not touch what was observed
+    assert cloud.certainty.tolist() == [1.0]
+
+
+def test_points_that_move_up_keep_theirs():
+    cloud = CloudMemory(voxel_size=0.1, max_radius=5.0)
+    points = np.array([[100.0, 0, 0], [1, 0, 0], [2, 0, 0]])
+    cloud.insert_points(points, np.zeros((3, 3), np.uint8), False, certainty=np.array([0.1, 0.2, 0.3]))
+    view = View(np.zeros((4, 4, 3), np.uint8), Camera.from_fov(4, 4, 1.0), np.eye(4), np.zeros((4, 4), np.float32))
+    cloud.insert(view)
+    cloud.prune()
+    order = np.argsort(cloud.points[:, 0])
+    np.testing.assert_allclose(cloud.certainty[order], [0.2, 0.3], atol=1e-4)
+
+
+@pytest.mark.parametrize("wrong", [-0.1, 1.1, np.nan, np.ones(2)])
+def test_a_certainty_that_is_none_is_refused(wrong):
+    cloud = CloudMemory()
+    with pytest.raises(ValueError, match="certainty"):
+        cloud.insert_points(np.zeros((1, 3)), np.zeros((1, 3), np.uint8), False, certainty=wrong)
+    assert len(cloud) == 0
+
+
+# --- files and messages ----------------------------------------------------------------------------------------------
+
+
+def test_written_views_bring_it_back(wall, tmp_path):
+    write_sequence(tmp_path / "imagined", wall[1])
+    view = wall[1][-1]
+    picture = cv2.imread(str(tmp_path / "imagined" / "confidence" / "000003.png"), cv2.IMREAD_UNCHANGED)
+    np.testing.assert_allclose(picture / 255, view.confidence, atol=1 / 255)
+    back = load_viewable(tmp_path / "imagined").imagined[-1]
+    np.testing.assert_allclose(back.confidence, view.confidence, atol=1 / 255)
+
+
+def test_resizing_keeps_it(wall):
+    view = wall[1][0].resized(80, 60)
+    assert view.confidence.shape == (60, 80)
+    assert set(np.unique(view.confidence)) <= set(np.unique(wall[1][0].confidence))
+
+
+def test_messages_carry_it(wall):
+    pytest.importorskip("worldstereo_ros.msg", reason="the ROS interfaces are not built")
+    from std_msgs.msg import Header
+
+    from worldstereo_ros.ros.client import view_from_message
+    from worldstereo_ros.ros.messages import view_message
+
+    view = wall[1][-1]
+    message = view_message(view, Header(frame_id="camera"), "map")
+    assert (message.confidence.encoding, message.confidence.header.frame_id) == ("mono8", "camera")
+    np.testing.assert_allclose(view_from_message(message).confidence, view.confidence, atol=0.51 / 255)
+    silent = view_message(replace(view, confidence=None), Header(), "map")
+    assert len(silent.confidence.data) == 0
+    assert view_from_message(silent).confidence is None
+
+
+def test_clouds_carry_it():
+    clouds = pytest.importorskip("worldstereo_ros.ros.clouds", reason="ROS is not installed")
+    from std_msgs.msg import Header
+
+    random = np.random.default_rng(0)
+    points = random.normal(size=(5, 3)).astype(np.float32)
+    points[2, 1] = np.nan
+    colours, confidence = random.integers(0, 255, (5, 3), dtype=np.uint8), random.random(5).astype(np.float32)
+    for observed in (None, np.array([True, False, True, False, True])):
+        message = clouds.cloud_message(points, colours, Header(), observed=observed, confidence=confidence)
+        names = [field.name for field in message.fields]
+        assert names == ["x", "y", "z", "rgb", *(["observed"] if observed is not None else []), "confidence"]
+        rows = np.frombuffer(message.data, np.float32).reshape(message.width, -1)
+        left = [0, 1, 3, 4]  # what is not finite is left out
+        np.testing.assert_array_equal(rows[:, -1], confidence[left])
+        assert message.point_step == 4 * len(names) == 4 * rows.shape[1]
+        back, back_colours = clouds.cloud_arrays(message)
+        np.testing.assert_array_equal(back, points[left])
+        np.testing.assert_array_equal(back_colours, colours[left])
+
+
+# --- the evaluation --------------------------------------------------------------------------------------------------
+
+
+def _judged(honest: bool) -> reliability.Figures:
+    """Frames whose error is exactly what was expected, or has nothing to do with it."""
+    random = np.random.default_rng(0)
+    model = load_confidence("geometric")
+    found = Reliability()
+    for _ in range(4):
+        levels = np.sort(random.choice(model.imagined.confidence, 64)).repeat(64)
+        confidence = levels.reshape(64, 64).astype(np.float32)
+        observed = np.zeros((64, 64), bool)
+        error = model.expected_error(confidence, observed)
+        if honest:  # as many right as it says, and in the same order
+            level = 255 * np.where(random.random(error.shape) < confidence, error * TOLERANCE, TOLERANCE + error)
+        else:
+            level = 255 * random.random(error.shape)
+        image = np.rint(level)[..., None].repeat(3, axis=2).astype(np.uint8)
+        found.add("a", "things", "geometric", image, np.zeros_like(image), confidence, observed)
+    (row,) = found.figures()
+    return row
+
+
+def test_honest_predictions_are_told_from_others():
+    honest, blind = _judged(True), _judged(False)
+    assert honest.rank > 0.5
+    assert honest.rank_blocks > honest.rank
+    assert honest.calibration_error < 0.03
+    assert honest.rank_observed is None
+    assert honest.imagined == 1
+    assert abs(blind.rank) < 0.05
+    assert blind.calibration_error > 0.3
+    assert sum(part.share for part in honest.confidence_bins) == pytest.approx(1)
+
+
+def test_reliability_is_drawn_and_written(tmp_path):
+    found = Reliability()
+    with pytest.raises(ValueError, match="No pipeline said"):
+        found.write(tmp_path / "a.png")
+    with pytest.raises(ValueError, match="ends in"):
+        found.write(tmp_path / "a.txt")
+    random = np.random.default_rng(0)
+    for sequence, kind in (("a", "worlds"), ("b", "worlds"), ("c", "recordings")):
+        for pipeline in PIPELINES:
+            image = random.integers(0, 255, (40, 60, 3), dtype=np.uint8)
+            confidence = random.random((40, 60)).astype(np.float32)
+            found.add(sequence, kind, pipeline, image, 255 - image, confidence, confidence > 0.5)
+    names = [(row.data, row.pipeline) for row in found.figures()]
+    assert names == [(d, p) for p in PIPELINES for d in ("a", "b", "worlds")] + [("recordings", p) for p in PIPELINES]
+    found.write(tmp_path / "a.json")
+    assert len(json.loads((tmp_path / "a.json").read_text())["rows"]) == 8
+    found.write(tmp_path / "a.png")
+    picture = cv2.imread(str(tmp_path / "a.png"))
+    assert picture.std() > 0
+    assert len(reliability.format_table(found.figures()).rows) == 8
