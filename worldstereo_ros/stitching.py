@@ -189,14 +189,15 @@ def closure(ring: Sequence[View], seam: int = -1) -> Closure | None:
 
 def fill_sphere(values: np.ndarray, known: np.ndarray) -> np.ndarray:
     """Equirectangular `values` (H, 2 H, C) float32, smoothly filled where they are not `known`, across the seam too."""
-    aside = values.shape[1] // 4
+    width = values.shape[1]
 
-    def around(array: np.ndarray) -> np.ndarray:
-        return np.concatenate([array[:, -aside:], array, array[:, :aside]], axis=1)
+    def thrice(array: np.ndarray) -> np.ndarray:
+        return np.concatenate([array] * 3, axis=1)
 
-    filled = push_pull(around(np.where(known[..., None], values, np.float32(0))), around(known).astype(np.float32))
+    # Three turns side by side: in the middle one, both borders see what lies beyond them.
+    filled = push_pull(thrice(np.where(known[..., None], values, np.float32(0))), thrice(known).astype(np.float32))
+    filled = filled[:, width : 2 * width]
     # At a pole all columns are one place: towards it a row gives way to its mean.
-    filled = filled[:, aside : aside + values.shape[1]]
     latitude = np.abs((np.arange(len(values)) + 0.5) / len(values) - 0.5) * 180
     share = np.clip((latitude - 70) / 20, 0, 1).astype(np.float32)[:, None, None]
     level = (1 - share) * filled + share * filled.mean(axis=1, keepdims=True)
