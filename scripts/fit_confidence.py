@@ -14,18 +14,19 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+import cv2
 import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
-from scipy.optimize import lsq_linear
+from scipy.optimize import isotonic_regression, lsq_linear
 from scipy.spatial.transform import Rotation
 from scipy.stats import spearmanr
 
 from worldstereo_ros.evaluation.protocols import make_task
 from worldstereo_ros.evaluation.worlds import WorldSequence, world_sequence
 from worldstereo_ros.pipelines.base import Conditioning, OnStep, Pipeline, PipelineFrame
-from worldstereo_ros.pipelines.confidence import FEATURES, TOLERANCE, ConfidenceModel, Scale, confidence_file, features
+from worldstereo_ros.pipelines.confidence import TOLERANCE, ConfidenceModel, Scale, confidence_file, features
 from worldstereo_ros.pipelines.load import load_pipeline
 from worldstereo_ros.scenes.primitives import Random
 from worldstereo_ros.scenes.sensor import SensorNoise, noisy_depth, noisy_image
@@ -44,15 +45,23 @@ RIDGE = 1e-3  # on weights, of the number of samples
 
 @dataclass(frozen=True)
 class Samples:
-    """Pixels of asked frames: evidence (N, F), error (N,) in 0..1, observed (N,) bool."""
+    """Pixels of asked frames.
+
+    Attributes:
+        evidence: (N, F) what speaks against them. error: (N,) in 0..1. observed: (N,) bool.
+        world: (N,) which one they are of.
+        spread: (N,) standard deviation over seeds, 0 where there was one.
+    """
 
     evidence: np.ndarray
     error: np.ndarray
     observed: np.ndarray
+    world: np.ndarray
+    spread: np.ndarray
 
     def of(self, chosen: np.ndarray) -> Samples:
         """Some of them."""
-        return Samples(self.evidence[chosen], self.error[chosen], self.observed[chosen])
+        return Samples(*(values[chosen] for values in vars(self).values()))
 
 
 class Listening:
@@ -99,9 +108,9 @@ class Robot:
 
 
 def collect(
-    sequence: WorldSequence, pipelines: dict[str, Pipeline], every: int, seed: int
+    sequence: WorldSequence, pipelines: dict[str, Pipeline], every: int, seed: int, runs: int
 ) -> Iterator[tuple[str, Samples]]:
-    """The samples of each pipeline on one world, for each protocol."""
+    """The samples of each pipeline on one world, for each protocol; models make each view so many times."""
     for protocol in PROTOCOLS:
         task = make_task(sequence, protocol, every)
         robot = Robot(seed)
@@ -111,23 +120,27 @@ def collect(
             world = WorldModel(listening)
             for view in given:
                 world.seed(view)
-            for _ in world.imagine(task.path, task.asked.camera):
-                pass
-            yield name, sampled(listening.heard, truths, np.random.default_rng(seed))
+            for run in range(1 if name == "geometric" else runs):
+                for _ in world.imagine(task.path, task.asked.camera, seed=run):
+                    pass
+            yield name, sampled(listening.heard, truths, seed)
 
 
-def sampled(
-    heard: list[tuple[PipelineFrame, np.ndarray]], truths: list[np.ndarray], random: np.random.Generator
-) -> Samples:
-    """Pixels of frames whose truth is known."""
-    parts = []
-    for (frame, evidence), truth in zip(heard, truths, strict=True):
+def sampled(heard: list[tuple[PipelineFrame, np.ndarray]], truths: list[np.ndarray], world: int) -> Samples:
+    """Pixels of frames whose truth is known; those of further runs follow the first."""
+    parts, random = [], np.random.default_rng(world)
+    for number, truth in enumerate(truths):
+        frame, evidence = heard[number]
+        images = np.stack([other.image for other, _ in heard[number :: len(truths)]]).astype(np.float32)
+        spread = cv2.blur(images.std(axis=0).mean(axis=2) / 255, (9, 9))
         error = np.abs(frame.image.astype(np.float32) - truth).mean(axis=2) / 255
         height, width = error.shape
         chosen = random.choice(error.size, min(PIXELS, error.size), replace=False)
         rows, columns = chosen // width, chosen % width
         at = rows * evidence.shape[0] // height, columns * evidence.shape[1] // width
-        parts.append(Samples(evidence[at], error[rows, columns], frame.observed[rows, columns]))
+        own = np.full(len(rows), world)
+        found, claimed, apart = (values[rows, columns] for values in (error, frame.observed, spread))
+        parts.append(Samples(evidence[at], found, claimed, own, apart))
     return together(parts)
 
 
@@ -136,23 +149,36 @@ def together(parts: list[Samples]) -> Samples:
     return Samples(*(np.concatenate([getattr(part, name) for part in parts]) for name in vars(parts[0])))
 
 
-def fit(samples: Samples) -> Scale:
-    """Weights that are not negative, for the logarithm of the error; then both functions from their score."""
-    target = np.log(samples.error + FLOOR)
-    ones = np.ones((len(target), 1), np.float32)
-    matrix = np.concatenate([samples.evidence, ones], axis=1).astype(np.float64)
+def weigh(evidence: np.ndarray, error: np.ndarray) -> np.ndarray:
+    """(F,) float32 weights, none negative, for the logarithm of the error."""
+    target = np.log(error + FLOOR)
+    matrix = np.concatenate([evidence, np.ones((len(target), 1), np.float32)], axis=1).astype(np.float64)
     damping = np.sqrt(RIDGE * len(target)) * np.eye(matrix.shape[1])[:-1]
-    least = np.array([0.0] * len(FEATURES) + [-np.inf])
+    least = np.array([0.0] * evidence.shape[1] + [-np.inf])
     found = lsq_linear(
         np.concatenate([matrix, damping]), np.concatenate([target, np.zeros(len(damping))]), (least, np.inf)
     )
-    weights = np.where(found.x[:-1] < 5e-3, 0, found.x[:-1]).astype(np.float32)
+    return np.where(found.x[:-1] < 5e-3, 0, found.x[:-1]).astype(np.float32)
+
+
+def rank_elsewhere(evidence: np.ndarray, error: np.ndarray, world: np.ndarray) -> float:
+    """Rank correlation where each world is judged by weights fitted on all the others."""
+    score = np.zeros(len(error), np.float32)
+    for one in np.unique(world):
+        here = world == one
+        score[here] = evidence[here] @ weigh(evidence[~here], error[~here])
+    return float(spearmanr(score, error).statistic)
+
+
+def fit(samples: Samples) -> Scale:
+    """The weights, and both functions of the score that they make."""
+    weights = weigh(samples.evidence, samples.error)
     score = samples.evidence @ weights
     order = np.argsort(score, kind="stable")
     groups = np.array_split(order, KNOTS)
     scores = np.array([score[group].mean() for group in groups])
-    error = np.maximum.accumulate([samples.error[group].mean() for group in groups])
-    right = np.minimum.accumulate([(samples.error[group] <= TOLERANCE).mean() for group in groups])
+    error = isotonic_regression([samples.error[group].mean() for group in groups]).x
+    right = isotonic_regression([(samples.error[group] <= TOLERANCE).mean() for group in groups], increasing=False).x
     distinct = np.concatenate([[True], np.diff(scores) > 1e-3])
     # Never quite level: of two pixels the doubtful one shall not come out even.
     slope = 1e-4 * np.arange(int(distinct.sum()))
@@ -160,11 +186,12 @@ def fit(samples: Samples) -> Scale:
 
 
 def main() -> None:
-    """Collects, fits, writes, and says how well it ranks the pixels it was fitted on."""
+    """Collects, fits, writes, and says how well it ranks pixels of worlds that were left out."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--worlds", type=int, default=8, help="of the validation split")
-    parser.add_argument("--every", type=int, default=16, help=f"ask every n-th of {VIEWS} frames")
+    parser.add_argument("--worlds", type=int, default=20, help="of the validation split")
+    parser.add_argument("--every", type=int, default=20, help=f"ask every n-th of {VIEWS} frames")
     parser.add_argument("--samples", default="", help="keep the samples too: PREFIX-PIPELINE.npz")
+    parser.add_argument("--runs", type=int, default=1, help="of a model: say what the spread over seeds would add")
     parser.add_argument("--pipeline", action="append", help="geometric, small; default: both")
     options = parser.parse_args()
     names = options.pipeline or ["geometric", "small"]
@@ -177,14 +204,14 @@ def main() -> None:
         except ValueError as error:  # too full to walk in
             console.print(str(error), style="dim")
             continue
-        for name, samples in collect(sequence, pipelines, options.every, index):
+        for name, samples in collect(sequence, pipelines, options.every, index, options.runs):
             found[name].append(samples)
         console.print(f"{sequence.path.name}: {time.monotonic() - begin:.0f} s", style="dim")
     path = confidence_file()
     content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"pipelines": {}}
     content |= {"tolerance": TOLERANCE, "made_by": "scripts/fit_confidence.py, worlds of the validation split"}
-    table = Table(title="On the pixels it was fitted on; see docs/confidence.md for others")
-    for heading in ("pipeline", "pixels", "number", "mean error", "right", "rank correlation", "weights"):
+    table = Table(title="Rank correlation: each world by weights that were fitted on the others")
+    for heading in ("pipeline", "pixels", "number", "mean error", "right", "rank", "with spread", "weights"):
         table.add_column(heading, overflow="fold")
     for name, parts in found.items():
         samples = together(parts)
@@ -194,14 +221,19 @@ def main() -> None:
         for kind, chosen in (("imagined", ~samples.observed), ("observed", samples.observed)):
             some = samples.of(chosen)
             scale = scales[kind] = fit(some)
-            rank = spearmanr(some.evidence @ scale.weights, some.error).statistic
+            rank = rank_elsewhere(some.evidence, some.error, some.world)
+            spread = "-"
+            if some.spread.any():
+                more = np.concatenate([some.evidence, np.log1p(20 * some.spread)[:, None]], axis=1)
+                spread = f"{rank_elsewhere(more, some.error, some.world):.3f}"
             table.add_row(
                 name,
                 kind,
                 str(len(some.error)),
                 f"{some.error.mean():.3f}",
                 f"{(some.error <= TOLERANCE).mean():.2f}",
-                f"{rank:.2f}",
+                f"{rank:.3f}",
+                spread,
                 ", ".join(f"{key} {value:.2f}" for key, value in scale.to_dict()["weights"].items()),
             )
         ConfidenceModel(scales["imagined"], scales["observed"])
