@@ -13,7 +13,10 @@ What it does to one view:
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -36,6 +39,25 @@ SPECK, SPECK_SHARE = 9, 0.35  # points that cover less of the window around them
 EXPOSURE_POWER = 2.0  # how much more the reference that gives most of the picture sets its exposure
 
 
+@dataclass(frozen=True)
+class Painting:
+    """A view that memory painted, and what it takes to say what in it was observed.
+
+    Attributes:
+        image: (H, W, 3) uint8, without holes.
+        depth: (H, W) float32 metres, filled.
+        rendered: (H, W) float32 metres of the cloud, 0 = none.
+        references: the views that it was painted from.
+        errors: (R,) their registration errors, radians.
+    """
+
+    image: np.ndarray
+    depth: np.ndarray
+    rendered: np.ndarray
+    references: list[Reference]
+    errors: np.ndarray
+
+
 class GeometricPipeline:
     """Imagines views from memory alone; see the module. Deterministic: prompt and generator are not used.
 
@@ -56,24 +78,62 @@ class GeometricPipeline:
         """
         self.threads = min(4, os.cpu_count() or 1) if threads is None else threads
         self._shelf = Shelf(align=align)
+        self._lock = threading.Lock()  # around the shelf: views may be painted side by side
 
     def __call__(
         self, conditioning: Conditioning, *, prompt: str, generator: torch.Generator, on_step: OnStep
     ) -> Iterator[PipelineFrame]:
         """Yields the frames of the clip in order, each as soon as it exists."""
-        renders = conditioning.renders
         count = len(conditioning.world_from_camera)
-        for index, pose in enumerate(conditioning.world_from_camera):
+        for index in range(count):
             on_step("painting", index, count)
-            depth = renders.depth[index].cpu().numpy().astype(np.float32, copy=False)
-            colour = renders.colour[index].cpu().numpy()
-            views = choose(conditioning.references, depth, conditioning.camera, pose)
+            yield self.claim(conditioning, index, self.paint(conditioning, index))
+
+    def paint_all(self, conditioning: Conditioning, on_step: OnStep) -> list[Painting]:
+        """All views of a clip painted, several side by side; for pipelines that must see them all before they begin.
+
+        Args:
+            conditioning: what memory says.
+            on_step: called before each view that is waited for; where it raises, no other view is begun.
+        """
+        count = len(conditioning.world_from_camera)
+        with ThreadPoolExecutor(self.threads) as pool:
+            begun = [pool.submit(self.paint, conditioning, index, threads=1) for index in range(count)]
+            try:
+                paintings = []
+                for index, painting in enumerate(begun):
+                    on_step("painting", index, count)
+                    paintings.append(painting.result())
+                return paintings
+            finally:
+                pool.shutdown(wait=True, cancel_futures=True)
+
+    def paint(self, conditioning: Conditioning, index: int, *, threads: int | None = None) -> Painting:
+        """One view of a clip, without the question what of it was observed. May be called from several threads.
+
+        Args:
+            conditioning: what memory says.
+            index: which view.
+            threads: how many it may use; None: `self.threads`.
+        """
+        renders, pose = conditioning.renders, conditioning.world_from_camera[index]
+        depth = renders.depth[index].cpu().numpy().astype(np.float32, copy=False)
+        colour = renders.colour[index].cpu().numpy()
+        views = choose(conditioning.references, depth, conditioning.camera, pose)
+        with self._lock:
             references, gains, errors = self._shelf.prepare(views)
-            image, filled = self._paint(depth, colour, conditioning.camera, pose, references, gains)
-            witnesses = [witness(reference, error) for reference, error in zip(references, errors, strict=True)]
-            observed = renders.observed[index].cpu().numpy()
-            observed = observed_pixels(depth, observed, conditioning.camera, pose, witnesses, self.threads)
-            yield PipelineFrame(image, filled, observed)
+        threads = threads or self.threads
+        image, filled = self._paint(depth, colour, conditioning.camera, pose, references, gains, threads)
+        return Painting(image, filled, depth, references, errors)
+
+    def claim(self, conditioning: Conditioning, index: int, painting: Painting) -> PipelineFrame:
+        """The painted view as a frame that says what in it was observed."""
+        camera, pose = conditioning.camera, conditioning.world_from_camera[index]
+        pairs = zip(painting.references, painting.errors, strict=True)
+        witnesses = [witness(reference, error) for reference, error in pairs]
+        observed = conditioning.renders.observed[index].cpu().numpy()
+        observed = observed_pixels(painting.rendered, observed, camera, pose, witnesses, self.threads)
+        return PipelineFrame(painting.image, painting.depth, observed)
 
     def _paint(
         self,
@@ -83,6 +143,7 @@ class GeometricPipeline:
         pose: np.ndarray,
         references: list[Reference],
         gains: np.ndarray,
+        threads: int,
     ) -> tuple[np.ndarray, np.ndarray]:
         """The picture (H, W, 3) uint8 and its depth (H, W) float32, both without holes."""
         depth = _complete(rendered, camera, pose, references)
@@ -90,19 +151,18 @@ class GeometricPipeline:
         assumed = np.zeros_like(measured)
         given = np.zeros(len(references))
         for index, reference in enumerate(references):
-            self._look(reference, gains[index], depth, camera, pose, measured, assumed)
+            self._look(reference, gains[index], depth, camera, pose, threads, measured, assumed)
             given[index] = float(measured[..., 3].sum()) + float(assumed[..., 3].sum()) - given.sum()
         exposure = _exposure(gains, given)
         # Points of views that are no longer kept have only the colour of the cloud.
         image = np.zeros((*depth.shape, 3), np.float32)
         found = np.zeros(depth.shape, np.uint8)
         arguments = (measured, assumed, exposure, _without_specks(rendered), np.ascontiguousarray(colour), image, found)
-        in_threads(normalise_rows, [(start, stop, *arguments) for start, stop in shares(camera.height, self.threads)])
+        in_threads(normalise_rows, [(start, stop, *arguments) for start, stop in shares(camera.height, threads)])
         known = found > 0
         if not known.all():
             means = [_mean(reference) * gain for reference, gain in zip(references, gains, strict=True)]
             prior = (np.mean(means, axis=0) / exposure if means else np.full(3, 128.0)).astype(np.float32)
-            prior = np.broadcast_to(prior, image.shape)
             image = push_pull(image, background_weight(depth, known), prior=prior, prior_weight=PRIOR_WEIGHT)
         np.clip(np.rint(image, out=image), 0, 255, out=image)
         return image.astype(np.uint8), depth
@@ -114,6 +174,7 @@ class GeometricPipeline:
         depth: np.ndarray,
         camera: Camera,
         pose: np.ndarray,
+        threads: int,
         measured: np.ndarray,
         assumed: np.ndarray,
     ) -> None:
@@ -125,7 +186,7 @@ class GeometricPipeline:
         settings = np.array([RELATIVE, ABSOLUTE, LOOSE, FEATHER, SHARPNESS], np.float32)
         source = (view.image, gain.astype(np.float32), reference.depth, reference.known, reference.trust)
         arguments = (depth, A, b, *source, settings, geometry, measured, assumed)
-        in_threads(gather_rows, [(start, stop, *arguments) for start, stop in shares(camera.height, self.threads)])
+        in_threads(gather_rows, [(start, stop, *arguments) for start, stop in shares(camera.height, threads)])
 
 
 def _complete(rendered: np.ndarray, camera: Camera, pose: np.ndarray, references: list[Reference]) -> np.ndarray:

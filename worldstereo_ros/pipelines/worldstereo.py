@@ -34,8 +34,8 @@ from worldstereo_ros.models.checkpoint import CheckpointError
 from worldstereo_ros.models.pretrained import default_dtype
 from worldstereo_ros.pipelines.base import Conditioning, ModelError, OnStep, PipelineFrame
 from worldstereo_ros.pipelines.conditioning import Keyframes, make_keyframes
-from worldstereo_ros.pipelines.filling import carried_over, fill_depth
-from worldstereo_ros.pipelines.geometric import GeometricPipeline
+from worldstereo_ros.pipelines.filling import carried_over, faded, fill_depth
+from worldstereo_ros.pipelines.geometric import GeometricPipeline, Painting
 from worldstereo_ros.pipelines.processes import lead_transformer, process_count
 from worldstereo_ros.pipelines.text import ImageEncoder, NoText, TextEncoder, load_image_encoder, load_text_encoder
 from worldstereo_ros.pipelines.videolatents import VideoCondition, load_video_condition
@@ -202,7 +202,7 @@ class WorldStereoPipeline:
 
     @torch.no_grad()
     def _encode(
-        self, conditioning: Conditioning, prompt: str, remembered: list[PipelineFrame]
+        self, conditioning: Conditioning, prompt: str, paintings: list[Painting]
     ) -> tuple[dict[str, Any], torch.Tensor, list[torch.Tensor]]:
         """What stays the same in all steps: arguments of the transformer, condition (1, 20, F, h, w), prompts."""
         camera = conditioning.camera
@@ -217,7 +217,7 @@ class WorldStereoPipeline:
             correspondence=(size[0] // 16, size[1] // 16)
             if self.transformer.config.reference_attention == "correspondence"
             else None,
-            painted=[frame.image for frame in remembered] if self.settings.fills_renders else None,
+            painted=[painting.image for painting in paintings] if self.settings.fills_renders else None,
         )
         latents = self.autoencoder.encode(keyframes.pictures, ENCODED_AT_ONCE).transpose(0, 1)[None]
         known = torch.zeros_like(latents[:, :MASK_CHANNELS])
@@ -259,14 +259,14 @@ class WorldStereoPipeline:
         prompt: str,
         generator: torch.Generator,
         on_step: OnStep,
-        remembered: list[PipelineFrame],
+        paintings: list[Painting],
     ) -> torch.Tensor:
         """(16, F, h, w) latents of the keyframes, the seed's among them."""
         steps = self.steps or (None if self.distilled else STEPS)
         self.scheduler.set_timesteps(steps, device=self.device)
         timesteps = self.scheduler.timesteps
         on_step("encoding", 0, len(timesteps))
-        inputs, condition, prompts = self._encode(conditioning, prompt, remembered)
+        inputs, condition, prompts = self._encode(conditioning, prompt, paintings)
         shape = (1, condition.shape[1] - MASK_CHANNELS, *condition.shape[2:])
         latents = torch.randn(shape, generator=generator, device=generator.device, dtype=torch.float32).to(self.device)
         for step, timestep in enumerate(timesteps):
@@ -294,12 +294,11 @@ class WorldStereoPipeline:
     def _imagine(
         self, conditioning: Conditioning, prompt: str, generator: torch.Generator, on_step: OnStep
     ) -> Iterator[PipelineFrame]:
-        # A model that is shown what memory makes of the views needs all of that first.
-        remembered: Iterator[PipelineFrame] = self._remembered(conditioning, generator)
-        frames = list(remembered) if self.settings.fills_renders else []
-        latents = self._denoise(conditioning, prompt, generator, on_step, frames)
+        # A model that is shown what memory makes of the views needs their pictures first. What in them was observed is
+        # asked view by view, as they are given away.
+        paintings = self._memory.paint_all(conditioning, on_step) if self.settings.fills_renders else []
+        latents = self._denoise(conditioning, prompt, generator, on_step, paintings)
         count = len(conditioning.world_from_camera)
-        remembered = iter(frames) if frames else remembered
         with torch.no_grad():
             pictures = self.autoencoder.decode_frames(latents[:, 1 : count + 1])
         for index in range(count):
@@ -310,21 +309,19 @@ class WorldStereoPipeline:
                 raise ModelError(f"The autoencoder gave numbers that are not finite in view {index + 1} of {count}.")
             image = (picture.float().clamp(-1, 1).add(1).mul(127.5).round()).to(torch.uint8)
             image = image.permute(1, 2, 0).cpu().numpy()
-            frame = next(remembered)
-            if not self.compose_observed:
-                frame = replace(frame, observed=np.zeros(frame.observed.shape, bool))
+            frame = self._remembered(conditioning, index, paintings[index] if paintings else None)
             composed = compose(frame, _resized(image, conditioning.camera.width, conditioning.camera.height))
             painted = self.compose_observed or self.settings.fills_renders
             yield composed if painted else replace(composed, remembered=None)
 
-    def _remembered(self, conditioning: Conditioning, generator: torch.Generator) -> Iterator[PipelineFrame]:
-        """What memory alone makes of the views; where nothing of it is shown, their depth alone."""
-        if self.compose_observed or self.settings.fills_renders:
-            yield from self._memory(conditioning, prompt="", generator=generator, on_step=lambda *_: None)
-            return
-        for depth in conditioning.renders.depth:
-            filled = fill_depth(depth.cpu().numpy())
-            yield PipelineFrame(np.zeros((*filled.shape, 3), np.uint8), filled, np.zeros(filled.shape, bool))
+    def _remembered(self, conditioning: Conditioning, index: int, painting: Painting | None) -> PipelineFrame:
+        """What memory alone makes of a view; where nothing of it is shown, its depth alone."""
+        if self.compose_observed:
+            painting = painting or self._memory.paint(conditioning, index)
+            return self._memory.claim(conditioning, index, painting)
+        depth = fill_depth(conditioning.renders.depth[index].cpu().numpy()) if painting is None else painting.depth
+        image = np.zeros((*depth.shape, 3), np.uint8) if painting is None else painting.image
+        return PipelineFrame(image, depth, np.zeros(depth.shape, bool))
 
     # --- memory of the device ----------------------------------------------------------------------------------------
 
@@ -360,11 +357,7 @@ def compose(remembered: PipelineFrame, imagined: np.ndarray) -> PipelineFrame:
     """
     observed = remembered.observed
     if observed.any():
-        away = cv2.distanceTransform((~observed).astype(np.uint8), cv2.DIST_L2, 3)
-        share = np.clip(1 - away / FEATHER, 0, 1)[..., None].astype(np.float32)
-        mixed = share * remembered.image + (1 - share) * carried_over(imagined, remembered.image, observed)
-        mixed = np.clip(np.rint(mixed), 0, 255).astype(np.uint8)
-        imagined = np.where(observed[..., None], remembered.image, mixed)
+        imagined = faded(carried_over(imagined, remembered.image, observed), remembered.image, observed, FEATHER)
     return replace(remembered, image=imagined, remembered=remembered.image)
 
 
