@@ -33,6 +33,22 @@ def best(work: Callable[[], object], repeats: int, device: str) -> float:
     return min(times[1:])
 
 
+def of_kind(kind: str, small: Camera, large: Camera, device: str, repeats: int) -> dict[str, float]:
+    """Figures of one kind of world: what makes it, its light, and pictures of two sizes."""
+    scene = make_scene(kind, seed_of("demo", 0))
+    path = make_path(scene, "handheld", 4, seed=0)
+    row = {
+        "primitives": len(scene.primitives),
+        "make_s": best(lambda: make_scene(kind, seed_of("demo", 0)), 2, "cpu"),
+        "light_s": best(lambda: pack([scene], device=device), 1, device),
+    }
+    scene.packed(device)
+    seconds = best(lambda: scene.render(small, path, device=device), repeats, device)
+    row["million_rays_per_s"] = 4 * small.width * small.height / seconds / 1e6
+    row["frame_640x480_s"] = best(lambda: scene.render(large, path[:1], device=device), repeats, device)
+    return row
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cpu")
@@ -47,18 +63,7 @@ def main() -> None:
     large = Camera.from_fov(640, 480, math.radians(80))
     figures: dict[str, dict[str, float]] = {}
     for kind in KINDS:
-        scene = make_scene(kind, seed_of("demo", 0))
-        path = make_path(scene, "handheld", 4, seed=0)
-        row = {
-            "primitives": len(scene.primitives),
-            "make_s": best(lambda kind=kind: make_scene(kind, seed_of("demo", 0)), 2, "cpu"),
-            "light_s": best(lambda scene=scene: pack([scene], device=device), 1, device),
-        }
-        scene.packed(device)
-        seconds = best(lambda s=scene, p=path: s.render(small, p, device=device), repeats, device)
-        row["million_rays_per_s"] = 4 * small.width * small.height / seconds / 1e6
-        row["frame_640x480_s"] = best(lambda s=scene, p=path: s.render(large, p[:1], device=device), repeats, device)
-        figures[kind] = row
+        figures[kind] = of_kind(kind, small, large, device, repeats)
     # With things that move, every frame at a time of its own.
     moving = make_scene("warehouse", seed_of("demo", 0), movers=4)
     path = make_path(moving, "handheld", 4, seed=0)
