@@ -165,6 +165,7 @@ class ControlSession(nn.Module):
         description: of the file, see `read_description`.
         projections: `proj_out` of the torch branch, for files that give states; None for files that give offsets.
         dtype: of what comes out; None: that of the projections, else of the file.
+        head: `render_head` of the torch branch, for small models that have one.
 
     Raises:
         ModelExportError: the file is of another part, or projections are missing or too many.
@@ -176,6 +177,7 @@ class ControlSession(nn.Module):
         description: Mapping[str, Any],
         projections: nn.ModuleList | None = None,
         dtype: torch.dtype | None = None,
+        head: nn.Module | None = None,
     ) -> None:
         super().__init__()
         if description["part"] != "control":
@@ -184,7 +186,7 @@ class ControlSession(nn.Module):
             have = "no projections" if projections is None else "projections"
             raise ModelExportError(f"The file gives {description['output']} and {have} came with it.")
         self.runner, self.description = runner, dict(description)
-        self.proj_out = projections
+        self.proj_out, self.render_head = projections, head
         self.file_dtype = DTYPES[description["dtype"]]
         if dtype is None:
             dtype = self.file_dtype if projections is None else cast(nn.Linear, projections[0]).weight.dtype
@@ -286,7 +288,8 @@ def use_control_backend(
     """Runs the control branch of a transformer by another backend from now on.
 
     The branch is exported once and kept, by the hash of its weights; its torch weights are then let go, except the
-    projections to the backbone's width. TensorRT engines are built at the first call of each shape, and kept.
+    projections to the backbone's width and a small model's last layer. TensorRT engines are built at the first call of
+    each shape, and kept.
 
     Args:
         transformer: a `WorldStereoTransformer` with a control branch, on its device.
@@ -340,4 +343,4 @@ def use_control_backend(
             raise
         write()  # the file that was kept is damaged
         description, runner = read_description(path), start()
-    transformer.controlnet = ControlSession(runner, description, branch.proj_out)
+    transformer.controlnet = ControlSession(runner, description, branch.proj_out, head=branch.render_head)
