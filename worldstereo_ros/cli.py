@@ -164,7 +164,7 @@ def evaluate(
         typer.Option(help="geometric, small, a checkpoint (folder or hub id), open3d+telea. May be repeated."),
     ] = None,
     depth: Annotated[
-        bool, typer.Option("--depth", help="Measure depth from single pictures alone, beside baselines.")
+        bool, typer.Option("--depth", help="Measure depth alone: of single pictures, or of what --pipeline imagines.")
     ] = False,
     stages: Annotated[
         Path | None, typer.Option(help="A training run's folder: all pipelines of the table of docs/small_model.md.")
@@ -183,11 +183,19 @@ def evaluate(
     """Measures pipelines on real sequences, with the baseline beside them in the same table."""
     try:
         if depth:
-            if protocol or pipeline or stages:
-                raise ValueError("--depth measures depth alone; leave --protocol, --pipeline and --stages out.")
+            if protocol or stages:
+                raise ValueError("--depth measures depth alone; leave --protocol and --stages out.")
             from worldstereo_ros.evaluation.depth_errors import run as measure_depth
 
-            measure_depth(data, depth_model=depth_model, every=every, json_file=json, sheet=sheet, device=device)
+            measure_depth(
+                data,
+                depth_model=depth_model,
+                every=every,
+                json_file=json,
+                sheet=sheet,
+                pipelines=pipeline or (),
+                device=device,
+            )
             return
         from worldstereo_ros.evaluation import run
 

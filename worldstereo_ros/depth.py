@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from worldstereo_ros.camera import Camera
-from worldstereo_ros.imagery import clean_depth
+from worldstereo_ros.imagery import MAX_DEPTH_METRES, clean_depth
 from worldstereo_ros.pipelines.filling import fill_depth, push_pull
 from worldstereo_ros.shipped import SHIPPED, shipped_folder
 
@@ -29,6 +29,7 @@ SHIPPED_NETWORK = "the network that ships ('small')"
 # Where a model gives only relative inverse depth, its nearest and farthest pixels are put here until something that
 # is known corrects them.
 ASSUMED_NEAR, ASSUMED_FAR = 1.0, 10.0
+LEAST_KNOWN = 200  # pixels, to bring an estimate to the scale of memory
 
 _METRIC_MODELS = ("depth_pro", "glpn", "prompt_depth_anything", "zoedepth", "chmv2")
 _INVERSE_MODELS = ("dpt", "tipsv2_dpt")
@@ -67,11 +68,7 @@ def choose_depth(name: str = "", device: Any = "cpu") -> DepthEstimator | None:
         if name:
             small.load()
         return small
-    if _trained_here(Path(name)):
-        small = SmallDepth(Path(name), device)
-        small.load()
-        return small
-    return HubDepth(name, device)
+    return small_depth(Path(name), device) or HubDepth(name, device)
 
 
 def _trained_here(folder: Path) -> bool:
@@ -143,6 +140,19 @@ class SmallDepth:
         if not np.isfinite(said.depth).all():
             raise DepthError(f"The depth network in {self.folder} gave numbers that are not finite.")
         return said
+
+
+def small_depth(folder: Path, device: Any = "cpu") -> SmallDepth | None:
+    """The depth network in a folder, loaded; None where the folder has none.
+
+    Raises:
+        DepthError: it is damaged.
+    """
+    if not _trained_here(folder):
+        return None
+    small = SmallDepth(folder, device)
+    small.load()
+    return small
 
 
 class HubDepth:
@@ -408,16 +418,17 @@ def align_to_known(depth: np.ndarray, known: np.ndarray) -> np.ndarray:
 def complete_depth(known: np.ndarray, estimated: np.ndarray) -> np.ndarray:
     """Depth that is known in part, gone on with in the shape that an estimator sees.
 
-    The estimate is brought to the scale of what is known (`align_to_known`); what difference is left at the border of
-    the known part, in the logarithm of depth, is spread smoothly over the rest, so that no step is at the border.
+    The difference of the logarithms on the known part, the scale among it, is spread smoothly over the rest: far from
+    what is known it is its mean, and no step is at the border. (`align_to_known` before it does not do better, at ten
+    times the price.)
 
     Args:
         known: (H, W) metres of the memory rendered at the pose, 0 = hole.
         estimated: (H, W) metres of the painted picture, 0 = nothing there.
 
     Returns:
-        (H, W) float32 metres; known pixels unchanged. Where the estimator sees nothing, and everywhere where it
-        cannot be compared with what is known, `fill_depth` of what is known.
+        (H, W) float32 metres; known pixels unchanged. Where the estimator sees nothing, and everywhere where too little
+        is known to compare it with, `fill_depth` of what is known.
 
     Raises:
         DepthError: the shapes differ.
@@ -426,11 +437,11 @@ def complete_depth(known: np.ndarray, estimated: np.ndarray) -> np.ndarray:
         raise DepthError(f"Known depth is {known.shape} and the estimate {estimated.shape}; equal is needed.")
     shown = known > 0
     filled = fill_depth(known)
-    aligned = align_to_known(estimated, known)
-    both = shown & (aligned > 0)
-    if not both.any():
+    both = shown & (estimated > 0)
+    if both.sum() < LEAST_KNOWN:
         return filled
-    logs = np.log(np.where(aligned > 0, aligned, 1)).astype(np.float32)
+    logs = np.log(np.where(estimated > 0, estimated, 1)).astype(np.float32)
     off = np.where(both, np.log(np.where(shown, known, 1)) - logs, 0).astype(np.float32)
     spread = push_pull(off[..., None], both.astype(np.float32))[..., 0]
-    return np.where(shown, known, np.where(aligned > 0, np.exp(logs + spread), filled)).astype(np.float32)
+    gone_on = np.clip(np.exp(logs + spread), 0, MAX_DEPTH_METRES)
+    return np.where(shown, known, np.where(estimated > 0, gone_on, filled)).astype(np.float32)

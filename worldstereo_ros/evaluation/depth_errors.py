@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -24,7 +25,10 @@ from worldstereo_ros.depth import NONE, SMALL, DepthError, DepthEstimator, choos
 from worldstereo_ros.evaluation.metrics import depth_error
 from worldstereo_ros.evaluation.worlds import Posed, open_data
 from worldstereo_ros.pictures import depth_picture, write_image
+from worldstereo_ros.pipelines.filling import fill_depth
+from worldstereo_ros.pipelines.load import load_pipeline
 from worldstereo_ros.views import View
+from worldstereo_ros.world import WorldModel
 
 # Metres of a camera that looks level over a floor towards a wall, and of one depth everywhere: what `fit_ground` finds
 # over two views each of the first 120 training worlds of config/training/cpu.yaml. No others do better on the like.
@@ -186,6 +190,55 @@ def depth_errors(
     return rows
 
 
+def imagined_errors(
+    data: Sequence[str | Path | Posed],
+    pipelines: Sequence[str],
+    *,
+    every: int = 1,
+    device: str = "cpu",
+    progress: Callable[[str], None] = lambda text: None,
+) -> list[DepthRow]:
+    """Errors of the depth of imagined pixels, which goes into memory with them: those that memory did not cover.
+
+    The first view is given; for each pipeline there is a row of its own depth, and one of what memory knows of the same
+    views, filled smoothly.
+
+    Args:
+        data: see `evaluation.worlds.open_data`.
+        pipelines: of `load_pipeline`.
+        every: n-th frames alone are asked.
+        device: where the pipelines run.
+        progress: called with a line of text.
+
+    Raises:
+        ValueError: a pipeline or sequence is not known.
+    """
+    rows: list[DepthRow] = []
+    loaded = {name: load_pipeline(name, device) for name in pipelines}
+    for sequence in (sequence for one in data for sequence in open_data(one)):
+        asked = sequence.subset(range(every, len(sequence), every))
+        for name, pipeline in loaded.items():
+            progress(f"{sequence.path.name}: {name} imagines {len(asked)} views")
+            frames = {f"{name}, imagined": _Frames(), f"{name}, smooth fill": _Frames()}
+            world = WorldModel(pipeline, device=device)
+            world.seed(sequence[0])
+            begin = time.perf_counter()
+            for view, truth in zip(world.imagine(asked.poses, asked.camera), asked, strict=True):
+                seconds = time.perf_counter() - begin
+                assert view.depth is not None
+                assert view.covered is not None
+                assert truth.depth is not None
+                hole = ~view.covered
+                filled = fill_depth(np.where(hole, np.float32(0), view.depth))
+                for kept, depth in zip(frames.values(), (view.depth, filled), strict=True):
+                    errors = errors_of(np.where(hole, depth, 0), truth.depth)
+                    if errors is not None:
+                        kept.errors.append((*errors, seconds))
+                begin = time.perf_counter()
+            rows += [kept.row(sequence.path.name, label) for label, kept in frames.items()]
+    return rows
+
+
 def errors_of(depth: np.ndarray, truth: np.ndarray) -> tuple[float, float, float, float, float] | None:
     """(AbsRel, share within 1.25, both after scale alignment, scale) of (H, W) metres; None without common pixels."""
     both = (depth > 0) & (truth > 0)
@@ -236,6 +289,7 @@ def run(
     every: int = 1,
     json_file: Path | None = None,
     sheet: Path | None = None,
+    pipelines: Sequence[str] = (),
     device: str = "cpu",
 ) -> list[DepthRow]:
     """Measures and prints the table (what `worldstereo evaluate --depth` does).
@@ -246,12 +300,18 @@ def run(
         every: n-th frames alone.
         json_file: where the rows are written.
         sheet: where pictures, truth and estimates are drawn.
+        pipelines: instead of estimators: depth of what these imagine, see `imagined_errors`.
         device: of torch.
 
     Raises:
         ValueError: a model, or a sequence's depth, cannot be had.
     """
     console = Console()
+    if pipelines:
+        with console.status("loading") as status:
+            rows = imagined_errors(data, pipelines, every=every, device=device, progress=status.update)
+        _tell(console, rows, json_file, {"every": every})
+        return rows
     estimators: dict[str, DepthEstimator] = {}
     estimator = choose_depth(depth_model or SMALL, device)
     if estimator is not None:
@@ -259,16 +319,21 @@ def run(
     shown: list[tuple[View, dict[str, np.ndarray]]] = []
     with console.status("loading") as status:
         rows = depth_errors(data, estimators, every=every, progress=status.update, shown=shown)
-    (console if console.is_terminal else Console(width=160)).print(format_table(rows))
-    if json_file is not None:
-        about = {"depth_model": depth_model or SMALL, "every": every, "height": HEIGHT, "wall": WALL}
-        json_file.parent.mkdir(parents=True, exist_ok=True)
-        content = {**about, "constant": CONSTANT, "rows": [asdict(row) for row in (*rows, *means(rows))]}
-        json_file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    guesses = {"height": HEIGHT, "wall": WALL, "constant": CONSTANT}
+    _tell(console, rows, json_file, {"depth_model": depth_model or SMALL, "every": every, **guesses})
     if sheet is not None:
         draw_sheet(shown, [name for name in estimators if name != NONE] or list(BASELINES), sheet)
         console.print(f"Look at [bold]{sheet}[/].")
     return rows
+
+
+def _tell(console: Console, rows: list[DepthRow], json_file: Path | None, about: dict[str, Any]) -> None:
+    """Prints the table and writes the JSON."""
+    (console if console.is_terminal else Console(width=160)).print(format_table(rows))
+    if json_file is not None:
+        json_file.parent.mkdir(parents=True, exist_ok=True)
+        content = {**about, "rows": [asdict(row) for row in (*rows, *means(rows))]}
+        json_file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def draw_sheet(shown: Sequence[tuple[View, dict[str, np.ndarray]]], names: Sequence[str], file: Path) -> None:

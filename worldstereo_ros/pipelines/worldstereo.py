@@ -22,6 +22,7 @@ import cv2
 import numpy as np
 import torch
 
+from worldstereo_ros.depth import DepthError, DepthEstimator, complete_depth, small_depth
 from worldstereo_ros.models import (
     Settings,
     WorldStereoTransformer,
@@ -63,6 +64,7 @@ class WorldStereoPipeline:
         fill_clip: always give the model all keyframes it was trained with, the last pose repeated. A shorter path
             costs as much as a full one then.
         callback_on_step_end: called after every step as in diffusers' pipelines; may replace `latents`.
+        depth: gives depth to what was painted (`depth.complete_depth`); None: what is remembered is filled smoothly.
     """
 
     selects_references = True
@@ -83,6 +85,7 @@ class WorldStereoPipeline:
         compose_observed: bool = True,
         fill_clip: bool = False,
         callback_on_step_end: StepEnd | None = None,
+        depth: DepthEstimator | None = None,
     ) -> None:
         """Puts the parts together; `from_pretrained` finds and loads them.
 
@@ -92,7 +95,7 @@ class WorldStereoPipeline:
             image_encoder: None for a backbone without image embedding.
             video_condition: makes the condition latents of `full_vae`; None: mid-grey, each frame alone.
             device: where they are.
-            name, steps, compose_observed, fill_clip, callback_on_step_end: see the class.
+            name, steps, compose_observed, fill_clip, callback_on_step_end, depth: see the class.
 
         Raises:
             ValueError: fewer steps than one.
@@ -112,6 +115,7 @@ class WorldStereoPipeline:
         self.compose_observed = compose_observed
         self.fill_clip = fill_clip
         self.callback_on_step_end = callback_on_step_end
+        self.depth = depth
         self._memory = GeometricPipeline()
 
     @classmethod
@@ -173,7 +177,7 @@ class WorldStereoPipeline:
             load_image_encoder(checkpoint, device, dtype) if transformer.config.image_dim else None,
             video_condition=load_video_condition(checkpoint, device, dtype),
             device=device,
-            **options,
+            **{"depth": small_depth(checkpoint.base("vae") / "depth", device), **options},
         )
 
     def __call__(
@@ -312,7 +316,19 @@ class WorldStereoPipeline:
             frame = self._remembered(conditioning, index, paintings[index] if paintings else None)
             composed = compose(frame, _resized(image, conditioning.camera.width, conditioning.camera.height))
             painted = self.compose_observed or self.settings.fills_renders
+            composed = self._with_depth(composed, conditioning, index)
             yield composed if painted else replace(composed, remembered=None)
+
+    def _with_depth(self, frame: PipelineFrame, conditioning: Conditioning, index: int) -> PipelineFrame:
+        """The frame with the depth of what its picture shows where memory has none."""
+        covered = conditioning.renders.covered[index].cpu().numpy()
+        if self.depth is None or frame.depth is None or covered.all():
+            return frame
+        try:
+            estimated = self.depth(frame.image, conditioning.camera)
+        except DepthError:  # nothing but sky
+            return frame
+        return replace(frame, depth=complete_depth(np.where(covered, frame.depth, np.float32(0)), estimated))
 
     def _remembered(self, conditioning: Conditioning, index: int, painting: Painting | None) -> PipelineFrame:
         """What memory alone makes of a view; where nothing of it is shown, its depth alone."""
