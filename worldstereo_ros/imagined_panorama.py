@@ -1,8 +1,8 @@
 """A panorama of a place where nobody has been: views all round are imagined there and put together.
 
 The robot turns once on the spot, level, then tilted up and down in as many rings as its camera needs, then straight up
-and down. Every ring is a call of its own and is remembered before the next, so that the rings agree; within a ring the
-views come in the order that closes best (`docs/panorama.md` has the measurement).
+and down. Every ring is a call of its own and is remembered before the next, so that the rings agree; a level ring is one
+clip of the small model, which sees both ends of the turn at once (`docs/panorama.md` has the measurement).
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def imagine_panorama(
     *,
     height: int = 512,
     camera: Camera | None = None,
-    order: str = "both",
+    order: str = "round",
     prompt: str = "",
     seed: int = 0,
     remember: bool = False,
@@ -118,7 +118,7 @@ def imagine_panorama(
     views: list[ImaginedView] = []
     ring: list[ImaginedView] = []
     for number, turns in enumerate(rings(camera)):
-        sequence = ring_order(len(turns), order if number == 0 else "both")
+        sequence = ring_order(len(turns), order)
         poses = np.stack([pose @ look(*turns[index]) for index in sequence])
         imagined = list(
             memory.imagine(poses, camera, prompt=prompt, seed=seed + number, remember=True, on_step=on_step)

@@ -22,7 +22,7 @@ LOOP_CLIP = 12  # views out, views of the turn, and views back of a loop
 LOOP_METRES = 1.5  # about how far it goes
 PANORAMA_METRES = 1.0  # about how far from the given panorama another one is imagined
 PANORAMA_HEIGHT = 512  # rows of the given panorama
-ORDER = "both"  # of the views of a ring
+ORDER = "round"  # of the views of a ring
 
 
 @dataclass(frozen=True)
@@ -126,10 +126,8 @@ def _panorama(sequence: Posed) -> Task:
     """A panorama at the first pose is given; all round another place on the walk is asked, ring by ring."""
     if not isinstance(sequence, WorldSequence):
         raise ValueError(f"{sequence.path} is recorded: true panoramas can be drawn of worlds (worlds:test:4) alone.")
-    here, there = _stretch(sequence.poses, PANORAMA_METRES)[[0, -1]]
-    up = np.array([0.0, 0.0, 1.0])
-    given = world_panorama(sequence, _upright(here, up), PANORAMA_HEIGHT)
-    place = _upright(there, up)
+    here, place = panorama_places(sequence)
+    given = world_panorama(sequence, here, PANORAMA_HEIGHT)
     path, cuts, turns = [], [0], rings(sequence.camera)
     for ring in turns:
         path += [place @ look(*ring[index]) for index in ring_order(len(ring), ORDER)]
@@ -148,6 +146,13 @@ def _panorama(sequence: Posed) -> Task:
         ring=tuple(int(index) for index in level),
         seam=seam_joint(len(level), ORDER),
     )
+
+
+def panorama_places(sequence: WorldSequence) -> tuple[np.ndarray, np.ndarray]:
+    """(4, 4) poses, upright, of the panorama that is given and of the one that is asked."""
+    here, there = _stretch(sequence.poses, PANORAMA_METRES)[[0, -1]]
+    up = np.array([0.0, 0.0, 1.0])
+    return _upright(here, up), _upright(there, up)
 
 
 def _stretch(poses: np.ndarray, metres: float) -> np.ndarray:
