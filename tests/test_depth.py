@@ -1,6 +1,7 @@
 """Depth from models, and its scale from what is known."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -9,7 +10,34 @@ from hypothesis import strategies as st
 
 from worldstereo_ros.camera import Camera
 from worldstereo_ros.datasets import open_sequence
-from worldstereo_ros.depth import ASSUMED_FAR, ASSUMED_NEAR, DepthError, HubDepth, align_depth, align_to_known
+from worldstereo_ros.depth import (
+    ASSUMED_FAR,
+    ASSUMED_NEAR,
+    DepthError,
+    HubDepth,
+    SmallDepth,
+    align_depth,
+    align_to_known,
+    choose_depth,
+    complete_depth,
+    small_depth,
+)
+from worldstereo_ros.evaluation import evaluate
+from worldstereo_ros.evaluation.depth_errors import (
+    CONSTANT,
+    ConstantDepth,
+    GroundPlane,
+    depth_errors,
+    errors_of,
+    fit_ground,
+    ground_depth,
+    means,
+)
+from worldstereo_ros.evaluation.worlds import world_sequence
+from worldstereo_ros.pipelines.filling import fill_depth
+from worldstereo_ros.shipped import shipped_folder
+from worldstereo_ros.views import View
+from worldstereo_ros.world import WorldModel
 
 CAMERA = Camera.from_fov(70, 56, 1.0)
 
@@ -214,7 +242,6 @@ def test_models_that_cannot_be_had_are_one_sentence(checkpoints, tmp_path, monke
 
 
 def test_pickled_and_damaged_weights_are_refused(checkpoints, tmp_path):
-    import shutil
 
     import torch
 
@@ -233,7 +260,6 @@ def test_pickled_and_damaged_weights_are_refused(checkpoints, tmp_path):
 
 
 def test_a_model_that_estimates_no_depth_is_refused(checkpoints, tmp_path):
-    import shutil
 
     other = tmp_path / "other"
     shutil.copytree(checkpoints / "metric", other)
@@ -264,3 +290,159 @@ def test_a_model_that_says_nan_is_refused(checkpoints, picture, monkeypatch):
             parameter.fill_(float("nan"))
     with pytest.raises(DepthError, match="not finite"):
         model(picture, CAMERA)
+
+
+# --- the network that ships, and who is asked ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def own_network(tmp_path):
+    """A folder with a copy of the network that ships, to damage."""
+    folder = tmp_path / "network"
+    shutil.copytree(shipped_folder("small") / "base" / "depth", folder)
+    return folder
+
+
+def test_the_shipped_network_gives_metres_to_any_picture(picture):
+    estimator = choose_depth()
+    assert isinstance(estimator, SmallDepth)
+    depth = estimator(picture, CAMERA)
+    assert depth.shape == picture.shape[:2]
+    assert depth.dtype == np.float32
+    assert 0.2 < np.median(depth) < 20
+    twice = Camera(CAMERA.width, CAMERA.height, 2 * CAMERA.fx, 2 * CAMERA.fy, CAMERA.cx, CAMERA.cy)
+    np.testing.assert_allclose(estimator(picture, twice), 2 * depth, rtol=1e-4)
+
+
+def test_one_function_chooses_who_gives_depth(checkpoints, own_network, monkeypatch, tmp_path):
+    assert choose_depth("none") is None
+    assert choose_depth("small").folder == shipped_folder("small") / "base" / "depth"
+    assert choose_depth(str(own_network)).folder == own_network
+    assert isinstance(choose_depth(str(checkpoints / "metric")), HubDepth)
+    with pytest.raises(DepthError, match="no folder"):
+        choose_depth(str(tmp_path / "nothing"))
+    assert small_depth(tmp_path) is None
+
+    # An installation without the network: named, it is missed at once; else with the first picture, not before.
+    monkeypatch.setattr("worldstereo_ros.depth.shipped_folder", lambda name: tmp_path / "lacking")
+    with pytest.raises(DepthError, match=r"no depth network in .*lacking.*depth_model"):
+        choose_depth("small")
+    waiting = choose_depth("")
+    with pytest.raises(DepthError, match="no depth network"):
+        waiting(np.zeros((CAMERA.height, CAMERA.width, 3), np.uint8), CAMERA)
+
+
+def test_a_damaged_network_is_refused_with_a_sentence(own_network):
+    weights = own_network / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:5000])
+    with pytest.raises(DepthError, match="cannot be loaded"):
+        choose_depth(str(own_network))
+
+
+def test_a_picture_of_nothing_but_sky_has_no_depth(own_network, picture, monkeypatch):
+    from worldstereo_ros.models.depth_network import DepthNetwork, MonocularDepth
+
+    empty = np.zeros(picture.shape[:2], np.float32)
+    monkeypatch.setattr(DepthNetwork, "predict", lambda *_: MonocularDepth(empty, empty))
+    with pytest.raises(DepthError, match="nothing but sky"):
+        choose_depth(str(own_network))(picture, CAMERA)
+
+
+def test_a_seed_without_depth_is_remembered_and_one_that_may_not_be_guessed_is_refused(picture):
+    from worldstereo_ros.pipelines.geometric import GeometricPipeline
+
+    view = View(picture, CAMERA, np.eye(4))
+    world = WorldModel(GeometricPipeline(), depth_estimator=choose_depth("small"))
+    world.seed(view)
+    assert len(world.cloud) > 100
+    with pytest.raises(ValueError, match="no depth estimator"):
+        WorldModel(GeometricPipeline(), depth_estimator=choose_depth("none")).seed(view)
+
+
+# --- what was imagined -----------------------------------------------------------------------------------------------
+
+
+def test_what_memory_lacks_goes_on_in_the_shape_that_is_seen():
+    rng = np.random.default_rng(2)
+    truth = _scene(rng, (60, 80))
+    known = truth.copy()
+    known[:, 50:] = 0
+    out = complete_depth(known, truth * 1.7)
+    np.testing.assert_array_equal(out[:, :50], truth[:, :50])
+    np.testing.assert_allclose(out[:, 50:], truth[:, 50:], rtol=1e-3)
+    smooth = np.abs(fill_depth(known)[:, 50:] / truth[:, 50:] - 1).mean()
+    assert np.abs(out[:, 50:] / truth[:, 50:] - 1).mean() < 0.1 * smooth
+
+    # A scale that drifts over the picture leaves no step at the border of what is known.
+    drift = np.exp(np.linspace(-0.5, 0.5, 80))[None, :]
+    flat = np.full((60, 80), 3.0, np.float32)
+    known = np.where(np.arange(80)[None, :] < 50, flat, 0)
+    out = complete_depth(known, (flat * drift).astype(np.float32))
+    assert np.abs(np.log(out[:, 50] / 3)).max() < 0.08
+
+
+def test_depth_that_cannot_be_completed_is_filled_smoothly():
+    known = np.zeros((40, 50), np.float32)
+    known[:10, :10] = 2.0  # too little to compare with
+    estimate = np.full((40, 50), 5.0, np.float32)
+    np.testing.assert_array_equal(complete_depth(known, estimate), fill_depth(known))
+    known[:20] = 2.0
+    sky = estimate.copy()
+    sky[:, 25:] = 0
+    out = complete_depth(known, sky)
+    np.testing.assert_allclose(out[:, 25:], fill_depth(known)[:, 25:])
+    np.testing.assert_allclose(out[:, :20], 2.0, rtol=0.02)
+    with pytest.raises(DepthError, match="equal is needed"):
+        complete_depth(known, estimate[:-1])
+
+
+# --- how far it is off -----------------------------------------------------------------------------------------------
+
+
+def test_errors_with_and_without_alignment():
+    truth = _scene(np.random.default_rng(5))
+    abs_rel, delta, aligned, aligned_delta, scale = errors_of(truth * 2, truth)
+    assert (abs_rel, delta) == (pytest.approx(1.0), 0.0)
+    assert (aligned, aligned_delta) == (pytest.approx(0, abs=1e-6), 1.0)
+    assert scale == pytest.approx(0.5)
+    assert errors_of(truth, np.zeros_like(truth)) is None
+
+
+def test_baselines_are_what_they_say():
+    camera = Camera.from_fov(64, 48, 1.1)
+    image = np.zeros((48, 64, 3), np.uint8)
+    assert (ConstantDepth()(image, camera) == np.float32(CONSTANT)).all()
+    rows = ground_depth(camera, 1.0, 4.0)
+    below = (np.arange(48) - camera.cy) / camera.fy
+    floor = below > 1 / 4.0
+    np.testing.assert_allclose(rows[floor], 1 / below[floor], rtol=1e-5)
+    np.testing.assert_allclose(rows[~floor & (below < 1 / 8)], 4.0)
+    assert GroundPlane()(image, camera).shape == (48, 64)
+    scene = np.broadcast_to(rows[:, None], (48, 64)).copy()
+    height, wall, middle = fit_ground([(scene, camera)])
+    assert height == pytest.approx(1.0, rel=0.15)
+    assert wall == pytest.approx(4.0, rel=0.15)
+    assert middle == pytest.approx(np.median(scene), rel=0.1)
+
+
+def test_a_sequence_is_measured_beside_the_baselines():
+    sequence = world_sequence("validation", 0, views=3, camera=Camera.from_fov(64, 48, 1.2))
+    shown = []
+    truths = {view.image.tobytes(): view.depth for view in sequence}
+    rows = depth_errors([sequence], {"truth": lambda image, camera: truths[image.tobytes()] * 1.2}, shown=shown)
+    found = {row.estimator: row for row in rows}
+    assert found["truth"].abs_rel == pytest.approx(0.2, rel=1e-3)
+    assert found["truth"].aligned_abs_rel == pytest.approx(0, abs=1e-4)
+    assert found["truth"].scale == pytest.approx(1 / 1.2, rel=1e-3)
+    assert found["truth"].frames == found["constant"].frames == 3
+    assert found["constant"].abs_rel > 0.05
+    assert len(shown) == 1
+    assert means(rows) == []
+
+
+def test_protocol_mono_has_figures_without_any_download():
+    sequence = world_sequence("validation", 0, views=3, camera=Camera.from_fov(64, 48, 1.2))
+    rows = {row.pipeline: row for row in evaluate([sequence], "mono", ["geometric"])}
+    assert rows["geometric"].frames == 2
+    assert 0 < rows["geometric"].abs_rel < 2
+    assert rows["geometric"].psnr > 8
