@@ -40,7 +40,7 @@ STOPS = 0.3  # by which exposure differs from frame to frame, likewise
 PIXELS = 3000  # of a frame
 FLOOR = 0.05  # added to an error before its logarithm: below it, one error is as good as another
 KNOTS = 12
-RIDGE = 1e-3  # on weights, of the number of samples
+RIDGE = 1e-2  # on weights, of the number of samples
 
 
 @dataclass(frozen=True)
@@ -191,7 +191,12 @@ def main() -> None:
     parser.add_argument("--worlds", type=int, default=20, help="of the validation split")
     parser.add_argument("--every", type=int, default=20, help=f"ask every n-th of {VIEWS} frames")
     parser.add_argument("--samples", default="", help="keep the samples too: PREFIX-PIPELINE.npz")
-    parser.add_argument("--runs", type=int, default=1, help="of a model: say what the spread over seeds would add")
+    parser.add_argument(
+        "--runs",
+        type=int,
+        default=1,
+        help="of a model; 2 or more: say what the spread over seeds would add, and write nothing",
+    )
     parser.add_argument("--pipeline", action="append", help="geometric, small; default: both")
     options = parser.parse_args()
     names = options.pipeline or ["geometric", "small"]
@@ -239,6 +244,8 @@ def main() -> None:
         ConfidenceModel(scales["imagined"], scales["observed"])
         content["pipelines"][name] = {kind: scale.to_dict() for kind, scale in scales.items()}
     console.print(table)
+    if options.runs > 1:
+        return
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     console.print(f"{path} is written, after {time.monotonic() - begin:.0f} s.")
 

@@ -231,10 +231,10 @@ def _figures(data: str, pipeline: str, pixels: Pixels, blocks: Pixels) -> Figure
 
 HEADINGS = {
     "rank": ("rank, pixels", "{:.2f}"),
-    "rank_imagined": ("imagined", "{:.2f}"),
-    "rank_observed": ("observed", "{:.2f}"),
+    "rank_imagined": ("of imagined", "{:.2f}"),
+    "rank_observed": ("of observed", "{:.2f}"),
     "rank_blocks": ("rank, blocks", "{:.2f}"),
-    "rank_blocks_imagined": ("imagined", "{:.2f}"),
+    "rank_blocks_imagined": ("of imagined", "{:.2f}"),
     "confidence": ("confidence", "{:.2f}"),
     "right": ("right", "{:.2f}"),
     "calibration_error": ("off by", "{:.2f}"),

@@ -37,8 +37,7 @@ FEATURES = (
     "evidence_far",  # at 40 %
     "claimed_near",  # the same to what is claimed as observed, at 3 %
     "claimed_far",  # at 20 %
-    "evidence_spread",  # how much the evidence that surrounds a pixel differs in colour
-    "unusual",  # difference of the colour from the mean of that evidence
+    "unusual",  # difference of the colour from the mean of the evidence around it
     "contrast_fine",  # of the picture within a few pixels
     "contrast_wide",  # within a tenth of its width
     "depth_step",  # relative change of depth within a few pixels
@@ -194,9 +193,10 @@ def features(frame: PipelineFrame, conditioning: Conditioning, index: int) -> np
     away = _distance(claimed) / width
     for name, reach in (("claimed_near", 0.03), ("claimed_far", 0.2)):
         put(name, 1 - np.exp(-away / reach))
-    mean, spread = _surroundings(image, evidence)
-    put("evidence_spread", _compressed(spread))
-    put("unusual", _compressed(np.abs(image - mean).mean(axis=2)))
+    # The wider the surroundings, the farther the evidence.
+    nowhere = np.zeros(evidence.shape, bool)
+    around = push_pull(image, evidence.astype(np.float32), keep=nowhere)
+    put("unusual", _compressed(np.abs(image - around).mean(axis=2)))
     put("contrast_fine", _compressed(_deviation(image, 5)))
     put("contrast_wide", _compressed(_deviation(image, 2 * (width // 20) + 1)))
     window = np.ones((5, 5), np.uint8)
@@ -239,19 +239,6 @@ def _deviation(image: np.ndarray, window: int) -> np.ndarray:
     """(h, w) standard deviation within a square window, root mean square over the channels."""
     mean = cv2.blur(image, (window, window))
     return np.sqrt(np.maximum(cv2.blur(image * image, (window, window)) - mean * mean, 0).mean(axis=2))
-
-
-def _surroundings(image: np.ndarray, evidence: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean colour (h, w, 3) and standard deviation (h, w) of the evidence around each pixel.
-
-    The wider, the farther the evidence lies: a fill that is carried from colours to their squares says how much they
-    differ.
-    """
-    values = np.concatenate([image, image * image], axis=2)
-    keep = np.zeros(evidence.shape, bool)
-    filled = push_pull(values, evidence.astype(np.float32), keep=keep)
-    mean = filled[..., :3]
-    return mean, np.sqrt(np.maximum(filled[..., 3:] - mean * mean, 0).mean(axis=2))
 
 
 def _looks(depth: np.ndarray, conditioning: Conditioning, index: int) -> dict[str, np.ndarray]:
