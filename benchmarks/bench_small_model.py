@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import cv2
 import numpy as np
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -156,7 +157,7 @@ def eight_bits(pipeline: WorldStereoPipeline) -> None:
 
 
 def coarse_painting(pipeline: WorldStereoPipeline) -> None:
-    pipeline._memory = CoarsePainter()
+    pipeline._memory = CoarsePainter(threads=pipeline._memory.threads)
 
 
 def nothing(pipeline: WorldStereoPipeline) -> None:
@@ -332,6 +333,8 @@ def median(rows: list[tuple[float, float, list[ImaginedView]]], place: int) -> f
 
 def load(options: argparse.Namespace, dtype: str, plain: bool = False) -> WorldStereoPipeline:
     pipeline: Any = load_pipeline(options.model, options.device, dtype=dtype)
+    if options.threads:
+        pipeline._memory.threads = options.threads
     if plain:
         pipeline.__class__ = PlainPipeline
         pipeline._memory.threads = 1
@@ -480,6 +483,7 @@ def main(arguments: list[str] | None = None) -> None:
         raise SystemExit("CUDA graphs need --device cuda.")
     if options.threads:
         torch.set_num_threads(options.threads)
+        cv2.setNumThreads(options.threads)
     device = torch.device(options.device)
     on_gpu = device.type == "cuda"
     dtype = getattr(torch, options.dtype)
@@ -517,7 +521,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--model", default="small")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
-    parser.add_argument("--threads", type=int, default=0, help="of torch; 0: as it chooses")
+    parser.add_argument("--threads", type=int, default=0, help="0: as torch, OpenCV and the pipeline choose")
     parser.add_argument("--views", type=int, default=21)
     parser.add_argument("--sizes", nargs="+", default=["640x480", "128x96"], help="WIDTHxHEIGHT of the views")
     parser.add_argument("--kind", default="room", help="of world, see docs/scenes.md")
