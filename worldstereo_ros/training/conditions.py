@@ -1,7 +1,7 @@
 """What memory would say about a clip: clouds as bad as real ones, rendered; references that overlap; cameras.
 
-Cameras, holes and renders go through the functions that the pipeline itself uses (`pipelines/conditioning.py`); holes
-are filled by a quick stand-in for what memory paints in use.
+Everything goes through the functions that the pipeline itself uses: `pipelines/conditioning.py`, and the
+`GeometricPipeline` that paints from memory what the model is shown.
 """
 
 from __future__ import annotations
@@ -12,12 +12,16 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 import torch
+from torch.nn import functional
 
-from worldstereo_ros.camera import invert_pose, normalise_cameras, plucker_embedding, pose_vectors, unproject
-from worldstereo_ros.pipelines.conditioning import fill_renders, fit_renders, published_matrix
+from worldstereo_ros.camera import Camera, invert_pose, normalise_cameras, plucker_embedding, pose_vectors, unproject
+from worldstereo_ros.pipelines.base import Conditioning
+from worldstereo_ros.pipelines.conditioning import fit_renders, published_matrix
+from worldstereo_ros.pipelines.geometric import GeometricPipeline
 from worldstereo_ros.rendering import render
 from worldstereo_ros.training.clips import Shelf, sensor
 from worldstereo_ros.training.worlds import FINE, FINE_EVERY, World
+from worldstereo_ros.views import View
 
 BLEEDING, FLOATERS = 0.5, 0.1  # shares of the views whose depth bleeds over edges, or is blurred into thin air
 LEAST_OVERLAP, MOST_OVERLAP = 0.3, 0.9  # of a reference with its target
@@ -32,7 +36,7 @@ class ClipBatch:
 
     Attributes:
         pictures: (b, 3, F, H, W), what the model should paint; the first is the seed.
-        renders: (b, 3, F, H, W), the cloud seen from the path, holes filled; the first is the seed.
+        renders: (b, 3, F, H, W), the path as memory paints it, without holes; the first is the seed.
         holes: (b, 1, F, H, W), 1 where nothing was rendered.
         rays: (b, 6, F, H, W).
         poses: (b, F, 7).
@@ -100,17 +104,11 @@ def _draw_clip(
     camera, poses = world.camera, world.pose.double().numpy()
     shown = [_unit(world.image[path])]
     holes = torch.zeros(frames, *world.image.shape[-2:])
-    depth = holes[1:]
     if renders:
         sources = _sources(world, path, random)
-        cloud = [_points(world, view, random, clean, first=view == path[0]) for view in sources]
-        points, colours, spacing = (np.concatenate(parts) for parts in zip(*cloud, strict=True))
-        fine = camera.resized(camera.width * FINE, camera.height * FINE)
-        seen = np.ones(len(points), bool)
-        rendering = render(points, colours, seen, spacing, fine, poses[path[1:]], device=device, near=0.03)
-        colour, missing = fit_renders(rendering.colour, rendering.covered, (camera.height, camera.width))
-        holes[1:], depth = missing.cpu(), rendering.depth.cpu()
-        shown.append((colour.cpu() * 0.5 + 0.5).clamp(0, 1))
+        views = [_remembered(world, view, random, clean, first=view == path[0]) for view in sources]
+        painted, holes[1:] = _painted(views, camera, poses[path[1:]], device)
+        shown.append(painted)
     chosen = [_reference(world, int(path[k]), path, random) for k in keyframes]
     if chosen:
         shown.append(_unit(world.image[chosen]))
@@ -124,9 +122,7 @@ def _draw_clip(
     if not renders:
         nothing = torch.zeros(0)
         return (*_first((pictures,)), nothing, nothing, nothing, pose, torch.zeros(3, 0, *pictures.shape[-2:]), nothing)
-    rendered = torch.where(holes[1:, None] > 0, 0.0, together[frames : 2 * frames - 1])
-    rendered = fill_renders(rendered, holes[1:], depth, pictures[0])
-    guide = torch.cat((pictures[:1], rendered))
+    guide = torch.cat((pictures[:1], together[frames : 2 * frames - 1]))
     rays = plucker_embedding(targets, published_matrix(camera), camera.height, camera.width)
     looks = together[2 * frames - 1 :]
     if chosen and not clean:
@@ -179,10 +175,8 @@ def _sources(world: World, path: np.ndarray, random: np.random.Generator) -> lis
     return list(dict.fromkeys([int(path[0]), *chosen]))
 
 
-def _points(
-    world: World, view: int, random: np.random.Generator, clean: bool, *, first: bool
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Points, colours and spacing of one view, with the faults of real depth."""
+def _remembered(world: World, view: int, random: np.random.Generator, clean: bool, *, first: bool) -> View:
+    """One view at `FINE` size with the faults of real depth, 0 where the sensor is blind."""
     at = int(np.flatnonzero(world.fine.numpy() == view)[0])
     depth = world.fine_depth[at].float().numpy()
     image = world.fine_image[at].permute(1, 2, 0).numpy()
@@ -207,8 +201,39 @@ def _points(
             gain = np.exp(random.normal(0, 0.08) + random.normal(0, 0.02, size=3))
             image = np.clip(image * gain, 0, 255).astype(np.uint8)
     keep &= depth > 0
-    points = unproject(depth, camera, world.pose[view].double().numpy())[keep].astype(np.float32)
-    return points, np.ascontiguousarray(image[keep]), (depth[keep] / np.float32(camera.fx)).astype(np.float32)
+    pose = world.pose[view].double().numpy()
+    return View(np.ascontiguousarray(image), camera, pose, np.where(keep, depth, np.float32(0)))
+
+
+def _painted(
+    views: list[View], camera: Camera, poses: np.ndarray, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What memory paints of (F, 4, 4) poses, and where its cloud has holes.
+
+    Returns:
+        (pictures (F, 3, H, W) in [0, 1], holes (F, H, W)), at the camera's size, on the CPU.
+    """
+    fine = camera.resized(camera.width * FINE, camera.height * FINE)
+    known = [view.depth > 0 for view in views if view.depth is not None]
+    depths = [view.depth for view in views if view.depth is not None]
+    points = [
+        unproject(depth, view.camera, view.world_from_camera)[keep].astype(np.float32)
+        for view, depth, keep in zip(views, depths, known, strict=True)
+    ]
+    colours = [view.image[keep] for view, keep in zip(views, known, strict=True)]
+    spacing = [
+        (depth[keep] / np.float32(fine.fx)).astype(np.float32) for depth, keep in zip(depths, known, strict=True)
+    ]
+    cloud = np.concatenate(points)
+    rendering = render(
+        cloud, np.concatenate(colours), np.ones(len(cloud), bool), np.concatenate(spacing), fine, poses,
+        device=device, near=0.03,
+    )  # fmt: skip
+    _, missing = fit_renders(rendering.colour, rendering.covered, (camera.height, camera.width))
+    memory = Conditioning(views[0], rendering, fine, poses, views, np.full(len(poses), -1))
+    paintings = GeometricPipeline().paint_all(memory, lambda *_: None)
+    images = torch.from_numpy(np.stack([painting.image for painting in paintings]))
+    return functional.avg_pool2d(images.permute(0, 3, 1, 2).float() / 255, FINE), missing.cpu()
 
 
 def overlap(world: World, target: int, step: int = 8) -> np.ndarray:
