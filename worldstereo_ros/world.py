@@ -32,7 +32,8 @@ from worldstereo_ros.views import ImaginedView, View
 if TYPE_CHECKING:
     from worldstereo_ros.depth import DepthEstimator
 
-# After a path, this many of its views join the bank (WorldStereo 2.0 keeps 8 of 20, never the first).
+# After a clip, this many of its views join the bank (WorldStereo 2.0 keeps 8 of 20, never the first); after a path that
+# is imagined view by view, as many of all.
 REMEMBERED_VIEWS = 8
 
 
@@ -130,13 +131,16 @@ class WorldModel:
             ModelError: the pipeline failed (raised while the views are taken).
         """
         poses = check_poses(world_from_camera)
-        seed_view = self.newest_seed
-        if seed_view is None:
+        newest = self.newest_seed
+        # A clip goes on from the seed that shows most of it, whichever came last: seeds may come in any order.
+        seed_view = self.bank.seed_for(camera, poses[: self.pipeline.clip_length])
+        if newest is None or seed_view is None:
             raise NothingSeenError(
                 "Nothing was seen yet: the memory is empty. Send an image with camera_info, depth and pose first."
             )
         generator = torch.Generator(device=self.device).manual_seed(seed)
-        return self._imagine(poses, camera, prompt, generator, remember, on_step or _no_step, seed_view)
+        stamp_ns = newest.stamp_ns
+        return self._imagine(poses, camera, prompt, generator, remember, on_step or _no_step, seed_view, stamp_ns)
 
     def _imagine(
         self,
@@ -147,10 +151,11 @@ class WorldModel:
         remember: bool,
         on_step: OnStep,
         seed_view: View,
+        stamp_ns: int,
     ) -> Iterator[ImaginedView]:
         count = len(poses)
-        kept = {int(i) for i in np.linspace(min(1, count - 1), count - 1, REMEMBERED_VIEWS).round()}
-        stamp_ns = seed_view.stamp_ns
+        clips = -(-count // self.pipeline.clip_length) if self.pipeline.clip_length > 1 else 1
+        kept = {int(i) for i in np.linspace(min(1, count - 1), count - 1, REMEMBERED_VIEWS * clips).round()}
         for start in range(0, count, self.pipeline.clip_length):
             clip = poses[start : start + self.pipeline.clip_length]
             on_step("rendering", start, count)

@@ -133,6 +133,26 @@ class ViewBank:
         memory = invert_pose(np.stack([view.world_from_camera for view in self._views]))
         return retrieval_scores(invert_pose(world_from_camera), memory, camera.matrix, K, *size)
 
+    def seed_for(self, camera: Camera, world_from_camera: np.ndarray) -> View | None:
+        """Of the views that a sensor took, the one that serves a path best; None where there is none.
+
+        It does not depend on the order in which they came, but where two serve equally well, or none at all: then it
+        is the newest of these.
+
+        Args:
+            camera: intrinsics and size of the asked views.
+            world_from_camera: (F, 4, 4) poses.
+
+        Raises:
+            ValueError: the poses are no finite rigid transforms.
+        """
+        poses = check_poses(world_from_camera)
+        sensed = np.flatnonzero([view.observed is None for view in self._views])
+        if not len(sensed):
+            return None
+        service = self._scores(camera, poses)[0].sum(axis=0)[sensed]
+        return self._views[sensed[len(sensed) - 1 - int(service[::-1].argmax())]]
+
     def retrieve(self, camera: Camera, world_from_camera: np.ndarray, limit: int = 8) -> Retrieval:
         """The best view for each pose of a path, of at most `limit` different ones.
 

@@ -33,7 +33,7 @@ class Conditioning:
     """All that memory says about one clip of F views.
 
     Attributes:
-        seed: the newest view that a sensor took, or the last view of the clip before.
+        seed: the view that a sensor took which shows most of the clip, or the last view of the clip before.
         renders: the cloud memory seen from the F cameras (colour, depth, covered, observed).
         camera: intrinsics of the F views.
         world_from_camera: (F, 4, 4) poses of the F views.

@@ -28,7 +28,7 @@ from worldstereo_ros.overlaps import ABSOLUTE, RELATIVE
 from worldstereo_ros.pipelines.base import Conditioning, OnStep, PipelineFrame
 from worldstereo_ros.pipelines.filling import background_weight, fill_depth, push_pull
 from worldstereo_ros.pipelines.provenance import observed_pixels
-from worldstereo_ros.pipelines.references import Reference, Shelf, choose, witness
+from worldstereo_ros.pipelines.references import PARALLAX, Reference, Shelf, choose, witness
 from worldstereo_ros.pipelines.warping import gather_rows, normalise_rows, pixel_transform, splat_depth
 
 LOOSE = 0.15  # depths that were completed, not measured, agree when they differ by less than this fraction
@@ -129,8 +129,11 @@ class GeometricPipeline:
     def claim(self, conditioning: Conditioning, index: int, painting: Painting) -> PipelineFrame:
         """The painted view as a frame that says what in it was observed."""
         camera, pose = conditioning.camera, conditioning.world_from_camera[index]
-        pairs = zip(painting.references, painting.errors, strict=True)
-        witnesses = [witness(reference, error) for reference, error in pairs]
+        witnesses = [
+            witness(reference, error)
+            for reference, error in zip(painting.references, painting.errors, strict=True)
+            if reference.view.observed is None  # what was imagined is no witness of what was observed
+        ]
         observed = conditioning.renders.observed[index].cpu().numpy()
         observed = observed_pixels(painting.rendered, observed, camera, pose, witnesses, self.threads)
         return PipelineFrame(painting.image, painting.depth, observed)
@@ -183,7 +186,7 @@ class GeometricPipeline:
         A, b = pixel_transform(camera, pose, view.camera, view.world_from_camera)
         centre = pose[:3, :3].T @ (view.world_from_camera[:3, 3] - pose[:3, 3])
         geometry = np.array([1 / camera.fx, 1 / camera.fy, camera.cx, camera.cy, *centre], np.float32)
-        settings = np.array([RELATIVE, ABSOLUTE, LOOSE, FEATHER, SHARPNESS], np.float32)
+        settings = np.array([RELATIVE, ABSOLUTE, LOOSE, FEATHER, SHARPNESS, PARALLAX], np.float32)
         source = (view.image, gain.astype(np.float32), reference.depth, reference.known, reference.trust)
         arguments = (depth, A, b, *source, settings, geometry, measured, assumed)
         in_threads(gather_rows, [(start, stop, *arguments) for start, stop in shares(camera.height, threads)])

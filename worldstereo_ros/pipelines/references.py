@@ -21,6 +21,7 @@ EDGE_TRUST = 0.03  # weight of such pixels
 EDGE_STEP = 0.08  # relative step in depth that is an edge
 
 
+PARALLAX = 1.0  # pixels by which a wrong depth may move a look without harm
 NOMINAL_DEPTH = 2.0  # metres, where nothing at all is rendered
 LIMIT = 8  # references of one view
 GRID = 20  # about so many looks across and down decide which views serve
@@ -33,7 +34,8 @@ class Reference:
     Attributes:
         view: the view.
         depth: (h, w) float32, completed where no sensor measured it.
-        known: (h, w) uint8, 1 where the depth was measured.
+        known: (h, w) uint8, 1 where a sensor measured the depth: nowhere in an imagined view, whose observed pixels are
+            copies, a little blurred, of what other views measured.
         trust: (h, w) float32 in 0..1, low beside depth edges and for imagined pixels.
         number: tells apart all views this shelf has ever seen.
     """
@@ -92,11 +94,17 @@ def _worth(view: View, points: np.ndarray, known: np.ndarray, world_from_camera:
         inside = (z > 0.05) & (u >= 0) & (v >= 0) & (u < camera.width) & (v < camera.height)
     measured = np.zeros(len(points), np.float32)
     measured[inside] = view.depth[v[inside].astype(np.int64), u[inside].astype(np.int64)]
-    agrees = inside & (measured > 0) & (np.abs(measured - z) <= RELATIVE * z + ABSOLUTE)
+    apart = float(np.linalg.norm(view.world_from_camera[:3, 3] - world_from_camera[:3, 3]))
+    allowed = np.maximum(RELATIVE * z + ABSOLUTE, PARALLAX * measured * z / (camera.fx * max(apart, 1e-6)))
+    agrees = inside & (measured > 0) & (np.abs(measured - z) <= allowed)
     # A picture without depth there, or of a place whose depth is only guessed, may still help to paint.
     maybe = inside & ((measured == 0) | ~known)
     one, other = points - world_from_camera[:3, 3], points - view.world_from_camera[:3, 3]
     lengths = np.linalg.norm(one, axis=1), np.linalg.norm(other, axis=1)
+    if view.observed is not None:  # a copy of what a sensor saw is worth less than the sensor's own picture
+        copied = np.zeros(len(points), bool)
+        copied[inside] = view.observed[v[inside].astype(np.int64), u[inside].astype(np.int64)]
+        agrees, maybe = agrees & ~copied, maybe | (agrees & copied)
     cosine = (one * other).sum(axis=1) / np.maximum(lengths[0] * lengths[1], 1e-9)
     scale = np.minimum(1, lengths[0] / np.maximum(lengths[1], 1e-9))
     return np.where(agrees, 1.0, np.where(maybe, 0.1, 0.0)) * scale * np.clip(0.55 + 0.45 * cosine, 0.1, 1)
@@ -158,7 +166,7 @@ def witness(reference: Reference, error: float) -> Witness:
 def _make_ready(view: View, number: int) -> Reference:
     depth = np.ascontiguousarray(view.depth, np.float32)
     observed = view.observed_mask
-    known = (depth > 0) & observed
+    known = (depth > 0) & (view.observed is None)
     completed = fill_depth(depth)
     kernel = np.ones((2 * EDGE_REACH + 1,) * 2, np.uint8)
     edge = cv2.dilate(completed, np.ones((3, 3))) > cv2.erode(completed, np.ones((3, 3))) * (1 + EDGE_STEP)

@@ -40,8 +40,10 @@ def gather_rows(
         image: (h, w, 3) uint8. gain: (3,) float32 per channel.
         source_depth: (h, w) float32, completed where it was not measured. known: (h, w) uint8, 1 = measured.
         trust: (h, w) float32 weight of the source's pixels.
-        settings: (5,) float32: depth tolerance as a fraction and in metres, the fraction where the source's depth was
-            not measured, pixels over which the weight fades in from the border, sharpness against the angle.
+        settings: (6,) float32: depth tolerance as a fraction and in metres, the fraction where the source's depth was
+            not measured, pixels over which the weight fades in from the border, sharpness against the angle, and the
+            pixels of parallax up to which depths may differ as they like: a picture taken in the very place is right
+            whatever the depth.
         geometry: (7,) float32: 1 / fx, 1 / fy, cx, cy of the target; the source's centre in target axes.
         measured: (H, W, 4) float32, updated: weighted colours and weight that rest on measured depth.
         assumed: (H, W, 4) float32, updated: the same for depth that was only completed.
@@ -51,6 +53,8 @@ def gather_rows(
     height, width = source_depth.shape
     right, bottom = np.float32(width - 1), np.float32(height - 1)
     half = np.float32(0.5)
+    apart = np.sqrt(geometry[4] * geometry[4] + geometry[5] * geometry[5] + geometry[6] * geometry[6])
+    harmless = settings[5] * geometry[0] / max(apart, np.float32(1e-6))  # difference of inverse depths
     for y in range(row0, row1):
         at_y = np.float32(y)
         for x in range(depth.shape[1]):
@@ -77,7 +81,8 @@ def gather_rows(
                 for i in range(2):
                     q, p = y0 + j, x0 + i
                     certain = known[q, p] != 0
-                    if abs(source_depth[q, p] - z) > (tight if certain else loose):
+                    allowed = max(tight if certain else loose, harmless * source_depth[q, p] * z)
+                    if abs(source_depth[q, p] - z) > allowed:
                         continue
                     w = (fx if i else one - fx) * (fy if j else one - fy) * trust[q, p]
                     w += np.float32(1e-9)

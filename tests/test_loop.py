@@ -1,0 +1,199 @@
+"""Several seeds in any order, and long ways that come back to where they began."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from checkpoints import write_small_checkpoint
+
+from worldstereo_ros.camera import Camera
+from worldstereo_ros.evaluation import evaluate
+from worldstereo_ros.evaluation import protocols as protocols_module
+from worldstereo_ros.evaluation.metrics import colour_and_contrast, psnr
+from worldstereo_ros.evaluation.protocols import LOOP_CLIP, make_task
+from worldstereo_ros.evaluation.worlds import world_panorama, world_sequence
+from worldstereo_ros.pipelines.geometric import GeometricPipeline
+from worldstereo_ros.pipelines.load import load_pipeline
+from worldstereo_ros.views import View
+from worldstereo_ros.world import WorldModel
+
+SMALL = Camera.from_fov(64, 48, np.radians(75))
+ORDERS = ([0, 1, 2, 3, 4], [4, 2, 0, 3, 1], [3, 1, 4, 0, 2])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Tensors of toy size are slower on many, above all where others use them too."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def walk():
+    return world_sequence("test", 0, views=15, camera=SMALL)
+
+
+@pytest.fixture(scope="module")
+def pipelines(tmp_path_factory):
+    root = write_small_checkpoint(tmp_path_factory.mktemp("small"))
+    return {"geometric": GeometricPipeline(), "model": load_pipeline(str(root))}
+
+
+# --- several seeds in any order ---
+
+
+@pytest.mark.parametrize("name", ["geometric", "model"])
+@pytest.mark.parametrize("exposures", [(1, 1, 1, 1, 1), (0.8, 1.1, 0.9, 1.2, 1.0)])
+def test_the_order_of_the_seeds_hardly_matters(walk, pipelines, name, exposures):
+    seeds = [walk[index] for index in (0, 3, 7, 10, 14)]
+    seeds = [
+        replace(view, image=np.clip(view.image * gain, 0, 255).astype(np.uint8), stamp_ns=number)
+        for number, (view, gain) in enumerate(zip(seeds, exposures, strict=True))
+    ]
+    shown = []
+    for order in ORDERS:
+        world = WorldModel(pipelines[name])
+        for index in order:
+            world.seed(seeds[index])
+        shown.append(list(world.imagine(walk.poses[[1, 5, 8, 12]], SMALL)))
+    for others in shown[1:]:
+        for first, other in zip(shown[0], others, strict=True):
+            assert psnr(other.image, first.image) > 33
+            assert (other.observed_mask == first.observed_mask).mean() > 0.97
+
+
+def test_a_clip_goes_on_from_the_seed_that_shows_most_of_it(walk, pipelines):
+    asked = []
+
+    class Asking:
+        name, clip_length, selects_references = "asking", 12, True
+
+        def __call__(self, conditioning, **_):
+            asked.append(conditioning.seed)
+            yield from pipelines["geometric"](conditioning, **_)
+
+    world = WorldModel(Asking())
+    for index in (14, 0, 7):
+        world.seed(walk[index])
+    for index in (0, 7, 14):
+        list(world.imagine(walk.poses[index][None], SMALL, remember=True))  # what is imagined there is no seed
+        assert asked[-1] is not None
+        np.testing.assert_allclose(asked[-1].world_from_camera, walk.poses[index])
+        assert asked[-1].observed is None
+    # Where nothing overlaps it is the newest.
+    away = walk.poses[0].copy()
+    away[:3, 3] += 1000.0
+    list(world.imagine(away[None], SMALL))
+    np.testing.assert_allclose(asked[-1].world_from_camera, walk.poses[7])
+
+
+# --- back to the start ---
+
+
+def test_a_picture_taken_in_the_very_place_is_right_whatever_stands_before_it(walk, pipelines):
+    """A wrong guess that was remembered in front of what a sensor saw does not show from where it was seen."""
+    world = WorldModel(pipelines["geometric"])
+    world.seed(walk[0])
+    pose = walk.poses[0].copy()
+    pose[:3, 3] += 0.3 * pose[:3, 0]
+    red = np.full((48, 64, 3), (255, 0, 0), np.uint8)
+    depth = np.full((48, 64), 0.6, np.float32)
+    board = View(red, SMALL, pose, depth, np.zeros((48, 64), bool))
+    world.cloud.insert(board)
+    world.bank.add(board)
+    (there,) = world.imagine(walk.poses[0][None], SMALL)
+    assert psnr(there.image, walk[0].image) > 35
+    assert not there.observed_mask[world_red(there.conditioning)].any()
+    # From elsewhere it stands where it was put.
+    (aside,) = world.imagine(pose[None], SMALL)
+    assert psnr(aside.image, red) > 35
+
+
+def world_red(picture: np.ndarray) -> np.ndarray:
+    red = (picture[..., 0] > 200) & (picture[..., 1] < 60)
+    assert red.any()
+    return red
+
+
+def test_a_loop_leaves_turns_round_and_comes_back(walk):
+    task = make_task(walk, "loop")
+    assert len(task.legs) == 1
+    assert len(task.path) == 3 * LOOP_CLIP == len(task.asked) == len(task.judged)
+    assert task.remember
+    np.testing.assert_allclose(task.path[-1], walk.poses[0])
+    assert len(task.pairs) == LOOP_CLIP
+    for first, second in task.pairs:
+        np.testing.assert_allclose(task.path[first], task.path[second], atol=1e-9)
+    turn = task.path[LOOP_CLIP : 2 * LOOP_CLIP]
+    np.testing.assert_allclose(turn[:, :3, 3], np.repeat(turn[:1, :3, 3], LOOP_CLIP, axis=0))
+    assert np.ptp(turn[:, 2, 2]) < 1e-9  # about the world's up: a level camera stays level
+    headings = np.degrees(np.arctan2(turn[:, 1, 2], turn[:, 0, 2]))
+    np.testing.assert_allclose(np.diff(np.unwrap(headings, period=360)), -30, atol=1e-6)  # to the right
+
+
+def test_what_was_imagined_comes_back_after_a_loop(walk):
+    row = next(row for row in evaluate([walk], ["loop"], ["geometric"]) if row.pipeline == "geometric")
+    assert row.frames == 3 * LOOP_CLIP
+    assert row.psnr_revisited_imagined > 25
+    assert row.colour_drift < 4
+    assert 0.8 < row.contrast_kept < 1.2
+    assert set(row.curves) == {"psnr", "offset", "contrast"}
+    assert all(len(values) == 3 * LOOP_CLIP for values in row.curves.values())
+
+
+def test_a_panorama_protocol_gives_a_panorama_and_asks_all_round_elsewhere(walk, monkeypatch):
+    monkeypatch.setattr(protocols_module, "PANORAMA_HEIGHT", 64)
+    task = make_task(walk, "panorama")
+    assert len(task.given) == 27
+    assert len(task.legs) > 3
+    ring = task.path[list(task.ring)]
+    assert 0.5 < np.linalg.norm(ring[0, :3, 3] - task.given[0].world_from_camera[:3, 3]) < 1.5
+    cosines = (ring[:, :3, 2] * np.roll(ring[:, :3, 2], -1, axis=0)).sum(axis=1)
+    np.testing.assert_allclose(cosines, np.cos(2 * np.pi / len(ring)), atol=1e-9)  # even steps, closed
+    row = next(row for row in evaluate([walk], ["panorama"], ["geometric"]) if row.pipeline == "geometric")
+    assert row.seam < 2 * row.joint
+    assert row.frames == len(task.path)
+
+    class Recorded:
+        path, posed, has_depth, poses = walk.path, True, True, walk.poses
+
+        def __len__(self):
+            return len(walk)
+
+    with pytest.raises(ValueError, match="can be drawn of worlds"):
+        make_task(Recorded(), "panorama")
+
+
+def test_the_true_panorama_of_a_world_is_what_a_camera_sees(walk):
+    panorama = world_panorama(walk, walk.poses[4], 96)
+    assert panorama.known.all()
+    from worldstereo_ros.panorama import panorama_views
+
+    (cut,) = panorama_views(
+        panorama.image,
+        panorama.distance,
+        world_from_camera=walk.poses[4],
+        camera=SMALL,
+        panorama_from_camera=np.eye(4)[None],
+    )
+    true = walk[4]
+    assert psnr(cut.image, true.image) > 24  # resampled twice
+    both = (cut.depth > 0) & (true.depth > 0)
+    assert np.median(np.abs(cut.depth[both] / true.depth[both] - 1)) < 0.02
+
+
+def test_colour_and_contrast_are_measured():
+    random = np.random.default_rng(0)
+    truth = random.integers(60, 180, (20, 30, 3)).astype(np.uint8)
+    mask = np.zeros((20, 30), bool)
+    mask[5:] = True
+    assert colour_and_contrast(truth, truth, mask) == (0, pytest.approx(1))
+    offset, contrast = colour_and_contrast(truth + np.uint8(9), truth, mask)
+    assert (offset, contrast) == (pytest.approx(9), pytest.approx(1))
+    dull = (truth.astype(int) // 2 + 60).astype(np.uint8)
+    assert colour_and_contrast(dull, truth, mask)[1] == pytest.approx(0.5, abs=0.02)
+    assert colour_and_contrast(truth, truth, np.zeros_like(mask)) == (None, None)
+    assert colour_and_contrast(truth, np.full_like(truth, 7))[1] is None
