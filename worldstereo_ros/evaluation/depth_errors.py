@@ -34,7 +34,7 @@ from worldstereo_ros.world import WorldModel
 # over two views each of the first 120 training worlds of config/training/cpu.yaml. No others do better on the like.
 HEIGHT, WALL, CONSTANT = 0.67, 2.64, 2.35
 NEAREST = 0.2  # metres, of the floor
-COLUMN = 320  # pixels across, of the sheet's pictures
+COLUMN, ABREAST = 260, 6  # pixels across of the sheet's pictures, and how many of them stand side by side at most
 
 
 class ConstantDepth:
@@ -349,7 +349,11 @@ def draw_sheet(shown: Sequence[tuple[View, dict[str, np.ndarray]]], names: Seque
             errors = errors_of(depth, view.depth)
             cells.append(depth_picture(depth * np.float32(errors[4] if errors else 1), far))
         columns.append(np.concatenate([_fitted(cell, rows) for cell in cells]))
-    write_image(file, np.concatenate(columns, axis=1))
+    across = -(-len(columns) // -(-len(columns) // ABREAST))  # bands of nearly the same length
+    bands = [columns[first : first + across] for first in range(0, len(columns), across)]
+    blank = np.full_like(columns[0], 255)
+    full = [np.concatenate(band + [blank] * (across - len(band)), axis=1) for band in bands]
+    write_image(file, np.concatenate(full))
 
 
 def _fitted(picture: np.ndarray, rows: int) -> np.ndarray:

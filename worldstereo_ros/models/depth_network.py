@@ -33,6 +33,7 @@ CANONICAL_FOCAL = 100.0  # pixels
 CELL = 16  # pixels of a token, along each side
 PATCH = 4  # pixels of a feature at the largest size, along each side
 NARROWEST, WIDEST = -4.0, 2.0  # of the logarithm of the uncertainty
+SMOOTHING = 1.0  # pixels of the network's picture, of the depth it gives
 FREQUENCIES = 4  # of a token's place, for each axis
 
 
@@ -181,6 +182,8 @@ class DepthNetwork(ModelMixin, ConfigMixin):
         focal = math.sqrt(seen.fx * seen.fy)
         log = maps.log_depth[0] + math.log(focal / CANONICAL_FOCAL)
         every = torch.stack([log, maps.log_scale[0], maps.hit[0]]).float().cpu().numpy()
+        # The grid of the patches would be steps, and points on steps are taken for flying ones.
+        every[0] = cv2.GaussianBlur(every[0], (0, 0), SMOOTHING)
         log_depth, log_scale, hit = (cv2.resize(one, (width, height), interpolation=cv2.INTER_LINEAR) for one in every)
         return MonocularDepth(np.where(hit > 0, np.exp(log_depth), 0).astype(np.float32), np.exp(log_scale))
 
