@@ -79,6 +79,20 @@ def test_the_transformer_does_not_notice(swapped):
     assert (after(**changed).sample - want).abs().max() > 1e-3
 
 
+@torch.no_grad()
+def test_a_small_models_last_layer_stays(tmp_path):
+    settings = {**TWO_BLOCKS, "num_layers": 1, "render_prior": [0.4, 0.9]}
+    before, after = tiny_transformer(control=settings), tiny_transformer(control=settings)
+    for model in (before, after):
+        model.controlnet.render_head.weight.fill_(0.1)  # untrained, it says nothing
+    use_control_backend(after, "onnxruntime", cache_dir=tmp_path)
+    inputs = tiny_inputs(before, frames=5)
+    want = before(**inputs).sample
+    torch.testing.assert_close(after(**inputs).sample, want, atol=1e-4, rtol=0)
+    before.controlnet.render_head.weight.zero_()
+    assert (before(**inputs).sample - want).abs().max() > 0.01
+
+
 def test_torch_weights_of_a_swapped_branch_are_let_go(swapped):
     before, after, _ = swapped
     names = [name for name, _ in after.named_parameters() if name.startswith("controlnet.")]

@@ -20,9 +20,9 @@ from typing import Any
 import cv2
 import numpy as np
 
+import worldstereo_ros
 from worldstereo_ros.pipelines.base import Conditioning, PipelineFrame
 from worldstereo_ros.pipelines.filling import fill_depth, push_pull
-from worldstereo_ros.shipped import shipped_folder
 from worldstereo_ros.views import View
 
 TOLERANCE = 0.1  # of the range of a colour, mean over the channels: what "right" means
@@ -136,8 +136,10 @@ class ConfidenceModel:
 
 
 def confidence_file() -> Path:
-    """Where the measured functions lie."""
-    return shipped_folder("") / "confidence.json"
+    """Where the measured functions lie; where they should be, if this installation lacks them."""
+    # As `shipped_folder`, of the file: a folder of weights may lie beside the package's own.
+    files = [Path(folder) / "weights" / "confidence.json" for folder in worldstereo_ros.__path__]
+    return next((file for file in files if file.is_file()), files[0])
 
 
 @functools.cache
