@@ -201,6 +201,8 @@ def main() -> None:
     options = parser.parse_args()
     names = options.pipeline or ["geometric", "small"]
     console, begin = Console(), time.monotonic()
+    if not console.is_terminal:
+        console = Console(width=240)  # a table is not cut to the width of a terminal that is not there
     pipelines = {name: load_pipeline(name) for name in names}
     found: dict[str, list[Samples]] = {name: [] for name in names}
     for index in range(options.worlds):
