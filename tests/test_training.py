@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 from worldstereo_ros.cli import app
 from worldstereo_ros.models import CheckpointError
+from worldstereo_ros.models.depth_network import load_depth_network
 from worldstereo_ros.training import chain, loop
 from worldstereo_ros.training.chain import make_stage, train_stages
 from worldstereo_ros.training.clips import Shelf
@@ -104,7 +105,7 @@ def test_one_command_makes_every_variant_logs_and_pictures(run_folder):
         assert first.steps == SMOKE.stages[stage].steps
         assert first.about["resumed"] is False
         assert first.about["settings"]["batch"] == SMOKE.stages[stage].batch
-        assert first.figures["psnr"] > 5
+        assert first.figures["absrel"] < 3 if stage == "depth" else first.figures["psnr"] > 5
         assert (run_folder / "logs" / f"{stage}.png").stat().st_size > 1000
     assert read_training_settings(run_folder / "settings.json") == SMOKE
 
@@ -458,11 +459,13 @@ def test_what_is_packed_loads_and_describes_itself(run_folder, tmp_path):
     small = [tensor for key, tensor in tensors.items() if "norm" not in key and tensor.ndim > 1]
     assert sum(t.dtype == torch.bfloat16 for t in small) > len(small) // 2
     assert not list((out / "base" / "transformer").glob("*.safetensors"))
+    assert load_depth_network(out / "base" / "depth").config.pixels == 32 * 48
     card = (out / "README.md").read_text()
     for stage in STAGES:
         one = read_rounds(run_folder / "logs" / f"{stage}.jsonl")[0]
         assert f"| {one.steps} | {one.seconds / 60:.1f} | {SMOKE.stages[stage].batch} |" in card
-        assert f"psnr {one.figures['psnr']:.3f}" in card
+        named = "absrel" if stage == "depth" else "psnr"
+        assert f"{named} {one.figures[named]:.3f}" in card
     assert "| single | small | 6 | 21.75 |" in card
     assert f"{os.cpu_count()} cores" in card
     assert "license: apache-2.0" in card
