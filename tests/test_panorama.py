@@ -407,6 +407,16 @@ def test_guessed_depths_agree_all_round(box, box_views):
     assert spread(True) < 0.05
     assert spread(True) < 0.3 * spread(False)
 
+    class Sky(_Guess):
+        def __call__(self, picture: np.ndarray, camera: Camera) -> np.ndarray:
+            depth = super().__call__(picture, camera)
+            pose = next(view.world_from_camera for view in self.views if np.array_equal(view.image, picture))
+            return np.where((camera.rays() @ pose[:3, :3].T)[..., 1] < -0.8, np.float32(0), depth)
+
+    open_above = panorama_distance(image, Sky(box_views, 0.2), camera=ROUND)
+    assert (open_above[:24] == 0).all()  # nothing is made up there
+    assert (open_above[64:] > 0).all()
+
 
 def test_a_panorama_without_distances_takes_the_scale_of_what_is_known(box, box_views, seeded):
     image, distance = box

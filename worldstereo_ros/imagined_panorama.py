@@ -1,8 +1,8 @@
 """A panorama of a place where nobody has been: views all round are imagined there and put together.
 
 The robot turns once on the spot, level, then tilted up and down in as many rings as its camera needs, then straight up
-and down. Every ring is a call of its own and is remembered before the next, so that the rings agree; a level ring is one
-clip of the small model, which sees both ends of the turn at once (`docs/panorama.md` has the measurement).
+and down. Every ring is a call of its own and is remembered before the next, so that the rings agree; a level ring is
+one clip of the small model, which sees both ends of the turn at once (`docs/panorama.md` has the measurement).
 """
 
 from __future__ import annotations
@@ -177,7 +177,7 @@ def _to_what_is_known(distance: np.ndarray, world: WorldModel, pose: np.ndarray)
     ]
     known = panorama_from_views(views, KNOWN_HEIGHT, world_from_camera=pose, align=False).distance
     assert known is not None
-    guess = cv2.resize(distance, (2 * KNOWN_HEIGHT, KNOWN_HEIGHT), interpolation=cv2.INTER_AREA)
+    guess = cv2.resize(distance, (2 * KNOWN_HEIGHT, KNOWN_HEIGHT), interpolation=cv2.INTER_NEAREST)
     both = (known > 0) & (guess > 0)
     if both.sum() < KNOWN_FEWEST:
         return distance

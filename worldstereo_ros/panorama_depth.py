@@ -17,7 +17,7 @@ from worldstereo_ros.depth import DepthError, DepthEstimator, align_depth
 from worldstereo_ros.imagery import clean_depth
 from worldstereo_ros.panorama import FIELD, look, panorama_views, rings
 from worldstereo_ros.photometry import synchronise
-from worldstereo_ros.stitching import border_weight, fill_sphere, look_up, panorama_directions, sample
+from worldstereo_ros.stitching import border_weight, look_up, panorama_directions, sample
 from worldstereo_ros.views import View
 
 WIDTH, HEIGHT = 320, 240  # of the views that the model looks at
@@ -40,7 +40,7 @@ def panorama_distance(
         align: bring the views to one scale; else they are only blended.
 
     Returns:
-        (h, 2 h) float32 metres, h = min(H, 256): smooth, without holes.
+        (h, 2 h) float32 metres, h = min(H, 256); 0 where the model sees none, as in the sky.
 
     Raises:
         ImageError: no full sphere.
@@ -61,20 +61,19 @@ def panorama_distance(
 
 
 def _blended(views: Sequence[View], height: int) -> np.ndarray:
-    """(H, 2 H) float32: the weighted geometric mean of what the views say, filled where they say nothing."""
+    """(H, 2 H) float32: the weighted geometric mean of what the views say; 0 where most of them say nothing."""
     directions = panorama_directions(height)
-    total, weights = np.zeros((height, 2 * height), np.float32), np.zeros((height, 2 * height), np.float32)
+    total, weights, shown = (np.zeros((height, 2 * height), np.float32) for _ in range(3))
     for view in views:
         columns, rows, inside = look_up(view, np.eye(4), directions)
         ray = sample(_rays(view), columns, rows, nearest=True)
-        weight = np.where(inside & (ray > 0), border_weight(columns, rows, view) ** SHARPNESS, np.float32(0))
+        weight = inside * border_weight(columns, rows, view) ** SHARPNESS
+        shown += weight
+        weight = np.where(ray > 0, weight, np.float32(0))
         total += weight * np.log(np.where(ray > 0, ray, np.float32(1)))
         weights += weight
-    known = weights > 0
-    mean = np.where(known, total / np.where(known, weights, np.float32(1)), np.float32(0))
-    if not known.all():
-        mean = fill_sphere(mean[..., None], known)[..., 0]
-    return np.exp(mean).astype(np.float32)
+    known = weights > 0.5 * shown
+    return np.where(known, np.exp(total / np.where(known, weights, np.float32(1))), 0).astype(np.float32)
 
 
 def _rays(view: View) -> np.ndarray:
