@@ -192,6 +192,11 @@ def test_a_stage_trains_what_it_should_and_nothing_else(run_folder):
     assert torch.equal(whole["camera_embedding.0.weight"], memory["camera_embedding.0.weight"])
     polished = load_file(run_folder / "polished" / "worldstereo-memory-dmd" / "model.safetensors")
     assert polished.keys() == whole.keys()
+    steps = [
+        json.loads((run_folder / VARIANT_OF[stage] / "config.json").read_text())["dmd_steps"]
+        for stage in ("distill", "polish")
+    ]
+    assert steps == [SMOKE.dmd_steps, SMOKE.stages["polish"].painted_steps]
     assert not torch.equal(polished["controlnet.render_head.weight"], whole["controlnet.render_head.weight"])
 
 

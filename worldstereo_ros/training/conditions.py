@@ -23,6 +23,7 @@ from worldstereo_ros.training.clips import Shelf, sensor
 from worldstereo_ros.training.worlds import FINE, FINE_EVERY, World
 from worldstereo_ros.views import View
 
+FAULTLESS = 0.3  # share of the clips whose sensors do not err
 BLEEDING, FLOATERS = 0.5, 0.1  # shares of the views whose depth bleeds over edges, or is blurred into thin air
 LEAST_OVERLAP, MOST_OVERLAP = 0.3, 0.9  # of a reference with its target
 RETURNS = 0.35  # share of the references that look from where the keyframe does, as on a path that comes back
@@ -100,6 +101,7 @@ def _draw_clip(
     keyframes: np.ndarray,
     clean: bool,
 ) -> tuple[torch.Tensor, ...]:
+    clean = clean or random.random() < FAULTLESS
     path = _path(world, frames, random)
     camera, poses = world.camera, world.pose.double().numpy()
     shown = [_unit(world.image[path])]

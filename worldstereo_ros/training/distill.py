@@ -48,7 +48,7 @@ class DistillStage(DiffusionStage):
 
     def levels(self) -> torch.Tensor:
         """The student's noise levels."""
-        scheduler = DMDScheduler(**self.run.schedule)
+        scheduler = DMDScheduler(**self.run.schedule(self.name))
         return scheduler.sigmas[:-1]
 
     def _noise(self, clips: LatentClips) -> torch.Tensor:

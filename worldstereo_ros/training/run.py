@@ -165,14 +165,16 @@ class Run:
 
     # --- transformer ---
 
-    @property
-    def schedule(self) -> dict[str, Any]:
-        """Arguments of `DMDScheduler`."""
+    def schedule(self, stage: str) -> dict[str, Any]:
+        """Arguments of `DMDScheduler` for what a stage makes."""
+        steps = self.settings.dmd_steps
+        if stage == "polish":
+            steps = self.settings.stages[stage].painted_steps or steps
         return {
-            "start_timestep": 1000 / self.settings.dmd_steps,
+            "start_timestep": 1000 / steps,
             "num_train_timesteps": 1000,
             "shift": self.settings.shift,
-            "steps": self.settings.dmd_steps,
+            "steps": steps,
         }
 
     def transformer(self, stage: str) -> WorldStereoTransformer:
@@ -262,7 +264,7 @@ class Run:
             "render_fill": "smooth",
         }
         if stage in ("distill", "polish"):
-            schedule = self.schedule
+            schedule = self.schedule(stage)
             variant |= {
                 "dmd_start_steps": schedule["start_timestep"],
                 "dmd_end_steps": schedule["num_train_timesteps"],

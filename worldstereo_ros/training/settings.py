@@ -64,6 +64,7 @@ class StageSettings:
         critic_updates: of the fake score per update of the student (distill).
         critic_learning_rate: of the fake score (distill).
         regression: weight of the true clip beside the scores (distill).
+        painted_steps: steps that the polished model takes; 0: as the distilled one.
     """
 
     minutes: float = 0.0
@@ -80,6 +81,7 @@ class StageSettings:
     critic_updates: int = 5
     critic_learning_rate: float = 0.0
     regression: float = 0.5
+    painted_steps: int = 0
 
 
 @dataclass(frozen=True)
