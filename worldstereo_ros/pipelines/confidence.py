@@ -180,6 +180,7 @@ def features(frame: PipelineFrame, conditioning: Conditioning, index: int) -> np
     claimed = _shrunk(frame.observed.astype(np.uint8) * np.uint8(255), size) > 127
     depth = frame.depth if frame.depth is not None else conditioning.renders.depth[index].cpu().numpy()
     depth = cv2.resize(depth.astype(np.float32, copy=False), size, interpolation=cv2.INTER_NEAREST)
+    depth = np.where(np.isfinite(depth), depth, np.float32(0))  # a model may say anything
     if not (depth > 0).all():
         depth = fill_depth(depth) if (depth > 0).any() else np.full((height, width), 2.0, np.float32)
 

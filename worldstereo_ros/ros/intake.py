@@ -206,7 +206,8 @@ class Intake:
         self._last_seed_at = now
         # Only now: a frame that TF does not know must not take the place of one that it does.
         self._frames.seen_camera_frame = self._settings.camera_frame or item.image.header.frame_id
-        self._offer(Seed(item.image, item.info, item.depth, pose, item.stamp_ns, item.topic))
+        needs_depth = self._joiner.depth in ("needed", "tried")
+        self._offer(Seed(item.image, item.info, item.depth, pose, item.stamp_ns, item.topic, needs_depth))
 
     def _pose_of(self, item: Joined) -> np.ndarray:
         """world_from_camera of an image. Raises TransformMissing."""

@@ -32,6 +32,7 @@ class Seed:
         world_from_camera: (4, 4), optical axes.
         stamp_ns: of the image.
         topic: the topic of the image, for messages to people.
+        needs_depth: a depth image in which nothing is known is refused, instead of a guess in its place.
         accepted_at: `time.monotonic()` when it was handed on.
     """
 
@@ -41,6 +42,7 @@ class Seed:
     world_from_camera: np.ndarray
     stamp_ns: int
     topic: str
+    needs_depth: bool = True
     accepted_at: float = field(default_factory=time.monotonic)
 
     def views(self) -> Iterator[View]:
@@ -59,6 +61,11 @@ class Seed:
         camera = calibration.camera
         check_sizes(camera, image.shape[1], image.shape[0])
         depth = None if self.depth is None else _fitted(messages.depth_array(self.depth), camera)
+        if self.needs_depth and depth is not None and not (depth > 0).any():
+            raise ValueError(
+                "The depth image that came with the image knows no pixel (all 0, NaN, infinite or out of range); is "
+                "the depth camera on, and not too near? To guess depth in its place, name a depth_model."
+            )
         image, depth = calibration.straighten(image, depth)
         yield View(image, camera, self.world_from_camera, depth=depth, stamp_ns=self.stamp_ns)
 
