@@ -70,8 +70,9 @@ class PlainPipeline(WorldStereoPipeline):
     def _imagine(
         self, conditioning: Conditioning, prompt: str, generator: torch.Generator, on_step: OnStep
     ) -> Iterator[PipelineFrame]:
-        frames = list(self._memory(conditioning, prompt="", generator=generator, on_step=on_step))
-        paintings = [Painting(f.image, np.zeros(0), np.zeros(0), [], np.zeros(0)) for f in frames]
+        count = len(conditioning.world_from_camera)
+        paintings = [self._memory.paint(conditioning, index) for index in range(count)]
+        frames = [self._memory.claim(conditioning, index, paintings[index]) for index in range(count)]
         with patch.object(module, "ENCODED_AT_ONCE", None):
             latents = self._denoise(conditioning, prompt, generator, on_step, paintings)
         with torch.no_grad():
@@ -80,7 +81,8 @@ class PlainPipeline(WorldStereoPipeline):
         pictures = decoded.permute(0, 2, 3, 1).cpu().numpy()
         size = (conditioning.camera.width, conditioning.camera.height)
         yield from [
-            compose(frame, module._resized(picture, *size)) for frame, picture in zip(frames, pictures, strict=True)
+            compose(frame, module._mixed(module._resized(picture, *size), painting))
+            for frame, picture, painting in zip(frames, pictures, paintings, strict=True)
         ]
 
 
@@ -101,7 +103,15 @@ class CoarsePainter(GeometricPipeline):
             renders=replace(conditioning.renders, **layers),
             references=[self._coarse(view, size) for view in conditioning.references],
         )
-        return super().paint_all(coarse, on_step)
+        full = (conditioning.camera.width, conditioning.camera.height)
+        return [
+            replace(
+                painting,
+                image=cv2.resize(painting.image, full, interpolation=cv2.INTER_CUBIC),
+                known=cv2.resize(painting.known.astype(np.uint8), full, interpolation=cv2.INTER_NEAREST) > 0,
+            )
+            for painting in super().paint_all(coarse, on_step)
+        ]
 
     def claim(self, conditioning: Conditioning, index: int, painting: Painting) -> PipelineFrame:
         """Of the view painted anew, at its own size."""

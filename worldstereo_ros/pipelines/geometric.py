@@ -45,6 +45,7 @@ class Painting:
 
     Attributes:
         image: (H, W, 3) uint8, without holes.
+        known: (H, W) bool, a remembered picture or a point of the cloud is shown; the rest is filled smoothly.
         depth: (H, W) float32 metres, filled.
         rendered: (H, W) float32 metres of the cloud, 0 = none.
         references: the views that it was painted from.
@@ -52,6 +53,7 @@ class Painting:
     """
 
     image: np.ndarray
+    known: np.ndarray
     depth: np.ndarray
     rendered: np.ndarray
     references: list[Reference]
@@ -123,8 +125,8 @@ class GeometricPipeline:
         with self._lock:
             references, gains, errors = self._shelf.prepare(views)
         threads = threads or self.threads
-        image, filled = self._paint(depth, colour, conditioning.camera, pose, references, gains, threads)
-        return Painting(image, filled, depth, references, errors)
+        image, known, filled = self._paint(depth, colour, conditioning.camera, pose, references, gains, threads)
+        return Painting(image, known, filled, depth, references, errors)
 
     def claim(self, conditioning: Conditioning, index: int, painting: Painting) -> PipelineFrame:
         """The painted view as a frame that says what in it was observed."""
@@ -147,8 +149,8 @@ class GeometricPipeline:
         references: list[Reference],
         gains: np.ndarray,
         threads: int,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """The picture (H, W, 3) uint8 and its depth (H, W) float32, both without holes."""
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The picture (H, W, 3) uint8, where it is no smooth fill (H, W) bool, and its depth (H, W) float32."""
         depth = _complete(rendered, camera, pose, references)
         measured = np.zeros((*depth.shape, 4), np.float32)
         assumed = np.zeros_like(measured)
@@ -168,7 +170,7 @@ class GeometricPipeline:
             prior = (np.mean(means, axis=0) / exposure if means else np.full(3, 128.0)).astype(np.float32)
             image = push_pull(image, background_weight(depth, known), prior=prior, prior_weight=PRIOR_WEIGHT)
         np.clip(np.rint(image, out=image), 0, 255, out=image)
-        return image.astype(np.uint8), depth
+        return image.astype(np.uint8), known, depth
 
     def _look(
         self,

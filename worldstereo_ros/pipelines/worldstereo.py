@@ -42,6 +42,8 @@ from worldstereo_ros.pipelines.text import ImageEncoder, NoText, TextEncoder, lo
 from worldstereo_ros.pipelines.videolatents import VideoCondition, load_video_condition
 
 STEPS = 40  # of the variants that are not distilled
+MEMORY_SHARE = 0.5  # of what memory shows without claiming it, in the picture of a model that is shown the same
+SHARE_BLUR = 9  # pixels over which that share fades
 FEATHER = 12.0  # pixels over which what was observed fades into what is imagined, outside of what was observed
 MASK_CHANNELS = 4
 ENCODED_AT_ONCE = 8  # pictures; all keyframes of a clip side by side would take as much memory as the steps
@@ -314,7 +316,10 @@ class WorldStereoPipeline:
             image = (picture.float().clamp(-1, 1).add(1).mul(127.5).round()).to(torch.uint8)
             image = image.permute(1, 2, 0).cpu().numpy()
             frame = self._remembered(conditioning, index, paintings[index] if paintings else None)
-            composed = compose(frame, _resized(image, conditioning.camera.width, conditioning.camera.height))
+            image = _resized(image, conditioning.camera.width, conditioning.camera.height)
+            if paintings and self.compose_observed:
+                image = _mixed(image, paintings[index])
+            composed = compose(frame, image)
             painted = self.compose_observed or self.settings.fills_renders
             composed = self._with_depth(composed, conditioning, index)
             yield composed if painted else replace(composed, remembered=None)
@@ -375,6 +380,16 @@ def compose(remembered: PipelineFrame, imagined: np.ndarray) -> PipelineFrame:
     if observed.any():
         imagined = faded(carried_over(imagined, remembered.image, observed), remembered.image, observed, FEATHER)
     return replace(remembered, image=imagined, remembered=remembered.image)
+
+
+def _mixed(imagined: np.ndarray, painting: Painting) -> np.ndarray:
+    """A small model's picture with what memory shows of the place, though nobody can say that it is the same.
+
+    Both err there, each in its own way: their mean errs less than either.
+    """
+    share = MEMORY_SHARE * cv2.blur(painting.known.astype(np.float32), (SHARE_BLUR, SHARE_BLUR))[..., None]
+    mixed = share * painting.image + (1 - share) * imagined
+    return np.rint(mixed).astype(np.uint8)
 
 
 def _resized(image: np.ndarray, width: int, height: int) -> np.ndarray:
