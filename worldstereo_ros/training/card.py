@@ -12,6 +12,7 @@ from worldstereo_ros.models.pretrained import BASE_STEM
 from worldstereo_ros.scenes.splits import SPLITS
 from worldstereo_ros.training.chain import LOGS_FOLDER, hardware
 from worldstereo_ros.training.journal import lasting, read_rounds
+from worldstereo_ros.training.run import VARIANT_OF
 from worldstereo_ros.training.settings import STAGES, TrainingSettings
 from worldstereo_ros.training.worlds import KIND_SHARES, WALK_VIEWS, WALKS
 
@@ -52,7 +53,7 @@ tags: [novel-view-synthesis, camera-control, world-model, robotics]
 The architecture and the checkpoint format of WorldStereo at the size of a robot's processor: a transformer over
 keyframe latents with a control branch (renders of a point cloud, hole masks, Plücker rays) and a memory branch
 (reference views). It paints {settings.nframe} keyframes of {sizes} pixels (height x width); `memory-dmd` does so in
-{settings.dmd_steps} steps. It reads no text.
+{_steps(settings, run)}. It reads no text.
 
 ```python
 from worldstereo_ros.pipelines.worldstereo import WorldStereoPipeline
@@ -123,7 +124,16 @@ def _range(split: str) -> str:
 def _sampled(settings: TrainingSettings) -> str:
     from worldstereo_ros.training.diffusion import SAMPLED_STEPS
 
-    return f"{SAMPLED_STEPS} (distill, polish: {settings.dmd_steps})"
+    polish = settings.stages.get("polish")
+    last = (polish.painted_steps if polish else 0) or settings.dmd_steps
+    return f"{SAMPLED_STEPS} (distill: {settings.dmd_steps}, polish: {last})"
+
+
+def _steps(settings: TrainingSettings, run: Path) -> str:
+    """Of what is packed: the polished model's, where there is one."""
+    polish = settings.stages.get("polish") if (run / VARIANT_OF["polish"]).is_dir() else None
+    steps = (polish.painted_steps if polish else 0) or settings.dmd_steps
+    return "one step" if steps == 1 else f"{steps} steps"
 
 
 def _stages(run: Path, settings: TrainingSettings) -> str:
