@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 
@@ -90,7 +91,7 @@ def means(rows: list[Row]) -> list[Row]:
     ]
 
 
-def _means(group: list[Row]) -> dict[str, float | None]:
+def _means(group: list[Row]) -> dict[str, Any]:
     return {name: mean([getattr(row, name) for row in group]) for name in FIGURES}
 
 

@@ -25,7 +25,6 @@ from worldstereo_ros.camera import (
     retrieval_scores,
 )
 from worldstereo_ros.pipelines.base import Conditioning
-from worldstereo_ros.pipelines.filling import smooth_fill
 from worldstereo_ros.views import View
 
 LEAST_COVER = 0.5  # of a pixel; what is covered less is a hole
@@ -152,18 +151,6 @@ def _fitted(pictures: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     if tuple(pictures.shape[2:]) == tuple(size):
         return pictures
     return functional.interpolate(pictures, size, mode="bilinear", antialias=True)
-
-
-def fill_renders(colour: torch.Tensor, holes: torch.Tensor, depth: torch.Tensor, seed: torch.Tensor) -> torch.Tensor:
-    """Renders (F, 3, H, W) whose holes (F, H, W) are filled smoothly: quickly what memory alone makes, for training.
-
-    Args:
-        colour, holes: from `fit_renders`.
-        depth: (F, h, w) metres, 0 in holes, at any size.
-        seed: (3, H, W), whose mean colour is expected where nothing is near.
-    """
-    depth = functional.interpolate(depth[:, None].float(), colour.shape[-2:], mode="nearest-exact")[:, 0]
-    return smooth_fill(colour, holes, depth, seed.mean((1, 2)))
 
 
 def attach_references(conditioning: Conditioning) -> tuple[list[View], list[int]]:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import cv2
 import numpy as np
-import torch
-from torch.nn import functional
 
 from worldstereo_ros._compiled import compiled
 
@@ -210,40 +208,3 @@ def background_weight(depth: np.ndarray, known: np.ndarray) -> np.ndarray:
     largest = cv2.resize(largest, depth.shape[::-1], interpolation=cv2.INTER_LINEAR)
     ratio = np.minimum(1, depth / np.maximum(largest, 1e-12))
     return np.where(known, np.maximum(ratio, 0.03) ** BACKGROUND, 0).astype(np.float32)
-
-
-def smooth_fill(
-    pictures: torch.Tensor, holes: torch.Tensor, depth: torch.Tensor, prior: torch.Tensor, *, prior_weight: float = 1e-3
-) -> torch.Tensor:
-    """Fills holes of many pictures at once, on any device: what a small model is shown instead of grey holes.
-
-    As `push_pull`, with plain means of 2x2 as the pyramid. A convolution that sees grey beside a wall makes an edge of
-    it; here it sees the wall go on.
-
-    Args:
-        pictures: (F, C, H, W) float32.
-        holes: (F, H, W), 1 = hole.
-        depth: (F, H, W) metres, 0 = unknown: of two surfaces beside a hole the farther one goes on in it.
-        prior: (C,) or (F, C), what to expect far from everything known.
-        prior_weight: how soon it takes over, in pixels of the coarsest level.
-
-    Returns:
-        (F, C, H, W); what is no hole is unchanged.
-    """
-    known = 1 - holes[:, None]
-    z = depth[:, None] * known
-    # Along rows, then along columns: the same as a square window, eight times as fast.
-    around = functional.max_pool2d(functional.max_pool2d(z, (1, 17), 1, (0, 8)), (17, 1), 1, (8, 0)).clamp_min(1e-6)
-    weight = known * torch.where(z > 0, (z / around) ** BACKGROUND, 1.0).clamp_min(1e-3)
-    levels = [torch.cat((pictures * weight, weight), dim=1)]
-    while min(levels[-1].shape[-2:]) > 1:
-        levels.append(functional.avg_pool2d(levels[-1], 2, ceil_mode=True))
-    expected = prior.reshape(-1, pictures.shape[1], 1, 1).to(pictures)
-    top = levels[-1]
-    filled = (top[:, :-1] + prior_weight * expected) / (top[:, -1:] + prior_weight)
-    for level in reversed(levels[:-1]):
-        total = level[:, -1:]
-        share = (2 * total).clamp(max=1)
-        coarse = functional.interpolate(filled, level.shape[-2:], mode="bilinear")
-        filled = level[:, :-1] / total.clamp_min(1e-9) * share + coarse * (1 - share)
-    return torch.where(holes[:, None] > 0, filled, pictures)
