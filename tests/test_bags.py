@@ -408,6 +408,7 @@ def test_our_own_messages_are_recorded_and_read(tmp_path):
             header=_header(START, "map"), seed_stamp=_time(START - 5), pose=_pose_stamped(START, np.eye(4)),
             camera_info=_info(START), image=_image(START, image), depth=_image(START, image),
             observed=_image(START, image), coverage=0.5, observed_fraction=0.25, index=3, count=7,
+            confidence=_image(START, image),
         )  # fmt: skip
         writer.write("/node/view", message, START)
         writer.add_topic("/node/view", name)  # again: no harm
