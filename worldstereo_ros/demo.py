@@ -37,7 +37,6 @@ from worldstereo_ros.world import WorldModel
 NODE_NAME = "/worldstereo"
 SEEN_FILE = "seen.wsmap"  # what the node remembers before it imagines; removed at the end
 READY_WITHIN = 60.0, 900.0  # seconds for the pipelines of the package, for other checkpoints
-SEED_PERIOD = 0.25  # seconds between two views: a robot that looks four times a second
 
 
 class DemoError(RuntimeError):
@@ -232,15 +231,14 @@ def _bar() -> Progress:
 
 
 def _show(client: Any, story: Story, process: subprocess.Popen[bytes]) -> None:
-    """Shows every given view to the node, at the pace of a robot that looks around."""
+    """Shows every given view to the node, each once the one before is remembered."""
     with _bar() as bar:
         task = bar.add_task("the robot looks around", total=len(story.given), note="")
         for view in story.given:
             if process.poll() is not None:
                 raise DemoError("The node ended by itself; its log says why (node.log).")
-            client.see(view)
+            client.show(view)
             bar.advance(task)
-            time.sleep(SEED_PERIOD)
 
 
 def _ask(client: Any, story: Story) -> Any:

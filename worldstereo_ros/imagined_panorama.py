@@ -75,8 +75,8 @@ def seed_panorama(
     if distance is None:
         if world.depth_estimator is None:
             raise ValueError(
-                "The panorama has no distances and no depth estimator is loaded. Give distances, or name a model for "
-                "depth."
+                "The panorama has no distances and no depth estimator is loaded. Give distances, or let a model guess "
+                "them (parameter `depth_model`)."
             )
         distance = _to_what_is_known(panorama_distance(image, world.depth_estimator), world, pose)
     views = panorama_views(image, distance, world_from_camera=pose, camera=camera, stamp_ns=stamp_ns)

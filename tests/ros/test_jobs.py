@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 
@@ -13,10 +14,13 @@ from std_msgs.msg import Header
 
 from worldstereo_ros.camera import Camera
 from worldstereo_ros.pipelines.base import Cancelled
+from worldstereo_ros.pipelines.geometric import GeometricPipeline
 from worldstereo_ros.ros import messages
 from worldstereo_ros.ros.jobs import VIEW_ORIGIN, Code, Job, Mailbox, Outcome
 from worldstereo_ros.ros.seeds import KEPT, Joiner, Seed
 from worldstereo_ros.ros.worker import MAX_WAITING_VIEWS, Worker
+from worldstereo_ros.views import View
+from worldstereo_ros.world import WorldModel
 
 POSES = np.tile(np.eye(4), (3, 1, 1))
 
@@ -184,15 +188,19 @@ def seed_of(image_size, depth_size=None, info_size=None) -> Seed:
     return Seed(image, messages.info_message(camera, header), depth, np.eye(4), 1_000_000_000, "image")
 
 
+def view_of(seed: Seed) -> View:
+    return seed.view(seed.info)
+
+
 def test_seed_becomes_a_view():
-    (view,) = seed_of((40, 30), (40, 30)).views()
+    view = view_of(seed_of((40, 30), (40, 30)))
     assert (view.camera.width, view.camera.height, view.stamp_ns) == (40, 30, 1_000_000_000)
     assert (view.depth == 2).all()
     assert view.observed is None
 
 
 def test_depth_of_the_same_shape_is_fitted():
-    (view,) = seed_of((40, 30), (20, 15)).views()
+    view = view_of(seed_of((40, 30), (20, 15)))
     assert view.depth.shape == (30, 40)
 
 
@@ -202,7 +210,27 @@ def test_sizes_that_disagree_are_refused():
         (seed_of((40, 30), info_size=(80, 60)), "80x60"),
     ):
         with pytest.raises(ValueError, match=word):
-            list(seed.views())
+            view_of(seed)
+
+
+def test_a_panorama_without_depth_is_remembered_in_one_scale():
+    """A depth model is right about every view up to a scale; in memory all views of one panorama have the same."""
+    scales = itertools.cycle((1.0, 1.6, 0.7))
+
+    def estimator(image, camera):
+        return np.full(image.shape[:2], 3 * next(scales), np.float32) / np.linalg.norm(camera.rays(), axis=-1)
+
+    world = WorldModel(GeometricPipeline(), depth_estimator=estimator)
+    picture = np.random.default_rng(0).integers(0, 255, (64, 128, 3), dtype=np.uint8)
+    image = messages.colour_message(picture, Header(frame_id="camera", stamp=Time(sec=1)))
+    place = np.eye(4)
+    place[:3, 3] = (1, 2, 3)
+    Seed(image, None, None, place, 7, "panorama").remember(world)
+    assert len(world.bank) > 8
+    assert all(view.stamp_ns == 7 for view in world.bank.views)
+    distance = np.linalg.norm(world.cloud.points - place[:3, 3], axis=1)
+    low, high = np.percentile(distance, (5, 95))
+    assert high < 1.1 * low
 
 
 # --- the worker ---

@@ -2,7 +2,7 @@
 
 with WorldStereoClient() as client:
     client.wait_until_ready()
-    client.see(view)                       # a View: image, depth, camera, pose
+    client.show(view)                      # a View: image, depth, camera, pose
     result = client.imagine(path, views=21)
     for view in result.views:              # ImaginedView: image, depth, observed, confidence
         ...
@@ -110,6 +110,8 @@ class WorldStereoClient:
         self._views: list[tuple[float, ImaginedViewMessage]] = []
         self._conditioning: dict[int, np.ndarray] = {}
         self._lock = threading.Lock()
+        self._seeded = threading.Condition()
+        self._last_seeded = 0
         self._connect()
         self._executor = SingleThreadedExecutor(context=self.context)
         self._executor.add_node(self.node)
@@ -134,6 +136,7 @@ class WorldStereoClient:
         many = qos.COMMAND
         node.create_subscription(ImaginedViewMessage, f"{name}/view", self._on_view, many)
         node.create_subscription(Image, f"{name}/conditioning", self._on_conditioning, many)
+        node.create_subscription(Header, f"{name}/seeded", self._on_seeded, qos.MAP)
         self._action = ActionClient(node, ImaginePath, f"{name}/imagine_path")
         self._state = node.create_client(GetState, f"{name}/get_state")
         self._reset = node.create_client(Trigger, f"{name}/reset")
@@ -202,6 +205,30 @@ class WorldStereoClient:
             self._depth.publish(depth_message(view.depth, header))
         self._image.publish(colour_message(view.image, header))
         return stamp.nanoseconds
+
+    def show(self, view: View, *, timeout: float = 10.0, attempts: int = 3) -> int:
+        """Shows a view and waits until the node remembers it; shows it again where it was lost on the way.
+
+        Args:
+            view: what the camera sees.
+            timeout: seconds to wait for each attempt.
+            attempts: how often to show it.
+
+        Returns:
+            The stamp that it is remembered by, nanoseconds.
+
+        Raises:
+            NodeSilentError: the node remembered none of them.
+        """
+        for _ in range(attempts):
+            stamp = self.see(view)
+            with self._seeded:
+                if self._seeded.wait_for(lambda stamp=stamp: self._last_seeded >= stamp, timeout):
+                    return stamp
+        raise NodeSilentError(
+            f"The node {self.node_name} did not remember a view that it was shown {attempts} times, {timeout:g} s "
+            "apart; its log says why."
+        )
 
     def imagine(
         self,
@@ -284,6 +311,11 @@ class WorldStereoClient:
         return future.result() if done.wait(timeout) else None
 
     # --- what comes back ---
+
+    def _on_seeded(self, message: Header) -> None:
+        with self._seeded:
+            self._last_seeded = max(self._last_seeded, nanoseconds(message.stamp))
+            self._seeded.notify_all()
 
     def _on_view(self, message: ImaginedViewMessage) -> None:
         with self._lock:

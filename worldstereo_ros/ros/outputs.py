@@ -36,6 +36,7 @@ OUTPUTS = (
     ("~/map/imagined", PointCloud2, qos.MAP, "imagined points in `world_frame`: x y z rgb confidence"),
     ("~/points", PointCloud2, qos.CLOUD, "points of the last view in `points_frame`: x y z rgb observed confidence"),
     ("~/views", MarkerArray, qos.MAP, "frusta of the bank and of the imagined views"),
+    ("~/seeded", Header, qos.MAP, "stamp and frame of each image, once it is in memory"),
 )
 MAPS = ("~/map", "~/map/imagined", "~/views")
 SHOWN_VIEWS = 256  # frusta of the imagined views that are drawn; older ones go
@@ -77,6 +78,11 @@ class Outputs:
 
     def _send(self, name: str, message: object) -> None:
         self._publishers[name].publish(message)
+
+    def seeded(self, stamp_ns: int, frame_id: str) -> None:
+        """Says that an image is in memory now."""
+        if self._publishers["~/seeded"].is_activated:
+            self._send("~/seeded", Header(stamp=messages.time_message(stamp_ns), frame_id=frame_id))
 
     # --- views ----------------------------------------------------------------------------------------------------
 

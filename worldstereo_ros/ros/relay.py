@@ -33,6 +33,7 @@ class Relay:
         """A seed is in memory."""
         if self.outputs is not None:
             self.outputs.memory_changed()
+            self.outputs.seeded(seed.stamp_ns, seed.image.header.frame_id)
         self.between_steps(world)
 
     def refused(self, topic: str, sentence: str) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,6 +18,7 @@ from worldstereo_ros.camera import Camera
 from worldstereo_ros.ros import messages
 from worldstereo_ros.ros.transforms import SET_BACK_NS
 from worldstereo_ros.views import View
+from worldstereo_ros.world import WorldModel
 
 KEPT = 16  # images, infos and depths that wait for each other; bounded, newest kept
 
@@ -45,19 +45,24 @@ class Seed:
     needs_depth: bool = True
     accepted_at: float = field(default_factory=time.monotonic)
 
-    def views(self) -> Iterator[View]:
-        """The views it holds: one of a camera, several of a panorama.
+    def remember(self, world: WorldModel) -> None:
+        """Puts it into memory: one view of a camera, several of a panorama.
 
         Raises:
             ValueError: it cannot be used; the message says why.
         """
-        image = messages.image_array(self.image)
-        if self.info is None:
-            from worldstereo_ros.panorama import panorama_views
-
-            yield from panorama_views(image, world_from_camera=self.world_from_camera, stamp_ns=self.stamp_ns)
+        if self.info is not None:
+            world.seed(self.view(self.info))
             return
-        calibration = calibration_from_info(self.info)
+        from worldstereo_ros.imagined_panorama import seed_panorama
+
+        image = messages.image_array(self.image)
+        seed_panorama(world, image, world_from_camera=self.world_from_camera, stamp_ns=self.stamp_ns)
+
+    def view(self, info: CameraInfo) -> View:
+        """The view of a camera. Raises ValueError as above."""
+        image = messages.image_array(self.image)
+        calibration = calibration_from_info(info)
         camera = calibration.camera
         check_sizes(camera, image.shape[1], image.shape[0])
         depth = None if self.depth is None else _fitted(messages.depth_array(self.depth), camera)
@@ -67,7 +72,7 @@ class Seed:
                 "the depth camera on, and not too near? To guess depth in its place, name a depth_model."
             )
         image, depth = calibration.straighten(image, depth)
-        yield View(image, camera, self.world_from_camera, depth=depth, stamp_ns=self.stamp_ns)
+        return View(image, camera, self.world_from_camera, depth=depth, stamp_ns=self.stamp_ns)
 
 
 def check_sizes(camera: Camera, width: int, height: int) -> None:

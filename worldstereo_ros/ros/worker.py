@@ -226,8 +226,7 @@ class Worker:
     def _do_seed(self, seed: Seed) -> None:
         assert self._world is not None
         try:
-            for view in seed.views():
-                self._world.seed(view)
+            seed.remember(self._world)
         except ValueError as error:  # ImageError is one
             self._events.refused(seed.topic, str(error))
             return
