@@ -12,9 +12,18 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 import torch
+from scipy.optimize import linear_sum_assignment
 from torch.nn import functional
 
-from worldstereo_ros.camera import Camera, invert_pose, normalise_cameras, plucker_embedding, pose_vectors, unproject
+from worldstereo_ros.camera import (
+    Camera,
+    invert_pose,
+    normalise_cameras,
+    plucker_embedding,
+    pose_vectors,
+    retrieval_scores,
+    unproject,
+)
 from worldstereo_ros.pipelines.base import Conditioning
 from worldstereo_ros.pipelines.conditioning import fit_renders, published_matrix
 from worldstereo_ros.pipelines.geometric import GeometricPipeline
@@ -26,9 +35,13 @@ from worldstereo_ros.views import View
 FAULTLESS = 0.3  # share of the clips whose sensors do not err
 BLEEDING, FLOATERS = 0.5, 0.1  # shares of the views whose depth bleeds over edges, or is blurred into thin air
 LEAST_OVERLAP, MOST_OVERLAP = 0.3, 0.9  # of a reference with its target
-RETURNS = 0.35  # share of the references that look from where the keyframe does, as on a path that comes back
+# Share of the batches whose references are the views that the cloud is made of, as in use before anything is imagined.
+REMEMBERED = 0.65
+RETURNS = 0.6  # share of the other references that look from where the keyframe does, as on a path that comes back
+IMAGINED = 0.4  # share of these that are as blurred as imagined views are
+FIRST = 0.6  # how often a single reference stands beside the first view, as the seed mostly does
 JUMP = 0.3  # share of the clips whose seed was taken somewhere else than at the start of the path
-OTHER_VIEWS = (0.35, 0.25, 0.2, 0.2)  # how likely the cloud has so many views beside the seed: 0, 1, 2, 3
+OTHER_VIEWS = (0.35, 0.2, 0.15, 0.15, 0.15)  # how likely the cloud has so many views beside the seed: 0, 1, ...
 
 
 @dataclass
@@ -80,8 +93,13 @@ def draw_clips(
         clean: no sensor noise and no degraded depth: for validation.
     """
     keyframes = np.sort(random.choice(np.arange(1, frames), size=min(references, frames - 1), replace=False))
+    if len(keyframes) == 1 and random.random() < FIRST:
+        keyframes[0] = 1
+    remembered = random.random() < REMEMBERED
     clips = [
-        _draw_clip(world, frames, random, device, renders=renders, keyframes=keyframes, clean=clean)
+        _draw_clip(
+            world, frames, random, device, renders=renders, keyframes=keyframes, remembered=remembered, clean=clean
+        )
         for world in shelf.of_one_size(count, random)
     ]
     pictures, guides, holes, rays, poses, looks, look_poses = (
@@ -99,25 +117,29 @@ def _draw_clip(
     *,
     renders: bool,
     keyframes: np.ndarray,
+    remembered: bool,
     clean: bool,
 ) -> tuple[torch.Tensor, ...]:
-    clean = clean or random.random() < FAULTLESS
+    if not clean:
+        world = world.mirrored() if random.random() < 0.5 else world
+        clean = random.random() < FAULTLESS
     path = _path(world, frames, random)
     camera, poses = world.camera, world.pose.double().numpy()
     shown = [_unit(world.image[path])]
     holes = torch.zeros(frames, *world.image.shape[-2:])
+    sources = _sources(world, path, random, least=len(keyframes) if remembered else 1)
     if renders:
-        sources = _sources(world, path, random)
         views = [_remembered(world, view, random, clean, first=view == path[0]) for view in sources]
         painted, holes[1:] = _painted(views, camera, poses[path[1:]], device)
         shown.append(painted)
-    chosen = [_reference(world, int(path[k]), path, random) for k in keyframes]
+    if remembered:
+        chosen = _assigned(world, path[keyframes], sources)
+    else:
+        chosen = [_reference(world, int(path[k]), random) for k in keyframes]
     if chosen:
         shown.append(_unit(world.image[chosen]))
     together = torch.cat(shown)[None]
     together = (together * 2 - 1 if clean else sensor(together, random))[0]
-    if not clean and random.random() < 0.5:
-        together = together.flip(-1) if not renders and not chosen else together
     pictures = together[:frames]
     targets, others = normalise_cameras(invert_pose(poses[path]), invert_pose(poses[chosen]) if chosen else None)
     pose = torch.from_numpy(pose_vectors(targets))
@@ -128,7 +150,7 @@ def _draw_clip(
     rays = plucker_embedding(targets, published_matrix(camera), camera.height, camera.width)
     looks = together[2 * frames - 1 :]
     if chosen and not clean:
-        looks = torch.stack([_worn(look, random) for look in looks])
+        looks = torch.stack([_worn(look, random, imagined=not remembered) for look in looks])
     reference_poses = pose_vectors(others) if others is not None else np.zeros((0, 7), np.float32)
     return (
         *_first((pictures, guide)),
@@ -156,7 +178,7 @@ def _path(world: World, frames: int, random: np.random.Generator) -> np.ndarray:
     if random.random() < 0.5:
         views = views[::-1]
     most = max(1, (len(views) - 1) // (frames - 1))
-    pace = int(random.integers(1, min(3, most) + 1))
+    pace = int(random.integers(1, most + 1))
     # Only views that are there at twice the size can be seeds.
     fine = np.isin(views, world.fine.numpy())
     starts = np.flatnonzero(fine[: len(views) - pace * (frames - 1)])
@@ -167,12 +189,12 @@ def _path(world: World, frames: int, random: np.random.Generator) -> np.ndarray:
     return path
 
 
-def _sources(world: World, path: np.ndarray, random: np.random.Generator) -> list[int]:
-    """The seed and the views that the cloud is made of beside it, most of them near the path."""
+def _sources(world: World, path: np.ndarray, random: np.random.Generator, least: int) -> list[int]:
+    """The seed and the views that the cloud is made of beside it, most of them near the path; `least` in all."""
     fine = world.fine.numpy()
     low, high = path[1:].min() - 3 * FINE_EVERY, path[1:].max() + 3 * FINE_EVERY
     near = fine[(fine >= low) & (fine <= high) & (fine != path[0])]
-    others = int(random.choice(len(OTHER_VIEWS), p=OTHER_VIEWS))
+    others = max(int(random.choice(len(OTHER_VIEWS), p=OTHER_VIEWS)), least - 1)
     chosen = [int(random.choice(near if len(near) and random.random() < 0.75 else fine)) for _ in range(others)]
     return list(dict.fromkeys([int(path[0]), *chosen]))
 
@@ -262,7 +284,21 @@ def overlap(world: World, target: int, step: int = 8) -> np.ndarray:
     return (inside & (np.abs(there_depth - far) < 0.05 * far + 0.05)).mean(axis=1)
 
 
-def _reference(world: World, target: int, path: np.ndarray, random: np.random.Generator) -> int:
+def _assigned(world: World, targets: np.ndarray, sources: list[int]) -> list[int]:
+    """For every target one of the sources, by the scores that memory retrieves by; another for each while they last."""
+    if not len(targets):
+        return []
+    seen, camera = invert_pose(world.pose.double().numpy()), world.camera
+    scores, _ = retrieval_scores(
+        seen[targets], seen[sources], camera.matrix, camera.matrix, camera.width, camera.height
+    )
+    best = scores.argmax(axis=1)
+    rows, columns = linear_sum_assignment(scores, maximize=True)
+    best[rows] = columns
+    return [sources[int(column)] for column in best]
+
+
+def _reference(world: World, target: int, random: np.random.Generator) -> int:
     """A view of memory for a keyframe: nearly the same, or one that overlaps it well and is another picture."""
     walk = world.walk.numpy()
     if random.random() < RETURNS:
@@ -276,10 +312,14 @@ def _reference(world: World, target: int, path: np.ndarray, random: np.random.Ge
     return int(random.choice(good)) if len(good) else int(shares.argmax())
 
 
-def _worn(look: torch.Tensor, random: np.random.Generator) -> torch.Tensor:
-    """A reference (3, H, W) of another exposure, sometimes taken in motion."""
+def _worn(look: torch.Tensor, random: np.random.Generator, *, imagined: bool) -> torch.Tensor:
+    """A reference (3, H, W) of another exposure, sometimes taken in motion, or blurred as if it had been imagined."""
     gain = torch.from_numpy(np.exp(random.normal(0, 0.07, size=(3, 1, 1)))).float()
     look = ((look * 0.5 + 0.5) * gain).clamp(0, 1) * 2 - 1
+    if imagined and random.random() < IMAGINED:
+        sigma = float(random.uniform(0.8, 4.0))
+        blurred = cv2.GaussianBlur(look.permute(1, 2, 0).numpy(), (0, 0), sigma)
+        return torch.from_numpy(blurred).permute(2, 0, 1)
     if random.random() < 0.25:
         length = int(random.integers(2, 6))
         kernel = np.zeros((length, length), np.float32)

@@ -41,7 +41,7 @@ class DiffusionStage:
         if name not in ("distill", "polish"):  # networks with gradients and without: compiling takes most of their time
             run.quicken(self.model)
         self._replay: deque[LatentClips] = deque(maxlen=max(1, run.settings.worlds.replay))
-        draw = ClipDraw(self.settings.batch, self.settings.frames, self.control, self.memory)
+        draw = ClipDraw(self.settings.batch, self.settings.frames, self.control, self.memory, short=self.settings.short)
         self._feed = run.feed(draw, training, [*seeds, 3])
 
     def _make_players(self) -> list[Player]:

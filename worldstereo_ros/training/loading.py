@@ -25,6 +25,7 @@ from worldstereo_ros.training.conditions import ClipBatch, draw_clips
 
 T = TypeVar("T", covariant=True)
 REFERENCES = 4  # of a training clip, at most
+LEAST_FRAMES = 4  # of a clip that is shorter
 WITHOUT_REFERENCES = 0.15  # share of the batches
 REFRESHED_EVERY = 30.0  # seconds between a loader's looks for new worlds
 LEAST_REPLAY = 8  # batches that are there before any of them is learnt from again
@@ -72,6 +73,7 @@ class ClipDraw:
         renders: whether clouds and cameras belong to them.
         memory: whether most batches have references.
         clean: for validation, see `draw_clips`.
+        short: share of the batches whose clips are shorter, and as many more.
     """
 
     count: int
@@ -79,16 +81,19 @@ class ClipDraw:
     renders: bool
     memory: bool
     clean: bool = False
+    short: float = 0.0
 
     def __call__(self, shelf: Shelf, random: np.random.Generator, device: torch.device) -> ClipBatch:
         """Draws them."""
-        references = 0
+        references, frames = 0, self.frames
+        if self.frames > LEAST_FRAMES and random.random() < self.short:
+            frames = int(random.integers(LEAST_FRAMES, self.frames))
         if self.memory and random.random() < 1 - WITHOUT_REFERENCES:
             references = int(random.integers(1, REFERENCES + 1))
         return draw_clips(
             shelf,
-            self.count,
-            self.frames,
+            self.count * self.frames // frames,
+            frames,
             random,
             device,
             renders=self.renders,

@@ -54,6 +54,7 @@ class StageSettings:
         steps: how many at most; 0: until `minutes`.
         batch: pictures (autoencoder, depth) or clips of a step.
         frames: keyframes of a training clip, the seed's among them.
+        short: share of the batches whose clips are shorter, with longer ways from view to view, and as many more.
         reuse: steps that learn from the same clips, each time with other noise; saves drawing on slow machines.
         learning_rate: at its height.
         warmup: steps until it is there.
@@ -71,6 +72,7 @@ class StageSettings:
     steps: int = 0
     batch: int = 8
     frames: int = 9
+    short: float = 0.0
     reuse: int = 1
     learning_rate: float = 1e-3
     warmup: int = 100
@@ -167,6 +169,8 @@ def _check(settings: TrainingSettings, where: str) -> None:
                 raise SettingsError(f"{where}: {key} of {name} is {getattr(stage, key)}; at least 1 was expected.")
         if name not in ("autoencoder", "depth") and stage.frames < 2:
             raise SettingsError(f"{where}: frames of {name} is {stage.frames}; the seed's and one more are needed.")
+        if not 0 <= stage.short <= 1:
+            raise SettingsError(f"{where}: short of {name} is {stage.short:g}; a share of 0 to 1 was expected.")
         if not stage.learning_rate > 0 or not 0 <= stage.ema < 1:
             raise SettingsError(
                 f"{where}: {name} has learning_rate {stage.learning_rate:g} and ema {stage.ema:g}; a rate above 0 and "

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +61,14 @@ class World:
         height, width = self.image.shape[-2:]
         k = self.matrix.double()
         return Camera(width, height, float(k[0, 0]), float(k[1, 1]), float(k[0, 2]), float(k[1, 2]))
+
+    def mirrored(self) -> World:
+        """The same walks through the world's mirror image: left and right exchanged."""
+        matrix = self.matrix.clone()
+        matrix[0, 2] = self.image.shape[-1] - 1 - matrix[0, 2]
+        mirror = torch.diag(torch.tensor([-1.0, 1.0, 1.0, 1.0]))
+        flipped = {name: getattr(self, name).flip(-1) for name in ("image", "depth", "fine_image", "fine_depth")}
+        return replace(self, pose=mirror @ self.pose @ mirror, matrix=matrix, **flipped)
 
     def save(self, file: Path) -> None:
         """Writes the world aside and moves it into place."""
