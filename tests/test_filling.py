@@ -1,9 +1,11 @@
-"""Bringing an imagined picture to the colours of a remembered one."""
+"""Smooth fills: colours brought to those of what is remembered, depth where none is known."""
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from worldstereo_ros.pipelines.filling import carried_over
+from worldstereo_ros.pipelines.filling import carried_over, fill_depth
 
 
 @pytest.mark.parametrize("offset", [-30, 25])
@@ -21,3 +23,18 @@ def test_an_offset_to_what_is_known_is_carried_over(offset: int) -> None:
 def test_nothing_known_changes_nothing() -> None:
     picture = np.random.default_rng(1).integers(0, 255, (20, 30, 3)).astype(np.uint8)
     assert np.array_equal(carried_over(picture, np.zeros_like(picture), np.zeros((20, 30), bool)), picture)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 40), st.integers(3, 90), st.integers(3, 90))
+@settings(max_examples=60, deadline=None)
+def test_filled_depth_is_neither_nearer_nor_farther_than_what_is_known(seed, known, height, width):
+    """However little is known, and be it a pixel in a corner."""
+    random = np.random.default_rng(seed)
+    depth = np.zeros((height, width), np.float32)
+    places = random.integers(height, size=known), random.integers(width, size=known)
+    depth[places] = random.uniform(0.2, 80, known).astype(np.float32)
+    filled = fill_depth(depth)
+    shown = depth > 0
+    np.testing.assert_array_equal(filled[shown], depth[shown])
+    assert filled.min() >= depth[shown].min() * 0.999
+    assert filled.max() <= depth[shown].max() * 1.001

@@ -28,7 +28,7 @@ def push_pull(
     Args:
         values: (H, W, C) float32.
         weight: (H, W) float32 in 0..1, 0 = unknown. A pixel with less gives way to others (see `background_weight`).
-        prior: (H, W, C) or (C,) float32, what to expect far from everything known, or None.
+        prior: (H, W, C) or (C,) float32, what to expect far from everything known; None: the mean of what is known.
         prior_weight: how soon the prior takes over; 0 = never while anything is known.
         keep: (H, W) bool, pixels returned unchanged; None = those with weight.
 
@@ -48,6 +48,8 @@ def push_pull(
         if varies:
             priors.append(_halve(priors[-1]))
     top, expected = levels[-1][..., channels:], priors[-1]
+    if prior_weight == 0 and top.any():  # the few pixels of the top that have no weight either take the mean of the rest
+        expected = levels[-1][..., :channels].sum(axis=(0, 1)) / top.sum()
     mean, total = levels[-1][..., :channels] / np.maximum(top, 1e-12), top + prior_weight
     filled = np.where(total > 0, (mean * top + expected * prior_weight) / np.maximum(total, 1e-12), expected)
     filled = filled.astype(np.float32, copy=False)
