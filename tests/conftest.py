@@ -1,17 +1,24 @@
-"""Where the development data lies, for the tests that want it."""
+"""What the tests share: where the development data lies, a single thread, and models of toy size."""
 
 import os
 import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-SHARED = Path(os.environ.get("WORLDSTEREO_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+REPOSITORY = Path(__file__).resolve().parents[1]
+SHARED = Path(os.environ.get("WORLDSTEREO_SHARED", REPOSITORY.parent / "shared"))
 
 # A shell that starts something in the background has it ignore Ctrl-C, and so all that it starts; the tests of Ctrl-C
 # are to pass there too.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+sys.path.append(str(REPOSITORY / "benchmarks"))  # some are tested at toy size
 
 
 @pytest.fixture(scope="session")
@@ -28,3 +35,126 @@ def shared_golden() -> Path:
     if not folder.is_dir():
         pytest.skip("the golden reference numbers (../shared/golden) are not on this machine")
     return folder
+
+
+@contextmanager
+def single_thread() -> Iterator[None]:
+    """Tensors of toy size are slower on many, above all where others use them too."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """For a whole file: `pytestmark = pytest.mark.usefixtures("one_thread")`."""
+    with single_thread():
+        yield
+
+
+# --- checkpoints; what tests change they copy ---
+
+
+@pytest.fixture(scope="session")
+def small_checkpoint(tmp_path_factory) -> Path:
+    """The small model at toy size with all its variants, in folders as the package has it."""
+    from checkpoints import write_small_checkpoint
+
+    return write_small_checkpoint(tmp_path_factory.mktemp("package") / "weights" / "small")
+
+
+@pytest.fixture(scope="session")
+def published_checkpoints(tmp_path_factory) -> Path:
+    """A folder in the published layout with all three variants and their base."""
+    from checkpoints import MEMORY, change_config, write_checkpoint
+
+    from worldstereo_ros.models import VARIANTS
+
+    root = tmp_path_factory.mktemp("checkpoints")
+    for index, variant in enumerate(VARIANTS):
+        write_checkpoint(root, variant, encoders=index == 0)
+    # One variant each of the two ways to tell the model its first frame.
+    change_config(root / MEMORY, latent_cond_mode="first_frame_only")
+    return root
+
+
+@pytest.fixture(scope="session")
+def published_pipelines(published_checkpoints) -> dict[str, Any]:
+    """Variant to pipeline; loaded once, and four steps where there would be forty."""
+    from worldstereo_ros.models import VARIANTS
+    from worldstereo_ros.pipelines.load import load_pipeline
+
+    pipelines: dict[str, Any] = {}
+    for variant in VARIANTS:
+        pipelines[variant] = load_pipeline(str(published_checkpoints), variant=variant)
+        pipelines[variant].steps = 4
+    return pipelines
+
+
+# --- training with the smallest configuration ---
+
+
+@pytest.fixture(scope="session")
+def training_worlds(tmp_path_factory) -> Path:
+    """A folder with all worlds that it wants."""
+    from training_runs import draw_smoke_worlds
+
+    folder = tmp_path_factory.mktemp("worlds")
+    with single_thread():
+        draw_smoke_worlds(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory, training_worlds) -> Path:
+    """The folder of a run of all stages; what tests change is `trained_copy`."""
+    from training_runs import train_all
+
+    folder = tmp_path_factory.mktemp("runs") / "small"
+    with single_thread():
+        train_all(folder, training_worlds)
+    return folder
+
+
+@pytest.fixture
+def trained_copy(trained, tmp_path) -> Path:
+    from training_runs import copy_tree
+
+    folder = tmp_path / "run"
+    copy_tree(trained, folder)
+    return folder
+
+
+# --- what the viewer shows ---
+
+
+@pytest.fixture
+def wall_views() -> list[Any]:
+    """Four views on the way to a wall."""
+    from viewing import POSES, wall_view
+
+    return [wall_view(pose, number=10 * i) for i, pose in enumerate(POSES)]
+
+
+# --- a panorama ---
+
+
+@pytest.fixture(scope="session")
+def box() -> tuple[Any, Any]:
+    """Colour and distance all round inside a box."""
+    from panoramas import box_panorama
+
+    return box_panorama(128)
+
+
+@pytest.fixture(scope="session")
+def box_views(box) -> list[Any]:
+    """Views of it that show the whole sphere."""
+    from panoramas import ROUND, all_round
+
+    from worldstereo_ros.panorama import panorama_views
+
+    return list(panorama_views(*box, camera=ROUND, panorama_from_camera=all_round(ROUND)))

@@ -1,19 +1,14 @@
 """The full-size benchmark runs at toy size, counts operations as torch does, and its switches change no result."""
 
 import json
-import sys
-from pathlib import Path
 
+import bench_full_size
 import pytest
 import torch
 from checkpoints import CONTROL, tiny_transformer
+from full_size import TOY, Float8Linear, build, count_flops, fuse_projections, make_inputs, use_float8
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
-
-import bench_full_size
-from full_size import TOY, Float8Linear, build, count_flops, fuse_projections, make_inputs, use_float8
 
 CPU = torch.device("cpu")
 

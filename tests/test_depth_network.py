@@ -1,7 +1,6 @@
 """The small depth network: what goes in and comes out, metres and focal lengths, its weights, its training."""
 
 import json
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -9,6 +8,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
+from training_runs import SMOKE
 
 from worldstereo_ros.camera import Camera
 from worldstereo_ros.models import CheckpointError
@@ -17,28 +17,11 @@ from worldstereo_ros.training.chain import make_stage, train_stages
 from worldstereo_ros.training.clips import Shelf
 from worldstereo_ros.training.depth import DepthBatch, DepthDraw, depth_loss, disguise, draw_view, typical_of
 from worldstereo_ros.training.run import Run
-from worldstereo_ros.training.settings import read_training_settings
-from worldstereo_ros.training.worlds import World, draw_worlds
+from worldstereo_ros.training.worlds import World
 
-SMOKE = read_training_settings("smoke")
 TINY = {"widths": (8, 8, 16), "blocks": (1, 1), "layers": 1, "heads": 2}
 WEIGHTS = "diffusion_pytorch_model.safetensors"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def worlds(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("worlds")
-    for split, count in (("training", SMOKE.worlds.kept), ("validation", SMOKE.worlds.validation)):
-        assert draw_worlds(folder, split, range(count), SMOKE.sizes, soft_light=0.0) == count
-    return folder
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture
@@ -196,8 +179,8 @@ def test_turned_and_zoomed_views_have_the_depth_of_the_new_camera():
     assert turned > 10
 
 
-def test_a_clean_view_is_the_view_itself(worlds):
-    world = Shelf(worlds, "training", 4).of_one_size(1, np.random.default_rng(0))[0]
+def test_a_clean_view_is_the_view_itself(training_worlds):
+    world = Shelf(training_worlds, "training", 4).of_one_size(1, np.random.default_rng(0))[0]
     image, depth, focal, centre = draw_view(world, np.random.default_rng(1), clean=True)
     index = [i for i in range(len(world.image)) if np.array_equal(world.image[i].permute(1, 2, 0), image)]
     assert index
@@ -241,8 +224,8 @@ def test_the_loss_is_least_at_the_truth():
     assert depth_loss(type(said)(astray, flat, right.hit), batch)[0] == pytest.approx(float(best), abs=1e-5)
 
 
-def test_the_loss_falls_on_a_fixed_batch(run, worlds):
-    stage = make_stage("depth", run, Shelf(worlds, "training", 4), Shelf(worlds, "validation", 2))
+def test_the_loss_falls_on_a_fixed_batch(run, training_worlds):
+    stage = make_stage("depth", run, Shelf(training_worlds, "training", 4), Shelf(training_worlds, "validation", 2))
     try:
         stage.start_step()
         player = stage.players[0]
@@ -260,30 +243,31 @@ def test_the_loss_falls_on_a_fixed_batch(run, worlds):
         stage.close()
 
 
-def test_a_stage_of_its_own_trains_goes_on_and_is_checked(tmp_path, worlds):
-    figures = train_stages(["depth"], SMOKE, tmp_path, steps=3, worlds=worlds)["depth"]
+def test_a_stage_of_its_own_trains_goes_on_and_is_checked(tmp_path, training_worlds):
+    figures = train_stages(["depth"], SMOKE, tmp_path, steps=3, worlds=training_worlds)["depth"]
     assert {"loss", "absrel", "delta", "aligned_absrel", "hit"} <= set(figures)
     assert (tmp_path / "logs" / "depth.png").is_file()
     folder = tmp_path / "base" / "depth"
     before = load_file(folder / WEIGHTS)
     config = load_depth_network(folder).config
     assert config.pixels == 32 * 48
-    batch = DepthDraw(64, clean=True)(Shelf(worlds, "training", 4), np.random.default_rng(5), torch.device("cpu"))
+    shelf = Shelf(training_worlds, "training", 4)
+    batch = DepthDraw(64, clean=True)(shelf, np.random.default_rng(5), torch.device("cpu"))
     known = batch.depth > 0
     assert config.typical_depth == pytest.approx(float(batch.depth[known].median()), rel=0.3)
     canonical = batch.depth / batch.focal[:, None, None] * CANONICAL_FOCAL
     assert config.typical_log == pytest.approx(float(canonical[known].log().median()), abs=0.4)
-    train_stages(["depth"], SMOKE, tmp_path, steps=2, worlds=worlds)
+    train_stages(["depth"], SMOKE, tmp_path, steps=2, worlds=training_worlds)
     after = load_file(folder / WEIGHTS)
     assert any(not torch.equal(before[name], after[name]) for name in before)
     wider = {**vars(SMOKE), "depth": {**SMOKE.depth, "widths": (8, 8, 32)}}
     with pytest.raises(CheckpointError, match="widths"):
-        train_stages(["depth"], type(SMOKE)(**wider), tmp_path, steps=1, worlds=worlds)
+        train_stages(["depth"], type(SMOKE)(**wider), tmp_path, steps=1, worlds=training_worlds)
 
 
-def test_packed_batches_are_the_same_to_half_precision(worlds):
+def test_packed_batches_are_the_same_to_half_precision(training_worlds):
     draw = DepthDraw(4)
-    batch = draw(Shelf(worlds, "training", 4), np.random.default_rng(0), torch.device("cpu"))
+    batch = draw(Shelf(training_worlds, "training", 4), np.random.default_rng(0), torch.device("cpu"))
     again = draw.unpack({name: torch.from_numpy(array) for name, array in draw.pack(batch).items()})
     assert torch.equal(batch.pictures, again.pictures)
     torch.testing.assert_close(batch.depth, again.depth, rtol=1e-3, atol=1e-3)

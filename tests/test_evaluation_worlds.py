@@ -9,8 +9,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-import torch
-from checkpoints import write_small_checkpoint
 from typer.testing import CliRunner
 
 from worldstereo_ros.camera import Camera
@@ -28,26 +26,13 @@ from worldstereo_ros.world import WorldModel
 
 SMALL = Camera.from_fov(64, 48, np.radians(75))
 ROOT = Path(__file__).parents[1]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Tensors of toy size are slower on many, above all where others use them too."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
 def walk():
     """The first test world, small and short; views are drawn once for all tests."""
     return world_sequence("test", 0, views=9, camera=SMALL)
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return write_small_checkpoint(tmp_path_factory.mktemp("small"))
 
 
 # --- worlds ---
@@ -135,9 +120,9 @@ def test_what_a_name_cannot_say_is_refused(text, sentence):
     assert str(caught.value).endswith(".")
 
 
-def test_options_of_another_kind_of_model_are_refused(root):
+def test_options_of_another_kind_of_model_are_refused(small_checkpoint):
     with pytest.raises(ValueError, match="takes no references"):
-        Pipelines([f"{root}:camera?memory=false"])
+        Pipelines([f"{small_checkpoint}:camera?memory=false"])
 
 
 # --- options at work ---
@@ -151,10 +136,11 @@ def imagined(loaded, name, walk, steps=()):
         return np.stack([view.image for view in world.imagine(walk.poses[5:8], SMALL)])
 
 
-def test_options_change_what_is_shown_and_nothing_afterwards(root, walk):
-    short = f"{root}:memory?steps=2&compose=false"
-    names = [f"{root}:memory?steps=2", short, f"{short}&control=false", f"{short}&memory=false"]
-    names += [f"{short}&reference_attention=paired", f"{short}&guidance=3", f"{root}:memory?steps=3&compose=false"]
+def test_options_change_what_is_shown_and_nothing_afterwards(small_checkpoint, walk):
+    memory = f"{small_checkpoint}:memory"
+    short = f"{memory}?steps=2&compose=false"
+    names = [f"{memory}?steps=2", short, f"{short}&control=false", f"{short}&memory=false"]
+    names += [f"{short}&reference_attention=paired", f"{short}&guidance=3", f"{memory}?steps=3&compose=false"]
     loaded = Pipelines(names)
     assert len(loaded._loaded) == 1
     pictures = {name: imagined(loaded, name, walk) for name in names}
@@ -170,9 +156,10 @@ def test_options_change_what_is_shown_and_nothing_afterwards(root, walk):
     assert pipeline.compose_observed
 
 
-def test_without_control_what_the_cloud_shows_does_not_matter(root, walk):
+def test_without_control_what_the_cloud_shows_does_not_matter(small_checkpoint, walk):
     """The backbone alone sees the seed and nothing else: another cloud, the same pictures."""
-    loaded = Pipelines([f"{root}:camera?steps=2&compose=false&control=false", f"{root}:camera?steps=2&compose=false"])
+    camera = f"{small_checkpoint}:camera?steps=2&compose=false"
+    loaded = Pipelines([f"{camera}&control=false", camera])
 
     def pictures(name, depth):
         with loaded.use(name) as pipeline:
@@ -185,8 +172,8 @@ def test_without_control_what_the_cloud_shows_does_not_matter(root, walk):
     assert not np.array_equal(pictures(controlled, 1.0), pictures(controlled, 0.6))
 
 
-def test_options_are_taken_back_after_a_failure(root):
-    name = f"{root}:memory?control=false&compose=false"
+def test_options_are_taken_back_after_a_failure(small_checkpoint):
+    name = f"{small_checkpoint}:memory?control=false&compose=false"
     loaded = Pipelines([name])
 
     def fail():
@@ -215,9 +202,9 @@ def test_the_way_back_is_a_call_of_its_own(walk):
     np.testing.assert_allclose(back[-1], walk.poses[0])
 
 
-def test_worlds_are_evaluated_with_models_and_their_options(root, walk):
+def test_worlds_are_evaluated_with_models_and_their_options(small_checkpoint, walk):
     said, arrived = [], []
-    names = ["geometric", f"{root}:memory?steps=2&compose=false", f"{root}:memory-dmd"]
+    names = ["geometric", f"{small_checkpoint}:memory?steps=2&compose=false", f"{small_checkpoint}:memory-dmd"]
     rows = evaluate(
         [walk], ["single", "sparse", "revisit"], names, every=2, progress=said.append, on_row=arrived.append
     )
@@ -288,8 +275,8 @@ def test_a_sheet_shows_the_pictures_and_outlines_what_was_unseen(walk, tmp_path)
 # --- the table ---
 
 
-def test_names_of_the_stages_can_be_parsed_and_differ(root):
-    names = stage_pipelines(root)
+def test_names_of_the_stages_can_be_parsed_and_differ(small_checkpoint):
+    names = stage_pipelines(small_checkpoint)
     lines = [describe(name) for name in names]
     assert len(set(lines)) == len(names)
     assert {line.stage for line in lines} >= {"backbone alone", "+ GGM", "+ GGM + SSM", "distilled", "geometric"}
@@ -298,7 +285,7 @@ def test_names_of_the_stages_can_be_parsed_and_differ(root):
     assert describe("small").stage == describe("runs/a/polished:memory-dmd").stage == "distilled, polished"
     assert describe("runs/a:memory?steps=40&compose=false").title == "+ GGM + SSM, not composed"
     with pytest.raises(ValueError, match="to measure"):
-        stage_pipelines(root / "nowhere")
+        stage_pipelines(small_checkpoint / "nowhere")
 
 
 def stage_rows(ssm=15.0, sequence="test0-room-ground"):

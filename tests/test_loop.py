@@ -4,8 +4,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
-from checkpoints import write_small_checkpoint
 
 from worldstereo_ros.camera import Camera
 from worldstereo_ros.evaluation import evaluate
@@ -20,15 +18,7 @@ from worldstereo_ros.world import WorldModel
 
 SMALL = Camera.from_fov(64, 48, np.radians(75))
 ORDERS = ([0, 1, 2, 3, 4], [4, 2, 0, 3, 1], [3, 1, 4, 0, 2])
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Tensors of toy size are slower on many, above all where others use them too."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
@@ -37,9 +27,8 @@ def walk():
 
 
 @pytest.fixture(scope="module")
-def pipelines(tmp_path_factory):
-    root = write_small_checkpoint(tmp_path_factory.mktemp("small"))
-    return {"geometric": GeometricPipeline(), "model": load_pipeline(str(root))}
+def pipelines(small_checkpoint):
+    return {"geometric": GeometricPipeline(), "model": load_pipeline(str(small_checkpoint))}
 
 
 # --- several seeds in any order ---

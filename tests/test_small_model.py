@@ -15,9 +15,9 @@ from checkpoints import CAMERA as CAMERA_VARIANT
 from checkpoints import DMD_VARIANT, MEMORY, SMALL_TEXT_DIM, change_config, write_checkpoint, write_small_checkpoint
 from safetensors import safe_open
 from typer.testing import CliRunner
+from walls import WALL, away
 
 import worldstereo_ros
-from worldstereo_ros.camera import Camera, trajectory
 from worldstereo_ros.cli import app
 from worldstereo_ros.doctor import examine
 from worldstereo_ros.models import VARIANTS, CheckpointError, find_checkpoint, inspect_checkpoint
@@ -27,60 +27,25 @@ from worldstereo_ros.pipelines.load import load_pipeline
 from worldstereo_ros.pipelines.worldstereo import WorldStereoPipeline
 from worldstereo_ros.shipped import shipped_folder
 from worldstereo_ros.stories import scene_story
-from worldstereo_ros.views import View
 from worldstereo_ros.world import WorldModel
 
-CAMERA = Camera.from_fov(64, 48, np.radians(70))
+CAMERA = WALL.camera
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHIPPED = shipped_folder("small")
 MEGABYTE = 1_000_000
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Tensors of toy size are slower on many, above all where others use them too."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    """A toy model with all three variants, where the package would have it."""
-    return write_small_checkpoint(tmp_path_factory.mktemp("package") / "weights" / "small")
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture
-def installed(root, monkeypatch):
+def installed(small_checkpoint, monkeypatch):
     """The toy model stands in the place of the one that ships."""
-    monkeypatch.setattr(worldstereo_ros, "__path__", [str(root.parents[1]), *worldstereo_ros.__path__])
-    return root
+    monkeypatch.setattr(worldstereo_ros, "__path__", [str(small_checkpoint.parents[1]), *worldstereo_ros.__path__])
+    return small_checkpoint
 
 
 @pytest.fixture(scope="module")
-def pipeline(root):
-    return WorldStereoPipeline.from_pretrained(root, "memory-dmd")
-
-
-def seed_view(stamp: int = 1, sideways: float = 0.0) -> View:
-    """A wall of coloured squares 2 m ahead."""
-    image = np.random.default_rng(3).integers(30, 220, (6, 8, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
-    pose = np.eye(4)
-    pose[0, 3] = sideways
-    return View(image, CAMERA, pose, np.full((48, 64), 2.0, np.float32), stamp_ns=stamp)
-
-
-def make_world(pipeline) -> WorldModel:
-    world = WorldModel(pipeline)
-    world.seed(seed_view(1))
-    world.seed(seed_view(2, 0.2))
-    return world
-
-
-def away(count: int) -> np.ndarray:
-    """A path that turns away from what was seen."""
-    return trajectory("turn", np.eye(4), count, angle=2.0)
+def pipeline(small_checkpoint):
+    return WorldStereoPipeline.from_pretrained(small_checkpoint, "memory-dmd")
 
 
 def given_to(pipeline, **arguments) -> list[tuple[tuple, dict]]:
@@ -90,7 +55,7 @@ def given_to(pipeline, **arguments) -> list[tuple[tuple, dict]]:
         lambda _module, args, kwargs: rows.append((args, kwargs)), with_kwargs=True
     )
     try:
-        list(make_world(pipeline).imagine(away(3), CAMERA, **arguments))
+        list(WALL.world(pipeline).imagine(away(3), CAMERA, **arguments))
     finally:
         watch.remove()
     return rows
@@ -109,12 +74,12 @@ def test_without_the_keys_it_is_a_published_checkpoint(tmp_path, variant, guidan
     assert settings.guidance == guidance
 
 
-def test_the_keys_are_read(root):
-    settings = find_checkpoint(root, "memory").settings
+def test_the_keys_are_read(small_checkpoint):
+    settings = find_checkpoint(small_checkpoint, "memory").settings
     assert not settings.reads_text
     assert settings.fills_renders
     assert settings.guidance == 1.0
-    report = str(inspect_checkpoint(root, "memory"))
+    report = str(inspect_checkpoint(small_checkpoint, "memory"))
     assert "UniPC, no guidance" in report
     assert "a prompt is ignored" in report
 
@@ -155,10 +120,10 @@ def test_values_that_mean_nothing_are_refused(tmp_path, changes, sentence):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_every_variant_imagines_without_encoders(root, variant):
-    assert {folder.name for folder in (root / "base").iterdir()} == {"transformer", "vae", "scheduler"}
-    pipeline = WorldStereoPipeline.from_pretrained(root, variant, steps=4)
-    views = list(make_world(pipeline).imagine(away(6), CAMERA))
+def test_every_variant_imagines_without_encoders(small_checkpoint, variant):
+    assert {folder.name for folder in (small_checkpoint / "base").iterdir()} == {"transformer", "vae", "scheduler"}
+    pipeline = WorldStereoPipeline.from_pretrained(small_checkpoint, variant, steps=4)
+    views = list(WALL.world(pipeline).imagine(away(6), CAMERA))
     assert pipeline.name == variant
     assert [view.image.shape for view in views] == [(48, 64, 3)] * 6
     assert views[0].observed_fraction > 0.8
@@ -166,21 +131,21 @@ def test_every_variant_imagines_without_encoders(root, variant):
     assert views[-1].image.std() > 1
 
 
-def test_the_transformer_gets_one_token_of_zeros_and_is_asked_once_a_step(root):
-    rows = given_to(load_pipeline(str(root), variant="memory", steps=3), prompt="a hall")
+def test_the_transformer_gets_one_token_of_zeros_and_is_asked_once_a_step(small_checkpoint):
+    rows = given_to(load_pipeline(str(small_checkpoint), variant="memory", steps=3), prompt="a hall")
     assert len(rows) == 3  # guidance would ask twice
     for (_, _, words), _ in rows:
         assert words.shape == (1, 1, SMALL_TEXT_DIM)
         assert not words.any()
 
 
-def test_a_prompt_is_ignored_and_that_is_said_once(root, caplog):
-    pipeline = WorldStereoPipeline.from_pretrained(root)
+def test_a_prompt_is_ignored_and_that_is_said_once(small_checkpoint, caplog):
+    pipeline = WorldStereoPipeline.from_pretrained(small_checkpoint)
     with caplog.at_level(logging.INFO, logger="worldstereo_ros"):
-        plain = list(make_world(pipeline).imagine(away(2), CAMERA, prompt=" "))
+        plain = list(WALL.world(pipeline).imagine(away(2), CAMERA, prompt=" "))
         assert not caplog.records
         for prompt in ("a red kitchen", "a forest"):
-            prompted = list(make_world(pipeline).imagine(away(2), CAMERA, prompt=prompt))
+            prompted = list(WALL.world(pipeline).imagine(away(2), CAMERA, prompt=prompt))
             for one, other in zip(plain, prompted, strict=True):
                 np.testing.assert_array_equal(one.image, other.image)
     assert [record.getMessage() for record in caplog.records] == ["The prompt is ignored: this model takes no words."]
@@ -219,8 +184,8 @@ def test_memory_paints_what_is_encoded_and_holes_stay_holes(tmp_path, pipeline):
 
 def test_what_was_observed_is_what_memory_alone_shows(pipeline):
     for mine, memory in zip(
-        make_world(pipeline).imagine(away(4), CAMERA),
-        make_world(GeometricPipeline()).imagine(away(4), CAMERA),
+        WALL.world(pipeline).imagine(away(4), CAMERA),
+        WALL.world(GeometricPipeline()).imagine(away(4), CAMERA),
         strict=True,
     ):
         np.testing.assert_array_equal(mine.observed, memory.observed)
@@ -246,7 +211,7 @@ def test_options_reach_the_pipeline(installed):
     pipeline = load_pipeline("small", variant="memory", steps=2, reference_attention="paired", compose_observed=False)
     assert pipeline.transformer.config.reference_attention == "paired"
     stages = []
-    views = list(make_world(pipeline).imagine(away(2), CAMERA, on_step=lambda *step: stages.append(step)))
+    views = list(WALL.world(pipeline).imagine(away(2), CAMERA, on_step=lambda *step: stages.append(step)))
     assert [step for step in stages if step[0] == "denoising"] == [("denoising", 0, 2), ("denoising", 1, 2)]
     assert not any(view.observed.any() for view in views)
     with pytest.raises(ValueError, match="0 denoising steps"):
@@ -268,7 +233,7 @@ def test_commands_take_it(installed, tmp_path):
         assert result.exit_code == 0, result.output
         return result.output
 
-    views = [seed_view(stamp, 0.1 * stamp) for stamp in range(4)]
+    views = [WALL.view(stamp, 0.1 * stamp) for stamp in range(4)]
     write_sequence(tmp_path / "scene", views)
     run("imagine", tmp_path / "scene", "--model", "small", "--views", 5, "--path", "turn", "--out", tmp_path / "out")
     assert (tmp_path / "out" / "contact_sheet.png").stat().st_size > 1000
@@ -278,7 +243,7 @@ def test_commands_take_it(installed, tmp_path):
 
 
 def test_it_is_evaluated_by_its_name(installed, tmp_path):
-    write_sequence(tmp_path / "scene", [seed_view(stamp, 0.1 * stamp) for stamp in range(4)])
+    write_sequence(tmp_path / "scene", [WALL.view(stamp, 0.1 * stamp) for stamp in range(4)])
     arguments = ["evaluate", "--data", tmp_path / "scene", "--protocol", "single", "--pipeline", "small"]
     result = CliRunner().invoke(app, [str(part) for part in (*arguments, "--json", tmp_path / "rows.json")])
     assert result.exit_code == 0, result.output
