@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from worldstereo_ros.shipped import DEFAULT_MODEL
 from worldstereo_ros.training.cli import app as training
 
 app = typer.Typer(
@@ -39,7 +40,7 @@ def demo(
     views: Annotated[int, typer.Option(help="Views to imagine along the path.", min=2, max=200)] = 24,
     model: Annotated[
         str, typer.Option(help="What the node imagines with: geometric, small, or a checkpoint (folder or hub id).")
-    ] = "geometric",
+    ] = DEFAULT_MODEL,
 ) -> None:
     """Starts the node as a robot would find it, drives through a world, and leaves pictures, a cloud and a bag."""
     from worldstereo_ros.demo import DemoError, run_demo
@@ -72,7 +73,7 @@ def imagine(
     seed: Annotated[int, typer.Option(help="Seed of the imagination.")] = 0,
     model: Annotated[
         str, typer.Option(help="geometric, small, or a WorldStereo checkpoint: a folder or a hub id.")
-    ] = "geometric",
+    ] = DEFAULT_MODEL,
     variant: Annotated[str, typer.Option(help="Of a checkpoint: camera, memory, memory-dmd.")] = "",
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     dtype: Annotated[str, typer.Option(help="Of a checkpoint: auto, float32, bfloat16, float16.")] = "auto",
@@ -125,7 +126,9 @@ def panorama(
     height: Annotated[int, typer.Option(help="Rows of the imagined panorama.", min=64, max=4096)] = 512,
     prompt: Annotated[str, typer.Option(help="A sentence about the place.")] = "",
     seed: Annotated[int, typer.Option(help="Seed of the imagination.")] = 0,
-    model: Annotated[str, typer.Option(help="geometric, small, or a checkpoint: a folder or a hub id.")] = "small",
+    model: Annotated[
+        str, typer.Option(help="geometric, small, or a checkpoint: a folder or a hub id.")
+    ] = DEFAULT_MODEL,
     variant: Annotated[str, typer.Option(help="Of a checkpoint: camera, memory, memory-dmd.")] = "",
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     out: Out = Path("panorama_out"),

@@ -29,7 +29,7 @@ from worldstereo_ros.evaluation.metrics import psnr, ssim
 from worldstereo_ros.memory.archive import load_archive
 from worldstereo_ros.outcome import MAP_FILE, write_outcome
 from worldstereo_ros.pipelines.load import NAMES, load_pipeline
-from worldstereo_ros.shipped import SHIPPED, shipped_folder
+from worldstereo_ros.shipped import DEFAULT_MODEL, SHIPPED, shipped_folder
 from worldstereo_ros.stories import Story, bag_story, scene_story, sequence_story
 from worldstereo_ros.views import ImaginedView
 from worldstereo_ros.world import WorldModel
@@ -51,7 +51,7 @@ def run_demo(
     scene: str = "room",
     seed: int = 0,
     views: int = 24,
-    model: str = "geometric",
+    model: str = DEFAULT_MODEL,
 ) -> dict[str, Any]:
     """Runs the whole story and leaves its pictures in `out`.
 

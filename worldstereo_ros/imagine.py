@@ -15,6 +15,7 @@ from worldstereo_ros.datasets import open_posed, open_sequence
 from worldstereo_ros.depth import NONE, SHIPPED_NETWORK, SMALL, choose_depth
 from worldstereo_ros.outcome import MAP_FILE, write_outcome
 from worldstereo_ros.pipelines.load import load_pipeline
+from worldstereo_ros.shipped import DEFAULT_MODEL
 from worldstereo_ros.views import ImaginedView, View
 from worldstereo_ros.world import WorldModel
 
@@ -37,7 +38,7 @@ class ImagineRequest:
     depth_model: str = ""
     prompt: str = ""
     seed: int = 0
-    model: str = "geometric"
+    model: str = DEFAULT_MODEL
     variant: str = ""
     device: str = "cpu"
     dtype: str = "auto"

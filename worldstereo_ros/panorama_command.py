@@ -18,6 +18,7 @@ from worldstereo_ros.imagined_panorama import ImaginedPanorama, imagine_panorama
 from worldstereo_ros.outcome import MAP_FILE, write_sequence
 from worldstereo_ros.pictures import depth_picture, mask_picture, write_image
 from worldstereo_ros.pipelines.load import load_pipeline
+from worldstereo_ros.shipped import DEFAULT_MODEL
 from worldstereo_ros.world import WorldModel
 
 GAP = 6  # white pixels between pictures of a sheet
@@ -34,7 +35,7 @@ class PanoramaRequest:
     height: int = 512
     prompt: str = ""
     seed: int = 0
-    model: str = "small"
+    model: str = DEFAULT_MODEL
     variant: str = ""
     device: str = "cpu"
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import worldstereo_ros
 
 SHIPPED = ("small",)
+DEFAULT_MODEL = "small"  # where nothing is said: the better one by the tables of docs/small_model.md
 
 
 def shipped_folder(name: str) -> Path:

@@ -348,7 +348,13 @@ def running(
     with pytest.MonkeyPatch.context() as patch:
         for name, value in environment_of(domain).items():
             patch.setenv(name, value)
-        quick: dict[str, object] = {"diagnostics_period": 0.1, "map_period": 0.1, "tf_timeout": 0.3}
+        # Most tests are about the node and not about what imagines: the pipeline that loads at once.
+        quick: dict[str, object] = {
+            "model": "geometric",
+            "diagnostics_period": 0.1,
+            "map_period": 0.1,
+            "tf_timeout": 0.3,
+        }
         # Each message of a test counts; best effort loses some on a busy machine.
         for topic in ("image", "image/compressed", "camera_info", "depth", "panorama"):
             quick[f"qos_overrides./{topic}.subscription.reliability"] = "reliable"

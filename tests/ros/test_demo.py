@@ -35,7 +35,7 @@ def outcome(tmp_path_factory):
         package = tmp_path_factory.mktemp("package")
         write_small_checkpoint(package / "weights" / "small", (DMD_VARIANT,))
         patch.setattr(worldstereo_ros, "__path__", [str(package), *worldstereo_ros.__path__])
-        figures = demo.run_demo(out, views=5)
+        figures = demo.run_demo(out, views=5, model="geometric")
     return out, figures
 
 

@@ -48,7 +48,7 @@ def push_pull(
         if varies:
             priors.append(_halve(priors[-1]))
     top, expected = levels[-1][..., channels:], priors[-1]
-    if prior_weight == 0 and top.any():  # the few pixels of the top that have no weight either take the mean of the rest
+    if prior_weight == 0 and top.any():  # a pixel of the top that has no weight takes the mean of those that do
         expected = levels[-1][..., :channels].sum(axis=(0, 1)) / top.sum()
     mean, total = levels[-1][..., :channels] / np.maximum(top, 1e-12), top + prior_weight
     filled = np.where(total > 0, (mean * top + expected * prior_weight) / np.maximum(total, 1e-12), expected)

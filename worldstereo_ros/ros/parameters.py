@@ -14,6 +14,8 @@ from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from worldstereo_ros.shipped import DEFAULT_MODEL
+
 Value = bool | int | float | str | list[float]
 
 # When a new value is taken up.
@@ -56,7 +58,7 @@ class Settings:
     # --- the model ------------------------------------------------------------------------------------------------
     autostart: bool = _row(True, "Configure and activate when the node starts.", applies=START)
     model: str = _row(
-        "geometric",
+        DEFAULT_MODEL,
         "What imagines: geometric (memory alone, no weights), small (the model that comes with the package), or a "
         "WorldStereo checkpoint (a folder or a hub id).",
         applies=CONFIGURE,
