@@ -1,65 +1,38 @@
 """Views are given away as they are made: nothing is done for a later one before its time, and nothing is kept."""
 
 import gc
-import sys
 import weakref
-from pathlib import Path
+from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
-from checkpoints import DMD_VARIANT, write_small_checkpoint
+from small_model import PlainPipeline
+from walls import WALL, away
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
-
-import bench_small_model
-
-from worldstereo_ros.camera import Camera, trajectory
 from worldstereo_ros.pipelines.base import Cancelled
 from worldstereo_ros.pipelines.geometric import GeometricPipeline
 from worldstereo_ros.pipelines.worldstereo import WorldStereoPipeline
-from worldstereo_ros.views import View
 from worldstereo_ros.world import WorldModel
 
-CAMERA = Camera.from_fov(64, 48, np.radians(70))
+CAMERA = WALL.camera
 VIEWS = 4
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Tensors of toy size are slower on many, above all where others use them too."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return write_small_checkpoint(tmp_path_factory.mktemp("small"), (DMD_VARIANT,))
+TURN = away(VIEWS, angle=1.2)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture
-def pipeline(root):
-    return WorldStereoPipeline.from_pretrained(root)
+def pipeline(small_checkpoint):
+    return WorldStereoPipeline.from_pretrained(small_checkpoint, "memory-dmd")
 
 
 def make_world(pipeline) -> WorldModel:
-    """Two pictures of a wall of coloured squares, with a board before it that hides a part."""
+    """Two pictures of the wall, with a board before it that hides a part."""
     world = WorldModel(pipeline)
-    image = np.random.default_rng(3).integers(30, 220, (6, 8, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
     depth = np.full((48, 64), 2.0, np.float32)
     depth[16:32, 24:40] = 1.0
-    for stamp, x in enumerate((0.0, 0.2)):
-        pose = np.eye(4)
-        pose[0, 3] = x
-        world.seed(View(image, CAMERA, pose, depth, stamp_ns=stamp + 1))
+    for view in WALL.views():
+        world.seed(replace(view, depth=depth))
     return world
-
-
-def away(count: int = VIEWS) -> np.ndarray:
-    """A path that turns away from what was seen."""
-    return trajectory("turn", np.eye(4), count, angle=1.2)
 
 
 def counted(monkeypatch, owner, name: str) -> list:
@@ -72,7 +45,7 @@ def counted(monkeypatch, owner, name: str) -> list:
 def test_a_view_waits_for_no_later_one(pipeline, monkeypatch):
     decoded = counted(monkeypatch, pipeline.autoencoder, "_decode")
     judged = counted(monkeypatch, pipeline._memory, "claim")
-    for number, view in enumerate(make_world(pipeline).imagine(away(), CAMERA), start=1):
+    for number, view in enumerate(make_world(pipeline).imagine(TURN, CAMERA), start=1):
         assert view.index == number - 1
         assert sum(len(latents) for (latents,) in decoded) == number
         assert len(judged) == number
@@ -80,13 +53,11 @@ def test_a_view_waits_for_no_later_one(pipeline, monkeypatch):
 
 
 @pytest.mark.parametrize("compose_observed", [True, False])
-def test_late_work_gives_the_views_of_a_plain_loop(root, pipeline, compose_observed):
-    plain = WorldStereoPipeline.from_pretrained(root)
-    plain.__class__ = bench_small_model.PlainPipeline
+def test_late_work_gives_the_views_of_a_plain_loop(small_checkpoint, pipeline, compose_observed):
+    plain = WorldStereoPipeline.from_pretrained(small_checkpoint, "memory-dmd")
+    plain.__class__ = PlainPipeline
     pipeline.compose_observed = compose_observed
-    pairs = list(
-        zip(make_world(pipeline).imagine(away(), CAMERA), make_world(plain).imagine(away(), CAMERA), strict=True)
-    )
+    pairs = list(zip(make_world(pipeline).imagine(TURN, CAMERA), make_world(plain).imagine(TURN, CAMERA), strict=True))
     for view, other in pairs:
         np.testing.assert_array_equal(view.depth, other.depth)
         if compose_observed:
@@ -114,7 +85,7 @@ def test_views_painted_side_by_side_are_those_painted_in_turn(threads):
                     np.testing.assert_array_equal(getattr(mine, name), getattr(frame, name))
                 yield mine
 
-    views = list(make_world(Both(threads=threads)).imagine(away(), CAMERA))
+    views = list(make_world(Both(threads=threads)).imagine(TURN, CAMERA))
     assert len(views) == VIEWS
     assert 0.05 < views[0].observed_fraction < 1
 
@@ -128,7 +99,7 @@ def test_what_cannot_be_painted_is_an_error_and_no_view_is_begun_after_it(pipeli
 
     monkeypatch.setattr(pipeline._memory._shelf, "prepare", spoilt)
     with pytest.raises(ValueError, match="spoilt"):
-        list(make_world(pipeline).imagine(away(), CAMERA))
+        list(make_world(pipeline).imagine(TURN, CAMERA))
     assert not begun
 
 
@@ -155,7 +126,7 @@ def test_a_goal_that_is_cancelled_leaves_nothing_behind(pipeline, monkeypatch, s
 
     given = []
     with pytest.raises(Cancelled):
-        given.extend(make_world(pipeline).imagine(away(), CAMERA, on_step=stop))
+        given.extend(make_world(pipeline).imagine(TURN, CAMERA, on_step=stop))
     given.clear()
     gc.collect()
     assert paintings
@@ -165,9 +136,9 @@ def test_a_goal_that_is_cancelled_leaves_nothing_behind(pipeline, monkeypatch, s
 
 def test_views_that_nobody_takes_are_not_made(pipeline, monkeypatch):
     decoded = counted(monkeypatch, pipeline.autoencoder, "_decode")
-    views = make_world(pipeline).imagine(away(), CAMERA)
+    views = make_world(pipeline).imagine(TURN, CAMERA)
     first = next(views)
     views.close()
     assert first.image.shape == (48, 64, 3)
     assert len(decoded) == 1
-    assert len(list(make_world(pipeline).imagine(away(), CAMERA))) == VIEWS
+    assert len(list(make_world(pipeline).imagine(TURN, CAMERA))) == VIEWS
