@@ -7,7 +7,7 @@ from worldstereo_ros.camera import Camera, trajectory
 from worldstereo_ros.evaluation.metrics import psnr
 from worldstereo_ros.memory.archive import ArchiveError
 from worldstereo_ros.memory.freespace import seen_through
-from worldstereo_ros.pipelines.base import Cancelled
+from worldstereo_ros.pipelines.base import Cancelled, PipelineFrame
 from worldstereo_ros.pipelines.load import load_pipeline
 from worldstereo_ros.scenes import make_path, make_scene, seed_of
 from worldstereo_ros.views import View
@@ -103,6 +103,38 @@ def test_nothing_imagined_stands_where_a_sensor_saw_through():
     )
     points = np.array([[0, 0, 2.0], [0, 0, 4.0], [0, 0, 6.0], [0, 0, -2.0], [9, 0, 2.0]])
     assert seen_through(points, [wall]).tolist() == [True, False, False, False, False]
+
+
+def test_a_surface_that_several_views_of_a_clip_imagine_is_remembered_once(world, path):
+    """Each guesses another distance; in memory the later ones go on from the first."""
+
+    class Guessing:
+        name, clip_length = "guessing", 4
+
+        def __call__(self, conditioning, **_):
+            for index, guess in zip(range(len(conditioning.world_from_camera)), (1.0, 1.5, 0.7, 2.0), strict=False):
+                covered = conditioning.renders.covered[index].cpu().numpy()
+                known = conditioning.renders.depth[index].cpu().numpy()
+                depth = np.where(covered, known, np.float32(3 * guess)).astype(np.float32)
+                image = np.full((*depth.shape, 3), 90, np.uint8)
+                yield PipelineFrame(image, depth, np.zeros(depth.shape, bool), confidence=np.zeros(depth.shape))
+
+    turned = path[24].copy()
+    turned[:3, :3] = turned[:3, :3] @ np.diag([-1.0, 1.0, -1.0])  # where nothing was seen
+    for poses in (turned[None], np.repeat(turned[None], 4, axis=0)):
+        memory = WorldModel(Guessing())
+        for view in world.bank.views:
+            memory.seed(view)
+        before = len(memory.cloud)
+        views = list(memory.imagine(poses, CAMERA, remember=True))
+        assert not views[0].covered.all()
+        added = memory.cloud.points[before:]
+        if len(poses) == 1:
+            alone = len(added)
+    assert alone > 1000
+    assert len(added) < 1.1 * alone
+    off = np.abs(turned[:3, 2] @ (added - turned[:3, 3]).T - 3)
+    assert np.percentile(off, 98) < 0.1
 
 
 def test_an_empty_memory_says_so():

@@ -14,12 +14,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from worldstereo_ros.camera import Camera, check_poses, unproject
+from worldstereo_ros.depth import DepthEstimator, align_to_known, complete_depth
 from worldstereo_ros.memory.archive import load_archive, save_archive
 from worldstereo_ros.memory.bank import ViewBank
 from worldstereo_ros.memory.cloud import CloudMemory, InsertReport
@@ -28,9 +28,6 @@ from worldstereo_ros.pipelines.base import Conditioning, ModelError, OnStep, Pip
 from worldstereo_ros.pipelines.confidence import load_confidence
 from worldstereo_ros.rendering import Rendering, render
 from worldstereo_ros.views import ImaginedView, View
-
-if TYPE_CHECKING:
-    from worldstereo_ros.depth import DepthEstimator
 
 # After a clip, this many of its views join the bank (WorldStereo 2.0 keeps 8 of 20, never the first); after a path that
 # is imagined view by view, as many of all.
@@ -92,8 +89,6 @@ class WorldModel:
             )
         depth = self.depth_estimator(view.image, view.camera)
         if len(self.cloud):  # a monocular scale is a guess: what is already known of the place corrects it
-            from worldstereo_ros.depth import align_to_known
-
             known = self._render(view.camera, view.world_from_camera[None])
             depth = align_to_known(depth, known.depth[0].cpu().numpy())
         return replace(view, depth=depth)
@@ -201,8 +196,8 @@ class WorldModel:
         Only what memory lacked goes into the cloud (what was rendered from it is there already and would drift), and
         only where no sensor saw empty space.
         """
-        if view.depth is not None and view.covered is not None:
-            depth = np.where(view.covered, np.float32(0), view.depth)
+        if view.depth is not None and view.covered is not None and not view.covered.all():
+            depth = self._new_depth(view)
             rows, columns = np.nonzero(depth)
             points = unproject(depth, view.camera, view.world_from_camera)[rows, columns]
             empty = seen_through(points, self.bank.views)
@@ -211,6 +206,18 @@ class WorldModel:
                 self.cloud.insert(replace(view, depth=depth, observed=np.zeros_like(view.covered)))
         if in_bank:
             self.bank.add(view)
+
+    def _new_depth(self, view: ImaginedView) -> np.ndarray:
+        """(H, W) float32 depth of what memory lacks by now, 0 elsewhere.
+
+        The views of a clip are imagined side by side, each with a guess of its own of how far away new surfaces are.
+        Only the first that shows one puts it into memory; the next ones go on from there.
+        """
+        assert view.depth is not None
+        known = self._render(view.camera, view.world_from_camera[None])
+        covered = known.covered[0].cpu().numpy()
+        there = np.where(covered, known.depth[0].cpu().numpy(), np.float32(0))
+        return np.where(covered | (view.depth <= 0), np.float32(0), complete_depth(there, view.depth))
 
     def reset(self) -> None:
         """Forgets everything."""
