@@ -64,8 +64,19 @@ def test_farther_from_the_evidence_is_never_surer(name):
     confidence = load_confidence(name)(*a_view(160, 120, seen), 0)
     row = confidence[60]
     assert (np.diff(row[42:]) <= 1e-6).all()
-    assert row[42] > row[-1] + 0.02
+    assert row[42] > row[-1] + 0.02  # an even grey is easily guessed
+    assert 1 - row[-1] > 2 * (1 - row[42])
     assert row[:36].min() >= row[44:].max() - 1e-6  # and what was observed is the surest
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_a_guess_that_is_full_of_contrast_loses_more_with_the_distance(name):
+    seen = np.zeros((120, 160), bool)
+    seen[:, :40] = True
+    frame, conditioning = a_view(160, 120, seen)
+    squares = np.random.default_rng(0).integers(60, 180, (15, 20, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
+    confidence = load_confidence(name)(replace(frame, image=squares), conditioning, 0)
+    assert confidence[:, 42].mean() > confidence[:, 120:].mean() + 0.1
 
 
 @pytest.mark.parametrize("name", PIPELINES)
