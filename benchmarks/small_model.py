@@ -58,8 +58,8 @@ class PlainPipeline(WorldStereoPipeline):
         pictures = decoded.permute(0, 2, 3, 1).cpu().numpy()
         size = (conditioning.camera.width, conditioning.camera.height)
         yield from [
-            compose(frame, module._mixed(module._resized(picture, *size), painting))
-            for frame, picture, painting in zip(frames, pictures, paintings, strict=True)
+            compose(frame, module._mixed(module._resized(picture, *size), paintings[index], conditioning, index))
+            for index, (frame, picture) in enumerate(zip(frames, pictures, strict=True))
         ]
 
 

@@ -2,10 +2,17 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from worldstereo_ros.camera import Camera
+from worldstereo_ros.pipelines.base import Conditioning
 from worldstereo_ros.pipelines.filling import carried_over, fill_depth
+from worldstereo_ros.pipelines.geometric import Painting
+from worldstereo_ros.pipelines.worldstereo import _mixed
+from worldstereo_ros.rendering import Rendering
+from worldstereo_ros.views import View
 
 
 @pytest.mark.parametrize("offset", [-30, 25])
@@ -38,3 +45,26 @@ def test_filled_depth_is_neither_nearer_nor_farther_than_what_is_known(seed, kno
     np.testing.assert_array_equal(filled[shown], depth[shown])
     assert filled.min() >= depth[shown].min() * 0.999
     assert filled.max() <= depth[shown].max() * 1.001
+
+
+def test_dots_of_imagined_points_do_not_show_in_a_small_models_picture() -> None:
+    """Imagined from afar and seen from near, a surface is a grid of points with gaps; the model's picture covers it."""
+    shape = (60, 160)
+    dots, dense = np.zeros(shape, bool), np.zeros(shape, bool)
+    dots[::6, 0:60:6] = dots[1::6, 0:60:6] = True
+    dense[:, 100:] = True
+    covered = torch.from_numpy(dots | dense)[None]
+    observed = torch.zeros_like(covered)
+    colour, depth = torch.zeros((1, *shape, 3), dtype=torch.uint8), covered.float()
+    camera = Camera.from_fov(shape[1], shape[0], 1.2)
+    white, black = np.full((*shape, 3), 255, np.uint8), np.zeros((*shape, 3), np.uint8)
+    painting = Painting(white, dots | dense, np.ones(shape, np.float32), depth[0].numpy(), [], np.zeros(0))
+
+    def mixed(observed: torch.Tensor) -> np.ndarray:
+        renders = Rendering(colour, depth, covered, observed)
+        seed = View(white, camera, np.eye(4))
+        return _mixed(black, painting, Conditioning(seed, renders, camera, np.eye(4)[None], [], np.array([-1])), 0)
+
+    assert (mixed(observed)[:, :60] == 0).all()
+    assert mixed(observed)[10:50, 130:150].mean() == pytest.approx(128, abs=1)  # where they are dense, both count
+    assert mixed(covered)[:, :60].max() > 0  # what a sensor saw is shown, be it sparse

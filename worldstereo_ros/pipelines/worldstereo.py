@@ -44,6 +44,10 @@ from worldstereo_ros.pipelines.videolatents import VideoCondition, load_video_co
 STEPS = 40  # of the variants that are not distilled
 MEMORY_SHARE = 0.5  # of what memory shows without claiming it, in the picture of a model that is shown the same
 SHARE_BLUR = 9  # pixels over which that share fades
+DOTS, DENSE = (
+    19,
+    0.95,
+)  # imagined points that cover less of the window around them have no share: near by, they are dots
 FEATHER = 12.0  # pixels over which what was observed fades into what is imagined, outside of what was observed
 MASK_CHANNELS = 4
 ENCODED_AT_ONCE = 8  # pictures; all keyframes of a clip side by side would take as much memory as the steps
@@ -318,7 +322,7 @@ class WorldStereoPipeline:
             frame = self._remembered(conditioning, index, paintings[index] if paintings else None)
             image = _resized(image, conditioning.camera.width, conditioning.camera.height)
             if paintings and self.compose_observed:
-                image = _mixed(image, paintings[index])
+                image = _mixed(image, paintings[index], conditioning, index)
             composed = compose(frame, image)
             painted = self.compose_observed or self.settings.fills_renders
             composed = self._with_depth(composed, conditioning, index)
@@ -382,12 +386,17 @@ def compose(remembered: PipelineFrame, imagined: np.ndarray) -> PipelineFrame:
     return replace(remembered, image=imagined, remembered=remembered.image)
 
 
-def _mixed(imagined: np.ndarray, painting: Painting) -> np.ndarray:
+def _mixed(imagined: np.ndarray, painting: Painting, conditioning: Conditioning, index: int) -> np.ndarray:
     """A small model's picture with what memory shows of the place, though nobody can say that it is the same.
 
     Both err there, each in its own way: their mean errs less than either.
     """
-    share = MEMORY_SHARE * cv2.blur(painting.known.astype(np.float32), (SHARE_BLUR, SHARE_BLUR))[..., None]
+    renders = conditioning.renders
+    covered, observed = (layer[index].cpu().numpy() for layer in (renders.covered, renders.observed))
+    density = cv2.blur(covered.astype(np.float32), (DOTS, DOTS))
+    dots = (covered & ~observed & (density < DENSE)).astype(np.uint8)
+    known = painting.known & (cv2.dilate(dots, np.ones((DOTS, DOTS), np.uint8)) == 0)
+    share = MEMORY_SHARE * cv2.blur(known.astype(np.float32), (SHARE_BLUR, SHARE_BLUR))[..., None]
     mixed = share * painting.image + (1 - share) * imagined
     return np.rint(mixed).astype(np.uint8)
 
