@@ -44,10 +44,8 @@ from worldstereo_ros.pipelines.videolatents import VideoCondition, load_video_co
 STEPS = 40  # of the variants that are not distilled
 MEMORY_SHARE = 0.5  # of what memory shows without claiming it, in the picture of a model that is shown the same
 SHARE_BLUR = 9  # pixels over which that share fades
-DOTS, DENSE = (
-    19,
-    0.95,
-)  # imagined points that cover less of the window around them have no share: near by, they are dots
+# Imagined points that cover less (DENSE) of the window (DOTS pixels) around them have no share: near by they are dots.
+DOTS, DENSE = 19, 0.95
 FEATHER = 12.0  # pixels over which what was observed fades into what is imagined, outside of what was observed
 MASK_CHANNELS = 4
 ENCODED_AT_ONCE = 8  # pictures; all keyframes of a clip side by side would take as much memory as the steps
