@@ -222,9 +222,8 @@ class WorldStereoClient:
         """
         for _ in range(attempts):
             stamp = self.see(view)
-            with self._seeded:
-                if self._seeded.wait_for(lambda stamp=stamp: self._last_seeded >= stamp, timeout):
-                    return stamp
+            if self._remembers(stamp, timeout):
+                return stamp
         raise NodeSilentError(
             f"The node {self.node_name} did not remember a view that it was shown {attempts} times, {timeout:g} s "
             "apart; its log says why."
@@ -311,6 +310,11 @@ class WorldStereoClient:
         return future.result() if done.wait(timeout) else None
 
     # --- what comes back ---
+
+    def _remembers(self, stamp: int, timeout: float) -> bool:
+        """Waits until the node has said that it remembers an image of this time or later; whether it did."""
+        with self._seeded:
+            return self._seeded.wait_for(lambda: self._last_seeded >= stamp, timeout)
 
     def _on_seeded(self, message: Header) -> None:
         with self._seeded:
