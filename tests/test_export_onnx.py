@@ -350,6 +350,6 @@ def test_the_backend_is_chosen_where_pipelines_are_loaded(monkeypatch, swapped, 
         load_pipeline(str(tmp_path), control_backend="onnxruntime").transformer.controlnet, ControlSession
     )
     with pytest.raises(ConfigurationError, match="'geometric' has no control branch"):
-        loading.build_world(make_settings({"control_backend": "onnxruntime", "device": "cpu"}))
+        loading.build_world(make_settings({"model": "geometric", "control_backend": "onnxruntime", "device": "cpu"}))
     with pytest.raises(ConfigurationError, match="must be one of torch, onnxruntime, tensorrt"):
         make_settings({"control_backend": "openvino"})
