@@ -63,7 +63,7 @@ SMALL_BACKBONE = {
     "image_dim": None,
     "added_kv_proj_dim": None,
 }
-SMALL_CONTROL = {**CONTROL, "conv_out_dim": SMALL_WIDTH, "time_embed_dim": SMALL_WIDTH}
+SMALL_CONTROL = {**CONTROL, "conv_out_dim": SMALL_WIDTH, "time_embed_dim": SMALL_WIDTH, "layout_channels": 20}
 SMALL_SETTINGS = {
     "base_model": "base",
     "nframe": 5,
@@ -109,6 +109,8 @@ def tiny_inputs(
         inputs["render_latent"] = noise(batch, 16, frames, h, w)
         inputs["render_mask"] = (noise(batch, 1, frames, 8 * h, 8 * w) > 0).float()
         inputs["camera_embedding"] = noise(batch, 6, frames, 8 * h, 8 * w)
+        if config.controlnet_cfg.get("layout_channels"):
+            inputs["layout"] = noise(batch, config.controlnet_cfg["layout_channels"], frames, h, w)
     if R:
         inputs["reference_latent"] = noise(batch, config.in_channels, R, h, w)
         inputs["ref_index"] = torch.tensor(ref_index)
@@ -169,6 +171,7 @@ def write_small_checkpoint(
     seed: int = 0,
     dtype: torch.dtype | None = torch.bfloat16,
     max_shard_bytes: int | None = None,
+    layout: bool = True,
 ) -> Path:
     """Writes an untrained model of toy size in the layout of the small model that ships; gives back its root.
 
@@ -176,6 +179,8 @@ def write_small_checkpoint(
     """
     for variant in variants:
         control = {**SMALL_CONTROL, "main_camera_embedding": variant != CAMERA}
+        if not layout:
+            del control["layout_channels"]
         model = tiny_transformer(seed, control, **SMALL_BACKBONE)
         settings = {**SMALL_SETTINGS, **(DMD if variant == DMD_VARIANT else {})}
         save_variant(model, root / variant, settings, dtype=dtype, max_shard_bytes=max_shard_bytes)

@@ -171,7 +171,7 @@ def test_pictures_encoded_one_by_one_need_no_video_autoencoder(tmp_path, pipelin
 
 
 def test_memory_paints_what_is_encoded_and_holes_stay_holes(tmp_path, pipeline):
-    root = write_small_checkpoint(tmp_path, (DMD_VARIANT,))
+    root = write_small_checkpoint(tmp_path, (DMD_VARIANT,), layout=False)
     change_config(root / DMD_VARIANT, render_fill=None)
     (_, smooth), (_, grey) = (given_to(p)[0] for p in (pipeline, WorldStereoPipeline.from_pretrained(root)))
     assert torch.equal(smooth["render_mask"], grey["render_mask"])
@@ -180,6 +180,31 @@ def test_memory_paints_what_is_encoded_and_holes_stay_holes(tmp_path, pipeline):
     assert changed[with_holes].all()
     assert changed.tolist()[0] is False  # the seed itself
     assert with_holes[-1]
+
+
+def test_a_model_without_layout_is_shown_the_smooth_fill_and_one_with_it_both(tmp_path, pipeline):
+    plain = WorldStereoPipeline.from_pretrained(write_small_checkpoint(tmp_path, (DMD_VARIANT,), layout=False))
+    (_, both), (_, smooth) = (given_to(p)[0] for p in (pipeline, plain))
+    assert smooth.get("layout") is None
+    difference, marks = both["layout"].split((16, 4), dim=1)
+    torch.testing.assert_close(both["render_latent"] + difference, smooth["render_latent"], atol=1e-5, rtol=1e-5)
+    assert not both["layout"][:, :, 0].any()  # the seed itself
+    # The wall goes on to the sides of what was seen of it.
+    likely = marks[0, 1]
+    assert likely.amax((1, 2)).max() > 0.5
+    assert difference[0, :, likely.amax((1, 2)).argmax()].abs().max() > 0.01
+
+
+def test_a_layout_needs_a_smooth_fill(tmp_path):
+    root = write_small_checkpoint(tmp_path, (DMD_VARIANT,))
+    change_config(root / DMD_VARIANT, render_fill="grey")
+    with pytest.raises(CheckpointError, match=r"layout_channels is 20 and render_fill grey; .* must be smooth"):
+        find_checkpoint(root)
+    settings = find_checkpoint(write_small_checkpoint(tmp_path / "b", (DMD_VARIANT,))).settings
+    control = {**settings.controlnet_cfg, "layout_channels": 3}
+    change_config(tmp_path / "b" / DMD_VARIANT, controlnet_cfg=control)
+    with pytest.raises(CheckpointError, match="layout_channels is 3; 0 or 20 was expected"):
+        find_checkpoint(tmp_path / "b")
 
 
 def test_what_was_observed_is_what_memory_alone_shows(pipeline):

@@ -165,7 +165,7 @@ class ControlSession(nn.Module):
         description: of the file, see `read_description`.
         projections: `proj_out` of the torch branch, for files that give states; None for files that give offsets.
         dtype: of what comes out; None: that of the projections, else of the file.
-        head: `render_head` of the torch branch, for small models that have one.
+        head, layout: `render_head` and `layout_embedding` of the torch branch, for small models that have them.
 
     Raises:
         ModelExportError: the file is of another part, or projections are missing or too many.
@@ -178,6 +178,7 @@ class ControlSession(nn.Module):
         projections: nn.ModuleList | None = None,
         dtype: torch.dtype | None = None,
         head: nn.Module | None = None,
+        layout: nn.Module | None = None,
     ) -> None:
         super().__init__()
         if description["part"] != "control":
@@ -186,7 +187,7 @@ class ControlSession(nn.Module):
             have = "no projections" if projections is None else "projections"
             raise ModelExportError(f"The file gives {description['output']} and {have} came with it.")
         self.runner, self.description = runner, dict(description)
-        self.proj_out, self.render_head = projections, head
+        self.proj_out, self.render_head, self.layout_embedding = projections, head, layout
         self.file_dtype = DTYPES[description["dtype"]]
         if dtype is None:
             dtype = self.file_dtype if projections is None else cast(nn.Linear, projections[0]).weight.dtype
@@ -343,4 +344,6 @@ def use_control_backend(
             raise
         write()  # the file that was kept is damaged
         description, runner = read_description(path), start()
-    transformer.controlnet = ControlSession(runner, description, branch.proj_out, head=branch.render_head)
+    transformer.controlnet = ControlSession(
+        runner, description, branch.proj_out, head=branch.render_head, layout=branch.layout_embedding
+    )

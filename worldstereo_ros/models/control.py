@@ -79,7 +79,7 @@ class ControlBranch(nn.Module):
 
     Args:
         settings: `controlnet_cfg` of a checkpoint: conv_out_dim, dim, ffn_dim, num_heads, num_layers, time_embed_dim,
-            add_channels, mid_channels, mask_downsample.
+            add_channels, mid_channels, mask_downsample; in small models also `render_prior` and `layout_channels`.
         in_channels: channels of `latent`, as many as the backbone's input has.
         out_dim: width of the backbone.
         patch_size: (time, rows, columns) of one token in latent pixels.
@@ -117,6 +117,11 @@ class ControlBranch(nn.Module):
         self.render_head = nn.Linear(out_dim, out_features) if settings.get("render_prior") else None
         if self.render_head is not None:
             _zero(self.render_head)
+        # Small models alone: what is guessed from large flat surfaces, added to the backbone's tokens.
+        channels = settings.get("layout_channels", 0)
+        self.layout_embedding = nn.Conv3d(channels, out_dim, patch_size, stride=patch_size) if channels else None
+        if self.layout_embedding is not None:
+            _zero(self.layout_embedding)
         self.gradient_checkpointing = False
         self._gradient_checkpointing_func: Callable[..., torch.Tensor] | None = None  # set by the model that owns this
 

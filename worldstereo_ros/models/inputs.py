@@ -57,6 +57,12 @@ def _check_control(config: Mapping[str, Any], given: Mapping[str, Any], b: int, 
         raise ValueError(f"camera_embedding is {state} and the control branch takes {wanted} channels of it.")
     if rays is not None:
         _want("camera_embedding", rays, (b, wanted, given["render_mask"].shape[2], 8 * h, 8 * w))
+    layout, channels = given["layout"], control.get("layout_channels", 0)
+    if (layout is None) != (channels == 0):
+        state = "missing" if layout is None else "given"
+        raise ValueError(f"layout is {state} and the control branch takes {channels} channels of it.")
+    if layout is not None:
+        _want("layout", layout, (b, channels, F, h, w))
 
 
 def _check_references(

@@ -18,6 +18,7 @@ SCALE_MAP = ((480, 768), (512, 720), (576, 640), (608, 608), (640, 576), (720, 5
 MAX_WIDTH, MAX_LAYERS = 65536, 512
 TEXT_ENCODERS = ("umt5", "none")
 RENDER_FILLS = ("grey", "smooth")
+LAYOUT_CHANNELS = 20  # the latent of a picture and four marks, see pipelines/layout.py
 GUIDANCE, MAX_GUIDANCE = 5.0, 100.0  # of published variants that are not distilled; the most that is believed
 CONTROL_NUMBERS = ("conv_out_dim", "dim", "ffn_dim", "num_heads", "num_layers", "time_embed_dim")
 
@@ -69,6 +70,11 @@ class Settings:
         return self.render_fill == "smooth"
 
     @property
+    def shows_layout(self) -> bool:
+        """True where the model is shown what large flat surfaces would look like where nothing was seen."""
+        return bool(self.controlnet_cfg.get("layout_channels"))
+
+    @property
     def distilled(self) -> bool:
         """True for the variants of few steps."""
         return "dmd_steps" in self.raw
@@ -111,6 +117,15 @@ def read_settings(file: Path, variant: str | None = None) -> Settings:
             _whole(file, control, key, low, high)
     if "camera_embedding_dim" in control:
         _whole(file, control, "camera_embedding_dim", 1, 64)
+    layout = control.get("layout_channels", 0)
+    if type(layout) is not int or layout not in (0, LAYOUT_CHANNELS):
+        raise CheckpointError(f"{file}: layout_channels is {layout!r}; 0 or {LAYOUT_CHANNELS} was expected.")
+    fill = _choice(file, raw, "render_fill", RENDER_FILLS)
+    if layout and fill != "smooth":
+        raise CheckpointError(
+            f"{file}: layout_channels is {layout} and render_fill {fill}; what planes add is added to a smooth fill: "
+            "render_fill must be smooth."
+        )
     prior = control.get("render_prior")
     if prior is not None and not (
         isinstance(prior, list)
@@ -147,7 +162,7 @@ def read_settings(file: Path, variant: str | None = None) -> Settings:
         raw=raw,
         text_encoder=text_encoder,
         guidance_scale=scale,
-        render_fill=_choice(file, raw, "render_fill", RENDER_FILLS),
+        render_fill=fill,
     )
 
 

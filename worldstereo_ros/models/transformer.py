@@ -86,7 +86,8 @@ class WorldStereoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, Attentio
         patch_size ... pos_embed_seq_len: as diffusers' `WanTransformer3DModel`.
         controlnet_cfg: sizes of the control branch and switches of the memory branch as in a checkpoint's
             `config.json` (see `ControlBranch`; `update_ref`, `main_camera_embedding`, `camera_embedding_dim`;
-            `render_prior`, see `prior.with_render_prior`, in small models alone); None: no branch.
+            `render_prior`, see `prior.with_render_prior`, and `layout_channels`, in small models alone); None: no
+            branch.
         reference_attention: `full`, `paired` or `correspondence` (see `masks`).
         correspondence_radius, correspondence_stride: see `masks.Correspondence`.
     """
@@ -197,6 +198,7 @@ class WorldStereoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, Attentio
         render_latent: torch.Tensor | None = None,
         render_mask: torch.Tensor | None = None,
         camera_embedding: torch.Tensor | None = None,
+        layout: torch.Tensor | None = None,
         reference_latent: torch.Tensor | None = None,
         ref_index: torch.Tensor | None = None,
         camera_qt: torch.Tensor | None = None,
@@ -214,6 +216,8 @@ class WorldStereoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, Attentio
             render_latent: (b, latent channels, F, h, w) of the rendered cloud; needed by the control branch.
             render_mask: (b, 1, F, H, W), 1 = hole; needed by the control branch.
             camera_embedding: (b, 6, F, H, W) Plücker rays.
+            layout: (b, layout_channels, F, h, w), for models that have such: the latent of what large flat surfaces
+                would look like, and marks.
             reference_latent: (b, in_channels, R, h, w), or None (R = 0 too): nothing is remembered.
             ref_index: (R,) whole numbers in 0..F-2; the reference stands beside keyframe `ref_index + 1`.
             camera_qt: (b, F, 7) quaternion (w, x, y, z) and translation of the normalised cameras.
@@ -233,6 +237,7 @@ class WorldStereoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, Attentio
             render_latent=render_latent,
             render_mask=render_mask,
             camera_embedding=camera_embedding,
+            layout=layout,
             reference_latent=reference_latent,
             ref_index=ref_index,
             camera_qt=camera_qt,
@@ -259,6 +264,10 @@ class WorldStereoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, Attentio
 
         controlled = bool(control)
         tokens = self._embed(hidden_states, camera_qt, rows * columns)
+        if controlled and layout is not None:
+            assert self.controlnet is not None
+            assert self.controlnet.layout_embedding is not None
+            tokens = tokens + self.controlnet.layout_embedding(layout.to(tokens.dtype)).flatten(2).transpose(1, 2)
         rotary = self.rope(torch.arange(frames, device=device), rows, columns)
         references, plan = None, ReferencePlan()
         if home and reference_latent is not None:

@@ -25,6 +25,8 @@ from worldstereo_ros.camera import (
     retrieval_scores,
 )
 from worldstereo_ros.pipelines.base import Conditioning
+from worldstereo_ros.pipelines.geometric import Painting
+from worldstereo_ros.pipelines.layout import Layout, show_layout
 from worldstereo_ros.views import View
 
 LEAST_COVER = 0.5  # of a pixel; what is covered less is a hole
@@ -43,6 +45,8 @@ class Keyframes:
         reference_index: (R,) the view of the path (0..F-2) that each reference stands beside.
         reference_poses: (1, R, 7).
         reference_points: where tokens land in the references, for models that attend by correspondence; else None.
+        guessed: (F, 3, H, W) in [-1, 1], pictures with large flat surfaces gone on with; None where not asked for.
+        marks: (1, 4, F, H / 8, W / 8), what is said of these, see `layout.Guess`.
     """
 
     pictures: torch.Tensor
@@ -53,6 +57,8 @@ class Keyframes:
     reference_index: torch.Tensor
     reference_poses: torch.Tensor
     reference_points: torch.Tensor | None = None
+    guessed: torch.Tensor | None = None
+    marks: torch.Tensor | None = None
 
 
 def make_keyframes(
@@ -63,7 +69,8 @@ def make_keyframes(
     remembers: bool = True,
     count: int | None = None,
     correspondence: tuple[int, int] | None = None,
-    painted: Sequence[np.ndarray] | None = None,
+    painted: Sequence[Painting] | None = None,
+    layout: Layout | None = None,
 ) -> Keyframes:
     """The keyframes of a clip.
 
@@ -74,8 +81,9 @@ def make_keyframes(
         remembers: whether the model takes references.
         count: make up so many keyframes by standing still at the end of the path; None: as many as there are.
         correspondence: (rows, columns) of tokens, for models that attend by correspondence.
-        painted: (H, W, 3) uint8 pictures of the views that memory alone makes, without holes, to be shown instead of
-            renders whose holes are grey; the holes are marked all the same.
+        painted: the views as memory alone paints them, without holes, to be shown instead of renders whose holes are
+            grey; the holes are marked all the same.
+        layout: show how the planes that memory has seen go on, too; needs `painted`.
     """
     height, width = size
     renders = conditioning.renders
@@ -83,16 +91,22 @@ def make_keyframes(
     if painted is None:
         colour, holes = fit_renders(renders.colour, renders.covered, size)
     else:
-        colour = torch.stack([_picture(_shrunk(image, width, height), renders.colour.device) for image in painted])
+        colour = torch.stack([_picture(_shrunk(p.image, width, height), renders.colour.device) for p in painted])
         holes = (_fitted(renders.covered[:, None].float(), size) < LEAST_COVER)[:, 0].float()
     poses = np.concatenate([conditioning.seed.world_from_camera[None], conditioning.world_from_camera])
     camera = conditioning.camera.resized(width, height)
     cameras = [seed.camera] + [camera] * len(conditioning.world_from_camera)
+    guessed = marks = None
+    if layout is not None and painted is not None:
+        guess = show_layout(layout, painted, camera, conditioning.world_from_camera)
+        guessed, marks = torch.from_numpy(guess.pictures) * 2 - 1, torch.from_numpy(guess.marks)
     missing = max(0, (count or 0) - len(poses))
     if missing:
         poses = np.concatenate([poses, np.repeat(poses[-1:], missing, axis=0)])
         cameras += [camera] * missing
-        colour, holes = (torch.cat((t, t[-1:].expand(missing, *t.shape[1:]))) for t in (colour, holes))
+        colour, holes = _stood_still(colour, missing), _stood_still(holes, missing)
+        guessed = None if guessed is None else _stood_still(guessed, missing)
+        marks = None if marks is None else _stood_still(marks, missing)
 
     chosen, beside = attach_references(conditioning) if remembers else ([], [])
     views = [view.resized(width, height) for view in chosen]
@@ -117,7 +131,16 @@ def make_keyframes(
             pose_vectors(references) if references is not None else np.zeros((0, 7), np.float32)
         )[None].to(device),
         reference_points=points,
+        guessed=None if guessed is None else torch.cat((_picture(seed.image, device)[None], guessed.to(device))),
+        marks=None
+        if marks is None
+        else torch.cat((torch.zeros_like(marks[:1]), marks)).transpose(0, 1)[None].to(device),
     )
+
+
+def _stood_still(views: torch.Tensor, count: int) -> torch.Tensor:
+    """(F, ...) with the last view `count` times more."""
+    return torch.cat((views, views[-1:].expand(count, *views.shape[1:])))
 
 
 def published_matrix(camera: Camera) -> np.ndarray:

@@ -37,6 +37,7 @@ from worldstereo_ros.pipelines.base import Conditioning, ModelError, OnStep, Pip
 from worldstereo_ros.pipelines.conditioning import Keyframes, make_keyframes
 from worldstereo_ros.pipelines.filling import carried_over, faded, fill_depth
 from worldstereo_ros.pipelines.geometric import GeometricPipeline, Painting
+from worldstereo_ros.pipelines.layout import Layout, find_layout
 from worldstereo_ros.pipelines.processes import lead_transformer, process_count
 from worldstereo_ros.pipelines.text import ImageEncoder, NoText, TextEncoder, load_image_encoder, load_text_encoder
 from worldstereo_ros.pipelines.videolatents import VideoCondition, load_video_condition
@@ -49,6 +50,8 @@ DOTS, DENSE = 19, 0.95
 FEATHER = 12.0  # pixels over which what was observed fades into what is imagined, outside of what was observed
 MASK_CHANNELS = 4
 ENCODED_AT_ONCE = 8  # pictures; all keyframes of a clip side by side would take as much memory as the steps
+
+PLANE_LIKELY, PLANE_WITHIN = 0.6, 2.0  # a plane's depth is taken, unless the network sees another by this factor
 
 # (pipeline, step, timestep, {"latents": ...}) to a dict with what is to be replaced, as in diffusers.
 StepEnd = Callable[["WorldStereoPipeline", int, torch.Tensor, dict[str, torch.Tensor]], dict[str, torch.Tensor] | None]
@@ -210,7 +213,7 @@ class WorldStereoPipeline:
 
     @torch.no_grad()
     def _encode(
-        self, conditioning: Conditioning, prompt: str, paintings: list[Painting]
+        self, conditioning: Conditioning, prompt: str, paintings: list[Painting], layout: Layout | None
     ) -> tuple[dict[str, Any], torch.Tensor, list[torch.Tensor]]:
         """What stays the same in all steps: arguments of the transformer, condition (1, 20, F, h, w), prompts."""
         camera = conditioning.camera
@@ -225,7 +228,8 @@ class WorldStereoPipeline:
             correspondence=(size[0] // 16, size[1] // 16)
             if self.transformer.config.reference_attention == "correspondence"
             else None,
-            painted=[painting.image for painting in paintings] if self.settings.fills_renders else None,
+            painted=paintings if self.settings.fills_renders else None,
+            layout=layout,
         )
         latents = self.autoencoder.encode(keyframes.pictures, ENCODED_AT_ONCE).transpose(0, 1)[None]
         known = torch.zeros_like(latents[:, :MASK_CHANNELS])
@@ -236,6 +240,10 @@ class WorldStereoPipeline:
             "render_mask": keyframes.holes,
             "camera_embedding": keyframes.rays,
         }
+        if keyframes.guessed is not None and keyframes.marks is not None:
+            guessed = self.autoencoder.encode(keyframes.guessed, ENCODED_AT_ONCE).transpose(0, 1)[None]
+            inputs["render_latent"] = guessed
+            inputs["layout"] = torch.cat((latents - guessed, keyframes.marks.to(latents)), dim=1)
         if self.transformer.has_memory:
             inputs["camera_qt"] = keyframes.poses
         if remembers and len(keyframes.references):
@@ -268,13 +276,14 @@ class WorldStereoPipeline:
         generator: torch.Generator,
         on_step: OnStep,
         paintings: list[Painting],
+        layout: Layout | None,
     ) -> torch.Tensor:
         """(16, F, h, w) latents of the keyframes, the seed's among them."""
         steps = self.steps or (None if self.distilled else STEPS)
         self.scheduler.set_timesteps(steps, device=self.device)
         timesteps = self.scheduler.timesteps
         on_step("encoding", 0, len(timesteps))
-        inputs, condition, prompts = self._encode(conditioning, prompt, paintings)
+        inputs, condition, prompts = self._encode(conditioning, prompt, paintings, layout)
         shape = (1, condition.shape[1] - MASK_CHANNELS, *condition.shape[2:])
         latents = torch.randn(shape, generator=generator, device=generator.device, dtype=torch.float32).to(self.device)
         for step, timestep in enumerate(timesteps):
@@ -305,7 +314,8 @@ class WorldStereoPipeline:
         # A model that is shown what memory makes of the views needs their pictures first. What in them was observed is
         # asked view by view, as they are given away.
         paintings = self._memory.paint_all(conditioning, on_step) if self.settings.fills_renders else []
-        latents = self._denoise(conditioning, prompt, generator, on_step, paintings)
+        layout = find_layout(conditioning.references) if self.settings.shows_layout else None
+        latents = self._denoise(conditioning, prompt, generator, on_step, paintings, layout)
         count = len(conditioning.world_from_camera)
         with torch.no_grad():
             pictures = self.autoencoder.decode_frames(latents[:, 1 : count + 1])
@@ -323,11 +333,16 @@ class WorldStereoPipeline:
                 image = _mixed(image, paintings[index], conditioning, index)
             composed = compose(frame, image)
             painted = self.compose_observed or self.settings.fills_renders
-            composed = self._with_depth(composed, conditioning, index)
+            composed = self._with_depth(composed, conditioning, index, layout)
             yield composed if painted else replace(composed, remembered=None)
 
-    def _with_depth(self, frame: PipelineFrame, conditioning: Conditioning, index: int) -> PipelineFrame:
-        """The frame with the depth of what its picture shows where memory has none."""
+    def _with_depth(
+        self, frame: PipelineFrame, conditioning: Conditioning, index: int, layout: Layout | None
+    ) -> PipelineFrame:
+        """The frame with the depth of what its picture shows where memory has none.
+
+        Where planes go on, most likely, and the depth network does not see something else there, theirs is taken.
+        """
         covered = conditioning.renders.covered[index].cpu().numpy()
         if self.depth is None or frame.depth is None or covered.all():
             return frame
@@ -335,7 +350,14 @@ class WorldStereoPipeline:
             estimated = self.depth(frame.image, conditioning.camera)
         except DepthError:  # nothing but sky
             return frame
-        return replace(frame, depth=complete_depth(np.where(covered, frame.depth, np.float32(0)), estimated))
+        known = np.where(covered, frame.depth, np.float32(0))
+        completed = complete_depth(known, estimated)
+        if layout is not None and len(layout):
+            _, plane, likely = layout.seen_from(conditioning.camera, conditioning.world_from_camera[index])
+            near = (plane < completed * PLANE_WITHIN) & (plane * PLANE_WITHIN > completed)
+            there = ~covered & (likely > PLANE_LIKELY) & near
+            completed = complete_depth(np.where(there, plane, known), estimated)
+        return replace(frame, depth=completed)
 
     def _remembered(self, conditioning: Conditioning, index: int, painting: Painting | None) -> PipelineFrame:
         """What memory alone makes of a view; where nothing of it is shown, its depth alone."""

@@ -27,6 +27,7 @@ from worldstereo_ros.camera import (
 from worldstereo_ros.pipelines.base import Conditioning
 from worldstereo_ros.pipelines.conditioning import fit_renders, published_matrix
 from worldstereo_ros.pipelines.geometric import GeometricPipeline
+from worldstereo_ros.pipelines.layout import find_layout, show_layout
 from worldstereo_ros.rendering import render
 from worldstereo_ros.training.clips import Shelf, sensor
 from worldstereo_ros.training.worlds import FINE, FINE_EVERY, World
@@ -51,6 +52,8 @@ class ClipBatch:
     Attributes:
         pictures: (b, 3, F, H, W), what the model should paint; the first is the seed.
         renders: (b, 3, F, H, W), the path as memory paints it, without holes; the first is the seed.
+        layouts: (b, 3, F, H, W), the same with large flat surfaces gone on with, see `pipelines/layout.py`.
+        marks: (b, 4, F, H / 8, W / 8), what is said of these; 0 in the first.
         holes: (b, 1, F, H, W), 1 where nothing was rendered.
         rays: (b, 6, F, H, W).
         poses: (b, F, 7).
@@ -61,6 +64,8 @@ class ClipBatch:
 
     pictures: torch.Tensor
     renders: torch.Tensor
+    layouts: torch.Tensor
+    marks: torch.Tensor
     holes: torch.Tensor
     rays: torch.Tensor
     poses: torch.Tensor
@@ -102,11 +107,11 @@ def draw_clips(
         )
         for world in shelf.of_one_size(count, random)
     ]
-    pictures, guides, holes, rays, poses, looks, look_poses = (
+    pictures, guides, layouts, marks, holes, rays, poses, looks, look_poses = (
         torch.stack(column).to(device) for column in zip(*clips, strict=True)
     )
     beside = torch.from_numpy(keyframes - 1).to(device)
-    return ClipBatch(pictures, guides, holes, rays, poses, looks, beside, look_poses)
+    return ClipBatch(pictures, guides, layouts, marks, holes, rays, poses, looks, beside, look_poses)
 
 
 def _draw_clip(
@@ -130,8 +135,8 @@ def _draw_clip(
     sources = _sources(world, path, random, least=len(keyframes) if remembered else 1)
     if renders:
         views = [_remembered(world, view, random, clean, first=view == path[0]) for view in sources]
-        painted, holes[1:] = _painted(views, camera, poses[path[1:]], device)
-        shown.append(painted)
+        painted, guessed, marks, holes[1:] = _painted(views, camera, poses[path[1:]], device)
+        shown += [painted, guessed]
     if remembered:
         chosen = _assigned(world, path[keyframes], sources)
     else:
@@ -145,15 +150,16 @@ def _draw_clip(
     pose = torch.from_numpy(pose_vectors(targets))
     if not renders:
         nothing = torch.zeros(0)
-        return (*_first((pictures,)), nothing, nothing, nothing, pose, torch.zeros(3, 0, *pictures.shape[-2:]), nothing)
-    guide = torch.cat((pictures[:1], together[frames : 2 * frames - 1]))
+        return (*_first((pictures,)), *(nothing,) * 5, pose, torch.zeros(3, 0, *pictures.shape[-2:]), nothing)
+    guide, layout = (torch.cat((pictures[:1], part)) for part in together[frames : 3 * frames - 2].split(frames - 1))
+    marks = torch.cat((torch.zeros_like(marks[:1]), marks))
     rays = plucker_embedding(targets, published_matrix(camera), camera.height, camera.width)
-    looks = together[2 * frames - 1 :]
+    looks = together[3 * frames - 2 :]
     if chosen and not clean:
         looks = torch.stack([_worn(look, random, imagined=not remembered) for look in looks])
     reference_poses = pose_vectors(others) if others is not None else np.zeros((0, 7), np.float32)
     return (
-        *_first((pictures, guide)),
+        *_first((pictures, guide, layout, marks)),
         holes[None],
         torch.from_numpy(rays),
         pose,
@@ -229,13 +235,12 @@ def _remembered(world: World, view: int, random: np.random.Generator, clean: boo
     return View(np.ascontiguousarray(image), camera, pose, np.where(keep, depth, np.float32(0)))
 
 
-def _painted(
-    views: list[View], camera: Camera, poses: np.ndarray, device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """What memory paints of (F, 4, 4) poses, and where its cloud has holes.
+def _painted(views: list[View], camera: Camera, poses: np.ndarray, device: torch.device) -> tuple[torch.Tensor, ...]:
+    """What memory paints of (F, 4, 4) poses, what the layout adds to it, and where the cloud has holes.
 
     Returns:
-        (pictures (F, 3, H, W) in [0, 1], holes (F, H, W)), at the camera's size, on the CPU.
+        (pictures (F, 3, H, W) in [0, 1], pictures and marks of the layout, holes (F, H, W)), at the camera's size, on
+        the CPU.
     """
     fine = camera.resized(camera.width * FINE, camera.height * FINE)
     known = [view.depth > 0 for view in views if view.depth is not None]
@@ -257,7 +262,9 @@ def _painted(
     memory = Conditioning(views[0], rendering, fine, poses, views, np.full(len(poses), -1))
     paintings = GeometricPipeline().paint_all(memory, lambda *_: None)
     images = torch.from_numpy(np.stack([painting.image for painting in paintings]))
-    return functional.avg_pool2d(images.permute(0, 3, 1, 2).float() / 255, FINE), missing.cpu()
+    pictures = functional.avg_pool2d(images.permute(0, 3, 1, 2).float() / 255, FINE)
+    guess = show_layout(find_layout(views), paintings, camera, poses)
+    return pictures, torch.from_numpy(guess.pictures), torch.from_numpy(guess.marks), missing.cpu()
 
 
 def overlap(world: World, target: int, step: int = 8) -> np.ndarray:

@@ -62,7 +62,14 @@ class DiffusionStage:
     def _encode(self, batch: ClipBatch) -> LatentClips:
         text_dim = self.run.settings.transformer["text_dim"]
         with self.run.accelerator.autocast():
-            return encode_clips(batch, self.autoencoder, text_dim, control=self.control, memory=self.memory)
+            return encode_clips(
+                batch,
+                self.autoencoder,
+                text_dim,
+                control=self.control,
+                memory=self.memory,
+                layout=self.control and bool(self.run.settings.control.get("layout_channels")),
+            )
 
     def _loss(self) -> tuple[torch.Tensor, dict[str, float]]:
         return flow_loss(self.model, self._clips, self.run.settings.shift, self._generator), {}

@@ -35,9 +35,15 @@ class LatentClips:
 
 @torch.no_grad()
 def encode_clips(
-    batch: ClipBatch, autoencoder: PictureAutoencoder, text_dim: int, *, control: bool, memory: bool
+    batch: ClipBatch,
+    autoencoder: PictureAutoencoder,
+    text_dim: int,
+    *,
+    control: bool,
+    memory: bool,
+    layout: bool = False,
 ) -> LatentClips:
-    """Pictures to latents, and all that a transformer with or without branches is told."""
+    """Pictures to latents, and all that a transformer with or without branches, and with a layout, is told."""
     latents = autoencoder.encode(batch.pictures, ENCODED_AT_ONCE).float()
     b, _, F = latents.shape[:3]
     known = torch.zeros_like(latents[:, :MASK_CHANNELS])
@@ -49,6 +55,10 @@ def encode_clips(
         later = autoencoder.encode(batch.renders[:, :, 1:], ENCODED_AT_ONCE).float()
         inputs["render_latent"] = torch.cat((latents[:, :, :1], later), dim=2)
         inputs["render_mask"], inputs["camera_embedding"] = batch.holes, batch.rays
+        if layout:  # the planes' picture is what the model starts from, the smooth one is told beside it
+            guessed = autoencoder.encode(batch.layouts[:, :, 1:], ENCODED_AT_ONCE).float()
+            smooth, inputs["render_latent"] = inputs["render_latent"], torch.cat((latents[:, :, :1], guessed), dim=2)
+            inputs["layout"] = torch.cat((smooth - inputs["render_latent"], batch.marks.float()), dim=1)
     if memory:
         inputs["camera_qt"] = batch.poses
         if batch.references.shape[2]:

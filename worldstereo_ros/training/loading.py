@@ -106,6 +106,8 @@ class ClipDraw:
         return {
             "pictures": _bytes(batch.pictures),
             "renders": _bytes(batch.renders),
+            "layouts": _bytes(batch.layouts),
+            "marks": batch.marks.half().numpy(),
             "holes": batch.holes.to(torch.uint8).numpy(),
             "rays": batch.rays.half().numpy(),
             "poses": batch.poses.numpy(),
@@ -116,7 +118,8 @@ class ClipDraw:
 
     def unpack(self, packed: dict[str, torch.Tensor]) -> ClipBatch:
         """Pictures and holes as float32 again; rays stay as they are, they take the most memory."""
-        shown = {name: packed[name].float().div(127.5).sub(1) for name in ("pictures", "renders", "references")}
+        names = ("pictures", "renders", "layouts", "references")
+        shown = {name: packed[name].float().div(127.5).sub(1) for name in names}
         return ClipBatch(**{**packed, **shown, "holes": packed["holes"].float()})
 
 

@@ -1,0 +1,182 @@
+"""Large flat surfaces gone on with, in rooms whose every wall is known."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.spatial.transform import Rotation
+
+from worldstereo_ros.camera import Camera
+from worldstereo_ros.pipelines.geometric import Painting
+from worldstereo_ros.pipelines.layout import CELL, MARKS, find_layout, show_layout
+from worldstereo_ros.views import View
+
+CAMERA = Camera.from_fov(160, 120, np.radians(75))
+LOW, HIGH = np.array([-2.5, -1.5, -1.0]), np.array([2.5, 1.0, 4.0])  # corners of the room; y points down
+COLOURS = np.array(
+    [[200, 60, 60], [60, 200, 60], [240, 240, 240], [110, 80, 40], [30, 30, 30], [60, 60, 200]], np.uint8
+)
+
+
+def room(pose: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Depth (H, W) and which of the six walls (H, W): x low, x high, y low, y high, z low, z high."""
+    rays = CAMERA.rays() @ pose[:3, :3].T
+    with np.errstate(divide="ignore"):
+        z = np.where(rays > 0, (HIGH - pose[:3, 3]) / rays, (LOW - pose[:3, 3]) / rays)
+    axis = z.argmin(axis=-1)
+    sign = np.take_along_axis(rays, axis[..., None], axis=-1)[..., 0] > 0
+    return z.min(axis=-1).astype(np.float32), 2 * axis + sign
+
+
+def seen(pose: np.ndarray, board: bool = False, noise: float = 0.0, **changes) -> View:
+    """The room, with a grey board before its far wall where it is asked for."""
+    depth, wall = room(pose)
+    image = COLOURS[wall]
+    if board:
+        depth[30:90, 50:110], image[30:90, 50:110] = 1.5, 128
+    if noise:
+        depth = depth + np.random.default_rng(0).normal(0, noise, depth.shape).astype(np.float32) * depth
+    return View(image, CAMERA, pose, depth, **changes)
+
+
+def turned(degrees: float) -> np.ndarray:
+    pose = np.eye(4)
+    pose[:3, :3] = Rotation.from_euler("y", degrees, degrees=True).as_matrix()
+    return pose
+
+
+def painted(count: int = 1, known: bool = False) -> list[Painting]:
+    """Views of which memory shows nothing, grey and 2 m away, or everything."""
+    shape = (CAMERA.height, CAMERA.width)
+    grey, nothing = np.full((*shape, 3), 128, np.uint8), np.full(shape, known)
+    depth = np.full(shape, 2, np.float32)
+    return [Painting(grey, nothing, depth, depth * known, [], np.zeros(0))] * count
+
+
+def test_floor_ceiling_and_walls_are_found():
+    layout = find_layout([seen(np.eye(4))])
+    found = {tuple(plane[:3].round(1) + 0.0): plane[3] for plane in layout.planes}
+    for normal, offset in (
+        ((0, -1, 0), -1.0),
+        ((0, 1, 0), -1.5),
+        ((0, 0, -1), -4.0),
+        ((1, 0, 0), -2.5),
+        ((-1, 0, 0), -2.5),
+    ):
+        assert found[normal] == pytest.approx(offset, abs=0.01), normal  # all face the room
+    assert len(layout) == 5
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.01])
+def test_they_go_on_where_nobody_looked(noise):
+    there = turned(45)
+    truth, wall = room(there)
+    colour, depth, likely = find_layout([seen(turned(15), noise=noise)]).seen_from(CAMERA, there)
+    unseen = np.zeros(truth.shape, bool)
+    unseen[:, 100:] = True  # farther to the side than the first view reached
+    right = np.abs(depth - truth) < 0.03 * truth
+    assert right[unseen].mean() > 0.9
+    assert (np.abs(colour - COLOURS[wall]).max(axis=-1) < 40)[unseen & right].mean() > 0.9
+    assert likely.min() >= 0
+    assert likely.max() <= 1 + 1e-6
+
+
+def test_a_plane_is_less_likely_the_farther_from_where_it_was_seen():
+    view = seen(np.eye(4))
+    _, wall = room(np.eye(4))
+    alone = View(view.image, CAMERA, np.eye(4), np.where(wall == 5, view.depth, 0))
+    _, depth, likely = find_layout([alone]).seen_from(CAMERA, turned(70))
+    row = likely[60][depth[60] > 0]
+    assert len(row) > 20
+    assert (np.diff(row) <= 1e-3).all()
+    assert row[0] > row[-1] + 0.2
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.integers(0, 1000), st.floats(-3, 3), st.floats(-3, 3))
+def test_it_does_not_matter_where_the_world_begins(seed, x, z):
+    moved = np.eye(4)
+    moved[:3, :3] = Rotation.random(random_state=seed).as_matrix()
+    moved[:3, 3] = x, -x, z
+    there = turned(30)
+    _, depth, likely = find_layout([seen(np.eye(4))]).seen_from(CAMERA, there)
+    view = seen(np.eye(4))
+    _, again, as_likely = find_layout([View(view.image, CAMERA, moved, view.depth)]).seen_from(CAMERA, moved @ there)
+    sure = np.minimum(likely, as_likely) > 0.5
+    assert sure.mean() > 0.7
+    near = np.abs(depth - again) < 0.01 * depth + 0.01
+    assert near[sure].mean() > 0.95  # a ray beside an edge may fall to its other side
+
+
+def test_nothing_stands_where_a_view_looked_through():
+    layout = find_layout([seen(np.eye(4), board=True)])
+    _, depth, _ = layout.seen_from(CAMERA, np.eye(4))
+    truth, _ = room(np.eye(4))
+    beside = np.ones(truth.shape, bool)
+    beside[26:94, 46:114] = False
+    assert (np.abs(depth - truth) < 0.03 * truth)[beside].mean() > 0.99  # the board's plane does not go on
+    assert np.abs(depth[50:70, 70:90] - 1.5).max() < 0.05
+
+
+def test_nothing_stands_before_the_sky():
+    view = seen(np.eye(4))
+    _, wall = room(np.eye(4))
+    open_roof = View(view.image, CAMERA, np.eye(4), np.where(wall == 2, 0, view.depth))
+    _, depth, likely = find_layout([open_roof]).seen_from(CAMERA, np.eye(4))
+    inside = wall == 2
+    inside[:-1] &= inside[1:]
+    assert not depth[inside][: inside.sum() // 2].any()
+    assert likely[:5, 70:90].max() == 0
+
+
+def test_what_was_imagined_is_not_looked_at():
+    view = seen(np.eye(4))
+    half = np.zeros(view.depth.shape, bool)
+    assert len(find_layout([View(view.image, CAMERA, np.eye(4), view.depth, observed=half)])) == 0
+    half[:, :80] = True
+    partly = find_layout([View(view.image, CAMERA, np.eye(4), view.depth, observed=half)])
+    assert not any((plane[:3].round() == (-1, 0, 0)).all() for plane in partly.planes)  # the wall to the right
+
+
+def test_without_depth_or_planes_there_is_none():
+    view = seen(np.eye(4))
+    assert len(find_layout([])) == 0
+    assert len(find_layout([View(view.image, CAMERA, np.eye(4))])) == 0
+    assert len(find_layout([View(view.image, CAMERA, np.eye(4), np.zeros_like(view.depth))])) == 0
+    rough = np.random.default_rng(0).uniform(1, 4, view.depth.shape).astype(np.float32)
+    assert len(find_layout([View(view.image, CAMERA, np.eye(4), rough)])) == 0
+
+
+def test_it_is_the_same_every_time():
+    views = [seen(turned(angle), noise=0.01) for angle in (0, 60, 120)]
+    one, other = find_layout(views), find_layout(views)
+    np.testing.assert_array_equal(one.planes, other.planes)
+    for a, b in zip(one.seen_from(CAMERA, turned(200), 1), other.seen_from(CAMERA, turned(200), 3), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_what_memory_shows_is_left_alone():
+    layout = find_layout([seen(np.eye(4))])
+    camera = CAMERA.resized(64, 48)
+    guess = show_layout(layout, painted(2, known=True), camera, np.stack([np.eye(4), turned(45)]))
+    assert guess.pictures.shape == (2, 3, 48, 64)
+    assert guess.marks.shape == (2, MARKS, 48 // CELL, 64 // CELL)
+    np.testing.assert_allclose(guess.pictures, 128 / 255, atol=1e-6)
+    assert not guess.marks[:, :3].any()
+    np.testing.assert_allclose(guess.marks[:, 3], np.log(2 / 3), atol=1e-6)
+
+
+def test_planes_are_mixed_into_the_fill_as_far_as_they_are_likely():
+    layout, camera, there = find_layout([seen(np.eye(4))]), CAMERA.resized(64, 48), turned(45)
+    guess = show_layout(layout, painted(), camera, there[None])
+    hit, likely, ratio, _ = guess.marks[0]
+    assert hit.min() > 0.9
+    assert (likely <= hit + 1e-6).all()
+    truth, _ = room(there)
+    floor = guess.pictures[0][:, -2, 32] * 255
+    assert np.abs(floor - COLOURS[3]).max() < np.abs(128.0 - COLOURS[3]).max() / 2
+    far = truth[::20, ::20][:, :8] > 3
+    assert ratio[far[: ratio.shape[0]]].mean() > 0  # behind the 2 m of the fill
+    none = show_layout(find_layout([]), painted(), camera, there[None])
+    np.testing.assert_allclose(none.pictures, 128 / 255, atol=1e-6)
+    assert not none.marks[:, :3].any()
