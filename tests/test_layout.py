@@ -151,8 +151,18 @@ def test_it_is_the_same_every_time():
     views = [seen(turned(angle), noise=0.01) for angle in (0, 60, 120)]
     one, other = find_layout(views), find_layout(views)
     np.testing.assert_array_equal(one.planes, other.planes)
-    for a, b in zip(one.seen_from(CAMERA, turned(200), 1), other.seen_from(CAMERA, turned(200), 3), strict=True):
+    for a, b in zip(one.seen_from(CAMERA, turned(200)), other.seen_from(CAMERA, turned(200), threads=3), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_only_what_is_asked_for_is_looked_at():
+    layout, there = find_layout([seen(np.eye(4))]), turned(30)
+    wanted = np.random.default_rng(0).random((CAMERA.height, CAMERA.width)) < 0.3
+    for part, whole in zip(
+        layout.seen_from(CAMERA, there, wanted=wanted), layout.seen_from(CAMERA, there), strict=True
+    ):
+        np.testing.assert_array_equal(part[wanted], whole[wanted])
+        assert not part[~wanted].any()
 
 
 def test_what_memory_shows_is_left_alone():

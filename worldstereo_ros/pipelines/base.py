@@ -60,6 +60,8 @@ class PipelineFrame:
         observed: (H, W) bool, True = this pixel shows what a sensor saw.
         remembered: (H, W, 3) uint8, what memory alone paints, where the pipeline knows it and paints something else.
         confidence: (H, W) float32 in 0..1, see `confidence.py`; None = the world model works it out.
+        unlikely: (H, W) float32 in 0..1, how unlikely a plane that memory knows goes on here, 0 where memory covers it;
+            None where the pipeline does not ask that.
     """
 
     image: np.ndarray
@@ -67,6 +69,7 @@ class PipelineFrame:
     observed: np.ndarray
     remembered: np.ndarray | None = None
     confidence: np.ndarray | None = None
+    unlikely: np.ndarray | None = None
 
 
 class Pipeline(Protocol):

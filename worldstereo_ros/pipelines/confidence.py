@@ -47,6 +47,7 @@ FEATURES = (
     "farther",  # how much farther away the remembered view stands that comes nearest, in powers of two
     "moved",  # from the nearest remembered view, against the depth
     "difference",  # between the picture and what memory alone paints
+    "unlikely",  # no plane that memory knows goes on there
 )
 
 
@@ -208,6 +209,8 @@ def features(frame: PipelineFrame, conditioning: Conditioning, index: int) -> np
     if frame.remembered is not None:
         other = _shrunk(frame.remembered, size).astype(np.float32) / 255
         put("difference", _compressed(np.abs(image - other).mean(axis=2)))
+    if frame.unlikely is not None:
+        put("unlikely", _shrunk(frame.unlikely, size))
     grid = min(1.0, GRID / max(size))
     small = (max(2, round(width * grid)), max(2, round(height * grid)))
     looks = _looks(cv2.resize(depth, small, interpolation=cv2.INTER_NEAREST), conditioning, index)

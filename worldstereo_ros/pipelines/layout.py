@@ -80,17 +80,38 @@ class Layout:
         return len(self.planes)
 
     def seen_from(
-        self, camera: Camera, world_from_camera: np.ndarray, threads: int = 1
+        self, camera: Camera, world_from_camera: np.ndarray, *, wanted: np.ndarray | None = None, threads: int = 1
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Mean colour (H, W, 3) float32 0..255 of the planes that a pixel may show, depth (H, W) float32 metres of the
-        likeliest, 0 where there is none, and how likely it shows any of them, (H, W) float32.
+        """What the planes show of a view.
+
+        Args:
+            camera, world_from_camera: of the view.
+            wanted: (H, W) bool, the pixels that are asked for; None: all.
+            threads: how many it may use.
+
+        Returns:
+            The mean colour (H, W, 3) float32 0..255 of the planes that a pixel may show; depth (H, W) float32 metres of
+            the likeliest; how likely it shows any of them, (H, W) float32. 0 where there is none.
         """
         colour = np.zeros((camera.height, camera.width, 3), np.float32)
         depth = np.zeros((camera.height, camera.width), np.float32)
         likely = np.zeros_like(depth)
         geometry = np.array([1 / camera.fx, 1 / camera.fy, camera.cx, camera.cy], np.float32)
         pose = np.ascontiguousarray(world_from_camera[:3], np.float32)
-        rest = (geometry, pose, self.planes, self.colours, self.away, self.views, self.depths, colour, depth, likely)
+        asked = np.ones(depth.shape, bool) if wanted is None else np.ascontiguousarray(wanted)
+        rest = (
+            geometry,
+            pose,
+            asked,
+            self.planes,
+            self.colours,
+            self.away,
+            self.views,
+            self.depths,
+            colour,
+            depth,
+            likely,
+        )
         in_threads(_follow, [(start, stop, *rest) for start, stop in shares(camera.height, threads)])
         return colour, depth, likely
 
@@ -336,13 +357,14 @@ def _picture(normal: np.ndarray, offset: float, samples: _Samples) -> tuple[np.n
 
 
 @compiled
-def _follow(row0, row1, geometry, pose, planes, colours, away, views, depths, out, found, likely):
+def _follow(row0, row1, geometry, pose, asked, planes, colours, away, views, depths, out, found, likely):
     """Follows the rays of rows row0..row1 to the nearest plane that may be there.
 
     Args:
         row0, row1: rows to do.
         geometry: (4,) float32: 1 / fx, 1 / fy, cx, cy.
         pose: (3, 4) float32 world from camera.
+        asked: (H, W) bool, which pixels.
         planes, colours, away, views, depths: of `Layout`.
         out: (H, W, 3) float32, found, likely: (H, W) float32: zeros, written where there is one.
     """
@@ -352,6 +374,8 @@ def _follow(row0, row1, geometry, pose, planes, colours, away, views, depths, ou
     distance = np.empty(len(planes), np.float32)
     for y in range(row0, row1):
         for x in range(found.shape[1]):
+            if not asked[y, x]:
+                continue
             rx = (np.float32(x) - geometry[2]) * geometry[0]
             ry = (np.float32(y) - geometry[3]) * geometry[1]
             dx = pose[0, 0] * rx + pose[0, 1] * ry + pose[0, 2]

@@ -339,24 +339,33 @@ class WorldStereoPipeline:
     def _with_depth(
         self, frame: PipelineFrame, conditioning: Conditioning, index: int, layout: Layout | None
     ) -> PipelineFrame:
-        """The frame with the depth of what its picture shows where memory has none.
+        """The frame with depth where memory has none, and how unlikely planes go on there.
 
         Where planes go on, most likely, and the depth network does not see something else there, theirs is taken.
         """
         covered = conditioning.renders.covered[index].cpu().numpy()
-        if self.depth is None or frame.depth is None or covered.all():
+        depth = frame.depth
+        if depth is None or covered.all():
+            return frame
+        pose, threads = conditioning.world_from_camera[index], self._memory.threads
+        planes = None
+        if layout is not None:
+            planes = layout.seen_from(conditioning.camera, pose, wanted=~covered, threads=threads)
+            frame = replace(frame, unlikely=np.where(covered, np.float32(0), 1 - planes[2]).clip(0, 1))
+        if self.depth is None:
             return frame
         try:
             estimated = self.depth(frame.image, conditioning.camera)
         except DepthError:  # nothing but sky
             return frame
-        known = np.where(covered, frame.depth, np.float32(0))
+        known = np.where(covered, depth, np.float32(0))
         completed = complete_depth(known, estimated)
-        if layout is not None and len(layout):
-            _, plane, likely = layout.seen_from(conditioning.camera, conditioning.world_from_camera[index])
+        if planes is not None:
+            _, plane, likely = planes
             near = (plane < completed * PLANE_WITHIN) & (plane * PLANE_WITHIN > completed)
-            there = ~covered & (likely > PLANE_LIKELY) & near
-            completed = complete_depth(np.where(there, plane, known), estimated)
+            there = (likely > PLANE_LIKELY) & near
+            if there.any():
+                completed = complete_depth(np.where(there, plane, known), estimated)
         return replace(frame, depth=completed)
 
     def _remembered(self, conditioning: Conditioning, index: int, painting: Painting | None) -> PipelineFrame:
