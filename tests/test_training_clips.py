@@ -9,6 +9,7 @@ from training_runs import SMOKE, toy_stage
 
 from worldstereo_ros.training.clips import Shelf
 from worldstereo_ros.training.loading import ClipDraw, LoadedFeed
+from worldstereo_ros.training.polish import channel_energy
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -66,3 +67,53 @@ def test_batches_are_learnt_from_again_while_no_new_one_is_ready(trained, traini
         seen.append(stage._clips)
     assert waited == [True, True] + [False] * 6
     assert {id(clips) for clips in seen[2:]} == {id(clips) for clips in seen[:2]}
+
+
+def test_planes_go_on_in_holes_alone(training_worlds):
+    """What the cloud shows is the same with and without them."""
+    draw = ClipDraw(2, 5, renders=True, memory=False, clean=True)
+    random = np.random.default_rng(1)
+    batches = [draw(Shelf(training_worlds, "training", 4), random, torch.device("cpu")) for _ in range(4)]
+    for batch in batches:
+        assert batch.layouts.shape == batch.renders.shape
+        assert torch.equal(batch.layouts[:, :, 0], batch.pictures[:, :, 0])  # the seed
+        assert not batch.marks[:, :, 0].any()
+        assert batch.marks.shape[3] * 8 == batch.pictures.shape[3]
+    changed = [((b.layouts - b.renders).abs().amax(1) > 0.1).float() for b in batches]
+    holes = [b.holes[:, 0] for b in batches]
+    # A pixel of the model's size beside a hole may have a part of it.
+    near = [torch.nn.functional.max_pool2d(h, 3, 1, 1) for h in holes]
+    assert sum(float(c.sum()) for c in changed) > 100
+    assert sum(float((c * n).sum()) for c, n in zip(changed, near, strict=True)) > 0.9 * sum(
+        float(c.sum()) for c in changed
+    )
+
+
+class _Weighing:
+    """Decodes channel k by multiplying it with k + 1."""
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        return latents * torch.arange(1, latents.shape[1] + 1).view(1, -1, 1, 1, 1)
+
+
+def test_channels_count_by_what_they_change_in_the_picture():
+    energy = channel_energy(_Weighing(), torch.randn(1, 4, 3, 16, 16, generator=torch.Generator().manual_seed(0)))
+    torch.testing.assert_close(energy, torch.tensor([1.0, 4, 9, 16]) / 30, rtol=0.1, atol=0)
+
+
+def test_polishing_weighs_channels_and_holes(trained, training_worlds):
+    stage = toy_stage(trained, training_worlds, "polish", pixel_share=0.5, covered_weight=0.25)
+    for _ in range(10):
+        stage.start_step()
+        clips = stage._clips
+        weights = stage._weights(clips)
+        holes = torch.nn.functional.adaptive_avg_pool3d(clips.inputs["render_mask"], clips.latents.shape[2:])
+        if (holes == 1).any() and (holes == 0).any():
+            break
+    assert weights.expand_as(clips.latents).mean() == pytest.approx(1, rel=1e-4)
+    channel = weights[:, 3]
+    inside, outside = channel[holes[:, 0] == 1], channel[holes[:, 0] == 0]
+    torch.testing.assert_close(outside.mean() / inside.mean(), torch.tensor(0.25))
+    assert weights.amin() > 0
+    even = toy_stage(trained, training_worlds, "polish", pixel_share=0.0, covered_weight=1.0)
+    assert torch.equal(even._weights(clips).expand_as(clips.latents), torch.ones_like(clips.latents))

@@ -66,6 +66,8 @@ class StageSettings:
         critic_learning_rate: of the fake score (distill).
         regression: weight of the true clip beside the scores (distill).
         painted_steps: steps that the polished model takes; 0: as the distilled one.
+        pixel_share: of the loss that counts channels of a latent by what they change in the picture (polish).
+        covered_weight: of what the cloud covers, beside holes (polish): there, remembered pictures are shown in use.
     """
 
     minutes: float = 0.0
@@ -84,6 +86,8 @@ class StageSettings:
     critic_learning_rate: float = 0.0
     regression: float = 0.5
     painted_steps: int = 0
+    pixel_share: float = 0.0
+    covered_weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -171,6 +175,11 @@ def _check(settings: TrainingSettings, where: str) -> None:
             raise SettingsError(f"{where}: frames of {name} is {stage.frames}; the seed's and one more are needed.")
         if not 0 <= stage.short <= 1:
             raise SettingsError(f"{where}: short of {name} is {stage.short:g}; a share of 0 to 1 was expected.")
+        if not 0 <= stage.pixel_share <= 1 or not 0 <= stage.covered_weight <= 1:
+            raise SettingsError(
+                f"{where}: {name} has pixel_share {stage.pixel_share:g} and covered_weight {stage.covered_weight:g}; "
+                "shares of 0 to 1 were expected."
+            )
         if not stage.learning_rate > 0 or not 0 <= stage.ema < 1:
             raise SettingsError(
                 f"{where}: {name} has learning_rate {stage.learning_rate:g} and ema {stage.ema:g}; a rate above 0 and "
