@@ -80,8 +80,8 @@ def test_the_transformer_does_not_notice(swapped):
 
 
 @torch.no_grad()
-def test_a_small_models_last_layer_stays(tmp_path):
-    settings = {**TWO_BLOCKS, "num_layers": 1, "render_prior": [0.4, 0.9]}
+def test_a_small_models_own_layers_stay(tmp_path):
+    settings = {**TWO_BLOCKS, "num_layers": 1, "render_prior": [0.4, 0.9], "layout_channels": 20}
     before, after = tiny_transformer(control=settings), tiny_transformer(control=settings)
     for model in (before, after):
         model.controlnet.render_head.weight.fill_(0.1)  # untrained, it says nothing
@@ -89,8 +89,10 @@ def test_a_small_models_last_layer_stays(tmp_path):
     inputs = tiny_inputs(before, frames=5)
     want = before(**inputs).sample
     torch.testing.assert_close(after(**inputs).sample, want, atol=1e-4, rtol=0)
-    before.controlnet.render_head.weight.zero_()
-    assert (before(**inputs).sample - want).abs().max() > 0.01
+    for layer in (before.controlnet.layout_embedding, before.controlnet.render_head):
+        layer.weight.zero_()
+        assert (before(**inputs).sample - want).abs().max() > 0.01
+        want = before(**inputs).sample
 
 
 def test_torch_weights_of_a_swapped_branch_are_let_go(swapped):

@@ -360,6 +360,7 @@ def test_imports_stand_alone():
         ({"render_latent": None}, "control branch: render_latent and render_mask are needed"),
         ({"render_mask": torch.zeros(1, 1, 4, 4, 6)}, "render_mask has shape"),
         ({"camera_embedding": None}, "camera_embedding is missing"),
+        ({"layout": torch.zeros(1, 20, 4, 4, 6)}, "layout is given and the control branch takes 0 channels"),
         ({"ref_index": None}, "without ref_index"),
         ({"ref_index": torch.tensor([0, 1, 3])}, "with 4 keyframes it must lie in 0..2"),
         ({"ref_index": torch.tensor([0, -1, 1])}, "must lie in 0..2"),

@@ -1,0 +1,86 @@
+#!/usr/bin/env python3
+"""What planes that go on add to a smooth fill, on unseen pixels of worlds; with --out the sheet of docs/layout.md.
+
+From left to right in the sheet: the truth, what of it was seen, the smooth fill, planes mixed into it, the small model.
+"""
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from worldstereo_ros.evaluation import metrics
+from worldstereo_ros.evaluation.protocols import make_task
+from worldstereo_ros.evaluation.worlds import open_data
+from worldstereo_ros.pictures import write_image
+from worldstereo_ros.pipelines.base import Conditioning, PipelineFrame
+from worldstereo_ros.pipelines.geometric import GeometricPipeline
+from worldstereo_ros.pipelines.layout import find_layout, show_layout
+from worldstereo_ros.pipelines.load import load_pipeline
+from worldstereo_ros.world import WorldModel
+
+WIDTH, ROWS = 320, 6  # pixels of a picture, rows of the sheet
+LEAST_UNSEEN, MOST_UNSEEN = 0.12, 0.7  # of the pixels of a view that the sheet shows
+
+
+class Planes(GeometricPipeline):
+    """Paints from memory, and goes on with planes where it shows nothing."""
+
+    def __call__(self, conditioning: Conditioning, **_: Any) -> Iterator[PipelineFrame]:
+        """Yields the frames of the clip; nothing is claimed."""
+        layout = find_layout(conditioning.references)
+        for index, pose in enumerate(conditioning.world_from_camera):
+            painting = self.paint(conditioning, index)
+            guess = show_layout(layout, [painting], conditioning.camera, pose[None])
+            image = np.rint(guess.pictures[0].transpose(1, 2, 0) * 255).astype(np.uint8)
+            image[painting.known] = painting.image[painting.known]
+            yield PipelineFrame(image, painting.depth, np.zeros(painting.known.shape, bool))
+
+
+def main() -> None:
+    """Reads the options, measures, prints and writes."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", action="append", help="As of `worldstereo evaluate`; worlds:test:8 by default.")
+    parser.add_argument("--every", type=int, default=12, help="Ask only every n-th frame.")
+    parser.add_argument("--out", type=Path, help="Where the sheet is written, .jpg or .png.")
+    options = parser.parse_args()
+    pipelines = {"smooth fill": GeometricPipeline(), "planes": Planes(), "small": load_pipeline("small")}
+    sheet = []
+    for data in options.data or ["worlds:test:8"]:
+        for protocol in ("single", "sparse"):
+            errors: dict[str, list[float]] = {name: [] for name in pipelines}
+            for sequence in open_data(data):
+                task = make_task(sequence, protocol, options.every)
+                shown = {}
+                for name, pipeline in pipelines.items():
+                    world = WorldModel(pipeline)
+                    for view in task.given:
+                        world.seed(view)
+                    shown[name] = [view.image for view in world.imagine(task.path, task.asked.camera)]
+                for number, truth in enumerate(task.asked):
+                    assert truth.depth is not None
+                    unseen = (truth.depth > 0) & ~metrics.seen_pixels(truth, task.given)
+                    images = {name: images[number] for name, images in shown.items()}
+                    for name, image in images.items():
+                        error = metrics.psnr(image, truth.image, unseen)
+                        if error is not None:
+                            errors[name].append(error)
+                    if protocol == "single" and LEAST_UNSEEN < unseen.mean() < MOST_UNSEEN:
+                        black = np.where(unseen[..., None], np.uint8(0), truth.image)
+                        sheet.append(np.concatenate([truth.image, black, *images.values()], axis=1))
+            print(
+                f"{data} {protocol}, unseen pixels: " + ", ".join(f"{n} {np.mean(e):.2f} dB" for n, e in errors.items())
+            )
+    if options.out and sheet:
+        chosen = [sheet[index] for index in np.linspace(0, len(sheet) - 1, min(ROWS, len(sheet))).round().astype(int)]
+        height = round(chosen[0].shape[0] * WIDTH * 5 / chosen[0].shape[1])
+        rows = [cv2.resize(row, (WIDTH * 5, height), interpolation=cv2.INTER_AREA) for row in chosen]
+        write_image(options.out, np.concatenate(rows))
+        print(f"Look at {options.out}.")
+
+
+if __name__ == "__main__":
+    main()
