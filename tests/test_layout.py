@@ -75,17 +75,17 @@ def test_they_go_on_where_nobody_looked(noise):
     unseen = np.zeros(truth.shape, bool)
     unseen[:, 100:] = True  # farther to the side than the first view reached
     right = np.abs(depth - truth) < 0.03 * truth
-    assert right[unseen].mean() > 0.9
+    assert right[unseen].mean() > 0.85
     assert (np.abs(colour - COLOURS[wall]).max(axis=-1) < 40)[unseen & right].mean() > 0.9
     assert likely.min() >= 0
     assert likely.max() <= 1 + 1e-6
 
 
 def test_a_plane_is_less_likely_the_farther_from_where_it_was_seen():
-    view = seen(np.eye(4))
-    _, wall = room(np.eye(4))
-    alone = View(view.image, CAMERA, np.eye(4), np.where(wall == 5, view.depth, 0))
-    _, depth, likely = find_layout([alone]).seen_from(CAMERA, turned(70))
+    close = np.eye(4)
+    close[2, 3] = HIGH[2] - 1  # a metre from the wall, which fills the view
+    aside = close @ turned(60)
+    _, depth, likely = find_layout([seen(close)]).seen_from(CAMERA, aside)
     row = likely[60][depth[60] > 0]
     assert len(row) > 20
     assert (np.diff(row) <= 1e-3).all()
@@ -116,6 +116,20 @@ def test_nothing_stands_where_a_view_looked_through():
     beside[26:94, 46:114] = False
     assert (np.abs(depth - truth) < 0.03 * truth)[beside].mean() > 0.99  # the board's plane does not go on
     assert np.abs(depth[50:70, 70:90] - 1.5).max() < 0.05
+
+
+def test_a_face_that_ends_all_around_goes_on_less_than_a_wall():
+    """A box on the floor, beyond which the view goes on to the wall."""
+    depth, _ = room(np.eye(4))
+    image = np.full((*depth.shape, 3), 128, np.uint8)
+    front = depth.copy()
+    front[30:90, 50:110] = 1.5
+    reach = {}
+    for name, z in (("face", front), ("room", depth)):
+        for plane in find_layout([View(image, CAMERA, np.eye(4), z)]).planes:
+            if (plane[:3].round(1) == (0, 0, -1)).all():
+                reach[name, round(float(-plane[3]), 1)] = float(plane[13])
+    assert reach["face", 1.5] < 0.2 * reach["room", 4.0]
 
 
 def test_nothing_stands_before_the_sky():

@@ -41,7 +41,9 @@ LEAST_CELL = 0.04  # metres
 MARGIN = 0.35  # of its extent, on each side, to which a plane's picture is gone on with
 MEAN_WEIGHT = 0.05  # of the mean colour in a plane's fill
 LEAST_AREA = 0.15  # square metres
-REACH = 1.5  # sides of a square as large as what was seen of a plane, after which its chance to go on is 1 / e
+REACH = 1.2  # sides of a square as large as what was seen of a plane, after which its chance to go on is 1 / e
+RING = 2.5  # cells beside what was seen of a plane that are its border
+OPEN_POWER = 3.0  # a plane whose border was seen to end all around, as a table's, goes on the less
 LEAST_CHANCE = 0.02
 THROUGH, THROUGH_METRES = 1.08, 0.08  # a view looked through what stands so far before what it measured
 NEAR = 0.05  # metres
@@ -67,7 +69,7 @@ class Layout:
         colours: (K, CELLS, CELLS, 3) float32.
         away: (K, CELLS, CELLS) float32 metres from where the plane was seen.
         views: (V, 3, 4) float32, from the world to the samples of a view: column, row, 1, times depth.
-        depths: (V, rows, SAMPLED) float32 metres that were measured there, 0 = none.
+        depths: (V, rows, SAMPLED) float32 metres that were measured there, 0 = none, -1 = there is no such sample.
     """
 
     planes: np.ndarray
@@ -172,12 +174,32 @@ def find_layout(views: Sequence[View]) -> Layout:
         square = (0, CELLS, CELLS)
         nothing = np.zeros((0, 14)), np.zeros((*square, 3)), np.zeros(square), np.zeros((0, 3, 4)), np.zeros((0, 1, 1))
         return Layout(*(array.astype(np.float32) for array in nothing))
-    depths = np.zeros((len(looks), max(depth.shape[0] for *_, depth in looks), SAMPLED), np.float32)
+    depths = np.full((len(looks), max(depth.shape[0] for *_, depth in looks), SAMPLED), np.float32(-1))
     for index, (*_, depth) in enumerate(looks):
         depths[index, : depth.shape[0]] = depth
     matrices = np.stack([matrix for _, matrix, _ in looks]).astype(np.float32)
     planes, colours, away = (np.stack(column) for column in zip(*made, strict=True))
+    for plane, far in zip(planes, away, strict=True):
+        plane[13] *= _open_share(plane, far, matrices, depths) ** OPEN_POWER
     return Layout(planes, colours, away, matrices, depths)
+
+
+def _open_share(plane: np.ndarray, away: np.ndarray, matrices: np.ndarray, depths: np.ndarray) -> float:
+    """How much of a plane's border may go on: where no view looked through what would come next, 0..1."""
+    cell = float(plane[12])
+    rows, columns = np.nonzero((away > 0) & (away <= RING * cell))
+    at = plane[10:12] + (np.stack([columns, rows], axis=1) + 0.5) * cell
+    points = plane[3] * plane[:3] + at @ plane[4:10].reshape(2, 3)
+    through = np.zeros(len(points), bool)
+    for matrix, depth in zip(matrices, depths, strict=True):
+        u, v, w = matrix[:, :3] @ points.T + matrix[:, 3:]
+        ahead = w > NEAR
+        far = np.where(ahead, w, 1)
+        a, b = np.floor(u / far + 0.5).astype(int), np.floor(v / far + 0.5).astype(int)
+        inside = ahead & (a >= 0) & (b >= 0) & (a < depth.shape[1]) & (b < depth.shape[0])
+        there = depth[b.clip(0, depth.shape[0] - 1), a.clip(0, depth.shape[1] - 1)]
+        through |= inside & ((there == 0) | (there > w * THROUGH + THROUGH_METRES))
+    return 1 - float(through.mean()) if len(points) else 1.0
 
 
 def show_layout(
@@ -416,6 +438,8 @@ def _follow(row0, row1, geometry, pose, asked, planes, colours, away, views, dep
                     if a < 0 or b < 0 or a >= depths.shape[2] or b >= depths.shape[1]:
                         continue
                     there = depths[i, b, a]
+                    if there < zero:
+                        continue
                     if there == zero or there > w * np.float32(THROUGH) + np.float32(THROUGH_METRES):
                         through = True
                         break
