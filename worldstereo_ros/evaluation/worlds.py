@@ -114,6 +114,10 @@ class WorldSequence:
             self._scene, str(self.path), self.camera, self.poses[rows], indices=self.indices[rows], drawn=self._drawn
         )
 
+    def instances(self) -> np.ndarray:
+        """(N, H, W) int32, which object of the world each pixel of each view shows; 0 is nothing, as the sky."""
+        return self._scene.render(self.camera, self.poses).instance.cpu().numpy()
+
     def seen_from(self, poses: np.ndarray, camera: Camera | None = None) -> WorldSequence:
         """Views of the same world from other poses (N, 4, 4), by the same camera where None."""
         return WorldSequence(self._scene, str(self.path), camera or self.camera, np.asarray(poses, np.float64))
