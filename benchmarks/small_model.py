@@ -22,6 +22,7 @@ from worldstereo_ros.evaluation.metrics import psnr
 from worldstereo_ros.pipelines.base import Conditioning, OnStep, PipelineFrame
 from worldstereo_ros.pipelines.confidence import ConfidenceModel
 from worldstereo_ros.pipelines.geometric import GeometricPipeline, Painting
+from worldstereo_ros.pipelines.layout import find_layout
 from worldstereo_ros.pipelines.worldstereo import WorldStereoPipeline, compose
 from worldstereo_ros.stories import Story
 from worldstereo_ros.views import ImaginedView
@@ -51,7 +52,8 @@ class PlainPipeline(WorldStereoPipeline):
         paintings = [self._memory.paint(conditioning, index) for index in range(count)]
         frames = [self._memory.claim(conditioning, index, paintings[index]) for index in range(count)]
         with patch.object(module, "ENCODED_AT_ONCE", None):
-            latents = self._denoise(conditioning, prompt, generator, on_step, paintings)
+            layout = find_layout(conditioning.references) if self.settings.shows_layout else None
+            latents = self._denoise(conditioning, prompt, generator, on_step, paintings, layout)
         with torch.no_grad():
             decoded = self.autoencoder.decode(latents[:, 1 : len(frames) + 1].transpose(0, 1))
         decoded = ((decoded.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)

@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
 from worldstereo_ros.camera import Camera
+from worldstereo_ros.pipelines import layout
 from worldstereo_ros.pipelines.geometric import Painting
-from worldstereo_ros.pipelines.layout import CELL, MARKS, find_layout, show_layout
+from worldstereo_ros.pipelines.layout import CELL, MARKS, LayoutFinder, find_layout, show_layout
 from worldstereo_ros.views import View
 
 CAMERA = Camera.from_fov(160, 120, np.radians(75))
@@ -54,8 +55,8 @@ def painted(count: int = 1, known: bool = False) -> list[Painting]:
 
 
 def test_floor_ceiling_and_walls_are_found():
-    layout = find_layout([seen(np.eye(4))])
-    found = {tuple(plane[:3].round(1) + 0.0): plane[3] for plane in layout.planes}
+    planes = find_layout([seen(np.eye(4))])
+    found = {tuple(plane[:3].round(1) + 0.0): plane[3] for plane in planes.planes}
     for normal, offset in (
         ((0, -1, 0), -1.0),
         ((0, 1, 0), -1.5),
@@ -64,7 +65,7 @@ def test_floor_ceiling_and_walls_are_found():
         ((-1, 0, 0), -2.5),
     ):
         assert found[normal] == pytest.approx(offset, abs=0.01), normal  # all face the room
-    assert len(layout) == 5
+    assert len(planes) == 5
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.01])
@@ -109,8 +110,8 @@ def test_it_does_not_matter_where_the_world_begins(seed, x, z):
 
 
 def test_nothing_stands_where_a_view_looked_through():
-    layout = find_layout([seen(np.eye(4), board=True)])
-    _, depth, _ = layout.seen_from(CAMERA, np.eye(4))
+    planes = find_layout([seen(np.eye(4), board=True)])
+    _, depth, _ = planes.seen_from(CAMERA, np.eye(4))
     truth, _ = room(np.eye(4))
     beside = np.ones(truth.shape, bool)
     beside[26:94, 46:114] = False
@@ -169,20 +170,40 @@ def test_it_is_the_same_every_time():
         np.testing.assert_array_equal(a, b)
 
 
+def test_asked_again_it_looks_at_new_views_alone(monkeypatch):
+    looked = []
+
+    def look(view):
+        looked.append(view)
+        return once(view)
+
+    once = layout._look
+    monkeypatch.setattr(layout, "_look", look)
+    views, find = [seen(turned(angle)) for angle in (0, 60, 120)], LayoutFinder()
+    first = find(views[:2])
+    assert find(views[:2]) is first
+    both = find(views)
+    assert [id(view) for view in looked] == [id(view) for view in views]
+    np.testing.assert_array_equal(both.planes, find_layout(views).planes)
+    for _ in range(3 * layout.MOST_VIEWS):
+        find([seen(np.eye(4))])
+    assert len(find._looks) <= 2 * layout.MOST_VIEWS
+
+
 def test_only_what_is_asked_for_is_looked_at():
-    layout, there = find_layout([seen(np.eye(4))]), turned(30)
+    planes, there = find_layout([seen(np.eye(4))]), turned(30)
     wanted = np.random.default_rng(0).random((CAMERA.height, CAMERA.width)) < 0.3
     for part, whole in zip(
-        layout.seen_from(CAMERA, there, wanted=wanted), layout.seen_from(CAMERA, there), strict=True
+        planes.seen_from(CAMERA, there, wanted=wanted), planes.seen_from(CAMERA, there), strict=True
     ):
         np.testing.assert_array_equal(part[wanted], whole[wanted])
         assert not part[~wanted].any()
 
 
 def test_what_memory_shows_is_left_alone():
-    layout = find_layout([seen(np.eye(4))])
+    planes = find_layout([seen(np.eye(4))])
     camera = CAMERA.resized(64, 48)
-    guess = show_layout(layout, painted(2, known=True), camera, np.stack([np.eye(4), turned(45)]))
+    guess = show_layout(planes, painted(2, known=True), camera, np.stack([np.eye(4), turned(45)]))
     assert guess.pictures.shape == (2, 3, 48, 64)
     assert guess.marks.shape == (2, MARKS, 48 // CELL, 64 // CELL)
     np.testing.assert_allclose(guess.pictures, 128 / 255, atol=1e-6)
@@ -191,8 +212,8 @@ def test_what_memory_shows_is_left_alone():
 
 
 def test_planes_are_mixed_into_the_fill_as_far_as_they_are_likely():
-    layout, camera, there = find_layout([seen(np.eye(4))]), CAMERA.resized(64, 48), turned(45)
-    guess = show_layout(layout, painted(), camera, there[None])
+    planes, camera, there = find_layout([seen(np.eye(4))]), CAMERA.resized(64, 48), turned(45)
+    guess = show_layout(planes, painted(), camera, there[None])
     hit, likely, ratio, _ = guess.marks[0]
     assert hit.min() > 0.9
     assert (likely <= hit + 1e-6).all()

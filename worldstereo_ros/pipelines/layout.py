@@ -13,6 +13,7 @@ That is a guess, and the same from wherever one looks. Nothing of it is ever cla
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -152,16 +153,50 @@ class _Samples:
         return _Samples(*(getattr(self, name)[chosen] for name in self.__dataclass_fields__))
 
 
+# Samples of a view, the (3, 4) matrix from the world to its grid, its depth on the grid.
+_Look = tuple[_Samples, np.ndarray, np.ndarray]
+
+
 def find_layout(views: Sequence[View]) -> Layout:
     """The planes of what was remembered; there may be none.
 
     Args:
         views: with depth; those without are left out, and so is what in them was imagined.
     """
+    return _layout([_look(view) for view in _looked_at(views)])
+
+
+class LayoutFinder:
+    """`find_layout` for who asks again and again: recent views are looked at once, and so is the same memory."""
+
+    def __init__(self) -> None:
+        self._looks: OrderedDict[int, tuple[View, _Look]] = OrderedDict()
+        self._last: tuple[tuple[int, ...], Layout] | None = None
+
+    def __call__(self, views: Sequence[View]) -> Layout:
+        """See `find_layout`."""
+        seen = _looked_at(views)
+        # Views are immutable and kept alive by the entry, so their identity is a safe key.
+        key = tuple(id(view) for view in seen)
+        if self._last is None or self._last[0] != key:
+            for view in seen:
+                if id(view) not in self._looks:
+                    self._looks[id(view)] = view, _look(view)
+                self._looks.move_to_end(id(view))
+            self._last = key, _layout([self._looks[number][1] for number in key])
+            while len(self._looks) > 2 * MOST_VIEWS:
+                self._looks.popitem(last=False)
+        return self._last[1]
+
+
+def _looked_at(views: Sequence[View]) -> list[View]:
     seen = [view for view in views if view.depth is not None and view.observed_mask.any()]
     if len(seen) > MOST_VIEWS:
         seen = [seen[index] for index in np.linspace(0, len(seen) - 1, MOST_VIEWS).round().astype(int)]
-    looks = [_look(view) for view in seen]
+    return seen
+
+
+def _layout(looks: list[_Look]) -> Layout:
     parts = [samples for samples, *_ in looks if len(samples)]
     made = []
     if parts:
@@ -250,7 +285,7 @@ def _show(layout: Layout, painting: Painting, camera: Camera, pose: np.ndarray) 
     return np.clip(picture / 255, 0, 1).transpose(2, 0, 1).astype(np.float32), marks.transpose(2, 0, 1)
 
 
-def _look(view: View) -> tuple[_Samples, np.ndarray, np.ndarray]:
+def _look(view: View) -> _Look:
     """Samples of a view where it is flat, the (3, 4) matrix from the world to its grid, and its depth on the grid."""
     assert view.depth is not None
     camera = view.camera

@@ -37,7 +37,7 @@ from worldstereo_ros.pipelines.base import Conditioning, ModelError, OnStep, Pip
 from worldstereo_ros.pipelines.conditioning import Keyframes, make_keyframes
 from worldstereo_ros.pipelines.filling import carried_over, faded, fill_depth
 from worldstereo_ros.pipelines.geometric import GeometricPipeline, Painting
-from worldstereo_ros.pipelines.layout import Layout, find_layout
+from worldstereo_ros.pipelines.layout import Layout, LayoutFinder
 from worldstereo_ros.pipelines.processes import lead_transformer, process_count
 from worldstereo_ros.pipelines.text import ImageEncoder, NoText, TextEncoder, load_image_encoder, load_text_encoder
 from worldstereo_ros.pipelines.videolatents import VideoCondition, load_video_condition
@@ -55,6 +55,7 @@ MASK_CHANNELS = 4
 ENCODED_AT_ONCE = 8  # pictures; all keyframes of a clip side by side would take as much memory as the steps
 
 PLANE_LIKELY, PLANE_WITHIN = 0.6, 2.0  # a plane's depth is taken, unless the network sees another by this factor
+COARSE = 4  # pixels from one to the next where the two are compared
 
 # (pipeline, step, timestep, {"latents": ...}) to a dict with what is to be replaced, as in diffusers.
 StepEnd = Callable[["WorldStereoPipeline", int, torch.Tensor, dict[str, torch.Tensor]], dict[str, torch.Tensor] | None]
@@ -126,7 +127,7 @@ class WorldStereoPipeline:
         self.fill_clip = fill_clip
         self.callback_on_step_end = callback_on_step_end
         self.depth = depth
-        self._memory = GeometricPipeline()
+        self._memory, self._find_layout = GeometricPipeline(), LayoutFinder()
 
     @classmethod
     def from_pretrained(
@@ -317,7 +318,7 @@ class WorldStereoPipeline:
         # A model that is shown what memory makes of the views needs their pictures first. What in them was observed is
         # asked view by view, as they are given away.
         paintings = self._memory.paint_all(conditioning, on_step) if self.settings.fills_renders else []
-        layout = find_layout(conditioning.references) if self.settings.shows_layout else None
+        layout = self._find_layout(conditioning.references) if self.settings.shows_layout else None
         latents = self._denoise(conditioning, prompt, generator, on_step, paintings, layout)
         count = len(conditioning.world_from_camera)
         with torch.no_grad():
@@ -362,14 +363,14 @@ class WorldStereoPipeline:
         except DepthError:  # nothing but sky
             return frame
         known = np.where(covered, depth, np.float32(0))
-        completed = complete_depth(known, estimated)
         if planes is not None:
             _, plane, likely = planes
-            near = (plane < completed * PLANE_WITHIN) & (plane * PLANE_WITHIN > completed)
-            there = (likely > PLANE_LIKELY) & near
-            if there.any():
-                completed = complete_depth(np.where(there, plane, known), estimated)
-        return replace(frame, depth=completed)
+            coarse = (slice(None, None, COARSE),) * 2
+            seen = complete_depth(known[coarse], estimated[coarse])
+            seen = cv2.resize(seen, known.shape[::-1], interpolation=cv2.INTER_NEAREST)
+            near = (plane < seen * PLANE_WITHIN) & (plane * PLANE_WITHIN > seen)
+            known = np.where((likely > PLANE_LIKELY) & near, plane, known)
+        return replace(frame, depth=complete_depth(known, estimated))
 
     def _remembered(self, conditioning: Conditioning, index: int, painting: Painting | None) -> PipelineFrame:
         """What memory alone makes of a view; where nothing of it is shown, its depth alone."""
