@@ -161,7 +161,7 @@ def find_layout(views: Sequence[View]) -> Layout:
     """The planes of what was remembered; there may be none.
 
     Args:
-        views: with depth; those without are left out, and so is what in them was imagined.
+        views: those that a sensor took, with depth, are looked at.
     """
     return _layout([_look(view) for view in _looked_at(views)])
 
@@ -190,7 +190,8 @@ class LayoutFinder:
 
 
 def _looked_at(views: Sequence[View]) -> list[View]:
-    seen = [view for view in views if view.depth is not None and view.observed_mask.any()]
+    # What an imagined view has observed is a copy; without it, the layout of a place stays while one imagines there.
+    seen = [view for view in views if view.depth is not None and view.observed is None]
     if len(seen) > MOST_VIEWS:
         seen = [seen[index] for index in np.linspace(0, len(seen) - 1, MOST_VIEWS).round().astype(int)]
     return seen
@@ -291,7 +292,7 @@ def _look(view: View) -> _Look:
     camera = view.camera
     size = (SAMPLED, max(4, round(camera.height * SAMPLED / camera.width)))
     small = camera.resized(*size)
-    measured = np.where((view.depth > 0) & view.observed_mask, view.depth, np.float32(0)).astype(np.float32)
+    measured = np.where(view.depth > 0, view.depth, 0).astype(np.float32)
     # Means of inverse depth, which is linear over a plane.
     inverse = np.where(measured > 0, 1 / np.where(measured > 0, measured, 1), 0).astype(np.float32)
     shrinks = cv2.INTER_AREA if camera.width > SAMPLED else cv2.INTER_LINEAR
