@@ -10,7 +10,7 @@ from worldstereo_ros.camera import Camera
 from worldstereo_ros.pipelines.base import Conditioning
 from worldstereo_ros.pipelines.filling import carried_over, fill_depth
 from worldstereo_ros.pipelines.geometric import Painting
-from worldstereo_ros.pipelines.worldstereo import _mixed
+from worldstereo_ros.pipelines.worldstereo import COVERED_SHARE, _mixed
 from worldstereo_ros.rendering import Rendering
 from worldstereo_ros.views import View
 
@@ -66,5 +66,6 @@ def test_dots_of_imagined_points_do_not_show_in_a_small_models_picture() -> None
         return _mixed(black, painting, Conditioning(seed, renders, camera, np.eye(4)[None], [], np.array([-1])), 0)
 
     assert (mixed(observed)[:, :60] == 0).all()
-    assert mixed(observed)[10:50, 130:150].mean() == pytest.approx(128, abs=1)  # where they are dense, both count
+    # Where they are dense, both count.
+    assert mixed(observed)[10:50, 130:150].mean() == pytest.approx(255 * COVERED_SHARE, abs=1)
     assert mixed(covered)[:, :60].max() > 0  # what a sensor saw is shown, be it sparse
