@@ -1,5 +1,6 @@
 """Large flat surfaces gone on with, in rooms whose every wall is known."""
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -131,6 +132,18 @@ def test_a_face_that_ends_all_around_goes_on_less_than_a_wall():
             if (plane[:3].round(1) == (0, 0, -1)).all():
                 reach[name, round(float(-plane[3]), 1)] = float(plane[13])
     assert reach["face", 1.5] < 0.2 * reach["room", 4.0]
+
+
+def test_a_plane_with_nothing_around_it_ends_there():
+    view = seen(np.eye(4))
+    _, wall = room(np.eye(4))
+    alone = View(view.image, CAMERA, np.eye(4), np.where(wall == 5, view.depth, 0))
+    colour, depth, likely = find_layout([alone]).seen_from(CAMERA, np.eye(4))
+    assert all(np.isfinite(part).all() for part in (colour, depth, likely))
+    inside = cv2.erode((wall == 5).astype(np.uint8), np.ones((9, 9))) > 0
+    outside = cv2.dilate((wall == 5).astype(np.uint8), np.ones((9, 9))) == 0
+    assert likely[inside].min() > 0.9
+    assert likely[outside].max() < 0.1
 
 
 def test_nothing_stands_before_the_sky():

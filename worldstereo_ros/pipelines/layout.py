@@ -45,7 +45,8 @@ LEAST_AREA = 0.15  # square metres
 REACH = 1.2  # sides of a square as large as what was seen of a plane, after which its chance to go on is 1 / e
 RING = 2.5  # cells beside what was seen of a plane that are its border
 OPEN_POWER = 3.0  # a plane whose border was seen to end all around, as a table's, goes on the less
-LEAST_CHANCE = 0.02
+LEAST_REACH = 1e-3  # metres, of a plane that ends all around
+LEAST_CHANCE = 0.02  # below it, a plane is passed over
 THROUGH, THROUGH_METRES = 1.08, 0.08  # a view looked through what stands so far before what it measured
 NEAR = 0.05  # metres
 LEAST_MEASURED = 0.25  # of a sample's pixels; where there are fewer, a view looked into nothing, the sky mostly
@@ -216,7 +217,7 @@ def _layout(looks: list[_Look]) -> Layout:
     matrices = np.stack([matrix for _, matrix, _ in looks]).astype(np.float32)
     planes, colours, away = (np.stack(column) for column in zip(*made, strict=True))
     for plane, far in zip(planes, away, strict=True):
-        plane[13] *= _open_share(plane, far, matrices, depths) ** OPEN_POWER
+        plane[13] = max(plane[13] * _open_share(plane, far, matrices, depths) ** OPEN_POWER, LEAST_REACH)
     return Layout(planes, colours, away, matrices, depths)
 
 
@@ -384,6 +385,8 @@ def _picture(normal: np.ndarray, offset: float, samples: _Samples) -> tuple[np.n
     around = samples.points - samples.points.mean(axis=0)
     first = np.linalg.eigh(around.T @ around)[1][:, 2]
     first -= (first @ normal) * normal
+    if np.linalg.norm(first) < 0.5:  # the samples lie on a line across it, or in one place: no plane
+        return None
     first /= np.linalg.norm(first)
     axes = np.stack([first, np.cross(normal, first)])
     at = samples.points @ axes.T
