@@ -189,8 +189,8 @@ def test_asked_again_it_looks_at_new_views_alone(monkeypatch):
         looked.append(view)
         return once(view)
 
-    once = layout._look
-    monkeypatch.setattr(layout, "_look", look)
+    once = layout.look_at
+    monkeypatch.setattr(layout, "look_at", look)
     views, find = [seen(turned(angle)) for angle in (0, 60, 120)], LayoutFinder()
     first = find(views[:2])
     assert find(views[:2]) is first
