@@ -45,7 +45,7 @@ from worldstereo_ros.pipelines.videolatents import VideoCondition, load_video_co
 STEPS = 40  # of the variants that are not distilled
 # Shares of what memory shows without claiming it, in the picture of a model that is shown the same: where its cloud
 # covers, and where a picture stands at a depth that was only completed. Between what is best in worlds, whose poses are
-# exact (0.4 to 0.65 for both), and on recordings (0.5 and less).
+# exact (about 0.35 to 0.65), and on recordings, whose poses err (less in most places, down to none).
 COVERED_SHARE, COMPLETED_SHARE = 0.4, 0.25
 SHARE_BLUR = 9  # pixels over which that share fades
 # Imagined points that cover less (DENSE) of the window (DOTS pixels) around them have no share: near by they are dots.
