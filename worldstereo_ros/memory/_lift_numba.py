@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from worldstereo_ros._compiled import compiled
+from worldstereo_ros.utils.jit import compiled
 
 GRAZING_STEP = 3  # pixels; a normal over a wider base is not fooled by the steps of a sensor's depth
 MAX_STRETCH = 2.0

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from worldstereo_ros._compiled import compiled
+from worldstereo_ros.utils.jit import compiled
 
 NONE = np.int32(-1)
 # Places in the int64 state vector. List 0 holds imagined points, list 1 observed ones.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from worldstereo_ros._compiled import compiled
+from worldstereo_ros.utils.jit import compiled
 
 BACKGROUND = 4.0  # a surface twice as far counts 2^4 times as much in a fill
 AROUND = 32  # pixels: what lies behind pushes aside what lies before as far as this

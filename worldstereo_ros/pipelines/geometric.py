@@ -22,7 +22,6 @@ import cv2
 import numpy as np
 import torch
 
-from worldstereo_ros._compiled import in_threads, shares
 from worldstereo_ros.camera import Camera
 from worldstereo_ros.overlaps import ABSOLUTE, RELATIVE
 from worldstereo_ros.pipelines.base import Conditioning, OnStep, PipelineFrame
@@ -30,6 +29,7 @@ from worldstereo_ros.pipelines.filling import background_weight, fill_depth, pus
 from worldstereo_ros.pipelines.provenance import observed_pixels
 from worldstereo_ros.pipelines.references import PARALLAX, Reference, Shelf, choose, witness
 from worldstereo_ros.pipelines.warping import gather_rows, normalise_rows, pixel_transform, splat_depth
+from worldstereo_ros.utils.jit import in_threads, shares
 
 LOOSE = 0.15  # depths that were completed, not measured, agree when they differ by less than this fraction
 FEATHER = 24.0  # pixels over which a picture fades in from its border

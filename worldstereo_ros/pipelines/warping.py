@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from worldstereo_ros._compiled import compiled
 from worldstereo_ros.camera import Camera, invert_pose
+from worldstereo_ros.utils.jit import compiled
 
 
 def pixel_transform(

@@ -11,7 +11,7 @@ import numpy as np
 from sensor_msgs.msg import PointCloud2, PointField
 from std_msgs.msg import Header
 
-from worldstereo_ros._compiled import compiled
+from worldstereo_ros.utils.jit import compiled
 
 _FLOAT32 = PointField.FLOAT32
 
