@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from worldstereo_ros.camera import Camera, unproject
+from worldstereo_ros.geometry.cameras import Camera, unproject
+from worldstereo_ros.geometry.views import View
 from worldstereo_ros.memory.cloud import CloudMemory
-from worldstereo_ros.views import View
 
 CAMERA = Camera(640, 480, 525.0, 525.0, 319.5, 239.5)
 VOXEL = 0.01

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from worldstereo_ros.camera import Camera
+from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.scenes import KINDS, make_path, make_scene, pack, render_batch, seed_of
 
 

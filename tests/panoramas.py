@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from worldstereo_ros.camera import Camera
+from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.panorama import look, rings, round_camera
 
 

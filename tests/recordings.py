@@ -8,7 +8,8 @@ from rosbags.typesys import Stores, get_typestore
 
 from worldstereo_ros import imagery
 from worldstereo_ros.bags import BagWriter
-from worldstereo_ros.camera import pose_from_quaternion, quaternion_from_pose, trajectory
+from worldstereo_ros.geometry.poses import pose_from_quaternion, quaternion_from_pose
+from worldstereo_ros.geometry.trajectories import trajectory
 
 WIDTH, HEIGHT = 32, 24
 STORE = get_typestore(Stores.ROS2_JAZZY)

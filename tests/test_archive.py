@@ -374,10 +374,11 @@ def test_links_that_lead_outside_are_refused(tmp_path):
 
 
 def _memories():
-    from worldstereo_ros.camera import Camera, trajectory
+    from worldstereo_ros.geometry.cameras import Camera
+    from worldstereo_ros.geometry.trajectories import trajectory
+    from worldstereo_ros.geometry.views import View
     from worldstereo_ros.memory.bank import ViewBank
     from worldstereo_ros.memory.cloud import CloudMemory
-    from worldstereo_ros.views import View
 
     rng = np.random.default_rng(0)
     camera = Camera.from_fov(48, 32, 1.2)

@@ -9,9 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from worldstereo_ros.camera import Camera, invert_pose, trajectory
+from worldstereo_ros.geometry.cameras import Camera
+from worldstereo_ros.geometry.poses import invert_pose
+from worldstereo_ros.geometry.trajectories import trajectory
+from worldstereo_ros.geometry.views import ImaginedView, View
 from worldstereo_ros.memory.bank import ViewBank, image_feature
-from worldstereo_ros.views import ImaginedView, View
 
 CAMERA = Camera.from_fov(40, 30, 1.2)
 

@@ -4,17 +4,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from worldstereo_ros.camera import (
-    TRAJECTORIES,
-    Camera,
-    interpolate_poses,
-    invert_pose,
-    pose_from_quaternion,
-    project,
-    quaternion_from_pose,
-    trajectory,
-    unproject,
-)
+from worldstereo_ros.geometry.cameras import Camera, project, unproject
+from worldstereo_ros.geometry.poses import interpolate_poses, invert_pose, pose_from_quaternion, quaternion_from_pose
+from worldstereo_ros.geometry.trajectories import TRAJECTORIES, trajectory
 
 CAMERA = Camera(64, 48, 50.0, 52.0, 31.0, 25.0)
 finite = st.floats(-50, 50, allow_nan=False)

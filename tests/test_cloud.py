@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from worldstereo_ros.camera import Camera, trajectory
+from worldstereo_ros.geometry.cameras import Camera
+from worldstereo_ros.geometry.trajectories import trajectory
+from worldstereo_ros.geometry.views import View
 from worldstereo_ros.memory import _voxels_numba, cloud
 from worldstereo_ros.memory.cloud import CloudMemory
-from worldstereo_ros.views import View
 
 CAMERA = Camera.from_fov(64, 48, 1.2)
 VOXEL = 0.05

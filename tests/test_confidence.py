@@ -10,9 +10,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from worldstereo_ros.camera import Camera, trajectory
 from worldstereo_ros.evaluation import reliability
 from worldstereo_ros.evaluation.reliability import Reliability
+from worldstereo_ros.geometry.cameras import Camera
+from worldstereo_ros.geometry.trajectories import trajectory
+from worldstereo_ros.geometry.views import ImaginedView, View
 from worldstereo_ros.memory.archive import read_archive, write_archive
 from worldstereo_ros.memory.bank import ViewBank
 from worldstereo_ros.memory.cloud import CloudMemory
@@ -30,7 +32,6 @@ from worldstereo_ros.pipelines.confidence import (
 from worldstereo_ros.pipelines.load import load_pipeline
 from worldstereo_ros.rendering import Rendering
 from worldstereo_ros.viewable import load_viewable
-from worldstereo_ros.views import ImaginedView, View
 from worldstereo_ros.world import WorldModel
 
 PIPELINES = ("geometric", "small")

@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 from worldstereo_ros import imagery
-from worldstereo_ros.camera import Camera, invert_pose, pose_from_quaternion, project, quaternion_from_pose, unproject
 from worldstereo_ros.datasets import DatasetError, open_image, open_posed, open_sequence, open_video
+from worldstereo_ros.geometry.cameras import Camera, project, unproject
+from worldstereo_ros.geometry.poses import invert_pose, pose_from_quaternion, quaternion_from_pose
 from worldstereo_ros.published import camera_from_published, poses_from_published
 
 WIDTH, HEIGHT = 20, 16

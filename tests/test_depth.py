@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from worldstereo_ros.camera import Camera
 from worldstereo_ros.datasets import open_sequence
 from worldstereo_ros.depth import (
     ASSUMED_FAR,
@@ -34,9 +33,10 @@ from worldstereo_ros.evaluation.depth_errors import (
     means,
 )
 from worldstereo_ros.evaluation.worlds import world_sequence
+from worldstereo_ros.geometry.cameras import Camera
+from worldstereo_ros.geometry.views import View
 from worldstereo_ros.pipelines.filling import fill_depth
 from worldstereo_ros.shipped import shipped_folder
-from worldstereo_ros.views import View
 from worldstereo_ros.world import WorldModel
 
 CAMERA = Camera.from_fov(70, 56, 1.0)

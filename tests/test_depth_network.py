@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 from training_runs import SMOKE
 
-from worldstereo_ros.camera import Camera
+from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.models import CheckpointError
 from worldstereo_ros.models.depth_network import CANONICAL_FOCAL, DepthNetwork, load_depth_network
 from worldstereo_ros.training.chain import make_stage, train_stages

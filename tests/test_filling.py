@@ -6,13 +6,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from worldstereo_ros.camera import Camera
+from worldstereo_ros.geometry.cameras import Camera
+from worldstereo_ros.geometry.views import View
 from worldstereo_ros.pipelines.base import Conditioning
 from worldstereo_ros.pipelines.filling import carried_over, fill_depth
 from worldstereo_ros.pipelines.geometric import Painting
 from worldstereo_ros.pipelines.worldstereo import COVERED_SHARE, _mixed
 from worldstereo_ros.rendering import Rendering
-from worldstereo_ros.views import View
 
 
 @pytest.mark.parametrize("offset", [-30, 25])

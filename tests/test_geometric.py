@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from worldstereo_ros.camera import Camera
+from worldstereo_ros.geometry.cameras import Camera
+from worldstereo_ros.geometry.views import View
 from worldstereo_ros.overlaps import Overlap, overlap, sensitivity
 from worldstereo_ros.photometry import align_exposure
 from worldstereo_ros.pipelines.base import Cancelled, Conditioning
@@ -13,7 +14,6 @@ from worldstereo_ros.pipelines.geometric import GeometricPipeline
 from worldstereo_ros.pipelines.provenance import ASSUMED_ERROR, Witness, observed_pixels, registration_errors
 from worldstereo_ros.pipelines.references import choose
 from worldstereo_ros.rendering import Rendering
-from worldstereo_ros.views import View
 from worldstereo_ros.world import WorldModel
 
 CAMERA = Camera(96, 72, 80.0, 80.0, 47.5, 35.5)

@@ -11,9 +11,10 @@ import torch
 from safetensors.numpy import load_file as load_numpy
 from safetensors.torch import load_file
 
-from worldstereo_ros.camera import normalise_cameras, plucker_embedding, pose_vectors, retrieval_scores
+from worldstereo_ros.geometry.view_overlap import retrieval_scores
 from worldstereo_ros.models.schedulers import DMDScheduler
 from worldstereo_ros.models.transformer import WorldStereoTransformer
+from worldstereo_ros.models.worldstereo.camera_embedding import normalise_cameras, plucker_embedding, pose_vectors
 
 
 @pytest.fixture(scope="module")

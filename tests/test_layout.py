@@ -7,11 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from worldstereo_ros.camera import Camera
+from worldstereo_ros.geometry.cameras import Camera
+from worldstereo_ros.geometry.views import View
 from worldstereo_ros.pipelines import layout
 from worldstereo_ros.pipelines.geometric import Painting
 from worldstereo_ros.pipelines.layout import CELL, MARKS, LayoutFinder, find_layout, show_layout
-from worldstereo_ros.views import View
 
 CAMERA = Camera.from_fov(160, 120, np.radians(75))
 LOW, HIGH = np.array([-2.5, -1.5, -1.0]), np.array([2.5, 1.0, 4.0])  # corners of the room; y points down

@@ -5,15 +5,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from worldstereo_ros.camera import Camera
 from worldstereo_ros.evaluation import evaluate
 from worldstereo_ros.evaluation import protocols as protocols_module
 from worldstereo_ros.evaluation.metrics import colour_and_contrast, psnr
 from worldstereo_ros.evaluation.protocols import LOOP_CLIP, make_task
 from worldstereo_ros.evaluation.worlds import world_panorama, world_sequence
+from worldstereo_ros.geometry.cameras import Camera
+from worldstereo_ros.geometry.views import View
 from worldstereo_ros.pipelines.geometric import GeometricPipeline
 from worldstereo_ros.pipelines.load import load_pipeline
-from worldstereo_ros.views import View
 from worldstereo_ros.world import WorldModel
 
 SMALL = Camera.from_fov(64, 48, np.radians(75))

@@ -5,10 +5,13 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from worldstereo_ros.camera import Camera, trajectory
 from worldstereo_ros.cli import app
 from worldstereo_ros.datasets import open_sequence
 from worldstereo_ros.doctor import examine
+from worldstereo_ros.geometry.cameras import Camera
+from worldstereo_ros.geometry.poses import up_in_world
+from worldstereo_ros.geometry.trajectories import trajectory
+from worldstereo_ros.geometry.views import ImaginedView, View
 from worldstereo_ros.imagine import ImagineRequest, run_imagine
 from worldstereo_ros.memory.archive import load_archive
 from worldstereo_ros.outcome import sheet_of_views, write_sequence
@@ -19,10 +22,8 @@ from worldstereo_ros.pictures import (
     contact_sheet,
     depth_picture,
     mask_picture,
-    up_in_world,
     write_video,
 )
-from worldstereo_ros.views import ImaginedView, View
 
 CAMERA = Camera.from_fov(80, 60, 1.2)
 

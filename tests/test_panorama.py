@@ -5,7 +5,8 @@ import pytest
 from panoramas import sphere_directions
 from safetensors.numpy import load_file
 
-from worldstereo_ros.camera import Camera, invert_pose, pose_from_quaternion
+from worldstereo_ros.geometry.cameras import Camera
+from worldstereo_ros.geometry.poses import invert_pose, pose_from_quaternion
 from worldstereo_ros.imagery import ImageError, read_image
 from worldstereo_ros.panorama import PUBLISHED_WORLD_FROM_PANORAMA, bank_camera, bank_poses, look, panorama_views
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from recordings import BASE_FROM_CAMERA, SECOND
 
-from worldstereo_ros.camera import trajectory
-from worldstereo_ros.posetracks import TransformTree, UnknownPoseError
+from worldstereo_ros.geometry.pose_tracks import TransformTree, UnknownPoseError
+from worldstereo_ros.geometry.trajectories import trajectory
 
 
 def tree_of_transforms() -> TransformTree:

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
 from worldstereo_ros import _splat_torch, rendering
-from worldstereo_ros.camera import Camera, trajectory, unproject
+from worldstereo_ros.geometry.cameras import Camera, unproject
+from worldstereo_ros.geometry.trajectories import trajectory
 from worldstereo_ros.rendering import render
 
 CAMERA = Camera.from_fov(64, 48, 1.2)

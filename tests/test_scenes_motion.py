@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from worldstereo_ros.camera import Camera, project
+from worldstereo_ros.geometry.cameras import Camera, project
 from worldstereo_ros.scenes import (
     Scene,
     Track,

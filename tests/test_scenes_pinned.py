@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from worldstereo_ros.camera import Camera
+from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.scenes import make_path, make_scene, seed_of
 
 # Of each world: a digest of all whole numbers and names, sums of places, sizes, texture starts, materials and

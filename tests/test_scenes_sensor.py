@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from worldstereo_ros.camera import Camera
+from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.scenes import SceneFrames, make_path, make_scene, seed_of
 from worldstereo_ros.scenes.primitives import Random
 from worldstereo_ros.scenes.sensor import NONE, SensorNoise, add_noise, motion_blur

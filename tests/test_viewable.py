@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from viewing import LEVEL, POSES, outcome_of, write_sequence
 
-from worldstereo_ros.camera import Camera
+from worldstereo_ros.geometry.cameras import Camera
+from worldstereo_ros.geometry.views import ImaginedView
 from worldstereo_ros.viewable import MAX_SHOWN_VIEWS, SHOWN_WIDTH, ViewableError, load_viewable, shrink
-from worldstereo_ros.views import ImaginedView
 
 
 def test_sequence_is_fused_where_its_walls_are(tmp_path, wall_views):

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from viewing import CAMERA, POSES, imagined_viewable
 
-from worldstereo_ros.camera import invert_pose
+from worldstereo_ros.geometry.poses import invert_pose
 from worldstereo_ros.viewer import check_address, open_page, serve
 from worldstereo_ros.viewer_scene import COLOURINGS
 

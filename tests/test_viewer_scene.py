@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from viewing import LEVEL, POSES, imagined_viewable, outcome_of
 
-from worldstereo_ros.camera import Camera, project, trajectory
+from worldstereo_ros.geometry.cameras import Camera, project
+from worldstereo_ros.geometry.trajectories import trajectory
 from worldstereo_ros.viewable import Viewable
 from worldstereo_ros.viewer_scene import (
     MAX_FRUSTA,

@@ -3,14 +3,15 @@
 import numpy as np
 import pytest
 
-from worldstereo_ros.camera import Camera, trajectory
 from worldstereo_ros.evaluation.metrics import psnr
+from worldstereo_ros.geometry.cameras import Camera
+from worldstereo_ros.geometry.trajectories import trajectory
+from worldstereo_ros.geometry.views import View
 from worldstereo_ros.memory.archive import ArchiveError
 from worldstereo_ros.memory.freespace import seen_through
 from worldstereo_ros.pipelines.base import Cancelled, PipelineFrame
 from worldstereo_ros.pipelines.load import load_pipeline
 from worldstereo_ros.scenes import make_path, make_scene, seed_of
-from worldstereo_ros.views import View
 from worldstereo_ros.world import NothingSeenError, WorldModel
 
 CAMERA = Camera.from_fov(160, 120, np.radians(75))

@@ -9,7 +9,9 @@ from checkpoints import DMD_VARIANT, MEMORY
 from walls import ODD_WALL as WALL
 from walls import away
 
-from worldstereo_ros.camera import Camera, plucker_embedding, trajectory
+from worldstereo_ros.geometry.cameras import Camera
+from worldstereo_ros.geometry.trajectories import trajectory
+from worldstereo_ros.models.worldstereo.camera_embedding import plucker_embedding
 from worldstereo_ros.pipelines.base import Conditioning
 from worldstereo_ros.pipelines.conditioning import attach_references, fit_renders, make_keyframes, published_matrix
 from worldstereo_ros.pipelines.worldstereo import compose

@@ -14,12 +14,13 @@ import torch.distributed as dist
 from checkpoints import CONTROL, tiny_inputs, tiny_transformer
 from torch.distributed.device_mesh import init_device_mesh
 
-from worldstereo_ros.camera import Camera, trajectory
+from worldstereo_ros.geometry.cameras import Camera
+from worldstereo_ros.geometry.trajectories import trajectory
+from worldstereo_ros.geometry.views import View
 from worldstereo_ros.models.pretrained import parameter_dtype
 from worldstereo_ros.pipelines import processes
 from worldstereo_ros.pipelines.parallel import share_tokens, share_weights
 from worldstereo_ros.pipelines.worldstereo import WorldStereoPipeline
-from worldstereo_ros.views import View
 from worldstereo_ros.world import WorldModel
 
 FROZEN = {**CONTROL, "update_ref": False}

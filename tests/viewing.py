@@ -5,9 +5,11 @@ import json
 import cv2
 import numpy as np
 
-from worldstereo_ros.camera import Camera, quaternion_from_pose, trajectory
+from worldstereo_ros.geometry.cameras import Camera
+from worldstereo_ros.geometry.poses import quaternion_from_pose
+from worldstereo_ros.geometry.trajectories import trajectory
+from worldstereo_ros.geometry.views import ImaginedView, View
 from worldstereo_ros.viewable import Viewable
-from worldstereo_ros.views import ImaginedView, View
 
 CAMERA = Camera.from_fov(40, 30, np.radians(70))
 # Camera at the origin of a world whose z is up, looking along x.

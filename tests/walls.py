@@ -4,8 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from worldstereo_ros.camera import Camera, trajectory
-from worldstereo_ros.views import View
+from worldstereo_ros.geometry.cameras import Camera
+from worldstereo_ros.geometry.trajectories import trajectory
+from worldstereo_ros.geometry.views import View
 from worldstereo_ros.world import WorldModel
 
 

@@ -24,11 +24,11 @@ from worldstereo_ros.bagtopics import (
     camera_info_beside,
     find_topics,
 )
-from worldstereo_ros.calibration import Calibration, calibration_from_info
-from worldstereo_ros.camera import pose_from_quaternion
+from worldstereo_ros.geometry.calibration import Calibration, calibration_from_info
+from worldstereo_ros.geometry.pose_tracks import PoseTrack, TransformTree, UnknownPoseError
+from worldstereo_ros.geometry.poses import pose_from_quaternion
+from worldstereo_ros.geometry.views import View
 from worldstereo_ros.imagery import ImageError
-from worldstereo_ros.posetracks import PoseTrack, TransformTree, UnknownPoseError
-from worldstereo_ros.views import View
 
 __all__ = ["Bag", "BagError", "BagWriter", "camera_info_beside", "find_topics", "read_path", "read_views"]
 

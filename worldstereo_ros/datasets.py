@@ -13,11 +13,12 @@ from typing import overload
 
 import numpy as np
 
-from worldstereo_ros.camera import Camera, pose_from_quaternion
 from worldstereo_ros.files import DatasetError, list_files, read_json, read_prompt, read_rows, read_video, video_size
+from worldstereo_ros.geometry.cameras import Camera
+from worldstereo_ros.geometry.poses import pose_from_quaternion
+from worldstereo_ros.geometry.views import View
 from worldstereo_ros.imagery import ImageError, image_size, read_depth, read_image
 from worldstereo_ros.published import Trajectory, camera_from_published, poses_from_published, read_trajectory
-from worldstereo_ros.views import View
 
 __all__ = ["DatasetError", "Sequence", "Trajectory", "open_image", "open_posed", "open_sequence", "open_video"]
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from PIL import Image
 
-from worldstereo_ros.camera import Camera
+from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.imagery import MAX_DEPTH_METRES, clean_depth
 from worldstereo_ros.pipelines.filling import fill_depth, push_pull
 from worldstereo_ros.shipped import SHIPPED, shipped_folder

@@ -10,13 +10,14 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from worldstereo_ros.camera import TRAJECTORIES, interpolate_poses, trajectory
 from worldstereo_ros.datasets import open_posed, open_sequence
 from worldstereo_ros.depth import NONE, SHIPPED_NETWORK, SMALL, choose_depth
+from worldstereo_ros.geometry.poses import interpolate_poses
+from worldstereo_ros.geometry.trajectories import TRAJECTORIES, trajectory
+from worldstereo_ros.geometry.views import ImaginedView, View
 from worldstereo_ros.outcome import MAP_FILE, write_outcome
 from worldstereo_ros.pipelines.load import load_pipeline
 from worldstereo_ros.shipped import DEFAULT_MODEL
-from worldstereo_ros.views import ImaginedView, View
 from worldstereo_ros.world import WorldModel
 
 

@@ -9,18 +9,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from worldstereo_ros.camera import quaternion_from_pose
 from worldstereo_ros.export.cloud import export_cloud
+from worldstereo_ros.geometry.poses import quaternion_from_pose, up_in_world
+from worldstereo_ros.geometry.views import ImaginedView, View
 from worldstereo_ros.memory.cloud import CloudMemory
-from worldstereo_ros.pictures import (
-    cloud_picture,
-    contact_sheet,
-    mask_picture,
-    up_in_world,
-    write_image,
-    write_video,
-)
-from worldstereo_ros.views import ImaginedView, View
+from worldstereo_ros.pictures import cloud_picture, contact_sheet, mask_picture, write_image, write_video
 
 MAP_FILE = "world.wsmap"
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from worldstereo_ros.camera import Camera, project
-from worldstereo_ros.views import View
+from worldstereo_ros.geometry.cameras import Camera, project
+from worldstereo_ros.geometry.views import View
 
 SAMPLES = 3000  # points that a view offers to another
 RELATIVE, ABSOLUTE = 0.05, 0.02  # two depths of one surface differ by less: a fraction, and metres

@@ -17,9 +17,9 @@ from collections.abc import Iterator, Sequence
 import cv2
 import numpy as np
 
-from worldstereo_ros.camera import Camera
+from worldstereo_ros.geometry.cameras import Camera
+from worldstereo_ros.geometry.views import View
 from worldstereo_ros.imagery import ImageError, check_size
-from worldstereo_ros.views import View
 
 BANK_SIZE = (832, 480)
 BANK_FOV = (math.radians(120), math.radians(90))

@@ -12,13 +12,13 @@ from dataclasses import replace
 
 import numpy as np
 
-from worldstereo_ros.camera import Camera
 from worldstereo_ros.depth import DepthError, DepthEstimator, align_depth
+from worldstereo_ros.geometry.cameras import Camera
+from worldstereo_ros.geometry.views import View
 from worldstereo_ros.imagery import clean_depth
 from worldstereo_ros.panorama import FIELD, look, panorama_views, rings
 from worldstereo_ros.photometry import synchronise
 from worldstereo_ros.stitching import border_weight, look_up, panorama_directions, sample
-from worldstereo_ros.views import View
 
 WIDTH, HEIGHT = 320, 240  # of the views that the model looks at
 COARSE = 80, 60  # of the views that are compared

@@ -8,7 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from worldstereo_ros.camera import Camera, project
+from worldstereo_ros.geometry.cameras import Camera, project
 from worldstereo_ros.rendering import render
 
 INK, PAPER, FAINT = (30, 34, 40), (250, 250, 248), (150, 154, 160)
@@ -178,12 +178,3 @@ def _draw_path(picture: np.ndarray, path: np.ndarray, camera: Camera, view: np.n
         for corner in range(1, 5):
             cv2.line(picture, points[0], points[corner], (220, 40, 60), 1, cv2.LINE_AA)
             cv2.line(picture, points[corner], points[1 + corner % 4], (220, 40, 60), 1, cv2.LINE_AA)
-
-
-def up_in_world(world_from_camera: np.ndarray) -> np.ndarray:
-    """(3,) the world's up, guessed as the mean up of cameras (..., 4, 4) snapped to the nearest axis."""
-    mean = -np.asarray(world_from_camera).reshape(-1, 4, 4)[:, :3, 1].mean(axis=0)
-    axis = int(np.abs(mean).argmax())
-    up = np.zeros(3)
-    up[axis] = np.sign(mean[axis])
-    return up

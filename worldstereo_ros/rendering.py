@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 from worldstereo_ros import _splat_torch
-from worldstereo_ros.camera import Camera, check_poses
+from worldstereo_ros.geometry.cameras import Camera
+from worldstereo_ros.geometry.poses import check_poses
 
 _splat_numba: ModuleType | None
 try:

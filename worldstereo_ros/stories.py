@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from worldstereo_ros.camera import Camera, interpolate_poses
-from worldstereo_ros.views import View
+from worldstereo_ros.geometry.cameras import Camera
+from worldstereo_ros.geometry.poses import interpolate_poses
+from worldstereo_ros.geometry.views import View
 
 LARGEST_WIDTH = 640
 

@@ -11,9 +11,9 @@ from worldstereo_ros.cloud_files import SUFFIXES as CLOUD_SUFFIXES
 from worldstereo_ros.cloud_files import CloudFileError, read_cloud_file
 from worldstereo_ros.datasets import DatasetError, Sequence, open_posed, open_sequence
 from worldstereo_ros.files import list_files
+from worldstereo_ros.geometry.poses import up_in_world
+from worldstereo_ros.geometry.views import ImaginedView, View
 from worldstereo_ros.imagery import ImageError, read_image
-from worldstereo_ros.pictures import up_in_world
-from worldstereo_ros.views import ImaginedView, View
 
 MAP_SUFFIX = ".wsmap"
 MAX_FUSED_FRAMES = 80  # more takes minutes and adds little: neighbours of a recording overlap

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from worldstereo_ros.camera import Camera, quaternion_from_pose
+from worldstereo_ros.geometry.cameras import Camera
+from worldstereo_ros.geometry.poses import quaternion_from_pose
+from worldstereo_ros.geometry.views import View
 from worldstereo_ros.pictures import IMAGINED_COLOUR, OBSERVED_COLOUR
 from worldstereo_ros.viewable import Viewable
-from worldstereo_ros.views import View
 
 if TYPE_CHECKING:
     import viser

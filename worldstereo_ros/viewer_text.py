@@ -8,10 +8,10 @@ import html
 import cv2
 import numpy as np
 
+from worldstereo_ros.geometry.views import ImaginedView, View
 from worldstereo_ros.pictures import IMAGINED_COLOUR, OBSERVED_COLOUR, depth_picture, mask_picture
 from worldstereo_ros.viewable import Viewable
 from worldstereo_ros.viewer_scene import PATH_COLOUR
-from worldstereo_ros.views import ImaginedView, View
 
 
 def summary(viewable: Viewable, shown: int) -> str:

@@ -18,8 +18,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from worldstereo_ros.camera import Camera, check_poses, unproject
 from worldstereo_ros.depth import DepthEstimator, align_to_known, complete_depth
+from worldstereo_ros.geometry.cameras import Camera, unproject
+from worldstereo_ros.geometry.poses import check_poses
+from worldstereo_ros.geometry.views import ImaginedView, View
 from worldstereo_ros.memory.archive import load_archive, save_archive
 from worldstereo_ros.memory.bank import ViewBank
 from worldstereo_ros.memory.cloud import CloudMemory, InsertReport
@@ -27,7 +29,6 @@ from worldstereo_ros.memory.freespace import seen_through
 from worldstereo_ros.pipelines.base import Conditioning, ModelError, OnStep, Pipeline, PipelineFrame
 from worldstereo_ros.pipelines.confidence import load_confidence
 from worldstereo_ros.rendering import Rendering, render
-from worldstereo_ros.views import ImaginedView, View
 
 # After a clip, this many of its views join the bank (WorldStereo 2.0 keeps 8 of 20, never the first); after a path that
 # is imagined view by view, as many of all.

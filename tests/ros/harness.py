@@ -32,7 +32,7 @@ from tf2_msgs.msg import TFMessage
 from worldstereo_ros.action import ImaginePath
 from worldstereo_ros.srv import ImagineView, LoadMap, SaveMap
 
-from worldstereo_ros.camera import Camera
+from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.ros import messages, qos
 
 HERE = Path(__file__).resolve().parent

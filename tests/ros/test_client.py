@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from harness import CAMERA, running, scene, wait_for
 
+from worldstereo_ros.geometry.views import View
 from worldstereo_ros.ros.client import NodeSilentError, WorldStereoClient
-from worldstereo_ros.views import View
 
 pytestmark = pytest.mark.ros
 

@@ -14,12 +14,12 @@ from std_msgs.msg import Header
 from worldstereo_ros.action import ImaginePath
 from worldstereo_ros.srv import ImagineView
 
-from worldstereo_ros.calibration import calibration_from_info
-from worldstereo_ros.camera import Camera
+from worldstereo_ros.geometry.calibration import calibration_from_info
+from worldstereo_ros.geometry.cameras import Camera
+from worldstereo_ros.geometry.views import ImaginedView, View
 from worldstereo_ros.imagery import COLOUR_ENCODINGS, DEPTH_ENCODINGS, ImageError
 from worldstereo_ros.ros import clouds, markers, messages
 from worldstereo_ros.ros.jobs import Code
-from worldstereo_ros.views import ImaginedView, View
 
 HEADER = Header(frame_id="camera")
 RANDOM = np.random.default_rng(3)
@@ -290,7 +290,8 @@ def test_nothing_to_show_deletes_what_was_shown():
 
 
 def test_points_of_a_view_are_those_of_the_camera():
-    from worldstereo_ros.camera import pose_from_quaternion, unproject
+    from worldstereo_ros.geometry.cameras import unproject
+    from worldstereo_ros.geometry.poses import pose_from_quaternion
     from worldstereo_ros.ros.outputs import unprojected
 
     camera = Camera(40, 30, 33.0, 31.0, 18.0, 16.5)

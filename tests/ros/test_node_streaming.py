@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from worldstereo_ros.camera import Camera, trajectory
+from worldstereo_ros.geometry.cameras import Camera
+from worldstereo_ros.geometry.trajectories import trajectory
+from worldstereo_ros.geometry.views import View
 from worldstereo_ros.pipelines.worldstereo import WorldStereoPipeline
 from worldstereo_ros.ros.health import Health
 from worldstereo_ros.ros.jobs import Code, Job, Outcome
 from worldstereo_ros.ros.relay import Relay
 from worldstereo_ros.ros.worker import Worker
-from worldstereo_ros.views import View
 from worldstereo_ros.world import WorldModel
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from worldstereo_ros.camera import invert_pose
+from worldstereo_ros.geometry.poses import invert_pose
 from worldstereo_ros.ros.transforms import SET_BACK_NS, TransformBuffer, TransformMissing
 
 SECOND = 1_000_000_000

@@ -9,8 +9,9 @@ from typing import Protocol
 import cv2
 import numpy as np
 
-from worldstereo_ros.camera import Camera, invert_pose, project, unproject
-from worldstereo_ros.views import View
+from worldstereo_ros.geometry.cameras import Camera, project, unproject
+from worldstereo_ros.geometry.poses import invert_pose
+from worldstereo_ros.geometry.views import View
 
 EMPTY_GREY = 127  # of a view that no point falls into: there is nothing to fill from
 TELEA_RADIUS = 3

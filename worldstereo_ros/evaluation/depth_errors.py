@@ -20,14 +20,14 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from worldstereo_ros.camera import Camera
 from worldstereo_ros.depth import NONE, SMALL, DepthError, DepthEstimator, choose_depth
 from worldstereo_ros.evaluation.metrics import depth_error
 from worldstereo_ros.evaluation.worlds import Posed, open_data
+from worldstereo_ros.geometry.cameras import Camera
+from worldstereo_ros.geometry.views import View
 from worldstereo_ros.pictures import depth_picture, write_image
 from worldstereo_ros.pipelines.filling import fill_depth
 from worldstereo_ros.pipelines.load import load_pipeline
-from worldstereo_ros.views import View
 from worldstereo_ros.world import WorldModel
 
 # Metres of a camera that looks level over a floor towards a wall, and of one depth everywhere: what `fit_ground` finds

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 import cv2
 import numpy as np
 
-from worldstereo_ros.camera import project, unproject
-from worldstereo_ros.views import View
+from worldstereo_ros.geometry.cameras import project, unproject
+from worldstereo_ros.geometry.views import View
 
 RELATIVE, ABSOLUTE = 0.05, 0.02  # seen: within 5 % + 2 cm of the depth of a seed
 SSIM_WINDOW = 7

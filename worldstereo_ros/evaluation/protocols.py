@@ -7,12 +7,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from worldstereo_ros.camera import interpolate_poses
 from worldstereo_ros.evaluation.worlds import Posed, WorldSequence, world_panorama
+from worldstereo_ros.geometry.poses import interpolate_poses, up_in_world
+from worldstereo_ros.geometry.views import View
 from worldstereo_ros.imagined_panorama import ring_order, seam_joint
 from worldstereo_ros.panorama import look, panorama_views, rings, seed_camera
-from worldstereo_ros.pictures import up_in_world
-from worldstereo_ros.views import View
 
 PROTOCOLS = ("single", "sparse", "mono", "revisit", "loop", "panorama", "cloud")
 SPARSE_SEEDS = 5

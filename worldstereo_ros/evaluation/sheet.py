@@ -15,8 +15,8 @@ import numpy as np
 
 from worldstereo_ros.evaluation import metrics
 from worldstereo_ros.evaluation.stages import describe
+from worldstereo_ros.geometry.views import View
 from worldstereo_ros.pictures import FAINT, IMAGINED_COLOUR, INK, PAPER, write_image
-from worldstereo_ros.views import View
 
 COLUMNS = 5
 CELL = 240  # pixels across

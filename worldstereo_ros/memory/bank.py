@@ -8,8 +8,10 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from worldstereo_ros.camera import Camera, check_poses, invert_pose, retrieval_scores
-from worldstereo_ros.views import View
+from worldstereo_ros.geometry.cameras import Camera
+from worldstereo_ros.geometry.poses import check_poses, invert_pose
+from worldstereo_ros.geometry.view_overlap import retrieval_scores
+from worldstereo_ros.geometry.views import View
 
 POSE_WEIGHT = 0.3  # of position and orientation against what the image shows, in the distance of two views
 IMAGE_WEIGHT = 0.7

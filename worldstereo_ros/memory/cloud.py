@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from worldstereo_ros.geometry.views import View
 from worldstereo_ros.memory import _lift_numba, _voxels_numba
 from worldstereo_ros.memory._cloud_state import ARRAYS, CERTAIN, SETTINGS, checked_state, completed_state
 from worldstereo_ros.utils.jit import in_threads, shares
-from worldstereo_ros.views import View
 
 MAX_POINTS = 100_000_000
 SWEEP = 1 << 18  # points looked at per insertion for radius, age and disproof: what keeps the cost flat

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from worldstereo_ros.camera import project
-from worldstereo_ros.views import View
+from worldstereo_ros.geometry.cameras import project
+from worldstereo_ros.geometry.views import View
 
 RELATIVE, ABSOLUTE = 0.05, 0.05  # how far in front of what was measured a point must be: sensors and poses err
 

@@ -24,7 +24,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 from torch.nn import functional
 
-from worldstereo_ros.camera import Camera
+from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.models.checkpoint import CheckpointError, open_weights, read_json
 from worldstereo_ros.models.picture_autoencoder import Down, ResidualBlock, Up
 from worldstereo_ros.models.pretrained import BASE_STEM, check_memory, finite, memory_needed, place, same_tensors

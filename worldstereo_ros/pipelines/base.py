@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from worldstereo_ros.camera import Camera
-from worldstereo_ros.views import View
+from worldstereo_ros.geometry.cameras import Camera
+from worldstereo_ros.geometry.views import View
 
 if TYPE_CHECKING:
     import torch

@@ -16,18 +16,14 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from worldstereo_ros.camera import (
-    Camera,
-    invert_pose,
-    normalise_cameras,
-    plucker_embedding,
-    pose_vectors,
-    retrieval_scores,
-)
+from worldstereo_ros.geometry.cameras import Camera
+from worldstereo_ros.geometry.poses import invert_pose
+from worldstereo_ros.geometry.view_overlap import retrieval_scores
+from worldstereo_ros.geometry.views import View
+from worldstereo_ros.models.worldstereo.camera_embedding import normalise_cameras, plucker_embedding, pose_vectors
 from worldstereo_ros.pipelines.base import Conditioning
 from worldstereo_ros.pipelines.geometric import Painting
 from worldstereo_ros.pipelines.layout import Layout, show_layout
-from worldstereo_ros.views import View
 
 LEAST_COVER = 0.5  # of a pixel; what is covered less is a hole
 

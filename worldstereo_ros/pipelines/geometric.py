@@ -22,7 +22,7 @@ import cv2
 import numpy as np
 import torch
 
-from worldstereo_ros.camera import Camera
+from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.overlaps import ABSOLUTE, RELATIVE
 from worldstereo_ros.pipelines.base import Conditioning, OnStep, PipelineFrame
 from worldstereo_ros.pipelines.filling import background_weight, fill_depth, push_pull

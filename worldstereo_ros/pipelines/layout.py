@@ -20,12 +20,12 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from worldstereo_ros.camera import Camera
+from worldstereo_ros.geometry.cameras import Camera
+from worldstereo_ros.geometry.views import View
 from worldstereo_ros.pipelines.filling import push_pull
 from worldstereo_ros.pipelines.geometric import Painting
 from worldstereo_ros.pipelines.planes import CELLS, SAMPLED, Look, find_planes, joined, look_at, paint_plane
 from worldstereo_ros.utils.jit import compiled, in_threads, shares
-from worldstereo_ros.views import View
 
 MOST_VIEWS = 24  # that are looked at, and that may have looked through
 REACH = 1.2  # sides of a square as large as what was seen of a plane, after which its chance to go on is 1 / e

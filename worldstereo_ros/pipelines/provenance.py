@@ -22,11 +22,11 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from worldstereo_ros.camera import Camera
+from worldstereo_ros.geometry.cameras import Camera
+from worldstereo_ros.geometry.views import View
 from worldstereo_ros.overlaps import ABSOLUTE, RELATIVE, Overlap, sensitivity
 from worldstereo_ros.pipelines.warping import pixel_transform
 from worldstereo_ros.utils.jit import compiled, in_threads, shares
-from worldstereo_ros.views import View
 
 # What a remembered view says about a point: it never looked there, it has this point but not its surroundings, it has
 # both, it measured something else there or nothing at all.

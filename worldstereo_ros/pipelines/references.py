@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from worldstereo_ros.camera import Camera, project
+from worldstereo_ros.geometry.cameras import Camera, project
+from worldstereo_ros.geometry.views import View
 from worldstereo_ros.overlaps import ABSOLUTE, RELATIVE, Overlap, overlap
 from worldstereo_ros.photometry import align_exposure
 from worldstereo_ros.pipelines.filling import fill_depth
 from worldstereo_ros.pipelines.provenance import Witness, registration_errors
-from worldstereo_ros.views import View
 
 PREPARED_VIEWS = 64  # views kept ready
 EDGE_REACH = 3  # pixels beside a depth edge whose colour may belong to the other side

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from worldstereo_ros.camera import Camera, invert_pose
+from worldstereo_ros.geometry.cameras import Camera
+from worldstereo_ros.geometry.poses import invert_pose
 from worldstereo_ros.utils.jit import compiled
 
 

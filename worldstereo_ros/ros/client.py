@@ -31,8 +31,9 @@ from std_srvs.srv import Trigger
 from tf2_msgs.msg import TFMessage
 
 from worldstereo_ros.action import ImaginePath
-from worldstereo_ros.calibration import calibration_from_info
-from worldstereo_ros.camera import invert_pose
+from worldstereo_ros.geometry.calibration import calibration_from_info
+from worldstereo_ros.geometry.poses import invert_pose
+from worldstereo_ros.geometry.views import ImaginedView, View
 from worldstereo_ros.msg import ImaginedView as ImaginedViewMessage
 from worldstereo_ros.ros import qos
 from worldstereo_ros.ros.messages import (
@@ -48,7 +49,6 @@ from worldstereo_ros.ros.messages import (
     transform_message,
 )
 from worldstereo_ros.srv import LoadMap, SaveMap
-from worldstereo_ros.views import ImaginedView, View
 
 # A camera in the middle of the robot that looks ahead: x right, y down, z forward of the camera in REP 103 axes.
 BASE_FROM_CAMERA = np.array([[0, 0, 1, 0], [-1, 0, 0, 0], [0, -1, 0, 0], [0, 0, 0, 1]], dtype=np.float64)

@@ -6,7 +6,7 @@ import numpy as np
 from geometry_msgs.msg import PoseStamped
 from nav_msgs.msg import Path
 
-from worldstereo_ros.camera import interpolate_poses, pose_from_quaternion
+from worldstereo_ros.geometry.poses import interpolate_poses, pose_from_quaternion
 from worldstereo_ros.ros import messages
 from worldstereo_ros.ros.jobs import Code, JobRefused
 from worldstereo_ros.ros.parameters import Settings

@@ -15,7 +15,7 @@ from rclpy.node import Node
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
-from worldstereo_ros.calibration import calibration_from_info
+from worldstereo_ros.geometry.calibration import calibration_from_info
 from worldstereo_ros.imagery import COLOUR_ENCODINGS, DEPTH_ENCODINGS
 from worldstereo_ros.ros import messages, qos
 from worldstereo_ros.ros.frames import Frames

@@ -11,8 +11,8 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
+from worldstereo_ros.geometry.views import ImaginedView
 from worldstereo_ros.pipelines.base import Cancelled
-from worldstereo_ros.views import ImaginedView
 
 VIEW_ORIGIN = "imagine_view"  # single views supersede nothing and are superseded by nothing
 

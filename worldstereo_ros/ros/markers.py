@@ -9,7 +9,7 @@ from geometry_msgs.msg import Point
 from std_msgs.msg import ColorRGBA, Header
 from visualization_msgs.msg import Marker, MarkerArray
 
-from worldstereo_ros.views import View
+from worldstereo_ros.geometry.views import View
 
 # The same meaning everywhere in the project's pictures: blue was observed, orange is imagined.
 OBSERVED = ColorRGBA(r=0.20, g=0.55, b=1.00, a=0.9)

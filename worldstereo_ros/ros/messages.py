@@ -17,10 +17,11 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Header
 
 from worldstereo_ros import imagery
-from worldstereo_ros.camera import Camera, pose_from_quaternion, quaternion_from_pose
+from worldstereo_ros.geometry.cameras import Camera
+from worldstereo_ros.geometry.poses import pose_from_quaternion, quaternion_from_pose
+from worldstereo_ros.geometry.views import ImaginedView
 from worldstereo_ros.imagery import ImageError
 from worldstereo_ros.msg import ImaginedView as ImaginedViewMessage
-from worldstereo_ros.views import ImaginedView
 
 _PIXEL_BYTES = {
     "rgb8": 3, "bgr8": 3, "8UC3": 3, "rgba8": 4, "bgra8": 4, "mono8": 1, "8UC1": 1, "16UC1": 2, "mono16": 2, "32FC1": 4,

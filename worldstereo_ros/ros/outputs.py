@@ -14,13 +14,13 @@ from std_msgs.msg import Header
 from tf2_msgs.msg import TFMessage
 from visualization_msgs.msg import MarkerArray
 
-from worldstereo_ros.camera import Camera
+from worldstereo_ros.geometry.cameras import Camera
+from worldstereo_ros.geometry.views import ImaginedView
 from worldstereo_ros.msg import ImaginedView as ImaginedViewMessage
 from worldstereo_ros.ros import clouds, markers, messages, qos
 from worldstereo_ros.ros.frames import Frames
 from worldstereo_ros.ros.parameters import Settings
 from worldstereo_ros.ros.transforms import TransformMissing
-from worldstereo_ros.views import ImaginedView
 from worldstereo_ros.world import WorldModel
 
 OUTPUTS = (

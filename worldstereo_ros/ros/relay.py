@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from worldstereo_ros.camera import Camera
+from worldstereo_ros.geometry.cameras import Camera
+from worldstereo_ros.geometry.views import ImaginedView
 from worldstereo_ros.ros.health import Health
 from worldstereo_ros.ros.jobs import VIEW_ORIGIN, Code, Job, JobRefused, Outcome
 from worldstereo_ros.ros.outputs import Outputs
 from worldstereo_ros.ros.parameters import Settings
 from worldstereo_ros.ros.seeds import Seed
-from worldstereo_ros.views import ImaginedView
 from worldstereo_ros.world import NothingSeenError, WorldModel
 
 

@@ -29,7 +29,8 @@ def main(arguments: list[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
     options = parser.parse_args(given[: given.index("--ros-args")] if "--ros-args" in given else given)
 
-    from worldstereo_ros.camera import Camera, interpolate_poses
+    from worldstereo_ros.geometry.cameras import Camera
+    from worldstereo_ros.geometry.poses import interpolate_poses
     from worldstereo_ros.ros.client import NodeSilentError, WorldStereoClient
     from worldstereo_ros.scenes import make_path, make_scene, seed_of
 

@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
-from worldstereo_ros.calibration import calibration_from_info
-from worldstereo_ros.camera import Camera
+from worldstereo_ros.geometry.calibration import calibration_from_info
+from worldstereo_ros.geometry.cameras import Camera
+from worldstereo_ros.geometry.views import View
 from worldstereo_ros.ros import messages
 from worldstereo_ros.ros.transforms import SET_BACK_NS
-from worldstereo_ros.views import View
 from worldstereo_ros.world import WorldModel
 
 KEPT = 16  # images, infos and depths that wait for each other; bounded, newest kept

@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 from pytransform3d.transformations import pq_slerp, transform_from_pq
 
-from worldstereo_ros.camera import invert_pose
+from worldstereo_ros.geometry.poses import invert_pose
 
 # A transform this much older than the newest one of its frame means that time was set back (a bag starts over).
 SET_BACK_NS = 2_000_000_000

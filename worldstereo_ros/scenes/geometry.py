@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from worldstereo_ros.camera import Camera
+from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.scenes.primitives import BOX, SPHERE
 
 NEAR = 1e-3

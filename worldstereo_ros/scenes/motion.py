@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from worldstereo_ros.camera import Camera
+from worldstereo_ros.geometry.cameras import Camera
 
 if TYPE_CHECKING:
     from worldstereo_ros.scenes.scene import Scene, SceneFrames

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from worldstereo_ros.camera import Camera
+from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.scenes.geometry import Frames, Tiles, cast
 from worldstereo_ros.scenes.motion import Times, as_times, body_motions
 from worldstereo_ros.scenes.primitives import BOX, CYLINDER

@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from worldstereo_ros.camera import Camera
+from worldstereo_ros.geometry.cameras import Camera
+from worldstereo_ros.geometry.views import View
 from worldstereo_ros.scenes.bake import Ambient, World, bake
 from worldstereo_ros.scenes.geometry import Geometry
 from worldstereo_ros.scenes.light import Layout, Texels, half_sizes, lay_out, texels
 from worldstereo_ros.scenes.motion import Mover, Times
 from worldstereo_ros.scenes.primitives import Builder, Light, Primitives
 from worldstereo_ros.scenes.textures import COLUMNS, mip_chain
-from worldstereo_ros.views import View
 
 SHINY = 3
 """Lamps that glossy surfaces show."""

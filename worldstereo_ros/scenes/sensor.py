@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch.nn import functional
 
-from worldstereo_ros.camera import Camera
+from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.scenes.primitives import Random
 from worldstereo_ros.scenes.scene import SceneFrames
 

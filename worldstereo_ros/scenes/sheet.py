@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import torch
 
-from worldstereo_ros.camera import Camera
+from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.scenes.builders import KINDS, make_scene
 from worldstereo_ros.scenes.motion import scene_flow
 from worldstereo_ros.scenes.paths import clearance, look, make_path

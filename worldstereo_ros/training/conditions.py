@@ -15,15 +15,11 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch.nn import functional
 
-from worldstereo_ros.camera import (
-    Camera,
-    invert_pose,
-    normalise_cameras,
-    plucker_embedding,
-    pose_vectors,
-    retrieval_scores,
-    unproject,
-)
+from worldstereo_ros.geometry.cameras import Camera, unproject
+from worldstereo_ros.geometry.poses import invert_pose
+from worldstereo_ros.geometry.view_overlap import retrieval_scores
+from worldstereo_ros.geometry.views import View
+from worldstereo_ros.models.worldstereo.camera_embedding import normalise_cameras, plucker_embedding, pose_vectors
 from worldstereo_ros.pipelines.base import Conditioning
 from worldstereo_ros.pipelines.conditioning import fit_renders, published_matrix
 from worldstereo_ros.pipelines.geometric import GeometricPipeline
@@ -31,7 +27,6 @@ from worldstereo_ros.pipelines.layout import find_layout, show_layout
 from worldstereo_ros.rendering import render
 from worldstereo_ros.training.clips import Shelf, sensor
 from worldstereo_ros.training.worlds import FINE, FINE_EVERY, World
-from worldstereo_ros.views import View
 
 FAULTLESS = 0.3  # share of the clips whose sensors do not err
 BLEEDING, FLOATERS = 0.5, 0.1  # shares of the views whose depth bleeds over edges, or is blurred into thin air

@@ -20,7 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch.nn import functional
 
-from worldstereo_ros.camera import Camera
+from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.scenes import PATHS, make_path, make_scene, pack, render_batch, seed_of
 from worldstereo_ros.scenes.primitives import Random
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from worldstereo_ros.camera import invert_pose
+from worldstereo_ros.geometry.poses import invert_pose
 
 
 class UnknownPoseError(ValueError):

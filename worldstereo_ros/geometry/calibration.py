@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from worldstereo_ros.camera import Camera
+from worldstereo_ros.geometry.cameras import Camera
 
 # distortion_model -> numbers of coefficients that OpenCV takes
 _MODELS = {"plumb_bob": (4, 5), "rational_polynomial": (8, 12, 14), "equidistant": (4,)}

@@ -1,0 +1,121 @@
+"""Cameras, poses and the paths they take.
+
+Inside this project: OpenCV camera axes (x right, y down, z forward), metres, radians, pixel centres at integers,
+poses as `world_from_camera` (4, 4) matrices; a name `a_from_b` takes b coordinates to a.
+The conventions of the published WorldStereo weights (`world_to_camera`, normalised scenes, Plücker rays) are made
+here from these, each in one function. SciPy is imported where it is used: machines that only train have none.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from worldstereo_ros.geometry.poses import invert_pose
+
+
+@dataclass(frozen=True)
+class Camera:
+    """A pinhole camera without distortion.
+
+    Attributes:
+        width, height: image size in pixels.
+        fx, fy: focal lengths in pixels.
+        cx, cy: principal point in pixels; the centre of the top left pixel is (0, 0).
+    """
+
+    width: int
+    height: int
+    fx: float
+    fy: float
+    cx: float
+    cy: float
+
+    def __post_init__(self) -> None:
+        numbers = (self.fx, self.fy, self.cx, self.cy)
+        if not np.isfinite(numbers).all() or self.fx <= 0 or self.fy <= 0 or self.width <= 0 or self.height <= 0:
+            raise ValueError(
+                f"The camera has size {self.width}x{self.height} and fx, fy, cx, cy = {numbers}; the size and the "
+                "focal lengths must be positive and every number finite. An uncalibrated camera sends zeros."
+            )
+
+    @classmethod
+    def from_matrix(cls, K: np.ndarray, width: int, height: int) -> Camera:
+        """From a 3x3 intrinsic matrix in pixels."""
+        K = np.asarray(K, dtype=np.float64)
+        if K.shape != (3, 3):
+            raise ValueError(f"The intrinsic matrix has shape {K.shape}; (3, 3) was expected.")
+        return cls(int(width), int(height), float(K[0, 0]), float(K[1, 1]), float(K[0, 2]), float(K[1, 2]))
+
+    @classmethod
+    def from_fov(cls, width: int, height: int, horizontal_fov: float) -> Camera:
+        """Square pixels, principal point in the middle; `horizontal_fov` in radians, below pi."""
+        if not 0 < horizontal_fov < np.pi:
+            raise ValueError(f"The horizontal field of view is {horizontal_fov} rad; it must lie between 0 and pi.")
+        focal = 0.5 * width / np.tan(0.5 * horizontal_fov)
+        return cls(width, height, focal, focal, 0.5 * (width - 1), 0.5 * (height - 1))
+
+    @property
+    def matrix(self) -> np.ndarray:
+        """(3, 3) float64 intrinsic matrix in pixels."""
+        return np.array([[self.fx, 0, self.cx], [0, self.fy, self.cy], [0, 0, 1]], dtype=np.float64)
+
+    def resized(self, width: int, height: int) -> Camera:
+        """The same field of view on another pixel grid."""
+        sx, sy = width / self.width, height / self.height
+        # Pixel centres are at integers, so the image begins at -0.5.
+        cx, cy = (self.cx + 0.5) * sx - 0.5, (self.cy + 0.5) * sy - 0.5
+        return Camera(width, height, self.fx * sx, self.fy * sy, cx, cy)
+
+    def cropped(self, x: int, y: int, width: int, height: int) -> Camera:
+        """The window of `width` x `height` pixels whose top left pixel is (x, y)."""
+        return Camera(width, height, self.fx, self.fy, self.cx - x, self.cy - y)
+
+    def rays(self) -> np.ndarray:
+        """(H, W, 3) float32 directions through the pixel centres, camera axes, z = 1: point = ray * depth."""
+        x = (np.arange(self.width, dtype=np.float32) - np.float32(self.cx)) / np.float32(self.fx)
+        y = (np.arange(self.height, dtype=np.float32) - np.float32(self.cy)) / np.float32(self.fy)
+        rays = np.ones((self.height, self.width, 3), dtype=np.float32)
+        rays[..., 0], rays[..., 1] = x[None, :], y[:, None]
+        return rays
+
+
+# --- poses ---
+
+
+# --- points ---
+
+
+def unproject(depth: np.ndarray, camera: Camera, world_from_camera: np.ndarray) -> np.ndarray:
+    """(H, W, 3) float32 world points of a depth image (H, W) in metres; where depth is 0 they mean nothing."""
+    if depth.shape != (camera.height, camera.width):
+        raise ValueError(
+            f"The depth has shape {depth.shape}; the camera's {(camera.height, camera.width)} was expected."
+        )
+    points = camera.rays() * depth[..., None].astype(np.float32)
+    rotation = world_from_camera[:3, :3].astype(np.float32)
+    return points @ rotation.T + world_from_camera[:3, 3].astype(np.float32)
+
+
+def project(points: np.ndarray, camera: Camera, world_from_camera: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where world points land in a camera.
+
+    Returns:
+        (pixel coordinates (N, 2) float32 as x, y; depth (N,) float32). Behind the camera (depth <= 0) the
+        coordinates mean nothing.
+    """
+    camera_from_world = invert_pose(world_from_camera)
+    # Subtracting the centre first keeps precision far from the origin of the world.
+    local = (points.astype(np.float64) - world_from_camera[:3, 3]) @ camera_from_world[:3, :3].T
+    z = local[:, 2]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        x = camera.fx * local[:, 0] / z + camera.cx
+        y = camera.fy * local[:, 1] / z + camera.cy
+    return np.stack([x, y], axis=1).astype(np.float32), z.astype(np.float32)
+
+
+# --- what the published weights expect ---
+
+
+# --- frusta ---
