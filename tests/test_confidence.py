@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from worldstereo_ros.rendering.splatting.splatting import Rendering
 
 from worldstereo_ros.evaluation import reliability
 from worldstereo_ros.evaluation.reliability import Reliability
@@ -30,7 +31,6 @@ from worldstereo_ros.pipelines.confidence import (
     load_confidence,
 )
 from worldstereo_ros.pipelines.load import load_pipeline
-from worldstereo_ros.rendering import Rendering
 from worldstereo_ros.viewable import load_viewable
 from worldstereo_ros.world import WorldModel
 

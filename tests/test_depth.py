@@ -36,7 +36,7 @@ from worldstereo_ros.evaluation.worlds import world_sequence
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.views import View
 from worldstereo_ros.pipelines.filling import fill_depth
-from worldstereo_ros.shipped import shipped_folder
+from worldstereo_ros.weights.bundled import shipped_folder
 from worldstereo_ros.world import WorldModel
 
 CAMERA = Camera.from_fov(70, 56, 1.0)

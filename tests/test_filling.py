@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from worldstereo_ros.rendering.splatting.splatting import Rendering
 
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.views import View
@@ -12,7 +13,6 @@ from worldstereo_ros.pipelines.base import Conditioning
 from worldstereo_ros.pipelines.filling import carried_over, fill_depth
 from worldstereo_ros.pipelines.geometric import Painting
 from worldstereo_ros.pipelines.worldstereo import COVERED_SHARE, _mixed
-from worldstereo_ros.rendering import Rendering
 
 
 @pytest.mark.parametrize("offset", [-30, 25])

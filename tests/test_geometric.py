@@ -3,6 +3,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from worldstereo_ros.rendering.splatting.splatting import Rendering
 
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.views import View
@@ -13,7 +14,6 @@ from worldstereo_ros.pipelines.filling import fill_depth, push_pull
 from worldstereo_ros.pipelines.geometric import GeometricPipeline
 from worldstereo_ros.pipelines.provenance import ASSUMED_ERROR, Witness, observed_pixels, registration_errors
 from worldstereo_ros.pipelines.references import choose
-from worldstereo_ros.rendering import Rendering
 from worldstereo_ros.world import WorldModel
 
 CAMERA = Camera(96, 72, 80.0, 80.0, 47.5, 35.5)

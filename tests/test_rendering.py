@@ -6,11 +6,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
+from worldstereo_ros.rendering.splatting.splatting import render
 
-from worldstereo_ros import _splat_torch, rendering
 from worldstereo_ros.geometry.cameras import Camera, unproject
 from worldstereo_ros.geometry.trajectories import trajectory
-from worldstereo_ros.rendering import render
+from worldstereo_ros.rendering.splatting import _splat_torch, splatting
 
 CAMERA = Camera.from_fov(64, 48, 1.2)
 HERE = np.eye(4)[None]
@@ -260,7 +260,7 @@ def test_torch_and_numpy_arrays_are_the_same():
 def test_rendering_without_numba(monkeypatch):
     arrays = random_cloud(2)
     expected = render(*arrays, CAMERA, HERE)
-    monkeypatch.setattr(rendering, "_splat_numba", None)
+    monkeypatch.setattr(splatting, "_splat_numba", None)
     same(expected, render(*arrays, CAMERA, HERE))
     with pytest.raises(ValueError, match="numba"):
         render(*arrays, CAMERA, HERE, backend="numba")

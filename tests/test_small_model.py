@@ -25,8 +25,8 @@ from worldstereo_ros.outcome import write_sequence
 from worldstereo_ros.pipelines.geometric import GeometricPipeline
 from worldstereo_ros.pipelines.load import load_pipeline
 from worldstereo_ros.pipelines.worldstereo import WorldStereoPipeline
-from worldstereo_ros.shipped import shipped_folder
 from worldstereo_ros.stories import scene_story
+from worldstereo_ros.weights.bundled import shipped_folder
 from worldstereo_ros.world import WorldModel
 
 CAMERA = WALL.camera

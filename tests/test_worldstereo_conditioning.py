@@ -8,6 +8,7 @@ import torch
 from checkpoints import DMD_VARIANT, MEMORY
 from walls import ODD_WALL as WALL
 from walls import away
+from worldstereo_ros.rendering.splatting.splatting import render
 
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.trajectories import trajectory
@@ -15,7 +16,6 @@ from worldstereo_ros.models.worldstereo.camera_embedding import plucker_embeddin
 from worldstereo_ros.pipelines.base import Conditioning
 from worldstereo_ros.pipelines.conditioning import attach_references, fit_renders, make_keyframes, published_matrix
 from worldstereo_ros.pipelines.worldstereo import compose
-from worldstereo_ros.rendering import render
 
 CAMERA = WALL.camera
 CPU = torch.device("cpu")

@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
-from worldstereo_ros.shipped import DEFAULT_MODEL
 from worldstereo_ros.training.cli import app as training
+from worldstereo_ros.weights.bundled import DEFAULT_MODEL
 
 app = typer.Typer(
     help="A world model for robots: it remembers what was seen, imagines what was not, and says which is which.",

@@ -18,7 +18,7 @@ from PIL import Image
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.imagery import MAX_DEPTH_METRES, clean_depth
 from worldstereo_ros.pipelines.filling import fill_depth, push_pull
-from worldstereo_ros.shipped import SHIPPED, shipped_folder
+from worldstereo_ros.weights.bundled import SHIPPED, shipped_folder
 
 if TYPE_CHECKING:
     from worldstereo_ros.models.depth_network import DepthNetwork, MonocularDepth

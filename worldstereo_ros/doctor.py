@@ -11,7 +11,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from worldstereo_ros.shipped import shipped_folder
+from worldstereo_ros.weights.bundled import shipped_folder
 
 
 @dataclass(frozen=True)

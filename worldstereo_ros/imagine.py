@@ -17,7 +17,7 @@ from worldstereo_ros.geometry.trajectories import TRAJECTORIES, trajectory
 from worldstereo_ros.geometry.views import ImaginedView, View
 from worldstereo_ros.outcome import MAP_FILE, write_outcome
 from worldstereo_ros.pipelines.load import load_pipeline
-from worldstereo_ros.shipped import DEFAULT_MODEL
+from worldstereo_ros.weights.bundled import DEFAULT_MODEL
 from worldstereo_ros.world import WorldModel
 
 

@@ -18,7 +18,7 @@ from worldstereo_ros.imagined_panorama import ImaginedPanorama, imagine_panorama
 from worldstereo_ros.outcome import MAP_FILE, write_sequence
 from worldstereo_ros.pictures import depth_picture, mask_picture, write_image
 from worldstereo_ros.pipelines.load import load_pipeline
-from worldstereo_ros.shipped import DEFAULT_MODEL
+from worldstereo_ros.weights.bundled import DEFAULT_MODEL
 from worldstereo_ros.world import WorldModel
 
 GAP = 6  # white pixels between pictures of a sheet

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from worldstereo_ros.geometry.cameras import Camera, project
-from worldstereo_ros.rendering import render
+from worldstereo_ros.rendering.splatting.splatting import render
 
 INK, PAPER, FAINT = (30, 34, 40), (250, 250, 248), (150, 154, 160)
 OBSERVED_COLOUR, IMAGINED_COLOUR = (38, 132, 166), (226, 120, 60)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from worldstereo_ros.models.checkpoint import PICKLES, CheckpointError
 from worldstereo_ros.models.settings import VARIANTS, Settings, read_settings
-from worldstereo_ros.shipped import SHIPPED, shipped_folder
+from worldstereo_ros.weights.bundled import SHIPPED, shipped_folder
 
 PUBLISHED = "hanshanxue/WorldStereo"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from worldstereo_ros.pipelines.base import Pipeline
-from worldstereo_ros.shipped import SHIPPED
+from worldstereo_ros.weights.bundled import SHIPPED
 
 NAMES = ("geometric", *SHIPPED)
 DTYPES = ("auto", "float32", "bfloat16", "float16")

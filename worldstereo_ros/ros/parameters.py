@@ -14,7 +14,7 @@ from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from worldstereo_ros.shipped import DEFAULT_MODEL
+from worldstereo_ros.weights.bundled import DEFAULT_MODEL
 
 Value = bool | int | float | str | list[float]
 

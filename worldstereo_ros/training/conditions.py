@@ -24,7 +24,7 @@ from worldstereo_ros.pipelines.base import Conditioning
 from worldstereo_ros.pipelines.conditioning import fit_renders, published_matrix
 from worldstereo_ros.pipelines.geometric import GeometricPipeline
 from worldstereo_ros.pipelines.layout import find_layout, show_layout
-from worldstereo_ros.rendering import render
+from worldstereo_ros.rendering.splatting.splatting import render
 from worldstereo_ros.training.clips import Shelf, sensor
 from worldstereo_ros.training.worlds import FINE, FINE_EVERY, World
 

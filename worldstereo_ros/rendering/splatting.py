@@ -13,13 +13,13 @@ from types import ModuleType
 import numpy as np
 import torch
 
-from worldstereo_ros import _splat_torch
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.poses import check_poses
+from worldstereo_ros.rendering import _splat_torch
 
 _splat_numba: ModuleType | None
 try:
-    from worldstereo_ros import _splat_numba
+    from worldstereo_ros.rendering import _splat_numba
 except ImportError:  # numba is a dependency, but rendering alone works without it, slowly
     _splat_numba = None
 
