@@ -15,7 +15,7 @@ import numpy as np
 from worldstereo_ros.evaluation import metrics
 from worldstereo_ros.evaluation.protocols import make_task
 from worldstereo_ros.evaluation.worlds import open_data
-from worldstereo_ros.pictures import write_image
+from worldstereo_ros.io.images import write_image
 from worldstereo_ros.pipelines.base import Conditioning, PipelineFrame
 from worldstereo_ros.pipelines.geometric import GeometricPipeline
 from worldstereo_ros.pipelines.layout import find_layout, show_layout

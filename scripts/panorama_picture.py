@@ -13,8 +13,8 @@ import numpy as np
 from worldstereo_ros.evaluation.protocols import PANORAMA_METRES, panorama_places
 from worldstereo_ros.evaluation.worlds import world_panorama, world_sequence
 from worldstereo_ros.imagined_panorama import ORDERS, imagine_panorama, seam_joint, seed_panorama
+from worldstereo_ros.io.images import write_image
 from worldstereo_ros.panorama_command import panorama_sheet
-from worldstereo_ros.pictures import write_image
 from worldstereo_ros.pipelines.load import load_pipeline
 from worldstereo_ros.stitching import closure
 from worldstereo_ros.world import WorldModel

@@ -6,10 +6,10 @@ import numpy as np
 from PIL import Image
 from rosbags.typesys import Stores, get_typestore
 
-from worldstereo_ros import imagery
-from worldstereo_ros.bags import BagWriter
 from worldstereo_ros.geometry.poses import pose_from_quaternion, quaternion_from_pose
 from worldstereo_ros.geometry.trajectories import trajectory
+from worldstereo_ros.imaging import codecs
+from worldstereo_ros.io.bags.views import BagWriter
 
 WIDTH, HEIGHT = 32, 24
 STORE = get_typestore(Stores.ROS2_JAZZY)
@@ -29,7 +29,7 @@ def header(ns: int, frame: str):
 
 def image_message(ns: int, image: np.ndarray, frame: str = "camera_optical"):
     encoding, height, width, step, data = (
-        imagery.encode_colour(image) if image.dtype == np.uint8 else imagery.encode_depth(image, "16UC1")
+        codecs.encode_colour(image) if image.dtype == np.uint8 else codecs.encode_depth(image, "16UC1")
     )
     return T["sensor_msgs/msg/Image"](header(ns, frame), height, width, encoding, 0, step, data)
 

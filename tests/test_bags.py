@@ -4,8 +4,16 @@ import numpy as np
 import pytest
 from recordings import BASE_FROM_CAMERA, SECOND, START, WIDTH, drive, image_message, info_message, pose_stamped, record
 
-from worldstereo_ros.bags import Bag, BagError, BagWriter, camera_info_beside, find_topics, read_path, read_views
 from worldstereo_ros.geometry.poses import pose_from_quaternion
+from worldstereo_ros.io.bags.views import (
+    Bag,
+    BagError,
+    BagWriter,
+    camera_info_beside,
+    find_topics,
+    read_path,
+    read_views,
+)
 
 
 @pytest.mark.parametrize("storage", ["mcap", "sqlite3"])

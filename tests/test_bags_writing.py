@@ -16,8 +16,8 @@ from recordings import (
     time_message,
 )
 
-from worldstereo_ros.bagfiles import register_type
-from worldstereo_ros.bags import Bag, BagError, BagWriter
+from worldstereo_ros.io.bags.files import register_type
+from worldstereo_ros.io.bags.views import Bag, BagError, BagWriter
 
 
 def test_our_own_messages_are_recorded_and_read(tmp_path):

@@ -16,10 +16,10 @@ from worldstereo_ros.evaluation.reliability import Reliability
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.trajectories import trajectory
 from worldstereo_ros.geometry.views import ImaginedView, View
+from worldstereo_ros.io.posed_sequences import write_sequence
 from worldstereo_ros.memory.archive import read_archive, write_archive
 from worldstereo_ros.memory.bank import ViewBank
 from worldstereo_ros.memory.cloud import CloudMemory
-from worldstereo_ros.outcome import write_sequence
 from worldstereo_ros.pipelines.base import Conditioning, PipelineFrame
 from worldstereo_ros.pipelines.confidence import (
     FEATURES,

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from worldstereo_ros import imagery
-from worldstereo_ros.datasets import DatasetError, open_image, open_posed, open_sequence, open_video
 from worldstereo_ros.geometry.cameras import Camera, project, unproject
 from worldstereo_ros.geometry.poses import invert_pose, pose_from_quaternion, quaternion_from_pose
-from worldstereo_ros.published import camera_from_published, poses_from_published
+from worldstereo_ros.imaging import codecs
+from worldstereo_ros.io.datasets import DatasetError, open_image, open_sequence, open_video
+from worldstereo_ros.io.posed_sequences import open_posed
+from worldstereo_ros.io.worldstereo_examples import camera_from_published, poses_from_published
 
 WIDTH, HEIGHT = 20, 16
 INTRINSICS = {"width": WIDTH, "height": HEIGHT, "fx": 18.0, "fy": 19.0, "cx": 9.5, "cy": 7.5, "depth_scale": 1000.0}
@@ -142,7 +143,7 @@ def test_files_that_are_wrong_are_named_when_they_are_loaded(posed):
 
 
 def test_a_picture_too_large_is_refused_from_its_header(posed, monkeypatch):
-    monkeypatch.setattr(imagery, "MAX_PIXELS", 100)
+    monkeypatch.setattr(codecs, "MAX_PIXELS", 100)
     with pytest.raises(DatasetError, match="20x16 pixels; more than 100 are refused"):
         open_sequence(posed)
 

@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from worldstereo_ros.datasets import open_sequence
 from worldstereo_ros.depth import (
     ASSUMED_FAR,
     ASSUMED_NEAR,
@@ -35,7 +34,8 @@ from worldstereo_ros.evaluation.depth_errors import (
 from worldstereo_ros.evaluation.worlds import world_sequence
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.views import View
-from worldstereo_ros.pipelines.filling import fill_depth
+from worldstereo_ros.imaging.inpainting import fill_depth
+from worldstereo_ros.io.datasets import open_sequence
 from worldstereo_ros.weights.bundled import shipped_folder
 from worldstereo_ros.world import WorldModel
 

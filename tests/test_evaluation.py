@@ -5,7 +5,6 @@ import cv2
 import numpy as np
 import pytest
 
-from worldstereo_ros.datasets import open_posed
 from worldstereo_ros.evaluation import Row, evaluate, format_table, write_json
 from worldstereo_ros.evaluation import metrics as m
 from worldstereo_ros.evaluation.baseline import EMPTY_GREY, Open3DTelea, SplatTelea, telea
@@ -13,6 +12,7 @@ from worldstereo_ros.evaluation.protocols import make_task, sparse_seeds
 from worldstereo_ros.evaluation.report import means
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.views import View
+from worldstereo_ros.io.posed_sequences import open_posed
 
 CAMERA = Camera(40, 30, 40.0, 40.0, 19.5, 14.5)
 

@@ -9,7 +9,7 @@ import numpy as np
 import open3d as o3d
 import pytest
 
-from worldstereo_ros.export.cloud import ExportError, export_cloud
+from worldstereo_ros.io.point_clouds import CloudFileError, write_point_cloud
 
 
 def _cloud(count: int = 500) -> SimpleNamespace:
@@ -26,7 +26,7 @@ def _cloud(count: int = 500) -> SimpleNamespace:
 @pytest.mark.parametrize("name", ["a.ply", "a.pcd", "new folder/B.PLY"])
 def test_a_cloud_comes_back_equal_with_its_provenance(tmp_path, name):
     cloud, path = _cloud(), tmp_path / name
-    export_cloud(cloud, path)
+    write_point_cloud(cloud, path)
     back = o3d.t.io.read_point_cloud(str(path)).point
     np.testing.assert_array_equal(back["positions"].numpy(), cloud.points)
     np.testing.assert_array_equal(back["colors"].numpy(), cloud.colours)
@@ -39,15 +39,15 @@ def test_a_cloud_comes_back_equal_with_its_provenance(tmp_path, name):
 @pytest.mark.parametrize("name", ["a.ply", "a.pcd"])
 def test_readers_that_know_only_points_and_colours_see_them(tmp_path, name):
     cloud = _cloud()
-    export_cloud(cloud, tmp_path / name)
+    write_point_cloud(cloud, tmp_path / name)
     other = o3d.io.read_point_cloud(str(tmp_path / name))
     np.testing.assert_array_equal(np.asarray(other.points, dtype=np.float32), cloud.points)
     np.testing.assert_array_equal(np.rint(np.asarray(other.colors) * 255), cloud.colours)
 
 
 def test_the_headers_name_the_fields(tmp_path):
-    export_cloud(_cloud(), tmp_path / "a.ply")
-    export_cloud(_cloud(), tmp_path / "a.pcd")
+    write_point_cloud(_cloud(), tmp_path / "a.ply")
+    write_point_cloud(_cloud(), tmp_path / "a.pcd")
     header = (tmp_path / "a.ply").read_bytes().split(b"end_header")[0].decode()
     assert "element vertex 500" in header
     assert "property uchar observed" in header
@@ -62,25 +62,25 @@ def test_a_memory_is_exported(tmp_path):
     memory.insert_points(
         cloud.points, cloud.colours, cloud.observed, cloud.confidence, np.zeros(500, np.int64), np.full(500, 0.01)
     )
-    export_cloud(memory, tmp_path / "a.ply")
+    write_point_cloud(memory, tmp_path / "a.ply")
     back = o3d.t.io.read_point_cloud(str(tmp_path / "a.ply")).point
     np.testing.assert_array_equal(back["positions"].numpy(), memory.points)
     np.testing.assert_array_equal(back["observed"].numpy()[:, 0], memory.observed)
 
 
 def test_clouds_that_cannot_be_written_are_refused_and_leave_nothing(tmp_path):
-    with pytest.raises(ExportError, match=r"ends in '\.xyz'"):
-        export_cloud(_cloud(), tmp_path / "a.xyz")
-    with pytest.raises(ExportError, match="no points"):
-        export_cloud(_cloud(0), tmp_path / "a.ply")
+    with pytest.raises(CloudFileError, match=r"ends in '\.xyz'"):
+        write_point_cloud(_cloud(), tmp_path / "a.xyz")
+    with pytest.raises(CloudFileError, match="no points"):
+        write_point_cloud(_cloud(0), tmp_path / "a.ply")
     short = _cloud()
     short.colours = short.colours[:-1]
-    with pytest.raises(ExportError, match="shapes"):
-        export_cloud(short, tmp_path / "a.ply")
+    with pytest.raises(CloudFileError, match="shapes"):
+        write_point_cloud(short, tmp_path / "a.ply")
     broken = _cloud()
     broken.points[3, 1] = np.nan
-    with pytest.raises(ExportError, match="not finite"):
-        export_cloud(broken, tmp_path / "a.ply")
+    with pytest.raises(CloudFileError, match="not finite"):
+        write_point_cloud(broken, tmp_path / "a.ply")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -89,15 +89,15 @@ import resource, signal, sys
 from types import SimpleNamespace
 import numpy as np
 import open3d
-from worldstereo_ros.export.cloud import ExportError, export_cloud
+from worldstereo_ros.io.point_clouds import CloudFileError, write_point_cloud
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
 ones = np.ones((100_000, 3))
 line = ones[:, 0]
 cloud = SimpleNamespace(points=ones, colours=ones, observed=line, confidence=line, certainty=line)
 try:
-    export_cloud(cloud, sys.argv[1])
-except ExportError as error:
+    write_point_cloud(cloud, sys.argv[1])
+except CloudFileError as error:
     print("refused:", error)
 """
 
@@ -105,7 +105,7 @@ except ExportError as error:
 @pytest.mark.parametrize("name", ["a.ply", "a.pcd"])
 def test_a_full_disk_leaves_the_old_file(tmp_path, name):
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
-    export_cloud(_cloud(), tmp_path / name)
+    write_point_cloud(_cloud(), tmp_path / name)
     before = (tmp_path / name).read_bytes()
     done = subprocess.run([sys.executable, "-c", FULL, str(tmp_path / name)], capture_output=True, text=True)
     assert "refused:" in done.stdout, done.stderr[-2000:]

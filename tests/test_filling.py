@@ -9,8 +9,8 @@ from worldstereo_ros.rendering.splatting.splatting import Rendering
 
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.views import View
+from worldstereo_ros.imaging.inpainting import carried_over, fill_depth
 from worldstereo_ros.pipelines.base import Conditioning
-from worldstereo_ros.pipelines.filling import carried_over, fill_depth
 from worldstereo_ros.pipelines.geometric import Painting
 from worldstereo_ros.pipelines.worldstereo import COVERED_SHARE, _mixed
 

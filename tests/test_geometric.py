@@ -7,10 +7,10 @@ from worldstereo_ros.rendering.splatting.splatting import Rendering
 
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.views import View
-from worldstereo_ros.overlaps import Overlap, overlap, sensitivity
-from worldstereo_ros.photometry import align_exposure
+from worldstereo_ros.imaging.exposure import align_exposure
+from worldstereo_ros.imaging.inpainting import fill_depth, push_pull
+from worldstereo_ros.imaging.overlap import Overlap, overlap, sensitivity
 from worldstereo_ros.pipelines.base import Cancelled, Conditioning
-from worldstereo_ros.pipelines.filling import fill_depth, push_pull
 from worldstereo_ros.pipelines.geometric import GeometricPipeline
 from worldstereo_ros.pipelines.provenance import ASSUMED_ERROR, Witness, observed_pixels, registration_errors
 from worldstereo_ros.pipelines.references import choose

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from worldstereo_ros import imagery
-from worldstereo_ros.imagery import (
+from worldstereo_ros.imaging import codecs
+from worldstereo_ros.imaging.codecs import (
     ImageError,
     clean_depth,
     decode_colour,
@@ -18,10 +18,8 @@ from worldstereo_ros.imagery import (
     decode_depth,
     encode_colour,
     encode_depth,
-    image_size,
-    read_depth,
-    read_image,
 )
+from worldstereo_ros.io.images import image_size, read_depth, read_image
 
 RGB = np.random.default_rng(0).integers(0, 256, (4, 5, 3), dtype=np.uint8)
 
@@ -117,7 +115,7 @@ def test_a_colour_image_is_no_depth_image():
 
 @settings(max_examples=200, deadline=None)
 @given(
-    encoding=st.sampled_from([*imagery.COLOUR_ENCODINGS, *imagery.DEPTH_ENCODINGS, "yuv422", ""]),
+    encoding=st.sampled_from([*codecs.COLOUR_ENCODINGS, *codecs.DEPTH_ENCODINGS, "yuv422", ""]),
     height=st.integers(0, 6), width=st.integers(0, 6), step=st.integers(0, 40), data=st.binary(max_size=120),
     big=st.booleans(), decode=st.sampled_from([decode_colour, decode_depth]),
 )  # fmt: skip

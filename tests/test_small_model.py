@@ -20,8 +20,8 @@ from walls import WALL, away
 import worldstereo_ros
 from worldstereo_ros.cli import app
 from worldstereo_ros.doctor import examine
+from worldstereo_ros.io.posed_sequences import write_sequence
 from worldstereo_ros.models import VARIANTS, CheckpointError, find_checkpoint, inspect_checkpoint
-from worldstereo_ros.outcome import write_sequence
 from worldstereo_ros.pipelines.geometric import GeometricPipeline
 from worldstereo_ros.pipelines.load import load_pipeline
 from worldstereo_ros.pipelines.worldstereo import WorldStereoPipeline

@@ -8,7 +8,7 @@ from panoramas import ROUND, all_round
 
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.views import View
-from worldstereo_ros.imagery import ImageError
+from worldstereo_ros.imaging.codecs import ImageError
 from worldstereo_ros.panorama import look, rings
 from worldstereo_ros.stitching import closure, look_up, panorama_directions, panorama_from_views, view_difference
 

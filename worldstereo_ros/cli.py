@@ -251,11 +251,11 @@ def export(
             return
         if Path(source).is_dir():
             raise ValueError(f"{source} is a model's folder and {target} no .onnx file; name one that ends in .onnx.")
-        from worldstereo_ros.export.cloud import export_cloud
+        from worldstereo_ros.io.point_clouds import write_point_cloud
         from worldstereo_ros.memory.archive import load_archive
 
         cloud = load_archive(Path(source)).cloud
-        export_cloud(cloud, target)
+        write_point_cloud(cloud, target)
     except (ValueError, OSError, RuntimeError) as error:
         raise fail(error) from None
     typer.echo(f"{len(cloud)} points written to {target}")

@@ -16,8 +16,8 @@ import numpy as np
 from PIL import Image
 
 from worldstereo_ros.geometry.cameras import Camera
-from worldstereo_ros.imagery import MAX_DEPTH_METRES, clean_depth
-from worldstereo_ros.pipelines.filling import fill_depth, push_pull
+from worldstereo_ros.imaging.codecs import MAX_DEPTH_METRES, clean_depth
+from worldstereo_ros.imaging.inpainting import fill_depth, push_pull
 from worldstereo_ros.weights.bundled import SHIPPED, shipped_folder
 
 if TYPE_CHECKING:

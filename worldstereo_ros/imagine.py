@@ -10,11 +10,12 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from worldstereo_ros.datasets import open_posed, open_sequence
 from worldstereo_ros.depth import NONE, SHIPPED_NETWORK, SMALL, choose_depth
 from worldstereo_ros.geometry.poses import interpolate_poses
 from worldstereo_ros.geometry.trajectories import TRAJECTORIES, trajectory
 from worldstereo_ros.geometry.views import ImaginedView, View
+from worldstereo_ros.io.datasets import open_sequence
+from worldstereo_ros.io.posed_sequences import open_posed
 from worldstereo_ros.outcome import MAP_FILE, write_outcome
 from worldstereo_ros.pipelines.load import load_pipeline
 from worldstereo_ros.weights.bundled import DEFAULT_MODEL
@@ -133,7 +134,7 @@ def _from_sequence(request: ImagineRequest, folder: Path | None) -> _Source:
 
 
 def _from_bag(request: ImagineRequest, bag: Path) -> _Source:
-    from worldstereo_ros.bags import read_path, read_views
+    from worldstereo_ros.io.bags.views import read_path, read_views
 
     views = list(
         read_views(

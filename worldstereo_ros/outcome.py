@@ -2,59 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import cv2
 import numpy as np
 
-from worldstereo_ros.export.cloud import export_cloud
-from worldstereo_ros.geometry.poses import quaternion_from_pose, up_in_world
+from worldstereo_ros.geometry.poses import up_in_world
 from worldstereo_ros.geometry.views import ImaginedView, View
+from worldstereo_ros.io.images import write_image
+from worldstereo_ros.io.point_clouds import write_point_cloud
+from worldstereo_ros.io.posed_sequences import write_sequence
+from worldstereo_ros.io.video import write_video
 from worldstereo_ros.memory.cloud import CloudMemory
-from worldstereo_ros.pictures import cloud_picture, contact_sheet, mask_picture, write_image, write_video
+from worldstereo_ros.pictures import cloud_picture, contact_sheet, mask_picture
 
 MAP_FILE = "world.wsmap"
-
-
-def write_sequence(folder: Path, views: Sequence[View]) -> None:
-    """Writes views in the posed-sequence layout that `datasets.open_sequence` reads.
-
-    frames/*.png, depth/*.png (uint16 millimetres, 0 = unknown), poses.txt (index, translation, quaternion x y z w,
-    camera to world), intrinsics.json; for imagined views also observed/*.png (255 = observed),
-    confidence/*.png (255 = 1) where it is known, and conditioning/*.png. All views must share one camera.
-    """
-    camera = views[0].camera
-    if any(view.camera != camera for view in views):
-        raise ValueError("The views have different cameras; a posed sequence has one. Resize them first.")
-    lines = ["# index tx ty tz qx qy qz qw   (camera-to-world, OpenCV axes: x right, y down, z forward)"]
-    for index, view in enumerate(views):
-        name = f"{index:06d}.png"
-        _write(folder / "frames" / name, view.image)
-        if view.depth is not None:
-            _write(folder / "depth" / name, np.clip(np.round(view.depth * 1000), 0, 65535).astype(np.uint16))
-        if isinstance(view, ImaginedView):
-            _write(folder / "observed" / name, view.observed_mask.astype(np.uint8) * 255)
-            if view.confidence is not None:
-                _write(folder / "confidence" / name, np.rint(view.confidence * 255).astype(np.uint8))
-            if view.conditioning is not None:
-                _write(folder / "conditioning" / name, view.conditioning)
-        translation, quaternion = quaternion_from_pose(view.world_from_camera)
-        lines.append(f"{index} " + " ".join(f"{number:.9f}" for number in (*translation, *quaternion)))
-    (folder / "poses.txt").write_text("\n".join(lines) + "\n")
-    intrinsics = {name: getattr(camera, name) for name in ("width", "height", "fx", "fy", "cx", "cy")}
-    has_depth = any(view.depth is not None for view in views)
-    intrinsics |= {"depth_scale": 1000.0, "has_depth": has_depth, "metric": True}
-    (folder / "intrinsics.json").write_text(json.dumps(intrinsics, indent=1))
-
-
-def _write(path: Path, image: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if image.ndim == 3:
-        write_image(path, image)
-    elif not cv2.imwrite(str(path), image):
-        raise OSError(f"The picture could not be written to {path}.")
 
 
 def sheet_of_views(
@@ -141,7 +103,7 @@ def write_outcome(
         for view in imagined
     ]
     write_video(folder / "imagined.mp4", frames, fps)
-    export_cloud(cloud, folder / "cloud.ply")
+    write_point_cloud(cloud, folder / "cloud.ply")
     path = np.stack([view.world_from_camera for view in imagined])
     up = up_in_world(np.stack([view.world_from_camera for view in given]))
     picture = cloud_picture(cloud.points, cloud.colours, cloud.observed, cloud.spacing, path, up=up)

@@ -19,7 +19,7 @@ import numpy as np
 
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.views import View
-from worldstereo_ros.imagery import ImageError, check_size
+from worldstereo_ros.imaging.codecs import ImageError, check_size
 
 BANK_SIZE = (832, 480)
 BANK_FOV = (math.radians(120), math.radians(90))

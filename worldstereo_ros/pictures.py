@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -83,25 +82,6 @@ def _write(
     picture: np.ndarray, text: str, at: tuple[int, int], size: float, colour: Sequence[int], weight: int = 1
 ) -> None:
     cv2.putText(picture, text, at, _FONT, size, tuple(colour), weight, cv2.LINE_AA)
-
-
-def write_image(path: Path, image: np.ndarray) -> None:
-    """Writes (H, W, 3) uint8 RGB as PNG or JPEG, by the ending of `path`."""
-    if not cv2.imwrite(str(path), cv2.cvtColor(image, cv2.COLOR_RGB2BGR)):
-        raise OSError(f"The picture could not be written to {path}.")
-
-
-def write_video(path: Path, frames: Sequence[np.ndarray], fps: float = 8) -> None:
-    """Writes (H, W, 3) uint8 frames as .mp4 (H.264) or .gif, by the ending of `path`."""
-    import imageio.v2 as imageio
-
-    if path.suffix == ".gif":
-        imageio.mimsave(path, list(frames), duration=1000 / fps, loop=0)
-        return
-    writer = imageio.get_writer(path, fps=fps, codec="libx264", quality=8, macro_block_size=2)
-    with writer:
-        for frame in frames:
-            writer.append_data(frame)
 
 
 def cloud_picture(

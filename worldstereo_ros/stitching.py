@@ -15,10 +15,10 @@ import cv2
 import numpy as np
 
 from worldstereo_ros.geometry.views import View
-from worldstereo_ros.imagery import check_size
-from worldstereo_ros.overlaps import Overlap
-from worldstereo_ros.photometry import align_exposure
-from worldstereo_ros.pipelines.filling import push_pull
+from worldstereo_ros.imaging.codecs import check_size
+from worldstereo_ros.imaging.exposure import align_exposure
+from worldstereo_ros.imaging.inpainting import push_pull
+from worldstereo_ros.imaging.overlap import Overlap
 
 APART = 0.01  # metres between views that count as taken at one place
 BROAD, SHARP = 1.0, 8.0  # powers of the weight that falls from the middle of a view to its border: colours, details

@@ -59,7 +59,7 @@ def sequence_story(folder: Path, views: int, *, given: int = 12) -> Story:
     Raises:
         ValueError: the sequence has no depth, no poses, or too few frames.
     """
-    from worldstereo_ros.datasets import open_sequence
+    from worldstereo_ros.io.datasets import open_sequence
 
     sequence = open_sequence(folder)
     if not (sequence.has_depth and sequence.posed):
@@ -78,7 +78,7 @@ def bag_story(
     pose_topic: str = "",
 ) -> Story:
     """As `sequence_story`, from the RGB-D frames of a bag. The topics are those of `bags.read_views`."""
-    from worldstereo_ros.bags import read_views
+    from worldstereo_ros.io.bags.views import read_views
 
     frames = list(
         read_views(

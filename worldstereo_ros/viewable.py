@@ -7,13 +7,15 @@ from pathlib import Path
 
 import numpy as np
 
-from worldstereo_ros.cloud_files import SUFFIXES as CLOUD_SUFFIXES
-from worldstereo_ros.cloud_files import CloudFileError, read_cloud_file
-from worldstereo_ros.datasets import DatasetError, Sequence, open_posed, open_sequence
-from worldstereo_ros.files import list_files
 from worldstereo_ros.geometry.poses import up_in_world
 from worldstereo_ros.geometry.views import ImaginedView, View
-from worldstereo_ros.imagery import ImageError, read_image
+from worldstereo_ros.imaging.codecs import ImageError
+from worldstereo_ros.io.datasets import DatasetError, open_sequence
+from worldstereo_ros.io.files import list_files
+from worldstereo_ros.io.images import read_image
+from worldstereo_ros.io.point_clouds import SUFFIXES as CLOUD_SUFFIXES
+from worldstereo_ros.io.point_clouds import CloudFileError, read_point_cloud
+from worldstereo_ros.io.posed_sequences import ViewSequence, open_posed
 
 MAP_SUFFIX = ".wsmap"
 MAX_FUSED_FRAMES = 80  # more takes minutes and adds little: neighbours of a recording overlap
@@ -202,7 +204,7 @@ def _read_views(folder: Path) -> tuple[tuple[View, ...], np.ndarray, list[str]]:
     return imagined, poses, notes
 
 
-def _views_of(sequence: Sequence) -> tuple[tuple[View, ...], np.ndarray, list[str]]:
+def _views_of(sequence: ViewSequence) -> tuple[tuple[View, ...], np.ndarray, list[str]]:
     kept = _evenly(len(sequence), MAX_SHOWN_VIEWS)
     notes = [f"{len(kept)} of its {len(sequence)} views are shown."] if len(kept) < len(sequence) else []
     return tuple(shrink(sequence[int(i)]) for i in kept), sequence.poses, notes
@@ -243,7 +245,7 @@ def _observed_mask(folder: Path, number: int, size: tuple[int, int]) -> np.ndarr
     return cv2.resize(read_image(file)[..., 0], size, interpolation=cv2.INTER_NEAREST_EXACT) > 127
 
 
-def _fuse(sequence: Sequence, notes: list[str]) -> Viewable:
+def _fuse(sequence: ViewSequence, notes: list[str]) -> Viewable:
     """The cloud of a sequence's depth; what a mask calls imagined becomes imagined points."""
     from worldstereo_ros.memory.cloud import CloudMemory
 
@@ -276,7 +278,7 @@ def _fuse(sequence: Sequence, notes: list[str]) -> Viewable:
 
 
 def _load_cloud_file(path: Path) -> Viewable:
-    points, colours, observed = read_cloud_file(path)
+    points, colours, observed = read_point_cloud(path)
     finite = np.isfinite(points).all(axis=1)
     if not finite.any():
         raise ViewableError(f"{path} has no point with finite coordinates.")

@@ -9,9 +9,9 @@ import pytest
 
 import worldstereo_ros
 from worldstereo_ros import demo
-from worldstereo_ros.bagfiles import Bag
-from worldstereo_ros.bags import read_views
-from worldstereo_ros.datasets import open_sequence
+from worldstereo_ros.io.bags.files import Bag
+from worldstereo_ros.io.bags.views import read_views
+from worldstereo_ros.io.datasets import open_sequence
 from worldstereo_ros.memory.archive import load_archive
 from worldstereo_ros.stories import scene_story
 

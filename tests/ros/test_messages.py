@@ -17,7 +17,7 @@ from worldstereo_ros.srv import ImagineView
 from worldstereo_ros.geometry.calibration import calibration_from_info
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.views import ImaginedView, View
-from worldstereo_ros.imagery import COLOUR_ENCODINGS, DEPTH_ENCODINGS, ImageError
+from worldstereo_ros.imaging.codecs import COLOUR_ENCODINGS, DEPTH_ENCODINGS, ImageError
 from worldstereo_ros.ros import clouds, markers, messages
 from worldstereo_ros.ros.jobs import Code
 

@@ -25,8 +25,9 @@ from worldstereo_ros.evaluation.metrics import depth_error
 from worldstereo_ros.evaluation.worlds import Posed, open_data
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.views import View
-from worldstereo_ros.pictures import depth_picture, write_image
-from worldstereo_ros.pipelines.filling import fill_depth
+from worldstereo_ros.imaging.inpainting import fill_depth
+from worldstereo_ros.io.images import write_image
+from worldstereo_ros.pictures import depth_picture
 from worldstereo_ros.pipelines.load import load_pipeline
 from worldstereo_ros.world import WorldModel
 

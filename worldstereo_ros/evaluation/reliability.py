@@ -16,7 +16,8 @@ import numpy as np
 from rich.table import Table
 from scipy.stats import spearmanr
 
-from worldstereo_ros.pictures import FAINT, IMAGINED_COLOUR, INK, OBSERVED_COLOUR, PAPER, write_image
+from worldstereo_ros.io.images import write_image
+from worldstereo_ros.pictures import FAINT, IMAGINED_COLOUR, INK, OBSERVED_COLOUR, PAPER
 from worldstereo_ros.pipelines.confidence import TOLERANCE, load_confidence
 
 PIXELS = 4000  # of a frame; neighbours say the same

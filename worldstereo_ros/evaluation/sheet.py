@@ -16,7 +16,8 @@ import numpy as np
 from worldstereo_ros.evaluation import metrics
 from worldstereo_ros.evaluation.stages import describe
 from worldstereo_ros.geometry.views import View
-from worldstereo_ros.pictures import FAINT, IMAGINED_COLOUR, INK, PAPER, write_image
+from worldstereo_ros.io.images import write_image
+from worldstereo_ros.pictures import FAINT, IMAGINED_COLOUR, INK, PAPER
 
 COLUMNS = 5
 CELL = 240  # pixels across

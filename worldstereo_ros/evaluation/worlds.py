@@ -14,9 +14,9 @@ from typing import Protocol
 
 import numpy as np
 
-from worldstereo_ros.datasets import open_posed
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.views import View
+from worldstereo_ros.io.posed_sequences import open_posed
 from worldstereo_ros.panorama import look
 from worldstereo_ros.scenes import KINDS, PATHS, SPLITS, Scene, make_path, make_scene, seed_of
 from worldstereo_ros.stitching import Panorama, panorama_from_views

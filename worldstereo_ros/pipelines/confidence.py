@@ -22,8 +22,8 @@ import numpy as np
 
 import worldstereo_ros
 from worldstereo_ros.geometry.views import View
+from worldstereo_ros.imaging.inpainting import fill_depth, push_pull
 from worldstereo_ros.pipelines.base import Conditioning, PipelineFrame
-from worldstereo_ros.pipelines.filling import fill_depth, push_pull
 
 TOLERANCE = 0.1  # of the range of a colour, mean over the channels: what "right" means
 WORK = 160  # pixels of the longer side at which a view is judged

@@ -23,12 +23,12 @@ import numpy as np
 import torch
 
 from worldstereo_ros.geometry.cameras import Camera
-from worldstereo_ros.overlaps import ABSOLUTE, RELATIVE
+from worldstereo_ros.imaging.inpainting import background_weight, fill_depth, push_pull
+from worldstereo_ros.imaging.overlap import ABSOLUTE, RELATIVE
+from worldstereo_ros.imaging.warping import gather_rows, normalise_rows, pixel_transform, splat_depth
 from worldstereo_ros.pipelines.base import Conditioning, OnStep, PipelineFrame
-from worldstereo_ros.pipelines.filling import background_weight, fill_depth, push_pull
 from worldstereo_ros.pipelines.provenance import observed_pixels
 from worldstereo_ros.pipelines.references import PARALLAX, Reference, Shelf, choose, witness
-from worldstereo_ros.pipelines.warping import gather_rows, normalise_rows, pixel_transform, splat_depth
 from worldstereo_ros.utils.jit import in_threads, shares
 
 LOOSE = 0.15  # depths that were completed, not measured, agree when they differ by less than this fraction

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from worldstereo_ros.geometry.views import View
-from worldstereo_ros.pipelines.filling import push_pull
+from worldstereo_ros.imaging.inpainting import push_pull
 
 SAMPLED = 96  # columns of the grid on which a view's depth is looked at
 MOST_SAMPLES = 9000  # of all views together

@@ -24,8 +24,8 @@ import numpy as np
 
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.views import View
-from worldstereo_ros.overlaps import ABSOLUTE, RELATIVE, Overlap, sensitivity
-from worldstereo_ros.pipelines.warping import pixel_transform
+from worldstereo_ros.imaging.overlap import ABSOLUTE, RELATIVE, Overlap, sensitivity
+from worldstereo_ros.imaging.warping import pixel_transform
 from worldstereo_ros.utils.jit import compiled, in_threads, shares
 
 # What a remembered view says about a point: it never looked there, it has this point but not its surroundings, it has

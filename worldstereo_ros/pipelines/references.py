@@ -10,9 +10,9 @@ import numpy as np
 
 from worldstereo_ros.geometry.cameras import Camera, project
 from worldstereo_ros.geometry.views import View
-from worldstereo_ros.overlaps import ABSOLUTE, RELATIVE, Overlap, overlap
-from worldstereo_ros.photometry import align_exposure
-from worldstereo_ros.pipelines.filling import fill_depth
+from worldstereo_ros.imaging.exposure import align_exposure
+from worldstereo_ros.imaging.inpainting import fill_depth
+from worldstereo_ros.imaging.overlap import ABSOLUTE, RELATIVE, Overlap, overlap
 from worldstereo_ros.pipelines.provenance import Witness, registration_errors
 
 PREPARED_VIEWS = 64  # views kept ready

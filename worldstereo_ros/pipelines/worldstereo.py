@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from worldstereo_ros.depth import DepthError, DepthEstimator, complete_depth, small_depth
+from worldstereo_ros.imaging.inpainting import carried_over, faded, fill_depth
 from worldstereo_ros.models import (
     Settings,
     WorldStereoTransformer,
@@ -35,7 +36,6 @@ from worldstereo_ros.models.checkpoint import CheckpointError
 from worldstereo_ros.models.pretrained import default_dtype
 from worldstereo_ros.pipelines.base import Conditioning, ModelError, OnStep, PipelineFrame
 from worldstereo_ros.pipelines.conditioning import Keyframes, make_keyframes
-from worldstereo_ros.pipelines.filling import carried_over, faded, fill_depth
 from worldstereo_ros.pipelines.geometric import GeometricPipeline, Painting
 from worldstereo_ros.pipelines.layout import Layout, LayoutFinder
 from worldstereo_ros.pipelines.processes import lead_transformer, process_count

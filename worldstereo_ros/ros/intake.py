@@ -16,7 +16,7 @@ from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 from worldstereo_ros.geometry.calibration import calibration_from_info
-from worldstereo_ros.imagery import COLOUR_ENCODINGS, DEPTH_ENCODINGS
+from worldstereo_ros.imaging.codecs import COLOUR_ENCODINGS, DEPTH_ENCODINGS
 from worldstereo_ros.ros import messages, qos
 from worldstereo_ros.ros.frames import Frames
 from worldstereo_ros.ros.health import Health

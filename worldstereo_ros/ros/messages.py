@@ -16,11 +16,11 @@ from nav_msgs.msg import Path
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Header
 
-from worldstereo_ros import imagery
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.poses import pose_from_quaternion, quaternion_from_pose
 from worldstereo_ros.geometry.views import ImaginedView
-from worldstereo_ros.imagery import ImageError
+from worldstereo_ros.imaging import codecs
+from worldstereo_ros.imaging.codecs import ImageError
 from worldstereo_ros.msg import ImaginedView as ImaginedViewMessage
 
 _PIXEL_BYTES = {
@@ -134,15 +134,15 @@ def check_image(message: Image, encodings: tuple[str, ...], max_pixels: int) -> 
 def image_array(message: Image | CompressedImage) -> np.ndarray:
     """(H, W, 3) uint8 RGB. Raises ImageError."""
     if isinstance(message, CompressedImage):
-        return imagery.decode_compressed(memoryview(message.data))
-    return imagery.decode_colour(
+        return codecs.decode_compressed(memoryview(message.data))
+    return codecs.decode_colour(
         message.encoding, message.height, message.width, message.step, bool(message.is_bigendian), message.data
     )
 
 
 def depth_array(message: Image) -> np.ndarray:
     """(H, W) float32 metres, 0 = unknown. Raises ImageError."""
-    return imagery.decode_depth(
+    return codecs.decode_depth(
         message.encoding, message.height, message.width, message.step, bool(message.is_bigendian), message.data
     )
 
@@ -165,12 +165,12 @@ def info_message(camera: Camera, header: Header) -> CameraInfo:
 
 def colour_message(image: np.ndarray, header: Header) -> Image:
     """rgb8 of (H, W, 3) uint8, or mono8 of (H, W) uint8."""
-    return _image(header, *imagery.encode_colour(image))
+    return _image(header, *codecs.encode_colour(image))
 
 
 def depth_message(depth: np.ndarray, header: Header) -> Image:
     """32FC1 of (H, W) float32 metres; 0 (unknown) is sent as NaN."""
-    return _image(header, *imagery.encode_depth(depth))
+    return _image(header, *codecs.encode_depth(depth))
 
 
 def mask_message(mask: np.ndarray, header: Header) -> Image:

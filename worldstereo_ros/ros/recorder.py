@@ -13,7 +13,7 @@ from sensor_msgs.msg import CameraInfo, Image, PointCloud2
 from tf2_msgs.msg import TFMessage
 from visualization_msgs.msg import MarkerArray
 
-from worldstereo_ros.bagfiles import BagWriter
+from worldstereo_ros.io.bags.files import BagWriter
 from worldstereo_ros.msg import ImaginedView
 from worldstereo_ros.ros import qos
 from worldstereo_ros.ros.client import WorldStereoClient

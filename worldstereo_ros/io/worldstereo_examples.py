@@ -12,9 +12,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from worldstereo_ros.files import DatasetError, read_json, read_prompt, read_video
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.poses import check_poses, invert_pose
+from worldstereo_ros.io.files import DatasetError, read_json, read_prompt
+from worldstereo_ros.io.video import read_video
 
 MAX_CLIP_BYTES = 4 * 2**30
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from worldstereo_ros.overlaps import Overlap
+from worldstereo_ros.imaging.overlap import Overlap
 
 FEWEST = 20  # points that are not clipped, without which a pair says nothing
 DARK, BRIGHT = 6, 249  # clipped colours say nothing about exposure

@@ -10,9 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from worldstereo_ros import imagery
-from worldstereo_ros.bagfiles import Bag, BagError, BagWriter
-from worldstereo_ros.bagtopics import (
+from worldstereo_ros.geometry.calibration import Calibration, calibration_from_info
+from worldstereo_ros.geometry.pose_tracks import PoseTrack, TransformTree, UnknownPoseError
+from worldstereo_ros.geometry.poses import pose_from_quaternion
+from worldstereo_ros.geometry.views import View
+from worldstereo_ros.imaging import codecs
+from worldstereo_ros.imaging.codecs import ImageError
+from worldstereo_ros.io.bags.files import Bag, BagError, BagWriter
+from worldstereo_ros.io.bags.topics import (
     CAMERA_INFO,
     COMPRESSED,
     IMAGE,
@@ -24,11 +29,6 @@ from worldstereo_ros.bagtopics import (
     camera_info_beside,
     find_topics,
 )
-from worldstereo_ros.geometry.calibration import Calibration, calibration_from_info
-from worldstereo_ros.geometry.pose_tracks import PoseTrack, TransformTree, UnknownPoseError
-from worldstereo_ros.geometry.poses import pose_from_quaternion
-from worldstereo_ros.geometry.views import View
-from worldstereo_ros.imagery import ImageError
 
 __all__ = ["Bag", "BagError", "BagWriter", "camera_info_beside", "find_topics", "read_path", "read_views"]
 
@@ -293,16 +293,16 @@ def _check_size(array: np.ndarray, calibration: Calibration, what: str) -> None:
 
 def _colour(message: Any) -> np.ndarray:
     if message.__msgtype__ == COMPRESSED:
-        return imagery.decode_compressed(message.data)
-    return imagery.decode_colour(
+        return codecs.decode_compressed(message.data)
+    return codecs.decode_colour(
         message.encoding, message.height, message.width, message.step, bool(message.is_bigendian), message.data
     )
 
 
 def _depth(message: Any) -> np.ndarray:
     if message.__msgtype__ == COMPRESSED:
-        return imagery.decode_compressed_depth(message.data, message.format)
-    return imagery.decode_depth(
+        return codecs.decode_compressed_depth(message.data, message.format)
+    return codecs.decode_depth(
         message.encoding, message.height, message.width, message.step, bool(message.is_bigendian), message.data
     )
 

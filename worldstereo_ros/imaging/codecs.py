@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import warnings
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -177,7 +176,7 @@ def decode_compressed(data: bytes | memoryview, what: str = "The compressed imag
     Raises:
         ImageError: no picture, cut off, or more than `MAX_PIXELS` pixels (told from its header, before decoding).
     """
-    return _decode(data, what, depth=False)
+    return decode_image(data, what, depth=False)
 
 
 def decode_compressed_depth(
@@ -198,7 +197,7 @@ def decode_compressed_depth(
     start = raw.find(b"\x89PNG\r\n\x1a\n", 0, 20)
     if start < 0:
         raise ImageError(f"{what} ('{format}') holds no PNG; only PNG compression is read. Record it raw or as png.")
-    counts = _decode(raw[start:], what, depth=True)
+    counts = decode_image(raw[start:], what, depth=True)
     if start == 12 and format.lstrip().startswith("32FC1"):
         a, b = np.frombuffer(raw, "<f4", count=2, offset=4).astype(np.float64)
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
@@ -206,48 +205,20 @@ def decode_compressed_depth(
     return clean_depth(counts.astype(np.float32) * np.float32(1e-3))
 
 
-def read_image(path: Path) -> np.ndarray:
-    """(H, W, 3) uint8 RGB of a picture file; orientation tags are ignored, as camera matrices speak of stored pixels.
+def decode_image(data: bytes | memoryview, what: str, *, depth: bool) -> np.ndarray:
+    """Decodes the bytes of an image file.
+
+    Args:
+        data: the whole file.
+        what: how an error names it, e.g. "The image a.png".
+        depth: keep the one 16-bit channel instead of converting to RGB.
+
+    Returns:
+        (H, W, 3) uint8 RGB, or (H, W) of a 16-bit or 32-bit integer type where `depth`.
 
     Raises:
-        ImageError: missing, no picture, cut off, or more than `MAX_PIXELS` pixels.
+        ImageError: not an image, damaged, more than `MAX_PIXELS` pixels, or not 16-bit where `depth`.
     """
-    return _decode(_bytes(path), f"The image {path}", depth=False)
-
-
-def read_depth(path: Path, scale: float = 1000.0) -> np.ndarray:
-    """(H, W) float32 metres of a 16-bit PNG; a value divided by `scale` is metres, 0 = unknown. Raises ImageError."""
-    if not (np.isfinite(scale) and scale > 0):
-        raise ImageError(f"The depth scale is {scale}; a positive number (1000 for millimetres) was expected.")
-    counts = _decode(_bytes(path), f"The depth image {path}", depth=True)
-    return clean_depth(counts.astype(np.float32) / np.float32(scale))
-
-
-def image_size(path: Path) -> tuple[int, int]:
-    """(width, height) of a picture file, from its header alone. Raises ImageError."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(path) as picture:
-                size = picture.size
-    except FileNotFoundError:
-        raise ImageError(f"There is no file {path}.") from None
-    except Exception as error:
-        raise ImageError(f"The image {path} cannot be read: {error}.") from error
-    check_size(*size, what=f"The image {path}")
-    return size
-
-
-def _bytes(path: Path) -> bytes:
-    try:
-        return Path(path).read_bytes()
-    except FileNotFoundError:
-        raise ImageError(f"There is no file {path}.") from None
-    except OSError as error:
-        raise ImageError(f"The file {path} cannot be read: {error.strerror}.") from error
-
-
-def _decode(data: bytes | memoryview, what: str, *, depth: bool) -> np.ndarray:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's own warning about size comes later than our check
