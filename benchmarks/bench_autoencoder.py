@@ -17,7 +17,7 @@ from collections.abc import Callable
 import torch
 from diffusers import AutoencoderKLWan
 
-from worldstereo_ros.models.autoencoder import KeyframeAutoencoder
+from worldstereo_ros.models.autoencoders.keyframe import KeyframeAutoencoder
 
 
 def ways(

@@ -27,8 +27,8 @@ from worldstereo_ros.export.onnx import (
     export_control,
 )
 from worldstereo_ros.export.runtime import AutoencoderSession, ControlSession, OrtRunner
-from worldstereo_ros.models.autoencoder import KeyframeAutoencoder
-from worldstereo_ros.models.control import ControlBranch
+from worldstereo_ros.models.autoencoders.keyframe import KeyframeAutoencoder
+from worldstereo_ros.models.worldstereo.control import ControlBranch
 
 
 def build_control(dim: int, layers: int, width: int) -> ControlBranch:

@@ -17,8 +17,8 @@ import time
 
 import torch
 
-from worldstereo_ros.models.correspondence import reference_points
-from worldstereo_ros.models.transformer import WorldStereoTransformer
+from worldstereo_ros.models.worldstereo.correspondence import reference_points
+from worldstereo_ros.models.worldstereo.transformer import WorldStereoTransformer
 
 CASES = (
     ("full", "auto"),

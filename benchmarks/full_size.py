@@ -10,9 +10,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from worldstereo_ros.models.autoencoder import KeyframeAutoencoder
-from worldstereo_ros.models.pretrained import parameter_dtype, place
-from worldstereo_ros.models.transformer import WorldStereoTransformer
+from worldstereo_ros.models.autoencoders.keyframe import KeyframeAutoencoder
+from worldstereo_ros.models.checkpoints.loading import parameter_dtype, place
+from worldstereo_ros.models.worldstereo.transformer import WorldStereoTransformer
 
 TEXT_TOKENS, IMAGE_TOKENS = 512, 257
 FP8_MOST = 448.0  # largest number of float8_e4m3fn

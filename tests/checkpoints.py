@@ -7,13 +7,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from worldstereo_ros.models.checkpoint import CheckpointError
-from worldstereo_ros.models.locate import find_checkpoint
-from worldstereo_ros.models.picture_autoencoder import PictureAutoencoder
-from worldstereo_ros.models.pretrained import BASE_STEM, load_transformer
-from worldstereo_ros.models.saving import save_base, save_variant, save_weights, write_json
-from worldstereo_ros.models.settings import VARIANTS
-from worldstereo_ros.models.transformer import WorldStereoTransformer
+from worldstereo_ros.models.autoencoders.image import PictureAutoencoder
+from worldstereo_ros.models.checkpoints.config import VARIANTS
+from worldstereo_ros.models.checkpoints.hub import find_checkpoint
+from worldstereo_ros.models.checkpoints.loading import BASE_STEM, load_transformer
+from worldstereo_ros.models.checkpoints.saving import save_base, save_variant, save_weights, write_json
+from worldstereo_ros.models.checkpoints.weights import CheckpointError
+from worldstereo_ros.models.worldstereo.transformer import WorldStereoTransformer
 
 TEXT_DIM, IMAGE_DIM, WIDTH = 24, 20, 48
 

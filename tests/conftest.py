@@ -155,6 +155,6 @@ def box_views(box) -> list[Any]:
     """Views of it that show the whole sphere."""
     from panoramas import ROUND, all_round
 
-    from worldstereo_ros.panorama import panorama_views
+    from worldstereo_ros.panorama.perspective_views import panorama_views
 
     return list(panorama_views(*box, camera=ROUND, panorama_from_camera=all_round(ROUND)))

@@ -3,7 +3,7 @@
 import numpy as np
 
 from worldstereo_ros.geometry.cameras import Camera
-from worldstereo_ros.panorama import look, rings, round_camera
+from worldstereo_ros.panorama.perspective_views import look, rings, round_camera
 
 
 def sphere_directions(height: int) -> np.ndarray:

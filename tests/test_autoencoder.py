@@ -4,7 +4,7 @@ import pytest
 import torch
 from checkpoints import tiny_wan_autoencoder
 
-from worldstereo_ros.models.autoencoder import KeyframeAutoencoder, flat_shape, flatten_weights
+from worldstereo_ros.models.autoencoders.keyframe import KeyframeAutoencoder, flat_shape, flatten_weights
 
 
 @pytest.fixture(scope="module")

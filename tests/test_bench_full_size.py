@@ -35,7 +35,7 @@ def test_operations_are_counted_as_torch_counts_them(references, update):
 def test_operations_at_full_size():
     from types import SimpleNamespace
 
-    from worldstereo_ros.models.transformer import WorldStereoTransformer
+    from worldstereo_ros.models.worldstereo.transformer import WorldStereoTransformer
 
     with torch.device("meta"):
         small = WorldStereoTransformer(num_layers=1, num_attention_heads=1, controlnet_cfg=None)

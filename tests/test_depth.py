@@ -8,18 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from worldstereo_ros.depth import (
-    ASSUMED_FAR,
-    ASSUMED_NEAR,
-    DepthError,
-    HubDepth,
-    SmallDepth,
-    align_depth,
-    align_to_known,
-    choose_depth,
-    complete_depth,
-    small_depth,
-)
+from worldstereo_ros.depth.alignment import DepthError, align_depth, align_to_known, complete_depth
+from worldstereo_ros.depth.estimators import ASSUMED_FAR, ASSUMED_NEAR, HubDepth, SmallDepth, choose_depth, small_depth
 from worldstereo_ros.evaluation import evaluate
 from worldstereo_ros.evaluation.depth_errors import (
     CONSTANT,
@@ -324,7 +314,7 @@ def test_one_function_chooses_who_gives_depth(checkpoints, own_network, monkeypa
     assert small_depth(tmp_path) is None
 
     # An installation without the network: named, it is missed at once; else with the first picture, not before.
-    monkeypatch.setattr("worldstereo_ros.depth.shipped_folder", lambda name: tmp_path / "lacking")
+    monkeypatch.setattr("worldstereo_ros.depth.estimators.shipped_folder", lambda name: tmp_path / "lacking")
     with pytest.raises(DepthError, match=r"no depth network in .*lacking.*depth_model"):
         choose_depth("small")
     waiting = choose_depth("")

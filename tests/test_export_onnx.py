@@ -29,7 +29,7 @@ from worldstereo_ros.export.runtime import (
     use_control_backend,
 )
 from worldstereo_ros.export.verify import Check, verify
-from worldstereo_ros.models.autoencoder import KeyframeAutoencoder
+from worldstereo_ros.models.autoencoders.keyframe import KeyframeAutoencoder
 
 TRACED = (2, 3, 4, 3)
 SIZES = [(1, 1, 1, 1), (1, 2, 3, 5), (3, 6, 2, 7), (1, 4, 9, 2)]

@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 
 from worldstereo_ros.geometry.view_overlap import retrieval_scores
 from worldstereo_ros.models.schedulers import DMDScheduler
-from worldstereo_ros.models.transformer import WorldStereoTransformer
 from worldstereo_ros.models.worldstereo.camera_embedding import normalise_cameras, plucker_embedding, pose_vectors
+from worldstereo_ros.models.worldstereo.transformer import WorldStereoTransformer
 
 
 @pytest.fixture(scope="module")

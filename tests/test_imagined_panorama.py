@@ -10,11 +10,11 @@ from typer.testing import CliRunner
 from worldstereo_ros.cli import app
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.views import View
-from worldstereo_ros.imagined_panorama import ORDERS, imagine_panorama, ring_order, seam_joint, seed_panorama
 from worldstereo_ros.io.images import read_image, write_image
-from worldstereo_ros.panorama import look, panorama_views, rings
+from worldstereo_ros.panorama.depth import panorama_distance
+from worldstereo_ros.panorama.imagine import ORDERS, imagine_panorama, ring_order, seam_joint, seed_panorama
+from worldstereo_ros.panorama.perspective_views import look, panorama_views, rings
 from worldstereo_ros.panorama_command import read_distance
-from worldstereo_ros.panorama_depth import panorama_distance
 from worldstereo_ros.pipelines.geometric import GeometricPipeline
 from worldstereo_ros.world import NothingSeenError, WorldModel
 

@@ -7,10 +7,17 @@ import pytest
 import torch
 from checkpoints import BACKBONE, CONTROL, tiny_inputs, tiny_transformer
 
-from worldstereo_ros.models.attention import attend_groups
-from worldstereo_ros.models.correspondence import reference_points
-from worldstereo_ros.models.masks import Correspondence, TokenGrid, dense_mask, mask_formula, merged_mask, plan_groups
-from worldstereo_ros.models.transformer import WorldStereoTransformer
+from worldstereo_ros.models.worldstereo.attention import attend_groups
+from worldstereo_ros.models.worldstereo.correspondence import reference_points
+from worldstereo_ros.models.worldstereo.masks import (
+    Correspondence,
+    TokenGrid,
+    dense_mask,
+    mask_formula,
+    merged_mask,
+    plan_groups,
+)
+from worldstereo_ros.models.worldstereo.transformer import WorldStereoTransformer
 
 
 @pytest.fixture(autouse=True)

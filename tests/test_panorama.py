@@ -9,7 +9,13 @@ from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.poses import invert_pose, pose_from_quaternion
 from worldstereo_ros.imaging.codecs import ImageError
 from worldstereo_ros.io.images import read_image
-from worldstereo_ros.panorama import PUBLISHED_WORLD_FROM_PANORAMA, bank_camera, bank_poses, look, panorama_views
+from worldstereo_ros.panorama.perspective_views import (
+    PUBLISHED_WORLD_FROM_PANORAMA,
+    bank_camera,
+    bank_poses,
+    look,
+    panorama_views,
+)
 
 HEIGHT = 256
 

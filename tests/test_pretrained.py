@@ -5,12 +5,12 @@ import torch
 from checkpoints import CAMERA, MEMORY, change_config, edit, frozen, tiny_inputs, tiny_transformer, write_checkpoint
 from checkpoints import DMD_VARIANT as DMD
 
-from worldstereo_ros.models import pretrained
-from worldstereo_ros.models.checkpoint import CheckpointError, open_weights
-from worldstereo_ros.models.inspection import inspect_checkpoint
-from worldstereo_ros.models.locate import find_checkpoint
-from worldstereo_ros.models.pretrained import build_transformer, load_autoencoder, load_transformer, survey
-from worldstereo_ros.models.saving import save_base, save_variant, save_weights
+from worldstereo_ros.models.checkpoints import loading
+from worldstereo_ros.models.checkpoints.hub import find_checkpoint
+from worldstereo_ros.models.checkpoints.inspection import inspect_checkpoint
+from worldstereo_ros.models.checkpoints.loading import build_transformer, load_autoencoder, load_transformer, survey
+from worldstereo_ros.models.checkpoints.saving import save_base, save_variant, save_weights
+from worldstereo_ros.models.checkpoints.weights import CheckpointError, open_weights
 
 
 @pytest.fixture(autouse=True)
@@ -88,8 +88,8 @@ def test_sizes_are_known_without_memory(root):
 
 
 def test_too_large_for_the_device(root, monkeypatch):
-    monkeypatch.setattr(pretrained, "free_memory", lambda device: 1000)
-    monkeypatch.setattr(pretrained, "place", lambda *_: pytest.fail("memory was taken"))
+    monkeypatch.setattr(loading, "free_memory", lambda device: 1000)
+    monkeypatch.setattr(loading, "place", lambda *_: pytest.fail("memory was taken"))
     with pytest.raises(CheckpointError, match=r"take 0\.0 GiB and cpu has 0\.0 GiB free; use a smaller type"):
         load_transformer(find_checkpoint(root))
 
@@ -113,7 +113,7 @@ def test_diffusers_reads_the_base(root):
 @torch.no_grad()
 @pytest.mark.parametrize("flat", [False, True], ids=["wan", "flat"])
 def test_autoencoder(tmp_path, flat):
-    from worldstereo_ros.models.autoencoder import KeyframeAutoencoder
+    from worldstereo_ros.models.autoencoders.keyframe import KeyframeAutoencoder
 
     write_checkpoint(tmp_path)
     original = KeyframeAutoencoder.from_wan(_wan(tmp_path))

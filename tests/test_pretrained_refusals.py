@@ -8,10 +8,10 @@ import torch
 from checkpoints import CAMERA, MEMORY, change_config, edit, frozen, refuse, write_checkpoint
 from checkpoints import DMD_VARIANT as DMD
 
-from worldstereo_ros.models.checkpoint import CheckpointError, open_weights
-from worldstereo_ros.models.locate import find_checkpoint
-from worldstereo_ros.models.pretrained import load_transformer
-from worldstereo_ros.models.saving import save_weights
+from worldstereo_ros.models.checkpoints.hub import find_checkpoint
+from worldstereo_ros.models.checkpoints.loading import load_transformer
+from worldstereo_ros.models.checkpoints.saving import save_weights
+from worldstereo_ros.models.checkpoints.weights import CheckpointError, open_weights
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from worldstereo_ros.models import WorldStereoTransformer
-from worldstereo_ros.models.prior import with_render_prior
+from worldstereo_ros.models.worldstereo.render_prior import with_render_prior
 
 COVERED, MISSING = 0.4, 0.9
 CONTROL = {

@@ -9,8 +9,14 @@ from panoramas import ROUND, all_round
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.views import View
 from worldstereo_ros.imaging.codecs import ImageError
-from worldstereo_ros.panorama import look, rings
-from worldstereo_ros.stitching import closure, look_up, panorama_directions, panorama_from_views, view_difference
+from worldstereo_ros.panorama.perspective_views import look, rings
+from worldstereo_ros.panorama.stitching import (
+    closure,
+    look_up,
+    panorama_directions,
+    panorama_from_views,
+    view_difference,
+)
 
 
 @pytest.mark.parametrize("camera", [ROUND, Camera.from_fov(80, 45, np.radians(70)), Camera.from_fov(60, 60, 1.0)])

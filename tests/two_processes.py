@@ -17,7 +17,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.trajectories import trajectory
 from worldstereo_ros.geometry.views import View
-from worldstereo_ros.models.pretrained import parameter_dtype
+from worldstereo_ros.models.checkpoints.loading import parameter_dtype
 from worldstereo_ros.pipelines import processes
 from worldstereo_ros.pipelines.parallel import share_tokens, share_weights
 from worldstereo_ros.pipelines.worldstereo import WorldStereoPipeline

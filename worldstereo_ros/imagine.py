@@ -10,7 +10,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from worldstereo_ros.depth import NONE, SHIPPED_NETWORK, SMALL, choose_depth
+from worldstereo_ros.depth.estimators import NONE, SHIPPED_NETWORK, SMALL, choose_depth
 from worldstereo_ros.geometry.poses import interpolate_poses
 from worldstereo_ros.geometry.trajectories import TRAJECTORIES, trajectory
 from worldstereo_ros.geometry.views import ImaginedView, View

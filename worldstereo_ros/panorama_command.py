@@ -12,12 +12,12 @@ import numpy as np
 from rich.console import Console
 from rich.status import Status
 
-from worldstereo_ros.depth import choose_depth
-from worldstereo_ros.imagined_panorama import ImaginedPanorama, imagine_panorama, seed_panorama
+from worldstereo_ros.depth.estimators import choose_depth
 from worldstereo_ros.imaging.codecs import MAX_DEPTH_METRES, clean_depth
 from worldstereo_ros.io.images import read_depth, read_image, write_image
 from worldstereo_ros.io.posed_sequences import write_sequence
 from worldstereo_ros.outcome import MAP_FILE
+from worldstereo_ros.panorama.imagine import ImaginedPanorama, imagine_panorama, seed_panorama
 from worldstereo_ros.pictures import depth_picture, mask_picture
 from worldstereo_ros.pipelines.load import load_pipeline
 from worldstereo_ros.weights.bundled import DEFAULT_MODEL

@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from worldstereo_ros.depth import DepthEstimator, align_to_known, complete_depth
+from worldstereo_ros.depth.alignment import align_to_known, complete_depth
+from worldstereo_ros.depth.estimators import DepthEstimator
 from worldstereo_ros.geometry.cameras import Camera, unproject
 from worldstereo_ros.geometry.poses import check_poses
 from worldstereo_ros.geometry.views import ImaginedView, View

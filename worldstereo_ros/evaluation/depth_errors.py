@@ -20,7 +20,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from worldstereo_ros.depth import NONE, SMALL, DepthError, DepthEstimator, choose_depth
+from worldstereo_ros.depth.alignment import DepthError
+from worldstereo_ros.depth.estimators import NONE, SMALL, DepthEstimator, choose_depth
 from worldstereo_ros.evaluation.metrics import depth_error
 from worldstereo_ros.evaluation.worlds import Posed, open_data
 from worldstereo_ros.geometry.cameras import Camera

@@ -10,8 +10,8 @@ import numpy as np
 from worldstereo_ros.evaluation.worlds import Posed, WorldSequence, world_panorama
 from worldstereo_ros.geometry.poses import interpolate_poses, up_in_world
 from worldstereo_ros.geometry.views import View
-from worldstereo_ros.imagined_panorama import ring_order, seam_joint
-from worldstereo_ros.panorama import look, panorama_views, rings, seed_camera
+from worldstereo_ros.panorama.imagine import ring_order, seam_joint
+from worldstereo_ros.panorama.perspective_views import look, panorama_views, rings, seed_camera
 
 PROTOCOLS = ("single", "sparse", "mono", "revisit", "loop", "panorama", "cloud")
 SPARSE_SEEDS = 5

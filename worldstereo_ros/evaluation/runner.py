@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from worldstereo_ros.depth import SMALL, choose_depth
+from worldstereo_ros.depth.estimators import SMALL, choose_depth
 from worldstereo_ros.evaluation import metrics
 from worldstereo_ros.evaluation.baseline import BASELINES, fused_by_tsdf, fused_by_voxels, gathered
 from worldstereo_ros.evaluation.protocols import PROTOCOLS, Task, make_task
@@ -24,10 +24,10 @@ from worldstereo_ros.evaluation.variants import Pipelines
 from worldstereo_ros.evaluation.worlds import Posed, WorldSequence, open_data
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.views import View
+from worldstereo_ros.panorama.stitching import closure
 from worldstereo_ros.pipelines.base import Pipeline
 from worldstereo_ros.pipelines.geometric import GeometricPipeline
 from worldstereo_ros.rendering.splatting.splatting import render
-from worldstereo_ros.stitching import closure
 from worldstereo_ros.world import WorldModel
 
 BASELINE = "open3d+telea"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from worldstereo_ros.evaluation.report import Row, mean
 from worldstereo_ros.evaluation.variants import UNALIGNED, PipelineName
-from worldstereo_ros.models.masks import MODES
+from worldstereo_ros.models.worldstereo.masks import MODES
 
 TITLES = {"open3d+telea": "Open3D + Telea", "splat+telea": "splat + Telea", "geometric": "geometric"}
 TITLES[UNALIGNED] = "geometric, unaligned"
@@ -87,7 +87,7 @@ def stage_pipelines(root: str | Path) -> list[str]:
     Raises:
         ValueError: none of them is there.
     """
-    from worldstereo_ros.models.locate import list_variants
+    from worldstereo_ros.models.checkpoints.hub import list_variants
 
     here = [name.removeprefix("worldstereo-") for name in list_variants(str(root))]
     if not here:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from worldstereo_ros.evaluation.baseline import BASELINES
-from worldstereo_ros.models.masks import MODES
+from worldstereo_ros.models.worldstereo.masks import MODES
 from worldstereo_ros.pipelines.base import Conditioning, OnStep, Pipeline, PipelineFrame
 from worldstereo_ros.pipelines.geometric import GeometricPipeline
 from worldstereo_ros.pipelines.load import load_pipeline

@@ -17,9 +17,9 @@ import numpy as np
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.views import View
 from worldstereo_ros.io.posed_sequences import open_posed
-from worldstereo_ros.panorama import look
+from worldstereo_ros.panorama.perspective_views import look
+from worldstereo_ros.panorama.stitching import Panorama, panorama_from_views
 from worldstereo_ros.scenes import KINDS, PATHS, SPLITS, Scene, make_path, make_scene, seed_of
-from worldstereo_ros.stitching import Panorama, panorama_from_views
 
 PREFIX = "worlds:"
 CAMERA = Camera.from_fov(320, 240, math.radians(75))

@@ -19,8 +19,8 @@ from worldstereo_ros.export.onnx import (
     export_control,
 )
 from worldstereo_ros.export.verify import Check, verify
-from worldstereo_ros.models.locate import find_checkpoint
-from worldstereo_ros.models.pretrained import load_autoencoder, load_transformer
+from worldstereo_ros.models.checkpoints.hub import find_checkpoint
+from worldstereo_ros.models.checkpoints.loading import load_autoencoder, load_transformer
 
 
 def export_model(

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from worldstereo_ros.models.autoencoder import KeyframeAutoencoder
-from worldstereo_ros.models.control import ControlBlock, ControlBranch
+from worldstereo_ros.models.autoencoders.keyframe import KeyframeAutoencoder
+from worldstereo_ros.models.worldstereo.control import ControlBlock, ControlBranch
 
 
 class ControlGraph(nn.Module):

@@ -25,9 +25,9 @@ from torch import nn
 
 from worldstereo_ros import __version__
 from worldstereo_ros.export.graphs import ControlGraph, DecoderGraph, EncoderGraph
-from worldstereo_ros.models.autoencoder import KeyframeAutoencoder
-from worldstereo_ros.models.control import ControlBlock, ControlBranch
-from worldstereo_ros.models.pretrained import parameter_dtype
+from worldstereo_ros.models.autoencoders.keyframe import KeyframeAutoencoder
+from worldstereo_ros.models.checkpoints.loading import parameter_dtype
+from worldstereo_ros.models.worldstereo.control import ControlBlock, ControlBranch
 
 OPSET = 20
 PARTS = ("control", "autoencoder-encoder", "autoencoder-decoder")

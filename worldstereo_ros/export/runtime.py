@@ -30,8 +30,8 @@ from worldstereo_ros.export.onnx import (
     weights_hash,
 )
 from worldstereo_ros.export.tensorrt import EngineRunner, load_tensorrt
-from worldstereo_ros.models.autoencoder import KeyframeAutoencoder
-from worldstereo_ros.models.control import ControlBranch
+from worldstereo_ros.models.autoencoders.keyframe import KeyframeAutoencoder
+from worldstereo_ros.models.worldstereo.control import ControlBranch
 
 BACKENDS = ("torch", "onnxruntime", "tensorrt")
 

@@ -18,8 +18,8 @@ from worldstereo_ros.export.onnx import (
     control_example,
 )
 from worldstereo_ros.export.runtime import AutoencoderSession, ControlSession, OrtRunner
-from worldstereo_ros.models.autoencoder import KeyframeAutoencoder
-from worldstereo_ros.models.control import ControlBranch
+from worldstereo_ros.models.autoencoders.keyframe import KeyframeAutoencoder
+from worldstereo_ros.models.worldstereo.control import ControlBranch
 
 # (batch, keyframes, token rows, token columns); none is the traced one
 CONTROL_SIZES = ((1, 1, 1, 1), (2, 2, 3, 5), (1, 7, 6, 4), (1, 5, 8, 12))

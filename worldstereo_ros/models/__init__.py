@@ -3,15 +3,15 @@
 Imports with torch, diffusers, numpy and safetensors; nothing here knows of ROS or of the memories.
 """
 
-from worldstereo_ros.models.autoencoder import KeyframeAutoencoder
-from worldstereo_ros.models.checkpoint import CheckpointError
-from worldstereo_ros.models.correspondence import reference_points
-from worldstereo_ros.models.inspection import CheckpointReport, inspect_checkpoint
-from worldstereo_ros.models.locate import Checkpoint, find_checkpoint, list_variants
-from worldstereo_ros.models.pretrained import load_autoencoder, load_transformer
+from worldstereo_ros.models.autoencoders.keyframe import KeyframeAutoencoder
+from worldstereo_ros.models.checkpoints.config import VARIANTS, Settings
+from worldstereo_ros.models.checkpoints.hub import Checkpoint, find_checkpoint, list_variants
+from worldstereo_ros.models.checkpoints.inspection import CheckpointReport, inspect_checkpoint
+from worldstereo_ros.models.checkpoints.loading import load_autoencoder, load_transformer
+from worldstereo_ros.models.checkpoints.weights import CheckpointError
 from worldstereo_ros.models.schedulers import DMDScheduler, make_scheduler
-from worldstereo_ros.models.settings import VARIANTS, Settings
-from worldstereo_ros.models.transformer import WorldStereoTransformer
+from worldstereo_ros.models.worldstereo.correspondence import reference_points
+from worldstereo_ros.models.worldstereo.transformer import WorldStereoTransformer
 
 __all__ = [
     "VARIANTS",

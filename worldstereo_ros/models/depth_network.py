@@ -25,9 +25,16 @@ from torch import nn
 from torch.nn import functional
 
 from worldstereo_ros.geometry.cameras import Camera
-from worldstereo_ros.models.checkpoint import CheckpointError, open_weights, read_json
-from worldstereo_ros.models.picture_autoencoder import Down, ResidualBlock, Up
-from worldstereo_ros.models.pretrained import BASE_STEM, check_memory, finite, memory_needed, place, same_tensors
+from worldstereo_ros.models.autoencoders.image import Down, ResidualBlock, Up
+from worldstereo_ros.models.checkpoints.loading import (
+    BASE_STEM,
+    check_memory,
+    finite,
+    memory_needed,
+    place,
+    same_tensors,
+)
+from worldstereo_ros.models.checkpoints.weights import CheckpointError, open_weights, read_json
 
 CANONICAL_FOCAL = 100.0  # pixels
 CELL = 16  # pixels of a token, along each side

@@ -19,9 +19,9 @@ import torch.distributed as dist
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from torch import nn
 
-from worldstereo_ros.models.attention import ReferencePlan, StereoAttnProcessor
-from worldstereo_ros.models.rotary import Rotary
-from worldstereo_ros.models.transformer import WorldStereoTransformer
+from worldstereo_ros.models.worldstereo.attention import ReferencePlan, StereoAttnProcessor
+from worldstereo_ros.models.worldstereo.rotary import Rotary
+from worldstereo_ros.models.worldstereo.transformer import WorldStereoTransformer
 
 Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 

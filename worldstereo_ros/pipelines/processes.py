@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-    from worldstereo_ros.models.locate import Checkpoint
+    from worldstereo_ros.models.checkpoints.hub import Checkpoint
 
 PATIENCE = timedelta(days=30)  # a robot may have nothing to imagine for long
 SHARE_WEIGHTS = "WORLDSTEREO_SHARE_WEIGHTS"  # set to 1 where the weights are too large for one device
@@ -46,7 +46,7 @@ def lead_transformer(
     import torch
     import torch.distributed as dist
 
-    from worldstereo_ros.models.checkpoint import CheckpointError
+    from worldstereo_ros.models.checkpoints.weights import CheckpointError
 
     if device.type == "cuda" and (device.index or 0) != 0:
         raise CheckpointError(f"The first of several processes works on cuda:0, and {device} was asked for.")
@@ -85,8 +85,8 @@ def follow() -> None:
     import torch
     import torch.distributed as dist
 
-    from worldstereo_ros.models.locate import Checkpoint
-    from worldstereo_ros.models.settings import read_settings
+    from worldstereo_ros.models.checkpoints.config import read_settings
+    from worldstereo_ros.models.checkpoints.hub import Checkpoint
 
     transformer: torch.nn.Module | None = None
     kind = "cuda" if torch.cuda.is_available() else "cpu"

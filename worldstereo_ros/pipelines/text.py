@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from worldstereo_ros.models.checkpoint import CheckpointError, named, open_weights, tensors_of
+from worldstereo_ros.models.checkpoints.weights import CheckpointError, named, open_weights, tensors_of
 
 if TYPE_CHECKING:
-    from worldstereo_ros.models.locate import Checkpoint
+    from worldstereo_ros.models.checkpoints.hub import Checkpoint
 
 TEXT_TOKENS = 512
 KEPT_PROMPTS = 32

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from worldstereo_ros.models.checkpoint import CheckpointError, named, read_json, tensors_of
+from worldstereo_ros.models.checkpoints.weights import CheckpointError, named, read_json, tensors_of
 
 if TYPE_CHECKING:
-    from worldstereo_ros.models.locate import Checkpoint
+    from worldstereo_ros.models.checkpoints.hub import Checkpoint
 
 
 class VideoCondition:

@@ -22,7 +22,8 @@ import cv2
 import numpy as np
 import torch
 
-from worldstereo_ros.depth import DepthError, DepthEstimator, complete_depth, small_depth
+from worldstereo_ros.depth.alignment import DepthError, complete_depth
+from worldstereo_ros.depth.estimators import DepthEstimator, small_depth
 from worldstereo_ros.imaging.inpainting import carried_over, faded, fill_depth
 from worldstereo_ros.models import (
     Settings,
@@ -32,8 +33,8 @@ from worldstereo_ros.models import (
     load_transformer,
     make_scheduler,
 )
-from worldstereo_ros.models.checkpoint import CheckpointError
-from worldstereo_ros.models.pretrained import default_dtype
+from worldstereo_ros.models.checkpoints.loading import default_dtype
+from worldstereo_ros.models.checkpoints.weights import CheckpointError
 from worldstereo_ros.pipelines.base import Conditioning, ModelError, OnStep, PipelineFrame
 from worldstereo_ros.pipelines.conditioning import Keyframes, make_keyframes
 from worldstereo_ros.pipelines.geometric import GeometricPipeline, Painting

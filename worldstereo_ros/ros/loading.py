@@ -41,7 +41,7 @@ def build_world(settings: Settings) -> WorldModel:
         _warm_up(pipeline, device)
         estimator = None
         if settings.depth_source != "sensor":
-            from worldstereo_ros.depth import choose_depth
+            from worldstereo_ros.depth.estimators import choose_depth
 
             estimator = choose_depth(settings.depth_model, device)
         cloud = CloudMemory(

@@ -54,7 +54,7 @@ class Seed:
         if self.info is not None:
             world.seed(self.view(self.info))
             return
-        from worldstereo_ros.imagined_panorama import seed_panorama
+        from worldstereo_ros.panorama.imagine import seed_panorama
 
         image = messages.image_array(self.image)
         seed_panorama(world, image, world_from_camera=self.world_from_camera, stamp_ns=self.stamp_ns)

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from worldstereo_ros.models.checkpoint import open_weights
-from worldstereo_ros.models.locate import list_variants
-from worldstereo_ros.models.pretrained import BASE_STEM
+from worldstereo_ros.models.checkpoints.hub import list_variants
+from worldstereo_ros.models.checkpoints.loading import BASE_STEM
+from worldstereo_ros.models.checkpoints.weights import open_weights
 from worldstereo_ros.scenes.splits import SPLITS
 from worldstereo_ros.training.chain import LOGS_FOLDER, hardware
 from worldstereo_ros.training.journal import lasting, read_rounds

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from worldstereo_ros.models import WorldStereoTransformer
-from worldstereo_ros.models.picture_autoencoder import PictureAutoencoder
+from worldstereo_ros.models.autoencoders.image import PictureAutoencoder
 from worldstereo_ros.training.conditions import ClipBatch
 
 MASK_CHANNELS = 4

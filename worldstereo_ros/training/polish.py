@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
-from worldstereo_ros.models.picture_autoencoder import PictureAutoencoder
+from worldstereo_ros.models.autoencoders.image import PictureAutoencoder
 from worldstereo_ros.training.clips import Shelf
 from worldstereo_ros.training.distill import DistillStage
 from worldstereo_ros.training.flow import LatentClips

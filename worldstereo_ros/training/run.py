@@ -26,11 +26,11 @@ from accelerate import Accelerator
 from diffusers import UniPCMultistepScheduler
 
 from worldstereo_ros.models import WorldStereoTransformer
-from worldstereo_ros.models.checkpoint import CheckpointError, named, open_weights, tensors_of
+from worldstereo_ros.models.autoencoders.image import PictureAutoencoder
+from worldstereo_ros.models.checkpoints.loading import BASE_STEM, finite, load_picture_autoencoder
+from worldstereo_ros.models.checkpoints.saving import save_base, save_variant, save_weights, write_json
+from worldstereo_ros.models.checkpoints.weights import CheckpointError, named, open_weights, tensors_of
 from worldstereo_ros.models.depth_network import DepthNetwork, load_depth_network
-from worldstereo_ros.models.picture_autoencoder import PictureAutoencoder
-from worldstereo_ros.models.pretrained import BASE_STEM, finite, load_picture_autoencoder
-from worldstereo_ros.models.saving import save_base, save_variant, save_weights, write_json
 from worldstereo_ros.training.clips import Shelf
 from worldstereo_ros.training.journal import read_rounds
 from worldstereo_ros.training.loading import Draw, Feed, LoadedFeed

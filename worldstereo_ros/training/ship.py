@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 
-from worldstereo_ros.models.checkpoint import CheckpointError, open_weights, read_json
+from worldstereo_ros.models.checkpoints.loading import BASE_STEM, finite, parameter_dtype
+from worldstereo_ros.models.checkpoints.saving import save_weights, write_json
+from worldstereo_ros.models.checkpoints.weights import CheckpointError, open_weights, read_json
 from worldstereo_ros.models.depth_network import load_depth_network
-from worldstereo_ros.models.pretrained import BASE_STEM, finite, parameter_dtype
-from worldstereo_ros.models.saving import save_weights, write_json
 from worldstereo_ros.training.card import CARD, write_card
 from worldstereo_ros.training.chain import SETTINGS_FILE
 from worldstereo_ros.training.run import VARIANT_OF

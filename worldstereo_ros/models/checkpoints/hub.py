@@ -7,8 +7,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from worldstereo_ros.models.checkpoint import PICKLES, CheckpointError
-from worldstereo_ros.models.settings import VARIANTS, Settings, read_settings
+from worldstereo_ros.models.checkpoints.config import VARIANTS, Settings, read_settings
+from worldstereo_ros.models.checkpoints.weights import PICKLES, CheckpointError
 from worldstereo_ros.weights.bundled import SHIPPED, shipped_folder
 
 PUBLISHED = "hanshanxue/WorldStereo"

@@ -17,7 +17,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 from torch.nn import functional
 
-from worldstereo_ros.models.autoencoder import _clips, _pictures
+from worldstereo_ros.models.autoencoders.keyframe import _clips, _pictures
 
 BLOCK = 8  # pixels of a latent, along each side
 COLOUR_SHARE = 3 / 16  # of the channels, for each of the two colour differences

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from worldstereo_ros.models.checkpoint import CheckpointError, read_json
-from worldstereo_ros.models.transformer import WorldStereoTransformer
+from worldstereo_ros.models.checkpoints.weights import CheckpointError, read_json
+from worldstereo_ros.models.worldstereo.transformer import WorldStereoTransformer
 
 # Fewest steps first: what is taken where a folder holds several and none was asked for.
 VARIANTS = ("worldstereo-memory-dmd", "worldstereo-memory", "worldstereo-camera")

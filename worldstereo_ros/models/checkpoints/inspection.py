@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 
-from worldstereo_ros.models.checkpoint import named
-from worldstereo_ros.models.locate import Checkpoint, find_checkpoint
-from worldstereo_ros.models.pretrained import build_transformer, memory_needed, survey
+from worldstereo_ros.models.checkpoints.hub import Checkpoint, find_checkpoint
+from worldstereo_ros.models.checkpoints.loading import build_transformer, memory_needed, survey
+from worldstereo_ros.models.checkpoints.weights import named
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

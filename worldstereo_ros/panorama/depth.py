@@ -12,13 +12,14 @@ from dataclasses import replace
 
 import numpy as np
 
-from worldstereo_ros.depth import DepthError, DepthEstimator, align_depth
+from worldstereo_ros.depth.alignment import DepthError, align_depth
+from worldstereo_ros.depth.estimators import DepthEstimator
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.views import View
 from worldstereo_ros.imaging.codecs import clean_depth
 from worldstereo_ros.imaging.exposure import synchronise
-from worldstereo_ros.panorama import FIELD, look, panorama_views, rings
-from worldstereo_ros.stitching import border_weight, look_up, panorama_directions, sample
+from worldstereo_ros.panorama.perspective_views import FIELD, look, panorama_views, rings
+from worldstereo_ros.panorama.stitching import border_weight, look_up, panorama_directions, sample
 
 WIDTH, HEIGHT = 320, 240  # of the views that the model looks at
 COARSE = 80, 60  # of the views that are compared

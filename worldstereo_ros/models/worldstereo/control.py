@@ -10,7 +10,7 @@ from diffusers.models.transformers.transformer_wan import WanAttention, WanAttnP
 from torch import nn
 from torch.nn import functional
 
-from worldstereo_ros.models.rotary import Rotary, RotaryEmbedding
+from worldstereo_ros.models.worldstereo.rotary import Rotary, RotaryEmbedding
 
 
 class MaskCameraEmbedding(nn.Module):

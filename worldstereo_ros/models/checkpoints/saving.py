@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from worldstereo_ros.models.pretrained import BASE_STEM
-from worldstereo_ros.models.transformer import WorldStereoTransformer
+from worldstereo_ros.models.checkpoints.loading import BASE_STEM
+from worldstereo_ros.models.worldstereo.transformer import WorldStereoTransformer
 
 # Arguments of the transformer that are choices of a run and no part of a checkpoint.
 _OURS = ("controlnet_cfg", "reference_attention", "correspondence_radius", "correspondence_stride")

@@ -12,7 +12,7 @@ from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.transformers.transformer_wan import WanAttention
 from torch.nn import functional
 
-from worldstereo_ros.models.masks import (
+from worldstereo_ros.models.worldstereo.masks import (
     Correspondence,
     Group,
     TokenGrid,
@@ -22,7 +22,7 @@ from worldstereo_ros.models.masks import (
     merged_mask,
     plan_groups,
 )
-from worldstereo_ros.models.rotary import Rotary, rotate
+from worldstereo_ros.models.worldstereo.rotary import Rotary, rotate
 
 IMPLEMENTATIONS = ("auto", "groups", "flex", "dense")
 

@@ -15,8 +15,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from worldstereo_ros.models.autoencoder import KeyframeAutoencoder, flat_shape, flatten_weights
-from worldstereo_ros.models.checkpoint import (
+from worldstereo_ros.models.autoencoders.image import PictureAutoencoder
+from worldstereo_ros.models.autoencoders.keyframe import KeyframeAutoencoder, flat_shape, flatten_weights
+from worldstereo_ros.models.checkpoints.config import read_backbone
+from worldstereo_ros.models.checkpoints.hub import Checkpoint, find_checkpoint
+from worldstereo_ros.models.checkpoints.weights import (
     CheckpointError,
     TensorInfo,
     WeightSet,
@@ -25,10 +28,7 @@ from worldstereo_ros.models.checkpoint import (
     read_json,
     tensors_of,
 )
-from worldstereo_ros.models.locate import Checkpoint, find_checkpoint
-from worldstereo_ros.models.picture_autoencoder import PictureAutoencoder
-from worldstereo_ros.models.settings import read_backbone
-from worldstereo_ros.models.transformer import WorldStereoTransformer
+from worldstereo_ros.models.worldstereo.transformer import WorldStereoTransformer
 
 __all__ = ["Survey", "build_transformer", "find_checkpoint", "load_autoencoder", "load_transformer", "survey"]
 

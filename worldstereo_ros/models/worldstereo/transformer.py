@@ -20,12 +20,12 @@ from diffusers.models.normalization import FP32LayerNorm
 from diffusers.models.transformers.transformer_wan import WanTimeTextImageEmbedding, WanTransformerBlock
 from torch import nn
 
-from worldstereo_ros.models.attention import IMPLEMENTATIONS, ReferencePlan, StereoAttnProcessor, make_plan
-from worldstereo_ros.models.control import ControlBranch
-from worldstereo_ros.models.inputs import check_inputs
-from worldstereo_ros.models.masks import MODES, Correspondence, TokenGrid
-from worldstereo_ros.models.prior import with_render_prior
-from worldstereo_ros.models.rotary import Rotary, RotaryEmbedding
+from worldstereo_ros.models.worldstereo.attention import IMPLEMENTATIONS, ReferencePlan, StereoAttnProcessor, make_plan
+from worldstereo_ros.models.worldstereo.control import ControlBranch
+from worldstereo_ros.models.worldstereo.inputs import check_inputs
+from worldstereo_ros.models.worldstereo.masks import MODES, Correspondence, TokenGrid
+from worldstereo_ros.models.worldstereo.render_prior import with_render_prior
+from worldstereo_ros.models.worldstereo.rotary import Rotary, RotaryEmbedding
 
 
 class WorldStereoBlock(WanTransformerBlock):

@@ -17,10 +17,10 @@ from worldstereo_ros.geometry.poses import check_poses
 from worldstereo_ros.geometry.views import ImaginedView, View
 from worldstereo_ros.memory.bank import ViewBank
 from worldstereo_ros.memory.cloud import CloudMemory
-from worldstereo_ros.panorama import look, panorama_views, rings, round_camera, seed_camera
-from worldstereo_ros.panorama_depth import panorama_distance
+from worldstereo_ros.panorama.depth import panorama_distance
+from worldstereo_ros.panorama.perspective_views import look, panorama_views, rings, round_camera, seed_camera
+from worldstereo_ros.panorama.stitching import Closure, Panorama, closure, panorama_from_views
 from worldstereo_ros.pipelines.base import OnStep
-from worldstereo_ros.stitching import Closure, Panorama, closure, panorama_from_views
 from worldstereo_ros.world import WorldModel
 
 ORDERS = ("round", "both", "alternate")
