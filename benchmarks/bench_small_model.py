@@ -45,8 +45,8 @@ from small_model import (
 )
 
 from worldstereo_ros.geometry.views import ImaginedView
-from worldstereo_ros.pipelines.load import load_pipeline
-from worldstereo_ros.pipelines.worldstereo import WorldStereoPipeline
+from worldstereo_ros.pipelines.auto import load_pipeline
+from worldstereo_ros.pipelines.worldstereo.pipeline import WorldStereoPipeline
 from worldstereo_ros.stories import Story, scene_story
 from worldstereo_ros.world import WorldModel, warm_up
 

@@ -17,14 +17,16 @@ from full_size import Graphed
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-import worldstereo_ros.pipelines.worldstereo as module
+import worldstereo_ros.pipelines.worldstereo.pipeline as module
 from worldstereo_ros.evaluation.metrics import psnr
 from worldstereo_ros.geometry.views import ImaginedView
 from worldstereo_ros.pipelines.base import Conditioning, OnStep, PipelineFrame
 from worldstereo_ros.pipelines.confidence import ConfidenceModel
-from worldstereo_ros.pipelines.geometric import GeometricPipeline, Painting
-from worldstereo_ros.pipelines.layout import find_layout
-from worldstereo_ros.pipelines.worldstereo import WorldStereoPipeline, compose
+from worldstereo_ros.pipelines.geometric.painting import Painting
+from worldstereo_ros.pipelines.geometric.pipeline import GeometricPipeline
+from worldstereo_ros.pipelines.geometric.plane_extrapolation import find_layout
+from worldstereo_ros.pipelines.worldstereo.compositing import compose
+from worldstereo_ros.pipelines.worldstereo.pipeline import WorldStereoPipeline
 from worldstereo_ros.stories import Story
 from worldstereo_ros.world import WorldModel
 

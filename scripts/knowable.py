@@ -13,7 +13,7 @@ import numpy as np
 from worldstereo_ros.evaluation import metrics
 from worldstereo_ros.evaluation.protocols import make_task
 from worldstereo_ros.evaluation.worlds import WorldSequence, open_worlds
-from worldstereo_ros.pipelines.load import load_pipeline
+from worldstereo_ros.pipelines.auto import load_pipeline
 from worldstereo_ros.world import WorldModel
 
 LEAST_SEEN = 30  # pixels of an object whose colour counts as known

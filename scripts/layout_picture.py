@@ -16,10 +16,10 @@ from worldstereo_ros.evaluation import metrics
 from worldstereo_ros.evaluation.protocols import make_task
 from worldstereo_ros.evaluation.worlds import open_data
 from worldstereo_ros.io.images import write_image
+from worldstereo_ros.pipelines.auto import load_pipeline
 from worldstereo_ros.pipelines.base import Conditioning, PipelineFrame
-from worldstereo_ros.pipelines.geometric import GeometricPipeline
-from worldstereo_ros.pipelines.layout import find_layout, show_layout
-from worldstereo_ros.pipelines.load import load_pipeline
+from worldstereo_ros.pipelines.geometric.pipeline import GeometricPipeline
+from worldstereo_ros.pipelines.geometric.plane_extrapolation import find_layout, show_layout
 from worldstereo_ros.world import WorldModel
 
 WIDTH, ROWS = 320, 6  # pixels of a picture, rows of the sheet

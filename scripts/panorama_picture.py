@@ -16,7 +16,7 @@ from worldstereo_ros.io.images import write_image
 from worldstereo_ros.panorama.imagine import ORDERS, imagine_panorama, seam_joint, seed_panorama
 from worldstereo_ros.panorama.stitching import closure
 from worldstereo_ros.panorama_command import panorama_sheet
-from worldstereo_ros.pipelines.load import load_pipeline
+from worldstereo_ros.pipelines.auto import load_pipeline
 from worldstereo_ros.world import WorldModel
 
 WIDTH = 1600  # pixels of the sheet

@@ -85,7 +85,7 @@ def published_checkpoints(tmp_path_factory) -> Path:
 def published_pipelines(published_checkpoints) -> dict[str, Any]:
     """Variant to pipeline; loaded once, and four steps where there would be forty."""
     from worldstereo_ros.models import VARIANTS
-    from worldstereo_ros.pipelines.load import load_pipeline
+    from worldstereo_ros.pipelines.auto import load_pipeline
 
     pipelines: dict[str, Any] = {}
     for variant in VARIANTS:

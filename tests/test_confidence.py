@@ -20,6 +20,7 @@ from worldstereo_ros.io.posed_sequences import write_sequence
 from worldstereo_ros.memory.archive import read_archive, write_archive
 from worldstereo_ros.memory.bank import ViewBank
 from worldstereo_ros.memory.cloud import CloudMemory
+from worldstereo_ros.pipelines.auto import load_pipeline
 from worldstereo_ros.pipelines.base import Conditioning, PipelineFrame
 from worldstereo_ros.pipelines.confidence import (
     FEATURES,
@@ -30,7 +31,6 @@ from worldstereo_ros.pipelines.confidence import (
     features,
     load_confidence,
 )
-from worldstereo_ros.pipelines.load import load_pipeline
 from worldstereo_ros.viewable import load_viewable
 from worldstereo_ros.world import WorldModel
 

@@ -339,7 +339,7 @@ def test_a_picture_of_nothing_but_sky_has_no_depth(own_network, picture, monkeyp
 
 
 def test_a_seed_without_depth_is_remembered_and_one_that_may_not_be_guessed_is_refused(picture):
-    from worldstereo_ros.pipelines.geometric import GeometricPipeline
+    from worldstereo_ros.pipelines.geometric.pipeline import GeometricPipeline
 
     view = View(picture, CAMERA, np.eye(4))
     world = WorldModel(GeometricPipeline(), depth_estimator=choose_depth("small"))

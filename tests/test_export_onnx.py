@@ -339,8 +339,8 @@ def test_the_backend_is_chosen_where_pipelines_are_loaded(monkeypatch, swapped, 
     from types import SimpleNamespace
 
     from worldstereo_ros.export.runtime import ControlSession
-    from worldstereo_ros.pipelines.load import load_pipeline
-    from worldstereo_ros.pipelines.worldstereo import WorldStereoPipeline
+    from worldstereo_ros.pipelines.auto import load_pipeline
+    from worldstereo_ros.pipelines.worldstereo.pipeline import WorldStereoPipeline
     from worldstereo_ros.ros import loading
     from worldstereo_ros.ros.parameters import ConfigurationError, make_settings
 

@@ -11,8 +11,9 @@ from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.views import View
 from worldstereo_ros.imaging.inpainting import carried_over, fill_depth
 from worldstereo_ros.pipelines.base import Conditioning
-from worldstereo_ros.pipelines.geometric import Painting
-from worldstereo_ros.pipelines.worldstereo import COVERED_SHARE, _mixed
+from worldstereo_ros.pipelines.geometric.painting import Painting
+from worldstereo_ros.pipelines.worldstereo.compositing import _mixed
+from worldstereo_ros.pipelines.worldstereo.pipeline import COVERED_SHARE
 
 
 @pytest.mark.parametrize("offset", [-30, 25])

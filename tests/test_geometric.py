@@ -11,9 +11,9 @@ from worldstereo_ros.imaging.exposure import align_exposure
 from worldstereo_ros.imaging.inpainting import fill_depth, push_pull
 from worldstereo_ros.imaging.overlap import Overlap, overlap, sensitivity
 from worldstereo_ros.pipelines.base import Cancelled, Conditioning
-from worldstereo_ros.pipelines.geometric import GeometricPipeline
-from worldstereo_ros.pipelines.provenance import ASSUMED_ERROR, Witness, observed_pixels, registration_errors
-from worldstereo_ros.pipelines.references import choose
+from worldstereo_ros.pipelines.geometric.pipeline import GeometricPipeline
+from worldstereo_ros.pipelines.geometric.provenance import ASSUMED_ERROR, Witness, observed_pixels, registration_errors
+from worldstereo_ros.pipelines.geometric.references import choose
 from worldstereo_ros.world import WorldModel
 
 CAMERA = Camera(96, 72, 80.0, 80.0, 47.5, 35.5)

@@ -15,7 +15,7 @@ from worldstereo_ros.panorama.depth import panorama_distance
 from worldstereo_ros.panorama.imagine import ORDERS, imagine_panorama, ring_order, seam_joint, seed_panorama
 from worldstereo_ros.panorama.perspective_views import look, panorama_views, rings
 from worldstereo_ros.panorama_command import read_distance
-from worldstereo_ros.pipelines.geometric import GeometricPipeline
+from worldstereo_ros.pipelines.geometric.pipeline import GeometricPipeline
 from worldstereo_ros.world import NothingSeenError, WorldModel
 
 # --- imagined somewhere else ---

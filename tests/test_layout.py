@@ -9,9 +9,9 @@ from scipy.spatial.transform import Rotation
 
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.views import View
-from worldstereo_ros.pipelines import layout
-from worldstereo_ros.pipelines.geometric import Painting
-from worldstereo_ros.pipelines.layout import CELL, MARKS, LayoutFinder, find_layout, show_layout
+from worldstereo_ros.pipelines.geometric import plane_extrapolation
+from worldstereo_ros.pipelines.geometric.painting import Painting
+from worldstereo_ros.pipelines.geometric.plane_extrapolation import CELL, MARKS, LayoutFinder, find_layout, show_layout
 
 CAMERA = Camera.from_fov(160, 120, np.radians(75))
 LOW, HIGH = np.array([-2.5, -1.5, -1.0]), np.array([2.5, 1.0, 4.0])  # corners of the room; y points down
@@ -189,17 +189,17 @@ def test_asked_again_it_looks_at_new_views_alone(monkeypatch):
         looked.append(view)
         return once(view)
 
-    once = layout.look_at
-    monkeypatch.setattr(layout, "look_at", look)
+    once = plane_extrapolation.look_at
+    monkeypatch.setattr(plane_extrapolation, "look_at", look)
     views, find = [seen(turned(angle)) for angle in (0, 60, 120)], LayoutFinder()
     first = find(views[:2])
     assert find(views[:2]) is first
     both = find(views)
     assert [id(view) for view in looked] == [id(view) for view in views]
     np.testing.assert_array_equal(both.planes, find_layout(views).planes)
-    for _ in range(3 * layout.MOST_VIEWS):
+    for _ in range(3 * plane_extrapolation.MOST_VIEWS):
         find([seen(np.eye(4))])
-    assert len(find._looks) <= 2 * layout.MOST_VIEWS
+    assert len(find._looks) <= 2 * plane_extrapolation.MOST_VIEWS
 
 
 def test_only_what_is_asked_for_is_looked_at():

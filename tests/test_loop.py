@@ -12,8 +12,8 @@ from worldstereo_ros.evaluation.protocols import LOOP_CLIP, make_task
 from worldstereo_ros.evaluation.worlds import world_panorama, world_sequence
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.views import View
-from worldstereo_ros.pipelines.geometric import GeometricPipeline
-from worldstereo_ros.pipelines.load import load_pipeline
+from worldstereo_ros.pipelines.auto import load_pipeline
+from worldstereo_ros.pipelines.geometric.pipeline import GeometricPipeline
 from worldstereo_ros.world import WorldModel
 
 SMALL = Camera.from_fov(64, 48, np.radians(75))

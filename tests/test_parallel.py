@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from checkpoints import DMD_VARIANT, write_checkpoint
 
-from worldstereo_ros.pipelines.processes import is_follower, process_count
+from worldstereo_ros.pipelines.diffusion.distributed import is_follower, process_count
 
 HERE = Path(__file__).resolve().parent
 

@@ -10,8 +10,8 @@ from small_model import PlainPipeline
 from walls import WALL, away
 
 from worldstereo_ros.pipelines.base import Cancelled
-from worldstereo_ros.pipelines.geometric import GeometricPipeline
-from worldstereo_ros.pipelines.worldstereo import WorldStereoPipeline
+from worldstereo_ros.pipelines.geometric.pipeline import GeometricPipeline
+from worldstereo_ros.pipelines.worldstereo.pipeline import WorldStereoPipeline
 from worldstereo_ros.world import WorldModel
 
 CAMERA = WALL.camera

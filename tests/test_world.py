@@ -9,8 +9,8 @@ from worldstereo_ros.geometry.trajectories import trajectory
 from worldstereo_ros.geometry.views import View
 from worldstereo_ros.memory.archive import ArchiveError
 from worldstereo_ros.memory.freespace import seen_through
+from worldstereo_ros.pipelines.auto import load_pipeline
 from worldstereo_ros.pipelines.base import Cancelled, PipelineFrame
-from worldstereo_ros.pipelines.load import load_pipeline
 from worldstereo_ros.scenes import make_path, make_scene, seed_of
 from worldstereo_ros.world import NothingSeenError, WorldModel
 

@@ -11,7 +11,7 @@ from walls import ODD_WALL as WALL
 
 from worldstereo_ros.cli import app
 from worldstereo_ros.models import VARIANTS, CheckpointError
-from worldstereo_ros.pipelines.load import load_pipeline, split_variant
+from worldstereo_ros.pipelines.auto import load_pipeline, split_variant
 
 CAMERA = WALL.camera
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -14,8 +14,13 @@ from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.trajectories import trajectory
 from worldstereo_ros.models.worldstereo.camera_embedding import plucker_embedding
 from worldstereo_ros.pipelines.base import Conditioning
-from worldstereo_ros.pipelines.conditioning import attach_references, fit_renders, make_keyframes, published_matrix
-from worldstereo_ros.pipelines.worldstereo import compose
+from worldstereo_ros.pipelines.worldstereo.compositing import compose
+from worldstereo_ros.pipelines.worldstereo.conditioning import (
+    attach_references,
+    fit_renders,
+    make_keyframes,
+    published_matrix,
+)
 
 CAMERA = WALL.camera
 CPU = torch.device("cpu")

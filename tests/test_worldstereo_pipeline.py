@@ -9,8 +9,8 @@ from walls import ODD_WALL as WALL
 from walls import away
 
 from worldstereo_ros.models import VARIANTS
+from worldstereo_ros.pipelines.auto import load_pipeline
 from worldstereo_ros.pipelines.base import Cancelled, ModelError
-from worldstereo_ros.pipelines.load import load_pipeline
 
 CAMERA = WALL.camera
 pytestmark = pytest.mark.usefixtures("one_thread")

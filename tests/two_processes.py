@@ -18,9 +18,9 @@ from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.trajectories import trajectory
 from worldstereo_ros.geometry.views import View
 from worldstereo_ros.models.checkpoints.loading import parameter_dtype
-from worldstereo_ros.pipelines import processes
-from worldstereo_ros.pipelines.parallel import share_tokens, share_weights
-from worldstereo_ros.pipelines.worldstereo import WorldStereoPipeline
+from worldstereo_ros.pipelines.diffusion import distributed
+from worldstereo_ros.pipelines.diffusion.sequence_parallel import share_tokens, share_weights
+from worldstereo_ros.pipelines.worldstereo.pipeline import WorldStereoPipeline
 from worldstereo_ros.world import WorldModel
 
 FROZEN = {**CONTROL, "update_ref": False}
@@ -74,7 +74,7 @@ def main() -> None:
     torch.set_num_threads(1)
     checkpoint, file = sys.argv[1:]
     found = {}
-    processes._join("cpu")
+    distributed._join("cpu")
     mesh = init_device_mesh("cpu", (2,))
     for name, (control, settings, inputs) in CASES.items():
         model = tiny_transformer(0, control, **settings)
@@ -106,14 +106,14 @@ def main() -> None:
     model = tiny_transformer()
     found["weights and tokens"] = compare(model, tiny_inputs(model), both(mesh))
     if dist.get_rank() > 0:
-        assert processes.is_follower()
-        processes.follow()
+        assert distributed.is_follower()
+        distributed.follow()
         return
     alone = imagined(WorldStereoPipeline.from_pretrained(checkpoint, parallel=False))
     together = imagined(WorldStereoPipeline.from_pretrained(checkpoint))
     found["pipeline"] = int(np.abs(alone - together).max())
-    os.environ[processes.SHARE_WEIGHTS] = "0"
-    processes.dismiss()
+    os.environ[distributed.SHARE_WEIGHTS] = "0"
+    distributed.dismiss()
     Path(file).write_text(json.dumps(found))
 
 

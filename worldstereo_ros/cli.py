@@ -268,7 +268,7 @@ def inspect(
 ) -> None:
     """Says what a checkpoint is, what memory it takes and what is wrong with it; reads headers only."""
     from worldstereo_ros.models import inspect_checkpoint, list_variants
-    from worldstereo_ros.pipelines.load import split_variant
+    from worldstereo_ros.pipelines.auto import split_variant
 
     usable = True
     try:
@@ -307,7 +307,7 @@ def doctor() -> None:
 
 def main() -> None:
     """Entry point of the `worldstereo` command."""
-    from worldstereo_ros.pipelines.processes import dismiss, follow, is_follower, process_count
+    from worldstereo_ros.pipelines.diffusion.distributed import dismiss, follow, is_follower, process_count
 
     if is_follower():  # of several processes only the first is the command
         follow()

@@ -19,7 +19,7 @@ from worldstereo_ros.io.posed_sequences import write_sequence
 from worldstereo_ros.outcome import MAP_FILE
 from worldstereo_ros.panorama.imagine import ImaginedPanorama, imagine_panorama, seed_panorama
 from worldstereo_ros.pictures import depth_picture, mask_picture
-from worldstereo_ros.pipelines.load import load_pipeline
+from worldstereo_ros.pipelines.auto import load_pipeline
 from worldstereo_ros.weights.bundled import DEFAULT_MODEL
 from worldstereo_ros.world import WorldModel
 

@@ -15,7 +15,7 @@ from std_msgs.msg import Header
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.views import View
 from worldstereo_ros.pipelines.base import Cancelled
-from worldstereo_ros.pipelines.geometric import GeometricPipeline
+from worldstereo_ros.pipelines.geometric.pipeline import GeometricPipeline
 from worldstereo_ros.ros import messages
 from worldstereo_ros.ros.jobs import VIEW_ORIGIN, Code, Job, Mailbox, Outcome
 from worldstereo_ros.ros.seeds import KEPT, Joiner, Seed

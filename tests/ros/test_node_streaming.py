@@ -12,7 +12,7 @@ import torch
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.trajectories import trajectory
 from worldstereo_ros.geometry.views import View
-from worldstereo_ros.pipelines.worldstereo import WorldStereoPipeline
+from worldstereo_ros.pipelines.worldstereo.pipeline import WorldStereoPipeline
 from worldstereo_ros.ros.health import Health
 from worldstereo_ros.ros.jobs import Code, Job, Outcome
 from worldstereo_ros.ros.relay import Relay

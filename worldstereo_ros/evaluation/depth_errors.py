@@ -29,7 +29,7 @@ from worldstereo_ros.geometry.views import View
 from worldstereo_ros.imaging.inpainting import fill_depth
 from worldstereo_ros.io.images import write_image
 from worldstereo_ros.pictures import depth_picture
-from worldstereo_ros.pipelines.load import load_pipeline
+from worldstereo_ros.pipelines.auto import load_pipeline
 from worldstereo_ros.world import WorldModel
 
 # Metres of a camera that looks level over a floor towards a wall, and of one depth everywhere: what `fit_ground` finds

@@ -16,15 +16,15 @@ import numpy as np
 
 from worldstereo_ros.evaluation.baseline import BASELINES
 from worldstereo_ros.models.worldstereo.masks import MODES
+from worldstereo_ros.pipelines.auto import load_pipeline
 from worldstereo_ros.pipelines.base import Conditioning, OnStep, Pipeline, PipelineFrame
-from worldstereo_ros.pipelines.geometric import GeometricPipeline
-from worldstereo_ros.pipelines.load import load_pipeline
-from worldstereo_ros.pipelines.processes import process_count
+from worldstereo_ros.pipelines.diffusion.distributed import process_count
+from worldstereo_ros.pipelines.geometric.pipeline import GeometricPipeline
 
 if TYPE_CHECKING:
     import torch
 
-    from worldstereo_ros.pipelines.worldstereo import WorldStereoPipeline
+    from worldstereo_ros.pipelines.worldstereo.pipeline import WorldStereoPipeline
 
 UNALIGNED = "geometric-unaligned"  # without exposure alignment, to see what that step gives
 

@@ -28,7 +28,7 @@ from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.signals import SignalHandlerOptions
 
-from worldstereo_ros.pipelines.processes import dismiss, follow, is_follower, process_count
+from worldstereo_ros.pipelines.diffusion.distributed import dismiss, follow, is_follower, process_count
 from worldstereo_ros.ros import qos
 from worldstereo_ros.ros.declaration import ParameterServer
 from worldstereo_ros.ros.frames import Frames

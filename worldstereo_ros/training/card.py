@@ -56,7 +56,7 @@ keyframe latents with a control branch (renders of a point cloud, hole masks, Pl
 {_steps(settings, run)}. It reads no text.
 
 ```python
-from worldstereo_ros.pipelines.worldstereo import WorldStereoPipeline
+from worldstereo_ros.pipelines.worldstereo.pipeline import WorldStereoPipeline
 
 pipeline = WorldStereoPipeline.from_pretrained("{root.name.removesuffix(".part")}", "{variants[0]}")  # this folder
 ```

@@ -21,9 +21,9 @@ from worldstereo_ros.geometry.view_overlap import retrieval_scores
 from worldstereo_ros.geometry.views import View
 from worldstereo_ros.models.worldstereo.camera_embedding import normalise_cameras, plucker_embedding, pose_vectors
 from worldstereo_ros.pipelines.base import Conditioning
-from worldstereo_ros.pipelines.conditioning import fit_renders, published_matrix
-from worldstereo_ros.pipelines.geometric import GeometricPipeline
-from worldstereo_ros.pipelines.layout import find_layout, show_layout
+from worldstereo_ros.pipelines.geometric.pipeline import GeometricPipeline
+from worldstereo_ros.pipelines.geometric.plane_extrapolation import find_layout, show_layout
+from worldstereo_ros.pipelines.worldstereo.conditioning import fit_renders, published_matrix
 from worldstereo_ros.rendering.splatting.splatting import render
 from worldstereo_ros.training.clips import Shelf, sensor
 from worldstereo_ros.training.worlds import FINE, FINE_EVERY, World

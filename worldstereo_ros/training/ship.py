@@ -125,7 +125,7 @@ def _load(root: Path, variant: str) -> None:
     Raises:
         CheckpointError: it cannot be.
     """
-    from worldstereo_ros.pipelines.worldstereo import WorldStereoPipeline
+    from worldstereo_ros.pipelines.worldstereo.pipeline import WorldStereoPipeline
 
     try:
         WorldStereoPipeline.from_pretrained(root, variant)

@@ -41,7 +41,7 @@ def load_pipeline(
     if model == "geometric":
         if control_backend != "torch":
             raise ValueError(f"The pipeline '{model}' has no control branch to run on '{control_backend}'; use torch.")
-        from worldstereo_ros.pipelines.geometric import GeometricPipeline
+        from worldstereo_ros.pipelines.geometric.pipeline import GeometricPipeline
 
         return GeometricPipeline()
     if dtype not in DTYPES:
@@ -56,7 +56,7 @@ def load_pipeline(
         )
     import torch
 
-    from worldstereo_ros.pipelines.worldstereo import WorldStereoPipeline
+    from worldstereo_ros.pipelines.worldstereo.pipeline import WorldStereoPipeline
 
     wanted = None if dtype == "auto" else getattr(torch, dtype)
     pipeline = WorldStereoPipeline.from_pretrained(model, variant or None, device=device, dtype=wanted, **options)

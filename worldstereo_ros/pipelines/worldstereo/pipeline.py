@@ -24,7 +24,7 @@ import torch
 
 from worldstereo_ros.depth.alignment import DepthError, complete_depth
 from worldstereo_ros.depth.estimators import DepthEstimator, small_depth
-from worldstereo_ros.imaging.inpainting import carried_over, faded, fill_depth
+from worldstereo_ros.imaging.inpainting import fill_depth
 from worldstereo_ros.models import (
     Settings,
     WorldStereoTransformer,
@@ -36,22 +36,22 @@ from worldstereo_ros.models import (
 from worldstereo_ros.models.checkpoints.loading import default_dtype
 from worldstereo_ros.models.checkpoints.weights import CheckpointError
 from worldstereo_ros.pipelines.base import Conditioning, ModelError, OnStep, PipelineFrame
-from worldstereo_ros.pipelines.conditioning import Keyframes, make_keyframes
-from worldstereo_ros.pipelines.geometric import GeometricPipeline, Painting
-from worldstereo_ros.pipelines.layout import Layout, LayoutFinder
-from worldstereo_ros.pipelines.processes import lead_transformer, process_count
-from worldstereo_ros.pipelines.text import ImageEncoder, NoText, TextEncoder, load_image_encoder, load_text_encoder
-from worldstereo_ros.pipelines.videolatents import VideoCondition, load_video_condition
+from worldstereo_ros.pipelines.diffusion.distributed import lead_transformer, process_count
+from worldstereo_ros.pipelines.diffusion.text_encoders import (
+    ImageEncoder,
+    NoText,
+    TextEncoder,
+    load_image_encoder,
+    load_text_encoder,
+)
+from worldstereo_ros.pipelines.geometric.painting import Painting
+from worldstereo_ros.pipelines.geometric.pipeline import GeometricPipeline
+from worldstereo_ros.pipelines.geometric.plane_extrapolation import Layout, LayoutFinder
+from worldstereo_ros.pipelines.worldstereo.compositing import compose, mix_with_memory, resize_image
+from worldstereo_ros.pipelines.worldstereo.conditioning import Keyframes, make_keyframes
+from worldstereo_ros.pipelines.worldstereo.video_condition import VideoCondition, load_video_condition
 
 STEPS = 40  # of the variants that are not distilled
-# Shares of what memory shows without claiming it, in the picture of a model that is shown the same: where its cloud
-# covers, and where a picture stands at a depth that was only completed. Between what is best in worlds, whose poses are
-# exact (about 0.35 to 0.65), and on recordings, whose poses err (less in most places, down to none).
-COVERED_SHARE, COMPLETED_SHARE = 0.4, 0.25
-SHARE_BLUR = 9  # pixels over which that share fades
-# Imagined points that cover less (DENSE) of the window (DOTS pixels) around them have no share: near by they are dots.
-DOTS, DENSE = 19, 0.95
-FEATHER = 12.0  # pixels over which what was observed fades into what is imagined, outside of what was observed
 MASK_CHANNELS = 4
 ENCODED_AT_ONCE = 8  # pictures; all keyframes of a clip side by side would take as much memory as the steps
 
@@ -333,9 +333,9 @@ class WorldStereoPipeline:
             image = (picture.float().clamp(-1, 1).add(1).mul(127.5).round()).to(torch.uint8)
             image = image.permute(1, 2, 0).cpu().numpy()
             frame = self._remembered(conditioning, index, paintings[index] if paintings else None)
-            image = _resized(image, conditioning.camera.width, conditioning.camera.height)
+            image = resize_image(image, conditioning.camera.width, conditioning.camera.height)
             if paintings and self.compose_observed:
-                image = _mixed(image, paintings[index], conditioning, index)
+                image = mix_with_memory(image, paintings[index], conditioning, index)
             composed = compose(frame, image)
             painted = self.compose_observed or self.settings.fills_renders
             composed = self._with_depth(composed, conditioning, index, layout)
@@ -402,42 +402,3 @@ class WorldStereoPipeline:
             f"({why.strip().splitlines()[0].rstrip('.')}). Ask for fewer views at a time, remember fewer views, use "
             "bfloat16, or use a larger or several GPUs."
         )
-
-
-def compose(remembered: PipelineFrame, imagined: np.ndarray) -> PipelineFrame:
-    """What was observed as it was remembered, the rest as imagined, in the colours of what was observed.
-
-    A model's colours are a little off, and a picture of half the size is blurred: the difference on what was observed
-    is carried over smoothly, and the seam lies outside of what was observed.
-
-    Args:
-        remembered: the picture that memory alone makes, with depth and what in it was observed.
-        imagined: (H, W, 3) uint8 of the model.
-    """
-    observed = remembered.observed
-    if observed.any():
-        imagined = faded(carried_over(imagined, remembered.image, observed), remembered.image, observed, FEATHER)
-    return replace(remembered, image=imagined, remembered=remembered.image)
-
-
-def _mixed(imagined: np.ndarray, painting: Painting, conditioning: Conditioning, index: int) -> np.ndarray:
-    """A small model's picture with what memory shows of the place, though nobody can say that it is the same.
-
-    Both err there, each in its own way: their mean errs less than either.
-    """
-    renders = conditioning.renders
-    covered, observed = (layer[index].cpu().numpy() for layer in (renders.covered, renders.observed))
-    density = cv2.blur(covered.astype(np.float32), (DOTS, DOTS))
-    dots = (covered & ~observed & (density < DENSE)).astype(np.uint8)
-    known = painting.known & (cv2.dilate(dots, np.ones((DOTS, DOTS), np.uint8)) == 0)
-    share = np.where(covered, np.float32(COVERED_SHARE), np.float32(COMPLETED_SHARE)) * known
-    share = cv2.blur(share, (SHARE_BLUR, SHARE_BLUR))[..., None]
-    mixed = share * painting.image + (1 - share) * imagined
-    return np.rint(mixed).astype(np.uint8)
-
-
-def _resized(image: np.ndarray, width: int, height: int) -> np.ndarray:
-    if image.shape[:2] == (height, width):
-        return np.ascontiguousarray(image)
-    shrinks = width < image.shape[1]
-    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)

@@ -167,7 +167,7 @@ def _load(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, mode
 
 
 def _share(transformer: Any, device: torch.device) -> None:
-    from worldstereo_ros.pipelines.parallel import share_tokens, share_weights
+    from worldstereo_ros.pipelines.diffusion.sequence_parallel import share_tokens, share_weights
 
     if os.environ.get(SHARE_WEIGHTS) == "1":
         from torch.distributed.device_mesh import init_device_mesh

@@ -22,8 +22,8 @@ from worldstereo_ros.geometry.view_overlap import retrieval_scores
 from worldstereo_ros.geometry.views import View
 from worldstereo_ros.models.worldstereo.camera_embedding import normalise_cameras, plucker_embedding, pose_vectors
 from worldstereo_ros.pipelines.base import Conditioning
-from worldstereo_ros.pipelines.geometric import Painting
-from worldstereo_ros.pipelines.layout import Layout, show_layout
+from worldstereo_ros.pipelines.geometric.painting import Painting
+from worldstereo_ros.pipelines.geometric.plane_extrapolation import Layout, show_layout
 
 LEAST_COVER = 0.5  # of a pixel; what is covered less is a hole
 

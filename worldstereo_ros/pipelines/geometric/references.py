@@ -13,7 +13,7 @@ from worldstereo_ros.geometry.views import View
 from worldstereo_ros.imaging.exposure import align_exposure
 from worldstereo_ros.imaging.inpainting import fill_depth
 from worldstereo_ros.imaging.overlap import ABSOLUTE, RELATIVE, Overlap, overlap
-from worldstereo_ros.pipelines.provenance import Witness, registration_errors
+from worldstereo_ros.pipelines.geometric.provenance import Witness, registration_errors
 
 PREPARED_VIEWS = 64  # views kept ready
 EDGE_REACH = 3  # pixels beside a depth edge whose colour may belong to the other side

@@ -23,8 +23,16 @@ import numpy as np
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.views import View
 from worldstereo_ros.imaging.inpainting import push_pull
-from worldstereo_ros.pipelines.geometric import Painting
-from worldstereo_ros.pipelines.planes import CELLS, SAMPLED, Look, find_planes, joined, look_at, paint_plane
+from worldstereo_ros.pipelines.geometric.painting import Painting
+from worldstereo_ros.pipelines.geometric.plane_detection import (
+    CELLS,
+    SAMPLED,
+    Look,
+    find_planes,
+    joined,
+    look_at,
+    paint_plane,
+)
 from worldstereo_ros.utils.jit import compiled, in_threads, shares
 
 MOST_VIEWS = 24  # that are looked at, and that may have looked through

@@ -16,7 +16,6 @@ import os
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -27,8 +26,9 @@ from worldstereo_ros.imaging.inpainting import background_weight, fill_depth, pu
 from worldstereo_ros.imaging.overlap import ABSOLUTE, RELATIVE
 from worldstereo_ros.imaging.warping import gather_rows, normalise_rows, pixel_transform, splat_depth
 from worldstereo_ros.pipelines.base import Conditioning, OnStep, PipelineFrame
-from worldstereo_ros.pipelines.provenance import observed_pixels
-from worldstereo_ros.pipelines.references import PARALLAX, Reference, Shelf, choose, witness
+from worldstereo_ros.pipelines.geometric.painting import Painting
+from worldstereo_ros.pipelines.geometric.provenance import observed_pixels
+from worldstereo_ros.pipelines.geometric.references import PARALLAX, Reference, Shelf, choose, witness
 from worldstereo_ros.utils.jit import in_threads, shares
 
 LOOSE = 0.15  # depths that were completed, not measured, agree when they differ by less than this fraction
@@ -37,27 +37,6 @@ SHARPNESS = 30.0  # against the angle between the lines of sight: the weight is 
 PRIOR_WEIGHT = 0.2  # of the mean colour of the references, in fills
 SPECK, SPECK_SHARE = 9, 0.35  # points that cover less of the window around them are left out
 EXPOSURE_POWER = 2.0  # how much more the reference that gives most of the picture sets its exposure
-
-
-@dataclass(frozen=True)
-class Painting:
-    """A view that memory painted, and what it takes to say what in it was observed.
-
-    Attributes:
-        image: (H, W, 3) uint8, without holes.
-        known: (H, W) bool, a remembered picture or a point of the cloud is shown; the rest is filled smoothly.
-        depth: (H, W) float32 metres, filled.
-        rendered: (H, W) float32 metres of the cloud, 0 = none.
-        references: the views that it was painted from.
-        errors: (R,) their registration errors, radians.
-    """
-
-    image: np.ndarray
-    known: np.ndarray
-    depth: np.ndarray
-    rendered: np.ndarray
-    references: list[Reference]
-    errors: np.ndarray
 
 
 class GeometricPipeline:
