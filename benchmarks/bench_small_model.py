@@ -44,10 +44,10 @@ from small_model import (
     walk,
 )
 
+from worldstereo_ros.evaluation.scenarios import Story, scene_story
 from worldstereo_ros.geometry.views import ImaginedView
 from worldstereo_ros.pipelines.auto import load_pipeline
 from worldstereo_ros.pipelines.worldstereo.pipeline import WorldStereoPipeline
-from worldstereo_ros.stories import Story, scene_story
 from worldstereo_ros.world import WorldModel, warm_up
 
 GIVEN = 10  # pictures that the robot took

@@ -19,15 +19,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import worldstereo_ros.pipelines.worldstereo.pipeline as module
 from worldstereo_ros.evaluation.metrics import psnr
+from worldstereo_ros.evaluation.scenarios import Story
 from worldstereo_ros.geometry.views import ImaginedView
 from worldstereo_ros.pipelines.base import Conditioning, OnStep, PipelineFrame
 from worldstereo_ros.pipelines.confidence import ConfidenceModel
 from worldstereo_ros.pipelines.geometric.painting import Painting
 from worldstereo_ros.pipelines.geometric.pipeline import GeometricPipeline
 from worldstereo_ros.pipelines.geometric.plane_extrapolation import find_layout
-from worldstereo_ros.pipelines.worldstereo.compositing import compose
+from worldstereo_ros.pipelines.worldstereo.compositing import compose, mix_with_memory, resize_image
 from worldstereo_ros.pipelines.worldstereo.pipeline import WorldStereoPipeline
-from worldstereo_ros.stories import Story
 from worldstereo_ros.world import WorldModel
 
 PARTS = (
@@ -62,7 +62,7 @@ class PlainPipeline(WorldStereoPipeline):
         pictures = decoded.permute(0, 2, 3, 1).cpu().numpy()
         size = (conditioning.camera.width, conditioning.camera.height)
         yield from [
-            compose(frame, module._mixed(module._resized(picture, *size), paintings[index], conditioning, index))
+            compose(frame, mix_with_memory(resize_image(picture, *size), paintings[index], conditioning, index))
             for index, (frame, picture) in enumerate(zip(frames, pictures, strict=True))
         ]
 

@@ -24,7 +24,7 @@ from scipy.spatial.transform import Rotation
 from scipy.stats import spearmanr
 
 from worldstereo_ros.evaluation.protocols import make_task
-from worldstereo_ros.evaluation.worlds import WorldSequence, world_sequence
+from worldstereo_ros.evaluation.world_sequences import WorldSequence, world_sequence
 from worldstereo_ros.geometry.views import View
 from worldstereo_ros.pipelines.auto import load_pipeline
 from worldstereo_ros.pipelines.base import Conditioning, OnStep, Pipeline, PipelineFrame

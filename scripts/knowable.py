@@ -12,7 +12,7 @@ import numpy as np
 
 from worldstereo_ros.evaluation import metrics
 from worldstereo_ros.evaluation.protocols import make_task
-from worldstereo_ros.evaluation.worlds import WorldSequence, open_worlds
+from worldstereo_ros.evaluation.world_sequences import WorldSequence, open_worlds
 from worldstereo_ros.pipelines.auto import load_pipeline
 from worldstereo_ros.world import WorldModel
 

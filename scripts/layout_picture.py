@@ -14,7 +14,7 @@ import numpy as np
 
 from worldstereo_ros.evaluation import metrics
 from worldstereo_ros.evaluation.protocols import make_task
-from worldstereo_ros.evaluation.worlds import open_data
+from worldstereo_ros.evaluation.world_sequences import open_data
 from worldstereo_ros.io.images import write_image
 from worldstereo_ros.pipelines.auto import load_pipeline
 from worldstereo_ros.pipelines.base import Conditioning, PipelineFrame

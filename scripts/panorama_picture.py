@@ -11,12 +11,12 @@ import cv2
 import numpy as np
 
 from worldstereo_ros.evaluation.protocols import PANORAMA_METRES, panorama_places
-from worldstereo_ros.evaluation.worlds import world_panorama, world_sequence
+from worldstereo_ros.evaluation.world_sequences import world_panorama, world_sequence
 from worldstereo_ros.io.images import write_image
 from worldstereo_ros.panorama.imagine import ORDERS, imagine_panorama, seam_joint, seed_panorama
 from worldstereo_ros.panorama.stitching import closure
-from worldstereo_ros.panorama_command import panorama_sheet
 from worldstereo_ros.pipelines.auto import load_pipeline
+from worldstereo_ros.visualization.contact_sheet import panorama_sheet
 from worldstereo_ros.world import WorldModel
 
 WIDTH = 1600  # pixels of the sheet

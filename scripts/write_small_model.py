@@ -13,8 +13,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from worldstereo_ros.evaluation.ablations import small_model_table
 from worldstereo_ros.evaluation.report import read_json
-from worldstereo_ros.evaluation.stages import small_model_table
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 BEGIN = "<!-- tables: written by scripts/write_small_model.py -->"

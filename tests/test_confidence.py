@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from worldstereo_ros.rendering.splatting.splatting import Rendering
 
-from worldstereo_ros.evaluation import reliability
-from worldstereo_ros.evaluation.reliability import Reliability
+from worldstereo_ros.evaluation import calibration
+from worldstereo_ros.evaluation.calibration import Reliability
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.trajectories import trajectory
 from worldstereo_ros.geometry.views import ImaginedView, View
@@ -31,7 +31,7 @@ from worldstereo_ros.pipelines.confidence import (
     features,
     load_confidence,
 )
-from worldstereo_ros.viewable import load_viewable
+from worldstereo_ros.visualization.viewer.loading import load_viewable
 from worldstereo_ros.world import WorldModel
 
 PIPELINES = ("geometric", "small")
@@ -320,7 +320,7 @@ def test_clouds_carry_it():
 # --- the evaluation --------------------------------------------------------------------------------------------------
 
 
-def _judged(honest: bool) -> reliability.Figures:
+def _judged(honest: bool) -> calibration.Figures:
     """Frames whose error is exactly what was expected, or has nothing to do with it."""
     random = np.random.default_rng(0)
     model = load_confidence("geometric")
@@ -371,4 +371,4 @@ def test_reliability_is_drawn_and_written(tmp_path):
     found.write(tmp_path / "a.png")
     picture = cv2.imread(str(tmp_path / "a.png"))
     assert picture.std() > 0
-    assert len(reliability.format_table(found.figures()).rows) == 8
+    assert len(calibration.format_table(found.figures()).rows) == 8

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from worldstereo_ros.depth.alignment import DepthError, align_depth, align_to_known, complete_depth
 from worldstereo_ros.depth.estimators import ASSUMED_FAR, ASSUMED_NEAR, HubDepth, SmallDepth, choose_depth, small_depth
 from worldstereo_ros.evaluation import evaluate
-from worldstereo_ros.evaluation.depth_errors import (
+from worldstereo_ros.evaluation.depth import (
     CONSTANT,
     ConstantDepth,
     GroundPlane,
@@ -21,7 +21,7 @@ from worldstereo_ros.evaluation.depth_errors import (
     ground_depth,
     means,
 )
-from worldstereo_ros.evaluation.worlds import world_sequence
+from worldstereo_ros.evaluation.world_sequences import world_sequence
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.views import View
 from worldstereo_ros.imaging.inpainting import fill_depth

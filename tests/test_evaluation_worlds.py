@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from worldstereo_ros.cli import app
+from worldstereo_ros.cli.main import app
 from worldstereo_ros.evaluation import Row, evaluate, write_json
-from worldstereo_ros.evaluation import worlds as worlds_module
+from worldstereo_ros.evaluation import world_sequences as worlds_module
+from worldstereo_ros.evaluation.ablations import describe, findings, small_model_table, stage_pipelines
+from worldstereo_ros.evaluation.contact_sheets import CELL, LEFT, MARGIN, TOP, Sheets, draw
+from worldstereo_ros.evaluation.pipeline_options import PipelineName, Pipelines
 from worldstereo_ros.evaluation.protocols import make_task
 from worldstereo_ros.evaluation.report import read_json
-from worldstereo_ros.evaluation.sheet import CELL, LEFT, MARGIN, TOP, Sheets, draw
-from worldstereo_ros.evaluation.stages import describe, findings, small_model_table, stage_pipelines
-from worldstereo_ros.evaluation.variants import PipelineName, Pipelines
-from worldstereo_ros.evaluation.worlds import open_data, open_worlds, world_sequence
+from worldstereo_ros.evaluation.world_sequences import open_data, open_worlds, world_sequence
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.scenes import KINDS, PATHS, seed_of
 from worldstereo_ros.world import WorldModel

@@ -10,8 +10,9 @@ from typer.testing import CliRunner
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
-from worldstereo_ros.cli import app
-from worldstereo_ros.export import command, onnx, runtime
+from worldstereo_ros.cli import export
+from worldstereo_ros.cli.main import app
+from worldstereo_ros.export import onnx, runtime
 from worldstereo_ros.export.onnx import (
     ModelExportError,
     autoencoder_example,
@@ -261,8 +262,8 @@ def test_a_file_that_computes_something_else_is_removed(autoencoder, decoder, tm
         path.write_bytes(decoder.path.read_bytes())
         return onnx.Exported(path, None, decoder.description)
 
-    monkeypatch.setattr(command, "export_autoencoder", copied)
-    monkeypatch.setattr(command, "verify", lambda *_, **__: [Check((1, 2, 3), 0.5, 1.0, 0.1, 0.1)])
+    monkeypatch.setattr(export, "export_autoencoder", copied)
+    monkeypatch.setattr(export, "verify", lambda *_, **__: [Check((1, 2, 3), 0.5, 1.0, 0.1, 0.1)])
     result = CliRunner().invoke(app, ["export", str(tmp_path / "model"), str(target), "--part", "autoencoder-decoder"])
     assert result.exit_code == 1
     assert "differ by 0.5" in result.output

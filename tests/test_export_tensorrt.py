@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from worldstereo_ros.export import engines, tensorrt
-from worldstereo_ros.export.engines import EngineCache, EngineKey, InputRange
+from worldstereo_ros.export import engine_cache, tensorrt
+from worldstereo_ros.export.engine_cache import EngineCache, EngineKey, InputRange
 from worldstereo_ros.export.onnx import ModelExportError
 from worldstereo_ros.export.tensorrt import EngineRunner, build_engine, engine_key, load_tensorrt
 
@@ -93,7 +93,7 @@ def test_a_write_that_fails_leaves_no_half(cache, monkeypatch):
     def full(descriptor):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(engines.os, "fsync", full)
+    monkeypatch.setattr(engine_cache.os, "fsync", full)
     with pytest.raises(ModelExportError, match="No space left on device"):
         cache.store(KEY, b"engine")
     assert list(cache.folder.iterdir()) == []

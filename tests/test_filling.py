@@ -12,8 +12,7 @@ from worldstereo_ros.geometry.views import View
 from worldstereo_ros.imaging.inpainting import carried_over, fill_depth
 from worldstereo_ros.pipelines.base import Conditioning
 from worldstereo_ros.pipelines.geometric.painting import Painting
-from worldstereo_ros.pipelines.worldstereo.compositing import _mixed
-from worldstereo_ros.pipelines.worldstereo.pipeline import COVERED_SHARE
+from worldstereo_ros.pipelines.worldstereo.compositing import COVERED_SHARE, mix_with_memory
 
 
 @pytest.mark.parametrize("offset", [-30, 25])
@@ -64,7 +63,9 @@ def test_dots_of_imagined_points_do_not_show_in_a_small_models_picture() -> None
     def mixed(observed: torch.Tensor) -> np.ndarray:
         renders = Rendering(colour, depth, covered, observed)
         seed = View(white, camera, np.eye(4))
-        return _mixed(black, painting, Conditioning(seed, renders, camera, np.eye(4)[None], [], np.array([-1])), 0)
+        return mix_with_memory(
+            black, painting, Conditioning(seed, renders, camera, np.eye(4)[None], [], np.array([-1])), 0
+        )
 
     assert (mixed(observed)[:, :60] == 0).all()
     # Where they are dense, both count.

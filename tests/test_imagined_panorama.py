@@ -7,14 +7,14 @@ import pytest
 from panoramas import ROUND, all_round, box_colour, sphere_directions
 from typer.testing import CliRunner
 
-from worldstereo_ros.cli import app
+from worldstereo_ros.cli.main import app
+from worldstereo_ros.cli.panorama import read_distance
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.views import View
 from worldstereo_ros.io.images import read_image, write_image
 from worldstereo_ros.panorama.depth import panorama_distance
 from worldstereo_ros.panorama.imagine import ORDERS, imagine_panorama, ring_order, seam_joint, seed_panorama
 from worldstereo_ros.panorama.perspective_views import look, panorama_views, rings
-from worldstereo_ros.panorama_command import read_distance
 from worldstereo_ros.pipelines.geometric.pipeline import GeometricPipeline
 from worldstereo_ros.world import NothingSeenError, WorldModel
 

@@ -9,7 +9,7 @@ from worldstereo_ros.evaluation import evaluate
 from worldstereo_ros.evaluation import protocols as protocols_module
 from worldstereo_ros.evaluation.metrics import colour_and_contrast, psnr
 from worldstereo_ros.evaluation.protocols import LOOP_CLIP, make_task
-from worldstereo_ros.evaluation.worlds import world_panorama, world_sequence
+from worldstereo_ros.evaluation.world_sequences import world_panorama, world_sequence
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.views import View
 from worldstereo_ros.pipelines.auto import load_pipeline

@@ -5,26 +5,21 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from worldstereo_ros.cli import app
-from worldstereo_ros.doctor import examine
+from worldstereo_ros.cli.doctor import examine
+from worldstereo_ros.cli.imagine import ImagineRequest, run_imagine
+from worldstereo_ros.cli.main import app
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.poses import up_in_world
 from worldstereo_ros.geometry.trajectories import trajectory
 from worldstereo_ros.geometry.views import ImaginedView, View
-from worldstereo_ros.imagine import ImagineRequest, run_imagine
 from worldstereo_ros.io.datasets import open_sequence
 from worldstereo_ros.io.posed_sequences import write_sequence
 from worldstereo_ros.io.video import write_video
 from worldstereo_ros.memory.archive import load_archive
-from worldstereo_ros.outcome import sheet_of_views
-from worldstereo_ros.pictures import (
-    IMAGINED_COLOUR,
-    OBSERVED_COLOUR,
-    cloud_picture,
-    contact_sheet,
-    depth_picture,
-    mask_picture,
-)
+from worldstereo_ros.visualization.cloud_overview import cloud_picture
+from worldstereo_ros.visualization.contact_sheet import contact_sheet
+from worldstereo_ros.visualization.images import IMAGINED_COLOUR, OBSERVED_COLOUR, depth_picture, mask_picture
+from worldstereo_ros.visualization.results import sheet_of_views
 
 CAMERA = Camera.from_fov(80, 60, 1.2)
 

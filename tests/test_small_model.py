@@ -18,14 +18,14 @@ from typer.testing import CliRunner
 from walls import WALL, away
 
 import worldstereo_ros
-from worldstereo_ros.cli import app
-from worldstereo_ros.doctor import examine
+from worldstereo_ros.cli.doctor import examine
+from worldstereo_ros.cli.main import app
+from worldstereo_ros.evaluation.scenarios import scene_story
 from worldstereo_ros.io.posed_sequences import write_sequence
 from worldstereo_ros.models import VARIANTS, CheckpointError, find_checkpoint, inspect_checkpoint
 from worldstereo_ros.pipelines.auto import load_pipeline
 from worldstereo_ros.pipelines.geometric.pipeline import GeometricPipeline
 from worldstereo_ros.pipelines.worldstereo.pipeline import WorldStereoPipeline
-from worldstereo_ros.stories import scene_story
 from worldstereo_ros.weights.bundled import shipped_folder
 from worldstereo_ros.world import WorldModel
 

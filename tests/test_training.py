@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from training_runs import QUIET, SMOKE, copy_tree, toy_stage, weights_of
 from typer.testing import CliRunner
 
-from worldstereo_ros.cli import app
+from worldstereo_ros.cli.main import app
 from worldstereo_ros.models import CheckpointError
 from worldstereo_ros.training import chain
 from worldstereo_ros.training.chain import train_stages

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from training_runs import SMOKE
 from typer.testing import CliRunner
 
-from worldstereo_ros.cli import app
+from worldstereo_ros.cli.main import app
 from worldstereo_ros.training.chain import train_stages
 from worldstereo_ros.training.clips import Shelf
 from worldstereo_ros.training.settings import SettingsError, describe, read_training_settings

@@ -9,7 +9,13 @@ from viewing import LEVEL, POSES, outcome_of, write_sequence
 
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.views import ImaginedView
-from worldstereo_ros.viewable import MAX_SHOWN_VIEWS, SHOWN_WIDTH, ViewableError, load_viewable, shrink
+from worldstereo_ros.visualization.viewer.loading import (
+    MAX_SHOWN_VIEWS,
+    SHOWN_WIDTH,
+    ViewableError,
+    load_viewable,
+    shrink,
+)
 
 
 def test_sequence_is_fused_where_its_walls_are(tmp_path, wall_views):
@@ -80,7 +86,7 @@ def test_outcome_folder_shows_given_and_imagined(tmp_path, wall_views):
     from worldstereo_ros.memory.archive import save_archive
     from worldstereo_ros.memory.bank import ViewBank
     from worldstereo_ros.memory.cloud import CloudMemory
-    from worldstereo_ros.outcome import MAP_FILE, write_outcome
+    from worldstereo_ros.visualization.results import MAP_FILE, write_outcome
 
     cloud, imagined = CloudMemory(0.01), outcome_of(wall_views)
     cloud.insert(wall_views[0])

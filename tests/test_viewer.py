@@ -17,8 +17,8 @@ import pytest
 from viewing import CAMERA, POSES, imagined_viewable
 
 from worldstereo_ros.geometry.poses import invert_pose
-from worldstereo_ros.viewer import check_address, open_page, serve
-from worldstereo_ros.viewer_scene import COLOURINGS
+from worldstereo_ros.visualization.viewer.app import check_address, open_page, serve
+from worldstereo_ros.visualization.viewer.scene import COLOURINGS
 
 
 @pytest.fixture

@@ -8,8 +8,9 @@ from viewing import LEVEL, POSES, imagined_viewable, outcome_of
 
 from worldstereo_ros.geometry.cameras import Camera, project
 from worldstereo_ros.geometry.trajectories import trajectory
-from worldstereo_ros.viewable import Viewable
-from worldstereo_ros.viewer_scene import (
+from worldstereo_ros.visualization.viewer.loading import Viewable
+from worldstereo_ros.visualization.viewer.panels import pictures_of, strip, summary
+from worldstereo_ros.visualization.viewer.scene import (
     MAX_FRUSTA,
     NATURAL,
     PROVENANCE,
@@ -23,7 +24,6 @@ from worldstereo_ros.viewer_scene import (
     point_sizes,
     thin,
 )
-from worldstereo_ros.viewer_text import pictures_of, strip, summary
 
 # --- arithmetic of the scene ------------------------------------------------------------------------------------------
 

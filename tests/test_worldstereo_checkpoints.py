@@ -9,7 +9,7 @@ from checkpoints import DMD_VARIANT, change_config, edit, write_checkpoint
 from typer.testing import CliRunner
 from walls import ODD_WALL as WALL
 
-from worldstereo_ros.cli import app
+from worldstereo_ros.cli.main import app
 from worldstereo_ros.models import VARIANTS, CheckpointError
 from worldstereo_ros.pipelines.auto import load_pipeline, split_variant
 

@@ -9,7 +9,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from worldstereo_ros.cli import app
+from worldstereo_ros.cli.main import app
 from worldstereo_ros.training.chain import make_stage
 from worldstereo_ros.training.clips import Shelf
 from worldstereo_ros.training.loop import Stage

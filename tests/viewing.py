@@ -9,7 +9,7 @@ from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.poses import quaternion_from_pose
 from worldstereo_ros.geometry.trajectories import trajectory
 from worldstereo_ros.geometry.views import ImaginedView, View
-from worldstereo_ros.viewable import Viewable
+from worldstereo_ros.visualization.viewer.loading import Viewable
 
 CAMERA = Camera.from_fov(40, 30, np.radians(70))
 # Camera at the origin of a world whose z is up, looking along x.

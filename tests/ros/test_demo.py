@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 import worldstereo_ros
-from worldstereo_ros import demo
+from worldstereo_ros.cli import demo
+from worldstereo_ros.evaluation.scenarios import scene_story
 from worldstereo_ros.io.bags.files import Bag
 from worldstereo_ros.io.bags.views import read_views
 from worldstereo_ros.io.datasets import open_sequence
 from worldstereo_ros.memory.archive import load_archive
-from worldstereo_ros.stories import scene_story
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from checkpoints import DMD_VARIANT, write_small_checkpoint

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from worldstereo_ros.evaluation.worlds import Posed, WorldSequence, world_panorama
+from worldstereo_ros.evaluation.world_sequences import Posed, WorldSequence, world_panorama
 from worldstereo_ros.geometry.poses import interpolate_poses, up_in_world
 from worldstereo_ros.geometry.views import View
 from worldstereo_ros.panorama.imagine import ring_order, seam_joint

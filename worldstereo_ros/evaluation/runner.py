@@ -13,15 +13,15 @@ from rich.console import Console
 
 from worldstereo_ros.depth.estimators import SMALL, choose_depth
 from worldstereo_ros.evaluation import metrics
+from worldstereo_ros.evaluation.ablations import stage_pipelines
 from worldstereo_ros.evaluation.baseline import BASELINES, fused_by_tsdf, fused_by_voxels, gathered
+from worldstereo_ros.evaluation.calibration import Reliability, check_ending
+from worldstereo_ros.evaluation.calibration import format_table as reliability_table
+from worldstereo_ros.evaluation.contact_sheets import Sheets
+from worldstereo_ros.evaluation.pipeline_options import Pipelines
 from worldstereo_ros.evaluation.protocols import PROTOCOLS, Task, make_task
-from worldstereo_ros.evaluation.reliability import Reliability, check_ending
-from worldstereo_ros.evaluation.reliability import format_table as reliability_table
 from worldstereo_ros.evaluation.report import Row, format_table, mean, one_line, write_json
-from worldstereo_ros.evaluation.sheet import Sheets
-from worldstereo_ros.evaluation.stages import stage_pipelines
-from worldstereo_ros.evaluation.variants import Pipelines
-from worldstereo_ros.evaluation.worlds import Posed, WorldSequence, open_data
+from worldstereo_ros.evaluation.world_sequences import Posed, WorldSequence, open_data
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.views import View
 from worldstereo_ros.panorama.stitching import closure

@@ -24,7 +24,7 @@ import torch
 from torch import nn
 
 from worldstereo_ros import __version__
-from worldstereo_ros.export.graphs import ControlGraph, DecoderGraph, EncoderGraph
+from worldstereo_ros.export.onnx_wrappers import ControlGraph, DecoderGraph, EncoderGraph
 from worldstereo_ros.models.autoencoders.keyframe import KeyframeAutoencoder
 from worldstereo_ros.models.checkpoints.loading import parameter_dtype
 from worldstereo_ros.models.worldstereo.control import ControlBlock, ControlBranch

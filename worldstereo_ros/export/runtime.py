@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from worldstereo_ros import __version__
-from worldstereo_ros.export.engines import EngineCache, Shape
+from worldstereo_ros.export.engine_cache import EngineCache, Shape
 from worldstereo_ros.export.onnx import (
     DTYPES,
     OPSET,

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from worldstereo_ros.export.engines import EngineCache, EngineKey, InputRange, Shape, write_atomically
+from worldstereo_ros.export.engine_cache import EngineCache, EngineKey, InputRange, Shape, write_atomically
 from worldstereo_ros.export.onnx import ModelExportError, read_description
 
 PRECISIONS = ("as exported", "fp16", "bf16")

@@ -18,11 +18,11 @@ from scipy.spatial.transform import Rotation
 from torch.nn import functional
 
 from worldstereo_ros.models.depth_network import CANONICAL_FOCAL, DepthMaps
-from worldstereo_ros.pictures import depth_picture
 from worldstereo_ros.training.clips import Shelf, as_uint8, sensor, sheet
 from worldstereo_ros.training.loop import Player, parameters_of
 from worldstereo_ros.training.run import Run
 from worldstereo_ros.training.worlds import FINE, World
+from worldstereo_ros.visualization.images import depth_picture
 
 AS_IT_IS = 0.25  # share of the views that are neither turned nor zoomed
 PITCH, YAW, ROLL = 9.0, 5.0, 4.0  # degrees, deviation of turns

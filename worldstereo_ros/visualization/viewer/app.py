@@ -16,10 +16,10 @@ import numpy as np
 
 from worldstereo_ros.geometry.poses import interpolate_poses
 from worldstereo_ros.geometry.views import View
-from worldstereo_ros.pictures import OBSERVED_COLOUR
-from worldstereo_ros.viewable import Viewable, ViewableError, load_viewable
-from worldstereo_ros.viewer_scene import COLOURINGS, Look, Scene, from_above, overview
-from worldstereo_ros.viewer_text import paragraph, pictures_of, strip, summary
+from worldstereo_ros.visualization.images import OBSERVED_COLOUR
+from worldstereo_ros.visualization.viewer.loading import Viewable, ViewableError, load_viewable
+from worldstereo_ros.visualization.viewer.panels import paragraph, pictures_of, strip, summary
+from worldstereo_ros.visualization.viewer.scene import COLOURINGS, Look, Scene, from_above, overview
 
 if TYPE_CHECKING:
     import viser

@@ -17,8 +17,9 @@ from rich.table import Table
 from scipy.stats import spearmanr
 
 from worldstereo_ros.io.images import write_image
-from worldstereo_ros.pictures import FAINT, IMAGINED_COLOUR, INK, OBSERVED_COLOUR, PAPER
 from worldstereo_ros.pipelines.confidence import TOLERANCE, load_confidence
+from worldstereo_ros.visualization.contact_sheet import FAINT, INK, PAPER
+from worldstereo_ros.visualization.images import IMAGINED_COLOUR, OBSERVED_COLOUR
 
 PIXELS = 4000  # of a frame; neighbours say the same
 BLOCK = 16  # pixels: planners look at areas

@@ -16,8 +16,8 @@ from worldstereo_ros.geometry.trajectories import TRAJECTORIES, trajectory
 from worldstereo_ros.geometry.views import ImaginedView, View
 from worldstereo_ros.io.datasets import open_sequence
 from worldstereo_ros.io.posed_sequences import open_posed
-from worldstereo_ros.outcome import MAP_FILE, write_outcome
 from worldstereo_ros.pipelines.auto import load_pipeline
+from worldstereo_ros.visualization.results import MAP_FILE, write_outcome
 from worldstereo_ros.weights.bundled import DEFAULT_MODEL
 from worldstereo_ros.world import WorldModel
 

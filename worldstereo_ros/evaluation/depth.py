@@ -23,13 +23,13 @@ from rich.table import Table
 from worldstereo_ros.depth.alignment import DepthError
 from worldstereo_ros.depth.estimators import NONE, SMALL, DepthEstimator, choose_depth
 from worldstereo_ros.evaluation.metrics import depth_error
-from worldstereo_ros.evaluation.worlds import Posed, open_data
+from worldstereo_ros.evaluation.world_sequences import Posed, open_data
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.views import View
 from worldstereo_ros.imaging.inpainting import fill_depth
 from worldstereo_ros.io.images import write_image
-from worldstereo_ros.pictures import depth_picture
 from worldstereo_ros.pipelines.auto import load_pipeline
+from worldstereo_ros.visualization.images import depth_picture
 from worldstereo_ros.world import WorldModel
 
 # Metres of a camera that looks level over a floor towards a wall, and of one depth everywhere: what `fit_ground` finds

@@ -1,87 +1,14 @@
-"""Pictures for people: contact sheets, videos, and the cloud seen from above with the path."""
+"""The cloud and the path seen from above and behind, as one image."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import cv2
 import numpy as np
 
 from worldstereo_ros.geometry.cameras import Camera, project
 from worldstereo_ros.rendering.splatting.splatting import render
-
-INK, PAPER, FAINT = (30, 34, 40), (250, 250, 248), (150, 154, 160)
-OBSERVED_COLOUR, IMAGINED_COLOUR = (38, 132, 166), (226, 120, 60)
-_FONT = cv2.FONT_HERSHEY_SIMPLEX
-
-
-def mask_picture(image: np.ndarray, observed: np.ndarray, strength: float = 0.55) -> np.ndarray:
-    """(H, W, 3) uint8: the image greyed and tinted, blue where observed, orange where imagined."""
-    grey = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB).astype(np.float32)
-    tint = np.where(observed[..., None], OBSERVED_COLOUR, IMAGINED_COLOUR).astype(np.float32)
-    return ((1 - strength) * grey + strength * tint).astype(np.uint8)
-
-
-def depth_picture(depth: np.ndarray, far: float | None = None) -> np.ndarray:
-    """(H, W, 3) uint8: near is bright, far is dark, unknown is mid-grey."""
-    known = depth > 0
-    if far is None:
-        far = float(np.percentile(depth[known], 98)) if known.any() else 1.0
-    level = (255 * (1 - np.clip(depth / max(far, 1e-6), 0, 1))).astype(np.uint8)
-    picture = cv2.cvtColor(cv2.applyColorMap(level, cv2.COLORMAP_MAGMA), cv2.COLOR_BGR2RGB)
-    picture[~known] = 128
-    return picture
-
-
-def contact_sheet(
-    rows: Sequence[Sequence[np.ndarray | None]],
-    column_titles: Sequence[str],
-    row_titles: Sequence[str],
-    *,
-    title: str,
-    subtitle: str = "",
-    cell_width: int = 260,
-) -> np.ndarray:
-    """A labelled grid of pictures.
-
-    Args:
-        rows: pictures (H, W, 3) uint8 of one aspect ratio; None leaves a cell empty.
-        column_titles: one for each column. row_titles: one for each row.
-
-    Returns:
-        (H, W, 3) uint8.
-    """
-    first = next(cell for row in rows for cell in row if cell is not None)
-    cell_height = round(cell_width * first.shape[0] / first.shape[1])
-    margin, gap, left, top = 24, 8, 92, 108 if subtitle else 84
-    height = top + len(rows) * (cell_height + gap) + margin
-    width = margin + left + len(column_titles) * (cell_width + gap) + margin - gap
-    sheet = np.full((height, width, 3), PAPER, dtype=np.uint8)
-    _write(sheet, title, (margin, 38), 0.8, INK, 2)
-    if subtitle:
-        _write(sheet, subtitle, (margin, 62), 0.46, FAINT)
-    for column, text in enumerate(column_titles):
-        _write(sheet, text, (margin + left + column * (cell_width + gap), top - 12), 0.5, INK)
-    for r, (row, text) in enumerate(zip(rows, row_titles, strict=True)):
-        y = top + r * (cell_height + gap)
-        for line_number, line in enumerate(text.split("\n")):
-            _write(sheet, line, (margin, y + 20 + 20 * line_number), 0.46, INK if line_number == 0 else FAINT)
-        for column, cell in enumerate(row):
-            if cell is None:
-                continue
-            x = margin + left + column * (cell_width + gap)
-            shrink = cell.shape[1] > cell_width
-            small = cv2.resize(
-                cell, (cell_width, cell_height), interpolation=cv2.INTER_AREA if shrink else cv2.INTER_CUBIC
-            )
-            sheet[y : y + cell_height, x : x + cell_width] = small
-    return sheet
-
-
-def _write(
-    picture: np.ndarray, text: str, at: tuple[int, int], size: float, colour: Sequence[int], weight: int = 1
-) -> None:
-    cv2.putText(picture, text, at, _FONT, size, tuple(colour), weight, cv2.LINE_AA)
+from worldstereo_ros.visualization.contact_sheet import PAPER
+from worldstereo_ros.visualization.images import IMAGINED_COLOUR
 
 
 def cloud_picture(

@@ -16,14 +16,12 @@ from worldstereo_ros.depth.estimators import choose_depth
 from worldstereo_ros.imaging.codecs import MAX_DEPTH_METRES, clean_depth
 from worldstereo_ros.io.images import read_depth, read_image, write_image
 from worldstereo_ros.io.posed_sequences import write_sequence
-from worldstereo_ros.outcome import MAP_FILE
 from worldstereo_ros.panorama.imagine import ImaginedPanorama, imagine_panorama, seed_panorama
-from worldstereo_ros.pictures import depth_picture, mask_picture
 from worldstereo_ros.pipelines.auto import load_pipeline
+from worldstereo_ros.visualization.contact_sheet import panorama_sheet
+from worldstereo_ros.visualization.results import MAP_FILE
 from worldstereo_ros.weights.bundled import DEFAULT_MODEL
 from worldstereo_ros.world import WorldModel
-
-GAP = 6  # white pixels between pictures of a sheet
 
 
 @dataclass(frozen=True)
@@ -120,26 +118,6 @@ def read_distance(path: Path) -> np.ndarray:
     if not distance.any():
         raise ValueError(f"{path} holds no distance between 0 and {MAX_DEPTH_METRES:.0f} m.")
     return distance
-
-
-def panorama_sheet(given: np.ndarray, found: ImaginedPanorama, truth: np.ndarray | None = None) -> np.ndarray:
-    """(H, W, 3) uint8: given, imagined, which is which, its distances or the truth; two by two.
-
-    Args:
-        given: (H, 2 H, 3) uint8, the panorama that was remembered.
-        found: the one that was imagined.
-        truth: (H, 2 H, 3) uint8 where it is known.
-    """
-    panorama = found.panorama
-    size = (2 * panorama.height, panorama.height)
-    last = truth
-    if last is None:
-        last = depth_picture(np.zeros(size[::-1], np.float32) if panorama.distance is None else panorama.distance)
-    cells = [given, panorama.image, mask_picture(panorama.image, panorama.observed), last]
-    cells = [cv2.resize(cell, size, interpolation=cv2.INTER_AREA) for cell in cells]
-    across = np.full((size[1], GAP, 3), 255, np.uint8)
-    rows = [np.concatenate([cells[i], across, cells[i + 1]], axis=1) for i in (0, 2)]
-    return np.concatenate([rows[0], np.full((GAP, rows[0].shape[1], 3), 255, np.uint8), rows[1]])
 
 
 def _say(status: Status, stage: str, step: int, steps: int) -> None:

@@ -9,9 +9,9 @@ import cv2
 import numpy as np
 
 from worldstereo_ros.geometry.views import ImaginedView, View
-from worldstereo_ros.pictures import IMAGINED_COLOUR, OBSERVED_COLOUR, depth_picture, mask_picture
-from worldstereo_ros.viewable import Viewable
-from worldstereo_ros.viewer_scene import PATH_COLOUR
+from worldstereo_ros.visualization.images import IMAGINED_COLOUR, OBSERVED_COLOUR, depth_picture, mask_picture
+from worldstereo_ros.visualization.viewer.loading import Viewable
+from worldstereo_ros.visualization.viewer.scene import PATH_COLOUR
 
 
 def summary(viewable: Viewable, shown: int) -> str:

@@ -14,7 +14,9 @@ from worldstereo_ros.io.point_clouds import write_point_cloud
 from worldstereo_ros.io.posed_sequences import write_sequence
 from worldstereo_ros.io.video import write_video
 from worldstereo_ros.memory.cloud import CloudMemory
-from worldstereo_ros.pictures import cloud_picture, contact_sheet, mask_picture
+from worldstereo_ros.visualization.cloud_overview import cloud_picture
+from worldstereo_ros.visualization.contact_sheet import contact_sheet
+from worldstereo_ros.visualization.images import mask_picture
 
 MAP_FILE = "world.wsmap"
 

@@ -9,7 +9,8 @@ from typing import Annotated
 
 import typer
 
-from worldstereo_ros.training.cli import app as training
+from worldstereo_ros.cli.errors import fail
+from worldstereo_ros.cli.train import app as training
 from worldstereo_ros.weights.bundled import DEFAULT_MODEL
 
 app = typer.Typer(
@@ -22,12 +23,6 @@ app = typer.Typer(
 app.add_typer(training, name="train")
 
 Out = Annotated[Path, typer.Option(help="Folder for what is made.")]
-
-
-def fail(message: object) -> typer.Exit:
-    """Prints one sentence and ends with status 1."""
-    typer.secho(f"worldstereo: {message}", err=True, fg=typer.colors.RED)
-    return typer.Exit(1)
 
 
 @app.command()
@@ -43,7 +38,7 @@ def demo(
     ] = DEFAULT_MODEL,
 ) -> None:
     """Starts the node as a robot would find it, drives through a world, and leaves pictures, a cloud and a bag."""
-    from worldstereo_ros.demo import DemoError, run_demo
+    from worldstereo_ros.cli.demo import DemoError, run_demo
 
     try:
         run_demo(out, sequence=sequence, bag=bag, scene=scene, seed=seed, views=views, model=model)
@@ -83,7 +78,7 @@ def imagine(
     out: Out = Path("imagine_out"),
 ) -> None:
     """Imagines views along a path, from a recording, without ROS."""
-    from worldstereo_ros.imagine import ImagineRequest, run_imagine
+    from worldstereo_ros.cli.imagine import ImagineRequest, run_imagine
 
     request = ImagineRequest(
         source=source,
@@ -134,7 +129,7 @@ def panorama(
     out: Out = Path("panorama_out"),
 ) -> None:
     """Imagines what is seen all round from another place than the one a panorama was taken at."""
-    from worldstereo_ros.panorama_command import PanoramaRequest, run_panorama
+    from worldstereo_ros.cli.panorama import PanoramaRequest, run_panorama
 
     request = PanoramaRequest(
         source=source,
@@ -188,7 +183,7 @@ def evaluate(
         if depth:
             if protocol or stages:
                 raise ValueError("--depth measures depth alone; leave --protocol and --stages out.")
-            from worldstereo_ros.evaluation.depth_errors import run as measure_depth
+            from worldstereo_ros.evaluation.depth import run as measure_depth
 
             measure_depth(
                 data,
@@ -236,7 +231,7 @@ def export(
     """Writes the cloud of a saved map as PLY or PCD, or a part of a model as ONNX, and checks it."""
     try:
         if target.suffix.lower() == ".onnx":
-            from worldstereo_ros.export.command import export_model
+            from worldstereo_ros.cli.export import export_model
 
             export_model(
                 source,
@@ -289,7 +284,7 @@ def view(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
 ) -> None:
     """Shows cloud, cameras, path and views in the browser."""
-    from worldstereo_ros.viewer import serve
+    from worldstereo_ros.visualization.viewer.app import serve
 
     try:
         serve(path, host=host, port=port)
@@ -300,7 +295,7 @@ def view(
 @app.command()
 def doctor() -> None:
     """Says what is installed, what is missing, and the one thing to do."""
-    from worldstereo_ros.doctor import print_report
+    from worldstereo_ros.cli.doctor import print_report
 
     raise typer.Exit(0 if print_report() else 1)
 
@@ -317,7 +312,3 @@ def main() -> None:
     finally:
         if process_count() > 1:
             dismiss()
-
-
-if __name__ == "__main__":
-    main()

@@ -26,11 +26,11 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from worldstereo_ros.evaluation.metrics import psnr, ssim
+from worldstereo_ros.evaluation.scenarios import Story, bag_story, scene_story, sequence_story
 from worldstereo_ros.geometry.views import ImaginedView
 from worldstereo_ros.memory.archive import load_archive
-from worldstereo_ros.outcome import MAP_FILE, write_outcome
 from worldstereo_ros.pipelines.auto import NAMES, load_pipeline
-from worldstereo_ros.stories import Story, bag_story, scene_story, sequence_story
+from worldstereo_ros.visualization.results import MAP_FILE, write_outcome
 from worldstereo_ros.weights.bundled import DEFAULT_MODEL, SHIPPED, shipped_folder
 from worldstereo_ros.world import WorldModel
 

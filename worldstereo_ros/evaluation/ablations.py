@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
+from worldstereo_ros.evaluation.pipeline_options import UNALIGNED, PipelineName
 from worldstereo_ros.evaluation.report import Row, mean
-from worldstereo_ros.evaluation.variants import UNALIGNED, PipelineName
 from worldstereo_ros.models.worldstereo.masks import MODES
 
 TITLES = {"open3d+telea": "Open3D + Telea", "splat+telea": "splat + Telea", "geometric": "geometric"}

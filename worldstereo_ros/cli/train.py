@@ -44,7 +44,7 @@ def _command(stages: Sequence[str]) -> Callable[..., None]:
         steps: Steps = None,
         worlds: Worlds = None,
     ) -> None:
-        from worldstereo_ros.cli import fail
+        from worldstereo_ros.cli.errors import fail
         from worldstereo_ros.training.chain import train_stages
         from worldstereo_ros.training.loop import TrainingError
         from worldstereo_ros.training.settings import read_training_settings
@@ -96,7 +96,7 @@ def ship(
     config: Annotated[str, typer.Option(help="Of a run whose folder lacks its settings.json.")] = "",
 ) -> None:
     """Packs a run: bfloat16 weights in files of at most 16 MB, 48 MB in all, checked, with a model card."""
-    from worldstereo_ros.cli import fail
+    from worldstereo_ros.cli.errors import fail
     from worldstereo_ros.training.settings import read_training_settings
     from worldstereo_ros.training.ship import ship as pack
 

@@ -14,10 +14,11 @@ import cv2
 import numpy as np
 
 from worldstereo_ros.evaluation import metrics
-from worldstereo_ros.evaluation.stages import describe
+from worldstereo_ros.evaluation.ablations import describe
 from worldstereo_ros.geometry.views import View
 from worldstereo_ros.io.images import write_image
-from worldstereo_ros.pictures import FAINT, IMAGINED_COLOUR, INK, PAPER
+from worldstereo_ros.visualization.contact_sheet import FAINT, INK, PAPER
+from worldstereo_ros.visualization.images import IMAGINED_COLOUR
 
 COLUMNS = 5
 CELL = 240  # pixels across

@@ -10,8 +10,8 @@ import numpy as np
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.poses import quaternion_from_pose
 from worldstereo_ros.geometry.views import View
-from worldstereo_ros.pictures import IMAGINED_COLOUR, OBSERVED_COLOUR
-from worldstereo_ros.viewable import Viewable
+from worldstereo_ros.visualization.images import IMAGINED_COLOUR, OBSERVED_COLOUR
+from worldstereo_ros.visualization.viewer.loading import Viewable
 
 if TYPE_CHECKING:
     import viser
