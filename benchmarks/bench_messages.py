@@ -17,8 +17,8 @@ from collections.abc import Callable
 import numpy as np
 from std_msgs.msg import Header
 
-from worldstereo_ros.ros import messages
-from worldstereo_ros.ros.clouds import cloud_arrays, cloud_message
+from worldstereo_ros.ros.conversions import messages
+from worldstereo_ros.ros.conversions.clouds import cloud_arrays, cloud_message
 
 LIMIT = 3.0
 

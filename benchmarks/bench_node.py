@@ -41,7 +41,7 @@ def main() -> int:
 def measure(options: argparse.Namespace) -> int:
     from worldstereo_ros.geometry.cameras import Camera
     from worldstereo_ros.geometry.views import View
-    from worldstereo_ros.ros.client import WorldStereoClient
+    from worldstereo_ros.ros.client.client import WorldStereoClient
 
     random = np.random.default_rng(0)
     shape = (options.height, options.width)

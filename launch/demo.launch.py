@@ -8,7 +8,7 @@ from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 
 from launch import LaunchDescription
-from worldstereo_ros.ros.launching import PACKAGE, arguments, nodes, share, shared_memory
+from worldstereo_ros.ros.launch_common import PACKAGE, arguments, nodes, share, shared_memory
 
 
 def robot(context) -> list[Node]:

@@ -8,7 +8,7 @@ from launch.actions import DeclareLaunchArgument, ExecuteProcess, OpaqueFunction
 from launch.substitutions import LaunchConfiguration
 
 from launch import LaunchDescription
-from worldstereo_ros.ros.launching import arguments, nodes, shared_memory
+from worldstereo_ros.ros.launch_common import arguments, nodes, shared_memory
 
 
 def player(context) -> list[ExecuteProcess]:

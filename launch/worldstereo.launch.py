@@ -7,7 +7,7 @@ ros2 launch worldstereo_ros worldstereo.launch.py image_topic:=/camera/color/ima
 from launch.actions import OpaqueFunction
 
 from launch import LaunchDescription
-from worldstereo_ros.ros.launching import arguments, nodes, shared_memory
+from worldstereo_ros.ros.launch_common import arguments, nodes, shared_memory
 
 
 def generate_launch_description() -> LaunchDescription:

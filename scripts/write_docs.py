@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from worldstereo_ros.ros.interface import node_page
-from worldstereo_ros.ros.parameters import to_yaml
+from worldstereo_ros.ros.node.parameters import to_yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = {ROOT / "docs" / "node.md": node_page, ROOT / "config" / "worldstereo.yaml": to_yaml}

@@ -284,8 +284,8 @@ def test_messages_carry_it(wall):
     pytest.importorskip("worldstereo_ros.msg", reason="the ROS interfaces are not built")
     from std_msgs.msg import Header
 
-    from worldstereo_ros.ros.client import view_from_message
-    from worldstereo_ros.ros.messages import view_message
+    from worldstereo_ros.ros.client.client import view_from_message
+    from worldstereo_ros.ros.conversions.messages import view_message
 
     view = wall[1][-1]
     message = view_message(view, Header(frame_id="camera"), "map")
@@ -297,7 +297,7 @@ def test_messages_carry_it(wall):
 
 
 def test_clouds_carry_it():
-    clouds = pytest.importorskip("worldstereo_ros.ros.clouds", reason="ROS is not installed")
+    clouds = pytest.importorskip("worldstereo_ros.ros.conversions.clouds", reason="ROS is not installed")
     from std_msgs.msg import Header
 
     random = np.random.default_rng(0)

@@ -33,7 +33,7 @@ from worldstereo_ros.action import ImaginePath
 from worldstereo_ros.srv import ImagineView, LoadMap, SaveMap
 
 from worldstereo_ros.geometry.cameras import Camera
-from worldstereo_ros.ros import messages, qos
+from worldstereo_ros.ros.conversions import messages, qos
 
 HERE = Path(__file__).resolve().parent
 NODE = "/worldstereo"

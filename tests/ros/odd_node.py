@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from worldstereo_ros.pipelines.base import ModelError, PipelineFrame
-from worldstereo_ros.ros import intake, loading
-from worldstereo_ros.ros.node import main
+from worldstereo_ros.ros.node import subscriptions, world_factory
+from worldstereo_ros.ros.node.node import main
 
 
 class OddPipeline:
@@ -57,7 +57,7 @@ class OddPipeline:
         )
 
 
-_load, _check = loading.load_pipeline, intake.messages.check_image
+_load, _check = world_factory.load_pipeline, subscriptions.messages.check_image
 
 
 def load_pipeline(model, device="cpu", **options):
@@ -70,8 +70,8 @@ def check_image(message, *arguments):
     _check(message, *arguments)
 
 
-loading.load_pipeline = load_pipeline
-intake.messages.check_image = check_image
+world_factory.load_pipeline = load_pipeline
+subscriptions.messages.check_image = check_image
 
 if __name__ == "__main__":
     main()

@@ -7,7 +7,7 @@ import pytest
 from harness import CAMERA, running, scene, wait_for
 
 from worldstereo_ros.geometry.views import View
-from worldstereo_ros.ros.client import NodeSilentError, WorldStereoClient
+from worldstereo_ros.ros.client.client import NodeSilentError, WorldStereoClient
 
 pytestmark = pytest.mark.ros
 

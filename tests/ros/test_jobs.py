@@ -16,10 +16,10 @@ from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.views import View
 from worldstereo_ros.pipelines.base import Cancelled
 from worldstereo_ros.pipelines.geometric.pipeline import GeometricPipeline
-from worldstereo_ros.ros import messages
-from worldstereo_ros.ros.jobs import VIEW_ORIGIN, Code, Job, Mailbox, Outcome
-from worldstereo_ros.ros.seeds import KEPT, Joiner, Seed
-from worldstereo_ros.ros.worker import MAX_WAITING_VIEWS, Worker
+from worldstereo_ros.ros.conversions import messages
+from worldstereo_ros.ros.node.jobs import VIEW_ORIGIN, Code, Job, Mailbox, Outcome
+from worldstereo_ros.ros.node.synchronizer import KEPT, Joiner, Seed
+from worldstereo_ros.ros.node.worker import MAX_WAITING_VIEWS, Worker
 from worldstereo_ros.world import WorldModel
 
 POSES = np.tile(np.eye(4), (3, 1, 1))

@@ -86,7 +86,7 @@ def test_rviz_listens_as_the_node_publishes():
     """Every display of an output has its reliability and durability; a latched map is invisible otherwise."""
     from rclpy.qos import DurabilityPolicy
 
-    from worldstereo_ros.ros.outputs import OUTPUTS
+    from worldstereo_ros.ros.node.publishers import OUTPUTS
 
     profiles = {name.replace("~", "/worldstereo"): profile for name, _, profile, _ in OUTPUTS}
     shown = set()
@@ -111,7 +111,7 @@ def test_rviz_colours_clouds_by_their_colour():
 
 
 def test_nav2_layer_really_marks_and_never_believes_what_is_imagined():
-    from worldstereo_ros.ros.outputs import OUTPUTS
+    from worldstereo_ros.ros.node.publishers import OUTPUTS
 
     content = yaml.safe_load((ROOT / "config" / "nav2_costmap.yaml").read_text())
     layer = content["local_costmap"]["local_costmap"]["ros__parameters"]["worldstereo_layer"]

@@ -18,8 +18,8 @@ from worldstereo_ros.geometry.calibration import calibration_from_info
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.views import ImaginedView, View
 from worldstereo_ros.imaging.codecs import COLOUR_ENCODINGS, DEPTH_ENCODINGS, ImageError
-from worldstereo_ros.ros import clouds, markers, messages
-from worldstereo_ros.ros.jobs import Code
+from worldstereo_ros.ros.conversions import clouds, markers, messages
+from worldstereo_ros.ros.node.jobs import Code
 
 HEADER = Header(frame_id="camera")
 RANDOM = np.random.default_rng(3)
@@ -292,7 +292,7 @@ def test_nothing_to_show_deletes_what_was_shown():
 def test_points_of_a_view_are_those_of_the_camera():
     from worldstereo_ros.geometry.cameras import unproject
     from worldstereo_ros.geometry.poses import pose_from_quaternion
-    from worldstereo_ros.ros.outputs import unprojected
+    from worldstereo_ros.ros.node.publishers import unprojected
 
     camera = Camera(40, 30, 33.0, 31.0, 18.0, 16.5)
     depth = RANDOM.uniform(0.5, 9, (30, 40)).astype(np.float32)

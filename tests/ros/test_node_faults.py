@@ -18,8 +18,8 @@ from std_msgs.msg import Header
 from std_srvs.srv import Trigger
 from worldstereo_ros.action import ImaginePath
 
-from worldstereo_ros.ros import qos
-from worldstereo_ros.ros.messages import bytes_field
+from worldstereo_ros.ros.conversions import qos
+from worldstereo_ros.ros.conversions.messages import bytes_field
 
 SUCCEEDED, ABORTED = GoalStatus.STATUS_SUCCEEDED, GoalStatus.STATUS_ABORTED
 Result = ImaginePath.Result

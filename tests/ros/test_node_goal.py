@@ -19,8 +19,8 @@ from worldstereo_ros.action import ImaginePath
 from worldstereo_ros.msg import ImaginedView
 from worldstereo_ros.srv import ImagineView
 
-from worldstereo_ros.ros import messages, qos
-from worldstereo_ros.ros.clouds import cloud_arrays
+from worldstereo_ros.ros.conversions import messages, qos
+from worldstereo_ros.ros.conversions.clouds import cloud_arrays
 
 SUCCEEDED, ABORTED, CANCELED = GoalStatus.STATUS_SUCCEEDED, GoalStatus.STATUS_ABORTED, GoalStatus.STATUS_CANCELED
 Result = ImaginePath.Result

@@ -14,8 +14,8 @@ from sensor_msgs.msg import PointCloud2
 from worldstereo_ros.action import ImaginePath
 from worldstereo_ros.srv import SaveMap
 
-from worldstereo_ros.ros import qos
-from worldstereo_ros.ros.clouds import cloud_arrays
+from worldstereo_ros.ros.conversions import qos
+from worldstereo_ros.ros.conversions.clouds import cloud_arrays
 
 SUCCEEDED, ABORTED = GoalStatus.STATUS_SUCCEEDED, GoalStatus.STATUS_ABORTED
 Result = ImaginePath.Result

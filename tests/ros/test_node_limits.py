@@ -16,7 +16,7 @@ from std_srvs.srv import Trigger
 from worldstereo_ros.action import ImaginePath
 from worldstereo_ros.srv import LoadMap, SaveMap
 
-from worldstereo_ros.ros import messages, qos
+from worldstereo_ros.ros.conversions import messages, qos
 
 SUCCEEDED = GoalStatus.STATUS_SUCCEEDED
 Result = ImaginePath.Result

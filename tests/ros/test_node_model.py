@@ -11,7 +11,7 @@ from harness import NODE, running, wait_for
 from worldstereo_ros.action import ImaginePath
 from worldstereo_ros.msg import ImaginedView
 
-from worldstereo_ros.ros import qos
+from worldstereo_ros.ros.conversions import qos
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from checkpoints import DMD_VARIANT, write_checkpoint, write_small_checkpoint

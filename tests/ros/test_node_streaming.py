@@ -13,10 +13,10 @@ from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.trajectories import trajectory
 from worldstereo_ros.geometry.views import View
 from worldstereo_ros.pipelines.worldstereo.pipeline import WorldStereoPipeline
-from worldstereo_ros.ros.health import Health
-from worldstereo_ros.ros.jobs import Code, Job, Outcome
-from worldstereo_ros.ros.relay import Relay
-from worldstereo_ros.ros.worker import Worker
+from worldstereo_ros.ros.node.diagnostics import Health
+from worldstereo_ros.ros.node.jobs import Code, Job, Outcome
+from worldstereo_ros.ros.node.worker import Worker
+from worldstereo_ros.ros.node.worker_events import Relay
 from worldstereo_ros.world import WorldModel
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))

@@ -18,8 +18,8 @@ from std_msgs.msg import Header
 from tf2_msgs.msg import TFMessage
 from worldstereo_ros.msg import ImaginedView
 
-from worldstereo_ros.ros import messages, qos
-from worldstereo_ros.ros.clouds import cloud_arrays
+from worldstereo_ros.ros.conversions import messages, qos
+from worldstereo_ros.ros.conversions.clouds import cloud_arrays
 
 SUCCEEDED = GoalStatus.STATUS_SUCCEEDED
 

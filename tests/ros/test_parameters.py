@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from worldstereo_ros.ros.intake import INPUTS
-from worldstereo_ros.ros.parameters import (
+from worldstereo_ros.ros.node.parameters import (
     CONFIGURE,
     ConfigurationError,
     Settings,
@@ -21,6 +20,7 @@ from worldstereo_ros.ros.parameters import (
     to_markdown,
     to_yaml,
 )
+from worldstereo_ros.ros.node.subscriptions import INPUTS
 
 ROWS = {row.name: row for row in table()}
 ROOT = Path(__file__).resolve().parents[2]
@@ -143,7 +143,7 @@ def test_declaration_in_ros_agrees_with_the_table():
     import rclpy
     from rclpy.parameter import Parameter
 
-    from worldstereo_ros.ros.declaration import ParameterServer
+    from worldstereo_ros.ros.node.parameter_server import ParameterServer
 
     context = rclpy.Context()
     rclpy.init(context=context, args=["--ros-args", "-p", "voxel_size:=1", "-p", "path_poses:=wheel"])

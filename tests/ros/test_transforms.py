@@ -7,7 +7,7 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from worldstereo_ros.geometry.poses import invert_pose
-from worldstereo_ros.ros.transforms import SET_BACK_NS, TransformBuffer, TransformMissing
+from worldstereo_ros.ros.node.tf_buffer import SET_BACK_NS, TransformBuffer, TransformMissing
 
 SECOND = 1_000_000_000
 
@@ -165,8 +165,8 @@ def test_tf2_is_used_where_it_is_installed_and_says_the_same(monkeypatch):
     from geometry_msgs.msg import TransformStamped
     from std_msgs.msg import Header
 
-    from worldstereo_ros.ros import messages
-    from worldstereo_ros.ros.transforms import open_transforms
+    from worldstereo_ros.ros.conversions import messages
+    from worldstereo_ros.ros.node.tf_buffer import open_transforms
 
     matrix = pose((1, 2, 3), (0.1, -0.4, 0.2))
     asked = []

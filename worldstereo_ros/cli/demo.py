@@ -71,8 +71,8 @@ def run_demo(
         ValueError: the sequence or the bag cannot be used.
     """
     try:
-        from worldstereo_ros.ros.client import NodeSilentError, WorldStereoClient
-        from worldstereo_ros.ros.recorder import Recorder
+        from worldstereo_ros.ros.client.client import NodeSilentError, WorldStereoClient
+        from worldstereo_ros.ros.client.recorder import Recorder
     except ImportError as error:
         raise DemoError(
             f"The demo talks to the real node and ROS 2 is not there ({error}). Run `make setup`."
@@ -186,7 +186,7 @@ def _wait_until_ready(client: Any, model: str, log: Path) -> None:
         DemoError: the node says why it cannot run.
         NodeSilentError: it was not active in time.
     """
-    from worldstereo_ros.ros.client import NodeSilentError
+    from worldstereo_ros.ros.client.client import NodeSilentError
 
     deadline = time.monotonic() + READY_WITHIN[model not in NAMES]
     while True:
@@ -214,7 +214,7 @@ def _others(model: str) -> list[str]:
 
 def _imagine_beside(name: str, seen: Path, views: Sequence[ImaginedView]) -> tuple[list[ImaginedView], float]:
     """What another pipeline makes of the same memory and the same path, and its seconds for a view."""
-    from worldstereo_ros.ros.loading import effective_device
+    from worldstereo_ros.ros.node.world_factory import effective_device
 
     device = effective_device("auto")
     world = WorldModel(load_pipeline(name, device), device=device)

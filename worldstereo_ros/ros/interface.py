@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 from rclpy.qos import QoSProfile
 
-from worldstereo_ros.ros import qos
-from worldstereo_ros.ros.health import RECENT
-from worldstereo_ros.ros.intake import INPUTS
-from worldstereo_ros.ros.jobs import Code
-from worldstereo_ros.ros.outputs import OUTPUTS
-from worldstereo_ros.ros.parameters import to_markdown
-from worldstereo_ros.ros.requests import ACTIONS, COMMANDS, SERVICES
+from worldstereo_ros.ros.conversions import qos
+from worldstereo_ros.ros.node.diagnostics import RECENT
+from worldstereo_ros.ros.node.jobs import Code
+from worldstereo_ros.ros.node.parameters import to_markdown
+from worldstereo_ros.ros.node.publishers import OUTPUTS
+from worldstereo_ros.ros.node.servers import ACTIONS, COMMANDS, SERVICES
+from worldstereo_ros.ros.node.subscriptions import INPUTS
 
 _CODES = {
     Code.NONE: "all went well",

@@ -16,8 +16,8 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from worldstereo_ros.geometry.calibration import calibration_from_info
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.views import View
-from worldstereo_ros.ros import messages
-from worldstereo_ros.ros.transforms import SET_BACK_NS
+from worldstereo_ros.ros.conversions import messages
+from worldstereo_ros.ros.node.tf_buffer import SET_BACK_NS
 from worldstereo_ros.world import WorldModel
 
 KEPT = 16  # images, infos and depths that wait for each other; bounded, newest kept

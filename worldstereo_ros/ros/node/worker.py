@@ -13,8 +13,8 @@ from typing import Protocol
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.views import ImaginedView
 from worldstereo_ros.pipelines.base import Cancelled, ModelError
-from worldstereo_ros.ros.jobs import VIEW_ORIGIN, Code, Job, JobRefused, Mailbox, Outcome
-from worldstereo_ros.ros.seeds import Seed
+from worldstereo_ros.ros.node.jobs import VIEW_ORIGIN, Code, Job, JobRefused, Mailbox, Outcome
+from worldstereo_ros.ros.node.synchronizer import Seed
 from worldstereo_ros.world import NothingSeenError, WorldModel
 
 MAX_WAITING_VIEWS = 8  # single views wait for the running path; more than this are refused

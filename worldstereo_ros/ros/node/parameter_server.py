@@ -11,7 +11,7 @@ from rclpy.exceptions import ParameterException
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
-from worldstereo_ros.ros.parameters import (
+from worldstereo_ros.ros.node.parameters import (
     CONFIGURE,
     START,
     ConfigurationError,

@@ -199,7 +199,7 @@ class _TopicTransforms(TransformBuffer):
     def __init__(self, node, seconds: float, on_set_back) -> None:
         from tf2_msgs.msg import TFMessage
 
-        from worldstereo_ros.ros import qos
+        from worldstereo_ros.ros.conversions import qos
 
         super().__init__(seconds)
         self._on_set_back = on_set_back

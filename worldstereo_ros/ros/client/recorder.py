@@ -15,8 +15,8 @@ from visualization_msgs.msg import MarkerArray
 
 from worldstereo_ros.io.bags.files import BagWriter
 from worldstereo_ros.msg import ImaginedView
-from worldstereo_ros.ros import qos
-from worldstereo_ros.ros.client import WorldStereoClient
+from worldstereo_ros.ros.client.client import WorldStereoClient
+from worldstereo_ros.ros.conversions import qos
 
 
 class Recorder:

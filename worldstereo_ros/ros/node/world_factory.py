@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from worldstereo_ros.pipelines.auto import load_pipeline
 from worldstereo_ros.pipelines.base import Pipeline
-from worldstereo_ros.ros.parameters import ConfigurationError, Settings, map_directory
+from worldstereo_ros.ros.node.parameters import ConfigurationError, Settings, map_directory
 from worldstereo_ros.world import WorldModel, warm_up
 
 

@@ -15,14 +15,14 @@ from std_srvs.srv import Trigger
 
 from worldstereo_ros.action import ImaginePath
 from worldstereo_ros.memory.archive import archive_path
-from worldstereo_ros.ros import messages, qos
-from worldstereo_ros.ros.answers import LaterActionServer, LaterService, Reply
-from worldstereo_ros.ros.jobs import VIEW_ORIGIN, Code, Job, JobRefused, Outcome, Progress
-from worldstereo_ros.ros.parameters import map_directory
+from worldstereo_ros.ros.conversions import messages, qos
+from worldstereo_ros.ros.node.deferred_services import LaterActionServer, LaterService, Reply
+from worldstereo_ros.ros.node.jobs import VIEW_ORIGIN, Code, Job, JobRefused, Outcome, Progress
+from worldstereo_ros.ros.node.parameters import map_directory
 from worldstereo_ros.srv import ImagineView, LoadMap, SaveMap
 
 if TYPE_CHECKING:
-    from worldstereo_ros.ros.node import WorldStereoNode
+    from worldstereo_ros.ros.node.node import WorldStereoNode
 
 CALL_TIMEOUT = 60.0  # seconds that save, load and reset may take before the caller is told so
 

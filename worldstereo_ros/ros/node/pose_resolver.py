@@ -7,10 +7,10 @@ from geometry_msgs.msg import PoseStamped
 from nav_msgs.msg import Path
 
 from worldstereo_ros.geometry.poses import interpolate_poses, pose_from_quaternion
-from worldstereo_ros.ros import messages
-from worldstereo_ros.ros.jobs import Code, JobRefused
-from worldstereo_ros.ros.parameters import Settings
-from worldstereo_ros.ros.transforms import TransformMissing, Transforms
+from worldstereo_ros.ros.conversions import messages
+from worldstereo_ros.ros.node.jobs import Code, JobRefused
+from worldstereo_ros.ros.node.parameters import Settings
+from worldstereo_ros.ros.node.tf_buffer import TransformMissing, Transforms
 
 
 class Frames:

@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.views import ImaginedView
-from worldstereo_ros.ros.health import Health
-from worldstereo_ros.ros.jobs import VIEW_ORIGIN, Code, Job, JobRefused, Outcome
-from worldstereo_ros.ros.outputs import Outputs
-from worldstereo_ros.ros.parameters import Settings
-from worldstereo_ros.ros.seeds import Seed
+from worldstereo_ros.ros.node.diagnostics import Health
+from worldstereo_ros.ros.node.jobs import VIEW_ORIGIN, Code, Job, JobRefused, Outcome
+from worldstereo_ros.ros.node.parameters import Settings
+from worldstereo_ros.ros.node.publishers import Outputs
+from worldstereo_ros.ros.node.synchronizer import Seed
 from worldstereo_ros.world import NothingSeenError, WorldModel
 
 

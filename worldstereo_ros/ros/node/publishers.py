@@ -17,10 +17,10 @@ from visualization_msgs.msg import MarkerArray
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.views import ImaginedView
 from worldstereo_ros.msg import ImaginedView as ImaginedViewMessage
-from worldstereo_ros.ros import clouds, markers, messages, qos
-from worldstereo_ros.ros.frames import Frames
-from worldstereo_ros.ros.parameters import Settings
-from worldstereo_ros.ros.transforms import TransformMissing
+from worldstereo_ros.ros.conversions import clouds, markers, messages, qos
+from worldstereo_ros.ros.node.parameters import Settings
+from worldstereo_ros.ros.node.pose_resolver import Frames
+from worldstereo_ros.ros.node.tf_buffer import TransformMissing
 from worldstereo_ros.world import WorldModel
 
 OUTPUTS = (

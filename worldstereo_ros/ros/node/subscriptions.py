@@ -17,12 +17,12 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 from worldstereo_ros.geometry.calibration import calibration_from_info
 from worldstereo_ros.imaging.codecs import COLOUR_ENCODINGS, DEPTH_ENCODINGS
-from worldstereo_ros.ros import messages, qos
-from worldstereo_ros.ros.frames import Frames
-from worldstereo_ros.ros.health import Health
-from worldstereo_ros.ros.parameters import Settings
-from worldstereo_ros.ros.seeds import KEPT, Joined, Joiner, Seed, check_sizes
-from worldstereo_ros.ros.transforms import SET_BACK_NS, TransformMissing
+from worldstereo_ros.ros.conversions import messages, qos
+from worldstereo_ros.ros.node.diagnostics import Health
+from worldstereo_ros.ros.node.parameters import Settings
+from worldstereo_ros.ros.node.pose_resolver import Frames
+from worldstereo_ros.ros.node.synchronizer import KEPT, Joined, Joiner, Seed, check_sizes
+from worldstereo_ros.ros.node.tf_buffer import SET_BACK_NS, TransformMissing
 
 INPUTS = (
     # name, type, profile, what

@@ -35,8 +35,8 @@ from worldstereo_ros.geometry.calibration import calibration_from_info
 from worldstereo_ros.geometry.poses import invert_pose
 from worldstereo_ros.geometry.views import ImaginedView, View
 from worldstereo_ros.msg import ImaginedView as ImaginedViewMessage
-from worldstereo_ros.ros import qos
-from worldstereo_ros.ros.messages import (
+from worldstereo_ros.ros.conversions import qos
+from worldstereo_ros.ros.conversions.messages import (
     colour_message,
     confidence_array,
     depth_array,

@@ -1,6 +1,6 @@
 """A robot that drives through a procedural world: shows the node what it sees, then asks for the views along a path.
 
-    python -m worldstereo_ros.ros.robot --scene room --views 24
+    python -m worldstereo_ros.ros.client.demo_robot --scene room --views 24
 
 The launch file of the demo runs it beside the node and RViz.
 """
@@ -31,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     from worldstereo_ros.geometry.cameras import Camera
     from worldstereo_ros.geometry.poses import interpolate_poses
-    from worldstereo_ros.ros.client import NodeSilentError, WorldStereoClient
+    from worldstereo_ros.ros.client.client import NodeSilentError, WorldStereoClient
     from worldstereo_ros.scenes import make_path, make_scene, seed_of
 
     world = make_scene(options.scene, seed_of("demo", options.seed))

@@ -29,20 +29,20 @@ from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackRet
 from rclpy.signals import SignalHandlerOptions
 
 from worldstereo_ros.pipelines.diffusion.distributed import dismiss, follow, is_follower, process_count
-from worldstereo_ros.ros import qos
-from worldstereo_ros.ros.declaration import ParameterServer
-from worldstereo_ros.ros.frames import Frames
-from worldstereo_ros.ros.health import Health
-from worldstereo_ros.ros.intake import Intake
-from worldstereo_ros.ros.jobs import Code, Outcome
-from worldstereo_ros.ros.loading import build_world, depth_sentence
-from worldstereo_ros.ros.logs import NodeLog
-from worldstereo_ros.ros.outputs import Outputs
-from worldstereo_ros.ros.parameters import ConfigurationError, Settings
-from worldstereo_ros.ros.relay import Relay
-from worldstereo_ros.ros.requests import Requests
-from worldstereo_ros.ros.transforms import TransformBuffer, open_transforms
-from worldstereo_ros.ros.worker import Worker
+from worldstereo_ros.ros.conversions import qos
+from worldstereo_ros.ros.node.diagnostics import Health
+from worldstereo_ros.ros.node.jobs import Code, Outcome
+from worldstereo_ros.ros.node.logging_bridge import NodeLog
+from worldstereo_ros.ros.node.parameter_server import ParameterServer
+from worldstereo_ros.ros.node.parameters import ConfigurationError, Settings
+from worldstereo_ros.ros.node.pose_resolver import Frames
+from worldstereo_ros.ros.node.publishers import Outputs
+from worldstereo_ros.ros.node.servers import Requests
+from worldstereo_ros.ros.node.subscriptions import Intake
+from worldstereo_ros.ros.node.tf_buffer import TransformBuffer, open_transforms
+from worldstereo_ros.ros.node.worker import Worker
+from worldstereo_ros.ros.node.worker_events import Relay
+from worldstereo_ros.ros.node.world_factory import build_world, depth_sentence
 
 TICK = 0.05  # seconds between two looks at what waits
 STOP_BOUND = 3.0  # seconds that running work has to end when the node is deactivated or shut down
@@ -364,7 +364,3 @@ def main(arguments: list[str] | None = None) -> None:
     rclpy.try_shutdown()
     if process_count() > 1:
         dismiss()
-
-
-if __name__ == "__main__":
-    main()
