@@ -19,6 +19,8 @@ import torch
 
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.scenes import KINDS, make_path, make_scene, pack, render_batch, seed_of
+from worldstereo_ros.scenes.raytracing.packing import pack_cached
+from worldstereo_ros.scenes.raytracing.render import render_scene
 
 
 def best(work: Callable[[], object], repeats: int, device: str) -> float:
@@ -42,10 +44,10 @@ def of_kind(kind: str, small: Camera, large: Camera, device: str, repeats: int) 
         "make_s": best(lambda: make_scene(kind, seed_of("demo", 0)), 2, "cpu"),
         "light_s": best(lambda: pack([scene], device=device), 1, device),
     }
-    scene.packed(device)
-    seconds = best(lambda: scene.render(small, path, device=device), repeats, device)
+    pack_cached(scene, device)
+    seconds = best(lambda: render_scene(scene, small, path, device=device), repeats, device)
     row["million_rays_per_s"] = 4 * small.width * small.height / seconds / 1e6
-    row["frame_640x480_s"] = best(lambda: scene.render(large, path[:1], device=device), repeats, device)
+    row["frame_640x480_s"] = best(lambda: render_scene(scene, large, path[:1], device=device), repeats, device)
     return row
 
 
@@ -67,9 +69,11 @@ def main() -> None:
     # With things that move, every frame at a time of its own.
     moving = make_scene("warehouse", seed_of("demo", 0), movers=4)
     path = make_path(moving, "handheld", 4, seed=0)
-    moving.packed(device, light="plain")
+    pack_cached(moving, device, light="plain")
     seconds = best(
-        lambda: moving.render(small, path, device=device, light="plain", times=[0.0, 0.3, 0.6, 0.9]), repeats, device
+        lambda: render_scene(moving, small, path, device=device, light="plain", times=[0.0, 0.3, 0.6, 0.9]),
+        repeats,
+        device,
     )
     figures["warehouse, 4 movers"] = {
         "primitives": len(moving.primitives),

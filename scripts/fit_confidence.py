@@ -29,7 +29,7 @@ from worldstereo_ros.geometry.views import View
 from worldstereo_ros.pipelines.auto import load_pipeline
 from worldstereo_ros.pipelines.base import Conditioning, OnStep, Pipeline, PipelineFrame
 from worldstereo_ros.pipelines.confidence import TOLERANCE, ConfidenceModel, Scale, confidence_file, features
-from worldstereo_ros.scenes.primitives import Random
+from worldstereo_ros.scenes.raytracing.primitives import Random
 from worldstereo_ros.scenes.sensor import SensorNoise, noisy_depth, noisy_image
 from worldstereo_ros.world import WorldModel
 

@@ -7,7 +7,7 @@ With --check it writes nothing and fails where a file is out of date.
 import sys
 from pathlib import Path
 
-from worldstereo_ros.ros.interface import node_page
+from node_page import node_page
 from worldstereo_ros.ros.node.parameters import to_yaml
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -13,11 +13,11 @@ from training_runs import SMOKE
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.models import CheckpointError
 from worldstereo_ros.models.depth_network import CANONICAL_FOCAL, DepthNetwork, load_depth_network
-from worldstereo_ros.training.chain import make_stage, train_stages
-from worldstereo_ros.training.clips import Shelf
-from worldstereo_ros.training.depth import DepthBatch, DepthDraw, depth_loss, disguise, draw_view, typical_of
-from worldstereo_ros.training.run import Run
-from worldstereo_ros.training.worlds import World
+from worldstereo_ros.training.data.dataset import Shelf
+from worldstereo_ros.training.data.world_files import World
+from worldstereo_ros.training.run_folder import Run
+from worldstereo_ros.training.runner import make_stage, train_stages
+from worldstereo_ros.training.stages.depth import DepthBatch, DepthDraw, depth_loss, disguise, draw_view, typical_of
 
 TINY = {"widths": (8, 8, 16), "blocks": (1, 1), "layers": 1, "heads": 2}
 WEIGHTS = "diffusion_pytorch_model.safetensors"

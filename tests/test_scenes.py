@@ -22,11 +22,12 @@ from worldstereo_ros.scenes import (
     render_batch,
     seed_of,
 )
-from worldstereo_ros.scenes.bake import Ambient
-from worldstereo_ros.scenes.light import lay_out, texels
 from worldstereo_ros.scenes.paths import CLEARANCE, look
-from worldstereo_ros.scenes.primitives import BOX, CYLINDER, Builder, Material
-from worldstereo_ros.scenes.scene import Sky
+from worldstereo_ros.scenes.raytracing.bake import Ambient
+from worldstereo_ros.scenes.raytracing.light import lay_out, texels
+from worldstereo_ros.scenes.raytracing.primitives import BOX, CYLINDER, Builder, Material
+from worldstereo_ros.scenes.raytracing.render import pack_cached, render_scene, render_view
+from worldstereo_ros.scenes.raytracing.scene import Sky
 
 CAMERA = Camera.from_fov(160, 120, math.radians(80))
 GREY = Material(noise=0.0)
@@ -77,7 +78,7 @@ def slow_depth(scene: Scene, camera: Camera, pose: np.ndarray) -> tuple[np.ndarr
 class TestExactness:
     def test_depth_of_a_wall_is_along_the_optical_axis(self):
         scene = build(lambda b: b.box((3.1, 0, 0), (0.2, 40, 40), GREY, name="wall"))
-        frames = scene.render(CAMERA, look(np.zeros(3), 0.0))
+        frames = render_scene(scene, CAMERA, look(np.zeros(3), 0.0))
         # The same everywhere: z-depth, not the length of the ray.
         assert torch.allclose(frames.depth, torch.tensor(3.0), atol=1e-5)
         assert torch.allclose(frames.normals, torch.tensor([-1.0, 0.0, 0.0]), atol=1e-6)
@@ -85,7 +86,7 @@ class TestExactness:
     def test_a_slanted_floor_follows_its_plane(self):
         scene = build(lambda b: b.box((0, 0, -0.5), (400, 400, 1), GREY, name="floor"))
         pose = look(np.array([0.3, -0.2, 1.5]), 0.4, -0.6, 0.1)
-        frames = scene.render(CAMERA, pose)
+        frames = render_scene(scene, CAMERA, pose)
         down = world_rays(CAMERA, pose)[..., 2]
         expected = np.where(down < -0.01, -1.5 / np.minimum(down, -0.01), 0)
         seen = down < -0.02
@@ -95,7 +96,7 @@ class TestExactness:
     def test_sphere(self):
         centre, radius = np.array([4.0, 0.3, 0.2]), 0.7
         scene = build(lambda b: b.sphere(centre, radius, GREY, name="ball"))
-        frames = scene.render(CAMERA, look(np.zeros(3), 0.0))
+        frames = render_scene(scene, CAMERA, look(np.zeros(3), 0.0))
         rays = world_rays(CAMERA, look(np.zeros(3), 0.0))
         a, b, c = (rays**2).sum(-1), rays @ centre, centre @ centre - radius**2
         square = b * b - a * c
@@ -110,7 +111,7 @@ class TestExactness:
     def test_a_small_sphere_far_away_keeps_its_shape(self):
         scene = build(lambda b: b.sphere((80, 0, 0), 0.05, GREY, name="ball"))
         narrow = Camera.from_fov(64, 64, 0.002)
-        depth = scene.render(narrow, look(np.zeros(3), 0.0)).depth[0].numpy()
+        depth = render_scene(scene, narrow, look(np.zeros(3), 0.0)).depth[0].numpy()
         exact, _ = slow_depth(scene, narrow, look(np.zeros(3), 0.0))
         both = (depth > 0) & (exact > 0)
         assert both.sum() > 0.98 * max((depth > 0).sum(), (exact > 0).sum()) > 1000
@@ -121,7 +122,7 @@ class TestExactness:
         scene = make_scene(kind, seed_of("demo", 7))
         camera = CAMERA.resized(80, 60)
         pose = make_path(scene, "handheld", 1, seed=1)[0]
-        frames = scene.render(camera, pose, light="plain")
+        frames = render_scene(scene, camera, pose, light="plain")
         depth, instance = slow_depth(scene, camera, pose)
         got = frames.depth[0].numpy()
         close = np.abs(got - depth) <= 1e-4 * (1 + depth)
@@ -130,9 +131,9 @@ class TestExactness:
         assert (frames.instance[0].numpy() == instance)[close].mean() > 0.998
 
     def test_the_size_of_tiles_changes_nothing(self, rooms):
-        from worldstereo_ros.scenes.geometry import Frames, Tiles, cast
+        from worldstereo_ros.scenes.raytracing.geometry import Frames, Tiles, cast
 
-        geometry = rooms[0].packed(light="plain").geometry
+        geometry = pack_cached(rooms[0], light="plain").geometry
         pose = torch.from_numpy(make_path(rooms[0], "drone", 2, seed=3))
         frames = Frames.see(geometry, torch.zeros(2, dtype=torch.int64), pose)
         images = []
@@ -148,14 +149,14 @@ class TestExactness:
             b.box((0, 0, 0), (1, 1, 1), GREY, name="around")
             b.box((2.5, 0, 0), (1, 9, 9), GREY, name="behind")
 
-        frames = build(fill).render(CAMERA, look(np.zeros(3), 0.0))
+        frames = render_scene(build(fill), CAMERA, look(np.zeros(3), 0.0))
         assert (frames.instance == 2).all()
 
     def test_rays_along_the_faces_of_boxes_give_no_nan(self):
         camera = Camera(9, 9, 10.0, 10.0, 4.0, 4.0)
         scene = build(lambda b: b.box((3, 0, 0), (2, 2, 2), GREY, name="box"))
         for y, z in ((1.0, 0.0), (1.0, 1.0), (0.0, 0.0), (1.0 - 1e-7, 0.0)):
-            frames = scene.render(camera, look(np.array([0, y, z]), 0.0))
+            frames = render_scene(scene, camera, look(np.array([0, y, z]), 0.0))
             assert torch.isfinite(frames.depth).all()
             assert torch.isfinite(frames.normals).all()
         assert frames.depth[0, 4, 4] == pytest.approx(2.0)
@@ -164,7 +165,7 @@ class TestExactness:
 class TestFrames:
     def test_normals_are_unit_and_face_the_camera(self, rooms):
         poses = make_path(rooms[0], "drone", 6, seed=2)
-        frames = rooms[0].render(CAMERA, poses, light="plain")
+        frames = render_scene(rooms[0], CAMERA, poses, light="plain")
         hit = frames.depth > 0
         assert hit.float().mean() > 0.9
         np.testing.assert_allclose(frames.normals[hit].norm(dim=-1), 1, atol=1e-5)
@@ -174,7 +175,7 @@ class TestFrames:
 
     def test_two_views_agree_about_what_both_see(self, rooms):
         a, b = make_path(rooms[0], "orbit", 4, seed=5)[[0, 3]]
-        frames = rooms[0].render(CAMERA, np.stack([a, b]), light="plain")
+        frames = render_scene(rooms[0], CAMERA, np.stack([a, b]), light="plain")
         depth = frames.depth.numpy()
         points = unproject(depth[0], CAMERA, a)[depth[0] > 0].astype(np.float64)
         # A fresh ray straight at each point meets the scene there, or nearer where something hides it.
@@ -184,14 +185,14 @@ class TestFrames:
         checked = 0
         for i in np.flatnonzero(seen)[:: max(1, seen.sum() // 40)]:
             through = Camera(1, 1, CAMERA.fx, CAMERA.fy, CAMERA.cx - uv[i, 0], CAMERA.cy - uv[i, 1])
-            met = float(rooms[0].render(through, b, light="plain").depth[0, 0, 0])
+            met = float(render_scene(rooms[0], through, b, light="plain").depth[0, 0, 0])
             assert met <= z[i] + 1e-3 or met == 0
             checked += abs(met - z[i]) < 1e-3
         assert checked > 20
 
     def test_instance_ids_have_names_and_follow_objects(self, rooms):
         scene = rooms[0]
-        frames = scene.render(CAMERA, make_path(scene, "ground", 8, seed=4), light="plain")
+        frames = render_scene(scene, CAMERA, make_path(scene, "ground", 8, seed=4), light="plain")
         assert frames.instance.dtype == torch.int32
         assert ((frames.instance == 0) == (frames.depth == 0)).all()
         seen = frames.instance.unique().tolist()
@@ -200,8 +201,8 @@ class TestFrames:
 
     def test_supersampling_changes_colours_only(self, rooms):
         pose = make_path(rooms[0], "handheld", 1, seed=6)
-        one = rooms[0].render(CAMERA, pose, light="plain")
-        four = rooms[0].render(CAMERA, pose, light="plain", supersample=2)
+        one = render_scene(rooms[0], CAMERA, pose, light="plain")
+        four = render_scene(rooms[0], CAMERA, pose, light="plain", supersample=2)
         assert torch.equal(one.depth, four.depth)
         assert torch.equal(one.instance, four.instance)
         difference = (one.image.float() - four.image.float()).abs().mean()
@@ -210,7 +211,9 @@ class TestFrames:
     def test_pictures_have_contrast_and_are_well_exposed(self):
         for kind in KINDS:
             scene = make_scene(kind, seed_of("demo", 3))
-            image = scene.render(CAMERA, make_path(scene, "handheld", 6, seed=0)[::5], light="plain").image.float()
+            image = render_scene(
+                scene, CAMERA, make_path(scene, "handheld", 6, seed=0)[::5], light="plain"
+            ).image.float()
             assert 60 < image.mean() < 210
             assert image.std() > 25
 
@@ -224,16 +227,17 @@ class TestFrames:
         camera = Camera(1, 1, 1.0, 1.0, 0.0, 0.0)
         under, open_ = (np.array([0.0, 0.0, 0.6]), np.array([1.6, 0.0, 0.6]))
         bright = [
-            float(scene.render(camera, look(at, 0.0, -math.pi / 2)).image.float().mean()) for at in (under, open_)
+            float(render_scene(scene, camera, look(at, 0.0, -math.pi / 2)).image.float().mean())
+            for at in (under, open_)
         ]
         assert bright[0] < 0.75 * bright[1]
 
     def test_view_carries_the_same_depth(self, rooms):
         pose = make_path(rooms[0], "handheld", 1, seed=0)[0]
-        view = rooms[0].view(CAMERA.resized(40, 30), pose, stamp_ns=7)
+        view = render_view(rooms[0], CAMERA.resized(40, 30), pose, stamp_ns=7)
         assert view.stamp_ns == 7
         assert view.image.shape == (30, 40, 3)
-        frames = rooms[0].render(CAMERA.resized(40, 30), pose)
+        frames = render_scene(rooms[0], CAMERA.resized(40, 30), pose)
         np.testing.assert_array_equal(view.depth, frames.depth[0].numpy())
 
     def test_texture_far_away_does_not_flicker(self):
@@ -241,7 +245,8 @@ class TestFrames:
         checks = Material(a=(0.9, 0.9, 0.9), b=(0.05, 0.05, 0.05), pattern="checks", cell=(0.1, 0.1), noise=0.0)
         scene = build(lambda b: b.box((0, 0, -0.1), (300, 300, 0.2), checks, name="floor"))
         high, low = (
-            scene.render(CAMERA, look(np.array([0, 0, z]), 0.0), light="plain").image[0].float() for z in (1.5, 0.4)
+            render_scene(scene, CAMERA, look(np.array([0, 0, z]), 0.0), light="plain").image[0].float()
+            for z in (1.5, 0.4)
         )
         far, near = high[66:70], low[-10:]
         assert far.diff(dim=1).abs().mean() < 6
@@ -257,7 +262,7 @@ class TestBatches:
         for scene, own, image, depth, instance in zip(
             scenes, poses, frames.image, frames.depth, frames.instance, strict=True
         ):
-            single = scene.render(CAMERA, own, light="plain")
+            single = render_scene(scene, CAMERA, own, light="plain")
             assert torch.allclose(single.depth, depth, atol=1e-5)
             assert torch.equal(single.instance, instance)
             assert (single.image.int() - image.int()).abs().max() <= 2
@@ -269,9 +274,9 @@ class TestBatches:
         assert torch.equal(render_batch(packed, small, poses).image, render_batch(packed, small, poses).image)
 
     def test_chunks_change_nothing(self, rooms):
-        from worldstereo_ros.scenes.render import render_packed
+        from worldstereo_ros.scenes.raytracing.render import render_packed
 
-        packed, poses = rooms[0].packed(light="plain"), torch.from_numpy(make_path(rooms[0], "orbit", 5, seed=1))
+        packed, poses = pack_cached(rooms[0], light="plain"), torch.from_numpy(make_path(rooms[0], "orbit", 5, seed=1))
         table, small = torch.zeros(5, dtype=torch.int64), CAMERA.resized(48, 36)
         whole = render_packed(packed, small, poses, table)
         parts = render_packed(packed, small, poses, table, rays_at_once=2000)
@@ -279,14 +284,14 @@ class TestBatches:
         assert (whole.image.int() - parts.image.int()).abs().max() <= 1
 
     def test_no_frames_give_empty_tensors(self, rooms):
-        frames = rooms[0].render(CAMERA, np.zeros((0, 4, 4)), light="plain")
+        frames = render_scene(rooms[0], CAMERA, np.zeros((0, 4, 4)), light="plain")
         assert frames.image.shape == (0, 120, 160, 3)
 
     @pytest.mark.gpu
     @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
     def test_the_same_on_a_gpu(self, rooms):
         poses = make_path(rooms[0], "drone", 3, seed=2)
-        cpu, gpu = rooms[0].render(CAMERA, poses), rooms[0].render(CAMERA, poses, device="cuda")
+        cpu, gpu = render_scene(rooms[0], CAMERA, poses), render_scene(rooms[0], CAMERA, poses, device="cuda")
         close = torch.isclose(gpu.depth.cpu(), cpu.depth, rtol=1e-4, atol=1e-4)
         assert close.float().mean() > 0.999
         assert (gpu.image.cpu().float() - cpu.image.float()).abs().mean() < 2
@@ -309,7 +314,8 @@ class TestSeeds:
         pose = make_path(first, "ground", 1, seed=0)
         small = CAMERA.resized(40, 30)
         assert torch.equal(
-            first.render(small, pose, light="plain").image, second.render(small, pose, light="plain").image
+            render_scene(first, small, pose, light="plain").image,
+            render_scene(second, small, pose, light="plain").image,
         )
 
     def test_splits_are_disjoint(self):
@@ -331,7 +337,7 @@ class TestSeeds:
         with pytest.raises(ValueError, match="no light"):
             pack(rooms, light="dark")
         with pytest.raises(ValueError, match="finite"):
-            rooms[0].render(CAMERA, np.full((1, 4, 4), np.nan), light="plain")
+            render_scene(rooms[0], CAMERA, np.full((1, 4, 4), np.nan), light="plain")
 
 
 class TestPaths:

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from worldstereo_ros.scenes import Scene, make_scene, seed_of
-from worldstereo_ros.scenes.primitives import Builder, Material
-from worldstereo_ros.scenes.vehicles import car, lorry, plank, van
+from worldstereo_ros.scenes.objects.vehicles import car, lorry, plank, van
+from worldstereo_ros.scenes.raytracing.primitives import Builder, Material
 
 
 @pytest.fixture(scope="module")

@@ -23,10 +23,11 @@ from worldstereo_ros.scenes import (
     seed_of,
     with_movers,
 )
-from worldstereo_ros.scenes.motion import points_of
 from worldstereo_ros.scenes.paths import distance, look
-from worldstereo_ros.scenes.primitives import SPHERE
-from worldstereo_ros.scenes.textures import COLUMNS
+from worldstereo_ros.scenes.raytracing.primitives import SPHERE
+from worldstereo_ros.scenes.raytracing.render import render_scene
+from worldstereo_ros.scenes.raytracing.scene_flow import points_of
+from worldstereo_ros.scenes.raytracing.textures import COLUMNS
 
 CAMERA = Camera.from_fov(96, 72, math.radians(80))
 WORLDS = [("room", 1), ("warehouse", 1), ("lot", 0)]
@@ -59,10 +60,10 @@ class TestFrames:
             each = carry[p.body]
             centre = (each[:, :3, :3] @ p.centre[..., None])[..., 0] + each[:, :3, 3]
             built = replace(p, centre=centre, rotation=each[:, :3, :3] @ p.rotation, body=torch.zeros_like(p.body))
-            elsewhere = replace(scene, primitives=built, movers=(), _packed={})
+            elsewhere = replace(scene, primitives=built, movers=(), cache={})
             poses = np.stack([towards(scene, mover.instance, time) for mover in scene.movers])
-            moved = scene.render(CAMERA, poses, light="plain", times=time)
-            expected = elsewhere.render(CAMERA, poses, light="plain")
+            moved = render_scene(scene, CAMERA, poses, light="plain", times=time)
+            expected = render_scene(elsewhere, CAMERA, poses, light="plain")
             same = moved.instance == expected.instance
             assert same.float().mean() > 0.999
             assert torch.allclose(moved.depth[same], expected.depth[same], rtol=1e-4, atol=1e-4)
@@ -74,9 +75,9 @@ class TestFrames:
     def test_without_times_all_is_at_time_zero(self, worlds):
         scene = worlds[0]
         poses = make_path(scene, "handheld", 2, seed=0)
-        still = scene.render(CAMERA, poses, light="plain")
-        assert torch.equal(still.depth, scene.render(CAMERA, poses, light="plain", times=0.0).depth)
-        later = scene.render(CAMERA, poses, light="plain", times=[0.0, 4.0])
+        still = render_scene(scene, CAMERA, poses, light="plain")
+        assert torch.equal(still.depth, render_scene(scene, CAMERA, poses, light="plain", times=0.0).depth)
+        later = render_scene(scene, CAMERA, poses, light="plain", times=[0.0, 4.0])
         assert torch.equal(still.depth[0], later.depth[0])
 
     def test_each_frame_has_its_own_time_in_batches_too(self, worlds):
@@ -85,7 +86,7 @@ class TestFrames:
         times = torch.tensor([[0.0, 1.0, 2.5], [4.0, 1.0, 0.5]])
         batch = render_batch(pair, CAMERA, poses, light="plain", times=times)
         for scene, own, when, depth, instance in zip(pair, poses, times, batch.depth, batch.instance, strict=True):
-            single = scene.render(CAMERA, own, light="plain", times=when)
+            single = render_scene(scene, CAMERA, own, light="plain", times=when)
             assert torch.allclose(single.depth, depth, atol=1e-5)
             assert torch.equal(single.instance, instance)
         assert not torch.equal(batch.depth[0, 0], batch.depth[0, 2])
@@ -94,7 +95,7 @@ class TestFrames:
         poses = make_path(worlds[0], "handheld", 3, seed=0)
         for times in ([0.0, 1.0], [0.0, 1.0, math.nan]):
             with pytest.raises(ValueError, match="3 frames"):
-                worlds[0].render(CAMERA, poses, light="plain", times=times)
+                render_scene(worlds[0], CAMERA, poses, light="plain", times=times)
         with pytest.raises(ValueError, match="times have shape"):
             render_batch(worlds[:1], CAMERA, poses[None], light="plain", times=np.zeros((1, 2)))
 
@@ -107,7 +108,7 @@ class TestAdvection:
         found = 0
         for mover in scene.movers:
             pose = towards(scene, mover.instance, 0.5 * (start + end))
-            frames = scene.render(CAMERA, pose, light="plain", times=start)
+            frames = render_scene(scene, CAMERA, pose, light="plain", times=start)
             mine = (frames.instance[0] == mover.instance).nonzero()
             points = points_of(frames, CAMERA, pose)[0][mine[:, 0], mine[:, 1]]
             ids = torch.full((len(points),), mover.instance)
@@ -118,7 +119,7 @@ class TestAdvection:
             for i in np.flatnonzero(seen)[:: max(1, seen.sum() // 30)]:
                 # A ray straight at the point meets its object there, or something nearer that hides it.
                 ray = Camera(1, 1, CAMERA.fx, CAMERA.fy, CAMERA.cx - uv[i, 0], CAMERA.cy - uv[i, 1])
-                met = scene.render(ray, pose, light="plain", times=end)
+                met = render_scene(scene, ray, pose, light="plain", times=end)
                 assert float(met.depth) <= depth[i] + 2e-3
                 if abs(float(met.depth) - depth[i]) < 2e-3:
                     found += int(met.instance) == mover.instance
@@ -128,7 +129,7 @@ class TestAdvection:
         scene = worlds[0]
         mover = scene.movers[0]
         pose = towards(scene, mover.instance, 0.0)[None]
-        frames = scene.render(CAMERA, pose, light="plain", times=0.0)
+        frames = render_scene(scene, CAMERA, pose, light="plain", times=0.0)
         flow = scene_flow(scene, frames, CAMERA, pose, 0.0, 0.5)
         assert flow.shape == (1, 72, 96, 3)
         moving = torch.isin(frames.instance, torch.tensor([m.instance for m in scene.movers]))
@@ -237,9 +238,9 @@ def test_what_turns_does_not_carry_its_shadow_around(worlds):
     ball = next(mover for mover in scene.movers if mover.kind == "ball")
     plain = scene.materials.clone()
     plain[:, 0:9], plain[:, COLUMNS.index("noise")], plain[:, COLUMNS.index("gloss")] = 0.5, 0.0, 0.0
-    bare = replace(scene, materials=plain, _packed={})
+    bare = replace(scene, materials=plain, cache={})
     for time in (0.0, 0.35, 0.8):
-        frames = bare.render(CAMERA, towards(scene, ball.instance, time), light="plain", times=time)
+        frames = render_scene(bare, CAMERA, towards(scene, ball.instance, time), light="plain", times=time)
         mine = frames.instance[0] == ball.instance
         assert mine.sum() > 20
         seen = torch.stack([frames.image[0].double().mean(-1)[mine], frames.normals[0, ..., 2].double()[mine]])

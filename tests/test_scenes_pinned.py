@@ -10,6 +10,7 @@ import torch
 
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.scenes import make_path, make_scene, seed_of
+from worldstereo_ros.scenes.raytracing.render import render_scene
 
 # Of each world: a digest of all whole numbers and names, sums of places, sizes, texture starts, materials and
 # pictures, and the mean depth and colours of a tiny picture.
@@ -41,6 +42,6 @@ def test_known_worlds_have_not_changed(kind, index):
     assert sums == pytest.approx(places, abs=1e-8)
     assert [float(part.double().sum()) for part in (scene.materials, scene.pictures)] == pytest.approx(tables, rel=1e-6)
     camera = Camera.from_fov(32, 24, math.radians(80))
-    frames = scene.render(camera, make_path(scene, "handheld", 2, seed=0), light="plain")
+    frames = render_scene(scene, camera, make_path(scene, "handheld", 2, seed=0), light="plain")
     assert float(frames.depth.double().mean()) == pytest.approx(depth, rel=1e-4)
     assert frames.image.double().mean((0, 1, 2)).tolist() == pytest.approx(colours, abs=0.3)

@@ -10,7 +10,8 @@ import torch
 
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.scenes import SceneFrames, make_path, make_scene, seed_of
-from worldstereo_ros.scenes.primitives import Random
+from worldstereo_ros.scenes.raytracing.primitives import Random
+from worldstereo_ros.scenes.raytracing.render import render_scene
 from worldstereo_ros.scenes.sensor import NONE, SensorNoise, add_noise, motion_blur
 
 CAMERA = Camera.from_fov(160, 120, math.radians(80))
@@ -30,7 +31,7 @@ def plane(depth: float, grey: int = 128) -> SceneFrames:
 def room() -> tuple[SceneFrames, np.ndarray]:
     scene = make_scene("room", seed_of("demo", 1))
     poses = make_path(scene, "handheld", 3, seed=0)
-    return scene.render(CAMERA, poses, light="plain"), poses
+    return render_scene(scene, CAMERA, poses, light="plain"), poses
 
 
 def only(**fields) -> SensorNoise:

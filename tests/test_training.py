@@ -15,12 +15,12 @@ from typer.testing import CliRunner
 
 from worldstereo_ros.cli.main import app
 from worldstereo_ros.models import CheckpointError
-from worldstereo_ros.training import chain
-from worldstereo_ros.training.chain import train_stages
-from worldstereo_ros.training.journal import lasting, read_rounds, write_line
-from worldstereo_ros.training.loop import TrainingError, TrainingInterruptedError, train, uninterrupted
-from worldstereo_ros.training.run import VARIANT_OF
-from worldstereo_ros.training.settings import STAGES, read_training_settings
+from worldstereo_ros.training import runner
+from worldstereo_ros.training.config import STAGES, read_training_settings
+from worldstereo_ros.training.logs import lasting, read_rounds, write_line
+from worldstereo_ros.training.run_folder import VARIANT_OF
+from worldstereo_ros.training.runner import train_stages
+from worldstereo_ros.training.trainer import TrainingError, TrainingInterruptedError, train, uninterrupted
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -49,7 +49,7 @@ def test_minutes_are_for_all_stages_together(tmp_path, training_worlds, monkeypa
         shared.append(minutes)
         return {}
 
-    monkeypatch.setattr(chain, "train", instead)
+    monkeypatch.setattr(runner, "train", instead)
     stages = {"autoencoder": dataclasses.replace(SMOKE.stages["autoencoder"], minutes=1.0)}
     settings = dataclasses.replace(SMOKE, stages=stages)
     train_stages(["autoencoder"] * 3, settings, tmp_path, minutes=30, worlds=training_worlds, console=QUIET)

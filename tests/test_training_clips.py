@@ -7,9 +7,9 @@ import pytest
 import torch
 from training_runs import SMOKE, toy_stage
 
-from worldstereo_ros.training.clips import Shelf
-from worldstereo_ros.training.loading import ClipDraw, LoadedFeed
-from worldstereo_ros.training.polish import channel_energy
+from worldstereo_ros.training.data.dataset import Shelf
+from worldstereo_ros.training.data.loaders import ClipDraw, LoadedFeed
+from worldstereo_ros.training.stages.finetune import channel_energy
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from worldstereo_ros.training import conditions
-from worldstereo_ros.training.clips import Shelf
-from worldstereo_ros.training.loading import LEAST_FRAMES, ClipDraw
+from worldstereo_ros.training.data import clip_sampling
+from worldstereo_ros.training.data.dataset import Shelf
+from worldstereo_ros.training.data.loaders import LEAST_FRAMES, ClipDraw
 
 CPU = torch.device("cpu")
 
@@ -22,7 +22,7 @@ def shelf(training_worlds):
 def drawn(monkeypatch):
     """What was chosen for every clip: (path, views of the cloud, references)."""
     rows: list[list] = []
-    sources, assigned, reference = conditions._sources, conditions._assigned, conditions._reference
+    sources, assigned, reference = clip_sampling._sources, clip_sampling._assigned, clip_sampling._reference
 
     def look_at_sources(world, path, random, least):
         rows.append([path, sources(world, path, random, least), []])
@@ -36,17 +36,17 @@ def drawn(monkeypatch):
         rows[-1][2].append(reference(world, target, random))
         return rows[-1][2][-1]
 
-    monkeypatch.setattr(conditions, "_sources", look_at_sources)
-    monkeypatch.setattr(conditions, "_assigned", look_at_assigned)
-    monkeypatch.setattr(conditions, "_reference", look_at_reference)
+    monkeypatch.setattr(clip_sampling, "_sources", look_at_sources)
+    monkeypatch.setattr(clip_sampling, "_assigned", look_at_assigned)
+    monkeypatch.setattr(clip_sampling, "_reference", look_at_reference)
     return rows
 
 
 @pytest.mark.parametrize("references", [0, 1, 3])
 def test_references_are_what_the_cloud_is_made_of(shelf, drawn, monkeypatch, references):
     """In use, memory that has imagined nothing yet has no other views than those whose points it has."""
-    monkeypatch.setattr(conditions, "REMEMBERED", 1.0)
-    batch = conditions.draw_clips(shelf, 6, 5, np.random.default_rng(0), CPU, references=references)
+    monkeypatch.setattr(clip_sampling, "REMEMBERED", 1.0)
+    batch = clip_sampling.draw_clips(shelf, 6, 5, np.random.default_rng(0), CPU, references=references)
     assert batch.references.shape[2] == references
     assert len(drawn) == 6
     for _, sources, chosen in drawn:
@@ -56,15 +56,15 @@ def test_references_are_what_the_cloud_is_made_of(shelf, drawn, monkeypatch, ref
 
 
 def test_other_references_may_show_what_the_cloud_does_not(shelf, drawn, monkeypatch):
-    monkeypatch.setattr(conditions, "REMEMBERED", 0.0)
-    conditions.draw_clips(shelf, 8, 5, np.random.default_rng(0), CPU, references=3)
+    monkeypatch.setattr(clip_sampling, "REMEMBERED", 0.0)
+    clip_sampling.draw_clips(shelf, 8, 5, np.random.default_rng(0), CPU, references=3)
     assert any(set(chosen) - set(sources) for _, sources, chosen in drawn)
 
 
 def test_a_keyframe_gets_the_source_that_shows_most_of_it(shelf):
     world = shelf.worlds[shelf.order[0]]
     fine = [int(view) for view in world.fine[:4]]
-    assert conditions._assigned(world, np.array(fine[::-1]), fine) == fine[::-1]
+    assert clip_sampling._assigned(world, np.array(fine[::-1]), fine) == fine[::-1]
 
 
 def test_a_mirrored_world_is_a_world(shelf):

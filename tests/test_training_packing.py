@@ -10,9 +10,9 @@ from training_runs import SMOKE, weights_of
 
 from worldstereo_ros.models import CheckpointError
 from worldstereo_ros.models.depth_network import load_depth_network
-from worldstereo_ros.training.journal import read_rounds
-from worldstereo_ros.training.settings import STAGES
-from worldstereo_ros.training.ship import ship
+from worldstereo_ros.training.config import STAGES
+from worldstereo_ros.training.logs import read_rounds
+from worldstereo_ros.training.packaging import ship
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

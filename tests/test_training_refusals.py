@@ -10,10 +10,10 @@ from training_runs import SMOKE
 from typer.testing import CliRunner
 
 from worldstereo_ros.cli.main import app
-from worldstereo_ros.training.chain import train_stages
-from worldstereo_ros.training.clips import Shelf
-from worldstereo_ros.training.settings import SettingsError, describe, read_training_settings
-from worldstereo_ros.training.worlds import World
+from worldstereo_ros.training.config import SettingsError, describe, read_training_settings
+from worldstereo_ros.training.data.dataset import Shelf
+from worldstereo_ros.training.data.world_files import World
+from worldstereo_ros.training.runner import train_stages
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

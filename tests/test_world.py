@@ -12,6 +12,7 @@ from worldstereo_ros.memory.freespace import seen_through
 from worldstereo_ros.pipelines.auto import load_pipeline
 from worldstereo_ros.pipelines.base import Cancelled, PipelineFrame
 from worldstereo_ros.scenes import make_path, make_scene, seed_of
+from worldstereo_ros.scenes.raytracing.render import render_view
 from worldstereo_ros.world import NothingSeenError, WorldModel
 
 CAMERA = Camera.from_fov(160, 120, np.radians(75))
@@ -29,7 +30,7 @@ def path(scene):
 
 @pytest.fixture(scope="module")
 def seen(scene, path):
-    return [scene.view(CAMERA, pose, stamp_ns=stamp + 1) for stamp, pose in enumerate(path[:30:6])]
+    return [render_view(scene, CAMERA, pose, stamp_ns=stamp + 1) for stamp, pose in enumerate(path[:30:6])]
 
 
 @pytest.fixture

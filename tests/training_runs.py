@@ -10,12 +10,12 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from worldstereo_ros.cli.main import app
-from worldstereo_ros.training.chain import make_stage
-from worldstereo_ros.training.clips import Shelf
-from worldstereo_ros.training.loop import Stage
-from worldstereo_ros.training.run import Run
-from worldstereo_ros.training.settings import read_training_settings
-from worldstereo_ros.training.worlds import draw_worlds
+from worldstereo_ros.training.config import read_training_settings
+from worldstereo_ros.training.data.dataset import Shelf
+from worldstereo_ros.training.data.world_files import draw_worlds
+from worldstereo_ros.training.run_folder import Run
+from worldstereo_ros.training.runner import make_stage
+from worldstereo_ros.training.trainer import Stage
 
 SMOKE = read_training_settings("smoke")
 QUIET = Console(quiet=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from worldstereo_ros.ros.interface import node_page
+from node_page import node_page
 
 ROOT = Path(__file__).resolve().parents[2]
 

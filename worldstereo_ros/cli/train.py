@@ -9,7 +9,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from worldstereo_ros.training.settings import OPTIONAL, STAGES
+from worldstereo_ros.training.config import OPTIONAL, STAGES
 
 app = typer.Typer(
     help="Trains a small model on procedural worlds: all stages, or one after the other; packs what came of it.",
@@ -45,9 +45,9 @@ def _command(stages: Sequence[str]) -> Callable[..., None]:
         worlds: Worlds = None,
     ) -> None:
         from worldstereo_ros.cli.errors import fail
-        from worldstereo_ros.training.chain import train_stages
-        from worldstereo_ros.training.loop import TrainingError
-        from worldstereo_ros.training.settings import read_training_settings
+        from worldstereo_ros.training.config import read_training_settings
+        from worldstereo_ros.training.runner import train_stages
+        from worldstereo_ros.training.trainer import TrainingError
 
         before = signal.signal(signal.SIGTERM, _end)
         try:
@@ -70,7 +70,7 @@ def _end(number: int, frame: object) -> NoReturn:
 
 def _fitting(out: Path) -> str:
     """The configuration of a run that goes on, else the one for this machine."""
-    from worldstereo_ros.training.chain import SETTINGS_FILE
+    from worldstereo_ros.training.runner import SETTINGS_FILE
 
     if (out / SETTINGS_FILE).is_file():
         return str(out / SETTINGS_FILE)
@@ -97,8 +97,8 @@ def ship(
 ) -> None:
     """Packs a run: bfloat16 weights in files of at most 16 MB, 48 MB in all, checked, with a model card."""
     from worldstereo_ros.cli.errors import fail
-    from worldstereo_ros.training.settings import read_training_settings
-    from worldstereo_ros.training.ship import ship as pack
+    from worldstereo_ros.training.config import read_training_settings
+    from worldstereo_ros.training.packaging import ship as pack
 
     try:
         settings = read_training_settings(config) if config else None

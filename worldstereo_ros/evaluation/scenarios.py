@@ -14,6 +14,7 @@ import numpy as np
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.poses import interpolate_poses
 from worldstereo_ros.geometry.views import View
+from worldstereo_ros.scenes.raytracing.render import render_scene, render_view
 
 LARGEST_WIDTH = 640
 
@@ -47,9 +48,9 @@ def scene_story(kind: str, seed: int, views: int, *, given: int = 10, width: int
     camera = Camera.from_fov(width, height, np.radians(75))
     drive = make_path(scene, "ground", 240, seed_of("demo", seed))
     driven, ahead = drive[:120], drive[110:]
-    seen = [scene.view(camera, pose) for pose in interpolate_poses(driven, given)]
+    seen = [render_view(scene, camera, pose) for pose in interpolate_poses(driven, given)]
     path = interpolate_poses(ahead, views)
-    truth = list(scene.render(camera, path).image.cpu().numpy())
+    truth = list(render_scene(scene, camera, path).image.cpu().numpy())
     return Story(f"a procedural {kind}, seed {seed}: {given} views seen, {views} asked for ahead", seen, path, truth)
 
 

@@ -20,6 +20,7 @@ from worldstereo_ros.io.posed_sequences import open_posed
 from worldstereo_ros.panorama.perspective_views import look
 from worldstereo_ros.panorama.stitching import Panorama, panorama_from_views
 from worldstereo_ros.scenes import KINDS, PATHS, SPLITS, Scene, make_path, make_scene, seed_of
+from worldstereo_ros.scenes.raytracing.render import render_scene, render_view
 
 PREFIX = "worlds:"
 CAMERA = Camera.from_fov(320, 240, math.radians(75))
@@ -101,7 +102,7 @@ class WorldSequence:
             raise IndexError(f"View {key} was asked for; {self.path} has {len(self)}.")
         number = int(self.indices[key])
         if number not in self._drawn:
-            self._drawn[number] = self._scene.view(self.camera, self.poses[key], stamp_ns=number * PERIOD_NS)
+            self._drawn[number] = render_view(self._scene, self.camera, self.poses[key], stamp_ns=number * PERIOD_NS)
         return self._drawn[number]
 
     def __iter__(self) -> Iterator[View]:
@@ -116,7 +117,7 @@ class WorldSequence:
 
     def instances(self) -> np.ndarray:
         """(N, H, W) int32, which object of the world each pixel of each view shows; 0 is nothing, as the sky."""
-        return self._scene.render(self.camera, self.poses).instance.cpu().numpy()
+        return render_scene(self._scene, self.camera, self.poses).instance.cpu().numpy()
 
     def seen_from(self, poses: np.ndarray, camera: Camera | None = None) -> WorldSequence:
         """Views of the same world from other poses (N, 4, 4), by the same camera where None."""

@@ -1,22 +1,24 @@
 """Procedural worlds with exact colour, depth, normals and object ids, by ray casting in torch.
 
     scene = make_scene("room", seed=seed_of("demo", 0))
-    frames = scene.render(Camera.from_fov(640, 480, 1.4), make_path(scene, "ground", 21, seed=0))
+    frames = render_scene(scene, Camera.from_fov(640, 480, 1.4), make_path(scene, "ground", 21, seed=0))
 
 World axes are those of ROS, x forward, y left, z up, the floor at z = 0; cameras have OpenCV axes.
 """
 
-from worldstereo_ros.scenes.builders import KINDS, make_scene
-from worldstereo_ros.scenes.motion import Mover, Track, advect, pose_of, scene_flow
-from worldstereo_ros.scenes.movers import with_movers
+from worldstereo_ros.scenes.kinds.builders import KINDS, make_scene
+from worldstereo_ros.scenes.objects.movers import with_movers
 from worldstereo_ros.scenes.paths import PATHS, clearance, make_path
-from worldstereo_ros.scenes.render import render_batch
-from worldstereo_ros.scenes.scene import Packed, Scene, SceneFrames, pack
+from worldstereo_ros.scenes.raytracing.motion import Mover, Track
+from worldstereo_ros.scenes.raytracing.packing import Packed, pack
+from worldstereo_ros.scenes.raytracing.render import render_batch, render_scene, render_view
+from worldstereo_ros.scenes.raytracing.scene import Scene, SceneFrames
+from worldstereo_ros.scenes.raytracing.scene_flow import advect, pose_of, scene_flow
 from worldstereo_ros.scenes.sensor import SensorNoise, add_noise, motion_blur
 from worldstereo_ros.scenes.splits import DEMO, SPLITS, TEST, TRAINING, VALIDATION, seed_of
 
 __all__ = [
     "DEMO", "KINDS", "PATHS", "SPLITS", "TEST", "TRAINING", "VALIDATION", "Mover", "Packed", "Scene", "SceneFrames",
     "SensorNoise", "Track", "add_noise", "advect", "clearance", "make_path", "make_scene", "motion_blur", "pack",
-    "pose_of", "render_batch", "scene_flow", "seed_of", "with_movers",
+    "pose_of", "render_batch", "render_scene", "render_view", "scene_flow", "seed_of", "with_movers",
 ]  # fmt: skip

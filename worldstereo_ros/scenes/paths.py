@@ -11,9 +11,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from worldstereo_ros.scenes.motion import Times, as_times
-from worldstereo_ros.scenes.primitives import Primitives, Random
-from worldstereo_ros.scenes.scene import Scene
+from worldstereo_ros.scenes.raytracing.motion import Times, as_times
+from worldstereo_ros.scenes.raytracing.primitives import Primitives, Random
+from worldstereo_ros.scenes.raytracing.scene import Scene
 
 PATHS = ("ground", "drone", "orbit", "handheld")
 

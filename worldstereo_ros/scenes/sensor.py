@@ -13,8 +13,8 @@ import torch
 from torch.nn import functional
 
 from worldstereo_ros.geometry.cameras import Camera
-from worldstereo_ros.scenes.primitives import Random
-from worldstereo_ros.scenes.scene import SceneFrames
+from worldstereo_ros.scenes.raytracing.primitives import Random
+from worldstereo_ros.scenes.raytracing.scene import SceneFrames
 
 GAMMA = 2.2
 

@@ -11,6 +11,8 @@ import argparse
 import sys
 import time
 
+from worldstereo_ros.scenes.raytracing.render import render_view
+
 LOOK_PERIOD = 0.25  # seconds between two views
 FIELD_OF_VIEW = 1.3  # radians across
 
@@ -42,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
         try:
             client.wait_until_ready(120)
             for number, pose in enumerate(seen):
-                last = world.view(camera, pose)
+                last = render_view(world, camera, pose)
                 client.see(last)
                 print(f"looked {number + 1} of {options.looks} times", flush=True)
                 time.sleep(LOOK_PERIOD)

@@ -1,0 +1,378 @@
+"""Pictures of scenes: rays are cast, what they hit is coloured and lit, and the result is tone-mapped."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from worldstereo_ros.geometry.cameras import Camera
+from worldstereo_ros.geometry.views import View
+from worldstereo_ros.scenes.raytracing.geometry import Frames, Tiles, cast
+from worldstereo_ros.scenes.raytracing.motion import Times, as_times, body_motions
+from worldstereo_ros.scenes.raytracing.packing import Packed, pack, pack_cached
+from worldstereo_ros.scenes.raytracing.primitives import BOX, CYLINDER
+from worldstereo_ros.scenes.raytracing.scene import Scene, SceneFrames
+from worldstereo_ros.scenes.raytracing.textures import COLUMNS, sample_pictures, sky, surface
+
+PICTURE, GLOSS = COLUMNS.index("picture"), COLUMNS.index("gloss")
+
+
+def render_scene(
+    scene: Scene,
+    camera: Camera,
+    world_from_camera: np.ndarray | torch.Tensor,
+    *,
+    device: torch.device | str | None = None,
+    supersample: int = 1,
+    light: str = "soft",
+    times: Times | None = None,
+) -> SceneFrames:
+    """What a camera sees from F places.
+
+    Args:
+        camera: intrinsics; its size is that of the frames.
+        world_from_camera: (F, 4, 4) or (4, 4), OpenCV axes.
+        device: where to work; None = the CPU.
+        supersample: colours are the mean of supersample^2 rays a pixel; depth, normals and ids are always those
+            of the ray through the pixel's centre.
+        light: "soft" (shadows, darker corners), or "plain" (none: a world is ready at once).
+        times: seconds, one a frame or one for all: when each is taken. None = all at time 0. Light stays that of
+            time 0 (what moves is lit evenly, a little more from above), and what moves casts no shadow.
+
+    Raises:
+        ValueError: poses of the wrong shape, or that are not finite; another number of times than of poses.
+    """
+    poses = torch.as_tensor(np.asarray(world_from_camera), dtype=torch.float64).reshape(-1, 4, 4)
+    return render_packed(
+        pack_cached(scene, device or "cpu", light), camera, poses, torch.zeros(len(poses), dtype=torch.int64),
+        supersample=supersample, times=times,
+    )  # fmt: skip
+
+
+def render_view(scene: Scene, camera: Camera, world_from_camera: np.ndarray, stamp_ns: int = 0, *, supersample: int = 2,
+         device: torch.device | str | None = None, time: float | None = None) -> View:  # fmt: skip
+    """One picture with its depth, as a sensor would give it without noise; `time` is in seconds."""
+    frames = render_scene(
+        scene, camera, np.asarray(world_from_camera)[None], device=device, supersample=supersample, times=time
+    )
+    return View(
+        image=frames.image[0].cpu().numpy(), camera=camera, world_from_camera=world_from_camera,
+        depth=frames.depth[0].cpu().numpy(), stamp_ns=stamp_ns,
+    )  # fmt: skip
+
+
+def render_batch(
+    scenes: Sequence[Scene] | Packed,
+    camera: Camera,
+    world_from_camera: np.ndarray | torch.Tensor,
+    *,
+    device: torch.device | str | None = None,
+    supersample: int = 1,
+    light: str = "soft",
+    times: torch.Tensor | np.ndarray | None = None,
+) -> SceneFrames:
+    """Frames of many scenes at once.
+
+    Args:
+        scenes: B scenes, or what `pack` made of them (which keeps their light for more calls).
+        camera: one for all.
+        world_from_camera: (B, F, 4, 4), OpenCV axes.
+        device, supersample, light: as in `Scene.render`; device and light are those of the pack where one is given.
+        times: (B, F) seconds; None = time 0.
+
+    Returns:
+        SceneFrames whose tensors begin with (B, F, ...).
+
+    Raises:
+        ValueError: poses or times of the wrong shape.
+    """
+    poses = torch.as_tensor(world_from_camera, dtype=torch.float64)
+    B = scenes.exposure.shape[0] if isinstance(scenes, Packed) else len(scenes)
+    if poses.ndim != 4 or poses.shape[0] != B or poses.shape[2:] != (4, 4):
+        raise ValueError(f"The poses have shape {tuple(poses.shape)}; (B, F, 4, 4) with B = {B} scenes was expected.")
+    packed = scenes if isinstance(scenes, Packed) else pack(scenes, device=device or "cpu", light=light)
+    F = poses.shape[1]
+    table = torch.arange(B).repeat_interleave(F)
+    if times is not None:
+        times = torch.as_tensor(times, dtype=torch.float64)
+        if times.shape != (B, F):
+            raise ValueError(f"The times have shape {tuple(times.shape)}; {(B, F)} as of the poses was expected.")
+        times = times.reshape(-1)
+    frames = render_packed(packed, camera, poses.reshape(-1, 4, 4), table, supersample=supersample, times=times)
+    return SceneFrames(
+        *(part.reshape(B, F, *part.shape[1:]) for part in (frames.image, frames.depth, frames.normals, frames.instance))
+    )
+
+
+def render_packed(
+    packed: Packed,
+    camera: Camera,
+    world_from_camera: torch.Tensor,
+    table: torch.Tensor,
+    *,
+    supersample: int = 1,
+    rays_at_once: int | None = None,
+    times: Times | None = None,
+) -> SceneFrames:
+    """Frames of packed scenes.
+
+    Args:
+        packed: the scenes.
+        camera: one for all frames.
+        world_from_camera: (F, 4, 4) float64.
+        table: (F,) int64, which scene each frame looks at.
+        supersample: rays a pixel along each side.
+        rays_at_once: bounds memory: about 600 bytes a ray; None = as many as suit the device.
+        times: (F,) seconds, or one for all; None = time 0.
+
+    Raises:
+        ValueError: poses of the wrong shape or not finite; a supersample outside 1..8; times that do not fit.
+    """
+    if world_from_camera.shape[1:] != (4, 4) or not bool(torch.isfinite(world_from_camera).all()):
+        raise ValueError(
+            f"The poses have shape {tuple(world_from_camera.shape)}; finite (F, 4, 4) matrices were expected."
+        )
+    if not 1 <= supersample <= 8:
+        raise ValueError(f"supersample is {supersample}; it must be a whole number from 1 to 8.")
+    device = packed.geometry.device
+    motions: torch.Tensor | None = None
+    if times is not None:
+        when = as_times(times, len(table))
+        if any(packed.movers):
+            motions = body_motions(packed.movers, table.cpu(), when).to(device)
+    poses, table = world_from_camera.to(device), table.to(device)
+    limit = rays_at_once or (1 << 16 if device.type == "cpu" else 1 << 22)
+    size = max(1, limit // (camera.width * camera.height * supersample**2))
+    parts = []
+    for low in range(0, len(poses), size):
+        part, pose = table[low : low + size], poses[low : low + size]
+        motion = each = None
+        if motions is not None:
+            motion = motions[low : low + size]
+            each = motion[torch.arange(len(part), device=device)[:, None], packed.body[part]]
+        frames = Frames.see(packed.geometry, part, pose, each)
+        surface_ = _hit(packed, camera, frames, pose, motion)
+        if supersample == 1:
+            image = _picture(packed, camera, surface_)
+        else:
+            fine = camera.resized(camera.width * supersample, camera.height * supersample)
+            image = _picture(packed, fine, _hit(packed, fine, frames, pose, motion))
+            image = image.reshape(-1, camera.height, supersample, camera.width, supersample, 3).mean((2, 4))
+        parts.append(((image * 255 + 0.5).to(torch.uint8), *_exact(packed, camera, surface_)))
+    if not parts:
+        H, W = camera.height, camera.width
+        return SceneFrames(
+            torch.zeros(0, H, W, 3, dtype=torch.uint8, device=device), torch.zeros(0, H, W, device=device),
+            torch.zeros(0, H, W, 3, device=device), torch.zeros(0, H, W, dtype=torch.int32, device=device),
+        )  # fmt: skip
+    return SceneFrames(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+@dataclass(frozen=True)
+class _Surface:
+    """What N rays of F frames met, in the order of their tiles; where `met` is false the rest means nothing.
+
+    Attributes:
+        tiles: how the image is cut; frames: what is seen.
+        met: (N,) bool; all_met: whether every ray met something.
+        depth: (N,) float32, 1 where nothing was met.
+        direction: three (N,) float32, world axes, of length 1 along the optical axis.
+        eye: (F, 3) float32.
+        normal: (N, 3) float32.
+        face: (N, 8) float32 of `Packed.faces`, and row: (N,) int64 into them.
+        u, v: (N,) float32 where on the face, -1..1.
+    """
+
+    tiles: Tiles
+    frames: Frames
+    met: torch.Tensor
+    all_met: bool
+    depth: torch.Tensor
+    direction: list[torch.Tensor]
+    eye: torch.Tensor
+    normal: torch.Tensor
+    face: torch.Tensor
+    row: torch.Tensor
+    u: torch.Tensor
+    v: torch.Tensor
+
+    def each(self, values: torch.Tensor) -> torch.Tensor:
+        """A value a frame (F,) as a value a ray (N,)."""
+        return values[:, None].expand(-1, len(self.depth) // len(values)).reshape(-1)
+
+
+def _hit(
+    packed: Packed, camera: Camera, frames: Frames, poses: torch.Tensor, motion: torch.Tensor | None = None
+) -> _Surface:
+    """What the rays of frames meet; `motion` (F, bodies, 4, 4) says where bodies are."""
+    device = packed.geometry.device
+    tall, wide = (8, 16) if camera.width * camera.height <= 100_000 else (16, 32)
+    tiles = Tiles.of(camera, device, tall, wide)
+    hits = cast(packed.geometry, frames, tiles)
+    F, P = frames.matrix.shape[:2]
+    met = hits.row.flatten() >= 0
+    all_met = bool(met.all())
+    depth, row = hits.depth.flatten(), hits.row.flatten()
+    if not all_met:
+        depth, row = torch.where(met, depth, 1.0), row.clamp_min(0)
+    dx, dy = (part.flatten() for part in tiles.rays().unbind(1)[:2])
+    turn = poses[:, :3, :3].float()[..., None]
+    direction = [(turn[:, i, 0] * dx + turn[:, i, 1] * dy + turn[:, i, 2]).flatten() for i in range(3)]
+    dx, dy = dx.repeat(F), dy.repeat(F)
+    step = (frames.table - torch.arange(F, device=device)) * P
+    solid = row + step[:, None].expand(F, len(row) // F).reshape(-1)
+    if not all_met:
+        solid = solid.clamp_(0, len(packed.solids) - 1)
+
+    # The hit in the unit frame of its primitive: q = origin + depth * matrix (dx, dy, 1).
+    maps = torch.cat([frames.matrix.reshape(-1, 9), frames.origin.reshape(-1, 3)], dim=1).index_select(0, row)
+    qx, qy, qz = (
+        maps[:, 9 + i] + depth * (maps[:, 3 * i] * dx + maps[:, 3 * i + 1] * dy + maps[:, 3 * i + 2]) for i in range(3)
+    )
+    ax, ay, az = qx.abs(), qy.abs(), qz.abs()
+    # A box is met where one coordinate is 1 in size: that one is the largest.
+    on_z, on_y = az >= torch.maximum(ax, ay), ay >= ax
+    side = torch.where(on_z, qz, torch.where(on_y, qy, qx)) > 0
+    face = torch.where(on_z, 4, torch.where(on_y, 2, 0)) + side
+    u, v = torch.where(on_z | on_y, qx, qy), torch.where(on_z, qy, qz)
+    kind = packed.solids[:, 0].contiguous().index_select(0, solid)
+    curved = (kind > BOX).nonzero()[:, 0]
+    curved_normal: tuple[torch.Tensor, torch.Tensor] | None = None
+    if curved.shape[0]:
+        rx, ry, rz = qx[curved], qy[curved], qz[curved]
+        cap = (kind[curved] == CYLINDER) & (rz.abs() > (rx * rx + ry * ry).sqrt())
+        face[curved] = torch.where(cap, 4 + (rz > 0).long(), 0)
+        u[curved] = torch.where(cap, rx, torch.atan2(ry, rx) * (1 / math.pi))
+        v[curved] = torch.where(cap, ry, rz)
+        mantle = curved[~cap]
+        rows = packed.solids.index_select(0, solid[mantle])
+        ball = (rows[:, 0] > CYLINDER).float()
+        local = torch.stack([qx[mantle], qy[mantle], qz[mantle] * ball], dim=1) / rows[:, 1:4]
+        outward = torch.nn.functional.normalize((rows[:, 4:].view(-1, 3, 3) @ local[..., None])[..., 0], dim=1)
+        curved_normal = (mantle, outward)
+    row = solid * 6 + face
+    faces = packed.faces.index_select(0, row)
+    normal = faces[:, 0:3]
+    if curved_normal is not None:
+        normal = normal.index_copy(0, *curved_normal)
+    if motion is not None:
+        # Normals are kept as at time 0: those of what moves turn with it.
+        body = packed.body.flatten().index_select(0, solid)
+        moved = (body > 0).nonzero()[:, 0]
+        turned = motion[moved // (len(row) // F), body[moved], :3, :3].float() @ normal[moved, :, None]
+        normal = normal.index_copy(0, moved, turned[..., 0])
+    eye = poses[:, :3, 3].float()
+    return _Surface(tiles, frames, met, all_met, depth, direction, eye, normal, faces, row, u, v)
+
+
+def _exact(packed: Packed, camera: Camera, s: _Surface) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Depth, normals and instances as images."""
+    depth, normal = s.depth, s.normal
+    instance = packed.instance.index_select(0, s.row // 6)
+    if not s.all_met:
+        depth = torch.where(s.met, depth, 0.0)
+        normal, instance = normal * s.met[:, None], instance * s.met
+    return s.tiles.image(depth, camera), s.tiles.image(normal, camera), s.tiles.image(instance, camera)
+
+
+def _picture(packed: Packed, camera: Camera, s: _Surface) -> torch.Tensor:
+    """(F, H, W, 3) float32 display values 0..1."""
+    colours = _shade(packed, camera, s)
+    if not s.all_met:
+        miss = (~s.met).nonzero()[:, 0]
+        away = torch.stack([part[miss] for part in s.direction], dim=1)
+        which = s.frames.table[miss // (len(s.depth) // len(s.eye))]
+        colours[miss] = _tone(sky(torch.nn.functional.normalize(away, dim=1), packed.sky[which]), 1.5)
+    return s.tiles.image(colours, camera)
+
+
+def _tone(radiance: torch.Tensor, exposure: torch.Tensor | float) -> torch.Tensor:
+    """Display values 0..1: a film-like shoulder, then gamma."""
+    return torch.expm1(radiance * -exposure).neg_().clamp_(0, 1).pow_(1 / 2.2)
+
+
+def _shade(packed: Packed, camera: Camera, s: _Surface) -> torch.Tensor:
+    """(N, 3) display colours of what was met."""
+    dx, dy, dz = s.direction
+    normal, faces = s.normal, s.face
+    length = (dx * dx + dy * dy + dz * dz).sqrt()
+    cosine = -(dx * normal[:, 0] + dy * normal[:, 1] + dz * normal[:, 2]) / length
+    # The pixel on the surface, stretched by the slant: between its short and its long side.
+    footprint = (s.depth * length * (1 / camera.fx) / cosine.clamp(0.06, 1).pow_(0.7)).clamp_min_(1e-5)
+    where = packed.where.index_select(0, s.row)
+    rows = packed.materials.index_select(0, where[:, 0])
+    half_u, half_v = faces[:, 3], faces[:, 4]
+    albedo, emission = surface(rows, s.u * half_u + faces[:, 5], s.v * half_v + faces[:, 6], footprint)
+    pictured = (rows[:, PICTURE] >= 0).nonzero()[:, 0]
+    if pictured.shape[0]:
+        across, down = 0.5 + 0.5 * s.u[pictured] * faces[pictured, 7], 0.5 - 0.5 * s.v[pictured]
+        pixel = footprint[pictured] / (2 * torch.sqrt(half_u[pictured] * half_v[pictured]))
+        index = rows[pictured, PICTURE].long()
+        drawn = sample_pictures(packed.pictures, packed.side, index, across, down, pixel)
+        # The material's noise stays: paper and canvas are not perfectly even.
+        albedo[pictured] = (drawn * (albedo[pictured] / rows[pictured, 0:3].clamp_min(0.02))).clamp_(0, 1)
+    light = _look_up(packed.light, where, s.u, s.v)
+    if any(packed.movers):
+        moving = packed.body.flatten().index_select(0, s.row // 6) > 0
+        light = light * torch.where(moving, 0.8 + 0.35 * normal[:, 2], 1.0)[:, None]
+    exposure = s.each(packed.exposure[s.frames.table])
+    shown = albedo * light * exposure[:, None]
+    glossy = (rows[:, GLOSS] > 0).nonzero()[:, 0]
+    if glossy.shape[0]:
+        frame = glossy // (len(s.depth) // len(s.eye))
+        eye, far, near = s.eye.index_select(0, frame), 1 / length[glossy], s.depth[glossy]
+        ahead = [part[glossy] for part in s.direction]
+        point = [eye[:, i] + near * ahead[i] for i in range(3)]
+        view = [part * far for part in ahead]
+        sheen = _sheen(packed.lamps, s.frames.table[frame], point, view, normal[glossy], cosine[glossy])
+        # What shades the surface shades its sheen.
+        shade = (light[glossy].mean(1) * exposure[glossy]).clamp_max_(2.0)
+        shown[glossy] += (rows[glossy, GLOSS] * sheen * shade)[:, None]
+    return _tone(shown.addcmul_(albedo, emission[:, None]), 1.0)
+
+
+def _sheen(
+    lamps: torch.Tensor,
+    table: torch.Tensor,
+    point: list[torch.Tensor],
+    view: list[torch.Tensor],
+    normal: torch.Tensor,
+    cosine: torch.Tensor,
+) -> torch.Tensor:
+    """(N,) a soft highlight under the lamps, after Blinn and Phong, stronger at a slant after Schlick."""
+    total = torch.zeros_like(cosine)
+    nx, ny, nz = normal.unbind(1)
+    for lamp in lamps.unbind(1):
+        lx, ly, lz, on = lamp.index_select(0, table).unbind(1)
+        lx, ly, lz = lx - point[0], ly - point[1], lz - point[2]
+        scale = (lx * lx + ly * ly + lz * lz).rsqrt_()
+        hx, hy, hz = lx * scale - view[0], ly * scale - view[1], lz * scale - view[2]
+        along = hx * nx + hy * ny + hz * nz
+        # The cosine to the halfway vector to the 32nd power, by squaring its square.
+        square = along.clamp_min_(0).square_() / (hx * hx + hy * hy + hz * hz).clamp_min_(1e-9)
+        total += on * square.square_().square_().square_().square_()
+    return total * (0.25 + 0.75 * (1 - cosine.clamp(0, 1)).pow_(5))
+
+
+def _look_up(light: torch.Tensor, where: torch.Tensor, qu: torch.Tensor, qv: torch.Tensor) -> torch.Tensor:
+    """(N, 3) light at places -1..1 of faces, blended between texels."""
+    first, columns, rows = where[:, 1], where[:, 2], where[:, 3]
+    x = (qu * 0.5 + 0.5) * columns - 0.5
+    y = (qv * 0.5 + 0.5) * rows - 0.5
+    # Beyond the middle of the last texel the slope goes on, so that light runs through from wall to wall.
+    x0 = x.long().minimum(columns - 2).clamp_min_(0)
+    y0 = y.long().minimum(rows - 2).clamp_min_(0)
+    fx, fy = (x - x0)[:, None], (y - y0)[:, None]
+    step_x, step_y = (columns > 1).long(), torch.where(rows > 1, columns, 0)
+    corner = first + y0 * columns + x0
+
+    def at(index: torch.Tensor) -> torch.Tensor:
+        return light.index_select(0, index)
+
+    top = torch.lerp(at(corner), at(corner + step_x), fx)
+    corner = corner + step_y
+    return torch.lerp(top, torch.lerp(at(corner), at(corner + step_x), fx), fy).clamp_min_(0)

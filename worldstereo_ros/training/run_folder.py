@@ -1,0 +1,316 @@
+"""The folder of a training run: a checkpoint in the published layout, made stage by stage.
+
+<run>/base/vae/                 the autoencoder                              autoencoder
+<run>/base/transformer/         the backbone                                 video
+<run>/base/scheduler/           UniPC, as the backbone was trained
+<run>/base/depth/               metres of one picture; needs no other stage  depth
+<run>/worldstereo-camera/       the control branch; backbone from base       control
+<run>/worldstereo-memory/       camera tokens, backbone's blocks too         memory
+<run>/worldstereo-memory-dmd/   everything, for a few steps                  distill
+<run>/polished/                 the same, all parts trained together: a
+                                checkpoint of its own, with its base         polish
+<run>/logs/                     JSONL and pictures of every stage
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from diffusers import UniPCMultistepScheduler
+
+from worldstereo_ros.models import WorldStereoTransformer
+from worldstereo_ros.models.autoencoders.image import PictureAutoencoder
+from worldstereo_ros.models.checkpoints.loading import BASE_STEM, finite, load_picture_autoencoder
+from worldstereo_ros.models.checkpoints.saving import save_base, save_variant, save_weights, write_json
+from worldstereo_ros.models.checkpoints.weights import CheckpointError, named, open_weights, tensors_of
+from worldstereo_ros.models.depth_network import DepthNetwork, load_depth_network
+from worldstereo_ros.training.config import STAGES, TrainingSettings
+from worldstereo_ros.training.data.dataset import Shelf
+from worldstereo_ros.training.data.loaders import Draw, Feed, LoadedFeed
+from worldstereo_ros.training.logs import read_rounds
+
+T = TypeVar("T")
+VARIANT_OF = {
+    "control": "worldstereo-camera",
+    "memory": "worldstereo-memory",
+    "distill": "worldstereo-memory-dmd",
+    "polish": "polished/worldstereo-memory-dmd",
+}
+MEMORY_SWITCHES = ("main_camera_embedding", "camera_embedding_dim", "update_ref")
+MOST_COMPILED = 64  # kinds of a block's input: sizes, references, gradients or none
+
+
+def is_trained(stage: str, name: str) -> bool:
+    """Whether a stage trains the parameter of this name.
+
+    `video` and `distill` everything but the branches, `control` the control branch, `memory` the camera tokens and the
+    backbone's joint attention and feed-forwards, `polish` everything. (WorldStereo trains the feed-forwards alone: a
+    large backbone's attention looks for references by itself, a small one has to learn it.)
+    """
+    if stage == "control":
+        return name.startswith("controlnet.")
+    if stage == "memory":
+        return name.startswith("camera_embedding.") or (
+            name.startswith("blocks.") and (".ffn." in name or ".attn1." in name)
+        )
+    if stage == "polish":
+        return True
+    return stage != "teacher" and not name.startswith(("controlnet.", "camera_embedding."))
+
+
+@dataclass
+class Run:
+    """One run.
+
+    Attributes:
+        folder: where everything is written.
+        settings: of the run.
+        accelerator: devices and mixed precision.
+    """
+
+    folder: Path
+    settings: TrainingSettings
+    accelerator: Accelerator
+
+    @property
+    def device(self) -> torch.device:
+        """Where it trains."""
+        return self.accelerator.device
+
+    @property
+    def shard_bytes(self) -> int:
+        """Largest file of weights."""
+        return self.settings.max_shard_mb * 1_000_000
+
+    @property
+    def base(self) -> Path:
+        """The base model's folder."""
+        return self.folder / "base"
+
+    @property
+    def polished(self) -> Path:
+        """The checkpoint that the last stage writes."""
+        return self.folder / "polished"
+
+    def autoencoder(self, *, trained: bool = False) -> PictureAutoencoder:
+        """The autoencoder: what was saved last, else a new one.
+
+        Args:
+            trained: it goes on being trained; else it is frozen.
+
+        Raises:
+            CheckpointError: what was saved is damaged or not what the settings describe, or there is nothing and it
+                is needed.
+        """
+        if self.has("autoencoder"):
+            model = load_picture_autoencoder(self.base / "vae", self.device, torch.float32)
+            for key, value in self.settings.autoencoder.items():
+                if _plain(model.config[key]) != _plain(value):
+                    raise CheckpointError(
+                        f"{self.base / 'vae'} has {key} {_plain(model.config[key])} and the configuration "
+                        f"{_plain(value)}; go on with the configuration of this run, or train in another folder."
+                    )
+        elif not trained:
+            raise CheckpointError(f"{self.base / 'vae'} has no autoencoder; train the stage autoencoder first.")
+        else:
+            torch.manual_seed(self.settings.seed)
+            model = PictureAutoencoder(**self.settings.autoencoder).to(self.device)
+        if trained:
+            model.requires_grad_(True)
+            model.to(self.device, memory_format=torch.channels_last)  # convolutions run faster in it
+        return model
+
+    def save_autoencoder(self, model: PictureAutoencoder) -> None:
+        """Writes the autoencoder."""
+        config = {key: value for key, value in model.config.items() if not key.startswith("_")}
+        save_weights(self.base / "vae", BASE_STEM, model.state_dict(), max_shard_bytes=self.shard_bytes)
+        write_json(self.base / "vae" / "config.json", {"_class_name": "PictureAutoencoder", **config})
+
+    def depth_network(self, typical: Mapping[str, float]) -> DepthNetwork:
+        """The depth network to train: what was saved last, else a new one.
+
+        Args:
+            typical: `typical_log` and `typical_depth` of a new one.
+
+        Raises:
+            CheckpointError: what was saved is damaged or not what the settings describe.
+        """
+        folder = self.base / "depth"
+        if self.has("depth"):
+            model = load_depth_network(folder, self.device)
+            for key, value in self.settings.depth.items():
+                if _plain(model.config[key]) != _plain(value):
+                    raise CheckpointError(
+                        f"{folder} has {key} {_plain(model.config[key])} and the configuration {_plain(value)}; go on "
+                        "with the configuration of this run, or train in another folder."
+                    )
+        else:
+            torch.manual_seed(self.settings.seed)
+            height, width = self.settings.sizes[0]
+            model = DepthNetwork(**{"pixels": height * width, **typical, **self.settings.depth})
+        return model.requires_grad_(True).to(self.device, memory_format=torch.channels_last)
+
+    def save_depth_network(self, model: DepthNetwork) -> None:
+        """Writes the depth network."""
+        config = {key: value for key, value in model.config.items() if not key.startswith("_")}
+        save_weights(self.base / "depth", BASE_STEM, model.state_dict(), max_shard_bytes=self.shard_bytes)
+        write_json(self.base / "depth" / "config.json", {"_class_name": "DepthNetwork", **config})
+
+    # --- transformer ---
+
+    def schedule(self, stage: str) -> dict[str, Any]:
+        """Arguments of `DMDScheduler` for what a stage makes."""
+        steps = self.settings.dmd_steps
+        if stage == "polish":
+            steps = self.settings.stages[stage].painted_steps or steps
+        return {
+            "start_timestep": 1000 / steps,
+            "num_train_timesteps": 1000,
+            "shift": self.settings.shift,
+            "steps": steps,
+        }
+
+    def transformer(self, stage: str) -> WorldStereoTransformer:
+        """The transformer as a stage starts or goes on with it; what the stage trains has gradients.
+
+        Args:
+            stage: of `settings.STAGES`, or "teacher" for what `distill` starts from.
+
+        Raises:
+            CheckpointError: what was saved is damaged, or an earlier stage is missing.
+        """
+        control = dict(self.settings.control)
+        torch.manual_seed(self.settings.seed)
+        if stage == "video":
+            control = {}
+        elif stage == "control":
+            control = {k: v for k, v in control.items() if k not in MEMORY_SWITCHES}
+        model = WorldStereoTransformer(**self.settings.transformer, controlnet_cfg=control or None)
+        sources = [self.base / "transformer"] if stage != "video" or self.has("video") else []
+        if stage in ("memory", "distill", "polish", "teacher") or (stage == "control" and self.has("control")):
+            sources.append(self.folder / VARIANT_OF["control"])
+        if stage in ("distill", "polish", "teacher") or (stage == "memory" and self.has("memory")):
+            sources.append(self.folder / VARIANT_OF["memory"])
+        if stage == "polish" or (stage == "distill" and self.has("distill")):
+            sources.append(self.folder / VARIANT_OF["distill"])
+        if stage == "polish" and self.has("polish"):
+            sources.append(self.folder / VARIANT_OF["polish"])
+        loaded: set[str] = set()
+        for folder in sources:
+            if not (folder / "config.json").is_file():
+                before = next(
+                    (name for name, variant in VARIANT_OF.items() if self.folder / variant == folder), "video"
+                )
+                raise CheckpointError(f"{folder} has no weights; train the stage {before} first, {stage} builds on it.")
+            weights = open_weights(folder, BASE_STEM if folder.name == "transformer" else "model")
+            tensors = {
+                name: finite(tensor, name, weights.tensors[name])
+                for name, tensor in weights.read(list(weights.tensors))
+            }
+            loaded |= set(tensors)
+            try:
+                unexpected = model.load_state_dict(tensors, strict=False).unexpected_keys
+            except RuntimeError:  # its message has a line for every tensor
+                raise CheckpointError(
+                    f"The weights in {folder} have other sizes than the configuration describes; go on with the "
+                    "configuration of this run, or train in another folder."
+                ) from None
+            if unexpected:
+                raise CheckpointError(f"{folder} has {tensors_of(unexpected)} too many: {named(unexpected)}.")
+        if stage == "control" and not self.has("control"):
+            model.start_control_from_backbone()
+        new = [n for n, _ in model.named_parameters() if n not in loaded and not is_trained(stage, n)]
+        if new:
+            raise CheckpointError(
+                f"{self.folder} lacks {tensors_of(new)} that the stage {stage} starts from: {named(new)}; train the "
+                "stages before it first."
+            )
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(is_trained(stage, name))
+        return model.to(self.device)
+
+    def save_transformer(self, stage: str, model: WorldStereoTransformer) -> None:
+        """Writes what a stage trained, and all that `config.json` says of it."""
+        if stage == "video":
+            save_base(model, self.base, max_shard_bytes=self.shard_bytes)
+            scheduler = UniPCMultistepScheduler(
+                prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=self.settings.shift
+            )
+            scheduler.save_pretrained(self.base / "scheduler")
+            return
+        kept = {
+            "control": lambda name: name.startswith("controlnet."),
+            "memory": lambda name: name.startswith("controlnet.") or is_trained("memory", name),
+            "distill": lambda name: True,
+            "polish": lambda name: True,
+        }[stage]
+        variant = {
+            "model_type": Path(VARIANT_OF[stage]).name,
+            "base_model": "base",
+            "nframe": self.settings.nframe,
+            "scale_map": [list(size) for size in self.settings.sizes],
+            "latent_cond_mode": "first_frame_only",
+            "negative_prompt": "",
+            "freeze_backbone": stage == "control",
+            "text_encoder": "none",
+            "guidance_scale": 1.0,
+            "render_fill": "smooth",
+        }
+        if stage in ("distill", "polish"):
+            schedule = self.schedule(stage)
+            variant |= {
+                "dmd_start_steps": schedule["start_timestep"],
+                "dmd_end_steps": schedule["num_train_timesteps"],
+                "gen_shift": schedule["shift"],
+                "dmd_steps": schedule["steps"],
+            }
+        if stage == "polish":
+            shutil.copytree(self.base, self.polished / "base", dirs_exist_ok=True)
+        save_variant(model, self.folder / VARIANT_OF[stage], variant, keep=kept, max_shard_bytes=self.shard_bytes)
+
+    def has(self, stage: str) -> bool:
+        """Whether a stage has written weights."""
+        parts = {"autoencoder": "vae", "video": "transformer", "depth": "depth"}
+        folder = self.base / parts[stage] if stage in parts else None
+        return ((folder or self.folder / VARIANT_OF[stage]) / "config.json").is_file()
+
+    # --- randomness, batches, speed ---
+
+    def seeds(self, stage: str) -> list[int]:
+        """Numbers that seed what a stage draws: others in every round, so that going on is no repetition."""
+        return [self.settings.seed, STAGES.index(stage), len(read_rounds(self.folder / "logs" / f"{stage}.jsonl"))]
+
+    def generator(self, seeds: list[int]) -> torch.Generator:
+        """A generator on the device."""
+        state = np.random.SeedSequence(seeds).generate_state(1, np.uint64)[0]
+        return torch.Generator(self.device).manual_seed(int(state) >> 1)
+
+    def feed(self, draw: Draw[T], shelf: Shelf, seeds: list[int]) -> Feed[T]:
+        """Batches of training, from as many processes as the settings want."""
+        loaders = self.settings.worlds.loaders
+        if loaders:
+            return LoadedFeed(draw, shelf, seeds, self.device, loaders)
+        return Feed(draw, shelf, seeds, self.device)
+
+    def quicken(self, model: WorldStereoTransformer | PictureAutoencoder) -> None:
+        """Compiles a network where the settings and the device are for it; its tensors keep their names."""
+        if not self.settings.compile or self.device.type != "cuda":
+            return
+        torch._dynamo.config.suppress_errors = True  # what cannot be compiled runs as it is
+        torch._dynamo.config.recompile_limit = MOST_COMPILED
+        if isinstance(model, PictureAutoencoder):
+            model.encoder.compile()
+            model.decoder.compile()
+        else:
+            model.compile_repeated_blocks(dynamic=True)
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, list | tuple) else value
