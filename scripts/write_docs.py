@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from node_page import node_page
+
 from worldstereo_ros.ros.node.parameters import to_yaml
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -6,7 +6,6 @@ import re
 from pathlib import Path
 
 import pytest
-
 from node_page import node_page
 
 ROOT = Path(__file__).resolve().parents[2]
