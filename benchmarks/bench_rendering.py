@@ -14,9 +14,9 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from worldstereo_ros.rendering.splatting.splatting import render
 
 from worldstereo_ros.geometry.cameras import Camera
+from worldstereo_ros.rendering.splatting import render
 
 CAMERA = Camera(640, 480, 525.0, 525.0, 319.5, 239.5)
 TARGET = 2.0

@@ -9,7 +9,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from worldstereo_ros.rendering.splatting.splatting import Rendering
 
 from worldstereo_ros.evaluation import calibration
 from worldstereo_ros.evaluation.calibration import Reliability
@@ -31,6 +30,7 @@ from worldstereo_ros.pipelines.confidence import (
     features,
     load_confidence,
 )
+from worldstereo_ros.rendering.splatting import Rendering
 from worldstereo_ros.visualization.viewer.loading import load_viewable
 from worldstereo_ros.world import WorldModel
 

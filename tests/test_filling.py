@@ -5,7 +5,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from worldstereo_ros.rendering.splatting.splatting import Rendering
 
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.views import View
@@ -13,6 +12,7 @@ from worldstereo_ros.imaging.inpainting import carried_over, fill_depth
 from worldstereo_ros.pipelines.base import Conditioning
 from worldstereo_ros.pipelines.geometric.painting import Painting
 from worldstereo_ros.pipelines.worldstereo.compositing import COVERED_SHARE, mix_with_memory
+from worldstereo_ros.rendering.splatting import Rendering
 
 
 @pytest.mark.parametrize("offset", [-30, 25])

@@ -3,7 +3,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from worldstereo_ros.rendering.splatting.splatting import Rendering
 
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.views import View
@@ -14,6 +13,7 @@ from worldstereo_ros.pipelines.base import Cancelled, Conditioning
 from worldstereo_ros.pipelines.geometric.pipeline import GeometricPipeline
 from worldstereo_ros.pipelines.geometric.provenance import ASSUMED_ERROR, Witness, observed_pixels, registration_errors
 from worldstereo_ros.pipelines.geometric.references import choose
+from worldstereo_ros.rendering.splatting import Rendering
 from worldstereo_ros.world import WorldModel
 
 CAMERA = Camera(96, 72, 80.0, 80.0, 47.5, 35.5)

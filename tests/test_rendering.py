@@ -6,11 +6,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
-from worldstereo_ros.rendering.splatting.splatting import render
 
 from worldstereo_ros.geometry.cameras import Camera, unproject
 from worldstereo_ros.geometry.trajectories import trajectory
-from worldstereo_ros.rendering.splatting import _splat_torch, splatting
+from worldstereo_ros.rendering.splatting import _splat_torch, render, splatting
 
 CAMERA = Camera.from_fov(64, 48, 1.2)
 HERE = np.eye(4)[None]

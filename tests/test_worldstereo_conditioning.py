@@ -8,7 +8,6 @@ import torch
 from checkpoints import DMD_VARIANT, MEMORY
 from walls import ODD_WALL as WALL
 from walls import away
-from worldstereo_ros.rendering.splatting.splatting import render
 
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.trajectories import trajectory
@@ -21,6 +20,7 @@ from worldstereo_ros.pipelines.worldstereo.conditioning import (
     make_keyframes,
     published_matrix,
 )
+from worldstereo_ros.rendering.splatting import render
 
 CAMERA = WALL.camera
 CPU = torch.device("cpu")

@@ -29,7 +29,7 @@ from worldstereo_ros.memory.cloud import CloudMemory, InsertReport
 from worldstereo_ros.memory.freespace import seen_through
 from worldstereo_ros.pipelines.base import Conditioning, ModelError, OnStep, Pipeline, PipelineFrame
 from worldstereo_ros.pipelines.confidence import load_confidence
-from worldstereo_ros.rendering.splatting.splatting import Rendering, render
+from worldstereo_ros.rendering.splatting import Rendering, render
 
 # After a clip, this many of its views join the bank (WorldStereo 2.0 keeps 8 of 20, never the first); after a path that
 # is imagined view by view, as many of all.

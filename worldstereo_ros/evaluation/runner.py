@@ -27,7 +27,7 @@ from worldstereo_ros.geometry.views import View
 from worldstereo_ros.panorama.stitching import closure
 from worldstereo_ros.pipelines.base import Pipeline
 from worldstereo_ros.pipelines.geometric.pipeline import GeometricPipeline
-from worldstereo_ros.rendering.splatting.splatting import render
+from worldstereo_ros.rendering.splatting import render
 from worldstereo_ros.world import WorldModel
 
 BASELINE = "open3d+telea"

@@ -14,7 +14,7 @@ from worldstereo_ros.geometry.views import View
 if TYPE_CHECKING:
     import torch
 
-    from worldstereo_ros.rendering.splatting.splatting import Rendering
+    from worldstereo_ros.rendering.splatting import Rendering
 
 # Called as on_step(stage, step, steps) between steps; it may raise Cancelled to stop the work.
 OnStep = Callable[[str, int, int], None]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from worldstereo_ros.rendering.splatting._hole_closing import PAIRS, REACH, SECTOR_ARRAY
+from worldstereo_ros.rendering._hole_closing import PAIRS, REACH, SECTOR_ARRAY
 from worldstereo_ros.utils.jit import compiled, in_threads, shares
 
 EMPTY = np.int32(0x7F800000)  # +inf as bits: no point has written this pixel

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import torch
 
-from worldstereo_ros.rendering.splatting._hole_closing import PAIRS, REACH, SECTORS
+from worldstereo_ros.rendering._hole_closing import PAIRS, REACH, SECTORS
 
 EMPTY = 0x7F800000  # +inf as bits: no point has written this pixel
 ROWS_AT_ONCE = 1 << 24  # of (point, pixel) pairs, about 100 bytes each: 1.6 GB at most

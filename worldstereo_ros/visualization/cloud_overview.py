@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 
 from worldstereo_ros.geometry.cameras import Camera, project
-from worldstereo_ros.rendering.splatting.splatting import render
+from worldstereo_ros.rendering.splatting import render
 from worldstereo_ros.visualization.contact_sheet import PAPER
 from worldstereo_ros.visualization.images import IMAGINED_COLOUR
 

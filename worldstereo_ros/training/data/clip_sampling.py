@@ -24,7 +24,7 @@ from worldstereo_ros.pipelines.base import Conditioning
 from worldstereo_ros.pipelines.geometric.pipeline import GeometricPipeline
 from worldstereo_ros.pipelines.geometric.plane_extrapolation import find_layout, show_layout
 from worldstereo_ros.pipelines.worldstereo.conditioning import fit_renders, published_matrix
-from worldstereo_ros.rendering.splatting.splatting import render
+from worldstereo_ros.rendering.splatting import render
 from worldstereo_ros.training.data.dataset import Shelf, sensor
 from worldstereo_ros.training.data.world_files import FINE, FINE_EVERY, World
 
