@@ -9,7 +9,8 @@ from scipy.spatial.transform import Rotation
 
 from worldstereo_ros.geometry.cameras import Camera, unproject
 from worldstereo_ros.geometry.trajectories import trajectory
-from worldstereo_ros.rendering.splatting import _splat_torch, render, splatting
+from worldstereo_ros.rendering import _splat_torch, splatting
+from worldstereo_ros.rendering.splatting import render
 
 CAMERA = Camera.from_fov(64, 48, 1.2)
 HERE = np.eye(4)[None]
