@@ -30,6 +30,7 @@ from worldstereo_ros.evaluation.scenarios import Story, bag_story, scene_story, 
 from worldstereo_ros.geometry.views import ImaginedView
 from worldstereo_ros.memory.archive import load_archive
 from worldstereo_ros.pipelines.auto import NAMES, load_pipeline
+from worldstereo_ros.utils.resources import find_resource
 from worldstereo_ros.visualization.results import MAP_FILE, write_outcome
 from worldstereo_ros.weights.bundled import DEFAULT_MODEL, SHIPPED, shipped_folder
 from worldstereo_ros.world import WorldModel
@@ -174,8 +175,8 @@ def _set_up_middleware() -> None:
     # Other machines on the network have no business in a demo, unless the user says so.
     os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
     # Room for whole images in shared memory; without it they go as fragments over UDP, where a busy machine loses them.
-    profiles = Path(__file__).resolve().parents[1] / "config" / "fastdds.xml"
-    if profiles.is_file():
+    profiles = find_resource("config/fastdds.xml")
+    if profiles is not None:
         os.environ.setdefault("FASTRTPS_DEFAULT_PROFILES_FILE", str(profiles))
 
 

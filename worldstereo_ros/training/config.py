@@ -11,11 +11,11 @@ from typing import Any
 import yaml
 
 from worldstereo_ros.scenes import KINDS
+from worldstereo_ros.utils.resources import find_resource
 
 STAGES = ("autoencoder", "video", "control", "memory", "distill", "polish", "depth")
 OPTIONAL = ("depth",)  # not among all stages where the configuration has none
 PRECISIONS = ("no", "bf16")
-PLACES = ("config/training", "share/worldstereo_ros/config/training")  # in a checkout, where ROS installs
 
 
 class SettingsError(ValueError):
@@ -142,7 +142,7 @@ def read_training_settings(file: str | Path) -> TrainingSettings:
     """
     path = Path(file).expanduser()
     if not path.is_file():
-        built_in = {found.stem: found for folder in _places() for found in folder.glob("*.yaml")}
+        built_in = {found.stem: found for folder in _config_folders() for found in folder.glob("*.yaml")}
         if str(file) not in built_in:
             there = f", or one of {', '.join(sorted(built_in))}" if built_in else ""
             raise SettingsError(f"There is no training configuration '{file}'; give a YAML file{there}.")
@@ -158,9 +158,10 @@ def read_training_settings(file: str | Path) -> TrainingSettings:
     return settings
 
 
-def _places() -> list[Path]:
-    """Folders with configurations: of a checkout, or of the prefix that this package was installed into."""
-    return [folder for above in Path(__file__).parents for place in PLACES if (folder := above / place).is_dir()][:1]
+def _config_folders() -> list[Path]:
+    """The folder of the built-in configurations; empty where it is missing."""
+    folder = find_resource("config/training")
+    return [] if folder is None else [folder]
 
 
 def _check(settings: TrainingSettings, where: str) -> None:

@@ -16,6 +16,8 @@ from rosbags.rosbag2 import Reader, StoragePlugin, Writer
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 from rosbags.typesys.store import Typestore
 
+from worldstereo_ros.utils.resources import find_resource
+
 
 class BagError(ValueError):
     """A recording that cannot be used. The message is a sentence: what came, what was expected, what to do."""
@@ -250,13 +252,12 @@ def _named_types(fields: Any) -> Iterator[str]:
 
 
 def _definition(package: str, name: str) -> str:
-    places = [
-        Path(root) / "share" / package / "msg" for root in os.environ.get("AMENT_PREFIX_PATH", "").split(":") if root
-    ]
     if package == "worldstereo_ros":
-        source = Path(__file__).resolve().parents[1] / "msg"
-        # Installed by colcon, this file lies in PREFIX/lib/pythonX.Y/site-packages/worldstereo_ros.
-        places = [source, *(parent / "share" / package / "msg" for parent in Path(__file__).resolve().parents), *places]
+        own = find_resource(f"msg/{name}.msg")
+        places = [] if own is None else [own.parent]
+    else:
+        prefixes = os.environ.get("AMENT_PREFIX_PATH", "").split(os.pathsep)
+        places = [Path(prefix) / "share" / package / "msg" for prefix in prefixes if prefix]
     for place in places:
         if (place / f"{name}.msg").is_file():
             return (place / f"{name}.msg").read_text(encoding="utf-8")
