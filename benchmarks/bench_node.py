@@ -53,9 +53,9 @@ def measure(options: argparse.Namespace) -> int:
     whole, pipeline = [], []
     with WorldStereoClient() as client:
         client.wait_until_ready(60)
-        client.see(view)
+        client.publish_view(view)
         while client.imagine(np.eye(4)[None]).error_code:  # until the seed is in, and everything is compiled
-            client.see(view)
+            client.publish_view(view)
         for _ in range(options.goals + 10):
             result = client.imagine(np.eye(4)[None])
             if result.error_code or not result.arrivals:

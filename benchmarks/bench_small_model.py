@@ -44,7 +44,7 @@ from small_model import (
     walk,
 )
 
-from worldstereo_ros.evaluation.scenarios import Story, scene_story
+from worldstereo_ros.evaluation.demo_scenarios import DemoScenario, scene_scenario
 from worldstereo_ros.geometry.views import ImaginedView
 from worldstereo_ros.pipelines.auto import load_pipeline
 from worldstereo_ros.pipelines.worldstereo.pipeline import WorldStereoPipeline
@@ -70,7 +70,7 @@ def load(options: argparse.Namespace, dtype: str, plain: bool = False) -> WorldS
 def measure(size: tuple[int, int], options: argparse.Namespace, rate: float, copying: float) -> dict[str, Any]:
     """Prints and returns the figures of one size."""
     device = torch.device(options.device)
-    story = scene_story(options.kind, 0, options.views, given=GIVEN, width=size[0], height=size[1])
+    story = scene_scenario(options.kind, 0, options.views, given=GIVEN, width=size[0], height=size[1])
     worlds = {
         "as it is": seen(load(options, options.dtype), story, device),
         "plain": seen(load(options, "float32", plain=True), story, device),
@@ -157,7 +157,7 @@ def measure(size: tuple[int, int], options: argparse.Namespace, rate: float, cop
     return figures
 
 
-def try_all(world: WorldModel, story: Story, options: argparse.Namespace) -> dict[str, Any]:
+def try_all(world: WorldModel, story: DemoScenario, options: argparse.Namespace) -> dict[str, Any]:
     """Each change beside the pipeline as it is, in turn: ratios of time, and what it costs in decibels."""
     names = list(TRIES) if "all" in options.tries else options.tries
     truth = None

@@ -18,14 +18,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import worldstereo_ros.pipelines.worldstereo.pipeline as module
+from worldstereo_ros.evaluation.demo_scenarios import DemoScenario
 from worldstereo_ros.evaluation.metrics import psnr
-from worldstereo_ros.evaluation.scenarios import Story
 from worldstereo_ros.geometry.views import ImaginedView
 from worldstereo_ros.pipelines.base import Conditioning, OnStep, PipelineFrame
 from worldstereo_ros.pipelines.confidence import ConfidenceModel
-from worldstereo_ros.pipelines.geometric.painting import Painting
 from worldstereo_ros.pipelines.geometric.pipeline import GeometricPipeline
-from worldstereo_ros.pipelines.geometric.plane_extrapolation import find_layout
+from worldstereo_ros.pipelines.geometric.plane_extrapolation import estimate_layout
+from worldstereo_ros.pipelines.geometric.warped_view import WarpedView
 from worldstereo_ros.pipelines.worldstereo.compositing import compose, mix_with_memory, resize_image
 from worldstereo_ros.pipelines.worldstereo.pipeline import WorldStereoPipeline
 from worldstereo_ros.world import WorldModel
@@ -33,7 +33,7 @@ from worldstereo_ros.world import WorldModel
 PARTS = (
     "rendering",
     "retrieval",
-    "painting",
+    "warped",
     "conditioning",
     "encoding",
     "transformer",
@@ -51,18 +51,18 @@ class PlainPipeline(WorldStereoPipeline):
         self, conditioning: Conditioning, prompt: str, generator: torch.Generator, on_step: OnStep
     ) -> Iterator[PipelineFrame]:
         count = len(conditioning.world_from_camera)
-        paintings = [self._memory.paint(conditioning, index) for index in range(count)]
-        frames = [self._memory.claim(conditioning, index, paintings[index]) for index in range(count)]
+        warped_views = [self._memory.warp(conditioning, index) for index in range(count)]
+        frames = [self._memory.label_provenance(conditioning, index, warped_views[index]) for index in range(count)]
         with patch.object(module, "ENCODED_AT_ONCE", None):
-            layout = find_layout(conditioning.references) if self.settings.shows_layout else None
-            latents = self._denoise(conditioning, prompt, generator, on_step, paintings, layout)
+            layout = estimate_layout(conditioning.references) if self.settings.shows_layout else None
+            latents = self._denoise(conditioning, prompt, generator, on_step, warped_views, layout)
         with torch.no_grad():
             decoded = self.autoencoder.decode(latents[:, 1 : len(frames) + 1].transpose(0, 1))
         decoded = ((decoded.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
         pictures = decoded.permute(0, 2, 3, 1).cpu().numpy()
         size = (conditioning.camera.width, conditioning.camera.height)
         yield from [
-            compose(frame, mix_with_memory(resize_image(picture, *size), paintings[index], conditioning, index))
+            compose(frame, mix_with_memory(resize_image(picture, *size), warped_views[index], conditioning, index))
             for index, (frame, picture) in enumerate(zip(frames, pictures, strict=True))
         ]
 
@@ -70,7 +70,7 @@ class PlainPipeline(WorldStereoPipeline):
 class CoarsePainter(GeometricPipeline):
     """Paints what the model is shown from a quarter of the pixels, and the view itself when it is given away."""
 
-    def paint_all(self, conditioning: Conditioning, on_step: OnStep) -> list[Painting]:
+    def warp_all(self, conditioning: Conditioning, on_step: OnStep) -> list[WarpedView]:
         """Of half the width and height."""
         camera = conditioning.camera
         size = (camera.width // 2, camera.height // 2)
@@ -87,16 +87,16 @@ class CoarsePainter(GeometricPipeline):
         full = (conditioning.camera.width, conditioning.camera.height)
         return [
             replace(
-                painting,
-                image=cv2.resize(painting.image, full, interpolation=cv2.INTER_CUBIC),
-                known=cv2.resize(painting.known.astype(np.uint8), full, interpolation=cv2.INTER_NEAREST) > 0,
+                warped,
+                image=cv2.resize(warped.image, full, interpolation=cv2.INTER_CUBIC),
+                known=cv2.resize(warped.known.astype(np.uint8), full, interpolation=cv2.INTER_NEAREST) > 0,
             )
-            for painting in super().paint_all(coarse, on_step)
+            for warped in super().warp_all(coarse, on_step)
         ]
 
-    def claim(self, conditioning: Conditioning, index: int, painting: Painting) -> PipelineFrame:
+    def label_provenance(self, conditioning: Conditioning, index: int, warped: WarpedView) -> PipelineFrame:
         """Of the view painted anew, at its own size."""
-        return super().claim(conditioning, index, self.paint(conditioning, index))
+        return super().label_provenance(conditioning, index, self.warp(conditioning, index))
 
     def _coarse(self, view: Any, size: tuple[int, int]) -> Any:
         kept = self.__dict__.setdefault("_kept", {})
@@ -232,12 +232,12 @@ class Breakdown:
         places = (
             ("rendering", world, "_render"),
             ("retrieval", world.bank, "retrieve"),
-            ("painting", pipeline._memory, "paint_all"),
+            ("warped", pipeline._memory, "warp_all"),
             ("conditioning", module, "make_keyframes"),
             ("encoding", pipeline.autoencoder, "encode"),
             ("transformer", pipeline, "transformer"),
             ("decoding", pipeline.autoencoder, "_decode"),
-            ("what was observed", pipeline._memory, "claim"),
+            ("what was observed", pipeline._memory, "label_provenance"),
             ("composing", module, "compose"),
         )
         with ExitStack() as stack:
@@ -255,14 +255,14 @@ def wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def seen(pipeline: WorldStereoPipeline, story: Story, device: torch.device) -> WorldModel:
+def seen(pipeline: WorldStereoPipeline, story: DemoScenario, device: torch.device) -> WorldModel:
     world = WorldModel(pipeline, device=device)
     for view in story.given:
-        world.seed(view)
+        world.observe(view)
     return world
 
 
-def walk(world: WorldModel, story: Story, path: np.ndarray) -> tuple[float, float, list[ImaginedView]]:
+def walk(world: WorldModel, story: DemoScenario, path: np.ndarray) -> tuple[float, float, list[ImaginedView]]:
     """Seconds, seconds to the first view, and the views."""
     wait(world.device)
     start, first, views = now(), 0.0, []
@@ -273,7 +273,7 @@ def walk(world: WorldModel, story: Story, path: np.ndarray) -> tuple[float, floa
     return now() - start, first, views
 
 
-def flops_of(world: WorldModel, story: Story) -> float:
+def flops_of(world: WorldModel, story: DemoScenario) -> float:
     """Operations of the networks along the path, counted by torch as they run."""
     # Of the ways to attend, torch counts the plain one on the CPU.
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
@@ -281,7 +281,7 @@ def flops_of(world: WorldModel, story: Story) -> float:
     return float(counter.get_total_flops())
 
 
-def bytes_of_the_rest(world: WorldModel, story: Story, references: float) -> float:
+def bytes_of_the_rest(world: WorldModel, story: DemoScenario, references: float) -> float:
     """What memory's part of all views must read and write at least.
 
     A view: the cloud twice, four layers of it, each reference's picture, depth, mask and trust to paint and its depth

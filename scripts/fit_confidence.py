@@ -23,7 +23,7 @@ from scipy.optimize import isotonic_regression, lsq_linear
 from scipy.spatial.transform import Rotation
 from scipy.stats import spearmanr
 
-from worldstereo_ros.evaluation.protocols import make_task
+from worldstereo_ros.evaluation.protocols import make_scenario
 from worldstereo_ros.evaluation.world_sequences import WorldSequence, world_sequence
 from worldstereo_ros.geometry.views import View
 from worldstereo_ros.pipelines.auto import load_pipeline
@@ -112,14 +112,14 @@ def collect(
 ) -> Iterator[tuple[str, Samples]]:
     """The samples of each pipeline on one world, for each protocol; models make each view so many times."""
     for protocol in PROTOCOLS:
-        task = make_task(sequence, protocol, every)
+        task = make_scenario(sequence, protocol, every)
         robot = Robot(seed)
         given, truths = [robot.sees(view) for view in task.given], [robot.picture(view.image) for view in task.asked]
         for name, pipeline in pipelines.items():
             listening = Listening(pipeline)
             world = WorldModel(listening)
             for view in given:
-                world.seed(view)
+                world.observe(view)
             for run in range(1 if name == "geometric" else runs):
                 for _ in world.imagine(task.path, task.asked.camera, seed=run):
                     pass

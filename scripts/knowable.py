@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from worldstereo_ros.evaluation import metrics
-from worldstereo_ros.evaluation.protocols import make_task
+from worldstereo_ros.evaluation.protocols import make_scenario
 from worldstereo_ros.evaluation.world_sequences import WorldSequence, open_worlds
 from worldstereo_ros.pipelines.auto import load_pipeline
 from worldstereo_ros.world import WorldModel
@@ -30,13 +30,13 @@ def colours_of_objects(images: np.ndarray, objects: np.ndarray, least: int) -> d
 
 def pictures(sequence: WorldSequence, protocol: str, every: int) -> list[tuple[np.ndarray, np.ndarray, dict]]:
     """The truth, its unseen pixels, and pictures by name, of every asked view; and the share that `OBJECTS` knows."""
-    task = make_task(sequence, protocol, every)
+    task = make_scenario(sequence, protocol, every)
     assert isinstance(task.asked, WorldSequence)
     shown = {}
     for name in ("geometric", "small"):
         world = WorldModel(load_pipeline(name))
         for view in task.given:
-            world.seed(view)
+            world.observe(view)
         shown[name] = [view.image for view in world.imagine(task.path, task.asked.camera)]
     given = sequence.seen_from(np.stack([view.world_from_camera for view in task.given]))
     images = np.stack([view.image for view in task.given])

@@ -13,13 +13,13 @@ import cv2
 import numpy as np
 
 from worldstereo_ros.evaluation import metrics
-from worldstereo_ros.evaluation.protocols import make_task
+from worldstereo_ros.evaluation.protocols import make_scenario
 from worldstereo_ros.evaluation.world_sequences import open_data
 from worldstereo_ros.io.images import write_image
 from worldstereo_ros.pipelines.auto import load_pipeline
 from worldstereo_ros.pipelines.base import Conditioning, PipelineFrame
 from worldstereo_ros.pipelines.geometric.pipeline import GeometricPipeline
-from worldstereo_ros.pipelines.geometric.plane_extrapolation import find_layout, show_layout
+from worldstereo_ros.pipelines.geometric.plane_extrapolation import estimate_layout, render_layout
 from worldstereo_ros.world import WorldModel
 
 WIDTH, ROWS = 320, 6  # pixels of a picture, rows of the sheet
@@ -31,13 +31,13 @@ class Planes(GeometricPipeline):
 
     def __call__(self, conditioning: Conditioning, **_: Any) -> Iterator[PipelineFrame]:
         """Yields the frames of the clip; nothing is claimed."""
-        layout = find_layout(conditioning.references)
+        layout = estimate_layout(conditioning.references)
         for index, pose in enumerate(conditioning.world_from_camera):
-            painting = self.paint(conditioning, index)
-            guess = show_layout(layout, [painting], conditioning.camera, pose[None])
-            image = np.rint(guess.pictures[0].transpose(1, 2, 0) * 255).astype(np.uint8)
-            image[painting.known] = painting.image[painting.known]
-            yield PipelineFrame(image, painting.depth, np.zeros(painting.known.shape, bool))
+            warped = self.warp(conditioning, index)
+            guess = render_layout(layout, [warped], conditioning.camera, pose[None])
+            image = np.rint(guess.images[0].transpose(1, 2, 0) * 255).astype(np.uint8)
+            image[warped.known] = warped.image[warped.known]
+            yield PipelineFrame(image, warped.depth, np.zeros(warped.known.shape, bool))
 
 
 def main() -> None:
@@ -53,12 +53,12 @@ def main() -> None:
         for protocol in ("single", "sparse"):
             errors: dict[str, list[float]] = {name: [] for name in pipelines}
             for sequence in open_data(data):
-                task = make_task(sequence, protocol, options.every)
+                task = make_scenario(sequence, protocol, options.every)
                 shown = {}
                 for name, pipeline in pipelines.items():
                     world = WorldModel(pipeline)
                     for view in task.given:
-                        world.seed(view)
+                        world.observe(view)
                     shown[name] = [view.image for view in world.imagine(task.path, task.asked.camera)]
                 for number, truth in enumerate(task.asked):
                     assert truth.depth is not None

@@ -8,24 +8,24 @@ from rclpy.qos import QoSProfile
 
 from worldstereo_ros.ros.conversions import qos
 from worldstereo_ros.ros.node.diagnostics import RECENT
-from worldstereo_ros.ros.node.jobs import Code
+from worldstereo_ros.ros.node.jobs import ErrorCode
 from worldstereo_ros.ros.node.parameters import to_markdown
 from worldstereo_ros.ros.node.publishers import OUTPUTS
 from worldstereo_ros.ros.node.servers import ACTIONS, COMMANDS, SERVICES
 from worldstereo_ros.ros.node.subscriptions import INPUTS
 
 _CODES = {
-    Code.NONE: "all went well",
-    Code.UNKNOWN: "an error nobody expected; the log and the diagnostics name it",
-    Code.INVALID_PATH: "empty, no frame, a number that is not finite, a quaternion that is none",
-    Code.TF_ERROR: "the path's frame or the camera's place on the robot is not known",
-    Code.NO_SEED: "nothing was seen yet",
-    Code.INACTIVE: "the node is not active, or was deactivated or shut down meanwhile",
-    Code.SUPERSEDED: "a newer path came (the goal ends *aborted*: rclpy has no preempted state)",
-    Code.CANCELED: "the client asked, or the memory was reset",
-    Code.MODEL_ERROR: "the model failed or ran out of memory",
-    Code.TOO_LARGE: "more poses, views or pixels than the parameters allow",
-    Code.TIMEOUT: "not done within `job_timeout`",
+    ErrorCode.NONE: "all went well",
+    ErrorCode.UNKNOWN: "an error nobody expected; the log and the diagnostics name it",
+    ErrorCode.INVALID_PATH: "empty, no frame, a number that is not finite, a quaternion that is none",
+    ErrorCode.TF_ERROR: "the path's frame or the camera's place on the robot is not known",
+    ErrorCode.NO_OBSERVATION: "nothing was seen yet",
+    ErrorCode.INACTIVE: "the node is not active, or was deactivated or shut down meanwhile",
+    ErrorCode.SUPERSEDED: "a newer path came (the goal ends *aborted*: rclpy has no preempted state)",
+    ErrorCode.CANCELED: "the client asked, or the memory was reset",
+    ErrorCode.MODEL_ERROR: "the model failed or ran out of memory",
+    ErrorCode.TOO_LARGE: "more poses, views or pixels than the parameters allow",
+    ErrorCode.TIMEOUT: "not done within `job_timeout`",
 }
 
 _HEAD = """\
@@ -63,7 +63,7 @@ _STAMPS = """\
 
 An imagined view is no measurement. Its pictures carry the time of publication and the frame `imagined_frame`, whose
 pose the node sends on `/tf` just before, so that RViz and everything else that asks TF can use them. The stamp of the
-newest measurement the view grew from is `seed_stamp` in `~/view`.
+newest measurement the view grew from is `observation_stamp` in `~/view`.
 
 `~/points` are in the frame of the robot, at the stamp of its newest transform, so that a costmap can use them as they
 are ([Nav2](nav2.md)); where TF knows no robot, they are in `imagined_frame`. Their field `observed` is 1 where a sensor
@@ -73,8 +73,8 @@ The field `confidence` of `~/points` and `~/map/imagined`, and the image `~/conf
 empty where a pipeline does not say), are the probability that the colour is right within a tenth of its range
 ([confidence](confidence.md)). In RViz show it with *Color Transformer: Intensity* and *Channel Name: confidence*.
 
-Poses of `path`, `pose` and `~/imagine_view` are those of `base_frame`, or with `path_poses: camera` of the camera's
-optical axes (x right, y down, z forward). Where the camera sits on the robot comes from TF, else from `base_to_camera`.
+Poses of `path`, `pose` and `~/imagine_view` are those of `base_frame`, or with `path_pose_frame: camera` those of the
+camera's optical axes (x right, y down, z forward). Where the camera sits on the robot comes from TF, else from `base_to_camera`.
 
 A stamp of 0 means now. Stamps that go back by more than two seconds mean that a recording starts over: what waits for
 its partner is forgotten, the memories stay.
@@ -102,11 +102,11 @@ def node_page() -> str:
         ),
     ]
     rows = [_topic(*row) for row in OUTPUTS] + [(f"`{a}`", f"`{b}`", c, d) for a, b, c, d in extra]
-    parts.append(_table("Outputs", ("topic", "type", "QoS", "what"), rows))
+    parts.append(_table("Publishers", ("topic", "type", "QoS", "what"), rows))
     parts.append("Nothing is converted for a topic that nobody listens to.\n")
     calls = [(f"`{name}`", f"`{_type_name(kind)}`", what) for name, kind, what in (*ACTIONS, *SERVICES)]
     parts.append(_table("Action and services", ("name", "type", "what"), calls))
-    codes = [(str(int(code)), f"`{code.name}`", _CODES[code]) for code in Code]
+    codes = [(str(int(code)), f"`{code.name}`", _CODES[code]) for code in ErrorCode]
     parts.append(_table("Error codes", ("code", "name", "when"), codes))
     parts.append(_STAMPS)
     parts.append(

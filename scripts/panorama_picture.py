@@ -13,7 +13,7 @@ import numpy as np
 from worldstereo_ros.evaluation.protocols import PANORAMA_METRES, panorama_places
 from worldstereo_ros.evaluation.world_sequences import world_panorama, world_sequence
 from worldstereo_ros.io.images import write_image
-from worldstereo_ros.panorama.imagine import ORDERS, imagine_panorama, seam_joint, seed_panorama
+from worldstereo_ros.panorama.imagine import ORDERS, imagine_panorama, observe_panorama, seam_joint
 from worldstereo_ros.panorama.stitching import closure
 from worldstereo_ros.pipelines.auto import load_pipeline
 from worldstereo_ros.visualization.contact_sheet import panorama_sheet
@@ -43,7 +43,7 @@ def main() -> None:
     here, there = panorama_places(sequence)
     given, truth = (world_panorama(sequence, place, options.height) for place in (here, there))
     world = WorldModel(load_pipeline(options.model))
-    seed_panorama(world, given.image, given.distance, world_from_camera=here)
+    observe_panorama(world, given.image, given.distance, world_from_camera=here)
     everywhere = np.ones(given.known.shape, bool)
     print(f"{sequence.path}, {options.model}, about {PANORAMA_METRES} m away; dB over the sphere")
     print(f"the given panorama, as it is: {sphere_psnr(given.image, truth.image, everywhere):.2f} dB")

@@ -52,7 +52,7 @@ def column(rows: list[np.ndarray]) -> np.ndarray:
     return np.concatenate([part for each in rows for part in (each, gap)][:-1], axis=0)
 
 
-def depth_picture(depth: np.ndarray, far: float) -> np.ndarray:
+def depth_image(depth: np.ndarray, far: float) -> np.ndarray:
     """(H, W, 3) uint8: near is bright, what has no depth is black."""
     nearness = np.sqrt(np.clip(1 - depth / far, 0, 1))
     coloured = cv2.applyColorMap((nearness * 255).astype(np.uint8), cv2.COLORMAP_INFERNO)[..., ::-1]
@@ -90,7 +90,7 @@ def maps_sheet(camera: Camera) -> np.ndarray:
     )
     noisy = add_noise(frames, camera, 0, noise=sensor, world_from_camera=torch.from_numpy(pose[None]))
     normals = ((frames.normals[0].numpy() + 1) * 127.5).astype(np.uint8)
-    depth, measured = (depth_picture(each.depth[0].numpy(), 16.0) for each in (frames, noisy))
+    depth, measured = (depth_image(each.depth[0].numpy(), 16.0) for each in (frames, noisy))
     return column([
         row([frames.image[0].numpy(), depth, noisy.image[0].numpy()]),
         row([normals, id_picture(frames.instance[0].numpy()), measured]),

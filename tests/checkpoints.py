@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from worldstereo_ros.models.autoencoders.image import PictureAutoencoder
+from worldstereo_ros.models.autoencoders.image import ImageAutoencoder
 from worldstereo_ros.models.checkpoints.config import VARIANTS
 from worldstereo_ros.models.checkpoints.hub import find_checkpoint
 from worldstereo_ros.models.checkpoints.loading import BASE_STEM, load_transformer
@@ -187,11 +187,11 @@ def write_small_checkpoint(
         save_base(model, root / "base", weights=False)
     write_scheduler(root / "base")
     torch.manual_seed(seed)
-    autoencoder = PictureAutoencoder(widths=(8, 8, 8))
+    autoencoder = ImageAutoencoder(widths=(8, 8, 8))
     tensors = {name: tensor.to(dtype or tensor.dtype) for name, tensor in autoencoder.state_dict().items()}
     save_weights(root / "base" / "vae", BASE_STEM, tensors, max_shard_bytes=max_shard_bytes)
     config = {key: value for key, value in autoencoder.config.items() if not key.startswith("_")}
-    write_json(root / "base" / "vae" / "config.json", {"_class_name": "PictureAutoencoder", **config})
+    write_json(root / "base" / "vae" / "config.json", {"_class_name": "ImageAutoencoder", **config})
     return root
 
 

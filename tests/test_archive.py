@@ -399,7 +399,7 @@ def test_both_memories_come_back_and_go_on_as_before(tmp_path):
     archive.save_archive(tmp_path / "a.wsmap", cloud, bank, {"pipeline": "geometric"})
     back = archive.load_archive(tmp_path / "a.wsmap")
     assert back.metadata == {"pipeline": "geometric"}
-    for name in ("points", "colours", "observed", "confidence", "stamp_ns", "spacing"):
+    for name in ("points", "colours", "observed", "weight", "confidence", "stamp_ns", "spacing"):
         np.testing.assert_array_equal(getattr(back.cloud, name), getattr(cloud, name), err_msg=name)
     assert len(back.bank.views) == len(bank.views)
     for a, b in zip(back.bank.views, bank.views, strict=True):

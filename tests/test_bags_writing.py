@@ -27,7 +27,7 @@ def test_our_own_messages_are_recorded_and_read(tmp_path):
         image = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
         message = writer.message(
             name,
-            header=header(START, "map"), seed_stamp=time_message(START - 5), pose=pose_stamped(START, np.eye(4)),
+            header=header(START, "map"), observation_stamp=time_message(START - 5), pose=pose_stamped(START, np.eye(4)),
             camera_info=info_message(START), image=image_message(START, image), depth=image_message(START, image),
             observed=image_message(START, image), coverage=0.5, observed_fraction=0.25, index=3, count=7,
             confidence=image_message(START, image),

@@ -100,7 +100,7 @@ def draw(seed, count, kind, extent=4):
 @settings(max_examples=60, deadline=None)
 @given(batches)
 def test_fusion_is_that_of_a_plain_dictionary(parts):
-    memory, plain = CloudMemory(VOXEL, 10_000, max_confidence=5.0), Plain(5.0)
+    memory, plain = CloudMemory(VOXEL, 10_000, max_weight=5.0), Plain(5.0)
     for part in parts:
         arrays = draw(*part)
         memory.insert_points(*arrays)
@@ -108,7 +108,7 @@ def test_fusion_is_that_of_a_plain_dictionary(parts):
     check(memory)
     assert len(memory) == len(plain.voxels)
     for key, point, colour, seen, weight in zip(
-        keys_of(memory.points), memory.points, memory.colours, memory.observed, memory.confidence, strict=True
+        keys_of(memory.points), memory.points, memory.colours, memory.observed, memory.weight, strict=True
     ):
         expected = plain.voxels[tuple(key)]
         np.testing.assert_allclose(point, expected[0], atol=1e-5)
@@ -161,7 +161,7 @@ def test_imagined_points_never_touch_observed_ones(parts):
     for seed, count, _ in parts:
         memory.insert_points(*draw(seed, count, "imagined"))
     after = memory.state()
-    for name in ("points", "colours", "confidence", "stamp_ns", "spacing", "observed"):
+    for name in ("points", "colours", "weight", "confidence", "stamp_ns", "spacing", "observed"):
         np.testing.assert_array_equal(after[name][: len(before["keys"])], before[name])
 
 
@@ -188,18 +188,18 @@ def test_spacing_is_the_voxel_or_the_pixel_on_the_surface():
     assert (coarse.spacing == 0.5).all()
 
 
-def test_confidence_falls_with_distance_and_grazing_angle():
+def test_weight_falls_with_distance_and_grazing_angle():
     near, far, slanted = CloudMemory(0.001), CloudMemory(0.001), CloudMemory(0.001)
     near.insert(wall(1.0))
     far.insert(wall(4.0))
-    middle = near.confidence[np.abs(near.points[:, :2]).max(axis=1) < 0.1]
-    middle_far = far.confidence[np.abs(far.points[:, :2]).max(axis=1) < 0.4]
+    middle = near.weight[np.abs(near.points[:, :2]).max(axis=1) < 0.1]
+    middle_far = far.weight[np.abs(far.points[:, :2]).max(axis=1) < 0.4]
     assert np.median(middle) / np.median(middle_far) == pytest.approx(16, rel=0.02)
     # A plane turned by 60 degrees around the vertical: z = 1 + x tan 60, in rays 1/z = 1 - x' tan 60.
     depth = 1 / (1 - CAMERA.rays()[..., 0] * np.tan(np.radians(60)))
     slanted.insert(replace(wall(), depth=np.where((depth > 0.2) & (depth < 5), depth, 0).astype(np.float32)))
     centre = np.abs(slanted.points[:, :2]).max(axis=1) < 0.05
-    assert np.median(slanted.confidence[centre]) == pytest.approx(0.5, abs=0.03)
+    assert np.median(slanted.weight[centre]) == pytest.approx(0.5, abs=0.03)
 
 
 def test_pixels_between_two_surfaces_are_refused():
@@ -244,8 +244,8 @@ def test_bad_depth_is_refused_in_a_sentence_and_nothing_is_lost():
         memory.insert_points(np.zeros((3, 2)), np.zeros((3, 3), np.uint8), True)
     with pytest.raises(ValueError, match="uint8"):
         memory.insert_points(np.zeros((3, 3)), np.zeros((3, 3)), True)
-    with pytest.raises(ValueError, match="confidence"):
-        memory.insert_points(np.zeros((3, 3)), np.zeros((3, 3), np.uint8), True, confidence=0.0)
+    with pytest.raises(ValueError, match="weight"):
+        memory.insert_points(np.zeros((3, 3)), np.zeros((3, 3), np.uint8), True, weight=0.0)
     with pytest.raises(ValueError, match="origin"):
         memory.insert_points(np.full((3, 3), 1e9), np.zeros((3, 3), np.uint8), True)
     after = memory.state()
@@ -372,7 +372,7 @@ def test_state_comes_back_whole_and_lives_on():
     [
         ("points", np.zeros((2, 3), np.float32), "points"),
         ("keys", None, "twice"),
-        ("confidence", None, "valid"),
+        ("weight", None, "valid"),
         ("max_points", np.array(3.0), "budget"),
         ("max_points", np.array(1e15), "max_points"),
         ("voxel_size", np.array([np.nan]), "number"),

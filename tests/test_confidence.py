@@ -16,7 +16,7 @@ from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.trajectories import trajectory
 from worldstereo_ros.geometry.views import ImaginedView, View
 from worldstereo_ros.io.posed_sequences import write_sequence
-from worldstereo_ros.memory.archive import read_archive, write_archive
+from worldstereo_ros.memory.archive import write_archive
 from worldstereo_ros.memory.bank import ViewBank
 from worldstereo_ros.memory.cloud import CloudMemory
 from worldstereo_ros.pipelines.auto import load_pipeline
@@ -65,7 +65,7 @@ def test_farther_from_the_evidence_is_never_surer(name):
     frame, conditioning = a_view(160, 120, seen)
     if name == "small":  # it is told of planes, which are the less likely to go on
         away = np.clip((np.arange(160, dtype=np.float32) - 40) / 120, 0, 1)
-        frame = replace(frame, unlikely=np.tile(1 - np.exp(-away), (120, 1)))
+        frame = replace(frame, plane_absence=np.tile(1 - np.exp(-away), (120, 1)))
     row = load_confidence(name)(frame, conditioning, 0)[60]
     assert (np.diff(row[42:]) <= 1e-6).all()
     assert row[42] > row[-1] + 0.02  # an even grey is easily guessed
@@ -135,8 +135,8 @@ def test_a_picture_unlike_what_memory_paints_is_less_sure():
     frame, conditioning = a_view(160, 120, seen)
     other = frame.image.copy()
     other[:, 100:] = 250
-    same = load_confidence("small")(replace(frame, remembered=frame.image), conditioning, 0)
-    differs = load_confidence("small")(replace(frame, remembered=other), conditioning, 0)
+    same = load_confidence("small")(replace(frame, memory_image=frame.image), conditioning, 0)
+    differs = load_confidence("small")(replace(frame, memory_image=other), conditioning, 0)
     assert differs[:, 110:].mean() <= same[:, 110:].mean()
     np.testing.assert_allclose(differs[:, :90], same[:, :90], atol=1e-6)
 
@@ -167,7 +167,7 @@ def wall() -> tuple[WorldModel, list[ImaginedView]]:
     camera = Camera.from_fov(160, 120, 1.2)
     texture = cv2.resize(random.integers(0, 255, (12, 16, 3), dtype=np.uint8), (160, 120))
     world = WorldModel(load_pipeline("geometric"))
-    world.seed(View(texture, camera, np.eye(4), np.full((120, 160), 3, np.float32), stamp_ns=1))
+    world.observe(View(texture, camera, np.eye(4), np.full((120, 160), 3, np.float32), stamp_ns=1))
     path = trajectory("right", np.eye(4), 4, distance=2.0)
     return world, list(world.imagine(path, camera, remember=True))
 
@@ -193,7 +193,7 @@ def test_a_pipeline_that_knows_better_is_believed():
 
     camera = Camera.from_fov(64, 48, 1.2)
     world = WorldModel(Sure())
-    world.seed(View(np.zeros((48, 64, 3), np.uint8), camera, np.eye(4), np.ones((48, 64), np.float32)))
+    world.observe(View(np.zeros((48, 64, 3), np.uint8), camera, np.eye(4), np.ones((48, 64), np.float32)))
     (view,) = world.imagine(np.eye(4)[None], camera)
     assert (view.confidence == 0.25).all()
 
@@ -201,8 +201,8 @@ def test_a_pipeline_that_knows_better_is_believed():
 def test_imagined_points_remember_it_and_a_map_brings_it_back(wall, tmp_path):
     cloud = wall[0].cloud
     assert (~cloud.observed).sum() > 100
-    assert (cloud.certainty[cloud.observed] == 1).all()
-    imagined = cloud.certainty[~cloud.observed]
+    assert (cloud.confidence[cloud.observed] == 1).all()
+    imagined = cloud.confidence[~cloud.observed]
     lowest, highest = (f(view.confidence) for f, view in ((np.min, wall[1][-1]), (np.max, wall[1][1])))
     assert imagined.min() >= min(view.confidence.min() for view in wall[1]) - 1e-4
     assert imagined.max() <= max(lowest, highest) + 1e-4
@@ -210,55 +210,60 @@ def test_imagined_points_remember_it_and_a_map_brings_it_back(wall, tmp_path):
     wall[0].save(tmp_path / "a.wsmap")
     other = WorldModel(load_pipeline("geometric"))
     other.load(tmp_path / "a.wsmap")
-    np.testing.assert_array_equal(other.cloud.certainty, cloud.certainty)
+    np.testing.assert_array_equal(other.cloud.confidence, cloud.confidence)
 
 
-def test_maps_saved_before_there_was_a_certainty_still_load(wall, tmp_path):
+@pytest.mark.parametrize("has_confidence", [True, False])
+def test_maps_of_version_1_still_load(wall, tmp_path, has_confidence):
     cloud, bank = wall[0].cloud.state(), ViewBank().state()
-    del cloud["certainty"]
+    levels, weight = cloud.pop("confidence"), cloud.pop("weight")
+    cloud |= {"confidence": weight, "max_confidence": cloud.pop("max_weight")}
+    if has_confidence:
+        cloud["certainty"] = levels
     write_archive(tmp_path / "old.wsmap", cloud, bank, {})
-    assert "certainty" not in read_archive(tmp_path / "old.wsmap")[0]
     world = WorldModel(load_pipeline("geometric"))
     world.load(tmp_path / "old.wsmap")
-    np.testing.assert_array_equal(world.cloud.certainty, world.cloud.observed.astype(np.float32))
+    np.testing.assert_array_equal(world.cloud.weight, wall[0].cloud.weight)
+    expected = wall[0].cloud.confidence if has_confidence else world.cloud.observed.astype(np.float32)
+    np.testing.assert_array_equal(world.cloud.confidence, expected)
 
 
 # --- the cloud -------------------------------------------------------------------------------------------------------
 
 
-def test_voxels_mean_it_and_observation_makes_certain():
+def test_voxels_average_confidence_and_observing_sets_it_to_one():
     cloud = CloudMemory(voxel_size=0.1)
     point, colour = np.array([[0.05, 0.05, 0.05]]), np.full((1, 3), 9, np.uint8)
-    cloud.insert_points(point, colour, False, certainty=0.2)
-    cloud.insert_points(point, colour, False, certainty=0.6)
-    np.testing.assert_allclose(cloud.certainty, [0.4], atol=1e-4)
-    cloud.insert_points(point, colour, False, confidence=2.0, certainty=0.8)
-    np.testing.assert_allclose(cloud.certainty, [0.6], atol=1e-4)
+    cloud.insert_points(point, colour, False, confidence=0.2)
+    cloud.insert_points(point, colour, False, confidence=0.6)
+    np.testing.assert_allclose(cloud.confidence, [0.4], atol=1e-4)
+    cloud.insert_points(point, colour, False, weight=2.0, confidence=0.8)
+    np.testing.assert_allclose(cloud.confidence, [0.6], atol=1e-4)
     for _ in range(300):  # a mean that is kept in whole numbers must not stop on the way
-        cloud.insert_points(point, colour, False, certainty=0.9)
-    np.testing.assert_allclose(cloud.certainty, [0.9], atol=2e-3)
+        cloud.insert_points(point, colour, False, confidence=0.9)
+    np.testing.assert_allclose(cloud.confidence, [0.9], atol=2e-3)
     cloud.insert_points(point, colour, True)
-    assert cloud.certainty.tolist() == [1.0]
-    cloud.insert_points(point, colour, False, certainty=0.1)  # does not touch what was observed
-    assert cloud.certainty.tolist() == [1.0]
+    assert cloud.confidence.tolist() == [1.0]
+    cloud.insert_points(point, colour, False, confidence=0.1)  # does not touch what was observed
+    assert cloud.confidence.tolist() == [1.0]
 
 
 def test_points_that_move_up_keep_theirs():
     cloud = CloudMemory(voxel_size=0.1, max_radius=5.0)
     points = np.array([[100.0, 0, 0], [1, 0, 0], [2, 0, 0]])
-    cloud.insert_points(points, np.zeros((3, 3), np.uint8), False, certainty=np.array([0.1, 0.2, 0.3]))
+    cloud.insert_points(points, np.zeros((3, 3), np.uint8), False, confidence=np.array([0.1, 0.2, 0.3]))
     view = View(np.zeros((4, 4, 3), np.uint8), Camera.from_fov(4, 4, 1.0), np.eye(4), np.zeros((4, 4), np.float32))
     cloud.insert(view)
     cloud.prune()
     order = np.argsort(cloud.points[:, 0])
-    np.testing.assert_allclose(cloud.certainty[order], [0.2, 0.3], atol=1e-4)
+    np.testing.assert_allclose(cloud.confidence[order], [0.2, 0.3], atol=1e-4)
 
 
 @pytest.mark.parametrize("wrong", [-0.1, 1.1, np.nan, np.ones(2)])
-def test_a_certainty_that_is_none_is_refused(wrong):
+def test_a_confidence_out_of_range_is_rejected(wrong):
     cloud = CloudMemory()
-    with pytest.raises(ValueError, match="certainty"):
-        cloud.insert_points(np.zeros((1, 3)), np.zeros((1, 3), np.uint8), False, certainty=wrong)
+    with pytest.raises(ValueError, match="confidence"):
+        cloud.insert_points(np.zeros((1, 3)), np.zeros((1, 3), np.uint8), False, confidence=wrong)
     assert len(cloud) == 0
 
 

@@ -26,7 +26,7 @@ from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.views import View
 from worldstereo_ros.imaging.inpainting import fill_depth
 from worldstereo_ros.io.datasets import open_sequence
-from worldstereo_ros.weights.bundled import shipped_folder
+from worldstereo_ros.weights.bundled import bundled_folder
 from worldstereo_ros.world import WorldModel
 
 CAMERA = Camera.from_fov(70, 56, 1.0)
@@ -289,7 +289,7 @@ def test_a_model_that_says_nan_is_refused(checkpoints, picture, monkeypatch):
 def own_network(tmp_path):
     """A folder with a copy of the network that ships, to damage."""
     folder = tmp_path / "network"
-    shutil.copytree(shipped_folder("small") / "base" / "depth", folder)
+    shutil.copytree(bundled_folder("small") / "base" / "depth", folder)
     return folder
 
 
@@ -306,7 +306,7 @@ def test_the_shipped_network_gives_metres_to_any_picture(picture):
 
 def test_one_function_chooses_who_gives_depth(checkpoints, own_network, monkeypatch, tmp_path):
     assert choose_depth("none") is None
-    assert choose_depth("small").folder == shipped_folder("small") / "base" / "depth"
+    assert choose_depth("small").folder == bundled_folder("small") / "base" / "depth"
     assert choose_depth(str(own_network)).folder == own_network
     assert isinstance(choose_depth(str(checkpoints / "metric")), HubDepth)
     with pytest.raises(DepthError, match="no folder"):
@@ -343,10 +343,10 @@ def test_a_seed_without_depth_is_remembered_and_one_that_may_not_be_guessed_is_r
 
     view = View(picture, CAMERA, np.eye(4))
     world = WorldModel(GeometricPipeline(), depth_estimator=choose_depth("small"))
-    world.seed(view)
+    world.observe(view)
     assert len(world.cloud) > 100
     with pytest.raises(ValueError, match="no depth estimator"):
-        WorldModel(GeometricPipeline(), depth_estimator=choose_depth("none")).seed(view)
+        WorldModel(GeometricPipeline(), depth_estimator=choose_depth("none")).observe(view)
 
 
 # --- what was imagined -----------------------------------------------------------------------------------------------

@@ -13,11 +13,18 @@ from training_runs import SMOKE
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.models import CheckpointError
 from worldstereo_ros.models.depth_network import CANONICAL_FOCAL, DepthNetwork, load_depth_network
-from worldstereo_ros.training.data.dataset import Shelf
-from worldstereo_ros.training.data.world_files import World
+from worldstereo_ros.training.data.dataset import WorldDataset
+from worldstereo_ros.training.data.world_files import RenderedWorld
 from worldstereo_ros.training.run_folder import Run
 from worldstereo_ros.training.runner import make_stage, train_stages
-from worldstereo_ros.training.stages.depth import DepthBatch, DepthDraw, depth_loss, disguise, draw_view, typical_of
+from worldstereo_ros.training.stages.depth import (
+    DepthBatch,
+    DepthSampler,
+    augment_appearance,
+    depth_loss,
+    draw_view,
+    typical_of,
+)
 
 TINY = {"widths": (8, 8, 16), "blocks": (1, 1), "layers": 1, "heads": 2}
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -133,7 +140,7 @@ def test_damaged_weights_are_refused(run):
     (folder / "config.json").write_text(json.dumps({**config, "widths": [8, 8]}))
     with pytest.raises(CheckpointError, match="describes no depth network"):
         load_depth_network(folder)
-    (folder / "config.json").write_text(json.dumps({**config, "_class_name": "PictureAutoencoder"}))
+    (folder / "config.json").write_text(json.dumps({**config, "_class_name": "ImageAutoencoder"}))
     with pytest.raises(CheckpointError, match="DepthNetwork was expected"):
         load_depth_network(folder)
 
@@ -155,7 +162,7 @@ def test_turned_and_zoomed_views_have_the_depth_of_the_new_camera():
     def wall(camera: Camera) -> torch.Tensor:
         return torch.full((2, camera.height, camera.width), 3.0).half()
 
-    world = World(
+    world = RenderedWorld(
         image=torch.zeros(2, 3, height, width, dtype=torch.uint8),
         depth=wall(camera),
         pose=torch.eye(4).repeat(2, 1, 1),
@@ -180,7 +187,7 @@ def test_turned_and_zoomed_views_have_the_depth_of_the_new_camera():
 
 
 def test_a_clean_view_is_the_view_itself(training_worlds):
-    world = Shelf(training_worlds, "training", 4).of_one_size(1, np.random.default_rng(0))[0]
+    world = WorldDataset(training_worlds, "training", 4).of_one_size(1, np.random.default_rng(0))[0]
     image, depth, focal, centre = draw_view(world, np.random.default_rng(1), clean=True)
     index = [i for i in range(len(world.image)) if np.array_equal(world.image[i].permute(1, 2, 0), image)]
     assert index
@@ -191,13 +198,13 @@ def test_a_clean_view_is_the_view_itself(training_worlds):
 
 def test_disguised_pictures_stay_pictures_and_differ():
     pictures = torch.rand(16, 3, 32, 48)
-    first, second = (disguise(pictures.clone(), np.random.default_rng(seed)) for seed in (1, 2))
+    first, second = (augment_appearance(pictures.clone(), np.random.default_rng(seed)) for seed in (1, 2))
     for out in (first, second):
         assert out.shape == pictures.shape
         assert out.min() >= -1
         assert out.max() <= 1
     assert (first - second).abs().mean() > 0.05
-    torch.testing.assert_close(first, disguise(pictures.clone(), np.random.default_rng(1)))
+    torch.testing.assert_close(first, augment_appearance(pictures.clone(), np.random.default_rng(1)))
 
 
 def test_the_loss_is_least_at_the_truth():
@@ -225,10 +232,12 @@ def test_the_loss_is_least_at_the_truth():
 
 
 def test_the_loss_falls_on_a_fixed_batch(run, training_worlds):
-    stage = make_stage("depth", run, Shelf(training_worlds, "training", 4), Shelf(training_worlds, "validation", 2))
+    stage = make_stage(
+        "depth", run, WorldDataset(training_worlds, "training", 4), WorldDataset(training_worlds, "validation", 2)
+    )
     try:
         stage.start_step()
-        player = stage.players[0]
+        player = stage.parameter_groups[0]
         optimizer = torch.optim.AdamW(player.parameters, lr=5e-3)
         errors = []
         for _ in range(60):
@@ -251,8 +260,8 @@ def test_a_stage_of_its_own_trains_goes_on_and_is_checked(tmp_path, training_wor
     before = load_file(folder / WEIGHTS)
     config = load_depth_network(folder).config
     assert config.pixels == 32 * 48
-    shelf = Shelf(training_worlds, "training", 4)
-    batch = DepthDraw(64, clean=True)(shelf, np.random.default_rng(5), torch.device("cpu"))
+    dataset = WorldDataset(training_worlds, "training", 4)
+    batch = DepthSampler(64, clean=True)(dataset, np.random.default_rng(5), torch.device("cpu"))
     known = batch.depth > 0
     assert config.typical_depth == pytest.approx(float(batch.depth[known].median()), rel=0.3)
     canonical = batch.depth / batch.focal[:, None, None] * CANONICAL_FOCAL
@@ -266,10 +275,10 @@ def test_a_stage_of_its_own_trains_goes_on_and_is_checked(tmp_path, training_wor
 
 
 def test_packed_batches_are_the_same_to_half_precision(training_worlds):
-    draw = DepthDraw(4)
-    batch = draw(Shelf(training_worlds, "training", 4), np.random.default_rng(0), torch.device("cpu"))
+    draw = DepthSampler(4)
+    batch = draw(WorldDataset(training_worlds, "training", 4), np.random.default_rng(0), torch.device("cpu"))
     again = draw.unpack({name: torch.from_numpy(array) for name, array in draw.pack(batch).items()})
-    assert torch.equal(batch.pictures, again.pictures)
+    assert torch.equal(batch.images, again.images)
     torch.testing.assert_close(batch.depth, again.depth, rtol=1e-3, atol=1e-3)
     assert torch.equal(batch.focal, again.focal)
     assert typical_of([batch])["typical_depth"] > 0.2

@@ -8,7 +8,7 @@ import pytest
 from worldstereo_ros.evaluation import Row, evaluate, format_table, write_json
 from worldstereo_ros.evaluation import metrics as m
 from worldstereo_ros.evaluation.baseline import EMPTY_GREY, Open3DTelea, SplatTelea, telea
-from worldstereo_ros.evaluation.protocols import make_task, sparse_seeds
+from worldstereo_ros.evaluation.protocols import make_scenario, sparse_indices
 from worldstereo_ros.evaluation.report import means
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.views import View
@@ -167,21 +167,21 @@ def make_sequence(folder, count=8):
 
 def test_protocols_give_and_ask_what_they_say(tmp_path):
     sequence = open_posed(make_sequence(tmp_path / "walk"))
-    single = make_task(sequence, "single")
-    assert len(single.given) == 1
-    assert list(single.asked.indices) == [1, 2, 3, 4, 5, 6, 7]
-    sparse = make_task(sequence, "sparse", every=2)
-    assert len(sparse.given) == 5
-    assert sorted(sparse_seeds(8)) == [0, 2, 4, 5, 7]
-    assert sparse_seeds(58) != sorted(sparse_seeds(58))
-    assert list(sparse.asked.indices) == [1, 6]
-    assert make_task(sequence, "mono").given[0].depth is None
-    revisit = make_task(sequence, "revisit")
+    single = make_scenario(sequence, "single")
+    assert len(single.observed_views) == 1
+    assert list(single.target_views.indices) == [1, 2, 3, 4, 5, 6, 7]
+    sparse = make_scenario(sequence, "sparse", every=2)
+    assert len(sparse.observed_views) == 5
+    assert sorted(sparse_indices(8)) == [0, 2, 4, 5, 7]
+    assert sparse_indices(58) != sorted(sparse_indices(58))
+    assert list(sparse.target_views.indices) == [1, 6]
+    assert make_scenario(sequence, "mono").observed_views[0].depth is None
+    revisit = make_scenario(sequence, "revisit")
     assert revisit.remember
-    np.testing.assert_allclose(revisit.path[revisit.judged[0]], sequence.poses[0])
+    np.testing.assert_allclose(revisit.path[revisit.evaluated[0]], sequence.poses[0])
     assert np.linalg.norm(revisit.path[:, :3, 3] - sequence.poses[0, :3, 3], axis=1).max() >= 1.0
     with pytest.raises(ValueError, match="not known"):
-        make_task(sequence, "double")
+        make_scenario(sequence, "double")
 
 
 def test_evaluation_from_end_to_end(tmp_path):

@@ -17,7 +17,7 @@ from worldstereo_ros.evaluation import world_sequences as worlds_module
 from worldstereo_ros.evaluation.ablations import describe, findings, small_model_table, stage_pipelines
 from worldstereo_ros.evaluation.contact_sheets import CELL, LEFT, MARGIN, TOP, Sheets, draw
 from worldstereo_ros.evaluation.pipeline_options import PipelineName, Pipelines
-from worldstereo_ros.evaluation.protocols import make_task
+from worldstereo_ros.evaluation.protocols import make_scenario
 from worldstereo_ros.evaluation.report import read_json
 from worldstereo_ros.evaluation.world_sequences import open_data, open_worlds, world_sequence
 from worldstereo_ros.geometry.cameras import Camera
@@ -132,7 +132,7 @@ def imagined(loaded, name, walk, steps=()):
     with loaded.use(name) as pipeline:
         world = WorldModel(pipeline)
         for index in (0, 4):
-            world.seed(walk[index])
+            world.observe(walk[index])
         return np.stack([view.image for view in world.imagine(walk.poses[5:8], SMALL)])
 
 
@@ -164,7 +164,7 @@ def test_without_control_what_the_cloud_shows_does_not_matter(small_checkpoint, 
     def pictures(name, depth):
         with loaded.use(name) as pipeline:
             world = WorldModel(pipeline)
-            world.seed(replace(walk[0], depth=walk[0].depth * depth))
+            world.observe(replace(walk[0], depth=walk[0].depth * depth))
             return np.stack([view.image for view in world.imagine(walk.poses[1:3], SMALL)])
 
     alone, controlled = loaded._names
@@ -192,13 +192,13 @@ def test_options_are_taken_back_after_a_failure(small_checkpoint):
 
 
 def test_the_way_back_is_a_call_of_its_own(walk):
-    task = make_task(walk, "revisit")
-    out, back = task.legs
-    assert len(out) + len(back) == len(task.path)
-    assert task.pairs
-    for first, second in task.pairs:
-        assert first < task.cuts[0] <= second
-        np.testing.assert_allclose(task.path[first], task.path[second])
+    scenario = make_scenario(walk, "revisit")
+    out, back = scenario.legs
+    assert len(out) + len(back) == len(scenario.path)
+    assert scenario.pairs
+    for first, second in scenario.pairs:
+        assert first < scenario.cuts[0] <= second
+        np.testing.assert_allclose(scenario.path[first], scenario.path[second])
     np.testing.assert_allclose(back[-1], walk.poses[0])
 
 
@@ -315,12 +315,12 @@ def test_the_table_has_a_line_for_each_pipeline_and_says_whether_the_order_holds
     said = findings(rows)
     assert len(said) == 10
     assert all(sentence.endswith("**yes**.") for sentence in said), said
-    polished = [
+    finetuned = [
         replace(row, pipeline=row.pipeline.replace("r:", "r/polished:"), psnr_unseen=12.0)
         for row in rows
         if ":memory-dmd" in row.pipeline
     ]
-    said = findings([*rows, *polished])
+    said = findings([*rows, *finetuned])
     assert [line for line in said if "unseen pixels: distilled, polished, composed, has +2.50 dB" in line]
     assert sum(line.endswith("**no**.") for line in said) == 2
     worse = findings(stage_rows(ssm=13.9))

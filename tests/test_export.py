@@ -19,7 +19,7 @@ def _cloud(count: int = 500) -> SimpleNamespace:
         colours=rng.integers(0, 256, (count, 3), dtype=np.uint8),
         observed=rng.random(count) < 0.3,
         confidence=rng.random(count).astype(np.float32),
-        certainty=rng.random(count).astype(np.float32),
+        weight=rng.random(count).astype(np.float32),
     )
 
 
@@ -31,8 +31,8 @@ def test_a_cloud_comes_back_equal_with_its_provenance(tmp_path, name):
     np.testing.assert_array_equal(back["positions"].numpy(), cloud.points)
     np.testing.assert_array_equal(back["colors"].numpy(), cloud.colours)
     np.testing.assert_array_equal(back["observed"].numpy()[:, 0], cloud.observed)
-    np.testing.assert_array_equal(back["confidence"].numpy()[:, 0], cloud.certainty)
-    np.testing.assert_array_equal(back["weight"].numpy()[:, 0], cloud.confidence)
+    np.testing.assert_array_equal(back["confidence"].numpy()[:, 0], cloud.confidence)
+    np.testing.assert_array_equal(back["weight"].numpy()[:, 0], cloud.weight)
     assert list(path.parent.iterdir()) == [path]
 
 
@@ -94,7 +94,7 @@ signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
 ones = np.ones((100_000, 3))
 line = ones[:, 0]
-cloud = SimpleNamespace(points=ones, colours=ones, observed=line, confidence=line, certainty=line)
+cloud = SimpleNamespace(points=ones, colours=ones, observed=line, confidence=line, weight=line)
 try:
     write_point_cloud(cloud, sys.argv[1])
 except CloudFileError as error:

@@ -343,7 +343,7 @@ def test_the_backend_is_chosen_where_pipelines_are_loaded(monkeypatch, swapped, 
     from worldstereo_ros.pipelines.auto import load_pipeline
     from worldstereo_ros.pipelines.worldstereo.pipeline import WorldStereoPipeline
     from worldstereo_ros.ros.node import world_factory
-    from worldstereo_ros.ros.node.parameters import ConfigurationError, make_settings
+    from worldstereo_ros.ros.node.parameters import ConfigurationError, make_parameters
 
     monkeypatch.setattr(runtime, "cache_folder", lambda: swapped[2])
     pipeline = SimpleNamespace(transformer=tiny_transformer(control=TWO_BLOCKS))
@@ -354,7 +354,7 @@ def test_the_backend_is_chosen_where_pipelines_are_loaded(monkeypatch, swapped, 
     )
     with pytest.raises(ConfigurationError, match="'geometric' has no control branch"):
         world_factory.build_world(
-            make_settings({"model": "geometric", "control_backend": "onnxruntime", "device": "cpu"})
+            make_parameters({"model": "geometric", "control_backend": "onnxruntime", "device": "cpu"})
         )
     with pytest.raises(ConfigurationError, match="must be one of torch, onnxruntime, tensorrt"):
-        make_settings({"control_backend": "openvino"})
+        make_parameters({"control_backend": "openvino"})

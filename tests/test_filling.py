@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.views import View
-from worldstereo_ros.imaging.inpainting import carried_over, fill_depth
+from worldstereo_ros.imaging.inpainting import fill_depth, match_colours
 from worldstereo_ros.pipelines.base import Conditioning
-from worldstereo_ros.pipelines.geometric.painting import Painting
+from worldstereo_ros.pipelines.geometric.warped_view import WarpedView
 from worldstereo_ros.pipelines.worldstereo.compositing import COVERED_SHARE, mix_with_memory
 from worldstereo_ros.rendering.splatting import Rendering
 
@@ -20,7 +20,7 @@ def test_an_offset_to_what_is_known_is_carried_over(offset: int) -> None:
     truth = np.random.default_rng(0).integers(60, 190, (48, 64, 3)).astype(np.uint8)
     shown = np.zeros((48, 64), bool)
     shown[:, :32] = True
-    matched = carried_over((truth.astype(int) + offset).astype(np.uint8), truth, shown)
+    matched = match_colours((truth.astype(int) + offset).astype(np.uint8), truth, shown)
     beside = np.abs(matched[:, 32:40] - truth[:, 32:40]).mean()
     assert beside < 0.3 * abs(offset)
     far = np.abs(matched[:, 60:] - truth[:, 60:]).mean()
@@ -29,7 +29,7 @@ def test_an_offset_to_what_is_known_is_carried_over(offset: int) -> None:
 
 def test_nothing_known_changes_nothing() -> None:
     picture = np.random.default_rng(1).integers(0, 255, (20, 30, 3)).astype(np.uint8)
-    assert np.array_equal(carried_over(picture, np.zeros_like(picture), np.zeros((20, 30), bool)), picture)
+    assert np.array_equal(match_colours(picture, np.zeros_like(picture), np.zeros((20, 30), bool)), picture)
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 40), st.integers(3, 90), st.integers(3, 90))
@@ -58,13 +58,13 @@ def test_dots_of_imagined_points_do_not_show_in_a_small_models_picture() -> None
     colour, depth = torch.zeros((1, *shape, 3), dtype=torch.uint8), covered.float()
     camera = Camera.from_fov(shape[1], shape[0], 1.2)
     white, black = np.full((*shape, 3), 255, np.uint8), np.zeros((*shape, 3), np.uint8)
-    painting = Painting(white, dots | dense, np.ones(shape, np.float32), depth[0].numpy(), [], np.zeros(0))
+    warped = WarpedView(white, dots | dense, np.ones(shape, np.float32), depth[0].numpy(), [], np.zeros(0))
 
     def mixed(observed: torch.Tensor) -> np.ndarray:
         renders = Rendering(colour, depth, covered, observed)
         seed = View(white, camera, np.eye(4))
         return mix_with_memory(
-            black, painting, Conditioning(seed, renders, camera, np.eye(4)[None], [], np.array([-1])), 0
+            black, warped, Conditioning(seed, renders, camera, np.eye(4)[None], [], np.array([-1])), 0
         )
 
     assert (mixed(observed)[:, :60] == 0).all()

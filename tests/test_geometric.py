@@ -11,8 +11,13 @@ from worldstereo_ros.imaging.inpainting import fill_depth, push_pull
 from worldstereo_ros.imaging.overlap import Overlap, overlap, sensitivity
 from worldstereo_ros.pipelines.base import Cancelled, Conditioning
 from worldstereo_ros.pipelines.geometric.pipeline import GeometricPipeline
-from worldstereo_ros.pipelines.geometric.provenance import ASSUMED_ERROR, Witness, observed_pixels, registration_errors
-from worldstereo_ros.pipelines.geometric.references import choose
+from worldstereo_ros.pipelines.geometric.provenance import (
+    ASSUMED_ERROR,
+    SupportingView,
+    observed_pixels,
+    registration_errors,
+)
+from worldstereo_ros.pipelines.geometric.references import select_references
 from worldstereo_ros.rendering.splatting import Rendering
 from worldstereo_ros.world import WorldModel
 
@@ -47,7 +52,7 @@ def two_planes(x: float, gain: float = 1.0, texture: bool = True) -> View:
 def world_of(*views: View, **settings) -> WorldModel:
     world = WorldModel(GeometricPipeline(**settings))
     for view in views:
-        world.seed(view)
+        world.observe(view)
     return world
 
 
@@ -136,7 +141,7 @@ def test_it_can_be_cancelled():
     world = world_of(two_planes(0.0))
 
     def stop(stage, step, steps):
-        if stage == "painting":
+        if stage == "warped":
             raise Cancelled
 
     with pytest.raises(Cancelled):
@@ -151,36 +156,36 @@ def test_references_are_chosen_by_what_they_show():
     away = pose_at(0.0)
     away[:3, :3] = np.diag([-1.0, 1.0, -1.0])  # looks the other way
     behind = View(here.image, CAMERA, away, here.depth)
-    chosen = choose([behind, beside, here], here.depth, CAMERA, here.world_from_camera, limit=2)
+    chosen = select_references([behind, beside, here], here.depth, CAMERA, here.world_from_camera, limit=2)
     assert chosen == [beside, here] or [id(v) for v in chosen] == [id(beside), id(here)]
-    best = choose([behind, beside, here], here.depth, CAMERA, here.world_from_camera, limit=1)
+    best = select_references([behind, beside, here], here.depth, CAMERA, here.world_from_camera, limit=1)
     assert best[0] is here
     without = View(here.image, CAMERA, here.world_from_camera)
-    assert choose([without], here.depth, CAMERA, here.world_from_camera) == []
+    assert select_references([without], here.depth, CAMERA, here.world_from_camera) == []
 
 
 # --- provenance ------------------------------------------------------------------------------------------------------
 
 
-def claim(target: View, witnesses: list[View], error: float = 0.0) -> np.ndarray:
-    asked = [Witness(view, (view.depth > 0).astype(np.uint8), error) for view in witnesses]
+def label_provenance(target: View, witnesses: list[View], error: float = 0.0) -> np.ndarray:
+    asked = [SupportingView(view, (view.depth > 0).astype(np.uint8), error) for view in witnesses]
     seen = np.ones(target.depth.shape, bool)
     return observed_pixels(target.depth, seen, CAMERA, target.world_from_camera, asked)
 
 
 def test_a_hole_of_the_sensor_is_no_witness():
-    target, witness = two_planes(0.0), two_planes(0.0)
-    assert claim(target, [witness])[5, 5]
-    witness.depth[3:8, 3:8] = 0
-    assert not claim(target, [witness])[5, 5]
+    target, supporting_view = two_planes(0.0), two_planes(0.0)
+    assert label_provenance(target, [supporting_view])[5, 5]
+    supporting_view.depth[3:8, 3:8] = 0
+    assert not label_provenance(target, [supporting_view])[5, 5]
 
 
 def test_memory_is_believed_where_nobody_looks_and_not_where_it_is_imagined():
     target = two_planes(0.0)
     away = pose_at(100.0)
     far_off = View(target.image, CAMERA, away, target.depth)
-    assert claim(target, [far_off]).mean() > 0.9
-    asked = [Witness(target, (target.depth > 0).astype(np.uint8), 0.0)]
+    assert label_provenance(target, [far_off]).mean() > 0.9
+    asked = [SupportingView(target, (target.depth > 0).astype(np.uint8), 0.0)]
     imagined = np.zeros(target.depth.shape, bool)
     assert not observed_pixels(target.depth, imagined, CAMERA, target.world_from_camera, asked).any()
 
@@ -196,22 +201,22 @@ def floor(turn: float = 0.0) -> View:
 
 def test_a_slanted_surface_needs_good_registration():
     view = floor()
-    well, badly = claim(view, [view], np.radians(0.1)), claim(view, [view], np.radians(0.9))
+    well, badly = label_provenance(view, [view], np.radians(0.1)), label_provenance(view, [view], np.radians(0.9))
     assert well[62, 48]
     assert not badly[62, 48]  # seen at 18 degrees: 0.9 degrees of error move it beyond the tolerance
     assert badly[71, 48]  # at 24 degrees they do not
-    assert claim(view, [view, view], np.radians(0.9))[62, 48]  # two witnesses that agree are enough
+    assert label_provenance(view, [view, view], np.radians(0.9))[62, 48]  # two witnesses that agree are enough
 
 
 def test_space_behind_a_surface_is_not_looked_through():
     # The witness sees a board from the front. From the side, the line of sight to the wall passes behind the board.
-    witness = two_planes(0.0)
+    supporting_view = two_planes(0.0)
     side = np.eye(4)
     side[:3, :3] = np.array([[0.0, 0, 1], [0, 1, 0], [-1, 0, 0]])  # looks along +x
     side[:3, 3] = (-0.9, 0.0, 2.0)
     depth = np.full((72, 96), 0, np.float32)
     depth[30:42, 40:56] = 1.9  # points at x = 1.0, z about 2: memory claims to know something there
-    asked = [Witness(witness, np.ones((72, 96), np.uint8), 0.0)]
+    asked = [SupportingView(supporting_view, np.ones((72, 96), np.uint8), 0.0)]
     assert not observed_pixels(depth, depth > 0, CAMERA, side, asked).any()
 
 

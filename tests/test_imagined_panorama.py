@@ -13,7 +13,7 @@ from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.views import View
 from worldstereo_ros.io.images import read_image, write_image
 from worldstereo_ros.panorama.depth import panorama_distance
-from worldstereo_ros.panorama.imagine import ORDERS, imagine_panorama, ring_order, seam_joint, seed_panorama
+from worldstereo_ros.panorama.imagine import ORDERS, imagine_panorama, observe_panorama, ring_order, seam_joint
 from worldstereo_ros.panorama.perspective_views import look, panorama_views, rings
 from worldstereo_ros.pipelines.geometric.pipeline import GeometricPipeline
 from worldstereo_ros.world import NothingSeenError, WorldModel
@@ -35,7 +35,7 @@ def test_orders_of_a_ring():
 @pytest.fixture(scope="module")
 def seeded(box):
     world = WorldModel(GeometricPipeline())
-    assert seed_panorama(world, *box) > 1000
+    assert observe_panorama(world, *box) > 1000
     return world
 
 
@@ -120,15 +120,15 @@ def test_a_panorama_without_distances_takes_the_scale_of_what_is_known(box, box_
             return next(view.depth for view in cut if np.array_equal(view.image, picture))
 
     world = WorldModel(GeometricPipeline(), depth_estimator=Doubled())
-    seed_panorama(world, *box)
+    observe_panorama(world, *box)
     before = len(world.cloud)
-    seed_panorama(world, image)
+    observe_panorama(world, image)
     outside = (np.abs(world.cloud.points) > np.array([3.3, 1.8, 2.3])).any(axis=1)
     assert outside.mean() < 0.02
     assert len(world.cloud) < 1.7 * before
     nothing = WorldModel(GeometricPipeline())
     with pytest.raises(ValueError, match="no distances and no depth estimator"):
-        seed_panorama(nothing, image)
+        observe_panorama(nothing, image)
     assert len(nothing.cloud) == len(nothing.bank) == 0
 
 

@@ -10,8 +10,14 @@ from scipy.spatial.transform import Rotation
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.views import View
 from worldstereo_ros.pipelines.geometric import plane_extrapolation
-from worldstereo_ros.pipelines.geometric.painting import Painting
-from worldstereo_ros.pipelines.geometric.plane_extrapolation import CELL, MARKS, LayoutFinder, find_layout, show_layout
+from worldstereo_ros.pipelines.geometric.plane_extrapolation import (
+    CELL,
+    PLANE_CHANNELS,
+    LayoutEstimator,
+    estimate_layout,
+    render_layout,
+)
+from worldstereo_ros.pipelines.geometric.warped_view import WarpedView
 
 CAMERA = Camera.from_fov(160, 120, np.radians(75))
 LOW, HIGH = np.array([-2.5, -1.5, -1.0]), np.array([2.5, 1.0, 4.0])  # corners of the room; y points down
@@ -47,16 +53,16 @@ def turned(degrees: float) -> np.ndarray:
     return pose
 
 
-def painted(count: int = 1, known: bool = False) -> list[Painting]:
+def painted(count: int = 1, known: bool = False) -> list[WarpedView]:
     """Views of which memory shows nothing, grey and 2 m away, or everything."""
     shape = (CAMERA.height, CAMERA.width)
     grey, nothing = np.full((*shape, 3), 128, np.uint8), np.full(shape, known)
     depth = np.full(shape, 2, np.float32)
-    return [Painting(grey, nothing, depth, depth * known, [], np.zeros(0))] * count
+    return [WarpedView(grey, nothing, depth, depth * known, [], np.zeros(0))] * count
 
 
 def test_floor_ceiling_and_walls_are_found():
-    planes = find_layout([seen(np.eye(4))])
+    planes = estimate_layout([seen(np.eye(4))])
     found = {tuple(plane[:3].round(1) + 0.0): plane[3] for plane in planes.planes}
     for normal, offset in (
         ((0, -1, 0), -1.0),
@@ -73,7 +79,7 @@ def test_floor_ceiling_and_walls_are_found():
 def test_they_go_on_where_nobody_looked(noise):
     there = turned(45)
     truth, wall = room(there)
-    colour, depth, likely = find_layout([seen(turned(15), noise=noise)]).seen_from(CAMERA, there)
+    colour, depth, likely = estimate_layout([seen(turned(15), noise=noise)]).seen_from(CAMERA, there)
     unseen = np.zeros(truth.shape, bool)
     unseen[:, 100:] = True  # farther to the side than the first view reached
     right = np.abs(depth - truth) < 0.03 * truth
@@ -87,7 +93,7 @@ def test_a_plane_is_less_likely_the_farther_from_where_it_was_seen():
     close = np.eye(4)
     close[2, 3] = HIGH[2] - 1  # a metre from the wall, which fills the view
     aside = close @ turned(60)
-    _, depth, likely = find_layout([seen(close)]).seen_from(CAMERA, aside)
+    _, depth, likely = estimate_layout([seen(close)]).seen_from(CAMERA, aside)
     row = likely[60][depth[60] > 0]
     assert len(row) > 20
     assert (np.diff(row) <= 1e-3).all()
@@ -101,9 +107,11 @@ def test_it_does_not_matter_where_the_world_begins(seed, x, z):
     moved[:3, :3] = Rotation.random(random_state=seed).as_matrix()
     moved[:3, 3] = x, -x, z
     there = turned(30)
-    _, depth, likely = find_layout([seen(np.eye(4))]).seen_from(CAMERA, there)
+    _, depth, likely = estimate_layout([seen(np.eye(4))]).seen_from(CAMERA, there)
     view = seen(np.eye(4))
-    _, again, as_likely = find_layout([View(view.image, CAMERA, moved, view.depth)]).seen_from(CAMERA, moved @ there)
+    _, again, as_likely = estimate_layout([View(view.image, CAMERA, moved, view.depth)]).seen_from(
+        CAMERA, moved @ there
+    )
     sure = np.minimum(likely, as_likely) > 0.5
     assert sure.mean() > 0.7
     near = np.abs(depth - again) < 0.01 * depth + 0.01
@@ -111,7 +119,7 @@ def test_it_does_not_matter_where_the_world_begins(seed, x, z):
 
 
 def test_nothing_stands_where_a_view_looked_through():
-    planes = find_layout([seen(np.eye(4), board=True)])
+    planes = estimate_layout([seen(np.eye(4), board=True)])
     _, depth, _ = planes.seen_from(CAMERA, np.eye(4))
     truth, _ = room(np.eye(4))
     beside = np.ones(truth.shape, bool)
@@ -128,7 +136,7 @@ def test_a_face_that_ends_all_around_goes_on_less_than_a_wall():
     front[30:90, 50:110] = 1.5
     reach = {}
     for name, z in (("face", front), ("room", depth)):
-        for plane in find_layout([View(image, CAMERA, np.eye(4), z)]).planes:
+        for plane in estimate_layout([View(image, CAMERA, np.eye(4), z)]).planes:
             if (plane[:3].round(1) == (0, 0, -1)).all():
                 reach[name, round(float(-plane[3]), 1)] = float(plane[13])
     assert reach["face", 1.5] < 0.2 * reach["room", 4.0]
@@ -138,7 +146,7 @@ def test_a_plane_with_nothing_around_it_ends_there():
     view = seen(np.eye(4))
     _, wall = room(np.eye(4))
     alone = View(view.image, CAMERA, np.eye(4), np.where(wall == 5, view.depth, 0))
-    colour, depth, likely = find_layout([alone]).seen_from(CAMERA, np.eye(4))
+    colour, depth, likely = estimate_layout([alone]).seen_from(CAMERA, np.eye(4))
     assert all(np.isfinite(part).all() for part in (colour, depth, likely))
     inside = cv2.erode((wall == 5).astype(np.uint8), np.ones((9, 9))) > 0
     outside = cv2.dilate((wall == 5).astype(np.uint8), np.ones((9, 9))) == 0
@@ -150,7 +158,7 @@ def test_nothing_stands_before_the_sky():
     view = seen(np.eye(4))
     _, wall = room(np.eye(4))
     open_roof = View(view.image, CAMERA, np.eye(4), np.where(wall == 2, 0, view.depth))
-    _, depth, likely = find_layout([open_roof]).seen_from(CAMERA, np.eye(4))
+    _, depth, likely = estimate_layout([open_roof]).seen_from(CAMERA, np.eye(4))
     inside = wall == 2
     inside[:-1] &= inside[1:]
     assert not depth[inside][: inside.sum() // 2].any()
@@ -161,22 +169,22 @@ def test_imagined_views_change_nothing():
     view = seen(np.eye(4))
     mask = np.ones(view.depth.shape, bool)
     imagined = View(view.image, CAMERA, np.eye(4), view.depth, observed=mask)
-    assert len(find_layout([imagined])) == 0
-    np.testing.assert_array_equal(find_layout([view, imagined]).planes, find_layout([view]).planes)
+    assert len(estimate_layout([imagined])) == 0
+    np.testing.assert_array_equal(estimate_layout([view, imagined]).planes, estimate_layout([view]).planes)
 
 
 def test_without_depth_or_planes_there_is_none():
     view = seen(np.eye(4))
-    assert len(find_layout([])) == 0
-    assert len(find_layout([View(view.image, CAMERA, np.eye(4))])) == 0
-    assert len(find_layout([View(view.image, CAMERA, np.eye(4), np.zeros_like(view.depth))])) == 0
+    assert len(estimate_layout([])) == 0
+    assert len(estimate_layout([View(view.image, CAMERA, np.eye(4))])) == 0
+    assert len(estimate_layout([View(view.image, CAMERA, np.eye(4), np.zeros_like(view.depth))])) == 0
     rough = np.random.default_rng(0).uniform(1, 4, view.depth.shape).astype(np.float32)
-    assert len(find_layout([View(view.image, CAMERA, np.eye(4), rough)])) == 0
+    assert len(estimate_layout([View(view.image, CAMERA, np.eye(4), rough)])) == 0
 
 
 def test_it_is_the_same_every_time():
     views = [seen(turned(angle), noise=0.01) for angle in (0, 60, 120)]
-    one, other = find_layout(views), find_layout(views)
+    one, other = estimate_layout(views), estimate_layout(views)
     np.testing.assert_array_equal(one.planes, other.planes)
     for a, b in zip(one.seen_from(CAMERA, turned(200)), other.seen_from(CAMERA, turned(200), threads=3), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -191,19 +199,19 @@ def test_asked_again_it_looks_at_new_views_alone(monkeypatch):
 
     once = plane_extrapolation.look_at
     monkeypatch.setattr(plane_extrapolation, "look_at", look)
-    views, find = [seen(turned(angle)) for angle in (0, 60, 120)], LayoutFinder()
+    views, find = [seen(turned(angle)) for angle in (0, 60, 120)], LayoutEstimator()
     first = find(views[:2])
     assert find(views[:2]) is first
     both = find(views)
     assert [id(view) for view in looked] == [id(view) for view in views]
-    np.testing.assert_array_equal(both.planes, find_layout(views).planes)
+    np.testing.assert_array_equal(both.planes, estimate_layout(views).planes)
     for _ in range(3 * plane_extrapolation.MOST_VIEWS):
         find([seen(np.eye(4))])
-    assert len(find._looks) <= 2 * plane_extrapolation.MOST_VIEWS
+    assert len(find._sampled) <= 2 * plane_extrapolation.MOST_VIEWS
 
 
 def test_only_what_is_asked_for_is_looked_at():
-    planes, there = find_layout([seen(np.eye(4))]), turned(30)
+    planes, there = estimate_layout([seen(np.eye(4))]), turned(30)
     wanted = np.random.default_rng(0).random((CAMERA.height, CAMERA.width)) < 0.3
     for part, whole in zip(
         planes.seen_from(CAMERA, there, wanted=wanted), planes.seen_from(CAMERA, there), strict=True
@@ -213,27 +221,27 @@ def test_only_what_is_asked_for_is_looked_at():
 
 
 def test_what_memory_shows_is_left_alone():
-    planes = find_layout([seen(np.eye(4))])
+    planes = estimate_layout([seen(np.eye(4))])
     camera = CAMERA.resized(64, 48)
-    guess = show_layout(planes, painted(2, known=True), camera, np.stack([np.eye(4), turned(45)]))
-    assert guess.pictures.shape == (2, 3, 48, 64)
-    assert guess.marks.shape == (2, MARKS, 48 // CELL, 64 // CELL)
-    np.testing.assert_allclose(guess.pictures, 128 / 255, atol=1e-6)
-    assert not guess.marks[:, :3].any()
-    np.testing.assert_allclose(guess.marks[:, 3], np.log(2 / 3), atol=1e-6)
+    guess = render_layout(planes, painted(2, known=True), camera, np.stack([np.eye(4), turned(45)]))
+    assert guess.images.shape == (2, 3, 48, 64)
+    assert guess.plane_channels.shape == (2, PLANE_CHANNELS, 48 // CELL, 64 // CELL)
+    np.testing.assert_allclose(guess.images, 128 / 255, atol=1e-6)
+    assert not guess.plane_channels[:, :3].any()
+    np.testing.assert_allclose(guess.plane_channels[:, 3], np.log(2 / 3), atol=1e-6)
 
 
 def test_planes_are_mixed_into_the_fill_as_far_as_they_are_likely():
-    planes, camera, there = find_layout([seen(np.eye(4))]), CAMERA.resized(64, 48), turned(45)
-    guess = show_layout(planes, painted(), camera, there[None])
-    hit, likely, ratio, _ = guess.marks[0]
+    planes, camera, there = estimate_layout([seen(np.eye(4))]), CAMERA.resized(64, 48), turned(45)
+    guess = render_layout(planes, painted(), camera, there[None])
+    hit, likely, ratio, _ = guess.plane_channels[0]
     assert hit.min() > 0.9
     assert (likely <= hit + 1e-6).all()
     truth, _ = room(there)
-    floor = guess.pictures[0][:, -2, 32] * 255
+    floor = guess.images[0][:, -2, 32] * 255
     assert np.abs(floor - COLOURS[3]).max() < np.abs(128.0 - COLOURS[3]).max() / 2
     far = truth[::20, ::20][:, :8] > 3
     assert ratio[far[: ratio.shape[0]]].mean() > 0  # behind the 2 m of the fill
-    none = show_layout(find_layout([]), painted(), camera, there[None])
-    np.testing.assert_allclose(none.pictures, 128 / 255, atol=1e-6)
-    assert not none.marks[:, :3].any()
+    none = render_layout(estimate_layout([]), painted(), camera, there[None])
+    np.testing.assert_allclose(none.images, 128 / 255, atol=1e-6)
+    assert not none.plane_channels[:, :3].any()

@@ -8,7 +8,7 @@ import pytest
 from worldstereo_ros.evaluation import evaluate
 from worldstereo_ros.evaluation import protocols as protocols_module
 from worldstereo_ros.evaluation.metrics import colour_and_contrast, psnr
-from worldstereo_ros.evaluation.protocols import LOOP_CLIP, make_task
+from worldstereo_ros.evaluation.protocols import LOOP_CLIP, make_scenario
 from worldstereo_ros.evaluation.world_sequences import world_panorama, world_sequence
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.views import View
@@ -46,7 +46,7 @@ def test_the_order_of_the_seeds_hardly_matters(walk, pipelines, name, exposures)
     for order in ORDERS:
         world = WorldModel(pipelines[name])
         for index in order:
-            world.seed(seeds[index])
+            world.observe(seeds[index])
         shown.append(list(world.imagine(walk.poses[[1, 5, 8, 12]], SMALL)))
     for others in shown[1:]:
         for first, other in zip(shown[0], others, strict=True):
@@ -61,12 +61,12 @@ def test_a_clip_goes_on_from_the_seed_that_shows_most_of_it(walk, pipelines):
         name, clip_length, selects_references = "asking", 12, True
 
         def __call__(self, conditioning, **_):
-            asked.append(conditioning.seed)
+            asked.append(conditioning.start_view)
             yield from pipelines["geometric"](conditioning, **_)
 
     world = WorldModel(Asking())
     for index in (14, 0, 7):
-        world.seed(walk[index])
+        world.observe(walk[index])
     for index in (0, 7, 14):
         list(world.imagine(walk.poses[index][None], SMALL, remember=True))  # what is imagined there is no seed
         assert asked[-1] is not None
@@ -85,7 +85,7 @@ def test_a_clip_goes_on_from_the_seed_that_shows_most_of_it(walk, pipelines):
 def test_a_picture_taken_in_the_very_place_is_right_whatever_stands_before_it(walk, pipelines):
     """A wrong guess that was remembered in front of what a sensor saw does not show from where it was seen."""
     world = WorldModel(pipelines["geometric"])
-    world.seed(walk[0])
+    world.observe(walk[0])
     pose = walk.poses[0].copy()
     pose[:3, 3] += 0.3 * pose[:3, 0]
     red = np.full((48, 64, 3), (255, 0, 0), np.uint8)
@@ -108,15 +108,15 @@ def world_red(picture: np.ndarray) -> np.ndarray:
 
 
 def test_a_loop_leaves_turns_round_and_comes_back(walk):
-    task = make_task(walk, "loop")
-    assert len(task.legs) == 1
-    assert len(task.path) == 3 * LOOP_CLIP == len(task.asked) == len(task.judged)
-    assert task.remember
-    np.testing.assert_allclose(task.path[-1], walk.poses[0])
-    assert len(task.pairs) == LOOP_CLIP
-    for first, second in task.pairs:
-        np.testing.assert_allclose(task.path[first], task.path[second], atol=1e-9)
-    turn = task.path[LOOP_CLIP : 2 * LOOP_CLIP]
+    scenario = make_scenario(walk, "loop")
+    assert len(scenario.legs) == 1
+    assert len(scenario.path) == 3 * LOOP_CLIP == len(scenario.target_views) == len(scenario.evaluated)
+    assert scenario.remember
+    np.testing.assert_allclose(scenario.path[-1], walk.poses[0])
+    assert len(scenario.pairs) == LOOP_CLIP
+    for first, second in scenario.pairs:
+        np.testing.assert_allclose(scenario.path[first], scenario.path[second], atol=1e-9)
+    turn = scenario.path[LOOP_CLIP : 2 * LOOP_CLIP]
     np.testing.assert_allclose(turn[:, :3, 3], np.repeat(turn[:1, :3, 3], LOOP_CLIP, axis=0))
     assert np.ptp(turn[:, 2, 2]) < 1e-9  # about the world's up: a level camera stays level
     headings = np.degrees(np.arctan2(turn[:, 1, 2], turn[:, 0, 2]))
@@ -135,16 +135,16 @@ def test_what_was_imagined_comes_back_after_a_loop(walk):
 
 def test_a_panorama_protocol_gives_a_panorama_and_asks_all_round_elsewhere(walk, monkeypatch):
     monkeypatch.setattr(protocols_module, "PANORAMA_HEIGHT", 64)
-    task = make_task(walk, "panorama")
-    assert len(task.given) == 27
-    assert len(task.legs) > 3
-    ring = task.path[list(task.ring)]
-    assert 0.5 < np.linalg.norm(ring[0, :3, 3] - task.given[0].world_from_camera[:3, 3]) < 1.5
+    scenario = make_scenario(walk, "panorama")
+    assert len(scenario.observed_views) == 27
+    assert len(scenario.legs) > 3
+    ring = scenario.path[list(scenario.ring)]
+    assert 0.5 < np.linalg.norm(ring[0, :3, 3] - scenario.observed_views[0].world_from_camera[:3, 3]) < 1.5
     cosines = (ring[:, :3, 2] * np.roll(ring[:, :3, 2], -1, axis=0)).sum(axis=1)
     np.testing.assert_allclose(cosines, np.cos(2 * np.pi / len(ring)), atol=1e-9)  # even steps, closed
     row = next(row for row in evaluate([walk], ["panorama"], ["geometric"]) if row.pipeline == "geometric")
     assert row.seam < 2 * row.joint
-    assert row.frames == len(task.path)
+    assert row.frames == len(scenario.path)
 
     class Recorded:
         path, posed, has_depth, poses = walk.path, True, True, walk.poses
@@ -153,7 +153,7 @@ def test_a_panorama_protocol_gives_a_panorama_and_asks_all_round_elsewhere(walk,
             return len(walk)
 
     with pytest.raises(ValueError, match="can be drawn of worlds"):
-        make_task(Recorded(), "panorama")
+        make_scenario(Recorded(), "panorama")
 
 
 def test_the_true_panorama_of_a_world_is_what_a_camera_sees(walk):

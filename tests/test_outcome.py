@@ -16,10 +16,10 @@ from worldstereo_ros.io.datasets import open_sequence
 from worldstereo_ros.io.posed_sequences import write_sequence
 from worldstereo_ros.io.video import write_video
 from worldstereo_ros.memory.archive import load_archive
-from worldstereo_ros.visualization.cloud_overview import cloud_picture
+from worldstereo_ros.visualization.cloud_overview import cloud_overview
 from worldstereo_ros.visualization.contact_sheet import contact_sheet
-from worldstereo_ros.visualization.images import IMAGINED_COLOUR, OBSERVED_COLOUR, depth_picture, mask_picture
-from worldstereo_ros.visualization.results import sheet_of_views
+from worldstereo_ros.visualization.images import IMAGINED_COLOUR, OBSERVED_COLOUR, depth_image, provenance_overlay
+from worldstereo_ros.visualization.results import view_contact_sheet
 
 CAMERA = Camera.from_fov(80, 60, 1.2)
 
@@ -79,22 +79,22 @@ def test_views_of_different_cameras_are_no_sequence(wall, tmp_path):
 def test_the_mask_picture_says_which_is_which():
     observed = np.zeros((4, 4), bool)
     observed[0] = True
-    picture = mask_picture(np.zeros((4, 4, 3), np.uint8), observed, strength=1.0)
+    picture = provenance_overlay(np.zeros((4, 4, 3), np.uint8), observed, strength=1.0)
     assert (picture[0] == OBSERVED_COLOUR).all()
     assert (picture[1:] == IMAGINED_COLOUR).all()
 
 
 def test_unknown_depth_is_grey_and_near_is_brighter_than_far():
     depth = np.array([[0.0, 1.0, 4.0]], np.float32)
-    picture = depth_picture(depth, far=5.0).astype(int)
+    picture = depth_image(depth, far=5.0).astype(int)
     assert (picture[0, 0] == 128).all()
     assert picture[0, 1].sum() > picture[0, 2].sum()
 
 
 def test_a_sheet_has_a_cell_for_every_picture(wall):
     views = [imagined(view, i, 4) for i, view in enumerate(wall)]
-    with_truth = sheet_of_views(views, wall, [view.image for view in wall], rows=3)
-    without = sheet_of_views(views, wall, rows=3)
+    with_truth = view_contact_sheet(views, wall, [view.image for view in wall], rows=3)
+    without = view_contact_sheet(views, wall, rows=3)
     assert with_truth.shape[1] > without.shape[1]
     assert with_truth.shape[0] == without.shape[0]
     empty = contact_sheet([[None, wall[0].image]], ["a", "b"], ["row"], title="t")
@@ -104,7 +104,7 @@ def test_a_sheet_has_a_cell_for_every_picture(wall):
 def test_what_others_imagined_stands_beside(wall):
     views = [imagined(view, i, 4) for i, view in enumerate(wall)]
     dark = [View(np.zeros_like(view.image), CAMERA, view.world_from_camera) for view in views]
-    plain, both = (sheet_of_views(views, wall, name="small", beside=other) for other in (None, {"geometric": dark}))
+    plain, both = (view_contact_sheet(views, wall, name="small", beside=other) for other in (None, {"geometric": dark}))
     assert both.shape[0] == plain.shape[0]
     column = both.shape[1] - plain.shape[1]
     assert column > 0
@@ -114,7 +114,7 @@ def test_what_others_imagined_stands_beside(wall):
     assert last - first + 1 == black.sum() == 260
     assert first // column == 2
     with pytest.raises(ValueError, match="4 views and 3 of geometric"):
-        sheet_of_views(views, wall, beside={"geometric": dark[:3]})
+        view_contact_sheet(views, wall, beside={"geometric": dark[:3]})
 
 
 def test_the_cloud_is_seen_from_above_with_its_path(wall):
@@ -123,7 +123,7 @@ def test_the_cloud_is_seen_from_above_with_its_path(wall):
     path = np.stack([view.world_from_camera for view in wall])
     up = up_in_world(path)
     np.testing.assert_array_equal(up, [0, -1, 0])
-    picture = cloud_picture(points, colours, np.ones(500, bool), np.full(500, 0.05, np.float32), path, up=up)
+    picture = cloud_overview(points, colours, np.ones(500, bool), np.full(500, 0.05, np.float32), path, up=up)
     assert ((picture[..., 1] > 150) & (picture[..., 0] < 60)).sum() > 100  # the green points
     assert ((picture[..., 0] > 180) & (picture[..., 1] < 90)).sum() > 20  # the red path
 

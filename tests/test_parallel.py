@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from checkpoints import DMD_VARIANT, write_checkpoint
 
-from worldstereo_ros.pipelines.diffusion.distributed import is_follower, process_count
+from worldstereo_ros.pipelines.diffusion.distributed import is_worker, process_count
 
 HERE = Path(__file__).resolve().parent
 
@@ -78,7 +78,7 @@ def test_who_follows(monkeypatch, rank, size, follows):
     values = {"RANK": rank, "WORLD_SIZE": size, "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
     for name, value in values.items():
         monkeypatch.setenv(name, value)
-    assert is_follower() is follows
+    assert is_worker() is follows
     monkeypatch.delenv("MASTER_PORT")
     assert process_count() == 1
-    assert not is_follower()
+    assert not is_worker()

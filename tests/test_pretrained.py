@@ -159,7 +159,7 @@ def test_the_picture_nearest_in_shape_is_taken(root, camera, picture):
     change_config(root / DMD, scale_map=None, nframe=None)  # as published, where the file does not say
     settings = find_checkpoint(root).settings
     assert settings.nframe == 21
-    assert settings.picture_size(*camera) == picture
+    assert settings.image_size_for(*camera) == picture
 
 
 # --- inspecting ---

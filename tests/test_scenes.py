@@ -131,11 +131,11 @@ class TestExactness:
         assert (frames.instance[0].numpy() == instance)[close].mean() > 0.998
 
     def test_the_size_of_tiles_changes_nothing(self, rooms):
-        from worldstereo_ros.scenes.raytracing.geometry import Frames, Tiles, cast
+        from worldstereo_ros.scenes.raytracing.geometry import RayFrames, Tiles, cast
 
         geometry = pack_cached(rooms[0], light="plain").geometry
         pose = torch.from_numpy(make_path(rooms[0], "drone", 2, seed=3))
-        frames = Frames.see(geometry, torch.zeros(2, dtype=torch.int64), pose)
+        frames = RayFrames.see(geometry, torch.zeros(2, dtype=torch.int64), pose)
         images = []
         for height, width, at_once in ((8, 16, 4), (120, 160, 7), (13, 11, 16)):
             tiles = Tiles.of(CAMERA, torch.device("cpu"), height, width)

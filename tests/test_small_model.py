@@ -20,18 +20,18 @@ from walls import WALL, away
 import worldstereo_ros
 from worldstereo_ros.cli.doctor import examine
 from worldstereo_ros.cli.main import app
-from worldstereo_ros.evaluation.scenarios import scene_story
+from worldstereo_ros.evaluation.demo_scenarios import scene_scenario
 from worldstereo_ros.io.posed_sequences import write_sequence
 from worldstereo_ros.models import VARIANTS, CheckpointError, find_checkpoint, inspect_checkpoint
 from worldstereo_ros.pipelines.auto import load_pipeline
 from worldstereo_ros.pipelines.geometric.pipeline import GeometricPipeline
 from worldstereo_ros.pipelines.worldstereo.pipeline import WorldStereoPipeline
-from worldstereo_ros.weights.bundled import shipped_folder
+from worldstereo_ros.weights.bundled import bundled_folder
 from worldstereo_ros.world import WorldModel
 
 CAMERA = WALL.camera
 REPOSITORY = Path(__file__).resolve().parents[1]
-SHIPPED = shipped_folder("small")
+BUNDLED = bundled_folder("small")
 MEGABYTE = 1_000_000
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -328,15 +328,15 @@ def weights_of(folder: Path) -> list[Path]:
 
 
 def test_what_ships_is_small_whole_and_described():
-    files = [file for file in SHIPPED.rglob("*") if file.is_file()]
+    files = [file for file in BUNDLED.rglob("*") if file.is_file()]
     assert sum(file.stat().st_size for file in files) <= 48 * MEGABYTE
     assert max(file.stat().st_size for file in files) <= 16 * MEGABYTE
     assert {file.suffix for file in files} <= {".safetensors", ".json", ".md"}
-    card = (SHIPPED / "README.md").read_text()
+    card = (BUNDLED / "README.md").read_text()
     assert len(card) > 1000
     for word in ("licen", "seed", "step"):
         assert word in card.lower()
-    for file in weights_of(SHIPPED):
+    for file in weights_of(BUNDLED):
         numbers = {"BF16": 0, "F32": 0}
         with safe_open(str(file), framework="pt") as reader:
             for name in reader.keys():  # noqa: SIM118 - no mapping
@@ -353,14 +353,14 @@ def test_what_ships_is_small_whole_and_described():
 @pytest.mark.parametrize("shape", [(64, 48), (80, 45)], ids=["4:3", "16:9"])
 def test_what_ships_imagines_in_one_step(shape):
     width, height = shape
-    story = scene_story("room", 3, 4, given=4, width=2 * width, height=2 * height)
+    story = scene_scenario("room", 3, 4, given=4, width=2 * width, height=2 * height)
     pipeline = load_pipeline("small", local_files_only=True)
     stages = []
 
     def imagine(pipeline, seed):
         world = WorldModel(pipeline)
         for view in story.given:
-            world.seed(view)
+            world.observe(view)
         return list(world.imagine(story.path, story.given[0].camera, seed=seed, on_step=lambda *s: stages.append(s)))
 
     views = imagine(pipeline, 5)

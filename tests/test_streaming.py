@@ -31,7 +31,7 @@ def make_world(pipeline) -> WorldModel:
     depth = np.full((48, 64), 2.0, np.float32)
     depth[16:32, 24:40] = 1.0
     for view in WALL.views():
-        world.seed(replace(view, depth=depth))
+        world.observe(replace(view, depth=depth))
     return world
 
 
@@ -76,7 +76,7 @@ def test_views_painted_side_by_side_are_those_painted_in_turn(threads):
 
         def __call__(self, conditioning, **arguments):
             steps = []
-            paintings = self.paint_all(conditioning, lambda *step: steps.append(step))
+            paintings = self.warp_all(conditioning, lambda *step: steps.append(step))
             assert steps == [("painting", index, VIEWS) for index in range(VIEWS)]
             turns = GeometricPipeline(threads=1)(conditioning, **arguments)
             for index, (painting, frame) in enumerate(zip(paintings, turns, strict=True)):

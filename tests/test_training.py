@@ -16,8 +16,8 @@ from typer.testing import CliRunner
 from worldstereo_ros.cli.main import app
 from worldstereo_ros.models import CheckpointError
 from worldstereo_ros.training import runner
-from worldstereo_ros.training.config import STAGES, read_training_settings
-from worldstereo_ros.training.logs import lasting, read_rounds, write_line
+from worldstereo_ros.training.config import STAGES, read_training_config
+from worldstereo_ros.training.logs import read_rounds, since_last_restart, write_line
 from worldstereo_ros.training.run_folder import VARIANT_OF
 from worldstereo_ros.training.runner import train_stages
 from worldstereo_ros.training.trainer import TrainingError, TrainingInterruptedError, train, uninterrupted
@@ -39,7 +39,7 @@ def test_one_command_makes_every_variant_logs_and_pictures(trained):
         assert first.about["settings"]["batch"] == SMOKE.stages[stage].batch
         assert first.figures["absrel"] < 3 if stage == "depth" else first.figures["psnr"] > 5
         assert (trained / "logs" / f"{stage}.png").stat().st_size > 1000
-    assert read_training_settings(trained / "settings.json") == SMOKE
+    assert read_training_config(trained / "settings.json") == SMOKE
 
 
 def test_minutes_are_for_all_stages_together(tmp_path, training_worlds, monkeypatch):
@@ -58,7 +58,7 @@ def test_minutes_are_for_all_stages_together(tmp_path, training_worlds, monkeypa
     assert shared[2] < 30
 
 
-@pytest.mark.parametrize("stage", ["video", "control", "memory", "distill", "polish"])
+@pytest.mark.parametrize("stage", ["video", "control", "memory", "distill", "finetune"])
 def test_a_stage_says_which_one_must_come_before(tmp_path, training_worlds, stage):
     with pytest.raises(CheckpointError, match="train the stage autoencoder first"):
         toy_stage(tmp_path, training_worlds, stage)
@@ -84,17 +84,17 @@ def test_weights_of_another_configuration_are_refused(trained_copy, training_wor
 
 @pytest.mark.parametrize(("name", "player", "falls_to"), [
     ("autoencoder", 0, 0.7), ("video", 0, 0.5), ("control", 0, 0.8), ("memory", 0, 0.85), ("distill", 1, 0.5),
-    ("polish", 0, 0.5),
+    ("finetune", 0, 0.5),
 ])  # fmt: skip
 def test_the_loss_falls_on_a_fixed_batch(trained, training_worlds, name, player, falls_to):
     """The same clips, the same noise: what is left is learning. Stages with fewer free weights fall less."""
     stage = toy_stage(trained, training_worlds, name)
     with torch.no_grad():  # a last layer that starts at nothing and was trained for seconds hides all behind it
         for parameter_name, parameter in stage.model.named_parameters():
-            if name in ("memory", "distill", "polish") and parameter_name.endswith("render_head.weight"):
+            if name in ("memory", "distill", "finetune") and parameter_name.endswith("render_head.weight"):
                 parameter.normal_(0, 0.1, generator=torch.Generator().manual_seed(0))
     stage.start_step()
-    trained = stage.players[player]
+    trained = stage.parameter_groups[player]
     optimizer = torch.optim.Adam(trained.parameters, lr=3e-3)
     losses = []
     for _ in range(30):
@@ -122,14 +122,14 @@ def test_a_stage_trains_what_it_should_and_nothing_else(trained):
     assert all(".ffn." in name or ".attn1." in name for name in changed)
     assert not torch.equal(whole["patch_embedding.weight"], base["patch_embedding.weight"])
     assert torch.equal(whole["camera_embedding.0.weight"], memory["camera_embedding.0.weight"])
-    polished = load_file(trained / "polished" / "worldstereo-memory-dmd" / "model.safetensors")
-    assert polished.keys() == whole.keys()
+    finetuned = load_file(trained / "finetuned" / "worldstereo-memory-dmd" / "model.safetensors")
+    assert finetuned.keys() == whole.keys()
     steps = [
         json.loads((trained / VARIANT_OF[stage] / "config.json").read_text())["dmd_steps"]
-        for stage in ("distill", "polish")
+        for stage in ("distill", "finetune")
     ]
-    assert steps == [SMOKE.dmd_steps, SMOKE.stages["polish"].painted_steps]
-    assert not torch.equal(polished["controlnet.render_head.weight"], whole["controlnet.render_head.weight"])
+    assert steps == [SMOKE.dmd_steps, SMOKE.stages["finetune"].denoising_steps]
+    assert not torch.equal(finetuned["controlnet.render_head.weight"], whole["controlnet.render_head.weight"])
 
 
 # --- again, and on ---
@@ -169,33 +169,33 @@ def test_training_goes_on_from_the_weights_alone_with_other_draws(trained_copy, 
 def test_numbers_that_are_not_finite_end_training_and_spare_the_weights(trained_copy, training_worlds):
     before = weights_of(trained_copy)
     stage = toy_stage(trained_copy, training_worlds, "video")
-    good = stage.players[0].loss
+    good = stage.parameter_groups[0].loss
 
     def loss():
         value, figures = good()
         return value * float("nan"), figures
 
-    stage.players[0].loss = loss
+    stage.parameter_groups[0].loss = loss
     with pytest.raises(TrainingError, match="not finite, at step 9; lower its learning_rate"):
         train(stage, stage.run.accelerator, trained_copy / "logs", steps=50, console=QUIET)
     after = weights_of(trained_copy)
     assert all(torch.equal(before[key], after[key]) for key in before)
-    assert all(torch.isfinite(p).all() for p in stage.players[0].parameters)
+    assert all(torch.isfinite(p).all() for p in stage.parameter_groups[0].parameters)
 
 
 def test_one_bad_step_is_passed_over(trained_copy, training_worlds):
     stage = toy_stage(trained_copy, training_worlds, "video")
-    good, calls = stage.players[0].loss, []
+    good, calls = stage.parameter_groups[0].loss, []
 
     def loss():
         calls.append(1)
         value, figures = good()
         return value * (float("inf") if len(calls) == 2 else 1.0), figures
 
-    stage.players[0].loss = loss
+    stage.parameter_groups[0].loss = loss
     figures = train(stage, stage.run.accelerator, trained_copy / "logs", steps=4, console=QUIET)
     assert np.isfinite(figures["loss"])
-    assert all(torch.isfinite(p).all() for p in stage.players[0].parameters)
+    assert all(torch.isfinite(p).all() for p in stage.parameter_groups[0].parameters)
 
 
 def test_ctrl_c_writes_what_was_learnt(trained_copy, training_worlds):
@@ -257,5 +257,5 @@ def test_logs_are_read_as_far_as_weights_were_written(tmp_path):
     with log.open("a") as file:
         file.write("\n")
     write_line(log, {"round": 2, "resumed": False})
-    assert [one.about["round"] for one in lasting(read_rounds(log))] == [2]
+    assert [one.about["round"] for one in since_last_restart(read_rounds(log))] == [2]
     assert json.loads(log.read_text().splitlines()[1])["video_loss"] is None

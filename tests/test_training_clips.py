@@ -7,17 +7,17 @@ import pytest
 import torch
 from training_runs import SMOKE, toy_stage
 
-from worldstereo_ros.training.data.dataset import Shelf
-from worldstereo_ros.training.data.loaders import ClipDraw, LoadedFeed
+from worldstereo_ros.training.data.dataset import WorldDataset
+from worldstereo_ros.training.data.loaders import ClipSampler, PrefetchingStream
 from worldstereo_ros.training.stages.finetune import channel_energy
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_packed_clips_are_the_same_to_what_cameras_resolve(training_worlds):
-    draw = ClipDraw(2, 5, renders=True, memory=True)
+    draw = ClipSampler(2, 5, renders=True, memory=True)
     random = np.random.default_rng(1)
-    batches = [draw(Shelf(training_worlds, "training", 4), random, torch.device("cpu")) for _ in range(3)]
+    batches = [draw(WorldDataset(training_worlds, "training", 4), random, torch.device("cpu")) for _ in range(3)]
     assert any(batch.references.shape[2] for batch in batches)
     for batch in batches:
         packed = {name: torch.from_numpy(array) for name, array in draw.pack(batch).items()}
@@ -29,24 +29,24 @@ def test_packed_clips_are_the_same_to_what_cameras_resolve(training_worlds):
 
 
 def test_loaders_give_the_same_batches_every_time_and_say_what_failed(training_worlds, tmp_path):
-    shelf, device = Shelf(training_worlds, "training", 4), torch.device("cpu")
-    draw = ClipDraw(2, 5, renders=False, memory=False)
+    dataset, device = WorldDataset(training_worlds, "training", 4), torch.device("cpu")
+    draw = ClipSampler(2, 5, renders=False, memory=False)
     taken = []
     for _ in range(2):
-        feed = LoadedFeed(draw, shelf, [0, 1, 0], device, 1)
+        stream = PrefetchingStream(draw, dataset, [0, 1, 0], device, 1)
         try:
-            taken.append([feed.take().pictures for _ in range(2)])
+            taken.append([stream.take().images for _ in range(2)])
         finally:
-            feed.close()
+            stream.close()
     assert all(torch.equal(a, b) for a, b in zip(*taken, strict=True))
     assert not torch.equal(taken[0][0], taken[0][1])
-    shelf.folder = tmp_path
-    feed = LoadedFeed(draw, shelf, [0, 1, 0], device, 1)
+    dataset.folder = tmp_path
+    stream = PrefetchingStream(draw, dataset, [0, 1, 0], device, 1)
     try:
         with pytest.raises(RuntimeError, match="no training worlds in"):
-            feed.take()
+            stream.take()
     finally:
-        feed.close()
+        stream.close()
 
 
 def test_batches_are_learnt_from_again_while_no_new_one_is_ready(trained, training_worlds):
@@ -71,14 +71,14 @@ def test_batches_are_learnt_from_again_while_no_new_one_is_ready(trained, traini
 
 def test_planes_go_on_in_holes_alone(training_worlds):
     """What the cloud shows is the same with and without them."""
-    draw = ClipDraw(2, 5, renders=True, memory=False, clean=True)
+    draw = ClipSampler(2, 5, renders=True, memory=False, clean=True)
     random = np.random.default_rng(1)
-    batches = [draw(Shelf(training_worlds, "training", 4), random, torch.device("cpu")) for _ in range(4)]
+    batches = [draw(WorldDataset(training_worlds, "training", 4), random, torch.device("cpu")) for _ in range(4)]
     for batch in batches:
         assert batch.layouts.shape == batch.renders.shape
-        assert torch.equal(batch.layouts[:, :, 0], batch.pictures[:, :, 0])  # the seed
-        assert not batch.marks[:, :, 0].any()
-        assert batch.marks.shape[3] * 8 == batch.pictures.shape[3]
+        assert torch.equal(batch.layouts[:, :, 0], batch.images[:, :, 0])  # the seed
+        assert not batch.plane_channels[:, :, 0].any()
+        assert batch.plane_channels.shape[3] * 8 == batch.images.shape[3]
     changed = [((b.layouts - b.renders).abs().amax(1) > 0.1).float() for b in batches]
     holes = [b.holes[:, 0] for b in batches]
     # A pixel of the model's size beside a hole may have a part of it.
@@ -102,7 +102,7 @@ def test_channels_count_by_what_they_change_in_the_picture():
 
 
 def test_polishing_weighs_channels_and_holes(trained, training_worlds):
-    stage = toy_stage(trained, training_worlds, "polish", pixel_share=0.5, covered_weight=0.25)
+    stage = toy_stage(trained, training_worlds, "finetune", pixel_share=0.5, covered_weight=0.25)
     for _ in range(10):
         stage.start_step()
         clips = stage._clips
@@ -115,5 +115,5 @@ def test_polishing_weighs_channels_and_holes(trained, training_worlds):
     inside, outside = channel[holes[:, 0] == 1], channel[holes[:, 0] == 0]
     torch.testing.assert_close(outside.mean() / inside.mean(), torch.tensor(0.25))
     assert weights.amin() > 0
-    even = toy_stage(trained, training_worlds, "polish", pixel_share=0.0, covered_weight=1.0)
+    even = toy_stage(trained, training_worlds, "finetune", pixel_share=0.0, covered_weight=1.0)
     assert torch.equal(even._weights(clips).expand_as(clips.latents), torch.ones_like(clips.latents))

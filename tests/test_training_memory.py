@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from worldstereo_ros.training.data import clip_sampling
-from worldstereo_ros.training.data.dataset import Shelf
-from worldstereo_ros.training.data.loaders import LEAST_FRAMES, ClipDraw
+from worldstereo_ros.training.data.dataset import WorldDataset
+from worldstereo_ros.training.data.loaders import LEAST_FRAMES, ClipSampler
 
 CPU = torch.device("cpu")
 
@@ -14,8 +14,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture
-def shelf(training_worlds):
-    return Shelf(training_worlds, "training", 4)
+def dataset(training_worlds):
+    return WorldDataset(training_worlds, "training", 4)
 
 
 @pytest.fixture
@@ -43,10 +43,10 @@ def drawn(monkeypatch):
 
 
 @pytest.mark.parametrize("references", [0, 1, 3])
-def test_references_are_what_the_cloud_is_made_of(shelf, drawn, monkeypatch, references):
+def test_references_are_what_the_cloud_is_made_of(dataset, drawn, monkeypatch, references):
     """In use, memory that has imagined nothing yet has no other views than those whose points it has."""
     monkeypatch.setattr(clip_sampling, "REMEMBERED", 1.0)
-    batch = clip_sampling.draw_clips(shelf, 6, 5, np.random.default_rng(0), CPU, references=references)
+    batch = clip_sampling.draw_clips(dataset, 6, 5, np.random.default_rng(0), CPU, references=references)
     assert batch.references.shape[2] == references
     assert len(drawn) == 6
     for _, sources, chosen in drawn:
@@ -55,21 +55,21 @@ def test_references_are_what_the_cloud_is_made_of(shelf, drawn, monkeypatch, ref
         assert len(set(chosen)) == min(references, len(set(sources)))
 
 
-def test_other_references_may_show_what_the_cloud_does_not(shelf, drawn, monkeypatch):
+def test_other_references_may_show_what_the_cloud_does_not(dataset, drawn, monkeypatch):
     monkeypatch.setattr(clip_sampling, "REMEMBERED", 0.0)
-    clip_sampling.draw_clips(shelf, 8, 5, np.random.default_rng(0), CPU, references=3)
+    clip_sampling.draw_clips(dataset, 8, 5, np.random.default_rng(0), CPU, references=3)
     assert any(set(chosen) - set(sources) for _, sources, chosen in drawn)
 
 
-def test_a_keyframe_gets_the_source_that_shows_most_of_it(shelf):
-    world = shelf.worlds[shelf.order[0]]
+def test_a_keyframe_gets_the_source_that_shows_most_of_it(dataset):
+    world = dataset.worlds[dataset.order[0]]
     fine = [int(view) for view in world.fine[:4]]
     assert clip_sampling._assigned(world, np.array(fine[::-1]), fine) == fine[::-1]
 
 
-def test_a_mirrored_world_is_a_world(shelf):
+def test_a_mirrored_world_is_a_world(dataset):
     """What a pixel of one view shows is found in another view: in the mirror at the mirrored places."""
-    world = shelf.worlds[shelf.order[0]]
+    world = dataset.worlds[dataset.order[0]]
     mirrored = world.mirrored()
     width = world.camera.width
 
@@ -92,12 +92,12 @@ def test_a_mirrored_world_is_a_world(shelf):
     assert torch.equal(mirrored.mirrored().matrix, world.matrix)
 
 
-def test_shorter_clips_are_as_many_more_and_go_farther(shelf, drawn):
-    draw = ClipDraw(4, 9, renders=True, memory=True, short=1.0)
+def test_shorter_clips_are_as_many_more_and_go_farther(dataset, drawn):
+    draw = ClipSampler(4, 9, renders=True, memory=True, short_clip_prob=1.0)
     random = np.random.default_rng(2)
     sizes = set()
     for _ in range(6):
-        pictures = draw(shelf, random, CPU).pictures
+        pictures = draw(dataset, random, CPU).images
         sizes.add((pictures.shape[0], pictures.shape[2]))
     assert all(LEAST_FRAMES <= frames < 9 and count == 4 * 9 // frames for count, frames in sizes)
     assert len(sizes) > 1

@@ -52,7 +52,7 @@ def test_what_is_too_large_damaged_or_not_ours_is_not_packed(trained_copy, tmp_p
         ship(trained_copy, out, most_bytes=10_000)
     with pytest.raises(ValueError, match="some of memory-dmd, memory, camera were expected"):
         ship(trained_copy, out, variants=("dmd",))
-    weights = trained_copy / "polished" / "worldstereo-memory-dmd" / "model.safetensors"
+    weights = trained_copy / "finetuned" / "worldstereo-memory-dmd" / "model.safetensors"
     tensors = load_file(weights)
     tensors["patch_embedding.weight"][0] = float("nan")
     save_file(tensors, weights)

@@ -86,11 +86,11 @@ def test_outcome_folder_shows_given_and_imagined(tmp_path, wall_views):
     from worldstereo_ros.memory.archive import save_archive
     from worldstereo_ros.memory.bank import ViewBank
     from worldstereo_ros.memory.cloud import CloudMemory
-    from worldstereo_ros.visualization.results import MAP_FILE, write_outcome
+    from worldstereo_ros.visualization.results import MAP_FILE, write_results
 
     cloud, imagined = CloudMemory(0.01), outcome_of(wall_views)
     cloud.insert(wall_views[0])
-    write_outcome(tmp_path / "out", imagined, wall_views[:1], cloud, title="test")
+    write_results(tmp_path / "out", imagined, wall_views[:1], cloud, title="test")
     from_cloud_file = load_viewable(tmp_path / "out")
     save_archive(tmp_path / "out" / MAP_FILE, cloud, ViewBank(), {})
     shown = load_viewable(tmp_path / "out")

@@ -37,7 +37,7 @@ def seen(scene, path):
 def world(seen):
     world = WorldModel(load_pipeline("geometric"))
     for view in seen:
-        world.seed(view)
+        world.observe(view)
     return world
 
 
@@ -87,7 +87,7 @@ def test_remembered_views_are_marked_imagined_and_leave_what_was_observed_alone(
     assert (~observed).sum() > 100
     np.testing.assert_array_equal(world.cloud.points[observed], before)
     assert any(view.observed is not None for view in world.bank.views)
-    assert world.newest_seed.observed is None
+    assert world.newest_observation.observed is None
 
 
 def test_coming_back_to_a_remembered_place_shows_the_same_place(world, path):
@@ -126,7 +126,7 @@ def test_a_surface_that_several_views_of_a_clip_imagine_is_remembered_once(world
     for poses in (turned[None], np.repeat(turned[None], 4, axis=0)):
         memory = WorldModel(Guessing())
         for view in world.bank.views:
-            memory.seed(view)
+            memory.observe(view)
         before = len(memory.cloud)
         views = list(memory.imagine(poses, CAMERA, remember=True))
         assert not views[0].covered.all()
@@ -149,7 +149,7 @@ def test_a_seed_without_depth_is_refused_and_changes_nothing(world, seen):
     view = seen[0]
     for depth in (None, np.zeros_like(view.depth)):
         with pytest.raises(ValueError, match="no depth"):
-            world.seed(View(view.image, CAMERA, view.world_from_camera, depth))
+            world.observe(View(view.image, CAMERA, view.world_from_camera, depth))
     assert len(world.cloud) == points
 
 
@@ -193,4 +193,4 @@ def test_a_bad_map_changes_nothing(world, tmp_path):
 def test_reset_forgets(world):
     world.reset()
     assert len(world.cloud) == 0
-    assert world.newest_seed is None
+    assert world.newest_observation is None

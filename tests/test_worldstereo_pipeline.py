@@ -80,7 +80,7 @@ def test_long_path_goes_in_clips_that_begin_where_the_last_ended(pipeline):
         name, clip_length, selects_references = pipeline.name, pipeline.clip_length, True
 
         def __call__(self, conditioning, **arguments):
-            seeds.append(conditioning.seed)
+            seeds.append(conditioning.start_view)
             return original(pipeline, conditioning, **arguments)
 
     world.pipeline = Spy()

@@ -10,21 +10,21 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from worldstereo_ros.cli.main import app
-from worldstereo_ros.training.config import read_training_settings
-from worldstereo_ros.training.data.dataset import Shelf
+from worldstereo_ros.training.config import read_training_config
+from worldstereo_ros.training.data.dataset import WorldDataset
 from worldstereo_ros.training.data.world_files import draw_worlds
 from worldstereo_ros.training.run_folder import Run
 from worldstereo_ros.training.runner import make_stage
 from worldstereo_ros.training.trainer import Stage
 
-SMOKE = read_training_settings("smoke")
+SMOKE = read_training_config("smoke")
 QUIET = Console(quiet=True)
 
 
 def draw_smoke_worlds(folder: Path) -> None:
     """All that the configuration wants, so that no run draws any more."""
-    for split, count in (("training", SMOKE.worlds.kept), ("validation", SMOKE.worlds.validation)):
-        assert draw_worlds(folder, split, range(count), SMOKE.sizes, soft_light=0.0) == count
+    for split, count in (("training", SMOKE.worlds.cache_size), ("validation", SMOKE.worlds.validation)):
+        assert draw_worlds(folder, split, range(count), SMOKE.sizes, shadow_prob=0.0) == count
 
 
 def train_all(folder: Path, worlds: Path) -> None:
@@ -41,7 +41,7 @@ def toy_stage(folder: Path, worlds: Path, name: str, **changes) -> Stage:
     )
     torch.manual_seed(0)
     run = Run(folder, settings, Accelerator(mixed_precision="no", cpu=True))
-    return make_stage(name, run, Shelf(worlds, "training", 4), Shelf(worlds, "validation", 2))
+    return make_stage(name, run, WorldDataset(worlds, "training", 4), WorldDataset(worlds, "validation", 2))
 
 
 def copy_tree(source: Path, target: Path) -> None:

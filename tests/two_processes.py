@@ -65,7 +65,7 @@ def imagined(pipeline):
     camera = Camera.from_fov(60, 45, 1.2)
     world = WorldModel(pipeline)
     image = np.random.default_rng(3).integers(30, 220, (45, 60, 3), dtype=np.uint8)
-    world.seed(View(image, camera, np.eye(4), np.full((45, 60), 2.0, np.float32), stamp_ns=1))
+    world.observe(View(image, camera, np.eye(4), np.full((45, 60), 2.0, np.float32), stamp_ns=1))
     views = world.imagine(trajectory("turn", np.eye(4), 2, angle=1.0), camera, prompt="a hall")
     return np.stack([view.image for view in views]).astype(int)
 
@@ -106,14 +106,14 @@ def main() -> None:
     model = tiny_transformer()
     found["weights and tokens"] = compare(model, tiny_inputs(model), both(mesh))
     if dist.get_rank() > 0:
-        assert distributed.is_follower()
-        distributed.follow()
+        assert distributed.is_worker()
+        distributed.run_worker()
         return
     alone = imagined(WorldStereoPipeline.from_pretrained(checkpoint, parallel=False))
     together = imagined(WorldStereoPipeline.from_pretrained(checkpoint))
     found["pipeline"] = int(np.abs(alone - together).max())
     os.environ[distributed.SHARE_WEIGHTS] = "0"
-    distributed.dismiss()
+    distributed.stop_workers()
     Path(file).write_text(json.dumps(found))
 
 

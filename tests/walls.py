@@ -35,7 +35,7 @@ class Wall:
         """One that has seen both views."""
         world = WorldModel(pipeline)
         for view in self.views():
-            world.seed(view)
+            world.observe(view)
         return world
 
 

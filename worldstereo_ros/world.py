@@ -70,7 +70,7 @@ class WorldModel:
 
     # --- seeing ----------------------------------------------------------------------------------------------------
 
-    def seed(self, view: View) -> InsertReport:
+    def observe(self, view: View) -> InsertReport:
         """Remembers a view that a sensor took: its points in the cloud, its picture in the bank.
 
         Raises:
@@ -96,7 +96,7 @@ class WorldModel:
         return replace(view, depth=depth)
 
     @property
-    def newest_seed(self) -> View | None:
+    def newest_observation(self) -> View | None:
         """The newest view that a sensor took, None before the first."""
         return next((view for view in reversed(self.bank.views) if view.observed is None), None)
 
@@ -128,16 +128,16 @@ class WorldModel:
             ModelError: the pipeline failed (raised while the views are taken).
         """
         poses = check_poses(world_from_camera)
-        newest = self.newest_seed
+        newest = self.newest_observation
         # A clip goes on from the seed that shows most of it, whichever came last: seeds may come in any order.
-        seed_view = self.bank.seed_for(camera, poses[: self.pipeline.clip_length])
-        if newest is None or seed_view is None:
+        start_view = self.bank.best_start_view(camera, poses[: self.pipeline.clip_length])
+        if newest is None or start_view is None:
             raise NothingSeenError(
                 "Nothing was seen yet: the memory is empty. Send an image with camera_info, depth and pose first."
             )
         generator = torch.Generator(device=self.device).manual_seed(seed)
         stamp_ns = newest.stamp_ns
-        return self._imagine(poses, camera, prompt, generator, remember, on_step or _no_step, seed_view, stamp_ns)
+        return self._imagine(poses, camera, prompt, generator, remember, on_step or _no_step, start_view, stamp_ns)
 
     def _imagine(
         self,
@@ -147,7 +147,7 @@ class WorldModel:
         generator: torch.Generator,
         remember: bool,
         on_step: OnStep,
-        seed_view: View,
+        start_view: View,
         stamp_ns: int,
     ) -> Iterator[ImaginedView]:
         count = len(poses)
@@ -162,7 +162,7 @@ class WorldModel:
             whole = getattr(self.pipeline, "selects_references", False)
             offered = list(range(len(self.bank))) if whole else retrieval.distinct
             conditioning = Conditioning(
-                seed=seed_view,
+                start_view=start_view,
                 renders=renders,
                 camera=camera,
                 world_from_camera=clip,
@@ -184,7 +184,7 @@ class WorldModel:
             if remember:
                 for view in clip_views:
                     self.remember(view, in_bank=view.index in kept)
-            seed_view = clip_views[-1]
+            start_view = clip_views[-1]
 
     def _render(self, camera: Camera, poses: np.ndarray) -> Rendering:
         cloud = self.cloud
@@ -252,7 +252,7 @@ def warm_up(pipeline: Pipeline, device: str | torch.device = "cpu") -> None:
     poses = np.tile(np.eye(4), (3, 1, 1))
     poses[:, 0, 3] = (0.0, 0.2, 0.4)
     for stamp, pose in enumerate(poses[:2]):
-        world.seed(View(image, camera, pose, np.full((48, 64), 3, np.float32), stamp_ns=stamp))
+        world.observe(View(image, camera, pose, np.full((48, 64), 3, np.float32), stamp_ns=stamp))
     for view in world.imagine(poses, camera, remember=True):
         assert view.image.shape == image.shape
 

@@ -23,12 +23,12 @@ def pair(tmp_path_factory: pytest.TempPathFactory):
         "max_path_poses": 20_000,
         "max_views": 200,
         "max_job_pixels": 2_000_000,
-        "pair_wait": 0.2,
+        "sync_timeout": 0.2,
         "view_width": 64,
     }
     from harness import running
 
     with running(parameters) as (node, robot):
         robot.folder = folder
-        robot.see()
+        robot.publish_view()
         yield node, robot

@@ -278,7 +278,7 @@ class Robot:
             messages.depth_message(depth, header),
         )
 
-    def see(self, x: float = 0.0, seed: int = 0) -> None:
+    def publish_view(self, x: float = 0.0, seed: int = 0) -> None:
         """Shows the node one view and waits until it is in memory."""
         before = int(self.diagnostics().get("seeds taken", 0))
         image, info, depth = self.view(x, seed)

@@ -9,7 +9,7 @@ import pytest
 
 import worldstereo_ros
 from worldstereo_ros.cli import demo
-from worldstereo_ros.evaluation.scenarios import scene_story
+from worldstereo_ros.evaluation.demo_scenarios import scene_scenario
 from worldstereo_ros.io.bags.files import Bag
 from worldstereo_ros.io.bags.views import read_views
 from worldstereo_ros.io.datasets import open_sequence
@@ -24,13 +24,13 @@ pytestmark = pytest.mark.ros
 @pytest.fixture(scope="module")
 def outcome(tmp_path_factory):
     def small(kind, seed, views):
-        return scene_story(kind, seed, views, given=4, width=160, height=120)
+        return scene_scenario(kind, seed, views, given=4, width=160, height=120)
 
     out = tmp_path_factory.mktemp("demo")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ROS_DOMAIN_ID", "91")
         patch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
-        patch.setattr(demo, "scene_story", small)
+        patch.setattr(demo, "scene_scenario", small)
         # A toy model in the place of the one that ships, for this process: the node's own is geometric.
         package = tmp_path_factory.mktemp("package")
         write_small_checkpoint(package / "weights" / "small", (DMD_VARIANT,))
@@ -71,7 +71,7 @@ def test_the_other_pipelines_imagine_the_same_path(outcome):
 def test_a_node_that_cannot_be_configured_ends_the_demo_at_once(tmp_path, monkeypatch):
     monkeypatch.setenv("ROS_DOMAIN_ID", "92")
     monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
-    monkeypatch.setattr(demo, "scene_story", lambda *_: scene_story("room", 0, 2, given=2, width=64, height=48))
+    monkeypatch.setattr(demo, "scene_scenario", lambda *_: scene_scenario("room", 0, 2, given=2, width=64, height=48))
     with pytest.raises(demo.DemoError, match=r"could not be configured\. The model 'crystal-ball' is not known"):
         demo.run_demo(tmp_path, model="crystal-ball")
 

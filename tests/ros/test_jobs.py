@@ -17,8 +17,8 @@ from worldstereo_ros.geometry.views import View
 from worldstereo_ros.pipelines.base import Cancelled
 from worldstereo_ros.pipelines.geometric.pipeline import GeometricPipeline
 from worldstereo_ros.ros.conversions import messages
-from worldstereo_ros.ros.node.jobs import VIEW_ORIGIN, Code, Job, Mailbox, Outcome
-from worldstereo_ros.ros.node.synchronizer import KEPT, Joiner, Seed
+from worldstereo_ros.ros.node.jobs import VIEW_ORIGIN, ErrorCode, Job, JobResult, Mailbox
+from worldstereo_ros.ros.node.synchronizer import KEPT, Observation, Synchronizer
 from worldstereo_ros.ros.node.worker import MAX_WAITING_VIEWS, Worker
 from worldstereo_ros.world import WorldModel
 
@@ -40,9 +40,12 @@ def test_mailbox_keeps_the_newest_and_counts():
 
 
 def test_job_ends_once_whoever_ends_it():
-    ends: list[Outcome] = []
+    ends: list[JobResult] = []
     work = job(ends)
-    threads = [threading.Thread(target=work.end, args=(Outcome(code),)) for code in (Code.TIMEOUT, Code.CANCELED) * 8]
+    threads = [
+        threading.Thread(target=work.end, args=(JobResult(code),))
+        for code in (ErrorCode.TIMEOUT, ErrorCode.CANCELED) * 8
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -55,9 +58,9 @@ def test_job_ends_once_whoever_ends_it():
 
 def test_first_reason_to_stop_counts():
     work = job()
-    work.stop(Code.SUPERSEDED, "newer")
-    work.stop(Code.CANCELED, "client")
-    assert work.stopped() == Outcome(Code.SUPERSEDED, "newer")
+    work.stop(ErrorCode.SUPERSEDED, "newer")
+    work.stop(ErrorCode.CANCELED, "client")
+    assert work.stopped() == JobResult(ErrorCode.SUPERSEDED, "newer")
 
 
 def test_job_over_its_deadline_stops_itself():
@@ -65,7 +68,7 @@ def test_job_over_its_deadline_stops_itself():
     time.sleep(0.01)
     with pytest.raises(Cancelled):
         work.check()
-    assert work.stopped().code == Code.TIMEOUT
+    assert work.stopped().code == ErrorCode.TIMEOUT
 
 
 # --- joining ---
@@ -75,8 +78,8 @@ def stamped(kind, milliseconds: int, frame: str = "camera"):
     return kind(header=Header(stamp=messages.time_message(milliseconds * 1_000_000), frame_id=frame))
 
 
-def joiner(**values) -> Joiner:
-    out = Joiner()
+def joiner(**values) -> Synchronizer:
+    out = Synchronizer()
     for name, value in values.items():
         setattr(out, name, value)
     return out
@@ -177,7 +180,7 @@ def test_time_set_back_keeps_what_came_of_the_new_time():
 # --- seeds ---
 
 
-def seed_of(image_size, depth_size=None, info_size=None) -> Seed:
+def seed_of(image_size, depth_size=None, info_size=None) -> Observation:
     header = Header(frame_id="camera", stamp=Time(sec=1))
     width, height = image_size
     camera = Camera(*(info_size or image_size), 50.0, 50.0, 10.0, 10.0)
@@ -185,10 +188,10 @@ def seed_of(image_size, depth_size=None, info_size=None) -> Seed:
     if depth_size:
         depth = messages.depth_message(np.full(depth_size[::-1], 2, np.float32), header)
     image = messages.colour_message(np.zeros((height, width, 3), np.uint8), header)
-    return Seed(image, messages.info_message(camera, header), depth, np.eye(4), 1_000_000_000, "image")
+    return Observation(image, messages.info_message(camera, header), depth, np.eye(4), 1_000_000_000, "image")
 
 
-def view_of(seed: Seed) -> View:
+def view_of(seed: Observation) -> View:
     return seed.view(seed.info)
 
 
@@ -225,7 +228,7 @@ def test_a_panorama_without_depth_is_remembered_in_one_scale():
     image = messages.colour_message(picture, Header(frame_id="camera", stamp=Time(sec=1)))
     place = np.eye(4)
     place[:3, 3] = (1, 2, 3)
-    Seed(image, None, None, place, 7, "panorama").remember(world)
+    Observation(image, None, None, place, 7, "panorama").remember(world)
     assert len(world.bank) > 8
     assert all(view.stamp_ns == 7 for view in world.bank.views)
     distance = np.linalg.norm(world.cloud.points - place[:3, 3], axis=1)
@@ -242,10 +245,10 @@ class Told:
     def __init__(self) -> None:
         self.lines: list[str] = []
 
-    def seeded(self, world, seed) -> None:
+    def observation_remembered(self, world, seed) -> None:
         self.lines.append(f"seeded {seed.stamp_ns}")
 
-    def refused(self, topic, sentence) -> None:
+    def on_rejected(self, topic, sentence) -> None:
         self.lines.append(f"refused {topic}: {sentence}")
 
     def imagined(self, view, job) -> None:
@@ -309,17 +312,17 @@ def until(condition) -> None:
 
 def test_work_is_done_in_the_order_it_came(works):
     worker, told, world = works
-    ends: list[Outcome] = []
+    ends: list[JobResult] = []
     worker.submit_path(job(ends, origin="first"))
     until(lambda: worker.running is not None)
     for number in (1, 2, 3):  # while the job runs
-        worker.offer_seed(Seed(None, None, None, np.eye(4), number, "image"))
+        worker.offer_observation(Observation(None, None, None, np.eye(4), number, "image"))
     view = job(ends, origin=VIEW_ORIGIN)
     worker.submit_view(view)
     for _ in range(6):
         world.gate.release()
     until(lambda: len(ends) == 2 and worker.running is None)
-    assert worker.seeds_dropped == 2
+    assert worker.observations_dropped == 2
     happened = [line for line in told.lines if not line.startswith("imagined")]
     assert happened[0] == "ended first NONE"
     assert "NoneType" in happened[1]  # the seed's turn, before the view that came after it
@@ -335,12 +338,12 @@ def test_newer_path_ends_the_older_ones(works):
     until(lambda: worker.running is not None)
     worker.submit_path(job(ends["b"], origin="b"))
     worker.submit_path(job(ends["c"], origin="c"))
-    assert ends["b"][0].code == Code.SUPERSEDED  # it waited, so it ends at once
+    assert ends["b"][0].code == ErrorCode.SUPERSEDED  # it waited, so it ends at once
     for _ in range(5):
         world.gate.release()
     until(lambda: ends["a"] and ends["c"])
-    assert ends["a"][0].code == Code.SUPERSEDED
-    assert ends["c"][0].code == Code.NONE
+    assert ends["a"][0].code == ErrorCode.SUPERSEDED
+    assert ends["c"][0].code == ErrorCode.NONE
 
 
 def test_waiting_views_are_bounded(works):
@@ -353,13 +356,13 @@ def test_waiting_views_are_bounded(works):
 
 def test_withdrawn_job_ends_at_once_where_it_waits(works):
     worker, _, world = works
-    ends: list[Outcome] = []
+    ends: list[JobResult] = []
     worker.submit_path(job(origin=VIEW_ORIGIN))
     until(lambda: worker.running is not None)
     waiting = job(ends)
     worker.submit_path(waiting)
-    worker.withdraw(waiting, Code.CANCELED, "asked")
-    assert ends[0].code == Code.CANCELED
+    worker.withdraw(waiting, ErrorCode.CANCELED, "asked")
+    assert ends[0].code == ErrorCode.CANCELED
     for _ in range(3):
         world.gate.release()
     until(lambda: worker.running is None)

@@ -19,7 +19,7 @@ from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.views import ImaginedView, View
 from worldstereo_ros.imaging.codecs import COLOUR_ENCODINGS, DEPTH_ENCODINGS, ImageError
 from worldstereo_ros.ros.conversions import clouds, markers, messages
-from worldstereo_ros.ros.node.jobs import Code
+from worldstereo_ros.ros.node.jobs import ErrorCode
 
 HEADER = Header(frame_id="camera")
 RANDOM = np.random.default_rng(3)
@@ -27,7 +27,9 @@ RANDOM = np.random.default_rng(3)
 
 def test_codes_are_those_of_the_interfaces():
     for kind in (ImaginePath.Result, ImagineView.Request):
-        assert {code.name: int(code) for code in Code} == {code.name: getattr(kind, code.name) for code in Code}
+        assert {code.name: int(code) for code in ErrorCode} == {
+            code.name: getattr(kind, code.name) for code in ErrorCode
+        }
 
 
 @pytest.mark.parametrize("shape", [(5, 7, 3), (5, 7)])
@@ -269,7 +271,7 @@ def test_view_without_depth_is_unknown_everywhere():
     assert np.isnan(np.frombuffer(message.depth.data, "<f4")).all()
     assert (message.index, message.count, message.coverage, message.observed_fraction) == (2, 5, 1.0, 0.0)
     assert message.pose.pose.position.x == 1.0
-    assert messages.nanoseconds(message.seed_stamp) == 7
+    assert messages.nanoseconds(message.observation_stamp) == 7
 
 
 def test_frusta_point_where_the_camera_looks():

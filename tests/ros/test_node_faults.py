@@ -97,7 +97,7 @@ REFUSED = {
     "3 step too short": (_image(_fields(step=10)), "image", "step"),
     "3 short data": (_image(_short), "image", "bytes"),
     "3 no pixels": (_image(_fields(width=0)), "image", "0x72"),
-    "3 absurd size": (_image(_fields(width=4_000_000_000, height=4_000_000_000)), "image", "refused"),
+    "3 absurd size": (_image(_fields(width=4_000_000_000, height=4_000_000_000)), "image", "on_rejected"),
     "4 no frame": (_image(lambda image: setattr(image.header, "frame_id", "")), "image", "names no frame"),
     "15 frame unknown": (_image(lambda image: setattr(image.header, "frame_id", "renamed")), "image", "renamed"),
     "8 depth all NaN": (_depth(_all_depth(np.nan)), "image", "depth"),
@@ -124,17 +124,17 @@ def test_bad_message_is_refused_with_a_sentence(pair, name):
         for publisher, message in ((robot.info, info), (robot.depth, depth), (robot.image, image)):
             publisher.publish(message)
 
-    def refused() -> bool:
+    def on_rejected() -> bool:
         now = robot.diagnostics()
         # An image that waits for a refused partner is refused a little later; the word tells them apart.
         return int(now.get(key, 0)) > int(before.get(key, 0)) and word in now[f"{topic} last refusal"]
 
     for _ in range(4):  # the node listens best effort: a message may be lost, as a camera's may
         send()
-        if wait_for(refused, 3):
+        if wait_for(on_rejected, 3):
             break
     now = robot.diagnostics()
-    assert refused(), now
+    assert on_rejected(), now
     assert now["level input"] == "1"
     assert int(now["points"]) >= int(before["points"])
     still_good(robot)
@@ -155,8 +155,8 @@ def test_image_without_camera_info_says_so():  # (1)
         robot.depth.publish(depth)
         robot.image.publish(image)
         node.wait_log("No camera_info has come")
-        assert robot.imagine()[1].error_code == Result.NO_SEED
-        robot.see()
+        assert robot.imagine()[1].error_code == Result.NO_OBSERVATION
+        robot.publish_view()
         still_good(robot)
 
 
@@ -182,7 +182,7 @@ def test_image_with_no_texture_is_taken(pair):  # (9)
         assert wait_for(lambda taken=taken: int(robot.diagnostics()["seeds taken"]) > taken)
         still_good(robot)
     robot.call("reset", Trigger.Request())
-    robot.see()
+    robot.publish_view()
 
 
 def test_two_publishers_on_one_topic(pair):  # (10)
@@ -199,7 +199,7 @@ def test_two_publishers_on_one_topic(pair):  # (10)
         for publisher, message in ((robot.info, info), (robot.depth, depth), (robot.image, image)):
             publisher.publish(message)
         time.sleep(0.1)
-    robot.see()
+    robot.publish_view()
     assert int(robot.diagnostics()["seeds taken"]) > taken
     still_good(robot)
     robot.node.destroy_publisher(other)

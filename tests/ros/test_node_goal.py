@@ -30,7 +30,7 @@ Result = ImaginePath.Result
 def geometric():
     """A node with the real pipeline, that has seen one view."""
     with running() as (node, robot):
-        robot.see()
+        robot.publish_view()
         yield node, robot
 
 
@@ -39,7 +39,7 @@ def slow():
     """A node whose pipeline takes a fifth of a second a view in ten steps, that has seen one view."""
     with running({"model": "odd"}, script=HERE / "odd_node.py") as (node, robot):
         robot.prompt = "slow"
-        robot.see()
+        robot.publish_view()
         yield node, robot
 
 
@@ -84,7 +84,7 @@ def test_goal_gives_every_output(geometric):
         assert (view.index, view.count) == (index, 5)
         assert view.pose.header.frame_id == "map"
         np.testing.assert_allclose(messages.pose_matrix(view.pose.pose), camera_at(0.1 * index), atol=1e-6)
-        assert messages.nanoseconds(view.seed_stamp) < messages.nanoseconds(view.header.stamp)
+        assert messages.nanoseconds(view.observation_stamp) < messages.nanoseconds(view.header.stamp)
         assert (view.image.encoding, view.image.width, view.image.height) == ("rgb8", WIDTH, HEIGHT)
         assert len(view.image.data) == WIDTH * HEIGHT * 3
         assert (view.depth.encoding, len(view.depth.data)) == ("32FC1", WIDTH * HEIGHT * 4)
@@ -319,8 +319,8 @@ def test_reset_during_a_job_ends_it_and_forgets(slow):
     status, result = robot.result(job)
     assert status == ABORTED
     assert result.error_code == Result.CANCELED
-    assert robot.imagine(robot.goal(poses=1))[1].error_code == Result.NO_SEED
-    robot.see()
+    assert robot.imagine(robot.goal(poses=1))[1].error_code == Result.NO_OBSERVATION
+    robot.publish_view()
     assert robot.imagine(robot.goal(poses=1))[0] == SUCCEEDED
 
 

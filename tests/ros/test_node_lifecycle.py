@@ -44,7 +44,7 @@ def test_states_in_every_order():  # (26)
         assert robot.transition("activate")
         assert not robot.transition("activate")
         robot.wait_ready()
-        robot.see()
+        robot.publish_view()
         assert robot.imagine()[0] == SUCCEEDED
         # What is remembered outlives a deactivation, not a cleanup.
         assert robot.transition("deactivate")
@@ -54,7 +54,7 @@ def test_states_in_every_order():  # (26)
         assert robot.transition("cleanup")
         assert robot.transition("configure")
         assert robot.transition("activate")
-        assert robot.imagine()[1].error_code == Result.NO_SEED
+        assert robot.imagine()[1].error_code == Result.NO_OBSERVATION
         assert robot.transition("shutdown")
         assert robot.state() == "finalized"
         assert node.terminate() == 0
@@ -118,8 +118,8 @@ def odd(tmp_path_factory):
     release = tmp_path_factory.mktemp("odd") / "release"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ODD_RELEASE", str(release))
-        with running({"model": "odd", "hang_grace": 0.5}, script=ODD) as (node, robot):
-            robot.see()
+        with running({"model": "odd", "watchdog_grace": 0.5}, script=ODD) as (node, robot):
+            robot.publish_view()
             robot.release = release
             yield node, robot
 
@@ -196,7 +196,7 @@ def test_cleanup_and_configure_replace_a_worker_that_hangs(odd):  # (20)
     assert robot.transition("configure")
     assert robot.transition("activate")
     robot.wait_ready()
-    robot.see()
+    robot.publish_view()
     assert robot.imagine()[0] == SUCCEEDED
     assert wait_for(lambda: robot.diagnostics()["level node"] == "0")
     robot.release.touch()  # the one left behind wakes up, and must not disturb
@@ -224,13 +224,13 @@ def test_exception_in_a_callback_ends_nothing(odd):  # (28)
     robot.image.publish(image)
     node.wait_log("ZeroDivisionError: poison")
     assert wait_for(lambda: robot.diagnostics().get("level node") == "2")
-    robot.see()
+    robot.publish_view()
     assert robot.imagine()[0] == SUCCEEDED
 
 
 def test_deactivate_and_sigterm_end_a_running_job():  # (25)
     with running({"model": "odd"}, script=ODD) as (node, robot):
-        robot.see()
+        robot.publish_view()
         job = robot.send(robot.goal(poses=100, prompt="slow"))
         assert robot.transition("deactivate")
         status, result = robot.result(job)
@@ -250,7 +250,7 @@ def test_deactivate_and_sigterm_end_a_running_job():  # (25)
 def test_sigterm_while_the_model_hangs(tmp_path, monkeypatch):  # (25)
     monkeypatch.setenv("ODD_RELEASE", str(tmp_path / "never"))
     with running({"model": "odd"}, script=ODD) as (node, robot):
-        robot.see()
+        robot.publish_view()
         feedback: list = []
         job = robot.send(robot.goal(prompt="hangs"), feedback)
         assert wait_for(lambda: any(item.stage == "rendering" for item in feedback))
@@ -264,7 +264,7 @@ def test_sigterm_while_the_model_hangs(tmp_path, monkeypatch):  # (25)
 @pytest.mark.slow
 def test_hundred_rounds_leak_nothing():  # (27)
     with running() as (node, robot):
-        robot.see()
+        robot.publish_view()
         assert robot.imagine()[0] == SUCCEEDED
 
         def rounds(count: int) -> float:

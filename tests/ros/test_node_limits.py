@@ -31,7 +31,7 @@ def test_save_and_load_bring_back_what_was_remembered(pair):
     assert saved.success, saved.message
     points = robot.diagnostics()["points"]
     robot.call("reset", Trigger.Request())
-    assert robot.imagine(robot.goal(poses=1))[1].error_code == Result.NO_SEED
+    assert robot.imagine(robot.goal(poses=1))[1].error_code == Result.NO_OBSERVATION
     loaded = robot.call("load_map", LoadMap.Request(name="office"))
     assert loaded.success, loaded.message
     assert f"{points} points" in loaded.message
@@ -98,11 +98,11 @@ def test_folder_that_cannot_be_written_is_told(pair):  # (32)
         ({"tf_timeout": 1e9}, ""),
         ({"tf_timeout": math.nan}, ""),
         ({"tf_timeout": "soon"}, ""),
-        ({"path_poses": "wheel"}, "base, camera"),
+        ({"path_pose_frame": "wheel"}, "base, camera"),
         ({"base_to_camera": [1.0, 2.0]}, "seven numbers"),
         ({"autostart": False}, ""),
         ({"voxel_size": 0.1}, "configure"),
-        ({"view_width": 32, "path_poses": "wheel"}, "base, camera"),
+        ({"view_width": 32, "path_pose_frame": "wheel"}, "base, camera"),
     ],
 )
 def test_bad_parameters_are_refused_and_change_nothing(pair, values, word):  # (34)
@@ -130,13 +130,13 @@ def test_path_poses_of_the_camera(pair):
     _, robot = pair
     views = robot.listen(f"{NODE}/view", messages.ImaginedViewMessage, qos.VIEW)
     time.sleep(0.3)
-    assert robot.set(path_poses="camera") == (True, "")
+    assert robot.set(path_pose_frame="camera") == (True, "")
     try:
         still_good(robot)
         assert wait_for(lambda: views)
         np.testing.assert_allclose(messages.pose_matrix(views[-1].pose.pose), np.eye(4), atol=1e-9)
     finally:
-        robot.set(path_poses="base")
+        robot.set(path_pose_frame="base")
 
 
 # --- output ---
@@ -148,13 +148,13 @@ def test_clouds_are_bounded(pair):  # (29)
     assert wait_for(lambda: heard)
     assert heard[-1].width > 1000
     assert robot.set(cloud_points=1000)[0]
-    robot.see(seed=1)
+    robot.publish_view(seed=1)
     assert wait_for(lambda: heard[-1].width == 1000)
     robot.call("reset", Trigger.Request())
     assert wait_for(lambda: heard[-1].width == 0)  # (29) an empty one
     assert len(heard[-1].data) == 0
     robot.set(cloud_points=600_000)
-    robot.see()
+    robot.publish_view()
 
 
 def test_listener_that_never_reads_does_not_hold_the_node_up(pair):  # (30)
@@ -174,7 +174,7 @@ def test_listener_that_never_reads_does_not_hold_the_node_up(pair):  # (30)
 def test_memory_is_bounded(tmp_path):  # (31)
     with running({"max_points": 3000, "max_bank_views": 4, "map_directory": str(tmp_path)}) as (_, robot):
         for index in range(8):
-            robot.see(x=0.3 * index, seed=index)
+            robot.publish_view(x=0.3 * index, seed=index)
         facts = robot.diagnostics()
         assert int(facts["points"]) <= 3000
         assert int(facts["views in the bank"]) <= 4

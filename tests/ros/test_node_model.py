@@ -26,7 +26,7 @@ def checkpoint(tmp_path_factory):
 
 def test_goal_with_a_checkpoint(checkpoint):
     with running({"model": checkpoint, "variant": "memory-dmd", "device": "cpu"}) as (node, robot):
-        robot.see()
+        robot.publish_view()
         views = robot.listen(f"{NODE}/view", ImaginedView, qos.VIEW)
         assert wait_for(lambda: robot.node.count_publishers(f"{NODE}/view"))
         feedback: list = []
@@ -61,7 +61,7 @@ def test_checkpoint_that_cannot_be_loaded_is_a_sentence(checkpoint):
 def test_goal_with_a_model_that_takes_no_words(tmp_path):
     root = write_small_checkpoint(tmp_path / "model")
     with running({"model": f"{root}:memory-dmd", "device": "cpu"}) as (node, robot):
-        robot.see()
+        robot.publish_view()
         for prompt in ("a hall", "a kitchen"):
             status, result = robot.imagine(robot.goal(poses=3, prompt=prompt), seconds=60.0)
             assert (status, result.error_msg, result.views_done) == (GoalStatus.STATUS_SUCCEEDED, "", 3)
@@ -74,7 +74,7 @@ def test_goal_with_a_model_that_takes_no_words(tmp_path):
 def test_goal_with_the_model_that_ships():
     with running({"model": "small", "device": "cpu"}) as (node, robot):
         node.wait_log("model 'small' on cpu")
-        robot.see()
+        robot.publish_view()
         feedback: list = []
         status, result = robot.result(robot.send(robot.goal(length=0.4, poses=6), feedback), seconds=120.0)
         assert (status, result.error_msg, result.views_done) == (GoalStatus.STATUS_SUCCEEDED, "", 6)

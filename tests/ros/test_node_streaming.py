@@ -13,10 +13,10 @@ from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.trajectories import trajectory
 from worldstereo_ros.geometry.views import View
 from worldstereo_ros.pipelines.worldstereo.pipeline import WorldStereoPipeline
-from worldstereo_ros.ros.node.diagnostics import Health
-from worldstereo_ros.ros.node.jobs import Code, Job, Outcome
+from worldstereo_ros.ros.node.diagnostics import NodeDiagnostics
+from worldstereo_ros.ros.node.jobs import ErrorCode, Job, JobResult
 from worldstereo_ros.ros.node.worker import Worker
-from worldstereo_ros.ros.node.worker_events import Relay
+from worldstereo_ros.ros.node.worker_events import WorkerEventHandler
 from worldstereo_ros.world import WorldModel
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -51,15 +51,15 @@ def test_a_view_is_published_before_the_next_one_is_decoded(tmp_path):
     pipeline.autoencoder._decode = lambda latents: (decoded.append(len(latents)), decode(latents))[1]
     world = WorldModel(pipeline)
     image = np.random.default_rng(3).integers(30, 220, (48, 64, 3), dtype=np.uint8)
-    world.seed(View(image, CAMERA, np.eye(4), np.full((48, 64), 2.0, np.float32), stamp_ns=1))
+    world.observe(View(image, CAMERA, np.eye(4), np.full((48, 64), 2.0, np.float32), stamp_ns=1))
     warnings: list[str] = []
-    relay = Relay(Health(warnings.append), lambda line: None)
+    relay = WorkerEventHandler(NodeDiagnostics(warnings.append), lambda line: None)
     topics = Topics(decoded)
     relay.outputs = topics  # type: ignore[assignment]
     worker, ended = Worker(relay, lambda world, job: CAMERA), threading.Event()
-    outcomes: list[Outcome] = []
+    outcomes: list[JobResult] = []
 
-    def end(outcome: Outcome) -> None:
+    def end(outcome: JobResult) -> None:
         outcomes.append(outcome)
         ended.set()
 
@@ -71,7 +71,7 @@ def test_a_view_is_published_before_the_next_one_is_decoded(tmp_path):
     finally:
         worker.stop(60)
         torch.set_num_threads(threads)
-    assert outcomes[0].code == Code.NONE
+    assert outcomes[0].code == ErrorCode.NONE
     assert 0 < outcomes[0].seconds_to_first < outcomes[0].seconds
     assert topics.views == [(index, index + 1) for index in range(VIEWS)]
     assert decoded == [1] * VIEWS

@@ -26,8 +26,8 @@ SUCCEEDED = GoalStatus.STATUS_SUCCEEDED
 
 @pytest.fixture(scope="module")
 def pair():
-    with running({"tf_timeout": 0.3, "pair_wait": 0.2}) as (node, robot):
-        robot.see()
+    with running({"tf_timeout": 0.3, "sync_timeout": 0.2}) as (node, robot):
+        robot.publish_view()
         yield node, robot
 
 
@@ -67,25 +67,25 @@ def test_stamp_in_the_future_is_refused_after_a_wait(pair):  # (12)
     assert refused_with(robot, "too old for stamp")
     assert taken(robot) == before
     # The next good one is not hurt by it.
-    robot.see()
+    robot.publish_view()
 
 
 def test_stamp_older_than_the_transforms_is_refused(pair):  # (12)
     _, robot = pair
-    robot.see()
+    robot.publish_view()
     before = taken(robot)
     show(robot, later(robot.now(), -1.9), transform=False)
     # Within two seconds this is no jump of time, only an image that comes too late.
     oldest = robot.diagnostics()
     assert wait_for(lambda: robot.diagnostics().get("image messages") != oldest.get("image messages") or True)
     wait_for(lambda: taken(robot) > before or "older than all" in robot.diagnostics().get("image last refusal", ""), 3)
-    robot.see()
+    robot.publish_view()
     assert robot.imagine()[0] == SUCCEEDED
 
 
 def test_image_whose_transform_comes_late_waits_for_it(pair):
     _, robot = pair
-    robot.see()
+    robot.publish_view()
     before, stamp = taken(robot), later(robot.now(), 0.05)
     show(robot, stamp, transform=False)
     time.sleep(0.15)
@@ -105,19 +105,19 @@ def test_recording_that_starts_over_goes_on(pair):  # (13)
             assert wait_for(lambda before=before: taken(robot) > before), f"round {round_}, image {index}"
     node.wait_log("went back", since=start)
     assert int(robot.diagnostics()["points"]) >= points
-    robot.see()
+    robot.publish_view()
     assert robot.imagine()[0] == SUCCEEDED
 
 
 def test_broken_tf_tree_refuses_and_recovers(pair):  # (15)
     _, robot = pair
     before = taken(robot)
-    robot.see()
+    robot.publish_view()
     show(robot, later(robot.now(), 0.5), transform=False)  # odometry has stopped
     assert refused_with(robot, "too old for stamp")
     status, result = robot.imagine()  # what is remembered can still be imagined
     assert (status, result.error_code) == (SUCCEEDED, 0)
-    robot.see()
+    robot.publish_view()
     assert taken(robot) >= before + 2
 
 
@@ -137,7 +137,7 @@ def test_transform_between_two_stamps_is_interpolated(pair):
     assert wait_for(lambda: heard and heard[-1].width > 1000)
     assert np.median(cloud_arrays(heard[-1])[0][:, 0]) == pytest.approx(2.6, abs=0.05)
     robot.call("reset", Trigger.Request())
-    robot.see()
+    robot.publish_view()
 
 
 def test_compressed_images_are_taken(pair):
@@ -212,7 +212,7 @@ def test_panorama_without_depth_says_what_to_do():
 
 
 def test_sim_time_without_a_clock_is_told_and_hangs_nothing():  # (14)
-    with running({"use_sim_time": True, "quiet_after": 0.6}) as (node, robot):
+    with running({"use_sim_time": True, "no_input_warning_period": 0.6}) as (node, robot):
         node.wait_log("nothing comes on /clock")
         node.wait_log("No image for 0.6 s")  # the topics by name
         show(robot, Time(sec=5))
@@ -263,5 +263,5 @@ def test_transforms_that_are_none_are_left_out(pair):
     bad.transform.rotation.w = float("nan")
     loop = messages.transform_message(np.eye(4), Header(stamp=robot.now(), frame_id="base_link"), "base_link")
     robot.tf.publish(TFMessage(transforms=[bad, loop]))
-    robot.see()
+    robot.publish_view()
     assert robot.imagine()[0] == SUCCEEDED

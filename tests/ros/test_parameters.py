@@ -11,10 +11,10 @@ import yaml
 from worldstereo_ros.ros.node.parameters import (
     CONFIGURE,
     ConfigurationError,
-    Settings,
+    NodeParameters,
     check_value,
     kind,
-    make_settings,
+    make_parameters,
     map_directory,
     table,
     to_markdown,
@@ -43,7 +43,7 @@ def test_default_passes_its_own_check(name):
 
 
 def test_defaults_go_together():
-    assert make_settings({}) == Settings()
+    assert make_parameters({}) == NodeParameters()
 
 
 @pytest.mark.parametrize("name", [name for name, row in ROWS.items() if row.metadata["low"] is not None])
@@ -74,7 +74,7 @@ def test_range_is_kept(name):
         ("base_to_camera", [0, 0, 0, 0, 0, 0, 2]),
         ("base_to_camera", [math.inf, 0, 0, 0, 0, 0, 1]),
         ("base_to_camera", ["a"] * 7),
-        ("path_poses", "wheel"),
+        ("path_pose_frame", "wheel"),
         ("device", "cuda:x"),
         ("world_frame", ""),
     ],
@@ -91,16 +91,16 @@ def test_whole_numbers_pass_for_doubles():
 
 def test_what_does_not_go_together_is_refused():
     with pytest.raises(ConfigurationError, match="different frames"):
-        make_settings({"world_frame": "base_link"})
+        make_parameters({"world_frame": "base_link"})
     with pytest.raises(ConfigurationError, match="depth_model"):
-        make_settings({"depth_source": "model", "depth_model": "none"})
-    assert make_settings({"depth_source": "model"}).depth_model == ""  # the network that ships
+        make_parameters({"depth_source": "model", "depth_model": "none"})
+    assert make_parameters({"depth_source": "model"}).depth_model == ""  # the network that ships
 
 
 def test_map_directory(monkeypatch, tmp_path):
     monkeypatch.setenv("ROS_HOME", str(tmp_path))
-    assert map_directory(Settings()) == tmp_path / "worldstereo"
-    assert map_directory(Settings(map_directory="~/maps")) == Path.home() / "maps"
+    assert map_directory(NodeParameters()) == tmp_path / "worldstereo"
+    assert map_directory(NodeParameters(map_directory="~/maps")) == Path.home() / "maps"
 
 
 # --- what is made from it ---
@@ -113,7 +113,7 @@ def test_yaml_gives_the_defaults_back():
         default = ROWS[name].metadata["default"]
         assert value == default, name
         assert type(value) is type(default), name
-    assert make_settings(loaded) == Settings()
+    assert make_parameters(loaded) == NodeParameters()
 
 
 def test_shipped_yaml_is_the_table():
@@ -129,7 +129,7 @@ def test_shipped_overlays_name_only_parameters_that_exist(path):
     overrides = values.pop("qos_overrides", {})
     assert set(overrides) <= {f"/{name}" for name, *_ in INPUTS}
     assert all(set(override) == {"subscription"} for override in overrides.values())
-    make_settings(values)
+    make_parameters(values)
 
 
 def test_markdown_has_every_row():
@@ -146,8 +146,8 @@ def test_declaration_in_ros_agrees_with_the_table():
     from worldstereo_ros.ros.node.parameter_server import ParameterServer
 
     context = rclpy.Context()
-    rclpy.init(context=context, args=["--ros-args", "-p", "voxel_size:=1", "-p", "path_poses:=wheel"])
-    applied: list[Settings] = []
+    rclpy.init(context=context, args=["--ros-args", "-p", "voxel_size:=1", "-p", "path_pose_frame:=wheel"])
+    applied: list[NodeParameters] = []
     configured = [False]
     try:
         node = rclpy.create_node("table", context=context)
@@ -164,8 +164,8 @@ def test_declaration_in_ros_agrees_with_the_table():
         assert node.get_parameter("voxel_size").value == 1.0
         with pytest.raises(ConfigurationError, match="wheel"):
             server.read()
-        node.set_parameters([Parameter("path_poses", value="camera")])
-        assert server.read() == Settings(voxel_size=1.0, path_poses="camera")
+        node.set_parameters([Parameter("path_pose_frame", value="camera")])
+        assert server.read() == NodeParameters(voxel_size=1.0, path_pose_frame="camera")
         configured[0] = True
         assert not node.set_parameters([Parameter("autostart", value=False)])[0].successful
         for row in table():
@@ -174,7 +174,7 @@ def test_declaration_in_ros_agrees_with_the_table():
                 assert not node.set_parameters([Parameter(row.name, value=value)])[0].successful, row.name
         assert not applied
         assert node.set_parameters([Parameter("tf_timeout", value=0.25)])[0].successful
-        assert applied == [Settings(voxel_size=1.0, path_poses="camera", tf_timeout=0.25)]
+        assert applied == [NodeParameters(voxel_size=1.0, path_pose_frame="camera", tf_timeout=0.25)]
         node.destroy_node()
     finally:
         context.try_shutdown()

@@ -7,7 +7,7 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from worldstereo_ros.geometry.poses import invert_pose
-from worldstereo_ros.ros.node.tf_buffer import SET_BACK_NS, TransformBuffer, TransformMissing
+from worldstereo_ros.ros.node.tf_buffer import SET_BACK_NS, TransformBuffer, TransformUnavailableError
 
 SECOND = 1_000_000_000
 
@@ -94,13 +94,13 @@ def test_what_is_missing_is_said(target, source, stamp, word, may_come):
     put(buffer, "map", "base", np.eye(4), 2 * SECOND)
     put(buffer, "map", "base", np.eye(4), 4 * SECOND)
     put(buffer, "sea", "island", np.eye(4), 3 * SECOND)
-    with pytest.raises(TransformMissing, match=word) as caught:
+    with pytest.raises(TransformUnavailableError, match=word) as caught:
         buffer.lookup(target, source, stamp)
     assert caught.value.may_come == may_come
 
 
 def test_empty_buffer_says_that_nothing_is_published():
-    with pytest.raises(TransformMissing, match="no transform at all"):
+    with pytest.raises(TransformUnavailableError, match="no transform at all"):
         TransformBuffer().lookup("map", "base", None)
 
 
@@ -119,7 +119,7 @@ def test_forget_after_keeps_what_came_of_the_new_time_and_what_is_static():
     put(buffer, "base", "camera", np.eye(4), 100 * SECOND, static=True)
     buffer.forget_after(10 * SECOND)
     buffer.lookup("odom", "camera", 10 * SECOND)
-    with pytest.raises(TransformMissing, match="no frame 'map'") as caught:
+    with pytest.raises(TransformUnavailableError, match="no frame 'map'") as caught:
         buffer.lookup("map", "camera", 10 * SECOND)
     assert caught.value.may_come
 
@@ -153,7 +153,7 @@ def test_loop_in_the_tree_ends():
     buffer = TransformBuffer()
     for parent, child in (("a", "b"), ("b", "c"), ("c", "a")):
         put(buffer, parent, child, np.eye(4), 10)
-    with pytest.raises(TransformMissing):
+    with pytest.raises(TransformUnavailableError):
         buffer.lookup("a", "elsewhere", None)
 
 
@@ -206,7 +206,7 @@ def test_tf2_is_used_where_it_is_installed_and_says_the_same(monkeypatch):
     assert stamp == 3 * SECOND
     assert transforms.lookup("map", "base", None)[1] == 5 * SECOND  # 0 asks tf2 for the newest
     for source, at, may_come in (("moon", 3 * SECOND, True), ("base", SECOND, False)):
-        with pytest.raises(TransformMissing) as caught:
+        with pytest.raises(TransformUnavailableError) as caught:
             transforms.lookup("map", source, at)
         assert caught.value.may_come == may_come
     transforms.forget_after(0)

@@ -25,14 +25,14 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from worldstereo_ros.evaluation.demo_scenarios import DemoScenario, bag_scenario, scene_scenario, sequence_scenario
 from worldstereo_ros.evaluation.metrics import psnr, ssim
-from worldstereo_ros.evaluation.scenarios import Story, bag_story, scene_story, sequence_story
 from worldstereo_ros.geometry.views import ImaginedView
 from worldstereo_ros.memory.archive import load_archive
 from worldstereo_ros.pipelines.auto import NAMES, load_pipeline
 from worldstereo_ros.utils.resources import find_resource
-from worldstereo_ros.visualization.results import MAP_FILE, write_outcome
-from worldstereo_ros.weights.bundled import DEFAULT_MODEL, SHIPPED, shipped_folder
+from worldstereo_ros.visualization.results import MAP_FILE, write_results
+from worldstereo_ros.weights.bundled import BUNDLED, DEFAULT_MODEL, bundled_folder
 from worldstereo_ros.world import WorldModel
 
 NODE_NAME = "/worldstereo"
@@ -83,24 +83,24 @@ def run_demo(
     begin = time.monotonic()
     with console.status("making the story ..."):
         if sequence is not None:
-            story = sequence_story(sequence, views)
+            scenario = sequence_scenario(sequence, views)
         elif bag is not None:
-            story = bag_story(bag, views)
+            scenario = bag_scenario(bag, views)
         else:
-            story = scene_story(scene, seed, views)
-    console.print(f"[bold]{story.title}[/]")
+            scenario = scene_scenario(scene, seed, views)
+    console.print(f"[bold]{scenario.title}[/]")
     out = _prepared(out)
     try:
         with _node(out, model) as process, WorldStereoClient(NODE_NAME) as client, Recorder(client, out / "bag"):
             _wait_until_ready(client, model, out / "node.log")
             ready = time.monotonic() - begin
-            _show(client, story, process)
+            _show(client, scenario, process)
             _save(client, SEEN_FILE)
-            result = _ask(client, story)
+            result = _ask(client, scenario)
             if result.error_code:
                 raise DemoError(f"The node ended the path with code {result.error_code}: {result.error_msg}")
-            if len(result.views) != len(story.path):
-                raise DemoError(f"{len(story.path)} views were asked for and {len(result.views)} arrived.")
+            if len(result.views) != len(scenario.path):
+                raise DemoError(f"{len(scenario.path)} views were asked for and {len(result.views)} arrived.")
             _save(client, MAP_FILE)
     except NodeSilentError as error:
         raise DemoError(f"{error} Its log is {out / 'node.log'}.") from error
@@ -111,25 +111,25 @@ def run_demo(
                 beside[name], seconds = _imagine_beside(name, out / SEEN_FILE, result.views)
         except (ValueError, RuntimeError) as error:
             raise DemoError(f"{name} could not imagine the path beside the node: {error}") from error
-        figures_beside[name] = _figures(story, beside[name]) | {"seconds_per_view": round(seconds, 3)}
+        figures_beside[name] = _figures(scenario, beside[name]) | {"seconds_per_view": round(seconds, 3)}
     (out / SEEN_FILE).unlink()
     with console.status("drawing ..."):
         cloud = load_archive(out / MAP_FILE).cloud
-        figures = {"story": story.title, "model": model, **_figures(story, result.views)} | {
+        figures = {"scenario": scenario.title, "model": model, **_figures(scenario, result.views)} | {
             "points": len(cloud),
             "seconds_to_first_view": round(result.seconds_to_first, 3),
             "seconds_per_view": round(result.seconds / len(result.views), 3),
             "seconds_until_ready": round(ready, 1),
             "beside": figures_beside,
         }
-        write_outcome(
+        write_results(
             out,
             result.views,
-            story.given,
+            scenario.observed_views,
             cloud,
-            story.truth,
+            scenario.truth,
             title="worldstereo_ros: given, remembered, imagined",
-            subtitle=story.title,
+            subtitle=scenario.title,
             name=model if Path(model).name in beside else Path(model).name,
             beside=beside,
         )
@@ -209,7 +209,7 @@ def _save(client: Any, name: str) -> None:
 
 def _others(model: str) -> list[str]:
     """The pipelines of this installation beside the one that the node runs."""
-    there = [name for name in NAMES if name not in SHIPPED or shipped_folder(name).is_dir()]
+    there = [name for name in NAMES if name not in BUNDLED or bundled_folder(name).is_dir()]
     return [name for name in there if name != model]
 
 
@@ -231,32 +231,32 @@ def _bar() -> Progress:
     return Progress(*columns, TimeElapsedColumn(), TextColumn("{task.fields[note]}"))
 
 
-def _show(client: Any, story: Story, process: subprocess.Popen[bytes]) -> None:
+def _show(client: Any, scenario: DemoScenario, process: subprocess.Popen[bytes]) -> None:
     """Shows every given view to the node, each once the one before is remembered."""
     with _bar() as bar:
-        task = bar.add_task("the robot looks around", total=len(story.given), note="")
-        for view in story.given:
+        task = bar.add_task("the robot looks around", total=len(scenario.observed_views), note="")
+        for view in scenario.observed_views:
             if process.poll() is not None:
                 raise DemoError("The node ended by itself; its log says why (node.log).")
-            client.show(view)
+            client.add_observation(view)
             bar.advance(task)
 
 
-def _ask(client: Any, story: Story) -> Any:
+def _ask(client: Any, scenario: DemoScenario) -> Any:
     """Sends the path and shows the feedback."""
     with _bar() as bar:
-        task = bar.add_task("the node imagines", total=len(story.path), note="")
+        task = bar.add_task("the node imagines", total=len(scenario.path), note="")
 
         def on_feedback(feedback: Any) -> None:
             left = f"{feedback.seconds_left:.0f} s left" if feedback.seconds_left >= 0 else ""
             bar.update(task, completed=feedback.views_done, note=f"{feedback.stage} {left}")
 
-        result = client.imagine(story.path, on_feedback=on_feedback, remember=True)
+        result = client.imagine(scenario.path, on_feedback=on_feedback, remember=True)
         bar.update(task, completed=len(result.views), note="")
     return result
 
 
-def _figures(story: Story, views: Sequence[ImaginedView]) -> dict[str, Any]:
+def _figures(scenario: DemoScenario, views: Sequence[ImaginedView]) -> dict[str, Any]:
     """Quality against the truth, whole and by what is said of each pixel; None where nobody knows the truth."""
     figures: dict[str, Any] = {
         "views": len(views),
@@ -266,10 +266,10 @@ def _figures(story: Story, views: Sequence[ImaginedView]) -> dict[str, Any]:
         "psnr_observed": None,
         "psnr_imagined": None,
     }
-    if story.truth is None:
+    if scenario.truth is None:
         return figures
     rows: dict[str, list[float]] = {"psnr": [], "ssim": [], "psnr_observed": [], "psnr_imagined": []}
-    for view, truth in zip(views, story.truth, strict=True):
+    for view, truth in zip(views, scenario.truth, strict=True):
         rows["ssim"].append(ssim(view.image, truth))
         observed = view.observed_mask
         masks = {"psnr": np.ones_like(observed), "psnr_observed": observed, "psnr_imagined": ~observed}

@@ -11,7 +11,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from worldstereo_ros.weights.bundled import shipped_folder
+from worldstereo_ros.weights.bundled import bundled_folder
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def _package(module: str, distribution: str, purpose: str, needed: bool) -> Find
 def _small_model() -> Finding:
     """The model that comes with the package; its headers are read, its weights are not."""
     name, fix = "small model", "Install worldstereo_ros again: its folder worldstereo_ros/weights is not whole."
-    folder = shipped_folder("small")
+    folder = bundled_folder("small")
     if not folder.is_dir():
         return Finding(name, f"not in this installation ({folder})", False, fix, needed=False)
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

@@ -10,14 +10,14 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from worldstereo_ros.depth.estimators import NONE, SHIPPED_NETWORK, SMALL, choose_depth
+from worldstereo_ros.depth.estimators import BUNDLED_NETWORK, NONE, SMALL, choose_depth
 from worldstereo_ros.geometry.poses import interpolate_poses
 from worldstereo_ros.geometry.trajectories import TRAJECTORIES, trajectory
 from worldstereo_ros.geometry.views import ImaginedView, View
 from worldstereo_ros.io.datasets import open_sequence
 from worldstereo_ros.io.posed_sequences import open_posed
 from worldstereo_ros.pipelines.auto import load_pipeline
-from worldstereo_ros.visualization.results import MAP_FILE, write_outcome
+from worldstereo_ros.visualization.results import MAP_FILE, write_results
 from worldstereo_ros.weights.bundled import DEFAULT_MODEL
 from worldstereo_ros.world import WorldModel
 
@@ -36,7 +36,7 @@ class ImagineRequest:
     path: str = "forward"
     distance: float = 1.0
     views: int = 21
-    seeds: int = 1
+    observations: int = 1
     depth_model: str = ""
     prompt: str = ""
     seed: int = 0
@@ -71,7 +71,7 @@ def run_imagine(request: ImagineRequest, out: Path) -> list[ImaginedView]:
     estimator = None
     if request.depth_model != NONE and any(view.depth is None or not view.depth.any() for view in source.given):
         estimator = choose_depth(request.depth_model or SMALL, request.device)
-        console.print(f"Depth, which the source lacks, comes from {request.depth_model or SHIPPED_NETWORK}.")
+        console.print(f"Depth, which the source lacks, comes from {request.depth_model or BUNDLED_NETWORK}.")
     pipeline = load_pipeline(
         request.model,
         request.device,
@@ -82,7 +82,7 @@ def run_imagine(request: ImagineRequest, out: Path) -> list[ImaginedView]:
     world = WorldModel(pipeline, depth_estimator=estimator, device=request.device)
     path = _path(request, source)
     for view in track(source.given, description="remembering", console=console, disable=len(source.given) < 4):
-        world.seed(view)
+        world.observe(view)
     console.print(f"[bold]{source.name}[/]: {len(source.given)} views given, {len(world.cloud)} points remembered")
     imagined = list(
         track(
@@ -101,7 +101,7 @@ def run_imagine(request: ImagineRequest, out: Path) -> list[ImaginedView]:
     out.mkdir(parents=True, exist_ok=True)
     world.save(out / MAP_FILE)
     subtitle = f"{source.name}, {len(source.given)} views given, path: {request.path}"
-    write_outcome(out, imagined, source.given, world.cloud, title="worldstereo imagine", subtitle=subtitle)
+    write_results(out, imagined, source.given, world.cloud, title="worldstereo imagine", subtitle=subtitle)
     console.print(f"Look at [bold]{out / 'contact_sheet.png'}[/]; in the browser: worldstereo view {out}")
     return imagined
 
@@ -118,7 +118,7 @@ def _from_sequence(request: ImagineRequest, folder: Path | None) -> _Source:
     sequence = open_sequence(folder)
     if not sequence.posed and len(sequence) > 1:
         raise ValueError(f"{folder} has {len(sequence)} frames and no poses; name one of its pictures instead.")
-    given = [sequence[i] for i in _evenly(len(sequence), request.seeds)]
+    given = [sequence[i] for i in _evenly(len(sequence), request.observations)]
     if any(view.depth is None for view in given) and request.depth_model == NONE:
         raise ValueError(
             f"{folder} has no depth, which the cloud memory needs, and --depth-model none forbids guessing it. Leave "
@@ -144,7 +144,7 @@ def _from_bag(request: ImagineRequest, bag: Path) -> _Source:
             camera_info_topic=request.camera_info_topic,
             pose_topic=request.pose_topic,
             world_frame=request.world_frame,
-            wanted=request.seeds,
+            wanted=request.observations,
         )
     )
     if not views:

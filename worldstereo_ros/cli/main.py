@@ -60,7 +60,7 @@ def imagine(
     ] = "forward",
     distance: Annotated[float, typer.Option(help="Length of a preset path in metres.")] = 1.0,
     views: Annotated[int, typer.Option(help="Views along the path.", min=1, max=1000)] = 21,
-    seeds: Annotated[int, typer.Option(help="Frames of the source that are given, evenly spaced.", min=1)] = 1,
+    observations: Annotated[int, typer.Option(help="Frames of the source that are given, evenly spaced.", min=1)] = 1,
     depth_model: Annotated[
         str, typer.Option(help="For sources without depth: small (ships, the default), a folder, a hub id, or none.")
     ] = "",
@@ -91,7 +91,7 @@ def imagine(
         path=path,
         distance=distance,
         views=views,
-        seeds=seeds,
+        observations=observations,
         depth_model=depth_model,
         prompt=prompt,
         seed=seed,
@@ -302,13 +302,13 @@ def doctor() -> None:
 
 def main() -> None:
     """Entry point of the `worldstereo` command."""
-    from worldstereo_ros.pipelines.diffusion.distributed import dismiss, follow, is_follower, process_count
+    from worldstereo_ros.pipelines.diffusion.distributed import is_worker, process_count, run_worker, stop_workers
 
-    if is_follower():  # of several processes only the first is the command
-        follow()
+    if is_worker():  # of several processes only the first is the command
+        run_worker()
         return
     try:
         app()
     finally:
         if process_count() > 1:
-            dismiss()
+            stop_workers()

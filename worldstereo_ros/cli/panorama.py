@@ -16,7 +16,7 @@ from worldstereo_ros.depth.estimators import choose_depth
 from worldstereo_ros.imaging.codecs import MAX_DEPTH_METRES, clean_depth
 from worldstereo_ros.io.images import read_depth, read_image, write_image
 from worldstereo_ros.io.posed_sequences import write_sequence
-from worldstereo_ros.panorama.imagine import ImaginedPanorama, imagine_panorama, seed_panorama
+from worldstereo_ros.panorama.imagine import ImaginedPanorama, imagine_panorama, observe_panorama
 from worldstereo_ros.pipelines.auto import load_pipeline
 from worldstereo_ros.visualization.contact_sheet import panorama_sheet
 from worldstereo_ros.visualization.results import MAP_FILE
@@ -56,7 +56,7 @@ def run_panorama(request: PanoramaRequest, out: Path) -> ImaginedPanorama:
     pipeline = load_pipeline(request.model, request.device, variant=request.variant)
     world = WorldModel(pipeline, depth_estimator=estimator, device=request.device)
     with console.status("remembering") as status:
-        seed_panorama(world, image, distance)
+        observe_panorama(world, image, distance)
         console.print(f"[bold]{request.source.name}[/]: {len(world.cloud)} points remembered")
         place = np.eye(4)
         place[:3, 3] = request.at

@@ -23,7 +23,7 @@ ABOUT = {
     "control": "Stage 3: the control branch, which follows what the cloud memory renders.",
     "memory": "Stage 4: references from the memory bank.",
     "distill": "Stage 5: the same in a few steps.",
-    "polish": "Stage 6: all parts of the distilled model together.",
+    "finetune": "Stage 6: all parts of the distilled model together.",
     "depth": "Metres of one picture, for cameras without a depth sensor; needs no other stage.",
 }
 
@@ -45,13 +45,13 @@ def _command(stages: Sequence[str]) -> Callable[..., None]:
         worlds: Worlds = None,
     ) -> None:
         from worldstereo_ros.cli.errors import fail
-        from worldstereo_ros.training.config import read_training_settings
+        from worldstereo_ros.training.config import read_training_config
         from worldstereo_ros.training.runner import train_stages
         from worldstereo_ros.training.trainer import TrainingError
 
         before = signal.signal(signal.SIGTERM, _end)
         try:
-            settings = read_training_settings(config or _fitting(out))
+            settings = read_training_config(config or _fitting(out))
             wanted = [name for name in stages if len(stages) == 1 or name not in OPTIONAL or name in settings.stages]
             train_stages(wanted, settings, out, minutes=minutes, steps=steps, worlds=worlds)
         except (TrainingError, ValueError, OSError, RuntimeError) as error:
@@ -97,11 +97,11 @@ def ship(
 ) -> None:
     """Packs a run: bfloat16 weights in files of at most 16 MB, 48 MB in all, checked, with a model card."""
     from worldstereo_ros.cli.errors import fail
-    from worldstereo_ros.training.config import read_training_settings
+    from worldstereo_ros.training.config import read_training_config
     from worldstereo_ros.training.packaging import ship as pack
 
     try:
-        settings = read_training_settings(config) if config else None
+        settings = read_training_config(config) if config else None
         size = pack(run, out, variants=variant or ("memory-dmd",), evaluation=evaluation, settings=settings)
     except (ValueError, OSError) as error:
         raise fail(error) from None

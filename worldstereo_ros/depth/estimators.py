@@ -17,13 +17,13 @@ from PIL import Image
 from worldstereo_ros.depth.alignment import DepthError
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.imaging.codecs import clean_depth
-from worldstereo_ros.weights.bundled import SHIPPED, shipped_folder
+from worldstereo_ros.weights.bundled import BUNDLED, bundled_folder
 
 if TYPE_CHECKING:
     from worldstereo_ros.models.depth_network import DepthNetwork, MonocularDepth
 
-SMALL, NONE = SHIPPED[0], "none"  # names of estimators: what ships, and no depth but a sensor's
-SHIPPED_NETWORK = "the network that ships ('small')"
+SMALL, NONE = BUNDLED[0], "none"  # names of estimators: what ships, and no depth but a sensor's
+BUNDLED_NETWORK = "the network that ships ('small')"
 
 # Where a model gives only relative inverse depth, its nearest and farthest pixels are put here until something that
 # is known corrects them.
@@ -88,7 +88,7 @@ class SmallDepth:
         folder: None: what ships.
         device: of torch.
         """
-        self.folder = shipped_folder(SMALL) / "base" / "depth" if folder is None else folder
+        self.folder = bundled_folder(SMALL) / "base" / "depth" if folder is None else folder
         self.device = device
         self._network: DepthNetwork | None = None
 

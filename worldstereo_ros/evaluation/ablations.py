@@ -17,7 +17,7 @@ from worldstereo_ros.models.worldstereo.masks import MODES
 TITLES = {"open3d+telea": "Open3D + Telea", "splat+telea": "splat + Telea", "geometric": "geometric"}
 TITLES[UNALIGNED] = "geometric, unaligned"
 BACKBONE, GGM, SSM, DISTILLED = "backbone alone", "+ GGM", "+ GGM + SSM", "distilled"
-POLISHED = f"{DISTILLED}, polished"
+FINETUNED = f"{DISTILLED}, polished"
 STAGES = {"camera": GGM, "memory": SSM, "memory-dmd": DISTILLED}
 WORLDS = ("training", "validation", "test", "demo")  # how the names of procedural worlds begin
 REACH_DB = 0.5  # what distillation may lose
@@ -64,8 +64,8 @@ def describe(pipeline: str) -> Description:
     composed = bool(options.pop("compose", True))
     variant = "memory-dmd" if name.model == "small" else name.model.rpartition(":")[2].removeprefix("worldstereo-")
     stage = STAGES.get(variant, name.model)
-    if name.model == "small" or (stage == DISTILLED and Path(name.model.rpartition(":")[0]).name == "polished"):
-        stage = POLISHED
+    if name.model == "small" or (stage == DISTILLED and Path(name.model.rpartition(":")[0]).name == "finetuned"):
+        stage = FINETUNED
     if not options.pop("control", True):
         stage = BACKBONE if stage == GGM else f"{stage}, no GGM"
     if not options.pop("memory", True):
@@ -82,7 +82,7 @@ def stage_pipelines(root: str | Path) -> list[str]:
 
     Args:
         root: a checkpoint's root, with `worldstereo-camera`, `worldstereo-memory`, `worldstereo-memory-dmd`, and in it
-            perhaps a folder `polished`; or `small`, for what ships with the package.
+            perhaps a folder `finetuned`; or `small`, for what ships with the package.
 
     Raises:
         ValueError: none of them is there.
@@ -98,9 +98,9 @@ def stage_pipelines(root: str | Path) -> list[str]:
         "memory-dmd": ["", "memory=false"],
     }
     places = [(root, variant, cases) for variant, cases in wanted.items() if variant in here]
-    polished = Path(root) / "polished"
-    if polished.is_dir():
-        places.append((polished, "memory-dmd", wanted["memory-dmd"]))
+    finetuned = Path(root) / "finetuned"
+    if finetuned.is_dir():
+        places.append((finetuned, "memory-dmd", wanted["memory-dmd"]))
     names = []
     for place, variant, cases in places:
         for case in cases:
@@ -198,7 +198,7 @@ def findings(rows: Sequence[Row]) -> list[str]:
         share = f"{100 * fast_time / slow_time:.0f} % of the time of all steps"
         text = f"Distilled takes {share}, at most {100 * REACH_TIME:.0f} %"
         out.append(_said(text, fast_time <= REACH_TIME * slow_time))
-    for stage in (SSM, DISTILLED, POLISHED):
+    for stage in (SSM, DISTILLED, FINETUNED):
         figures = [
             table.figure(GROUPS[0], Description(name, False), "revisit", "psnr_revisited_imagined")
             for name in (stage, f"{stage}, no references")
@@ -206,7 +206,7 @@ def findings(rows: Sequence[Row]) -> list[str]:
         if figures[0] is not None and figures[1] is not None:
             text = f"{stage}: what was imagined comes back nearer with references ({figures[0]:.2f} dB) than without"
             out.append(_said(f"{text} ({figures[1]:.2f} dB)", figures[0] > figures[1]))
-    last = POLISHED if POLISHED in {line.stage for line in table.lines} else DISTILLED
+    last = FINETUNED if FINETUNED in {line.stage for line in table.lines} else DISTILLED
     for group, figure, words, more in TARGETS:
         for protocol in ("single", "sparse"):
             ours = table.figure(group, Description(last, True), protocol, figure)

@@ -40,7 +40,7 @@ class Open3DTelea:
         import open3d as o3d
 
         self._o3d = o3d
-        points, colours = gathered(seeds)
+        points, colours = merge_point_clouds(seeds)
         self._cloud = o3d.t.geometry.PointCloud(o3d.core.Tensor(points))
         self._cloud.point.colors = o3d.core.Tensor(colours.astype(np.float32) / 255)
 
@@ -64,7 +64,7 @@ class SplatTelea:
     """A plain splat: every point covers two by two pixels, nearest wins; filled with Telea."""
 
     def __init__(self, seeds: list[View]) -> None:
-        self._points, self._colours = gathered(seeds)
+        self._points, self._colours = merge_point_clouds(seeds)
 
     def __call__(self, camera: Camera, world_from_camera: np.ndarray) -> Projected:
         """The view of one camera."""
@@ -93,7 +93,7 @@ class SplatTelea:
 BASELINES: dict[str, Callable[[list[View]], Baseline]] = {"open3d+telea": Open3DTelea, "splat+telea": SplatTelea}
 
 
-def gathered(views: list[View]) -> tuple[np.ndarray, np.ndarray]:
+def merge_point_clouds(views: list[View]) -> tuple[np.ndarray, np.ndarray]:
     """All pixels with depth as points (N, 3) float32, world, and colours (N, 3) uint8."""
     points, colours = [np.zeros((0, 3), np.float32)], [np.zeros((0, 3), np.uint8)]
     for view in views:
@@ -115,7 +115,7 @@ def fused_by_voxels(views: list[View], voxel: float = TSDF_VOXEL) -> np.ndarray:
     """(N, 3) points: all pixels with depth, thinned by Open3D's voxel down-sampling."""
     import open3d as o3d
 
-    cloud = o3d.geometry.PointCloud(o3d.utility.Vector3dVector(gathered(views)[0].astype(np.float64)))
+    cloud = o3d.geometry.PointCloud(o3d.utility.Vector3dVector(merge_point_clouds(views)[0].astype(np.float64)))
     return np.asarray(cloud.voxel_down_sample(voxel).points)
 
 

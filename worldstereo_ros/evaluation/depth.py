@@ -29,7 +29,7 @@ from worldstereo_ros.geometry.views import View
 from worldstereo_ros.imaging.inpainting import fill_depth
 from worldstereo_ros.io.images import write_image
 from worldstereo_ros.pipelines.auto import load_pipeline
-from worldstereo_ros.visualization.images import depth_picture
+from worldstereo_ros.visualization.images import depth_image
 from worldstereo_ros.world import WorldModel
 
 # Metres of a camera that looks level over a floor towards a wall, and of one depth everywhere: what `fit_ground` finds
@@ -223,7 +223,7 @@ def imagined_errors(
             progress(f"{sequence.path.name}: {name} imagines {len(asked)} views")
             frames = {f"{name}, imagined": _Frames(), f"{name}, smooth fill": _Frames()}
             world = WorldModel(pipeline, device=device)
-            world.seed(sequence[0])
+            world.observe(sequence[0])
             begin = time.perf_counter()
             for view, truth in zip(world.imagine(asked.poses, asked.camera), asked, strict=True):
                 seconds = time.perf_counter() - begin
@@ -345,11 +345,11 @@ def draw_sheet(shown: Sequence[tuple[View, dict[str, np.ndarray]]], names: Seque
     for view, said in shown:
         assert view.depth is not None
         far = float(np.percentile(view.depth[view.depth > 0], 98))
-        cells = [view.image, depth_picture(view.depth, far)]
+        cells = [view.image, depth_image(view.depth, far)]
         for name in names:
             depth = said.get(name, np.zeros_like(view.depth))
             errors = errors_of(depth, view.depth)
-            cells.append(depth_picture(depth * np.float32(errors[4] if errors else 1), far))
+            cells.append(depth_image(depth * np.float32(errors[4] if errors else 1), far))
         columns.append(np.concatenate([_fitted(cell, rows) for cell in cells]))
     across = -(-len(columns) // -(-len(columns) // ABREAST))  # bands of nearly the same length
     bands = [columns[first : first + across] for first in range(0, len(columns), across)]

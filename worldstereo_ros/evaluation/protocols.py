@@ -14,7 +14,7 @@ from worldstereo_ros.panorama.imagine import ring_order, seam_joint
 from worldstereo_ros.panorama.perspective_views import look, panorama_views, rings, seed_camera
 
 PROTOCOLS = ("single", "sparse", "mono", "revisit", "loop", "panorama", "cloud")
-SPARSE_SEEDS = 5
+SPARSE_VIEWS = 5
 AWAY_VIEWS = 6  # of the path away; as many lead back
 AWAY_METRES = 1.0  # about how far it goes
 LOOP_CLIP = 12  # views out, views of the turn, and views back of a loop
@@ -25,14 +25,14 @@ ORDER = "round"  # of the views of a ring
 
 
 @dataclass(frozen=True)
-class Task:
+class Scenario:
     """One sequence under one protocol.
 
     Attributes:
-        given: the seeds, in the order in which they are shown.
-        asked: frames of the sequence that serve as truth, one for every pose of `path` that is judged.
+        observed_views: the seeds, in the order in which they are shown.
+        target_views: frames of the sequence that serve as truth, one for every pose of `path` that is judged.
         path: (F, 4, 4) world_from_camera of the views to imagine.
-        judged: indices into `path`, one for each of `asked`.
+        evaluated: indices into `path`, one for each of `asked`.
         remember: imagined views go back into memory.
         cuts: where in `path` another call begins, once what comes before is remembered: within one clip, views agree
             without any memory.
@@ -41,10 +41,10 @@ class Task:
         seam: which joint of the ring closes the turn: that of view `ring[seam]` with the next one.
     """
 
-    given: list[View]
-    asked: Posed
+    observed_views: list[View]
+    target_views: Posed
     path: np.ndarray
-    judged: list[int]
+    evaluated: list[int]
     remember: bool = False
     cuts: tuple[int, ...] = ()
     pairs: tuple[tuple[int, int], ...] = ()
@@ -57,7 +57,7 @@ class Task:
         return np.split(self.path, self.cuts)
 
 
-def make_task(sequence: Posed, protocol: str, every: int = 1) -> Task:
+def make_scenario(sequence: Posed, protocol: str, every: int = 1) -> Scenario:
     """The task of a protocol on a posed sequence.
 
     Args:
@@ -73,13 +73,13 @@ def make_task(sequence: Posed, protocol: str, every: int = 1) -> Task:
     if not sequence.posed or not sequence.has_depth:
         raise ValueError(f"{sequence.path} has no {'depth' if sequence.posed else 'poses'}: it cannot be evaluated on.")
     count = len(sequence)
-    given = sparse_seeds(count) if protocol in ("sparse", "cloud") else [0]
+    given = sparse_indices(count) if protocol in ("sparse", "cloud") else [0]
     if protocol == "revisit":
         away = interpolate_poses(_stretch(sequence.poses, AWAY_METRES), AWAY_VIEWS + 1)[1:]
         path = np.concatenate([away, away[-2::-1], sequence.poses[:1]])
         turn = len(away)
         pairs = tuple((first, 2 * turn - 2 - first) for first in range(turn - 1))
-        return Task(
+        return Scenario(
             [sequence[0]], sequence.subset([0]), path, [len(path) - 1], remember=True, cuts=(turn,), pairs=pairs
         )
     if protocol == "loop":
@@ -92,16 +92,16 @@ def make_task(sequence: Posed, protocol: str, every: int = 1) -> Task:
     views = [sequence[index] for index in given]
     if protocol == "mono":
         views = [replace(view, depth=None) for view in views]
-    return Task(views, sequence.subset(asked), sequence.poses[asked], list(range(len(asked))))
+    return Scenario(views, sequence.subset(asked), sequence.poses[asked], list(range(len(asked))))
 
 
-def sparse_seeds(count: int) -> list[int]:
-    """`SPARSE_SEEDS` evenly spaced frames of `count`, shuffled, always in the same way."""
-    even = np.unique(np.linspace(0, count - 1, min(SPARSE_SEEDS, count)).round().astype(int))
+def sparse_indices(count: int) -> list[int]:
+    """`SPARSE_VIEWS` evenly spaced frames of `count`, shuffled, always in the same way."""
+    even = np.unique(np.linspace(0, count - 1, min(SPARSE_VIEWS, count)).round().astype(int))
     return [int(index) for index in np.random.default_rng(0).permutation(even)]
 
 
-def _loop(sequence: Posed) -> Task:
+def _loop(sequence: Posed) -> Scenario:
     """Out along recorded frames, a full turn on the spot, and back to the first frame, all in one call."""
     reach = len(_stretch(sequence.poses, LOOP_METRES)) - 1
     frames = [int(index) for index in np.unique(np.linspace(1, reach, min(LOOP_CLIP, reach)).round())]
@@ -118,10 +118,10 @@ def _loop(sequence: Posed) -> Task:
     else:  # nobody took pictures of the turn
         asked = sequence.subset([*frames, *back])
         judged = [*range(there), *range(home, len(path))]
-    return Task([sequence[0]], asked, path, judged, remember=True, pairs=tuple(pairs))
+    return Scenario([sequence[0]], asked, path, judged, remember=True, pairs=tuple(pairs))
 
 
-def _panorama(sequence: Posed) -> Task:
+def _panorama(sequence: Posed) -> Scenario:
     """A panorama at the first pose is given; all round another place on the walk is asked, ring by ring."""
     if not isinstance(sequence, WorldSequence):
         raise ValueError(f"{sequence.path} is recorded: true panoramas can be drawn of worlds (worlds:test:4) alone.")
@@ -135,7 +135,7 @@ def _panorama(sequence: Posed) -> Task:
     poses = np.stack(path)
     camera = seed_camera(PANORAMA_HEIGHT)
     views = panorama_views(given.image, given.distance, world_from_camera=given.world_from_camera, camera=camera)
-    return Task(
+    return Scenario(
         list(views),
         sequence.seen_from(poses),
         poses,

@@ -14,12 +14,12 @@ from rich.console import Console
 from worldstereo_ros.depth.estimators import SMALL, choose_depth
 from worldstereo_ros.evaluation import metrics
 from worldstereo_ros.evaluation.ablations import stage_pipelines
-from worldstereo_ros.evaluation.baseline import BASELINES, fused_by_tsdf, fused_by_voxels, gathered
+from worldstereo_ros.evaluation.baseline import BASELINES, fused_by_tsdf, fused_by_voxels, merge_point_clouds
 from worldstereo_ros.evaluation.calibration import Reliability, check_ending
 from worldstereo_ros.evaluation.calibration import format_table as reliability_table
 from worldstereo_ros.evaluation.contact_sheets import Sheets
 from worldstereo_ros.evaluation.pipeline_options import Pipelines
-from worldstereo_ros.evaluation.protocols import PROTOCOLS, Task, make_task
+from worldstereo_ros.evaluation.protocols import PROTOCOLS, Scenario, make_scenario
 from worldstereo_ros.evaluation.report import Row, format_table, mean, one_line, write_json
 from worldstereo_ros.evaluation.world_sequences import Posed, WorldSequence, open_data
 from worldstereo_ros.geometry.cameras import Camera
@@ -36,7 +36,7 @@ WIDTH = 240  # characters of a table that no terminal shows
 
 
 @dataclass(frozen=True)
-class Shown:
+class EvaluatedView:
     """One view of a pipeline.
 
     Attributes:
@@ -179,48 +179,48 @@ def evaluate(
         for sequence in sequences:
             if progress:
                 progress(f"{protocol}, {sequence.path.name}: truth")
-            task = make_task(sequence, protocol, every)
+            scenario = make_scenario(sequence, protocol, every)
             if protocol == "cloud":
-                add(*_cloud_rows(sequence, task, progress))
+                add(*_cloud_rows(sequence, scenario, progress))
                 continue
             if protocol == "mono":
                 if estimator is None:
                     add(*(Row(sequence.path.name, protocol, name, 0) for name in names))
                     continue
-                given = [replace(view, depth=estimator(view.image, view.camera)) for view in task.given]
-                task = replace(task, given=given)
-            truths = list(task.asked)
+                given = [replace(view, depth=estimator(view.image, view.camera)) for view in scenario.observed_views]
+                scenario = replace(scenario, observed_views=given)
+            truths = list(scenario.target_views)
             # What was seen is decided by true depth, also where depth was not given.
-            seeds = [sequence[0]] if protocol == "mono" else task.given
-            judge = _Judge(sequence.path.name, protocol, task, truths, seeds, sheets, trust)
+            seeds = [sequence[0]] if protocol == "mono" else scenario.observed_views
+            judge = _Scorer(sequence.path.name, protocol, scenario, truths, seeds, sheets, trust)
             judge.kind = "unseen worlds" if isinstance(sequence, WorldSequence) else "recordings"
             for name in names:
                 where = f"{protocol}, {sequence.path.name}: {name}"
                 if progress:
-                    progress(f"{where} on {len(task.path)} views")
+                    progress(f"{where} on {len(scenario.path)} views")
                 if name in BASELINES:
-                    add(judge(name, _baseline_views(name, task)))
+                    add(judge(name, _baseline_views(name, scenario)))
                     continue
                 with loaded.use(name) as pipeline:
-                    add(judge(name, _imagined_views(pipeline, task, device, progress, where)))
+                    add(judge(name, _imagined_views(pipeline, scenario, device, progress, where)))
     return rows
 
 
-def _baseline_views(name: str, task: Task) -> Iterator[Shown]:
-    show = BASELINES[name](task.given)
-    for index in task.judged:
+def _baseline_views(name: str, scenario: Scenario) -> Iterator[EvaluatedView]:
+    show = BASELINES[name](scenario.observed_views)
+    for index in scenario.evaluated:
         start = time.perf_counter()
-        projected = show(_camera(task), task.path[index])
+        projected = show(_camera(scenario), scenario.path[index])
         seconds = time.perf_counter() - start
-        yield Shown(index, projected.image, projected.depth, float((projected.depth > 0).mean()), None, seconds)
+        yield EvaluatedView(index, projected.image, projected.depth, float((projected.depth > 0).mean()), None, seconds)
 
 
 def _imagined_views(
-    pipeline: Pipeline, task: Task, device: str, progress: Callable[[str], None] | None, where: str
-) -> Iterator[Shown]:
-    world = _remembering(task, pipeline, device)
+    pipeline: Pipeline, scenario: Scenario, device: str, progress: Callable[[str], None] | None, where: str
+) -> Iterator[EvaluatedView]:
+    world = _remembering(scenario, pipeline, device)
     # Compiled loops and prepared references are paid for once per place, not per view.
-    next(world.imagine(task.path[:1], _camera(task)))
+    next(world.imagine(scenario.path[:1], _camera(scenario)))
     done, steps = 0, None
 
     def on_step(stage: str, step: int, count: int) -> None:
@@ -228,45 +228,45 @@ def _imagined_views(
         if stage == "denoising":
             steps = count
         if progress:
-            progress(f"{where}, view {done + 1} of {len(task.path)}, {stage} {step + 1} of {count}")
+            progress(f"{where}, view {done + 1} of {len(scenario.path)}, {stage} {step + 1} of {count}")
 
     start = time.perf_counter()
-    for leg, poses in enumerate(task.legs):
+    for leg, poses in enumerate(scenario.legs):
         # The way back has noise of its own: the same noise would be a memory of another kind.
-        for view in world.imagine(poses, _camera(task), seed=leg, remember=task.remember, on_step=on_step):
+        for view in world.imagine(poses, _camera(scenario), seed=leg, remember=scenario.remember, on_step=on_step):
             seconds = time.perf_counter() - start
-            yield Shown(
+            yield EvaluatedView(
                 done, view.image, view.depth, view.coverage, view.observed_mask, seconds, steps, view.confidence
             )
             done += 1
             start = time.perf_counter()
 
 
-def _remembering(task: Task, pipeline: Pipeline, device: str = "cpu") -> WorldModel:
+def _remembering(scenario: Scenario, pipeline: Pipeline, device: str = "cpu") -> WorldModel:
     world = WorldModel(pipeline, device=device)
-    for view in task.given:
-        world.seed(view)
+    for view in scenario.observed_views:
+        world.observe(view)
     return world
 
 
-def _camera(task: Task) -> Camera:
-    return task.asked.camera
+def _camera(scenario: Scenario) -> Camera:
+    return scenario.target_views.camera
 
 
-class _Judge:
+class _Scorer:
     """Measures what pipelines show for one task; what does not depend on them is worked out once."""
 
     def __init__(
         self,
         sequence: str,
         protocol: str,
-        task: Task,
+        scenario: Scenario,
         truths: list[View],
         seeds: list[View],
         sheets: Sheets | None,
         trust: Reliability | None,
     ) -> None:
-        self.sequence, self.protocol, self.task, self.truths = sequence, protocol, task, truths
+        self.sequence, self.protocol, self.scenario, self.truths = sequence, protocol, scenario, truths
         self.kind, self.trust = sequence, trust
         self.seen = [metrics.seen_pixels(truth, seeds) for truth in truths]
         self.unseen = [
@@ -274,25 +274,27 @@ class _Judge:
             for truth, seen in zip(truths, self.seen, strict=True)
             if truth.depth is not None  # `seen_pixels` refuses views without
         ]
-        self.uncovered = _uncovered(task)
-        self.block = None if sheets is None else sheets.block(sequence, protocol, task.given, truths, self.unseen)
+        self.uncovered = _uncovered(scenario)
+        self.block = (
+            None if sheets is None else sheets.block(sequence, protocol, scenario.observed_views, truths, self.unseen)
+        )
 
-    def __call__(self, pipeline: str, shown: Iterator[Shown]) -> Row:
+    def __call__(self, pipeline: str, shown: Iterator[EvaluatedView]) -> Row:
         """Means over frames. Provenance is counted over all pixels: most frames of a walk away have no seen pixel."""
         figures: dict[str, list[float | None]] = {}
         curves: dict[str, list[float | None]] = {}
         right = claimed = there = 0
         claims = True
-        wanted = {index for pair in self.task.pairs for index in pair} | set(self.task.ring)
+        wanted = {index for pair in self.scenario.pairs for index in pair} | set(self.scenario.ring)
         kept: dict[int, np.ndarray] = {}
         for view in shown:
             figures.setdefault("seconds_per_view", []).append(view.seconds)
             figures.setdefault("steps", []).append(view.steps)
             if view.index in wanted:
                 kept[view.index] = view.image
-            if view.index not in self.task.judged:
+            if view.index not in self.scenario.evaluated:
                 continue
-            number = self.task.judged.index(view.index)
+            number = self.scenario.evaluated.index(view.index)
             truth, seen = self.truths[number], self.seen[number]
             assert truth.depth is not None
             abs_rel, delta = (None, None) if view.depth is None else metrics.depth_error(view.depth, truth.depth)
@@ -335,9 +337,9 @@ class _Judge:
 
     def _revisited(self, images: dict[int, np.ndarray]) -> dict[str, float | None]:
         """The second imagination against the first, all uncovered pixels of all pairs in one; empty without pairs."""
-        if not images or not self.task.pairs:
+        if not images or not self.scenario.pairs:
             return {}
-        first, second = (np.concatenate([images[pair[which]] for pair in self.task.pairs]) for which in (0, 1))
+        first, second = (np.concatenate([images[pair[which]] for pair in self.scenario.pairs]) for which in (0, 1))
         mask = np.concatenate(self.uncovered)
         offset, contrast = metrics.colour_and_contrast(second, first, mask)
         again = metrics.psnr(second, first, mask)
@@ -345,44 +347,44 @@ class _Judge:
 
     def _closed(self, images: dict[int, np.ndarray]) -> dict[str, float | None]:
         """How well a turn closes; empty where the task has none."""
-        if not images or not self.task.ring:
+        if not images or not self.scenario.ring:
             return {}
-        camera, path = _camera(self.task), self.task.path
-        ring = [View(images[index], camera, path[index]) for index in self.task.ring]
-        closed = closure(ring, self.task.seam)
+        camera, path = _camera(self.scenario), self.scenario.path
+        ring = [View(images[index], camera, path[index]) for index in self.scenario.ring]
+        closed = closure(ring, self.scenario.seam)
         return {} if closed is None else {"seam": closed.seam, "joint": closed.inner}
 
 
-def _uncovered(task: Task) -> list[np.ndarray]:
+def _uncovered(scenario: Scenario) -> list[np.ndarray]:
     """(H, W) bool for each pair of the task: pixels that the remembered seeds do not cover, the same for everybody."""
-    if not task.pairs:
+    if not scenario.pairs:
         return []
-    cloud = _remembering(task, GeometricPipeline()).cloud
-    poses = task.path[[first for first, _ in task.pairs]]
-    covered = render(cloud.points, cloud.colours, cloud.observed, cloud.spacing, _camera(task), poses).covered
+    cloud = _remembering(scenario, GeometricPipeline()).cloud
+    poses = scenario.path[[first for first, _ in scenario.pairs]]
+    covered = render(cloud.points, cloud.colours, cloud.observed, cloud.spacing, _camera(scenario), poses).covered
     return list(~covered.numpy())
 
 
-def _cloud_rows(sequence: Posed, task: Task, progress: Callable[[str], None] | None) -> list[Row]:
+def _cloud_rows(sequence: Posed, scenario: Scenario, progress: Callable[[str], None] | None) -> list[Row]:
     """The remembered cloud and Open3D's two fusions of the same frames against the cloud of all frames."""
     if progress:
         progress(f"cloud, {sequence.path.name}: fusing {len(sequence)} frames")
-    true = np.concatenate([metrics.thinned(gathered([view])[0], TRUTH_VOXEL) for view in sequence])
+    true = np.concatenate([metrics.thinned(merge_point_clouds([view])[0], TRUTH_VOXEL) for view in sequence])
 
     def remembered() -> np.ndarray:
-        world = _remembering(task, GeometricPipeline())
+        world = _remembering(scenario, GeometricPipeline())
         return world.cloud.points[world.cloud.observed]
 
     methods: dict[str, Callable[[], np.ndarray]] = {
-        "open3d-tsdf": lambda: fused_by_tsdf(task.given),
-        "open3d-voxels": lambda: fused_by_voxels(task.given),
+        "open3d-tsdf": lambda: fused_by_tsdf(scenario.observed_views),
+        "open3d-voxels": lambda: fused_by_voxels(scenario.observed_views),
         "geometric": remembered,  # the memory is the same for every pipeline
     }
     rows = []
     for name, fuse in methods.items():
         start = time.perf_counter()
         points = fuse()
-        seconds = (time.perf_counter() - start) / len(task.given)
+        seconds = (time.perf_counter() - start) / len(scenario.observed_views)
         precision, recall, f1 = metrics.cloud_scores(points, true)
         scores: dict[str, Any] = {
             "cloud_precision": precision,
@@ -390,5 +392,5 @@ def _cloud_rows(sequence: Posed, task: Task, progress: Callable[[str], None] | N
             "cloud_f1": f1,
             "seconds_per_view": seconds,
         }
-        rows.append(Row(sequence.path.name, "cloud", name, len(task.given), **scores))
+        rows.append(Row(sequence.path.name, "cloud", name, len(scenario.observed_views), **scores))
     return rows

@@ -35,12 +35,14 @@ def align_exposure(count: int, overlaps: dict[tuple[int, int], Overlap]) -> np.n
         if len(colours) >= FEWEST:
             ratios.append((i, j, len(colours), np.median(np.log(colours[:, 1] / colours[:, 0]), axis=0)))
     for channel in range(3 if ratios else 0):
-        log_gain = synchronise(count, [(i, j, n, float(ratio[channel])) for i, j, n, ratio in ratios])
+        log_gain = solve_pairwise_offsets(count, [(i, j, n, float(ratio[channel])) for i, j, n, ratio in ratios])
         gains[:, channel] = np.clip(np.exp(log_gain), 1 / GAIN_LIMIT, GAIN_LIMIT)
     return gains
 
 
-def synchronise(count: int, differences: list[tuple[int, int, int, float]], held: float = PRIOR_SAMPLES) -> np.ndarray:
+def solve_pairwise_offsets(
+    count: int, differences: list[tuple[int, int, int, float]], held: float = PRIOR_SAMPLES
+) -> np.ndarray:
     """(count,) values x, mean 0, with x[i] - x[j] close to d for every (i, j, weight, d); `held` is the weight of 0."""
     normal, right = np.eye(count) * held, np.zeros(count)
     for i, j, samples, d in differences:

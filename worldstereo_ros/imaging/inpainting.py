@@ -102,7 +102,7 @@ def _blend(level, coarse):
                 coarse[y, x, c] = level[y, x, c] / total * share + coarse[y, x, c] * rest
 
 
-def carried_over(picture: np.ndarray, known: np.ndarray, shown: np.ndarray, *, reach: float = 0.05) -> np.ndarray:
+def match_colours(picture: np.ndarray, known: np.ndarray, shown: np.ndarray, *, reach: float = 0.05) -> np.ndarray:
     """A picture in the colours of another one that is known in part: no seam, no drift of exposure.
 
     The difference of the two where both are known is spread smoothly over the rest and fades with distance (a
@@ -129,7 +129,7 @@ def carried_over(picture: np.ndarray, known: np.ndarray, shown: np.ndarray, *, r
     return np.add(base, push_pull(difference, weight, prior=np.zeros(3, np.float32), prior_weight=reach), out=base)
 
 
-def faded(picture: np.ndarray, known: np.ndarray, shown: np.ndarray, width: float) -> np.ndarray:
+def feather(picture: np.ndarray, known: np.ndarray, shown: np.ndarray, width: float) -> np.ndarray:
     """What is known where it is shown, faded into a picture beside it.
 
     Args:
@@ -169,7 +169,7 @@ def _divide(sums, weight):
 
 @compiled
 def _fade(picture, known, away, width, out):
-    """Of `faded`; `away` (H, W) is the distance to what is shown, 0 there."""
+    """Of `feather`; `away` (H, W) is the distance to what is shown, 0 there."""
     zero, one = np.float32(0.0), np.float32(1.0)
     for y in range(out.shape[0]):
         for x in range(out.shape[1]):

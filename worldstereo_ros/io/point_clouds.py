@@ -168,18 +168,18 @@ class Cloud(Protocol):
         """(N,) bool, True = a sensor saw it, False = imagined."""
 
     @property
-    def confidence(self) -> np.ndarray:
+    def weight(self) -> np.ndarray:
         """(N,) float32, how much a point was seen; above 0."""
 
     @property
-    def certainty(self) -> np.ndarray:
-        """(N,) float32 in 0..1, how sure it is of its colour."""
+    def confidence(self) -> np.ndarray:
+        """(N,) float32 in 0..1, probability that its colour is right."""
 
 
 def write_point_cloud(cloud: Cloud, path: str | Path) -> None:
     """Writes every point with its colour, `observed` (1 = a sensor saw it, 0 = imagined), `confidence` and `weight`.
 
-    As in the clouds that the node publishes, `confidence` is the certainty 0..1; `weight` is how much it was seen.
+    `confidence` is a probability, as in the clouds that the node publishes; `weight` is how much a point was seen.
 
     Args:
         cloud: in the world frame, metres.
@@ -194,7 +194,7 @@ def write_point_cloud(cloud: Cloud, path: str | Path) -> None:
     _check_suffix(path)
     # Taken once: a memory may compute them.
     points, colours = np.asarray(cloud.points), np.asarray(cloud.colours)
-    observed, confidence, weight = (np.asarray(a) for a in (cloud.observed, cloud.certainty, cloud.confidence))
+    observed, confidence, weight = (np.asarray(a) for a in (cloud.observed, cloud.confidence, cloud.weight))
     count = len(points)
     shapes = (points.shape, colours.shape, observed.shape, confidence.shape, weight.shape)
     if shapes != ((count, 3), (count, 3), (count,), (count,), (count,)):

@@ -12,24 +12,33 @@ ARRAYS = {
     "colours": (np.uint8, (3,)),
     "fine_colours": (np.uint16, (3,)),  # colours * 256: a running mean in whole numbers would stop moving
     "observed": (np.bool_, ()),
-    "confidence": (np.float32, ()),
+    "weight": (np.float32, ()),
     "stamp_ns": (np.int64, ()),
     "spacing": (np.float32, ()),
     "keys": (np.int64, ()),  # the packed voxel
     "turns": (np.int64, ()),  # number of the last insertion that saw the point
-    "certainty": (np.uint16, ()),  # CERTAIN times the confidence of the pixels it was made of
+    "confidence": (np.uint16, ()),  # CONFIDENCE_LEVELS times the mean confidence of its pixels
 }
-CERTAIN = 65535
+CONFIDENCE_LEVELS = 65535
 OPTIONAL_SETTINGS = ("max_radius", "max_age")  # None is saved as NaN
-SETTINGS = ("voxel_size", "max_points", *OPTIONAL_SETTINGS, "edge_tolerance", "max_confidence", "carve")
+SETTINGS = ("voxel_size", "max_points", *OPTIONAL_SETTINGS, "edge_tolerance", "max_weight", "carve")
 NUMBERS = ("last_ns", "turn")
 
 
-def completed_state(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The state with what maps saved before there was a certainty lack: 1 for what was observed, else 0 (unknown)."""
-    if "certainty" in state or "observed" not in state:
+def upgraded_state(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """A state of any version of the map format in today's names.
+
+    Version 1 called the fusion weight `confidence` and the confidence `certainty` (its first maps had none: 1 for what
+    was observed, else 0).
+    """
+    if "max_confidence" not in state:
         return state
-    return {**state, "certainty": np.where(np.asarray(state["observed"]), CERTAIN, 0).astype(np.uint16)}
+    renamed = {"confidence": "weight", "certainty": "confidence", "max_confidence": "max_weight"}
+    upgraded = {renamed.get(name, name): value for name, value in state.items()}
+    if "confidence" not in upgraded and "observed" in upgraded:
+        observed = np.asarray(upgraded["observed"])
+        upgraded["confidence"] = np.where(observed, CONFIDENCE_LEVELS, 0).astype(np.uint16)
+    return upgraded
 
 
 def checked_state(state: dict[str, np.ndarray]) -> tuple[dict[str, Any], int]:
@@ -59,8 +68,8 @@ def checked_state(state: dict[str, np.ndarray]) -> tuple[dict[str, Any], int]:
             raise ValueError(f"The saved cloud's {name} is {array.dtype} {array.shape}; {expected} was expected.")
     if count > settings["max_points"]:
         raise ValueError(f"The saved cloud has {count} points, over its budget of {settings['max_points']:.0f}.")
-    positive = (state["confidence"] > 0).all() and (state["spacing"] > 0).all()
+    positive = (state["weight"] > 0).all() and (state["spacing"] > 0).all()
     if not (positive and np.isfinite(state["points"]).all() and (state["keys"] >= 0).all()):
-        raise ValueError("The saved cloud has points, confidences or voxels that are not valid numbers.")
+        raise ValueError("The saved cloud has points, weights or voxels that are not valid numbers.")
     settings["max_points"] = int(min(settings["max_points"], 2**62))
     return settings, count

@@ -94,7 +94,7 @@ def _append(state, previous, following, kind, i):
 @compiled
 def remove(arrays, table_keys, table_points, state, i):
     """Removes point i; the last point takes its place."""
-    points, colours, fine, observed, confidence, stamps, spacing, keys, turns, certainty, previous, following = arrays
+    points, colours, fine, observed, weight, stamps, spacing, keys, turns, confidence, previous, following = arrays
     _erase(table_keys, table_points, find(table_keys, keys[i]))
     _unlink(state, previous, following, int(observed[i]), i)
     last = state[SIZE] - 1
@@ -120,12 +120,12 @@ def remove(arrays, table_keys, table_points, state, i):
         colours[i, k] = colours[last, k]
         fine[i, k] = fine[last, k]
     observed[i] = observed[last]
-    confidence[i] = confidence[last]
+    weight[i] = weight[last]
     stamps[i] = stamps[last]
     spacing[i] = spacing[last]
     keys[i] = keys[last]
     turns[i] = turns[last]
-    certainty[i] = certainty[last]
+    confidence[i] = confidence[last]
 
 
 @compiled
@@ -157,18 +157,18 @@ def _room(arrays, table_keys, table_points, state, new_is_observed, counts):
 
 @compiled
 def fuse(arrays, table_keys, table_points, state, new_points, new_colours, new_observed, new_keys, new_weight,
-         new_spacing, new_stamps, new_certainty, cap, least_spacing, counts):  # fmt: skip
+         new_spacing, new_stamps, new_confidence, cap, least_spacing, counts):  # fmt: skip
     """Merges new points into the cloud, voxel by voxel.
 
-    Same provenance: running mean of position, colour and certainty, weighted by confidence. Observed over imagined:
-    replaced. Imagined over observed: ignored. A key below 0 is skipped. `new_stamps` and `new_certainty` have one
+    Same provenance: running mean of position, colour and confidence, by weight. Observed over imagined:
+    replaced. Imagined over observed: ignored. A key below 0 is skipped. `new_stamps` and `new_confidence` have one
     number for all or one per point.
     """
-    points, colours, fine, observed, confidence, stamps, spacing, keys, turns, certainty, previous, following = arrays
+    points, colours, fine, observed, weight, stamps, spacing, keys, turns, confidence, previous, following = arrays
     state[TURN] += 1
     turn = state[TURN]
     one_stamp = len(new_stamps) == 1
-    one_certainty = len(new_certainty) == 1
+    one_confidence = len(new_confidence) == 1
     last_key = np.int64(-1)
     i = np.int64(-1)
     for n in range(len(new_keys)):
@@ -176,9 +176,9 @@ def fuse(arrays, table_keys, table_points, state, new_points, new_colours, new_o
         if key < 0:
             continue
         seen = new_observed[n]
-        weight = min(new_weight[n], cap)
+        gain = min(new_weight[n], cap)
         stamp = new_stamps[0] if one_stamp else new_stamps[n]
-        certain = new_certainty[0] if one_certainty else new_certainty[n]
+        new_level = new_confidence[0] if one_confidence else new_confidence[n]
         gap = max(new_spacing[n], least_spacing)
         if key != last_key:
             slot = find(table_keys, key)
@@ -212,16 +212,16 @@ def fuse(arrays, table_keys, table_points, state, new_points, new_colours, new_o
                 colours[i, k] = new_colours[n, k]
                 fine[i, k] = np.uint16(new_colours[n, k]) << np.uint16(8)
             observed[i] = seen
-            confidence[i] = weight
+            weight[i] = gain
             stamps[i] = stamp
             spacing[i] = gap
             turns[i] = turn
-            certainty[i] = certain
+            confidence[i] = new_level
             continue
         counts[MERGED] += 1
-        total = confidence[i] + weight
-        share = weight / total
-        confidence[i] = min(total, cap)
+        total = weight[i] + gain
+        share = gain / total
+        weight[i] = min(total, cap)
         for k in range(3):
             points[i, k] += share * (new_points[n, k] - points[i, k])
             old = np.float32(fine[i, k])
@@ -229,8 +229,8 @@ def fuse(arrays, table_keys, table_points, state, new_points, new_colours, new_o
             whole = np.int32(mixed + np.float32(0.5))
             fine[i, k] = whole
             colours[i, k] = min((whole + 128) >> 8, 255)
-        level = np.float32(certainty[i])
-        certainty[i] = np.uint16(level + share * (np.float32(certain) - level) + np.float32(0.5))
+        level = np.float32(confidence[i])
+        confidence[i] = np.uint16(level + share * (np.float32(new_level) - level) + np.float32(0.5))
         stamps[i] = max(stamps[i], stamp)
         spacing[i] = min(spacing[i], gap)
         if turns[i] != turn:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 SUFFIX = ".wsmap"
 FORMAT = "worldstereo_ros map"
-VERSION = 1
+VERSION = 2  # 2: the cloud's fusion weight is `weight`, its confidence `confidence`
 MAX_BYTES = 4 * 2**30
 MAX_HEADER_BYTES = 16 * 2**20
 MAX_ARRAYS = 100_000

@@ -135,7 +135,7 @@ class ViewBank:
         memory = invert_pose(np.stack([view.world_from_camera for view in self._views]))
         return retrieval_scores(invert_pose(world_from_camera), memory, camera.matrix, K, *size)
 
-    def seed_for(self, camera: Camera, world_from_camera: np.ndarray) -> View | None:
+    def best_start_view(self, camera: Camera, world_from_camera: np.ndarray) -> View | None:
         """Of the views that a sensor took, the one that serves a path best; None where there is none.
 
         It does not depend on the order in which they came, but where two serve equally well, or none at all: then it

@@ -9,8 +9,8 @@ import torch
 
 from worldstereo_ros.geometry.views import View
 from worldstereo_ros.memory import _lift_numba, _voxels_numba
-from worldstereo_ros.memory._cloud_state import ARRAYS, CERTAIN, SETTINGS, checked_state, completed_state
-from worldstereo_ros.utils.jit import in_threads, shares
+from worldstereo_ros.memory._cloud_state import ARRAYS, CONFIDENCE_LEVELS, SETTINGS, checked_state, upgraded_state
+from worldstereo_ros.utils.jit import run_in_threads, split_range
 
 MAX_POINTS = 100_000_000
 SWEEP = 1 << 18  # points looked at per insertion for radius, age and disproof: what keeps the cost flat
@@ -59,14 +59,14 @@ class InsertReport:
 
 
 class CloudMemory:
-    """A voxel-hashed point cloud with colour, confidence, certainty, age and provenance, bounded in size.
+    """A voxel-hashed point cloud with colour, weight, confidence, age and provenance, bounded in size.
 
-    One point per voxel: the mean of what fell into it, weighted by confidence (cosine of the viewing angle, over the
+    One point per voxel: the mean of what fell into it, with a weight (cosine of the viewing angle, over the
     squared distance beyond a metre). An observation replaces an imagined point; an imagined point never changes,
     moves or evicts an observed one. When full, the imagined points that were not seen for longest make room first,
     then such observed ones. The cost of an insertion does not depend on how much is remembered.
 
-    The array attributes but `certainty` are views of the memory, not copies: the next insertion changes them. Not
+    The array attributes but `confidence` are views of the memory, not copies: the next insertion changes them. Not
     thread-safe.
 
     Args:
@@ -75,7 +75,7 @@ class CloudMemory:
         max_radius: metres; points farther than this from the last camera are forgotten. None = never.
         max_age: seconds; points not seen for this long before the last view are forgotten. None = never.
         edge_tolerance: step between neighbouring pixels, relative to depth, that counts as a depth edge.
-        max_confidence: cap of the accumulated confidence: how slowly an old point follows a changed world.
+        max_weight: cap of the accumulated weight: how slowly an old point follows a changed world.
         carve: an observation also removes imagined points that it looks through.
 
     Raises:
@@ -90,10 +90,10 @@ class CloudMemory:
         max_age: float | None = None,
         *,
         edge_tolerance: float = 0.04,
-        max_confidence: float = 50.0,
+        max_weight: float = 50.0,
         carve: bool = True,
     ) -> None:
-        positive = {"voxel_size": voxel_size, "edge_tolerance": edge_tolerance, "max_confidence": max_confidence}
+        positive = {"voxel_size": voxel_size, "edge_tolerance": edge_tolerance, "max_weight": max_weight}
         for name, value in {**positive, "max_radius": max_radius, "max_age": max_age}.items():
             if value is not None and not (np.isfinite(value) and value > 0):
                 raise ValueError(f"{name} is {value}; a positive number was expected.")
@@ -104,7 +104,7 @@ class CloudMemory:
         self.max_radius = None if max_radius is None else float(max_radius)
         self.max_age = None if max_age is None else float(max_age)
         self.edge_tolerance = float(edge_tolerance)
-        self.max_confidence = float(max_confidence)
+        self.max_weight = float(max_weight)
         self.carve = bool(carve)
         self._scratch: dict[str, np.ndarray] = {}
         self._allocate()
@@ -148,21 +148,21 @@ class CloudMemory:
         return self._arrays["observed"][: len(self)]
 
     @property
-    def confidence(self) -> np.ndarray:
+    def weight(self) -> np.ndarray:
         """(N,) float32, accumulated: 1 is one pixel seen face on within a metre."""
-        return self._arrays["confidence"][: len(self)]
+        return self._arrays["weight"][: len(self)]
 
     @property
-    def certainty(self) -> np.ndarray:
+    def confidence(self) -> np.ndarray:
         """(N,) float32 in 0..1, a copy: the mean `View.confidence` of the pixels a point was made of.
 
         1 for what a sensor saw, 0 where nobody said how sure an imagined pixel is.
         """
-        return self.certainty_at(slice(None))
+        return self.confidence_at(slice(None))
 
-    def certainty_at(self, index: np.ndarray | slice) -> np.ndarray:
-        """(K,) float32, `certainty` of some points."""
-        return self._arrays["certainty"][: len(self)][index] * np.float32(1 / CERTAIN)
+    def confidence_at(self, index: np.ndarray | slice) -> np.ndarray:
+        """(K,) float32, `confidence` of some points."""
+        return self._arrays["confidence"][: len(self)][index] * np.float32(1 / CONFIDENCE_LEVELS)
 
     @property
     def stamp_ns(self) -> np.ndarray:
@@ -200,12 +200,12 @@ class CloudMemory:
         observed = np.ascontiguousarray(view.observed_mask, dtype=np.bool_)
         colours = np.ascontiguousarray(view.image).reshape(-1, 3)
         stamps = np.array([view.stamp_ns], np.int64)
-        certainty = _certainty(view.confidence, observed)
+        confidence = _confidence_levels(view.confidence, observed)
         # Nothing can fail from here on.
         self._camera_centre = view.world_from_camera[:3, 3].copy()
         self._last_ns = int(view.stamp_ns)
         swept = self._sweep(view, depth, observed, SWEEP)
-        fused = self._fuse(points, colours, observed.reshape(-1), keys, weight, spacing, stamps, certainty)
+        fused = self._fuse(points, colours, observed.reshape(-1), keys, weight, spacing, stamps, confidence)
         unknown, flying, _, _, too_far = (int(number) for number in counts)
         return InsertReport(**fused, **swept, unknown=unknown, flying=flying, too_far=too_far, count=len(self))
 
@@ -214,10 +214,10 @@ class CloudMemory:
         points: np.ndarray,
         colours: np.ndarray,
         observed: np.ndarray | bool,
-        confidence: np.ndarray | float = 1.0,
+        weight: np.ndarray | float = 1.0,
         stamp_ns: np.ndarray | int = 0,
         spacing: np.ndarray | float | None = None,
-        certainty: np.ndarray | float | None = None,
+        confidence: np.ndarray | float | None = None,
     ) -> InsertReport:
         """Fuses points that come from no view: another map, a laser, a reconstruction.
 
@@ -225,13 +225,13 @@ class CloudMemory:
             points: (N, 3) world coordinates, metres; those that are not finite are left out (counted as unknown).
             colours: (N, 3) uint8 RGB.
             observed: (N,) bool or one for all.
-            confidence: (N,) positive or one for all.
+            weight: (N,) positive or one for all.
             stamp_ns: (N,) or one for all.
             spacing: (N,) metres between neighbours or one for all; None = the voxel size.
-            certainty: (N,) in 0..1 or one for all; None = 1 for what was observed, else 0.
+            confidence: (N,) in 0..1 or one for all; None = 1 for what was observed, else 0.
 
         Raises:
-            ValueError: shapes do not fit, a confidence is not positive, a certainty not in 0..1, or points lie out of
+            ValueError: shapes do not fit, a weight is not positive, a confidence not in 0..1, or points lie out of
                 the keys' range. The memory is unchanged then.
         """
         points = np.asarray(points)
@@ -243,10 +243,10 @@ class CloudMemory:
             raise ValueError(f"The colours are {colours.dtype} {colours.shape}; uint8 {(count, 3)} was expected.")
         named = {
             "observed": (observed, np.bool_),
-            "confidence": (confidence, np.float32),
+            "weight": (weight, np.float32),
             "stamp_ns": (stamp_ns, np.int64),
             "spacing": (self.voxel_size if spacing is None else spacing, np.float32),
-            "certainty": (observed if certainty is None else certainty, np.float32),
+            "confidence": (observed if confidence is None else confidence, np.float32),
         }
         columns: dict[str, np.ndarray] = {}
         for name, (value, dtype) in named.items():
@@ -254,11 +254,11 @@ class CloudMemory:
             if array.shape not in ((), (count,)):
                 raise ValueError(f"The {name} has shape {array.shape}; ({count},) or one number was expected.")
             columns[name] = np.ascontiguousarray(np.broadcast_to(array, (count,)), dtype=dtype)
-        for name in ("confidence", "spacing"):
+        for name in ("weight", "spacing"):
             if not (np.isfinite(columns[name]) & (columns[name] > 0)).all():
                 raise ValueError(f"The {name} has values that are not positive numbers.")
-        if not ((columns["certainty"] >= 0) & (columns["certainty"] <= 1)).all():
-            raise ValueError("The certainty has values that are not in 0..1.")
+        if not ((columns["confidence"] >= 0) & (columns["confidence"] <= 1)).all():
+            raise ValueError("The confidence has values that are not in 0..1.")
         with np.errstate(over="ignore", invalid="ignore"):
             points = np.ascontiguousarray(points, dtype=np.float32)
         keys = np.empty(count, np.int64)
@@ -266,8 +266,8 @@ class CloudMemory:
         outside = _lift_numba.point_keys(points, 1.0 / self.voxel_size, keys) - int((~finite).sum())
         self._refuse_outside(outside)
         fused = self._fuse(
-            points, np.ascontiguousarray(colours), columns["observed"], keys, columns["confidence"],
-            columns["spacing"], columns["stamp_ns"], _certainty(columns["certainty"], columns["observed"]),
+            points, np.ascontiguousarray(colours), columns["observed"], keys, columns["weight"],
+            columns["spacing"], columns["stamp_ns"], _confidence_levels(columns["confidence"], columns["observed"]),
         )  # fmt: skip
         return InsertReport(**fused, unknown=int((~finite).sum()), count=len(self))
 
@@ -306,14 +306,14 @@ class CloudMemory:
             }
         out = tuple(self._scratch.values())
         camera = view.camera
-        bands = shares(len(depth), torch.get_num_threads())
+        bands = split_range(len(depth), torch.get_num_threads())
         counts = np.zeros((len(bands), 5), np.int64)
         reach = np.inf if self.max_radius is None else self.max_radius
         fixed = (
             depth, (camera.fx, camera.fy, camera.cx, camera.cy), view.world_from_camera, np.float32(np.inf), reach,
             np.float32(self.edge_tolerance), 5, 1.0 / self.voxel_size, *out,
         )  # fmt: skip
-        in_threads(_lift_numba.lift, [(*fixed, counts[k], *band) for k, band in enumerate(bands)])
+        run_in_threads(_lift_numba.lift, [(*fixed, counts[k], *band) for k, band in enumerate(bands)])
         counts = counts.sum(axis=0)
         self._refuse_outside(int(counts[2]))
         return (*out, counts)
@@ -329,11 +329,11 @@ class CloudMemory:
     def _core(self) -> tuple:
         return ((*self._arrays.values(), *self._links), self._table_keys, self._table_points, self._state)
 
-    def _fuse(self, points, colours, observed, keys, weight, spacing, stamps, certainty) -> dict[str, int]:
+    def _fuse(self, points, colours, observed, keys, weight, spacing, stamps, confidence) -> dict[str, int]:
         counts = np.zeros(6, np.int64)
         _voxels_numba.fuse(
-            *self._core(), points, colours, observed, keys, weight, spacing, stamps, certainty,
-            np.float32(self.max_confidence), np.float32(self.voxel_size), counts,
+            *self._core(), points, colours, observed, keys, weight, spacing, stamps, confidence,
+            np.float32(self.max_weight), np.float32(self.voxel_size), counts,
         )  # fmt: skip
         names = ("added", "merged", "promoted", "rejected", "evicted", "dropped")
         return dict(zip(names, (int(number) for number in counts), strict=True))
@@ -382,7 +382,7 @@ class CloudMemory:
         Raises:
             ValueError: an array is missing, has a wrong type or shape, or contradicts another.
         """
-        state = completed_state(state)
+        state = upgraded_state(state)
         settings, count = checked_state(state)
         memory = cls(**settings)
         for name, array in memory._arrays.items():
@@ -398,12 +398,12 @@ class CloudMemory:
         return memory
 
 
-def _certainty(confidence: np.ndarray | None, observed: np.ndarray) -> np.ndarray:
+def _confidence_levels(confidence: np.ndarray | None, observed: np.ndarray) -> np.ndarray:
     """(N,) or (1,) uint16 of a (...) confidence in 0..1; without one, what was observed is certain, the rest is not."""
     if confidence is None:
         if observed.all():
-            return np.array([CERTAIN], np.uint16)
-        return np.where(observed.reshape(-1), np.uint16(CERTAIN), np.uint16(0))
+            return np.array([CONFIDENCE_LEVELS], np.uint16)
+        return np.where(observed.reshape(-1), np.uint16(CONFIDENCE_LEVELS), np.uint16(0))
     # NaN is no confidence at all.
     level = np.nan_to_num(np.asarray(confidence, np.float32).reshape(-1))
-    return (np.clip(level, 0, 1) * np.float32(CERTAIN) + np.float32(0.5)).astype(np.uint16)
+    return (np.clip(level, 0, 1) * np.float32(CONFIDENCE_LEVELS) + np.float32(0.5)).astype(np.uint16)

@@ -4,7 +4,7 @@ Imports with torch, diffusers, numpy and safetensors; nothing here knows of ROS 
 """
 
 from worldstereo_ros.models.autoencoders.keyframe import KeyframeAutoencoder
-from worldstereo_ros.models.checkpoints.config import VARIANTS, Settings
+from worldstereo_ros.models.checkpoints.config import VARIANTS, CheckpointConfig
 from worldstereo_ros.models.checkpoints.hub import Checkpoint, find_checkpoint, list_variants
 from worldstereo_ros.models.checkpoints.inspection import CheckpointReport, inspect_checkpoint
 from worldstereo_ros.models.checkpoints.loading import load_autoencoder, load_transformer
@@ -16,11 +16,11 @@ from worldstereo_ros.models.worldstereo.transformer import WorldStereoTransforme
 __all__ = [
     "VARIANTS",
     "Checkpoint",
+    "CheckpointConfig",
     "CheckpointError",
     "CheckpointReport",
     "DMDScheduler",
     "KeyframeAutoencoder",
-    "Settings",
     "WorldStereoTransformer",
     "find_checkpoint",
     "inspect_checkpoint",

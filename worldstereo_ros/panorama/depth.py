@@ -17,7 +17,7 @@ from worldstereo_ros.depth.estimators import DepthEstimator
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.views import View
 from worldstereo_ros.imaging.codecs import clean_depth
-from worldstereo_ros.imaging.exposure import synchronise
+from worldstereo_ros.imaging.exposure import solve_pairwise_offsets
 from worldstereo_ros.panorama.perspective_views import FIELD, look, panorama_views, rings
 from worldstereo_ros.panorama.stitching import border_weight, look_up, panorama_directions, sample
 
@@ -95,7 +95,7 @@ def _scaled(views: list[View]) -> list[View]:
             both = (own > 0) & (theirs > 0)
             if both.sum() >= FEWEST:
                 ratios.append((i, j, int(both.sum()), float(np.median(np.log(theirs[both] / own[both])))))
-    shifts = synchronise(len(views), ratios, held=HELD)
+    shifts = solve_pairwise_offsets(len(views), ratios, held=HELD)
     return [
         replace(view, depth=(_depth(view) * scale).astype(np.float32))
         for view, scale in zip(views, np.exp(shifts), strict=True)

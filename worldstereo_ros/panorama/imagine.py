@@ -45,7 +45,7 @@ class ImaginedPanorama:
     closure: Closure | None
 
 
-def seed_panorama(
+def observe_panorama(
     world: WorldModel,
     image: np.ndarray,
     distance: np.ndarray | None = None,
@@ -81,7 +81,7 @@ def seed_panorama(
             )
         distance = _to_what_is_known(panorama_distance(image, world.depth_estimator), world, pose)
     views = panorama_views(image, distance, world_from_camera=pose, camera=camera, stamp_ns=stamp_ns)
-    return sum(world.seed(view).inserted for view in views)
+    return sum(world.observe(view).inserted for view in views)
 
 
 def imagine_panorama(

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from worldstereo_ros.pipelines.base import Pipeline
-from worldstereo_ros.weights.bundled import SHIPPED
+from worldstereo_ros.weights.bundled import BUNDLED
 
-NAMES = ("geometric", *SHIPPED)
+NAMES = ("geometric", *BUNDLED)
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -47,7 +47,7 @@ def load_pipeline(
     if dtype not in DTYPES:
         raise ValueError(f"The type '{dtype}' is not known; choose one of {', '.join(DTYPES)}.")
     model, variant = split_variant(model, variant)
-    if model in SHIPPED:
+    if model in BUNDLED:
         options = {"name": model, **options}
     elif "/" not in model and not Path(model).expanduser().exists():
         raise ValueError(

@@ -33,7 +33,7 @@ class Conditioning:
     """All that memory says about one clip of F views.
 
     Attributes:
-        seed: the view that a sensor took which shows most of the clip, or the last view of the clip before.
+        start_view: the view that a sensor took which shows most of the clip, or the last view of the clip before.
         renders: the cloud memory seen from the F cameras (colour, depth, covered, observed).
         camera: intrinsics of the F views.
         world_from_camera: (F, 4, 4) poses of the F views.
@@ -42,7 +42,7 @@ class Conditioning:
         reference_index: (F,) index into `references` of the best one for each view, -1 = none.
     """
 
-    seed: View
+    start_view: View
     renders: Rendering
     camera: Camera
     world_from_camera: np.ndarray
@@ -58,18 +58,18 @@ class PipelineFrame:
         image: (H, W, 3) uint8.
         depth: (H, W) float32 metres, 0 = unknown; None where the pipeline has no notion of depth.
         observed: (H, W) bool, True = this pixel shows what a sensor saw.
-        remembered: (H, W, 3) uint8, what memory alone paints, where the pipeline knows it and paints something else.
+        memory_image: (H, W, 3) uint8, what memory alone gives; None where `image` is the same.
         confidence: (H, W) float32 in 0..1, see `confidence.py`; None = the world model works it out.
-        unlikely: (H, W) float32 in 0..1, how unlikely a plane that memory knows goes on here, 0 where memory covers it;
-            None where the pipeline does not ask that.
+        plane_absence: (H, W) float32 in 0..1, 1 - P(a known plane extends here), 0 where memory covers the pixel;
+            None where the pipeline does not estimate it.
     """
 
     image: np.ndarray
     depth: np.ndarray | None
     observed: np.ndarray
-    remembered: np.ndarray | None = None
+    memory_image: np.ndarray | None = None
     confidence: np.ndarray | None = None
-    unlikely: np.ndarray | None = None
+    plane_absence: np.ndarray | None = None
 
 
 class Pipeline(Protocol):

@@ -47,7 +47,7 @@ FEATURES = (
     "farther",  # how much farther away the remembered view stands that comes nearest, in powers of two
     "moved",  # from the nearest remembered view, against the depth
     "difference",  # between the picture and what memory alone paints
-    "unlikely",  # no plane that memory knows goes on there
+    "plane_absence",  # no plane that memory knows goes on there
 )
 
 
@@ -138,7 +138,7 @@ class ConfidenceModel:
 
 def confidence_file() -> Path:
     """Where the measured functions lie; where they should be, if this installation lacks them."""
-    # As `shipped_folder`, of the file: a folder of weights may lie beside the package's own.
+    # As `bundled_folder`, of the file: a folder of weights may lie beside the package's own.
     files = [Path(folder) / "weights" / "confidence.json" for folder in worldstereo_ros.__path__]
     return next((file for file in files if file.is_file()), files[0])
 
@@ -206,11 +206,11 @@ def features(frame: PipelineFrame, conditioning: Conditioning, index: int) -> np
     window = np.ones((5, 5), np.uint8)
     near, far = cv2.erode(depth, window), cv2.dilate(depth, window)
     put("depth_step", np.minimum((far - near) / near, 1))
-    if frame.remembered is not None:
-        other = _shrunk(frame.remembered, size).astype(np.float32) / 255
+    if frame.memory_image is not None:
+        other = _shrunk(frame.memory_image, size).astype(np.float32) / 255
         put("difference", _compressed(np.abs(image - other).mean(axis=2)))
-    if frame.unlikely is not None:
-        put("unlikely", _shrunk(frame.unlikely, size))
+    if frame.plane_absence is not None:
+        put("plane_absence", _shrunk(frame.plane_absence, size))
     grid = min(1.0, GRID / max(size))
     small = (max(2, round(width * grid)), max(2, round(height * grid)))
     looks = _looks(cv2.resize(depth, small, interpolation=cv2.INTER_NEAREST), conditioning, index)
@@ -253,7 +253,7 @@ def _looks(depth: np.ndarray, conditioning: Conditioning, index: int) -> dict[st
     pose = conditioning.world_from_camera[index]
     views = _nearest([view for view in conditioning.references if view.observed is None], pose)
     if not views:
-        views = [conditioning.seed]
+        views = [conditioning.start_view]
     camera = conditioning.camera.resized(width, height)
     rays = camera.rays().reshape(-1, 3)
     z = depth.reshape(-1)

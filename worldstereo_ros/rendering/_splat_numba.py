@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from worldstereo_ros.rendering._hole_closing import PAIRS, REACH, SECTOR_ARRAY
-from worldstereo_ros.utils.jit import compiled, in_threads, shares
+from worldstereo_ros.utils.jit import compiled, run_in_threads, split_range
 
 EMPTY = np.int32(0x7F800000)  # +inf as bits: no point has written this pixel
 BLOCK = 512  # points projected at once: their intermediate numbers stay in the first cache
@@ -327,21 +327,21 @@ def splat(points, colours, observed, spacing, numbers, settings, out, working):
     cap, tolerance, slab, jump, grades = settings
     zbufs, accs = working
     threads, height, width = zbufs.shape
-    parts = shares(len(points), threads)
-    bands = shares(height, threads)
-    in_threads(
+    parts = split_range(len(points), threads)
+    bands = split_range(height, threads)
+    run_in_threads(
         _depth_pass, [(points, spacing, observed, numbers, cap, tolerance, zbufs[k], *p) for k, p in enumerate(parts)]
     )
     front = np.empty((height, width), np.float32)
     limit = np.empty((height, width), np.float32)
-    in_threads(_front_surface, [(zbufs, tolerance, front, limit, *band) for band in bands])
+    run_in_threads(_front_surface, [(zbufs, tolerance, front, limit, *band) for band in bands])
     shared = (points, spacing, colours, observed, numbers, cap, tolerance, slab, grades, front, limit)
-    in_threads(_colour_pass, [(*shared, accs[k], *part) for k, part in enumerate(parts)])
+    run_in_threads(_colour_pass, [(*shared, accs[k], *part) for k, part in enumerate(parts)])
     colour, depth, covered, seen = out
     if jump <= 0:
-        in_threads(_resolve, [(accs, front, limit, np.float32(0), colour, depth, seen, *band) for band in bands])
+        run_in_threads(_resolve, [(accs, front, limit, np.float32(0), colour, depth, seen, *band) for band in bands])
         np.greater(depth, 0, out=covered)
         return
     first = (np.empty_like(colour), np.empty_like(depth), np.empty_like(seen))
-    in_threads(_resolve, [(accs, front, limit, np.float32(np.inf), *first, *band) for band in bands])
-    in_threads(_close, [(*first, jump, *out, *band) for band in bands])
+    run_in_threads(_resolve, [(accs, front, limit, np.float32(np.inf), *first, *band) for band in bands])
+    run_in_threads(_close, [(*first, jump, *out, *band) for band in bands])

@@ -13,40 +13,40 @@ import yaml
 from worldstereo_ros.scenes import KINDS
 from worldstereo_ros.utils.resources import find_resource
 
-STAGES = ("autoencoder", "video", "control", "memory", "distill", "polish", "depth")
+STAGES = ("autoencoder", "video", "control", "memory", "distill", "finetune", "depth")
 OPTIONAL = ("depth",)  # not among all stages where the configuration has none
 PRECISIONS = ("no", "bf16")
 
 
-class SettingsError(ValueError):
+class TrainingConfigError(ValueError):
     """A configuration that cannot be used; the message says which key, what came and what was expected."""
 
 
 @dataclass(frozen=True)
-class WorldSettings:
+class WorldConfig:
     """Where views come from.
 
     Attributes:
-        kept: worlds in memory at a time.
+        cache_size: worlds in memory at a time.
         workers: processes that draw worlds beside the training; 0: worlds are drawn before it starts.
         loaders: processes that cut batches out of worlds beside the training; 0: the training does so itself.
         replay: batches that are learnt from again while the loaders have no new one ready; 0: training waits.
-        soft_light: share of the worlds with shadows.
-        kinds: how often each kind of scene comes; empty: `worlds.KIND_SHARES`.
+        shadow_prob: share of the worlds with shadows.
+        kinds: how often each kind of scene comes; empty: `worlds.KIND_WEIGHTS`.
         validation: worlds that validation looks at.
     """
 
-    kept: int = 400
+    cache_size: int = 400
     workers: int = 0
     loaders: int = 0
     replay: int = 0
-    soft_light: float = 0.6
+    shadow_prob: float = 0.6
     kinds: Mapping[str, float] = field(default_factory=dict)
     validation: int = 24
 
 
 @dataclass(frozen=True)
-class StageSettings:
+class StageConfig:
     """How one stage is trained.
 
     Attributes:
@@ -54,8 +54,8 @@ class StageSettings:
         steps: how many at most; 0: until `minutes`.
         batch: pictures (autoencoder, depth) or clips of a step.
         frames: keyframes of a training clip, the seed's among them.
-        short: share of the batches whose clips are shorter, with longer ways from view to view, and as many more.
-        reuse: steps that learn from the same clips, each time with other noise; saves drawing on slow machines.
+        short_clip_prob: fraction of the batches with shorter clips, larger steps between views, and more clips.
+        noise_reuse: steps that learn from the same clips, each time with other noise; saves drawing on slow machines.
         learning_rate: at its height.
         warmup: steps until it is there.
         weight_decay: of AdamW.
@@ -65,7 +65,7 @@ class StageSettings:
         critic_updates: of the fake score per update of the student (distill).
         critic_learning_rate: of the fake score (distill).
         regression: weight of the true clip beside the scores (distill).
-        painted_steps: steps that the polished model takes; 0: as the distilled one.
+        denoising_steps: steps that the polished model takes; 0: as the distilled one.
         pixel_share: of the loss that counts channels of a latent by what they change in the picture (polish).
         covered_weight: of what the cloud covers, beside holes (polish): there, remembered pictures are shown in use.
     """
@@ -74,8 +74,8 @@ class StageSettings:
     steps: int = 0
     batch: int = 8
     frames: int = 9
-    short: float = 0.0
-    reuse: int = 1
+    short_clip_prob: float = 0.0
+    noise_reuse: int = 1
     learning_rate: float = 1e-3
     warmup: int = 100
     weight_decay: float = 0.01
@@ -85,19 +85,19 @@ class StageSettings:
     critic_updates: int = 5
     critic_learning_rate: float = 0.0
     regression: float = 0.5
-    painted_steps: int = 0
+    denoising_steps: int = 0
     pixel_share: float = 0.0
     covered_weight: float = 1.0
 
 
 @dataclass(frozen=True)
-class TrainingSettings:
+class TrainingConfig:
     """A whole run.
 
     Attributes:
         sizes: ((height, width), ...) of the model's pictures, multiples of 16; becomes the checkpoint's `scale_map`.
         nframe: keyframes of a clip at inference.
-        autoencoder: arguments of `models.picture_autoencoder.PictureAutoencoder`.
+        autoencoder: arguments of `models.image_autoencoder.ImageAutoencoder`.
         transformer: arguments of `models.WorldStereoTransformer` without its control branch.
         control: `controlnet_cfg` of the checkpoint.
         depth: arguments of `models.depth_network.DepthNetwork`.
@@ -121,8 +121,8 @@ class TrainingSettings:
     depth: Mapping[str, Any] = field(default_factory=dict)
     shift: float = 3.0
     dmd_steps: int = 4
-    worlds: WorldSettings = field(default_factory=WorldSettings)
-    stages: Mapping[str, StageSettings] = field(default_factory=dict)
+    worlds: WorldConfig = field(default_factory=WorldConfig)
+    stages: Mapping[str, StageConfig] = field(default_factory=dict)
     device: str = "auto"
     precision: str = "bf16"
     compile: bool = False
@@ -131,29 +131,29 @@ class TrainingSettings:
     max_shard_mb: int = 16
 
 
-def read_training_settings(file: str | Path) -> TrainingSettings:
+def read_training_config(file: str | Path) -> TrainingConfig:
     """Reads a configuration.
 
     Args:
         file: a YAML or JSON file, or the name of one in `config/training/` (`cpu`, `gpu`, `smoke`).
 
     Raises:
-        SettingsError: there is no such file, or a key is unknown, missing, of another type or out of range.
+        TrainingConfigError: there is no such file, or a key is unknown, missing, of another type or out of range.
     """
     path = Path(file).expanduser()
     if not path.is_file():
         built_in = {found.stem: found for folder in _config_folders() for found in folder.glob("*.yaml")}
         if str(file) not in built_in:
             there = f", or one of {', '.join(sorted(built_in))}" if built_in else ""
-            raise SettingsError(f"There is no training configuration '{file}'; give a YAML file{there}.")
+            raise TrainingConfigError(f"There is no training configuration '{file}'; give a YAML file{there}.")
         path = built_in[str(file)]
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise SettingsError(f"{path} could not be read as YAML: {error}.") from None
+        raise TrainingConfigError(f"{path} could not be read as YAML: {error}.") from None
     if not isinstance(raw, dict):
-        raise SettingsError(f"{path} holds a {type(raw).__name__}; keys and values were expected.")
-    settings = _build(TrainingSettings, raw, path.name)
+        raise TrainingConfigError(f"{path} holds a {type(raw).__name__}; keys and values were expected.")
+    settings = _build(TrainingConfig, raw, path.name)
     _check(settings, path.name)
     return settings
 
@@ -164,54 +164,64 @@ def _config_folders() -> list[Path]:
     return [] if folder is None else [folder]
 
 
-def _check(settings: TrainingSettings, where: str) -> None:
+def _check(settings: TrainingConfig, where: str) -> None:
     """Refuses numbers that no training can be done with."""
     for name, stage in settings.stages.items():
         if name not in STAGES:
-            raise SettingsError(f"{where}: the stage '{name}' is not known; stages are {', '.join(STAGES)}.")
-        for key in ("batch", "reuse", "critic_updates"):
+            raise TrainingConfigError(f"{where}: the stage '{name}' is not known; stages are {', '.join(STAGES)}.")
+        for key in ("batch", "noise_reuse", "critic_updates"):
             if getattr(stage, key) < 1:
-                raise SettingsError(f"{where}: {key} of {name} is {getattr(stage, key)}; at least 1 was expected.")
+                raise TrainingConfigError(
+                    f"{where}: {key} of {name} is {getattr(stage, key)}; at least 1 was expected."
+                )
         if name not in ("autoencoder", "depth") and stage.frames < 2:
-            raise SettingsError(f"{where}: frames of {name} is {stage.frames}; the seed's and one more are needed.")
-        if not 0 <= stage.short <= 1:
-            raise SettingsError(f"{where}: short of {name} is {stage.short:g}; a share of 0 to 1 was expected.")
+            raise TrainingConfigError(
+                f"{where}: frames of {name} is {stage.frames}; the seed's and one more are needed."
+            )
+        if not 0 <= stage.short_clip_prob <= 1:
+            raise TrainingConfigError(
+                f"{where}: short_clip_prob of {name} is {stage.short_clip_prob:g}; a share of 0 to 1 was expected."
+            )
         if not 0 <= stage.pixel_share <= 1 or not 0 <= stage.covered_weight <= 1:
-            raise SettingsError(
+            raise TrainingConfigError(
                 f"{where}: {name} has pixel_share {stage.pixel_share:g} and covered_weight {stage.covered_weight:g}; "
                 "shares of 0 to 1 were expected."
             )
         if not stage.learning_rate > 0 or not 0 <= stage.ema < 1:
-            raise SettingsError(
+            raise TrainingConfigError(
                 f"{where}: {name} has learning_rate {stage.learning_rate:g} and ema {stage.ema:g}; a rate above 0 and "
                 "an ema of 0 to below 1 were expected."
             )
     if not settings.sizes or any(len(size) != 2 for size in settings.sizes):
-        raise SettingsError(f"{where}: sizes is {settings.sizes!r}; pairs of height and width were expected.")
+        raise TrainingConfigError(f"{where}: sizes is {settings.sizes!r}; pairs of height and width were expected.")
     strange = sorted(set(settings.worlds.kinds) - set(KINDS))
     if strange:
-        raise SettingsError(f"{where}: there is no kind of scene {', '.join(strange)}; choose of {', '.join(KINDS)}.")
+        raise TrainingConfigError(
+            f"{where}: there is no kind of scene {', '.join(strange)}; choose of {', '.join(KINDS)}."
+        )
     for height, width in settings.sizes:
         if height % 16 or width % 16 or min(height, width) < 16:
-            raise SettingsError(f"{where}: the size {height}x{width} is no multiple of 16 in both directions.")
+            raise TrainingConfigError(f"{where}: the size {height}x{width} is no multiple of 16 in both directions.")
     if settings.precision not in PRECISIONS:
-        raise SettingsError(f"{where}: precision is '{settings.precision}'; {' or '.join(PRECISIONS)} was expected.")
-    if settings.worlds.kept < 1 or settings.worlds.validation < 1:
-        raise SettingsError(f"{where}: worlds.kept and worlds.validation must be 1 or more.")
+        raise TrainingConfigError(
+            f"{where}: precision is '{settings.precision}'; {' or '.join(PRECISIONS)} was expected."
+        )
+    if settings.worlds.cache_size < 1 or settings.worlds.validation < 1:
+        raise TrainingConfigError(f"{where}: worlds.cache_size and worlds.validation must be 1 or more.")
 
 
 def _build(kind: Any, raw: Any, where: str) -> Any:
     """`raw` as an instance of the dataclass `kind`."""
     if not isinstance(raw, dict):
-        raise SettingsError(f"{where} is {raw!r}; keys and values were expected.")
+        raise TrainingConfigError(f"{where} is {raw!r}; keys and values were expected.")
     hints = typing.get_type_hints(kind)
     unknown = sorted(set(raw) - set(hints))
     if unknown:
-        raise SettingsError(f"{where}: {', '.join(unknown)} is not known; keys are {', '.join(sorted(hints))}.")
+        raise TrainingConfigError(f"{where}: {', '.join(unknown)} is not known; keys are {', '.join(sorted(hints))}.")
     try:
         return kind(**{key: _value(hints[key], value, f"{where}: {key}") for key, value in raw.items()})
     except TypeError as error:
-        raise SettingsError(f"{where}: {error}.") from None
+        raise TrainingConfigError(f"{where}: {error}.") from None
 
 
 def _value(kind: Any, value: Any, where: str) -> Any:
@@ -220,12 +230,12 @@ def _value(kind: Any, value: Any, where: str) -> Any:
     origin = typing.get_origin(kind)
     if origin is tuple:
         if not isinstance(value, list | tuple):
-            raise SettingsError(f"{where} is {value!r}; a list was expected.")
+            raise TrainingConfigError(f"{where} is {value!r}; a list was expected.")
         inner = typing.get_args(kind)[0]
         return tuple(_value(inner, item, where) for item in value)
     if origin is not None and issubclass(origin, Mapping):
         if not isinstance(value, dict):
-            raise SettingsError(f"{where} is {value!r}; keys and values were expected.")
+            raise TrainingConfigError(f"{where} is {value!r}; keys and values were expected.")
         inner = typing.get_args(kind)[1]
         return {key: _value(inner, item, f"{where}.{key}") for key, item in value.items()}
     if kind is Any:
@@ -233,11 +243,11 @@ def _value(kind: Any, value: Any, where: str) -> Any:
     if kind is float and type(value) is int:
         value = float(value)
     if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
-        raise SettingsError(f"{where} is {value!r}; a {kind.__name__} was expected.")
+        raise TrainingConfigError(f"{where} is {value!r}; a {kind.__name__} was expected.")
     return value
 
 
-def describe(settings: TrainingSettings) -> dict[str, Any]:
+def describe(settings: TrainingConfig) -> dict[str, Any]:
     """The settings as plain values, for logs and model cards."""
 
     def plain(value: Any) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from worldstereo_ros.models import WorldStereoTransformer
-from worldstereo_ros.models.autoencoders.image import PictureAutoencoder
+from worldstereo_ros.models.autoencoders.image import ImageAutoencoder
 from worldstereo_ros.training.data.clip_sampling import ClipBatch
 
 MASK_CHANNELS = 4
@@ -36,7 +36,7 @@ class LatentClips:
 @torch.no_grad()
 def encode_clips(
     batch: ClipBatch,
-    autoencoder: PictureAutoencoder,
+    autoencoder: ImageAutoencoder,
     text_dim: int,
     *,
     control: bool,
@@ -44,21 +44,21 @@ def encode_clips(
     layout: bool = False,
 ) -> LatentClips:
     """Pictures to latents, and all that a transformer with or without branches, and with a layout, is told."""
-    latents = autoencoder.encode(batch.pictures, ENCODED_AT_ONCE).float()
+    latents = autoencoder.encode(batch.images, ENCODED_AT_ONCE).float()
     b, _, F = latents.shape[:3]
     known = torch.zeros_like(latents[:, :MASK_CHANNELS])
     known[:, :, 0] = 1
-    grey = autoencoder.encode(torch.zeros_like(batch.pictures[:1, :, :1])).float()
+    grey = autoencoder.encode(torch.zeros_like(batch.images[:1, :, :1])).float()
     seeds = torch.cat((latents[:, :, :1], grey.expand(b, -1, F - 1, -1, -1)), dim=2)
     inputs: dict[str, Any] = {"encoder_hidden_states": torch.zeros(b, 1, text_dim, device=latents.device)}
     if control:
         later = autoencoder.encode(batch.renders[:, :, 1:], ENCODED_AT_ONCE).float()
         inputs["render_latent"] = torch.cat((latents[:, :, :1], later), dim=2)
-        inputs["render_mask"], inputs["camera_embedding"] = batch.holes, batch.rays
+        inputs["render_mask"], inputs["camera_embedding"] = batch.holes, batch.plucker
         if layout:  # the planes' picture is what the model starts from, the smooth one is told beside it
             guessed = autoencoder.encode(batch.layouts[:, :, 1:], ENCODED_AT_ONCE).float()
             smooth, inputs["render_latent"] = inputs["render_latent"], torch.cat((latents[:, :, :1], guessed), dim=2)
-            inputs["layout"] = torch.cat((smooth - inputs["render_latent"], batch.marks.float()), dim=1)
+            inputs["layout"] = torch.cat((smooth - inputs["render_latent"], batch.plane_channels.float()), dim=1)
     if memory:
         inputs["camera_qt"] = batch.poses
         if batch.references.shape[2]:

@@ -71,7 +71,7 @@ def read_rounds(file: Path) -> list[Round]:
     return rounds
 
 
-def lasting(rounds: list[Round]) -> list[Round]:
+def since_last_restart(rounds: list[Round]) -> list[Round]:
     """The rounds that the weights of today come from: since training began anew for the last time."""
     anew = [index for index, one in enumerate(rounds) if one.about.get("resumed") is False]
     return rounds[anew[-1] :] if anew else rounds

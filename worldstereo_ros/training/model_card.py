@@ -10,9 +10,9 @@ from worldstereo_ros.models.checkpoints.hub import list_variants
 from worldstereo_ros.models.checkpoints.loading import BASE_STEM
 from worldstereo_ros.models.checkpoints.weights import open_weights
 from worldstereo_ros.scenes.splits import SPLITS
-from worldstereo_ros.training.config import STAGES, TrainingSettings
-from worldstereo_ros.training.data.world_files import KIND_SHARES, WALK_VIEWS, WALKS
-from worldstereo_ros.training.logs import lasting, read_rounds
+from worldstereo_ros.training.config import STAGES, TrainingConfig
+from worldstereo_ros.training.data.world_files import KIND_WEIGHTS, WALK_VIEWS, WALKS
+from worldstereo_ros.training.logs import read_rounds, since_last_restart
 from worldstereo_ros.training.run_folder import VARIANT_OF
 from worldstereo_ros.training.runner import LOGS_FOLDER, hardware
 
@@ -23,12 +23,12 @@ LEARNS = {
     "control": "the control branch: renders of the cloud, holes, rays",
     "memory": "camera tokens, joint attention and feed-forwards: references",
     "distill": "the same in few steps",
-    "polish": "all parts together, along those few steps",
+    "finetune": "all parts together, along those few steps",
     "depth": "metres of one picture",
 }
 
 
-def write_card(root: Path, run: Path, settings: TrainingSettings, evaluation: Path | None) -> None:
+def write_card(root: Path, run: Path, settings: TrainingConfig, evaluation: Path | None) -> None:
     """Writes `README.md` of a checkpoint root.
 
     Args:
@@ -112,8 +112,8 @@ def _files(root: Path, variants: Sequence[str]) -> str:
     return _table(("folder", "what", "parameters", "MB"), rows)
 
 
-def _kinds(settings: TrainingSettings) -> str:
-    shares = settings.worlds.kinds or KIND_SHARES
+def _kinds(settings: TrainingConfig) -> str:
+    shares = settings.worlds.kinds or KIND_WEIGHTS
     return ", ".join(f"{kind}s ({share / sum(shares.values()):.0%})" for kind, share in shares.items())
 
 
@@ -121,25 +121,25 @@ def _range(split: str) -> str:
     return f"{SPLITS[split].start} to {SPLITS[split].stop - 1}"
 
 
-def _sampled(settings: TrainingSettings) -> str:
+def _sampled(settings: TrainingConfig) -> str:
     from worldstereo_ros.training.stages.diffusion import SAMPLED_STEPS
 
-    polish = settings.stages.get("polish")
-    last = (polish.painted_steps if polish else 0) or settings.dmd_steps
+    finetune = settings.stages.get("finetune")
+    last = (finetune.denoising_steps if finetune else 0) or settings.dmd_steps
     return f"{SAMPLED_STEPS} (distill: {settings.dmd_steps}, polish: {last})"
 
 
-def _steps(settings: TrainingSettings, run: Path) -> str:
+def _steps(settings: TrainingConfig, run: Path) -> str:
     """Of what is packed: the polished model's, where there is one."""
-    polish = settings.stages.get("polish") if (run / VARIANT_OF["polish"]).is_dir() else None
-    steps = (polish.painted_steps if polish else 0) or settings.dmd_steps
+    finetune = settings.stages.get("finetune") if (run / VARIANT_OF["finetune"]).is_dir() else None
+    steps = (finetune.denoising_steps if finetune else 0) or settings.dmd_steps
     return "one step" if steps == 1 else f"{steps} steps"
 
 
-def _stages(run: Path, settings: TrainingSettings) -> str:
+def _stages(run: Path, settings: TrainingConfig) -> str:
     rows = []
     for name in STAGES:
-        rounds = lasting(read_rounds(run / LOGS_FOLDER / f"{name}.jsonl"))
+        rounds = since_last_restart(read_rounds(run / LOGS_FOLDER / f"{name}.jsonl"))
         if not rounds or name not in settings.stages:
             continue
         used = {**vars(settings.stages[name]), **rounds[-1].about.get("settings", {})}
@@ -164,7 +164,7 @@ def _hardware(run: Path) -> str:
     """Every machine that the logs name."""
     machines: dict[str, None] = {}
     for name in STAGES:
-        for one in lasting(read_rounds(run / LOGS_FOLDER / f"{name}.jsonl")):
+        for one in since_last_restart(read_rounds(run / LOGS_FOLDER / f"{name}.jsonl")):
             if one.about.get("hardware"):
                 machines[_machine(one.about["hardware"])] = None
     if machines:

@@ -12,7 +12,7 @@ from worldstereo_ros.models.checkpoints.loading import BASE_STEM, finite, parame
 from worldstereo_ros.models.checkpoints.saving import save_weights, write_json
 from worldstereo_ros.models.checkpoints.weights import CheckpointError, open_weights, read_json
 from worldstereo_ros.models.depth_network import load_depth_network
-from worldstereo_ros.training.config import TrainingSettings, read_training_settings
+from worldstereo_ros.training.config import TrainingConfig, read_training_config
 from worldstereo_ros.training.model_card import CARD, write_card
 from worldstereo_ros.training.run_folder import VARIANT_OF
 from worldstereo_ros.training.runner import SETTINGS_FILE
@@ -28,7 +28,7 @@ def ship(
     *,
     variants: Sequence[str] = VARIANTS[:1],
     evaluation: Path | None = None,
-    settings: TrainingSettings | None = None,
+    settings: TrainingConfig | None = None,
     most_bytes: int = MOST_BYTES,
 ) -> int:
     """Packs a run as a checkpoint root, as `from_pretrained` reads it.
@@ -50,7 +50,7 @@ def ship(
 
     Raises:
         CheckpointError: the run lacks weights, they are damaged, or what was packed cannot be loaded.
-        SettingsError: the run's settings are missing or broken.
+        TrainingConfigError: the run's settings are missing or broken.
         ValueError: a variant is not known, the files are too large, or `out` is something else.
     """
     unknown = [name for name in variants if name not in VARIANTS]
@@ -58,7 +58,7 @@ def ship(
         raise ValueError(f"The variants {list(variants)} were asked for; some of {', '.join(VARIANTS)} were expected.")
     if out.exists() and any(out.iterdir()) and not ((out / CARD).is_file() and (out / "base").is_dir()):
         raise ValueError(f"{out} is there and was not packed before; name a folder that is not there yet.")
-    settings = settings or read_training_settings(run / SETTINGS_FILE)
+    settings = settings or read_training_config(run / SETTINGS_FILE)
     out.parent.mkdir(parents=True, exist_ok=True)
     part, old = (out.with_name(f"{out.name}.{ending}") for ending in ("part", "old"))
     for stale in (part, old):
@@ -100,8 +100,8 @@ def _pack(run: Path, part: Path, variants: Sequence[str]) -> None:
     if (base / "depth" / "config.json").is_file():
         _copy(base / "depth", part / "base" / "depth", BASE_STEM)
     for name in variants:
-        polished = run / VARIANT_OF["polish"]
-        source = polished if name == "memory-dmd" and polished.is_dir() else run / f"worldstereo-{name}"
+        finetuned = run / VARIANT_OF["finetune"]
+        source = finetuned if name == "memory-dmd" and finetuned.is_dir() else run / f"worldstereo-{name}"
         _copy(source, part / f"worldstereo-{name}", "model")
 
 

@@ -26,14 +26,14 @@ from accelerate import Accelerator
 from diffusers import UniPCMultistepScheduler
 
 from worldstereo_ros.models import WorldStereoTransformer
-from worldstereo_ros.models.autoencoders.image import PictureAutoencoder
-from worldstereo_ros.models.checkpoints.loading import BASE_STEM, finite, load_picture_autoencoder
+from worldstereo_ros.models.autoencoders.image import ImageAutoencoder
+from worldstereo_ros.models.checkpoints.loading import BASE_STEM, finite, load_image_autoencoder
 from worldstereo_ros.models.checkpoints.saving import save_base, save_variant, save_weights, write_json
 from worldstereo_ros.models.checkpoints.weights import CheckpointError, named, open_weights, tensors_of
 from worldstereo_ros.models.depth_network import DepthNetwork, load_depth_network
-from worldstereo_ros.training.config import STAGES, TrainingSettings
-from worldstereo_ros.training.data.dataset import Shelf
-from worldstereo_ros.training.data.loaders import Draw, Feed, LoadedFeed
+from worldstereo_ros.training.config import STAGES, TrainingConfig
+from worldstereo_ros.training.data.dataset import WorldDataset
+from worldstereo_ros.training.data.loaders import BatchSampler, BatchStream, PrefetchingStream
 from worldstereo_ros.training.logs import read_rounds
 
 T = TypeVar("T")
@@ -41,7 +41,7 @@ VARIANT_OF = {
     "control": "worldstereo-camera",
     "memory": "worldstereo-memory",
     "distill": "worldstereo-memory-dmd",
-    "polish": "polished/worldstereo-memory-dmd",
+    "finetune": "finetuned/worldstereo-memory-dmd",
 }
 MEMORY_SWITCHES = ("main_camera_embedding", "camera_embedding_dim", "update_ref")
 MOST_COMPILED = 64  # kinds of a block's input: sizes, references, gradients or none
@@ -51,7 +51,7 @@ def is_trained(stage: str, name: str) -> bool:
     """Whether a stage trains the parameter of this name.
 
     `video` and `distill` everything but the branches, `control` the control branch, `memory` the camera tokens and the
-    backbone's joint attention and feed-forwards, `polish` everything. (WorldStereo trains the feed-forwards alone: a
+    backbone's joint attention and feed-forwards, `finetune` everything. (WorldStereo trains the feed-forwards alone: a
     large backbone's attention looks for references by itself, a small one has to learn it.)
     """
     if stage == "control":
@@ -60,7 +60,7 @@ def is_trained(stage: str, name: str) -> bool:
         return name.startswith("camera_embedding.") or (
             name.startswith("blocks.") and (".ffn." in name or ".attn1." in name)
         )
-    if stage == "polish":
+    if stage == "finetune":
         return True
     return stage != "teacher" and not name.startswith(("controlnet.", "camera_embedding."))
 
@@ -76,7 +76,7 @@ class Run:
     """
 
     folder: Path
-    settings: TrainingSettings
+    settings: TrainingConfig
     accelerator: Accelerator
 
     @property
@@ -95,11 +95,11 @@ class Run:
         return self.folder / "base"
 
     @property
-    def polished(self) -> Path:
+    def finetuned(self) -> Path:
         """The checkpoint that the last stage writes."""
-        return self.folder / "polished"
+        return self.folder / "finetuned"
 
-    def autoencoder(self, *, trained: bool = False) -> PictureAutoencoder:
+    def autoencoder(self, *, trained: bool = False) -> ImageAutoencoder:
         """The autoencoder: what was saved last, else a new one.
 
         Args:
@@ -110,7 +110,7 @@ class Run:
                 is needed.
         """
         if self.has("autoencoder"):
-            model = load_picture_autoencoder(self.base / "vae", self.device, torch.float32)
+            model = load_image_autoencoder(self.base / "vae", self.device, torch.float32)
             for key, value in self.settings.autoencoder.items():
                 if _plain(model.config[key]) != _plain(value):
                     raise CheckpointError(
@@ -121,17 +121,17 @@ class Run:
             raise CheckpointError(f"{self.base / 'vae'} has no autoencoder; train the stage autoencoder first.")
         else:
             torch.manual_seed(self.settings.seed)
-            model = PictureAutoencoder(**self.settings.autoencoder).to(self.device)
+            model = ImageAutoencoder(**self.settings.autoencoder).to(self.device)
         if trained:
             model.requires_grad_(True)
             model.to(self.device, memory_format=torch.channels_last)  # convolutions run faster in it
         return model
 
-    def save_autoencoder(self, model: PictureAutoencoder) -> None:
+    def save_autoencoder(self, model: ImageAutoencoder) -> None:
         """Writes the autoencoder."""
         config = {key: value for key, value in model.config.items() if not key.startswith("_")}
         save_weights(self.base / "vae", BASE_STEM, model.state_dict(), max_shard_bytes=self.shard_bytes)
-        write_json(self.base / "vae" / "config.json", {"_class_name": "PictureAutoencoder", **config})
+        write_json(self.base / "vae" / "config.json", {"_class_name": "ImageAutoencoder", **config})
 
     def depth_network(self, typical: Mapping[str, float]) -> DepthNetwork:
         """The depth network to train: what was saved last, else a new one.
@@ -168,8 +168,8 @@ class Run:
     def schedule(self, stage: str) -> dict[str, Any]:
         """Arguments of `DMDScheduler` for what a stage makes."""
         steps = self.settings.dmd_steps
-        if stage == "polish":
-            steps = self.settings.stages[stage].painted_steps or steps
+        if stage == "finetune":
+            steps = self.settings.stages[stage].denoising_steps or steps
         return {
             "start_timestep": 1000 / steps,
             "num_train_timesteps": 1000,
@@ -194,14 +194,14 @@ class Run:
             control = {k: v for k, v in control.items() if k not in MEMORY_SWITCHES}
         model = WorldStereoTransformer(**self.settings.transformer, controlnet_cfg=control or None)
         sources = [self.base / "transformer"] if stage != "video" or self.has("video") else []
-        if stage in ("memory", "distill", "polish", "teacher") or (stage == "control" and self.has("control")):
+        if stage in ("memory", "distill", "finetune", "teacher") or (stage == "control" and self.has("control")):
             sources.append(self.folder / VARIANT_OF["control"])
-        if stage in ("distill", "polish", "teacher") or (stage == "memory" and self.has("memory")):
+        if stage in ("distill", "finetune", "teacher") or (stage == "memory" and self.has("memory")):
             sources.append(self.folder / VARIANT_OF["memory"])
-        if stage == "polish" or (stage == "distill" and self.has("distill")):
+        if stage == "finetune" or (stage == "distill" and self.has("distill")):
             sources.append(self.folder / VARIANT_OF["distill"])
-        if stage == "polish" and self.has("polish"):
-            sources.append(self.folder / VARIANT_OF["polish"])
+        if stage == "finetune" and self.has("finetune"):
+            sources.append(self.folder / VARIANT_OF["finetune"])
         loaded: set[str] = set()
         for folder in sources:
             if not (folder / "config.json").is_file():
@@ -249,7 +249,7 @@ class Run:
             "control": lambda name: name.startswith("controlnet."),
             "memory": lambda name: name.startswith("controlnet.") or is_trained("memory", name),
             "distill": lambda name: True,
-            "polish": lambda name: True,
+            "finetune": lambda name: True,
         }[stage]
         variant = {
             "model_type": Path(VARIANT_OF[stage]).name,
@@ -263,7 +263,7 @@ class Run:
             "guidance_scale": 1.0,
             "render_fill": "smooth",
         }
-        if stage in ("distill", "polish"):
+        if stage in ("distill", "finetune"):
             schedule = self.schedule(stage)
             variant |= {
                 "dmd_start_steps": schedule["start_timestep"],
@@ -271,8 +271,8 @@ class Run:
                 "gen_shift": schedule["shift"],
                 "dmd_steps": schedule["steps"],
             }
-        if stage == "polish":
-            shutil.copytree(self.base, self.polished / "base", dirs_exist_ok=True)
+        if stage == "finetune":
+            shutil.copytree(self.base, self.finetuned / "base", dirs_exist_ok=True)
         save_variant(model, self.folder / VARIANT_OF[stage], variant, keep=kept, max_shard_bytes=self.shard_bytes)
 
     def has(self, stage: str) -> bool:
@@ -292,20 +292,20 @@ class Run:
         state = np.random.SeedSequence(seeds).generate_state(1, np.uint64)[0]
         return torch.Generator(self.device).manual_seed(int(state) >> 1)
 
-    def feed(self, draw: Draw[T], shelf: Shelf, seeds: list[int]) -> Feed[T]:
+    def stream(self, draw: BatchSampler[T], dataset: WorldDataset, seeds: list[int]) -> BatchStream[T]:
         """Batches of training, from as many processes as the settings want."""
         loaders = self.settings.worlds.loaders
         if loaders:
-            return LoadedFeed(draw, shelf, seeds, self.device, loaders)
-        return Feed(draw, shelf, seeds, self.device)
+            return PrefetchingStream(draw, dataset, seeds, self.device, loaders)
+        return BatchStream(draw, dataset, seeds, self.device)
 
-    def quicken(self, model: WorldStereoTransformer | PictureAutoencoder) -> None:
+    def compile(self, model: WorldStereoTransformer | ImageAutoencoder) -> None:
         """Compiles a network where the settings and the device are for it; its tensors keep their names."""
         if not self.settings.compile or self.device.type != "cuda":
             return
         torch._dynamo.config.suppress_errors = True  # what cannot be compiled runs as it is
         torch._dynamo.config.recompile_limit = MOST_COMPILED
-        if isinstance(model, PictureAutoencoder):
+        if isinstance(model, ImageAutoencoder):
             model.encoder.compile()
             model.decoder.compile()
         else:

@@ -20,15 +20,15 @@ from accelerate.utils import set_seed
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from worldstereo_ros.training.config import STAGES, SettingsError, TrainingSettings, WorldSettings, describe
-from worldstereo_ros.training.data.dataset import Shelf
+from worldstereo_ros.training.config import STAGES, TrainingConfig, TrainingConfigError, WorldConfig, describe
+from worldstereo_ros.training.data.dataset import WorldDataset
 from worldstereo_ros.training.data.world_files import draw_worlds
 from worldstereo_ros.training.run_folder import Run
 from worldstereo_ros.training.stages.autoencoder import AutoencoderStage
 from worldstereo_ros.training.stages.depth import DepthStage
 from worldstereo_ros.training.stages.diffusion import DiffusionStage
 from worldstereo_ros.training.stages.distill import DistillStage
-from worldstereo_ros.training.stages.finetune import PolishStage
+from worldstereo_ros.training.stages.finetune import FinetuneStage
 from worldstereo_ros.training.trainer import Stage, TrainingError, TrainingInterruptedError, train
 
 FEWEST_WORLDS = 24  # before training starts
@@ -38,7 +38,7 @@ LEAST_MINUTES = 0.02  # of a stage, however late it is
 
 def train_stages(
     stages: Sequence[str],
-    settings: TrainingSettings,
+    settings: TrainingConfig,
     folder: Path,
     *,
     minutes: float | None = None,
@@ -63,18 +63,18 @@ def train_stages(
         The last validation's figures of every stage.
 
     Raises:
-        SettingsError: a stage is not known or the settings lack it, or the device is not there.
+        TrainingConfigError: a stage is not known or the settings lack it, or the device is not there.
         CheckpointError: the weights of an earlier stage are missing or damaged, or of another configuration.
         TrainingError: the numbers are not finite any more, or (`TrainingInterruptedError`) Ctrl-C was pressed.
     """
     for stage in stages:
         if stage not in STAGES:
-            raise SettingsError(f"The stage '{stage}' is not known; choose one of {', '.join(STAGES)}, or all.")
+            raise TrainingConfigError(f"The stage '{stage}' is not known; choose one of {', '.join(STAGES)}, or all.")
         if stage not in settings.stages:
-            raise SettingsError(f"The configuration has no settings for the stage {stage}.")
+            raise TrainingConfigError(f"The configuration has no settings for the stage {stage}.")
     for name, given in (("minutes", minutes), ("steps", steps)):
         if given is not None and given <= 0:
-            raise SettingsError(f"{given} {name} were given; more than 0 were expected.")
+            raise TrainingConfigError(f"{given} {name} were given; more than 0 were expected.")
     console = console or Console()
     begin = time.monotonic()
     run = Run(folder, settings, _accelerator(settings))
@@ -98,8 +98,8 @@ def train_stages(
 def _train_stage(
     name: str,
     run: Run,
-    training: Shelf,
-    validation: Shelf,
+    training: WorldDataset,
+    validation: WorldDataset,
     minutes: float | None,
     steps: int | None,
     console: Console,
@@ -145,7 +145,7 @@ def hardware(device: torch.device) -> dict[str, Any]:
     }
 
 
-def make_stage(name: str, run: Run, training: Shelf, validation: Shelf) -> Stage:
+def make_stage(name: str, run: Run, training: WorldDataset, validation: WorldDataset) -> Stage:
     """A stage by its name."""
     if name == "autoencoder":
         return AutoencoderStage(run, training, validation)
@@ -153,16 +153,16 @@ def make_stage(name: str, run: Run, training: Shelf, validation: Shelf) -> Stage
         return DepthStage(run, training, validation)
     if name == "distill":
         return DistillStage(run, training, validation)
-    if name == "polish":
-        return PolishStage(run, training, validation)
+    if name == "finetune":
+        return FinetuneStage(run, training, validation)
     return DiffusionStage(name, run, training, validation)
 
 
-def _accelerator(settings: TrainingSettings) -> Accelerator:
+def _accelerator(settings: TrainingConfig) -> Accelerator:
     if settings.device not in ("auto", "cpu", "cuda"):
-        raise SettingsError(f"device is '{settings.device}'; auto, cpu or cuda was expected.")
+        raise TrainingConfigError(f"device is '{settings.device}'; auto, cpu or cuda was expected.")
     if settings.device == "cuda" and not torch.cuda.is_available():
-        raise SettingsError(
+        raise TrainingConfigError(
             "The configuration asks for CUDA and this machine has no usable CUDA GPU; use device: auto, or the "
             "configuration cpu."
         )
@@ -174,12 +174,12 @@ def _accelerator(settings: TrainingSettings) -> Accelerator:
     return accelerator
 
 
-def _shares(stages: Sequence[str], settings: TrainingSettings) -> list[float]:
+def _shares(stages: Sequence[str], settings: TrainingConfig) -> list[float]:
     return [settings.stages[name].minutes or 1.0 for name in stages]
 
 
 @contextmanager
-def _drawing(settings: TrainingSettings, folder: Path, console: Console) -> Iterator[tuple[Shelf, Shelf]]:
+def _drawing(settings: TrainingConfig, folder: Path, console: Console) -> Iterator[tuple[WorldDataset, WorldDataset]]:
     """Worlds to train on, with processes that draw more of them meanwhile."""
     worlds = settings.worlds
     context = multiprocessing.get_context("spawn")  # a forked process must not touch CUDA
@@ -191,7 +191,7 @@ def _drawing(settings: TrainingSettings, folder: Path, console: Console) -> Iter
         process.start()
     try:
         _draw_first(settings, folder, processes, console)
-        yield Shelf(folder, "training", worlds.kept), Shelf(folder, "validation", worlds.validation)
+        yield WorldDataset(folder, "training", worlds.cache_size), WorldDataset(folder, "validation", worlds.validation)
     finally:
         for process in processes:
             process.terminate()
@@ -202,21 +202,21 @@ def _drawing(settings: TrainingSettings, folder: Path, console: Console) -> Iter
 
 
 def _draw_first(
-    settings: TrainingSettings, folder: Path, processes: Sequence[multiprocessing.process.BaseProcess], console: Console
+    settings: TrainingConfig, folder: Path, processes: Sequence[multiprocessing.process.BaseProcess], console: Console
 ) -> None:
     """Comes back when there are worlds to begin with: some, where processes go on drawing; else all of them."""
     worlds, sizes = settings.worlds, settings.sizes
-    wanted = min(worlds.kept, FEWEST_WORLDS) if processes else worlds.kept
+    wanted = min(worlds.cache_size, FEWEST_WORLDS) if processes else worlds.cache_size
     columns = (TextColumn("drawing worlds"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
         lacking = _lacking(folder, wanted, worlds.validation)
         task = bar.add_task("drawing", total=lacking)
         if not processes:
-            for split, number in (("validation", worlds.validation), ("training", worlds.kept)):
+            for split, number in (("validation", worlds.validation), ("training", worlds.cache_size)):
                 for index in range(number):
                     bar.advance(
                         task,
-                        draw_worlds(folder, split, [index], sizes, soft_light=worlds.soft_light, kinds=worlds.kinds),
+                        draw_worlds(folder, split, [index], sizes, shadow_prob=worlds.shadow_prob, kinds=worlds.kinds),
                     )
             return
         while (left := _lacking(folder, wanted, worlds.validation)) > 0:
@@ -234,7 +234,7 @@ def _lacking(folder: Path, training: int, validation: int) -> int:
     return max(0, training - have["training"]) + max(0, validation - have["validation"])
 
 
-def _draw_on(folder: Path, worlds: WorldSettings, sizes: Sequence[tuple[int, int]], worker: int, parent: int) -> None:
+def _draw_on(folder: Path, worlds: WorldConfig, sizes: Sequence[tuple[int, int]], worker: int, parent: int) -> None:
     """Draws validation worlds, then training worlds without end; old ones make room. A process of its own."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the training, which ends this
     torch.set_num_threads(1)
@@ -247,11 +247,13 @@ def _draw_on(folder: Path, worlds: WorldSettings, sizes: Sequence[tuple[int, int
             yield index
 
     validation = range(worker, worlds.validation, worlds.workers)
-    draw_worlds(folder, "validation", while_wanted(validation), sizes, soft_light=worlds.soft_light, kinds=worlds.kinds)
+    draw_worlds(
+        folder, "validation", while_wanted(validation), sizes, shadow_prob=worlds.shadow_prob, kinds=worlds.kinds
+    )
     there = sorted(folder.glob("training-*.safetensors"))
-    newest = int(there[-1].stem.rpartition("-")[2]) + 1 if len(there) >= worlds.kept else 0
+    newest = int(there[-1].stem.rpartition("-")[2]) + 1 if len(there) >= worlds.cache_size else 0
     for index in while_wanted(count(newest + worker, worlds.workers)):
-        draw_worlds(folder, "training", [index], sizes, soft_light=worlds.soft_light, kinds=worlds.kinds)
+        draw_worlds(folder, "training", [index], sizes, shadow_prob=worlds.shadow_prob, kinds=worlds.kinds)
         # Some more than are kept, so that none goes that a training process is about to map.
-        for old in sorted(folder.glob("training-*.safetensors"))[: -worlds.kept - 20 * worlds.workers]:
+        for old in sorted(folder.glob("training-*.safetensors"))[: -worlds.cache_size - 20 * worlds.workers]:
             old.unlink(missing_ok=True)

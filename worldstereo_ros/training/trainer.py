@@ -20,7 +20,7 @@ from diffusers.training_utils import EMAModel
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from worldstereo_ros.training.config import StageSettings
+from worldstereo_ros.training.config import StageConfig
 from worldstereo_ros.training.logs import MEASURED, write_line
 
 MOST_FAILURES = 10  # steps in a row whose numbers are not finite, before training gives up
@@ -38,7 +38,7 @@ class TrainingInterruptedError(TrainingError):
 
 
 @dataclass
-class Player:
+class ParameterGroup:
     """Parameters with an optimiser of their own, and what they are trained on.
 
     Attributes:
@@ -64,8 +64,8 @@ class Stage(Protocol):
     """One of the stages."""
 
     name: str
-    settings: StageSettings
-    players: list[Player]
+    settings: StageConfig
+    parameter_groups: list[ParameterGroup]
 
     def start_step(self) -> None:
         """Draws what the step learns from."""
@@ -143,7 +143,7 @@ def train(
     console = console or Console()
     log_folder.mkdir(parents=True, exist_ok=True)
     log = log_folder / f"{stage.name}.jsonl"
-    for player in stage.players:
+    for player in stage.parameter_groups:
         player.optimizer = torch.optim.AdamW(
             player.parameters,
             lr=player.learning_rate,
@@ -189,7 +189,7 @@ def train(
                 factor = min(1.0, (step + 1) / max(settings.warmup, 1)) * _decay(done)
                 stage.start_step()
                 fine = True
-                for player in stage.players:
+                for player in stage.parameter_groups:
                     for _ in range(player.updates):
                         fine &= _update(player, accelerator, settings.clip_norm, factor, recent)
                 failures = 0 if fine else failures + 1
@@ -219,13 +219,13 @@ def train(
         except KeyboardInterrupt:
             with uninterrupted():
                 if step:
-                    with _averages_in_place(stage.players):
+                    with _averages_in_place(stage.parameter_groups):
                         stage.save()
                     write_line(log, {"step": step, "seconds": time.monotonic() - begin, "interrupted": True})
             raise TrainingInterruptedError(
                 f"{stage.name} was interrupted after {step} steps; its weights are written. The same command goes on."
             ) from None
-    for player in stage.players:
+    for player in stage.parameter_groups:
         if player.ema is not None:
             player.ema.copy_to(player.parameters)
     took = (time.monotonic() - begin) / 60
@@ -240,7 +240,7 @@ def _log_means(log: Path, step: int, seconds: float, factor: float, recent: dict
 
 
 def _update(
-    player: Player, accelerator: Accelerator, norm: float, factor: float, recent: dict[str, list[float]]
+    player: ParameterGroup, accelerator: Accelerator, norm: float, factor: float, recent: dict[str, list[float]]
 ) -> bool:
     """One update; False where its numbers are not finite, and nothing was changed."""
     for group in player.optimizer.param_groups:
@@ -272,9 +272,9 @@ def _decay(done: float) -> float:
 
 
 @contextmanager
-def _averages_in_place(players: Iterable[Player]) -> Iterator[None]:
+def _averages_in_place(parameter_groups: Iterable[ParameterGroup]) -> Iterator[None]:
     """Inside, parameters are the averaged ones."""
-    averaged = [player for player in players if player.ema is not None]
+    averaged = [player for player in parameter_groups if player.ema is not None]
     with uninterrupted():
         for player in averaged:
             player.ema.store(player.parameters)
@@ -289,7 +289,7 @@ def _averages_in_place(players: Iterable[Player]) -> Iterator[None]:
 
 def _averaged(stage: Stage, log: Path, step: int, seconds: float) -> dict[str, float]:
     """Validates and writes the averaged weights."""
-    with _averages_in_place(stage.players):
+    with _averages_in_place(stage.parameter_groups):
         figures = _validate(stage, log, step, seconds)
         with uninterrupted():
             stage.save()

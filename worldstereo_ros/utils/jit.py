@@ -13,7 +13,7 @@ import numba
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compiles a loop with numba, without the interpreter lock, kept on disk for the next process.
 
-    Parallelism is left to `in_threads`: numba's own thread pool may abort the process when two Python threads
+    Parallelism is left to `run_in_threads`: numba's own thread pool may abort the process when two Python threads
     enter it at once, and a robot's node has several threads.
     """
     try:
@@ -22,7 +22,7 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
         return numba.njit(nogil=True, error_model="numpy")(function)
 
 
-def in_threads(function: Callable[..., Any], calls: list[tuple[Any, ...]]) -> None:
+def run_in_threads(function: Callable[..., Any], calls: list[tuple[Any, ...]]) -> None:
     """Calls `function(*arguments)` for every entry of `calls`, side by side; the first runs in the calling thread.
 
     The threads live for this call only, so that a process may fork between two calls.
@@ -37,7 +37,7 @@ def in_threads(function: Callable[..., Any], calls: list[tuple[Any, ...]]) -> No
             other.result()
 
 
-def shares(count: int, threads: int) -> list[tuple[int, int]]:
+def split_range(count: int, threads: int) -> list[tuple[int, int]]:
     """Splits `range(count)` into at most `threads` contiguous, non-empty (start, stop) parts (one part if empty)."""
     threads = max(1, min(threads, count))
     edges = [count * k // threads for k in range(threads + 1)]

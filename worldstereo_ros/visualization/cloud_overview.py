@@ -11,7 +11,7 @@ from worldstereo_ros.visualization.contact_sheet import PAPER
 from worldstereo_ros.visualization.images import IMAGINED_COLOUR
 
 
-def cloud_picture(
+def cloud_overview(
     points: np.ndarray,
     colours: np.ndarray,
     observed: np.ndarray,

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from worldstereo_ros.panorama.imagine import ImaginedPanorama
-from worldstereo_ros.visualization.images import depth_picture, mask_picture
+from worldstereo_ros.visualization.images import depth_image, provenance_overlay
 
 INK, PAPER, FAINT = (30, 34, 40), (250, 250, 248), (150, 154, 160)
 
@@ -82,8 +82,8 @@ def panorama_sheet(given: np.ndarray, found: ImaginedPanorama, truth: np.ndarray
     size = (2 * panorama.height, panorama.height)
     last = truth
     if last is None:
-        last = depth_picture(np.zeros(size[::-1], np.float32) if panorama.distance is None else panorama.distance)
-    cells = [given, panorama.image, mask_picture(panorama.image, panorama.observed), last]
+        last = depth_image(np.zeros(size[::-1], np.float32) if panorama.distance is None else panorama.distance)
+    cells = [given, panorama.image, provenance_overlay(panorama.image, panorama.observed), last]
     cells = [cv2.resize(cell, size, interpolation=cv2.INTER_AREA) for cell in cells]
     across = np.full((size[1], GAP, 3), 255, np.uint8)
     rows = [np.concatenate([cells[i], across, cells[i + 1]], axis=1) for i in (0, 2)]

@@ -8,14 +8,14 @@ import numpy as np
 OBSERVED_COLOUR, IMAGINED_COLOUR = (38, 132, 166), (226, 120, 60)
 
 
-def mask_picture(image: np.ndarray, observed: np.ndarray, strength: float = 0.55) -> np.ndarray:
+def provenance_overlay(image: np.ndarray, observed: np.ndarray, strength: float = 0.55) -> np.ndarray:
     """(H, W, 3) uint8: the image greyed and tinted, blue where observed, orange where imagined."""
     grey = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB).astype(np.float32)
     tint = np.where(observed[..., None], OBSERVED_COLOUR, IMAGINED_COLOUR).astype(np.float32)
     return ((1 - strength) * grey + strength * tint).astype(np.uint8)
 
 
-def depth_picture(depth: np.ndarray, far: float | None = None) -> np.ndarray:
+def depth_image(depth: np.ndarray, far: float | None = None) -> np.ndarray:
     """(H, W, 3) uint8: near is bright, far is dark, unknown is mid-grey."""
     known = depth > 0
     if far is None:

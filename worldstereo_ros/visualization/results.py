@@ -14,14 +14,14 @@ from worldstereo_ros.io.point_clouds import write_point_cloud
 from worldstereo_ros.io.posed_sequences import write_sequence
 from worldstereo_ros.io.video import write_video
 from worldstereo_ros.memory.cloud import CloudMemory
-from worldstereo_ros.visualization.cloud_overview import cloud_picture
+from worldstereo_ros.visualization.cloud_overview import cloud_overview
 from worldstereo_ros.visualization.contact_sheet import contact_sheet
-from worldstereo_ros.visualization.images import mask_picture
+from worldstereo_ros.visualization.images import provenance_overlay
 
 MAP_FILE = "world.wsmap"
 
 
-def sheet_of_views(
+def view_contact_sheet(
     imagined: Sequence[ImaginedView],
     given: Sequence[View],
     truth: Sequence[np.ndarray] | None = None,
@@ -68,7 +68,7 @@ def sheet_of_views(
     for row, index in enumerate(chosen):
         view = imagined[index]
         line = [given[shown[row]].image, view.conditioning, *(views[index].image for views in painted.values())]
-        line.append(mask_picture(view.image, view.observed_mask))
+        line.append(provenance_overlay(view.image, view.observed_mask))
         if truth is not None:
             line.append(truth[index])
         cells.append(line)
@@ -76,7 +76,7 @@ def sheet_of_views(
     return contact_sheet(cells, columns, names, title=title, subtitle=subtitle)
 
 
-def write_outcome(
+def write_results(
     folder: Path,
     imagined: Sequence[ImaginedView],
     given: Sequence[View],
@@ -91,15 +91,15 @@ def write_outcome(
 ) -> None:
     """Writes everything into `folder`; the archive of the memories (`MAP_FILE`) is left to who owns them.
 
-    `name` and `beside` are those of `sheet_of_views`.
+    `name` and `beside` are those of `view_contact_sheet`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     write_sequence(folder / "imagined", imagined)
     write_sequence(folder / "given", given)
-    sheet = sheet_of_views(imagined, given, truth, name=name, beside=beside, title=title, subtitle=subtitle)
+    sheet = view_contact_sheet(imagined, given, truth, name=name, beside=beside, title=title, subtitle=subtitle)
     write_image(folder / "contact_sheet.png", sheet)
     frames = [
-        np.concatenate([view.image, mask_picture(view.image, view.observed_mask)], axis=1)[
+        np.concatenate([view.image, provenance_overlay(view.image, view.observed_mask)], axis=1)[
             : view.camera.height // 2 * 2, : view.camera.width // 2 * 4
         ]
         for view in imagined
@@ -108,5 +108,5 @@ def write_outcome(
     write_point_cloud(cloud, folder / "cloud.ply")
     path = np.stack([view.world_from_camera for view in imagined])
     up = up_in_world(np.stack([view.world_from_camera for view in given]))
-    picture = cloud_picture(cloud.points, cloud.colours, cloud.observed, cloud.spacing, path, up=up)
+    picture = cloud_overview(cloud.points, cloud.colours, cloud.observed, cloud.spacing, path, up=up)
     write_image(folder / "cloud.png", picture)

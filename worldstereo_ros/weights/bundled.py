@@ -6,12 +6,12 @@ from pathlib import Path
 
 import worldstereo_ros
 
-SHIPPED = ("small",)
+BUNDLED = ("small",)
 DEFAULT_MODEL = "small"  # where nothing is said: the better one by the tables of docs/small_model.md
 
 
-def shipped_folder(name: str) -> Path:
-    """The checkpoint root of a model of `SHIPPED`; where it should be, if this installation lacks it."""
+def bundled_folder(name: str) -> Path:
+    """The checkpoint root of a model of `BUNDLED`; where it should be, if this installation lacks it."""
     # The package may lie in several folders: a checkout, and where its ROS messages were installed.
     folders = [Path(folder) / "weights" / name for folder in worldstereo_ros.__path__]
     return next((folder for folder in folders if folder.is_dir()), folders[0])

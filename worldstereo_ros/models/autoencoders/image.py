@@ -61,7 +61,7 @@ class Up(nn.Module):
         return functional.pixel_shuffle(self.conv(x), 2)
 
 
-class PictureAutoencoder(ModelMixin, ConfigMixin):
+class ImageAutoencoder(ModelMixin, ConfigMixin):
     """Pictures to latents of mean 0 and deviation 1 (over the training worlds), and back.
 
     Args:
@@ -140,7 +140,7 @@ class PictureAutoencoder(ModelMixin, ConfigMixin):
         if pictures.shape[-2] % BLOCK or pictures.shape[-1] % BLOCK:
             size = f"{pictures.shape[-2]}x{pictures.shape[-1]}"
             raise ValueError(f"Frames of {size} were given; height and width must be multiples of {BLOCK}.")
-        parts = [self.encode_pictures(part.to(self.dtype)) for part in pictures.split(batch or len(pictures))]
+        parts = [self.encode_images(part.to(self.dtype)) for part in pictures.split(batch or len(pictures))]
         mean, std = self._statistics(frames.device)
         return _clips((torch.cat(parts).float() - mean) / std, clips).to(frames.dtype)
 
@@ -176,12 +176,12 @@ class PictureAutoencoder(ModelMixin, ConfigMixin):
         for part in latents.transpose(0, 1).split(batch):
             yield from self._decode(part).clamp(-1, 1).to(latents.dtype)
 
-    def encode_pictures(self, pictures: torch.Tensor) -> torch.Tensor:
+    def encode_images(self, pictures: torch.Tensor) -> torch.Tensor:
         """(N, 3, H, W) to (N, z_dim, H/8, W/8), nothing checked, cast or normalised: the training's way in."""
         return self.analysis(functional.pixel_unshuffle(pictures, BLOCK)) + self.encoder(pictures)
 
     def decode_latents(self, latents: torch.Tensor) -> torch.Tensor:
-        """(N, z_dim, h, w), as `encode_pictures` gives them, to (N, 3, 8h, 8w), not clamped."""
+        """(N, z_dim, h, w), as `encode_images` gives them, to (N, 3, 8h, 8w), not clamped."""
         return functional.pixel_shuffle(self.synthesis(latents), BLOCK) + self.decoder(latents)
 
     def _decode(self, latents: torch.Tensor) -> torch.Tensor:

@@ -24,7 +24,7 @@ CONTROL_NUMBERS = ("conv_out_dim", "dim", "ffn_dim", "num_heads", "num_layers", 
 
 
 @dataclass(frozen=True)
-class Settings:
+class CheckpointConfig:
     """What `config.json` says.
 
     Attributes:
@@ -86,12 +86,12 @@ class Settings:
             return self.guidance_scale
         return GUIDANCE if self.reads_text and not self.distilled else 1.0
 
-    def picture_size(self, height: int, width: int) -> tuple[int, int]:
+    def image_size_for(self, height: int, width: int) -> tuple[int, int]:
         """(height, width) of the scale map whose ratio is nearest."""
         return min(self.scale_map, key=lambda size: abs(size[0] / size[1] - height / width))
 
 
-def read_settings(file: Path, variant: str | None = None) -> Settings:
+def read_config(file: Path, variant: str | None = None) -> CheckpointConfig:
     """Reads and checks `config.json`.
 
     Args:
@@ -151,7 +151,7 @@ def read_settings(file: Path, variant: str | None = None) -> Settings:
             f"{file}: guidance_scale is {scale:g} and text_encoder is none; guidance sets a prompt against another, "
             "so without text it must be 1."
         )
-    return Settings(
+    return CheckpointConfig(
         variant=_variant(file, raw, variant),
         base_model=base,
         controlnet_cfg=control,

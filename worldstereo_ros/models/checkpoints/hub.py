@@ -7,9 +7,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from worldstereo_ros.models.checkpoints.config import VARIANTS, Settings, read_settings
+from worldstereo_ros.models.checkpoints.config import VARIANTS, CheckpointConfig, read_config
 from worldstereo_ros.models.checkpoints.weights import PICKLES, CheckpointError
-from worldstereo_ros.weights.bundled import SHIPPED, shipped_folder
+from worldstereo_ros.weights.bundled import BUNDLED, bundled_folder
 
 PUBLISHED = "hanshanxue/WorldStereo"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
@@ -28,7 +28,7 @@ class Checkpoint:
 
     root: Path
     folder: Path
-    settings: Settings
+    settings: CheckpointConfig
     local_files_only: bool = False
 
     @property
@@ -92,14 +92,14 @@ def find_checkpoint(model: str | Path, variant: str | None = None, *, local_file
     path = Path.cwd() / path
     if (path / "config.json").is_file():
         asked = variant or (path.name if path.name in VARIANTS else None)
-        return Checkpoint(path.parent, path, read_settings(path / "config.json", asked), local_files_only)
+        return Checkpoint(path.parent, path, read_config(path / "config.json", asked), local_files_only)
     here = [name for name in VARIANTS if (path / name / "config.json").is_file()]
     chosen = variant or (here[0] if here else None)
     if chosen not in here:
         found = f"it has {', '.join(here)}" if here else "no folder of a variant with a config.json is in it"
         raise CheckpointError(f"{path} has no checkpoint{f' {chosen}' if chosen else ''}; {found}.")
     folder = path / chosen
-    return Checkpoint(path, folder, read_settings(folder / "config.json", chosen), local_files_only)
+    return Checkpoint(path, folder, read_config(folder / "config.json", chosen), local_files_only)
 
 
 def list_variants(root: str | Path) -> list[str]:
@@ -109,9 +109,9 @@ def list_variants(root: str | Path) -> list[str]:
 
 
 def _folder(model: str | Path) -> Path:
-    if model not in SHIPPED:  # a Path never is: it means a folder
+    if model not in BUNDLED:  # a Path never is: it means a folder
         return Path(model).expanduser()
-    folder = shipped_folder(str(model))
+    folder = bundled_folder(str(model))
     if not folder.is_dir():
         raise CheckpointError(
             f"The model '{model}' comes with the package and this installation lacks it: there is no folder {folder}. "
@@ -136,7 +136,7 @@ def _on_hub(model: str, variant: str | None, local_files_only: bool) -> Checkpoi
     folder = root / chosen
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"The hub repository {model} has no {chosen}/config.json.")
-    return Checkpoint(root, folder, read_settings(folder / "config.json", chosen), local_files_only)
+    return Checkpoint(root, folder, read_config(folder / "config.json", chosen), local_files_only)
 
 
 def _snapshot(repository: str, patterns: list[str], what: str, local_files_only: bool) -> Path:

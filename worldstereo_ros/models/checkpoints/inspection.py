@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from worldstereo_ros.models.checkpoints.hub import Checkpoint, find_checkpoint
-from worldstereo_ros.models.checkpoints.loading import build_transformer, memory_needed, survey
+from worldstereo_ros.models.checkpoints.loading import build_transformer, compare_state_dicts, memory_needed
 from worldstereo_ros.models.checkpoints.weights import named
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -103,7 +103,7 @@ def inspect_checkpoint(
     if not isinstance(model, Checkpoint):
         model = find_checkpoint(model, variant, local_files_only=local_files_only)
     transformer = build_transformer(model)
-    found = survey(model, transformer)
+    found = compare_state_dicts(model, transformer)
     settings, config, control = model.settings, transformer.config, model.settings.controlnet_cfg
     references = "references carried on" if transformer.update_references else "references frozen"
     memory = f", {references}, camera tokens" if transformer.has_memory else ""

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from worldstereo_ros.models.autoencoders.image import PictureAutoencoder
+from worldstereo_ros.models.autoencoders.image import ImageAutoencoder
 from worldstereo_ros.models.autoencoders.keyframe import KeyframeAutoencoder, flat_shape, flatten_weights
 from worldstereo_ros.models.checkpoints.config import read_backbone
 from worldstereo_ros.models.checkpoints.hub import Checkpoint, find_checkpoint
@@ -30,7 +30,14 @@ from worldstereo_ros.models.checkpoints.weights import (
 )
 from worldstereo_ros.models.worldstereo.transformer import WorldStereoTransformer
 
-__all__ = ["Survey", "build_transformer", "find_checkpoint", "load_autoencoder", "load_transformer", "survey"]
+__all__ = [
+    "StateDictReport",
+    "build_transformer",
+    "compare_state_dicts",
+    "find_checkpoint",
+    "load_autoencoder",
+    "load_transformer",
+]
 
 BASE_STEM = "diffusion_pytorch_model"
 CAMERA_TOKENS = "camera_embedding."
@@ -40,7 +47,7 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class Survey:
+class StateDictReport:
     """Every tensor of the model, and where it comes from.
 
     Attributes:
@@ -110,7 +117,7 @@ def build_transformer(checkpoint: Checkpoint) -> WorldStereoTransformer:
         raise CheckpointError(f"The sizes in {checkpoint.folder} and its base make no model: {error}.") from None
 
 
-def survey(checkpoint: Checkpoint, model: nn.Module | None = None) -> Survey:
+def compare_state_dicts(checkpoint: Checkpoint, model: nn.Module | None = None) -> StateDictReport:
     """Compares what the model needs with what the files have; reads headers alone.
 
     Raises:
@@ -143,7 +150,7 @@ def survey(checkpoint: Checkpoint, model: nn.Module | None = None) -> Survey:
     ]
     found = set(from_base)
     missing = [name for name in absent if name not in found]
-    return Survey(mine, from_base, missing, unexpected, mismatched, weights, base_weights)
+    return StateDictReport(mine, from_base, missing, unexpected, mismatched, weights, base_weights)
 
 
 def load_transformer(
@@ -173,7 +180,7 @@ def load_transformer(
     device = torch.device(device)
     dtype = dtype or default_dtype(device)
     model = build_transformer(checkpoint)
-    found = survey(checkpoint, model)
+    found = compare_state_dicts(checkpoint, model)
     problems = found.problems()
     if problems:
         raise CheckpointError(" ".join(problems))
@@ -192,7 +199,7 @@ def load_transformer(
 
 def load_autoencoder(
     checkpoint: Checkpoint, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
-) -> KeyframeAutoencoder | PictureAutoencoder:
+) -> KeyframeAutoencoder | ImageAutoencoder:
     """The keyframe autoencoder of the base, in evaluation mode, without gradients.
 
     Args:
@@ -208,8 +215,8 @@ def load_autoencoder(
     folder = checkpoint.base("vae") / "vae"
     config = read_json(folder / "config.json")
     kind = config.get("_class_name")
-    if kind == "PictureAutoencoder":
-        return load_picture_autoencoder(folder, device, dtype)
+    if kind == "ImageAutoencoder":
+        return load_image_autoencoder(folder, device, dtype)
     if kind not in ("AutoencoderKLWan", "KeyframeAutoencoder"):
         raise CheckpointError(f"{folder} has a {kind}; an AutoencoderKLWan or a KeyframeAutoencoder was expected.")
     arguments = {key: value for key, value in config.items() if not key.startswith("_")}
@@ -228,7 +235,7 @@ def load_autoencoder(
     return model.requires_grad_(False).eval()
 
 
-def load_picture_autoencoder(folder: Path, device: torch.device, dtype: torch.dtype) -> PictureAutoencoder:
+def load_image_autoencoder(folder: Path, device: torch.device, dtype: torch.dtype) -> ImageAutoencoder:
     """The small model's autoencoder, in evaluation mode, without gradients.
 
     Raises:
@@ -237,7 +244,7 @@ def load_picture_autoencoder(folder: Path, device: torch.device, dtype: torch.dt
     arguments = {k: v for k, v in read_json(folder / "config.json").items() if not k.startswith("_")}
     try:
         with torch.device("meta"):
-            model = PictureAutoencoder(**arguments).eval()
+            model = ImageAutoencoder(**arguments).eval()
     except (ValueError, RuntimeError, TypeError) as error:
         raise CheckpointError(f"{folder / 'config.json'} describes no autoencoder that fits: {error}.") from None
     weights = open_weights(folder, BASE_STEM)

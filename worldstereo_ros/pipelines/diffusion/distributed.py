@@ -30,8 +30,8 @@ def process_count() -> int:
     return int(os.environ["WORLD_SIZE"]) if launched else 1
 
 
-def is_follower() -> bool:
-    """True in all processes but the first: they have nothing to do but `follow`."""
+def is_worker() -> bool:
+    """True in all processes but the first: they have nothing to do but `run_worker`."""
     return process_count() > 1 and int(os.environ["RANK"]) > 0
 
 
@@ -80,12 +80,12 @@ def lead_transformer(
     return transformer
 
 
-def follow() -> None:
+def run_worker() -> None:
     """In all processes but the first: does what the first one says, until it ends."""
     import torch
     import torch.distributed as dist
 
-    from worldstereo_ros.models.checkpoints.config import read_settings
+    from worldstereo_ros.models.checkpoints.config import read_config
     from worldstereo_ros.models.checkpoints.hub import Checkpoint
 
     transformer: torch.nn.Module | None = None
@@ -107,7 +107,7 @@ def follow() -> None:
             good = torch.ones(1, dtype=torch.int32)
             try:
                 folder = Path(message["model"])
-                settings = read_settings(folder / "config.json", message["variant"])
+                settings = read_config(folder / "config.json", message["variant"])
                 checkpoint = Checkpoint(Path(message["root"]), folder, settings)
                 dtype = getattr(torch, message["dtype"])
                 transformer = _load(checkpoint, device, dtype, message["reference_attention"])
@@ -123,7 +123,7 @@ def follow() -> None:
                 transformer(**inputs, return_dict=False)
 
 
-def dismiss() -> None:
+def stop_workers() -> None:
     """In the first process: ends the others."""
     import torch.distributed as dist
 

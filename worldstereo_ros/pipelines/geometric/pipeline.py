@@ -26,10 +26,16 @@ from worldstereo_ros.imaging.inpainting import background_weight, fill_depth, pu
 from worldstereo_ros.imaging.overlap import ABSOLUTE, RELATIVE
 from worldstereo_ros.imaging.warping import gather_rows, normalise_rows, pixel_transform, splat_depth
 from worldstereo_ros.pipelines.base import Conditioning, OnStep, PipelineFrame
-from worldstereo_ros.pipelines.geometric.painting import Painting
 from worldstereo_ros.pipelines.geometric.provenance import observed_pixels
-from worldstereo_ros.pipelines.geometric.references import PARALLAX, Reference, Shelf, choose, witness
-from worldstereo_ros.utils.jit import in_threads, shares
+from worldstereo_ros.pipelines.geometric.references import (
+    PARALLAX,
+    Reference,
+    ReferenceCache,
+    select_references,
+    supporting_view,
+)
+from worldstereo_ros.pipelines.geometric.warped_view import WarpedView
+from worldstereo_ros.utils.jit import run_in_threads, split_range
 
 LOOSE = 0.15  # depths that were completed, not measured, agree when they differ by less than this fraction
 FEATHER = 24.0  # pixels over which a picture fades in from its border
@@ -58,7 +64,7 @@ class GeometricPipeline:
             threads: how many threads one view may use; None = as many as there are cores, at most 4.
         """
         self.threads = min(4, os.cpu_count() or 1) if threads is None else threads
-        self._shelf = Shelf(align=align)
+        self._shelf = ReferenceCache(align=align)
         self._lock = threading.Lock()  # around the shelf: views may be painted side by side
 
     def __call__(
@@ -67,10 +73,10 @@ class GeometricPipeline:
         """Yields the frames of the clip in order, each as soon as it exists."""
         count = len(conditioning.world_from_camera)
         for index in range(count):
-            on_step("painting", index, count)
-            yield self.claim(conditioning, index, self.paint(conditioning, index))
+            on_step("warped", index, count)
+            yield self.label_provenance(conditioning, index, self.warp(conditioning, index))
 
-    def paint_all(self, conditioning: Conditioning, on_step: OnStep) -> list[Painting]:
+    def warp_all(self, conditioning: Conditioning, on_step: OnStep) -> list[WarpedView]:
         """All views of a clip painted, several side by side; for pipelines that must see them all before they begin.
 
         Args:
@@ -79,17 +85,17 @@ class GeometricPipeline:
         """
         count = len(conditioning.world_from_camera)
         with ThreadPoolExecutor(self.threads) as pool:
-            begun = [pool.submit(self.paint, conditioning, index, threads=1) for index in range(count)]
+            begun = [pool.submit(self.warp, conditioning, index, threads=1) for index in range(count)]
             try:
-                paintings = []
-                for index, painting in enumerate(begun):
-                    on_step("painting", index, count)
-                    paintings.append(painting.result())
-                return paintings
+                warped_views = []
+                for index, warped in enumerate(begun):
+                    on_step("warped", index, count)
+                    warped_views.append(warped.result())
+                return warped_views
             finally:
                 pool.shutdown(wait=True, cancel_futures=True)
 
-    def paint(self, conditioning: Conditioning, index: int, *, threads: int | None = None) -> Painting:
+    def warp(self, conditioning: Conditioning, index: int, *, threads: int | None = None) -> WarpedView:
         """One view of a clip, without the question what of it was observed. May be called from several threads.
 
         Args:
@@ -100,26 +106,26 @@ class GeometricPipeline:
         renders, pose = conditioning.renders, conditioning.world_from_camera[index]
         depth = renders.depth[index].cpu().numpy().astype(np.float32, copy=False)
         colour = renders.colour[index].cpu().numpy()
-        views = choose(conditioning.references, depth, conditioning.camera, pose)
+        views = select_references(conditioning.references, depth, conditioning.camera, pose)
         with self._lock:
             references, gains, errors = self._shelf.prepare(views)
         threads = threads or self.threads
-        image, known, filled = self._paint(depth, colour, conditioning.camera, pose, references, gains, threads)
-        return Painting(image, known, filled, depth, references, errors)
+        image, known, filled = self._warp(depth, colour, conditioning.camera, pose, references, gains, threads)
+        return WarpedView(image, known, filled, depth, references, errors)
 
-    def claim(self, conditioning: Conditioning, index: int, painting: Painting) -> PipelineFrame:
+    def label_provenance(self, conditioning: Conditioning, index: int, warped: WarpedView) -> PipelineFrame:
         """The painted view as a frame that says what in it was observed."""
         camera, pose = conditioning.camera, conditioning.world_from_camera[index]
         witnesses = [
-            witness(reference, error)
-            for reference, error in zip(painting.references, painting.errors, strict=True)
+            supporting_view(reference, error)
+            for reference, error in zip(warped.references, warped.errors, strict=True)
             if reference.view.observed is None  # what was imagined is no witness of what was observed
         ]
         observed = conditioning.renders.observed[index].cpu().numpy()
-        observed = observed_pixels(painting.rendered, observed, camera, pose, witnesses, self.threads)
-        return PipelineFrame(painting.image, painting.depth, observed)
+        observed = observed_pixels(warped.rendered, observed, camera, pose, witnesses, self.threads)
+        return PipelineFrame(warped.image, warped.depth, observed)
 
-    def _paint(
+    def _warp(
         self,
         rendered: np.ndarray,
         colour: np.ndarray,
@@ -142,7 +148,9 @@ class GeometricPipeline:
         image = np.zeros((*depth.shape, 3), np.float32)
         found = np.zeros(depth.shape, np.uint8)
         arguments = (measured, assumed, exposure, _without_specks(rendered), np.ascontiguousarray(colour), image, found)
-        in_threads(normalise_rows, [(start, stop, *arguments) for start, stop in shares(camera.height, threads)])
+        run_in_threads(
+            normalise_rows, [(start, stop, *arguments) for start, stop in split_range(camera.height, threads)]
+        )
         known = found > 0
         if not known.all():
             means = [_mean(reference) * gain for reference, gain in zip(references, gains, strict=True)]
@@ -170,7 +178,7 @@ class GeometricPipeline:
         settings = np.array([RELATIVE, ABSOLUTE, LOOSE, FEATHER, SHARPNESS, PARALLAX], np.float32)
         source = (view.image, gain.astype(np.float32), reference.depth, reference.known, reference.trust)
         arguments = (depth, A, b, *source, settings, geometry, measured, assumed)
-        in_threads(gather_rows, [(start, stop, *arguments) for start, stop in shares(camera.height, threads)])
+        run_in_threads(gather_rows, [(start, stop, *arguments) for start, stop in split_range(camera.height, threads)])
 
 
 def _complete(rendered: np.ndarray, camera: Camera, pose: np.ndarray, references: list[Reference]) -> np.ndarray:

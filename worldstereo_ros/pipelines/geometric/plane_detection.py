@@ -55,10 +55,10 @@ def joined(parts: Sequence[Samples]) -> Samples:
 
 
 # Samples of a view, the (3, 4) matrix from the world to its grid, its depth on the grid.
-Look = tuple[Samples, np.ndarray, np.ndarray]
+DepthSamples = tuple[Samples, np.ndarray, np.ndarray]
 
 
-def look_at(view: View) -> Look:
+def look_at(view: View) -> DepthSamples:
     """Samples of a view with depth where it is flat, the matrix from the world to its grid, and its depth there."""
     assert view.depth is not None
     camera = view.camera

@@ -8,7 +8,7 @@ with the distance from where it was seen, in measures of how much of it was seen
 the ray shows. The colour is the mean of all that it may be, mixed with the smooth fill as far as it may be none.
 
 That is a guess, and the same from wherever one looks. Nothing of it is ever claimed to be observed. A model with
-`layout_channels` is shown it (`show_layout`) and learns how far to follow it.
+`layout_channels` is shown it (`render_layout`) and learns how far to follow it.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ import numpy as np
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.views import View
 from worldstereo_ros.imaging.inpainting import push_pull
-from worldstereo_ros.pipelines.geometric.painting import Painting
 from worldstereo_ros.pipelines.geometric.plane_detection import (
     CELLS,
     SAMPLED,
-    Look,
+    DepthSamples,
     find_planes,
     joined,
     look_at,
     paint_plane,
 )
-from worldstereo_ros.utils.jit import compiled, in_threads, shares
+from worldstereo_ros.pipelines.geometric.warped_view import WarpedView
+from worldstereo_ros.utils.jit import compiled, run_in_threads, split_range
 
 MOST_VIEWS = 24  # that are looked at, and that may have looked through
 REACH = 1.2  # sides of a square as large as what was seen of a plane, after which its chance to go on is 1 / e
@@ -44,7 +44,7 @@ LEAST_CHANCE = 0.02  # below it, a plane is passed over
 THROUGH, THROUGH_METRES = 1.08, 0.08  # a view looked through what stands so far before what it measured
 NEAR = 0.05  # metres
 FINE = 2  # rays across a pixel of what is shown to the model
-MARKS = 4  # numbers of a latent's pixel beside the picture, see `Guess`
+PLANE_CHANNELS = 4  # numbers of a latent's pixel beside the picture, see `LayoutRender`
 CELL = 8  # pixels of a latent's
 SOFT = 5  # pixels over which what is gone on with fades into the smooth fill
 MOST_LOG = 2.0  # of the marks that are logarithms
@@ -109,25 +109,25 @@ class Layout:
             depth,
             likely,
         )
-        in_threads(_follow, [(start, stop, *rest) for start, stop in shares(camera.height, threads)])
+        run_in_threads(_follow, [(start, stop, *rest) for start, stop in split_range(camera.height, threads)])
         return colour, depth, likely
 
 
 @dataclass(frozen=True)
-class Guess:
+class LayoutRender:
     """What the layout says of F views.
 
     Attributes:
-        pictures: (F, 3, H, W) float32 0..1: what memory paints, planes gone on with where it shows nothing.
-        marks: (F, MARKS, H / CELL, W / CELL) float32: the share of pixels where a plane may go on; how likely it does;
-            the logarithm of its depth over the depth that a smooth fill gives; that of the latter.
+        images: (F, 3, H, W) float32 0..1: what memory paints, planes gone on with where it shows nothing.
+        plane_channels: (F, PLANE_CHANNELS, H / CELL, W / CELL) float32: fraction of the pixels where a known plane may
+            extend; the probability that it does; log of its depth over the depth of a smooth fill; log of the latter.
     """
 
-    pictures: np.ndarray
-    marks: np.ndarray
+    images: np.ndarray
+    plane_channels: np.ndarray
 
 
-def find_layout(views: Sequence[View]) -> Layout:
+def estimate_layout(views: Sequence[View]) -> Layout:
     """The planes of what was remembered; there may be none.
 
     Args:
@@ -136,26 +136,26 @@ def find_layout(views: Sequence[View]) -> Layout:
     return _layout([look_at(view) for view in _looked_at(views)])
 
 
-class LayoutFinder:
-    """`find_layout` for who asks again and again: recent views are looked at once, and so is the same memory."""
+class LayoutEstimator:
+    """`estimate_layout` for who asks again and again: recent views are looked at once, and so is the same memory."""
 
     def __init__(self) -> None:
-        self._looks: OrderedDict[int, tuple[View, Look]] = OrderedDict()
+        self._sampled: OrderedDict[int, tuple[View, DepthSamples]] = OrderedDict()
         self._last: tuple[tuple[int, ...], Layout] | None = None
 
     def __call__(self, views: Sequence[View]) -> Layout:
-        """See `find_layout`."""
+        """See `estimate_layout`."""
         seen = _looked_at(views)
         # Views are immutable and kept alive by the entry, so their identity is a safe key.
         key = tuple(id(view) for view in seen)
         if self._last is None or self._last[0] != key:
             for view in seen:
-                if id(view) not in self._looks:
-                    self._looks[id(view)] = view, look_at(view)
-                self._looks.move_to_end(id(view))
-            self._last = key, _layout([self._looks[number][1] for number in key])
-            while len(self._looks) > 2 * MOST_VIEWS:
-                self._looks.popitem(last=False)
+                if id(view) not in self._sampled:
+                    self._sampled[id(view)] = view, look_at(view)
+                self._sampled.move_to_end(id(view))
+            self._last = key, _layout([self._sampled[number][1] for number in key])
+            while len(self._sampled) > 2 * MOST_VIEWS:
+                self._sampled.popitem(last=False)
         return self._last[1]
 
 
@@ -167,7 +167,7 @@ def _looked_at(views: Sequence[View]) -> list[View]:
     return seen
 
 
-def _layout(looks: list[Look]) -> Layout:
+def _layout(looks: list[DepthSamples]) -> Layout:
     parts = [samples for samples, *_ in looks if len(samples)]
     made = []
     if parts:
@@ -209,29 +209,29 @@ def _open_share(plane: np.ndarray, away: np.ndarray, matrices: np.ndarray, depth
     return 1 - float(through.mean()) if len(points) else 1.0
 
 
-def show_layout(
+def render_layout(
     layout: Layout,
-    paintings: Sequence[Painting],
+    warped_views: Sequence[WarpedView],
     camera: Camera,
     poses: np.ndarray,
-) -> Guess:
+) -> LayoutRender:
     """What the layout says of the views of a clip.
 
     Args:
         layout: of everything remembered.
-        paintings: what memory paints of each view, at any size.
+        warped_views: what memory paints of each view, at any size.
         camera: of the model's pictures, with sides in multiples of `CELL`.
         poses: (F, 4, 4) world_from_camera.
     """
-    made = [_show(layout, painting, camera, pose) for painting, pose in zip(paintings, np.asarray(poses), strict=True)]
-    return Guess(*(np.stack(parts) for parts in zip(*made, strict=True)))
+    made = [_show(layout, warped, camera, pose) for warped, pose in zip(warped_views, np.asarray(poses), strict=True)]
+    return LayoutRender(*(np.stack(parts) for parts in zip(*made, strict=True)))
 
 
-def _show(layout: Layout, painting: Painting, camera: Camera, pose: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _show(layout: Layout, warped: WarpedView, camera: Camera, pose: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The picture (3, H, W) and the marks of one view."""
     fine = camera.resized(camera.width * FINE, camera.height * FINE)
     size = (fine.width, fine.height)
-    image, known, filled = painting.image, painting.known, painting.depth
+    image, known, filled = warped.image, warped.known, warped.depth
     if image.shape[:2] != size[::-1]:
         shrinks = fine.width < image.shape[1]
         image = cv2.resize(image, size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)

@@ -26,13 +26,13 @@ from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.views import View
 from worldstereo_ros.imaging.overlap import ABSOLUTE, RELATIVE, Overlap, sensitivity
 from worldstereo_ros.imaging.warping import pixel_transform
-from worldstereo_ros.utils.jit import compiled, in_threads, shares
+from worldstereo_ros.utils.jit import compiled, run_in_threads, split_range
 
 # What a remembered view says about a point: it never looked there, it has this point but not its surroundings, it has
 # both, it measured something else there or nothing at all.
 UNSEEN, AGREES, AGREES_AROUND, DENIES = 0, 1, 2, 3
 
-ASSUMED_ERROR = np.radians(0.5)  # of a view that shares too little with others to be checked
+ASSUMED_ERROR = np.radians(0.5)  # of a view that split_range too little with others to be checked
 SPREAD = 1.5  # standard deviations in a median absolute deviation: registration errors are medians
 STEPS = 16  # samples along a line of sight
 HIDDEN_METRES = 0.3  # a line of sight through more hidden space than this is not trusted
@@ -42,7 +42,7 @@ NEAR = 0.1  # metres, where lines of sight begin
 
 
 @dataclass(frozen=True)
-class Witness:
+class SupportingView:
     """A remembered view with what is needed to ask it.
 
     Attributes:
@@ -71,7 +71,7 @@ def observed_pixels(
     observed: np.ndarray,
     camera: Camera,
     pose: np.ndarray,
-    witnesses: list[Witness],
+    witnesses: list[SupportingView],
     threads: int = 1,
 ) -> np.ndarray:
     """(H, W) bool: a sensor saw what is in this pixel (see the module for the rules).
@@ -96,14 +96,27 @@ def observed_pixels(
     slant = sensitivity(depth, camera.fx, camera.fy)
     looked, sure = np.zeros(shape, bool), np.zeros(shape, bool)
     count = np.zeros(shape, np.uint8)
-    for witness in witnesses:
-        A, b = pixel_transform(camera, pose, witness.view.camera, witness.view.world_from_camera)
+    for supporting_view in witnesses:
+        A, b = pixel_transform(camera, pose, supporting_view.view.camera, supporting_view.view.world_from_camera)
         says = np.zeros(shape, np.uint8)
-        arguments = (depth, near, far, A, b, witness.view.depth, witness.known, RELATIVE_, ABSOLUTE_, says)
-        in_threads(_ask, [(start, stop, *arguments) for start, stop in shares(shape[0], threads)])
+        arguments = (
+            depth,
+            near,
+            far,
+            A,
+            b,
+            supporting_view.view.depth,
+            supporting_view.known,
+            RELATIVE_,
+            ABSOLUTE_,
+            says,
+        )
+        run_in_threads(_ask, [(start, stop, *arguments) for start, stop in split_range(shape[0], threads)])
         looked |= says != UNSEEN
         count += (says == AGREES) | (says == AGREES_AROUND)
-        sure |= (says == AGREES_AROUND) & (slant * SPREAD * witness.error * depth <= RELATIVE * depth + ABSOLUTE)
+        sure |= (says == AGREES_AROUND) & (
+            slant * SPREAD * supporting_view.error * depth <= RELATIVE * depth + ABSOLUTE
+        )
     claimed &= (sure | (count > 1) | ~looked) & ~_behind_hidden(depth, camera, pose, witnesses)
     return claimed & (cv2.blur(claimed.astype(np.float32), (COMPANY, COMPANY)) > COMPANY_SHARE)
 
@@ -161,16 +174,25 @@ def _ask(row0, row1, depth, near, far, A, b, source_depth, known, relative, abso
             out[y, x] = AGREES_AROUND
 
 
-def _behind_hidden(depth: np.ndarray, camera: Camera, pose: np.ndarray, witnesses: list[Witness]) -> np.ndarray:
+def _behind_hidden(depth: np.ndarray, camera: Camera, pose: np.ndarray, witnesses: list[SupportingView]) -> np.ndarray:
     """(H, W) bool: the line of sight crosses space that is hidden in every witness that looks there."""
     offset = STRIDE // 2
     small = np.ascontiguousarray(depth[offset::STRIDE, offset::STRIDE])
     free = np.zeros((*small.shape, STEPS), np.uint8)
     hidden = np.zeros_like(free)
-    for witness in witnesses:
-        A, b = pixel_transform(camera, pose, witness.view.camera, witness.view.world_from_camera)
+    for supporting_view in witnesses:
+        A, b = pixel_transform(camera, pose, supporting_view.view.camera, supporting_view.view.world_from_camera)
         coarse = np.array([[STRIDE, 0, offset], [0, STRIDE, offset], [0, 0, 1]], np.float32)
-        arguments = (small, A @ coarse, b, witness.view.depth, witness.known, RELATIVE_, ABSOLUTE_, np.float32(NEAR))
+        arguments = (
+            small,
+            A @ coarse,
+            b,
+            supporting_view.view.depth,
+            supporting_view.known,
+            RELATIVE_,
+            ABSOLUTE_,
+            np.float32(NEAR),
+        )
         _cross(*arguments, STEPS, free, hidden)
     length = (hidden & (1 - free)).sum(axis=2) * np.maximum(small - NEAR, 0) / STEPS
     doubtful = (length > HIDDEN_METRES).astype(np.uint8)

@@ -13,7 +13,7 @@ from worldstereo_ros.geometry.views import View
 from worldstereo_ros.imaging.exposure import align_exposure
 from worldstereo_ros.imaging.inpainting import fill_depth
 from worldstereo_ros.imaging.overlap import ABSOLUTE, RELATIVE, Overlap, overlap
-from worldstereo_ros.pipelines.geometric.provenance import Witness, registration_errors
+from worldstereo_ros.pipelines.geometric.provenance import SupportingView, registration_errors
 
 PREPARED_VIEWS = 64  # views kept ready
 EDGE_REACH = 3  # pixels beside a depth edge whose colour may belong to the other side
@@ -47,7 +47,7 @@ class Reference:
     number: int
 
 
-def choose(
+def select_references(
     views: list[View], depth: np.ndarray, camera: Camera, world_from_camera: np.ndarray, limit: int = LIMIT
 ) -> list[View]:
     """The views that together show most of what a camera looks at; those that show none of it are left out.
@@ -110,7 +110,7 @@ def _worth(view: View, points: np.ndarray, known: np.ndarray, world_from_camera:
     return np.where(agrees, 1.0, np.where(maybe, 0.1, 0.0)) * scale * np.clip(0.55 + 0.45 * cosine, 0.1, 1)
 
 
-class Shelf:
+class ReferenceCache:
     """Keeps what was worked out about recent references, so that a path pays for each view and pair once.
 
     Attributes:
@@ -158,9 +158,9 @@ class Shelf:
         return ready
 
 
-def witness(reference: Reference, error: float) -> Witness:
+def supporting_view(reference: Reference, error: float) -> SupportingView:
     """The reference as a witness of what was observed."""
-    return Witness(reference.view, reference.known, error)
+    return SupportingView(reference.view, reference.known, error)
 
 
 def _make_ready(view: View, number: int) -> Reference:

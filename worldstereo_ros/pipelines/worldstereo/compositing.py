@@ -7,9 +7,9 @@ from dataclasses import replace
 import cv2
 import numpy as np
 
-from worldstereo_ros.imaging.inpainting import carried_over, faded
+from worldstereo_ros.imaging.inpainting import feather, match_colours
 from worldstereo_ros.pipelines.base import Conditioning, PipelineFrame
-from worldstereo_ros.pipelines.geometric.painting import Painting
+from worldstereo_ros.pipelines.geometric.warped_view import WarpedView
 
 # Weight of the memory image where memory covers a pixel without claiming it as observed, and where its depth was only
 # completed. Between what is best in procedural worlds, whose poses are exact (0.35 to 0.65), and on recordings, whose
@@ -34,11 +34,11 @@ def compose(remembered: PipelineFrame, imagined: np.ndarray) -> PipelineFrame:
     """
     observed = remembered.observed
     if observed.any():
-        imagined = faded(carried_over(imagined, remembered.image, observed), remembered.image, observed, FEATHER_PX)
-    return replace(remembered, image=imagined, remembered=remembered.image)
+        imagined = feather(match_colours(imagined, remembered.image, observed), remembered.image, observed, FEATHER_PX)
+    return replace(remembered, image=imagined, memory_image=remembered.image)
 
 
-def mix_with_memory(imagined: np.ndarray, painting: Painting, conditioning: Conditioning, index: int) -> np.ndarray:
+def mix_with_memory(imagined: np.ndarray, warped: WarpedView, conditioning: Conditioning, index: int) -> np.ndarray:
     """A small model's picture with what memory shows of the place, though nobody can say that it is the same.
 
     Both err there, each in its own way: their mean errs less than either.
@@ -47,10 +47,10 @@ def mix_with_memory(imagined: np.ndarray, painting: Painting, conditioning: Cond
     covered, observed = (layer[index].cpu().numpy() for layer in (renders.covered, renders.observed))
     density = cv2.blur(covered.astype(np.float32), (DENSITY_WINDOW_PX, DENSITY_WINDOW_PX))
     dots = (covered & ~observed & (density < MIN_DENSITY)).astype(np.uint8)
-    known = painting.known & (cv2.dilate(dots, np.ones((DENSITY_WINDOW_PX, DENSITY_WINDOW_PX), np.uint8)) == 0)
+    known = warped.known & (cv2.dilate(dots, np.ones((DENSITY_WINDOW_PX, DENSITY_WINDOW_PX), np.uint8)) == 0)
     share = np.where(covered, np.float32(COVERED_SHARE), np.float32(COMPLETED_SHARE)) * known
     share = cv2.blur(share, (SHARE_BLUR_PX, SHARE_BLUR_PX))[..., None]
-    mixed = share * painting.image + (1 - share) * imagined
+    mixed = share * warped.image + (1 - share) * imagined
     return np.rint(mixed).astype(np.uint8)
 
 

@@ -22,8 +22,8 @@ from worldstereo_ros.geometry.view_overlap import retrieval_scores
 from worldstereo_ros.geometry.views import View
 from worldstereo_ros.models.worldstereo.camera_embedding import normalise_cameras, plucker_embedding, pose_vectors
 from worldstereo_ros.pipelines.base import Conditioning
-from worldstereo_ros.pipelines.geometric.painting import Painting
-from worldstereo_ros.pipelines.geometric.plane_extrapolation import Layout, show_layout
+from worldstereo_ros.pipelines.geometric.plane_extrapolation import Layout, render_layout
+from worldstereo_ros.pipelines.geometric.warped_view import WarpedView
 
 LEAST_COVER = 0.5  # of a pixel; what is covered less is a hole
 
@@ -33,28 +33,28 @@ class Keyframes:
     """F keyframes and R references at the size of the model; tensors on its device, float32.
 
     Attributes:
-        pictures: (F, 3, H, W) in [-1, 1]: the seed, then the renders; holes are 0.
+        images: (F, 3, H, W) in [-1, 1]: the seed, then the renders; holes are 0.
         holes: (1, 1, F, H, W), 1 where nothing was rendered; all 0 in the first.
-        rays: (1, 6, F, H, W) Plücker rays of the normalised cameras.
+        plucker: (1, 6, F, H, W) Plücker rays of the normalised cameras.
         poses: (1, F, 7) quaternion and translation of the normalised cameras.
         references: (R, 3, H, W) in [-1, 1].
         reference_index: (R,) the view of the path (0..F-2) that each reference stands beside.
         reference_poses: (1, R, 7).
         reference_points: where tokens land in the references, for models that attend by correspondence; else None.
         guessed: (F, 3, H, W) in [-1, 1], pictures with large flat surfaces gone on with; None where not asked for.
-        marks: (1, 4, F, H / 8, W / 8), what is said of these, see `layout.Guess`.
+        plane_channels: (1, 4, F, H / 8, W / 8), what is said of these, see `layout.LayoutRender`.
     """
 
-    pictures: torch.Tensor
+    images: torch.Tensor
     holes: torch.Tensor
-    rays: torch.Tensor
+    plucker: torch.Tensor
     poses: torch.Tensor
     references: torch.Tensor
     reference_index: torch.Tensor
     reference_poses: torch.Tensor
     reference_points: torch.Tensor | None = None
     guessed: torch.Tensor | None = None
-    marks: torch.Tensor | None = None
+    plane_channels: torch.Tensor | None = None
 
 
 def make_keyframes(
@@ -65,7 +65,7 @@ def make_keyframes(
     remembers: bool = True,
     count: int | None = None,
     correspondence: tuple[int, int] | None = None,
-    painted: Sequence[Painting] | None = None,
+    painted: Sequence[WarpedView] | None = None,
     layout: Layout | None = None,
 ) -> Keyframes:
     """The keyframes of a clip.
@@ -83,19 +83,19 @@ def make_keyframes(
     """
     height, width = size
     renders = conditioning.renders
-    seed = conditioning.seed.resized(width, height)
+    seed = conditioning.start_view.resized(width, height)
     if painted is None:
         colour, holes = fit_renders(renders.colour, renders.covered, size)
     else:
         colour = torch.stack([_picture(_shrunk(p.image, width, height), renders.colour.device) for p in painted])
         holes = (_fitted(renders.covered[:, None].float(), size) < LEAST_COVER)[:, 0].float()
-    poses = np.concatenate([conditioning.seed.world_from_camera[None], conditioning.world_from_camera])
+    poses = np.concatenate([conditioning.start_view.world_from_camera[None], conditioning.world_from_camera])
     camera = conditioning.camera.resized(width, height)
     cameras = [seed.camera] + [camera] * len(conditioning.world_from_camera)
     guessed = marks = None
     if layout is not None and painted is not None:
-        guess = show_layout(layout, painted, camera, conditioning.world_from_camera)
-        guessed, marks = torch.from_numpy(guess.pictures) * 2 - 1, torch.from_numpy(guess.marks)
+        guess = render_layout(layout, painted, camera, conditioning.world_from_camera)
+        guessed, marks = torch.from_numpy(guess.images) * 2 - 1, torch.from_numpy(guess.plane_channels)
     missing = max(0, (count or 0) - len(poses))
     if missing:
         poses = np.concatenate([poses, np.repeat(poses[-1:], missing, axis=0)])
@@ -115,9 +115,9 @@ def make_keyframes(
         points = _points(conditioning, seed, cameras, poses, views, size, correspondence, device)
     rays = plucker_embedding(targets, np.stack([published_matrix(c) for c in cameras]), height, width)
     return Keyframes(
-        pictures=torch.cat((_picture(seed.image, device)[None], colour.to(device))),
+        images=torch.cat((_picture(seed.image, device)[None], colour.to(device))),
         holes=torch.cat((torch.zeros_like(holes[:1]), holes))[None, None].to(device),
-        rays=torch.from_numpy(rays)[None].to(device),
+        plucker=torch.from_numpy(rays)[None].to(device),
         poses=torch.from_numpy(pose_vectors(targets))[None].to(device),
         references=torch.stack([_picture(view.image, device) for view in views])
         if views
@@ -128,7 +128,7 @@ def make_keyframes(
         )[None].to(device),
         reference_points=points,
         guessed=None if guessed is None else torch.cat((_picture(seed.image, device)[None], guessed.to(device))),
-        marks=None
+        plane_channels=None
         if marks is None
         else torch.cat((torch.zeros_like(marks[:1]), marks)).transpose(0, 1)[None].to(device),
     )

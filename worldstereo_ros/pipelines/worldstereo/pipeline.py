@@ -26,7 +26,7 @@ from worldstereo_ros.depth.alignment import DepthError, complete_depth
 from worldstereo_ros.depth.estimators import DepthEstimator, small_depth
 from worldstereo_ros.imaging.inpainting import fill_depth
 from worldstereo_ros.models import (
-    Settings,
+    CheckpointConfig,
     WorldStereoTransformer,
     find_checkpoint,
     load_autoencoder,
@@ -44,9 +44,9 @@ from worldstereo_ros.pipelines.diffusion.text_encoders import (
     load_image_encoder,
     load_text_encoder,
 )
-from worldstereo_ros.pipelines.geometric.painting import Painting
 from worldstereo_ros.pipelines.geometric.pipeline import GeometricPipeline
-from worldstereo_ros.pipelines.geometric.plane_extrapolation import Layout, LayoutFinder
+from worldstereo_ros.pipelines.geometric.plane_extrapolation import Layout, LayoutEstimator
+from worldstereo_ros.pipelines.geometric.warped_view import WarpedView
 from worldstereo_ros.pipelines.worldstereo.compositing import compose, mix_with_memory, resize_image
 from worldstereo_ros.pipelines.worldstereo.conditioning import Keyframes, make_keyframes
 from worldstereo_ros.pipelines.worldstereo.video_condition import VideoCondition, load_video_condition
@@ -83,7 +83,7 @@ class WorldStereoPipeline:
 
     def __init__(
         self,
-        settings: Settings,
+        settings: CheckpointConfig,
         transformer: WorldStereoTransformer,
         autoencoder: Any,
         scheduler: Any,
@@ -128,7 +128,7 @@ class WorldStereoPipeline:
         self.fill_clip = fill_clip
         self.callback_on_step_end = callback_on_step_end
         self.depth = depth
-        self._memory, self._find_layout = GeometricPipeline(), LayoutFinder()
+        self._memory, self._find_layout = GeometricPipeline(), LayoutEstimator()
 
     @classmethod
     def from_pretrained(
@@ -218,11 +218,11 @@ class WorldStereoPipeline:
 
     @torch.no_grad()
     def _encode(
-        self, conditioning: Conditioning, prompt: str, paintings: list[Painting], layout: Layout | None
+        self, conditioning: Conditioning, prompt: str, warped_views: list[WarpedView], layout: Layout | None
     ) -> tuple[dict[str, Any], torch.Tensor, list[torch.Tensor]]:
         """What stays the same in all steps: arguments of the transformer, condition (1, 20, F, h, w), prompts."""
         camera = conditioning.camera
-        size = self.settings.picture_size(camera.height, camera.width)
+        size = self.settings.image_size_for(camera.height, camera.width)
         remembers = self.settings.remembers
         keyframes = make_keyframes(
             conditioning,
@@ -233,22 +233,22 @@ class WorldStereoPipeline:
             correspondence=(size[0] // 16, size[1] // 16)
             if self.transformer.config.reference_attention == "correspondence"
             else None,
-            painted=paintings if self.settings.fills_renders else None,
+            painted=warped_views if self.settings.fills_renders else None,
             layout=layout,
         )
-        latents = self.autoencoder.encode(keyframes.pictures, ENCODED_AT_ONCE).transpose(0, 1)[None]
+        latents = self.autoencoder.encode(keyframes.images, ENCODED_AT_ONCE).transpose(0, 1)[None]
         known = torch.zeros_like(latents[:, :MASK_CHANNELS])
         known[:, :, 0] = 1
         condition = torch.cat((known, self._condition(keyframes, latents)), dim=1)
         inputs: dict[str, Any] = {
             "render_latent": latents,
             "render_mask": keyframes.holes,
-            "camera_embedding": keyframes.rays,
+            "camera_embedding": keyframes.plucker,
         }
-        if keyframes.guessed is not None and keyframes.marks is not None:
+        if keyframes.guessed is not None and keyframes.plane_channels is not None:
             guessed = self.autoencoder.encode(keyframes.guessed, ENCODED_AT_ONCE).transpose(0, 1)[None]
             inputs["render_latent"] = guessed
-            inputs["layout"] = torch.cat((latents - guessed, keyframes.marks.to(latents)), dim=1)
+            inputs["layout"] = torch.cat((latents - guessed, keyframes.plane_channels.to(latents)), dim=1)
         if self.transformer.has_memory:
             inputs["camera_qt"] = keyframes.poses
         if remembers and len(keyframes.references):
@@ -259,7 +259,7 @@ class WorldStereoPipeline:
             inputs["camera_qt_ref"] = keyframes.reference_poses
             inputs["reference_points"] = keyframes.reference_points
         if self.image_encoder is not None:
-            seed = conditioning.seed.resized(size[1], size[0])
+            seed = conditioning.start_view.resized(size[1], size[0])
             inputs["encoder_hidden_states_image"] = self.image_encoder(seed.image)
         prompts = [self.text_encoder(prompt)]
         if self.guidance > 1:
@@ -269,8 +269,8 @@ class WorldStereoPipeline:
     def _condition(self, keyframes: Keyframes, latents: torch.Tensor) -> torch.Tensor:
         """(1, 16, F, h, w): the seed's latent, then those of mid-grey: a video's, or each frame's alone."""
         if self.video_condition is not None:
-            return self.video_condition(keyframes.pictures[0], latents.shape[2]).to(latents)
-        grey = self.autoencoder.encode(torch.zeros_like(keyframes.pictures[:1])).transpose(0, 1)[None]
+            return self.video_condition(keyframes.images[0], latents.shape[2]).to(latents)
+        grey = self.autoencoder.encode(torch.zeros_like(keyframes.images[:1])).transpose(0, 1)[None]
         return torch.cat((latents[:, :, :1], grey.expand(-1, -1, latents.shape[2] - 1, -1, -1)), dim=2)
 
     @torch.no_grad()
@@ -280,7 +280,7 @@ class WorldStereoPipeline:
         prompt: str,
         generator: torch.Generator,
         on_step: OnStep,
-        paintings: list[Painting],
+        warped_views: list[WarpedView],
         layout: Layout | None,
     ) -> torch.Tensor:
         """(16, F, h, w) latents of the keyframes, the seed's among them."""
@@ -288,7 +288,7 @@ class WorldStereoPipeline:
         self.scheduler.set_timesteps(steps, device=self.device)
         timesteps = self.scheduler.timesteps
         on_step("encoding", 0, len(timesteps))
-        inputs, condition, prompts = self._encode(conditioning, prompt, paintings, layout)
+        inputs, condition, prompts = self._encode(conditioning, prompt, warped_views, layout)
         shape = (1, condition.shape[1] - MASK_CHANNELS, *condition.shape[2:])
         latents = torch.randn(shape, generator=generator, device=generator.device, dtype=torch.float32).to(self.device)
         for step, timestep in enumerate(timesteps):
@@ -318,9 +318,9 @@ class WorldStereoPipeline:
     ) -> Iterator[PipelineFrame]:
         # A model that is shown what memory makes of the views needs their pictures first. What in them was observed is
         # asked view by view, as they are given away.
-        paintings = self._memory.paint_all(conditioning, on_step) if self.settings.fills_renders else []
+        warped_views = self._memory.warp_all(conditioning, on_step) if self.settings.fills_renders else []
         layout = self._find_layout(conditioning.references) if self.settings.shows_layout else None
-        latents = self._denoise(conditioning, prompt, generator, on_step, paintings, layout)
+        latents = self._denoise(conditioning, prompt, generator, on_step, warped_views, layout)
         count = len(conditioning.world_from_camera)
         with torch.no_grad():
             pictures = self.autoencoder.decode_frames(latents[:, 1 : count + 1])
@@ -332,14 +332,14 @@ class WorldStereoPipeline:
                 raise ModelError(f"The autoencoder gave numbers that are not finite in view {index + 1} of {count}.")
             image = (picture.float().clamp(-1, 1).add(1).mul(127.5).round()).to(torch.uint8)
             image = image.permute(1, 2, 0).cpu().numpy()
-            frame = self._remembered(conditioning, index, paintings[index] if paintings else None)
+            frame = self._remembered(conditioning, index, warped_views[index] if warped_views else None)
             image = resize_image(image, conditioning.camera.width, conditioning.camera.height)
-            if paintings and self.compose_observed:
-                image = mix_with_memory(image, paintings[index], conditioning, index)
+            if warped_views and self.compose_observed:
+                image = mix_with_memory(image, warped_views[index], conditioning, index)
             composed = compose(frame, image)
             painted = self.compose_observed or self.settings.fills_renders
             composed = self._with_depth(composed, conditioning, index, layout)
-            yield composed if painted else replace(composed, remembered=None)
+            yield composed if painted else replace(composed, memory_image=None)
 
     def _with_depth(
         self, frame: PipelineFrame, conditioning: Conditioning, index: int, layout: Layout | None
@@ -356,7 +356,7 @@ class WorldStereoPipeline:
         planes = None
         if layout is not None:
             planes = layout.seen_from(conditioning.camera, pose, wanted=~covered, threads=threads)
-            frame = replace(frame, unlikely=np.where(covered, np.float32(0), 1 - planes[2]).clip(0, 1))
+            frame = replace(frame, plane_absence=np.where(covered, np.float32(0), 1 - planes[2]).clip(0, 1))
         if self.depth is None:
             return frame
         try:
@@ -373,13 +373,13 @@ class WorldStereoPipeline:
             known = np.where((likely > PLANE_LIKELY) & near, plane, known)
         return replace(frame, depth=complete_depth(known, estimated))
 
-    def _remembered(self, conditioning: Conditioning, index: int, painting: Painting | None) -> PipelineFrame:
+    def _remembered(self, conditioning: Conditioning, index: int, warped: WarpedView | None) -> PipelineFrame:
         """What memory alone makes of a view; where nothing of it is shown, its depth alone."""
         if self.compose_observed:
-            painting = painting or self._memory.paint(conditioning, index)
-            return self._memory.claim(conditioning, index, painting)
-        depth = fill_depth(conditioning.renders.depth[index].cpu().numpy()) if painting is None else painting.depth
-        image = np.zeros((*depth.shape, 3), np.uint8) if painting is None else painting.image
+            warped = warped or self._memory.warp(conditioning, index)
+            return self._memory.label_provenance(conditioning, index, warped)
+        depth = fill_depth(conditioning.renders.depth[index].cpu().numpy()) if warped is None else warped.depth
+        image = np.zeros((*depth.shape, 3), np.uint8) if warped is None else warped.image
         return PipelineFrame(image, depth, np.zeros(depth.shape, bool))
 
     # --- memory of the device ----------------------------------------------------------------------------------------
@@ -391,7 +391,7 @@ class WorldStereoPipeline:
 
     def _too_large(self, conditioning: Conditioning, why: str) -> str:
         camera = conditioning.camera
-        height, width = self.settings.picture_size(camera.height, camera.width)
+        height, width = self.settings.image_size_for(camera.height, camera.width)
         references = len(np.unique(conditioning.reference_index[conditioning.reference_index >= 0]))
         weights = sum(
             t.numel() * t.element_size() for m in (self.transformer, self.autoencoder) for t in m.parameters()

@@ -110,8 +110,8 @@ class WorldStereoClient:
         self._views: list[tuple[float, ImaginedViewMessage]] = []
         self._conditioning: dict[int, np.ndarray] = {}
         self._lock = threading.Lock()
-        self._seeded = threading.Condition()
-        self._last_seeded = 0
+        self._remembered_condition = threading.Condition()
+        self._last_remembered_ns = 0
         self._connect()
         self._executor = SingleThreadedExecutor(context=self.context)
         self._executor.add_node(self.node)
@@ -136,7 +136,7 @@ class WorldStereoClient:
         many = qos.COMMAND
         node.create_subscription(ImaginedViewMessage, f"{name}/view", self._on_view, many)
         node.create_subscription(Image, f"{name}/conditioning", self._on_conditioning, many)
-        node.create_subscription(Header, f"{name}/seeded", self._on_seeded, qos.MAP)
+        node.create_subscription(Header, f"{name}/remembered", self._on_remembered, qos.MAP)
         self._action = ActionClient(node, ImaginePath, f"{name}/imagine_path")
         self._state = node.create_client(GetState, f"{name}/get_state")
         self._reset = node.create_client(Trigger, f"{name}/reset")
@@ -193,7 +193,7 @@ class WorldStereoClient:
                 return False
         return True
 
-    def see(self, view: View) -> int:
+    def publish_view(self, view: View) -> int:
         """Publishes what the camera sees, with TF, as a driver would. Returns the stamp in nanoseconds (now)."""
         stamp = self.node.get_clock().now()
         header = Header(stamp=stamp.to_msg(), frame_id=self.camera_frame)
@@ -206,7 +206,7 @@ class WorldStereoClient:
         self._image.publish(colour_message(view.image, header))
         return stamp.nanoseconds
 
-    def show(self, view: View, *, timeout: float = 10.0, attempts: int = 3) -> int:
+    def add_observation(self, view: View, *, timeout: float = 10.0, attempts: int = 3) -> int:
         """Shows a view and waits until the node remembers it; shows it again where it was lost on the way.
 
         Args:
@@ -221,7 +221,7 @@ class WorldStereoClient:
             NodeSilentError: the node remembered none of them.
         """
         for _ in range(attempts):
-            stamp = self.see(view)
+            stamp = self.publish_view(view)
             if self._remembers(stamp, timeout):
                 return stamp
         raise NodeSilentError(
@@ -313,13 +313,13 @@ class WorldStereoClient:
 
     def _remembers(self, stamp: int, timeout: float) -> bool:
         """Waits until the node has said that it remembers an image of this time or later; whether it did."""
-        with self._seeded:
-            return self._seeded.wait_for(lambda: self._last_seeded >= stamp, timeout)
+        with self._remembered_condition:
+            return self._remembered_condition.wait_for(lambda: self._last_remembered_ns >= stamp, timeout)
 
-    def _on_seeded(self, message: Header) -> None:
-        with self._seeded:
-            self._last_seeded = max(self._last_seeded, nanoseconds(message.stamp))
-            self._seeded.notify_all()
+    def _on_remembered(self, message: Header) -> None:
+        with self._remembered_condition:
+            self._last_remembered_ns = max(self._last_remembered_ns, nanoseconds(message.stamp))
+            self._remembered_condition.notify_all()
 
     def _on_view(self, message: ImaginedViewMessage) -> None:
         with self._lock:
@@ -352,7 +352,7 @@ def view_from_message(message: ImaginedViewMessage, conditioning: np.ndarray | N
         world_from_camera=pose_matrix(message.pose.pose),
         depth=depth_array(message.depth),
         observed=observed,
-        stamp_ns=nanoseconds(message.seed_stamp),
+        stamp_ns=nanoseconds(message.observation_stamp),
         confidence=confidence_array(message.confidence),
         conditioning=conditioning,
         index=message.index,

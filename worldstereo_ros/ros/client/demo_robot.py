@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
             client.wait_until_ready(120)
             for number, pose in enumerate(seen):
                 last = render_view(world, camera, pose)
-                client.see(last)
+                client.publish_view(last)
                 print(f"looked {number + 1} of {options.looks} times", flush=True)
                 time.sleep(LOOK_PERIOD)
             result = client.imagine(ahead, remember=True)
@@ -58,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{len(result.views)} views in {result.seconds:.1f} s. The map stays on {options.node}/map.", flush=True)
         try:
             while not options.once:  # RViz shows nothing in a frame that is not on /tf any more
-                client.see(last)
+                client.publish_view(last)
                 time.sleep(1.0)
         except KeyboardInterrupt:
             pass

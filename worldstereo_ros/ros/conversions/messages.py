@@ -243,7 +243,7 @@ def view_message(
 ) -> ImaginedViewMessage:
     """All of a view in one message; `header` is that of its pictures, which may have been made already."""
     pictures = pictures or Pictures(view, header)
-    message = ImaginedViewMessage(header=header, seed_stamp=time_message(view.stamp_ns))
+    message = ImaginedViewMessage(header=header, observation_stamp=time_message(view.stamp_ns))
     message.pose.header = Header(stamp=header.stamp, frame_id=world_frame)
     message.pose.pose = pose_message(view.world_from_camera)
     message.camera_info = pictures.camera_info

@@ -17,7 +17,7 @@ from rclpy.action.server import CancelResponse, GoalResponse, ServerGoalHandle
 from rclpy.node import Node
 
 
-class Reply:
+class DeferredReply:
     """The answer of one request; to be sent once, from any thread. What comes after the first is ignored."""
 
     def __init__(self, response: Any, send: Callable[[Any], None], timeout: float) -> None:
@@ -43,8 +43,8 @@ class Reply:
         self._send(self.response)
 
 
-class LaterService:
-    """A service whose handler gets a `Reply` to send whenever it is ready.
+class DeferredService:
+    """A service whose handler gets a `DeferredReply` to send whenever it is ready.
 
     Args:
         node: whose service it is.
@@ -59,13 +59,13 @@ class LaterService:
         node: Node,
         kind: type,
         name: str,
-        handler: Callable[[Any, Reply], None],
+        handler: Callable[[Any, DeferredReply], None],
         *,
         failed: Callable[[Exception], dict[str, Any]],
         timeout: Callable[[], float],
     ) -> None:
         self._node, self._handler, self._failed, self._timeout = node, handler, failed, timeout
-        self._open: list[Reply] = []
+        self._open: list[DeferredReply] = []
         # `_take` returns no response, and the sending is replaced, neither of which a service foresees.
         self._service = cast(Any, node.create_service(kind, name, self._take))
         self._send_now = self._service.send_response
@@ -83,7 +83,7 @@ class LaterService:
             if executor is not None:
                 executor.create_task(self._send_quietly, answer, header)
 
-        reply = Reply(response, send, self._timeout())
+        reply = DeferredReply(response, send, self._timeout())
         self._open = [other for other in self._open if not other.sent] + [reply]
         try:
             self._handler(request, reply)
@@ -104,7 +104,7 @@ class LaterService:
                 reply.send(**self._failed(TimeoutError("It was not done in time; the worker is busy or hangs.")))
 
 
-class LaterActionServer(ActionServer):
+class DeferredActionServer(ActionServer):
     """An action server whose goals run elsewhere; `conclude` ends one.
 
     `execute()` of a goal handle turns it to executing and runs nothing.

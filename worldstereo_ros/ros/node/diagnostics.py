@@ -18,17 +18,17 @@ _NUMBERS = re.compile(r"[\d.]+")
 
 
 @dataclass
-class Traffic:
+class TopicStats:
     """What came on one topic."""
 
     count: int = 0
-    refused: int = 0
+    rejected: int = 0
     last_at: float | None = None
     last_refusal: str = ""
     last_refusal_at: float = -1e9
 
 
-class Health:
+class NodeDiagnostics:
     """Counts what comes, what is refused and what fails; the log lines are throttled, the counts are not.
 
     Attributes:
@@ -38,7 +38,7 @@ class Health:
     def __init__(self, warn: Callable[[str], None]) -> None:
         self._warn = warn
         self._lock = threading.Lock()
-        self._traffic: dict[str, Traffic] = {}
+        self._topics: dict[str, TopicStats] = {}
         self._said: dict[str, float] = {}
         self._view_seconds: deque[float] = deque(maxlen=64)
         self._outcomes: Counter[str] = Counter()
@@ -48,30 +48,30 @@ class Health:
         self.last_fault_at = -1e9
         self.last_coverage = 0.0
 
-    def came(self, topic: str) -> None:
+    def on_message(self, topic: str) -> None:
         """A message came."""
         with self._lock:
-            traffic = self._traffic.setdefault(topic, Traffic())
-            traffic.count += 1
-            traffic.last_at = time.monotonic()
+            stats = self._topics.setdefault(topic, TopicStats())
+            stats.count += 1
+            stats.last_at = time.monotonic()
 
-    def refused(self, topic: str, sentence: str) -> None:
+    def on_rejected(self, topic: str, sentence: str) -> None:
         """A message was not usable."""
         with self._lock:
-            traffic = self._traffic.setdefault(topic, Traffic())
-            traffic.refused += 1
-            traffic.last_refusal, traffic.last_refusal_at = sentence, time.monotonic()
+            stats = self._topics.setdefault(topic, TopicStats())
+            stats.rejected += 1
+            stats.last_refusal, stats.last_refusal_at = sentence, time.monotonic()
         # The same sentence with other numbers is the same sentence: a camera makes sixty of them a second.
-        self.say(f"{topic}: {sentence}", key=f"{topic}:{_NUMBERS.sub('', sentence)}")
+        self.warn(f"{topic}: {sentence}", key=f"{topic}:{_NUMBERS.sub('', sentence)}")
 
     def fault(self, where: str, error: Exception) -> None:
         """An exception that nobody expected."""
         self.faults += 1
         self.last_fault = f"{where}: {type(error).__name__}: {error}"
         self.last_fault_at = time.monotonic()
-        self.say(f"An error nobody expected in {self.last_fault}", key=f"fault:{where}:{type(error).__name__}")
+        self.warn(f"An error nobody expected in {self.last_fault}", key=f"fault:{where}:{type(error).__name__}")
 
-    def say(self, sentence: str, *, key: str) -> None:
+    def warn(self, sentence: str, *, key: str) -> None:
         """Warns, at most once in a while for each key."""
         now = time.monotonic()
         with self._lock:
@@ -92,8 +92,8 @@ class Health:
 
     def last_at(self, topic: str) -> float | None:
         """`time.monotonic()` of the last message on a topic, None before the first."""
-        traffic = self._traffic.get(topic)
-        return None if traffic is None else traffic.last_at
+        stats = self._topics.get(topic)
+        return None if stats is None else stats.last_at
 
     # --- telling --------------------------------------------------------------------------------------------------
 
@@ -101,7 +101,7 @@ class Health:
         """The diagnostics: one status of the node, one of its input."""
         now = time.monotonic()
         with self._lock:
-            traffic = dict(self._traffic)
+            stats = dict(self._topics)
             values = {
                 "state": state,
                 **facts,
@@ -119,17 +119,17 @@ class Health:
             level, message = DiagnosticStatus.ERROR, self.last_fault
         return [
             _status(f"{name}: node", level, message, values),
-            self._input_status(name, traffic, now),
+            self._input_status(name, stats, now),
         ]
 
-    def _input_status(self, name: str, traffic: dict[str, Traffic], now: float) -> DiagnosticStatus:
-        level, message = DiagnosticStatus.OK, "input comes" if traffic else "no input yet"
+    def _input_status(self, name: str, stats: dict[str, TopicStats], now: float) -> DiagnosticStatus:
+        level, message = DiagnosticStatus.OK, "input comes" if stats else "no input yet"
         values: dict[str, object] = {}
-        for topic, seen in sorted(traffic.items()):
+        for topic, seen in sorted(stats.items()):
             age = "never" if seen.last_at is None else f"{now - seen.last_at:.2f}"
             values[f"{topic} age [s]"] = age
             values[f"{topic} messages"] = seen.count
-            values[f"{topic} refused"] = seen.refused
+            values[f"{topic} refused"] = seen.rejected
             if seen.last_refusal:
                 values[f"{topic} last refusal"] = seen.last_refusal
             if now - seen.last_refusal_at < RECENT:

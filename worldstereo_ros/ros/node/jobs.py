@@ -17,14 +17,14 @@ from worldstereo_ros.pipelines.base import Cancelled
 VIEW_ORIGIN = "imagine_view"  # single views supersede nothing and are superseded by nothing
 
 
-class Code(IntEnum):
+class ErrorCode(IntEnum):
     """The error codes of ImaginePath and ImagineView; a test holds them equal to the interface files."""
 
     NONE = 0
     UNKNOWN = 300
     INVALID_PATH = 301
     TF_ERROR = 302
-    NO_SEED = 303
+    NO_OBSERVATION = 303
     INACTIVE = 304
     SUPERSEDED = 305
     CANCELED = 306
@@ -34,10 +34,10 @@ class Code(IntEnum):
 
 
 @dataclass(frozen=True)
-class Outcome:
+class JobResult:
     """How a job ended."""
 
-    code: Code = Code.NONE
+    code: ErrorCode = ErrorCode.NONE
     message: str = ""
     views_done: int = 0
     coverage: float = 0.0
@@ -62,7 +62,7 @@ class Progress:
 class JobRefused(ValueError):  # noqa: N818 - reads as what happened
     """A job that cannot be done; `code` and the message go to whoever asked."""
 
-    def __init__(self, code: Code, message: str) -> None:
+    def __init__(self, code: ErrorCode, message: str) -> None:
         super().__init__(message)
         self.code = code
 
@@ -89,7 +89,7 @@ class Job:
         seed: int = 0,
         remember: bool = False,
         on_progress: Callable[[Progress], None] | None = None,
-        on_end: Callable[[Outcome], None] | None = None,
+        on_end: Callable[[JobResult], None] | None = None,
     ) -> None:
         self.world_from_camera = world_from_camera
         self.origin = origin
@@ -102,7 +102,7 @@ class Job:
         self._first: float | None = None
         self._last: ImaginedView | None = None
         self._on_progress, self._on_end = on_progress, on_end
-        self._stop: tuple[Code, str] | None = None
+        self._stop: tuple[ErrorCode, str] | None = None
         self._ended = False
         self._lock = threading.Lock()
 
@@ -116,7 +116,7 @@ class Job:
         """Whether its outcome is known."""
         return self._ended
 
-    def stop(self, code: Code, message: str) -> None:
+    def stop(self, code: ErrorCode, message: str) -> None:
         """Asks it to end at the next step. The first reason counts."""
         with self._lock:
             self._stop = self._stop or (code, message)
@@ -124,7 +124,7 @@ class Job:
     def check(self) -> None:
         """Raises Cancelled where it was asked to end, was ended already, or is over its deadline."""
         if time.monotonic() > self.deadline:
-            self.stop(Code.TIMEOUT, self.timeout_sentence())
+            self.stop(ErrorCode.TIMEOUT, self.timeout_sentence())
         if self._stop is not None or self._ended:
             raise Cancelled(self._stop[1] if self._stop else "the job has ended")
 
@@ -135,10 +135,10 @@ class Job:
             f"{self.views_done} of {self.views} views were."
         )
 
-    def stopped(self) -> Outcome:
+    def stopped(self) -> JobResult:
         """The outcome of a job that was stopped."""
-        code, message = self._stop or (Code.CANCELED, "The job was canceled.")
-        return Outcome(code, message)
+        code, message = self._stop or (ErrorCode.CANCELED, "The job was canceled.")
+        return JobResult(code, message)
 
     def view_done(self, view: ImaginedView) -> None:
         """Counts a finished view."""
@@ -157,7 +157,7 @@ class Job:
         left = seconds / self.views_done * (self.views - self.views_done) if self.views_done else -1.0
         self._on_progress(Progress(stage, step, steps, self.views_done, self.views, left))
 
-    def end(self, outcome: Outcome) -> bool:
+    def end(self, outcome: JobResult) -> bool:
         """Ends it, with the counts filled in. False where it had ended before."""
         with self._lock:
             if self._ended:

@@ -21,7 +21,7 @@ class RosLogger(Protocol):
         """Says it as an error."""
 
 
-class NodeLog(logging.Handler):
+class NodeLogHandler(logging.Handler):
     """Hands what the core logs on to a node's logger, from information upwards; `close` ends that."""
 
     def __init__(self, logger: RosLogger) -> None:

@@ -28,20 +28,20 @@ from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.signals import SignalHandlerOptions
 
-from worldstereo_ros.pipelines.diffusion.distributed import dismiss, follow, is_follower, process_count
+from worldstereo_ros.pipelines.diffusion.distributed import is_worker, process_count, run_worker, stop_workers
 from worldstereo_ros.ros.conversions import qos
-from worldstereo_ros.ros.node.diagnostics import Health
-from worldstereo_ros.ros.node.jobs import Code, Outcome
-from worldstereo_ros.ros.node.logging_bridge import NodeLog
+from worldstereo_ros.ros.node.diagnostics import NodeDiagnostics
+from worldstereo_ros.ros.node.jobs import ErrorCode, JobResult
+from worldstereo_ros.ros.node.logging_bridge import NodeLogHandler
 from worldstereo_ros.ros.node.parameter_server import ParameterServer
-from worldstereo_ros.ros.node.parameters import ConfigurationError, Settings
-from worldstereo_ros.ros.node.pose_resolver import Frames
-from worldstereo_ros.ros.node.publishers import Outputs
-from worldstereo_ros.ros.node.servers import Requests
-from worldstereo_ros.ros.node.subscriptions import Intake
+from worldstereo_ros.ros.node.parameters import ConfigurationError, NodeParameters
+from worldstereo_ros.ros.node.pose_resolver import PoseResolver
+from worldstereo_ros.ros.node.publishers import Publishers
+from worldstereo_ros.ros.node.servers import Servers
+from worldstereo_ros.ros.node.subscriptions import Subscriptions
 from worldstereo_ros.ros.node.tf_buffer import TransformBuffer, open_transforms
 from worldstereo_ros.ros.node.worker import Worker
-from worldstereo_ros.ros.node.worker_events import Relay
+from worldstereo_ros.ros.node.worker_events import WorkerEventHandler
 from worldstereo_ros.ros.node.world_factory import build_world, depth_sentence
 
 TICK = 0.05  # seconds between two looks at what waits
@@ -62,17 +62,17 @@ class WorldStereoNode(LifecycleNode):
         super().__init__(name, **options)
         self.active = False
         self._configured = False
-        self._intake: Intake | None = None
-        self._outputs: Outputs | None = None
+        self._intake: Subscriptions | None = None
+        self._outputs: Publishers | None = None
         self._transforms: Any = None
-        self.settings = Settings()
-        self.frames = Frames(TransformBuffer(), self.settings)
-        self.health = Health(lambda sentence: self.get_logger().warning(sentence))
-        self.relay = Relay(self.health, lambda sentence: self.get_logger().info(sentence))
+        self.settings = NodeParameters()
+        self.frames = PoseResolver(TransformBuffer(), self.settings)
+        self.health = NodeDiagnostics(lambda sentence: self.get_logger().warning(sentence))
+        self.relay = WorkerEventHandler(self.health, lambda sentence: self.get_logger().info(sentence))
         self.worker = self._new_worker()
-        self._log = NodeLog(self.get_logger())
+        self._log = NodeLogHandler(self.get_logger())
         self._parameter_server = ParameterServer(self, configured=lambda: self._configured, apply=self._apply)
-        self._requests = Requests(self)
+        self._requests = Servers(self)
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", qos.DIAGNOSTICS)
         self._diagnosed_at = 0.0
         self._clock_silent_since: float | None = None
@@ -100,9 +100,9 @@ class WorldStereoNode(LifecycleNode):
         started = time.monotonic()
         try:
             self.settings = self.relay.settings = self._parameter_server.read()
-            self._transforms = open_transforms(self, self.settings.tf_buffer, self._transforms_set_back)
-            self.frames = Frames(self._transforms, self.settings)
-            self._outputs = Outputs(self, self.settings, self.frames)
+            self._transforms = open_transforms(self, self.settings.tf_cache_time, self._transforms_set_back)
+            self.frames = PoseResolver(self._transforms, self.settings)
+            self._outputs = Publishers(self, self.settings, self.frames)
             worker = self.worker
             world = self._ask_worker(lambda: build_world(self.settings))
             self._ask_worker(lambda: worker.adopt(world))
@@ -127,8 +127,8 @@ class WorldStereoNode(LifecycleNode):
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Takes seeds and jobs from now on."""
         super().on_activate(state)
-        offer = self.worker.offer_seed
-        self._intake = Intake(self, self.settings, self.frames, self.health, offer, self.guarded)
+        offer = self.worker.offer_observation
+        self._intake = Subscriptions(self, self.settings, self.frames, self.health, offer, self.guarded)
         self.active = True
         topics = ", ".join(self._intake.topics.values())
         name = self.get_fully_qualified_name()
@@ -162,7 +162,7 @@ class WorldStereoNode(LifecycleNode):
         if self._intake is not None:
             self._intake.close()
             self._intake = None
-        self.worker.end_all(Code.INACTIVE, why)
+        self.worker.end_all(ErrorCode.INACTIVE, why)
         if not self.worker.wait_idle(STOP_BOUND):
             self.get_logger().error(f"The running job did not stop within {STOP_BOUND:g} s; it is left behind.")
 
@@ -185,7 +185,7 @@ class WorldStereoNode(LifecycleNode):
         if self._transforms is not None:
             self._transforms.close()
             self._transforms = None
-            self.frames = Frames(TransformBuffer(), self.settings)
+            self.frames = PoseResolver(TransformBuffer(), self.settings)
 
     def _ask_worker(self, function: Callable[[], Any], timeout: float | None = None) -> Any:
         return self.worker.call(function).result(timeout)
@@ -201,7 +201,7 @@ class WorldStereoNode(LifecycleNode):
         ended = self.worker.stop(STOP_BOUND)
         if not ended:
             for job in self.worker.overdue(-1e9):
-                job.end(Outcome(Code.INACTIVE, "The node shuts down."))
+                job.end(JobResult(ErrorCode.INACTIVE, "The node shuts down."))
         return ended
 
     def destroy_node(self) -> None:
@@ -245,7 +245,7 @@ class WorldStereoNode(LifecycleNode):
 
         service.callback = change_or_refuse
 
-    def _apply(self, settings: Settings) -> None:
+    def _apply(self, settings: NodeParameters) -> None:
         self.settings = self.relay.settings = settings
         self.frames.apply(settings)
         for part in (self._intake, self._outputs):
@@ -253,12 +253,12 @@ class WorldStereoNode(LifecycleNode):
                 part.apply(settings)
 
     def _time_jumped(self, jump: object) -> None:
-        self.health.say("The clock jumped; what waited for its partner is forgotten, the memories stay.", key="time")
+        self.health.warn("The clock jumped; what waited for its partner is forgotten, the memories stay.", key="time")
         if self._intake is not None:
             self._intake.time_went_back(self.get_clock().now().nanoseconds)
 
     def _transforms_set_back(self) -> None:
-        self.health.say("The stamps of /tf went back; the older transforms are forgotten.", key="tf time")
+        self.health.warn("The stamps of /tf went back; the older transforms are forgotten.", key="tf time")
 
     def _tick(self) -> None:
         now = time.monotonic()
@@ -279,10 +279,11 @@ class WorldStereoNode(LifecycleNode):
             self.relay.between_steps(self.worker.world)
 
     def _watch_for_hangs(self) -> None:
-        for job in self.worker.overdue(self.settings.hang_grace):
-            job.end(Outcome(Code.TIMEOUT, job.timeout_sentence()))
+        for job in self.worker.overdue(self.settings.watchdog_grace):
+            job.end(JobResult(ErrorCode.TIMEOUT, job.timeout_sentence()))
             self.health.problem = (
-                f"The worker did not stop {self.settings.hang_grace:g} s after a job's timeout: it hangs in the model. "
+                f"The worker did not stop {self.settings.watchdog_grace:g} s after a job's timeout: it hangs in the "
+                "model. "
                 "New jobs wait for it. Clean the node up and configure it again (a new worker takes over), or restart."
             )
             self.get_logger().error(self.health.problem)
@@ -296,9 +297,9 @@ class WorldStereoNode(LifecycleNode):
             self._clock_silent_since = None
             return
         self._clock_silent_since = self._clock_silent_since or now
-        if now - self._clock_silent_since > self.settings.quiet_after:
+        if now - self._clock_silent_since > self.settings.no_input_warning_period:
             self._clock_silent_since = now
-            self.health.say(
+            self.health.warn(
                 "use_sim_time is set and nothing comes on /clock, so stamps are 0. Start the simulator or play the bag "
                 "with --clock, or set use_sim_time to false.",
                 key="clock",
@@ -308,8 +309,8 @@ class WorldStereoNode(LifecycleNode):
         facts: dict[str, object] = {
             "model": self.settings.model,
             "device": self.settings.device,
-            "seeds taken": self.worker.seeds_done,
-            "seeds dropped": self.worker.seeds_dropped + (self._intake.gave_up if self._intake else 0),
+            "seeds taken": self.worker.observations_done,
+            "seeds dropped": self.worker.observations_dropped + (self._intake.gave_up if self._intake else 0),
             "running": self.worker.running.origin if self.worker.running else "nothing",
             **self.relay.facts,
         }
@@ -334,8 +335,8 @@ def spin(node: WorldStereoNode, executor: SingleThreadedExecutor, until: Callabl
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs the node until SIGINT or SIGTERM; then running work is ended, its clients are told, within a bound."""
-    if is_follower():  # of several processes only the first is a node
-        follow()
+    if is_worker():  # of several processes only the first is a node
+        run_worker()
         return
     rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
     stop = threading.Event()
@@ -363,4 +364,4 @@ def main(arguments: list[str] | None = None) -> None:
     node.destroy_node()
     rclpy.try_shutdown()
     if process_count() > 1:
-        dismiss()
+        stop_workers()

@@ -15,11 +15,11 @@ from worldstereo_ros.ros.node.parameters import (
     CONFIGURE,
     START,
     ConfigurationError,
-    Settings,
+    NodeParameters,
     check_value,
     kind,
     limits,
-    make_settings,
+    make_parameters,
     table,
 )
 
@@ -32,7 +32,7 @@ class ParameterServer:
             with the default instead, so that it can say so; configure fails until the value is set right.
     """
 
-    def __init__(self, node: Node, *, configured: Callable[[], bool], apply: Callable[[Settings], None]) -> None:
+    def __init__(self, node: Node, *, configured: Callable[[], bool], apply: Callable[[NodeParameters], None]) -> None:
         self.problems: dict[str, str] = {}
         self._node = node
         self._configured = configured
@@ -59,7 +59,7 @@ class ParameterServer:
             self.problems[row.name] = f"The parameter '{row.name}' is {value}: {error}."
             self._node.declare_parameter(row.name, default, descriptor, ignore_override=True)
 
-    def read(self) -> Settings:
+    def read(self) -> NodeParameters:
         """All values now.
 
         Raises:
@@ -67,7 +67,7 @@ class ParameterServer:
         """
         if self.problems:
             raise ConfigurationError(" ".join(self.problems.values()))
-        return make_settings({row.name: self._node.get_parameter(row.name).value for row in table()})
+        return make_parameters({row.name: self._node.get_parameter(row.name).value for row in table()})
 
     def _validate(self, parameters: list[Parameter]) -> SetParametersResult:
         """Decides only; it changes nothing."""
@@ -88,7 +88,7 @@ class ParameterServer:
                 return SetParametersResult(successful=False, reason=str(error))
         if self._configured():
             try:
-                settings = make_settings(values)
+                settings = make_parameters(values)
             except ConfigurationError as error:
                 return SetParametersResult(successful=False, reason=str(error))
             if not hasattr(self._node, "add_post_set_parameters_callback"):  # Humble has none

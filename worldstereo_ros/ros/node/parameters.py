@@ -1,4 +1,4 @@
-"""The node's parameters: one table, `Settings`, from which all else is made.
+"""The node's parameters: one table, `NodeParameters`, from which all else is made.
 
 Its fields are the declaration in ROS, the ranges, the checks, `config/worldstereo.yaml` and the table in the
 documentation. Nothing here imports rclpy: `declaration.py` does that part.
@@ -52,7 +52,7 @@ def _row(
 
 
 @dataclass(frozen=True)
-class Settings:
+class NodeParameters:
     """The value of every parameter. The rows below are the table."""
 
     # --- the model ------------------------------------------------------------------------------------------------
@@ -110,7 +110,7 @@ class Settings:
         "(0 0 0 -0.5 0.5 -0.5 0.5 is a camera in the middle of the robot that looks ahead). All zero = TF must say.",
         unit="m",
     )
-    path_poses: str = _row(
+    path_pose_frame: str = _row(
         "base",
         "What the poses of path, pose and imagine_view are of: base (base_frame) or camera (its optical axes).",
         choices=("base", "camera"),
@@ -121,19 +121,21 @@ class Settings:
         "it stands at the origin of world_frame).",
         choices=("auto", "tf", "topic", "fixed"),
     )
-    tf_buffer: float = _row(10.0, "How long transforms are kept.", unit="s", low=1.0, high=600.0, applies=CONFIGURE)
+    tf_cache_time: float = _row(10.0, "How long transforms are kept.", unit="s", low=1.0, high=600.0, applies=CONFIGURE)
     tf_timeout: float = _row(0.5, "How long an image waits for its pose.", unit="s", low=0.0, high=10.0)
 
     # --- input ----------------------------------------------------------------------------------------------------
     sync_tolerance: float = _row(
         0.02, "The most that the stamps of one image, depth, camera_info and pose differ.", unit="s", low=0.0, high=1.0
     )
-    pair_wait: float = _row(0.3, "How long an image waits for its depth and camera_info.", unit="s", low=0.0, high=10.0)
-    seed_period: float = _row(
+    sync_timeout: float = _row(
+        0.3, "How long an image waits for its depth and camera_info.", unit="s", low=0.0, high=10.0
+    )
+    min_observation_period: float = _row(
         0.0, "Least time between two seeds; 0 = as fast as they go.", unit="s", low=0.0, high=3600.0
     )
     max_image_pixels: int = _row(8_300_000, "Larger images are refused.", unit="pixels", low=1, high=64_000_000)
-    quiet_after: float = _row(
+    no_input_warning_period: float = _row(
         5.0, "After this long without images the node says which topics it listens to.", unit="s", low=0.5, high=3600.0
     )
 
@@ -174,7 +176,7 @@ class Settings:
     job_timeout: float = _row(
         300.0, "A job that is not done by then is ended (TIMEOUT).", unit="s", low=0.1, high=86_400.0
     )
-    hang_grace: float = _row(
+    watchdog_grace: float = _row(
         10.0, "A job that does not even stop so long after its timeout is given up: diagnostics turn ERROR.",
         unit="s", low=0.1, high=3600.0,
     )  # fmt: skip
@@ -203,7 +205,7 @@ class Settings:
 
 def table() -> tuple[Field[Any], ...]:
     """The rows of the table in order; `row.name`, `row.metadata` (default, description, unit, low, high, ...)."""
-    return fields(Settings)
+    return fields(NodeParameters)
 
 
 def kind(row: Field[Any]) -> str:
@@ -258,7 +260,7 @@ def _check_meaning(name: str, value: object) -> None:
         raise ConfigurationError("The parameter 'model' is empty; the name of a pipeline was expected.")
 
 
-def make_settings(values: Mapping[str, object]) -> Settings:
+def make_parameters(values: Mapping[str, object]) -> NodeParameters:
     """Settings of these values, each checked, and all together.
 
     Raises:
@@ -266,7 +268,7 @@ def make_settings(values: Mapping[str, object]) -> Settings:
     """
     rows = {row.name: row for row in table()}
     checked: dict[str, Any] = {name: check_value(rows[name], value) for name, value in values.items()}
-    settings = Settings(**checked)
+    settings = NodeParameters(**checked)
     frames = (settings.world_frame, settings.base_frame, settings.imagined_frame)
     if len(set(frames)) < len(frames):
         raise ConfigurationError(
@@ -277,7 +279,7 @@ def make_settings(values: Mapping[str, object]) -> Settings:
     return settings
 
 
-def map_directory(settings: Settings) -> Path:
+def map_directory(settings: NodeParameters) -> Path:
     """The folder that save_map and load_map are kept to."""
     if settings.map_directory:
         return Path(settings.map_directory).expanduser()

@@ -8,12 +8,12 @@ from nav_msgs.msg import Path
 
 from worldstereo_ros.geometry.poses import interpolate_poses, pose_from_quaternion
 from worldstereo_ros.ros.conversions import messages
-from worldstereo_ros.ros.node.jobs import Code, JobRefused
-from worldstereo_ros.ros.node.parameters import Settings
-from worldstereo_ros.ros.node.tf_buffer import TransformMissing, Transforms
+from worldstereo_ros.ros.node.jobs import ErrorCode, JobRefused
+from worldstereo_ros.ros.node.parameters import NodeParameters
+from worldstereo_ros.ros.node.tf_buffer import TransformSource, TransformUnavailableError
 
 
-class Frames:
+class PoseResolver:
     """Answers where things are, by TF and, where TF lacks the camera's place on the robot, by a parameter.
 
     Attributes:
@@ -21,13 +21,13 @@ class Frames:
         used_fallback: the last answer took `base_to_camera` because TF had none.
     """
 
-    def __init__(self, transforms: Transforms, settings: Settings) -> None:
+    def __init__(self, transforms: TransformSource, settings: NodeParameters) -> None:
         self._transforms = transforms
         self.seen_camera_frame = ""
         self.used_fallback = False
         self.apply(settings)
 
-    def apply(self, settings: Settings) -> None:
+    def apply(self, settings: NodeParameters) -> None:
         """Takes up parameters."""
         self._settings = settings
         numbers = settings.base_to_camera
@@ -54,10 +54,10 @@ class Frames:
         """(4, 4) pose of the optical frame `frame`; where TF does not know it, by the base. Raises TransformMissing."""
         try:
             return self.world_from(frame, stamp_ns)
-        except TransformMissing as direct:
+        except TransformUnavailableError as direct:
             try:
                 base = self.world_from(self._settings.base_frame, stamp_ns)
-            except TransformMissing as error:
+            except TransformUnavailableError as error:
                 raise (direct if direct.may_come or not error.may_come else error) from None
             if self._fallback is None:
                 raise
@@ -67,7 +67,7 @@ class Frames:
         """(4, 4) pose of the camera on the robot: by TF, else the parameter `base_to_camera`.
 
         Raises:
-            TransformMissing: neither says.
+            TransformUnavailableError: neither says.
         """
         why = ""
         if frame:
@@ -75,10 +75,10 @@ class Frames:
                 pose = self._transforms.lookup(self._settings.base_frame, frame, None)[0]
                 self.used_fallback = False
                 return pose
-            except TransformMissing as error:
+            except TransformUnavailableError as error:
                 why = str(error)
         if self._fallback is None:
-            raise TransformMissing(
+            raise TransformUnavailableError(
                 f"Where the camera sits on '{self._settings.base_frame}' is not known. {why} Publish it "
                 "(static_transform_publisher), or set the parameter `base_to_camera`.",
                 may_come=True,
@@ -92,8 +92,8 @@ class Frames:
         return self._transforms.lookup(self._settings.base_frame, self._settings.world_frame, None)
 
     def camera_pose(self, world_from_thing: np.ndarray, frame: str = "") -> np.ndarray:
-        """Camera poses (..., 4, 4) of poses that are, by the parameter `path_poses`, of the base or of the camera."""
-        if self._settings.path_poses == "camera":
+        """(..., 4, 4) camera poses from poses of the base or of the camera, as the parameter `path_pose_frame` says."""
+        if self._settings.path_pose_frame == "camera":
             return world_from_thing
         frame = frame or self.camera_frame
         return world_from_thing @ self.base_from_camera(frame)
@@ -107,21 +107,21 @@ class Frames:
         settings = self._settings
         if len(path.poses) > settings.max_path_poses:
             raise JobRefused(
-                Code.TOO_LARGE,
+                ErrorCode.TOO_LARGE,
                 f"The path has {len(path.poses)} poses; at most {settings.max_path_poses} are taken "
                 "(parameter `max_path_poses`).",
             )
         wanted = views or len(path.poses)
         if wanted > settings.max_views:
             raise JobRefused(
-                Code.TOO_LARGE,
+                ErrorCode.TOO_LARGE,
                 f"{wanted} views were asked for; at most {settings.max_views} are made (parameter `max_views`). "
                 + ("Set `views` to have them spread along the path." if not views else "Ask for fewer."),
             )
         try:
             names, poses = messages.path_matrices(path)
         except ValueError as error:
-            raise JobRefused(Code.INVALID_PATH, str(error)) from None
+            raise JobRefused(ErrorCode.INVALID_PATH, str(error)) from None
         stamp = messages.nanoseconds(path.header.stamp) or None
         try:
             for name in set(names):
@@ -129,15 +129,15 @@ class Frames:
                 index = [i for i, other in enumerate(names) if other == name]
                 poses[index] = world @ poses[index]
             cameras = self.camera_pose(poses)
-        except TransformMissing as error:
+        except TransformUnavailableError as error:
             if error.camera_unknown:
                 raise JobRefused(
-                    Code.NO_SEED,
+                    ErrorCode.NO_OBSERVATION,
                     "No image has come yet, so the camera's frame is not known. Send one, or set the parameter "
                     "`camera_frame` (or `base_to_camera`).",
                 ) from None
             raise JobRefused(
-                Code.TF_ERROR, f"The path cannot be brought to camera poses in '{settings.world_frame}'. {error}"
+                ErrorCode.TF_ERROR, f"The path cannot be brought to camera poses in '{settings.world_frame}'. {error}"
             ) from None
         return interpolate_poses(cameras, views) if views else cameras
 
@@ -150,5 +150,5 @@ class Frames:
         """At the stamp where TF has it, else now: planners stamp paths with the time of planning, ahead of TF."""
         try:
             return self.world_from(frame, stamp_ns)
-        except TransformMissing:
+        except TransformUnavailableError:
             return self.world_from(frame, None)

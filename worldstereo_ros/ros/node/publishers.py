@@ -18,9 +18,9 @@ from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.views import ImaginedView
 from worldstereo_ros.msg import ImaginedView as ImaginedViewMessage
 from worldstereo_ros.ros.conversions import clouds, markers, messages, qos
-from worldstereo_ros.ros.node.parameters import Settings
-from worldstereo_ros.ros.node.pose_resolver import Frames
-from worldstereo_ros.ros.node.tf_buffer import TransformMissing
+from worldstereo_ros.ros.node.parameters import NodeParameters
+from worldstereo_ros.ros.node.pose_resolver import PoseResolver
+from worldstereo_ros.ros.node.tf_buffer import TransformUnavailableError
 from worldstereo_ros.world import WorldModel
 
 OUTPUTS = (
@@ -36,20 +36,20 @@ OUTPUTS = (
     ("~/map/imagined", PointCloud2, qos.MAP, "imagined points in `world_frame`: x y z rgb confidence"),
     ("~/points", PointCloud2, qos.CLOUD, "points of the last view in `points_frame`: x y z rgb observed confidence"),
     ("~/views", MarkerArray, qos.MAP, "frusta of the bank and of the imagined views"),
-    ("~/seeded", Header, qos.MAP, "stamp and frame of each image, once it is in memory"),
+    ("~/remembered", Header, qos.MAP, "stamp and frame of each image, once it is in memory"),
 )
 MAPS = ("~/map", "~/map/imagined", "~/views")
 SHOWN_VIEWS = 256  # frusta of the imagined views that are drawn; older ones go
 
 
-class Outputs:
+class Publishers:
     """Publishes views as they come, and the map when it changed and somebody listens.
 
     The publishers are made when the node is configured and send only while it is active. `view` and `between_steps`
     are called on the worker's thread, which owns the memories.
     """
 
-    def __init__(self, node: LifecycleNode, settings: Settings, frames: Frames) -> None:
+    def __init__(self, node: LifecycleNode, settings: NodeParameters, frames: PoseResolver) -> None:
         self._node, self._frames = node, frames
         self.apply(settings)
         overrides = QoSOverridingOptions.with_default_policies()
@@ -63,7 +63,7 @@ class Outputs:
         self._map_at = -1e9
         self._shown: list[ImaginedView] = []
 
-    def apply(self, settings: Settings) -> None:
+    def apply(self, settings: NodeParameters) -> None:
         """Takes up parameters."""
         self._settings = settings
 
@@ -79,10 +79,10 @@ class Outputs:
     def _send(self, name: str, message: object) -> None:
         self._publishers[name].publish(message)
 
-    def seeded(self, stamp_ns: int, frame_id: str) -> None:
+    def observation_remembered(self, stamp_ns: int, frame_id: str) -> None:
         """Says that an image is in memory now."""
-        if self._publishers["~/seeded"].is_activated:
-            self._send("~/seeded", Header(stamp=messages.time_message(stamp_ns), frame_id=frame_id))
+        if self._publishers["~/remembered"].is_activated:
+            self._send("~/remembered", Header(stamp=messages.time_message(stamp_ns), frame_id=frame_id))
 
     # --- views ----------------------------------------------------------------------------------------------------
 
@@ -124,7 +124,7 @@ class Outputs:
                 pose = base_from_world @ view.world_from_camera
                 stamp = messages.time_message(stamp_ns) if stamp_ns else header.stamp
                 header = Header(stamp=stamp, frame_id=self._settings.base_frame)
-            except TransformMissing:
+            except TransformUnavailableError:
                 pass  # no robot in TF: the imagined camera's frame is
         points = unprojected(depth, view.camera, pose).reshape(-1, 3)
         colours, observed = view.image.reshape(-1, 3), view.observed_mask.reshape(-1)
@@ -175,7 +175,7 @@ class Outputs:
             observed = np.asarray(cloud.observed)
             index = np.flatnonzero(observed if name == "~/map" else ~observed)
             index = index[clouds.thinned(len(index), self._settings.cloud_points)]
-            confidence = cloud.certainty_at(index) if name == "~/map/imagined" else None
+            confidence = cloud.confidence_at(index) if name == "~/map/imagined" else None
             message = clouds.cloud_message(cloud.points[index], cloud.colours[index], header, confidence=confidence)
             self._send(name, message)
 

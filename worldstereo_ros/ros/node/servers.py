@@ -16,8 +16,8 @@ from std_srvs.srv import Trigger
 from worldstereo_ros.action import ImaginePath
 from worldstereo_ros.memory.archive import archive_path
 from worldstereo_ros.ros.conversions import messages, qos
-from worldstereo_ros.ros.node.deferred_services import LaterActionServer, LaterService, Reply
-from worldstereo_ros.ros.node.jobs import VIEW_ORIGIN, Code, Job, JobRefused, Outcome, Progress
+from worldstereo_ros.ros.node.deferred_services import DeferredActionServer, DeferredReply, DeferredService
+from worldstereo_ros.ros.node.jobs import VIEW_ORIGIN, ErrorCode, Job, JobRefused, JobResult, Progress
 from worldstereo_ros.ros.node.parameters import map_directory
 from worldstereo_ros.srv import ImagineView, LoadMap, SaveMap
 
@@ -36,20 +36,20 @@ ACTIONS = (("~/imagine_path", ImaginePath, "the views along a path, with progres
 COMMANDS = (("path", Path, qos.COMMAND, "starts a job as the action does, with the parameters `path_*`"),)
 
 
-class Requests:
+class Servers:
     """The action, the services and the path topic of a node."""
 
     def __init__(self, node: WorldStereoNode) -> None:
         self._node = node
         self._jobs: dict[bytes, Job] = {}
-        self._action = LaterActionServer(
+        self._action = DeferredActionServer(
             node, ImaginePath, ACTIONS[0][0], accepted=self._goal_accepted, cancel=self._goal_cancelled
         )
-        handlers: tuple[Callable[[Any, Reply], None], ...] = (self._view, self._reset, self._save, self._load)
+        handlers: tuple[Callable[[Any, DeferredReply], None], ...] = (self._view, self._reset, self._save, self._load)
         self._services = []
         for (name, kind, _), handler in zip(SERVICES, handlers, strict=True):
             view = kind is ImagineView
-            service = LaterService(
+            service = DeferredService(
                 node,
                 kind,
                 name,
@@ -72,12 +72,12 @@ class Requests:
 
     def _view_timeout(self) -> float:
         # The job's own deadline comes first, with a better sentence.
-        return self._node.settings.job_timeout + self._node.settings.hang_grace + 5.0
+        return self._node.settings.job_timeout + self._node.settings.watchdog_grace + 5.0
 
     def _require_active(self) -> None:
         if not self._node.active:
             raise JobRefused(
-                Code.INACTIVE,
+                ErrorCode.INACTIVE,
                 f"The node is {self._node.state_label}, not active. Configure and activate it (ros2 lifecycle set "
                 f"{self._node.get_fully_qualified_name()} configure, then activate), or start it with autostart.",
             )
@@ -101,11 +101,11 @@ class Requests:
                 on_end=lambda outcome: self._goal_ended(handle, outcome),
             )
         except JobRefused as error:
-            self._goal_ended(handle, Outcome(error.code, str(error)))
+            self._goal_ended(handle, JobResult(error.code, str(error)))
             return
         except Exception as error:
             self._node.health.fault("goal", error)
-            self._goal_ended(handle, Outcome(Code.UNKNOWN, f"{type(error).__name__}: {error}"))
+            self._goal_ended(handle, JobResult(ErrorCode.UNKNOWN, f"{type(error).__name__}: {error}"))
             return
         self._jobs[key] = job
         self._node.worker.submit_path(job)
@@ -113,13 +113,13 @@ class Requests:
     def _goal_cancelled(self, handle: ServerGoalHandle) -> None:
         job = self._jobs.get(bytes(handle.goal_id.uuid))
         if job is not None:
-            self._node.worker.withdraw(job, Code.CANCELED, "The client canceled it.")
+            self._node.worker.withdraw(job, ErrorCode.CANCELED, "The client canceled it.")
 
-    def _goal_ended(self, handle: ServerGoalHandle, outcome: Outcome) -> None:
+    def _goal_ended(self, handle: ServerGoalHandle, outcome: JobResult) -> None:
         self._jobs.pop(bytes(handle.goal_id.uuid), None)
-        if outcome.code not in (Code.NONE, Code.CANCELED, Code.SUPERSEDED):
-            self._node.health.say(f"A path ended with {outcome.code.name}: {outcome.message}", key=outcome.code.name)
-        end = {Code.NONE: "succeed", Code.CANCELED: "canceled"}.get(outcome.code, "abort")
+        if outcome.code not in (ErrorCode.NONE, ErrorCode.CANCELED, ErrorCode.SUPERSEDED):
+            self._node.health.warn(f"A path ended with {outcome.code.name}: {outcome.message}", key=outcome.code.name)
+        end = {ErrorCode.NONE: "succeed", ErrorCode.CANCELED: "canceled"}.get(outcome.code, "abort")
         result = ImaginePath.Result(error_code=int(outcome.code), error_msg=outcome.message)
         result.views_done = outcome.views_done
         result.coverage, result.observed_fraction = outcome.coverage, outcome.observed_fraction
@@ -130,7 +130,7 @@ class Requests:
 
     def _path_came(self, path: Path) -> None:
         node = self._node
-        node.health.came("path")
+        node.health.on_message("path")
         try:
             self._require_active()
             settings = node.settings
@@ -143,18 +143,18 @@ class Requests:
                 on_end=self._path_ended,
             )
         except JobRefused as error:
-            node.health.refused("path", f"{error.code.name}: {error}")
+            node.health.on_rejected("path", f"{error.code.name}: {error}")
             return
         node.worker.submit_path(job)
 
-    def _path_ended(self, outcome: Outcome) -> None:
-        if outcome.code in (Code.NONE, Code.SUPERSEDED, Code.INACTIVE):
+    def _path_ended(self, outcome: JobResult) -> None:
+        if outcome.code in (ErrorCode.NONE, ErrorCode.SUPERSEDED, ErrorCode.INACTIVE):
             return
-        self._node.health.refused("path", f"{outcome.code.name}: {outcome.message}")
+        self._node.health.on_rejected("path", f"{outcome.code.name}: {outcome.message}")
 
     # --- services -------------------------------------------------------------------------------------------------
 
-    def _view(self, request: ImagineView.Request, reply: Reply) -> None:
+    def _view(self, request: ImagineView.Request, reply: DeferredReply) -> None:
         node = self._node
         try:
             self._require_active()
@@ -163,9 +163,9 @@ class Requests:
             reply.send(error_code=int(error.code), error_msg=str(error))
             return
 
-        def ended(outcome: Outcome) -> None:
+        def ended(outcome: JobResult) -> None:
             values: dict[str, Any] = {"error_code": int(outcome.code), "error_msg": outcome.message}
-            if outcome.code == Code.NONE and outcome.view is not None:
+            if outcome.code == ErrorCode.NONE and outcome.view is not None:
                 header = Header(stamp=node.get_clock().now().to_msg(), frame_id=node.settings.imagined_frame)
                 values["view"] = messages.view_message(outcome.view, header, node.settings.world_frame)
             reply.send(**values)
@@ -173,11 +173,11 @@ class Requests:
         timeout = node.settings.job_timeout
         job = Job(poses, origin=VIEW_ORIGIN, timeout=timeout, prompt=request.prompt, seed=request.seed, on_end=ended)
         if not node.worker.submit_view(job):
-            job.end(Outcome(Code.TOO_LARGE, "Too many single views wait already; ask for a path instead."))
+            job.end(JobResult(ErrorCode.TOO_LARGE, "Too many single views wait already; ask for a path instead."))
 
-    def _reset(self, request: Trigger.Request, reply: Reply) -> None:
+    def _reset(self, request: Trigger.Request, reply: DeferredReply) -> None:
         node = self._node
-        node.worker.end_all(Code.CANCELED, "The memory was reset.")
+        node.worker.end_all(ErrorCode.CANCELED, "The memory was reset.")
         self._answer(node.worker.call(self._forget), reply)
 
     def _forget(self) -> str:
@@ -187,7 +187,7 @@ class Requests:
         self._node.relay.memory_cleared(world)
         return f"Forgot {points} points and {views} views."
 
-    def _save(self, request: SaveMap.Request, reply: Reply) -> None:
+    def _save(self, request: SaveMap.Request, reply: DeferredReply) -> None:
         path = archive_path(map_directory(self._node.settings), request.name)
 
         def save() -> str:
@@ -199,7 +199,7 @@ class Requests:
 
         self._answer(self._node.worker.call(save), reply)
 
-    def _load(self, request: LoadMap.Request, reply: Reply) -> None:
+    def _load(self, request: LoadMap.Request, reply: DeferredReply) -> None:
         path = archive_path(map_directory(self._node.settings), request.name)
 
         def load() -> str:
@@ -216,7 +216,7 @@ class Requests:
             raise RuntimeError(f"The node is {self._node.state_label}; configure it first.")
         return world
 
-    def _answer(self, future: Future, reply: Reply) -> None:
+    def _answer(self, future: Future, reply: DeferredReply) -> None:
         """Sends the sentence that the call returns, or the one of its exception."""
 
         def done(finished: Future) -> None:
@@ -245,5 +245,5 @@ def _call_failed(error: BaseException) -> dict[str, Any]:
 
 
 def _view_failed(error: BaseException) -> dict[str, Any]:
-    code = Code.TIMEOUT if isinstance(error, TimeoutError) else Code.UNKNOWN
+    code = ErrorCode.TIMEOUT if isinstance(error, TimeoutError) else ErrorCode.UNKNOWN
     return {"error_code": int(code), "error_msg": str(error) or type(error).__name__}

@@ -18,11 +18,11 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from worldstereo_ros.geometry.calibration import calibration_from_info
 from worldstereo_ros.imaging.codecs import COLOUR_ENCODINGS, DEPTH_ENCODINGS
 from worldstereo_ros.ros.conversions import messages, qos
-from worldstereo_ros.ros.node.diagnostics import Health
-from worldstereo_ros.ros.node.parameters import Settings
-from worldstereo_ros.ros.node.pose_resolver import Frames
-from worldstereo_ros.ros.node.synchronizer import KEPT, Joined, Joiner, Seed, check_sizes
-from worldstereo_ros.ros.node.tf_buffer import SET_BACK_NS, TransformMissing
+from worldstereo_ros.ros.node.diagnostics import NodeDiagnostics
+from worldstereo_ros.ros.node.parameters import NodeParameters
+from worldstereo_ros.ros.node.pose_resolver import PoseResolver
+from worldstereo_ros.ros.node.synchronizer import KEPT, Observation, SyncedFrame, Synchronizer, check_sizes
+from worldstereo_ros.ros.node.tf_buffer import SET_BACK_NS, TransformUnavailableError
 
 INPUTS = (
     # name, type, profile, what
@@ -35,21 +35,21 @@ INPUTS = (
 )
 
 
-class Intake:
+class Subscriptions:
     """Subscribes while the node is active and hands seeds on."""
 
     def __init__(
         self,
         node: Node,
-        settings: Settings,
-        frames: Frames,
-        health: Health,
-        offer: Callable[[Seed], None],
+        settings: NodeParameters,
+        frames: PoseResolver,
+        health: NodeDiagnostics,
+        offer: Callable[[Observation], None],
         guarded: Callable[[str, Callable], Callable],
     ) -> None:
         self._node, self._frames, self._health, self._offer = node, frames, health, offer
-        self._joiner = Joiner()
-        self._waiting: deque[Joined] = deque()
+        self._joiner = Synchronizer()
+        self._waiting: deque[SyncedFrame] = deque()
         self._poses: deque[tuple[int, np.ndarray]] = deque(maxlen=4 * KEPT)
         self._newest: dict[str, int] = {}
         self._last_seed_at = -1e9
@@ -80,11 +80,11 @@ class Intake:
             name: subscription.topic_name for (name, *_), subscription in zip(INPUTS, self._subscriptions, strict=True)
         }
 
-    def apply(self, settings: Settings) -> None:
+    def apply(self, settings: NodeParameters) -> None:
         """Takes up parameters."""
         self._settings = settings
         self._joiner.tolerance_ns = int(settings.sync_tolerance * 1e9)
-        self._joiner.wait = settings.pair_wait
+        self._joiner.wait = settings.sync_timeout
         # A guess stands in for a sensor that is not there, not for one that lost a frame, unless that was asked for.
         depth = {"sensor": "needed", "model": "ignored", "auto": "wanted" if settings.depth_model else "tried"}
         self._joiner.depth = depth[settings.depth_source]
@@ -106,19 +106,19 @@ class Intake:
     # --- what comes -----------------------------------------------------------------------------------------------
 
     def _take(self, name: str, taker: Callable, message) -> None:
-        self._health.came(name)
+        self._health.on_message(name)
         try:
             self._watch_time(name, messages.nanoseconds(message.header.stamp))
             taker(name, message)
-        except (ValueError, TransformMissing) as error:  # ImageError is a ValueError
-            self._health.refused(name, str(error))
+        except (ValueError, TransformUnavailableError) as error:  # ImageError is a ValueError
+            self._health.on_rejected(name, str(error))
         self.tick()
 
     def _watch_time(self, name: str, stamp_ns: int) -> None:
         """A stamp far before the last one means that a recording starts over."""
         newest = self._newest.get(name, 0)
         if stamp_ns and stamp_ns < newest - SET_BACK_NS:
-            self._health.say(
+            self._health.warn(
                 f"{name}: its stamps went back by {(newest - stamp_ns) / 1e9:.1f} s (a recording that starts over, or "
                 "two publishers with different clocks); what waited for its partner is forgotten, the memories stay.",
                 key="time",
@@ -156,7 +156,7 @@ class Intake:
         messages.check_image(message, COLOUR_ENCODINGS, self._settings.max_image_pixels)
         self._require_frame(message)
         stamp_ns = messages.nanoseconds(message.header.stamp)
-        self._waiting.append(Joined(message, None, None, name, stamp_ns, time.monotonic()))
+        self._waiting.append(SyncedFrame(message, None, None, name, stamp_ns, time.monotonic()))
 
     def _take_pose(self, name: str, message: PoseStamped) -> None:
         pose = self._frames.world_from(message.header.frame_id, None) @ messages.pose_matrix(message.pose)
@@ -177,26 +177,26 @@ class Intake:
         now = time.monotonic()
         done, given_up = self._joiner.joined(now)
         for item, sentence in given_up:
-            self._health.refused(item.topic, sentence)
+            self._health.on_rejected(item.topic, sentence)
         self._waiting.extend(done)
         while len(self._waiting) > KEPT:
             self._waiting.popleft()
             self.gave_up += 1
         for item in list(self._waiting):
             try:
-                self._hand_on(item, now)
-            except TransformMissing as error:
+                self._dispatch(item, now)
+            except TransformUnavailableError as error:
                 if error.may_come and now - item.since < self._joiner.wait + self._settings.tf_timeout:
                     continue
-                self._health.refused(item.topic, f"The place it was taken from is not known. {error}")
+                self._health.on_rejected(item.topic, f"The place it was taken from is not known. {error}")
             except ValueError as error:
-                self._health.refused(item.topic, str(error))
+                self._health.on_rejected(item.topic, str(error))
             self._waiting.remove(item)
 
-    def _hand_on(self, item: Joined, now: float) -> None:
+    def _dispatch(self, item: SyncedFrame, now: float) -> None:
         if item.info is not None and isinstance(item.image, Image):
             check_sizes(calibration_from_info(item.info).camera, item.image.width, item.image.height)
-        if now - self._last_seed_at < self._settings.seed_period:
+        if now - self._last_seed_at < self._settings.min_observation_period:
             return
         what = (item.image.header.frame_id, item.stamp_ns)
         if item.stamp_ns and what == self._last_seed:
@@ -207,34 +207,34 @@ class Intake:
         # Only now: a frame that TF does not know must not take the place of one that it does.
         self._frames.seen_camera_frame = self._settings.camera_frame or item.image.header.frame_id
         needs_depth = self._joiner.depth in ("needed", "tried")
-        self._offer(Seed(item.image, item.info, item.depth, pose, item.stamp_ns, item.topic, needs_depth))
+        self._offer(Observation(item.image, item.info, item.depth, pose, item.stamp_ns, item.topic, needs_depth))
 
-    def _pose_of(self, item: Joined) -> np.ndarray:
+    def _pose_of(self, item: SyncedFrame) -> np.ndarray:
         """world_from_camera of an image. Raises TransformMissing."""
         source = self._settings.pose_source
         frame = self._settings.camera_frame or item.image.header.frame_id
         if source == "fixed":
             return self._frames.base_from_camera(frame)
-        missing: TransformMissing | None = None
+        missing: TransformUnavailableError | None = None
         if source in ("tf", "auto"):
             try:
                 # A publisher that leaves the stamp empty means now.
                 return self._frames.world_from_camera(frame, item.stamp_ns or None)
-            except TransformMissing as error:
+            except TransformUnavailableError as error:
                 missing = error
         if source in ("topic", "auto") and self._poses:
             stamp, pose = min(self._poses, key=lambda entry: abs(entry[0] - item.stamp_ns))
             if abs(stamp - item.stamp_ns) <= self._joiner.tolerance_ns:
                 return self._frames.camera_pose(pose, frame)
             gap = abs(stamp - item.stamp_ns) / 1e9
-            missing = missing or TransformMissing(f"The nearest pose is {gap:.3f} s off.", may_come=True)
-        raise missing or TransformMissing("No pose has come.", may_come=True)
+            missing = missing or TransformUnavailableError(f"The nearest pose is {gap:.3f} s off.", may_come=True)
+        raise missing or TransformUnavailableError("No pose has come.", may_come=True)
 
     # --- nothing comes --------------------------------------------------------------------------------------------
 
     def say_if_quiet(self) -> None:
         """Names the topics, and who publishes on them, when no image has come for a while."""
-        now, after = time.monotonic(), self._settings.quiet_after
+        now, after = time.monotonic(), self._settings.no_input_warning_period
         times = [self._health.last_at(name) for name in ("image", "image/compressed", "panorama")]
         last = max((t for t in times if t is not None), default=self._started_at)
         if now - max(last, self._started_at) < after or now - self._quiet_said_at < max(after, 30.0):
@@ -245,4 +245,4 @@ class Intake:
         hint = "remap them to your camera's (-r image:=/camera/color/image_raw ...)"
         if publishers["image"] or publishers["image/compressed"] or publishers["panorama"]:
             hint = "the publishers are there but send nothing (ros2 topic hz), or their QoS does not match"
-        self._health.say(f"No image for {after:g} s. Listening on {listed}; {hint}.", key="quiet")
+        self._health.warn(f"No image for {after:g} s. Listening on {listed}; {hint}.", key="quiet")

@@ -24,7 +24,7 @@ KEPT = 16  # images, infos and depths that wait for each other; bounded, newest 
 
 
 @dataclass(frozen=True)
-class Seed:
+class Observation:
     """A picture that a sensor took, with the place it was taken from, not decoded yet.
 
     Attributes:
@@ -52,12 +52,12 @@ class Seed:
             ValueError: it cannot be used; the message says why.
         """
         if self.info is not None:
-            world.seed(self.view(self.info))
+            world.observe(self.view(self.info))
             return
-        from worldstereo_ros.panorama.imagine import seed_panorama
+        from worldstereo_ros.panorama.imagine import observe_panorama
 
         image = messages.image_array(self.image)
-        seed_panorama(world, image, world_from_camera=self.world_from_camera, stamp_ns=self.stamp_ns)
+        observe_panorama(world, image, world_from_camera=self.world_from_camera, stamp_ns=self.stamp_ns)
 
     def view(self, info: CameraInfo) -> View:
         """The view of a camera. Raises ValueError as above."""
@@ -100,7 +100,7 @@ def _fitted(depth: np.ndarray, camera: Camera) -> np.ndarray:
 
 
 @dataclass
-class Joined:
+class SyncedFrame:
     """An image with what belongs to it, waiting for its pose."""
 
     image: Image | CompressedImage
@@ -111,7 +111,7 @@ class Joined:
     since: float
 
 
-class Joiner:
+class Synchronizer:
     """Joins images with camera_info and depth by stamp: the same stamp, else the nearest within a tolerance.
 
     An image waits for both for a limited time. A camera_info of the same frame may then stand in, as cameras seldom
@@ -127,15 +127,15 @@ class Joiner:
         self.tolerance_ns = 20_000_000
         self.wait = 0.3
         self.depth = "wanted"
-        self._images: deque[Joined] = deque()
+        self._images: deque[SyncedFrame] = deque()
         self._infos: deque[tuple[int, CameraInfo]] = deque(maxlen=KEPT)
         self._depths: deque[tuple[int, Image]] = deque(maxlen=KEPT)
         self._last_info: dict[str, CameraInfo] = {}
 
-    def add_image(self, image: Image | CompressedImage, topic: str, now: float) -> Joined | None:
+    def add_image(self, image: Image | CompressedImage, topic: str, now: float) -> SyncedFrame | None:
         """Takes an image; returns one that had to be given up because too many wait."""
         stamp = messages.nanoseconds(image.header.stamp)
-        self._images.append(Joined(image, None, None, topic, stamp, now))
+        self._images.append(SyncedFrame(image, None, None, topic, stamp, now))
         return self._images.popleft() if len(self._images) > KEPT else None
 
     def add_info(self, info: CameraInfo) -> None:
@@ -163,10 +163,10 @@ class Joiner:
         self._depths.clear()
         self._last_info.clear()
 
-    def joined(self, now: float) -> tuple[list[Joined], list[tuple[Joined, str]]]:
+    def joined(self, now: float) -> tuple[list[SyncedFrame], list[tuple[SyncedFrame, str]]]:
         """(images that are complete, images that were given up and the sentence that says why), oldest first."""
-        done: list[Joined] = []
-        given_up: list[tuple[Joined, str]] = []
+        done: list[SyncedFrame] = []
+        given_up: list[tuple[SyncedFrame, str]] = []
         for item in list(self._images):
             late = now - item.since >= self.wait
             item.info = self._match(self._infos, item.stamp_ns, late)
@@ -196,7 +196,7 @@ class Joiner:
         passed = late or kept[-1][0] > stamp_ns
         return message if passed and abs(nearest - stamp_ns) <= self.tolerance_ns else None
 
-    def _no_info(self, item: Joined) -> str:
+    def _no_info(self, item: SyncedFrame) -> str:
         if not self._infos:
             return "No camera_info has come, so the image says nothing about where its pixels lie."
         return (
@@ -204,7 +204,7 @@ class Joiner:
             f"'{item.image.header.frame_id}'."
         )
 
-    def _no_depth(self, item: Joined) -> str:
+    def _no_depth(self, item: SyncedFrame) -> str:
         if not self._depths:
             return "No depth has come, and `depth_source` is 'sensor'; publish it or set another source."
         gap = min(abs(stamp - item.stamp_ns) for stamp, _ in self._depths) / 1e6

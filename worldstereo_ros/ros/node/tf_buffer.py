@@ -18,7 +18,7 @@ from worldstereo_ros.geometry.poses import invert_pose
 SET_BACK_NS = 2_000_000_000
 
 
-class TransformMissing(LookupError):  # noqa: N818 - reads as what happened
+class TransformUnavailableError(LookupError):
     """A transform is not known; the message says why.
 
     Attributes:
@@ -31,7 +31,7 @@ class TransformMissing(LookupError):  # noqa: N818 - reads as what happened
         self.may_come, self.camera_unknown = may_come, camera_unknown
 
 
-class Transforms(Protocol):
+class TransformSource(Protocol):
     """What the node asks of TF."""
 
     def lookup(self, target: str, source: str, stamp_ns: int | None) -> tuple[np.ndarray, int]:
@@ -99,13 +99,13 @@ class TransformBuffer:
             return set_back
 
     def lookup(self, target: str, source: str, stamp_ns: int | None) -> tuple[np.ndarray, int]:
-        """(target_from_source (4, 4) float64, stamp in ns); see `Transforms`."""
+        """(target_from_source (4, 4) float64, stamp in ns); see `TransformSource`."""
         target, source = target.lstrip("/"), source.lstrip("/")
         with self._lock:
             up_source, up_target = self._chain(source), self._chain(target)
             common = next((frame for frame in up_source if frame in up_target), None)
             if common is None:
-                raise TransformMissing(self._explain(target, source), may_come=True)
+                raise TransformUnavailableError(self._explain(target, source), may_come=True)
             source_links = up_source[: up_source.index(common)]
             target_links = up_target[: up_target.index(common)]
             moving = [frame for frame in source_links + target_links if frame not in self._static]
@@ -114,7 +114,7 @@ class TransformBuffer:
             return invert_pose(self._along(target_links, stamp_ns)) @ self._along(source_links, stamp_ns), stamp_ns
 
     def forget_after(self, stamp_ns: int) -> None:
-        """See `Transforms`. What already came of the new time is kept."""
+        """See `TransformSource`. What already came of the new time is kept."""
         with self._lock:
             for child in list(self._stamps):
                 kept = bisect.bisect_right(self._stamps[child], stamp_ns + SET_BACK_NS)
@@ -152,16 +152,16 @@ class TransformBuffer:
         name = f"{self._parent[child]} <- {child}"
         if after == len(stamps):
             late = (stamp_ns - stamps[-1]) / 1e9
-            raise TransformMissing(
+            raise TransformUnavailableError(
                 f"The transform {name} is {late:.3f} s too old for stamp {stamp_ns / 1e9:.3f}. Does its publisher run, "
                 "and do all nodes agree on use_sim_time?",
                 may_come=True,
             )
         if after == 0:
             early = (stamps[0] - stamp_ns) / 1e9
-            raise TransformMissing(
+            raise TransformUnavailableError(
                 f"The stamp {stamp_ns / 1e9:.3f} is {early:.3f} s older than all that is kept of {name}. Is the image "
-                "stamped by another clock, or `tf_buffer` too short?",
+                "stamped by another clock, or `tf_cache_time` too short?",
                 may_come=False,
             )
         fraction = (stamp_ns - stamps[after - 1]) / (stamps[after] - stamps[after - 1])
@@ -178,7 +178,7 @@ class TransformBuffer:
         return f"TF has no connection between '{target}' and '{source}'. It knows: {listed}."
 
 
-def open_transforms(node, seconds: float, on_set_back) -> Transforms:
+def open_transforms(node, seconds: float, on_set_back) -> TransformSource:
     """The transforms of a node: tf2_ros where it is installed, else our own buffer.
 
     Args:
@@ -243,21 +243,23 @@ class _Tf2Transforms:
         self._listener = tf2_ros.TransformListener(self._buffer, node)
 
     def lookup(self, target: str, source: str, stamp_ns: int | None) -> tuple[np.ndarray, int]:
-        """See `Transforms`."""
+        """See `TransformSource`."""
         from rclpy.time import Time
 
         try:
             found = self._buffer.lookup_transform(target, source, Time(nanoseconds=stamp_ns or 0))
         except self._tf2.TransformException as error:
             past = "past" in str(error)
-            raise TransformMissing(f"TF cannot say {target} <- {source}: {error}", may_come=not past) from error
+            raise TransformUnavailableError(
+                f"TF cannot say {target} <- {source}: {error}", may_come=not past
+            ) from error
         move, turn = found.transform.translation, found.transform.rotation
         matrix = transform_from_pq([move.x, move.y, move.z, turn.w, turn.x, turn.y, turn.z])
         stamp = found.header.stamp
         return matrix, stamp.sec * 1_000_000_000 + stamp.nanosec
 
     def forget_after(self, stamp_ns: int) -> None:
-        """See `Transforms`. tf2 ignores what is older than what it has, so all that moves is forgotten."""
+        """See `TransformSource`. tf2 ignores what is older than what it has, so all that moves is forgotten."""
         self._buffer.clear()
 
     def close(self) -> None:

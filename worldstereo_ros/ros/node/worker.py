@@ -13,8 +13,8 @@ from typing import Protocol
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.views import ImaginedView
 from worldstereo_ros.pipelines.base import Cancelled, ModelError
-from worldstereo_ros.ros.node.jobs import VIEW_ORIGIN, Code, Job, JobRefused, Mailbox, Outcome
-from worldstereo_ros.ros.node.synchronizer import Seed
+from worldstereo_ros.ros.node.jobs import VIEW_ORIGIN, ErrorCode, Job, JobRefused, JobResult, Mailbox
+from worldstereo_ros.ros.node.synchronizer import Observation
 from worldstereo_ros.world import NothingSeenError, WorldModel
 
 MAX_WAITING_VIEWS = 8  # single views wait for the running path; more than this are refused
@@ -23,10 +23,10 @@ MAX_WAITING_VIEWS = 8  # single views wait for the running path; more than this 
 class Events(Protocol):
     """What the worker tells; called on its thread. Exceptions are reported by `fault` and end nothing."""
 
-    def seeded(self, world: WorldModel, seed: Seed) -> None:
+    def observation_remembered(self, world: WorldModel, seed: Observation) -> None:
         """A seed is in memory."""
 
-    def refused(self, topic: str, sentence: str) -> None:
+    def on_rejected(self, topic: str, sentence: str) -> None:
         """A seed was not usable."""
 
     def imagined(self, view: ImaginedView, job: Job) -> None:
@@ -35,7 +35,7 @@ class Events(Protocol):
     def between_steps(self, world: WorldModel) -> None:
         """The worker has a moment; memory is whole."""
 
-    def ended(self, job: Job, outcome: Outcome, seconds: float) -> None:
+    def ended(self, job: Job, outcome: JobResult, seconds: float) -> None:
         """A job ended here, after so many seconds of work."""
 
     def fault(self, where: str, error: Exception) -> None:
@@ -57,20 +57,20 @@ class Worker:
         self._camera_for = camera_for
         self._world: WorldModel | None = None
         self._wake = threading.Condition()
-        self._seeds: Mailbox[Seed] = Mailbox()
+        self._seeds: Mailbox[Observation] = Mailbox()
         self._next_path: Job | None = None
         self._single_views: deque[Job] = deque()
         self._calls: deque[tuple[Callable[[], object], Future]] = deque()
         self._running: Job | None = None
         self._stopping = False
-        self.seeds_done = 0
+        self.observations_done = 0
         self._thread = threading.Thread(target=self._run, name="worldstereo_worker", daemon=True)
         self._thread.start()
 
     # --- asking, from any thread ----------------------------------------------------------------------------------
 
     @property
-    def seeds_dropped(self) -> int:
+    def observations_dropped(self) -> int:
         """Seeds that a newer one displaced before their turn."""
         return self._seeds.dropped
 
@@ -79,7 +79,7 @@ class Worker:
         """The job that runs now."""
         return self._running
 
-    def offer_seed(self, seed: Seed) -> None:
+    def offer_observation(self, seed: Observation) -> None:
         """Puts a seed into the mailbox."""
         with self._wake:
             self._seeds.put(seed)
@@ -92,10 +92,10 @@ class Worker:
             displaced, self._next_path = self._next_path, job
             running = self._running
             if running is not None and running.origin != VIEW_ORIGIN:
-                running.stop(Code.SUPERSEDED, reason)
+                running.stop(ErrorCode.SUPERSEDED, reason)
             self._wake.notify()
         if displaced is not None:
-            displaced.end(Outcome(Code.SUPERSEDED, reason))
+            displaced.end(JobResult(ErrorCode.SUPERSEDED, reason))
 
     def submit_view(self, job: Job) -> bool:
         """Imagines a single view when its turn comes; it supersedes nothing. False where too many wait."""
@@ -106,7 +106,7 @@ class Worker:
             self._wake.notify()
             return True
 
-    def withdraw(self, job: Job, code: Code, message: str) -> None:
+    def withdraw(self, job: Job, code: ErrorCode, message: str) -> None:
         """Ends a job that was asked to stop: at once where it waits, at its next step where it runs."""
         job.stop(code, message)
         with self._wake:
@@ -116,9 +116,9 @@ class Worker:
             if job in self._single_views:
                 self._single_views.remove(job)
         if waits:
-            job.end(Outcome(code, message))
+            job.end(JobResult(code, message))
 
-    def end_all(self, code: Code, message: str) -> None:
+    def end_all(self, code: ErrorCode, message: str) -> None:
         """Asks the running job to stop and ends those that wait; seeds that wait are forgotten."""
         with self._wake:
             waiting = [*self._single_views, *([self._next_path] if self._next_path else [])]
@@ -128,7 +128,7 @@ class Worker:
             if self._running is not None:
                 self._running.stop(code, message)
         for job in waiting:
-            job.end(Outcome(code, message))
+            job.end(JobResult(code, message))
 
     def call(self, function: Callable[[], object]) -> Future:
         """Runs a function on the worker's thread, before any job or seed that waits."""
@@ -154,7 +154,7 @@ class Worker:
 
     def stop(self, seconds: float) -> bool:
         """Ends the thread; False where it did not end in time (it hangs; it is a daemon and dies with the process)."""
-        self.end_all(Code.INACTIVE, "The node shuts down.")
+        self.end_all(ErrorCode.INACTIVE, "The node shuts down.")
         with self._wake:
             self._stopping = True
             calls = list(self._calls)
@@ -190,7 +190,7 @@ class Worker:
             try:
                 if isinstance(work, Job):
                     self._do_job(work)
-                elif isinstance(work, Seed):
+                elif isinstance(work, Observation):
                     self._do_seed(work)
                 elif work is not None:
                     self._do_call(*work)
@@ -199,15 +199,15 @@ class Worker:
             finally:
                 self._running = None
 
-    def _next_up(self) -> Seed | Job | None:
+    def _next_up(self) -> Observation | Job | None:
         """What came first: a seed before a path shows in it, and neither a fast camera nor a fast planner starves."""
         if self._world is None:
             return None
         waiting = [self._seeds.peek(), self._next_path, self._single_views[0] if self._single_views else None]
         return min((item for item in waiting if item is not None), key=lambda item: item.accepted_at, default=None)
 
-    def _take(self, item: Seed | Job | None) -> Seed | Job | None:
-        if isinstance(item, Seed):
+    def _take(self, item: Observation | Job | None) -> Observation | Job | None:
+        if isinstance(item, Observation):
             return self._seeds.take()
         if item is self._next_path:
             self._next_path = None
@@ -223,15 +223,15 @@ class Worker:
         except Exception as error:
             future.set_exception(error)
 
-    def _do_seed(self, seed: Seed) -> None:
+    def _do_seed(self, seed: Observation) -> None:
         assert self._world is not None
         try:
             seed.remember(self._world)
         except ValueError as error:  # ImageError is one
-            self._events.refused(seed.topic, str(error))
+            self._events.on_rejected(seed.topic, str(error))
             return
-        self.seeds_done += 1
-        self._events.seeded(self._world, seed)
+        self.observations_done += 1
+        self._events.observation_remembered(self._world, seed)
 
     def _do_job(self, job: Job) -> None:
         assert self._world is not None
@@ -243,7 +243,7 @@ class Worker:
         job.end(outcome)
         self._events.between_steps(world)
 
-    def _imagine(self, world: WorldModel, job: Job) -> Outcome:
+    def _imagine(self, world: WorldModel, job: Job) -> JobResult:
         """Runs a job to its end, whatever that is."""
 
         def on_step(stage: str, step: int, steps: int) -> None:
@@ -270,20 +270,20 @@ class Worker:
                 job.progress("imagining", view.index + 1, view.count)
             if job.views_done < job.views:
                 message = f"The pipeline gave {job.views_done} of {job.views} views and no reason."
-                return Outcome(Code.MODEL_ERROR, message)
-            return Outcome()
+                return JobResult(ErrorCode.MODEL_ERROR, message)
+            return JobResult()
         except Cancelled:
             return job.stopped()
         except JobRefused as error:
-            return Outcome(error.code, str(error))
+            return JobResult(error.code, str(error))
         except NothingSeenError as error:
-            return Outcome(Code.NO_SEED, str(error))
+            return JobResult(ErrorCode.NO_OBSERVATION, str(error))
         except (ModelError, MemoryError, ArithmeticError, RuntimeError) as error:
             _empty_cuda_cache()
-            return Outcome(Code.MODEL_ERROR, _model_sentence(error))
+            return JobResult(ErrorCode.MODEL_ERROR, _model_sentence(error))
         except Exception as error:
             self._events.fault("job", error)
-            return Outcome(Code.UNKNOWN, f"{type(error).__name__}: {error}")
+            return JobResult(ErrorCode.UNKNOWN, f"{type(error).__name__}: {error}")
 
 
 def _model_sentence(error: Exception) -> str:

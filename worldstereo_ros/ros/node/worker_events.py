@@ -6,15 +6,15 @@ from collections.abc import Callable
 
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.views import ImaginedView
-from worldstereo_ros.ros.node.diagnostics import Health
-from worldstereo_ros.ros.node.jobs import VIEW_ORIGIN, Code, Job, JobRefused, Outcome
-from worldstereo_ros.ros.node.parameters import Settings
-from worldstereo_ros.ros.node.publishers import Outputs
-from worldstereo_ros.ros.node.synchronizer import Seed
+from worldstereo_ros.ros.node.diagnostics import NodeDiagnostics
+from worldstereo_ros.ros.node.jobs import VIEW_ORIGIN, ErrorCode, Job, JobRefused, JobResult
+from worldstereo_ros.ros.node.parameters import NodeParameters
+from worldstereo_ros.ros.node.publishers import Publishers
+from worldstereo_ros.ros.node.synchronizer import Observation
 from worldstereo_ros.world import NothingSeenError, WorldModel
 
 
-class Relay:
+class WorkerEventHandler:
     """Implements `worker.Events`.
 
     Attributes:
@@ -23,22 +23,22 @@ class Relay:
         facts: what is remembered, for the diagnostics.
     """
 
-    def __init__(self, health: Health, log: Callable[[str], None]) -> None:
+    def __init__(self, health: NodeDiagnostics, log: Callable[[str], None]) -> None:
         self._health, self._log = health, log
-        self.outputs: Outputs | None = None
-        self.settings = Settings()
+        self.outputs: Publishers | None = None
+        self.settings = NodeParameters()
         self.facts: dict[str, object] = {}
 
-    def seeded(self, world: WorldModel, seed: Seed) -> None:
+    def observation_remembered(self, world: WorldModel, seed: Observation) -> None:
         """A seed is in memory."""
         if self.outputs is not None:
             self.outputs.memory_changed()
-            self.outputs.seeded(seed.stamp_ns, seed.image.header.frame_id)
+            self.outputs.observation_remembered(seed.stamp_ns, seed.image.header.frame_id)
         self.between_steps(world)
 
-    def refused(self, topic: str, sentence: str) -> None:
+    def on_rejected(self, topic: str, sentence: str) -> None:
         """A seed was not usable."""
-        self._health.refused(topic, sentence)
+        self._health.on_rejected(topic, sentence)
 
     def imagined(self, view: ImaginedView, job: Job) -> None:
         """A view is finished; single views go only to who asked for them."""
@@ -72,13 +72,13 @@ class Relay:
             self.outputs.memory_cleared()
         self.between_steps(world)
 
-    def ended(self, job: Job, outcome: Outcome, seconds: float) -> None:
+    def ended(self, job: Job, outcome: JobResult, seconds: float) -> None:
         """A job ended."""
         done = max(job.views_done, 1)
         self._health.job_ended(outcome.code.name.lower(), job.views_done, seconds, job.coverage_sum / done)
         if self.outputs is not None:
             self.outputs.memory_changed()
-        if outcome.code == Code.NONE:
+        if outcome.code == ErrorCode.NONE:
             self._log(
                 f"Imagined {job.views_done} views for {job.origin} in {seconds:.2f} s ({seconds / done:.3f} s a view)."
             )
@@ -94,7 +94,7 @@ class Relay:
             NothingSeenError: nothing was seen.
             JobRefused: TOO_LARGE.
         """
-        seed = world.newest_seed
+        seed = world.newest_observation
         if seed is None:
             raise NothingSeenError(
                 "Nothing was seen yet: the memory is empty. Send an image with camera_info, depth and pose first, or "
@@ -106,7 +106,7 @@ class Relay:
         pixels = camera.width * camera.height * job.views
         if pixels > self.settings.max_job_pixels:
             raise JobRefused(
-                Code.TOO_LARGE,
+                ErrorCode.TOO_LARGE,
                 f"{job.views} views of {camera.width}x{camera.height} are {pixels} pixels; at most "
                 f"{self.settings.max_job_pixels} are made (parameter `max_job_pixels`). Ask for fewer or set "
                 "`view_width`.",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from worldstereo_ros.pipelines.auto import load_pipeline
 from worldstereo_ros.pipelines.base import Pipeline
-from worldstereo_ros.ros.node.parameters import ConfigurationError, Settings, map_directory
+from worldstereo_ros.ros.node.parameters import ConfigurationError, NodeParameters, map_directory
 from worldstereo_ros.world import WorldModel, warm_up
 
 
@@ -17,7 +17,7 @@ def effective_device(requested: str) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def build_world(settings: Settings) -> WorldModel:
+def build_world(settings: NodeParameters) -> WorldModel:
     """Loads the pipeline and makes empty memories.
 
     Raises:
@@ -55,7 +55,7 @@ def build_world(settings: Settings) -> WorldModel:
         raise ConfigurationError(str(error)) from error
 
 
-def depth_sentence(settings: Settings) -> str:
+def depth_sentence(settings: NodeParameters) -> str:
     """Where images without depth get it, for the log."""
     if settings.depth_source == "sensor" or settings.depth_model == "none":
         return "Images without depth are refused."

@@ -35,7 +35,7 @@ class Ambient:
 
 
 @dataclass(frozen=True)
-class World:
+class BakeInputs:
     """What `bake` needs to know of a world: texels, lamps, ambient light, and of each primitive whether it is outdoors
     (P,) and its mean colour (P, 3).
     """
@@ -160,7 +160,7 @@ def frame_of(normal: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def bake(
-    geometry: Geometry, worlds: list[World], *, lamp_samples: int = 4, ambient_samples: int = 16
+    geometry: Geometry, worlds: list[BakeInputs], *, lamp_samples: int = 4, ambient_samples: int = 16
 ) -> list[torch.Tensor]:
     """Light on all texels of all worlds.
 

@@ -106,7 +106,7 @@ class Hits:
 
     Attributes:
         depth: (T, N) float32 metres along the optical axis, inf where nothing was met.
-        row: (T, N) int64 into the (frames * P) rows of `Frames`, -1 where nothing was met.
+        row: (T, N) int64 into the (frames * P) rows of `RayFrames`, -1 where nothing was met.
     """
 
     depth: torch.Tensor
@@ -114,7 +114,7 @@ class Hits:
 
 
 @dataclass(frozen=True)
-class Frames:
+class RayFrames:
     """Primitives as each of F frames sees them: what depends on frame and primitive alone, kept in float64 so far.
 
     Attributes:
@@ -133,7 +133,7 @@ class Frames:
     @staticmethod
     def see(
         geometry: Geometry, table: torch.Tensor, world_from_camera: torch.Tensor, motion: torch.Tensor | None = None
-    ) -> Frames:
+    ) -> RayFrames:
         """The primitives of `table` (F,) as cameras at (F, 4, 4) float64 see them.
 
         `motion` (F, P, 4, 4) float64 carries each primitive from where the geometry has it to where it is; None leaves
@@ -150,7 +150,7 @@ class Frames:
         axes = (camera_from_world @ rotation) * half[..., None, :]
         matrix = axes.transpose(-1, -2) / half[..., None].square()
         origin = -(matrix @ centre[..., None])[..., 0]
-        return Frames(table, matrix.float(), origin.float(), centre.float(), axes.float())
+        return RayFrames(table, matrix.float(), origin.float(), centre.float(), axes.float())
 
 
 @dataclass(frozen=True)
@@ -205,7 +205,7 @@ class Tiles:
         return whole[:, : camera.height, : camera.width].contiguous()
 
 
-def overlaps(frames: Frames, tiles: Tiles) -> tuple[torch.Tensor, torch.Tensor]:
+def overlaps(frames: RayFrames, tiles: Tiles) -> tuple[torch.Tensor, torch.Tensor]:
     """Which tiles may see which primitives.
 
     Returns:
@@ -228,7 +228,7 @@ def overlaps(frames: Frames, tiles: Tiles) -> tuple[torch.Tensor, torch.Tensor]:
     return down[:, :, None] & across[:, None], z - reach - slack
 
 
-def cast(geometry: Geometry, frames: Frames, tiles: Tiles, at_once: int | None = None) -> Hits:
+def cast(geometry: Geometry, frames: RayFrames, tiles: Tiles, at_once: int | None = None) -> Hits:
     """The nearest primitive along every ray of every frame.
 
     Args:

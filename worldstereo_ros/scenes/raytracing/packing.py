@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from worldstereo_ros.scenes.raytracing.bake import World, bake
+from worldstereo_ros.scenes.raytracing.bake import BakeInputs, bake
 from worldstereo_ros.scenes.raytracing.geometry import Geometry
 from worldstereo_ros.scenes.raytracing.light import Layout, Texels, half_sizes, lay_out, texels
 from worldstereo_ros.scenes.raytracing.motion import Mover
@@ -131,7 +131,7 @@ def pack(scenes: Sequence[Scene], *, device: torch.device | str = "cpu", light: 
         for slot, lamp in zip(row, strongest, strict=False):
             slot[:] = torch.tensor([*lamp.position, float(lamp.power > 0)])
     worlds = [
-        World(point, scene.lights, scene.ambient, scene.primitives.outdoor, mean_colours(scene))
+        BakeInputs(point, scene.lights, scene.ambient, scene.primitives.outdoor, mean_colours(scene))
         for point, scene in zip(points, scenes, strict=True)
     ]
     shadows, surroundings = quality[light]

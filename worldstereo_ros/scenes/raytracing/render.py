@@ -11,7 +11,7 @@ import torch
 
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.views import View
-from worldstereo_ros.scenes.raytracing.geometry import Frames, Tiles, cast
+from worldstereo_ros.scenes.raytracing.geometry import RayFrames, Tiles, cast
 from worldstereo_ros.scenes.raytracing.motion import Times, as_times, body_motions
 from worldstereo_ros.scenes.raytracing.packing import Packed, pack, pack_cached
 from worldstereo_ros.scenes.raytracing.primitives import BOX, CYLINDER
@@ -154,7 +154,7 @@ def render_packed(
         if motions is not None:
             motion = motions[low : low + size]
             each = motion[torch.arange(len(part), device=device)[:, None], packed.body[part]]
-        frames = Frames.see(packed.geometry, part, pose, each)
+        frames = RayFrames.see(packed.geometry, part, pose, each)
         surface_ = _hit(packed, camera, frames, pose, motion)
         if supersample == 1:
             image = _picture(packed, camera, surface_)
@@ -188,7 +188,7 @@ class _Surface:
     """
 
     tiles: Tiles
-    frames: Frames
+    frames: RayFrames
     met: torch.Tensor
     all_met: bool
     depth: torch.Tensor
@@ -206,7 +206,7 @@ class _Surface:
 
 
 def _hit(
-    packed: Packed, camera: Camera, frames: Frames, poses: torch.Tensor, motion: torch.Tensor | None = None
+    packed: Packed, camera: Camera, frames: RayFrames, poses: torch.Tensor, motion: torch.Tensor | None = None
 ) -> _Surface:
     """What the rays of frames meet; `motion` (F, bodies, 4, 4) says where bodies are."""
     device = packed.geometry.device

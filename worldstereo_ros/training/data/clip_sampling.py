@@ -22,11 +22,11 @@ from worldstereo_ros.geometry.views import View
 from worldstereo_ros.models.worldstereo.camera_embedding import normalise_cameras, plucker_embedding, pose_vectors
 from worldstereo_ros.pipelines.base import Conditioning
 from worldstereo_ros.pipelines.geometric.pipeline import GeometricPipeline
-from worldstereo_ros.pipelines.geometric.plane_extrapolation import find_layout, show_layout
+from worldstereo_ros.pipelines.geometric.plane_extrapolation import estimate_layout, render_layout
 from worldstereo_ros.pipelines.worldstereo.conditioning import fit_renders, published_matrix
 from worldstereo_ros.rendering.splatting import render
-from worldstereo_ros.training.data.dataset import Shelf, sensor
-from worldstereo_ros.training.data.world_files import FINE, FINE_EVERY, World
+from worldstereo_ros.training.data.dataset import WorldDataset, augment_colours
+from worldstereo_ros.training.data.world_files import FINE, FINE_EVERY, RenderedWorld
 
 FAULTLESS = 0.3  # share of the clips whose sensors do not err
 BLEEDING, FLOATERS = 0.5, 0.1  # shares of the views whose depth bleeds over edges, or is blurred into thin air
@@ -45,24 +45,24 @@ class ClipBatch:
     """b clips of F keyframes, float32 on the training's device; pictures in [-1, 1].
 
     Attributes:
-        pictures: (b, 3, F, H, W), what the model should paint; the first is the seed.
+        images: (b, 3, F, H, W), what the model should paint; the first is the seed.
         renders: (b, 3, F, H, W), the path as memory paints it, without holes; the first is the seed.
         layouts: (b, 3, F, H, W), the same with large flat surfaces gone on with, see `pipelines/layout.py`.
-        marks: (b, 4, F, H / 8, W / 8), what is said of these; 0 in the first.
+        plane_channels: (b, 4, F, H / 8, W / 8), what is said of these; 0 in the first.
         holes: (b, 1, F, H, W), 1 where nothing was rendered.
-        rays: (b, 6, F, H, W).
+        plucker: (b, 6, F, H, W).
         poses: (b, F, 7).
         references: (b, 3, R, H, W), R may be 0.
         reference_index: (R,).
         reference_poses: (b, R, 7).
     """
 
-    pictures: torch.Tensor
+    images: torch.Tensor
     renders: torch.Tensor
     layouts: torch.Tensor
-    marks: torch.Tensor
+    plane_channels: torch.Tensor
     holes: torch.Tensor
-    rays: torch.Tensor
+    plucker: torch.Tensor
     poses: torch.Tensor
     references: torch.Tensor
     reference_index: torch.Tensor
@@ -70,7 +70,7 @@ class ClipBatch:
 
 
 def draw_clips(
-    shelf: Shelf,
+    dataset: WorldDataset,
     count: int,
     frames: int,
     random: np.random.Generator,
@@ -83,7 +83,7 @@ def draw_clips(
     """Clips of one size.
 
     Args:
-        shelf: the worlds.
+        dataset: the worlds.
         count: clips.
         frames: keyframes of each, the seed's among them.
         random: draws.
@@ -100,7 +100,7 @@ def draw_clips(
         _draw_clip(
             world, frames, random, device, renders=renders, keyframes=keyframes, remembered=remembered, clean=clean
         )
-        for world in shelf.of_one_size(count, random)
+        for world in dataset.of_one_size(count, random)
     ]
     pictures, guides, layouts, marks, holes, rays, poses, looks, look_poses = (
         torch.stack(column).to(device) for column in zip(*clips, strict=True)
@@ -110,7 +110,7 @@ def draw_clips(
 
 
 def _draw_clip(
-    world: World,
+    world: RenderedWorld,
     frames: int,
     random: np.random.Generator,
     device: torch.device,
@@ -139,7 +139,7 @@ def _draw_clip(
     if chosen:
         shown.append(_unit(world.image[chosen]))
     together = torch.cat(shown)[None]
-    together = (together * 2 - 1 if clean else sensor(together, random))[0]
+    together = (together * 2 - 1 if clean else augment_colours(together, random))[0]
     pictures = together[:frames]
     targets, others = normalise_cameras(invert_pose(poses[path]), invert_pose(poses[chosen]) if chosen else None)
     pose = torch.from_numpy(pose_vectors(targets))
@@ -172,7 +172,7 @@ def _unit(images: torch.Tensor) -> torch.Tensor:
     return images.float() / 255
 
 
-def _path(world: World, frames: int, random: np.random.Generator) -> np.ndarray:
+def _path(world: RenderedWorld, frames: int, random: np.random.Generator) -> np.ndarray:
     """Views of a clip: the seed, then part of a walk, forwards or backwards, at one of several paces."""
     walks = world.walk.numpy()
     views = np.flatnonzero(walks == random.choice(np.unique(walks)))
@@ -190,7 +190,7 @@ def _path(world: World, frames: int, random: np.random.Generator) -> np.ndarray:
     return path
 
 
-def _sources(world: World, path: np.ndarray, random: np.random.Generator, least: int) -> list[int]:
+def _sources(world: RenderedWorld, path: np.ndarray, random: np.random.Generator, least: int) -> list[int]:
     """The seed and the views that the cloud is made of beside it, most of them near the path; `least` in all."""
     fine = world.fine.numpy()
     low, high = path[1:].min() - 3 * FINE_EVERY, path[1:].max() + 3 * FINE_EVERY
@@ -200,7 +200,7 @@ def _sources(world: World, path: np.ndarray, random: np.random.Generator, least:
     return list(dict.fromkeys([int(path[0]), *chosen]))
 
 
-def _remembered(world: World, view: int, random: np.random.Generator, clean: bool, *, first: bool) -> View:
+def _remembered(world: RenderedWorld, view: int, random: np.random.Generator, clean: bool, *, first: bool) -> View:
     """One view at `FINE` size with the faults of real depth, 0 where the sensor is blind."""
     at = int(np.flatnonzero(world.fine.numpy() == view)[0])
     depth = world.fine_depth[at].float().numpy()
@@ -255,14 +255,14 @@ def _painted(views: list[View], camera: Camera, poses: np.ndarray, device: torch
     )  # fmt: skip
     _, missing = fit_renders(rendering.colour, rendering.covered, (camera.height, camera.width))
     memory = Conditioning(views[0], rendering, fine, poses, views, np.full(len(poses), -1))
-    paintings = GeometricPipeline().paint_all(memory, lambda *_: None)
+    paintings = GeometricPipeline().warp_all(memory, lambda *_: None)
     images = torch.from_numpy(np.stack([painting.image for painting in paintings]))
     pictures = functional.avg_pool2d(images.permute(0, 3, 1, 2).float() / 255, FINE)
-    guess = show_layout(find_layout(views), paintings, camera, poses)
-    return pictures, torch.from_numpy(guess.pictures), torch.from_numpy(guess.marks), missing.cpu()
+    guess = render_layout(estimate_layout(views), paintings, camera, poses)
+    return pictures, torch.from_numpy(guess.images), torch.from_numpy(guess.plane_channels), missing.cpu()
 
 
-def overlap(world: World, target: int, step: int = 8) -> np.ndarray:
+def overlap(world: RenderedWorld, target: int, step: int = 8) -> np.ndarray:
     """(N,) share of what view `target` shows that each view of the world shows too."""
     depth = world.depth[target].float().numpy()
     camera = world.camera
@@ -286,7 +286,7 @@ def overlap(world: World, target: int, step: int = 8) -> np.ndarray:
     return (inside & (np.abs(there_depth - far) < 0.05 * far + 0.05)).mean(axis=1)
 
 
-def _assigned(world: World, targets: np.ndarray, sources: list[int]) -> list[int]:
+def _assigned(world: RenderedWorld, targets: np.ndarray, sources: list[int]) -> list[int]:
     """For every target one of the sources, by the scores that memory retrieves by; another for each while they last."""
     if not len(targets):
         return []
@@ -300,7 +300,7 @@ def _assigned(world: World, targets: np.ndarray, sources: list[int]) -> list[int
     return [sources[int(column)] for column in best]
 
 
-def _reference(world: World, target: int, random: np.random.Generator) -> int:
+def _reference(world: RenderedWorld, target: int, random: np.random.Generator) -> int:
     """A view of memory for a keyframe: nearly the same, or one that overlaps it well and is another picture."""
     walk = world.walk.numpy()
     if random.random() < RETURNS:

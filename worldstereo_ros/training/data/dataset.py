@@ -10,21 +10,21 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from worldstereo_ros.training.data.world_files import World
+from worldstereo_ros.training.data.world_files import RenderedWorld
 
 
-class Shelf:
+class WorldDataset:
     """The worlds that training draws from: those in a folder, the newest first, at most so many at a time.
 
     Args:
         folder: where worlds are written, possibly while this reads them.
         split: whose worlds.
-        kept: most worlds in memory.
+        cache_size: most worlds in memory.
     """
 
-    def __init__(self, folder: Path, split: str, kept: int) -> None:
-        self.folder, self.split, self.kept = folder, split, kept
-        self.worlds: dict[str, World] = {}
+    def __init__(self, folder: Path, split: str, cache_size: int) -> None:
+        self.folder, self.split, self.cache_size = folder, split, cache_size
+        self.worlds: dict[str, RenderedWorld] = {}
         self.refresh()
 
     def refresh(self) -> None:
@@ -33,28 +33,28 @@ class Shelf:
         Raises:
             ValueError: there is none at all.
         """
-        names = sorted(p.name for p in self.folder.glob(f"{self.split}-*.safetensors"))[-self.kept :]
+        names = sorted(p.name for p in self.folder.glob(f"{self.split}-*.safetensors"))[-self.cache_size :]
         for name in set(self.worlds) - set(names):
             del self.worlds[name]
         for name in names:
             if name not in self.worlds:
                 with suppress(FileNotFoundError):  # it made room for newer ones just now
-                    self.worlds[name] = World.load(self.folder / name)
+                    self.worlds[name] = RenderedWorld.load(self.folder / name)
         if not self.worlds:
             raise ValueError(f"There are no {self.split} worlds in {self.folder}; they are drawn first.")
         self.order = sorted(self.worlds)
 
-    def of_one_size(self, count: int, random: np.random.Generator) -> list[World]:
+    def of_one_size(self, count: int, random: np.random.Generator) -> list[RenderedWorld]:
         """`count` worlds (with repetition) whose views have one size."""
         first = self.worlds[self.order[int(random.integers(len(self.order)))]]
         like = [n for n in self.order if self.worlds[n].image.shape == first.image.shape]
         return [self.worlds[like[int(i)]] for i in random.integers(len(like), size=count)]
 
 
-def draw_pictures(shelf: Shelf, count: int, random: np.random.Generator) -> torch.Tensor:
+def draw_pictures(dataset: WorldDataset, count: int, random: np.random.Generator) -> torch.Tensor:
     """(count, 3, h, w) uint8 pictures: views, and windows of finer views; sometimes mirrored."""
     pictures = []
-    for world in shelf.of_one_size(count, random):
+    for world in dataset.of_one_size(count, random):
         height, width = world.image.shape[-2:]
         if random.random() < 0.35:
             fine = world.fine_image[int(random.integers(len(world.fine_image)))]
@@ -66,13 +66,13 @@ def draw_pictures(shelf: Shelf, count: int, random: np.random.Generator) -> torc
     return torch.stack(pictures)
 
 
-def sensor(pictures: torch.Tensor, random: np.random.Generator, strength: float = 1.0) -> torch.Tensor:
+def augment_colours(pictures: torch.Tensor, random: np.random.Generator, strength: float = 1.0) -> torch.Tensor:
     """Pictures in [-1, 1] as cameras of different makes would give them.
 
     Exposure, white balance, contrast and saturation of each picture, and noise that is stronger in the dark.
 
     Args:
-        pictures: (N, ..., 3, h, w) float in [0, 1].
+        images: (N, ..., 3, h, w) float in [0, 1].
         random: draws.
         strength: 0: as they are.
     """
@@ -106,7 +106,7 @@ def structural_similarity(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return (((2 * ma * mb + c1) * (2 * ab + c2)) / ((ma * ma + mb * mb + c1) * (va + vb + c2))).mean()
 
 
-def decibel(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+def psnr(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """PSNR of each of N pictures in [-1, 1], (N,)."""
     error = (a.float().clamp(-1, 1) - b.float()).square().flatten(1).mean(1) / 4
     return -10 * torch.log10(error.clamp_min(1e-10))

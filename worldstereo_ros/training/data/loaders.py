@@ -21,7 +21,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from worldstereo_ros.training.data.clip_sampling import ClipBatch, draw_clips
-from worldstereo_ros.training.data.dataset import Shelf, draw_pictures
+from worldstereo_ros.training.data.dataset import WorldDataset, draw_pictures
 
 T = TypeVar("T", covariant=True)
 REFERENCES = 4  # of a training clip, at most
@@ -31,10 +31,10 @@ REFRESHED_EVERY = 30.0  # seconds between a loader's looks for new worlds
 LEAST_REPLAY = 8  # batches that are there before any of them is learnt from again
 
 
-class Draw(Protocol[T]):
+class BatchSampler(Protocol[T]):
     """Says what a batch is; goes to other processes."""
 
-    def __call__(self, shelf: Shelf, random: np.random.Generator, device: torch.device) -> T:
+    def __call__(self, dataset: WorldDataset, random: np.random.Generator, device: torch.device) -> T:
         """Draws a batch."""
 
     def pack(self, batch: Any) -> dict[str, np.ndarray]:
@@ -45,14 +45,14 @@ class Draw(Protocol[T]):
 
 
 @dataclass(frozen=True)
-class PictureDraw:
+class ImageSampler:
     """`count` pictures (count, 3, h, w) uint8 for the autoencoder."""
 
     count: int
 
-    def __call__(self, shelf: Shelf, random: np.random.Generator, device: torch.device) -> torch.Tensor:
+    def __call__(self, dataset: WorldDataset, random: np.random.Generator, device: torch.device) -> torch.Tensor:
         """Draws them."""
-        return draw_pictures(shelf, self.count, random).to(device)
+        return draw_pictures(dataset, self.count, random).to(device)
 
     def pack(self, batch: torch.Tensor) -> dict[str, np.ndarray]:
         """As they are."""
@@ -64,7 +64,7 @@ class PictureDraw:
 
 
 @dataclass(frozen=True)
-class ClipDraw:
+class ClipSampler:
     """Clips for the transformer.
 
     Attributes:
@@ -73,7 +73,7 @@ class ClipDraw:
         renders: whether clouds and cameras belong to them.
         memory: whether most batches have references.
         clean: for validation, see `draw_clips`.
-        short: share of the batches whose clips are shorter, and as many more.
+        short_clip_prob: share of the batches whose clips are shorter, and as many more.
     """
 
     count: int
@@ -81,17 +81,17 @@ class ClipDraw:
     renders: bool
     memory: bool
     clean: bool = False
-    short: float = 0.0
+    short_clip_prob: float = 0.0
 
-    def __call__(self, shelf: Shelf, random: np.random.Generator, device: torch.device) -> ClipBatch:
+    def __call__(self, dataset: WorldDataset, random: np.random.Generator, device: torch.device) -> ClipBatch:
         """Draws them."""
         references, frames = 0, self.frames
-        if self.frames > LEAST_FRAMES and random.random() < self.short:
+        if self.frames > LEAST_FRAMES and random.random() < self.short_clip_prob:
             frames = int(random.integers(LEAST_FRAMES, self.frames))
         if self.memory and random.random() < 1 - WITHOUT_REFERENCES:
             references = int(random.integers(1, REFERENCES + 1))
         return draw_clips(
-            shelf,
+            dataset,
             self.count * self.frames // frames,
             frames,
             random,
@@ -104,12 +104,12 @@ class ClipDraw:
     def pack(self, batch: ClipBatch) -> dict[str, np.ndarray]:
         """Pictures and holes as bytes, rays in half precision."""
         return {
-            "pictures": _bytes(batch.pictures),
+            "pictures": _bytes(batch.images),
             "renders": _bytes(batch.renders),
             "layouts": _bytes(batch.layouts),
-            "marks": batch.marks.half().numpy(),
+            "marks": batch.plane_channels.half().numpy(),
             "holes": batch.holes.to(torch.uint8).numpy(),
-            "rays": batch.rays.half().numpy(),
+            "rays": batch.plucker.half().numpy(),
             "poses": batch.poses.numpy(),
             "references": _bytes(batch.references),
             "reference_index": batch.reference_index.numpy(),
@@ -127,40 +127,42 @@ def _bytes(pictures: torch.Tensor) -> np.ndarray:
     return pictures.clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8).numpy()
 
 
-class Feed(Generic[T]):
+class BatchStream(Generic[T]):
     """Batches without end, drawn when they are asked for.
 
     Args:
         draw: what a batch is.
-        shelf: the worlds.
+        dataset: the worlds.
         seed: of what is drawn.
         device: where batches go.
     """
 
-    def __init__(self, draw: Draw[T], shelf: Shelf, seed: list[int], device: torch.device) -> None:
-        self.draw, self.shelf, self.device = draw, shelf, device
+    def __init__(self, draw: BatchSampler[T], dataset: WorldDataset, seed: list[int], device: torch.device) -> None:
+        self.draw, self.dataset, self.device = draw, dataset, device
         self._random = np.random.default_rng(seed)
 
     def take(self, *, wait: bool = True) -> T | None:
         """The next batch; None where there is none yet and `wait` is False."""
-        return self.draw(self.shelf, self._random, self.device)
+        return self.draw(self.dataset, self._random, self.device)
 
     def close(self) -> None:
         """Ends the processes, where there are any."""
 
 
-class LoadedFeed(Feed[T]):
+class PrefetchingStream(BatchStream[T]):
     """Batches without end, drawn by other processes, each with draws and a look at the worlds of its own.
 
     The order is the same in every run as long as the worlds are. Close it when it is done with.
 
     Args:
         loaders: how many processes.
-        draw, shelf, seed, device: see `Feed`.
+        draw, dataset, seed, device: see `BatchStream`.
     """
 
-    def __init__(self, draw: Draw[T], shelf: Shelf, seed: list[int], device: torch.device, loaders: int) -> None:
-        super().__init__(draw, shelf, seed, device)
+    def __init__(
+        self, draw: BatchSampler[T], dataset: WorldDataset, seed: list[int], device: torch.device, loaders: int
+    ) -> None:
+        super().__init__(draw, dataset, seed, device)
         # A process that is forked from one with CUDA and threads is not safe; one from the fork server is, and quick.
         context = multiprocessing.get_context(
             "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
@@ -168,7 +170,7 @@ class LoadedFeed(Feed[T]):
         if context.get_start_method() == "forkserver":
             context.set_forkserver_preload([__name__])
         self._loader: DataLoader[dict[str, np.ndarray]] = DataLoader(
-            _Endless(draw, shelf, seed),
+            _Endless(draw, dataset, seed),
             batch_size=None,
             num_workers=loaders,
             collate_fn=_as_it_is,
@@ -224,20 +226,20 @@ class LoadedFeed(Feed[T]):
 class _Endless(IterableDataset[dict[str, np.ndarray]]):
     """What a loader process runs."""
 
-    def __init__(self, draw: Draw[Any], shelf: Shelf, seed: list[int]) -> None:
+    def __init__(self, draw: BatchSampler[Any], dataset: WorldDataset, seed: list[int]) -> None:
         super().__init__()
         self.draw, self.seed = draw, seed
-        self.place = (shelf.folder, shelf.split, shelf.kept)
+        self.place = (dataset.folder, dataset.split, dataset.cache_size)
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
         info = get_worker_info()
         cv2.setNumThreads(0)
-        shelf, looked = Shelf(*self.place), time.monotonic()
+        dataset, looked = WorldDataset(*self.place), time.monotonic()
         random = np.random.default_rng([*self.seed, info.id if info else 0])
         while True:
-            yield self.draw.pack(self.draw(shelf, random, torch.device("cpu")))
+            yield self.draw.pack(self.draw(dataset, random, torch.device("cpu")))
             if time.monotonic() - looked > REFRESHED_EVERY:
-                shelf.refresh()
+                dataset.refresh()
                 looked = time.monotonic()
 
 

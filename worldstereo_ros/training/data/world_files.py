@@ -24,7 +24,7 @@ from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.scenes import PATHS, make_path, make_scene, pack, render_batch, seed_of
 from worldstereo_ros.scenes.raytracing.primitives import Random
 
-KIND_SHARES = {"room": 0.4, "corridor": 0.15, "warehouse": 0.25, "lot": 0.2}  # unless the settings say otherwise
+KIND_WEIGHTS = {"room": 0.4, "corridor": 0.15, "warehouse": 0.25, "lot": 0.2}  # unless the settings say otherwise
 FINE = 2  # how many times larger the views are that make clouds
 FINE_EVERY = 4  # of the views of a walk
 WALKS, WALK_VIEWS = 2, 48
@@ -32,7 +32,7 @@ STEP, TURN = 0.15, 0.16  # metres and radians from view to view, at most
 
 
 @dataclass(frozen=True)
-class World:
+class RenderedWorld:
     """N views of one world, tensors on the CPU.
 
     Attributes:
@@ -62,7 +62,7 @@ class World:
         k = self.matrix.double()
         return Camera(width, height, float(k[0, 0]), float(k[1, 1]), float(k[0, 2]), float(k[1, 2]))
 
-    def mirrored(self) -> World:
+    def mirrored(self) -> RenderedWorld:
         """The same walks through the world's mirror image: left and right exchanged."""
         matrix = self.matrix.clone()
         matrix[0, 2] = self.image.shape[-1] - 1 - matrix[0, 2]
@@ -77,7 +77,7 @@ class World:
         part.replace(file)
 
     @classmethod
-    def load(cls, file: Path) -> World:
+    def load(cls, file: Path) -> RenderedWorld:
         """Maps what `save` wrote: memory is taken for what is looked at, and processes share it.
 
         Raises:
@@ -96,29 +96,29 @@ def draw_world(
     index: int,
     sizes: Sequence[tuple[int, int]],
     *,
-    soft_light: float = 1.0,
+    shadow_prob: float = 1.0,
     kinds: Mapping[str, float] | None = None,
     device: torch.device | str = "cpu",
-) -> World:
+) -> RenderedWorld:
     """World `index` of a split, walked through and photographed.
 
     Args:
         split: "training", "validation" or "test" (`scenes.splits`).
         index: which world; kind, camera, size and walks follow from it.
         sizes: ((height, width), ...) to choose from; the first is drawn as often as all others together.
-        soft_light: share of the worlds with shadows, which cost a second to work out.
-        kinds: shares of the kinds of scene; None: `KIND_SHARES`.
+        shadow_prob: share of the worlds with shadows, which cost a second to work out.
+        kinds: shares of the kinds of scene; None: `KIND_WEIGHTS`.
         device: where views are drawn.
     """
     random = Random(7_919 * index + 13)
-    shares = dict(kinds or KIND_SHARES)
+    shares = dict(kinds or KIND_WEIGHTS)
     steps = np.cumsum(list(shares.values())) / sum(shares.values())
     kind = list(shares)[min(int(np.searchsorted(steps, random.uniform(0, 1))), len(shares) - 1)]
     height, width = sizes[0] if len(sizes) == 1 or random.chance(0.5) else random.choice(list(sizes[1:]))
     camera = Camera.from_fov(width, height, math.radians(random.uniform(55, 95)))
     seed = seed_of(split, index)
     scene = make_scene(kind, seed)
-    light = "soft" if random.chance(soft_light) else "plain"
+    light = "soft" if random.chance(shadow_prob) else "plain"
     poses = [
         make_path(scene, random.choice(list(PATHS)), WALK_VIEWS, seed=walk, step=STEP, turn=TURN)
         for walk in range(WALKS)
@@ -131,7 +131,7 @@ def draw_world(
     image = functional.avg_pool2d(fine_image.float(), FINE).add(0.5).to(torch.uint8)
     depth = _halved(fine_depth)
     chosen = torch.arange(0, len(table), FINE_EVERY)
-    return World(
+    return RenderedWorld(
         image=image.cpu(),
         depth=depth.half().cpu(),
         pose=torch.from_numpy(table).float(),
@@ -149,7 +149,7 @@ def draw_worlds(
     indices: Iterator[int] | Sequence[int],
     sizes: Sequence[tuple[int, int]],
     *,
-    soft_light: float = 1.0,
+    shadow_prob: float = 1.0,
     kinds: Mapping[str, float] | None = None,
     device: torch.device | str = "cpu",
 ) -> int:
@@ -164,7 +164,7 @@ def draw_worlds(
         if file.exists():
             continue
         try:
-            world = draw_world(split, index, sizes, soft_light=soft_light, kinds=kinds, device=device)
+            world = draw_world(split, index, sizes, shadow_prob=shadow_prob, kinds=kinds, device=device)
         except ValueError:
             continue
         world.save(file)

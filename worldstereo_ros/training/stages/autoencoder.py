@@ -7,17 +7,17 @@ import torch
 from torch.nn import functional
 
 from worldstereo_ros.training.data.dataset import (
-    Shelf,
+    WorldDataset,
     as_uint8,
-    decibel,
+    augment_colours,
     draw_pictures,
-    sensor,
+    psnr,
     sheet,
     structural_similarity,
 )
-from worldstereo_ros.training.data.loaders import PictureDraw
+from worldstereo_ros.training.data.loaders import ImageSampler
 from worldstereo_ros.training.run_folder import Run
-from worldstereo_ros.training.trainer import Player, parameters_of
+from worldstereo_ros.training.trainer import ParameterGroup, parameters_of
 
 LATENT_NOISE = 0.08  # deviation, of latents of deviation 1: what a denoiser leaves behind must not show
 NORMAL = 0.02  # weight of latents having mean 0 and deviation 1
@@ -29,31 +29,33 @@ class AutoencoderStage:
 
     name = "autoencoder"
 
-    def __init__(self, run: Run, training: Shelf, validation: Shelf) -> None:
+    def __init__(self, run: Run, training: WorldDataset, validation: WorldDataset) -> None:
         self.run, self.settings = run, run.settings.stages[self.name]
         new = not run.has(self.name)
         self.model = run.autoencoder(trained=True)
-        run.quicken(self.model)
+        run.compile(self.model)
         seeds = run.seeds(self.name)
         self._random = np.random.default_rng([*seeds, 1])
         self._generator = run.generator([*seeds, 2])
-        self.players = [Player("autoencoder", parameters_of(self.model), self._loss, self.settings.learning_rate)]
+        self.parameter_groups = [
+            ParameterGroup("autoencoder", parameters_of(self.model), self._loss, self.settings.learning_rate)
+        ]
         random = np.random.default_rng(0)
         shown = [draw_pictures(validation, 16, random) for _ in range(6)]
         self._validation = [batch.float().div(127.5).sub(1) for batch in shown]
         if new:
             alike = [batch for batch in self._validation if batch.shape == self._validation[0].shape]
             self.model.calibrate(torch.cat(alike).to(run.device))
-        self._feed = run.feed(PictureDraw(self.settings.batch), training, [*seeds, 3])
+        self._feed = run.stream(ImageSampler(self.settings.batch), training, [*seeds, 3])
 
     def start_step(self) -> None:
         """Draws the pictures of a step."""
         pictures = self._feed.take()
         assert pictures is not None
-        self._pictures = sensor(pictures.float() / 255, self._random)
+        self._pictures = augment_colours(pictures.float() / 255, self._random)
 
     def _loss(self) -> tuple[torch.Tensor, dict[str, float]]:
-        latents = self.model.encode_pictures(self._pictures)
+        latents = self.model.encode_images(self._pictures)
         noise = torch.randn(latents.shape, generator=self._generator, device=latents.device, dtype=latents.dtype)
         decoded = self.model.decode_latents(latents + LATENT_NOISE * noise).float()
         absolute = functional.l1_loss(decoded, self._pictures)
@@ -73,10 +75,10 @@ class AutoencoderStage:
         for pictures in self._validation:
             pictures = pictures.to(self.run.device)
             with self.run.accelerator.autocast():
-                coded = self.model.encode_pictures(pictures)
+                coded = self.model.encode_images(pictures)
                 decoded = self.model.decode_latents(coded).float().clamp(-1, 1)
             latents.append(coded.float().transpose(0, 1).flatten(1))
-            levels.append(decibel(decoded, pictures))
+            levels.append(psnr(decoded, pictures))
             likeness.append(structural_similarity(decoded, pictures))
             loss.append(functional.l1_loss(decoded, pictures))
             if len(rows) < 4 and (not rows or rows[0].shape == as_uint8(pictures[:8]).shape):

@@ -18,11 +18,11 @@ from scipy.spatial.transform import Rotation
 from torch.nn import functional
 
 from worldstereo_ros.models.depth_network import CANONICAL_FOCAL, DepthMaps
-from worldstereo_ros.training.data.dataset import Shelf, as_uint8, sensor, sheet
-from worldstereo_ros.training.data.world_files import FINE, World
+from worldstereo_ros.training.data.dataset import WorldDataset, as_uint8, augment_colours, sheet
+from worldstereo_ros.training.data.world_files import FINE, RenderedWorld
 from worldstereo_ros.training.run_folder import Run
-from worldstereo_ros.training.trainer import Player, parameters_of
-from worldstereo_ros.visualization.images import depth_picture
+from worldstereo_ros.training.trainer import ParameterGroup, parameters_of
+from worldstereo_ros.visualization.images import depth_image
 
 AS_IT_IS = 0.25  # share of the views that are neither turned nor zoomed
 PITCH, YAW, ROLL = 9.0, 5.0, 4.0  # degrees, deviation of turns
@@ -41,13 +41,13 @@ class DepthBatch:
     """N pictures with their depth.
 
     Attributes:
-        pictures: (N, 3, h, w) uint8.
+        images: (N, 3, h, w) uint8.
         depth: (N, h, w) float32 metres, 0 = nothing hit.
         focal: (N,) float32 pixels.
         centre: (N, 2) float32 principal points, x and y in pixels.
     """
 
-    pictures: torch.Tensor
+    images: torch.Tensor
     depth: torch.Tensor
     focal: torch.Tensor
     centre: torch.Tensor
@@ -58,15 +58,15 @@ class DepthBatch:
 
 
 @dataclass(frozen=True)
-class DepthDraw:
-    """`count` pictures with depth; `clean`: views as they are, for validation. See `loading.Draw`."""
+class DepthSampler:
+    """`count` pictures with depth; `clean`: views as they are, for validation. See `loading.BatchSampler`."""
 
     count: int
     clean: bool = False
 
-    def __call__(self, shelf: Shelf, random: np.random.Generator, device: torch.device) -> DepthBatch:
+    def __call__(self, dataset: WorldDataset, random: np.random.Generator, device: torch.device) -> DepthBatch:
         """Draws them."""
-        views = [draw_view(world, random, clean=self.clean) for world in shelf.of_one_size(self.count, random)]
+        views = [draw_view(world, random, clean=self.clean) for world in dataset.of_one_size(self.count, random)]
         pictures, depth, focal, centre = (np.stack(parts) for parts in zip(*views, strict=True))
         return DepthBatch(
             torch.from_numpy(pictures).permute(0, 3, 1, 2).to(device),
@@ -85,7 +85,7 @@ class DepthDraw:
 
 
 def draw_view(
-    world: World, random: np.random.Generator, *, clean: bool = False
+    world: RenderedWorld, random: np.random.Generator, *, clean: bool = False
 ) -> tuple[np.ndarray, np.ndarray, np.float32, np.ndarray]:
     """A picture (h, w, 3) uint8, its depth (h, w) metres, focal length and principal point (2,) in pixels.
 
@@ -142,14 +142,14 @@ def draw_view(
     return picture.copy(), depth.copy(), np.float32(f * zoom), centre.astype(np.float32)
 
 
-def disguise(pictures: torch.Tensor, random: np.random.Generator) -> torch.Tensor:
+def augment_appearance(pictures: torch.Tensor, random: np.random.Generator) -> torch.Tensor:
     """Pictures in [-1, 1] whose colours, sharpness and texture say little of where they come from.
 
     Cameras' exposure and noise (`clips.sensor`), and of most pictures other hues, grey, out of focus, light and texture
     that vary over the picture; rectangles that hide what is behind them.
 
     Args:
-        pictures: (N, 3, h, w) float in [0, 1].
+        images: (N, 3, h, w) float in [0, 1].
         random: draws.
     """
     count, _, height, width = pictures.shape
@@ -181,7 +181,7 @@ def disguise(pictures: torch.Tensor, random: np.random.Generator) -> torch.Tenso
         soft = functional.avg_pool2d(out[blurred], 3, 1, 1, count_include_pad=False)
         out[blurred] = functional.avg_pool2d(soft, 3, 1, 1, count_include_pad=False) if random.random() < 0.4 else soft
     plain = torch.from_numpy(random.random(count) < PLAIN).to(out.device)
-    out = sensor(torch.where(plain[:, None, None, None], pictures, out), random)
+    out = augment_colours(torch.where(plain[:, None, None, None], pictures, out), random)
     for index in np.flatnonzero(random.random(count) < 0.25):
         h, w = (int(random.uniform(0.08, 0.35) * n) for n in (height, width))
         y, x = int(random.integers(height - h + 1)), int(random.integers(width - w + 1))
@@ -231,26 +231,28 @@ class DepthStage:
 
     name = "depth"
 
-    def __init__(self, run: Run, training: Shelf, validation: Shelf) -> None:
+    def __init__(self, run: Run, training: WorldDataset, validation: WorldDataset) -> None:
         self.run, self.settings = run, run.settings.stages[self.name]
         seeds = run.seeds(self.name)
         self._random = np.random.default_rng([*seeds, 1])
         typical: dict[str, Any] = {}
         if not run.has(self.name):
             random = np.random.default_rng([*seeds, 2])
-            typical = typical_of([DepthDraw(32)(training, random, torch.device("cpu")) for _ in range(8)])
+            typical = typical_of([DepthSampler(32)(training, random, torch.device("cpu")) for _ in range(8)])
         self.model = run.depth_network(typical)
-        self.players = [Player("depth", parameters_of(self.model), self._loss, self.settings.learning_rate)]
+        self.parameter_groups = [
+            ParameterGroup("depth", parameters_of(self.model), self._loss, self.settings.learning_rate)
+        ]
         random = np.random.default_rng(0)
-        self._validation = [DepthDraw(16, clean=True)(validation, random, run.device) for _ in range(8)]
-        self._feed = run.feed(DepthDraw(self.settings.batch), training, [*seeds, 3])
+        self._validation = [DepthSampler(16, clean=True)(validation, random, run.device) for _ in range(8)]
+        self._feed = run.stream(DepthSampler(self.settings.batch), training, [*seeds, 3])
 
     def start_step(self) -> None:
         """Draws the views of a step."""
         batch = self._feed.take()
         assert batch is not None
         self._batch = batch
-        self._pictures = disguise(batch.pictures.float() / 255, self._random)
+        self._pictures = augment_appearance(batch.images.float() / 255, self._random)
 
     def _loss(self) -> tuple[torch.Tensor, dict[str, float]]:
         pictures = self._pictures.contiguous(memory_format=torch.channels_last)
@@ -262,7 +264,7 @@ class DepthStage:
         rows: list[np.ndarray] = []
         for batch in self._validation:
             with self.run.accelerator.autocast():
-                said = self.model(batch.pictures.float() / 127.5 - 1, batch.centre)
+                said = self.model(batch.images.float() / 127.5 - 1, batch.centre)
             loss, _ = depth_loss(said, batch)
             hit = batch.depth > 0
             error = said.log_depth - batch.log_depth()
@@ -280,7 +282,7 @@ class DepthStage:
             if len(rows) < 6 and (not rows or rows[0].shape[1:] == (*batch.depth.shape[1:], 3)):
                 shown = said.log_depth + (batch.focal / CANONICAL_FOCAL).log()[:, None, None]
                 guess = torch.where(said.hit > 0, shown.exp(), 0)
-                pictures = as_uint8(batch.pictures[:8].float() / 127.5 - 1)
+                pictures = as_uint8(batch.images[:8].float() / 127.5 - 1)
                 rows += [pictures, coloured(batch.depth[:8]), coloured(guess[:8])]
         return {name: float(np.mean(values)) for name, values in figures.items()}, sheet(rows)
 
@@ -302,4 +304,4 @@ def typical_of(batches: list[DepthBatch]) -> dict[str, float]:
 
 def coloured(depth: torch.Tensor) -> np.ndarray:
     """(N, h, w) metres as pictures (N, h, w, 3) uint8 RGB."""
-    return np.stack([depth_picture(one, FAR) for one in depth.detach().float().cpu().numpy()])
+    return np.stack([depth_image(one, FAR) for one in depth.detach().float().cpu().numpy()])

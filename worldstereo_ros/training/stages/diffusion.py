@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from worldstereo_ros.training.data.clip_sampling import ClipBatch
-from worldstereo_ros.training.data.dataset import Shelf, as_uint8, decibel, sheet
-from worldstereo_ros.training.data.loaders import LEAST_REPLAY, ClipDraw
+from worldstereo_ros.training.data.dataset import WorldDataset, as_uint8, psnr, sheet
+from worldstereo_ros.training.data.loaders import LEAST_REPLAY, ClipSampler
 from worldstereo_ros.training.flow_matching import (
     LatentClips,
     encode_clips,
@@ -20,7 +20,7 @@ from worldstereo_ros.training.flow_matching import (
     velocity,
 )
 from worldstereo_ros.training.run_folder import Run
-from worldstereo_ros.training.trainer import Player, parameters_of
+from worldstereo_ros.training.trainer import ParameterGroup, parameters_of
 
 VALIDATION_CLIPS, VALIDATION_BATCH = 12, 3
 VALIDATION_LEVELS = (0.3, 0.6, 0.9)
@@ -34,9 +34,9 @@ class DiffusionStage:
     the joint attention and feed-forwards of the backbone's blocks.
     """
 
-    def __init__(self, name: str, run: Run, training: Shelf, validation: Shelf) -> None:
+    def __init__(self, name: str, run: Run, training: WorldDataset, validation: WorldDataset) -> None:
         self.name, self.run, self.settings = name, run, run.settings.stages[name]
-        self.control, self.memory = name != "video", name in ("memory", "distill", "polish")
+        self.control, self.memory = name != "video", name in ("memory", "distill", "finetune")
         self.autoencoder = run.autoencoder()
         self.model = run.transformer(name)
         seeds = run.seeds(name)
@@ -45,19 +45,28 @@ class DiffusionStage:
         self._steps = 0
         self._watched: list[tuple[ClipBatch, LatentClips]] = []
         self._validation = validation
-        self.players = self._make_players()
-        if name not in ("distill", "polish"):  # networks with gradients and without: compiling takes most of their time
-            run.quicken(self.model)
+        self.parameter_groups = self._make_parameter_groups()
+        if name not in (
+            "distill",
+            "finetune",
+        ):  # networks with gradients and without: compiling takes most of their time
+            run.compile(self.model)
         self._replay: deque[LatentClips] = deque(maxlen=max(1, run.settings.worlds.replay))
-        draw = ClipDraw(self.settings.batch, self.settings.frames, self.control, self.memory, short=self.settings.short)
-        self._feed = run.feed(draw, training, [*seeds, 3])
+        draw = ClipSampler(
+            self.settings.batch,
+            self.settings.frames,
+            self.control,
+            self.memory,
+            short_clip_prob=self.settings.short_clip_prob,
+        )
+        self._feed = run.stream(draw, training, [*seeds, 3])
 
-    def _make_players(self) -> list[Player]:
-        return [Player(self.name, parameters_of(self.model), self._loss, self.settings.learning_rate)]
+    def _make_parameter_groups(self) -> list[ParameterGroup]:
+        return [ParameterGroup(self.name, parameters_of(self.model), self._loss, self.settings.learning_rate)]
 
     def start_step(self) -> None:
         """Draws the clips of a step, or takes those of the step before once more."""
-        if self._steps % self.settings.reuse == 0:
+        if self._steps % self.settings.noise_reuse == 0:
             replay = self.run.settings.worlds.replay
             batch = self._feed.take(wait=not replay or len(self._replay) < min(replay, LEAST_REPLAY))
             if batch is None:
@@ -96,7 +105,7 @@ class DiffusionStage:
         """
         if not self._watched:
             random = np.random.default_rng(0)
-            draw = ClipDraw(VALIDATION_BATCH, self.settings.frames, self.control, self.memory, clean=True)
+            draw = ClipSampler(VALIDATION_BATCH, self.settings.frames, self.control, self.memory, clean=True)
             for _ in range(VALIDATION_CLIPS // VALIDATION_BATCH):
                 batch = draw(self._validation, random, self.run.device)
                 self._watched.append((batch, self._encode(batch)))
@@ -112,19 +121,19 @@ class DiffusionStage:
                     losses.append(float((said - (noise - clips.latents)).square().mean()))
                 made = sample(self.model, clips, self.levels().to(noise.device), noise)
                 painted = self.autoencoder.decode(made[:, :, 1:]).float()
-            truth = batch.pictures[:, :, 1:]
+            truth = batch.images[:, :, 1:]
             flat, wanted = (t.transpose(1, 2).flatten(0, 1) for t in (painted, truth))
-            whole.append(decibel(flat, wanted))
+            whole.append(psnr(flat, wanted))
             if self.control:
                 hole = batch.holes[:, :, 1:].transpose(1, 2).flatten(0, 1)
                 error = ((flat - wanted).square().mean(1, keepdim=True) * hole).flatten(1).sum(1) / 4
                 some = hole.flatten(1).sum(1) > 50
                 holes.append(-10 * torch.log10((error / hole.flatten(1).sum(1).clamp_min(1))[some].clamp_min(1e-10)))
             if len(rows) < 6 and (not rows or rows[0].shape[1:3] == wanted.shape[-2:]):
-                rows += [as_uint8(batch.pictures[0].transpose(0, 1))]
+                rows += [as_uint8(batch.images[0].transpose(0, 1))]
                 if self.control:
                     rows += [as_uint8(batch.renders[0].transpose(0, 1))]
-                rows += [as_uint8(torch.cat((batch.pictures[0][:, :1], painted[0]), dim=1).transpose(0, 1))]
+                rows += [as_uint8(torch.cat((batch.images[0][:, :1], painted[0]), dim=1).transpose(0, 1))]
         figures = {"loss": float(np.mean(losses)), "psnr": float(torch.cat(whole).mean())}
         if holes:
             figures["psnr_holes"] = float(torch.cat(holes).mean())

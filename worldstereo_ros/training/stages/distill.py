@@ -14,11 +14,11 @@ import torch
 from torch.nn import functional
 
 from worldstereo_ros.models.schedulers import DMDScheduler
-from worldstereo_ros.training.data.dataset import Shelf
+from worldstereo_ros.training.data.dataset import WorldDataset
 from worldstereo_ros.training.flow_matching import LatentClips, flow_loss, noised, shifted, velocity
 from worldstereo_ros.training.run_folder import Run, is_trained
 from worldstereo_ros.training.stages.diffusion import DiffusionStage
-from worldstereo_ros.training.trainer import Player, freeze, parameters_of
+from worldstereo_ros.training.trainer import ParameterGroup, freeze, parameters_of
 
 LOW, HIGH = 0.02, 0.98  # noise at which the scores are compared
 
@@ -26,10 +26,10 @@ LOW, HIGH = 0.02, 0.98  # noise at which the scores are compared
 class DistillStage(DiffusionStage):
     """See the module, and `loop.Stage`."""
 
-    def __init__(self, run: Run, training: Shelf, validation: Shelf, name: str = "distill") -> None:
+    def __init__(self, run: Run, training: WorldDataset, validation: WorldDataset, name: str = "distill") -> None:
         super().__init__(name, run, training, validation)
 
-    def _make_players(self) -> list[Player]:
+    def _make_parameter_groups(self) -> list[ParameterGroup]:
         self.teacher = self.run.transformer("teacher")
         freeze([self.teacher])
         # Everything of the fake score but the frozen branches, which all three share.
@@ -41,10 +41,13 @@ class DistillStage(DiffusionStage):
             parameter.requires_grad_(is_trained("distill", name))
         self._painted: torch.Tensor | None = None
         critic_rate = self.settings.critic_learning_rate or self.settings.learning_rate
-        critic = Player(
+        critic = ParameterGroup(
             "fake", parameters_of(self.fake), self._fake_loss, critic_rate, self.settings.critic_updates, averaged=False
         )
-        return [critic, Player("student", parameters_of(self.model), self._student_loss, self.settings.learning_rate)]
+        return [
+            critic,
+            ParameterGroup("student", parameters_of(self.model), self._student_loss, self.settings.learning_rate),
+        ]
 
     def levels(self) -> torch.Tensor:
         """The student's noise levels."""

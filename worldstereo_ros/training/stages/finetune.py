@@ -12,26 +12,26 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
-from worldstereo_ros.models.autoencoders.image import PictureAutoencoder
-from worldstereo_ros.training.data.dataset import Shelf
+from worldstereo_ros.models.autoencoders.image import ImageAutoencoder
+from worldstereo_ros.training.data.dataset import WorldDataset
 from worldstereo_ros.training.flow_matching import LatentClips
 from worldstereo_ros.training.run_folder import Run
 from worldstereo_ros.training.stages.distill import DistillStage
-from worldstereo_ros.training.trainer import Player, parameters_of
+from worldstereo_ros.training.trainer import ParameterGroup, parameters_of
 
 LOOKED_AT, CHANGE = 4, 0.3  # keyframes, and the deviation of the change, by which channels are weighed
 
 
-class PolishStage(DistillStage):
+class FinetuneStage(DistillStage):
     """See the module, and `loop.Stage`."""
 
-    def __init__(self, run: Run, training: Shelf, validation: Shelf) -> None:
-        super().__init__(run, training, validation, "polish")
+    def __init__(self, run: Run, training: WorldDataset, validation: WorldDataset) -> None:
+        super().__init__(run, training, validation, "finetune")
 
     _channels: torch.Tensor | None = None  # weights (1, channels, 1, 1, 1), worked out from the first clips
 
-    def _make_players(self) -> list[Player]:
-        return [Player("student", parameters_of(self.model), self._regression, self.settings.learning_rate)]
+    def _make_parameter_groups(self) -> list[ParameterGroup]:
+        return [ParameterGroup("student", parameters_of(self.model), self._regression, self.settings.learning_rate)]
 
     def _regression(self) -> tuple[torch.Tensor, dict[str, float]]:
         clips = self._clips
@@ -52,7 +52,7 @@ class PolishStage(DistillStage):
 
 
 @torch.no_grad()
-def channel_energy(autoencoder: PictureAutoencoder, latents: torch.Tensor) -> torch.Tensor:
+def channel_energy(autoencoder: ImageAutoencoder, latents: torch.Tensor) -> torch.Tensor:
     """(channels,) share of each channel in what the same change of a latent does to the picture, squared; sums to 1.
 
     Args:

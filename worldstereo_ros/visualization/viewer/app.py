@@ -19,7 +19,7 @@ from worldstereo_ros.geometry.views import View
 from worldstereo_ros.visualization.images import OBSERVED_COLOUR
 from worldstereo_ros.visualization.viewer.loading import Viewable, ViewableError, load_viewable
 from worldstereo_ros.visualization.viewer.panels import paragraph, pictures_of, strip, summary
-from worldstereo_ros.visualization.viewer.scene import COLOURINGS, Look, Scene, from_above, overview
+from worldstereo_ros.visualization.viewer.scene import COLOURINGS, ViewerScene, Viewpoint, from_above, overview
 
 if TYPE_CHECKING:
     import viser
@@ -134,7 +134,7 @@ class Page:
 
     def __init__(self, server: viser.ViserServer, viewable: Viewable) -> None:
         self.server, self.viewable = server, viewable
-        self.scene = Scene(server, viewable)
+        self.scene = ViewerScene(server, viewable)
         self.index = 0
         self._lock = threading.RLock()  # viser calls back from many threads
         self._stopped, self._play = threading.Event(), threading.Event()
@@ -205,7 +205,7 @@ class Page:
                 start = overview(self.viewable)
                 before = (self.viewable.up, start.position, start.look_at, np.array(start.fov))
                 up, position, look_at, fov = self._looks.get(client.client_id, before)
-                _look_from(client, Look(position, look_at, float(fov)), up)
+                _look_from(client, Viewpoint(position, look_at, float(fov)), up)
             self._looks.clear()
 
     def play(self, playing: bool) -> None:
@@ -221,7 +221,7 @@ class Page:
             return
         pose = self._route[min(step, len(self._route) - 1)]
         camera = self.viewable.stepped[self.index].camera
-        look = Look(
+        look = Viewpoint(
             pose[:3, 3],
             pose[:3, 3] + pose[:3, 2] * 0.5 * self.scene.size,
             float(2 * np.arctan(0.5 * camera.height / camera.fy)),
@@ -313,14 +313,14 @@ class Page:
             if self._slider.value - 1 != self.index:
                 self.select(self._slider.value - 1)
 
-    def _go(self, client: Any, look: Look) -> None:
+    def _go(self, client: Any, look: Viewpoint) -> None:
         if self.viewable.stepped:
             self._rides.value = False
         if client is not None:
             _look_from(client, look, self.viewable.up)
 
 
-def _look_from(client: Any, look: Look, up: np.ndarray) -> None:
+def _look_from(client: Any, look: Viewpoint, up: np.ndarray) -> None:
     camera = client.camera
     with client.atomic():
         camera.up_direction, camera.fov = up, look.fov

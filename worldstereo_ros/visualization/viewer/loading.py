@@ -80,7 +80,7 @@ def load_viewable(path: str | Path) -> Viewable:
     try:
         if path.is_dir():
             if (path / "imagined" / "poses.txt").is_file():
-                return _load_outcome(path)
+                return _load_results(path)
             return _load_sequence(path)
         if path.suffix.lower() in CLOUD_SUFFIXES:
             return _load_cloud_file(path)
@@ -131,8 +131,8 @@ def _load_map(path: Path) -> Viewable:
     )
 
 
-def _load_outcome(folder: Path) -> Viewable:
-    """The folder that `outcome.write_outcome` fills, with the map beside it where there is one."""
+def _load_results(folder: Path) -> Viewable:
+    """The folder that `outcome.write_results` fills, with the map beside it where there is one."""
     imagined, path, notes = _read_views(folder / "imagined")
     given: tuple[View, ...] = ()
     if (folder / "given" / "poses.txt").is_file():

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from worldstereo_ros.geometry.views import ImaginedView, View
-from worldstereo_ros.visualization.images import IMAGINED_COLOUR, OBSERVED_COLOUR, depth_picture, mask_picture
+from worldstereo_ros.visualization.images import IMAGINED_COLOUR, OBSERVED_COLOUR, depth_image, provenance_overlay
 from worldstereo_ros.visualization.viewer.loading import Viewable
 from worldstereo_ros.visualization.viewer.scene import PATH_COLOUR
 
@@ -41,11 +41,11 @@ def pictures_of(view: View) -> list[tuple[np.ndarray, str]]:
         pictures.append((view.conditioning, "What memory alone gives"))
     if view.observed is not None:
         caption = f"{view.observed.mean():.0%} observed (blue)"
-        pictures.append((mask_picture(view.image, view.observed), caption))
+        pictures.append((provenance_overlay(view.image, view.observed), caption))
     if view.depth is not None:
         known = view.depth[view.depth > 0]
         reach = " {:.1f} to {:.1f} m".format(*np.percentile(known, (1, 99))) if len(known) else ""
-        pictures.append((depth_picture(view.depth), f"Depth{reach}"))
+        pictures.append((depth_image(view.depth), f"Depth{reach}"))
     return pictures
 
 

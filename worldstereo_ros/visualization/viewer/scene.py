@@ -139,7 +139,7 @@ def apart(poses: np.ndarray, distance: float, angle: float = np.radians(15)) -> 
 
 
 @dataclass(frozen=True)
-class Look:
+class Viewpoint:
     """Where one looks from: position, point looked at, and vertical field of view in radians."""
 
     position: np.ndarray
@@ -147,7 +147,7 @@ class Look:
     fov: float
 
 
-def overview(viewable: Viewable, *, pitch: float = np.radians(42), fov: float = np.radians(50)) -> Look:
+def overview(viewable: Viewable, *, pitch: float = np.radians(42), fov: float = np.radians(50)) -> Viewpoint:
     """From behind and above the first camera, so that the cloud and the path fill the page.
 
     Args:
@@ -177,10 +177,10 @@ def overview(viewable: Viewable, *, pitch: float = np.radians(42), fov: float = 
     distance = max(float((aside / reach - (seen - middle)[:, 2]).max()), 0.5 * float(np.ptp(seen[:, 2])), 1e-2)
     middle[1] += 0.2 * distance * np.tan(0.5 * fov)
     look_at = axes @ middle
-    return Look(look_at - distance * forward, look_at, fov)
+    return Viewpoint(look_at - distance * forward, look_at, fov)
 
 
-def from_above(viewable: Viewable) -> Look:
+def from_above(viewable: Viewable) -> Viewpoint:
     """Straight down, the direction of the first camera upwards on the page."""
     return overview(viewable, pitch=np.radians(89.5))
 
@@ -216,7 +216,7 @@ class _Points:
     size: float
 
 
-class Scene:
+class ViewerScene:
     """The nodes of the page and what is shown of them.
 
     Attributes:

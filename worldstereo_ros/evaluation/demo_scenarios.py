@@ -20,23 +20,25 @@ LARGEST_WIDTH = 640
 
 
 @dataclass(frozen=True)
-class Story:
+class DemoScenario:
     """What was seen, and the path asked for.
 
     Attributes:
         title: one line for the pictures.
-        given: views with depth that a sensor took, in order.
+        observed_views: views with depth that a sensor took, in order.
         path: (F, 4, 4) world_from_camera to imagine.
         truth: (H, W, 3) uint8 what is really seen there, one a pose; None where nobody knows.
     """
 
     title: str
-    given: Sequence[View]
+    observed_views: Sequence[View]
     path: np.ndarray
     truth: Sequence[np.ndarray] | None
 
 
-def scene_story(kind: str, seed: int, views: int, *, given: int = 10, width: int = 640, height: int = 480) -> Story:
+def scene_scenario(
+    kind: str, seed: int, views: int, *, given: int = 10, width: int = 640, height: int = 480
+) -> DemoScenario:
     """A robot drives into a procedural world, looks around, and asks for the way on, where it has not been.
 
     Raises:
@@ -51,10 +53,12 @@ def scene_story(kind: str, seed: int, views: int, *, given: int = 10, width: int
     seen = [render_view(scene, camera, pose) for pose in interpolate_poses(driven, given)]
     path = interpolate_poses(ahead, views)
     truth = list(render_scene(scene, camera, path).image.cpu().numpy())
-    return Story(f"a procedural {kind}, seed {seed}: {given} views seen, {views} asked for ahead", seen, path, truth)
+    return DemoScenario(
+        f"a procedural {kind}, seed {seed}: {given} views seen, {views} asked for ahead", seen, path, truth
+    )
 
 
-def sequence_story(folder: Path, views: int, *, given: int = 12) -> Story:
+def sequence_scenario(folder: Path, views: int, *, given: int = 12) -> DemoScenario:
     """Evenly spaced frames of a posed RGB-D sequence are given, frames between them are asked for.
 
     Raises:
@@ -68,7 +72,7 @@ def sequence_story(folder: Path, views: int, *, given: int = 12) -> Story:
     return _held_out(folder.name, list(range(len(sequence))), lambda i: sequence[i], views, given)
 
 
-def bag_story(
+def bag_scenario(
     bag: Path,
     views: int,
     *,
@@ -77,8 +81,8 @@ def bag_story(
     depth_topic: str = "",
     camera_info_topic: str = "",
     pose_topic: str = "",
-) -> Story:
-    """As `sequence_story`, from the RGB-D frames of a bag. The topics are those of `bags.read_views`."""
+) -> DemoScenario:
+    """As `sequence_scenario`, from the RGB-D frames of a bag. The topics are those of `bags.read_views`."""
     from worldstereo_ros.io.bags.views import read_views
 
     frames = list(
@@ -89,14 +93,14 @@ def bag_story(
     return _held_out(bag.name, list(range(len(frames))), lambda i: frames[i], views, given)
 
 
-def _held_out(name: str, frames: list[int], load, views: int, given: int) -> Story:
+def _held_out(name: str, frames: list[int], load, views: int, given: int) -> DemoScenario:
     if len(frames) < 4:
         raise ValueError(f"{name} has {len(frames)} frames; the demo needs at least 4.")
     seen = sorted({int(i) for i in np.linspace(0, len(frames) - 1, min(given, len(frames) // 2)).round()})
     others = [i for i in frames if i not in seen]
     asked = [others[int(i)] for i in np.linspace(0, len(others) - 1, min(views, len(others))).round()]
     truth = [_fitted(load(i)) for i in asked]
-    return Story(
+    return DemoScenario(
         f"{name}: {len(seen)} of {len(frames)} frames given, {len(asked)} others asked for",
         [_fitted(load(i)) for i in seen],
         np.stack([view.world_from_camera for view in truth]),

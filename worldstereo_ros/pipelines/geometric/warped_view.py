@@ -10,7 +10,7 @@ from worldstereo_ros.pipelines.geometric.references import Reference
 
 
 @dataclass(frozen=True)
-class Painting:
+class WarpedView:
     """A view that memory painted, and what it takes to say what in it was observed.
 
     Attributes:
