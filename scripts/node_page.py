@@ -74,7 +74,8 @@ empty where a pipeline does not say), are the probability that the colour is rig
 ([confidence](confidence.md)). In RViz show it with *Color Transformer: Intensity* and *Channel Name: confidence*.
 
 Poses of `path`, `pose` and `~/imagine_view` are those of `base_frame`, or with `path_pose_frame: camera` those of the
-camera's optical axes (x right, y down, z forward). Where the camera sits on the robot comes from TF, else from `base_to_camera`.
+camera's optical axes (x right, y down, z forward). Where the camera sits on the robot comes from TF, else from
+`base_to_camera`.
 
 A stamp of 0 means now. Stamps that go back by more than two seconds mean that a recording starts over: what waits for
 its partner is forgotten, the memories stay.

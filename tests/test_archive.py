@@ -163,8 +163,8 @@ def _rewrite(path: Path, change) -> None:
 
 
 def test_a_newer_version_says_update(saved):
-    _rewrite(saved, lambda about, manifest, header: about.update(version="2"))
-    with pytest.raises(ArchiveError, match=r"version 2.*reads up to 1.*Update"):
+    _rewrite(saved, lambda about, manifest, header: about.update(version="3"))
+    with pytest.raises(ArchiveError, match=r"version 3.*reads up to 2.*Update"):
         read_archive(saved)
 
 

@@ -157,6 +157,13 @@ def test_functions_that_run_the_wrong_way_are_refused():
     assert isinstance(ConfidenceModel(good, good), ConfidenceModel)
 
 
+def test_a_weight_of_an_unknown_feature_is_rejected():
+    raw = load_confidence("small").imagined.to_dict()
+    raw["weights"]["no such feature"] = 0.1
+    with pytest.raises(ValueError, match="unknown features: no such feature"):
+        Scale.from_dict(raw)
+
+
 # --- through the loop ------------------------------------------------------------------------------------------------
 
 

@@ -77,6 +77,9 @@ class Scale:
     @staticmethod
     def from_dict(raw: dict[str, Any]) -> Scale:
         """As it stands in the file. Raises KeyError, ValueError."""
+        unknown = sorted(set(raw["weights"]) - set(FEATURES))
+        if unknown:  # a feature that is silently left out would shift every confidence
+            raise ValueError(f"The confidence weights name unknown features: {', '.join(unknown)}.")
         weights = np.array([raw["weights"].get(name, 0.0) for name in FEATURES], np.float32)
         knots = (np.array(raw[name], np.float32) for name in ("scores", "expected_error", "confidence"))
         return Scale(weights, *knots)
