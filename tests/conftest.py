@@ -9,9 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-REPOSITORY = Path(__file__).resolve().parents[1]
-SHARED = Path(os.environ.get("WORLDSTEREO_SHARED", REPOSITORY.parent / "shared"))
+from helpers.paths import REPOSITORY, SHARED
 
 # A shell that starts something in the background has it ignore Ctrl-C, and so all that it starts; the tests of Ctrl-C
 # are to pass there too.
@@ -61,7 +59,7 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def small_checkpoint(tmp_path_factory) -> Path:
     """The small model at toy size with all its variants, in folders as the package has it."""
-    from checkpoints import write_small_checkpoint
+    from helpers.checkpoints import write_small_checkpoint
 
     return write_small_checkpoint(tmp_path_factory.mktemp("package") / "weights" / "small")
 
@@ -69,7 +67,7 @@ def small_checkpoint(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def published_checkpoints(tmp_path_factory) -> Path:
     """A folder in the published layout with all three variants and their base."""
-    from checkpoints import MEMORY, change_config, write_checkpoint
+    from helpers.checkpoints import MEMORY, change_config, write_checkpoint
 
     from worldstereo_ros.models import VARIANTS
 
@@ -100,7 +98,7 @@ def published_pipelines(published_checkpoints) -> dict[str, Any]:
 @pytest.fixture(scope="session")
 def training_worlds(tmp_path_factory) -> Path:
     """A folder with all worlds that it wants."""
-    from training_runs import draw_smoke_worlds
+    from helpers.training_runs import draw_smoke_worlds
 
     folder = tmp_path_factory.mktemp("worlds")
     with single_thread():
@@ -111,7 +109,7 @@ def training_worlds(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory, training_worlds) -> Path:
     """The folder of a run of all stages; what tests change is `trained_copy`."""
-    from training_runs import train_all
+    from helpers.training_runs import train_all
 
     folder = tmp_path_factory.mktemp("runs") / "small"
     with single_thread():
@@ -121,7 +119,7 @@ def trained(tmp_path_factory, training_worlds) -> Path:
 
 @pytest.fixture
 def trained_copy(trained, tmp_path) -> Path:
-    from training_runs import copy_tree
+    from helpers.training_runs import copy_tree
 
     folder = tmp_path / "run"
     copy_tree(trained, folder)
@@ -134,7 +132,7 @@ def trained_copy(trained, tmp_path) -> Path:
 @pytest.fixture
 def wall_views() -> list[Any]:
     """Four views on the way to a wall."""
-    from viewing import POSES, wall_view
+    from helpers.viewer import POSES, wall_view
 
     return [wall_view(pose, number=10 * i) for i, pose in enumerate(POSES)]
 
@@ -145,7 +143,7 @@ def wall_views() -> list[Any]:
 @pytest.fixture(scope="session")
 def box() -> tuple[Any, Any]:
     """Colour and distance all round inside a box."""
-    from panoramas import box_panorama
+    from helpers.panoramas import box_panorama
 
     return box_panorama(128)
 
@@ -153,7 +151,7 @@ def box() -> tuple[Any, Any]:
 @pytest.fixture(scope="session")
 def box_views(box) -> list[Any]:
     """Views of it that show the whole sphere."""
-    from panoramas import ROUND, all_round
+    from helpers.panoramas import ROUND, all_round
 
     from worldstereo_ros.panorama.perspective_views import panorama_views
 

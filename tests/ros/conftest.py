@@ -5,12 +5,12 @@ import importlib.util
 import pytest
 
 HAS_ROS = importlib.util.find_spec("rclpy") is not None
-collect_ignore_glob = [] if HAS_ROS else ["test_*.py"]
+collect_ignore_glob = [] if HAS_ROS else ["test_*.py", "*/test_*.py"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if "test_node" in item.nodeid or "test_launch" in item.nodeid:
+        if "ros/node" in item.nodeid or "test_launch" in item.nodeid:
             item.add_marker(pytest.mark.ros)
 
 
@@ -26,7 +26,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory):
         "sync_timeout": 0.2,
         "view_width": 64,
     }
-    from harness import running
+    from helpers.node_harness import running
 
     with running(parameters) as (node, robot):
         robot.folder = folder

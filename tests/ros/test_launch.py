@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import ast
 import importlib.util
-from pathlib import Path
 
 import pytest
 import yaml
+from helpers.paths import REPOSITORY
 
-ROOT = Path(__file__).resolve().parents[2]
-FILES = sorted((ROOT / "launch").glob("*.launch.py"))
+FILES = sorted((REPOSITORY / "launch").glob("*.launch.py"))
 STANDARD = {"params_file", "namespace", "use_sim_time", "autostart", "log_level", "rviz", "device", "model"}
 HAS_LAUNCH = importlib.util.find_spec("launch_ros") is not None
 
@@ -29,7 +28,7 @@ def test_launch_file_is_whole(path):
 
 def test_every_standard_argument_is_declared_with_a_description():
     """From the source, so that it is checked where `launch` is not installed too."""
-    tree = ast.parse((ROOT / "worldstereo_ros" / "ros" / "launching.py").read_text())
+    tree = ast.parse((REPOSITORY / "worldstereo_ros" / "ros" / "launch_common.py").read_text())
     function = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "arguments")
     rows = [
         [element.value for element in node.elts]
@@ -73,12 +72,12 @@ def test_launch_file_loads_and_makes_its_nodes(path, monkeypatch):
 
 
 def displays() -> dict[str, dict]:
-    content = yaml.safe_load((ROOT / "rviz" / "worldstereo.rviz").read_text())
+    content = yaml.safe_load((REPOSITORY / "rviz" / "worldstereo.rviz").read_text())
     return {display["Name"]: display for display in content["Visualization Manager"]["Displays"]}
 
 
 def test_rviz_sees_the_world_frame():
-    content = yaml.safe_load((ROOT / "rviz" / "worldstereo.rviz").read_text())["Visualization Manager"]
+    content = yaml.safe_load((REPOSITORY / "rviz" / "worldstereo.rviz").read_text())["Visualization Manager"]
     assert content["Global Options"]["Fixed Frame"] == "map"  # the default of the parameter world_frame
 
 
@@ -113,7 +112,7 @@ def test_rviz_colours_clouds_by_their_colour():
 def test_nav2_layer_really_marks_and_never_believes_what_is_imagined():
     from worldstereo_ros.ros.node.publishers import OUTPUTS
 
-    content = yaml.safe_load((ROOT / "config" / "nav2_costmap.yaml").read_text())
+    content = yaml.safe_load((REPOSITORY / "config" / "nav2_costmap.yaml").read_text())
     layer = content["local_costmap"]["local_costmap"]["ros__parameters"]["worldstereo_layer"]
     sources = layer["observation_sources"].split()
     topics = {name.replace("~", "/worldstereo") for name, *_ in OUTPUTS}

@@ -1,0 +1,214 @@
+"""Checkpoints in the published layout: found, inspected, loaded and saved."""
+
+import pytest
+import torch
+from helpers.checkpoints import (
+    CAMERA,
+    MEMORY,
+    change_config,
+    edit,
+    frozen,
+    tiny_inputs,
+    tiny_transformer,
+    write_checkpoint,
+)
+from helpers.checkpoints import DMD_VARIANT as DMD
+
+from worldstereo_ros.models.checkpoints import loading
+from worldstereo_ros.models.checkpoints.hub import find_checkpoint
+from worldstereo_ros.models.checkpoints.inspection import inspect_checkpoint
+from worldstereo_ros.models.checkpoints.loading import (
+    build_transformer,
+    compare_state_dicts,
+    load_autoencoder,
+    load_transformer,
+)
+from worldstereo_ros.models.checkpoints.saving import save_base, save_variant, save_weights
+from worldstereo_ros.models.checkpoints.weights import CheckpointError, open_weights
+
+
+@pytest.fixture(autouse=True)
+def _offline(monkeypatch):
+    """No test may wait for the network."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+
+@pytest.fixture
+def root(tmp_path):
+    write_checkpoint(tmp_path, DMD, autoencoder=False)
+    return tmp_path
+
+
+# --- loading ---
+
+
+@pytest.mark.parametrize("variant", [CAMERA, MEMORY, DMD])
+def test_loads_what_was_saved(tmp_path, variant):
+    """A part of the backbone is in the base alone, and nothing of the base is taken beside that part."""
+    model = write_checkpoint(tmp_path, variant, autoencoder=False)
+    checkpoint = find_checkpoint(tmp_path)
+    assert checkpoint.variant == variant
+    loaded = load_transformer(checkpoint)
+    assert not loaded.training
+    assert not any(p.requires_grad for p in loaded.parameters())
+    for name, tensor in model.state_dict().items():
+        torch.testing.assert_close(loaded.state_dict()[name], tensor, rtol=0, atol=0)
+    with torch.no_grad():
+        inputs = tiny_inputs(model)
+        torch.testing.assert_close(loaded(**inputs).sample, model(**inputs).sample)
+
+
+def test_every_tensor_is_accounted_for(root):
+    steps = []
+    load_transformer(find_checkpoint(root), on_progress=lambda *step: steps.append(step))
+    found = compare_state_dicts(find_checkpoint(root))
+    assert found.base
+    assert all(frozen(name) for name in found.base)
+    assert steps[-1] == (len(found.base) + len(found.checkpoint),) * 2
+    assert len(steps) == len(tiny_transformer().state_dict())
+
+
+def test_shards_and_types(tmp_path):
+    model = write_checkpoint(tmp_path, MEMORY, autoencoder=False, max_shard_bytes=100_000, dtype=torch.bfloat16)
+    folder = tmp_path / MEMORY
+    shards = sorted(folder.glob("model-*.safetensors"))
+    assert len(shards) > 1
+    assert all(shard.stat().st_size < 120_000 for shard in shards)
+    loaded = load_transformer(find_checkpoint(tmp_path), dtype=torch.bfloat16)
+    types = {name: p.dtype for name, p in loaded.named_parameters()}
+    assert types["blocks.0.attn1.to_q.weight"] == torch.bfloat16
+    assert types["blocks.0.scale_shift_table"] == torch.float32
+    assert types["condition_embedder.time_embedder.linear_1.weight"] == torch.float32
+    assert types["controlnet.controlnet_blocks.0.norm1.linear.weight"] == torch.bfloat16
+    with torch.no_grad():
+        inputs = tiny_inputs(model)
+        sample, expected = loaded(**inputs).sample, model(**inputs).sample
+    assert sample.dtype == torch.bfloat16
+    assert (sample.float() - expected).abs().max() < 0.1 * expected.abs().max()
+
+
+def test_the_memory_taken_is_known_before(root):
+    checkpoint = find_checkpoint(root)
+    for dtype in (torch.float32, torch.bfloat16):
+        model = load_transformer(checkpoint, dtype=dtype)
+        taken = sum(p.nbytes for p in model.parameters())
+        assert inspect_checkpoint(checkpoint).memory[str(dtype).removeprefix("torch.")] == taken
+
+
+def test_sizes_are_known_without_memory(root):
+    model = build_transformer(find_checkpoint(root))
+    assert all(parameter.is_meta for parameter in model.parameters())
+    assert not list(model.buffers())
+
+
+def test_too_large_for_the_device(root, monkeypatch):
+    monkeypatch.setattr(loading, "free_memory", lambda device: 1000)
+    monkeypatch.setattr(loading, "place", lambda *_: pytest.fail("memory was taken"))
+    with pytest.raises(CheckpointError, match=r"take 0\.0 GiB and cpu has 0\.0 GiB free; use a smaller type"):
+        load_transformer(find_checkpoint(root))
+
+
+def test_a_whole_checkpoint_needs_no_base_weights(tmp_path):
+    model = tiny_transformer()
+    save_variant(model, tmp_path / "mine" / MEMORY, {"base_model": "../base"})
+    save_base(model, tmp_path / "mine" / "base", weights=False)
+    loaded = load_transformer(find_checkpoint(tmp_path / "mine"), reference_attention="paired")
+    assert loaded.config.reference_attention == "paired"
+    torch.testing.assert_close(loaded.state_dict(), model.state_dict())
+
+
+def test_diffusers_reads_the_base(root):
+    from diffusers import WanTransformer3DModel
+
+    wan = WanTransformer3DModel.from_pretrained(root / "base" / "transformer")
+    assert wan.config.image_dim == 20
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("flat", [False, True], ids=["wan", "flat"])
+def test_autoencoder(tmp_path, flat):
+    from worldstereo_ros.models.autoencoders.keyframe import KeyframeAutoencoder
+
+    write_checkpoint(tmp_path)
+    original = KeyframeAutoencoder.from_wan(_wan(tmp_path))
+    if flat:
+        original.save_pretrained(tmp_path / "base" / "vae")
+    loaded = load_autoencoder(find_checkpoint(tmp_path))
+    frames = torch.rand(2, 3, 16, 24) * 2 - 1
+    torch.testing.assert_close(loaded.encode(frames), original.encode(frames))
+    file = tmp_path / "base" / "vae" / "diffusion_pytorch_model.safetensors"
+    edit(file, lambda t: t.pop("decoder.conv_in.bias"))
+    with pytest.raises(CheckpointError, match=r"do not fit its config\.json; 1 tensor missing: decoder\.conv_in\.bias"):
+        load_autoencoder(find_checkpoint(tmp_path))
+
+
+def _wan(root):
+    from diffusers import AutoencoderKLWan
+
+    return AutoencoderKLWan.from_pretrained(root / "base" / "vae")
+
+
+def test_encoders_of_the_tiny_base_load(tmp_path):
+    """The fixture is what the pipelines are tested with: its parts load as those of a published base do."""
+    transformers = pytest.importorskip("transformers")
+    write_checkpoint(tmp_path, encoders=True, autoencoder=False)
+    base = find_checkpoint(tmp_path).base("text_encoder", "image_encoder", "tokenizer", "image_processor")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(base / "tokenizer")
+    tokens = tokenizer("a room, 3 doors", max_length=512, padding="max_length", return_tensors="pt")
+    assert tokens.input_ids.shape == (1, 512)
+    assert int(tokens.attention_mask.sum()) == len("▁a▁room,▁3▁doors") + 1
+    text = transformers.UMT5EncoderModel.from_pretrained(base / "text_encoder")(**tokens).last_hidden_state
+    assert text.shape == (1, 512, 24)
+    processor = transformers.CLIPImageProcessor.from_pretrained(base / "image_processor")
+    pixels = processor(torch.zeros(3, 60, 80, dtype=torch.uint8), return_tensors="pt").pixel_values
+    image = transformers.CLIPVisionModel.from_pretrained(base / "image_encoder")(pixels, output_hidden_states=True)
+    assert image.hidden_states[-2].shape == (1, 257, 20)
+
+
+@pytest.mark.parametrize(
+    ("camera", "picture"),
+    [((480, 640), (512, 720)), ((1080, 1920), (480, 768)), ((900, 900), (608, 608)), ((9, 4), (768, 480))],
+)
+def test_the_picture_nearest_in_shape_is_taken(root, camera, picture):
+    change_config(root / DMD, scale_map=None, nframe=None)  # as published, where the file does not say
+    settings = find_checkpoint(root).settings
+    assert settings.nframe == 21
+    assert settings.image_size_for(*camera) == picture
+
+
+# --- inspecting ---
+
+
+def test_report(root):
+    report = inspect_checkpoint(root)
+    assert report.usable
+    assert (report.variant, report.from_base) == (DMD, 2 * 19)
+    assert report.parameters == sum(p.numel() for p in tiny_transformer().parameters())
+    text = str(report)
+    for words in ("2 blocks, width 48, 2 heads, references carried on", "DMD, 4 steps", "5 keyframes of 64x96", "none"):
+        assert words in text, text
+
+
+def test_report_names_what_is_wrong_without_raising(root):
+    file = root / DMD / "model.safetensors"
+    edit(file, lambda t: (t.pop("controlnet.proj_in.bias"), t.update(stray=torch.zeros(1))))
+    report = inspect_checkpoint(root)
+    assert report.missing == ["controlnet.proj_in.bias"]
+    assert report.unexpected == ["stray"]
+    assert len(report.problems) == 2
+
+
+# --- saving ---
+
+
+def test_old_shards_do_not_stay(tmp_path):
+    tensors = {f"t{i}": torch.full((100,), float(i)) for i in range(5)}
+    assert len(save_weights(tmp_path, "model", tensors, max_shard_bytes=900)) == 3
+    assert open_weights(tmp_path, "model").tensors.keys() == tensors.keys()
+    save_weights(tmp_path, "model", tensors)
+    assert [file.name for file in tmp_path.iterdir()] == ["model.safetensors"]
+    with pytest.raises(ValueError, match="400 bytes and a shard at most 300"):
+        save_weights(tmp_path, "model", tensors, max_shard_bytes=300)
+    with pytest.raises(ValueError, match="no tensors to write"):
+        save_weights(tmp_path, "model", {})
+    assert (tmp_path / "model.safetensors").is_file()

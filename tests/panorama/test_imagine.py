@@ -1,0 +1,177 @@
+"""A panorama imagined at another place, without distances, and by the command."""
+
+import json
+
+import numpy as np
+import pytest
+from helpers.panoramas import ROUND, all_round, box_colour, sphere_directions
+from typer.testing import CliRunner
+
+from worldstereo_ros.cli.main import app
+from worldstereo_ros.cli.panorama import read_distance
+from worldstereo_ros.geometry.cameras import Camera
+from worldstereo_ros.geometry.views import View
+from worldstereo_ros.io.images import read_image, write_image
+from worldstereo_ros.panorama.depth import panorama_distance
+from worldstereo_ros.panorama.imagine import ORDERS, imagine_panorama, observe_panorama, ring_order, seam_joint
+from worldstereo_ros.panorama.perspective_views import look, panorama_views, rings
+from worldstereo_ros.pipelines.geometric.pipeline import GeometricPipeline
+from worldstereo_ros.world import NothingSeenError, WorldModel
+
+# --- imagined somewhere else ---
+
+
+def test_orders_of_a_ring():
+    for order in ORDERS:
+        for count in (3, 8, 11, 12):
+            assert sorted(ring_order(count, order)) == list(range(count))
+    both = ring_order(8, "both")
+    assert both == [0, 1, 7, 2, 6, 3, 5, 4]
+    assert {both[-1], both[-2]} == {seam_joint(8, "both"), seam_joint(8, "both") + 1}
+    with pytest.raises(ValueError, match="'spiral' is not known"):
+        ring_order(8, "spiral")
+
+
+@pytest.fixture(scope="module")
+def seeded(box):
+    world = WorldModel(GeometricPipeline())
+    assert observe_panorama(world, *box) > 1000
+    return world
+
+
+def test_a_panorama_is_imagined_at_another_place(seeded):
+    points, views = len(seeded.cloud), len(seeded.bank)
+    place = np.eye(4)
+    place[:3, 3] = 0.5, 0.0, 0.4
+    found = imagine_panorama(seeded, place, height=64)
+    assert (len(seeded.cloud), len(seeded.bank)) == (points, views)  # nothing is remembered unless asked for
+    directions = sphere_directions(64)
+    with np.errstate(divide="ignore"):
+        reach = np.where(directions > 0, np.array([2.5, 1.5, 1.6]), np.array([3.5, 1.5, 2.4])) / np.abs(directions)
+    distance = reach.min(axis=-1)
+    truth = box_colour(directions * distance[..., None] + place[:3, 3])
+    error = np.abs(found.panorama.image.astype(int) - truth)
+    assert error.mean() < 6
+    assert found.panorama.known.all()
+    assert found.panorama.observed.mean() > 0.7
+    assert np.median(np.abs(found.panorama.distance / distance - 1)) < 0.03
+    assert found.closure.ratio < 2.5
+    assert len(found.ring) == len(rings(found.ring[0].camera)[0])
+    for number, view in enumerate(found.ring):
+        np.testing.assert_allclose(view.world_from_camera, place @ look(2 * np.pi * number / len(found.ring), 0))
+
+
+def test_a_place_that_is_none_is_refused(seeded):
+    with pytest.raises(ValueError, match="The panorama's place"):
+        imagine_panorama(seeded, np.full((4, 4), np.nan))
+    with pytest.raises(ValueError, match="at least 8 rows"):
+        imagine_panorama(seeded, np.eye(4), height=2)
+    with pytest.raises(ValueError, match="is not known"):
+        imagine_panorama(seeded, np.eye(4), height=64, order="zigzag")
+    with pytest.raises(NothingSeenError):
+        imagine_panorama(WorldModel(GeometricPipeline()), np.eye(4), height=64)
+
+
+# --- without distances ---
+
+
+class _Guess:
+    """The depth of the box, in a scale and with a shift of inverse depth that are others in every view."""
+
+    def __init__(self, views: list[View], spread: float) -> None:
+        self.views, self.spread = views, spread
+        self.random = np.random.default_rng(1)
+
+    def __call__(self, image: np.ndarray, camera: Camera) -> np.ndarray:
+        true = next(view.depth for view in self.views if np.array_equal(view.image, image))
+        scale, shift = np.exp(self.random.uniform(-self.spread, self.spread)), self.random.uniform(-0.05, 0.05)
+        with np.errstate(divide="ignore"):
+            return np.where(true > 0, scale / (1 / true + shift * self.spread), 0).astype(np.float32)
+
+
+def test_guessed_depths_agree_all_round(box, box_views):
+    image, distance = box
+
+    def spread(align: bool) -> float:
+        found = panorama_distance(image, _Guess(box_views, 0.5), camera=ROUND, align=align)
+        assert (found > 0).all()
+        return float(np.log(found / distance).std())
+
+    assert spread(True) < 0.05
+    assert spread(True) < 0.3 * spread(False)
+
+    class Sky(_Guess):
+        def __call__(self, picture: np.ndarray, camera: Camera) -> np.ndarray:
+            depth = super().__call__(picture, camera)
+            pose = next(view.world_from_camera for view in self.views if np.array_equal(view.image, picture))
+            return np.where((camera.rays() @ pose[:3, :3].T)[..., 1] < -0.8, np.float32(0), depth)
+
+    open_above = panorama_distance(image, Sky(box_views, 0.2), camera=ROUND)
+    assert (open_above[:24] == 0).all()  # nothing is made up there
+    assert (open_above[64:] > 0).all()
+
+
+def test_a_panorama_without_distances_takes_the_scale_of_what_is_known(box, box_views, seeded):
+    image, distance = box
+
+    class Doubled:
+        def __call__(self, picture: np.ndarray, camera: Camera) -> np.ndarray:
+            cut = panorama_views(image, 2 * distance, camera=camera, panorama_from_camera=all_round(camera))
+            return next(view.depth for view in cut if np.array_equal(view.image, picture))
+
+    world = WorldModel(GeometricPipeline(), depth_estimator=Doubled())
+    observe_panorama(world, *box)
+    before = len(world.cloud)
+    observe_panorama(world, image)
+    outside = (np.abs(world.cloud.points) > np.array([3.3, 1.8, 2.3])).any(axis=1)
+    assert outside.mean() < 0.02
+    assert len(world.cloud) < 1.7 * before
+    nothing = WorldModel(GeometricPipeline())
+    with pytest.raises(ValueError, match="no distances and no depth estimator"):
+        observe_panorama(nothing, image)
+    assert len(nothing.cloud) == len(nothing.bank) == 0
+
+
+# --- the command ---
+
+
+def test_the_command_leaves_a_panorama_its_mask_and_figures(box, tmp_path):
+    write_image(tmp_path / "given.png", box[0])
+    np.save(tmp_path / "distance.npy", box[1])
+    arguments = ["--distance", str(tmp_path / "distance.npy"), "--model", "geometric", "--height", "64"]
+    out = tmp_path / "out"
+    done = CliRunner().invoke(
+        app, ["panorama", str(tmp_path / "given.png"), "--at", "-0.5", "0", "0.3", *arguments, "--out", str(out)]
+    )
+    assert done.exit_code == 0, done.output
+    assert read_image(out / "panorama.png").shape == (64, 128, 3)
+    assert {"observed.png", "distance.png", "sheet.png", "world.wsmap", "imagined"} <= {p.name for p in out.iterdir()}
+    figures = json.loads((out / "figures.json").read_text())
+    assert figures["at"] == [-0.5, 0.0, 0.3]
+    assert figures["ratio"] == pytest.approx(figures["seam"] / figures["joint"])
+    assert read_distance(out / "distance.png").shape == (64, 128)
+
+
+def test_what_the_command_cannot_use_is_one_sentence(box, tmp_path):
+    write_image(tmp_path / "given.png", box[0])
+    write_image(tmp_path / "plain.png", box[0][:, :90])
+    np.save(tmp_path / "cube.npy", np.zeros((4, 8, 2)))
+    np.save(tmp_path / "empty.npy", np.zeros((64, 128)))
+    (tmp_path / "broken.npy").write_bytes(b"no array")
+    model = ["--model", "geometric", "--out", str(tmp_path / "out")]
+    cases = [
+        (["missing.png"], "no file"),
+        (["plain.png", "--distance", "distance.npy"], "twice as wide"),
+        (["given.png", "--distance", "cube.npy"], "were expected"),
+        (["given.png", "--distance", "empty.npy"], "holds no distance"),
+        (["given.png", "--distance", "broken.npy"], "cannot be read"),
+        (["given.png", "--distance", "gone.npy"], "cannot be read"),
+        (["given.png", "--at", "nan", "0", "0", "--distance", "distance.npy"], "is no point"),
+    ]
+    np.save(tmp_path / "distance.npy", box[1])
+    for arguments, sentence in cases:
+        named = [str(tmp_path / word) if "." in word else word for word in arguments]
+        done = CliRunner().invoke(app, ["panorama", *named, *model])
+        assert done.exit_code == 1, arguments
+        assert sentence in " ".join(done.output.split()), done.output
+    assert not (tmp_path / "out").exists()

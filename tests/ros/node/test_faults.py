@@ -1,0 +1,303 @@
+"""What the node survives. Many faults go to one node: each is refused with a sentence, and afterwards a good goal is
+as good as ever. The numbers in brackets are those of docs/faults.md.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+
+import numpy as np
+import pytest
+from action_msgs.msg import GoalStatus
+from builtin_interfaces.msg import Time
+from geometry_msgs.msg import PoseStamped
+from helpers.node_harness import CAMERA_FRAME, HEIGHT, WIDTH, running, still_good, straight_path, wait_for
+from std_msgs.msg import Header
+from std_srvs.srv import Trigger
+from worldstereo_ros.action import ImaginePath
+
+from worldstereo_ros.ros.conversions import qos
+from worldstereo_ros.ros.conversions.messages import bytes_field
+
+SUCCEEDED, ABORTED = GoalStatus.STATUS_SUCCEEDED, GoalStatus.STATUS_ABORTED
+Result = ImaginePath.Result
+
+
+# --- messages that are refused, each with a sentence ---
+
+
+def _image(change):
+    def make(robot):
+        image, info, depth = robot.view()
+        change(image)
+        return info, depth, image
+
+    return make
+
+
+def _info(change):
+    def make(robot):
+        image, info, depth = robot.view()
+        change(info)
+        # A frame of its own, so that no good camera_info stands in.
+        image.header.frame_id = info.header.frame_id = depth.header.frame_id = CAMERA_FRAME
+        return info, depth, image
+
+    return make
+
+
+def _depth(change):
+    def make(robot):
+        image, info, depth = robot.view(seed=5)
+        change(depth)
+        return info, depth, image
+
+    return make
+
+
+def _fields(**values):
+    def change(message):
+        for name, value in values.items():
+            setattr(message, name, value)
+
+    return change
+
+
+def _set_k(index, value):
+    def change(info):
+        k = list(info.k)
+        k[index] = value
+        info.k = k
+
+    return change
+
+
+def _all_depth(value):
+    def change(depth):
+        depth.data = bytes_field(np.full((HEIGHT, WIDTH), value, np.float32))
+
+    return change
+
+
+def _short(message):
+    message.data = message.data[:-200]
+
+
+REFUSED = {
+    # row of the fault list: what is sent, the topic that refuses it, a word of the sentence
+    "2 K is zero": (_info(_set_k(0, 0.0)), "camera_info", "not calibrated"),
+    "2 K is NaN": (_info(_set_k(4, math.nan)), "camera_info", "finite"),
+    "2 distortion unknown": (_info(_fields(distortion_model="own", d=[0.1, 0.2])), "camera_info", "'own'"),
+    "2 other size": (_info(_fields(width=640, height=480)), "image", "640x480"),
+    "3 unknown encoding": (_image(_fields(encoding="yuv422")), "image", "yuv422"),
+    "3 depth as image": (_image(_fields(encoding="16UC1")), "image", "16UC1"),
+    "3 colour as depth": (_depth(_fields(encoding="rgb8")), "depth", "rgb8"),
+    "3 step too short": (_image(_fields(step=10)), "image", "step"),
+    "3 short data": (_image(_short), "image", "bytes"),
+    "3 no pixels": (_image(_fields(width=0)), "image", "0x72"),
+    "3 absurd size": (_image(_fields(width=4_000_000_000, height=4_000_000_000)), "image", "on_rejected"),
+    "4 no frame": (_image(lambda image: setattr(image.header, "frame_id", "")), "image", "names no frame"),
+    "15 frame unknown": (_image(lambda image: setattr(image.header, "frame_id", "renamed")), "image", "renamed"),
+    "8 depth all NaN": (_depth(_all_depth(np.nan)), "image", "depth"),
+    "8 depth all zero": (_depth(_all_depth(0)), "image", "depth"),
+    "8 depth all infinite": (_depth(_all_depth(np.inf)), "image", "depth"),
+    "8 depth of another shape": (
+        _depth(_fields(width=WIDTH // 2, step=WIDTH * 2, data=bytes_field(np.ones(HEIGHT * WIDTH // 2, np.float32)))),
+        "image",
+        "registered",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_bad_message_is_refused_with_a_sentence(pair, name):
+    _node, robot = pair
+    make, topic, word = REFUSED[name]
+    before = robot.diagnostics()
+    key = f"{topic} refused"
+
+    def send() -> None:
+        info, depth, image = make(robot)
+        robot.send_tf(0.0, image.header.stamp)
+        for publisher, message in ((robot.info, info), (robot.depth, depth), (robot.image, image)):
+            publisher.publish(message)
+
+    def on_rejected() -> bool:
+        now = robot.diagnostics()
+        # An image that waits for a refused partner is refused a little later; the word tells them apart.
+        return int(now.get(key, 0)) > int(before.get(key, 0)) and word in now[f"{topic} last refusal"]
+
+    for _ in range(4):  # the node listens best effort: a message may be lost, as a camera's may
+        send()
+        if wait_for(on_rejected, 3):
+            break
+    now = robot.diagnostics()
+    assert on_rejected(), now
+    assert now["level input"] == "1"
+    assert int(now["points"]) >= int(before["points"])
+    still_good(robot)
+
+
+def test_refusals_are_in_the_log_too(pair):
+    node, robot = pair
+    image, _, _ = robot.view()
+    image.encoding = "bayer_odd"
+    robot.image.publish(image)
+    assert "bayer_odd" in node.wait_log("bayer_odd")
+
+
+def test_image_without_camera_info_says_so():  # (1)
+    with running() as (node, robot):
+        image, _, depth = robot.view()
+        robot.send_tf(0.0, image.header.stamp)
+        robot.depth.publish(depth)
+        robot.image.publish(image)
+        node.wait_log("No camera_info has come")
+        assert robot.imagine()[1].error_code == Result.NO_OBSERVATION
+        robot.publish_view()
+        still_good(robot)
+
+
+def test_camera_info_of_another_time_stands_in_for_a_missing_one(pair):  # (1)
+    _, robot = pair
+    taken = int(robot.diagnostics()["seeds taken"])
+    image, _, depth = robot.view(seed=3)
+    robot.send_tf(0.0, image.header.stamp)
+    robot.depth.publish(depth)
+    robot.image.publish(image)
+    assert wait_for(lambda: int(robot.diagnostics()["seeds taken"]) > taken)
+
+
+def test_image_with_no_texture_is_taken(pair):  # (9)
+    _, robot = pair
+    for value in (0, 255):
+        taken = int(robot.diagnostics()["seeds taken"])
+        image, info, depth = robot.view()
+        image.data = bytes_field(np.full((HEIGHT, WIDTH, 3), value, np.uint8))
+        robot.send_tf(0.0, image.header.stamp)
+        for publisher, message in ((robot.info, info), (robot.depth, depth), (robot.image, image)):
+            publisher.publish(message)
+        assert wait_for(lambda taken=taken: int(robot.diagnostics()["seeds taken"]) > taken)
+        still_good(robot)
+    robot.call("reset", Trigger.Request())
+    robot.publish_view()
+
+
+def test_two_publishers_on_one_topic(pair):  # (10)
+    _node, robot = pair
+    other = robot.node.create_publisher(type(robot.view()[0]), "/image", qos.VIEW)
+    assert wait_for(lambda: other.get_subscription_count() > 0)
+    taken = int(robot.diagnostics()["seeds taken"])
+    for _ in range(3):
+        image, info, depth = robot.view()
+        strange = copy.copy(image)
+        strange.header = Header(stamp=Time(sec=1), frame_id=CAMERA_FRAME)  # an hour-glass of another camera
+        robot.send_tf(0.0, image.header.stamp)
+        other.publish(strange)
+        for publisher, message in ((robot.info, info), (robot.depth, depth), (robot.image, image)):
+            publisher.publish(message)
+        time.sleep(0.1)
+    robot.publish_view()
+    assert int(robot.diagnostics()["seeds taken"]) > taken
+    still_good(robot)
+    robot.node.destroy_publisher(other)
+
+
+# --- paths ---
+
+
+def _path(change):
+    def make(robot):
+        goal = robot.goal(poses=3)
+        change(goal)
+        return goal
+
+    return make
+
+
+def _turn(goal, **values):
+    for name, value in values.items():
+        setattr(goal.path.poses[1].pose.orientation, name, value)
+
+
+PATHS = {
+    "5 quaternion NaN": (_path(lambda goal: _turn(goal, w=math.nan)), Result.INVALID_PATH, "not finite"),
+    "5 quaternion of length 3": (_path(lambda goal: _turn(goal, w=3.0)), Result.INVALID_PATH, "length 3"),
+    "5 position infinite": (
+        _path(lambda goal: setattr(goal.path.poses[2].pose.position, "y", math.inf)), Result.INVALID_PATH, "Pose 2",
+    ),
+    "6 empty": (_path(lambda goal: goal.path.poses.clear()), Result.INVALID_PATH, "empty"),
+    "6 frame unknown": (
+        lambda robot: ImaginePath.Goal(path=straight_path(1, 3, robot.now(), "moon")), Result.TF_ERROR, "moon",
+    ),
+    "6 no frame": (
+        lambda robot: ImaginePath.Goal(path=straight_path(1, 3, robot.now(), "")), Result.INVALID_PATH, "frame",
+    ),
+    "35 10 000 views": (lambda robot: robot.goal(poses=10_000), Result.TOO_LARGE, "max_views"),
+    "35 4 billion views": (lambda robot: robot.goal(views=2**32 - 1), Result.TOO_LARGE, "max_views"),
+    "35 too many poses": (lambda robot: robot.goal(poses=20_001, views=2), Result.TOO_LARGE, "max_path_poses"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_bad_path_ends_with_its_code_and_a_sentence(pair, name):
+    _, robot = pair
+    make, code, word = PATHS[name]
+    status, result = robot.imagine(make(robot))
+    assert (status, result.error_code, result.views_done) == (ABORTED, code, 0)
+    assert word in result.error_msg
+    still_good(robot)
+
+
+def test_pixels_of_a_job_are_bounded_before_memory_is_taken(pair):  # (35)
+    _, robot = pair
+    assert robot.set(max_job_pixels=50_000)[0]
+    status, result = robot.imagine(robot.goal(poses=30))
+    assert (status, result.error_code) == (ABORTED, Result.TOO_LARGE)
+    assert "max_job_pixels" in result.error_msg
+    robot.set(max_job_pixels=2_000_000)
+    still_good(robot)
+
+
+@pytest.mark.parametrize(
+    ("poses", "length", "views", "expected"),
+    [(1, 0.0, 0, 1), (1, 0.0, 3, 3), (10_000, 0.5, 4, 4), (5, 0.0, 0, 5), (4, 0.0, 2, 2)],
+    ids=["one pose", "one pose, three views", "10 000 poses", "duplicates", "duplicates, two views"],
+)
+def test_odd_but_good_paths(pair, poses, length, views, expected):  # (6)
+    _, robot = pair
+    status, result = robot.imagine(robot.goal(length=length, poses=poses, views=views))
+    assert (status, result.views_done) == (SUCCEEDED, expected)
+
+
+def test_path_out_of_the_seen_world_says_that_nothing_is_observed(pair):  # (7)
+    _, robot = pair
+    goal = robot.goal(length=0.0, poses=1)
+    turned = goal.path.poses[0].pose.orientation
+    turned.z, turned.w = 1.0, 0.0  # looks back
+    status, result = robot.imagine(goal)
+    assert status == SUCCEEDED
+    assert result.coverage == 0
+    assert result.observed_fraction == 0
+    far = robot.goal(length=1e4, poses=2)
+    status, result = robot.imagine(far)
+    assert (status, result.views_done) == (SUCCEEDED, 2)
+
+
+def test_bad_path_on_the_topic_is_refused_with_a_sentence(pair):
+    node, robot = pair
+    start = len(node.lines)
+    robot.path.publish(straight_path(1, 0, robot.now()))
+    assert "INVALID_PATH" in node.wait_log("path: ", since=start)
+
+
+def test_bad_pose_topic_is_refused(pair):  # (5)
+    _, robot = pair
+    before = int(robot.diagnostics().get("pose refused", 0))
+    robot.pose.publish(PoseStamped(header=Header(frame_id="map")))  # a quaternion of zeros is the default of none
+    message = PoseStamped(header=Header(frame_id="map"))
+    message.pose.orientation.w = math.nan
+    robot.pose.publish(message)
+    assert wait_for(lambda: int(robot.diagnostics().get("pose refused", 0)) >= before + 1)

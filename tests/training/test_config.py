@@ -1,0 +1,78 @@
+"""Training settings, commands and folders that are not right: a sentence says what is wrong."""
+
+import dataclasses
+
+import pytest
+import torch
+import yaml
+from helpers.training_runs import SMOKE
+from safetensors.torch import save_file
+from typer.testing import CliRunner
+
+from worldstereo_ros.cli.main import app
+from worldstereo_ros.training.config import TrainingConfigError, describe, read_training_config
+from worldstereo_ros.training.data.dataset import WorldDataset
+from worldstereo_ros.training.data.world_files import RenderedWorld
+from worldstereo_ros.training.runner import train_stages
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.mark.parametrize(("change", "says"), [
+    ({"sizes": [[30, 48]]}, "30x48 is no multiple of 16"),
+    ({"sizes": [[32]]}, "pairs of height and width"),
+    ({"colour": "red"}, "colour is not known; keys are"),
+    ({"worlds": {"cache_size": "many"}}, "worlds: cache_size is 'many'; a int was expected"),
+    ({"worlds": {"cache_size": 0}}, "must be 1 or more"),
+    ({"stages": {"vide": {}}}, "the stage 'vide' is not known"),
+    ({"stages": {"video": {"learnrate": 1.0}}}, "learnrate is not known"),
+    ({"stages": {"video": {"batch": 0}}}, "batch of video is 0"),
+    ({"stages": {"video": {"frames": 1}}}, "frames of video is 1"),
+    ({"stages": {"video": {"ema": 1.0}}}, "ema of 0 to below 1"),
+    ({"precision": "fp8"}, "precision is 'fp8'; no or bf16"),
+    ({"transformer": None}, "transformer is None; keys and values"),
+])  # fmt: skip
+def test_bad_settings_are_named(tmp_path, change, says):
+    file = tmp_path / "mine.yaml"
+    file.write_text(yaml.safe_dump({**describe(SMOKE), **change}))
+    with pytest.raises(TrainingConfigError, match=says):
+        read_training_config(file)
+
+
+def test_settings_that_are_not_there_or_no_yaml(tmp_path):
+    with pytest.raises(TrainingConfigError, match="one of cpu, gpu, smoke"):
+        read_training_config("tpu")
+    file = tmp_path / "mine.yaml"
+    for text, says in (("a: [", "could not be read as YAML"), ("- 1", "holds a list"), ("seed: 1", "missing")):
+        file.write_text(text)
+        with pytest.raises(TrainingConfigError, match=says):
+            read_training_config(file)
+
+
+@pytest.mark.parametrize(("arguments", "says"), [
+    (["train", "video", "--config", "tpu"], "There is no training configuration 'tpu'"),
+    (["train", "video", "--config", "smoke", "--minutes", "0"], "0.0 minutes were given"),
+    (["train", "ship", "nowhere", "--out", "packed"], "There is no training configuration 'nowhere/settings.json'"),
+    (["train", "ship", "nowhere", "--out", "packed", "--config", "smoke"], "config.json is missing"),
+])  # fmt: skip
+def test_the_command_says_in_a_sentence_what_is_wrong(tmp_path, monkeypatch, arguments, says):
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 1
+    assert says in " ".join(result.output.split())
+    assert "Traceback" not in result.output
+
+
+def test_a_gpu_that_is_not_there_is_named(tmp_path, training_worlds):
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(TrainingConfigError, match="no usable CUDA GPU"):
+        train_stages(["video"], dataclasses.replace(SMOKE, device="cuda"), tmp_path, worlds=training_worlds)
+
+
+def test_a_folder_without_worlds_and_a_file_that_is_none(tmp_path):
+    with pytest.raises(ValueError, match="no training worlds in"):
+        WorldDataset(tmp_path, "training", 4)
+    save_file({"image": torch.zeros(1)}, tmp_path / "training-000000000.safetensors")
+    with pytest.raises(ValueError, match="is no world: it holds"):
+        RenderedWorld.load(tmp_path / "training-000000000.safetensors")
