@@ -30,13 +30,14 @@ from worldstereo_ros.memory.freespace import seen_through
 from worldstereo_ros.pipelines.base import Conditioning, ModelError, OnStep, Pipeline, PipelineFrame
 from worldstereo_ros.pipelines.confidence import load_confidence
 from worldstereo_ros.rendering.splatting import Rendering, render
+from worldstereo_ros.utils.errors import InputError, WorldStereoError
 
 # After a clip, this many of its views join the bank (WorldStereo 2.0 keeps 8 of 20, never the first); after a path that
 # is imagined view by view, as many of all.
 REMEMBERED_VIEWS = 8
 
 
-class NothingSeenError(RuntimeError):
+class NothingSeenError(WorldStereoError, RuntimeError):
     """Views were asked for before anything was seen."""
 
 
@@ -85,7 +86,7 @@ class WorldModel:
         if view.depth is not None and (view.depth > 0).any():
             return view
         if self.depth_estimator is None:
-            raise ValueError(
+            raise InputError(
                 "The seed has no depth and no depth estimator is loaded. Send a depth image registered to the colour "
                 "image, or let a model guess it (parameter `depth_model`)."
             )

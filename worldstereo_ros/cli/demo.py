@@ -30,6 +30,7 @@ from worldstereo_ros.evaluation.metrics import psnr, ssim
 from worldstereo_ros.geometry.views import ImaginedView
 from worldstereo_ros.memory.archive import load_archive
 from worldstereo_ros.pipelines.auto import NAMES, load_pipeline
+from worldstereo_ros.utils.errors import WorldStereoError
 from worldstereo_ros.utils.resources import find_resource
 from worldstereo_ros.visualization.results import MAP_FILE, write_results
 from worldstereo_ros.weights.bundled import BUNDLED, DEFAULT_MODEL, bundled_folder
@@ -40,7 +41,7 @@ SEEN_FILE = "seen.wsmap"  # what the node remembers before it imagines; removed 
 READY_WITHIN = 60.0, 900.0  # seconds for the pipelines of the package, for other checkpoints
 
 
-class DemoError(RuntimeError):
+class DemoError(WorldStereoError, RuntimeError):
     """The demo could not be run; the message says why and what to do."""
 
 

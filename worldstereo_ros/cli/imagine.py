@@ -17,6 +17,7 @@ from worldstereo_ros.geometry.views import ImaginedView, View
 from worldstereo_ros.io.datasets import open_sequence
 from worldstereo_ros.io.posed_sequences import open_posed
 from worldstereo_ros.pipelines.auto import load_pipeline
+from worldstereo_ros.utils.errors import InputError
 from worldstereo_ros.visualization.results import MAP_FILE, write_results
 from worldstereo_ros.weights.bundled import DEFAULT_MODEL
 from worldstereo_ros.world import WorldModel
@@ -66,7 +67,7 @@ def run_imagine(request: ImagineRequest, out: Path) -> list[ImaginedView]:
     """
     console = Console()
     if (request.source is None) == (request.bag is None):
-        raise ValueError("Name one source: a folder or image, or a recording with --bag.")
+        raise InputError("Name one source: a folder or image, or a recording with --bag.")
     source = _from_bag(request, request.bag) if request.bag is not None else _from_sequence(request, request.source)
     estimator = None
     if request.depth_model != NONE and any(view.depth is None or not view.depth.any() for view in source.given):
@@ -117,10 +118,10 @@ def _from_sequence(request: ImagineRequest, folder: Path | None) -> _Source:
     assert folder is not None
     sequence = open_sequence(folder)
     if not sequence.posed and len(sequence) > 1:
-        raise ValueError(f"{folder} has {len(sequence)} frames and no poses; name one of its pictures instead.")
+        raise InputError(f"{folder} has {len(sequence)} frames and no poses; name one of its pictures instead.")
     given = [sequence[i] for i in _evenly(len(sequence), request.observations)]
     if any(view.depth is None for view in given) and request.depth_model == NONE:
-        raise ValueError(
+        raise InputError(
             f"{folder} has no depth, which the cloud memory needs, and --depth-model none forbids guessing it. Leave "
             "the option out, or name a folder or a hub id of a transformers depth-estimation model."
         )
@@ -148,7 +149,7 @@ def _from_bag(request: ImagineRequest, bag: Path) -> _Source:
         )
     )
     if not views:
-        raise ValueError(f"{bag} has no picture whose pose is known; see docs/data.md for what a recording needs.")
+        raise InputError(f"{bag} has no picture whose pose is known; see docs/data.md for what a recording needs.")
 
     def path_named(name: str) -> np.ndarray | None:
         return read_path(bag, name) if name.startswith("/") else None
@@ -166,7 +167,7 @@ def _path(request: ImagineRequest, source: _Source) -> np.ndarray:
     if poses is None and file.is_dir():
         poses = open_posed(file).poses
     if poses is None:
-        raise ValueError(
+        raise InputError(
             f"The path '{request.path}' is none of {', '.join(TRAJECTORIES)}, no path that comes with the source, and "
             "no folder with poses.txt."
         )

@@ -11,6 +11,7 @@ import typer
 
 from worldstereo_ros.cli.errors import fail
 from worldstereo_ros.cli.train import app as training
+from worldstereo_ros.utils.errors import InputError
 from worldstereo_ros.weights.bundled import DEFAULT_MODEL
 
 app = typer.Typer(
@@ -182,7 +183,7 @@ def evaluate(
     try:
         if depth:
             if protocol or stages:
-                raise ValueError("--depth measures depth alone; leave --protocol and --stages out.")
+                raise InputError("--depth measures depth alone; leave --protocol and --stages out.")
             from worldstereo_ros.evaluation.depth import run as measure_depth
 
             measure_depth(
@@ -245,7 +246,7 @@ def export(
             )
             return
         if Path(source).is_dir():
-            raise ValueError(f"{source} is a model's folder and {target} no .onnx file; name one that ends in .onnx.")
+            raise InputError(f"{source} is a model's folder and {target} no .onnx file; name one that ends in .onnx.")
         from worldstereo_ros.io.point_clouds import write_point_cloud
         from worldstereo_ros.memory.archive import load_archive
 

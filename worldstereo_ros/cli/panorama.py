@@ -18,6 +18,7 @@ from worldstereo_ros.io.images import read_depth, read_image, write_image
 from worldstereo_ros.io.posed_sequences import write_sequence
 from worldstereo_ros.panorama.imagine import ImaginedPanorama, imagine_panorama, observe_panorama
 from worldstereo_ros.pipelines.auto import load_pipeline
+from worldstereo_ros.utils.errors import InputError
 from worldstereo_ros.visualization.contact_sheet import panorama_sheet
 from worldstereo_ros.visualization.results import MAP_FILE
 from worldstereo_ros.weights.bundled import DEFAULT_MODEL
@@ -49,7 +50,7 @@ def run_panorama(request: PanoramaRequest, out: Path) -> ImaginedPanorama:
     """
     console = Console()
     if not np.isfinite(request.at).all():
-        raise ValueError(f"The place {request.at} is no point; three numbers of metres were expected: x y z.")
+        raise InputError(f"The place {request.at} is no point; three numbers of metres were expected: x y z.")
     image = read_image(request.source)
     distance = None if request.distance is None else read_distance(request.distance)
     estimator = None if distance is not None else choose_depth(request.depth_model, request.device)
@@ -111,12 +112,12 @@ def read_distance(path: Path) -> np.ndarray:
         try:
             array = np.load(path, allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
-            raise ValueError(f"The distances {path} cannot be read: {error}.") from None
+            raise InputError(f"The distances {path} cannot be read: {error}.") from None
         if array.ndim != 2 or array.dtype.kind not in "fiu":
-            raise ValueError(f"{path} holds {array.dtype} of shape {array.shape}; numbers (H, 2 H) were expected.")
+            raise InputError(f"{path} holds {array.dtype} of shape {array.shape}; numbers (H, 2 H) were expected.")
         distance = clean_depth(array)
     if not distance.any():
-        raise ValueError(f"{path} holds no distance between 0 and {MAX_DEPTH_METRES:.0f} m.")
+        raise InputError(f"{path} holds no distance between 0 and {MAX_DEPTH_METRES:.0f} m.")
     return distance
 
 

@@ -8,11 +8,12 @@ import numpy as np
 
 from worldstereo_ros.imaging.codecs import MAX_DEPTH_METRES, clean_depth
 from worldstereo_ros.imaging.inpainting import fill_depth, push_pull
+from worldstereo_ros.utils.errors import WorldStereoError
 
 LEAST_KNOWN = 200  # pixels, to bring an estimate to the scale of memory
 
 
-class DepthError(ValueError):
+class DepthError(WorldStereoError, ValueError):
     """Depth that cannot be had. The message is a sentence: what came, what was expected, what to do."""
 
 

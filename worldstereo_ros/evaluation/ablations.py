@@ -13,6 +13,7 @@ from pathlib import Path
 from worldstereo_ros.evaluation.pipeline_options import UNALIGNED, PipelineName
 from worldstereo_ros.evaluation.report import Row, mean
 from worldstereo_ros.models.worldstereo.masks import MODES
+from worldstereo_ros.utils.errors import InputError
 
 TITLES = {"open3d+telea": "Open3D + Telea", "splat+telea": "splat + Telea", "geometric": "geometric"}
 TITLES[UNALIGNED] = "geometric, unaligned"
@@ -91,7 +92,7 @@ def stage_pipelines(root: str | Path) -> list[str]:
 
     here = [name.removeprefix("worldstereo-") for name in list_variants(str(root))]
     if not here:
-        raise ValueError(f"{root} has no worldstereo-camera, worldstereo-memory or worldstereo-memory-dmd to measure.")
+        raise InputError(f"{root} has no worldstereo-camera, worldstereo-memory or worldstereo-memory-dmd to measure.")
     wanted = {
         "camera": ["control=false", ""],
         "memory": ["", "memory=false"],
@@ -232,7 +233,7 @@ class _Table:
 
     def __init__(self, rows: Sequence[Row]) -> None:
         if not rows:
-            raise ValueError("There are no rows to make a table of.")
+            raise InputError("There are no rows to make a table of.")
         latest = {(row.sequence, row.protocol, row.pipeline): row for row in rows}
         names: dict[Description, str] = {}
         self._rows: dict[tuple[str, Description, str], list[Row]] = {}
@@ -241,7 +242,7 @@ class _Table:
                 continue
             line = describe(row.pipeline)
             if names.setdefault(line, row.pipeline) != row.pipeline:
-                raise ValueError(
+                raise InputError(
                     f"'{names[line]}' and '{row.pipeline}' would stand in the same line, '{line.title}'; "
                     "give rows of one of them."
                 )

@@ -18,6 +18,7 @@ from scipy.stats import spearmanr
 
 from worldstereo_ros.io.images import write_image
 from worldstereo_ros.pipelines.confidence import TOLERANCE, load_confidence
+from worldstereo_ros.utils.errors import InputError
 from worldstereo_ros.visualization.contact_sheet import FAINT, INK, PAPER
 from worldstereo_ros.visualization.images import IMAGINED_COLOUR, OBSERVED_COLOUR
 
@@ -159,7 +160,7 @@ class Reliability:
         """
         check_ending(path)
         if not self._pixels:
-            raise ValueError("No pipeline said how sure it is, so there is no reliability to show.")
+            raise InputError("No pipeline said how sure it is, so there is no reliability to show.")
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix.lower() == ".json":
             content = {"tolerance": TOLERANCE, "rows": [asdict(row) for row in self.figures()]}
@@ -171,7 +172,7 @@ class Reliability:
 def check_ending(path: Path) -> None:
     """Refuses a file that is neither a picture nor JSON, before any work is done. Raises ValueError."""
     if path.suffix.lower() not in (".png", ".jpg", ".json"):
-        raise ValueError(
+        raise InputError(
             f"{path} ends in '{path.suffix}'; .png or .jpg for the plot or .json for figures was expected."
         )
 

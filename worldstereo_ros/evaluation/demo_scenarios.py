@@ -15,6 +15,7 @@ from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.poses import interpolate_poses
 from worldstereo_ros.geometry.views import View
 from worldstereo_ros.scenes.raytracing.render import render_scene, render_view
+from worldstereo_ros.utils.errors import InputError
 
 LARGEST_WIDTH = 640
 
@@ -68,7 +69,7 @@ def sequence_scenario(folder: Path, views: int, *, given: int = 12) -> DemoScena
 
     sequence = open_sequence(folder)
     if not (sequence.has_depth and sequence.posed):
-        raise ValueError(f"{folder} has no depth or no poses; the demo needs a posed RGB-D sequence.")
+        raise InputError(f"{folder} has no depth or no poses; the demo needs a posed RGB-D sequence.")
     return _held_out(folder.name, list(range(len(sequence))), lambda i: sequence[i], views, given)
 
 
@@ -95,7 +96,7 @@ def bag_scenario(
 
 def _held_out(name: str, frames: list[int], load, views: int, given: int) -> DemoScenario:
     if len(frames) < 4:
-        raise ValueError(f"{name} has {len(frames)} frames; the demo needs at least 4.")
+        raise InputError(f"{name} has {len(frames)} frames; the demo needs at least 4.")
     seen = sorted({int(i) for i in np.linspace(0, len(frames) - 1, min(given, len(frames) // 2)).round()})
     others = [i for i in frames if i not in seen]
     asked = [others[int(i)] for i in np.linspace(0, len(others) - 1, min(views, len(others))).round()]

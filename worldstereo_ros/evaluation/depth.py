@@ -29,6 +29,7 @@ from worldstereo_ros.geometry.views import View
 from worldstereo_ros.imaging.inpainting import fill_depth
 from worldstereo_ros.io.images import write_image
 from worldstereo_ros.pipelines.auto import load_pipeline
+from worldstereo_ros.utils.errors import InputError
 from worldstereo_ros.visualization.images import depth_image
 from worldstereo_ros.world import WorldModel
 
@@ -187,7 +188,7 @@ def depth_errors(
             if shown is not None and number == numbers[len(numbers) // 2]:
                 shown.append((view, said))
         if not known:
-            raise ValueError(f"{sequence.path.name} has no depth to compare with.")
+            raise InputError(f"{sequence.path.name} has no depth to compare with.")
         rows += [frames[name].row(sequence.path.name, name) for name in everyone]
     return rows
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from worldstereo_ros.geometry.cameras import project, unproject
 from worldstereo_ros.geometry.views import View
+from worldstereo_ros.utils.errors import InputError
 
 RELATIVE, ABSOLUTE = 0.05, 0.02  # seen: within 5 % + 2 cm of the depth of a seed
 SSIM_WINDOW = 7
@@ -57,7 +58,7 @@ def ssim(image: np.ndarray, truth: np.ndarray) -> float:
     """
     _check(image, truth)
     if min(image.shape[:2]) < SSIM_WINDOW:
-        raise ValueError(f"The images are {image.shape[1]}x{image.shape[0]}; SSIM needs at least 7x7 pixels.")
+        raise InputError(f"The images are {image.shape[1]}x{image.shape[0]}; SSIM needs at least 7x7 pixels.")
     a, b = image.astype(np.float64), truth.astype(np.float64)
     unbiased = SSIM_WINDOW**2 / (SSIM_WINDOW**2 - 1)
     border = SSIM_WINDOW // 2
@@ -82,7 +83,7 @@ def seen_pixels(truth: View, seeds: Iterable[View]) -> np.ndarray:
     differs by at most 5 % + 2 cm from the point's. Pixels without true depth are False.
     """
     if truth.depth is None:
-        raise ValueError("The asked view has no true depth, so it is unknown what was seen of it.")
+        raise InputError("The asked view has no true depth, so it is unknown what was seen of it.")
     known = truth.depth > 0
     points = unproject(truth.depth, truth.camera, truth.world_from_camera)[known]
     seen = np.zeros(len(points), bool)
@@ -137,7 +138,7 @@ def thinned(points: np.ndarray, voxel: float) -> np.ndarray:
 
 def _check(image: np.ndarray, truth: np.ndarray) -> None:
     if image.shape != truth.shape or image.ndim != 3 or image.dtype != np.uint8 or truth.dtype != np.uint8:
-        raise ValueError(
+        raise InputError(
             f"The images are {image.dtype} {image.shape} and {truth.dtype} {truth.shape}; "
             "two uint8 images of one shape (H, W, 3) were expected."
         )

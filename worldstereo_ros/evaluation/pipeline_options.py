@@ -20,6 +20,7 @@ from worldstereo_ros.pipelines.auto import load_pipeline
 from worldstereo_ros.pipelines.base import Conditioning, OnStep, Pipeline, PipelineFrame
 from worldstereo_ros.pipelines.diffusion.distributed import process_count
 from worldstereo_ros.pipelines.geometric.pipeline import GeometricPipeline
+from worldstereo_ros.utils.errors import InputError
 
 if TYPE_CHECKING:
     import torch
@@ -31,13 +32,13 @@ UNALIGNED = "geometric-unaligned"  # without exposure alignment, to see what tha
 
 def _truth(value: str) -> bool:
     if value not in ("true", "false"):
-        raise ValueError("true or false")
+        raise InputError("true or false")
     return value == "true"
 
 
 def _steps(value: str) -> int:
     if not value.isdecimal() or not 1 <= int(value) <= 1000:
-        raise ValueError("a whole number in 1..1000")
+        raise InputError("a whole number in 1..1000")
     return int(value)
 
 
@@ -47,13 +48,13 @@ def _guidance(value: str) -> float:
     except ValueError:
         number = math.nan
     if not 1 <= number <= 100:
-        raise ValueError("a number in 1..100 (1 = none)")
+        raise InputError("a number in 1..100 (1 = none)")
     return number
 
 
 def _attention(value: str) -> str:
     if value not in MODES:
-        raise ValueError(f"one of {', '.join(MODES)}")
+        raise InputError(f"one of {', '.join(MODES)}")
     return value
 
 
@@ -99,18 +100,18 @@ class PipelineName:
         for part in query.split("&") if mark else ():
             name, equals, value = part.partition("=")
             if not equals or name not in OPTIONS:
-                raise ValueError(
+                raise InputError(
                     f"The pipeline '{text}' has the option '{part}'; OPTION=VALUE was expected, with an option of "
                     f"{', '.join(OPTIONS)}."
                 )
             if name in options:
-                raise ValueError(f"The pipeline '{text}' says {name} twice; say it once.")
+                raise InputError(f"The pipeline '{text}' says {name} twice; say it once.")
             try:
                 options[name] = OPTIONS[name](value)
             except ValueError as expected:
-                raise ValueError(f"The pipeline '{text}' says {name}={value}; {expected} was expected.") from None
+                raise InputError(f"The pipeline '{text}' says {name}={value}; {expected} was expected.") from None
         if options and model in ("geometric", UNALIGNED, *BASELINES):
-            raise ValueError(f"'{model}' is no checkpoint and takes no options; '{text}' has {', '.join(options)}.")
+            raise InputError(f"'{model}' is no checkpoint and takes no options; '{text}' has {', '.join(options)}.")
         return cls(text, model, options)
 
 
@@ -192,14 +193,14 @@ def _check(name: PipelineName, pipeline: Any) -> None:
         return
     settings = getattr(pipeline, "settings", None)
     if settings is None:
-        raise ValueError(f"'{name.model}' is no checkpoint and takes no options; '{name.text}' has some.")
+        raise InputError(f"'{name.model}' is no checkpoint and takes no options; '{name.text}' has some.")
     of_memory = [option for option in ("memory", "reference_attention") if option in name.options]
     if of_memory and not settings.remembers:
-        raise ValueError(
+        raise InputError(
             f"The pipeline '{name.text}' says {' and '.join(of_memory)}, and {settings.variant} takes no references; "
             "name a memory variant."
         )
     if process_count() > 1 and {"control", "reference_attention"} & set(name.options):
-        raise ValueError(
+        raise InputError(
             f"The pipeline '{name.text}' changes the transformer, which several processes share; use one process."
         )

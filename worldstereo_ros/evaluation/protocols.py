@@ -12,6 +12,7 @@ from worldstereo_ros.geometry.poses import interpolate_poses, up_in_world
 from worldstereo_ros.geometry.views import View
 from worldstereo_ros.panorama.imagine import ring_order, seam_joint
 from worldstereo_ros.panorama.perspective_views import look, panorama_views, rings, seed_camera
+from worldstereo_ros.utils.errors import InputError
 
 PROTOCOLS = ("single", "sparse", "mono", "revisit", "loop", "panorama", "cloud")
 SPARSE_VIEWS = 5
@@ -69,9 +70,9 @@ def make_scenario(sequence: Posed, protocol: str, every: int = 1) -> Scenario:
         ValueError: the protocol is not known, or the sequence lacks what it needs.
     """
     if protocol not in PROTOCOLS:
-        raise ValueError(f"The protocol '{protocol}' is not known; it is one of {', '.join(PROTOCOLS)}.")
+        raise InputError(f"The protocol '{protocol}' is not known; it is one of {', '.join(PROTOCOLS)}.")
     if not sequence.posed or not sequence.has_depth:
-        raise ValueError(f"{sequence.path} has no {'depth' if sequence.posed else 'poses'}: it cannot be evaluated on.")
+        raise InputError(f"{sequence.path} has no {'depth' if sequence.posed else 'poses'}: it cannot be evaluated on.")
     count = len(sequence)
     given = sparse_indices(count) if protocol in ("sparse", "cloud") else [0]
     if protocol == "revisit":
@@ -88,7 +89,7 @@ def make_scenario(sequence: Posed, protocol: str, every: int = 1) -> Scenario:
         return _panorama(sequence)
     asked = [index for index in range(count) if index not in given][::every]
     if not asked:
-        raise ValueError(f"{sequence.path} has {count} frames, which leaves none to ask after the {len(given)} given.")
+        raise InputError(f"{sequence.path} has {count} frames, which leaves none to ask after the {len(given)} given.")
     views = [sequence[index] for index in given]
     if protocol == "mono":
         views = [replace(view, depth=None) for view in views]
@@ -124,7 +125,7 @@ def _loop(sequence: Posed) -> Scenario:
 def _panorama(sequence: Posed) -> Scenario:
     """A panorama at the first pose is given; all round another place on the walk is asked, ring by ring."""
     if not isinstance(sequence, WorldSequence):
-        raise ValueError(f"{sequence.path} is recorded: true panoramas can be drawn of worlds (worlds:test:4) alone.")
+        raise InputError(f"{sequence.path} is recorded: true panoramas can be drawn of worlds (worlds:test:4) alone.")
     here, place = panorama_places(sequence)
     given = world_panorama(sequence, here, PANORAMA_HEIGHT)
     path, cuts, turns = [], [0], rings(sequence.camera)

@@ -9,6 +9,8 @@ from typing import Any
 
 from rich.table import Table
 
+from worldstereo_ros.utils.errors import InputError
+
 
 @dataclass(frozen=True)
 class Row:
@@ -157,4 +159,4 @@ def read_json(path: Path) -> list[Row]:
     try:
         return [Row(**row) for row in json.loads(path.read_text(encoding="utf-8"))["rows"]]
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} holds no rows of `worldstereo evaluate --json` ({error}).") from None
+        raise InputError(f"{path} holds no rows of `worldstereo evaluate --json` ({error}).") from None

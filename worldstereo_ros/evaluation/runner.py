@@ -28,6 +28,7 @@ from worldstereo_ros.panorama.stitching import closure
 from worldstereo_ros.pipelines.base import Pipeline
 from worldstereo_ros.pipelines.geometric.pipeline import GeometricPipeline
 from worldstereo_ros.rendering.splatting import render
+from worldstereo_ros.utils.errors import InputError
 from worldstereo_ros.world import WorldModel
 
 BASELINE = "open3d+telea"
@@ -162,7 +163,7 @@ def evaluate(
     protocols = [protocols] if isinstance(protocols, str) else list(protocols)
     for protocol in protocols:
         if protocol not in PROTOCOLS:
-            raise ValueError(f"The protocol '{protocol}' is not known; it is one of {', '.join(PROTOCOLS)}.")
+            raise InputError(f"The protocol '{protocol}' is not known; it is one of {', '.join(PROTOCOLS)}.")
     names = list(dict.fromkeys([BASELINE, *pipelines]))
     sequences = [sequence for one in data for sequence in open_data(one)]
     loaded = Pipelines(names, device)

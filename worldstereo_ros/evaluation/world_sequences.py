@@ -21,6 +21,7 @@ from worldstereo_ros.panorama.perspective_views import look
 from worldstereo_ros.panorama.stitching import Panorama, panorama_from_views
 from worldstereo_ros.scenes import KINDS, PATHS, SPLITS, Scene, make_path, make_scene, seed_of
 from worldstereo_ros.scenes.raytracing.render import render_scene, render_view
+from worldstereo_ros.utils.errors import InputError
 
 PREFIX = "worlds:"
 CAMERA = Camera.from_fov(320, 240, math.radians(75))
@@ -168,7 +169,7 @@ def open_worlds(text: str) -> list[WorldSequence]:
     """
     parts = text.split(":")
     if len(parts) != 3 or parts[1] not in SPLITS or not parts[2].isdecimal() or int(parts[2]) < 1:
-        raise ValueError(
+        raise InputError(
             f"'{text}' stands for no worlds; worlds:SPLIT:COUNT was expected, as in worlds:test:8, with a split of "
             f"{', '.join(SPLITS)}."
         )
@@ -176,7 +177,7 @@ def open_worlds(text: str) -> list[WorldSequence]:
     wanted, index = int(parts[2]), 0
     while len(found) < wanted:
         if index >= min(4 * wanted + 16, len(SPLITS[parts[1]])):
-            raise ValueError(f"Of {index} worlds of the split {parts[1]} only {len(found)} can be walked in.")
+            raise InputError(f"Of {index} worlds of the split {parts[1]} only {len(found)} can be walked in.")
         with suppress(ValueError):
             found.append(world_sequence(parts[1], index))
         index += 1
@@ -201,5 +202,5 @@ def open_data(data: str | Path | Posed) -> list[Posed]:
         return [open_posed(path)]
     found = sorted(file.parent for file in path.glob("*/poses.txt") if (file.parent / "depth").is_dir())
     if not found:
-        raise ValueError(f"{path} is no posed sequence (poses.txt, frames/, depth/) and no folder of such.")
+        raise InputError(f"{path} is no posed sequence (poses.txt, frames/, depth/) and no folder of such.")
     return [open_posed(folder) for folder in found]

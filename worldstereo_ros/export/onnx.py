@@ -28,6 +28,7 @@ from worldstereo_ros.export.onnx_wrappers import ControlGraph, DecoderGraph, Enc
 from worldstereo_ros.models.autoencoders.keyframe import KeyframeAutoencoder
 from worldstereo_ros.models.checkpoints.loading import parameter_dtype
 from worldstereo_ros.models.worldstereo.control import ControlBlock, ControlBranch
+from worldstereo_ros.utils.errors import WorldStereoError
 
 OPSET = 20
 PARTS = ("control", "autoencoder-encoder", "autoencoder-decoder")
@@ -39,7 +40,7 @@ EXTERNAL_BYTES = 1 << 30  # protobuf ends at two gigabytes; half of that leaves 
 OnStep = Callable[[str, int, int], None]
 
 
-class ModelExportError(RuntimeError):
+class ModelExportError(WorldStereoError, RuntimeError):
     """A model that cannot be exported, or a file that cannot be used. The message is a sentence."""
 
 

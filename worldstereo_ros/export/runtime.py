@@ -32,6 +32,7 @@ from worldstereo_ros.export.onnx import (
 from worldstereo_ros.export.tensorrt import EngineRunner, load_tensorrt
 from worldstereo_ros.models.autoencoders.keyframe import KeyframeAutoencoder
 from worldstereo_ros.models.worldstereo.control import ControlBranch
+from worldstereo_ros.utils.errors import InputError
 
 BACKENDS = ("torch", "onnxruntime", "tensorrt")
 
@@ -207,7 +208,7 @@ class ControlSession(nn.Module):
         wanted = control_shapes(about, batch, frames, rows, columns)
         for name, tensor, shape in zip(("latent", "volume", "temb"), (latent, volume, temb), wanted, strict=True):
             if tuple(tensor.shape) != shape:
-                raise ValueError(f"{name} of the control branch has shape {tuple(tensor.shape)}; {shape} was expected.")
+                raise InputError(f"{name} of the control branch has shape {tuple(tensor.shape)}; {shape} was expected.")
         given = {"latent": latent, "volume": volume, "temb": temb}
         ready = {name: tensor.detach().to(self.file_dtype).contiguous() for name, tensor in given.items()}
         stem = "state" if about["output"] == "states" else "offset"

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from worldstereo_ros.geometry.cameras import Camera
+from worldstereo_ros.utils.errors import InputError
 
 # distortion_model -> numbers of coefficients that OpenCV takes
 _MODELS = {"plumb_bob": (4, 5), "rational_polynomial": (8, 12, 14), "equidistant": (4,)}
@@ -52,7 +53,7 @@ def calibration_from_info(info: Any) -> Calibration:
     """
     K = np.asarray(info.k, dtype=np.float64).reshape(3, 3)
     if K[0, 0] == 0:  # how CameraInfo says so
-        raise ValueError(
+        raise InputError(
             "The camera_info has K[0] = 0: the camera is not calibrated. Calibrate it (camera_calibration) or give the "
             "driver its calibration file."
         )
@@ -64,12 +65,12 @@ def calibration_from_info(info: Any) -> Calibration:
         camera = camera.resized(camera.width // max(info.binning_x, 1), camera.height // max(info.binning_y, 1))
     coefficients = np.asarray(info.d, dtype=np.float64)
     if not np.isfinite(coefficients).all():
-        raise ValueError("The camera_info has a distortion coefficient that is not finite.")
+        raise InputError("The camera_info has a distortion coefficient that is not finite.")
     if not coefficients.any():
         return Calibration(camera, np.zeros(0), "")
     model = info.distortion_model or "plumb_bob"
     if coefficients.size not in _MODELS.get(model, ()):
-        raise ValueError(
+        raise InputError(
             f"The camera_info has distortion '{model}' with {coefficients.size} coefficients; known are "
             f"{', '.join(_MODELS)}. Rectify the pictures before (image_proc)."
         )

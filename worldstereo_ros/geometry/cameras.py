@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from worldstereo_ros.geometry.poses import invert_pose
+from worldstereo_ros.utils.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Camera:
     def __post_init__(self) -> None:
         numbers = (self.fx, self.fy, self.cx, self.cy)
         if not np.isfinite(numbers).all() or self.fx <= 0 or self.fy <= 0 or self.width <= 0 or self.height <= 0:
-            raise ValueError(
+            raise InputError(
                 f"The camera has size {self.width}x{self.height} and fx, fy, cx, cy = {numbers}; the size and the "
                 "focal lengths must be positive and every number finite. An uncalibrated camera sends zeros."
             )
@@ -45,14 +46,14 @@ class Camera:
         """From a 3x3 intrinsic matrix in pixels."""
         K = np.asarray(K, dtype=np.float64)
         if K.shape != (3, 3):
-            raise ValueError(f"The intrinsic matrix has shape {K.shape}; (3, 3) was expected.")
+            raise InputError(f"The intrinsic matrix has shape {K.shape}; (3, 3) was expected.")
         return cls(int(width), int(height), float(K[0, 0]), float(K[1, 1]), float(K[0, 2]), float(K[1, 2]))
 
     @classmethod
     def from_fov(cls, width: int, height: int, horizontal_fov: float) -> Camera:
         """Square pixels, principal point in the middle; `horizontal_fov` in radians, below pi."""
         if not 0 < horizontal_fov < np.pi:
-            raise ValueError(f"The horizontal field of view is {horizontal_fov} rad; it must lie between 0 and pi.")
+            raise InputError(f"The horizontal field of view is {horizontal_fov} rad; it must lie between 0 and pi.")
         focal = 0.5 * width / np.tan(0.5 * horizontal_fov)
         return cls(width, height, focal, focal, 0.5 * (width - 1), 0.5 * (height - 1))
 
@@ -90,7 +91,7 @@ class Camera:
 def unproject(depth: np.ndarray, camera: Camera, world_from_camera: np.ndarray) -> np.ndarray:
     """(H, W, 3) float32 world points of a depth image (H, W) in metres; where depth is 0 they mean nothing."""
     if depth.shape != (camera.height, camera.width):
-        raise ValueError(
+        raise InputError(
             f"The depth has shape {depth.shape}; the camera's {(camera.height, camera.width)} was expected."
         )
     points = camera.rays() * depth[..., None].astype(np.float32)

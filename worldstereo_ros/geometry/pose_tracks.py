@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from worldstereo_ros.geometry.poses import invert_pose
+from worldstereo_ros.utils.errors import WorldStereoError
 
 
-class UnknownPoseError(ValueError):
+class UnknownPoseError(WorldStereoError, ValueError):
     """A pose that is not known. The message is a sentence."""
 
 

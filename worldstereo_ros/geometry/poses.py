@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from worldstereo_ros.utils.errors import InputError
+
 
 def invert_pose(pose: np.ndarray) -> np.ndarray:
     """The inverse of rigid transforms (..., 4, 4), without a general matrix inverse."""
@@ -29,10 +31,10 @@ def pose_from_quaternion(translation: Sequence[float], quaternion_xyzw: Sequence
     t = np.asarray(translation, dtype=np.float64)
     q = np.asarray(quaternion_xyzw, dtype=np.float64)
     if not (np.isfinite(t).all() and np.isfinite(q).all()):
-        raise ValueError(f"The pose has a number that is not finite: position {t.tolist()}, quaternion {q.tolist()}.")
+        raise InputError(f"The pose has a number that is not finite: position {t.tolist()}, quaternion {q.tolist()}.")
     norm = float(np.linalg.norm(q))
     if abs(norm - 1) > 1e-2:
-        raise ValueError(
+        raise InputError(
             f"The quaternion {q.tolist()} has length {norm:.4g}; a rotation has length 1 (none set? use w = 1)."
         )
     pose = np.eye(4)
@@ -59,14 +61,14 @@ def check_poses(poses: np.ndarray, name: str = "The path") -> np.ndarray:
     """
     poses = np.asarray(poses, dtype=np.float64)
     if poses.ndim != 3 or poses.shape[1:] != (4, 4) or len(poses) == 0:
-        raise ValueError(f"{name} has shape {poses.shape}; at least one 4x4 pose was expected, (N, 4, 4).")
+        raise InputError(f"{name} has shape {poses.shape}; at least one 4x4 pose was expected, (N, 4, 4).")
     if not np.isfinite(poses).all():
         bad = int(np.flatnonzero(~np.isfinite(poses).all(axis=(1, 2)))[0])
-        raise ValueError(f"{name} has a number that is not finite in pose {bad}.")
+        raise InputError(f"{name} has a number that is not finite in pose {bad}.")
     gram = poses[:, :3, :3] @ poses[:, :3, :3].transpose(0, 2, 1)
     wrong = np.abs(gram - np.eye(3)).max(axis=(1, 2)) > 1e-3
     if wrong.any() or (np.linalg.det(poses[:, :3, :3]) < 0).any():
-        raise ValueError(f"{name} has a pose whose upper left 3x3 block is no rotation.")
+        raise InputError(f"{name} has a pose whose upper left 3x3 block is no rotation.")
     return poses
 
 
@@ -88,7 +90,7 @@ def interpolate_poses(poses: np.ndarray, count: int, *, metres_per_radian: float
 
     poses = check_poses(poses)
     if count < 1:
-        raise ValueError(f"{count} poses were asked for; at least 1 is needed.")
+        raise InputError(f"{count} poses were asked for; at least 1 is needed.")
     step = np.linalg.norm(np.diff(poses[:, :3, 3], axis=0), axis=1)
     rotations = Rotation.from_matrix(poses[:, :3, :3])
     turn = (rotations[:-1].inv() * rotations[1:]).magnitude() if len(poses) > 1 else np.zeros(0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from worldstereo_ros.geometry.poses import check_poses
+from worldstereo_ros.utils.errors import InputError
 
 TRAJECTORIES = ("forward", "orbit", "left", "right", "up", "turn")
 
@@ -49,5 +50,5 @@ def trajectory(
         camera_from_step[:, :3, :3] = rotation
         camera_from_step[:, :3, 3] = centre - rotation @ centre
     else:
-        raise ValueError(f"The path '{name}' is not known; it is one of {', '.join(TRAJECTORIES)}.")
+        raise InputError(f"The path '{name}' is not known; it is one of {', '.join(TRAJECTORIES)}.")
     return start @ camera_from_step

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from worldstereo_ros.geometry.cameras import Camera
+from worldstereo_ros.utils.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class View:
     def __post_init__(self) -> None:
         shape = (self.camera.height, self.camera.width)
         if self.image.shape != (*shape, 3) or self.image.dtype != np.uint8:
-            raise ValueError(
+            raise InputError(
                 f"The image is {self.image.dtype} of shape {self.image.shape}; its camera says {shape[1]}x{shape[0]}, "
                 "so uint8 of shape "
                 f"{(*shape, 3)} was expected. Resize the image and the camera together (View.resized)."
@@ -43,10 +44,10 @@ class View:
         for name in ("depth", "observed", "confidence"):
             array = getattr(self, name)
             if array is not None and array.shape != shape:
-                raise ValueError(f"The {name} has shape {array.shape}; the image's {shape} was expected.")
+                raise InputError(f"The {name} has shape {array.shape}; the image's {shape} was expected.")
         pose = np.asarray(self.world_from_camera, dtype=np.float64)
         if pose.shape != (4, 4) or not np.isfinite(pose).all():
-            raise ValueError("world_from_camera must be a finite 4x4 matrix.")
+            raise InputError("world_from_camera must be a finite 4x4 matrix.")
         object.__setattr__(self, "world_from_camera", pose)
 
     @property

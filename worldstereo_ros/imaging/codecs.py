@@ -12,6 +12,8 @@ import warnings
 import numpy as np
 from PIL import Image
 
+from worldstereo_ros.utils.errors import WorldStereoError
+
 MAX_PIXELS = 64_000_000  # more than any camera a robot carries, and below 200 MB as RGB
 MAX_DEPTH_METRES = 1000.0  # what is farther is sky or a fault, and would ruin a cloud
 
@@ -30,7 +32,7 @@ COLOUR_ENCODINGS = tuple(_COLOUR)
 DEPTH_ENCODINGS = tuple(_DEPTH)
 
 
-class ImageError(ValueError):
+class ImageError(WorldStereoError, ValueError):
     """A picture that cannot be used. The message is a sentence: what came, what was expected, what to do."""
 
 

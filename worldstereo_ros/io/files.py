@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 
+from worldstereo_ros.utils.errors import WorldStereoError
+
 MAX_TEXT_BYTES = 64 * 2**20
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".avi", ".webm")
 
 
-class DatasetError(ValueError):
+class DatasetError(WorldStereoError, ValueError):
     """A data set that cannot be used. The message is a sentence: what came, what was expected, what to do."""
 
 

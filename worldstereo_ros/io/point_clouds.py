@@ -12,6 +12,8 @@ from typing import BinaryIO, Protocol
 
 import numpy as np
 
+from worldstereo_ros.utils.errors import WorldStereoError
+
 SUFFIXES = (".ply", ".pcd")
 MAX_POINTS = 100_000_000
 MAX_HEADER_BYTES = 64 * 1024
@@ -22,7 +24,7 @@ _TYPES = {
 }  # fmt: skip
 
 
-class CloudFileError(ValueError):
+class CloudFileError(WorldStereoError, ValueError):
     """A cloud file that cannot be read or written. The message is a sentence."""
 
 

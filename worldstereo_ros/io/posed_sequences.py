@@ -28,6 +28,7 @@ from worldstereo_ros.io.files import (
 from worldstereo_ros.io.images import image_size, read_depth, read_image, write_image
 from worldstereo_ros.io.video import read_video
 from worldstereo_ros.io.worldstereo_examples import Trajectory
+from worldstereo_ros.utils.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -240,7 +241,7 @@ def write_sequence(folder: Path, views: Sequence[View]) -> None:
     """
     camera = views[0].camera
     if any(view.camera != camera for view in views):
-        raise ValueError("The views have different cameras; a posed sequence has one. Resize them first.")
+        raise InputError("The views have different cameras; a posed sequence has one. Resize them first.")
     lines = ["# index tx ty tz qx qy qz qw   (camera-to-world, OpenCV axes: x right, y down, z forward)"]
     for index, view in enumerate(views):
         name = f"{index:06d}.png"

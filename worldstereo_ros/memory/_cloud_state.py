@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from worldstereo_ros.utils.errors import InputError
+
 # Of every point; all arrays of a state have the same length.
 ARRAYS = {
     "points": (np.float32, (3,)),
@@ -49,27 +51,27 @@ def checked_state(state: dict[str, np.ndarray]) -> tuple[dict[str, Any], int]:
     """
     missing = [name for name in (*SETTINGS, *ARRAYS, *NUMBERS, "camera_centre") if name not in state]
     if missing:
-        raise ValueError(f"The saved cloud lacks {', '.join(missing)}.")
+        raise InputError(f"The saved cloud lacks {', '.join(missing)}.")
     settings: dict[str, Any] = {}
     for name in (*SETTINGS, *NUMBERS):
         value = np.asarray(state[name]).reshape(-1)
         if value.size != 1 or value.dtype.kind not in "fiub":
-            raise ValueError(f"The saved cloud's {name} should be one number.")
+            raise InputError(f"The saved cloud's {name} should be one number.")
         if name in SETTINGS:
             unset = bool(np.isnan(value[0]))
             if unset and name not in OPTIONAL_SETTINGS:
-                raise ValueError(f"The saved cloud's {name} is not a number.")
+                raise InputError(f"The saved cloud's {name} is not a number.")
             settings[name] = None if unset else float(value[0])
     count = np.asarray(state["keys"]).size
     for name, (dtype, shape) in ARRAYS.items():
         array = np.asarray(state[name])
         if array.dtype != dtype or array.shape != (count, *shape):
             expected = f"{np.dtype(dtype)} {(count, *shape)}"
-            raise ValueError(f"The saved cloud's {name} is {array.dtype} {array.shape}; {expected} was expected.")
+            raise InputError(f"The saved cloud's {name} is {array.dtype} {array.shape}; {expected} was expected.")
     if count > settings["max_points"]:
-        raise ValueError(f"The saved cloud has {count} points, over its budget of {settings['max_points']:.0f}.")
+        raise InputError(f"The saved cloud has {count} points, over its budget of {settings['max_points']:.0f}.")
     positive = (state["weight"] > 0).all() and (state["spacing"] > 0).all()
     if not (positive and np.isfinite(state["points"]).all() and (state["keys"] >= 0).all()):
-        raise ValueError("The saved cloud has points, weights or voxels that are not valid numbers.")
+        raise InputError("The saved cloud has points, weights or voxels that are not valid numbers.")
     settings["max_points"] = int(min(settings["max_points"], 2**62))
     return settings, count

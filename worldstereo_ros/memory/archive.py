@@ -24,6 +24,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
+from worldstereo_ros.utils.errors import WorldStereoError
+
 if TYPE_CHECKING:
     from worldstereo_ros.memory.bank import ViewBank
     from worldstereo_ros.memory.cloud import CloudMemory
@@ -45,7 +47,7 @@ _NAMES = {np.dtype(code): name for name, code in _DTYPES.items()}
 State = dict[str, np.ndarray]
 
 
-class ArchiveError(RuntimeError):
+class ArchiveError(WorldStereoError, RuntimeError):
     """A saved map that cannot be written or used. The message is a sentence that says which and what to do."""
 
 

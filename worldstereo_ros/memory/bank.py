@@ -12,6 +12,7 @@ from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.poses import check_poses, invert_pose
 from worldstereo_ros.geometry.view_overlap import retrieval_scores
 from worldstereo_ros.geometry.views import View
+from worldstereo_ros.utils.errors import InputError
 
 POSE_WEIGHT = 0.3  # of position and orientation against what the image shows, in the distance of two views
 IMAGE_WEIGHT = 0.7
@@ -77,7 +78,7 @@ class ViewBank:
 
     def __init__(self, max_views: int = 64, *, feature: ImageFeature = image_feature) -> None:
         if not 1 <= max_views <= MAX_VIEWS:
-            raise ValueError(f"max_views is {max_views}; between 1 and {MAX_VIEWS} was expected.")
+            raise InputError(f"max_views is {max_views}; between 1 and {MAX_VIEWS} was expected.")
         self.max_views = int(max_views)
         self.feature = feature
         self.clear()
@@ -105,7 +106,7 @@ class ViewBank:
         """
         feature = np.asarray(self.feature(view.image), dtype=np.float32).reshape(-1)
         if not np.isfinite(feature).all() or (self._features and feature.shape != self._features[0].shape):
-            raise ValueError("The image feature must be a vector of finite numbers, of the same length for all views.")
+            raise InputError("The image feature must be a vector of finite numbers, of the same length for all views.")
         if type(view) is not View:
             view = View(view.image, view.camera, view.world_from_camera, view.depth, view.observed, view.stamp_ns)
         self._views.append(view)
@@ -171,7 +172,7 @@ class ViewBank:
         """
         poses = check_poses(world_from_camera)
         if limit < 1:
-            raise ValueError(f"The limit is {limit} views; at least 1 was expected.")
+            raise InputError(f"The limit is {limit} views; at least 1 was expected.")
         count = len(poses)
         if not self._views:
             return Retrieval(np.full(count, -1), np.zeros(count), np.full(count, 180.0), [])
@@ -238,19 +239,19 @@ class ViewBank:
         bank = cls(_whole_number(state, "max_views"), feature=feature)
         count = _whole_number(state, "count")
         if not 0 <= count <= bank.max_views:
-            raise ValueError(f"The saved bank has {count} views, its bound is {bank.max_views}.")
+            raise InputError(f"The saved bank has {count} views, its bound is {bank.max_views}.")
         for i in range(count):
             missing = [n for n in ("image", "camera", "world_from_camera") if f"{i}.{n}" not in state]
             if missing:
-                raise ValueError(f"View {i} of the saved bank lacks its {', '.join(missing)}.")
+                raise InputError(f"View {i} of the saved bank lacks its {', '.join(missing)}.")
             numbers = np.asarray(state[f"{i}.camera"], np.float64).reshape(-1)
             if len(numbers) != 6 or not np.isfinite(numbers).all():
-                raise ValueError(f"View {i} of the saved bank has a camera that is not six numbers.")
+                raise InputError(f"View {i} of the saved bank has a camera that is not six numbers.")
             depth, observed = state.get(f"{i}.depth"), state.get(f"{i}.observed")
             if depth is not None and not np.issubdtype(depth.dtype, np.floating):
-                raise ValueError(f"View {i} of the saved bank has a depth of {depth.dtype}; float32 was expected.")
+                raise InputError(f"View {i} of the saved bank has a depth of {depth.dtype}; float32 was expected.")
             if observed is not None and observed.dtype != np.bool_:
-                raise ValueError(f"View {i} of the saved bank has a mask of {observed.dtype}; bool was expected.")
+                raise InputError(f"View {i} of the saved bank has a mask of {observed.dtype}; bool was expected.")
             camera = Camera(int(numbers[0]), int(numbers[1]), *numbers[2:].tolist())
             pose = check_poses(np.asarray(state[f"{i}.world_from_camera"])[None], f"View {i} of the saved bank")[0]
             stamp = _whole_number(state, f"{i}.stamp_ns")
@@ -261,7 +262,7 @@ class ViewBank:
 def _whole_number(state: dict[str, np.ndarray], name: str) -> int:
     value = np.asarray(state.get(name, ())).reshape(-1)
     if value.size != 1 or value.dtype.kind not in "iu":
-        raise ValueError(f"The saved bank's {name} should be one whole number.")
+        raise InputError(f"The saved bank's {name} should be one whole number.")
     return int(value[0])
 
 

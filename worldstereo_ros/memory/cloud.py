@@ -10,6 +10,7 @@ import torch
 from worldstereo_ros.geometry.views import View
 from worldstereo_ros.memory import _lift_numba, _voxels_numba
 from worldstereo_ros.memory._cloud_state import ARRAYS, CONFIDENCE_LEVELS, SETTINGS, checked_state, upgraded_state
+from worldstereo_ros.utils.errors import InputError
 from worldstereo_ros.utils.jit import run_in_threads, split_range
 
 MAX_POINTS = 100_000_000
@@ -96,9 +97,9 @@ class CloudMemory:
         positive = {"voxel_size": voxel_size, "edge_tolerance": edge_tolerance, "max_weight": max_weight}
         for name, value in {**positive, "max_radius": max_radius, "max_age": max_age}.items():
             if value is not None and not (np.isfinite(value) and value > 0):
-                raise ValueError(f"{name} is {value}; a positive number was expected.")
+                raise InputError(f"{name} is {value}; a positive number was expected.")
         if not 1 <= max_points <= MAX_POINTS:
-            raise ValueError(f"max_points is {max_points}; between 1 and {MAX_POINTS} was expected.")
+            raise InputError(f"max_points is {max_points}; between 1 and {MAX_POINTS} was expected.")
         self.voxel_size = float(voxel_size)
         self.max_points = int(max_points)
         self.max_radius = None if max_radius is None else float(max_radius)
@@ -236,11 +237,11 @@ class CloudMemory:
         """
         points = np.asarray(points)
         if points.ndim != 2 or points.shape[1] != 3:
-            raise ValueError(f"The points have shape {points.shape}; (N, 3) was expected.")
+            raise InputError(f"The points have shape {points.shape}; (N, 3) was expected.")
         count = len(points)
         colours = np.asarray(colours)
         if colours.shape != (count, 3) or colours.dtype != np.uint8:
-            raise ValueError(f"The colours are {colours.dtype} {colours.shape}; uint8 {(count, 3)} was expected.")
+            raise InputError(f"The colours are {colours.dtype} {colours.shape}; uint8 {(count, 3)} was expected.")
         named = {
             "observed": (observed, np.bool_),
             "weight": (weight, np.float32),
@@ -252,13 +253,13 @@ class CloudMemory:
         for name, (value, dtype) in named.items():
             array = np.asarray(value)
             if array.shape not in ((), (count,)):
-                raise ValueError(f"The {name} has shape {array.shape}; ({count},) or one number was expected.")
+                raise InputError(f"The {name} has shape {array.shape}; ({count},) or one number was expected.")
             columns[name] = np.ascontiguousarray(np.broadcast_to(array, (count,)), dtype=dtype)
         for name in ("weight", "spacing"):
             if not (np.isfinite(columns[name]) & (columns[name] > 0)).all():
-                raise ValueError(f"The {name} has values that are not positive numbers.")
+                raise InputError(f"The {name} has values that are not positive numbers.")
         if not ((columns["confidence"] >= 0) & (columns["confidence"] <= 1)).all():
-            raise ValueError("The confidence has values that are not in 0..1.")
+            raise InputError("The confidence has values that are not in 0..1.")
         with np.errstate(over="ignore", invalid="ignore"):
             points = np.ascontiguousarray(points, dtype=np.float32)
         keys = np.empty(count, np.int64)
@@ -284,13 +285,13 @@ class CloudMemory:
     def _checked_depth(self, view: View) -> np.ndarray:
         depth = view.depth
         if depth is None:
-            raise ValueError("The view has no depth image; estimate one first, or send one with the colour image.")
+            raise InputError("The view has no depth image; estimate one first, or send one with the colour image.")
         if not np.issubdtype(depth.dtype, np.floating):
-            raise ValueError(f"The depth is {depth.dtype}; float32 metres were expected (divide 16UC1 by 1000).")
+            raise InputError(f"The depth is {depth.dtype}; float32 metres were expected (divide 16UC1 by 1000).")
         depth = np.ascontiguousarray(depth, dtype=np.float32)
         negative = int((depth < 0).sum())
         if negative and bool(np.isfinite(depth[depth < 0]).any()):
-            raise ValueError(
+            raise InputError(
                 f"The depth has {negative} negative values; metres along the optical axis were expected, 0 = unknown."
             )
         return depth
@@ -321,7 +322,7 @@ class CloudMemory:
     def _refuse_outside(self, outside: int) -> None:
         if outside:
             reach = self.voxel_size * _lift_numba.HALF_RANGE
-            raise ValueError(
+            raise InputError(
                 f"{outside} points lie more than {reach:.6g} m from the origin of the world, beyond what voxels of "
                 f"{self.voxel_size} m can address. Use a local map frame, or larger voxels."
             )
@@ -390,7 +391,7 @@ class CloudMemory:
         order = np.argsort(memory._arrays["turns"][:count], kind="stable")
         (arrays, *core) = memory._core()
         if not _voxels_numba.rebuild(*core, arrays[7], arrays[3], *arrays[-2:], order):
-            raise ValueError("The saved cloud holds one voxel twice.")
+            raise InputError("The saved cloud holds one voxel twice.")
         memory._state[_voxels_numba.TURN] = int(np.asarray(state["turn"]).reshape(-1)[0])
         centre = np.asarray(state["camera_centre"], np.float64).reshape(-1)
         memory._camera_centre = centre.copy() if centre.shape == (3,) and np.isfinite(centre).all() else None

@@ -35,6 +35,7 @@ from worldstereo_ros.models.checkpoints.loading import (
     same_tensors,
 )
 from worldstereo_ros.models.checkpoints.weights import CheckpointError, open_weights, read_json
+from worldstereo_ros.utils.errors import InputError
 
 CANONICAL_FOCAL = 100.0  # pixels
 CELL = 16  # pixels of a token, along each side
@@ -98,7 +99,7 @@ class DepthNetwork(ModelMixin, ConfigMixin):
     ) -> None:
         super().__init__()
         if len(widths) != 3 or len(blocks) != 2 or widths[2] % heads:
-            raise ValueError(
+            raise InputError(
                 f"widths {widths} must have three numbers, the last of them a multiple of heads ({heads}), and blocks "
                 f"{blocks} two."
             )
@@ -136,7 +137,7 @@ class DepthNetwork(ModelMixin, ConfigMixin):
         """
         channels, height, width = pictures.shape[1:]
         if channels != 3 or height % CELL or width % CELL:
-            raise ValueError(
+            raise InputError(
                 f"Pictures of shape {tuple(pictures.shape)} were given; (N, 3, H, W) with multiples of {CELL} was "
                 "expected."
             )
@@ -173,10 +174,10 @@ class DepthNetwork(ModelMixin, ConfigMixin):
             ValueError: the image is not what was expected, or not of the camera's size.
         """
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-            raise ValueError(f"An image {image.shape} of {image.dtype} was given; (H, W, 3) uint8 was expected.")
+            raise InputError(f"An image {image.shape} of {image.dtype} was given; (H, W, 3) uint8 was expected.")
         height, width = image.shape[:2]
         if (camera.height, camera.width) != (height, width):
-            raise ValueError(
+            raise InputError(
                 f"The image has {height}x{width} pixels and its camera {camera.height}x{camera.width}; they must agree."
             )
         rows, columns = self.size_for(height, width)

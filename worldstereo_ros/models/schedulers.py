@@ -15,6 +15,8 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import BaseOutput
 
+from worldstereo_ros.utils.errors import InputError
+
 
 @dataclass
 class DMDSchedulerOutput(BaseOutput):
@@ -52,7 +54,7 @@ class DMDScheduler(SchedulerMixin, ConfigMixin):
         self, start_timestep: float = 250, num_train_timesteps: int = 1000, shift: float = 5.0, steps: int = 4
     ) -> None:
         if not (0 <= start_timestep <= num_train_timesteps and num_train_timesteps > 0 and shift > 0):
-            raise ValueError(
+            raise InputError(
                 f"The DMD schedule runs from {num_train_timesteps} to {start_timestep} with shift {shift}; "
                 "0 <= start <= end, end > 0 and shift > 0 are needed."
             )
@@ -70,7 +72,7 @@ class DMDScheduler(SchedulerMixin, ConfigMixin):
         """
         steps = self.config.steps if num_inference_steps is None else num_inference_steps
         if steps < 1:
-            raise ValueError(f"{steps} denoising steps were asked for; at least one is needed.")
+            raise InputError(f"{steps} denoising steps were asked for; at least one is needed.")
         end, shift = self.config.num_train_timesteps, self.config.shift
         # From noise downwards, so that a single step starts at pure noise.
         level = torch.from_numpy(np.linspace(end, self.config.start_timestep, steps, dtype=np.float32)) / end
@@ -116,7 +118,7 @@ class DMDScheduler(SchedulerMixin, ConfigMixin):
         if self._step_index is None:
             self._step_index = int((self.timesteps.cpu() - float(timestep)).abs().argmin())
         if self._step_index >= self.num_inference_steps:
-            raise ValueError(f"All {self.num_inference_steps} steps were done; call set_timesteps to start anew.")
+            raise InputError(f"All {self.num_inference_steps} steps were done; call set_timesteps to start anew.")
         delta = float(self.sigmas[self._step_index + 1]) - float(self.sigmas[self._step_index])
         self._step_index += 1
         previous = (sample.float() + delta * model_output.float()).to(sample.dtype)
@@ -154,7 +156,7 @@ def make_scheduler(settings: Mapping[str, Any], base: Path | None = None) -> Sch
         try:
             return UniPCMultistepScheduler.from_config(json.loads(file.read_text(encoding="utf-8")))
         except (ValueError, TypeError, KeyError, NotImplementedError) as error:
-            raise ValueError(f"{file} does not describe a UniPC schedule: {error}") from None
+            raise InputError(f"{file} does not describe a UniPC schedule: {error}") from None
     # What Wan 2.1's 480P image-to-video model ships with.
     return UniPCMultistepScheduler(
         num_train_timesteps=1000, prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0

@@ -21,6 +21,7 @@ from worldstereo_ros.panorama.depth import panorama_distance
 from worldstereo_ros.panorama.perspective_views import look, panorama_views, rings, round_camera, seed_camera
 from worldstereo_ros.panorama.stitching import Closure, Panorama, closure, panorama_from_views
 from worldstereo_ros.pipelines.base import OnStep
+from worldstereo_ros.utils.errors import InputError
 from worldstereo_ros.world import WorldModel
 
 ORDERS = ("round", "both", "alternate")
@@ -75,7 +76,7 @@ def observe_panorama(
     views = panorama_views(image, distance, world_from_camera=pose, camera=camera, stamp_ns=stamp_ns)  # checks both
     if distance is None:
         if world.depth_estimator is None:
-            raise ValueError(
+            raise InputError(
                 "The panorama has no distances and no depth estimator is loaded. Give distances, or let a model guess "
                 "them (parameter `depth_model`)."
             )
@@ -143,7 +144,7 @@ def ring_order(count: int, order: str) -> list[int]:
         ValueError: the order is not known.
     """
     if order not in ORDERS:
-        raise ValueError(f"The order '{order}' is not known; it is one of {', '.join(ORDERS)}.")
+        raise InputError(f"The order '{order}' is not known; it is one of {', '.join(ORDERS)}.")
     if order == "both":
         return sorted(range(count), key=lambda index: (min(index, count - index), index))
     return list(range(count)) if order == "round" else [*range(0, count, 2), *range(1, count, 2)]

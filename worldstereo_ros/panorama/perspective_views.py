@@ -20,6 +20,7 @@ import numpy as np
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.views import View
 from worldstereo_ros.imaging.codecs import ImageError, check_size
+from worldstereo_ros.utils.errors import InputError
 
 BANK_SIZE = (832, 480)
 BANK_FOV = (math.radians(120), math.radians(90))
@@ -74,7 +75,7 @@ def round_camera(height: int) -> Camera:
         ValueError: fewer rows than 8.
     """
     if not height >= 8:
-        raise ValueError(f"The panorama's height is {height}; a whole number of at least 8 rows was expected.")
+        raise InputError(f"The panorama's height is {height}; a whole number of at least 8 rows was expected.")
     width = max(16, 2 * math.ceil(math.tan(FIELD / 2) * height / math.pi))
     return Camera.from_fov(width, round(width / ASPECT), FIELD)
 

@@ -19,6 +19,7 @@ from worldstereo_ros.imaging.codecs import check_size
 from worldstereo_ros.imaging.exposure import align_exposure
 from worldstereo_ros.imaging.inpainting import push_pull
 from worldstereo_ros.imaging.overlap import Overlap
+from worldstereo_ros.utils.errors import InputError
 
 APART = 0.01  # metres between views that count as taken at one place
 BROAD, SHARP = 1.0, 8.0  # powers of the weight that falls from the middle of a view to its border: colours, details
@@ -76,10 +77,10 @@ def panorama_from_views(
     _check(views, height)
     pose = views[0].world_from_camera if world_from_camera is None else np.asarray(world_from_camera, np.float64)
     if pose.shape != (4, 4) or not np.isfinite(pose).all():
-        raise ValueError("world_from_camera of the panorama must be a finite 4x4 matrix.")
+        raise InputError("world_from_camera of the panorama must be a finite 4x4 matrix.")
     away = max(float(np.linalg.norm(view.world_from_camera[:3, 3] - pose[:3, 3])) for view in views)
     if away > APART:
-        raise ValueError(
+        raise InputError(
             f"A view was taken {away:.2f} m from the panorama's place; views of one place (within {APART} m) are put "
             "together. Views along a path overlap with parallax and make no panorama."
         )
@@ -223,9 +224,9 @@ def sample(layer: np.ndarray, columns: np.ndarray, rows: np.ndarray, *, nearest:
 
 def _check(views: list[View], height: int) -> None:
     if not views:
-        raise ValueError("No views were given; a panorama needs at least one.")
+        raise InputError("No views were given; a panorama needs at least one.")
     if not 8 <= int(height) == height:
-        raise ValueError(f"The panorama's height is {height}; a whole number of at least 8 rows was expected.")
+        raise InputError(f"The panorama's height is {height}; a whole number of at least 8 rows was expected.")
     check_size(2 * height, height, "The panorama")
 
 

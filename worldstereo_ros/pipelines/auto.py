@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from worldstereo_ros.pipelines.base import Pipeline
+from worldstereo_ros.utils.errors import InputError
 from worldstereo_ros.weights.bundled import BUNDLED
 
 NAMES = ("geometric", *BUNDLED)
@@ -40,17 +41,17 @@ def load_pipeline(
     check_device(device)
     if model == "geometric":
         if control_backend != "torch":
-            raise ValueError(f"The pipeline '{model}' has no control branch to run on '{control_backend}'; use torch.")
+            raise InputError(f"The pipeline '{model}' has no control branch to run on '{control_backend}'; use torch.")
         from worldstereo_ros.pipelines.geometric.pipeline import GeometricPipeline
 
         return GeometricPipeline()
     if dtype not in DTYPES:
-        raise ValueError(f"The type '{dtype}' is not known; choose one of {', '.join(DTYPES)}.")
+        raise InputError(f"The type '{dtype}' is not known; choose one of {', '.join(DTYPES)}.")
     model, variant = split_variant(model, variant)
     if model in BUNDLED:
         options = {"name": model, **options}
     elif "/" not in model and not Path(model).expanduser().exists():
-        raise ValueError(
+        raise InputError(
             f"The model '{model}' is not known: it is none of {', '.join(NAMES)}, no folder on this machine, and no "
             "hub id (owner/name)."
         )
@@ -77,7 +78,7 @@ def split_variant(model: str, variant: str = "") -> tuple[str, str]:
     if not colon or Path(model).expanduser().exists():
         return model, variant
     if variant and variant.removeprefix("worldstereo-") != last.removeprefix("worldstereo-"):
-        raise ValueError(f"'{model}' names the variant {last} and {variant} was asked for.")
+        raise InputError(f"'{model}' names the variant {last} and {variant} was asked for.")
     return name, last
 
 
@@ -92,12 +93,12 @@ def check_device(device: str) -> None:
     try:
         kind = torch.device(device).type
     except RuntimeError:
-        raise ValueError(f"The device '{device}' is not known; use cpu, cuda or cuda:N.") from None
+        raise InputError(f"The device '{device}' is not known; use cpu, cuda or cuda:N.") from None
     if kind not in ("cpu", "cuda"):
-        raise ValueError(f"The device '{device}' is not supported; use cpu, cuda or cuda:N.")
+        raise InputError(f"The device '{device}' is not supported; use cpu, cuda or cuda:N.")
     if kind == "cuda":
         if not torch.cuda.is_available():
-            raise ValueError(f"The device '{device}' was asked for and this machine has no usable CUDA GPU. Use cpu.")
+            raise InputError(f"The device '{device}' was asked for and this machine has no usable CUDA GPU. Use cpu.")
         index = torch.device(device).index or 0
         if index >= torch.cuda.device_count():
-            raise ValueError(f"The device '{device}' was asked for and there are {torch.cuda.device_count()} GPUs.")
+            raise InputError(f"The device '{device}' was asked for and there are {torch.cuda.device_count()} GPUs.")

@@ -10,6 +10,7 @@ import numpy as np
 
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.views import View
+from worldstereo_ros.utils.errors import WorldStereoError
 
 if TYPE_CHECKING:
     import torch
@@ -24,7 +25,7 @@ class Cancelled(Exception):  # noqa: N818 - a cancellation is no error
     """Raised by an `on_step` callback to end the work between two steps."""
 
 
-class ModelError(RuntimeError):
+class ModelError(WorldStereoError, RuntimeError):
     """The model could not do its work: weights, memory of the device, or numbers that are not finite."""
 
 

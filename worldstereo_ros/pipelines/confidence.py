@@ -24,6 +24,7 @@ import worldstereo_ros
 from worldstereo_ros.geometry.views import View
 from worldstereo_ros.imaging.inpainting import fill_depth, push_pull
 from worldstereo_ros.pipelines.base import Conditioning, PipelineFrame
+from worldstereo_ros.utils.errors import InputError
 
 TOLERANCE = 0.1  # of the range of a colour, mean over the channels: what "right" means
 WORK = 160  # pixels of the longer side at which a view is judged
@@ -70,16 +71,16 @@ class Scale:
     def __post_init__(self) -> None:
         ordered = (np.diff(self.scores) > 0).all() and (np.diff(self.expected_error) >= 0).all()
         if not (ordered and (np.diff(self.confidence) <= 0).all() and (self.weights >= 0).all()):
-            raise ValueError("Weights below 0, or functions of the score that do not rise and fall as they must.")
+            raise InputError("Weights below 0, or functions of the score that do not rise and fall as they must.")
         if not (self.confidence.min() >= 0 and self.confidence.max() <= 1 and len(self.weights) == len(FEATURES)):
-            raise ValueError(f"A confidence in 0..1 and weights of {len(FEATURES)} features were expected.")
+            raise InputError(f"A confidence in 0..1 and weights of {len(FEATURES)} features were expected.")
 
     @staticmethod
     def from_dict(raw: dict[str, Any]) -> Scale:
         """As it stands in the file. Raises KeyError, ValueError."""
         unknown = sorted(set(raw["weights"]) - set(FEATURES))
         if unknown:  # a feature that is silently left out would shift every confidence
-            raise ValueError(f"The confidence weights name unknown features: {', '.join(unknown)}.")
+            raise InputError(f"The confidence weights name unknown features: {', '.join(unknown)}.")
         weights = np.array([raw["weights"].get(name, 0.0) for name in FEATURES], np.float32)
         knots = (np.array(raw[name], np.float32) for name in ("scores", "expected_error", "confidence"))
         return Scale(weights, *knots)

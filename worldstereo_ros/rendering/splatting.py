@@ -16,6 +16,7 @@ import torch
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.poses import check_poses
 from worldstereo_ros.rendering import _splat_torch
+from worldstereo_ros.utils.errors import InputError
 
 _splat_numba: ModuleType | None
 try:
@@ -92,9 +93,9 @@ def render(
     if backend == "auto":
         backend = "numba" if device.type == "cpu" and _splat_numba is not None else "torch"
     if backend not in ("numba", "torch"):
-        raise ValueError(f"The backend '{backend}' is not known; it is 'auto', 'numba' or 'torch'.")
+        raise InputError(f"The backend '{backend}' is not known; it is 'auto', 'numba' or 'torch'.")
     if backend == "numba" and (device.type != "cpu" or _splat_numba is None):
-        raise ValueError(f"The numba backend needs numba and the CPU, not {device}; use backend='auto'.")
+        raise InputError(f"The numba backend needs numba and the CPU, not {device}; use backend='auto'.")
     poses = check_poses(world_from_camera)
     cloud = _checked(points, colours, observed, spacing, device)
     # The sums of a pixel are 63-bit integers: weights of 1 to 16 fit for eight million points in one pixel.
@@ -136,10 +137,10 @@ def _checked(points, colours, observed, spacing, device) -> tuple[torch.Tensor, 
     types = {"points": torch.float32, "colours": torch.uint8, "observed": torch.bool, "spacing": torch.float32}
     for name, tensor in tensors.items():
         if tuple(tensor.shape) != shapes[name]:
-            raise ValueError(f"The cloud's {name} have shape {tuple(tensor.shape)}; {shapes[name]} was expected.")
+            raise InputError(f"The cloud's {name} have shape {tuple(tensor.shape)}; {shapes[name]} was expected.")
         exact = name in ("points", "spacing") and tensor.is_floating_point()
         if tensor.dtype != types[name] and not exact:
-            raise ValueError(f"The cloud's {name} are {tensor.dtype}; {types[name]} was expected.")
+            raise InputError(f"The cloud's {name} are {tensor.dtype}; {types[name]} was expected.")
     return tuple(tensors[name].to(device, types[name]).contiguous() for name in named)
 
 

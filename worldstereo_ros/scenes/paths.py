@@ -14,6 +14,7 @@ import numpy as np
 from worldstereo_ros.scenes.raytracing.motion import Times, as_times
 from worldstereo_ros.scenes.raytracing.primitives import Primitives, Random
 from worldstereo_ros.scenes.raytracing.scene import Scene
+from worldstereo_ros.utils.errors import InputError
 
 PATHS = ("ground", "drone", "orbit", "handheld")
 
@@ -90,9 +91,9 @@ def make_path(scene: Scene, kind: str, count: int, seed: int, *, step: float = 0
         ValueError: a kind that does not exist, no pose asked for, or a world too full to start in.
     """
     if kind not in PATHS:
-        raise ValueError(f"There is no kind of path {kind!r}. Choose one of {', '.join(PATHS)}.")
+        raise InputError(f"There is no kind of path {kind!r}. Choose one of {', '.join(PATHS)}.")
     if count < 1:
-        raise ValueError(f"{count} poses were asked for; at least 1 is needed.")
+        raise InputError(f"{count} poses were asked for; at least 1 is needed.")
     random = Random(seed * 1_000_003 + scene.seed)
     if kind == "orbit":
         return _orbit(scene, count, random, step, turn)
@@ -119,7 +120,7 @@ def _start(scene: Scene, random: Random, radius: float, low: float, high: float,
         good = np.flatnonzero(free > radius * (1.5 if attempt < 20 else 1.02))
         if len(good):
             return points[good[0]]
-    raise ValueError(f"No free place was found in the {scene.kind} of seed {scene.seed}; choose another seed.")
+    raise InputError(f"No free place was found in the {scene.kind} of seed {scene.seed}; choose another seed.")
 
 
 def _reach(at: np.ndarray, angle: float, free: Callable[[np.ndarray], np.ndarray]) -> int:

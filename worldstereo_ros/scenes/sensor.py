@@ -15,6 +15,7 @@ from torch.nn import functional
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.scenes.raytracing.primitives import Random
 from worldstereo_ros.scenes.raytracing.scene import SceneFrames
+from worldstereo_ros.utils.errors import InputError
 
 GAMMA = 2.2
 
@@ -60,16 +61,16 @@ class SensorNoise:
         shares = {"vignetting": self.vignetting, "edge": self.edge, "dropout": self.dropout, "slant": self.slant}
         for name, value in shares.items():
             if not 0 <= value <= 1:
-                raise ValueError(f"{name} is {value}; a number from 0 to 1 was expected.")
+                raise InputError(f"{name} is {value}; a number from 0 to 1 was expected.")
         if min(self.shot, self.read, self.disparity, self.drift, self.subpixel) < 0:
-            raise ValueError("shot, read, disparity, drift and subpixel are amounts; none of them can be negative.")
+            raise InputError("shot, read, disparity, drift and subpixel are amounts; none of them can be negative.")
         if not 0 <= self.near < self.far or self.baseline <= 0 or self.patch < 1:
-            raise ValueError(
+            raise InputError(
                 f"near {self.near}, far {self.far}, baseline {self.baseline} and patch {self.patch} describe no "
                 "sensor; 0 <= near < far, baseline > 0 and patch >= 1 were expected."
             )
         if min(self.white_balance) <= 0:
-            raise ValueError(f"white_balance is {self.white_balance}; two gains above 0 were expected.")
+            raise InputError(f"white_balance is {self.white_balance}; two gains above 0 were expected.")
 
     @staticmethod
     def draw(random: Random) -> SensorNoise:
@@ -198,7 +199,7 @@ def motion_blur(
         ValueError: poses of another number than the frames, or a shutter outside 0..1.
     """
     if not 0 <= shutter <= 1:
-        raise ValueError(f"The shutter is open for {shutter} of a frame; a number from 0 to 1 was expected.")
+        raise InputError(f"The shutter is open for {shutter} of a frame; a number from 0 to 1 was expected.")
     poses = _poses(frames, world_from_camera)
     F, H, W = frames.depth.shape
     if F < 2 or shutter == 0:
@@ -234,7 +235,7 @@ def _poses(frames: SceneFrames, world_from_camera: torch.Tensor) -> torch.Tensor
     """(F, 4, 4) float64 where the frames are."""
     poses = torch.as_tensor(world_from_camera, dtype=torch.float64).to(frames.depth.device)
     if poses.shape != (len(frames.depth), 4, 4):
-        raise ValueError(
+        raise InputError(
             f"The poses have shape {tuple(poses.shape)}; ({len(frames.depth)}, 4, 4) was expected, one for each frame."
         )
     return poses

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from worldstereo_ros.utils.errors import InputError
+
 TRAINING = range(0, 1_000_000_000)
 VALIDATION = range(1_000_000_000, 1_100_000_000)
 TEST = range(1_100_000_000, 1_200_000_000)
@@ -22,8 +24,8 @@ def seed_of(split: str, index: int) -> int:
         ValueError: for a split that does not exist, or an index outside it.
     """
     if split not in SPLITS:
-        raise ValueError(f"There is no split {split!r}. Choose one of {', '.join(SPLITS)}.")
+        raise InputError(f"There is no split {split!r}. Choose one of {', '.join(SPLITS)}.")
     seeds = SPLITS[split]
     if not 0 <= index < len(seeds):
-        raise ValueError(f"World {index} is outside the {split} split, which has {len(seeds)} worlds.")
+        raise InputError(f"World {index} is outside the {split} split, which has {len(seeds)} worlds.")
     return seeds[index]

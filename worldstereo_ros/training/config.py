@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from worldstereo_ros.scenes import KINDS
+from worldstereo_ros.utils.errors import WorldStereoError
 from worldstereo_ros.utils.resources import find_resource
 
 STAGES = ("autoencoder", "video", "control", "memory", "distill", "finetune", "depth")
@@ -18,7 +19,7 @@ OPTIONAL = ("depth",)  # not among all stages where the configuration has none
 PRECISIONS = ("no", "bf16")
 
 
-class TrainingConfigError(ValueError):
+class TrainingConfigError(WorldStereoError, ValueError):
     """A configuration that cannot be used; the message says which key, what came and what was expected."""
 
 

@@ -16,6 +16,7 @@ from worldstereo_ros.training.config import TrainingConfig, read_training_config
 from worldstereo_ros.training.model_card import CARD, write_card
 from worldstereo_ros.training.run_folder import VARIANT_OF
 from worldstereo_ros.training.runner import SETTINGS_FILE
+from worldstereo_ros.utils.errors import InputError
 
 MOST_BYTES = 48_000_000  # in all
 SHARD_BYTES = 16_000_000  # of one file
@@ -55,9 +56,9 @@ def ship(
     """
     unknown = [name for name in variants if name not in VARIANTS]
     if unknown or not variants:
-        raise ValueError(f"The variants {list(variants)} were asked for; some of {', '.join(VARIANTS)} were expected.")
+        raise InputError(f"The variants {list(variants)} were asked for; some of {', '.join(VARIANTS)} were expected.")
     if out.exists() and any(out.iterdir()) and not ((out / CARD).is_file() and (out / "base").is_dir()):
-        raise ValueError(f"{out} is there and was not packed before; name a folder that is not there yet.")
+        raise InputError(f"{out} is there and was not packed before; name a folder that is not there yet.")
     settings = settings or read_training_config(run / SETTINGS_FILE)
     out.parent.mkdir(parents=True, exist_ok=True)
     part, old = (out.with_name(f"{out.name}.{ending}") for ending in ("part", "old"))
@@ -76,7 +77,7 @@ def ship(
         size = sum(file.stat().st_size for file in files)
         largest = max(file.stat().st_size for file in files)
         if size > most_bytes or largest > SHARD_BYTES * 1.02:  # headers come on top
-            raise ValueError(
+            raise InputError(
                 f"{', '.join(variants)} take {size / 1e6:.2f} MB, the largest file {largest / 1e6:.2f}; at most "
                 f"{most_bytes / 1e6:g} MB in all may ship. Pack fewer variants or train a smaller model."
             )

@@ -22,6 +22,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from worldstereo_ros.training.config import StageConfig
 from worldstereo_ros.training.logs import MEASURED, write_line
+from worldstereo_ros.utils.errors import InputError, WorldStereoError
 
 MOST_FAILURES = 10  # steps in a row whose numbers are not finite, before training gives up
 FINAL_RATE = 0.05  # of the learning rate, at the end
@@ -29,7 +30,7 @@ LOGGED_EVERY = 20  # steps
 MOST_RESERVED = 0.1  # of the time, for the last validation
 
 
-class TrainingError(RuntimeError):
+class TrainingError(WorldStereoError, RuntimeError):
     """Training cannot go on; the message says why and what to do. The weights written last are whole."""
 
 
@@ -139,7 +140,7 @@ def train(
         minutes = settings.minutes if steps is None else 0.0
     most = settings.steps if steps is None else steps
     if minutes <= 0 and most <= 0:
-        raise ValueError(f"The stage {stage.name} has neither minutes nor steps; give one of them.")
+        raise InputError(f"The stage {stage.name} has neither minutes nor steps; give one of them.")
     console = console or Console()
     log_folder.mkdir(parents=True, exist_ok=True)
     log = log_folder / f"{stage.name}.jsonl"

@@ -14,6 +14,7 @@ from worldstereo_ros.io.point_clouds import write_point_cloud
 from worldstereo_ros.io.posed_sequences import write_sequence
 from worldstereo_ros.io.video import write_video
 from worldstereo_ros.memory.cloud import CloudMemory
+from worldstereo_ros.utils.errors import InputError
 from worldstereo_ros.visualization.cloud_overview import cloud_overview
 from worldstereo_ros.visualization.contact_sheet import contact_sheet
 from worldstereo_ros.visualization.images import provenance_overlay
@@ -55,7 +56,7 @@ def view_contact_sheet(
     painted = dict(sorted({**(beside or {}), name: imagined}.items()))
     for who, views in painted.items():
         if len(views) != len(imagined):
-            raise ValueError(f"There are {len(imagined)} views and {len(views)} of {who}; one for each was expected.")
+            raise InputError(f"There are {len(imagined)} views and {len(views)} of {who}; one for each was expected.")
     columns = [
         f"given ({len(given)} views)",
         "memory alone",

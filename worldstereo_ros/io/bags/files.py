@@ -16,10 +16,11 @@ from rosbags.rosbag2 import Reader, StoragePlugin, Writer
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 from rosbags.typesys.store import Typestore
 
+from worldstereo_ros.utils.errors import WorldStereoError
 from worldstereo_ros.utils.resources import find_resource
 
 
-class BagError(ValueError):
+class BagError(WorldStereoError, ValueError):
     """A recording that cannot be used. The message is a sentence: what came, what was expected, what to do."""
 
 

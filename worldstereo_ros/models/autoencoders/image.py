@@ -18,6 +18,7 @@ from torch import nn
 from torch.nn import functional
 
 from worldstereo_ros.models.autoencoders.keyframe import _clips, _pictures
+from worldstereo_ros.utils.errors import InputError
 
 BLOCK = 8  # pixels of a latent, along each side
 COLOUR_SHARE = 3 / 16  # of the channels, for each of the two colour differences
@@ -83,7 +84,7 @@ class ImageAutoencoder(ModelMixin, ConfigMixin):
     ) -> None:
         super().__init__()
         if len(widths) != 3 or len(encoder_blocks) != 3 or len(decoder_blocks) != 3:
-            raise ValueError(
+            raise InputError(
                 f"widths {widths}, encoder_blocks {encoder_blocks} and decoder_blocks {decoder_blocks} must have three "
                 "numbers each: for a half, a quarter and an eighth of the size."
             )
@@ -111,7 +112,7 @@ class ImageAutoencoder(ModelMixin, ConfigMixin):
                 nn.init.zeros_(layer.bias)
         for values in (latents_mean, latents_std):
             if values is not None and len(values) != z_dim:
-                raise ValueError(f"latents_mean and latents_std must have {z_dim} numbers each, one for a channel.")
+                raise InputError(f"latents_mean and latents_std must have {z_dim} numbers each, one for a channel.")
 
     @property
     def latent_channels(self) -> int:
@@ -139,7 +140,7 @@ class ImageAutoencoder(ModelMixin, ConfigMixin):
         pictures, clips = _pictures(frames, "frames", 3)
         if pictures.shape[-2] % BLOCK or pictures.shape[-1] % BLOCK:
             size = f"{pictures.shape[-2]}x{pictures.shape[-1]}"
-            raise ValueError(f"Frames of {size} were given; height and width must be multiples of {BLOCK}.")
+            raise InputError(f"Frames of {size} were given; height and width must be multiples of {BLOCK}.")
         parts = [self.encode_images(part.to(self.dtype)) for part in pictures.split(batch or len(pictures))]
         mean, std = self._statistics(frames.device)
         return _clips((torch.cat(parts).float() - mean) / std, clips).to(frames.dtype)
@@ -172,7 +173,7 @@ class ImageAutoencoder(ModelMixin, ConfigMixin):
             ValueError: another shape.
         """
         if latents.ndim != 4 or latents.shape[0] != self.config.z_dim:
-            raise ValueError(f"latents has shape {tuple(latents.shape)}; ({self.config.z_dim}, F, h, w) was expected.")
+            raise InputError(f"latents has shape {tuple(latents.shape)}; ({self.config.z_dim}, F, h, w) was expected.")
         for part in latents.transpose(0, 1).split(batch):
             yield from self._decode(part).clamp(-1, 1).to(latents.dtype)
 

@@ -17,6 +17,8 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 from torch.nn import functional
 
+from worldstereo_ros.utils.errors import InputError
+
 
 class ChannelNorm(nn.Module):
     """Scales the channel vector of every pixel to length sqrt(channels), then channel by channel."""
@@ -198,9 +200,9 @@ class KeyframeAutoencoder(ModelMixin, ConfigMixin):
     ) -> None:
         super().__init__()
         if is_residual or patch_size not in (None, 1):
-            raise ValueError("This is a Wan 2.2 autoencoder (residual, patched); Wan 2.1's is needed.")
+            raise InputError("This is a Wan 2.2 autoencoder (residual, patched); Wan 2.1's is needed.")
         if len(latents_mean) != z_dim or len(latents_std) != z_dim:
-            raise ValueError(f"latents_mean and latents_std must have {z_dim} numbers each, one for a channel.")
+            raise InputError(f"latents_mean and latents_std must have {z_dim} numbers each, one for a channel.")
         down = [base_dim * m for m in (1, *dim_mult)]
         up = [(decoder_base_dim or base_dim) * m for m in (dim_mult[-1], *reversed(dim_mult))]
         self.encoder = Encoder(in_channels, down, 2 * z_dim, num_res_blocks, list(attn_scales))
@@ -238,7 +240,7 @@ class KeyframeAutoencoder(ModelMixin, ConfigMixin):
         pictures, clips = _pictures(frames, "frames", self.config.in_channels)
         if pictures.shape[-2] % self.factor or pictures.shape[-1] % self.factor:
             size = f"{pictures.shape[-2]}x{pictures.shape[-1]}"
-            raise ValueError(f"Frames of {size} were given; height and width must be multiples of {self.factor}.")
+            raise InputError(f"Frames of {size} were given; height and width must be multiples of {self.factor}.")
         latents = torch.cat([self._encode(part) for part in pictures.split(batch or len(pictures))])
         return _clips(latents, clips).to(frames.dtype)
 
@@ -270,7 +272,7 @@ class KeyframeAutoencoder(ModelMixin, ConfigMixin):
             ValueError: another shape.
         """
         if latents.ndim != 4 or latents.shape[0] != self.config.z_dim:
-            raise ValueError(f"latents has shape {tuple(latents.shape)}; ({self.config.z_dim}, F, h, w) was expected.")
+            raise InputError(f"latents has shape {tuple(latents.shape)}; ({self.config.z_dim}, F, h, w) was expected.")
         for part in latents.transpose(0, 1).split(batch):
             yield from self._decode(part).to(latents.dtype)
 
@@ -322,7 +324,7 @@ def flat_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...] | None:
 def _pictures(x: torch.Tensor, name: str, channels: int) -> tuple[torch.Tensor, int | None]:
     if x.ndim not in (4, 5) or x.shape[1] != channels or 0 in x.shape:
         want = f"(N, {channels}, H, W) or (b, {channels}, F, H, W)"
-        raise ValueError(f"{name} has shape {tuple(x.shape)}; {want} was expected.")
+        raise InputError(f"{name} has shape {tuple(x.shape)}; {want} was expected.")
     return (x, None) if x.ndim == 4 else (x.transpose(1, 2).flatten(0, 1), len(x))
 
 

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 from worldstereo_ros.models.checkpoints.loading import BASE_STEM
 from worldstereo_ros.models.worldstereo.transformer import WorldStereoTransformer
+from worldstereo_ros.utils.errors import InputError
 
 # Arguments of the transformer that are choices of a run and no part of a checkpoint.
 _OURS = ("controlnet_cfg", "reference_attention", "correspondence_radius", "correspondence_stride")
@@ -34,14 +35,14 @@ def save_weights(
         ValueError: there is nothing to write, or one tensor alone is larger than a shard.
     """
     if not tensors:
-        raise ValueError(f"There are no tensors to write to {folder}.")
+        raise InputError(f"There are no tensors to write to {folder}.")
     folder.mkdir(parents=True, exist_ok=True)
     own = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     shards: list[dict[str, torch.Tensor]] = [{}]
     filled = 0
     for name, tensor in own.items():
         if max_shard_bytes is not None and tensor.nbytes > max_shard_bytes:
-            raise ValueError(f"{name} has {tensor.nbytes} bytes and a shard at most {max_shard_bytes}.")
+            raise InputError(f"{name} has {tensor.nbytes} bytes and a shard at most {max_shard_bytes}.")
         if max_shard_bytes is not None and shards[-1] and filled + tensor.nbytes > max_shard_bytes:
             shards.append({})
             filled = 0
@@ -84,7 +85,7 @@ def save_variant(
     """
     control = transformer.config.controlnet_cfg
     if not control:
-        raise ValueError("This transformer has no control branch; save_base writes a plain backbone.")
+        raise InputError("This transformer has no control branch; save_base writes a plain backbone.")
     tensors = {
         name: tensor.to(dtype or tensor.dtype) for name, tensor in transformer.state_dict().items() if keep(name)
     }

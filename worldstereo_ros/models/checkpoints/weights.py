@@ -11,12 +11,14 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from worldstereo_ros.utils.errors import WorldStereoError
+
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 MAX_JSON_BYTES = 32 * 1024 * 1024
 FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 
 
-class CheckpointError(ValueError):
+class CheckpointError(WorldStereoError, ValueError):
     """A checkpoint that cannot be used; the message says what came, what was expected, and what to do."""
 
 

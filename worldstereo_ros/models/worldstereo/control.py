@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 from worldstereo_ros.models.worldstereo.rotary import Rotary, RotaryEmbedding
+from worldstereo_ros.utils.errors import InputError
 
 
 class MaskCameraEmbedding(nn.Module):
@@ -144,7 +145,7 @@ class ControlBranch(nn.Module):
         tokens = self.controlnet_patch_embedding(latent.to(dtype)).flatten(2).transpose(1, 2)
         added = self.controlnet_mask_embedding(volume.to(dtype))
         if added.shape != tokens.shape:
-            raise ValueError(
+            raise InputError(
                 f"The rendered latent makes {tokens.shape[1]} tokens and mask and cameras make {added.shape[1]}; "
                 f"latent {tuple(latent.shape[2:])} wants pixels 8 times as high and wide, and as many frames."
             )

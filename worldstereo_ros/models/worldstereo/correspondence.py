@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from worldstereo_ros.utils.errors import InputError
+
 
 def reference_points(
     depth: torch.Tensor,
@@ -44,7 +46,7 @@ def reference_points(
     """
     frames, height, width = depth.shape
     if height % rows or width % columns:
-        raise ValueError(f"Depth of {height}x{width} pixels does not divide into {rows}x{columns} tokens.")
+        raise InputError(f"Depth of {height}x{width} pixels does not divide into {rows}x{columns} tokens.")
     patch_h, patch_w = height // rows, width // columns
     ref_h, ref_w = reference_size or (height, width)
     device, dtype = depth.device, torch.float64 if depth.device.type == "cpu" else torch.float32

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
+from worldstereo_ros.utils.errors import InputError
+
 MODES = ("full", "paired", "correspondence")
 
 
@@ -86,13 +88,13 @@ def check_correspondence(correspondence: Correspondence | None, grid: TokenGrid,
     """
     want = (grid.frames, grid.rows, grid.columns, len(grid.home), 2)
     if correspondence is None:
-        raise ValueError(
+        raise InputError(
             "reference_attention is 'correspondence' and no reference_points were given; "
             "make them with models.correspondence.reference_points, or choose 'full' or 'paired'."
         )
     shape = tuple(correspondence.points.shape)
     if shape[1:] != want or shape[0] not in (1, batch):
-        raise ValueError(f"reference_points have shape {shape}; ({batch} or 1, {', '.join(map(str, want))}) is needed.")
+        raise InputError(f"reference_points have shape {shape}; ({batch} or 1, {', '.join(map(str, want))}) is needed.")
     return correspondence
 
 

@@ -26,6 +26,7 @@ from worldstereo_ros.models.worldstereo.inputs import check_inputs
 from worldstereo_ros.models.worldstereo.masks import MODES, Correspondence, TokenGrid
 from worldstereo_ros.models.worldstereo.render_prior import with_render_prior
 from worldstereo_ros.models.worldstereo.rotary import Rotary, RotaryEmbedding
+from worldstereo_ros.utils.errors import InputError
 
 
 class WorldStereoBlock(WanTransformerBlock):
@@ -171,9 +172,9 @@ class WorldStereoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, Attentio
             ValueError: no such mode or implementation.
         """
         if mode not in MODES:
-            raise ValueError(f"reference_attention is '{mode}'; choose one of {', '.join(MODES)}.")
+            raise InputError(f"reference_attention is '{mode}'; choose one of {', '.join(MODES)}.")
         if implementation not in IMPLEMENTATIONS:
-            raise ValueError(
+            raise InputError(
                 f"The implementation '{implementation}' is not known; choose {', '.join(IMPLEMENTATIONS)}."
             )
         self.register_to_config(reference_attention=mode)
@@ -186,7 +187,7 @@ class WorldStereoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, Attentio
             ValueError: there is no branch, or its embedding is of another size.
         """
         if self.controlnet is None or self.config.controlnet_cfg["conv_out_dim"] != self.proj_out.in_features:
-            raise ValueError("The control branch is missing or its conv_out_dim is not the backbone's width.")
+            raise InputError("The control branch is missing or its conv_out_dim is not the backbone's width.")
         self.controlnet.controlnet_patch_embedding.load_state_dict(self.patch_embedding.state_dict())
 
     def forward(

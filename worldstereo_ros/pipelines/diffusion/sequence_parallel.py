@@ -22,6 +22,7 @@ from torch import nn
 from worldstereo_ros.models.worldstereo.attention import ReferencePlan, StereoAttnProcessor
 from worldstereo_ros.models.worldstereo.rotary import Rotary
 from worldstereo_ros.models.worldstereo.transformer import WorldStereoTransformer
+from worldstereo_ros.utils.errors import InputError
 
 Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -42,7 +43,7 @@ def share_tokens(transformer: WorldStereoTransformer, group: dist.ProcessGroup |
     if control is not None:
         heads.append(transformer.config.controlnet_cfg["num_heads"])
     if any(number % count for number in heads):
-        raise ValueError(
+        raise InputError(
             f"The model has {' and '.join(map(str, heads))} heads, which do not divide among {count} processes; "
             "start a number that divides them."
         )
@@ -60,7 +61,7 @@ def share_tokens(transformer: WorldStereoTransformer, group: dist.ProcessGroup |
 
         def unchanged(_module: nn.Module, _arguments: tuple[Any, ...]) -> None:
             if transformer.controlnet is not control:
-                raise ValueError(
+                raise InputError(
                     "The control branch was replaced after its work was shared out; use control_backend torch with "
                     "several processes."
                 )

@@ -50,6 +50,7 @@ from worldstereo_ros.pipelines.geometric.warped_view import WarpedView
 from worldstereo_ros.pipelines.worldstereo.compositing import compose, mix_with_memory, resize_image
 from worldstereo_ros.pipelines.worldstereo.conditioning import Keyframes, make_keyframes
 from worldstereo_ros.pipelines.worldstereo.video_condition import VideoCondition, load_video_condition
+from worldstereo_ros.utils.errors import InputError
 
 STEPS = 40  # of the variants that are not distilled
 MASK_CHANNELS = 4
@@ -113,7 +114,7 @@ class WorldStereoPipeline:
             ValueError: fewer steps than one.
         """
         if steps is not None and steps < 1:
-            raise ValueError(f"{steps} denoising steps were asked for; at least one is needed.")
+            raise InputError(f"{steps} denoising steps were asked for; at least one is needed.")
         self.settings = settings
         self.transformer, self.autoencoder, self.scheduler = transformer, autoencoder, scheduler
         self.text_encoder, self.image_encoder = text_encoder, image_encoder

@@ -49,6 +49,7 @@ from worldstereo_ros.ros.conversions.messages import (
     transform_message,
 )
 from worldstereo_ros.srv import LoadMap, SaveMap
+from worldstereo_ros.utils.errors import WorldStereoError
 
 # A camera in the middle of the robot that looks ahead: x right, y down, z forward of the camera in REP 103 axes.
 BASE_FROM_CAMERA = np.array([[0, 0, 1, 0], [-1, 0, 0, 0], [0, -1, 0, 0], [0, 0, 0, 1]], dtype=np.float64)
@@ -56,7 +57,7 @@ BASE_FROM_CAMERA = np.array([[0, 0, 1, 0], [-1, 0, 0, 0], [0, -1, 0, 0], [0, 0, 
 Feedback = Callable[[ImaginePath.Feedback], None]
 
 
-class NodeSilentError(RuntimeError):
+class NodeSilentError(WorldStereoError, RuntimeError):
     """The node did not answer in time."""
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from sensor_msgs.msg import PointCloud2, PointField
 from std_msgs.msg import Header
 
+from worldstereo_ros.utils.errors import InputError
 from worldstereo_ros.utils.jit import compiled
 
 _FLOAT32 = PointField.FLOAT32
@@ -43,7 +44,7 @@ def cloud_message(
     points = np.ascontiguousarray(points, dtype=np.float32)
     colours = np.ascontiguousarray(colours, dtype=np.uint8)
     if points.shape != colours.shape or points.ndim != 2 or points.shape[1] != 3:
-        raise ValueError(f"The points have shape {points.shape}, the colours {colours.shape}; both must be (N, 3).")
+        raise InputError(f"The points have shape {points.shape}, the colours {colours.shape}; both must be (N, 3).")
     # The array of the message is made first and packed in place: no second copy of the cloud.
     data = array.array("B", b"\0") * (len(points) * 16)
     if not _pack(np.frombuffer(data, dtype=np.uint32), points.reshape(-1).view(np.uint32), colours.reshape(-1)):
@@ -101,11 +102,11 @@ def cloud_arrays(message: PointCloud2) -> tuple[np.ndarray, np.ndarray | None]:
     fields = {field.name: field for field in message.fields}
     for name in ("x", "y", "z"):
         if name not in fields or fields[name].datatype != _FLOAT32 or fields[name].offset + 4 > step:
-            raise ValueError(f"The cloud has no float32 field '{name}' inside its {step} bytes a point.")
+            raise InputError(f"The cloud has no float32 field '{name}' inside its {step} bytes a point.")
     if message.is_bigendian:
-        raise ValueError("The cloud is big endian; little endian was expected.")
+        raise InputError("The cloud is big endian; little endian was expected.")
     if len(message.data) != count * step or step == 0:
-        raise ValueError(
+        raise InputError(
             f"The cloud's data has {len(message.data)} bytes; {message.width}x{message.height} points of {step} bytes "
             f"are {count * step}."
         )

@@ -22,6 +22,7 @@ from worldstereo_ros.geometry.views import ImaginedView
 from worldstereo_ros.imaging import codecs
 from worldstereo_ros.imaging.codecs import ImageError
 from worldstereo_ros.msg import ImaginedView as ImaginedViewMessage
+from worldstereo_ros.utils.errors import InputError
 
 _PIXEL_BYTES = {
     "rgb8": 3, "bgr8": 3, "8UC3": 3, "rgba8": 4, "bgra8": 4, "mono8": 1, "8UC1": 1, "16UC1": 2, "mono16": 2, "32FC1": 4,
@@ -83,17 +84,17 @@ def path_matrices(path: Path) -> tuple[list[str], np.ndarray]:
         ValueError: empty, a pose that is none, or no frame named.
     """
     if not path.poses:
-        raise ValueError("The path is empty; at least one pose was expected.")
+        raise InputError("The path is empty; at least one pose was expected.")
     frames, matrices = [], np.empty((len(path.poses), 4, 4))
     for index, stamped in enumerate(path.poses):
         frame = stamped.header.frame_id or path.header.frame_id
         if not frame:
-            raise ValueError(f"Pose {index} of the path names no frame, nor does the path; set header.frame_id.")
+            raise InputError(f"Pose {index} of the path names no frame, nor does the path; set header.frame_id.")
         frames.append(frame)
         try:
             matrices[index] = pose_matrix(stamped.pose)
         except ValueError as error:
-            raise ValueError(f"Pose {index} of the path cannot be used. {error}") from None
+            raise InputError(f"Pose {index} of the path cannot be used. {error}") from None
     return frames, matrices
 
 

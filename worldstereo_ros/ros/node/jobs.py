@@ -13,6 +13,7 @@ import numpy as np
 
 from worldstereo_ros.geometry.views import ImaginedView
 from worldstereo_ros.pipelines.base import Cancelled
+from worldstereo_ros.utils.errors import WorldStereoError
 
 VIEW_ORIGIN = "imagine_view"  # single views supersede nothing and are superseded by nothing
 
@@ -59,7 +60,7 @@ class Progress:
     seconds_left: float = -1.0
 
 
-class JobRefused(ValueError):  # noqa: N818 - reads as what happened
+class JobRefused(WorldStereoError, ValueError):  # noqa: N818 - reads as what happened
     """A job that cannot be done; `code` and the message go to whoever asked."""
 
     def __init__(self, code: ErrorCode, message: str) -> None:

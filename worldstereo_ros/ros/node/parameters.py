@@ -14,6 +14,7 @@ from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from worldstereo_ros.utils.errors import WorldStereoError
 from worldstereo_ros.weights.bundled import DEFAULT_MODEL
 
 Value = bool | int | float | str | list[float]
@@ -24,7 +25,7 @@ CONFIGURE = "configure"  # when the node is configured: clean up, set, configure
 START = "start"  # read-only
 
 
-class ConfigurationError(ValueError):
+class ConfigurationError(WorldStereoError, ValueError):
     """The node cannot be configured like this; the message says what to change."""
 
 

@@ -11,6 +11,7 @@ from worldstereo_ros.ros.conversions import messages
 from worldstereo_ros.ros.node.jobs import ErrorCode, JobRefused
 from worldstereo_ros.ros.node.parameters import NodeParameters
 from worldstereo_ros.ros.node.tf_buffer import TransformSource, TransformUnavailableError
+from worldstereo_ros.utils.errors import InputError
 
 
 class PoseResolver:
@@ -45,7 +46,7 @@ class PoseResolver:
     def world_from(self, frame: str, stamp_ns: int | None) -> np.ndarray:
         """(4, 4) world_from_frame. Raises TransformMissing, or ValueError where no frame is named."""
         if not frame:
-            raise ValueError("The header names no frame; set its frame_id.")
+            raise InputError("The header names no frame; set its frame_id.")
         if frame.lstrip("/") == self._settings.world_frame.lstrip("/"):
             return np.eye(4)
         return self._transforms.lookup(self._settings.world_frame, frame, stamp_ns)[0]

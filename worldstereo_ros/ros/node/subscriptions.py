@@ -23,6 +23,7 @@ from worldstereo_ros.ros.node.parameters import NodeParameters
 from worldstereo_ros.ros.node.pose_resolver import PoseResolver
 from worldstereo_ros.ros.node.synchronizer import KEPT, Observation, SyncedFrame, Synchronizer, check_sizes
 from worldstereo_ros.ros.node.tf_buffer import SET_BACK_NS, TransformUnavailableError
+from worldstereo_ros.utils.errors import InputError
 
 INPUTS = (
     # name, type, profile, what
@@ -138,7 +139,7 @@ class Subscriptions:
         if isinstance(message, Image):
             messages.check_image(message, COLOUR_ENCODINGS, self._settings.max_image_pixels)
         elif not len(message.data):
-            raise ValueError("The compressed image has no data.")
+            raise InputError("The compressed image has no data.")
         self._require_frame(message)
         given_up = self._joiner.add_image(message, name, time.monotonic())
         if given_up is not None:
@@ -165,7 +166,7 @@ class Subscriptions:
     def _require_frame(self, message: Image | CompressedImage) -> None:
         frame = self._settings.camera_frame or message.header.frame_id
         if not frame and self._settings.pose_source in ("auto", "tf"):
-            raise ValueError(
+            raise InputError(
                 "The image's header names no frame, so TF cannot say where it was taken. Set frame_id in its "
                 "publisher, or the parameter `camera_frame`."
             )

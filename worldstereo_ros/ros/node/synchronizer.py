@@ -18,6 +18,7 @@ from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.views import View
 from worldstereo_ros.ros.conversions import messages
 from worldstereo_ros.ros.node.tf_buffer import SET_BACK_NS
+from worldstereo_ros.utils.errors import InputError
 from worldstereo_ros.world import WorldModel
 
 KEPT = 16  # images, infos and depths that wait for each other; bounded, newest kept
@@ -67,7 +68,7 @@ class Observation:
         check_sizes(camera, image.shape[1], image.shape[0])
         depth = None if self.depth is None else _fitted(messages.depth_array(self.depth), camera)
         if self.needs_depth and depth is not None and not (depth > 0).any():
-            raise ValueError(
+            raise InputError(
                 "The depth image that came with the image knows no pixel (all 0, NaN, infinite or out of range); is "
                 "the depth camera on, and not too near? To guess depth in its place, name a depth_model."
             )
@@ -78,7 +79,7 @@ class Observation:
 def check_sizes(camera: Camera, width: int, height: int) -> None:
     """Raises ValueError where a camera_info speaks of another image size."""
     if (camera.width, camera.height) != (width, height):
-        raise ValueError(
+        raise InputError(
             f"The image is {width}x{height} but its camera_info speaks of {camera.width}x{camera.height}. Take the "
             "camera_info of the same stream (after a resize node: the one it publishes)."
         )
@@ -90,7 +91,7 @@ def _fitted(depth: np.ndarray, camera: Camera) -> np.ndarray:
     if (width, height) == (camera.width, camera.height):
         return depth
     if abs(width / height - camera.width / camera.height) > 0.01:
-        raise ValueError(
+        raise InputError(
             f"The depth is {width}x{height} and the image {camera.width}x{camera.height}; the depth must be registered "
             "to the image (aligned_depth_to_color, depth_image_proc register)."
         )

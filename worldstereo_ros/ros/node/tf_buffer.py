@@ -13,12 +13,13 @@ import numpy as np
 from pytransform3d.transformations import pq_slerp, transform_from_pq
 
 from worldstereo_ros.geometry.poses import invert_pose
+from worldstereo_ros.utils.errors import WorldStereoError
 
 # A transform this much older than the newest one of its frame means that time was set back (a bag starts over).
 SET_BACK_NS = 2_000_000_000
 
 
-class TransformUnavailableError(LookupError):
+class TransformUnavailableError(WorldStereoError, LookupError):
     """A transform is not known; the message says why.
 
     Attributes:

@@ -10,6 +10,7 @@ from worldstereo_ros.scenes.kinds.room import room
 from worldstereo_ros.scenes.kinds.warehouse import warehouse
 from worldstereo_ros.scenes.objects.movers import with_movers
 from worldstereo_ros.scenes.raytracing.scene import Scene
+from worldstereo_ros.utils.errors import InputError
 
 KINDS: dict[str, Callable[[int], Scene]] = {"room": room, "corridor": corridor, "warehouse": warehouse, "lot": lot}
 
@@ -26,6 +27,6 @@ def make_scene(kind: str, seed: int, movers: int = 0) -> Scene:
         ValueError: for a kind that does not exist, or more movers than there is room for.
     """
     if kind not in KINDS:
-        raise ValueError(f"There is no kind of scene {kind!r}. Choose one of {', '.join(KINDS)}.")
+        raise InputError(f"There is no kind of scene {kind!r}. Choose one of {', '.join(KINDS)}.")
     scene = KINDS[kind](int(seed))
     return with_movers(scene, movers) if movers else scene

@@ -20,6 +20,7 @@ from worldstereo_ros.scenes.raytracing.motion import Mover, Track
 from worldstereo_ros.scenes.raytracing.primitives import Builder, Material, Primitives, Random, hsv
 from worldstereo_ros.scenes.raytracing.scene import Scene
 from worldstereo_ros.scenes.raytracing.textures import COLUMNS
+from worldstereo_ros.utils.errors import InputError
 
 MARGIN = 0.06
 """Metres that movers keep from everything."""
@@ -186,9 +187,9 @@ def with_movers(scene: Scene, count: int) -> Scene:
         ValueError: the scene has movers, the count is negative, or no room is found for so many.
     """
     if scene.movers:
-        raise ValueError(f"The scene has {len(scene.movers)} movers already; add them to one without.")
+        raise InputError(f"The scene has {len(scene.movers)} movers already; add them to one without.")
     if count < 0:
-        raise ValueError(f"{count} movers were asked for; 0 or more was expected.")
+        raise InputError(f"{count} movers were asked for; 0 or more was expected.")
     random, b = Random(scene.seed * 1_000_033 + 77), Builder(scene.seed + 991)
     b.names = list(scene.names)
     top = (scene.primitives.centre + scene.primitives.extent)[:, 2]
@@ -203,7 +204,7 @@ def with_movers(scene: Scene, count: int) -> Scene:
             if found is not None:
                 break
         else:
-            raise ValueError(
+            raise InputError(
                 f"Only {index} of {count} movers found room in the {scene.kind} of seed {scene.seed}; ask for fewer "
                 "or choose another seed."
             )

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from worldstereo_ros.utils.errors import InputError
+
 Times = Sequence[float] | np.ndarray | torch.Tensor | float
 """Seconds: one number, or one for each of several frames or points."""
 
@@ -132,7 +134,7 @@ def as_times(times: Times, count: int) -> torch.Tensor:
     """
     given = torch.as_tensor(times, dtype=torch.float64).cpu()
     if given.ndim > 1 or (given.ndim == 1 and len(given) != count) or not bool(torch.isfinite(given).all()):
-        raise ValueError(
+        raise InputError(
             f"The times have shape {tuple(given.shape)}; one finite number of seconds for each of the {count} frames "
             "was expected, or one for all."
         )

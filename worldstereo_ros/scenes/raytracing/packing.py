@@ -14,6 +14,7 @@ from worldstereo_ros.scenes.raytracing.motion import Mover
 from worldstereo_ros.scenes.raytracing.primitives import Primitives
 from worldstereo_ros.scenes.raytracing.scene import Scene
 from worldstereo_ros.scenes.raytracing.textures import COLUMNS, mip_chain
+from worldstereo_ros.utils.errors import InputError
 
 SHINY = 3
 
@@ -82,10 +83,10 @@ def pack(scenes: Sequence[Scene], *, device: torch.device | str = "cpu", light: 
         ValueError: no scene, or a light that does not exist.
     """
     if not scenes:
-        raise ValueError("There is no scene to put on the device; give at least one.")
+        raise InputError("There is no scene to put on the device; give at least one.")
     quality = {"soft": (4, 16), "plain": (0, 0)}
     if light not in quality:
-        raise ValueError(f"There is no light {light!r}. Choose one of {', '.join(quality)}.")
+        raise InputError(f"There is no light {light!r}. Choose one of {', '.join(quality)}.")
     B, P = len(scenes), max(len(scene.primitives) for scene in scenes)
 
     def padded(name: str, fill: float) -> torch.Tensor:

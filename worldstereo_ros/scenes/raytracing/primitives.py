@@ -15,6 +15,8 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 import torch
 
+from worldstereo_ros.utils.errors import InputError
+
 BOX, CYLINDER, SPHERE = 0, 1, 2
 
 Colour = tuple[float, ...]
@@ -267,7 +269,7 @@ class Builder:
         shift = local.T @ where if anchored else self.random.uniform(0.0, 9.0) + size
         instance = self.new_instance(name) if name is not None else self.instance
         if instance == 0:
-            raise ValueError("A primitive needs an object: give a name here or to Builder.at.")
+            raise InputError("A primitive needs an object: give a name here or to Builder.at.")
         self.rows.append(
             {"kind": kind, "centre": where, "half": size, "rotation": local, "instance": instance, "material": ids,
              "shift": shift, **chosen}

@@ -17,6 +17,7 @@ from worldstereo_ros.scenes.raytracing.packing import Packed, pack, pack_cached
 from worldstereo_ros.scenes.raytracing.primitives import BOX, CYLINDER
 from worldstereo_ros.scenes.raytracing.scene import Scene, SceneFrames
 from worldstereo_ros.scenes.raytracing.textures import COLUMNS, sample_pictures, sky, surface
+from worldstereo_ros.utils.errors import InputError
 
 PICTURE, GLOSS = COLUMNS.index("picture"), COLUMNS.index("gloss")
 
@@ -93,14 +94,14 @@ def render_batch(
     poses = torch.as_tensor(world_from_camera, dtype=torch.float64)
     B = scenes.exposure.shape[0] if isinstance(scenes, Packed) else len(scenes)
     if poses.ndim != 4 or poses.shape[0] != B or poses.shape[2:] != (4, 4):
-        raise ValueError(f"The poses have shape {tuple(poses.shape)}; (B, F, 4, 4) with B = {B} scenes was expected.")
+        raise InputError(f"The poses have shape {tuple(poses.shape)}; (B, F, 4, 4) with B = {B} scenes was expected.")
     packed = scenes if isinstance(scenes, Packed) else pack(scenes, device=device or "cpu", light=light)
     F = poses.shape[1]
     table = torch.arange(B).repeat_interleave(F)
     if times is not None:
         times = torch.as_tensor(times, dtype=torch.float64)
         if times.shape != (B, F):
-            raise ValueError(f"The times have shape {tuple(times.shape)}; {(B, F)} as of the poses was expected.")
+            raise InputError(f"The times have shape {tuple(times.shape)}; {(B, F)} as of the poses was expected.")
         times = times.reshape(-1)
     frames = render_packed(packed, camera, poses.reshape(-1, 4, 4), table, supersample=supersample, times=times)
     return SceneFrames(
@@ -133,11 +134,11 @@ def render_packed(
         ValueError: poses of the wrong shape or not finite; a supersample outside 1..8; times that do not fit.
     """
     if world_from_camera.shape[1:] != (4, 4) or not bool(torch.isfinite(world_from_camera).all()):
-        raise ValueError(
+        raise InputError(
             f"The poses have shape {tuple(world_from_camera.shape)}; finite (F, 4, 4) matrices were expected."
         )
     if not 1 <= supersample <= 8:
-        raise ValueError(f"supersample is {supersample}; it must be a whole number from 1 to 8.")
+        raise InputError(f"supersample is {supersample}; it must be a whole number from 1 to 8.")
     device = packed.geometry.device
     motions: torch.Tensor | None = None
     if times is not None:

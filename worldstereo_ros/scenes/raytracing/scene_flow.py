@@ -7,6 +7,7 @@ import torch
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.scenes.raytracing.motion import Times, as_times
 from worldstereo_ros.scenes.raytracing.scene import Scene, SceneFrames
+from worldstereo_ros.utils.errors import InputError
 
 
 def pose_of(scene: Scene, instance: int, times: Times) -> torch.Tensor:
@@ -24,7 +25,7 @@ def pose_of(scene: Scene, instance: int, times: Times) -> torch.Tensor:
         ValueError: no such object.
     """
     if not 0 <= instance < len(scene.names):
-        raise ValueError(f"There is no object {instance}; this scene has ids from 0 to {len(scene.names) - 1}.")
+        raise InputError(f"There is no object {instance}; this scene has ids from 0 to {len(scene.names) - 1}.")
     at = torch.as_tensor(times, dtype=torch.float64).reshape(-1)
     for mover in scene.movers:
         if mover.instance == instance:
@@ -48,7 +49,7 @@ def advect(scene: Scene, points: torch.Tensor, instance: torch.Tensor, start: fl
         ValueError: shapes that do not fit.
     """
     if points.shape != (*instance.shape, 3):
-        raise ValueError(
+        raise InputError(
             f"The points have shape {tuple(points.shape)} and the ids {tuple(instance.shape)}; (..., 3) and (...) of "
             "the same size were expected."
         )

@@ -11,6 +11,7 @@ import torch
 from torch.nn import functional
 
 from worldstereo_ros.training.data.world_files import RenderedWorld
+from worldstereo_ros.utils.errors import InputError
 
 
 class WorldDataset:
@@ -41,7 +42,7 @@ class WorldDataset:
                 with suppress(FileNotFoundError):  # it made room for newer ones just now
                     self.worlds[name] = RenderedWorld.load(self.folder / name)
         if not self.worlds:
-            raise ValueError(f"There are no {self.split} worlds in {self.folder}; they are drawn first.")
+            raise InputError(f"There are no {self.split} worlds in {self.folder}; they are drawn first.")
         self.order = sorted(self.worlds)
 
     def of_one_size(self, count: int, random: np.random.Generator) -> list[RenderedWorld]:

@@ -23,6 +23,7 @@ from torch.nn import functional
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.scenes import PATHS, make_path, make_scene, pack, render_batch, seed_of
 from worldstereo_ros.scenes.raytracing.primitives import Random
+from worldstereo_ros.utils.errors import InputError
 
 KIND_WEIGHTS = {"room": 0.4, "corridor": 0.15, "warehouse": 0.25, "lot": 0.2}  # unless the settings say otherwise
 FINE = 2  # how many times larger the views are that make clouds
@@ -87,7 +88,7 @@ class RenderedWorld:
             names = set(reader.keys())
             wanted = {f.name for f in fields(cls)}
             if names != wanted:
-                raise ValueError(f"{file} is no world: it holds {sorted(names)}; {sorted(wanted)} were expected.")
+                raise InputError(f"{file} is no world: it holds {sorted(names)}; {sorted(wanted)} were expected.")
             return cls(**{name: reader.get_tensor(name) for name in wanted})
 
 

@@ -16,6 +16,7 @@ from worldstereo_ros.io.images import read_image
 from worldstereo_ros.io.point_clouds import SUFFIXES as CLOUD_SUFFIXES
 from worldstereo_ros.io.point_clouds import CloudFileError, read_point_cloud
 from worldstereo_ros.io.posed_sequences import ViewSequence, open_posed
+from worldstereo_ros.utils.errors import WorldStereoError
 
 MAP_SUFFIX = ".wsmap"
 MAX_FUSED_FRAMES = 80  # more takes minutes and adds little: neighbours of a recording overlap
@@ -27,7 +28,7 @@ EXPECTED = (
 )
 
 
-class ViewableError(ValueError):
+class ViewableError(WorldStereoError, ValueError):
     """There is nothing here that can be shown. The message is a sentence that says why and what to do."""
 
 

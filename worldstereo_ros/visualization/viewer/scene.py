@@ -10,6 +10,7 @@ import numpy as np
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.poses import quaternion_from_pose
 from worldstereo_ros.geometry.views import View
+from worldstereo_ros.utils.errors import InputError
 from worldstereo_ros.visualization.images import IMAGINED_COLOUR, OBSERVED_COLOUR
 from worldstereo_ros.visualization.viewer.loading import Viewable
 
@@ -104,7 +105,7 @@ def coloured(colours: np.ndarray, observed: np.ndarray, colouring: str) -> np.nd
     if colouring == PROVENANCE:
         grey = colours.astype(np.float32).mean(axis=1, keepdims=True) / 255
         return np.clip(tint * (0.45 + 0.9 * grey), 0, 255).astype(np.uint8)
-    raise ValueError(f"'{colouring}' is no colouring; one of {', '.join(COLOURINGS)} was expected.")
+    raise InputError(f"'{colouring}' is no colouring; one of {', '.join(COLOURINGS)} was expected.")
 
 
 def ceiling_height(viewable: Viewable) -> float:
