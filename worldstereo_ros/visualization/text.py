@@ -1,0 +1,36 @@
+"""Text in images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+
+_FONT = cv2.FONT_HERSHEY_SIMPLEX
+
+
+def draw_text(
+    image: np.ndarray,
+    text: str,
+    position: tuple[int, int],
+    size: float = 0.46,
+    colour: Sequence[int] = (30, 34, 40),
+    weight: int = 1,
+) -> None:
+    """Draws one line of text into an image, in place.
+
+    Args:
+        image: (H, W, 3) uint8.
+        text: ASCII; other characters are drawn as question marks.
+        position: (x, y) in pixels, the left end of the baseline.
+        size: scale of OpenCV's Hershey font; 1 is about 22 pixels high.
+        colour: RGB, 0 to 255.
+        weight: thickness of the strokes in pixels.
+    """
+    cv2.putText(image, text, position, _FONT, size, tuple(colour), weight, cv2.LINE_AA)
+
+
+def text_width(text: str, size: float = 0.46, weight: int = 1) -> int:
+    """Width in pixels of a line that `draw_text` draws."""
+    return cv2.getTextSize(text, _FONT, size, weight)[0][0]
