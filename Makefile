@@ -19,10 +19,11 @@ demo: setup ## start the node, drive a robot through a procedural world, leave p
 test: setup ## all tests, in the same environment
 	$(PY) -m pytest -q
 
-lint: setup ## ruff and mypy
+lint: setup ## ruff, mypy, and the import contracts of pyproject.toml
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+	.venv/bin/lint-imports
 
 format: setup ## let ruff format the code
 	$(PY) -m ruff check --fix .
