@@ -141,7 +141,7 @@ def test_it_can_be_cancelled():
     world = world_of(two_planes(0.0))
 
     def stop(stage, step, steps):
-        if stage == "warped":
+        if stage == "warping":
             raise Cancelled
 
     with pytest.raises(Cancelled):

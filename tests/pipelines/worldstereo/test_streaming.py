@@ -77,7 +77,7 @@ def test_views_painted_side_by_side_are_those_painted_in_turn(threads):
         def __call__(self, conditioning, **arguments):
             steps = []
             paintings = self.warp_all(conditioning, lambda *step: steps.append(step))
-            assert steps == [("painting", index, VIEWS) for index in range(VIEWS)]
+            assert steps == [("warping", index, VIEWS) for index in range(VIEWS)]
             turns = GeometricPipeline(threads=1)(conditioning, **arguments)
             for index, (painting, frame) in enumerate(zip(paintings, turns, strict=True)):
                 mine = self.claim(conditioning, index, painting)
@@ -103,7 +103,7 @@ def test_what_cannot_be_painted_is_an_error_and_no_view_is_begun_after_it(pipeli
     assert not begun
 
 
-@pytest.mark.parametrize(("stage", "step"), [("painting", 1), ("denoising", 1), ("decoding", 2)])
+@pytest.mark.parametrize(("stage", "step"), [("warping", 1), ("denoising", 1), ("decoding", 2)])
 def test_a_goal_that_is_cancelled_leaves_nothing_behind(pipeline, monkeypatch, stage, step):
     paintings, latents = [], []
     paint, decode = pipeline._memory._paint, pipeline.autoencoder.decode_frames

@@ -73,7 +73,7 @@ class GeometricPipeline:
         """Yields the frames of the clip in order, each as soon as it exists."""
         count = len(conditioning.world_from_camera)
         for index in range(count):
-            on_step("warped", index, count)
+            on_step("warping", index, count)
             yield self.label_provenance(conditioning, index, self.warp(conditioning, index))
 
     def warp_all(self, conditioning: Conditioning, on_step: OnStep) -> list[WarpedView]:
@@ -89,7 +89,7 @@ class GeometricPipeline:
             try:
                 warped_views = []
                 for index, warped in enumerate(begun):
-                    on_step("warped", index, count)
+                    on_step("warping", index, count)
                     warped_views.append(warped.result())
                 return warped_views
             finally:
