@@ -2,37 +2,39 @@
 
 import os
 import signal
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.paths import REPOSITORY, SHARED
+from helpers.paths import SHARED
 
 # A shell that starts something in the background has it ignore Ctrl-C, and so all that it starts; the tests of Ctrl-C
 # are to pass there too.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-sys.path.append(str(REPOSITORY / "benchmarks"))  # some are tested at toy size
+
+def development_data(folder: Path, what: str) -> Path:
+    """`folder`; without it the test is skipped, or fails where WORLDSTEREO_REQUIRE_SHARED is set (as in CI)."""
+    if not folder.is_dir():
+        reason = f"{what} ({folder}) are not on this machine"
+        if os.environ.get("WORLDSTEREO_REQUIRE_SHARED"):
+            pytest.fail(f"{reason}, and WORLDSTEREO_REQUIRE_SHARED is set")
+        pytest.skip(reason)
+    return folder
 
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    folder = SHARED / "data"
-    if not folder.is_dir():
-        pytest.skip("the development data sets (../shared/data) are not on this machine")
-    return folder
+    return development_data(SHARED / "data", "the development data sets")
 
 
 @pytest.fixture(scope="session")
 def shared_golden() -> Path:
     folder = Path(os.environ.get("WORLDSTEREO_GOLDEN", SHARED / "golden"))
-    if not folder.is_dir():
-        pytest.skip("the golden reference numbers (../shared/golden) are not on this machine")
-    return folder
+    return development_data(folder, "the golden reference numbers")
 
 
 @contextmanager
