@@ -279,7 +279,7 @@ def test_names_of_the_stages_can_be_parsed_and_differ(small_checkpoint):
     assert {line.stage for line in lines} >= {"backbone alone", "+ GGM", "+ GGM + SSM", "distilled", "geometric"}
     assert "+ GGM + SSM, paired" in {line.stage for line in lines}
     assert describe("runs/a:memory-dmd?steps=2").stage == "distilled, 2 steps"
-    assert describe("small").stage == describe("runs/a/polished:memory-dmd").stage == "distilled, polished"
+    assert describe("small").stage == describe("runs/a/finetuned:memory-dmd").stage == "distilled, finetuned"
     assert describe("runs/a:memory?steps=40&compose=false").title == "+ GGM + SSM, not composed"
     with pytest.raises(ValueError, match="to measure"):
         stage_pipelines(small_checkpoint / "nowhere")
@@ -313,12 +313,12 @@ def test_the_table_has_a_line_for_each_pipeline_and_says_whether_the_order_holds
     assert len(said) == 10
     assert all(sentence.endswith("**yes**.") for sentence in said), said
     finetuned = [
-        replace(row, pipeline=row.pipeline.replace("r:", "r/polished:"), psnr_unseen=12.0)
+        replace(row, pipeline=row.pipeline.replace("r:", "r/finetuned:"), psnr_unseen=12.0)
         for row in rows
         if ":memory-dmd" in row.pipeline
     ]
     said = findings([*rows, *finetuned])
-    assert [line for line in said if "unseen pixels: distilled, polished, composed, has +2.50 dB" in line]
+    assert [line for line in said if "unseen pixels: distilled, finetuned, composed, has +2.50 dB" in line]
     assert sum(line.endswith("**no**.") for line in said) == 2
     worse = findings(stage_rows(ssm=13.9))
     assert worse[0] == "backbone alone (12.00) < + GGM (14.00) < + GGM + SSM (13.90) in dB PSNR: **no**."

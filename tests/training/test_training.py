@@ -29,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_one_command_makes_every_variant_logs_and_pictures(trained):
-    for part in ("base/vae", "base/transformer", *(VARIANT_OF.values()), "polished/base/vae"):
+    for part in ("base/vae", "base/transformer", *(VARIANT_OF.values()), "finetuned/base/vae"):
         assert (trained / part / "config.json").is_file()
     assert (trained / "base" / "scheduler" / "scheduler_config.json").is_file()
     for stage in STAGES:

@@ -98,7 +98,7 @@ def ship(
     """Packs a run: bfloat16 weights in files of at most 16 MB, 48 MB in all, checked, with a model card."""
     from worldstereo_ros.cli.errors import fail
     from worldstereo_ros.training.config import read_training_config
-    from worldstereo_ros.training.packaging import ship as pack
+    from worldstereo_ros.training.packaging import package_weights as pack
 
     try:
         settings = read_training_config(config) if config else None

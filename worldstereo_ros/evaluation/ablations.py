@@ -18,7 +18,7 @@ from worldstereo_ros.utils.errors import InputError
 TITLES = {"open3d+telea": "Open3D + Telea", "splat+telea": "splat + Telea", "geometric": "geometric"}
 TITLES[UNALIGNED] = "geometric, unaligned"
 BACKBONE, GGM, SSM, DISTILLED = "backbone alone", "+ GGM", "+ GGM + SSM", "distilled"
-FINETUNED = f"{DISTILLED}, polished"
+FINETUNED = f"{DISTILLED}, finetuned"
 STAGES = {"camera": GGM, "memory": SSM, "memory-dmd": DISTILLED}
 WORLDS = ("training", "validation", "test", "demo")  # how the names of procedural worlds begin
 REACH_DB = 0.5  # what distillation may lose

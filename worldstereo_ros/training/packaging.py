@@ -23,7 +23,7 @@ SHARD_BYTES = 16_000_000  # of one file
 VARIANTS = ("memory-dmd", "memory", "camera")
 
 
-def ship(
+def package_weights(
     run: Path,
     out: Path,
     *,
@@ -79,7 +79,7 @@ def ship(
         if size > most_bytes or largest > SHARD_BYTES * 1.02:  # headers come on top
             raise InputError(
                 f"{', '.join(variants)} take {size / 1e6:.2f} MB, the largest file {largest / 1e6:.2f}; at most "
-                f"{most_bytes / 1e6:g} MB in all may ship. Pack fewer variants or train a smaller model."
+                f"{most_bytes / 1e6:g} MB in all are allowed. Package fewer variants or train a smaller model."
             )
         if out.exists():
             out.rename(old)
