@@ -22,7 +22,7 @@ def pose(rotation_vector, translation):
 
 @settings(max_examples=50, deadline=None)
 @given(st.tuples(*[st.floats(-3, 3)] * 3), vectors, st.floats(0.1, 30))
-def test_projecting_what_was_unprojected_returns_the_pixels(rotation_vector, translation, depth):
+def test_project_inverts_unproject(rotation_vector, translation, depth):
     world_from_camera = pose(rotation_vector, translation)
     points = unproject(np.full((48, 64), depth, np.float32), CAMERA, world_from_camera)
     uv, z = project(points.reshape(-1, 3), CAMERA, world_from_camera)
@@ -33,7 +33,7 @@ def test_projecting_what_was_unprojected_returns_the_pixels(rotation_vector, tra
 
 @settings(max_examples=50, deadline=None)
 @given(st.tuples(*[st.floats(-3, 3)] * 3), vectors)
-def test_pose_round_trips(rotation_vector, translation):
+def test_inverse_and_quaternion_restore_the_pose(rotation_vector, translation):
     world_from_camera = pose(rotation_vector, translation)
     np.testing.assert_allclose(world_from_camera @ invert_pose(world_from_camera), np.eye(4), atol=1e-9)
     np.testing.assert_allclose(
@@ -41,34 +41,34 @@ def test_pose_round_trips(rotation_vector, translation):
     )
 
 
-def test_resizing_keeps_the_field_of_view():
+def test_resized_camera_keeps_the_field_of_view():
     big, point = CAMERA.resized(128, 96), np.array([[0.3, -0.2, 2.0]])
     (small_uv,), _ = project(point, CAMERA, np.eye(4))
     (big_uv,), _ = project(point, big, np.eye(4))
     np.testing.assert_allclose(big_uv, (small_uv + 0.5) * 2 - 0.5, atol=1e-4)
 
 
-def test_interpolation_moves_evenly_and_ends_at_the_ends():
+def test_interpolate_poses_spaces_translations_evenly_between_both_ends():
     path = np.stack([pose((0, 0, 0), (0, 0, 0)), pose((0, 0, 0), (1, 0, 0)), pose((0, 0, 0), (3, 0, 0))])
     out = interpolate_poses(path, 7)
     np.testing.assert_allclose(out[:, 0, 3], np.linspace(0, 3, 7), atol=1e-9)
 
 
-def test_a_turn_in_place_gets_its_share():
+def test_interpolate_poses_spaces_a_turn_in_place_evenly():
     path = np.stack([pose((0, 0, 0), (0, 0, 0)), pose((0, 1.2, 0), (0, 0, 0))])
     out = interpolate_poses(path, 4)
     angles = Rotation.from_matrix(out[:, :3, :3]).magnitude()
     np.testing.assert_allclose(angles, [0, 0.4, 0.8, 1.2], atol=1e-9)
 
 
-def test_repeated_and_single_poses_are_fine():
+def test_interpolate_poses_accepts_repeated_and_single_poses():
     one = pose((0, 0.2, 0), (1, 2, 3))
     np.testing.assert_allclose(interpolate_poses(np.stack([one, one, one]), 3), np.stack([one] * 3))
     np.testing.assert_allclose(interpolate_poses(one[None], 2), np.stack([one] * 2))
 
 
 @pytest.mark.parametrize("name", TRAJECTORIES)
-def test_presets_begin_at_the_start_and_are_rigid(name):
+def test_trajectory_starts_at_the_given_pose_and_is_rigid(name):
     start = pose((0.1, 0.4, -0.2), (1, 2, 3))
     path = trajectory(name, start, 5)
     np.testing.assert_allclose(path[0], start, atol=1e-12)
@@ -76,7 +76,7 @@ def test_presets_begin_at_the_start_and_are_rigid(name):
     assert np.abs(path[-1] - start).max() > 0.1
 
 
-def test_orbit_keeps_looking_at_its_centre():
+def test_orbit_looks_at_its_centre():
     path = trajectory("orbit", np.eye(4), 5, radius=2.0, angle=1.0)
     uv, z = zip(*(project(np.array([[0.0, 0.0, 2.0]]), CAMERA, p) for p in path), strict=True)
     np.testing.assert_allclose(np.concatenate(uv), np.tile([CAMERA.cx, CAMERA.cy], (5, 1)), atol=1e-4)
@@ -91,7 +91,7 @@ def test_orbit_keeps_looking_at_its_centre():
         (lambda: Camera(64, 48, 0, 50, 0, 0), "positive"),
         (lambda: Camera(64, 48, float("nan"), 50, 0, 0), "finite"),
         (lambda: Camera.from_fov(64, 48, 4.0), "field of view"),
-        (lambda: pose_from_quaternion((0, 0, 0), (0, 0, 0, 0)), "length"),
+        (lambda: pose_from_quaternion((0, 0, 0), (0, 0, 0, 0)), "norm"),
         (lambda: pose_from_quaternion((0, float("nan"), 0), (0, 0, 0, 1)), "finite"),
         (lambda: interpolate_poses(np.zeros((0, 4, 4)), 3), "at least one"),
         (lambda: interpolate_poses(np.full((2, 4, 4), np.nan), 3), "finite"),
@@ -99,6 +99,6 @@ def test_orbit_keeps_looking_at_its_centre():
         (lambda: trajectory("sideways", np.eye(4), 3), "sideways"),
     ],
 )
-def test_bad_input_gets_a_sentence(call, words):
+def test_invalid_input_raises_value_error(call, words):
     with pytest.raises(ValueError, match=words):
         call()

@@ -1,4 +1,4 @@
-"""Poses over time: transforms are chained, and what is not known is said."""
+"""Transform trees over time: chained lookups, interpolation, and errors of unavailable transforms."""
 
 import numpy as np
 import pytest
@@ -10,15 +10,15 @@ from worldstereo_ros.geometry.trajectories import trajectory
 
 def tree_of_transforms() -> TransformTree:
     tree = TransformTree()
-    tree.add("map", "odom", 0, trajectory("right", np.eye(4), 2)[1], fixed=True)
+    tree.add("map", "odom", 0, trajectory("right", np.eye(4), 2)[1], static=True)
     for i, pose in enumerate(trajectory("turn", np.eye(4), 3, angle=1.0)):
-        tree.add("odom", "/base", i * SECOND, pose, fixed=False)
-    tree.add("base", "camera", 0, BASE_FROM_CAMERA, fixed=True)
-    tree.add("base", "lidar", 0, trajectory("up", np.eye(4), 2)[1], fixed=True)
+        tree.add("odom", "/base", i * SECOND, pose, static=False)
+    tree.add("base", "camera", 0, BASE_FROM_CAMERA, static=True)
+    tree.add("base", "lidar", 0, trajectory("up", np.eye(4), 2)[1], static=True)
     return tree
 
 
-def test_transforms_are_chained_up_and_down_the_tree():
+def test_lookup_chains_transforms_up_and_down_the_tree():
     tree, turned = tree_of_transforms(), trajectory("turn", np.eye(4), 9, angle=1.0)
     right, up = (trajectory(name, np.eye(4), 2)[1] for name in ("right", "up"))
     for i in range(9):
@@ -32,21 +32,21 @@ def test_transforms_are_chained_up_and_down_the_tree():
     assert tree.frames == ["base", "camera", "lidar", "map", "odom"]
 
 
-def test_transforms_that_are_not_known_are_said():
+def test_lookup_rejects_unavailable_transforms():
     tree = tree_of_transforms()
-    np.testing.assert_array_equal(  # a little past the end the last one holds
+    np.testing.assert_array_equal(  # within the tolerance after the end the last sample is used
         tree.lookup("odom", "base", 2 * SECOND + 9, 10), tree.lookup("odom", "base", 2 * SECOND, 0)
     )
     for stamp in (2 * SECOND + 11, -11):
         with pytest.raises(
-            UnknownPoseError, match=r"from 'base' to 'odom' is not known then: the nearest one is 0\.000 s"
+            UnknownPoseError, match=r"from 'base' to 'odom' is unavailable at that time: the nearest sample is 0\.000 s"
         ):
             tree.lookup("map", "camera", stamp, 10)
     with pytest.raises(UnknownPoseError, match=r"no frame 'moon'; the frames are base, camera"):
         tree.lookup("moon", "camera", 0, 0)
-    tree.add("island", "tree", 0, np.eye(4), fixed=True)
+    tree.add("island", "tree", 0, np.eye(4), static=True)
     with pytest.raises(UnknownPoseError, match="'map' and 'tree' are not connected"):
         tree.lookup("map", "tree", 0, 0)
-    tree.add("camera", "map", 0, np.eye(4), fixed=True)
-    with pytest.raises(UnknownPoseError, match="ring"):
+    tree.add("camera", "map", 0, np.eye(4), static=True)
+    with pytest.raises(UnknownPoseError, match="cycle"):
         tree.lookup("island", "camera", 0, 0)

@@ -9,7 +9,7 @@ from worldstereo_ros.cli.doctor import examine
 from worldstereo_ros.cli.imagine import ImagineRequest, run_imagine
 from worldstereo_ros.cli.main import app
 from worldstereo_ros.geometry.cameras import Camera
-from worldstereo_ros.geometry.poses import up_in_world
+from worldstereo_ros.geometry.poses import estimate_up_direction
 from worldstereo_ros.geometry.trajectories import trajectory
 from worldstereo_ros.geometry.views import ImaginedView, View
 from worldstereo_ros.io.datasets import open_sequence
@@ -121,7 +121,7 @@ def test_the_cloud_is_seen_from_above_with_its_path(wall):
     points = np.stack([np.linspace(-2, 2, 500), np.full(500, 1.0), np.linspace(1, 4, 500)], axis=1).astype(np.float32)
     colours = np.full((500, 3), (0, 200, 0), np.uint8)
     path = np.stack([view.world_from_camera for view in wall])
-    up = up_in_world(path)
+    up = estimate_up_direction(path)
     np.testing.assert_array_equal(up, [0, -1, 0])
     picture = cloud_overview(points, colours, np.ones(500, bool), np.full(500, 0.05, np.float32), path, up=up)
     assert ((picture[..., 1] > 150) & (picture[..., 0] < 60)).sum() > 100  # the green points

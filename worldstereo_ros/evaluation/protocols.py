@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from worldstereo_ros.evaluation.world_sequences import Posed, WorldSequence, world_panorama
-from worldstereo_ros.geometry.poses import interpolate_poses, up_in_world
+from worldstereo_ros.geometry.poses import interpolate_poses, estimate_up_direction
 from worldstereo_ros.geometry.views import View
 from worldstereo_ros.panorama.imagine import ring_order, seam_joint
 from worldstereo_ros.panorama.perspective_views import look, panorama_views, rings, seed_camera
@@ -109,7 +109,7 @@ def _loop(sequence: Posed) -> Scenario:
     back = [*frames[-2::-1], 0]
     far = sequence.poses[frames[-1]]
     angles = np.linspace(0, 2 * math.pi, LOOP_CLIP + 1)[1:]
-    turn = _turned(far, up_in_world(sequence.poses), angles)
+    turn = _turned(far, estimate_up_direction(sequence.poses), angles)
     path = np.concatenate([sequence.poses[frames], turn, sequence.poses[back]])
     there, home = len(frames), len(frames) + len(turn)
     pairs = [(first, home + there - 2 - first) for first in range(there - 1)] + [(there - 1, home - 1)]

@@ -1,4 +1,4 @@
-"""What a `sensor_msgs/CameraInfo` says, without ROS: works with any object that has its fields."""
+"""Camera calibration from the fields of a `sensor_msgs/CameraInfo`, without ROS."""
 
 from __future__ import annotations
 
@@ -10,26 +10,34 @@ import numpy as np
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.utils.errors import InputError
 
-# distortion_model -> numbers of coefficients that OpenCV takes
-_MODELS = {"plumb_bob": (4, 5), "rational_polynomial": (8, 12, 14), "equidistant": (4,)}
+# distortion_model -> numbers of coefficients that OpenCV accepts
+_DISTORTION_MODELS = {"plumb_bob": (4, 5), "rational_polynomial": (8, 12, 14), "equidistant": (4,)}
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """A camera and the distortion of its pictures.
+    """Intrinsics and lens distortion of a camera.
 
     Attributes:
-        camera: of the pictures once they are straight; equal to the one of the raw pictures but for the distortion.
-        coefficients: of the lens; empty where the pictures are straight already.
-        model: of the distortion, as ROS names it.
+        camera: intrinsics of the undistorted images; equal to those of the raw images.
+        coefficients: (K,) float64 distortion coefficients in OpenCV's order; empty if the images have no distortion.
+        model: distortion model as ROS names it (plumb_bob, rational_polynomial, equidistant); "" without distortion.
     """
 
     camera: Camera
     coefficients: np.ndarray
     model: str
 
-    def straighten(self, image: np.ndarray, depth: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
-        """Picture and depth as a pinhole camera sees them; depth takes the nearest pixel, it is never blended."""
+    def undistort(self, image: np.ndarray, depth: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
+        """Removes the lens distortion from an image and its registered depth.
+
+        Args:
+            image: (H, W, 3) uint8 RGB, interpolated linearly.
+            depth: (H, W) float32 metres or None. It takes the nearest pixel, so that depths are never blended.
+
+        Returns:
+            (image, depth), the inputs themselves if there is no distortion.
+        """
         if not self.coefficients.size:
             return image, depth
         import cv2
@@ -46,13 +54,17 @@ class Calibration:
 
 
 def calibration_from_info(info: Any) -> Calibration:
-    """From the fields of a CameraInfo: width, height, k, d, distortion_model, roi, binning_x, binning_y.
+    """Reads the calibration from a `sensor_msgs/CameraInfo`.
+
+    Args:
+        info: an object with the fields width, height, k, d, distortion_model, roi, binning_x and binning_y.
 
     Raises:
-        ValueError: uncalibrated (zeros), not finite, or a distortion that is not known.
+        InputError: the camera is not calibrated (K is zero), a number is not finite, or the distortion model is
+            unsupported.
     """
     K = np.asarray(info.k, dtype=np.float64).reshape(3, 3)
-    if K[0, 0] == 0:  # how CameraInfo says so
+    if K[0, 0] == 0:  # how CameraInfo marks an uncalibrated camera
         raise InputError(
             "The camera_info has K[0] = 0: the camera is not calibrated. Calibrate it (camera_calibration) or give the "
             "driver its calibration file."
@@ -69,9 +81,9 @@ def calibration_from_info(info: Any) -> Calibration:
     if not coefficients.any():
         return Calibration(camera, np.zeros(0), "")
     model = info.distortion_model or "plumb_bob"
-    if coefficients.size not in _MODELS.get(model, ()):
+    if coefficients.size not in _DISTORTION_MODELS.get(model, ()):
         raise InputError(
-            f"The camera_info has distortion '{model}' with {coefficients.size} coefficients; known are "
-            f"{', '.join(_MODELS)}. Rectify the pictures before (image_proc)."
+            f"The camera_info has distortion model '{model}' with {coefficients.size} coefficients; supported models "
+            f"are {', '.join(_DISTORTION_MODELS)}. Rectify the images first (image_proc)."
         )
     return Calibration(camera, coefficients, model)

@@ -1,9 +1,7 @@
-"""Cameras, poses and the paths they take.
+"""The pinhole camera model: intrinsics, projection and unprojection.
 
-Inside this project: OpenCV camera axes (x right, y down, z forward), metres, radians, pixel centres at integers,
-poses as `world_from_camera` (4, 4) matrices; a name `a_from_b` takes b coordinates to a.
-The conventions of the published WorldStereo weights (`world_to_camera`, normalised scenes, Plücker rays) are made
-here from these, each in one function. SciPy is imported where it is used: machines that only train have none.
+Conventions of the package: OpenCV camera axes (x right, y down, z forward), metres, radians, pixel centres at integer
+coordinates, poses as `world_from_camera` (4, 4) matrices. A name `a_from_b` maps b coordinates to a coordinates.
 """
 
 from __future__ import annotations
@@ -38,12 +36,13 @@ class Camera:
         if not np.isfinite(numbers).all() or self.fx <= 0 or self.fy <= 0 or self.width <= 0 or self.height <= 0:
             raise InputError(
                 f"The camera has size {self.width}x{self.height} and fx, fy, cx, cy = {numbers}; the size and the "
-                "focal lengths must be positive and every number finite. An uncalibrated camera sends zeros."
+                "focal lengths must be positive and every number finite. A camera_info of zeros means that the camera "
+                "is not calibrated."
             )
 
     @classmethod
     def from_matrix(cls, K: np.ndarray, width: int, height: int) -> Camera:
-        """From a 3x3 intrinsic matrix in pixels."""
+        """Builds a camera from a (3, 3) intrinsic matrix in pixels."""
         K = np.asarray(K, dtype=np.float64)
         if K.shape != (3, 3):
             raise InputError(f"The intrinsic matrix has shape {K.shape}; (3, 3) was expected.")
@@ -51,7 +50,7 @@ class Camera:
 
     @classmethod
     def from_fov(cls, width: int, height: int, horizontal_fov: float) -> Camera:
-        """Square pixels, principal point in the middle; `horizontal_fov` in radians, below pi."""
+        """Builds a camera with square pixels and a centred principal point; `horizontal_fov` in radians, below pi."""
         if not 0 < horizontal_fov < np.pi:
             raise InputError(f"The horizontal field of view is {horizontal_fov} rad; it must lie between 0 and pi.")
         focal = 0.5 * width / np.tan(0.5 * horizontal_fov)
@@ -63,18 +62,18 @@ class Camera:
         return np.array([[self.fx, 0, self.cx], [0, self.fy, self.cy], [0, 0, 1]], dtype=np.float64)
 
     def resized(self, width: int, height: int) -> Camera:
-        """The same field of view on another pixel grid."""
+        """Returns the camera of the same field of view at another image size."""
         sx, sy = width / self.width, height / self.height
-        # Pixel centres are at integers, so the image begins at -0.5.
+        # Pixel centres are at integers, so the image starts at -0.5.
         cx, cy = (self.cx + 0.5) * sx - 0.5, (self.cy + 0.5) * sy - 0.5
         return Camera(width, height, self.fx * sx, self.fy * sy, cx, cy)
 
     def cropped(self, x: int, y: int, width: int, height: int) -> Camera:
-        """The window of `width` x `height` pixels whose top left pixel is (x, y)."""
+        """Returns the camera of a window of `width` x `height` pixels whose top left pixel is (x, y)."""
         return Camera(width, height, self.fx, self.fy, self.cx - x, self.cy - y)
 
     def rays(self) -> np.ndarray:
-        """(H, W, 3) float32 directions through the pixel centres, camera axes, z = 1: point = ray * depth."""
+        """Returns (H, W, 3) float32 rays through the pixel centres in camera axes, z = 1: point = ray * depth."""
         x = (np.arange(self.width, dtype=np.float32) - np.float32(self.cx)) / np.float32(self.fx)
         y = (np.arange(self.height, dtype=np.float32) - np.float32(self.cy)) / np.float32(self.fy)
         rays = np.ones((self.height, self.width, 3), dtype=np.float32)
@@ -82,17 +81,20 @@ class Camera:
         return rays
 
 
-# --- poses ---
-
-
-# --- points ---
-
-
 def unproject(depth: np.ndarray, camera: Camera, world_from_camera: np.ndarray) -> np.ndarray:
-    """(H, W, 3) float32 world points of a depth image (H, W) in metres; where depth is 0 they mean nothing."""
+    """Lifts a depth image to world points.
+
+    Args:
+        depth: (H, W) metres along the optical axis, 0 = unknown.
+        camera: intrinsics of the same size.
+        world_from_camera: (4, 4) pose.
+
+    Returns:
+        (H, W, 3) float32 world points in metres; undefined where depth is 0.
+    """
     if depth.shape != (camera.height, camera.width):
         raise InputError(
-            f"The depth has shape {depth.shape}; the camera's {(camera.height, camera.width)} was expected."
+            f"The depth has shape {depth.shape}; {(camera.height, camera.width)}, the camera's size, was expected."
         )
     points = camera.rays() * depth[..., None].astype(np.float32)
     rotation = world_from_camera[:3, :3].astype(np.float32)
@@ -100,23 +102,22 @@ def unproject(depth: np.ndarray, camera: Camera, world_from_camera: np.ndarray) 
 
 
 def project(points: np.ndarray, camera: Camera, world_from_camera: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where world points land in a camera.
+    """Projects world points into a camera.
+
+    Args:
+        points: (N, 3) world points in metres.
+        camera: intrinsics.
+        world_from_camera: (4, 4) pose.
 
     Returns:
-        (pixel coordinates (N, 2) float32 as x, y; depth (N,) float32). Behind the camera (depth <= 0) the
-        coordinates mean nothing.
+        (pixel coordinates (N, 2) float32 as x, y; depth (N,) float32 metres). Coordinates of points behind the camera
+        (depth <= 0) are undefined.
     """
     camera_from_world = invert_pose(world_from_camera)
-    # Subtracting the centre first keeps precision far from the origin of the world.
+    # Subtracting the camera centre first keeps precision far from the world origin.
     local = (points.astype(np.float64) - world_from_camera[:3, 3]) @ camera_from_world[:3, :3].T
     z = local[:, 2]
     with np.errstate(divide="ignore", invalid="ignore"):
         x = camera.fx * local[:, 0] / z + camera.cx
         y = camera.fy * local[:, 1] / z + camera.cy
     return np.stack([x, y], axis=1).astype(np.float32), z.astype(np.float32)
-
-
-# --- what the published weights expect ---
-
-
-# --- frusta ---

@@ -1,4 +1,4 @@
-"""Rigid poses: checks, inverses, quaternions and interpolation."""
+"""Rigid transforms: validation, inversion, quaternions and interpolation."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from worldstereo_ros.utils.errors import InputError
 
 
 def invert_pose(pose: np.ndarray) -> np.ndarray:
-    """The inverse of rigid transforms (..., 4, 4), without a general matrix inverse."""
+    """Inverts rigid transforms (..., 4, 4) by transposing the rotation."""
     pose = np.asarray(pose)
     rotation = np.swapaxes(pose[..., :3, :3], -1, -2)
     out = np.zeros_like(pose)
@@ -21,10 +21,10 @@ def invert_pose(pose: np.ndarray) -> np.ndarray:
 
 
 def pose_from_quaternion(translation: Sequence[float], quaternion_xyzw: Sequence[float]) -> np.ndarray:
-    """(4, 4) float64 from a translation and a quaternion in ROS order (x, y, z, w).
+    """Builds a (4, 4) float64 transform from a translation and a quaternion in ROS order (x, y, z, w).
 
     Raises:
-        ValueError: a number is not finite, or the quaternion's length is not within 1 % of one.
+        InputError: a number is not finite, or the norm of the quaternion is off from 1 by more than 1 %.
     """
     from scipy.spatial.transform import Rotation
 
@@ -35,7 +35,7 @@ def pose_from_quaternion(translation: Sequence[float], quaternion_xyzw: Sequence
     norm = float(np.linalg.norm(q))
     if abs(norm - 1) > 1e-2:
         raise InputError(
-            f"The quaternion {q.tolist()} has length {norm:.4g}; a rotation has length 1 (none set? use w = 1)."
+            f"The quaternion {q.tolist()} has norm {norm:.4g}; norm 1 was expected. Use w = 1 for no rotation."
         )
     pose = np.eye(4)
     pose[:3, :3] = Rotation.from_quat(q / norm).as_matrix()
@@ -44,7 +44,7 @@ def pose_from_quaternion(translation: Sequence[float], quaternion_xyzw: Sequence
 
 
 def quaternion_from_pose(pose: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(translation (..., 3), quaternion (..., 4) as x, y, z, w with w >= 0) of rigid transforms (..., 4, 4)."""
+    """Splits rigid transforms (..., 4, 4) into translation (..., 3) and quaternion (..., 4) as x, y, z, w, w >= 0."""
     from scipy.spatial.transform import Rotation
 
     pose = np.asarray(pose, dtype=np.float64)
@@ -54,10 +54,14 @@ def quaternion_from_pose(pose: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def check_poses(poses: np.ndarray, name: str = "The path") -> np.ndarray:
-    """Returns `poses` as (N, 4, 4) float64.
+    """Validates poses and returns them as (N, 4, 4) float64.
+
+    Args:
+        poses: (N, 4, 4), N >= 1.
+        name: subject of the error messages.
 
     Raises:
-        ValueError: it is empty, has another shape, a number that is not finite, or a matrix that is no rotation.
+        InputError: the array is empty or has another shape, a number is not finite, or a rotation is not orthonormal.
     """
     poses = np.asarray(poses, dtype=np.float64)
     if poses.ndim != 3 or poses.shape[1:] != (4, 4) or len(poses) == 0:
@@ -68,20 +72,20 @@ def check_poses(poses: np.ndarray, name: str = "The path") -> np.ndarray:
     gram = poses[:, :3, :3] @ poses[:, :3, :3].transpose(0, 2, 1)
     wrong = np.abs(gram - np.eye(3)).max(axis=(1, 2)) > 1e-3
     if wrong.any() or (np.linalg.det(poses[:, :3, :3]) < 0).any():
-        raise InputError(f"{name} has a pose whose upper left 3x3 block is no rotation.")
+        raise InputError(f"{name} has a pose whose upper left 3x3 block is not a rotation.")
     return poses
 
 
 def interpolate_poses(poses: np.ndarray, count: int, *, metres_per_radian: float = 0.5) -> np.ndarray:
-    """`count` poses spread evenly along a polyline of poses, both ends included.
+    """Resamples a path to `count` evenly spaced poses, both ends included.
 
-    Positions go straight and rotations along the shortest arc (slerp). "Evenly" counts turning as well as moving:
-    one radian weighs as much as `metres_per_radian`, so that a turn in place gets its share of views.
+    Positions are interpolated linearly, rotations by slerp. The spacing counts rotation as well as translation: one
+    radian is as long as `metres_per_radian`, so that a turn in place gets views too.
 
     Args:
-        poses: (N, 4, 4) world_from_camera, N >= 1. Repeated poses are fine.
-        count: number of poses wanted, >= 1. One pose, or a path with no length, is repeated.
-        metres_per_radian: weight of turning against moving.
+        poses: (N, 4, 4) world_from_camera, N >= 1. Repeated poses are allowed.
+        count: number of poses to return, >= 1. A single pose, or a path without length, is repeated.
+        metres_per_radian: length of one radian of rotation, metres.
 
     Returns:
         (count, 4, 4) float64.
@@ -90,25 +94,32 @@ def interpolate_poses(poses: np.ndarray, count: int, *, metres_per_radian: float
 
     poses = check_poses(poses)
     if count < 1:
-        raise InputError(f"{count} poses were asked for; at least 1 is needed.")
-    step = np.linalg.norm(np.diff(poses[:, :3, 3], axis=0), axis=1)
+        raise InputError(f"The number of poses is {count}; at least 1 was expected.")
+    distance = np.linalg.norm(np.diff(poses[:, :3, 3], axis=0), axis=1)
     rotations = Rotation.from_matrix(poses[:, :3, :3])
-    turn = (rotations[:-1].inv() * rotations[1:]).magnitude() if len(poses) > 1 else np.zeros(0)
-    length = np.concatenate([[0.0], np.cumsum(step + metres_per_radian * turn)])
-    keep = np.concatenate([[True], np.diff(length) > 1e-9])
-    poses, length = poses[keep], length[keep]
+    angle = (rotations[:-1].inv() * rotations[1:]).magnitude() if len(poses) > 1 else np.zeros(0)
+    arc_length = np.concatenate([[0.0], np.cumsum(distance + metres_per_radian * angle)])
+    keep = np.concatenate([[True], np.diff(arc_length) > 1e-9])
+    poses, arc_length = poses[keep], arc_length[keep]
     if len(poses) == 1:
         return np.repeat(poses, count, axis=0)
-    at = np.linspace(0.0, length[-1], count)
+    sampled = np.linspace(0.0, arc_length[-1], count)
     out = np.tile(np.eye(4), (count, 1, 1))
     for axis in range(3):
-        out[:, axis, 3] = np.interp(at, length, poses[:, axis, 3])
-    out[:, :3, :3] = Slerp(length, Rotation.from_matrix(poses[:, :3, :3]))(at).as_matrix()
+        out[:, axis, 3] = np.interp(sampled, arc_length, poses[:, axis, 3])
+    out[:, :3, :3] = Slerp(arc_length, Rotation.from_matrix(poses[:, :3, :3]))(sampled).as_matrix()
     return out
 
 
-def up_in_world(world_from_camera: np.ndarray) -> np.ndarray:
-    """(3,) the world's up, guessed as the mean up of cameras (..., 4, 4) snapped to the nearest axis."""
+def estimate_up_direction(world_from_camera: np.ndarray) -> np.ndarray:
+    """Estimates the up direction of the world from camera poses.
+
+    Args:
+        world_from_camera: (..., 4, 4) poses.
+
+    Returns:
+        (3,) float64 unit vector: the mean up direction of the cameras, snapped to the nearest world axis.
+    """
     mean = -np.asarray(world_from_camera).reshape(-1, 4, 4)[:, :3, 1].mean(axis=0)
     axis = int(np.abs(mean).argmax())
     up = np.zeros(3)

@@ -1,4 +1,4 @@
-"""How much two cameras see of the same space: frustum overlap and retrieval scores."""
+"""Overlap of camera frusta, and the retrieval scores of WorldStereo's view memory."""
 
 from __future__ import annotations
 
@@ -10,14 +10,24 @@ from worldstereo_ros.geometry.poses import invert_pose
 def frustum_corners(
     world_to_camera: np.ndarray, K: np.ndarray, width: int, height: int, near: float = 0.1, far: float = 10.0
 ) -> np.ndarray:
-    """(N, 8, 3) world corners of frusta: unit rays through the image corners, times near and far (metres)."""
-    cameras = invert_pose(np.asarray(world_to_camera, dtype=np.float64))
-    K = np.broadcast_to(np.asarray(K, dtype=np.float64), (len(cameras), 3, 3))
+    """Computes the corners of camera frusta.
+
+    Args:
+        world_to_camera: (N, 4, 4), OpenCV axes.
+        K: (N, 3, 3) or (3, 3) intrinsics in pixels of `width` x `height`.
+        width, height: image size in pixels.
+        near, far: distances along the corner rays, metres.
+
+    Returns:
+        (N, 8, 3) float64 world points: the four near corners, then the four far corners.
+    """
+    world_from_camera = invert_pose(np.asarray(world_to_camera, dtype=np.float64))
+    K = np.broadcast_to(np.asarray(K, dtype=np.float64), (len(world_from_camera), 3, 3))
     corners = np.array([[0, 0, 1], [width, 0, 1], [width, height, 1], [0, height, 1]], dtype=np.float64)
     rays = np.einsum("nij,kj->nki", np.linalg.inv(K), corners)
     rays /= np.linalg.norm(rays, axis=-1, keepdims=True)
     points = np.concatenate([rays * near, rays * far], axis=1)
-    return np.einsum("nij,nkj->nki", cameras[:, :3, :3], points) + cameras[:, None, :3, 3]
+    return np.einsum("nij,nkj->nki", world_from_camera[:, :3, :3], points) + world_from_camera[:, None, :3, 3]
 
 
 def retrieval_scores(
@@ -28,17 +38,20 @@ def retrieval_scores(
     width: int,
     height: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """How well each remembered view serves each target view (WorldStereo 2.0).
+    """Scores every memory view as a reference for every target view (WorldStereo 2.0).
 
-    The intersection over union of the world-axis-aligned boxes around both frusta (0.1 to 10 m; both with the
-    target's image size), times `clip(exp(5 (90 - angle) / 180), 0, 1)` of the angle between the optical axes.
+    The score is the intersection over union of the axis-aligned bounding boxes of both frusta (0.1 to 10 m; both with
+    the target's image size), times `clip(exp(5 (90 - angle) / 180), 0, 1)` of the angle between the optical axes.
 
     Args:
-        target_world_to_camera: (F, 4, 4). memory_world_to_camera: (M, 4, 4).
-        target_K: (F, 3, 3) or (3, 3). memory_K: (M, 3, 3) or (3, 3). In pixels of `width` x `height`.
+        target_world_to_camera: (F, 4, 4) poses of the views to generate.
+        memory_world_to_camera: (M, 4, 4) poses of the views in memory.
+        target_K: (F, 3, 3) or (3, 3) intrinsics in pixels of `width` x `height`.
+        memory_K: (M, 3, 3) or (3, 3) intrinsics in pixels of `width` x `height`.
+        width, height: image size in pixels.
 
     Returns:
-        (scores (F, M) in 0..1, angles (F, M) in degrees).
+        (scores (F, M) float64 in 0..1, angles (F, M) in degrees).
     """
     boxes = []
     for poses, K in ((target_world_to_camera, target_K), (memory_world_to_camera, memory_K)):
@@ -49,7 +62,7 @@ def retrieval_scores(
     intersection = np.clip(overlap, 0, None).prod(axis=-1)
     volume = (t_high - t_low).prod(axis=-1)[:, None] + (m_high - m_low).prod(axis=-1)[None]
     iou = intersection / (volume - intersection)
-    # The third row of world_to_camera is the optical axis in the world.
+    # The third row of world_to_camera is the optical axis in world coordinates.
     cosine = np.asarray(target_world_to_camera)[:, 2, :3] @ np.asarray(memory_world_to_camera)[:, 2, :3].T
     angles = np.degrees(np.arccos(np.clip(cosine, -1, 1)))
     return iou * np.clip(np.exp(5 * (90 - angles) / 180), 0, 1), angles

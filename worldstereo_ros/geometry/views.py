@@ -1,4 +1,4 @@
-"""What was seen, or imagined, from one place."""
+"""Views: an image with its camera, pose, depth and provenance."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from worldstereo_ros.utils.errors import InputError
 
 @dataclass(frozen=True)
 class View:
-    """One picture with everything known about it.
+    """An image with its camera, pose, depth and provenance.
 
     Attributes:
         image: (H, W, 3) uint8 RGB.
-        camera: intrinsics, for exactly this image size.
+        camera: intrinsics for this image size.
         world_from_camera: (4, 4) float64, OpenCV axes (x right, y down, z forward), metres.
-        depth: (H, W) float32 metres along the optical axis, 0 = unknown; None where there is none at all.
-        observed: (H, W) bool, True = the pixel shows what a sensor saw, False = imagined. None = all observed.
-        stamp_ns: time of the measurement (or of the newest one an imagined view grew from), nanoseconds.
-        confidence: (H, W) float32 in 0..1, probability that the pixel's colour is right within `confidence.TOLERANCE`
-            (docs/confidence.md); None = nobody said, as of every view that a sensor took.
+        depth: (H, W) float32 metres along the optical axis, 0 = unknown; None without a depth image.
+        observed: (H, W) bool, True = seen by a sensor, False = imagined. None = all observed.
+        stamp_ns: time of the measurement in nanoseconds; of an imagined view the time of the newest observation that
+            it is based on.
+        confidence: (H, W) float32 in 0..1, probability that the pixel's colour is right within
+            `pipelines.confidence.TOLERANCE`; None if unavailable, as for every observation.
     """
 
     image: np.ndarray
@@ -37,33 +38,36 @@ class View:
         shape = (self.camera.height, self.camera.width)
         if self.image.shape != (*shape, 3) or self.image.dtype != np.uint8:
             raise InputError(
-                f"The image is {self.image.dtype} of shape {self.image.shape}; its camera says {shape[1]}x{shape[0]}, "
-                "so uint8 of shape "
-                f"{(*shape, 3)} was expected. Resize the image and the camera together (View.resized)."
+                f"The image is {self.image.dtype} of shape {self.image.shape}; uint8 of shape {(*shape, 3)} was "
+                f"expected for a camera of {shape[1]}x{shape[0]}. Resize the image and the camera together "
+                "(View.resized)."
             )
         for name in ("depth", "observed", "confidence"):
             array = getattr(self, name)
             if array is not None and array.shape != shape:
-                raise InputError(f"The {name} has shape {array.shape}; the image's {shape} was expected.")
+                raise InputError(f"The {name} has shape {array.shape}; {shape}, the image's size, was expected.")
         pose = np.asarray(self.world_from_camera, dtype=np.float64)
         if pose.shape != (4, 4) or not np.isfinite(pose).all():
-            raise InputError("world_from_camera must be a finite 4x4 matrix.")
+            raise InputError(f"world_from_camera is not a finite 4x4 matrix; its shape is {pose.shape}.")
         object.__setattr__(self, "world_from_camera", pose)
 
     @property
     def observed_mask(self) -> np.ndarray:
-        """(H, W) bool, True = observed; all True for a view that came from a sensor."""
+        """(H, W) bool, True = observed; all True for an observation."""
         if self.observed is None:
             return np.ones(self.image.shape[:2], dtype=bool)
         return self.observed
 
     def resized(self, width: int, height: int) -> View:
-        """The same view at another size: colour by area, depth and masks by the nearest pixel (never blended)."""
+        """Returns the view at another image size.
+
+        The image is resampled by area (linearly when enlarged), depth and masks by the nearest pixel.
+        """
         import cv2
 
         if (width, height) == (self.camera.width, self.camera.height):
             return self
-        shrinks = width < self.camera.width
+        downsampling = width < self.camera.width
         size = (width, height)
 
         def nearest(array: np.ndarray | None) -> np.ndarray | None:
@@ -74,7 +78,7 @@ class View:
 
         return replace(
             self,
-            image=cv2.resize(self.image, size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR),
+            image=cv2.resize(self.image, size, interpolation=cv2.INTER_AREA if downsampling else cv2.INTER_LINEAR),
             camera=self.camera.resized(width, height),
             depth=nearest(self.depth),
             observed=nearest(self.observed),
@@ -84,14 +88,15 @@ class View:
 
 @dataclass(frozen=True)
 class ImaginedView(View):
-    """A view the world model made, with what it grew from.
+    """A view that the world model generated, with its conditioning.
 
     Attributes:
-        conditioning: (H, W, 3) uint8, what memory alone gives before the pipeline runs; holes are mid-grey.
-        covered: (H, W) bool, True where memory (observed or imagined) gave the pixel.
-        index: number of this view on the path, from 0.
-        count: number of views asked for.
-        references: indices into the view bank of the views that were retrieved for it.
+        conditioning: (H, W, 3) uint8 RGB, the memory rendered at this pose: the input of the pipeline. Holes are
+            mid-grey (128).
+        covered: (H, W) bool, True where memory (observed or imagined) covers the pixel.
+        index: position of this view on the path, from 0.
+        count: number of views on the path.
+        references: indices into the view bank of the views that were retrieved as references.
     """
 
     conditioning: np.ndarray | None = None
@@ -102,10 +107,10 @@ class ImaginedView(View):
 
     @property
     def coverage(self) -> float:
-        """Fraction of the pixels that memory covered, 0..1; NaN where nobody said (`covered` is None)."""
+        """Fraction of pixels that memory covers, 0..1; NaN if `covered` is None."""
         return float("nan") if self.covered is None else float(self.covered.mean())
 
     @property
     def observed_fraction(self) -> float:
-        """Fraction of the pixels that are observed, 0..1."""
+        """Fraction of observed pixels, 0..1."""
         return float(self.observed_mask.mean())

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from worldstereo_ros.geometry.poses import up_in_world
+from worldstereo_ros.geometry.poses import estimate_up_direction
 from worldstereo_ros.geometry.views import ImaginedView, View
 from worldstereo_ros.io.images import write_image
 from worldstereo_ros.io.point_clouds import write_point_cloud
@@ -108,6 +108,6 @@ def write_results(
     write_video(folder / "imagined.mp4", frames, fps)
     write_point_cloud(cloud, folder / "cloud.ply")
     path = np.stack([view.world_from_camera for view in imagined])
-    up = up_in_world(np.stack([view.world_from_camera for view in given]))
+    up = estimate_up_direction(np.stack([view.world_from_camera for view in given]))
     picture = cloud_overview(cloud.points, cloud.colours, cloud.observed, cloud.spacing, path, up=up)
     write_image(folder / "cloud.png", picture)

@@ -57,7 +57,7 @@ def test_mask_is_white_where_true():
 
 def test_check_image_knows_every_encoding_that_is_decoded():
     for encoding in COLOUR_ENCODINGS + DEPTH_ENCODINGS:
-        size = messages._PIXEL_BYTES[encoding]
+        size = messages.BYTES_PER_PIXEL[encoding]
         message = messages.colour_message(np.zeros((2, 3 * size), np.uint8), HEADER)
         message.encoding, message.width, message.step = encoding, 3, 3 * size
         messages.check_image(message, (encoding,), 100)
@@ -150,7 +150,7 @@ def test_distortion_is_taken_out(model, d):
     depth = np.where(image[..., 0] > 0, np.float32(2), np.float32(0))
     info = messages.info_message(camera, HEADER)
     info.d, info.distortion_model = d, model
-    straight, straight_depth = calibration_from_info(info).straighten(image, depth)
+    straight, straight_depth = calibration_from_info(info).undistort(image, depth)
     expected = 150.0 * 0.35 + 74.5
     rows, columns = np.nonzero(straight[..., 0] > 128)
     middle = (columns > 40) & (columns < 160)

@@ -143,7 +143,7 @@ def _add_transforms(tree: TransformTree, message: Any, topic: str) -> None:
     for t in message.transforms:
         stamp_ns = t.header.stamp.sec * 1_000_000_000 + t.header.stamp.nanosec
         matrix = _matrix(t.transform.translation, t.transform.rotation, topic)
-        tree.add(t.header.frame_id, t.child_frame_id, stamp_ns, matrix, fixed=topic.endswith("tf_static"))
+        tree.add(t.header.frame_id, t.child_frame_id, stamp_ns, matrix, static=topic.endswith("tf_static"))
 
 
 def _stamp(raw: memoryview, recorded_ns: int) -> int:
@@ -277,7 +277,7 @@ def _view(
             _check_size(distances, calibration, "colour image")
     except ImageError as error:
         raise BagError(f"The message on '{topic}' at {stamp_ns / 1e9:.3f} s cannot be used. {error}") from error
-    image, distances = calibration.straighten(image, distances)
+    image, distances = calibration.undistort(image, distances)
     return View(image, calibration.camera, pose, distances, stamp_ns=stamp_ns)
 
 

@@ -72,7 +72,7 @@ class Observation:
                 "The depth image that came with the image knows no pixel (all 0, NaN, infinite or out of range); is "
                 "the depth camera on, and not too near? To guess depth in its place, name a depth_model."
             )
-        image, depth = calibration.straighten(image, depth)
+        image, depth = calibration.undistort(image, depth)
         return View(image, camera, self.world_from_camera, depth=depth, stamp_ns=self.stamp_ns)
 
 

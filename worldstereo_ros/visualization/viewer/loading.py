@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from worldstereo_ros.geometry.poses import up_in_world
+from worldstereo_ros.geometry.poses import estimate_up_direction
 from worldstereo_ros.geometry.views import ImaginedView, View
 from worldstereo_ros.imaging.codecs import ImageError
 from worldstereo_ros.io.datasets import DatasetError, open_sequence
@@ -307,5 +307,5 @@ def _evenly(count: int, most: int) -> np.ndarray:
 
 def _up(world_from_camera: np.ndarray) -> np.ndarray:
     """Which way is up; z where the cameras look every way at once."""
-    up = up_in_world(world_from_camera)
+    up = estimate_up_direction(world_from_camera)
     return up if np.linalg.norm(up) > 0.5 else np.array([0.0, 0.0, 1.0])
