@@ -1,14 +1,14 @@
-"""A world model for robots that says of every pixel whether it was observed or imagined."""
+"""A world model for robots: imagines views along a path and marks every pixel as observed, estimated or imagined."""
 
 import os
 from pkgutil import extend_path
 
-# A robot's cores are shared. OpenMP's threads (torch's) spin while they wait for each other and on busy cores they take
-# the very time of those they wait for: beside two busy processes that costs a factor of thirty. Read when torch loads.
+# OpenMP threads (torch) spin while they wait for each other, which slows them down by up to a factor of 30 on a robot
+# whose cores are busy. libgomp reads this variable when torch loads.
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
-# The ROS messages of this package are generated into an installed package of the same name; joining the two
-# paths makes `worldstereo_ros.msg` importable beside a source checkout.
+# The ROS messages are generated into an installed package of the same name. Joining both paths makes
+# `worldstereo_ros.msg` importable beside a source checkout.
 __path__ = extend_path(__path__, __name__)
 
 __version__ = "0.1.0"

@@ -1,16 +1,16 @@
-"""The base of every error that this package raises on purpose."""
+"""Base classes of the errors that this package raises for invalid input and unusable files."""
 
 from __future__ import annotations
 
 
 class WorldStereoError(Exception):
-    """An error with a sentence for the user: what came, what was expected, what to do.
+    """Base of all errors whose message is written for the user: what came, what was expected, what to do.
 
-    The command line prints the sentence and the node sends it to the caller; every other exception is a fault of ours.
-    Each subclass also derives from the built-in exception that callers of Python functions expect (ValueError for a bad
-    argument), so that code that does not know this package can catch it.
+    The command line prints the message and the node returns it to the client. Any other exception is a bug. Each
+    subclass also derives from the matching built-in exception (ValueError for a bad argument), so that callers can
+    catch it without knowing this package.
     """
 
 
 class InputError(WorldStereoError, ValueError):
-    """An argument, option, message or file content that cannot be used."""
+    """Invalid argument, option, message or file content."""

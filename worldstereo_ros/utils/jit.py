@@ -1,4 +1,4 @@
-"""One way to compile the loops that numpy and torch cannot express well."""
+"""Compilation and threading of loops that numpy and torch cannot express efficiently."""
 
 from __future__ import annotations
 
@@ -11,34 +11,45 @@ import numba
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compiles a loop with numba, without the interpreter lock, kept on disk for the next process.
+    """Decorator: compiles a loop with `numba.njit`, releases the GIL in it, and caches the machine code on disk.
 
-    Parallelism is left to `run_in_threads`: numba's own thread pool may abort the process when two Python threads
-    enter it at once, and a robot's node has several threads.
+    Compiled functions are single-threaded; use `run_in_threads` to run them on several cores. Numba's own thread pool
+    (`parallel=True`) may abort the process when two Python threads enter it at the same time, as a node's threads can.
     """
     try:
         return numba.njit(nogil=True, cache=True, error_model="numpy")(function)
-    except RuntimeError:  # no folder that a cache could be written to (a read-only installation)
+    except RuntimeError:  # no writable cache folder (a read-only installation)
         return numba.njit(nogil=True, error_model="numpy")(function)
 
 
 def run_in_threads(function: Callable[..., Any], calls: list[tuple[Any, ...]]) -> None:
-    """Calls `function(*arguments)` for every entry of `calls`, side by side; the first runs in the calling thread.
+    """Runs `function(*arguments)` for each argument tuple in `calls`, one thread each, and waits for all of them.
 
-    The threads live for this call only, so that a process may fork between two calls.
+    The first call runs in the calling thread. No thread outlives the function, so that the process may fork afterwards.
+
+    Args:
+        function: releases the GIL (see `compiled`); return values are discarded.
+        calls: one tuple of arguments per call, at least one.
+
+    Raises:
+        Exception: what the first failed call raised.
     """
     if len(calls) == 1:
         function(*calls[0])
         return
     with ThreadPoolExecutor(len(calls) - 1) as pool:
-        others = [pool.submit(function, *arguments) for arguments in calls[1:]]
+        futures = [pool.submit(function, *arguments) for arguments in calls[1:]]
         function(*calls[0])
-        for other in others:
-            other.result()
+        for future in futures:
+            future.result()
 
 
-def split_range(count: int, threads: int) -> list[tuple[int, int]]:
-    """Splits `range(count)` into at most `threads` contiguous, non-empty (start, stop) parts (one part if empty)."""
-    threads = max(1, min(threads, count))
-    edges = [count * k // threads for k in range(threads + 1)]
+def split_range(count: int, parts: int) -> list[tuple[int, int]]:
+    """Splits `range(count)` into contiguous (start, stop) ranges for `run_in_threads`.
+
+    Returns:
+        At most `parts` non-empty ranges of nearly equal length; the one range (0, 0) if `count` is 0.
+    """
+    parts = max(1, min(parts, count))
+    edges = [count * k // parts for k in range(parts + 1)]
     return list(itertools.pairwise(edges))

@@ -1,4 +1,4 @@
-"""Finds files that come with the package but outside its Python modules: configurations, message definitions."""
+"""Finds files of the package that lie outside its Python modules: configurations, message definitions."""
 
 from __future__ import annotations
 
@@ -11,14 +11,20 @@ PACKAGE = "worldstereo_ros"
 
 
 def find_resource(relative: str) -> Path | None:
-    """The file or folder `relative` ("config/fastdds.xml", "msg/ImaginedView.msg"), or None where it is missing.
+    """Finds a file or folder of the source checkout or the installed share folder.
 
-    Looked for in this order: the checkout that holds the package, the install prefix above it
-    (PREFIX/share/worldstereo_ros, where colcon installs), the prefixes of AMENT_PREFIX_PATH.
+    Searches, in this order: the checkout that holds the package, the install prefix above it
+    (PREFIX/share/worldstereo_ros, where colcon installs), the prefixes in AMENT_PREFIX_PATH.
+
+    Args:
+        relative: path such as "config/fastdds.xml" or "msg/ImaginedView.msg".
+
+    Returns:
+        The first path that exists, or None.
     """
-    folders = [Path(folder).resolve() for folder in worldstereo_ros.__path__]
-    places = [folder.parent for folder in folders]
-    places += [above / "share" / PACKAGE for folder in folders for above in folder.parents]
+    packages = [Path(folder).resolve() for folder in worldstereo_ros.__path__]
+    candidates = [folder.parent for folder in packages]
+    candidates += [above / "share" / PACKAGE for folder in packages for above in folder.parents]
     prefixes = os.environ.get("AMENT_PREFIX_PATH", "").split(os.pathsep)
-    places += [Path(prefix) / "share" / PACKAGE for prefix in prefixes if prefix]
-    return next((place / relative for place in places if (place / relative).exists()), None)
+    candidates += [Path(prefix) / "share" / PACKAGE for prefix in prefixes if prefix]
+    return next((folder / relative for folder in candidates if (folder / relative).exists()), None)

@@ -1,4 +1,4 @@
-"""Models that come with the package. Imports nothing heavy: commands ask here before they load anything."""
+"""Names and folders of the weights bundled with the package. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -7,11 +7,18 @@ from pathlib import Path
 import worldstereo_ros
 
 BUNDLED = ("small",)
-DEFAULT_MODEL = "small"  # where nothing is said: the better one by the tables of docs/small_model.md
+DEFAULT_MODEL = "small"
 
 
 def bundled_folder(name: str) -> Path:
-    """The checkpoint root of a model of `BUNDLED`; where it should be, if this installation lacks it."""
-    # The package may lie in several folders: a checkout, and where its ROS messages were installed.
+    """Returns the checkpoint folder of a bundled model.
+
+    Args:
+        name: one of `BUNDLED`.
+
+    Returns:
+        The folder; where it should be, if this installation lacks it.
+    """
+    # The package may span several folders: a checkout, and the installation of its ROS messages.
     folders = [Path(folder) / "weights" / name for folder in worldstereo_ros.__path__]
     return next((folder for folder in folders if folder.is_dir()), folders[0])
