@@ -54,7 +54,7 @@ class PlainPipeline(WorldStereoPipeline):
         warped_views = [self._memory.warp(conditioning, index) for index in range(count)]
         frames = [self._memory.label_provenance(conditioning, index, warped_views[index]) for index in range(count)]
         with patch.object(module, "ENCODED_AT_ONCE", None):
-            layout = estimate_layout(conditioning.references) if self.settings.shows_layout else None
+            layout = estimate_layout(conditioning.references) if self.settings.uses_layout else None
             latents = self._denoise(conditioning, prompt, generator, on_step, warped_views, layout)
         with torch.no_grad():
             decoded = self.autoencoder.decode(latents[:, 1 : len(frames) + 1].transpose(0, 1))
@@ -114,7 +114,7 @@ def channels_last(pipeline: WorldStereoPipeline) -> None:
 
 def four_at_a_time(pipeline: WorldStereoPipeline) -> None:
     decode = pipeline.autoencoder.decode_frames
-    pipeline.autoencoder.decode_frames = lambda latents: decode(latents, batch=4)
+    pipeline.autoencoder.decode_frames = lambda latents: decode(latents, batch_size=4)
 
 
 def fused_projections(pipeline: WorldStereoPipeline) -> None:
@@ -257,7 +257,7 @@ def wait(device: torch.device) -> None:
 
 def seen(pipeline: WorldStereoPipeline, story: DemoScenario, device: torch.device) -> WorldModel:
     world = WorldModel(pipeline, device=device)
-    for view in story.given:
+    for view in story.observed_views:
         world.observe(view)
     return world
 
@@ -266,7 +266,7 @@ def walk(world: WorldModel, story: DemoScenario, path: np.ndarray) -> tuple[floa
     """Seconds, seconds to the first view, and the views."""
     wait(world.device)
     start, first, views = now(), 0.0, []
-    for view in world.imagine(path, story.given[0].camera):
+    for view in world.imagine(path, story.observed_views[0].camera):
         first = first or now() - start
         views.append(view)
     wait(world.device)
@@ -287,7 +287,7 @@ def bytes_of_the_rest(world: WorldModel, story: DemoScenario, references: float)
     A view: the cloud twice, four layers of it, each reference's picture, depth, mask and trust to paint and its depth
     and mask to judge, and picture, depth and mask of the result.
     """
-    pixels = story.given[0].image.shape[0] * story.given[0].image.shape[1]
+    pixels = story.observed_views[0].image.shape[0] * story.observed_views[0].image.shape[1]
     cloud = 2 * len(world.cloud.points) * (12 + 3 + 1 + 4)
     return len(story.path) * (cloud + pixels * (9 + references * (12 + 5) + 2 * 8))
 

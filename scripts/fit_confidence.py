@@ -114,14 +114,14 @@ def collect(
     for protocol in PROTOCOLS:
         task = make_scenario(sequence, protocol, every)
         robot = Robot(seed)
-        given, truths = [robot.sees(view) for view in task.given], [robot.picture(view.image) for view in task.asked]
+        given, truths = [robot.sees(view) for view in task.observed_views], [robot.picture(view.image) for view in task.target_views]
         for name, pipeline in pipelines.items():
             listening = Listening(pipeline)
             world = WorldModel(listening)
             for view in given:
                 world.observe(view)
             for run in range(1 if name == "geometric" else runs):
-                for _ in world.imagine(task.path, task.asked.camera, seed=run):
+                for _ in world.imagine(task.path, task.target_views.camera, seed=run):
                     pass
             yield name, sampled(listening.heard, truths, seed)
 

@@ -31,20 +31,20 @@ def colours_of_objects(images: np.ndarray, objects: np.ndarray, least: int) -> d
 def pictures(sequence: WorldSequence, protocol: str, every: int) -> list[tuple[np.ndarray, np.ndarray, dict]]:
     """The truth, its unseen pixels, and pictures by name, of every asked view; and the share that `OBJECTS` knows."""
     task = make_scenario(sequence, protocol, every)
-    assert isinstance(task.asked, WorldSequence)
+    assert isinstance(task.target_views, WorldSequence)
     shown = {}
     for name in ("geometric", "small"):
         world = WorldModel(load_pipeline(name))
-        for view in task.given:
+        for view in task.observed_views:
             world.observe(view)
-        shown[name] = [view.image for view in world.imagine(task.path, task.asked.camera)]
-    given = sequence.seen_from(np.stack([view.world_from_camera for view in task.given]))
-    images = np.stack([view.image for view in task.given])
+        shown[name] = [view.image for view in world.imagine(task.path, task.target_views.camera)]
+    given = sequence.seen_from(np.stack([view.world_from_camera for view in task.observed_views]))
+    images = np.stack([view.image for view in task.observed_views])
     known = colours_of_objects(images, given.instances(), LEAST_SEEN)
     out = []
-    for number, (truth, objects) in enumerate(zip(task.asked, task.asked.instances(), strict=True)):
+    for number, (truth, objects) in enumerate(zip(task.target_views, task.target_views.instances(), strict=True)):
         assert truth.depth is not None
-        unseen = (truth.depth > 0) & ~metrics.seen_pixels(truth, task.given)
+        unseen = (truth.depth > 0) & ~metrics.seen_pixels(truth, task.observed_views)
         if unseen.sum() < LEAST_SEEN:
             continue
         told, true = shown["geometric"][number].copy(), truth.image.copy()

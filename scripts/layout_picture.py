@@ -57,12 +57,12 @@ def main() -> None:
                 shown = {}
                 for name, pipeline in pipelines.items():
                     world = WorldModel(pipeline)
-                    for view in task.given:
+                    for view in task.observed_views:
                         world.observe(view)
-                    shown[name] = [view.image for view in world.imagine(task.path, task.asked.camera)]
-                for number, truth in enumerate(task.asked):
+                    shown[name] = [view.image for view in world.imagine(task.path, task.target_views.camera)]
+                for number, truth in enumerate(task.target_views):
                     assert truth.depth is not None
-                    unseen = (truth.depth > 0) & ~metrics.seen_pixels(truth, task.given)
+                    unseen = (truth.depth > 0) & ~metrics.seen_pixels(truth, task.observed_views)
                     images = {name: images[number] for name, images in shown.items()}
                     for name, image in images.items():
                         error = metrics.psnr(image, truth.image, unseen)

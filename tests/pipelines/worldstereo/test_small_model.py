@@ -74,17 +74,17 @@ def given_to(pipeline, **arguments) -> list[tuple[tuple, dict]]:
 @pytest.mark.parametrize(("variant", "guidance"), [(CAMERA_VARIANT, 5.0), (MEMORY, 5.0), (DMD_VARIANT, 1.0)])
 def test_without_the_keys_it_is_a_published_checkpoint(tmp_path, variant, guidance):
     write_checkpoint(tmp_path, variant, autoencoder=False)
-    settings = find_checkpoint(tmp_path).settings
+    settings = find_checkpoint(tmp_path).config
     assert (settings.text_encoder, settings.guidance_scale, settings.render_fill) == ("umt5", None, "grey")
-    assert settings.reads_text
-    assert not settings.fills_renders
+    assert settings.uses_text
+    assert not settings.fills_render_holes
     assert settings.guidance == guidance
 
 
 def test_the_keys_are_read(small_checkpoint):
-    settings = find_checkpoint(small_checkpoint, "memory").settings
-    assert not settings.reads_text
-    assert settings.fills_renders
+    settings = find_checkpoint(small_checkpoint, "memory").config
+    assert not settings.uses_text
+    assert settings.fills_render_holes
     assert settings.guidance == 1.0
     report = str(inspect_checkpoint(small_checkpoint, "memory"))
     assert "UniPC, no guidance" in report
@@ -94,9 +94,9 @@ def test_the_keys_are_read(small_checkpoint):
 def test_without_text_there_is_no_guidance_unless_a_file_says_so(tmp_path):
     write_checkpoint(tmp_path, MEMORY, autoencoder=False)
     change_config(tmp_path / MEMORY, text_encoder="none")
-    assert find_checkpoint(tmp_path).settings.guidance == 1.0
+    assert find_checkpoint(tmp_path).config.guidance == 1.0
     change_config(tmp_path / MEMORY, text_encoder="umt5", guidance_scale=3)
-    assert find_checkpoint(tmp_path).settings.guidance == 3.0
+    assert find_checkpoint(tmp_path).config.guidance == 3.0
     assert "UniPC, guidance 3" in str(inspect_checkpoint(tmp_path))
 
 
@@ -207,7 +207,7 @@ def test_a_layout_needs_a_smooth_fill(tmp_path):
     change_config(root / DMD_VARIANT, render_fill="grey")
     with pytest.raises(CheckpointError, match=r"layout_channels is 20 and render_fill grey; .* must be smooth"):
         find_checkpoint(root)
-    settings = find_checkpoint(write_small_checkpoint(tmp_path / "b", (DMD_VARIANT,))).settings
+    settings = find_checkpoint(write_small_checkpoint(tmp_path / "b", (DMD_VARIANT,))).config
     control = {**settings.controlnet_cfg, "layout_channels": 3}
     change_config(tmp_path / "b" / DMD_VARIANT, controlnet_cfg=control)
     with pytest.raises(CheckpointError, match="layout_channels is 3; 0 or 20 was expected"):
@@ -366,9 +366,9 @@ def test_what_ships_imagines_in_one_step(shape):
 
     def imagine(pipeline, seed):
         world = WorldModel(pipeline)
-        for view in story.given:
+        for view in story.observed_views:
             world.observe(view)
-        return list(world.imagine(story.path, story.given[0].camera, seed=seed, on_step=lambda *s: stages.append(s)))
+        return list(world.imagine(story.path, story.observed_views[0].camera, seed=seed, on_step=lambda *s: stages.append(s)))
 
     views = imagine(pipeline, 5)
     assert [step for step in stages if step[0] == "denoising"] == [("denoising", 0, 1)]
