@@ -10,7 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from worldstereo_ros.evaluation.protocols import PANORAMA_METRES, panorama_places
+from worldstereo_ros.evaluation.protocols import PANORAMA_DISTANCE_M, panorama_poses
 from worldstereo_ros.evaluation.world_sequences import world_panorama, world_sequence
 from worldstereo_ros.io.images import write_image
 from worldstereo_ros.panorama.imagine import ORDERS, imagine_panorama, observe_panorama, seam_joint
@@ -40,12 +40,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="Where the sheet is written, .jpg or .png.")
     options = parser.parse_args()
     sequence = world_sequence("test", options.world)
-    here, there = panorama_places(sequence)
+    here, there = panorama_poses(sequence)
     given, truth = (world_panorama(sequence, place, options.height) for place in (here, there))
     world = WorldModel(load_pipeline(options.model))
     observe_panorama(world, given.image, given.distance, world_from_camera=here)
     everywhere = np.ones(given.known.shape, bool)
-    print(f"{sequence.path}, {options.model}, about {PANORAMA_METRES} m away; dB over the sphere")
+    print(f"{sequence.path}, {options.model}, about {PANORAMA_DISTANCE_M} m away; dB over the sphere")
     print(f"the given panorama, as it is: {sphere_psnr(given.image, truth.image, everywhere):.2f} dB")
     for order in options.order or ["round"]:
         found = imagine_panorama(world, there, height=options.height, order=order)

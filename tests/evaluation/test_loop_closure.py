@@ -8,7 +8,7 @@ import pytest
 from worldstereo_ros.evaluation import evaluate
 from worldstereo_ros.evaluation import protocols as protocols_module
 from worldstereo_ros.evaluation.metrics import colour_and_contrast, psnr
-from worldstereo_ros.evaluation.protocols import LOOP_CLIP, make_scenario
+from worldstereo_ros.evaluation.protocols import LOOP_VIEWS, make_scenario
 from worldstereo_ros.evaluation.world_sequences import world_panorama, world_sequence
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.views import View
@@ -110,14 +110,14 @@ def world_red(picture: np.ndarray) -> np.ndarray:
 def test_a_loop_leaves_turns_round_and_comes_back(walk):
     scenario = make_scenario(walk, "loop")
     assert len(scenario.legs) == 1
-    assert len(scenario.path) == 3 * LOOP_CLIP == len(scenario.target_views) == len(scenario.evaluated)
+    assert len(scenario.path) == 3 * LOOP_VIEWS == len(scenario.target_views) == len(scenario.evaluated)
     assert scenario.remember
     np.testing.assert_allclose(scenario.path[-1], walk.poses[0])
-    assert len(scenario.pairs) == LOOP_CLIP
+    assert len(scenario.pairs) == LOOP_VIEWS
     for first, second in scenario.pairs:
         np.testing.assert_allclose(scenario.path[first], scenario.path[second], atol=1e-9)
-    turn = scenario.path[LOOP_CLIP : 2 * LOOP_CLIP]
-    np.testing.assert_allclose(turn[:, :3, 3], np.repeat(turn[:1, :3, 3], LOOP_CLIP, axis=0))
+    turn = scenario.path[LOOP_VIEWS : 2 * LOOP_VIEWS]
+    np.testing.assert_allclose(turn[:, :3, 3], np.repeat(turn[:1, :3, 3], LOOP_VIEWS, axis=0))
     assert np.ptp(turn[:, 2, 2]) < 1e-9  # about the world's up: a level camera stays level
     headings = np.degrees(np.arctan2(turn[:, 1, 2], turn[:, 0, 2]))
     np.testing.assert_allclose(np.diff(np.unwrap(headings, period=360)), -30, atol=1e-6)  # to the right
@@ -125,16 +125,16 @@ def test_a_loop_leaves_turns_round_and_comes_back(walk):
 
 def test_what_was_imagined_comes_back_after_a_loop(walk):
     row = next(row for row in evaluate([walk], ["loop"], ["geometric"]) if row.pipeline == "geometric")
-    assert row.frames == 3 * LOOP_CLIP
+    assert row.frames == 3 * LOOP_VIEWS
     assert row.psnr_revisited_imagined > 25
     assert row.colour_drift < 4
     assert 0.8 < row.contrast_kept < 1.2
     assert set(row.curves) == {"psnr", "offset", "contrast"}
-    assert all(len(values) == 3 * LOOP_CLIP for values in row.curves.values())
+    assert all(len(values) == 3 * LOOP_VIEWS for values in row.curves.values())
 
 
 def test_a_panorama_protocol_gives_a_panorama_and_asks_all_round_elsewhere(walk, monkeypatch):
-    monkeypatch.setattr(protocols_module, "PANORAMA_HEIGHT", 64)
+    monkeypatch.setattr(protocols_module, "PANORAMA_HEIGHT_PX", 64)
     scenario = make_scenario(walk, "panorama")
     assert len(scenario.observed_views) == 27
     assert len(scenario.legs) > 3
@@ -152,7 +152,7 @@ def test_a_panorama_protocol_gives_a_panorama_and_asks_all_round_elsewhere(walk,
         def __len__(self):
             return len(walk)
 
-    with pytest.raises(ValueError, match="can be drawn of worlds"):
+    with pytest.raises(ValueError, match="needs procedural worlds"):
         make_scenario(Recorded(), "panorama")
 
 

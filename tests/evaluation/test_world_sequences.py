@@ -335,7 +335,7 @@ def test_attention_has_a_table_of_its_own():
         replace(row, pipeline="r:memory?reference_attention=paired&compose=false", seconds_per_view=0.7) for row in full
     ]
     text = small_model_table([*rows, *paired])
-    first, second = text.split("### Unseen worlds: what references may be attended to")
+    first, second = text.split("### Unseen worlds: attention over references")
     assert "paired" not in first
     assert "| + GGM + SSM | no |" in second
     assert "0.70 |" in second

@@ -1,6 +1,6 @@
-"""What every training stage adds: which pipelines to measure, their table, and whether the order is as expected.
+"""Ablations of the small model: pipelines for each training stage, their table, and checks of what each stage adds.
 
-`docs/small_model.md` is written from here (`scripts/write_small_model.py`), so that no figure is typed by hand.
+`scripts/write_small_model.py` writes docs/benchmarks/small_model.md with it.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from pathlib import Path
 
 from worldstereo_ros.evaluation.pipeline_options import UNALIGNED, PipelineName
 from worldstereo_ros.evaluation.report import Row, mean
+from worldstereo_ros.evaluation.tables import format_value
 from worldstereo_ros.models.worldstereo.masks import MODES
 from worldstereo_ros.utils.errors import InputError
 
@@ -20,11 +21,11 @@ TITLES[UNALIGNED] = "geometric, unaligned"
 BACKBONE, GGM, SSM, DISTILLED = "backbone alone", "+ GGM", "+ GGM + SSM", "distilled"
 FINETUNED = f"{DISTILLED}, finetuned"
 STAGES = {"camera": GGM, "memory": SSM, "memory-dmd": DISTILLED}
-WORLDS = ("training", "validation", "test", "demo")  # how the names of procedural worlds begin
-REACH_DB = 0.5  # what distillation may lose
-REACH_TIME = 0.15  # the part of the time that it may take: 4 of 40 steps, and coding
-# What the last stage, composed, should add to geometric: of a group, a figure, in words, dB.
-TARGETS = (
+WORLD_PREFIXES = ("training", "validation", "test", "demo")  # how the names of procedural worlds begin
+MAX_DISTILLATION_LOSS_DB = 0.5
+MAX_DISTILLED_TIME_RATIO = 0.15  # 4 of 40 steps, and the autoencoder
+# What the last stage, composed, is to gain over the geometric pipeline: group, metric, its name, minimum in dB.
+TARGET_GAINS = (
     ("Unseen worlds", "psnr", "on whole frames", 1.5),
     ("Unseen worlds", "psnr_unseen", "on unseen pixels", 3.0),
     ("Real sequences", "psnr", "on whole frames", 0.0),
@@ -36,11 +37,11 @@ TARGETS = (
 
 @dataclass(frozen=True)
 class Description:
-    """What a pipeline's name means in the table.
+    """A pipeline as a line of the table.
 
     Attributes:
-        stage: the title without whether observed pixels are composed.
-        composed: remembered pictures are shown where a sensor saw what the view shows; None: it has no such choice.
+        stage: title of the training stage, with the options that differ from its defaults.
+        composed: whether observed pixels are composed from memory; None for pipelines without this option.
     """
 
     stage: str
@@ -48,15 +49,15 @@ class Description:
 
     @property
     def title(self) -> str:
-        """For people."""
+        """The stage, and whether observed pixels are composed."""
         return self.stage if self.composed in (None, True) else f"{self.stage}, not composed"
 
 
 def describe(pipeline: str) -> Description:
-    """What a pipeline's name means.
+    """Describes a pipeline by its name, as given to `worldstereo evaluate --pipeline`.
 
     Raises:
-        ValueError: it is no name of a pipeline.
+        InputError: the name is not valid.
     """
     if pipeline in TITLES:
         return Description(TITLES[pipeline], None)
@@ -79,42 +80,42 @@ def describe(pipeline: str) -> Description:
 
 
 def stage_pipelines(root: str | Path) -> list[str]:
-    """The pipelines of the table for a training run's folder, for the variants that are there.
+    """Names of the pipelines in the table, for the variants that a training run has.
 
     Args:
-        root: a checkpoint's root, with `worldstereo-camera`, `worldstereo-memory`, `worldstereo-memory-dmd`, and in it
-            perhaps a folder `finetuned`; or `small`, for what ships with the package.
+        root: a checkpoint root with `worldstereo-camera`, `worldstereo-memory` or `worldstereo-memory-dmd`, and
+            possibly a checkpoint root `finetuned` in it; or `small` for the bundled weights.
 
     Raises:
-        ValueError: none of them is there.
+        InputError: there is none of them.
     """
     from worldstereo_ros.models.checkpoints.hub import list_variants
 
-    here = [name.removeprefix("worldstereo-") for name in list_variants(str(root))]
-    if not here:
+    variants = [name.removeprefix("worldstereo-") for name in list_variants(str(root))]
+    if not variants:
         raise InputError(f"{root} has no worldstereo-camera, worldstereo-memory or worldstereo-memory-dmd to measure.")
-    wanted = {
+    options = {
         "camera": ["control=false", ""],
         "memory": ["", "memory=false"],
         "memory-dmd": ["", "memory=false"],
     }
-    places = [(root, variant, cases) for variant, cases in wanted.items() if variant in here]
+    checkpoints = [(root, variant, cases) for variant, cases in options.items() if variant in variants]
     finetuned = Path(root) / "finetuned"
     if finetuned.is_dir():
-        places.append((finetuned, "memory-dmd", wanted["memory-dmd"]))
+        checkpoints.append((finetuned, "memory-dmd", options["memory-dmd"]))
     names = []
-    for place, variant, cases in places:
+    for folder, variant, cases in checkpoints:
         for case in cases:
-            names += [_name(place, variant, case), _name(place, variant, case, "compose=false")]
-    if "memory" in here:
+            names += [_name(folder, variant, case), _name(folder, variant, case, "compose=false")]
+    if "memory" in variants:
         for mode in MODES[1:]:
             names.append(_name(root, "memory", f"reference_attention={mode}", "compose=false"))
     return ["open3d+telea", "geometric", *names]
 
 
 def _name(root: str | Path, variant: str, *options: str) -> str:
-    said = "&".join(option for option in options if option)
-    return f"{root}:{variant}" + (f"?{said}" if said else "")
+    query = "&".join(option for option in options if option)
+    return f"{root}:{variant}" + (f"?{query}" if query else "")
 
 
 # --- the table -------------------------------------------------------------------------------------------------------
@@ -122,11 +123,11 @@ def _name(root: str | Path, variant: str, *options: str) -> str:
 
 @dataclass(frozen=True)
 class Column:
-    """A column: its heading, the protocol and the figure it shows, and how it is written."""
+    """A column: heading, protocol, metric, and format of the numbers."""
 
     heading: str
     protocol: str
-    figure: str
+    metric: str
     form: str
 
 
@@ -137,7 +138,7 @@ COLUMNS = (
     Column("sparse: PSNR", "sparse", "psnr", "{:.2f}"),
     Column("unseen", "sparse", "psnr_unseen", "{:.2f}"),
     Column("SSIM", "sparse", "ssim", "{:.3f}"),
-    Column("revisit: given", "revisit", "psnr", "{:.2f}"),
+    Column("revisit: observed", "revisit", "psnr", "{:.2f}"),
     Column("imagined", "revisit", "psnr_revisited_imagined", "{:.2f}"),
     Column("steps", "single", "steps", "{:.0f}"),
     Column("s/view", "single", "seconds_per_view", "{:.2f}"),
@@ -146,14 +147,14 @@ GROUPS = ("Unseen worlds", "Real sequences")
 
 
 def small_model_table(rows: Sequence[Row]) -> str:
-    """Markdown: a table for unseen worlds and one for real sequences, the references' attention, and the findings.
+    """The tables in Markdown: unseen worlds, real sequences, attention over references, and the findings.
 
     Args:
-        rows: of `evaluate`, for any of the pipelines of `stage_pipelines`; of two rows of the same sequence, protocol
-            and pipeline the later one counts.
+        rows: of `evaluate`, for any of the pipelines of `stage_pipelines`; of several rows of the same sequence,
+            protocol and pipeline the last one counts.
 
     Raises:
-        ValueError: there are no rows, or two pipelines would stand in the same line of the table.
+        InputError: there are no rows, or two pipelines have the same line in the table.
     """
     table = _Table(rows)
     parts = []
@@ -166,61 +167,60 @@ def small_model_table(rows: Sequence[Row]) -> str:
         chosen = [column for column in COLUMNS if column.protocol in ("single", "sparse")]
         for group in GROUPS:
             if any(table.frames(group, line) for line in attention):
-                parts.append(_markdown(table, group, attention, chosen, ": what references may be attended to"))
-    said = findings(rows)
-    if said:
-        parts.append("### What was expected\n\n" + "\n".join(f"- {sentence}" for sentence in said))
+                parts.append(_markdown(table, group, attention, chosen, ": attention over references"))
+    found = findings(rows)
+    if found:
+        parts.append("### Findings\n\n" + "\n".join(f"- {sentence}" for sentence in found))
     return "\n\n".join(parts) + "\n"
 
 
 def findings(rows: Sequence[Row]) -> list[str]:
-    """One sentence for each expectation that the rows can answer, with its figures and whether it holds."""
+    """One sentence for each expectation that the rows can confirm or refute, with the values and yes or no."""
     table = _Table(rows)
     out = []
 
-    def both(stage: str, figure: str) -> float | None:
-        """Mean over `single` and `sparse` on unseen worlds, the model's own pixels."""
+    def unseen_worlds_mean(stage: str, metric: str) -> float | None:
+        """Mean over `single` and `sparse` on unseen worlds, without composing."""
         line = Description(stage, False)
-        return mean([table.figure(GROUPS[0], line, protocol, figure) for protocol in ("single", "sparse")])
+        return mean([table.metric(GROUPS[0], line, protocol, metric) for protocol in ("single", "sparse")])
 
-    for figure, unit, form in (("psnr", " dB PSNR", "{:.2f}"), ("ssim", " SSIM", "{:.3f}")):
-        values = {stage: both(stage, figure) for stage in (BACKBONE, GGM, SSM)}
-        there = {stage: value for stage, value in values.items() if value is not None}
-        if len(there) > 1:
-            ladder = " < ".join(f"{stage} ({form.format(value)})" for stage, value in there.items())
-            listed = list(there.values())
-            out.append(_said(f"{ladder} in{unit}", all(a < b for a, b in pairwise(listed))))
-    slow, fast = both(SSM, "psnr"), both(DISTILLED, "psnr")
-    slow_time, fast_time = both(SSM, "seconds_per_view"), both(DISTILLED, "seconds_per_view")
-    if slow is not None and fast is not None:
-        text = f"Distilled ({fast:.2f} dB) is within {REACH_DB} dB of all steps ({slow:.2f} dB)"
-        out.append(_said(text, fast >= slow - REACH_DB))
-    if slow_time and fast_time:
-        share = f"{100 * fast_time / slow_time:.0f} % of the time of all steps"
-        text = f"Distilled takes {share}, at most {100 * REACH_TIME:.0f} %"
-        out.append(_said(text, fast_time <= REACH_TIME * slow_time))
+    for metric, unit, form in (("psnr", " dB PSNR", "{:.2f}"), ("ssim", " SSIM", "{:.3f}")):
+        values = {stage: unseen_worlds_mean(stage, metric) for stage in (BACKBONE, GGM, SSM)}
+        measured = {stage: value for stage, value in values.items() if value is not None}
+        if len(measured) > 1:
+            order = " < ".join(f"{stage} ({form.format(value)})" for stage, value in measured.items())
+            holds = all(a < b for a, b in pairwise(measured.values()))
+            out.append(_finding(f"{order} in{unit}", holds))
+    teacher, student = (unseen_worlds_mean(stage, "psnr") for stage in (SSM, DISTILLED))
+    teacher_s, student_s = (unseen_worlds_mean(stage, "seconds_per_view") for stage in (SSM, DISTILLED))
+    if teacher is not None and student is not None:
+        text = f"Distilled ({student:.2f} dB) is within {MAX_DISTILLATION_LOSS_DB} dB of all steps ({teacher:.2f} dB)"
+        out.append(_finding(text, student >= teacher - MAX_DISTILLATION_LOSS_DB))
+    if teacher_s and student_s:
+        ratio = f"{100 * student_s / teacher_s:.0f} % of the time of all steps"
+        text = f"Distilled takes {ratio}, at most {100 * MAX_DISTILLED_TIME_RATIO:.0f} %"
+        out.append(_finding(text, student_s <= MAX_DISTILLED_TIME_RATIO * teacher_s))
     for stage in (SSM, DISTILLED, FINETUNED):
-        figures = [
-            table.figure(GROUPS[0], Description(name, False), "revisit", "psnr_revisited_imagined")
+        with_references, without = (
+            table.metric(GROUPS[0], Description(name, False), "revisit", "psnr_revisited_imagined")
             for name in (stage, f"{stage}, no references")
-        ]
-        if figures[0] is not None and figures[1] is not None:
-            text = f"{stage}: what was imagined comes back nearer with references ({figures[0]:.2f} dB) than without"
-            out.append(_said(f"{text} ({figures[1]:.2f} dB)", figures[0] > figures[1]))
+        )
+        if with_references is not None and without is not None:
+            text = f"{stage}: revisited imagined views agree better with references ({with_references:.2f} dB)"
+            out.append(_finding(f"{text} than without ({without:.2f} dB)", with_references > without))
     last = FINETUNED if FINETUNED in {line.stage for line in table.lines} else DISTILLED
-    for group, figure, words, more in TARGETS:
+    for group, metric, words, gain in TARGET_GAINS:
         for protocol in ("single", "sparse"):
-            ours = table.figure(group, Description(last, True), protocol, figure)
-            theirs = table.figure(group, Description("geometric", None), protocol, figure)
+            ours = table.metric(group, Description(last, True), protocol, metric)
+            theirs = table.metric(group, Description("geometric", None), protocol, metric)
             if ours is not None and theirs is not None:
-                text = f"{group}, {protocol}, {words}: {last}, composed, has {ours - theirs:+.2f} dB of geometric"
-                out.append(
-                    _said(f"{text} ({ours:.2f} and {theirs:.2f} dB); {more:+g} was wanted", ours - theirs >= more)
-                )
+                text = f"{group}, {protocol}, {words}: {last}, composed, has {ours - theirs:+.2f} dB over geometric"
+                text += f" ({ours:.2f} and {theirs:.2f} dB); the target is {gain:+g}"
+                out.append(_finding(text, ours - theirs >= gain))
     return out
 
 
-def _said(text: str, holds: bool) -> str:
+def _finding(text: str, holds: bool) -> str:
     return f"{text}: **{'yes' if holds else 'no'}**."
 
 
@@ -229,11 +229,11 @@ def _is_attention(stage: str, *, full: bool = False) -> bool:
 
 
 class _Table:
-    """Rows by group and line; figures are means over sequences."""
+    """Rows by group and line; metrics are means over sequences."""
 
     def __init__(self, rows: Sequence[Row]) -> None:
         if not rows:
-            raise InputError("There are no rows to make a table of.")
+            raise InputError("There are no rows; run `worldstereo evaluate --json` first.")
         latest = {(row.sequence, row.protocol, row.pipeline): row for row in rows}
         names: dict[Description, str] = {}
         self._rows: dict[tuple[str, Description, str], list[Row]] = {}
@@ -243,52 +243,48 @@ class _Table:
             line = describe(row.pipeline)
             if names.setdefault(line, row.pipeline) != row.pipeline:
                 raise InputError(
-                    f"'{names[line]}' and '{row.pipeline}' would stand in the same line, '{line.title}'; "
-                    "give rows of one of them."
+                    f"'{names[line]}' and '{row.pipeline}' would have the same line, '{line.title}'; "
+                    "give rows of one of them only."
                 )
-            group = GROUPS[0] if row.sequence.startswith(WORLDS) else GROUPS[1]
+            group = GROUPS[0] if row.sequence.startswith(WORLD_PREFIXES) else GROUPS[1]
             self._rows.setdefault((group, line, row.protocol), []).append(row)
         self.lines = list(names)
 
     def rows(self, group: str, line: Description, protocol: str | None = None) -> list[Row]:
-        """Of a group and a line, and of one protocol if it is named."""
+        """Rows of a group and a line; of one protocol if it is given."""
         protocols = dict.fromkeys(column.protocol for column in COLUMNS) if protocol is None else [protocol]
         return [row for name in protocols for row in self._rows.get((group, line, name), [])]
 
     def frames(self, group: str, line: Description) -> int:
-        """How many frames were judged."""
+        """Number of evaluated frames."""
         return sum(row.frames for row in self.rows(group, line))
 
-    def figure(self, group: str, line: Description, protocol: str, figure: str) -> float | None:
-        """The mean of a figure over the sequences of a group."""
-        return mean([getattr(row, figure) for row in self.rows(group, line, protocol)])
+    def metric(self, group: str, line: Description, protocol: str, metric: str) -> float | None:
+        """Mean of a metric over the sequences of a group."""
+        return mean([getattr(row, metric) for row in self.rows(group, line, protocol)])
 
 
 def _markdown(
-    table: _Table, group: str, lines: Iterable[Description], columns: Sequence[Column], what: str = ""
+    table: _Table, group: str, lines: Iterable[Description], columns: Sequence[Column], suffix: str = ""
 ) -> str:
     lines = [line for line in lines if table.frames(group, line)]
     shown = [
         column
         for column in columns
-        if any(table.figure(group, line, column.protocol, column.figure) is not None for line in lines)
+        if any(table.metric(group, line, column.protocol, column.metric) is not None for line in lines)
     ]
     sequences = {row.sequence for line in lines for row in table.rows(group, line)}
     frames = max(table.frames(group, line) for line in lines)
     out = [
-        f"### {group}{what}",
+        f"### {group}{suffix}",
         "",
-        f"Means over {len(sequences)} sequences, {frames} judged frames a line.",
+        f"Means over {len(sequences)} sequences, {frames} evaluated frames a line.",
         "",
         "| | composed | " + " | ".join(column.heading for column in shown) + " |",
         "| --- | --- |" + " --- |" * len(shown),
     ]
     for line in lines:
         composed = {None: "", True: "yes", False: "no"}[line.composed]
-        figures = [_text(table.figure(group, line, c.protocol, c.figure), c.form) for c in shown]
-        out.append(f"| {line.stage} | {composed} | " + " | ".join(figures) + " |")
+        values = [format_value(table.metric(group, line, c.protocol, c.metric), c.form) for c in shown]
+        out.append(f"| {line.stage} | {composed} | " + " | ".join(values) + " |")
     return "\n".join(out)
-
-
-def _text(value: float | None, form: str) -> str:
-    return "-" if value is None else form.format(value)

@@ -1,4 +1,4 @@
-"""What every pipeline must beat: points projected as they are, holes filled with OpenCV's Telea."""
+"""Baselines without a model: projected points, holes inpainted with OpenCV's Telea; point-cloud fusion with Open3D."""
 
 from __future__ import annotations
 
@@ -9,43 +9,49 @@ from typing import Protocol
 import cv2
 import numpy as np
 
+from worldstereo_ros.evaluation.metrics import voxel_downsample
 from worldstereo_ros.geometry.cameras import Camera, project, unproject
 from worldstereo_ros.geometry.poses import invert_pose
 from worldstereo_ros.geometry.views import View
 
-EMPTY_GREY = 127  # of a view that no point falls into: there is nothing to fill from
-TELEA_RADIUS = 3
-TSDF_VOXEL, TSDF_TRUNCATION, FAR = 0.01, 4.0, 100.0  # metres, voxels, metres
+EMPTY_GREY = 127  # of a view without any point, which cannot be inpainted
+TELEA_RADIUS_PX = 3
+VOXEL_M, TSDF_TRUNCATION_VOXELS, MAX_DEPTH_M = 0.01, 4.0, 100.0
 
 
 @dataclass(frozen=True)
-class Projected:
-    """A baseline's view: image (H, W, 3) uint8 without holes, depth (H, W) float32 metres with them (0)."""
+class ProjectedView:
+    """A view that a baseline renders.
+
+    Attributes:
+        image: (H, W, 3) uint8, holes inpainted.
+        depth: (H, W) float32 metres, 0 in holes.
+    """
 
     image: np.ndarray
     depth: np.ndarray
 
 
 class Baseline(Protocol):
-    """Shows the fused seeds from anywhere."""
+    """Renders the fused observed views from any pose."""
 
-    def __call__(self, camera: Camera, world_from_camera: np.ndarray) -> Projected:
-        """The view of one camera."""
+    def __call__(self, camera: Camera, world_from_camera: np.ndarray) -> ProjectedView:
+        """Renders the view of a camera at `world_from_camera` (4, 4)."""
 
 
 class Open3DTelea:
-    """Open3D's one-pixel projection of all points of all seeds (`project_to_rgbd_image`), filled with Telea."""
+    """Open3D's one-pixel projection (`project_to_rgbd_image`) of all observed points, inpainted with Telea."""
 
-    def __init__(self, seeds: list[View]) -> None:
+    def __init__(self, observed_views: list[View]) -> None:
         import open3d as o3d
 
         self._o3d = o3d
-        points, colours = merge_point_clouds(seeds)
+        points, colours = merge_point_clouds(observed_views)
         self._cloud = o3d.t.geometry.PointCloud(o3d.core.Tensor(points))
         self._cloud.point.colors = o3d.core.Tensor(colours.astype(np.float32) / 255)
 
-    def __call__(self, camera: Camera, world_from_camera: np.ndarray) -> Projected:
-        """The view of one camera."""
+    def __call__(self, camera: Camera, world_from_camera: np.ndarray) -> ProjectedView:
+        """Renders the view of a camera at `world_from_camera` (4, 4)."""
         tensor = self._o3d.core.Tensor
         rgbd = self._cloud.project_to_rgbd_image(
             camera.width,
@@ -53,26 +59,26 @@ class Open3DTelea:
             tensor(camera.matrix),
             tensor(invert_pose(world_from_camera)),
             depth_scale=1.0,
-            depth_max=FAR,
+            depth_max=MAX_DEPTH_M,
         )
         colour = rgbd.color.as_tensor().numpy()
         depth = rgbd.depth.as_tensor().numpy().reshape(camera.height, camera.width)
-        return Projected(telea(np.clip(np.rint(colour * 255), 0, 255).astype(np.uint8), depth <= 0), depth)
+        return ProjectedView(telea(np.clip(np.rint(colour * 255), 0, 255).astype(np.uint8), depth <= 0), depth)
 
 
 class SplatTelea:
-    """A plain splat: every point covers two by two pixels, nearest wins; filled with Telea."""
+    """Splatting with 2x2 pixels a point and a depth buffer, inpainted with Telea."""
 
-    def __init__(self, seeds: list[View]) -> None:
-        self._points, self._colours = merge_point_clouds(seeds)
+    def __init__(self, observed_views: list[View]) -> None:
+        self._points, self._colours = merge_point_clouds(observed_views)
 
-    def __call__(self, camera: Camera, world_from_camera: np.ndarray) -> Projected:
-        """The view of one camera."""
+    def __call__(self, camera: Camera, world_from_camera: np.ndarray) -> ProjectedView:
+        """Renders the view of a camera at `world_from_camera` (4, 4)."""
         uv, z = project(self._points, camera, world_from_camera)
         front = z > 0.05
         corner = np.floor(uv[front]).astype(np.int64)
         z, colours = z[front], self._colours[front]
-        order = np.argsort(-z, kind="stable")  # far first: the nearest is written last
+        order = np.argsort(-z, kind="stable")  # far to near: the nearest is written last
         corner, z, colours = corner[order], z[order], colours[order]
         depth = np.full((camera.height, camera.width), np.inf, np.float32)
         image = np.zeros((camera.height, camera.width, 3), np.uint8)
@@ -87,14 +93,14 @@ class SplatTelea:
             rows, columns, points = rows[nearer], columns[nearer], points[nearer]
             depth[rows, columns], image[rows, columns] = z[points], colours[points]
         depth[np.isinf(depth)] = 0
-        return Projected(telea(image, depth <= 0), depth)
+        return ProjectedView(telea(image, depth <= 0), depth)
 
 
 BASELINES: dict[str, Callable[[list[View]], Baseline]] = {"open3d+telea": Open3DTelea, "splat+telea": SplatTelea}
 
 
 def merge_point_clouds(views: list[View]) -> tuple[np.ndarray, np.ndarray]:
-    """All pixels with depth as points (N, 3) float32, world, and colours (N, 3) uint8."""
+    """All pixels with depth as one cloud: points (N, 3) float32 in the world frame, colours (N, 3) uint8."""
     points, colours = [np.zeros((0, 3), np.float32)], [np.zeros((0, 3), np.uint8)]
     for view in views:
         if view.depth is not None:
@@ -105,30 +111,27 @@ def merge_point_clouds(views: list[View]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def telea(image: np.ndarray, hole: np.ndarray) -> np.ndarray:
-    """`image` (H, W, 3) uint8 with the pixels of `hole` (H, W) bool filled by OpenCV's Telea inpainting."""
+    """Inpaints the pixels of `hole` (H, W) bool in `image` (H, W, 3) uint8 (Telea 2004)."""
     if hole.all():
         return np.full_like(image, EMPTY_GREY)
-    return cv2.inpaint(np.ascontiguousarray(image), hole.astype(np.uint8), TELEA_RADIUS, cv2.INPAINT_TELEA)
+    return cv2.inpaint(np.ascontiguousarray(image), hole.astype(np.uint8), TELEA_RADIUS_PX, cv2.INPAINT_TELEA)
 
 
-def fused_by_voxels(views: list[View], voxel: float = TSDF_VOXEL) -> np.ndarray:
-    """(N, 3) points: all pixels with depth, thinned by Open3D's voxel down-sampling."""
-    import open3d as o3d
-
-    cloud = o3d.geometry.PointCloud(o3d.utility.Vector3dVector(merge_point_clouds(views)[0].astype(np.float64)))
-    return np.asarray(cloud.voxel_down_sample(voxel).points)
+def fuse_by_voxels(views: list[View], voxel: float = VOXEL_M) -> np.ndarray:
+    """(N, 3) points: all pixels with depth, down-sampled to voxels of this edge in metres."""
+    return voxel_downsample(merge_point_clouds(views)[0], voxel)
 
 
-def fused_by_tsdf(views: list[View]) -> np.ndarray:
-    """(N, 3) points of the surface that Open3D's TSDF (VoxelBlockGrid, 1 cm voxels, 4 cm truncation) extracts.
+def fuse_by_tsdf(views: list[View]) -> np.ndarray:
+    """(N, 3) surface points of Open3D's TSDF (VoxelBlockGrid, 1 cm voxels, 4 cm truncation).
 
-    A voxel that one view updated counts: with five views, most of a place is seen once.
+    Voxels of weight 1 count: with five views, most surfaces are observed once.
     """
     import open3d as o3d
 
     core = o3d.core
     kinds = (core.float32, core.float32, core.float32)
-    grid = o3d.t.geometry.VoxelBlockGrid(("tsdf", "weight", "color"), kinds, ((1), (1), (3)), TSDF_VOXEL, 16, 20000)
+    grid = o3d.t.geometry.VoxelBlockGrid(("tsdf", "weight", "color"), kinds, ((1), (1), (3)), VOXEL_M, 16, 20000)
     for view in views:
         if view.depth is None:
             continue
@@ -136,6 +139,6 @@ def fused_by_tsdf(views: list[View]) -> np.ndarray:
         extrinsic = core.Tensor(np.ascontiguousarray(invert_pose(view.world_from_camera)))
         depth = o3d.t.geometry.Image(core.Tensor(np.ascontiguousarray(view.depth, np.float32)[..., None]))
         colour = o3d.t.geometry.Image(core.Tensor(view.image.astype(np.float32) / 255))
-        blocks = grid.compute_unique_block_coordinates(depth, K, extrinsic, 1.0, FAR, TSDF_TRUNCATION)
-        grid.integrate(blocks, depth, colour, K, K, extrinsic, 1.0, FAR, TSDF_TRUNCATION)
+        blocks = grid.compute_unique_block_coordinates(depth, K, extrinsic, 1.0, MAX_DEPTH_M, TSDF_TRUNCATION_VOXELS)
+        grid.integrate(blocks, depth, colour, K, K, extrinsic, 1.0, MAX_DEPTH_M, TSDF_TRUNCATION_VOXELS)
     return grid.extract_point_cloud(weight_threshold=0.5).point.positions.numpy()

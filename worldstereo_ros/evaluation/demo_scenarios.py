@@ -1,6 +1,6 @@
-"""What the demo tells the node: what the robot saw, where it asks to look, and what is truly there.
+"""Scenarios of the demo: observed views, a path to imagine, and ground truth.
 
-A story comes from a procedural world, a posed RGB-D sequence, or a bag.
+A scenario comes from a procedural world, a posed RGB-D sequence, or a bag.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from worldstereo_ros.geometry.views import View
 from worldstereo_ros.scenes.raytracing.render import render_scene, render_view
 from worldstereo_ros.utils.errors import InputError
 
-LARGEST_WIDTH = 640
+MAX_WIDTH_PX = 640
 
 
 @dataclass(frozen=True)
 class DemoScenario:
-    """What was seen, and the path asked for.
+    """Observed views and the path to imagine.
 
     Attributes:
-        title: one line for the pictures.
-        observed_views: views with depth that a sensor took, in order.
-        path: (F, 4, 4) world_from_camera to imagine.
-        truth: (H, W, 3) uint8 what is really seen there, one a pose; None where nobody knows.
+        title: one line of text.
+        observed_views: views with depth, in order.
+        path: (F, 4, 4) world_from_camera of the views to imagine.
+        truth: (H, W, 3) uint8 for each pose of `path`; None if unavailable.
     """
 
     title: str
@@ -40,30 +40,36 @@ class DemoScenario:
 def scene_scenario(
     kind: str, seed: int, views: int, *, given: int = 10, width: int = 640, height: int = 480
 ) -> DemoScenario:
-    """A robot drives into a procedural world, looks around, and asks for the way on, where it has not been.
+    """A robot drives through a procedural world; the scenario's path is the rest of its way.
+
+    Args:
+        kind: one of `scenes.KINDS`.
+        seed: random seed of the world.
+        views: poses of the path.
+        given: observed views.
+        width, height: pixels.
 
     Raises:
-        ValueError: no such kind of world.
+        InputError: the kind is unknown.
     """
     from worldstereo_ros.scenes import make_path, make_scene, seed_of
 
     scene = make_scene(kind, seed_of("demo", seed))
     camera = Camera.from_fov(width, height, np.radians(75))
     drive = make_path(scene, "ground", 240, seed_of("demo", seed))
-    driven, ahead = drive[:120], drive[110:]
-    seen = [render_view(scene, camera, pose) for pose in interpolate_poses(driven, given)]
-    path = interpolate_poses(ahead, views)
+    observed = [render_view(scene, camera, pose) for pose in interpolate_poses(drive[:120], given)]
+    path = interpolate_poses(drive[110:], views)
     truth = list(render_scene(scene, camera, path).image.cpu().numpy())
     return DemoScenario(
-        f"a procedural {kind}, seed {seed}: {given} views seen, {views} asked for ahead", seen, path, truth
+        f"a procedural {kind}, seed {seed}: {given} observed views, {views} views to imagine", observed, path, truth
     )
 
 
 def sequence_scenario(folder: Path, views: int, *, given: int = 12) -> DemoScenario:
-    """Evenly spaced frames of a posed RGB-D sequence are given, frames between them are asked for.
+    """Evenly spaced frames of a posed RGB-D sequence are observed, frames between them are imagined.
 
     Raises:
-        ValueError: the sequence has no depth, no poses, or too few frames.
+        InputError: the sequence has no depth, no poses, or too few frames.
     """
     from worldstereo_ros.io.datasets import open_sequence
 
@@ -83,7 +89,7 @@ def bag_scenario(
     camera_info_topic: str = "",
     pose_topic: str = "",
 ) -> DemoScenario:
-    """As `sequence_scenario`, from the RGB-D frames of a bag. The topics are those of `bags.read_views`."""
+    """The same as `sequence_scenario` for the RGB-D frames of a bag; topics as in `io.bags.views.read_views`."""
     from worldstereo_ros.io.bags.views import read_views
 
     frames = list(
@@ -97,21 +103,21 @@ def bag_scenario(
 def _held_out(name: str, frames: list[int], load, views: int, given: int) -> DemoScenario:
     if len(frames) < 4:
         raise InputError(f"{name} has {len(frames)} frames; the demo needs at least 4.")
-    seen = sorted({int(i) for i in np.linspace(0, len(frames) - 1, min(given, len(frames) // 2)).round()})
-    others = [i for i in frames if i not in seen]
-    asked = [others[int(i)] for i in np.linspace(0, len(others) - 1, min(views, len(others))).round()]
-    truth = [_fitted(load(i)) for i in asked]
+    observed = sorted({int(i) for i in np.linspace(0, len(frames) - 1, min(given, len(frames) // 2)).round()})
+    others = [i for i in frames if i not in observed]
+    targets = [others[int(i)] for i in np.linspace(0, len(others) - 1, min(views, len(others))).round()]
+    truth = [_limit_width(load(i)) for i in targets]
     return DemoScenario(
-        f"{name}: {len(seen)} of {len(frames)} frames given, {len(asked)} others asked for",
-        [_fitted(load(i)) for i in seen],
+        f"{name}: {len(observed)} of {len(frames)} frames observed, {len(targets)} others to imagine",
+        [_limit_width(load(i)) for i in observed],
         np.stack([view.world_from_camera for view in truth]),
         [view.image for view in truth],
     )
 
 
-def _fitted(view: View) -> View:
-    """The view, made smaller where it is wider than the demo wants."""
+def _limit_width(view: View) -> View:
+    """The view, scaled down to at most `MAX_WIDTH_PX`."""
     camera = view.camera
-    if camera.width <= LARGEST_WIDTH:
+    if camera.width <= MAX_WIDTH_PX:
         return view
-    return view.resized(LARGEST_WIDTH, round(camera.height * LARGEST_WIDTH / camera.width))
+    return view.resized(MAX_WIDTH_PX, round(camera.height * MAX_WIDTH_PX / camera.width))

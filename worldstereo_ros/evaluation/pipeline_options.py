@@ -195,7 +195,7 @@ def _check(name: PipelineName, pipeline: Any) -> None:
     if settings is None:
         raise InputError(f"'{name.model}' is no checkpoint and takes no options; '{name.text}' has some.")
     of_memory = [option for option in ("memory", "reference_attention") if option in name.options]
-    if of_memory and not settings.remembers:
+    if of_memory and not settings.has_memory_branch:
         raise InputError(
             f"The pipeline '{name.text}' says {' and '.join(of_memory)}, and {settings.variant} takes no references; "
             "name a memory variant."

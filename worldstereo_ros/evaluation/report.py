@@ -1,25 +1,39 @@
-"""Rows of figures, their means, the table and the JSON file."""
+"""Results of an evaluation: rows of metrics, their means, the table and the JSON file."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, fields
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
+from worldstereo_ros.evaluation.tables import Column, build_table, format_value
 from worldstereo_ros.utils.errors import InputError
 
 
 @dataclass(frozen=True)
 class Row:
-    """The figures of one pipeline on one sequence under one protocol; None where one does not apply.
+    """Metrics of one pipeline on one sequence under one protocol; None where a metric does not apply.
 
-    PSNR in dB, coverage and provenance as shares 0..1, cloud figures at 5 cm. `psnr_revisited_imagined` compares two
-    imaginations of the same poses, where no given view covers them; `steps` are those of one clip's denoising.
-    `colour_drift` (grey levels) and `contrast_kept` (a ratio) compare the same two imaginations; `seam` and `joint`
-    (grey levels) are those of a turn, see `stitching.Closure`. `curves` are figures of each judged view, in order.
+    Attributes:
+        sequence, protocol, pipeline: names.
+        frames: evaluated views.
+        psnr, ssim: means over whole frames; PSNR in dB.
+        psnr_seen, psnr_unseen: PSNR over the pixels that an observed view saw, and over those that none saw.
+        coverage: fraction of the pixels that memory covers.
+        observed_precision, observed_recall: of the mask of observed pixels, against the pixels that were seen.
+        abs_rel, delta_1_25: depth errors, see `metrics.depth_error`.
+        seconds_per_view: time of a view.
+        cloud_precision, cloud_recall, cloud_f1: see `metrics.cloud_scores`, within 5 cm.
+        psnr_revisited_imagined: PSNR of two imaginations of the same poses against each other, over the pixels that no
+            observed view covers.
+        steps: denoising steps of a clip.
+        colour_drift, contrast_kept: `metrics.colour_and_contrast` of the same two imaginations.
+        seam, joint: jumps of grey level where a turn closes and at its other joints, see `stitching.closure`.
+        curves: metrics of each evaluated view, in order.
     """
 
     sequence: str
@@ -48,41 +62,41 @@ class Row:
     curves: dict[str, list[float | None]] | None = None
 
 
-FIGURES = tuple(field.name for field in fields(Row) if field.name != "curves")[4:]
-IN_SHORT = (
+METRICS = tuple(field.name for field in fields(Row) if field.name != "curves")[4:]
+SUMMARY_METRICS = (
     "psnr", "psnr_unseen", "psnr_revisited_imagined", "seam", "joint", "cloud_f1", "steps", "seconds_per_view",
 )  # fmt: skip
 HEADINGS = {
     "psnr": ("PSNR", "{:.2f}"),
     "ssim": ("SSIM", "{:.3f}"),
-    "psnr_seen": ("seen", "{:.2f}"),
-    "psnr_unseen": ("unseen", "{:.2f}"),
-    "coverage": ("cover", "{:.2f}"),
+    "psnr_seen": ("PSNR seen", "{:.2f}"),
+    "psnr_unseen": ("PSNR unseen", "{:.2f}"),
+    "coverage": ("coverage", "{:.2f}"),
     "observed_precision": ("obs. prec.", "{:.3f}"),
     "observed_recall": ("obs. recall", "{:.3f}"),
     "abs_rel": ("AbsRel", "{:.3f}"),
     "delta_1_25": ("δ<1.25", "{:.3f}"),
     "seconds_per_view": ("s/view", "{:.3f}"),
     "cloud_precision": ("cloud prec.", "{:.3f}"),
-    "cloud_recall": ("cloud rec.", "{:.3f}"),
-    "cloud_f1": ("F1", "{:.3f}"),
-    "psnr_revisited_imagined": ("again", "{:.2f}"),
+    "cloud_recall": ("cloud recall", "{:.3f}"),
+    "cloud_f1": ("cloud F1", "{:.3f}"),
+    "psnr_revisited_imagined": ("PSNR revisited", "{:.2f}"),
     "steps": ("steps", "{:.0f}"),
-    "colour_drift": ("drift", "{:.2f}"),
-    "contrast_kept": ("contrast", "{:.3f}"),
+    "colour_drift": ("colour drift", "{:.2f}"),
+    "contrast_kept": ("contrast ratio", "{:.3f}"),
     "seam": ("seam", "{:.2f}"),
     "joint": ("joint", "{:.2f}"),
 }
 
 
 def mean(values: list[float | None]) -> float | None:
-    """The mean of the values that are not None; None if all are."""
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
+    """Mean of the values that are not None; None if there are none."""
+    present = [value for value in values if value is not None]
+    return sum(present) / len(present) if present else None
 
 
 def means(rows: list[Row]) -> list[Row]:
-    """The mean over sequences of each protocol and pipeline that has several; `frames` is their sum."""
+    """One row for each protocol and pipeline with several sequences: means of the metrics, sum of the frames."""
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         groups.setdefault((row.protocol, row.pipeline), []).append(row)
@@ -94,67 +108,57 @@ def means(rows: list[Row]) -> list[Row]:
 
 
 def _means(group: list[Row]) -> dict[str, Any]:
-    return {name: mean([getattr(row, name) for row in group]) for name in FIGURES}
+    return {name: mean([getattr(row, name) for row in group]) for name in METRICS}
 
 
 def one_line(row: Row) -> str:
-    """A row as a sentence for those who wait for the others."""
-    figures = [
-        f"{HEADINGS[name][0]} {_text(value, HEADINGS[name][1])}"
-        for name in (
-            "psnr",
-            "psnr_unseen",
-            "psnr_revisited_imagined",
-            "seam",
-            "joint",
-            "cloud_f1",
-            "steps",
-            "seconds_per_view",
-        )
+    """A row as one line of text, for progress output."""
+    metrics = [
+        f"{HEADINGS[name][0]} {format_value(value, HEADINGS[name][1])}"
+        for name in SUMMARY_METRICS
         if (value := getattr(row, name)) is not None
     ]
-    return f"{row.protocol}, {row.sequence}, {row.pipeline}: {', '.join(figures) or 'no figures'}"
+    return f"{row.protocol}, {row.sequence}, {row.pipeline}: {', '.join(metrics) or 'no metrics'}"
 
 
 def format_table(rows: list[Row]) -> Table:
-    """A table for the terminal: per protocol the rows of each sequence and then their means."""
+    """A table for the terminal: for each protocol the rows of every sequence, then their means."""
     ordered: list[Row] = []
     averages = means(rows)
     for protocol in dict.fromkeys(row.protocol for row in rows):
         ordered += [row for row in (*rows, *averages) if row.protocol == protocol]
-    shown = [name for name in FIGURES if any(getattr(row, name) is not None for row in rows)]
-    table = Table(title="Whole-frame figures are means over frames; see docs/evaluation.md")
-    for heading in ("protocol", "sequence"):
-        table.add_column(heading, no_wrap=True)
-    table.add_column("pipeline", overflow="fold")  # names with options are long, and their ends tell them apart
-    table.add_column("frames", justify="right")
-    for name in shown:
-        table.add_column(HEADINGS[name][0], justify="right")
-    for index, row in enumerate(ordered):
-        last = index + 1 == len(ordered) or ordered[index + 1].sequence != row.sequence
-        figures = [_text(getattr(row, name), HEADINGS[name][1]) for name in shown]
-        style = "bold" if row.sequence == "mean" else None
-        cells = (row.protocol, row.sequence, row.pipeline, str(row.frames), *figures)
-        table.add_row(*cells, style=style, end_section=last)
-    return table
-
-
-def _text(value: float | None, form: str) -> str:
-    return "-" if value is None else form.format(value)
+    # Names of pipelines are long, and their ends tell them apart.
+    columns = [
+        *(Column(name, attrgetter(name), label=True) for name in ("protocol", "sequence")),
+        Column("pipeline", attrgetter("pipeline"), label=True, fold=True),
+        Column("frames", attrgetter("frames")),
+    ]
+    columns += [
+        Column(heading, attrgetter(name), form)
+        for name, (heading, form) in HEADINGS.items()
+        if any(getattr(row, name) is not None for row in rows)
+    ]
+    return build_table(
+        ordered,
+        columns,
+        title="Means over frames; see docs/benchmarks/evaluation.md",
+        bold=lambda row: row.sequence == "mean",
+        ends_section=lambda i: i + 1 == len(ordered) or ordered[i + 1].sequence != ordered[i].sequence,
+    )
 
 
 def write_json(rows: list[Row], path: Path) -> None:
-    """Writes {"rows": [...], "means": [...]}, null where a figure does not apply."""
+    """Writes {"rows": [...], "means": [...]}, null where a metric does not apply."""
     content = {"rows": [asdict(row) for row in rows], "means": [asdict(row) for row in means(rows)]}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def read_json(path: Path) -> list[Row]:
-    """The rows that `write_json` wrote.
+    """Reads the rows that `write_json` wrote.
 
     Raises:
-        ValueError: the file holds something else.
+        InputError: the file holds something else.
     """
     try:
         return [Row(**row) for row in json.loads(path.read_text(encoding="utf-8"))["rows"]]

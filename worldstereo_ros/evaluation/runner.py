@@ -14,7 +14,7 @@ from rich.console import Console
 from worldstereo_ros.depth.estimators import SMALL, choose_depth
 from worldstereo_ros.evaluation import metrics
 from worldstereo_ros.evaluation.ablations import stage_pipelines
-from worldstereo_ros.evaluation.baseline import BASELINES, fused_by_tsdf, fused_by_voxels, merge_point_clouds
+from worldstereo_ros.evaluation.baseline import BASELINES, fuse_by_tsdf, fuse_by_voxels, merge_point_clouds
 from worldstereo_ros.evaluation.calibration import Reliability, check_ending
 from worldstereo_ros.evaluation.calibration import format_table as reliability_table
 from worldstereo_ros.evaluation.contact_sheets import Sheets
@@ -370,15 +370,15 @@ def _cloud_rows(sequence: Posed, scenario: Scenario, progress: Callable[[str], N
     """The remembered cloud and Open3D's two fusions of the same frames against the cloud of all frames."""
     if progress:
         progress(f"cloud, {sequence.path.name}: fusing {len(sequence)} frames")
-    true = np.concatenate([metrics.thinned(merge_point_clouds([view])[0], TRUTH_VOXEL) for view in sequence])
+    true = np.concatenate([metrics.voxel_downsample(merge_point_clouds([view])[0], TRUTH_VOXEL) for view in sequence])
 
     def remembered() -> np.ndarray:
         world = _remembering(scenario, GeometricPipeline())
         return world.cloud.points[world.cloud.observed]
 
     methods: dict[str, Callable[[], np.ndarray]] = {
-        "open3d-tsdf": lambda: fused_by_tsdf(scenario.observed_views),
-        "open3d-voxels": lambda: fused_by_voxels(scenario.observed_views),
+        "open3d-tsdf": lambda: fuse_by_tsdf(scenario.observed_views),
+        "open3d-voxels": lambda: fuse_by_voxels(scenario.observed_views),
         "geometric": remembered,  # the memory is the same for every pipeline
     }
     rows = []
