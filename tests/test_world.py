@@ -8,7 +8,7 @@ from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.trajectories import trajectory
 from worldstereo_ros.geometry.views import View
 from worldstereo_ros.memory.archive import ArchiveError
-from worldstereo_ros.memory.freespace import seen_through
+from worldstereo_ros.memory.free_space import in_free_space
 from worldstereo_ros.pipelines.auto import load_pipeline
 from worldstereo_ros.pipelines.base import Cancelled, PipelineFrame
 from worldstereo_ros.scenes import make_path, make_scene, seed_of
@@ -104,7 +104,7 @@ def test_nothing_imagined_stands_where_a_sensor_saw_through():
         np.zeros((120, 160, 3), np.uint8), CAMERA, np.eye(4), depth=np.full((120, 160), 4, np.float32), stamp_ns=1
     )
     points = np.array([[0, 0, 2.0], [0, 0, 4.0], [0, 0, 6.0], [0, 0, -2.0], [9, 0, 2.0]])
-    assert seen_through(points, [wall]).tolist() == [True, False, False, False, False]
+    assert in_free_space(points, [wall]).tolist() == [True, False, False, False, False]
 
 
 def test_a_surface_that_several_views_of_a_clip_imagine_is_remembered_once(world, path):

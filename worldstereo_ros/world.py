@@ -25,8 +25,9 @@ from worldstereo_ros.geometry.poses import check_poses
 from worldstereo_ros.geometry.views import ImaginedView, View
 from worldstereo_ros.memory.archive import load_archive, save_archive
 from worldstereo_ros.memory.bank import ViewBank
-from worldstereo_ros.memory.cloud import CloudMemory, InsertReport
-from worldstereo_ros.memory.freespace import seen_through
+from worldstereo_ros.memory.cloud import CloudMemory
+from worldstereo_ros.memory.free_space import in_free_space
+from worldstereo_ros.memory.insert_report import InsertReport
 from worldstereo_ros.pipelines.base import Conditioning, ModelError, OnStep, Pipeline, PipelineFrame
 from worldstereo_ros.pipelines.confidence import load_confidence
 from worldstereo_ros.rendering.splatting import Rendering, render
@@ -203,7 +204,7 @@ class WorldModel:
             depth = self._new_depth(view)
             rows, columns = np.nonzero(depth)
             points = unproject(depth, view.camera, view.world_from_camera)[rows, columns]
-            empty = seen_through(points, self.bank.views)
+            empty = in_free_space(points, self.bank.views)
             depth[rows[empty], columns[empty]] = 0
             if depth.any():
                 self.cloud.insert(replace(view, depth=depth, observed=np.zeros_like(view.covered)))

@@ -1,4 +1,4 @@
-"""Saved maps survive what happens to files: kills, full disks, damage, strangers."""
+"""Saved maps: atomic writes, verification of damaged and foreign files, valid names."""
 
 import json
 import os
@@ -49,11 +49,11 @@ def saved(tmp_path) -> Path:
     return path
 
 
-def test_saved_states_come_back_as_they_were(saved):
+def test_read_archive_restores_written_states(saved):
     assert _equal(read_archive(saved), _states())
 
 
-def test_any_safetensors_reader_opens_it(saved):
+def test_archive_is_a_safetensors_file(saved):
     from safetensors.numpy import load_file
 
     arrays = load_file(saved)
@@ -63,7 +63,7 @@ def test_any_safetensors_reader_opens_it(saved):
     np.testing.assert_array_equal(arrays["bank/images"], bank["images"])
 
 
-def test_views_that_are_not_contiguous_and_big_endian_arrays_are_saved_by_value(tmp_path):
+def test_write_archive_accepts_strided_and_big_endian_arrays(tmp_path):
     points = np.arange(24, dtype=">f4").reshape(6, 4).T[::2]
     write_archive(tmp_path / "a.wsmap", {"points": points}, {}, {})
     cloud, bank, metadata = read_archive(tmp_path / "a.wsmap")
@@ -72,13 +72,13 @@ def test_views_that_are_not_contiguous_and_big_endian_arrays_are_saved_by_value(
 
 
 @pytest.mark.parametrize("bad", [np.array(["text"]), np.array([object()]), np.zeros(2, np.complex64)])
-def test_arrays_that_are_no_numbers_are_refused(tmp_path, bad):
+def test_write_archive_rejects_arrays_of_other_types(tmp_path, bad):
     with pytest.raises(ArchiveError, match="numbers or bools were expected"):
         write_archive(tmp_path / "a.wsmap", {"x": bad}, {}, {})
     assert list(tmp_path.iterdir()) == []
 
 
-def test_metadata_that_is_no_json_is_refused(saved):
+def test_write_archive_rejects_metadata_that_json_cannot_encode(saved):
     for bad in ({"x": float("nan")}, {"x": object()}):
         with pytest.raises(ArchiveError, match="JSON"):
             write_archive(saved, {}, {}, bad)
@@ -88,19 +88,19 @@ def test_metadata_that_is_no_json_is_refused(saved):
 # --- damage ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_missing_file_a_folder_and_a_pipe_are_named(tmp_path):
+def test_read_archive_rejects_missing_files_folders_and_pipes(tmp_path):
     with pytest.raises(ArchiveError, match="There is no map"):
         read_archive(tmp_path / "none.wsmap")
-    with pytest.raises(ArchiveError, match="is no file"):
+    with pytest.raises(ArchiveError, match="is not a regular file"):
         read_archive(tmp_path)
     os.mkfifo(tmp_path / "pipe.wsmap")
-    with pytest.raises(ArchiveError, match="is no file"):
+    with pytest.raises(ArchiveError, match="is not a regular file"):
         read_archive(tmp_path / "pipe.wsmap")
 
 
 @settings(max_examples=300, deadline=None)
 @given(st.data())
-def test_one_changed_byte_never_changes_what_is_loaded(tmp_path_factory, data):
+def test_read_archive_detects_any_changed_byte(tmp_path_factory, data):
     path = tmp_path_factory.mktemp("flip") / "a.wsmap"
     write_archive(path, *_states(points=5))
     raw = bytearray(path.read_bytes())
@@ -114,22 +114,22 @@ def test_one_changed_byte_never_changes_what_is_loaded(tmp_path_factory, data):
     assert _equal(found, _states(points=5))
 
 
-def test_a_file_cut_off_anywhere_is_refused(saved):
+def test_read_archive_rejects_truncated_files(saved):
     raw = saved.read_bytes()
     for length in [*range(0, len(raw) - 1, 7), len(raw) - 1]:
         saved.write_bytes(raw[:length])
-        with pytest.raises(ArchiveError, match=r"truncated|no map that was saved here"):
+        with pytest.raises(ArchiveError, match=r"truncated|not a worldstereo_ros map"):
             read_archive(saved)
     saved.write_bytes(raw + b"more")
     with pytest.raises(ArchiveError, match="damaged"):
         read_archive(saved)
 
 
-def test_files_of_other_kinds_are_foreign(tmp_path):
+def test_read_archive_rejects_other_file_formats(tmp_path):
     from safetensors.numpy import save_file
 
     save_file({"cloud/points": np.zeros((2, 3), np.float32)}, tmp_path / "other.safetensors")
-    with pytest.raises(ArchiveError, match="of another kind"):
+    with pytest.raises(ArchiveError, match="with other content"):
         read_archive(tmp_path / "other.safetensors")
     for name, content in {
         "text": b"hello, this is not a map at all",
@@ -137,16 +137,16 @@ def test_files_of_other_kinds_are_foreign(tmp_path):
         "png": b"\x89PNG" * 99,
     }.items():
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(ArchiveError, match=r"no map that was saved here"):
+        with pytest.raises(ArchiveError, match=r"not a worldstereo_ros map"):
             read_archive(tmp_path / name)
     nested = b"[" * 5000
     (tmp_path / "deep").write_bytes(struct.pack("<Q", len(nested)) + nested)
-    with pytest.raises(ArchiveError, match="no map that was saved here"):
+    with pytest.raises(ArchiveError, match="not a worldstereo_ros map"):
         read_archive(tmp_path / "deep")
 
 
 def _rewrite(path: Path, change) -> None:
-    """Writes the archive again with a changed header, all checksums of the header made right."""
+    """Rewrites the archive with a changed header and valid header checksums."""
     import hashlib
 
     raw = path.read_bytes()
@@ -162,7 +162,7 @@ def _rewrite(path: Path, change) -> None:
     path.write_bytes(struct.pack("<Q", len(text)) + text + raw[8 + length :])
 
 
-def test_a_newer_version_says_update(saved):
+def test_read_archive_asks_to_update_for_newer_versions(saved):
     _rewrite(saved, lambda about, manifest, header: about.update(version="3"))
     with pytest.raises(ArchiveError, match=r"version 3.*reads up to 2.*Update"):
         read_archive(saved)
@@ -185,23 +185,25 @@ def _object(about, manifest, header):
 
 
 @pytest.mark.parametrize("change", [_huge_shape, _negative, _hole, _object])
-def test_sizes_that_lie_are_refused_before_memory_is_taken(saved, change, monkeypatch):
+def test_read_archive_rejects_wrong_sizes_before_allocating(saved, change, monkeypatch):
     _rewrite(saved, change)
-    monkeypatch.setattr(np, "empty", lambda *a, **k: pytest.fail("memory was taken before the sizes were checked"))
+    monkeypatch.setattr(
+        np, "empty", lambda *a, **k: pytest.fail("an array was allocated before the sizes were checked")
+    )
     with pytest.raises(ArchiveError, match="damaged"):
         read_archive(saved)
 
 
-def test_an_oversized_file_is_refused_by_its_size(saved):
-    with pytest.raises(ArchiveError, match="more than 100 are refused"):
+def test_read_archive_rejects_oversized_files(saved):
+    with pytest.raises(ArchiveError, match="at most 100 are accepted"):
         read_archive(saved, max_bytes=100)
     with saved.open("ab") as file:
-        file.truncate(archive.MAX_BYTES + 1)  # sparse: takes no disk
-    with pytest.raises(ArchiveError, match="are refused"):
+        file.truncate(archive.MAX_BYTES + 1)  # sparse: uses no disk space
+    with pytest.raises(ArchiveError, match="are accepted"):
         read_archive(saved)
 
 
-def test_numbers_that_are_not_finite_are_refused(tmp_path):
+def test_read_archive_rejects_numbers_that_are_not_finite(tmp_path):
     path = tmp_path / "a.wsmap"
     write_archive(path, {"points": np.array([[0.0, np.nan, 1.0]])}, {}, {})
     with pytest.raises(ArchiveError, match=r"'cloud/points' that are not finite"):
@@ -224,15 +226,15 @@ else:
 """
 
 
-def test_a_disk_that_fills_up_leaves_the_old_map_whole(saved):
+def test_full_disk_leaves_the_old_map_unchanged(saved):
     done = subprocess.run([sys.executable, "-c", FULL_DISK, str(saved)], capture_output=True, text=True, check=True)
     assert f"could not be saved to {saved}" in done.stdout
-    assert "untouched" in done.stdout
+    assert "unchanged" in done.stdout
     assert _equal(read_archive(saved), _states())
     assert list(saved.parent.iterdir()) == [saved]
 
 
-def test_a_failing_sync_leaves_the_old_map_whole(saved, monkeypatch):
+def test_failing_sync_leaves_the_old_map_unchanged(saved, monkeypatch):
     def fail(descriptor):
         raise OSError(28, "No space left on device")
 
@@ -244,7 +246,7 @@ def test_a_failing_sync_leaves_the_old_map_whole(saved, monkeypatch):
     assert list(saved.parent.iterdir()) == [saved]
 
 
-def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+def test_write_archive_rejects_read_only_folders(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     with pytest.raises(ArchiveError, match="could not be saved"):
         write_archive(tmp_path / "file" / "a.wsmap", *_states())
@@ -257,21 +259,21 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch):
         write_archive(tmp_path / "a.wsmap", *_states())
 
 
-def test_leftovers_of_killed_saves_are_removed_and_those_of_living_saves_are_not(saved):
+def test_write_archive_removes_leftovers_of_killed_saves_only(saved):
     dead = saved.with_name(f".{saved.name}.0123456789abcdef.partial")
     dead.write_bytes(b"half")
     other = saved.with_name(".bedroom.wsmap.0123456789abcdef.partial")
     other.write_bytes(b"half")
-    living, file = archive._open_partial(saved)
+    running, file = archive._open_partial(saved)
     with file:
         write_archive(saved, *_states(1))
         assert not dead.exists()
         assert other.exists()
-        assert living.exists()
+        assert running.exists()
     assert _equal(read_archive(saved), _states(1))
 
 
-# One process imports numpy once and forks a saver whenever it is asked to: 200 starts cost seconds, not minutes.
+# One process imports numpy once and forks a saver per input line, so that 200 starts take seconds, not minutes.
 SAVERS = """
 import os, sys
 import numpy as np
@@ -293,7 +295,7 @@ for line in sys.stdin:
 """
 
 
-def test_two_hundred_kills_during_saves_lose_nothing(tmp_path):
+def test_map_survives_two_hundred_kills_during_saves(tmp_path):
     path = tmp_path / "map.wsmap"
     states = {
         value: (
@@ -329,7 +331,7 @@ def test_two_hundred_kills_during_saves_lose_nothing(tmp_path):
                 assert len(list(tmp_path.iterdir())) <= 2
         finally:
             os.killpg(savers.pid, signal.SIGKILL)
-    assert seen == {1, 2}, "no save ever finished, so nothing was tested"
+    assert seen == {1, 2}, "no save finished, so nothing was tested"
     assert in_the_middle >= 20, f"only {in_the_middle} of 200 kills hit a save"
     write_archive(path, *states[1])
     assert list(tmp_path.iterdir()) == [path]
@@ -338,7 +340,7 @@ def test_two_hundred_kills_during_saves_lose_nothing(tmp_path):
 # --- names -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_name_becomes_a_file_inside_the_map_directory(tmp_path):
+def test_archive_path_lies_inside_the_map_directory(tmp_path):
     assert archive_path(tmp_path, "kitchen") == tmp_path.resolve() / "kitchen.wsmap"
     assert archive_path(tmp_path, "kitchen.wsmap").name == "kitchen.wsmap"
     assert archive_path(tmp_path, "floor 2, east"[:7]).name == "floor 2.wsmap"
@@ -349,12 +351,12 @@ BAD_NAMES = ["", ".", "..", ".hidden", "../out", "a/b", "/etc/passwd", "a\\b", "
 
 
 @pytest.mark.parametrize("name", [*BAD_NAMES, "x" * 101, "Küche", None, 3])
-def test_names_that_are_paths_or_odd_are_refused(tmp_path, name):
-    with pytest.raises(ArchiveError, match="is no name for a map"):
+def test_archive_path_rejects_invalid_names(tmp_path, name):
+    with pytest.raises(ArchiveError, match="is not a valid map name"):
         archive_path(tmp_path, name)
 
 
-def test_links_that_lead_outside_are_refused(tmp_path):
+def test_archive_path_rejects_links_to_the_outside(tmp_path):
     maps, outside = tmp_path / "maps", tmp_path / "outside"
     maps.mkdir()
     outside.mkdir()
@@ -363,7 +365,7 @@ def test_links_that_lead_outside_are_refused(tmp_path):
     (maps / "nowhere.wsmap").symlink_to(outside / "new.wsmap")
     (maps / "ring.wsmap").symlink_to(maps / "ring.wsmap")
     for name in ("escape", "nowhere"):
-        with pytest.raises(ArchiveError, match="leads outside"):
+        with pytest.raises(ArchiveError, match="a place outside"):
             archive_path(maps, name)
     # The map directory itself may be a link.
     (tmp_path / "link").symlink_to(maps)
@@ -393,7 +395,7 @@ def _memories():
     return cloud, bank
 
 
-def test_both_memories_come_back_and_go_on_as_before(tmp_path):
+def test_load_archive_restores_both_memories(tmp_path):
     cloud, bank = _memories()
     assert len(cloud) > 100
     archive.save_archive(tmp_path / "a.wsmap", cloud, bank, {"pipeline": "geometric"})
@@ -408,13 +410,13 @@ def test_both_memories_come_back_and_go_on_as_before(tmp_path):
         np.testing.assert_array_equal(a.depth, b.depth)
         np.testing.assert_array_equal(a.observed_mask, b.observed_mask)
         np.testing.assert_array_equal(a.world_from_camera, b.world_from_camera)
-    # What is seen next changes both in the same way.
+    # Both memories then process the next view identically.
     for memory in (cloud, back.cloud):
         memory.insert(bank.views[0])
     np.testing.assert_array_equal(back.cloud.points, cloud.points)
 
 
-def test_empty_memories_are_saved_too(tmp_path):
+def test_save_archive_accepts_empty_memories(tmp_path):
     from worldstereo_ros.memory.bank import ViewBank
     from worldstereo_ros.memory.cloud import CloudMemory
 
@@ -434,12 +436,12 @@ def test_empty_memories_are_saved_too(tmp_path):
         ("bank", "count", lambda a: a + 5),
     ],
 )
-def test_a_whole_file_that_describes_no_memory_is_refused(tmp_path, memory, key, change):
+def test_load_archive_rejects_invalid_memory_states(tmp_path, memory, key, change):
     cloud, bank = _memories()
     states = {"cloud": dict(cloud.state()), "bank": dict(bank.state())}
     value = states[memory].pop(key)
     if change is not None:
         states[memory][key] = change(value)
     write_archive(tmp_path / "a.wsmap", states["cloud"], states["bank"], {})
-    with pytest.raises(ArchiveError, match="what it holds is no memory"):
+    with pytest.raises(ArchiveError, match="not a valid memory state"):
         archive.load_archive(tmp_path / "a.wsmap")

@@ -1,4 +1,4 @@
-"""The view bank: the reference's own retrievals, its bound, and its way to a file and back."""
+"""The view bank: retrieval against golden numbers, eviction, and saved states."""
 
 import itertools
 from dataclasses import replace
@@ -37,14 +37,14 @@ def turned(degrees, position=(0, 0, 0)):
 
 
 @pytest.mark.parametrize("name", ["view0_traj0", "view1_traj2"])
-def test_golden_retrieval(shared_golden, name):
+def test_retrieve_matches_golden_numbers(shared_golden, name):
     from safetensors.numpy import load_file
 
     golden = load_file(shared_golden / "geometry.safetensors")
     width, height = (int(n) for n in golden["ret.size_wh"])
     bank = ViewBank()
     for K, w2c in zip(golden["ret.bank_K"], golden["ret.bank_w2c"], strict=True):
-        # Kept at a quarter of the size: retrieval must bring the intrinsics to the target's.
+        # Stored at a quarter of the size: retrieval must scale the intrinsics to the target's size.
         camera = Camera.from_matrix(K, width, height).resized(width // 4, height // 4)
         image = np.zeros((height // 4, width // 4, 3), np.uint8)
         bank.add(View(image, camera, invert_pose(w2c.astype(np.float64))))
@@ -52,12 +52,12 @@ def test_golden_retrieval(shared_golden, name):
     found = bank.retrieve(camera, invert_pose(golden[f"ret.{name}.w2c"].astype(np.float64)))
     np.testing.assert_array_equal(found.index, golden[f"ret.{name}.best"])
     np.testing.assert_allclose(found.score, golden[f"ret.{name}.score"], atol=1e-5)
-    # The arc cosine of float32 poses is only good to the root of their precision near zero.
+    # Near zero the arc cosine of float32 poses is accurate to the square root of their precision only.
     np.testing.assert_allclose(found.angle, golden[f"ret.{name}.angle_deg"], atol=0.03)
     assert found.distinct == sorted(set(found.index.tolist()))
 
 
-def test_a_view_finds_itself():
+def test_retrieve_finds_the_view_itself():
     bank = ViewBank()
     poses = np.stack([turned(angle) for angle in range(0, 360, 60)])
     for k, pose in enumerate(poses):
@@ -69,7 +69,7 @@ def test_a_view_finds_itself():
     assert found.distinct == [1, 4]
 
 
-def test_nothing_remembered_and_nothing_near_give_none():
+def test_retrieve_without_overlap_returns_minus_one():
     bank = ViewBank()
     assert bank.retrieve(CAMERA, np.eye(4)[None]).index.tolist() == [-1]
     bank.add(view(turned(0, (1000, 0, 0))))
@@ -80,7 +80,7 @@ def test_nothing_remembered_and_nothing_near_give_none():
     assert found.distinct == [0]
 
 
-def test_many_views_are_thinned_to_the_limit_and_every_pose_gets_the_best_of_them():
+def test_retrieve_selects_at_most_limit_views_and_the_best_of_them_per_pose():
     bank = ViewBank()
     poses = np.stack([turned(angle, (0.02 * angle, 0, 0)) for angle in range(0, 360, 20)])
     for k, pose in enumerate(poses):
@@ -89,28 +89,28 @@ def test_many_views_are_thinned_to_the_limit_and_every_pose_gets_the_best_of_the
     assert len(free.distinct) == len(poses)
     found = bank.retrieve(CAMERA, poses, limit=6)
     assert len(found.distinct) == 6
-    scores, _ = bank._scores(CAMERA, poses)
+    scores, _ = bank.scores(CAMERA, poses)
     np.testing.assert_array_equal(found.index, np.array(found.distinct)[scores[:, found.distinct].argmax(axis=1)])
     # Spread around the circle, not six neighbours: no gap of more than five of the 18 views.
     gaps = np.diff([*found.distinct, found.distinct[0] + len(poses)])
     assert gaps.max() <= 6
 
 
-def test_thinning_prefers_views_that_look_different_and_views_that_serve():
-    # Two groups of poses; the views of the first all show the same picture.
-    alike = [view(turned(a), seed=0) for a in (0, 4, 8)]
+def test_retrieve_prefers_different_appearance_and_high_scores():
+    # Two groups of poses; all views of the first have the same image.
+    similar = [view(turned(a), seed=0) for a in (0, 4, 8)]
     different = [view(turned(a), seed=a) for a in (12, 16)]
     bank = ViewBank()
-    for each in alike + different:
+    for each in similar + different:
         bank.add(each)
-    poses = np.stack([v.world_from_camera for v in alike + different])
+    poses = np.stack([v.world_from_camera for v in similar + different])
     assert len(set(bank.retrieve(CAMERA, poses, limit=3).distinct) & {0, 1, 2}) == 1
-    # A view that serves ten poses is the first to be kept.
-    often = np.concatenate([poses, np.repeat(poses[1:2], 10, axis=0)])
-    assert 1 in bank.retrieve(CAMERA, often, limit=1).distinct
+    # A view that is the best of ten poses is selected first.
+    repeated = np.concatenate([poses, np.repeat(poses[1:2], 10, axis=0)])
+    assert 1 in bank.retrieve(CAMERA, repeated, limit=1).distinct
 
 
-def test_the_feature_tells_pictures_apart_and_can_be_replaced():
+def test_image_feature_distinguishes_images_and_can_be_replaced():
     a, b = view(seed=1).image, view(seed=2).image
     noisy = (a.astype(int) + np.random.default_rng(0).integers(-8, 9, a.shape)).clip(0, 255).astype(np.uint8)
     feature = image_feature(a)
@@ -128,7 +128,7 @@ def test_the_feature_tells_pictures_apart_and_can_be_replaced():
     assert len(bank) == 1
 
 
-def test_the_most_redundant_view_goes_first():
+def test_add_evicts_the_most_redundant_view():
     bank = ViewBank(3)
     for angle, seed in ((0, 0), (90, 1), (1, 0)):
         bank.add(view(turned(angle), seed=seed, stamp_ns=angle))
@@ -136,7 +136,7 @@ def test_the_most_redundant_view_goes_first():
     assert [v.stamp_ns for v in bank.views] == [90, 1, 180]
 
 
-def test_imagined_views_go_before_observed_ones():
+def test_add_evicts_imagined_views_before_observed_ones():
     bank = ViewBank(3)
     bank.add(view(turned(0), seed=0, stamp_ns=1))
     bank.add(imagined(view(turned(90), seed=1, stamp_ns=2)))
@@ -149,7 +149,7 @@ def test_imagined_views_go_before_observed_ones():
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 11)), min_size=1, max_size=25), st.integers(1, 5))
-def test_bounded_and_the_newest_observed_view_stays(steps, bound):
+def test_bank_is_bounded_and_keeps_the_newest_observation(steps, bound):
     bank = ViewBank(bound, feature=lambda image: image.mean(axis=(0, 1)))
     newest = None
     for stamp, (seen, place) in enumerate(steps):
@@ -165,7 +165,7 @@ def test_bounded_and_the_newest_observed_view_stays(steps, bound):
             assert sum(v.observed is None for v in bank.views) == observed_before
 
 
-def test_state_comes_back_whole():
+def test_from_state_restores_all_views():
     bank = ViewBank(5)
     depth = np.full((30, 40), 2.0, np.float32)
     bank.add(view(turned(10), seed=1, depth=depth, stamp_ns=2**62))
@@ -199,7 +199,7 @@ def test_state_comes_back_whole():
         ("0.observed", np.zeros((30, 40), np.uint8), "mask"),
     ],
 )
-def test_a_damaged_state_is_refused(name, value, word):
+def test_from_state_rejects_invalid_states(name, value, word):
     bank = ViewBank(5)
     bank.add(view(depth=np.ones((30, 40), np.float32)))
     with pytest.raises(ValueError, match=word):
@@ -210,7 +210,7 @@ def test_a_damaged_state_is_refused(name, value, word):
         ViewBank.from_state(state)
 
 
-def test_bad_questions_are_refused():
+def test_retrieve_rejects_invalid_arguments():
     bank = ViewBank()
     bank.add(view())
     with pytest.raises(ValueError, match="limit"):

@@ -1,4 +1,4 @@
-"""The cloud memory against a plain dictionary that does the same, and its promises as properties."""
+"""The cloud memory: comparison with a plain dictionary, and properties of fusion, eviction and provenance."""
 
 from dataclasses import replace
 
@@ -32,7 +32,7 @@ def keys_of(points, voxel=VOXEL):
 
 
 def check(memory):
-    """The table, the lists and the dense arrays tell the same story."""
+    """Checks that the table, the lists and the dense arrays are consistent."""
     count = len(memory)
     keys = memory._arrays["keys"][:count]
     assert len(np.unique(keys)) == count
@@ -59,7 +59,7 @@ def check(memory):
 
 
 class Plain:
-    """The same rules on a dictionary, one point at a time, without a budget."""
+    """Reference implementation: the same rules on a dictionary, one point at a time, without a budget."""
 
     def __init__(self, cap):
         self.cap, self.voxels = cap, {}
@@ -99,7 +99,7 @@ def draw(seed, count, kind, extent=4):
 
 @settings(max_examples=60, deadline=None)
 @given(batches)
-def test_fusion_is_that_of_a_plain_dictionary(parts):
+def test_fusion_matches_a_plain_dictionary(parts):
     memory, plain = CloudMemory(VOXEL, 10_000, max_weight=5.0), Plain(5.0)
     for part in parts:
         arrays = draw(*part)
@@ -119,7 +119,7 @@ def test_fusion_is_that_of_a_plain_dictionary(parts):
 
 @settings(max_examples=60, deadline=None)
 @given(batches, st.integers(1, 80))
-def test_budget_holds_and_observed_points_outlive_imagined_ones(parts, budget):
+def test_memory_is_bounded_and_evicts_imagined_points_first(parts, budget):
     memory = CloudMemory(VOXEL, budget)
     for part in parts:
         points, colours, observed, weights = draw(*part)
@@ -129,18 +129,20 @@ def test_budget_holds_and_observed_points_outlive_imagined_ones(parts, budget):
         check(memory)
         assert len(memory) <= budget
         assert report.count == len(memory)
-        # Every point of the batch has exactly one fate.
-        fates = report.added + report.merged + report.promoted + report.rejected + report.dropped
-        assert fates == len(points)
+        # Every point of the batch is counted exactly once.
+        counted = report.added + report.merged + report.promoted + report.rejected + report.dropped
+        assert counted == len(points)
         now = {tuple(k) for k, seen in zip(keys_of(memory.points), memory.observed, strict=True) if seen}
         new_observed = {tuple(k) for k in keys_of(points[observed])} - held
         if not observed.any() or len(new_observed) <= had_imagined:
-            assert held <= now, "an observed point went although imagined ones were there, or nothing observed came"
+            assert held <= now, (
+                "an observed point was evicted although imagined points existed, or no observation was inserted"
+            )
 
 
 @settings(max_examples=40, deadline=None)
 @given(batches, st.randoms(use_true_random=False))
-def test_provenance_does_not_depend_on_the_order(parts, random):
+def test_provenance_is_independent_of_insertion_order(parts, random):
     def provenance(order):
         memory = CloudMemory(VOXEL, 10_000)
         for part in order:
@@ -154,7 +156,7 @@ def test_provenance_does_not_depend_on_the_order(parts, random):
 
 @settings(max_examples=40, deadline=None)
 @given(batches)
-def test_imagined_points_never_touch_observed_ones(parts):
+def test_imagined_points_never_change_observed_ones(parts):
     memory = CloudMemory(VOXEL, 10_000)
     memory.insert_points(*draw(1, 60, "observed"))
     before = {name: array.copy() for name, array in memory.state().items()}
@@ -165,7 +167,7 @@ def test_imagined_points_never_touch_observed_ones(parts):
         np.testing.assert_array_equal(after[name][: len(before["keys"])], before[name])
 
 
-def test_a_wall_lands_where_it_is_and_repeats_add_nothing():
+def test_insert_places_a_wall_and_merges_repeated_views():
     memory = CloudMemory(0.02)
     first = memory.insert(wall())
     assert first.added > 1000
@@ -179,7 +181,7 @@ def test_a_wall_lands_where_it_is_and_repeats_add_nothing():
     assert (memory.colours == 100).all()
 
 
-def test_spacing_is_the_voxel_or_the_pixel_on_the_surface():
+def test_spacing_is_the_larger_of_voxel_and_pixel():
     pixel = 2.0 / CAMERA.fx
     fine, coarse = CloudMemory(0.001), CloudMemory(0.5)
     fine.insert(wall())
@@ -188,7 +190,7 @@ def test_spacing_is_the_voxel_or_the_pixel_on_the_surface():
     assert (coarse.spacing == 0.5).all()
 
 
-def test_weight_falls_with_distance_and_grazing_angle():
+def test_weight_decreases_with_distance_and_viewing_angle():
     near, far, slanted = CloudMemory(0.001), CloudMemory(0.001), CloudMemory(0.001)
     near.insert(wall(1.0))
     far.insert(wall(4.0))
@@ -202,7 +204,7 @@ def test_weight_falls_with_distance_and_grazing_angle():
     assert np.median(slanted.weight[centre]) == pytest.approx(0.5, abs=0.03)
 
 
-def test_pixels_between_two_surfaces_are_refused():
+def test_insert_skips_flying_pixels():
     view = wall(3.0)
     depth = view.depth.copy()
     depth[12:36, 16:48] = 1.0
@@ -216,17 +218,17 @@ def test_pixels_between_two_surfaces_are_refused():
     assert len(memory) > 2500
 
 
-def test_a_steep_floor_is_no_depth_edge():
+def test_insert_keeps_a_steep_floor():
     rays = CAMERA.rays()
     with np.errstate(divide="ignore"):
         depth = np.where(rays[..., 1] > 0.25, 1.2 / rays[..., 1], 0).astype(np.float32)
     report = CloudMemory(0.001).insert(replace(wall(), depth=depth))
     known = int((depth > 0).sum())
     assert known > 500
-    assert report.flying <= 64  # the row under the unknown part, which has nothing above it to be plane with
+    assert report.flying <= 64  # the row below the unknown part has no neighbours above to fit a plane
 
 
-def test_bad_depth_is_refused_in_a_sentence_and_nothing_is_lost():
+def test_insert_rejects_invalid_input_and_leaves_the_memory_unchanged():
     memory = CloudMemory(VOXEL)
     memory.insert(wall())
     before = memory.state()
@@ -254,14 +256,14 @@ def test_bad_depth_is_refused_in_a_sentence_and_nothing_is_lost():
 
 
 @pytest.mark.parametrize("value", [0.0, np.nan, np.inf, -np.inf])
-def test_a_view_without_usable_depth_inserts_nothing_and_says_so(value):
+def test_insert_reports_a_view_without_usable_depth(value):
     memory = CloudMemory(VOXEL)
     report = memory.insert(wall(value))
     assert (report.inserted, report.unknown, len(memory)) == (0, 48 * 64, 0)
     assert "Nothing was inserted" in str(report)
 
 
-def test_unknown_pixels_are_left_out_and_the_others_kept():
+def test_insert_skips_unknown_pixels_only():
     depth = wall().depth.copy()
     depth[:, :10], depth[:, 10:20], depth[:, 20:30] = np.nan, np.inf, 0
     memory = CloudMemory(0.001)
@@ -271,7 +273,7 @@ def test_unknown_pixels_are_left_out_and_the_others_kept():
     assert len(memory) > 48 * 30
 
 
-def test_an_observation_replaces_what_was_imagined():
+def test_observation_replaces_imagined_points():
     memory = CloudMemory(VOXEL)
     memory.insert(imagined(wall(colour=10)))
     assert not memory.observed.any()
@@ -283,23 +285,23 @@ def test_an_observation_replaces_what_was_imagined():
     assert (memory.colours == 200).all()
 
 
-def test_an_observation_clears_what_it_looks_through():
+def test_observation_carves_imagined_points_in_free_space():
     memory = CloudMemory(VOXEL)
     memory.insert(imagined(wall(1.0)))
     there = len(memory)
     report = memory.insert(wall(3.0))
-    assert report.disproved > 0.8 * there
+    assert report.carved > 0.8 * there
     check(memory)
     kept = CloudMemory(VOXEL, carve=False)
     kept.insert(imagined(wall(1.0)))
-    assert kept.insert(wall(3.0)).disproved == 0
-    # An observed surface in front is not cleared: something may only have moved away from this view.
+    assert kept.insert(wall(3.0)).carved == 0
+    # An observed surface in front is not carved.
     seen = CloudMemory(VOXEL)
     seen.insert(wall(1.0))
-    assert seen.insert(wall(3.0)).disproved == 0
+    assert seen.insert(wall(3.0)).carved == 0
 
 
-def test_radius_forgets_what_is_far_from_the_camera():
+def test_points_beyond_max_radius_expire():
     memory = CloudMemory(VOXEL, max_radius=3.0)
     poses = trajectory("forward", np.eye(4), 4, distance=9.0)
     for pose in poses:
@@ -309,21 +311,21 @@ def test_radius_forgets_what_is_far_from_the_camera():
     assert memory.insert(wall(2.9, pose=poses[-1])).too_far > 0
 
 
-def test_age_forgets_what_was_not_seen_for_long():
+def test_points_older_than_max_age_expire():
     memory = CloudMemory(VOXEL, max_age=1.0)
     memory.insert(wall(1.0, stamp_ns=10**9))
     memory.insert(wall(2.0, stamp_ns=int(1.9e9)))
     memory.insert(wall(3.0, stamp_ns=int(2.5e9)))
     assert set(memory.stamp_ns.tolist()) == {int(1.9e9), int(2.5e9)}
     assert memory.prune() == 0
-    # A clock that starts anew (a bag that is played again) must not cost the memory.
+    # A clock that restarts (a bag played again) must not remove the memory.
     before = len(memory)
     memory.insert(wall(4.0, stamp_ns=1000))
     assert len(memory) > before
 
 
-def test_big_memories_are_swept_bit_by_bit_and_at_once_by_prune(monkeypatch):
-    monkeypatch.setattr(cloud, "SWEEP", 300)
+def test_insert_sweeps_in_parts_and_prune_at_once(monkeypatch):
+    monkeypatch.setattr(cloud, "SWEEP_POINTS", 300)
     memory = CloudMemory(VOXEL, max_age=1.0)
     memory.insert(wall(1.0, stamp_ns=10**9))
     memory.insert(wall(3.0, stamp_ns=10**9))
@@ -339,7 +341,7 @@ def test_big_memories_are_swept_bit_by_bit_and_at_once_by_prune(monkeypatch):
     check(memory)
 
 
-def test_far_from_the_origin_it_is_as_good_as_near():
+def test_accuracy_is_the_same_far_from_the_origin():
     offset = np.array([1000.0, -1000.0, 500.0])
     poses = trajectory("right", np.eye(4), 3, distance=0.3)
     near, far = CloudMemory(0.02), CloudMemory(0.02)
@@ -353,7 +355,7 @@ def test_far_from_the_origin_it_is_as_good_as_near():
     assert np.abs(far.points[:, 2] - offset[2] - 2).max() < 1e-3
 
 
-def test_state_comes_back_whole_and_lives_on():
+def test_from_state_restores_a_memory_that_continues_identically():
     memory = CloudMemory(VOXEL, 900, max_radius=20.0, max_age=None)
     memory.insert(wall(stamp_ns=5))
     memory.insert(imagined(wall(1.5, pose=trajectory("left", np.eye(4), 2)[1])))
@@ -372,13 +374,13 @@ def test_state_comes_back_whole_and_lives_on():
     [
         ("points", np.zeros((2, 3), np.float32), "points"),
         ("keys", None, "twice"),
-        ("weight", None, "valid"),
+        ("weight", None, "invalid"),
         ("max_points", np.array(3.0), "budget"),
         ("max_points", np.array(1e15), "max_points"),
-        ("voxel_size", np.array([np.nan]), "number"),
+        ("voxel_size", np.array([np.nan]), "NaN; a number"),
     ],
 )
-def test_a_damaged_state_is_refused(name, value, word):
+def test_from_state_rejects_invalid_states(name, value, word):
     memory = CloudMemory(VOXEL)
     memory.insert(wall())
     state = memory.state()
@@ -392,13 +394,13 @@ def test_a_damaged_state_is_refused(name, value, word):
         CloudMemory.from_state(state)
 
 
-def test_settings_out_of_range_are_refused():
+def test_cloud_memory_rejects_settings_out_of_range():
     for bad in ({"voxel_size": 0}, {"voxel_size": np.nan}, {"max_points": 0}, {"max_points": 10**12}, {"max_age": -1}):
         with pytest.raises(ValueError, match=next(iter(bad))):
             CloudMemory(**bad)
 
 
-def test_access_does_not_copy():
+def test_arrays_are_views_of_the_memory():
     memory = CloudMemory(VOXEL)
     memory.insert(wall())
     assert np.shares_memory(memory.points, memory.points)

@@ -1,4 +1,4 @@
-"""What a saved cloud must look like before any of it is used."""
+"""The state of a saved cloud: array names and types, upgrade of old versions, validation."""
 
 from __future__ import annotations
 
@@ -8,30 +8,30 @@ import numpy as np
 
 from worldstereo_ros.utils.errors import InputError
 
-# Of every point; all arrays of a state have the same length.
+# name -> (dtype, shape of one point); all arrays of a state have the same length.
 ARRAYS = {
     "points": (np.float32, (3,)),
     "colours": (np.uint8, (3,)),
-    "fine_colours": (np.uint16, (3,)),  # colours * 256: a running mean in whole numbers would stop moving
+    "fine_colours": (np.uint16, (3,)),  # colours * 256: a running mean in uint8 would stop changing
     "observed": (np.bool_, ()),
     "weight": (np.float32, ()),
     "stamp_ns": (np.int64, ()),
     "spacing": (np.float32, ()),
-    "keys": (np.int64, ()),  # the packed voxel
-    "turns": (np.int64, ()),  # number of the last insertion that saw the point
-    "confidence": (np.uint16, ()),  # CONFIDENCE_LEVELS times the mean confidence of its pixels
+    "keys": (np.int64, ()),  # packed voxel coordinates
+    "turns": (np.int64, ()),  # number of the last insertion that updated the point
+    "confidence": (np.uint16, ()),  # mean confidence of its pixels, times CONFIDENCE_LEVELS
 }
 CONFIDENCE_LEVELS = 65535
 OPTIONAL_SETTINGS = ("max_radius", "max_age")  # None is saved as NaN
 SETTINGS = ("voxel_size", "max_points", *OPTIONAL_SETTINGS, "edge_tolerance", "max_weight", "carve")
-NUMBERS = ("last_ns", "turn")
+SCALARS = ("last_ns", "turn")
 
 
-def upgraded_state(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """A state of any version of the map format in today's names.
+def upgrade_state(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Returns a state of any map version with the names of the current version.
 
-    Version 1 called the fusion weight `confidence` and the confidence `certainty` (its first maps had none: 1 for what
-    was observed, else 0).
+    Version 1 named the fusion weight `confidence` and the confidence `certainty`. If `certainty` is missing, the
+    confidence is 1 for observed points and 0 for others.
     """
     if "max_confidence" not in state:
         return state
@@ -43,24 +43,29 @@ def upgraded_state(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return upgraded
 
 
-def checked_state(state: dict[str, np.ndarray]) -> tuple[dict[str, Any], int]:
-    """The settings and the number of points of a saved cloud.
+def validate_state(state: dict[str, np.ndarray]) -> tuple[dict[str, Any], int]:
+    """Validates the state of a saved cloud.
+
+    Returns:
+        (settings as keyword arguments of `CloudMemory`, number of points).
 
     Raises:
-        ValueError: an array is missing, has a wrong type or shape, contradicts another, or holds impossible numbers.
+        InputError: an array is missing, has a wrong type or shape, contradicts another, or holds invalid numbers.
     """
-    missing = [name for name in (*SETTINGS, *ARRAYS, *NUMBERS, "camera_centre") if name not in state]
+    missing = [name for name in (*SETTINGS, *ARRAYS, *SCALARS, "camera_centre") if name not in state]
     if missing:
         raise InputError(f"The saved cloud lacks {', '.join(missing)}.")
     settings: dict[str, Any] = {}
-    for name in (*SETTINGS, *NUMBERS):
+    for name in (*SETTINGS, *SCALARS):
         value = np.asarray(state[name]).reshape(-1)
         if value.size != 1 or value.dtype.kind not in "fiub":
-            raise InputError(f"The saved cloud's {name} should be one number.")
+            raise InputError(
+                f"The saved cloud's {name} has {value.size} values of {value.dtype}; one number was expected."
+            )
         if name in SETTINGS:
             unset = bool(np.isnan(value[0]))
             if unset and name not in OPTIONAL_SETTINGS:
-                raise InputError(f"The saved cloud's {name} is not a number.")
+                raise InputError(f"The saved cloud's {name} is NaN; a number was expected.")
             settings[name] = None if unset else float(value[0])
     count = np.asarray(state["keys"]).size
     for name, (dtype, shape) in ARRAYS.items():
@@ -69,9 +74,9 @@ def checked_state(state: dict[str, np.ndarray]) -> tuple[dict[str, Any], int]:
             expected = f"{np.dtype(dtype)} {(count, *shape)}"
             raise InputError(f"The saved cloud's {name} is {array.dtype} {array.shape}; {expected} was expected.")
     if count > settings["max_points"]:
-        raise InputError(f"The saved cloud has {count} points, over its budget of {settings['max_points']:.0f}.")
+        raise InputError(f"The saved cloud has {count} points; its budget max_points is {settings['max_points']:.0f}.")
     positive = (state["weight"] > 0).all() and (state["spacing"] > 0).all()
     if not (positive and np.isfinite(state["points"]).all() and (state["keys"] >= 0).all()):
-        raise InputError("The saved cloud has points, weights or voxels that are not valid numbers.")
+        raise InputError("The saved cloud has invalid points, weights, spacings or voxel keys.")
     settings["max_points"] = int(min(settings["max_points"], 2**62))
     return settings, count

@@ -1,4 +1,4 @@
-"""A depth image as weighted world points: the compiled first half of `CloudMemory.insert`. It changes no memory."""
+"""Compiled lifting of a depth image to weighted world points, the first half of `CloudMemory.insert`."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ import numpy as np
 
 from worldstereo_ros.utils.jit import compiled
 
-GRAZING_STEP = 3  # pixels; a normal over a wider base is not fooled by the steps of a sensor's depth
-MAX_STRETCH = 2.0
-HALF_RANGE = 1 << 20  # voxels each way from the origin: 21 bits an axis
-SKIP = np.int64(-1)
-FAR_OUT = np.int64(-2)
+NORMAL_STEP_PX = 3  # a wider base makes normals robust against the quantisation of a sensor's depth
+MAX_STRETCH = 2.0  # largest spacing on a slanted surface, relative to one seen head-on
+HALF_RANGE = 1 << 20  # voxels on either side of the origin: 21 bits per axis
+KEY_NONE = np.int64(-1)  # the pixel gives no point
+KEY_OUT_OF_RANGE = np.int64(-2)
 
 
 @compiled
 def voxel_key(x, y, z, scale):
-    """The packed voxel of a point (float64 metres, `scale` voxels a metre), or FAR_OUT beyond the range of a key."""
+    """Packs the voxel of a point (float64 metres, `scale` voxels per metre), or returns KEY_OUT_OF_RANGE."""
     i = np.floor(x * scale)
     j = np.floor(y * scale)
     k = np.floor(z * scale)
     limit = np.float64(HALF_RANGE)
     if not (abs(i) < limit and abs(j) < limit and abs(k) < limit):
-        return FAR_OUT
+        return KEY_OUT_OF_RANGE
     a = np.int64(i) + HALF_RANGE
     b = np.int64(j) + HALF_RANGE
     c = np.int64(k) + HALF_RANGE
@@ -30,17 +30,18 @@ def voxel_key(x, y, z, scale):
 
 @compiled
 def _usable(z, far):
-    """True for a depth that means a distance: NaN and infinities are a sensor's words for unknown (REP 118)."""
+    """True for a valid depth; NaN and infinities mean unknown (REP 118)."""
     return z > np.float32(0.0) and z < far
 
 
 @compiled
 def _is_supported(depth, y, x, far, tolerance, support):
-    """True unless the pixel hangs between two surfaces: few of its eight neighbours may lie on another one.
+    """False for flying pixels: those that lie between two surfaces.
 
-    At most 8 - `support` neighbours may disagree and at least two must agree; one without depth does neither, so the
-    rim of what the sensor could measure stays. Neighbours outside the image count as good. A steep but plane surface
-    is linear in inverse depth: there, steps of up to four times the tolerance are allowed.
+    At least two of the eight neighbours must lie on the pixel's surface and at most 8 - `support` on another one.
+    Neighbours without depth count as neither, so that the border of the measured area is kept; neighbours outside the
+    image count as on the surface. On a slanted plane, where inverse depth is linear, steps of up to four times the
+    tolerance are allowed.
     """
     height, width = depth.shape
     z = depth[y, x]
@@ -77,7 +78,7 @@ def _inverse_slope(depth, y, x, dy, dx, far, tolerance):
     """Change of inverse depth per pixel along one axis, over the widest base on the same surface (0 if none)."""
     height, width = depth.shape
     z = depth[y, x]
-    for step in (GRAZING_STEP, 1):
+    for step in (NORMAL_STEP_PX, 1):
         low = np.float32(0.0)
         low_at = 0
         high = np.float32(0.0)
@@ -103,19 +104,20 @@ def _inverse_slope(depth, y, x, dy, dx, far, tolerance):
 @compiled
 def lift(depth, intrinsics, pose, far, reach, tolerance, support, scale, out_points, out_keys, out_weight, out_spacing,
          counts, y0, y1):  # fmt: skip
-    """Lifts rows y0..y1 of a depth image into the world.
+    """Lifts rows y0..y1 of a depth image to world points.
 
     Args:
-        depth: (H, W) float32 metres; anything but a positive finite number below `far` is unknown.
+        depth: (H, W) float32 metres; all but positive numbers below `far` are unknown.
         intrinsics: fx, fy, cx, cy, float64. pose: (4, 4) float64 world_from_camera.
-        reach: metres from the camera beyond which nothing is kept.
+        reach: largest distance from the camera, metres.
         tolerance: largest step between neighbours of one surface, relative to depth.
-        support: neighbours of eight that must lie on the same surface.
-        scale: voxels a metre.
-        out_points: (H*W, 3) float32. out_keys: (H*W,) int64, SKIP where there is no point.
-        out_weight: (H*W,) float32, the cosine of the angle between ray and normal, divided by depth^2 beyond a metre.
-        out_spacing: (H*W,) float32, metres between neighbouring pixels on the surface.
-        counts: (5,) int64 of this call: pixels unknown, not supported, out of range, lifted, out of reach.
+        support: number of the eight neighbours that must not lie on another surface.
+        scale: voxels per metre.
+        out_points: (H*W, 3) float32. out_keys: (H*W,) int64 voxel keys, KEY_NONE where there is no point.
+        out_weight: (H*W,) float32, cosine of the angle between ray and normal, divided by depth^2 beyond one metre.
+        out_spacing: (H*W,) float32, distance between neighbouring pixels on the surface, metres.
+        counts: (5,) int64, incremented: pixels without depth, flying, beyond the voxel range, lifted, beyond `reach`.
+        y0, y1: first row and end of the rows to lift.
     """
     fx, fy, cx, cy = intrinsics
     width = depth.shape[1]
@@ -127,7 +129,7 @@ def lift(depth, intrinsics, pose, far, reach, tolerance, support, scale, out_poi
         ry = (y - cy) / fy
         for x in range(width):
             at = y * width + x
-            out_keys[at] = SKIP
+            out_keys[at] = KEY_NONE
             z = depth[y, x]
             if not _usable(z, far):
                 counts[0] += 1
@@ -146,10 +148,10 @@ def lift(depth, intrinsics, pose, far, reach, tolerance, support, scale, out_poi
             wy = pose[1, 0] * px + pose[1, 1] * py + pose[1, 2] * zz + pose[1, 3]
             wz = pose[2, 0] * px + pose[2, 1] * py + pose[2, 2] * zz + pose[2, 3]
             key = voxel_key(wx, wy, wz, scale)
-            if key == FAR_OUT:
+            if key == KEY_OUT_OF_RANGE:
                 counts[2] += 1
                 continue
-            # A plane is 1/z = a x + b y + c in ray coordinates, and (a, b, c) is its normal.
+            # A plane satisfies 1/z = a x + b y + c in ray coordinates; (a, b, c) is its normal.
             a = _inverse_slope(depth, y, x, 0, 1, far, tolerance) * ffx
             b = _inverse_slope(depth, y, x, 1, 0, far, tolerance) * ffy
             frx = np.float32(rx)
@@ -168,11 +170,11 @@ def lift(depth, intrinsics, pose, far, reach, tolerance, support, scale, out_poi
 
 @compiled
 def point_keys(points, scale, out_keys):
-    """Voxel keys of (N, 3) float32 points; returns how many are out of range."""
+    """Writes the voxel keys of (N, 3) float32 points; returns how many are out of range."""
     outside = 0
     for i in range(len(points)):
         key = voxel_key(np.float64(points[i, 0]), np.float64(points[i, 1]), np.float64(points[i, 2]), scale)
         out_keys[i] = key
-        if key == FAR_OUT:
+        if key == KEY_OUT_OF_RANGE:
             outside += 1
     return outside

@@ -1,9 +1,9 @@
-"""The compiled core of `CloudMemory`: dense point arrays, a hash table of their voxels, and lists in order of use.
+"""Compiled core of `CloudMemory`: dense point arrays, a voxel hash table, and least-recently-used lists.
 
-Points are dense: a removed one is replaced by the last. The table is open-addressed with linear probing; the eight
-voxels of a 2x2x2 block share one cache line, so neighbouring pixels find each other's entries warm. Removal shifts
-entries back, so no tombstones pile up and no rehash is ever needed. Two doubly linked lists (imagined, observed) keep
-the points in the order in which they were last seen: the one to evict is always at a head.
+The arrays are dense: the last point replaces a removed one. The table is open-addressed with linear probing; the eight
+voxels of a 2x2x2 block share one cache line, so that lookups of neighbouring pixels hit the cache. Removal shifts
+entries back, so that there are no tombstones and no rehashing. Two doubly linked lists (imagined, observed) order the
+points by the time of their last update; the point to evict is at the head of a list.
 """
 
 from __future__ import annotations
@@ -13,24 +13,25 @@ import numpy as np
 from worldstereo_ros.utils.jit import compiled
 
 NONE = np.int32(-1)
-# Places in the int64 state vector. List 0 holds imagined points, list 1 observed ones.
-SIZE, HEAD, TAIL, LENGTH, HAND, TURN = 0, 1, 3, 5, 7, 8
-STATE_NUMBERS = 9
-# Places in the int64 counts of one fusion.
+# Indices into the int64 state vector. List 0 holds imagined points, list 1 observed points: HEAD + 1 is the head of
+# list 1. SWEEP_AT is the point at which the next sweep starts, TURN the number of insertions so far.
+SIZE, HEAD, TAIL, LENGTH, SWEEP_AT, TURN = 0, 1, 3, 5, 7, 8
+STATE_SIZE = 9
+# Indices into the int64 counts of one fusion.
 ADDED, MERGED, PROMOTED, REJECTED, EVICTED, DROPPED = 0, 1, 2, 3, 4, 5
 
-_BLOCK = np.uint64(0x7FFFFFFFFFFFFFFF) ^ np.uint64(1 | 1 << 21 | 1 << 42)
-_ODD = np.uint64(0x9E3779B97F4A7C15)
-_ODD2 = np.uint64(0xBF58476D1CE4E5B9)
+_BLOCK_MASK = np.uint64(0x7FFFFFFFFFFFFFFF) ^ np.uint64(1 | 1 << 21 | 1 << 42)
+_HASH_FACTOR_1 = np.uint64(0x9E3779B97F4A7C15)
+_HASH_FACTOR_2 = np.uint64(0xBF58476D1CE4E5B9)
 
 
 @compiled
 def _home(key, mask):
-    """The first slot to try: the block's place by hash, the voxel's within it by its three lowest bits."""
-    h = np.uint64(key) & _BLOCK
-    h = h * _ODD
+    """Returns the first slot to probe: the hash of the 2x2x2 block, plus the lowest bit of each coordinate."""
+    h = np.uint64(key) & _BLOCK_MASK
+    h = h * _HASH_FACTOR_1
     h ^= h >> np.uint64(32)
-    h = h * _ODD2
+    h = h * _HASH_FACTOR_2
     h ^= h >> np.uint64(29)
     local = (key & 1) | ((key >> 20) & 2) | ((key >> 40) & 4)
     return np.int64(((h << np.uint64(3)) & np.uint64(mask)) | np.uint64(local))
@@ -38,7 +39,7 @@ def _home(key, mask):
 
 @compiled
 def find(table_keys, key):
-    """The slot that holds `key`, or the empty one where it would go. Stored keys are key + 1; 0 is empty."""
+    """Returns the slot that holds `key`, or the empty slot to store it in. Slots store key + 1; 0 means empty."""
     mask = len(table_keys) - 1
     slot = _home(key, mask)
     while table_keys[slot] != 0 and table_keys[slot] != key + 1:
@@ -48,7 +49,7 @@ def find(table_keys, key):
 
 @compiled
 def _erase(table_keys, table_points, slot):
-    """Empties a slot and shifts the entries behind it back, so that every probe still finds its key."""
+    """Empties a slot and shifts later entries back, so that every key is still found by probing."""
     mask = len(table_keys) - 1
     at = slot
     while True:
@@ -65,6 +66,7 @@ def _erase(table_keys, table_points, slot):
 
 @compiled
 def _unlink(state, previous, following, kind, i):
+    """Removes point i from list `kind` (0 imagined, 1 observed)."""
     before = previous[i]
     after = following[i]
     if before == NONE:
@@ -80,6 +82,7 @@ def _unlink(state, previous, following, kind, i):
 
 @compiled
 def _append(state, previous, following, kind, i):
+    """Appends point i to the end of list `kind`: the most recently updated."""
     tail = state[TAIL + kind]
     previous[i] = tail
     following[i] = NONE
@@ -93,7 +96,7 @@ def _append(state, previous, following, kind, i):
 
 @compiled
 def remove(arrays, table_keys, table_points, state, i):
-    """Removes point i; the last point takes its place."""
+    """Removes point i; the last point moves to index i."""
     points, colours, fine, observed, weight, stamps, spacing, keys, turns, confidence, previous, following = arrays
     _erase(table_keys, table_points, find(table_keys, keys[i]))
     _unlink(state, previous, following, int(observed[i]), i)
@@ -129,11 +132,11 @@ def remove(arrays, table_keys, table_points, state, i):
 
 
 @compiled
-def _room(arrays, table_keys, table_points, state, new_is_observed, counts):
-    """A free place for a new point, by eviction where the memory is full; -1 where the new one must give way.
+def _allocate_slot(arrays, table_keys, table_points, state, new_is_observed, counts):
+    """Returns the index for a new point, evicting one if the memory is full; -1 if the new point must be dropped.
 
-    The longest unseen imagined point goes first, then the longest unseen observed one. An imagined point never
-    evicts an observed one, and a point of this very turn is never evicted for one of its own kind.
+    The least recently updated imagined point is evicted first, then the least recently updated observed point. An
+    imagined point never evicts an observed one. A point of this insertion is not evicted for another of its kind.
     """
     _, _, _, observed, _, _, _, keys, turns, _, previous, following = arrays
     if state[SIZE] < len(keys):
@@ -157,12 +160,22 @@ def _room(arrays, table_keys, table_points, state, new_is_observed, counts):
 
 @compiled
 def fuse(arrays, table_keys, table_points, state, new_points, new_colours, new_observed, new_keys, new_weight,
-         new_spacing, new_stamps, new_confidence, cap, least_spacing, counts):  # fmt: skip
-    """Merges new points into the cloud, voxel by voxel.
+         new_spacing, new_stamps, new_confidence, max_weight, min_spacing, counts):  # fmt: skip
+    """Fuses new points into the cloud, voxel by voxel.
 
-    Same provenance: running mean of position, colour and confidence, by weight. Observed over imagined:
-    replaced. Imagined over observed: ignored. A key below 0 is skipped. `new_stamps` and `new_confidence` have one
-    number for all or one per point.
+    Points of the same provenance are averaged (position, colour and confidence, by weight). An observed point replaces
+    an imagined one; an imagined point never changes an observed one.
+
+    Args:
+        arrays: dense arrays of the cloud, in the order of `_cloud_state.ARRAYS`, and the two link arrays.
+        table_keys, table_points, state: hash table and state vector, see the constants above.
+        new_points: (N, 3) float32. new_colours: (N, 3) uint8. new_observed: (N,) bool.
+        new_keys: (N,) int64 packed voxels; points with a key below 0 are skipped.
+        new_weight: (N,) float32. new_spacing: (N,) float32 metres.
+        new_stamps: (N,) or (1,) int64. new_confidence: (N,) or (1,) uint16.
+        max_weight: cap of the accumulated weight.
+        min_spacing: lower bound of the stored spacing, metres.
+        counts: (6,) int64, incremented; see ADDED ... DROPPED.
     """
     points, colours, fine, observed, weight, stamps, spacing, keys, turns, confidence, previous, following = arrays
     state[TURN] += 1
@@ -176,22 +189,22 @@ def fuse(arrays, table_keys, table_points, state, new_points, new_colours, new_o
         if key < 0:
             continue
         seen = new_observed[n]
-        gain = min(new_weight[n], cap)
+        gain = min(new_weight[n], max_weight)
         stamp = new_stamps[0] if one_stamp else new_stamps[n]
         new_level = new_confidence[0] if one_confidence else new_confidence[n]
-        gap = max(new_spacing[n], least_spacing)
+        gap = max(new_spacing[n], min_spacing)
         if key != last_key:
             slot = find(table_keys, key)
             i = np.int64(table_points[slot]) if table_keys[slot] != 0 else np.int64(-1)
             last_key = key
         fresh = False
         if i < 0:
-            i = _room(arrays, table_keys, table_points, state, seen, counts)
+            i = _allocate_slot(arrays, table_keys, table_points, state, seen, counts)
             if i < 0:
                 counts[DROPPED] += 1
                 last_key = np.int64(-1)
                 continue
-            slot = find(table_keys, key)  # again: an eviction may have shifted entries
+            slot = find(table_keys, key)  # search again: an eviction may have shifted entries
             table_keys[slot] = key + 1
             table_points[slot] = i
             keys[i] = key
@@ -221,7 +234,7 @@ def fuse(arrays, table_keys, table_points, state, new_points, new_colours, new_o
         counts[MERGED] += 1
         total = weight[i] + gain
         share = gain / total
-        weight[i] = min(total, cap)
+        weight[i] = min(total, max_weight)
         for k in range(3):
             points[i, k] += share * (new_points[n, k] - points[i, k])
             old = np.float32(fine[i, k])
@@ -241,22 +254,30 @@ def fuse(arrays, table_keys, table_points, state, new_points, new_colours, new_o
 
 @compiled
 def sweep(arrays, table_keys, table_points, state, quota, centre, radius, oldest, depth, frame, margin, counts):
-    """Looks at the next `quota` points, round and round, and removes what must go.
+    """Checks the next `quota` points in cyclic order and removes expired and carved points.
 
-    counts[0]: farther from `centre` than `radius`, or seen before the stamp `oldest`. counts[1]: imagined, and the
-    depth image (0 = unknown) looks through it at something behind. `frame`: rotation camera_from_world by rows, fx,
-    fy, cx, cy; `margin`: metres that a surface may be behind a point before it disproves it, beside 5 % of its depth.
+    Args:
+        arrays, table_keys, table_points, state: see `fuse`.
+        quota: number of points to check.
+        centre: (3,) float64 camera centre in world coordinates, metres.
+        radius: points farther from `centre` expire, metres.
+        oldest: points with an earlier stamp expire, nanoseconds.
+        depth: (H, W) float32 depth of observed pixels, 0 = unknown; (0, 0) to disable carving. An imagined point is
+            carved if the depth around its pixel lies behind it.
+        frame: (13,) float64: rotation camera_from_world by rows, fx, fy, cx, cy.
+        margin: metres by which the depth must exceed the point's depth, in addition to 5 % of the depth.
+        counts: (2,) int64, incremented: expired, carved.
     """
     points, _, _, observed, _, stamps, _, _, _, _, _, _ = arrays
     height, width = depth.shape
     far = radius * radius
     left = quota
-    all_of_them = state[SIZE] <= quota
-    i = np.int64(0) if all_of_them else state[HAND]
+    covers_all = state[SIZE] <= quota
+    i = np.int64(0) if covers_all else state[SWEEP_AT]
     while left > 0 and state[SIZE] > 0:
         left -= 1
         if i >= state[SIZE]:
-            if all_of_them:
+            if covers_all:
                 break
             i = np.int64(0)
         x = np.float64(points[i, 0]) - centre[0]
@@ -283,12 +304,19 @@ def sweep(arrays, table_keys, table_points, state, quota, centre, radius, oldest
                         counts[1] += 1
                         continue
         i += 1
-    state[HAND] = i
+    state[SWEEP_AT] = i
 
 
 @compiled
 def rebuild(table_keys, table_points, state, keys, observed, previous, following, order):
-    """Fills an empty table and the lists from dense arrays, least recently seen first; False if a voxel is double."""
+    """Builds the table and the lists from dense arrays; False if two points share a voxel.
+
+    Args:
+        table_keys, table_points, state: empty hash table and state vector, filled in place.
+        keys, observed: (N,) arrays of the points.
+        previous, following: link arrays, filled in place.
+        order: (N,) point indices, least recently updated first.
+    """
     for i in range(len(order)):
         slot = find(table_keys, keys[i])
         if table_keys[slot] != 0:

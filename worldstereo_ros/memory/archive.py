@@ -1,14 +1,15 @@
-"""Both memories in one file that a crash cannot spoil.
+"""Saved maps: both memories in one file, written atomically and verified when read.
 
-The file is a safetensors container (any safetensors reader opens it): the arrays of both memories, and in its header a
-manifest with the version, the metadata and the SHA-256 of every array. It is written aside, synced, and renamed over
-the one before, so that there is one whole file at every moment, whenever the process is killed. It is read with plain
-reads, never memory-mapped: a file that shrinks while it is mapped would end the process.
+The file is a safetensors container (any safetensors reader opens it) with the arrays of both memories. Its header holds
+a manifest with the version, the metadata and the SHA-256 of every array. The file is written beside the old one,
+synced, and renamed over it, so that a complete file exists at any moment, even if the process is killed. It is read
+without memory mapping: access to a mapped file that was truncated would end the process.
 """
 
 from __future__ import annotations
 
 import fcntl
+import glob
 import hashlib
 import json
 import os
@@ -32,11 +33,11 @@ if TYPE_CHECKING:
 
 SUFFIX = ".wsmap"
 FORMAT = "worldstereo_ros map"
-VERSION = 2  # 2: the cloud's fusion weight is `weight`, its confidence `confidence`
+VERSION = 2  # since version 2 the cloud's fusion weight is called `weight`, its confidence `confidence`
 MAX_BYTES = 4 * 2**30
 MAX_HEADER_BYTES = 16 * 2**20
 MAX_ARRAYS = 100_000
-MAX_SETTING = 16  # numbers
+MAX_SETTING_SIZE = 16  # numbers in a setting, such as a camera centre
 
 _DTYPES = {
     "BOOL": "|b1", "U8": "|u1", "I8": "|i1", "U16": "<u2", "I16": "<i2", "U32": "<u4", "I32": "<i4",
@@ -48,12 +49,12 @@ State = dict[str, np.ndarray]
 
 
 class ArchiveError(WorldStereoError, RuntimeError):
-    """A saved map that cannot be written or used. The message is a sentence that says which and what to do."""
+    """A map that cannot be saved or loaded."""
 
 
 @dataclass(frozen=True)
 class Archive:
-    """What was saved: both memories, and the metadata given with them."""
+    """Content of a saved map: both memories and the metadata."""
 
     cloud: CloudMemory
     bank: ViewBank
@@ -61,52 +62,57 @@ class Archive:
 
 
 def archive_path(map_directory: str | Path, name: str) -> Path:
-    """The file of the map `name` inside `map_directory`; no name leads outside it.
+    """Returns the file of a named map; it always lies inside the map directory.
 
     Args:
-        map_directory: folder of all maps; it may be a link itself.
-        name: letters, digits, space, '_', '-' and '.', beginning with a letter or digit, at most 100 characters.
-            The ending '.wsmap' is added where it is missing.
+        map_directory: folder of all maps; it may be a symbolic link itself.
+        name: letters, digits, space, '_', '-' and '.', starting with a letter or digit, at most 100 characters. The
+            suffix '.wsmap' is added if it is missing.
 
     Raises:
-        ArchiveError: the name is none of that, or what lies there is a link that leads outside.
+        ArchiveError: the name is invalid, or the file is a symbolic link to a place outside the map directory.
     """
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9](?:[A-Za-z0-9_. -]{0,98}[A-Za-z0-9_-])?", name):
-        shown = repr(name) if len(repr(name)) <= 80 else repr(name)[:77] + "..."
+        shortened = repr(name) if len(repr(name)) <= 80 else repr(name)[:77] + "..."
         raise ArchiveError(
-            f"{shown} is no name for a map: up to 100 letters, digits, spaces, '_', '-' and '.' were expected, "
-            "beginning with a letter or digit. It is a name inside the map directory, not a path."
+            f"{shortened} is not a valid map name: up to 100 letters, digits, spaces, '_', '-' and '.' were expected, "
+            "starting with a letter or digit. Give a name inside the map directory, not a path."
         )
     folder = Path(map_directory).resolve()
     path = folder / (name if name.endswith(SUFFIX) else name + SUFFIX)
     try:
         inside = path.resolve().parent == folder
-    except (OSError, RuntimeError):  # a ring of links
+    except (OSError, RuntimeError):  # a cycle of links
         inside = False
     if not inside:
-        raise ArchiveError(f"The map '{name}' is a link that leads outside the map directory {folder}; it is not used.")
+        raise ArchiveError(f"The map '{name}' is a symbolic link to a place outside the map directory {folder}.")
     return path
 
 
 def save_archive(path: str | Path, cloud: CloudMemory, bank: ViewBank, metadata: Mapping[str, Any]) -> None:
-    """Saves both memories over `path`; whatever happens meanwhile, the file before stays whole until the new one is.
+    """Saves both memories atomically: an existing file is replaced only when the new one is complete.
 
     Args:
-        path: file to write; its folder is made where it is missing.
-        cloud, bank: their `state()` is saved.
-        metadata: anything JSON can hold.
+        path: file to write; its folder is created if it does not exist.
+        cloud, bank: memories whose `state()` is saved.
+        metadata: content that can be encoded as JSON.
 
     Raises:
-        ArchiveError: the disk is full, read-only ...: the old file is untouched.
+        ArchiveError: the file could not be written (disk full, read-only, ...); an existing file is unchanged.
     """
     write_archive(path, cloud.state(), bank.state(), metadata)
 
 
 def load_archive(path: str | Path, *, max_bytes: int = MAX_BYTES) -> Archive:
-    """Both memories as they were saved, after everything in the file has been verified.
+    """Loads both memories after verifying all sizes and checksums of the file.
+
+    Args:
+        path: file to read.
+        max_bytes: largest accepted file size in bytes.
 
     Raises:
-        ArchiveError: missing, truncated, foreign, of a newer version, damaged, too large, or not a memory's state.
+        ArchiveError: the file is missing, truncated, damaged, too large, of another format or of a newer version, or
+            its arrays are not the state of a memory.
     """
     from worldstereo_ros.memory.bank import ViewBank
     from worldstereo_ros.memory.cloud import CloudMemory
@@ -115,14 +121,16 @@ def load_archive(path: str | Path, *, max_bytes: int = MAX_BYTES) -> Archive:
     try:
         return Archive(CloudMemory.from_state(cloud), ViewBank.from_state(bank), metadata)
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-        raise ArchiveError(f"The map {path} is whole, but what it holds is no memory: {error}.") from error
+        raise ArchiveError(
+            f"The map {path} is intact, but its arrays are not a valid memory state: {error}."
+        ) from error
 
 
 # --- writing ---------------------------------------------------------------------------------------------------------
 
 
 def write_archive(path: str | Path, cloud: State, bank: State, metadata: Mapping[str, Any]) -> None:
-    """Writes two dictionaries of arrays (numbers or bools, any shape); see `save_archive`."""
+    """Writes two dictionaries of arrays (numbers or bools, any shape) and metadata; see `save_archive`."""
     path = Path(path)
     arrays = {f"cloud/{key}": value for key, value in cloud.items()}
     arrays |= {f"bank/{key}": value for key, value in bank.items()}
@@ -145,19 +153,19 @@ def write_archive(path: str | Path, cloud: State, bank: State, metadata: Mapping
     except OSError as error:
         why = error.strerror or str(error)
         raise ArchiveError(
-            f"The map could not be saved to {path}: {why}. What was there before is untouched."
+            f"The map could not be saved to {path}: {why}. An existing map there is unchanged."
         ) from error
     try:
         _sync_directory(path.parent)
     except OSError as error:
         raise ArchiveError(
             f"The map was saved to {path}, but the folder could not be synced ({error.strerror}): "
-            "after a power failure the map before may come back."
+            "after a power failure the previous map may reappear."
         ) from error
 
 
 def _header(arrays: State, metadata: Mapping[str, Any]) -> tuple[bytes, list[memoryview]]:
-    """The container's header, and the bytes of the arrays in the order it gives them."""
+    """Builds the container's header, and the bytes of the arrays in the order of the header."""
     tensors: dict[str, Any] = {}
     checksums: dict[str, str] = {}
     parts = []
@@ -183,21 +191,24 @@ def _header(arrays: State, metadata: Mapping[str, Any]) -> tuple[bytes, list[mem
         )
     except (TypeError, ValueError) as error:
         raise ArchiveError(f"The metadata of the map cannot be written as JSON: {error}.") from error
-    about = {
+    format_metadata = {
         "format": FORMAT,
         "version": str(VERSION),
         "manifest": manifest,
         "manifest_sha256": hashlib.sha256(manifest.encode()).hexdigest(),
     }
-    header = json.dumps({"__metadata__": about, **tensors}).encode()
+    header = json.dumps({"__metadata__": format_metadata, **tensors}).encode()
     header += b" " * (-len(header) % 8)
     if len(header) > MAX_HEADER_BYTES or len(arrays) > MAX_ARRAYS:
-        raise ArchiveError(f"The map has {len(arrays)} arrays and a header of {len(header)} bytes; that is too much.")
+        raise ArchiveError(
+            f"The map has {len(arrays)} arrays and a header of {len(header)} bytes; the limits are {MAX_ARRAYS} arrays "
+            f"and {MAX_HEADER_BYTES} bytes."
+        )
     return struct.pack("<Q", len(header)) + header, parts
 
 
 def _open_partial(path: Path) -> tuple[Path, BinaryIO]:
-    """A new file beside `path`, locked as long as it is open: a lock tells a living save from a killed one."""
+    """Creates a file beside `path`. It is locked while open, which tells a running save from a killed one."""
     while True:
         partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial")
         descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
@@ -206,16 +217,16 @@ def _open_partial(path: Path) -> tuple[Path, BinaryIO]:
             taken = not partial.exists()
         except BlockingIOError:
             taken = True
-        except OSError:  # a file system without locks; leftovers stay there
+        except OSError:  # a file system without locks; leftovers are not removed there
             taken = False
         if not taken:
             return partial, os.fdopen(descriptor, "wb")
-        os.close(descriptor)  # another save took it for a leftover between the two calls
+        os.close(descriptor)  # another save removed it as a leftover between the two calls
 
 
 def _remove_leftovers(path: Path) -> None:
-    """Removes what killed saves of this file left behind, and nothing that a living save still writes."""
-    for leftover in path.parent.glob(f".{_literal(path.name)}.*.partial"):
+    """Removes partial files of killed saves of this map, but not those that a running save still writes."""
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
         try:
             descriptor = os.open(leftover, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except OSError:
@@ -224,13 +235,9 @@ def _remove_leftovers(path: Path) -> None:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             leftover.unlink(missing_ok=True)
         except OSError:
-            pass  # locked by a living save, or not ours to remove: the save itself will say so if it matters
+            pass  # locked by a running save, or not permitted; neither keeps this save from finishing
         finally:
             os.close(descriptor)
-
-
-def _literal(name: str) -> str:
-    return re.sub(r"([\[\]*?])", r"[\1]", name)
 
 
 def _sync_directory(folder: Path) -> None:
@@ -245,16 +252,19 @@ def _sync_directory(folder: Path) -> None:
 
 
 def read_archive(path: str | Path, *, max_bytes: int = MAX_BYTES) -> tuple[State, State, dict[str, Any]]:
-    """(arrays of the cloud, arrays of the bank, metadata) of a saved map, verified.
+    """Reads and verifies the arrays of a saved map.
 
-    Nothing is allocated before the sizes in the header agree with the size of the file and with `max_bytes`.
+    No array is allocated before the sizes in the header agree with the file size and with `max_bytes`.
+
+    Returns:
+        (arrays of the cloud, arrays of the bank, metadata).
 
     Raises:
         ArchiveError: see `load_archive`.
     """
     path = Path(path)
     try:
-        # Not blocking: a pipe put in the place of the file would hold the reader for ever.
+        # Non-blocking: opening a named pipe would wait for a writer.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
         raise ArchiveError(f"There is no map {path}.") from None
@@ -263,10 +273,10 @@ def read_archive(path: str | Path, *, max_bytes: int = MAX_BYTES) -> tuple[State
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode):
         os.close(descriptor)
-        raise ArchiveError(f"{path} is no file, so it is no saved map.")
+        raise ArchiveError(f"{path} is not a regular file, so it is not a saved map.")
     with os.fdopen(descriptor, "rb") as file:
         if status.st_size > max_bytes:
-            raise ArchiveError(f"The map {path} has {status.st_size} bytes; more than {max_bytes} are refused.")
+            raise ArchiveError(f"The map {path} has {status.st_size} bytes; at most {max_bytes} are accepted.")
         try:
             tensors, manifest = _read_header(file, status.st_size, path)
             arrays = {name: _read_array(file, name, tensors[name], manifest["sha256"][name], path) for name in tensors}
@@ -276,36 +286,36 @@ def read_archive(path: str | Path, *, max_bytes: int = MAX_BYTES) -> tuple[State
     for name, array in arrays.items():
         memory, _, key = name.partition("/")
         if memory not in states or not key:
-            raise ArchiveError(f"The map {path} has an array '{name}' that belongs to neither memory.")
+            raise ArchiveError(f"The map {path} has an array '{name}'; its name should start with 'cloud/' or 'bank/'.")
         states[memory][key] = array
     return states["cloud"], states["bank"], manifest["metadata"]
 
 
 def _read_header(file: BinaryIO, size: int, path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(array descriptions in file order, manifest), with every size verified; leaves the file at the first array."""
-    foreign = f"{path} is no map that was saved here"
+    """Returns (array descriptions in file order, manifest), verified, and leaves the file at the first array."""
+    foreign = f"{path} is not a worldstereo_ros map"
     prefix = file.read(8)
     if len(prefix) < 8:
         raise ArchiveError(f"The map {path} is truncated: it has {size} bytes.")
     length = struct.unpack("<Q", prefix)[0]
     if length > MAX_HEADER_BYTES:
-        raise ArchiveError(f"{foreign}: its header would have {length} bytes.")
+        raise ArchiveError(f"{foreign}: its header length is {length} bytes; at most {MAX_HEADER_BYTES} are accepted.")
     if 8 + length > size:
-        raise ArchiveError(f"The map {path} is truncated, or is another kind of file: it has {size} bytes.")
+        raise ArchiveError(f"The map {path} is truncated, or is not a map: it has {size} bytes.")
     header = _json(file.read(length), foreign)
-    about = header.pop("__metadata__", None)
-    if not isinstance(about, dict) or about.get("format") != FORMAT:
-        raise ArchiveError(f"{foreign}: it is a safetensors file of another kind.")
-    version = about.get("version", "")
+    format_metadata = header.pop("__metadata__", None)
+    if not isinstance(format_metadata, dict) or format_metadata.get("format") != FORMAT:
+        raise ArchiveError(f"{foreign}: it is a safetensors file with other content.")
+    version = format_metadata.get("version", "")
     if not isinstance(version, str) or not version.isascii() or not version.isdigit() or len(version) > 9:
         raise ArchiveError(f"The map {path} is damaged: it has no version.")
     if int(version) > VERSION:
         raise ArchiveError(
-            f"The map {path} has version {version}; this software reads up to {VERSION}. Update worldstereo_ros."
+            f"The map {path} has version {version}; this release reads up to {VERSION}. Update worldstereo_ros."
         )
-    text = about.get("manifest")
+    text = format_metadata.get("manifest")
     damaged = f"The map {path} is damaged"
-    if not isinstance(text, str) or hashlib.sha256(text.encode()).hexdigest() != about.get("manifest_sha256"):
+    if not isinstance(text, str) or hashlib.sha256(text.encode()).hexdigest() != format_metadata.get("manifest_sha256"):
         raise ArchiveError(f"{damaged}: the checksum of its manifest does not match.")
     manifest = _json(text.encode(), damaged)
     checksums = manifest.get("sha256")
@@ -323,18 +333,18 @@ def _read_header(file: BinaryIO, size: int, path: Path) -> tuple[dict[str, Any],
 
 
 def _check_tensor(tensor: object, begin: int, what: str) -> int:
-    """Where the array ends; raises ArchiveError unless it begins at `begin` and is as long as its shape says."""
+    """Returns the end offset of an array that must start at `begin` and be as long as its shape says."""
     if not isinstance(tensor, dict) or set(tensor) != {"dtype", "shape", "data_offsets"}:
-        raise ArchiveError(f"{what} is not described.")
+        raise ArchiveError(f"{what} lacks dtype, shape or data_offsets.")
     shape, offsets = tensor["shape"], tensor["data_offsets"]
-    whole = isinstance(shape, list) and isinstance(offsets, list) and len(shape) <= 8 and len(offsets) == 2
-    if tensor["dtype"] not in _DTYPES or not whole or any(type(n) is not int or n < 0 for n in shape + offsets):
-        raise ArchiveError(f"{what} has type {tensor['dtype']!r}, shape {shape} and place {offsets}.")
+    lists = isinstance(shape, list) and isinstance(offsets, list) and len(shape) <= 8 and len(offsets) == 2
+    if tensor["dtype"] not in _DTYPES or not lists or any(type(n) is not int or n < 0 for n in shape + offsets):
+        raise ArchiveError(f"{what} has invalid dtype {tensor['dtype']!r}, shape {shape} or offsets {offsets}.")
     count = 1
     for extent in shape:
         count *= extent
     if offsets != [begin, begin + count * np.dtype(_DTYPES[tensor["dtype"]]).itemsize]:
-        raise ArchiveError(f"{what} of shape {shape} has place {offsets}, which does not fit.")
+        raise ArchiveError(f"{what} of shape {shape} has offsets {offsets}, which do not fit its size.")
     return offsets[1]
 
 
@@ -346,19 +356,20 @@ def _read_array(file: BufferedReader, name: str, tensor: dict[str, Any], checksu
     if hashlib.sha256(data.data).hexdigest() != checksum:
         raise ArchiveError(f"The map {path} is damaged: the checksum of '{name}' does not match.")
     if array.dtype == np.bool_ and data.size and data.max() > 1:
-        raise ArchiveError(f"The map {path} holds a value in '{name}' that is neither true nor false.")
-    # A few numbers are settings, where infinity or NaN may mean "no limit" or "not set".
-    setting = array.ndim < 2 and array.size <= MAX_SETTING
+        raise ArchiveError(f"The map {path} has values other than 0 and 1 in the bool array '{name}'.")
+    # Settings may be infinite or NaN, which mean "no limit" and "not set".
+    setting = array.ndim < 2 and array.size <= MAX_SETTING_SIZE
     if array.dtype.kind == "f" and not setting and not np.isfinite(array).all():
-        raise ArchiveError(f"The map {path} holds numbers in '{name}' that are not finite.")
+        raise ArchiveError(f"The map {path} has numbers in '{name}' that are not finite.")
     return array
 
 
-def _json(data: bytes, otherwise: str) -> dict[str, Any]:
+def _json(data: bytes, problem: str) -> dict[str, Any]:
+    """Parses a JSON object; `problem` begins the error message."""
     try:
         content = json.loads(data)
     except (ValueError, RecursionError):
-        raise ArchiveError(f"{otherwise}: it has no readable header.") from None
+        raise ArchiveError(f"{problem}: its header is not a JSON object.") from None
     if not isinstance(content, dict):
-        raise ArchiveError(f"{otherwise}: it has no readable header.")
+        raise ArchiveError(f"{problem}: its header is not a JSON object.")
     return content

@@ -1,86 +1,44 @@
-"""Global-geometric memory: one bounded cloud that grows view by view and knows what was seen from what was imagined."""
+"""Global-geometric memory (GGM): a bounded point cloud that fuses views and keeps the provenance of every point."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from worldstereo_ros.geometry.views import View
 from worldstereo_ros.memory import _lift_numba, _voxels_numba
-from worldstereo_ros.memory._cloud_state import ARRAYS, CONFIDENCE_LEVELS, SETTINGS, checked_state, upgraded_state
+from worldstereo_ros.memory._cloud_state import ARRAYS, CONFIDENCE_LEVELS, SETTINGS, upgrade_state, validate_state
+from worldstereo_ros.memory.insert_report import InsertReport
 from worldstereo_ros.utils.errors import InputError
 from worldstereo_ros.utils.jit import run_in_threads, split_range
 
 MAX_POINTS = 100_000_000
-SWEEP = 1 << 18  # points looked at per insertion for radius, age and disproof: what keeps the cost flat
-
-
-@dataclass(frozen=True)
-class InsertReport:
-    """What became of the pixels (or points) of one insertion.
-
-    Attributes:
-        added: new voxels. merged: pixels averaged into a voxel of their own kind.
-        promoted: voxels that were imagined and are observed now.
-        rejected: imagined pixels where the memory holds an observation already.
-        unknown: pixels without depth. flying: pixels at depth edges, refused. too_far: beyond the radius.
-        evicted: points that made room. dropped: pixels that found none. expired: points out of radius or age.
-        disproved: imagined points removed because this view looks through them.
-        count: points in memory afterwards.
-    """
-
-    added: int = 0
-    merged: int = 0
-    promoted: int = 0
-    rejected: int = 0
-    unknown: int = 0
-    flying: int = 0
-    too_far: int = 0
-    evicted: int = 0
-    dropped: int = 0
-    expired: int = 0
-    disproved: int = 0
-    count: int = 0
-
-    @property
-    def inserted(self) -> int:
-        """Pixels or points that changed the memory."""
-        return self.added + self.merged + self.promoted
-
-    def __str__(self) -> str:
-        if self.inserted == 0:
-            return (
-                f"Nothing was inserted: {self.unknown} pixels have no depth, {self.flying} lie on depth edges, "
-                f"{self.too_far} are too far, {self.rejected} are imagined where something was observed, "
-                f"{self.dropped} found no room."
-            )
-        return f"{self.added} points added, {self.merged} merged, {self.promoted} confirmed; {self.count} in memory."
+SWEEP_POINTS = 1 << 18  # points checked per insertion for radius, age and carving; bounds the cost
 
 
 class CloudMemory:
     """A voxel-hashed point cloud with colour, weight, confidence, age and provenance, bounded in size.
 
-    One point per voxel: the mean of what fell into it, with a weight (cosine of the viewing angle, over the
-    squared distance beyond a metre). An observation replaces an imagined point; an imagined point never changes,
-    moves or evicts an observed one. When full, the imagined points that were not seen for longest make room first,
-    then such observed ones. The cost of an insertion does not depend on how much is remembered.
+    A voxel holds one point: the weighted mean of the pixels in it. The weight of a pixel is the cosine of the viewing
+    angle, divided by the squared distance beyond one metre. An observation replaces an imagined point; an imagined
+    point never changes, moves or evicts an observed one. When the memory is full, the least recently updated imagined
+    points are evicted first, then the least recently updated observed points. The cost of an insertion does not depend
+    on the number of points in memory.
 
-    The array attributes but `confidence` are views of the memory, not copies: the next insertion changes them. Not
+    The array attributes except `confidence` are views of the memory, not copies: the next insertion changes them. Not
     thread-safe.
 
     Args:
         voxel_size: edge of a voxel, metres. Coordinates may reach a million voxels from the origin.
-        max_points: budget. 20 to 40 bytes a point are taken at once, 60 more as it fills.
-        max_radius: metres; points farther than this from the last camera are forgotten. None = never.
-        max_age: seconds; points not seen for this long before the last view are forgotten. None = never.
-        edge_tolerance: step between neighbouring pixels, relative to depth, that counts as a depth edge.
-        max_weight: cap of the accumulated weight: how slowly an old point follows a changed world.
-        carve: an observation also removes imagined points that it looks through.
+        max_points: largest number of points. 20 to 40 bytes per point are allocated at once, 60 more as it fills.
+        max_radius: metres; points farther than this from the last camera are removed. None = no limit.
+        max_age: seconds; points last updated this long before the last view are removed. None = no limit.
+        edge_tolerance: depth step between neighbouring pixels, relative to depth, that counts as a depth edge.
+        max_weight: cap of the accumulated weight; a lower cap lets old points follow a changed world faster.
+        carve: an observation removes imagined points in the free space in front of it.
 
     Raises:
-        ValueError: a setting is out of its range.
+        InputError: a setting is out of range.
     """
 
     def __init__(
@@ -111,7 +69,7 @@ class CloudMemory:
         self._allocate()
 
     def _allocate(self) -> None:
-        # np.empty and np.zeros only reserve: the system gives a page when it is first written.
+        # np.empty and np.zeros only reserve address space; the system allocates a page when it is first written.
         self._arrays: dict[str, np.ndarray] = {
             name: np.empty((self.max_points, *shape), dtype) for name, (dtype, shape) in ARRAYS.items()
         }
@@ -119,16 +77,16 @@ class CloudMemory:
         slots = 1 << max(6, int(np.ceil(np.log2(self.max_points * 1.6))))
         self._table_keys = np.zeros(slots, np.int64)
         self._table_points = np.zeros(slots, np.int32)
-        # The table is used all over from the first frame on: taking its pages now keeps that frame from being slow.
+        # Entries spread over the whole table from the first frame on; touching its pages now keeps that frame fast.
         self._table_keys.fill(0)
         self._table_points.fill(0)
-        self._state = np.zeros(_voxels_numba.STATE_NUMBERS, np.int64)
+        self._state = np.zeros(_voxels_numba.STATE_SIZE, np.int64)
         self._state[_voxels_numba.HEAD : _voxels_numba.HEAD + 2] = -1
         self._state[_voxels_numba.TAIL : _voxels_numba.TAIL + 2] = -1
         self._camera_centre: np.ndarray | None = None
         self._last_ns = 0
 
-    # --- what is remembered ------------------------------------------------------------------------------------------
+    # --- content -----------------------------------------------------------------------------------------------------
 
     def __len__(self) -> int:
         return int(self._state[_voxels_numba.SIZE])
@@ -145,34 +103,34 @@ class CloudMemory:
 
     @property
     def observed(self) -> np.ndarray:
-        """(N,) bool, True = a sensor saw it, False = imagined."""
+        """(N,) bool, True = seen by a sensor, False = imagined."""
         return self._arrays["observed"][: len(self)]
 
     @property
     def weight(self) -> np.ndarray:
-        """(N,) float32, accumulated: 1 is one pixel seen face on within a metre."""
+        """(N,) float32 accumulated weight; a pixel seen head-on within one metre adds 1."""
         return self._arrays["weight"][: len(self)]
 
     @property
     def confidence(self) -> np.ndarray:
-        """(N,) float32 in 0..1, a copy: the mean `View.confidence` of the pixels a point was made of.
+        """(N,) float32 in 0..1, a copy: weighted mean of `View.confidence` over the pixels of each point.
 
-        1 for what a sensor saw, 0 where nobody said how sure an imagined pixel is.
+        Observed points have confidence 1; imagined pixels without a confidence count as 0.
         """
         return self.confidence_at(slice(None))
 
     def confidence_at(self, index: np.ndarray | slice) -> np.ndarray:
-        """(K,) float32, `confidence` of some points."""
+        """(K,) float32, `confidence` of the points at `index`."""
         return self._arrays["confidence"][: len(self)][index] * np.float32(1 / CONFIDENCE_LEVELS)
 
     @property
     def stamp_ns(self) -> np.ndarray:
-        """(N,) int64 nanoseconds, the newest view that saw the point."""
+        """(N,) int64 nanoseconds, stamp of the newest view that updated the point."""
         return self._arrays["stamp_ns"][: len(self)]
 
     @property
     def spacing(self) -> np.ndarray:
-        """(N,) float32 metres to the neighbours: the voxel, or the nearest view's pixel on the surface if larger."""
+        """(N,) float32 metres between neighbours: the voxel size or, if larger, the finest pixel on the surface."""
         return self._arrays["spacing"][: len(self)]
 
     @property
@@ -181,20 +139,22 @@ class CloudMemory:
         return int(self._state[_voxels_numba.LENGTH + 1])
 
     def clear(self) -> None:
-        """Forgets everything and gives the memory back."""
+        """Removes all points and frees their memory."""
         self._allocate()
 
-    # --- remembering -------------------------------------------------------------------------------------------------
+    # --- insertion ---------------------------------------------------------------------------------------------------
 
     def insert(self, view: View) -> InsertReport:
-        """Fuses a view's depth image; pixels are observed or imagined as `view.observed_mask` says.
+        """Fuses the depth image of a view; `view.observed_mask` gives the provenance of the pixels.
 
-        Pixels with depth 0, NaN or infinity are unknown; pixels that hang between a near and a far surface are
-        refused. A view whose every pixel is such inserts nothing, and the report says so.
+        Pixels with depth 0, NaN or infinity are unknown. Flying pixels between a near and a far surface are skipped.
+
+        Returns:
+            What happened to the pixels. A view without usable depth inserts nothing and raises no error.
 
         Raises:
-            ValueError: there is no depth image, it is not floating point, a depth is negative, or points lie farther
-                from the origin than a voxel key reaches. The memory is unchanged then.
+            InputError: there is no depth image, it is not floating point, a depth is negative, or points lie beyond
+                the range of the voxel keys. The memory is unchanged.
         """
         depth = self._checked_depth(view)
         points, keys, weight, spacing, counts = self._lift(view, depth)
@@ -202,10 +162,10 @@ class CloudMemory:
         colours = np.ascontiguousarray(view.image).reshape(-1, 3)
         stamps = np.array([view.stamp_ns], np.int64)
         confidence = _confidence_levels(view.confidence, observed)
-        # Nothing can fail from here on.
+        # The memory changes from here on; nothing below raises.
         self._camera_centre = view.world_from_camera[:3, 3].copy()
         self._last_ns = int(view.stamp_ns)
-        swept = self._sweep(view, depth, observed, SWEEP)
+        swept = self._sweep(view, depth, observed, SWEEP_POINTS)
         fused = self._fuse(points, colours, observed.reshape(-1), keys, weight, spacing, stamps, confidence)
         unknown, flying, _, _, too_far = (int(number) for number in counts)
         return InsertReport(**fused, **swept, unknown=unknown, flying=flying, too_far=too_far, count=len(self))
@@ -220,20 +180,23 @@ class CloudMemory:
         spacing: np.ndarray | float | None = None,
         confidence: np.ndarray | float | None = None,
     ) -> InsertReport:
-        """Fuses points that come from no view: another map, a laser, a reconstruction.
+        """Fuses points of another source: a map, a lidar, a reconstruction.
 
         Args:
-            points: (N, 3) world coordinates, metres; those that are not finite are left out (counted as unknown).
+            points: (N, 3) world coordinates, metres; points that are not finite are skipped (reported as unknown).
             colours: (N, 3) uint8 RGB.
-            observed: (N,) bool or one for all.
-            weight: (N,) positive or one for all.
-            stamp_ns: (N,) or one for all.
-            spacing: (N,) metres between neighbours or one for all; None = the voxel size.
-            confidence: (N,) in 0..1 or one for all; None = 1 for what was observed, else 0.
+            observed: (N,) bool, or one value for all points.
+            weight: (N,) positive, or one value for all points.
+            stamp_ns: (N,) nanoseconds, or one value for all points.
+            spacing: (N,) metres between neighbours, or one value for all points; None = the voxel size.
+            confidence: (N,) in 0..1, or one value for all points; None = 1 for observed points, 0 for others.
+
+        Returns:
+            What happened to the points.
 
         Raises:
-            ValueError: shapes do not fit, a weight is not positive, a confidence not in 0..1, or points lie out of
-                the keys' range. The memory is unchanged then.
+            InputError: shapes or types do not fit, a weight is not positive, a confidence is not in 0..1, or points
+                lie beyond the range of the voxel keys. The memory is unchanged.
         """
         points = np.asarray(points)
         if points.ndim != 2 or points.shape[1] != 3:
@@ -253,7 +216,7 @@ class CloudMemory:
         for name, (value, dtype) in named.items():
             array = np.asarray(value)
             if array.shape not in ((), (count,)):
-                raise InputError(f"The {name} has shape {array.shape}; ({count},) or one number was expected.")
+                raise InputError(f"The {name} has shape {array.shape}; ({count},) or a scalar was expected.")
             columns[name] = np.ascontiguousarray(np.broadcast_to(array, (count,)), dtype=dtype)
         for name in ("weight", "spacing"):
             if not (np.isfinite(columns[name]) & (columns[name] > 0)).all():
@@ -265,7 +228,7 @@ class CloudMemory:
         keys = np.empty(count, np.int64)
         finite = np.isfinite(points).all(axis=1)
         outside = _lift_numba.point_keys(points, 1.0 / self.voxel_size, keys) - int((~finite).sum())
-        self._refuse_outside(outside)
+        self._check_range(outside)
         fused = self._fuse(
             points, np.ascontiguousarray(colours), columns["observed"], keys, columns["weight"],
             columns["spacing"], columns["stamp_ns"], _confidence_levels(columns["confidence"], columns["observed"]),
@@ -273,19 +236,19 @@ class CloudMemory:
         return InsertReport(**fused, unknown=int((~finite).sum()), count=len(self))
 
     def prune(self) -> int:
-        """Applies `max_radius` and `max_age` to every point now; returns how many went.
+        """Applies `max_radius` and `max_age` to all points and returns the number of removed points.
 
-        Insertions do the same for a quarter of a million points each, round and round, so that none of them is slow.
+        Each insertion does this for the next `SWEEP_POINTS` points only, which bounds its cost.
         """
-        nothing = np.zeros((0, 0), np.float32)
-        return self._sweep(None, nothing, nothing.astype(bool), len(self))["expired"]
+        no_depth = np.zeros((0, 0), np.float32)
+        return self._sweep(None, no_depth, no_depth.astype(bool), len(self))["expired"]
 
-    # --- inside ------------------------------------------------------------------------------------------------------
+    # --- implementation ----------------------------------------------------------------------------------------------
 
     def _checked_depth(self, view: View) -> np.ndarray:
         depth = view.depth
         if depth is None:
-            raise InputError("The view has no depth image; estimate one first, or send one with the colour image.")
+            raise InputError("The view has no depth image; estimate one first, or provide one with the colour image.")
         if not np.issubdtype(depth.dtype, np.floating):
             raise InputError(f"The depth is {depth.dtype}; float32 metres were expected (divide 16UC1 by 1000).")
         depth = np.ascontiguousarray(depth, dtype=np.float32)
@@ -297,6 +260,7 @@ class CloudMemory:
         return depth
 
     def _lift(self, view: View, depth: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Returns (points, keys, weight, spacing, counts) of a view; see `_lift_numba.lift`."""
         pixels = depth.size
         if self._scratch.get("keys", np.empty(0)).size != pixels:
             self._scratch = {
@@ -310,24 +274,26 @@ class CloudMemory:
         bands = split_range(len(depth), torch.get_num_threads())
         counts = np.zeros((len(bands), 5), np.int64)
         reach = np.inf if self.max_radius is None else self.max_radius
-        fixed = (
+        shared = (
             depth, (camera.fx, camera.fy, camera.cx, camera.cy), view.world_from_camera, np.float32(np.inf), reach,
             np.float32(self.edge_tolerance), 5, 1.0 / self.voxel_size, *out,
         )  # fmt: skip
-        run_in_threads(_lift_numba.lift, [(*fixed, counts[k], *band) for k, band in enumerate(bands)])
+        run_in_threads(_lift_numba.lift, [(*shared, counts[k], *band) for k, band in enumerate(bands)])
         counts = counts.sum(axis=0)
-        self._refuse_outside(int(counts[2]))
+        self._check_range(int(counts[2]))
         return (*out, counts)
 
-    def _refuse_outside(self, outside: int) -> None:
+    def _check_range(self, outside: int) -> None:
+        """Raises InputError if points lie beyond the range of the voxel keys."""
         if outside:
-            reach = self.voxel_size * _lift_numba.HALF_RANGE
+            limit = self.voxel_size * _lift_numba.HALF_RANGE
             raise InputError(
-                f"{outside} points lie more than {reach:.6g} m from the origin of the world, beyond what voxels of "
-                f"{self.voxel_size} m can address. Use a local map frame, or larger voxels."
+                f"{outside} points lie more than {limit:.6g} m from the world origin, the range of voxels of "
+                f"{self.voxel_size} m. Use a local map frame or larger voxels."
             )
 
     def _core(self) -> tuple:
+        """The leading arguments of the functions in `_voxels_numba`."""
         return ((*self._arrays.values(), *self._links), self._table_keys, self._table_points, self._state)
 
     def _fuse(self, points, colours, observed, keys, weight, spacing, stamps, confidence) -> dict[str, int]:
@@ -340,12 +306,13 @@ class CloudMemory:
         return dict(zip(names, (int(number) for number in counts), strict=True))
 
     def _sweep(self, view: View | None, depth: np.ndarray, observed: np.ndarray, quota: int) -> dict[str, int]:
+        """Removes expired and carved points among the next `quota` points; see `_voxels_numba.sweep`."""
         counts = np.zeros(2, np.int64)
         imagined = len(self) - self.observed_count
-        carves = self.carve and imagined > 0 and bool(observed.any())
-        if carves or self.max_radius is not None or self.max_age is not None:
+        carving = self.carve and imagined > 0 and bool(observed.any())
+        if carving or self.max_radius is not None or self.max_age is not None:
             frame = np.zeros(13)
-            if carves and view is not None:
+            if carving and view is not None:
                 camera = view.camera
                 frame[:9] = view.world_from_camera[:3, :3].T.ravel()
                 frame[9:] = camera.fx, camera.fy, camera.cx, camera.cy
@@ -361,12 +328,12 @@ class CloudMemory:
                 *self._core(), quota, np.zeros(3) if centre is None else centre,
                 self.max_radius if bounded else np.inf, oldest, depth, frame, 2 * self.voxel_size, counts,
             )  # fmt: skip
-        return {"expired": int(counts[0]), "disproved": int(counts[1])}
+        return {"expired": int(counts[0]), "carved": int(counts[1])}
 
     # --- saving ------------------------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, np.ndarray]:
-        """Everything, as arrays (copies) that `from_state` takes back."""
+        """Returns settings and points as arrays (copies), the input of `from_state`."""
         state = {name: array[: len(self)].copy() for name, array in self._arrays.items()}
         for name in SETTINGS:
             value = getattr(self, name)
@@ -378,20 +345,20 @@ class CloudMemory:
 
     @classmethod
     def from_state(cls, state: dict[str, np.ndarray]) -> CloudMemory:
-        """The memory that `state` described.
+        """Restores a memory from its `state`.
 
         Raises:
-            ValueError: an array is missing, has a wrong type or shape, or contradicts another.
+            InputError: an array is missing, has a wrong type or shape, or contradicts another.
         """
-        state = upgraded_state(state)
-        settings, count = checked_state(state)
+        state = upgrade_state(state)
+        settings, count = validate_state(state)
         memory = cls(**settings)
         for name, array in memory._arrays.items():
             array[:count] = state[name]
         order = np.argsort(memory._arrays["turns"][:count], kind="stable")
         (arrays, *core) = memory._core()
         if not _voxels_numba.rebuild(*core, arrays[7], arrays[3], *arrays[-2:], order):
-            raise InputError("The saved cloud holds one voxel twice.")
+            raise InputError("The saved cloud has two points in one voxel (a key occurs twice).")
         memory._state[_voxels_numba.TURN] = int(np.asarray(state["turn"]).reshape(-1)[0])
         centre = np.asarray(state["camera_centre"], np.float64).reshape(-1)
         memory._camera_centre = centre.copy() if centre.shape == (3,) and np.isfinite(centre).all() else None
@@ -400,11 +367,11 @@ class CloudMemory:
 
 
 def _confidence_levels(confidence: np.ndarray | None, observed: np.ndarray) -> np.ndarray:
-    """(N,) or (1,) uint16 of a (...) confidence in 0..1; without one, what was observed is certain, the rest is not."""
+    """Returns (N,) or (1,) uint16 levels of a (...) confidence in 0..1; None means 1 if observed, else 0."""
     if confidence is None:
         if observed.all():
             return np.array([CONFIDENCE_LEVELS], np.uint16)
         return np.where(observed.reshape(-1), np.uint16(CONFIDENCE_LEVELS), np.uint16(0))
-    # NaN is no confidence at all.
+    # NaN counts as confidence 0.
     level = np.nan_to_num(np.asarray(confidence, np.float32).reshape(-1))
     return (np.clip(level, 0, 1) * np.float32(CONFIDENCE_LEVELS) + np.float32(0.5)).astype(np.uint16)

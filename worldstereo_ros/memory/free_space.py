@@ -1,4 +1,4 @@
-"""Space that a sensor looked through is empty: nothing imagined may stand there."""
+"""Free space: imagined points must not lie where a sensor measured that space is empty."""
 
 from __future__ import annotations
 
@@ -9,20 +9,22 @@ import numpy as np
 from worldstereo_ros.geometry.cameras import project
 from worldstereo_ros.geometry.views import View
 
-RELATIVE, ABSOLUTE = 0.05, 0.05  # how far in front of what was measured a point must be: sensors and poses err
+# How far a point must lie in front of the measured surface, for errors of sensors and poses.
+MARGIN_FRACTION = 0.05  # of the measured depth
+MARGIN_M = 0.05
 
 
-def seen_through(points: np.ndarray, views: Iterable[View]) -> np.ndarray:
-    """Which points stand where a sensor saw through to something behind them.
+def in_free_space(points: np.ndarray, views: Iterable[View]) -> np.ndarray:
+    """Finds points in front of a surface that a sensor measured.
 
     Args:
         points: (N, 3) world points, metres.
-        views: those with depth and taken by a sensor count, the others are passed over.
+        views: views to test against; only observations with depth are used.
 
     Returns:
-        (N,) bool, True = this place was measured to be empty.
+        (N,) bool, True = an observation shows that the point's place is empty.
     """
-    empty = np.zeros(len(points), dtype=bool)
+    free = np.zeros(len(points), dtype=bool)
     for view in views:
         if view.depth is None or view.observed is not None or not len(points):
             continue
@@ -32,5 +34,5 @@ def seen_through(points: np.ndarray, views: Iterable[View]) -> np.ndarray:
             inside = (z > 0) & (x >= 0) & (x < view.camera.width) & (y >= 0) & (y < view.camera.height)
         measured = np.zeros(len(points), dtype=np.float32)
         measured[inside] = view.depth[y[inside].astype(np.intp), x[inside].astype(np.intp)]
-        empty |= inside & (measured > 0) & (z < measured * (1 - RELATIVE) - ABSOLUTE)
-    return empty
+        free |= inside & (measured > 0) & (z < measured * (1 - MARGIN_FRACTION) - MARGIN_M)
+    return free
