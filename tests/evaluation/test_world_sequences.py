@@ -13,7 +13,7 @@ from worldstereo_ros.cli.main import app
 from worldstereo_ros.evaluation import Row, evaluate, write_json
 from worldstereo_ros.evaluation import world_sequences as worlds_module
 from worldstereo_ros.evaluation.ablations import describe, findings, small_model_table, stage_pipelines
-from worldstereo_ros.evaluation.contact_sheets import CELL, LEFT, MARGIN, TOP, Sheets, draw
+from worldstereo_ros.evaluation.contact_sheets import CELL_PX, LEFT_PX, MARGIN_PX, TOP_PX, ContactSheets, draw
 from worldstereo_ros.evaluation.pipeline_options import PipelineName, Pipelines
 from worldstereo_ros.evaluation.protocols import make_scenario
 from worldstereo_ros.evaluation.report import read_json
@@ -232,7 +232,7 @@ def test_the_command_writes_rows_and_a_sheet(tmp_path, walk, monkeypatch):
     rows = read_json(tmp_path / "rows.json")
     assert {row.pipeline for row in rows} == {"geometric", "open3d+telea"}
     sheet = cv2.imread(str(tmp_path / "sheet.png"))
-    assert sheet.shape[1] == 2 * MARGIN + LEFT + 3 * (CELL + 10) - 10
+    assert sheet.shape[1] == 2 * MARGIN_PX + LEFT_PX + 3 * (CELL_PX + 10) - 10
     result = CliRunner().invoke(app, [*arguments, "--pipeline", "geometric?steps=1"])
     assert result.exit_code == 1
     assert "takes no options" in result.output
@@ -242,27 +242,30 @@ def test_the_command_writes_rows_and_a_sheet(tmp_path, walk, monkeypatch):
 
 
 def test_a_sheet_shows_the_pictures_and_outlines_what_was_unseen(walk, tmp_path):
-    sheets = Sheets()
+    sheets = ContactSheets()
     unseen = [np.zeros((48, 64), bool) for _ in range(3)]
     unseen[1][10:40, 30:60] = True
-    block = sheets.block("place", "single", [walk[0]], [walk[1], walk[2], walk[3]], unseen)
+    section = sheets.add_section("place", "single", [walk[0]], [walk[1], walk[2], walk[3]], unseen)
     for frame in range(3):
-        block.add("geometric", frame, np.full((48, 64, 3), 100, np.uint8))
-    sheet = draw(block)
-    height = round(CELL * 48 / 64)
-    step = (sheet.shape[0] - TOP - MARGIN) // 3
-    cell = [sheet[TOP + 2 * step :, MARGIN + LEFT + column * (CELL + 10) :][:height, :CELL] for column in range(3)]
+        section.add("geometric", frame, np.full((48, 64, 3), 100, np.uint8))
+    sheet = draw(section)
+    height = round(CELL_PX * 48 / 64)
+    step = (sheet.shape[0] - TOP_PX - MARGIN_PX) // 3
+    cell = [
+        sheet[TOP_PX + 2 * step :, MARGIN_PX + LEFT_PX + column * (CELL_PX + 10) :][:height, :CELL_PX]
+        for column in range(3)
+    ]
     assert (cell[0] == 100).all()
     changed = (cell[1] != 100).any(axis=2)
     rows, columns = np.nonzero(changed)
-    scale = CELL / 64
+    scale = CELL_PX / 64
     assert abs(rows.min() - 10 * scale) <= 3
     assert abs(columns.max() - 60 * scale) <= 3
     assert not changed[int(15 * scale) : int(35 * scale), int(35 * scale) : int(55 * scale)].any()
-    assert sheets.block("place", "revisit", [walk[0]], [walk[0]], [unseen[0]]) is None
+    assert sheets.add_section("place", "revisit", [walk[0]], [walk[0]], [unseen[0]]) is None
     (file,) = sheets.write(tmp_path / "a" / "sheet.png")
     assert file.name == "sheet.png"
-    sheets.block("other", "sparse", [walk[0]], [walk[1], walk[2]], unseen[:2])
+    sheets.add_section("other", "sparse", [walk[0]], [walk[1], walk[2]], unseen[:2])
     assert [f.name for f in sheets.write(tmp_path / "sheet.jpg")] == [
         "sheet-single-place.jpg",
         "sheet-sparse-other.jpg",

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from worldstereo_ros.evaluation import calibration
-from worldstereo_ros.evaluation.calibration import Reliability
+from worldstereo_ros.evaluation.calibration import Calibration
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.trajectories import trajectory
 from worldstereo_ros.geometry.views import ImaginedView, View
@@ -332,11 +332,11 @@ def test_clouds_carry_it():
 # --- the evaluation --------------------------------------------------------------------------------------------------
 
 
-def _judged(honest: bool) -> calibration.Figures:
+def _judged(honest: bool) -> calibration.CalibrationRow:
     """Frames whose error is exactly what was expected, or has nothing to do with it."""
     random = np.random.default_rng(0)
     model = load_confidence("geometric")
-    found = Reliability()
+    found = Calibration()
     for _ in range(4):
         levels = np.sort(random.choice(model.imagined.confidence, 64)).repeat(64)
         confidence = levels.reshape(64, 64).astype(np.float32)
@@ -348,7 +348,7 @@ def _judged(honest: bool) -> calibration.Figures:
             level = 255 * random.random(error.shape)
         image = np.rint(level)[..., None].repeat(3, axis=2).astype(np.uint8)
         found.add("a", "things", "geometric", image, np.zeros_like(image), confidence, observed)
-    (row,) = found.figures()
+    (row,) = found.rows()
     return row
 
 
@@ -364,9 +364,9 @@ def test_honest_predictions_are_told_from_others():
     assert sum(part.share for part in honest.confidence_bins) == pytest.approx(1)
 
 
-def test_reliability_is_drawn_and_written(tmp_path):
-    found = Reliability()
-    with pytest.raises(ValueError, match="No pipeline said"):
+def test_calibration_is_plotted_and_written(tmp_path):
+    found = Calibration()
+    with pytest.raises(ValueError, match="No pipeline gave a confidence"):
         found.write(tmp_path / "a.png")
     with pytest.raises(ValueError, match="ends in"):
         found.write(tmp_path / "a.txt")
@@ -376,11 +376,11 @@ def test_reliability_is_drawn_and_written(tmp_path):
             image = random.integers(0, 255, (40, 60, 3), dtype=np.uint8)
             confidence = random.random((40, 60)).astype(np.float32)
             found.add(sequence, kind, pipeline, image, 255 - image, confidence, confidence > 0.5)
-    names = [(row.data, row.pipeline) for row in found.figures()]
+    names = [(row.data, row.pipeline) for row in found.rows()]
     assert names == [(d, p) for p in PIPELINES for d in ("a", "b", "worlds")] + [("recordings", p) for p in PIPELINES]
     found.write(tmp_path / "a.json")
     assert len(json.loads((tmp_path / "a.json").read_text())["rows"]) == 8
     found.write(tmp_path / "a.png")
     picture = cv2.imread(str(tmp_path / "a.png"))
     assert picture.std() > 0
-    assert len(calibration.format_table(found.figures()).rows) == 8
+    assert len(calibration.calibration_table(found.rows()).rows) == 8

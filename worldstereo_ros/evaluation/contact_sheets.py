@@ -1,6 +1,6 @@
-"""Contact sheets of an evaluation: for one sequence, what was given, the truth, and what each pipeline shows.
+"""Contact sheets of an evaluation: observed views, ground truth and the images of each pipeline.
 
-What no given view saw is outlined in every picture, and tinted in the truth: there a pipeline had to imagine.
+Regions that no observed view saw are outlined in every image, and tinted in the ground truth.
 """
 
 from __future__ import annotations
@@ -19,157 +19,147 @@ from worldstereo_ros.geometry.views import View
 from worldstereo_ros.io.images import write_image
 from worldstereo_ros.visualization.contact_sheet import FAINT, INK, PAPER
 from worldstereo_ros.visualization.images import IMAGINED_COLOUR
+from worldstereo_ros.visualization.text import draw_text
 
-COLUMNS = 5
-CELL = 240  # pixels across
-LEFT, TOP, MARGIN, GAP, CAPTION = 168, 84, 24, 10, 20
-LETTERS = 20  # of a row's name in a line
-LEAST_REGION = 0.004  # of the picture: smaller unseen regions are not outlined
-TINT = 0.25  # of what was unseen in the truth
-SMOOTHING = 7  # pixels of a cell: what is thinner is neither outlined nor cut out
-_FONT = cv2.FONT_HERSHEY_SIMPLEX
+MAX_COLUMNS = 5
+CELL_PX = 240  # width of an image
+LEFT_PX, TOP_PX, MARGIN_PX, GAP_PX, CAPTION_PX = 168, 84, 24, 10, 20
+LINE_LETTERS = 20  # of a row's name
+MIN_REGION = 0.004  # fraction of the image; smaller unseen regions are not outlined
+TINT = 0.25  # of unseen regions in the ground truth
+SMOOTHING_PX = 7  # thinner unseen regions, and thinner gaps between them, are removed
 
 
 @dataclass
-class Block:
-    """The pictures of one sequence under one protocol.
+class SheetSection:
+    """The images of one sequence under one protocol.
 
     Attributes:
         sequence, protocol: their names.
-        given: the views that were given.
-        frames: which of the asked frames are shown.
+        observed_views: views that the pipelines are given.
+        frames: which of the target views are shown.
         truths: (H, W, 3) uint8 for each of `frames`.
-        unseen: (H, W) bool for each of `frames`, True = with true depth, and no given view saw it.
-        rows: pipeline to its pictures, one for each of `frames`; None until it came.
+        unseen: (H, W) bool for each of `frames`: pixels with true depth that no observed view saw.
+        rows: images of each pipeline, one for each of `frames`; None until `add` is called.
     """
 
     sequence: str
     protocol: str
-    given: list[View]
+    observed_views: list[View]
     frames: list[int]
     truths: list[np.ndarray]
     unseen: list[np.ndarray]
     rows: dict[str, list[np.ndarray | None]] = field(default_factory=dict)
 
     def add(self, pipeline: str, frame: int, image: np.ndarray) -> None:
-        """Keeps the picture (H, W, 3) uint8 of an asked frame, if it is one of those that are shown."""
+        """Keeps the image (H, W, 3) uint8 of a target view, if it is one of `frames`."""
         if frame in self.frames:
             row = self.rows.setdefault(pipeline, [None] * len(self.frames))
             row[self.frames.index(frame)] = image.copy()
 
 
-class Sheets:
-    """Collects the pictures of an evaluation and draws them.
+class ContactSheets:
+    """Collects the images of an evaluation and draws them.
 
     Attributes:
-        blocks: one for each sequence and protocol with several asked frames.
+        sections: one for each sequence and protocol with several target views.
     """
 
     def __init__(self) -> None:
-        self.blocks: list[Block] = []
+        self.sections: list[SheetSection] = []
 
-    def block(
-        self, sequence: str, protocol: str, given: list[View], truths: Sequence[View], unseen: Sequence[np.ndarray]
-    ) -> Block | None:
-        """A new block; None where there are fewer than two asked frames to show.
+    def add_section(
+        self,
+        sequence: str,
+        protocol: str,
+        observed_views: list[View],
+        truths: Sequence[View],
+        unseen: Sequence[np.ndarray],
+    ) -> SheetSection | None:
+        """Starts a section; returns None if there are fewer than two target views.
 
         Args:
             sequence, protocol: their names.
-            given: the views that were given.
-            truths: the asked frames.
-            unseen: (H, W) bool of each, see `Block`.
+            observed_views: views that the pipelines are given.
+            truths: the target views.
+            unseen: (H, W) bool of each, see `SheetSection`.
         """
         if len(truths) < 2:
             return None
-        frames = sorted({int(i) for i in np.linspace(0, len(truths) - 1, min(COLUMNS, len(truths))).round()})
-        block = Block(sequence, protocol, given, frames, [truths[i].image for i in frames], [unseen[i] for i in frames])
-        self.blocks.append(block)
-        return block
+        frames = sorted({int(i) for i in np.linspace(0, len(truths) - 1, min(MAX_COLUMNS, len(truths))).round()})
+        section = SheetSection(
+            sequence, protocol, observed_views, frames, [truths[i].image for i in frames], [unseen[i] for i in frames]
+        )
+        self.sections.append(section)
+        return section
 
     def write(self, file: Path) -> list[Path]:
-        """Draws every block: one into `file`, several into files beside it with protocol and sequence in their names.
+        """Draws a single section into `file`, several into files next to it named by protocol and sequence.
 
         Raises:
             OSError: a file cannot be written.
         """
         file.parent.mkdir(parents=True, exist_ok=True)
         written = []
-        for block in self.blocks:
-            name = file.name if len(self.blocks) == 1 else f"{file.stem}-{block.protocol}-{block.sequence}{file.suffix}"
-            write_image(file.with_name(name), draw(block))
-            written.append(file.with_name(name))
+        for section in self.sections:
+            suffix = "" if len(self.sections) == 1 else f"-{section.protocol}-{section.sequence}"
+            target = file.with_name(f"{file.stem}{suffix}{file.suffix}")
+            write_image(target, draw(section))
+            written.append(target)
         return written
 
 
-def draw(block: Block) -> np.ndarray:
-    """(H, W, 3) uint8: a block's contact sheet, one row for what was given, the truth and each pipeline."""
-    height = round(CELL * block.truths[0].shape[0] / block.truths[0].shape[1])
-    row_height = height + CAPTION + GAP
-    columns = len(block.frames)
-    sheet = np.full(
-        (TOP + (2 + len(block.rows)) * row_height + MARGIN, 2 * MARGIN + LEFT + columns * (CELL + GAP) - GAP, 3),
-        PAPER,
-        np.uint8,
-    )
-    _write(sheet, f"{block.sequence}, {block.protocol}", (MARGIN, 36), 0.75, INK, 2)
-    _write(
-        sheet,
-        "Outlined, and tinted in the truth: what no given view saw. PSNR in dB: whole frame, and there.",
-        (MARGIN, 60),
-    )
+def draw(section: SheetSection) -> np.ndarray:
+    """(H, W, 3) uint8: rows of observed views, ground truth and each pipeline."""
+    height = round(CELL_PX * section.truths[0].shape[0] / section.truths[0].shape[1])
+    row_height = height + CAPTION_PX + GAP_PX
+    sheet_width = 2 * MARGIN_PX + LEFT_PX + len(section.frames) * (CELL_PX + GAP_PX) - GAP_PX
+    sheet = np.full((TOP_PX + (2 + len(section.rows)) * row_height + MARGIN_PX, sheet_width, 3), PAPER, np.uint8)
+    draw_text(sheet, f"{section.sequence}, {section.protocol}", (MARGIN_PX, 36), 0.75, INK, 2)
+    subtitle = "Outlined: regions that no observed view saw. PSNR in dB over the whole image, and over these regions."
+    draw_text(sheet, subtitle, (MARGIN_PX, 60), 0.46, FAINT)
 
-    def place(row: int, column: int, image: np.ndarray, caption: str, unseen: np.ndarray | None = None) -> None:
-        x, y = MARGIN + LEFT + column * (CELL + GAP), TOP + row * row_height
-        sheet[y : y + height, x : x + CELL] = _cell(image, (CELL, height), unseen, tint=TINT if row == 1 else 0.0)
-        _write(sheet, caption, (x, y + height + 14), 0.4)
+    def draw_cell(row: int, column: int, image: np.ndarray, caption: str, unseen: np.ndarray | None = None) -> None:
+        x, y = MARGIN_PX + LEFT_PX + column * (CELL_PX + GAP_PX), TOP_PX + row * row_height
+        sheet[y : y + height, x : x + CELL_PX] = _cell(image, (CELL_PX, height), unseen, tint=TINT if row == 1 else 0.0)
+        draw_text(sheet, caption, (x, y + height + 14), 0.4, FAINT)
 
-    def name(row: int, text: str) -> None:
-        for number, line in enumerate(textwrap.wrap(text, LETTERS)[:5]):
-            _write(sheet, line, (MARGIN, TOP + row * row_height + 18 + 19 * number), 0.46, INK)
+    def draw_name(row: int, text: str) -> None:
+        for number, line in enumerate(textwrap.wrap(text, LINE_LETTERS)[:5]):
+            draw_text(sheet, line, (MARGIN_PX, TOP_PX + row * row_height + 18 + 19 * number), 0.46, INK)
 
-    name(0, "given")
-    for column, view in enumerate(block.given[:columns]):
-        place(0, column, view.image, "")
-    name(1, "truth")
-    for column, (frame, truth, unseen) in enumerate(zip(block.frames, block.truths, block.unseen, strict=True)):
-        place(1, column, truth, f"asked view {frame + 1}: {100 * unseen.mean():.0f} % unseen", unseen)
-    for row, (pipeline, pictures) in enumerate(block.rows.items(), start=2):
-        name(row, describe(pipeline).title)
-        for column, (picture, truth, unseen) in enumerate(zip(pictures, block.truths, block.unseen, strict=True)):
-            if picture is not None:
-                place(row, column, picture, _caption(picture, truth, unseen), unseen)
+    draw_name(0, "observed")
+    for column, view in enumerate(section.observed_views[: len(section.frames)]):
+        draw_cell(0, column, view.image, "")
+    draw_name(1, "ground truth")
+    for column, (frame, truth, unseen) in enumerate(zip(section.frames, section.truths, section.unseen, strict=True)):
+        draw_cell(1, column, truth, f"target view {frame + 1}: {100 * unseen.mean():.0f} % unseen", unseen)
+    for row, (pipeline, images) in enumerate(section.rows.items(), start=2):
+        draw_name(row, describe(pipeline).title)
+        for column, (image, truth, unseen) in enumerate(zip(images, section.truths, section.unseen, strict=True)):
+            if image is not None:
+                draw_cell(row, column, image, _caption(image, truth, unseen), unseen)
     return sheet
 
 
-def _caption(picture: np.ndarray, truth: np.ndarray, unseen: np.ndarray) -> str:
-    whole, inside = metrics.psnr(picture, truth), metrics.psnr(picture, truth, unseen)
+def _caption(image: np.ndarray, truth: np.ndarray, unseen: np.ndarray) -> str:
+    whole, inside = metrics.psnr(image, truth), metrics.psnr(image, truth, unseen)
     return f"{whole:.1f}" if inside is None else f"{whole:.1f}, unseen {inside:.1f}"
 
 
 def _cell(image: np.ndarray, size: tuple[int, int], unseen: np.ndarray | None, tint: float = 0.0) -> np.ndarray:
-    """The picture at the size (width, height) of a cell, with the outline of what was unseen."""
+    """The image at the size (width, height) of a cell, with unseen regions outlined and tinted."""
     shrinks = size[0] < image.shape[1]
     cell = cv2.resize(image, size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
     if unseen is None:
         return cell
     mask = cv2.resize(unseen.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
-    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (SMOOTHING, SMOOTHING))
+    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (SMOOTHING_PX, SMOOTHING_PX))
     mask = cv2.morphologyEx(cv2.morphologyEx(mask, cv2.MORPH_CLOSE, kernel), cv2.MORPH_OPEN, kernel)
     outlines, _ = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-    large = [outline for outline in outlines if cv2.contourArea(outline) >= LEAST_REGION * mask.size]
+    large = [outline for outline in outlines if cv2.contourArea(outline) >= MIN_REGION * mask.size]
     cell[mask > 0] = (1 - tint) * cell[mask > 0] + tint * np.array(IMAGINED_COLOUR)
-    # A light line inside a dark one is seen on every ground.
+    # A light line inside a dark one is visible on every background.
     cv2.drawContours(cell, large, -1, INK, 2, cv2.LINE_AA)
     cv2.drawContours(cell, large, -1, IMAGINED_COLOUR, 1, cv2.LINE_AA)
     return cell
-
-
-def _write(
-    picture: np.ndarray,
-    text: str,
-    at: tuple[int, int],
-    size: float = 0.46,
-    colour: tuple[int, int, int] = FAINT,
-    weight: int = 1,
-) -> None:
-    cv2.putText(picture, text, at, _FONT, size, colour, weight, cv2.LINE_AA)

@@ -76,7 +76,7 @@ def make_scenario(sequence: Posed, protocol: str, every: int = 1) -> Scenario:
         raise InputError(f"The protocol '{protocol}' is not known; it is one of {', '.join(PROTOCOLS)}.")
     if not sequence.posed or not sequence.has_depth:
         raise InputError(
-            f"{sequence.path} has no {'depth' if sequence.posed else 'poses'}; a posed sequence with depth was expected."
+            f"{sequence.path} has no {'depth' if sequence.posed else 'poses'}; a sequence with both was expected."
         )
     count = len(sequence)
     observed = sparse_indices(count) if protocol in ("sparse", "cloud") else [0]

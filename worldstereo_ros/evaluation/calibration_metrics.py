@@ -1,0 +1,143 @@
+"""Statistics of calibration: rank correlation and expected calibration error of samples of pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+from scipy.stats import spearmanr
+
+from worldstereo_ros.pipelines.confidence import TOLERANCE
+
+BLOCK_PX = 16  # planners use areas rather than single pixels
+BINS = 10
+
+
+@dataclass
+class PixelSamples:
+    """Samples of frames: confidence, expected and actual error (N,) float32 in 0..1, observed (N,) bool."""
+
+    confidence: list[np.ndarray] = field(default_factory=list)
+    expected: list[np.ndarray] = field(default_factory=list)
+    error: list[np.ndarray] = field(default_factory=list)
+    observed: list[np.ndarray] = field(default_factory=list)
+
+    def add(self, confidence: np.ndarray, expected: np.ndarray, error: np.ndarray, observed: np.ndarray) -> None:
+        """Adds the samples of a frame."""
+        for values, new in zip(vars(self).values(), (confidence, expected, error, observed), strict=True):
+            values.append(new)
+
+    def concatenated(self) -> tuple[np.ndarray, ...]:
+        """(confidence, expected, error, observed) of all frames."""
+        return tuple(np.concatenate(values) for values in vars(self).values())
+
+
+@dataclass(frozen=True)
+class Bin:
+    """Pixels of similar prediction: their fraction of all pixels, the mean prediction and the mean actual value."""
+
+    share: float
+    predicted: float
+    actual: float
+
+
+@dataclass(frozen=True)
+class CalibrationRow:
+    """Calibration of one pipeline on one sequence, or on all sequences of a kind.
+
+    Attributes:
+        data: name of the sequence or of the kind.
+        pipeline: its name.
+        frames: evaluated frames, of all protocols.
+        imagined: fraction of the pixels that are not marked as observed.
+        rank, rank_imagined, rank_observed: Spearman correlation of expected and actual error over pixels; None
+            without pixels.
+        rank_blocks, rank_blocks_imagined: the same over means of blocks; a block is imagined if most of its pixels are.
+        confidence: mean.
+        right: fraction of the pixels whose error is within the tolerance.
+        calibration_error: expected calibration error (ECE): mean distance of confidence and accuracy over bins.
+        expected, error: mean absolute errors of colour, 1 = from black to white.
+        confidence_bins: confidence against the fraction of correct pixels, bins of equal width.
+        error_bins: expected against actual error, bins of equal number.
+    """
+
+    data: str
+    pipeline: str
+    frames: int
+    imagined: float
+    rank: float | None
+    rank_imagined: float | None
+    rank_observed: float | None
+    rank_blocks: float | None
+    rank_blocks_imagined: float | None
+    confidence: float
+    right: float
+    calibration_error: float
+    expected: float
+    error: float
+    confidence_bins: list[Bin]
+    error_bins: list[Bin]
+
+
+def merge_samples(parts: Iterable[PixelSamples]) -> PixelSamples:
+    """The samples of all parts."""
+    out = PixelSamples()
+    for part in parts:
+        for values, more in zip(vars(out).values(), vars(part).values(), strict=True):
+            values.extend(more)
+    return out
+
+
+def block_means(array: np.ndarray) -> np.ndarray:
+    """(N,) means over blocks; incomplete blocks at the right and bottom border are left out."""
+    rows, columns = array.shape[0] // BLOCK_PX, array.shape[1] // BLOCK_PX
+    cut = array[: rows * BLOCK_PX, : columns * BLOCK_PX].astype(np.float32)
+    return cut.reshape(rows, BLOCK_PX, columns, BLOCK_PX).mean(axis=(1, 3)).reshape(-1)
+
+
+def _rank_correlation(expected: np.ndarray, error: np.ndarray, mask: np.ndarray | None = None) -> float | None:
+    if mask is not None:
+        expected, error = expected[mask], error[mask]
+    if len(expected) < 3 or np.ptp(expected) == 0 or np.ptp(error) == 0:
+        return None
+    return float(spearmanr(expected, error).statistic)
+
+
+def calibration_row(data: str, pipeline: str, pixels: PixelSamples, blocks: PixelSamples) -> CalibrationRow:
+    """Computes a row.
+
+    Args:
+        data, pipeline: names.
+        pixels: samples of pixels.
+        blocks: means over blocks, see `block_means`.
+    """
+    confidence, expected, error, observed = pixels.concatenated()
+    _, block_expected, block_error, block_observed = blocks.concatenated()
+    right = error <= TOLERANCE
+    bins = [
+        Bin(float(mask.mean()), float(confidence[mask].mean()), float(right[mask].mean()))
+        for number in range(BINS)
+        if (mask := np.minimum((confidence * BINS).astype(int), BINS - 1) == number).any()
+    ]
+    groups = [group for group in np.array_split(np.argsort(expected, kind="stable"), BINS) if len(group)]
+    return CalibrationRow(
+        data=data,
+        pipeline=pipeline,
+        frames=len(pixels.error),
+        imagined=float((~observed).mean()),
+        rank=_rank_correlation(expected, error),
+        rank_imagined=_rank_correlation(expected, error, ~observed),
+        rank_observed=_rank_correlation(expected, error, observed),
+        rank_blocks=_rank_correlation(block_expected, block_error),
+        rank_blocks_imagined=_rank_correlation(block_expected, block_error, ~block_observed),
+        confidence=float(confidence.mean()),
+        right=float(right.mean()),
+        calibration_error=sum(part.share * abs(part.predicted - part.actual) for part in bins),
+        expected=float(expected.mean()),
+        error=float(error.mean()),
+        confidence_bins=bins,
+        error_bins=[
+            Bin(len(group) / len(error), float(expected[group].mean()), float(error[group].mean())) for group in groups
+        ],
+    )
