@@ -11,16 +11,8 @@ from hypothesis import strategies as st
 from worldstereo_ros.depth.alignment import DepthError, align_depth, align_to_known, complete_depth
 from worldstereo_ros.depth.estimators import ASSUMED_FAR, ASSUMED_NEAR, HubDepth, SmallDepth, choose_depth, small_depth
 from worldstereo_ros.evaluation import evaluate
-from worldstereo_ros.evaluation.depth import (
-    CONSTANT,
-    ConstantDepth,
-    GroundPlane,
-    depth_errors,
-    errors_of,
-    fit_ground,
-    ground_depth,
-    means,
-)
+from worldstereo_ros.evaluation.depth import depth_errors, errors_of, means
+from worldstereo_ros.evaluation.depth_baselines import CONSTANT_M, ConstantDepth, GroundPlane, fit_ground, ground_depth
 from worldstereo_ros.evaluation.world_sequences import world_sequence
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.views import View
@@ -401,7 +393,7 @@ def test_errors_with_and_without_alignment():
 def test_baselines_are_what_they_say():
     camera = Camera.from_fov(64, 48, 1.1)
     image = np.zeros((48, 64, 3), np.uint8)
-    assert (ConstantDepth()(image, camera) == np.float32(CONSTANT)).all()
+    assert (ConstantDepth()(image, camera) == np.float32(CONSTANT_M)).all()
     rows = ground_depth(camera, 1.0, 4.0)
     below = (np.arange(48) - camera.cy) / camera.fy
     floor = below > 1 / 4.0

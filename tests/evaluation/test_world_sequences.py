@@ -67,7 +67,7 @@ def test_worlds_are_named_by_split_and_count():
     assert [sequence.path.name.split("-")[0] for sequence in found] == ["validation0", "validation1"]
     assert {(s.camera.width, s.camera.height, len(s)) for s in found} == {(320, 240, worlds_module.VIEWS)}
     steps = np.linalg.norm(np.diff(found[0].poses[:, :3, 3], axis=0), axis=1)
-    assert steps.max() <= worlds_module.STEP + 0.05
+    assert steps.max() <= worlds_module.MAX_STEP_M + 0.05
     for wrong in ("worlds:test", "worlds:exam:2", "worlds:test:0", "worlds:test:two", "worlds:test:2:3"):
         with pytest.raises(ValueError, match="worlds:SPLIT:COUNT"):
             open_data(wrong)

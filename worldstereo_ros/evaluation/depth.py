@@ -1,17 +1,17 @@
-"""How far depth from single pictures is off: estimators beside what one would say without looking at the picture.
+"""Evaluation of depth from single images, beside baselines that do not use the image.
 
-Every estimator and baseline gives metres. Its errors are taken as they are, and after scale alignment: times the one
-number that makes its median that of the truth (Zhou et al., 2017), as a monocular scale is a guess. Means are over
-pixels with known depth, then over frames.
+Errors of metric depth are computed as they are and after median scaling (Zhou et al. 2017), since the scale of a single
+image is ambiguous. Means are over pixels with known depth, then over frames.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,10 @@ from rich.table import Table
 
 from worldstereo_ros.depth.alignment import DepthError
 from worldstereo_ros.depth.estimators import NONE, SMALL, DepthEstimator, choose_depth
+from worldstereo_ros.evaluation.depth_baselines import BASELINES, CONSTANT_M, HEIGHT_M, WALL_M
 from worldstereo_ros.evaluation.metrics import depth_error
+from worldstereo_ros.evaluation.tables import Column, build_table
 from worldstereo_ros.evaluation.world_sequences import Posed, open_data
-from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.views import View
 from worldstereo_ros.imaging.inpainting import fill_depth
 from worldstereo_ros.io.images import write_image
@@ -33,59 +34,8 @@ from worldstereo_ros.utils.errors import InputError
 from worldstereo_ros.visualization.images import depth_image
 from worldstereo_ros.world import WorldModel
 
-# Metres of a camera that looks level over a floor towards a wall, and of one depth everywhere: what `fit_ground` finds
-# over two views each of the first 120 training worlds of config/training/cpu.yaml. No others do better on the like.
-HEIGHT, WALL, CONSTANT = 0.67, 2.64, 2.35
-NEAREST = 0.2  # metres, of the floor
-COLUMN, ABREAST = 260, 6  # pixels across of the sheet's pictures, and how many of them stand side by side at most
-
-
-class ConstantDepth:
-    """The same depth everywhere: the median of the training worlds."""
-
-    def __call__(self, image: np.ndarray, camera: Camera) -> np.ndarray:
-        """See `DepthEstimator`."""
-        return np.full(image.shape[:2], CONSTANT, np.float32)
-
-
-class GroundPlane:
-    """A level camera `HEIGHT` above a floor, in front of a wall `WALL` away: guesses, the pose is not looked at."""
-
-    def __call__(self, image: np.ndarray, camera: Camera) -> np.ndarray:
-        """See `DepthEstimator`."""
-        return np.broadcast_to(ground_depth(camera, HEIGHT, WALL)[:, None], image.shape[:2]).astype(np.float32)
-
-
-def ground_depth(camera: Camera, height: float, wall: float) -> np.ndarray:
-    """(H,) metres of each row of a level camera `height` above a floor, in front of a wall `wall` away."""
-    below = (np.arange(camera.height) - camera.cy) / camera.fy
-    floor = height / np.maximum(below, height / (2 * wall))
-    return np.clip(floor, NEAREST, wall).astype(np.float32)
-
-
-def fit_ground(views: Iterable[tuple[np.ndarray, Camera]]) -> tuple[float, float, float]:
-    """(height, wall, constant) in metres that leave the least mean |log(depth / truth)|, on a grid.
-
-    Args:
-        views: (H, W) true depth, 0 = unknown, and its camera.
-    """
-    views = list(views)
-    heights, walls = np.geomspace(0.3, 3, 24), np.geomspace(1, 12, 24)
-    every = np.concatenate([depth[depth > 0][::7] for depth, _ in views])
-
-    def off(height: float, wall: float) -> float:
-        errors = []
-        for depth, camera in views:
-            said = np.broadcast_to(ground_depth(camera, height, wall)[:, None], depth.shape)
-            known = depth > 0
-            errors.append(np.abs(np.log(said[known] / depth[known]))[::7])
-        return float(np.concatenate(errors).mean())
-
-    _, height, wall = min((off(height, wall), height, wall) for height in heights for wall in walls)
-    return float(height), float(wall), float(np.median(every))
-
-
-BASELINES: dict[str, Callable[[], DepthEstimator]] = {"constant": ConstantDepth, "ground plane": GroundPlane}
+CELL_PX, MAX_COLUMNS = 260, 6  # of the contact sheet: width of an image, images side by side
+TABLE_WIDTH = 160  # characters, where the output is no terminal
 
 
 @dataclass(frozen=True)
@@ -94,12 +44,12 @@ class DepthRow:
 
     Attributes:
         sequence, estimator: names.
-        frames: how many have an estimate.
-        refused: how many have none (a picture of nothing but sky, say).
-        abs_rel, delta_1_25: in metres as given: mean |depth / truth - 1|, and the share within a ratio of 1.25.
-        aligned_abs_rel, aligned_delta_1_25: after scale alignment.
-        scale: median over frames of the factor that alignment takes; 1 = metric.
-        seconds: for each frame.
+        frames: number of frames with an estimate.
+        refused: number of frames without one, such as images of the sky alone.
+        abs_rel, delta_1_25: metric errors, see `metrics.depth_error`.
+        aligned_abs_rel, aligned_delta_1_25: errors after median scaling.
+        scale: median over frames of the scale factor; 1 = metric.
+        seconds: time of a frame.
     """
 
     sequence: str
@@ -115,8 +65,8 @@ class DepthRow:
 
 
 @dataclass
-class _Frames:
-    """What one estimator did on one sequence."""
+class _FrameErrors:
+    """Errors of one estimator on the frames of one sequence."""
 
     errors: list[tuple[float, ...]] = field(default_factory=list)
     refused: int = 0
@@ -138,40 +88,40 @@ def depth_errors(
     *,
     every: int = 1,
     progress: Callable[[str], None] = lambda text: None,
-    shown: list[tuple[View, dict[str, np.ndarray]]] | None = None,
+    examples: list[tuple[View, dict[str, np.ndarray]]] | None = None,
 ) -> list[DepthRow]:
-    """Errors of estimators and of `BASELINES` on every sequence, single pictures each.
+    """Evaluates estimators and `BASELINES` on single images.
 
     Args:
-        data: see `evaluation.worlds.open_data`.
+        data: see `world_sequences.open_data`.
         estimators: by name.
-        every: n-th frames alone.
+        every: evaluate every n-th frame.
         progress: called with a line of text.
-        shown: gets the middle frame of every sequence, with what each estimator says of it.
+        examples: list to which the middle frame of every sequence is added, with the depth of each estimator.
 
     Raises:
-        ValueError: a sequence is not known, or none of its frames has depth.
+        InputError: a sequence is unknown, or none of its frames has depth.
     """
-    everyone = {**estimators, **{name: make() for name, make in BASELINES.items()}}
+    all_estimators = {**estimators, **{name: make() for name, make in BASELINES.items()}}
     rows: list[DepthRow] = []
-    warm = False
+    warmed_up = False
     for sequence in (sequence for one in data for sequence in open_data(one)):
-        frames = {name: _Frames() for name in everyone}
+        frames = {name: _FrameErrors() for name in all_estimators}
         numbers = range(0, len(sequence), every)
-        known = 0
+        with_depth = 0
         for number in numbers:
             view = sequence[number]
             if view.depth is None or not (view.depth > 0).any():
                 continue
-            known += 1
+            with_depth += 1
             progress(f"{sequence.path.name}: frame {number + 1} of {len(sequence)}")
-            said: dict[str, np.ndarray] = {}
-            if not warm:  # what the first call prepares is no part of a frame's time
-                warm = True
-                for estimator in everyone.values():
+            predictions: dict[str, np.ndarray] = {}
+            if not warmed_up:  # the first call compiles and allocates, which is no part of a frame's time
+                warmed_up = True
+                for estimator in all_estimators.values():
                     with suppress(DepthError):
                         estimator(view.image, view.camera)
-            for name, estimator in everyone.items():
+            for name, estimator in all_estimators.items():
                 begin = time.perf_counter()
                 try:
                     depth = estimator(view.image, view.camera)
@@ -184,12 +134,12 @@ def depth_errors(
                     frames[name].refused += 1
                     continue
                 frames[name].errors.append((*errors, seconds))
-                said[name] = depth
-            if shown is not None and number == numbers[len(numbers) // 2]:
-                shown.append((view, said))
-        if not known:
-            raise InputError(f"{sequence.path.name} has no depth to compare with.")
-        rows += [frames[name].row(sequence.path.name, name) for name in everyone]
+                predictions[name] = depth
+            if examples is not None and number == numbers[len(numbers) // 2]:
+                examples.append((view, predictions))
+        if not with_depth:
+            raise InputError(f"{sequence.path.name} has no depth; evaluation needs true depth.")
+        rows += [frames[name].row(sequence.path.name, name) for name in all_estimators]
     return rows
 
 
@@ -201,53 +151,60 @@ def imagined_errors(
     device: str = "cpu",
     progress: Callable[[str], None] = lambda text: None,
 ) -> list[DepthRow]:
-    """Errors of the depth of imagined pixels, which goes into memory with them: those that memory did not cover.
+    """Evaluates the depth of imagined pixels, those that memory does not cover.
 
-    The first view is given; for each pipeline there is a row of its own depth, and one of what memory knows of the same
-    views, filled smoothly.
+    The first view of a sequence is observed. Each pipeline has one row for its own depth, and one for the depth in
+    memory, filled smoothly.
 
     Args:
-        data: see `evaluation.worlds.open_data`.
-        pipelines: of `load_pipeline`.
-        every: n-th frames alone are asked.
-        device: where the pipelines run.
+        data: see `world_sequences.open_data`.
+        pipelines: names of `load_pipeline`.
+        every: imagine every n-th frame.
+        device: of the pipelines.
         progress: called with a line of text.
 
     Raises:
-        ValueError: a pipeline or sequence is not known.
+        InputError: a pipeline or sequence is unknown.
     """
     rows: list[DepthRow] = []
     loaded = {name: load_pipeline(name, device) for name in pipelines}
     for sequence in (sequence for one in data for sequence in open_data(one)):
-        asked = sequence.subset(range(every, len(sequence), every))
+        targets = sequence.subset(range(every, len(sequence), every))
         for name, pipeline in loaded.items():
-            progress(f"{sequence.path.name}: {name} imagines {len(asked)} views")
-            frames = {f"{name}, imagined": _Frames(), f"{name}, smooth fill": _Frames()}
+            progress(f"{sequence.path.name}: {name} imagines {len(targets)} views")
+            frames = {f"{name}, imagined": _FrameErrors(), f"{name}, smooth fill": _FrameErrors()}
             world = WorldModel(pipeline, device=device)
             world.observe(sequence[0])
             begin = time.perf_counter()
-            for view, truth in zip(world.imagine(asked.poses, asked.camera), asked, strict=True):
+            for view, truth in zip(world.imagine(targets.poses, targets.camera), targets, strict=True):
                 seconds = time.perf_counter() - begin
                 assert view.depth is not None
                 assert view.covered is not None
                 assert truth.depth is not None
                 hole = ~view.covered
                 filled = fill_depth(np.where(hole, np.float32(0), view.depth))
-                for kept, depth in zip(frames.values(), (view.depth, filled), strict=True):
+                for errors_of_frames, depth in zip(frames.values(), (view.depth, filled), strict=True):
                     errors = errors_of(np.where(hole, depth, 0), truth.depth)
                     if errors is not None:
-                        kept.errors.append((*errors, seconds))
+                        errors_of_frames.errors.append((*errors, seconds))
                 begin = time.perf_counter()
-            rows += [kept.row(sequence.path.name, label) for label, kept in frames.items()]
+            rows += [of_frames.row(sequence.path.name, label) for label, of_frames in frames.items()]
     return rows
 
 
 def errors_of(depth: np.ndarray, truth: np.ndarray) -> tuple[float, float, float, float, float] | None:
-    """(AbsRel, share within 1.25, both after scale alignment, scale) of (H, W) metres; None without common pixels."""
-    both = (depth > 0) & (truth > 0)
-    if not both.any():
+    """Metric errors, errors after median scaling, and the scale.
+
+    Args:
+        depth, truth: (H, W) metres, 0 = unknown.
+
+    Returns:
+        (AbsRel, δ<1.25, AbsRel aligned, δ<1.25 aligned, scale); None if no pixel has depth in both.
+    """
+    valid = (depth > 0) & (truth > 0)
+    if not valid.any():
         return None
-    scale = float(np.median(truth[both]) / np.median(depth[both]))
+    scale = float(np.median(truth[valid]) / np.median(depth[valid]))
     plain, aligned = depth_error(depth, truth), depth_error(depth * np.float32(scale), truth)
     assert plain[0] is not None
     assert aligned[0] is not None
@@ -255,34 +212,38 @@ def errors_of(depth: np.ndarray, truth: np.ndarray) -> tuple[float, float, float
 
 
 def means(rows: Sequence[DepthRow]) -> list[DepthRow]:
-    """One row an estimator over all sequences, each counting the same; none where there is one sequence."""
+    """One row for each estimator: means over sequences; no rows for a single sequence."""
     if len({row.sequence for row in rows}) < 2:
         return []
-    found = []
+    averages = []
     for name in dict.fromkeys(row.estimator for row in rows):
-        of = [row for row in rows if row.estimator == name and row.frames]
+        members = [row for row in rows if row.estimator == name and row.frames]
 
-        def mean(key: str, of: list[DepthRow] = of) -> float | None:
-            return float(np.mean([getattr(row, key) for row in of])) if of else None
+        def mean(key: str, members: list[DepthRow] = members) -> float | None:
+            return float(np.mean([getattr(row, key) for row in members])) if members else None
 
         keys = ("abs_rel", "delta_1_25", "aligned_abs_rel", "aligned_delta_1_25", "scale", "seconds")
-        frames, refused = sum(row.frames for row in of), sum(row.refused for row in rows if row.estimator == name)
-        found.append(DepthRow("mean", name, frames, refused, *(mean(key) for key in keys)))
-    return found
+        frames, refused = sum(row.frames for row in members), sum(row.refused for row in rows if row.estimator == name)
+        averages.append(DepthRow("mean", name, frames, refused, *(mean(key) for key in keys)))
+    return averages
 
 
-def format_table(rows: Sequence[DepthRow]) -> Table:
-    """The rows and their means."""
-    table = Table("sequence", "depth of", "frames", "AbsRel", "δ<1.25", "AbsRel aligned", "δ aligned", "scale", "s")
-    for row in (*rows, *means(rows)):
-        figures = (
-            (row.abs_rel, "{:.3f}"), (row.delta_1_25, "{:.3f}"), (row.aligned_abs_rel, "{:.3f}"),
-            (row.aligned_delta_1_25, "{:.3f}"), (row.scale, "{:.2f}"), (row.seconds, "{:.3f}"),
-        )  # fmt: skip
-        count = f"{row.frames} (-{row.refused})" if row.refused else str(row.frames)
-        cells = ("-" if value is None else form.format(value) for value, form in figures)
-        table.add_row(row.sequence, row.estimator, count, *cells)
-    return table
+COLUMNS = [
+    Column("sequence", attrgetter("sequence"), label=True, fold=True),
+    Column("estimator", attrgetter("estimator"), label=True, fold=True),
+    Column("frames", lambda row: f"{row.frames} (-{row.refused})" if row.refused else row.frames),
+    Column("AbsRel", attrgetter("abs_rel"), "{:.3f}"),
+    Column("δ<1.25", attrgetter("delta_1_25"), "{:.3f}"),
+    Column("AbsRel aligned", attrgetter("aligned_abs_rel"), "{:.3f}"),
+    Column("δ<1.25 aligned", attrgetter("aligned_delta_1_25"), "{:.3f}"),
+    Column("scale", attrgetter("scale"), "{:.2f}"),
+    Column("s/frame", attrgetter("seconds"), "{:.3f}"),
+]
+
+
+def depth_table(rows: Sequence[DepthRow]) -> Table:
+    """A table for the terminal: the rows and their means."""
+    return build_table([*rows, *means(rows)], COLUMNS)
 
 
 def run(
@@ -295,76 +256,76 @@ def run(
     pipelines: Sequence[str] = (),
     device: str = "cpu",
 ) -> list[DepthRow]:
-    """Measures and prints the table (what `worldstereo evaluate --depth` does).
+    """Evaluates depth and prints the table; `worldstereo evaluate --depth` calls it.
 
     Args:
-        data: see `evaluation.worlds.open_data`.
-        depth_model: see `depth.choose_depth`; "" for the network that ships, "none" for the baselines alone.
-        every: n-th frames alone.
-        json_file: where the rows are written.
-        sheet: where pictures, truth and estimates are drawn.
-        pipelines: instead of estimators: depth of what these imagine, see `imagined_errors`.
+        data: see `world_sequences.open_data`.
+        depth_model: see `depth.choose_depth`; "" for the bundled network, "none" for the baselines alone.
+        every: evaluate every n-th frame.
+        json_file: file for the rows.
+        sheet: file for the contact sheet of images, true and estimated depth.
+        pipelines: evaluate the depth of views that these imagine instead, see `imagined_errors`.
         device: of torch.
 
     Raises:
-        ValueError: a model, or a sequence's depth, cannot be had.
+        InputError: a model or sequence is unknown, or a sequence has no depth.
     """
     console = Console()
     if pipelines:
         with console.status("loading") as status:
             rows = imagined_errors(data, pipelines, every=every, device=device, progress=status.update)
-        _tell(console, rows, json_file, {"every": every})
+        _report(console, rows, json_file, {"every": every})
         return rows
     estimators: dict[str, DepthEstimator] = {}
     estimator = choose_depth(depth_model or SMALL, device)
     if estimator is not None:
         estimators[depth_model or SMALL] = estimator
-    shown: list[tuple[View, dict[str, np.ndarray]]] = []
+    examples: list[tuple[View, dict[str, np.ndarray]]] = []
     with console.status("loading") as status:
-        rows = depth_errors(data, estimators, every=every, progress=status.update, shown=shown)
-    guesses = {"height": HEIGHT, "wall": WALL, "constant": CONSTANT}
-    _tell(console, rows, json_file, {"depth_model": depth_model or SMALL, "every": every, **guesses})
+        rows = depth_errors(data, estimators, every=every, progress=status.update, examples=examples)
+    baselines = {"height": HEIGHT_M, "wall": WALL_M, "constant": CONSTANT_M}
+    _report(console, rows, json_file, {"depth_model": depth_model or SMALL, "every": every, **baselines})
     if sheet is not None:
-        draw_sheet(shown, [name for name in estimators if name != NONE] or list(BASELINES), sheet)
-        console.print(f"Look at [bold]{sheet}[/].")
+        draw_sheet(examples, [name for name in estimators if name != NONE] or list(BASELINES), sheet)
+        console.print(f"Contact sheet: [bold]{sheet}[/]")
     return rows
 
 
-def _tell(console: Console, rows: list[DepthRow], json_file: Path | None, about: dict[str, Any]) -> None:
+def _report(console: Console, rows: list[DepthRow], json_file: Path | None, settings: dict[str, Any]) -> None:
     """Prints the table and writes the JSON."""
-    (console if console.is_terminal else Console(width=160)).print(format_table(rows))
+    (console if console.is_terminal else Console(width=TABLE_WIDTH)).print(depth_table(rows))
     if json_file is not None:
         json_file.parent.mkdir(parents=True, exist_ok=True)
-        content = {**about, "rows": [asdict(row) for row in (*rows, *means(rows))]}
+        content = {**settings, "rows": [asdict(row) for row in (*rows, *means(rows))]}
         json_file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
-def draw_sheet(shown: Sequence[tuple[View, dict[str, np.ndarray]]], names: Sequence[str], file: Path) -> None:
-    """A column a picture: the picture, its true depth, and below that what each of `names` says, after alignment."""
+def draw_sheet(examples: Sequence[tuple[View, dict[str, np.ndarray]]], names: Sequence[str], file: Path) -> None:
+    """Draws a column for each example: image, true depth, and the depth of each of `names` after median scaling."""
     columns = []
-    rows = max(round(COLUMN * view.camera.height / view.camera.width) for view, _ in shown)
-    for view, said in shown:
+    rows = max(round(CELL_PX * view.camera.height / view.camera.width) for view, _ in examples)
+    for view, predictions in examples:
         assert view.depth is not None
         far = float(np.percentile(view.depth[view.depth > 0], 98))
         cells = [view.image, depth_image(view.depth, far)]
         for name in names:
-            depth = said.get(name, np.zeros_like(view.depth))
+            depth = predictions.get(name, np.zeros_like(view.depth))
             errors = errors_of(depth, view.depth)
             cells.append(depth_image(depth * np.float32(errors[4] if errors else 1), far))
-        columns.append(np.concatenate([_fitted(cell, rows) for cell in cells]))
-    across = -(-len(columns) // -(-len(columns) // ABREAST))  # bands of nearly the same length
-    bands = [columns[first : first + across] for first in range(0, len(columns), across)]
+        columns.append(np.concatenate([_fit_cell(cell, rows) for cell in cells]))
+    per_band = -(-len(columns) // -(-len(columns) // MAX_COLUMNS))  # bands of nearly equal length
+    bands = [columns[first : first + per_band] for first in range(0, len(columns), per_band)]
     blank = np.full_like(columns[0], 255)
-    full = [np.concatenate(band + [blank] * (across - len(band)), axis=1) for band in bands]
-    write_image(file, np.concatenate(full))
+    padded = [np.concatenate(band + [blank] * (per_band - len(band)), axis=1) for band in bands]
+    write_image(file, np.concatenate(padded))
 
 
-def _fitted(picture: np.ndarray, rows: int) -> np.ndarray:
-    """(rows, COLUMN, 3): as large as fits, on white."""
-    factor = min(COLUMN / picture.shape[1], rows / picture.shape[0]) * 0.98
-    size = (round(picture.shape[1] * factor), round(picture.shape[0] * factor))
-    small = cv2.resize(picture, size, interpolation=cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR)
-    cell = np.full((rows, COLUMN, 3), 255, np.uint8)
-    y, x = (rows - size[1]) // 2, (COLUMN - size[0]) // 2
+def _fit_cell(image: np.ndarray, rows: int) -> np.ndarray:
+    """(rows, CELL_PX, 3): the image scaled to fit, on white."""
+    factor = min(CELL_PX / image.shape[1], rows / image.shape[0]) * 0.98
+    size = (round(image.shape[1] * factor), round(image.shape[0] * factor))
+    small = cv2.resize(image, size, interpolation=cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR)
+    cell = np.full((rows, CELL_PX, 3), 255, np.uint8)
+    y, x = (rows - size[1]) // 2, (CELL_PX - size[0]) // 2
     cell[y : y + size[1], x : x + size[0]] = small
     return cell

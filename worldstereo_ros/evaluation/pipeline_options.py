@@ -1,7 +1,8 @@
-"""Pipelines as the evaluation names them: `NAME?OPTION=VALUE&OPTION=VALUE`.
+"""Pipelines with options: `NAME?OPTION=VALUE&OPTION=VALUE`.
 
-`runs/small:memory?steps=40&compose=false` is the memory variant in runs/small, in forty steps, every pixel its own.
-Options change how a checkpoint is used, never what was loaded, so that one model in memory serves all names of it.
+`runs/small:memory?steps=40&compose=false` is the variant memory in runs/small with 40 denoising steps and without
+composing observed pixels. Options change how a checkpoint is used and not its weights, so all names of a checkpoint
+share one model.
 """
 
 from __future__ import annotations
@@ -27,10 +28,10 @@ if TYPE_CHECKING:
 
     from worldstereo_ros.pipelines.worldstereo.pipeline import WorldStereoPipeline
 
-UNALIGNED = "geometric-unaligned"  # without exposure alignment, to see what that step gives
+UNALIGNED = "geometric-unaligned"  # without exposure alignment, an ablation
 
 
-def _truth(value: str) -> bool:
+def _boolean(value: str) -> bool:
     if value not in ("true", "false"):
         raise InputError("true or false")
     return value == "true"
@@ -48,7 +49,7 @@ def _guidance(value: str) -> float:
     except ValueError:
         number = math.nan
     if not 1 <= number <= 100:
-        raise InputError("a number in 1..100 (1 = none)")
+        raise InputError("a number in 1..100 (1 = no guidance)")
     return number
 
 
@@ -61,26 +62,26 @@ def _attention(value: str) -> str:
 OPTIONS: dict[str, Callable[[str], Any]] = {
     "steps": _steps,
     "guidance": _guidance,
-    "compose": _truth,
-    "control": _truth,
-    "memory": _truth,
+    "compose": _boolean,
+    "control": _boolean,
+    "memory": _boolean,
     "reference_attention": _attention,
 }
 
 
 @dataclass(frozen=True)
 class PipelineName:
-    """A name, taken apart.
+    """A parsed pipeline name.
 
     Attributes:
-        text: as it was written, and as it stands in tables.
-        model: what is loaded: `geometric`, a folder, a hub id, with `:variant` behind it.
-        options: by name, of `OPTIONS`:
-            steps: denoising steps instead of the variant's own.
+        text: the name as given, and in tables.
+        model: what is loaded: `geometric`, or a folder or hub id with an optional `:variant`.
+        options: values by name, of `OPTIONS`:
+            steps: number of denoising steps; default: the variant's.
             guidance: scale of classifier-free guidance.
-            compose: show remembered pictures where a sensor saw what the view shows; false: every pixel is the model's.
-            control: false sets the control branch aside: renders, holes and rays are not looked at.
-            memory: false gives the model no references.
+            compose: take observed pixels from memory; false: the model generates every pixel.
+            control: false disables the control branch (renders, holes, Plücker rays).
+            memory: false gives the model no reference views.
             reference_attention: full, paired or correspondence.
     """
 
@@ -90,10 +91,10 @@ class PipelineName:
 
     @classmethod
     def parse(cls, text: str) -> PipelineName:
-        """Reads a name.
+        """Parses a name.
 
         Raises:
-            ValueError: an option is not known, is there twice, or has a value that it cannot have.
+            InputError: an option is unknown, repeated, or has an invalid value.
         """
         model, mark, query = text.partition("?")
         options: dict[str, Any] = {}
@@ -105,24 +106,24 @@ class PipelineName:
                     f"{', '.join(OPTIONS)}."
                 )
             if name in options:
-                raise InputError(f"The pipeline '{text}' says {name} twice; say it once.")
+                raise InputError(f"The pipeline '{text}' has {name} twice; give it once.")
             try:
                 options[name] = OPTIONS[name](value)
             except ValueError as expected:
-                raise InputError(f"The pipeline '{text}' says {name}={value}; {expected} was expected.") from None
+                raise InputError(f"The pipeline '{text}' has {name}={value}; {expected} was expected.") from None
         if options and model in ("geometric", UNALIGNED, *BASELINES):
             raise InputError(f"'{model}' is no checkpoint and takes no options; '{text}' has {', '.join(options)}.")
         return cls(text, model, options)
 
 
 class Pipelines:
-    """The pipelines of a table; each model is loaded once, however many names mean it."""
+    """Pipelines by name; names of the same model share one instance."""
 
     def __init__(self, names: Iterable[str], device: str = "cpu") -> None:
-        """Loads what the names need; baselines are none of its business.
+        """Loads the models of all names; names of baselines are ignored.
 
         Raises:
-            ValueError: a name or its options are not known, or the model cannot do what an option says.
+            InputError: a name or option is unknown, or the model does not support an option.
         """
         parsed = [PipelineName.parse(name) for name in names if name not in BASELINES]
         self._names = {name.text: name for name in parsed}
@@ -136,15 +137,15 @@ class Pipelines:
 
     @contextmanager
     def use(self, text: str) -> Iterator[Pipeline]:
-        """The pipeline of a name, as its options say for as long as the block lasts."""
+        """Context manager: the pipeline of a name, with its options applied inside the block."""
         name = self._names[text]
-        with changed(self._loaded[name.model], name.options) as pipeline:
+        with with_options(self._loaded[name.model], name.options) as pipeline:
             yield pipeline
 
 
 @contextmanager
-def changed(pipeline: Any, options: Mapping[str, Any]) -> Iterator[Pipeline]:
-    """A checkpoint's pipeline under the options of a name; afterwards it is as it was."""
+def with_options(pipeline: Any, options: Mapping[str, Any]) -> Iterator[Pipeline]:
+    """Context manager: applies options to a checkpoint's pipeline and restores it afterwards."""
     if not options:
         yield pipeline
         return
@@ -160,7 +161,7 @@ def changed(pipeline: Any, options: Mapping[str, Any]) -> Iterator[Pipeline]:
             transformer.set_reference_attention(options["reference_attention"], implementation)
         if not options.get("control", True):
             transformer.controlnet = None
-            # What the transformer asks for follows from its configuration.
+            # The transformer derives its required inputs from its configuration.
             transformer.register_to_config(controlnet_cfg=None)
         yield pipeline if options.get("memory", True) else _WithoutReferences(pipeline)
     finally:
@@ -172,7 +173,7 @@ def changed(pipeline: Any, options: Mapping[str, Any]) -> Iterator[Pipeline]:
 
 
 class _WithoutReferences:
-    """A pipeline that is told of no retrieved view. What it composes from memory is not touched."""
+    """A pipeline without retrieved reference views. Composing observed pixels is unchanged."""
 
     def __init__(self, pipeline: WorldStereoPipeline) -> None:
         self._pipeline = pipeline
@@ -184,8 +185,8 @@ class _WithoutReferences:
     ) -> Iterator[PipelineFrame]:
         """Yields the frames of the clip in order."""
         none = np.full_like(conditioning.reference_index, -1)
-        alone = replace(conditioning, reference_index=none)
-        yield from self._pipeline(alone, prompt=prompt, generator=generator, on_step=on_step)
+        conditioning = replace(conditioning, reference_index=none)
+        yield from self._pipeline(conditioning, prompt=prompt, generator=generator, on_step=on_step)
 
 
 def _check(name: PipelineName, pipeline: Any) -> None:
@@ -193,14 +194,14 @@ def _check(name: PipelineName, pipeline: Any) -> None:
         return
     settings = getattr(pipeline, "settings", None)
     if settings is None:
-        raise InputError(f"'{name.model}' is no checkpoint and takes no options; '{name.text}' has some.")
-    of_memory = [option for option in ("memory", "reference_attention") if option in name.options]
-    if of_memory and not settings.has_memory_branch:
+        raise InputError(f"'{name.model}' is no checkpoint and takes no options; remove those of '{name.text}'.")
+    memory_options = [option for option in ("memory", "reference_attention") if option in name.options]
+    if memory_options and not settings.has_memory_branch:
         raise InputError(
-            f"The pipeline '{name.text}' says {' and '.join(of_memory)}, and {settings.variant} takes no references; "
-            "name a memory variant."
+            f"The pipeline '{name.text}' has {' and '.join(memory_options)}, and {settings.variant} takes no "
+            "references; use a memory variant."
         )
     if process_count() > 1 and {"control", "reference_attention"} & set(name.options):
         raise InputError(
-            f"The pipeline '{name.text}' changes the transformer, which several processes share; use one process."
+            f"The pipeline '{name.text}' changes the transformer, which several processes share; run it in one process."
         )

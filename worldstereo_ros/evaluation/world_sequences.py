@@ -1,7 +1,7 @@
-"""Procedural worlds as sequences to evaluate on: no model was trained on the `test` split.
+"""Procedural worlds as sequences for evaluation. The bundled models were not trained on the split `test`.
 
-`worlds:test:8` stands for the first eight worlds of that split. World i is of kind i of `scenes.KINDS` in turn and is
-walked through along kind i + i // len(KINDS) of `scenes.PATHS` in turn, so that every kind meets every way of moving.
+`worlds:test:8` is the first eight worlds of that split. Kinds of scenes take turns, and kinds of paths too, shifted so
+that every kind of scene is combined with every kind of path.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ from worldstereo_ros.utils.errors import InputError
 
 PREFIX = "worlds:"
 CAMERA = Camera.from_fov(320, 240, math.radians(75))
-VIEWS = 41  # of a walk: a seed and two clips of twenty
-STEP, TURN = 0.15, 0.16  # metres and radians from view to view, at most
+VIEWS = 41  # of a sequence: the first view and two clips of twenty
+MAX_STEP_M, MAX_TURN_RAD = 0.15, 0.16  # between consecutive views
 PERIOD_NS = 200_000_000
-FACE = math.radians(100)  # of the six views that make a panorama: they overlap a little
+FACE_FOV_RAD = math.radians(100)  # of the six views of a panorama; with 90 degrees they would not overlap
 
 
 class Posed(Protocol):
-    """What the evaluation needs of a sequence; `datasets.Sequence` and `WorldSequence` have it."""
+    """A posed sequence of views, as evaluation needs it."""
 
     @property
     def path(self) -> Path:
-        """Its last part is the name in tables."""
+        """The sequence's path; its last part is the name in tables."""
 
     @property
     def camera(self) -> Camera:
-        """Of all views."""
+        """Intrinsics of all views."""
 
     @property
     def poses(self) -> np.ndarray:
@@ -48,11 +48,11 @@ class Posed(Protocol):
 
     @property
     def posed(self) -> bool:
-        """The poses are known."""
+        """Whether poses are available."""
 
     @property
     def has_depth(self) -> bool:
-        """At least one view has depth."""
+        """Whether any view has depth."""
 
     def __len__(self) -> int: ...
 
@@ -65,14 +65,14 @@ class Posed(Protocol):
 
 
 class WorldSequence:
-    """A walk through a procedural world. Views are drawn when they are asked for, and kept.
+    """A walk through a procedural world. Views are rendered on first access and cached.
 
     Attributes:
-        path: its name, as a path that is nowhere.
-        camera: of all views.
+        path: the name, as a path that does not exist.
+        camera: intrinsics of all views.
         poses: (N, 4, 4) float64 world_from_camera, OpenCV axes, metres.
-        indices: (N,) int64, the number of each view on the walk.
-        posed, has_depth: always.
+        indices: (N,) int64, number of each view in the whole walk.
+        posed, has_depth: True.
     """
 
     posed = True
@@ -86,25 +86,25 @@ class WorldSequence:
         poses: np.ndarray,
         *,
         indices: np.ndarray | None = None,
-        drawn: dict[int, View] | None = None,
+        cache: dict[int, View] | None = None,
     ) -> None:
-        """Views of `scene` from `poses`; `drawn` is what sequences of the same walk share."""
+        """Creates a sequence of views of `scene` from `poses`; `cache` is shared by subsets of the same walk."""
         self.path = Path(name)
         self.camera, self.poses = camera, poses
         self.indices = np.arange(len(poses)) if indices is None else indices
-        self._scene, self._drawn = scene, {} if drawn is None else drawn
+        self._scene, self._cache = scene, {} if cache is None else cache
 
     def __len__(self) -> int:
         return len(self.poses)
 
     def __getitem__(self, key: int) -> View:
-        """The view `key`, from 0, negative from the end. Raises IndexError."""
+        """View `key`; negative numbers count from the end. Raises IndexError."""
         if not -len(self) <= key < len(self):
-            raise IndexError(f"View {key} was asked for; {self.path} has {len(self)}.")
+            raise IndexError(f"{self.path} has {len(self)} views; there is no view {key}.")
         number = int(self.indices[key])
-        if number not in self._drawn:
-            self._drawn[number] = render_view(self._scene, self.camera, self.poses[key], stamp_ns=number * PERIOD_NS)
-        return self._drawn[number]
+        if number not in self._cache:
+            self._cache[number] = render_view(self._scene, self.camera, self.poses[key], stamp_ns=number * PERIOD_NS)
+        return self._cache[number]
 
     def __iter__(self) -> Iterator[View]:
         return (self[index] for index in range(len(self)))
@@ -113,71 +113,74 @@ class WorldSequence:
         """The views at these positions, in this order. Raises IndexError."""
         rows = np.arange(len(self))[list(indices)]
         return WorldSequence(
-            self._scene, str(self.path), self.camera, self.poses[rows], indices=self.indices[rows], drawn=self._drawn
+            self._scene, str(self.path), self.camera, self.poses[rows], indices=self.indices[rows], cache=self._cache
         )
 
     def instances(self) -> np.ndarray:
-        """(N, H, W) int32, which object of the world each pixel of each view shows; 0 is nothing, as the sky."""
+        """(N, H, W) int32 instance segmentation: the object at each pixel, 0 for none (sky)."""
         return render_scene(self._scene, self.camera, self.poses).instance.cpu().numpy()
 
     def seen_from(self, poses: np.ndarray, camera: Camera | None = None) -> WorldSequence:
-        """Views of the same world from other poses (N, 4, 4), by the same camera where None."""
+        """Views of the same world from other poses (N, 4, 4); `camera` defaults to the sequence's."""
         return WorldSequence(self._scene, str(self.path), camera or self.camera, np.asarray(poses, np.float64))
 
 
 def world_panorama(sequence: WorldSequence, world_from_camera: np.ndarray, height: int) -> Panorama:
-    """The true panorama of a world, with distances, as fine as its six views.
+    """Renders a ground-truth panorama with distances from six views.
 
     Args:
         sequence: a walk through the world.
         world_from_camera: (4, 4) pose of the panorama.
-        height: rows; there are twice as many columns.
+        height: rows in pixels; the width is twice that.
     """
-    turns = [look(index * math.pi / 2, 0.0) for index in range(4)] + [look(0, way * math.pi / 2) for way in (1, -1)]
-    size = 2 * math.ceil(height * math.tan(FACE / 2) / math.pi)
+    rotations = [look(index * math.pi / 2, 0.0) for index in range(4)]
+    rotations += [look(0, sign * math.pi / 2) for sign in (1, -1)]
+    size = 2 * math.ceil(height * math.tan(FACE_FOV_RAD / 2) / math.pi)
     faces = sequence.seen_from(
-        np.stack([world_from_camera @ turn for turn in turns]), Camera.from_fov(size, size, FACE)
+        np.stack([world_from_camera @ rotation for rotation in rotations]), Camera.from_fov(size, size, FACE_FOV_RAD)
     )
     return panorama_from_views(list(faces), height, world_from_camera=world_from_camera, align=False)
 
 
 def world_sequence(split: str, index: int, *, views: int = VIEWS, camera: Camera = CAMERA) -> WorldSequence:
-    """World `index` of a split, always the same.
+    """World `index` of a split; deterministic.
 
     Args:
-        split: of `scenes.SPLITS`.
-        index: which world; kind and path follow from it, see the module.
-        views: how many.
+        split: one of `scenes.SPLITS`.
+        index: number of the world; kind and path follow from it, see the module.
+        views: number of views.
         camera: intrinsics of the views.
 
     Raises:
-        ValueError: no such split or world, or one too full to walk in.
+        InputError: the split or world does not exist, or the world has no free path.
     """
     kinds = list(KINDS)
     kind = kinds[index % len(kinds)]
     walk = PATHS[(index + index // len(kinds)) % len(PATHS)]
     scene = make_scene(kind, seed_of(split, index))
-    poses = make_path(scene, walk, views, seed=0, step=STEP, turn=TURN)
+    poses = make_path(scene, walk, views, seed=0, step=MAX_STEP_M, turn=MAX_TURN_RAD)
     return WorldSequence(scene, f"{split}{index}-{kind}-{walk}", camera, poses)
 
 
 def open_worlds(text: str) -> list[WorldSequence]:
-    """The worlds that `worlds:SPLIT:COUNT` stands for; one that cannot be walked in is passed over.
+    """Opens the worlds of `worlds:SPLIT:COUNT`; worlds without a free path are skipped.
 
     Raises:
-        ValueError: the text says something else.
+        InputError: the text has another form, or there are too few worlds.
     """
     parts = text.split(":")
     if len(parts) != 3 or parts[1] not in SPLITS or not parts[2].isdecimal() or int(parts[2]) < 1:
         raise InputError(
-            f"'{text}' stands for no worlds; worlds:SPLIT:COUNT was expected, as in worlds:test:8, with a split of "
+            f"'{text}' names no worlds; worlds:SPLIT:COUNT was expected, as in worlds:test:8, with one of the splits "
             f"{', '.join(SPLITS)}."
         )
     found: list[WorldSequence] = []
-    wanted, index = int(parts[2]), 0
-    while len(found) < wanted:
-        if index >= min(4 * wanted + 16, len(SPLITS[parts[1]])):
-            raise InputError(f"Of {index} worlds of the split {parts[1]} only {len(found)} can be walked in.")
+    count, index = int(parts[2]), 0
+    while len(found) < count:
+        if index >= min(4 * count + 16, len(SPLITS[parts[1]])):
+            raise InputError(
+                f"Only {len(found)} of {index} worlds of the split {parts[1]} have a free path; lower COUNT."
+            )
         with suppress(ValueError):
             found.append(world_sequence(parts[1], index))
         index += 1
@@ -185,13 +188,13 @@ def open_worlds(text: str) -> list[WorldSequence]:
 
 
 def open_data(data: str | Path | Posed) -> list[Posed]:
-    """The sequences that one `--data` means.
+    """Opens the sequences of one `--data` option.
 
     Args:
-        data: `worlds:SPLIT:COUNT`, a posed sequence with depth, a folder of such, or a sequence that is open already.
+        data: `worlds:SPLIT:COUNT`, a posed sequence with depth, a folder of such sequences, or an open sequence.
 
     Raises:
-        ValueError: it is none of these.
+        InputError: it is none of these.
     """
     if not isinstance(data, str | Path):
         return [data]
@@ -202,5 +205,5 @@ def open_data(data: str | Path | Posed) -> list[Posed]:
         return [open_posed(path)]
     found = sorted(file.parent for file in path.glob("*/poses.txt") if (file.parent / "depth").is_dir())
     if not found:
-        raise InputError(f"{path} is no posed sequence (poses.txt, frames/, depth/) and no folder of such.")
+        raise InputError(f"{path} is no posed sequence (poses.txt, frames/, depth/) and contains none.")
     return [open_posed(folder) for folder in found]
