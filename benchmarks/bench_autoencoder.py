@@ -24,7 +24,7 @@ def ways(
     wan: AutoencoderKLWan, flat: KeyframeAutoencoder, frames: torch.Tensor, batch: int
 ) -> dict[str, dict[str, Callable[[], torch.Tensor]]]:
     count = frames.shape[2]
-    latents = flat.encode(frames, batch=batch)
+    latents = flat.encode(frames, batch_size=batch)
     mean, std = (
         torch.tensor(n).view(1, -1, 1, 1, 1).to(frames) for n in (wan.config.latents_mean, wan.config.latents_std)
     )
@@ -40,13 +40,13 @@ def ways(
     return {
         "encode": {
             "video autoencoder, one by one": encode,
-            "flat, one by one": lambda: flat.encode(frames, batch=1),
-            f"flat, {batch} at a time": lambda: flat.encode(frames, batch=batch),
+            "flat, one by one": lambda: flat.encode(frames, batch_size=1),
+            f"flat, {batch} at a time": lambda: flat.encode(frames, batch_size=batch),
         },
         "decode": {
             "video autoencoder, one by one": decode,
-            "flat, one by one": lambda: flat.decode(latents, batch=1),
-            f"flat, {batch} at a time": lambda: flat.decode(latents, batch=batch),
+            "flat, one by one": lambda: flat.decode(latents, batch_size=1),
+            f"flat, {batch} at a time": lambda: flat.decode(latents, batch_size=batch),
         },
     }
 

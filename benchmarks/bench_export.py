@@ -26,7 +26,7 @@ from worldstereo_ros.export.onnx import (
     export_autoencoder,
     export_control,
 )
-from worldstereo_ros.export.runtime import AutoencoderSession, ControlSession, OrtRunner
+from worldstereo_ros.export.runtime import ExportedAutoencoder, ExportedControlBranch, OnnxRuntimeRunner
 from worldstereo_ros.models.autoencoders.keyframe import KeyframeAutoencoder
 from worldstereo_ros.models.worldstereo.control import ControlBranch
 
@@ -106,8 +106,8 @@ def control(
     ways["torch"] = lambda: branch(*given)
     for attention in options.attention:
         exported = export_control(branch, folder / f"{attention}.onnx", dtype=dtype, attention=attention)
-        runner = OrtRunner(exported.path, device)
-        session = ControlSession(runner, exported.description, branch.proj_out)
+        runner = OnnxRuntimeRunner(exported.path, device)
+        session = ExportedControlBranch(runner, exported.description, branch.proj_out)
         if not given:
             given.extend(t.to(device) for t in control_example(exported.description, size, dtype))
         ways[f"onnxruntime, {attention} attention"] = lambda session=session: session(*given)
@@ -126,7 +126,7 @@ def halves(
 ) -> None:
     for half in ("encoder", "decoder"):
         exported = export_autoencoder(model, folder / f"{half}.onnx", part=f"autoencoder-{half}")
-        session = AutoencoderSession.of(model, **{half: OrtRunner(exported.path, device)})
+        session = ExportedAutoencoder.of(model, **{half: OnnxRuntimeRunner(exported.path, device)})
         (given,) = (t.to(device) for t in autoencoder_example(exported.description, size, torch.float32))
         name = "encode" if half == "encoder" else "decode"
         ways = {

@@ -237,7 +237,7 @@ def autoencoder_ways(
     """Encode and decode of (N, 3, H, W) and (N, 16, h, w): ours side by side, or diffusers' frame by frame."""
     if given["autoencoder"] == "flat":
         batch = given["vae_batch"] or None
-        return lambda x: flat.encode(x, batch=batch), lambda z: flat.decode(z, batch=batch)
+        return lambda x: flat.encode(x, batch_size=batch), lambda z: flat.decode(z, batch_size=batch)
     from diffusers import AutoencoderKLWan
 
     wan = AutoencoderKLWan(**size.autoencoder).to(device, dtype).requires_grad_(False).eval()

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 from worldstereo_ros.models.autoencoders.keyframe import KeyframeAutoencoder
-from worldstereo_ros.models.checkpoints.loading import parameter_dtype, place
+from worldstereo_ros.models.checkpoints.loading import parameter_dtype, set_parameter
 from worldstereo_ros.models.worldstereo.transformer import WorldStereoTransformer
 
 TEXT_TOKENS, IMAGE_TOKENS = 512, 257
@@ -91,7 +91,7 @@ def build(
             tensor = torch.empty(parameter.shape, dtype=kind, device=device)
             norm = parameter.ndim == 1 and name.endswith("weight")
             tensor.normal_(1.0 if norm or name.endswith("gamma") else 0.0, 0.02, generator=generator)
-            place(model, name, tensor, kind)
+            set_parameter(model, name, tensor, kind)
     return transformer.requires_grad_(False), autoencoder.requires_grad_(False)
 
 

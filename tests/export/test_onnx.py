@@ -1,4 +1,4 @@
-"""Exported models compute what torch computes, at sizes they were not traced on, and take its place."""
+"""ExportedFile models compute what torch computes, at sizes they were not traced on, and take its place."""
 
 import sys
 
@@ -23,13 +23,13 @@ from worldstereo_ros.export.onnx import (
     weights_hash,
 )
 from worldstereo_ros.export.runtime import (
-    AutoencoderSession,
-    ControlSession,
-    OrtRunner,
+    ExportedAutoencoder,
+    ExportedControlBranch,
+    OnnxRuntimeRunner,
     choose_providers,
     use_control_backend,
 )
-from worldstereo_ros.export.verify import Check, verify
+from worldstereo_ros.export.verify import VerificationResult, verify
 from worldstereo_ros.models.autoencoders.keyframe import KeyframeAutoencoder
 
 TRACED = (2, 3, 4, 3)
@@ -167,7 +167,7 @@ def test_offsets_with_weights_beside_the_file(video_file):
     model = library.load(str(exported.path), load_external_data=False)
     assert {(entry.domain, entry.version) for entry in model.opset_import} == {("", 18)}
     assert exported.path.stat().st_size < exported.data.stat().st_size
-    session = ControlSession(OrtRunner(exported.path), read_description(exported.path))
+    session = ExportedControlBranch(OnnxRuntimeRunner(exported.path), read_description(exported.path))
     for size in SIZES:
         inputs = control_example(exported.description, size, torch.float32, seed=3)
         assert inputs[1].shape[2] == 4 * size[1] - 3
@@ -228,7 +228,9 @@ def test_the_command_line_exports_and_shows_how_exact(encoder):
 @pytest.mark.parametrize("size", [(1, 1, 1), (4, 3, 7), (2, 10, 4)])
 @torch.no_grad()
 def test_the_autoencoder_is_the_same_at_other_sizes(autoencoder, encoder, decoder, size):
-    session = AutoencoderSession.of(autoencoder, encoder=OrtRunner(encoder[0]), decoder=OrtRunner(decoder.path))
+    session = ExportedAutoencoder.of(
+        autoencoder, encoder=OnnxRuntimeRunner(encoder[0]), decoder=OnnxRuntimeRunner(decoder.path)
+    )
     assert not list(session.parameters())
     (latents,) = autoencoder_example(decoder.description, size, torch.float32, seed=4)
     pictures = autoencoder.decode(latents)
@@ -242,7 +244,7 @@ def test_the_autoencoder_is_the_same_at_other_sizes(autoencoder, encoder, decode
 
 @torch.no_grad()
 def test_one_half_may_stay_in_torch(autoencoder, decoder):
-    session = AutoencoderSession.of(autoencoder, decoder=OrtRunner(decoder.path))
+    session = ExportedAutoencoder.of(autoencoder, decoder=OnnxRuntimeRunner(decoder.path))
     pictures = torch.rand(2, 3, 16, 24) * 2 - 1
     torch.testing.assert_close(session.encode(pictures), autoencoder.encode(pictures))
 
@@ -260,10 +262,10 @@ def test_a_file_that_computes_something_else_is_removed(autoencoder, decoder, tm
 
     def copied(model, path, **_):
         path.write_bytes(decoder.path.read_bytes())
-        return onnx.Exported(path, None, decoder.description)
+        return onnx.ExportedFile(path, None, decoder.description)
 
     monkeypatch.setattr(export, "export_autoencoder", copied)
-    monkeypatch.setattr(export, "verify", lambda *_, **__: [Check((1, 2, 3), 0.5, 1.0, 0.1, 0.1)])
+    monkeypatch.setattr(export, "verify", lambda *_, **__: [VerificationResult((1, 2, 3), 0.5, 1.0, 0.1, 0.1)])
     result = CliRunner().invoke(app, ["export", str(tmp_path / "model"), str(target), "--part", "autoencoder-decoder"])
     assert result.exit_code == 1
     assert "differ by 0.5" in result.output
@@ -280,7 +282,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
             where.write_bytes(b"half")
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(onnx, "need", lambda name: Full)
+    monkeypatch.setattr(onnx, "require_package", lambda name: Full)
     with pytest.raises(ModelExportError, match="No space left on device"):
         onnx._save(None, path, external=True, tag="x")
     assert path.read_bytes() == b"old"
@@ -339,7 +341,7 @@ def test_a_folder_is_not_exported_as_a_cloud(tmp_path):
 def test_the_backend_is_chosen_where_pipelines_are_loaded(monkeypatch, swapped, tmp_path):
     from types import SimpleNamespace
 
-    from worldstereo_ros.export.runtime import ControlSession
+    from worldstereo_ros.export.runtime import ExportedControlBranch
     from worldstereo_ros.pipelines.auto import load_pipeline
     from worldstereo_ros.pipelines.worldstereo.pipeline import WorldStereoPipeline
     from worldstereo_ros.ros.node import world_factory
@@ -348,9 +350,9 @@ def test_the_backend_is_chosen_where_pipelines_are_loaded(monkeypatch, swapped, 
     monkeypatch.setattr(runtime, "cache_folder", lambda: swapped[2])
     pipeline = SimpleNamespace(transformer=tiny_transformer(control=TWO_BLOCKS))
     monkeypatch.setattr(WorldStereoPipeline, "from_pretrained", lambda *_, **__: pipeline)
-    assert not isinstance(load_pipeline(str(tmp_path)).transformer.controlnet, ControlSession)
+    assert not isinstance(load_pipeline(str(tmp_path)).transformer.controlnet, ExportedControlBranch)
     assert isinstance(
-        load_pipeline(str(tmp_path), control_backend="onnxruntime").transformer.controlnet, ControlSession
+        load_pipeline(str(tmp_path), control_backend="onnxruntime").transformer.controlnet, ExportedControlBranch
     )
     with pytest.raises(ConfigurationError, match="'geometric' has no control branch"):
         world_factory.build_world(

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from worldstereo_ros.export import engine_cache, tensorrt
-from worldstereo_ros.export.engine_cache import EngineCache, EngineKey, InputRange
+from worldstereo_ros.export.engine_cache import EngineCache, EngineKey, InputProfile
 from worldstereo_ros.export.onnx import ModelExportError
-from worldstereo_ros.export.tensorrt import EngineRunner, build_engine, engine_key, load_tensorrt
+from worldstereo_ros.export.tensorrt import TensorRTRunner, build_engine, engine_key, load_tensorrt
 
-LATENT = InputRange("latent", (1, 36, 21, 60, 96), (1, 36, 21, 60, 96), (1, 36, 21, 60, 96))
+LATENT = InputProfile("latent", (1, 36, 21, 60, 96), (1, 36, 21, 60, 96), (1, 36, 21, 60, 96))
 KEY = EngineKey("model", "NVIDIA H200", (9, 0), "10.9.0", (LATENT,))
 
 
@@ -141,11 +141,11 @@ def test_timings_belong_to_a_gpu_and_a_version(cache):
 
 
 def test_shapes_must_bound_each_other():
-    assert InputRange("x", (1, 2), (1, 4), (1, 8)).holds((1, 5))
-    assert not InputRange("x", (1, 2), (1, 4), (1, 8)).holds((2, 5))
+    assert InputProfile("x", (1, 2), (1, 4), (1, 8)).holds((1, 5))
+    assert not InputProfile("x", (1, 2), (1, 4), (1, 8)).holds((2, 5))
     for least, best, most in (((1, 2), (1, 1), (1, 8)), ((1,), (1, 1), (1, 1)), ((0,), (1,), (1,))):
         with pytest.raises(ModelExportError, match="least <= best <= most"):
-            InputRange("x", least, best, most)
+            InputProfile("x", least, best, most)
 
 
 def test_a_machine_without_tensorrt_says_so(monkeypatch):
@@ -208,7 +208,7 @@ def model(tmp_path, monkeypatch):
     return tmp_path / "control.onnx", description
 
 
-SHAPES = (LATENT, InputRange("volume", (1, 7, 1, 16, 16), (1, 7, 2, 16, 16), (1, 7, 4, 32, 32)))
+SHAPES = (LATENT, InputProfile("volume", (1, 7, 1, 16, 16), (1, 7, 2, 16, 16), (1, 7, 4, 32, 32)))
 
 
 def test_an_engine_is_built_for_the_shapes_and_in_the_type_of_the_file(model, tmp_path, monkeypatch):
@@ -269,4 +269,4 @@ def test_the_key_follows_the_file(model):
 def test_engines_run_on_gpus_alone(model, cache, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorrt", Recorder())
     with pytest.raises(ModelExportError, match="choose device cuda"):
-        EngineRunner(model[0], cache, torch.device("cpu"))
+        TensorRTRunner(model[0], cache, torch.device("cpu"))

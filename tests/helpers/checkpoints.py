@@ -114,7 +114,7 @@ def tiny_inputs(
     if R:
         inputs["reference_latent"] = noise(batch, config.in_channels, R, h, w)
         inputs["ref_index"] = torch.tensor(ref_index)
-    if model.has_memory:
+    if model.has_memory_branch:
         inputs["camera_qt"] = noise(batch, frames, 7)
         if R:
             inputs["camera_qt_ref"] = noise(batch, R, 7)

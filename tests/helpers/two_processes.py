@@ -19,7 +19,7 @@ from worldstereo_ros.geometry.trajectories import trajectory
 from worldstereo_ros.geometry.views import View
 from worldstereo_ros.models.checkpoints.loading import parameter_dtype
 from worldstereo_ros.pipelines.diffusion import distributed
-from worldstereo_ros.pipelines.diffusion.sequence_parallel import share_tokens, share_weights
+from worldstereo_ros.pipelines.diffusion.sequence_parallel import enable_sequence_parallel, shard_weights
 from worldstereo_ros.pipelines.worldstereo.pipeline import WorldStereoPipeline
 from worldstereo_ros.world import WorldModel
 
@@ -55,8 +55,8 @@ def compare(model, inputs, share):
 
 def both(mesh):
     def share(model):
-        share_weights(model, mesh)
-        share_tokens(model)
+        shard_weights(model, mesh)
+        enable_sequence_parallel(model)
 
     return share
 
@@ -78,25 +78,25 @@ def main() -> None:
     mesh = init_device_mesh("cpu", (2,))
     for name, (control, settings, inputs) in CASES.items():
         model = tiny_transformer(0, control, **settings)
-        found[name] = compare(model, tiny_inputs(model, **inputs), share_tokens)
+        found[name] = compare(model, tiny_inputs(model, **inputs), enable_sequence_parallel)
     found["tokens"] = TOKENS[0]  # of 4 keyframes and 3 references, 6 tokens each
     model = tiny_transformer()
-    share_tokens(model)
+    enable_sequence_parallel(model)
     model.controlnet = tiny_transformer().controlnet
     try:
         model(**tiny_inputs(model))
     except ValueError as error:
         found["replaced"] = str(error)
     try:
-        share_tokens(tiny_transformer(0, {**CONTROL, "num_heads": 1}))
+        enable_sequence_parallel(tiny_transformer(0, {**CONTROL, "num_heads": 1}))
     except ValueError as error:
         found["heads"] = str(error)
     torch.manual_seed(0)
     model = tiny_transformer()
-    found["uneven"] = compare(model, odd(tiny_inputs(model, frames=3)), share_tokens)
+    found["uneven"] = compare(model, odd(tiny_inputs(model, frames=3)), enable_sequence_parallel)
     model = tiny_transformer()
     whole = sum(p.numel() for p in model.parameters())
-    found["weights"] = compare(model, tiny_inputs(model), lambda m: share_weights(m, mesh))
+    found["weights"] = compare(model, tiny_inputs(model), lambda m: shard_weights(m, mesh))
     model.reshard()
     found["held"] = sum(p.to_local().numel() for p in model.parameters()) / whole
     model = tiny_transformer()
@@ -112,7 +112,7 @@ def main() -> None:
     alone = imagined(WorldStereoPipeline.from_pretrained(checkpoint, parallel=False))
     together = imagined(WorldStereoPipeline.from_pretrained(checkpoint))
     found["pipeline"] = int(np.abs(alone - together).max())
-    os.environ[distributed.SHARE_WEIGHTS] = "0"
+    os.environ[distributed.SHARD_WEIGHTS_ENV] = "0"
     distributed.stop_workers()
     Path(file).write_text(json.dumps(found))
 

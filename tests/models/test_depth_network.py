@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.models import CheckpointError
-from worldstereo_ros.models.depth_network import CANONICAL_FOCAL, DepthNetwork, load_depth_network
+from worldstereo_ros.models.depth_network import CANONICAL_FOCAL_PX, DepthNetwork, load_depth_network
 from worldstereo_ros.training.data.dataset import WorldDataset
 from worldstereo_ros.training.data.world_files import RenderedWorld
 from worldstereo_ros.training.run_folder import Run
@@ -138,7 +138,7 @@ def test_damaged_weights_are_refused(run):
         load_depth_network(folder)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "widths": [8, 8]}))
-    with pytest.raises(CheckpointError, match="describes no depth network"):
+    with pytest.raises(CheckpointError, match="describes no valid depth network"):
         load_depth_network(folder)
     (folder / "config.json").write_text(json.dumps({**config, "_class_name": "ImageAutoencoder"}))
     with pytest.raises(CheckpointError, match="DepthNetwork was expected"):
@@ -264,7 +264,7 @@ def test_a_stage_of_its_own_trains_goes_on_and_is_checked(tmp_path, training_wor
     batch = DepthSampler(64, clean=True)(dataset, np.random.default_rng(5), torch.device("cpu"))
     known = batch.depth > 0
     assert config.typical_depth == pytest.approx(float(batch.depth[known].median()), rel=0.3)
-    canonical = batch.depth / batch.focal[:, None, None] * CANONICAL_FOCAL
+    canonical = batch.depth / batch.focal[:, None, None] * CANONICAL_FOCAL_PX
     assert config.typical_log == pytest.approx(float(canonical[known].log().median()), abs=0.4)
     train_stages(["depth"], SMOKE, tmp_path, steps=2, worlds=training_worlds)
     after = load_file(folder / WEIGHTS)

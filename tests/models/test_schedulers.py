@@ -58,7 +58,7 @@ def test_a_step_in_the_middle(pair):
         sample = scheduler.step(noise - clean, t, sample).prev_sample
     torch.testing.assert_close(sample, clean, atol=1e-5, rtol=1e-5)
     assert scheduler.step_index == 4
-    with pytest.raises(ValueError, match="All 4 steps were done"):
+    with pytest.raises(ValueError, match="All 4 steps are done"):
         scheduler.step(noise, timestep, sample)
     scheduler.set_timesteps()
     scheduler.set_begin_index(3)
@@ -90,7 +90,7 @@ def test_the_checkpoint_chooses(tmp_path):
     assert isinstance(other, UniPCMultistepScheduler)
     assert other.config.flow_shift == 7.0
     file.write_text("{")
-    with pytest.raises(ValueError, match="does not describe a UniPC schedule"):
+    with pytest.raises(ValueError, match="does not describe a UniPC scheduler"):
         make_scheduler({}, tmp_path)
 
 

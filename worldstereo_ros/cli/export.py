@@ -1,26 +1,98 @@
-"""`worldstereo export` of a model: load, trace, write, verify, and say so in a table."""
+"""`worldstereo export`: the cloud of a saved map as PLY or PCD, a part of a model as verified ONNX."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
+import typer
 
-from worldstereo_ros.export.onnx import (
-    DTYPES,
-    PARTS,
-    Exported,
-    ModelExportError,
-    OnStep,
-    export_autoencoder,
-    export_control,
-)
-from worldstereo_ros.export.verify import Check, verify
-from worldstereo_ros.models.checkpoints.hub import find_checkpoint
-from worldstereo_ros.models.checkpoints.loading import load_autoencoder, load_transformer
+from worldstereo_ros.utils.errors import InputError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
+    from rich.table import Table
+
+    from worldstereo_ros.export.onnx import ExportedFile, OnStep
+    from worldstereo_ros.export.verify import VerificationResult
+
+_PANEL = "Model (.onnx only)"
+
+
+def export(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE", help="Saved map (.wsmap), or a model: small or a WorldStereo checkpoint (folder, hub id)."
+        ),
+    ],
+    target: Annotated[
+        Path, typer.Argument(metavar="FILE", help="Output file: .ply or .pcd for a map, .onnx for a model.")
+    ],
+    part: Annotated[
+        str,
+        typer.Option(
+            metavar="PART",
+            help="Part of the model: control, autoencoder-encoder or autoencoder-decoder.",
+            rich_help_panel=_PANEL,
+        ),
+    ] = "control",
+    variant: Annotated[
+        str,
+        typer.Option(
+            metavar="VARIANT",
+            help="Variant of the checkpoint: camera, memory or memory-dmd.",
+            show_default="fewest denoising steps",
+            rich_help_panel=_PANEL,
+        ),
+    ] = "",
+    dtype: Annotated[
+        str, typer.Option(metavar="DTYPE", help="Precision: float32, float16 or bfloat16.", rich_help_panel=_PANEL)
+    ] = "float32",
+    opset: Annotated[int, typer.Option(metavar="N", help="ONNX operator set, 18 to 23.", rich_help_panel=_PANEL)] = 20,
+    attention: Annotated[
+        str,
+        typer.Option(
+            metavar="KIND",
+            help="Attention operators: fused (onnxruntime only) or standard (any runtime, TensorRT).",
+            rich_help_panel=_PANEL,
+        ),
+    ] = "fused",
+    offsets: Annotated[
+        bool,
+        typer.Option(
+            help="Include the projections from the control branch to the width of the backbone.",
+            rich_help_panel=_PANEL,
+        ),
+    ] = False,
+) -> None:
+    """Export a map's cloud as PLY or PCD, or a part of a model as ONNX.
+
+    An ONNX file is verified against torch and removed if the results differ.
+    """
+    if target.suffix.lower() == ".onnx":
+        export_model(
+            source,
+            target,
+            part=part,
+            variant=variant or None,
+            dtype=dtype,
+            opset=opset,
+            attention=attention,
+            offsets=offsets,
+        )
+        return
+    if Path(source).is_dir():
+        raise InputError(
+            f"{source} is a folder of a model and {target} is not an .onnx file; name an output that ends in .onnx."
+        )
+    from worldstereo_ros.io.point_clouds import write_point_cloud
+    from worldstereo_ros.memory.archive import load_archive
+
+    cloud = load_archive(Path(source)).cloud
+    write_point_cloud(cloud, target)
+    typer.echo(f"wrote {len(cloud)} points to {target}")
 
 
 def export_model(
@@ -34,40 +106,52 @@ def export_model(
     attention: str = "fused",
     offsets: bool = False,
     console: Console | None = None,
-) -> list[Check]:
-    """Exports a part of a checkpoint to `target` and prints how exactly it matches.
+) -> list[VerificationResult]:
+    """Exports a part of a checkpoint to ONNX, verifies it and prints the errors as a table.
 
     Args:
         model: folder or hub id of a checkpoint.
         target: an .onnx file.
-        part: one of `PARTS`.
-        variant: of the checkpoint; None: the one that is there.
-        dtype: float32, float16 or bfloat16; the last is written and not verified, for onnxruntime's CPU has no such
-            kernels.
-        opset: of ONNX; None: the default.
+        part: one of `export.onnx.PARTS`.
+        variant: variant of the checkpoint; None for the one with the fewest denoising steps.
+        dtype: float32, float16 or bfloat16. A bfloat16 file is not verified: onnxruntime has no such kernels on the
+            CPU.
+        opset: ONNX operator set; None for the default.
         attention: fused or standard, see `export_control`.
         offsets: see `export_control`.
         console: where to print.
 
+    Returns:
+        One result for each size that was verified.
+
     Raises:
-        ValueError, RuntimeError: the checkpoint or the part cannot be exported, or the file does not compute the same;
-            it is removed then.
+        ModelExportError: an argument is not known, the part cannot be exported, or onnxruntime and torch differ; the
+            file is removed then.
+        CheckpointError: the checkpoint cannot be loaded.
     """
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from worldstereo_ros.export.onnx import DTYPES, PARTS, ModelExportError, export_autoencoder, export_control
+    from worldstereo_ros.export.verify import verify
+    from worldstereo_ros.models.checkpoints.hub import find_checkpoint
+    from worldstereo_ros.models.checkpoints.loading import load_autoencoder, load_transformer
+
     if part not in PARTS:
         raise ModelExportError(f"The part '{part}' is not known; choose one of {', '.join(PARTS)}.")
     if dtype not in DTYPES:
         raise ModelExportError(f"The type '{dtype}' is not known; choose one of {', '.join(DTYPES)}.")
     if target.suffix.lower() != ".onnx":
-        raise ModelExportError(f"{target} ends in '{target.suffix}'; a model is written to an .onnx file.")
+        raise ModelExportError(f"{target} ends in '{target.suffix}'; a model is exported to an .onnx file.")
     console = console or Console()
     checkpoint = find_checkpoint(model, variant)
     settings: dict[str, Any] = {"dtype": DTYPES[dtype], **({"opset": opset} if opset is not None else {})}
     columns = (TextColumn("{task.description:<10}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
     with Progress(*columns, TimeElapsedColumn(), console=console) as progress:
-        on_step = _steps(progress)
+        on_step = _show_steps(progress)
         if part == "control":
-            whole = load_transformer(checkpoint, on_progress=lambda done, total: on_step("reading", done, total))
-            module = whole.controlnet
+            transformer = load_transformer(checkpoint, on_progress=lambda done, total: on_step("reading", done, total))
+            module = transformer.controlnet
             if module is None:
                 raise ModelExportError(f"{checkpoint.folder} has no control branch.")
             exported = export_control(module, target, attention=attention, offsets=offsets, on_step=on_step, **settings)
@@ -77,17 +161,18 @@ def export_model(
             on_step("reading", 1, 1)
             exported = export_autoencoder(module, target, part=part, on_step=on_step, **settings)
         checks = [] if dtype == "bfloat16" else verify(exported, module, on_step=on_step)
-    console.print(_table(exported, checks))
+    console.print(_result_table(exported, checks))
     if not all(check.passes(dtype) for check in checks):
         for file in (exported.path, exported.data):
             if file is not None:
                 file.unlink(missing_ok=True)
-        worst = max(check.error for check in checks)
-        raise ModelExportError(f"onnxruntime and torch differ by {worst:.2g} and {target} was removed.")
+        max_error = max(check.error for check in checks)
+        raise ModelExportError(f"onnxruntime and torch differ by {max_error:.2g}; {target} was removed.")
     return checks
 
 
-def _steps(progress: Progress) -> OnStep:
+def _show_steps(progress: Progress) -> OnStep:
+    """A callback that shows each stage as a bar of its own."""
     tasks = {}
 
     def on_step(stage: str, done: int, total: int) -> None:
@@ -98,20 +183,22 @@ def _steps(progress: Progress) -> OnStep:
     return on_step
 
 
-def _table(exported: Exported, checks: list[Check]) -> Table:
+def _result_table(exported: ExportedFile, checks: list[VerificationResult]) -> Table:
+    from rich.table import Table
+
     about = exported.description
-    kind = f"{about['part']}, opset {about['opset']}, {about['dtype']}"
+    summary = f"{about['part']}, opset {about['opset']}, {about['dtype']}"
     if "attention" in about:
-        kind += f", {about['attention']} attention, {about['layers']} {about['output']}"
-    beside = f" with {exported.data.name}" if exported.data else ""
-    title = f"{exported.path.name}{beside}: {exported.size / 2**20:.1f} MiB\n{kind}"
+        summary += f", {about['attention']} attention, {about['layers']} {about['output']}"
+    data_file = f" with {exported.data.name}" if exported.data else ""
+    title = f"{exported.path.name}{data_file}: {exported.size / 2**20:.1f} MiB\n{summary}"
     if not checks:
-        return Table(title=f"{title}\nnot verified: onnxruntime runs no bfloat16 on the CPU")
+        return Table(title=f"{title}\nnot verified: onnxruntime has no bfloat16 kernels on the CPU")
     axes = "batch, frames, rows, columns" if about["part"] == "control" else "frames, rows, columns"
-    table = Table(axes, "max abs error", "of", "torch", "onnxruntime", "", title=title)
+    table = Table(axes, "max abs error", "max abs value", "torch", "onnxruntime", "", title=title)
     for check in checks:
         passed = "[green]ok[/]" if check.passes(about["dtype"]) else "[red]differs[/]"
-        seconds = (f"{1000 * t:.1f} ms" for t in (check.torch_seconds, check.runtime_seconds))
+        times = (f"{1000 * seconds:.1f} ms" for seconds in (check.torch_seconds, check.runtime_seconds))
         size = " x ".join(str(n) for n in check.size)
-        table.add_row(size, f"{check.error:.1e}", f"{check.scale:.2g}", *seconds, passed)
+        table.add_row(size, f"{check.error:.1e}", f"{check.scale:.2g}", *times, passed)
     return table

@@ -22,7 +22,7 @@ Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class InputRange:
+class InputProfile:
     """The shapes that an engine takes for one input; `best` is what it is tuned for.
 
     Raises:
@@ -70,7 +70,7 @@ class EngineKey:
     gpu: str
     capability: tuple[int, int]
     tensorrt: str
-    inputs: tuple[InputRange, ...]
+    inputs: tuple[InputProfile, ...]
     precision: str = "as exported"
     level: int = 3
 

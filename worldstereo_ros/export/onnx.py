@@ -24,7 +24,7 @@ import torch
 from torch import nn
 
 from worldstereo_ros import __version__
-from worldstereo_ros.export.onnx_wrappers import ControlGraph, DecoderGraph, EncoderGraph
+from worldstereo_ros.export.onnx_wrappers import ControlBranchWrapper, DecoderWrapper, EncoderWrapper
 from worldstereo_ros.models.autoencoders.keyframe import KeyframeAutoencoder
 from worldstereo_ros.models.checkpoints.loading import parameter_dtype
 from worldstereo_ros.models.worldstereo.control import ControlBlock, ControlBranch
@@ -45,7 +45,7 @@ class ModelExportError(WorldStereoError, RuntimeError):
 
 
 @dataclass(frozen=True)
-class Exported:
+class ExportedFile:
     """A file that was written.
 
     Attributes:
@@ -74,7 +74,7 @@ def export_control(
     offsets: bool = False,
     external_bytes: int = EXTERNAL_BYTES,
     on_step: OnStep | None = None,
-) -> Exported:
+) -> ExportedFile:
     """Writes the control branch.
 
     Inputs `latent` (batch, channels, frames, 2 rows, 2 columns), `volume` (batch, mask and rays, pixel frames, 16 rows,
@@ -100,7 +100,9 @@ def export_control(
         raise ModelExportError(f"The attention '{attention}' is not known; choose {' or '.join(ATTENTIONS)}.")
     from torch.export import Dim
 
-    frames, rows, columns = (Dim(name, min=1, max=ControlGraph.positions) for name in ("frames", "rows", "columns"))
+    frames, rows, columns = (
+        Dim(name, min=1, max=ControlBranchWrapper.positions) for name in ("frames", "rows", "columns")
+    )
     batch = Dim("batch", min=1, max=64)
     embedding = branch.controlnet_patch_embedding
     mask = branch.controlnet_mask_embedding
@@ -109,7 +111,7 @@ def export_control(
     stride = mask_conv.stride[0]
     if p_t != 1:
         raise ModelExportError(f"The control branch has patches of {p_t} keyframes; patches of one are exported.")
-    graph = ControlGraph(_copy(branch, dtype, "controlnet."), fused=attention == "fused", offsets=offsets)
+    graph = ControlBranchWrapper(_copy(branch, dtype, "controlnet."), fused=attention == "fused", offsets=offsets)
     volume_frames = stride * frames - mask.pad_front if stride > 1 else frames
     count = len(branch.controlnet_blocks)
     made = [f"{'offset' if offsets else 'state'}_{i}" for i in range(count)]
@@ -157,7 +159,7 @@ def export_autoencoder(
     opset: int = OPSET,
     external_bytes: int = EXTERNAL_BYTES,
     on_step: OnStep | None = None,
-) -> Exported:
+) -> ExportedFile:
     """Writes the encoder or the decoder of the keyframe autoencoder, normalisation of the latents included.
 
     `autoencoder-encoder`: `pictures` (frames, 3, 8 rows, 8 columns) in [-1, 1] to `latents` (frames, 16, rows,
@@ -179,7 +181,7 @@ def export_autoencoder(
     rows, columns = (Dim(name, min=1, max=2048) for name in ("rows", "columns"))
     clone = _copy(model, dtype)
     encoding = part == "autoencoder-encoder"
-    graph: nn.Module = EncoderGraph(clone) if encoding else DecoderGraph(clone)
+    graph: nn.Module = EncoderWrapper(clone) if encoding else DecoderWrapper(clone)
     factor = model.factor
     description = {
         "part": part,
@@ -254,7 +256,7 @@ def read_description(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise ModelExportError(f"There is no file {path}.")
-    onnx = need("onnx")
+    onnx = require_package("onnx")
     try:
         model = onnx.load(str(path), load_external_data=False)
         found = {entry.key: entry.value for entry in model.metadata_props}
@@ -283,7 +285,7 @@ def weights_hash(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def need(name: str) -> Any:
+def require_package(name: str) -> Any:
     """Imports an optional package.
 
     Raises:
@@ -325,14 +327,14 @@ def _export(
     description: Mapping[str, Any],
     external_bytes: int,
     on_step: OnStep | None,
-) -> Exported:
+) -> ExportedFile:
     path = Path(path)
     if path.suffix.lower() != ".onnx":
         raise ModelExportError(f"{path} ends in '{path.suffix}'; a model is written to an .onnx file.")
     if not 18 <= opset <= 23:
         raise ModelExportError(f"The opset is {opset}; 18 to 23 are supported.")
     for package in ("onnx", "onnxscript"):
-        need(package)
+        require_package(package)
     report = on_step or (lambda stage, done, total: None)
     report("tracing", 0, 1)
     try:
@@ -359,12 +361,12 @@ def _export(
     report("writing", 0, 1)
     data = _save(program.model, path, external=weight_bytes > external_bytes, tag=str(description["weights"])[:12])
     report("writing", 1, 1)
-    return Exported(path, data, full)
+    return ExportedFile(path, data, full)
 
 
 def _save(model: Any, path: Path, *, external: bool, tag: str) -> Path | None:
     """Weights first under a name of their own, then the graph that points to them: no crash can mix two exports."""
-    ir = need("onnx_ir")
+    ir = require_package("onnx_ir")
     folder: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

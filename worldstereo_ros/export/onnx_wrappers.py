@@ -12,7 +12,7 @@ from worldstereo_ros.models.autoencoders.keyframe import KeyframeAutoencoder
 from worldstereo_ros.models.worldstereo.control import ControlBlock, ControlBranch
 
 
-class ControlGraph(nn.Module):
+class ControlBranchWrapper(nn.Module):
     """The control branch from (latent, volume, temb) to its states or offsets.
 
     Rotary angles come from tables of `positions` steps an axis, computed in float64 as the branch does: no
@@ -89,7 +89,7 @@ def _rotate(tokens: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch
     return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2)
 
 
-class EncoderGraph(nn.Module):
+class EncoderWrapper(nn.Module):
     """Pictures to normalised latents."""
 
     def __init__(self, model: KeyframeAutoencoder) -> None:
@@ -101,7 +101,7 @@ class EncoderGraph(nn.Module):
         return self.model._encode(pictures).to(pictures.dtype)
 
 
-class DecoderGraph(nn.Module):
+class DecoderWrapper(nn.Module):
     """Normalised latents to pictures."""
 
     def __init__(self, model: KeyframeAutoencoder) -> None:

@@ -1,4 +1,4 @@
-"""Exported models in the place of the torch ones: the same calls, run by onnxruntime or TensorRT.
+"""ExportedFile models in the place of the torch ones: the same calls, run by onnxruntime or TensorRT.
 
     transformer = load_transformer(checkpoint)
     use_control_backend(transformer, "onnxruntime")
@@ -25,11 +25,11 @@ from worldstereo_ros.export.onnx import (
     OnStep,
     control_shapes,
     export_control,
-    need,
     read_description,
+    require_package,
     weights_hash,
 )
-from worldstereo_ros.export.tensorrt import EngineRunner, load_tensorrt
+from worldstereo_ros.export.tensorrt import TensorRTRunner, load_tensorrt
 from worldstereo_ros.models.autoencoders.keyframe import KeyframeAutoencoder
 from worldstereo_ros.models.worldstereo.control import ControlBranch
 from worldstereo_ros.utils.errors import InputError
@@ -74,7 +74,7 @@ def choose_providers(device: torch.device, available: Sequence[str], provider: s
     return [*wanted, "CPUExecutionProvider"]
 
 
-class OrtRunner:
+class OnnxRuntimeRunner:
     """A session of onnxruntime that reads and writes torch tensors where they are.
 
     Args:
@@ -97,7 +97,7 @@ class OrtRunner:
         threads: int = 0,
         engines: Path | None = None,
     ) -> None:
-        ort = need("onnxruntime")
+        ort = require_package("onnxruntime")
         self.path, self.device = Path(path), torch.device(device)
         providers = choose_providers(self.device, ort.get_available_providers(), provider)
         options = ort.SessionOptions()
@@ -154,11 +154,11 @@ def _element(dtype: torch.dtype) -> Any:
     import numpy as np
 
     if dtype == torch.bfloat16:
-        return need("onnx").TensorProto.BFLOAT16  # numpy has no such type
+        return require_package("onnx").TensorProto.BFLOAT16  # numpy has no such type
     return {torch.float32: np.float32, torch.float16: np.float16}[dtype]
 
 
-class ControlSession(nn.Module):
+class ExportedControlBranch(nn.Module):
     """The control branch of an ONNX file; put in the place of `transformer.controlnet`.
 
     Args:
@@ -221,7 +221,7 @@ class ControlSession(nn.Module):
         return state if self.proj_out is None else self.proj_out[index](state)
 
 
-class AutoencoderSession(KeyframeAutoencoder):
+class ExportedAutoencoder(KeyframeAutoencoder):
     """The keyframe autoencoder with encoder, decoder or both run from ONNX files.
 
     A half without a file stays the torch one; a half with a file gives up its weights.
@@ -230,7 +230,7 @@ class AutoencoderSession(KeyframeAutoencoder):
     @classmethod
     def of(
         cls, model: KeyframeAutoencoder, *, encoder: Runner | None = None, decoder: Runner | None = None
-    ) -> AutoencoderSession:
+    ) -> ExportedAutoencoder:
         """The same autoencoder, with these runners in it; it shares the other weights with `model`.
 
         Runners need float32 files.
@@ -308,7 +308,7 @@ def use_control_backend(
         raise ModelExportError(f"control_backend is '{backend}'; choose one of {', '.join(BACKENDS)}.")
     branch = transformer.controlnet
     if backend == "torch":
-        if isinstance(branch, ControlSession):
+        if isinstance(branch, ExportedControlBranch):
             raise ModelExportError("The torch weights of the control branch were let go; load the model again.")
         return
     if not isinstance(branch, ControlBranch):
@@ -320,7 +320,7 @@ def use_control_backend(
         if device.type != "cuda":
             raise ModelExportError(f"control_backend tensorrt runs on CUDA and the model is on {device}.")
     else:
-        choose_providers(device, need("onnxruntime").get_available_providers(), provider)
+        choose_providers(device, require_package("onnxruntime").get_available_providers(), provider)
     dtype = dtype or (torch.float16 if device.type == "cuda" else torch.float32)
     folder = Path(cache_dir) if cache_dir is not None else cache_folder()
     attention = "fused" if backend == "onnxruntime" and provider != "tensorrt" else "standard"
@@ -332,8 +332,8 @@ def use_control_backend(
 
     def start() -> Runner:
         if backend == "tensorrt":
-            return EngineRunner(path, EngineCache(folder / "engines"), device)
-        return OrtRunner(path, device, provider=provider, engines=folder / "engines")
+            return TensorRTRunner(path, EngineCache(folder / "engines"), device)
+        return OnnxRuntimeRunner(path, device, provider=provider, engines=folder / "engines")
 
     kept = path.is_file()
     if not kept:
@@ -345,6 +345,6 @@ def use_control_backend(
             raise
         write()  # the file that was kept is damaged
         description, runner = read_description(path), start()
-    transformer.controlnet = ControlSession(
+    transformer.controlnet = ExportedControlBranch(
         runner, description, branch.proj_out, head=branch.render_head, layout=branch.layout_embedding
     )

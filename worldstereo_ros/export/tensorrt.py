@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from worldstereo_ros.export.engine_cache import EngineCache, EngineKey, InputRange, Shape, write_atomically
+from worldstereo_ros.export.engine_cache import EngineCache, EngineKey, InputProfile, Shape, write_atomically
 from worldstereo_ros.export.onnx import ModelExportError, read_description
 
 PRECISIONS = ("as exported", "fp16", "bf16")
@@ -41,7 +41,7 @@ def load_tensorrt() -> Any:
 
 def engine_key(
     model: Path,
-    inputs: Sequence[InputRange],
+    inputs: Sequence[InputProfile],
     *,
     tensorrt_version: str,
     gpu: str,
@@ -70,7 +70,7 @@ def engine_key(
 
 def build_engine(
     model: Path,
-    inputs: Sequence[InputRange],
+    inputs: Sequence[InputProfile],
     *,
     precision: str = "as exported",
     level: int = 3,
@@ -138,7 +138,7 @@ def _set_precision(trt: Any, config: Any, precision: str, model: Path) -> None:
     config.set_flag(flag)
 
 
-def _add_profile(builder: Any, network: Any, config: Any, inputs: Sequence[InputRange], model: Path) -> None:
+def _add_profile(builder: Any, network: Any, config: Any, inputs: Sequence[InputProfile], model: Path) -> None:
     wanted = {network.get_input(i).name for i in range(network.num_inputs)}
     given = {one.name for one in inputs}
     if wanted != given:
@@ -150,7 +150,7 @@ def _add_profile(builder: Any, network: Any, config: Any, inputs: Sequence[Input
         raise ModelExportError(f"TensorRT refuses the shapes {[(i.name, i.least, i.most) for i in inputs]}.")
 
 
-class EngineRunner:
+class TensorRTRunner:
     """Runs an ONNX file by TensorRT on CUDA tensors; engines are built for the shapes that come, and kept.
 
     Args:
@@ -179,10 +179,10 @@ class EngineRunner:
         self.model, self.cache, self.device = model, cache, device
         self.precision, self.level = precision, level
         self.runtime = self.trt.Runtime(self.trt.Logger(self.trt.Logger.WARNING))
-        self._contexts: dict[tuple[InputRange, ...], Any] = {}
+        self._contexts: dict[tuple[InputProfile, ...], Any] = {}
         self._engines: list[Any] = []  # a context does not keep its engine alive
 
-    def prepare(self, inputs: Sequence[InputRange]) -> Any:
+    def prepare(self, inputs: Sequence[InputProfile]) -> Any:
         """The execution context for these shapes: from the folder, or built now.
 
         Raises:
@@ -252,4 +252,4 @@ class EngineRunner:
             if all(one.holds(tuple(inputs[one.name].shape)) for one in ranges):
                 return context
         shapes = {name: tuple(tensor.shape) for name, tensor in inputs.items()}
-        return self.prepare([InputRange(name, shape, shape, shape) for name, shape in shapes.items()])
+        return self.prepare([InputProfile(name, shape, shape, shape) for name, shape in shapes.items()])

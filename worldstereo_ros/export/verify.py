@@ -11,13 +11,13 @@ import torch
 
 from worldstereo_ros.export.onnx import (
     DTYPES,
-    Exported,
+    ExportedFile,
     ModelExportError,
     OnStep,
     autoencoder_example,
     control_example,
 )
-from worldstereo_ros.export.runtime import AutoencoderSession, ControlSession, OrtRunner
+from worldstereo_ros.export.runtime import ExportedAutoencoder, ExportedControlBranch, OnnxRuntimeRunner
 from worldstereo_ros.models.autoencoders.keyframe import KeyframeAutoencoder
 from worldstereo_ros.models.worldstereo.control import ControlBranch
 
@@ -30,7 +30,7 @@ TOLERANCE = {"float32": 1e-3, "float16": 3e-2, "bfloat16": 2e-1}
 
 
 @dataclass(frozen=True)
-class Check:
+class VerificationResult:
     """One size.
 
     Attributes:
@@ -54,12 +54,12 @@ class Check:
 
 @torch.inference_mode()
 def verify(
-    exported: Exported,
+    exported: ExportedFile,
     model: ControlBranch | KeyframeAutoencoder,
     *,
     sizes: Sequence[tuple[int, ...]] | None = None,
     on_step: OnStep | None = None,
-) -> list[Check]:
+) -> list[VerificationResult]:
     """Runs both in float32 torch and onnxruntime on the CPU.
 
     Args:
@@ -72,7 +72,7 @@ def verify(
         ModelExportError: onnxruntime is missing or cannot run the file, or a result is not finite.
     """
     about = exported.description
-    runner = OrtRunner(exported.path)
+    runner = OnnxRuntimeRunner(exported.path)
     report = on_step or (lambda stage, done, total: None)
     control = about["part"] == "control"
     sizes = sizes or (CONTROL_SIZES if control else AUTOENCODER_SIZES)
@@ -87,10 +87,14 @@ def verify(
     return checks
 
 
-def _check_control(branch: ControlBranch, runner: OrtRunner, about: Any, size: tuple[int, ...]) -> Check:
+def _check_control(
+    branch: ControlBranch, runner: OnnxRuntimeRunner, about: Any, size: tuple[int, ...]
+) -> VerificationResult:
     # Rounded to the file's type first, so that both see the same numbers.
     given = [t.float() for t in control_example(about, size, DTYPES[about["dtype"]], seed=1)]
-    session = ControlSession(runner, about, branch.proj_out if about["output"] == "states" else None, torch.float32)
+    session = ExportedControlBranch(
+        runner, about, branch.proj_out if about["output"] == "states" else None, torch.float32
+    )
     start = time.perf_counter()
     want = branch(*given)
     middle = time.perf_counter()
@@ -101,10 +105,12 @@ def _check_control(branch: ControlBranch, runner: OrtRunner, about: Any, size: t
     return _compare(size, want, got, middle - start, end - middle)
 
 
-def _check_autoencoder(model: KeyframeAutoencoder, runner: OrtRunner, about: Any, size: tuple[int, ...]) -> Check:
+def _check_autoencoder(
+    model: KeyframeAutoencoder, runner: OnnxRuntimeRunner, about: Any, size: tuple[int, ...]
+) -> VerificationResult:
     encoding = about["part"] == "autoencoder-encoder"
     (given,) = autoencoder_example(about, size, DTYPES[about["dtype"]], seed=1)
-    session = AutoencoderSession.of(model, **{"encoder" if encoding else "decoder": runner})
+    session = ExportedAutoencoder.of(model, **{"encoder" if encoding else "decoder": runner})
     start = time.perf_counter()
     want = model.encode(given.float()) if encoding else model.decode(given.float())
     middle = time.perf_counter()
@@ -114,8 +120,8 @@ def _check_autoencoder(model: KeyframeAutoencoder, runner: OrtRunner, about: Any
 
 def _compare(
     size: tuple[int, ...], want: list[torch.Tensor], got: list[torch.Tensor], torch_seconds: float, runtime: float
-) -> Check:
+) -> VerificationResult:
     if not all(bool(torch.isfinite(tensor).all()) for tensor in got):
         raise ModelExportError(f"The exported model gives numbers that are not finite at size {size}; use float32.")
     error = max(float((a.float() - b.float()).abs().max()) for a, b in zip(want, got, strict=True))
-    return Check(size, error, max(float(a.abs().max()) for a in want), torch_seconds, runtime)
+    return VerificationResult(size, error, max(float(a.abs().max()) for a in want), torch_seconds, runtime)

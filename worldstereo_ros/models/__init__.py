@@ -1,6 +1,7 @@
-"""Torch modules alone: the WorldStereo transformer, its autoencoder, its samplers, and their checkpoints.
+"""Torch modules: the WorldStereo transformer, its autoencoders, its schedulers, and their checkpoints.
 
-Imports with torch, diffusers, numpy and safetensors; nothing here knows of ROS or of the memories.
+Needs torch, diffusers, numpy and safetensors alone, so that it can be used without ROS and without the rest of the
+package's dependencies.
 """
 
 from worldstereo_ros.models.autoencoders.keyframe import KeyframeAutoencoder

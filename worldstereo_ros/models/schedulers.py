@@ -1,4 +1,4 @@
-"""Noise schedules: the few-step sampler of the distilled model, and UniPC for the others."""
+"""Schedulers: few-step Euler for the distilled model (DMD), UniPC for the others."""
 
 from __future__ import annotations
 
@@ -20,30 +20,30 @@ from worldstereo_ros.utils.errors import InputError
 
 @dataclass
 class DMDSchedulerOutput(BaseOutput):
-    """Result of a step.
+    """Output of `DMDScheduler.step`.
 
     Attributes:
-        prev_sample: the less noisy sample, shape and type of the one that went in.
+        prev_sample: the sample at the next, lower noise level; shape and dtype of the input sample.
     """
 
     prev_sample: torch.Tensor
 
 
 class DMDScheduler(SchedulerMixin, ConfigMixin):
-    """Euler steps along the few noise levels that the model was distilled for (DMD, arXiv 2311.18828).
+    """Euler steps over the few noise levels that the model was distilled for (DMD, arXiv 2311.18828).
 
-    The noise levels are `steps` values evenly from `num_train_timesteps` down to `start_timestep`, each shifted
-    towards noise: s t / (1 + (s - 1) t). After the last one comes zero. A sample is (1 - sigma) x + sigma noise and the
-    model predicts the velocity, noise - x.
+    The noise levels t are `steps` values, evenly spaced from `num_train_timesteps` down to `start_timestep` and scaled
+    to 0..1. Each is shifted towards noise, sigma = s t / (1 + (s - 1) t), and the last one is followed by zero. A
+    sample is (1 - sigma) x + sigma noise, and the model predicts the velocity, noise - x.
 
     Args:
-        start_timestep: the last noise level before zero, unshifted (`dmd_start_steps` of a checkpoint).
-        num_train_timesteps: the first noise level, and the scale of timesteps (`dmd_end_steps`).
+        start_timestep: last noise level before zero, before the shift (`dmd_start_steps` of a checkpoint).
+        num_train_timesteps: first noise level, and the scale of timesteps (`dmd_end_steps`).
         shift: s above (`gen_shift`).
-        steps: how many (`dmd_steps`).
+        steps: number of steps (`dmd_steps`).
 
     Raises:
-        ValueError: no steps, a range that is empty, or a shift that is not positive.
+        InputError: no steps, an empty range, or a shift that is not positive.
     """
 
     order = 1
@@ -56,43 +56,47 @@ class DMDScheduler(SchedulerMixin, ConfigMixin):
         if not (0 <= start_timestep <= num_train_timesteps and num_train_timesteps > 0 and shift > 0):
             raise InputError(
                 f"The DMD schedule runs from {num_train_timesteps} to {start_timestep} with shift {shift}; "
-                "0 <= start <= end, end > 0 and shift > 0 are needed."
+                "0 <= start_timestep <= num_train_timesteps, num_train_timesteps > 0 and shift > 0 are needed."
             )
         self.set_timesteps()
 
     def set_timesteps(self, num_inference_steps: int | None = None, device: torch.device | str | None = None) -> None:
-        """Makes `timesteps` (n,) and `sigmas` (n + 1,), both float32, and starts anew.
+        """Sets `timesteps` (n,) and `sigmas` (n + 1,), both float32, and resets the step index.
 
         Args:
-            num_inference_steps: None for as many as the model was distilled for; any other number is a departure.
-            device: where the timesteps go.
+            num_inference_steps: number of steps; None = as many as the model was distilled for.
+            device: device of the timesteps.
 
         Raises:
-            ValueError: fewer than one step.
+            InputError: fewer than one step.
         """
         steps = self.config.steps if num_inference_steps is None else num_inference_steps
         if steps < 1:
-            raise InputError(f"{steps} denoising steps were asked for; at least one is needed.")
+            raise InputError(f"num_inference_steps is {steps}; at least one is needed.")
         end, shift = self.config.num_train_timesteps, self.config.shift
-        # From noise downwards, so that a single step starts at pure noise.
+        # In descending order, so that a single step starts at pure noise.
         level = torch.from_numpy(np.linspace(end, self.config.start_timestep, steps, dtype=np.float32)) / end
         sigmas = shift * level / (1 + (shift - 1) * level)
         self.num_inference_steps = steps
         self.timesteps = (sigmas * end).to(device)
-        self.sigmas = torch.cat((sigmas, torch.zeros(1)))  # stays on the CPU: steps read single numbers of it
+        self.sigmas = torch.cat((sigmas, torch.zeros(1)))  # on the CPU: `step` reads single values
         self._step_index: int | None = None
 
     @property
     def step_index(self) -> int | None:
-        """The step that comes next; None before the first."""
+        """Index of the next step; None before the first."""
         return self._step_index
 
     def set_begin_index(self, begin_index: int = 0) -> None:
-        """Starts at a later step, as image-to-image does."""
+        """Sets the first step, for image-to-image.
+
+        Args:
+            begin_index: index of the first step.
+        """
         self._step_index = begin_index
 
     def scale_model_input(self, sample: torch.Tensor, timestep: float | torch.Tensor | None = None) -> torch.Tensor:
-        """The sample as it is: this schedule scales nothing."""
+        """Returns the sample unchanged: this schedule needs no scaling."""
         return sample
 
     def step(
@@ -103,29 +107,35 @@ class DMDScheduler(SchedulerMixin, ConfigMixin):
         return_dict: bool = True,
         **unused: Any,
     ) -> DMDSchedulerOutput | tuple[torch.Tensor]:
-        """One Euler step, in float32.
+        """Takes one Euler step, computed in float32.
 
         Args:
-            model_output: velocity.
-            timestep: the one of `timesteps` that the model was given.
-            sample: the sample it was given, same shape.
+            model_output: velocity that the model predicted.
+            timestep: the element of `timesteps` that the prediction is for.
+            sample: the sample that the prediction is for, same shape.
             return_dict: False returns a tuple.
-            unused: what other schedulers take (generator).
+            unused: arguments of other schedulers (`generator`), ignored.
 
         Raises:
-            ValueError: all steps were done; call `set_timesteps` first.
+            InputError: all steps are done; call `set_timesteps` first.
         """
         if self._step_index is None:
             self._step_index = int((self.timesteps.cpu() - float(timestep)).abs().argmin())
         if self._step_index >= self.num_inference_steps:
-            raise InputError(f"All {self.num_inference_steps} steps were done; call set_timesteps to start anew.")
+            raise InputError(f"All {self.num_inference_steps} steps are done; call set_timesteps to start again.")
         delta = float(self.sigmas[self._step_index + 1]) - float(self.sigmas[self._step_index])
         self._step_index += 1
         previous = (sample.float() + delta * model_output.float()).to(sample.dtype)
         return DMDSchedulerOutput(prev_sample=previous) if return_dict else (previous,)
 
     def add_noise(self, original: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-        """(1 - sigma) original + sigma noise, with sigma = timesteps / num_train_timesteps, timesteps (b,)."""
+        """Returns (1 - sigma) original + sigma noise, with sigma = timesteps / num_train_timesteps.
+
+        Args:
+            original: (b, ...) clean samples.
+            noise: noise of the same shape.
+            timesteps: (b,) timesteps.
+        """
         sigma = timesteps.float() / self.config.num_train_timesteps
         sigma = sigma.view(-1, *(1,) * (original.ndim - 1)).to(original.device)
         return ((1 - sigma) * original.float() + sigma * noise.float()).to(original.dtype)
@@ -134,30 +144,30 @@ class DMDScheduler(SchedulerMixin, ConfigMixin):
         return self.config.num_train_timesteps
 
 
-def make_scheduler(settings: Mapping[str, Any], base: Path | None = None) -> SchedulerMixin:
-    """The scheduler of a checkpoint.
+def make_scheduler(config: Mapping[str, Any], base: Path | None = None) -> SchedulerMixin:
+    """Creates the scheduler of a checkpoint: `DMDScheduler` if its configuration has `dmd_steps`, else UniPC.
 
     Args:
-        settings: its `config.json`. With `dmd_steps` in it: `DMDScheduler`; else UniPC.
-        base: folder of the base model, whose `scheduler/scheduler_config.json` is used for UniPC where there is one.
+        config: content of the checkpoint's `config.json`.
+        base: folder of the base model; UniPC is configured by its `scheduler/scheduler_config.json` if there is one.
 
     Raises:
-        ValueError: the settings make no schedule, or the base's file is none of UniPC's.
+        InputError: the values make no valid schedule, or the base's file does not describe a UniPC scheduler.
     """
-    if "dmd_steps" in settings:
+    if "dmd_steps" in config:
         return DMDScheduler(
-            start_timestep=settings.get("dmd_start_steps", 250),
-            num_train_timesteps=settings.get("dmd_end_steps", 1000),
-            shift=settings.get("gen_shift", 5.0),
-            steps=settings["dmd_steps"],
+            start_timestep=config.get("dmd_start_steps", 250),
+            num_train_timesteps=config.get("dmd_end_steps", 1000),
+            shift=config.get("gen_shift", 5.0),
+            steps=config["dmd_steps"],
         )
     file = None if base is None else base / "scheduler" / "scheduler_config.json"
     if file is not None and file.is_file():
         try:
             return UniPCMultistepScheduler.from_config(json.loads(file.read_text(encoding="utf-8")))
         except (ValueError, TypeError, KeyError, NotImplementedError) as error:
-            raise InputError(f"{file} does not describe a UniPC schedule: {error}") from None
-    # What Wan 2.1's 480P image-to-video model ships with.
+            raise InputError(f"{file} does not describe a UniPC scheduler: {error}") from None
+    # The configuration of Wan 2.1's 480P image-to-video model.
     return UniPCMultistepScheduler(
         num_train_timesteps=1000, prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
     )

@@ -106,7 +106,7 @@ def _files(root: Path, variants: Sequence[str]) -> str:
     rows = []
     for folder, stem, what in parts:
         weights = open_weights(root / folder, stem)
-        count = sum(info.numbers for info in weights.tensors.values())
+        count = sum(info.num_elements for info in weights.tensors.values())
         size = sum(file.stat().st_size for file in weights.files)
         rows.append((f"`{folder}`", what, f"{count / 1e6:.2f} M", f"{size / 1e6:.1f}"))
     return _table(("folder", "what", "parameters", "MB"), rows)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from worldstereo_ros.models.checkpoints.loading import BASE_STEM, finite, parameter_dtype
+from worldstereo_ros.models.checkpoints.loading import BASE_STEM, check_finite, parameter_dtype
 from worldstereo_ros.models.checkpoints.saving import save_weights, write_json
 from worldstereo_ros.models.checkpoints.weights import CheckpointError, open_weights, read_json
 from worldstereo_ros.models.depth_network import load_depth_network
@@ -115,8 +115,8 @@ def _copy(source: Path, target: Path, stem: str | None, config: str = "config.js
     weights = open_weights(source, stem)
     tensors = {}
     for name, tensor in weights.read(list(weights.tensors)):
-        small = finite(tensor, name, weights.tensors[name]).to(parameter_dtype(name, torch.bfloat16))
-        tensors[name] = finite(small, name, weights.tensors[name])
+        small = check_finite(tensor, name, weights.tensors[name]).to(parameter_dtype(name, torch.bfloat16))
+        tensors[name] = check_finite(small, name, weights.tensors[name])
     save_weights(target, stem, tensors, max_shard_bytes=SHARD_BYTES)
 
 

@@ -27,9 +27,9 @@ from diffusers import UniPCMultistepScheduler
 
 from worldstereo_ros.models import WorldStereoTransformer
 from worldstereo_ros.models.autoencoders.image import ImageAutoencoder
-from worldstereo_ros.models.checkpoints.loading import BASE_STEM, finite, load_image_autoencoder
+from worldstereo_ros.models.checkpoints.loading import BASE_STEM, check_finite, load_image_autoencoder
 from worldstereo_ros.models.checkpoints.saving import save_base, save_variant, save_weights, write_json
-from worldstereo_ros.models.checkpoints.weights import CheckpointError, named, open_weights, tensors_of
+from worldstereo_ros.models.checkpoints.weights import CheckpointError, count_tensors, format_names, open_weights
 from worldstereo_ros.models.depth_network import DepthNetwork, load_depth_network
 from worldstereo_ros.training.config import STAGES, TrainingConfig
 from worldstereo_ros.training.data.dataset import WorldDataset
@@ -211,7 +211,7 @@ class Run:
                 raise CheckpointError(f"{folder} has no weights; train the stage {before} first, {stage} builds on it.")
             weights = open_weights(folder, BASE_STEM if folder.name == "transformer" else "model")
             tensors = {
-                name: finite(tensor, name, weights.tensors[name])
+                name: check_finite(tensor, name, weights.tensors[name])
                 for name, tensor in weights.read(list(weights.tensors))
             }
             loaded |= set(tensors)
@@ -223,13 +223,13 @@ class Run:
                     "configuration of this run, or train in another folder."
                 ) from None
             if unexpected:
-                raise CheckpointError(f"{folder} has {tensors_of(unexpected)} too many: {named(unexpected)}.")
+                raise CheckpointError(f"{folder} has {count_tensors(unexpected)} too many: {format_names(unexpected)}.")
         if stage == "control" and not self.has("control"):
             model.start_control_from_backbone()
         new = [n for n, _ in model.named_parameters() if n not in loaded and not is_trained(stage, n)]
         if new:
             raise CheckpointError(
-                f"{self.folder} lacks {tensors_of(new)} that the stage {stage} starts from: {named(new)}; train the "
+                f"{self.folder} lacks {count_tensors(new)} that the stage {stage} starts from: {format_names(new)}; train the "
                 "stages before it first."
             )
         for name, parameter in model.named_parameters():

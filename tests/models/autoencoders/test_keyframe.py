@@ -4,7 +4,7 @@ import pytest
 import torch
 from helpers.checkpoints import tiny_wan_autoencoder
 
-from worldstereo_ros.models.autoencoders.keyframe import KeyframeAutoencoder, flat_shape, flatten_weights
+from worldstereo_ros.models.autoencoders.keyframe import KeyframeAutoencoder, flatten_weights, flattened_shape
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ def test_frames_do_not_mix(flat, frames):
         for i in range(3):
             alone = flat.encode(frames[b : b + 1, :, i])
             torch.testing.assert_close(alone[0], latents[b, :, i], atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(flat.encode(frames, batch=2), latents, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(flat.encode(frames, batch_size=2), latents, atol=1e-5, rtol=1e-4)
 
 
 @torch.no_grad()
@@ -85,7 +85,7 @@ def test_frames_come_as_soon_as_they_are_decoded(flat):
     calls = []
     handle = flat.decoder.register_forward_hook(lambda *_: calls.append(1))
     try:
-        stream = flat.decode_frames(latents, batch=2)
+        stream = flat.decode_frames(latents, batch_size=2)
         first = next(stream)
         assert len(calls) == 1
         pictures = [first, *stream]
@@ -119,7 +119,7 @@ def test_shapes_are_told_before_reading(wan):
     state = wan.state_dict()
     flattened = flatten_weights(state)
     assert {n: tuple(t.shape) for n, t in flattened.items()} == {
-        n: s for n, t in state.items() if (s := flat_shape(n, tuple(t.shape))) is not None
+        n: s for n, t in state.items() if (s := flattened_shape(n, tuple(t.shape))) is not None
     }
     assert len(flattened) < len(state)  # the temporal resamplers are gone
     assert flatten_weights(flattened).keys() == flattened.keys()
@@ -128,7 +128,7 @@ def test_shapes_are_told_before_reading(wan):
 def test_wrong_shapes_get_a_sentence(flat):
     with pytest.raises(ValueError, match=r"frames has shape \(1, 4, 8, 8\)"):
         flat.encode(torch.zeros(1, 4, 8, 8))
-    with pytest.raises(ValueError, match="12x16 were given; height and width must be multiples of 8"):
+    with pytest.raises(ValueError, match="frames have size 12x16; height and width must be multiples of 8"):
         flat.encode(torch.zeros(1, 3, 12, 16))
     with pytest.raises(ValueError, match=r"latents has shape \(3, 8, 8\)"):
         flat.decode(torch.zeros(3, 8, 8))

@@ -61,10 +61,10 @@ def test_loads_what_was_saved(tmp_path, variant):
 def test_every_tensor_is_accounted_for(root):
     steps = []
     load_transformer(find_checkpoint(root), on_progress=lambda *step: steps.append(step))
-    found = compare_state_dicts(find_checkpoint(root))
-    assert found.base
-    assert all(frozen(name) for name in found.base)
-    assert steps[-1] == (len(found.base) + len(found.checkpoint),) * 2
+    report = compare_state_dicts(find_checkpoint(root))
+    assert report.from_base
+    assert all(frozen(name) for name in report.from_base)
+    assert steps[-1] == (len(report.from_base) + len(report.from_checkpoint),) * 2
     assert len(steps) == len(tiny_transformer().state_dict())
 
 
@@ -103,7 +103,7 @@ def test_sizes_are_known_without_memory(root):
 
 def test_too_large_for_the_device(root, monkeypatch):
     monkeypatch.setattr(loading, "free_memory", lambda device: 1000)
-    monkeypatch.setattr(loading, "place", lambda *_: pytest.fail("memory was taken"))
+    monkeypatch.setattr(loading, "set_parameter", lambda *_: pytest.fail("memory was taken"))
     with pytest.raises(CheckpointError, match=r"take 0\.0 GiB and cpu has 0\.0 GiB free; use a smaller type"):
         load_transformer(find_checkpoint(root))
 
@@ -171,7 +171,7 @@ def test_encoders_of_the_tiny_base_load(tmp_path):
 )
 def test_the_picture_nearest_in_shape_is_taken(root, camera, picture):
     change_config(root / DMD, scale_map=None, nframe=None)  # as published, where the file does not say
-    settings = find_checkpoint(root).settings
+    settings = find_checkpoint(root).config
     assert settings.nframe == 21
     assert settings.image_size_for(*camera) == picture
 
@@ -185,7 +185,7 @@ def test_report(root):
     assert (report.variant, report.from_base) == (DMD, 2 * 19)
     assert report.parameters == sum(p.numel() for p in tiny_transformer().parameters())
     text = str(report)
-    for words in ("2 blocks, width 48, 2 heads, references carried on", "DMD, 4 steps", "5 keyframes of 64x96", "none"):
+    for words in ("2 blocks, width 48, 2 heads, references updated", "DMD, 4 steps", "5 keyframes of 64x96", "none"):
         assert words in text, text
 
 
@@ -193,8 +193,8 @@ def test_report_names_what_is_wrong_without_raising(root):
     file = root / DMD / "model.safetensors"
     edit(file, lambda t: (t.pop("controlnet.proj_in.bias"), t.update(stray=torch.zeros(1))))
     report = inspect_checkpoint(root)
-    assert report.missing == ["controlnet.proj_in.bias"]
-    assert report.unexpected == ["stray"]
+    assert report.missing_keys == ["controlnet.proj_in.bias"]
+    assert report.unexpected_keys == ["stray"]
     assert len(report.problems) == 2
 
 
@@ -207,7 +207,7 @@ def test_old_shards_do_not_stay(tmp_path):
     assert open_weights(tmp_path, "model").tensors.keys() == tensors.keys()
     save_weights(tmp_path, "model", tensors)
     assert [file.name for file in tmp_path.iterdir()] == ["model.safetensors"]
-    with pytest.raises(ValueError, match="400 bytes and a shard at most 300"):
+    with pytest.raises(ValueError, match="400 bytes, more than max_shard_bytes, 300"):
         save_weights(tmp_path, "model", tensors, max_shard_bytes=300)
     with pytest.raises(ValueError, match="no tensors to write"):
         save_weights(tmp_path, "model", {})

@@ -69,7 +69,7 @@ def pickled_text(root):
     [
         (truncate, "model.safetensors"),
         (poison, "not finite"),
-        (other_variant, "worldstereo-memory-dmd was asked for"),
+        (other_variant, "worldstereo-memory-dmd was requested"),
         (truncate_text, "text_encoder"),
         (drop_text_tensor, "text_encoder lacks 1 tensor"),
         (pickled_text, "text_encoder"),
@@ -100,7 +100,7 @@ def test_bad_checkpoints_get_a_sentence(published_checkpoints, tmp_path, harm, s
         ({"model": "no/such folder"}, "neither|no model"),
         ({"model": ".", "dtype": "int8"}, "'int8' is not known"),
         ({"model": "a/b:memory", "variant": "camera"}, "camera was asked for"),
-        ({"model": ".", "variant": "video"}, "'video' is not known"),
+        ({"model": ".", "variant": "video"}, "'video' does not exist"),
     ],
 )
 def test_names_that_mean_nothing(arguments, sentence):

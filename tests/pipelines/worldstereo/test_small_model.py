@@ -88,7 +88,7 @@ def test_the_keys_are_read(small_checkpoint):
     assert settings.guidance == 1.0
     report = str(inspect_checkpoint(small_checkpoint, "memory"))
     assert "UniPC, no guidance" in report
-    assert "a prompt is ignored" in report
+    assert "prompts are ignored" in report
 
 
 def test_without_text_there_is_no_guidance_unless_a_file_says_so(tmp_path):
@@ -161,7 +161,7 @@ def test_a_prompt_is_ignored_and_that_is_said_once(small_checkpoint, caplog):
 def test_a_base_with_image_embedding_needs_text(tmp_path):
     write_checkpoint(tmp_path, DMD_VARIANT, encoders=True)
     change_config(tmp_path / DMD_VARIANT, text_encoder="none")
-    with pytest.raises(CheckpointError, match="text_encoder none and its base has an image embedding"):
+    with pytest.raises(CheckpointError, match="text_encoder none, but its base has an image embedding"):
         WorldStereoPipeline.from_pretrained(tmp_path)
 
 
@@ -234,9 +234,9 @@ def test_small_is_the_model_that_comes_with_the_package(installed, tmp_path, mon
     with pytest.raises(CheckpointError, match="no folder of a variant"):
         find_checkpoint("./small")
     pipeline = load_pipeline("small")
-    assert (pipeline.name, pipeline.settings.variant, pipeline.steps) == ("small", DMD_VARIANT, None)
-    assert load_pipeline("small:memory").settings.variant == MEMORY
-    assert load_pipeline("small", variant="camera").settings.variant == CAMERA_VARIANT
+    assert (pipeline.name, pipeline.config.variant, pipeline.steps) == ("small", DMD_VARIANT, None)
+    assert load_pipeline("small:memory").config.variant == MEMORY
+    assert load_pipeline("small", variant="camera").config.variant == CAMERA_VARIANT
 
 
 def test_options_reach_the_pipeline(installed):
@@ -296,7 +296,7 @@ def test_the_doctor_looks_at_it(installed, tmp_path, monkeypatch):
     monkeypatch.setattr(worldstereo_ros, "__path__", [str(tmp_path)])
     finding = the_doctor_on_small()
     assert not finding.ok
-    assert not finding.needed
+    assert not finding.required
     assert finding.fix
     write_small_checkpoint(tmp_path / "weights" / "small", (DMD_VARIANT,))
     file = tmp_path / "weights" / "small" / DMD_VARIANT / "model.safetensors"
@@ -368,7 +368,9 @@ def test_what_ships_imagines_in_one_step(shape):
         world = WorldModel(pipeline)
         for view in story.observed_views:
             world.observe(view)
-        return list(world.imagine(story.path, story.observed_views[0].camera, seed=seed, on_step=lambda *s: stages.append(s)))
+        return list(
+            world.imagine(story.path, story.observed_views[0].camera, seed=seed, on_step=lambda *s: stages.append(s))
+        )
 
     views = imagine(pipeline, 5)
     assert [step for step in stages if step[0] == "denoising"] == [("denoising", 0, 1)]

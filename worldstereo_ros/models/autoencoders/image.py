@@ -1,8 +1,8 @@
-"""The small model's autoencoder: single pictures, a few megabytes, fast on a CPU.
+"""The autoencoder of the bundled small model: encodes single images, has a few megabytes, runs fast on a CPU.
 
-A latent is a block of 8x8 pixels in 16 numbers. What an untrained one codes is the lowest frequencies of the block's
-cosine transform, ten of brightness and three of each colour; convolutions at a half, a quarter and an eighth of the
-size learn what to add to that on the way in and on the way out. None runs at full size. Same interface as
+A latent describes a block of 8x8 pixels by 16 numbers. Untrained, these are the lowest frequencies of the block's
+discrete cosine transform: ten of the luma and three of each of the two chroma components. Convolutions at 1/2, 1/4 and
+1/8 of the resolution learn a residual to it, in the encoder and in the decoder. The interface is that of
 `KeyframeAutoencoder`.
 """
 
@@ -17,59 +17,27 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 from torch.nn import functional
 
-from worldstereo_ros.models.autoencoders.keyframe import _clips, _pictures
+from worldstereo_ros.models.autoencoders.frames import flatten_frames, unflatten_frames
+from worldstereo_ros.models.blocks import Downsample, ResidualBlock, Upsample, zero_module
 from worldstereo_ros.utils.errors import InputError
 
-BLOCK = 8  # pixels of a latent, along each side
-COLOUR_SHARE = 3 / 16  # of the channels, for each of the two colour differences
-
-
-class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions around a shortcut; adds nothing until trained."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
-        _zero(self.conv2)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(N, C, H, W) to the same."""
-        return x + self.conv2(functional.silu(self.conv1(functional.silu(x))))
-
-
-class Down(nn.Module):
-    """Half the size: blocks of 2x2 pixels become channels."""
-
-    def __init__(self, channels: int, out_channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(4 * channels, out_channels, 3, padding=1)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(N, channels, H, W) to (N, out_channels, H/2, W/2)."""
-        return self.conv(functional.pixel_unshuffle(x, 2))
-
-
-class Up(nn.Module):
-    """Twice the size: channels become blocks of 2x2 pixels."""
-
-    def __init__(self, channels: int, out_channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, 4 * out_channels, 3, padding=1)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(N, channels, H, W) to (N, out_channels, 2H, 2W)."""
-        return functional.pixel_shuffle(self.conv(x), 2)
+BLOCK_PX = 8  # side of the block of pixels that a latent describes
+CHROMA_FRACTION = 3 / 16  # of the latent channels, for each of the two chroma components
 
 
 class ImageAutoencoder(ModelMixin, ConfigMixin):
-    """Pictures to latents of mean 0 and deviation 1 (over the training worlds), and back.
+    """Encodes images to latents of mean 0 and standard deviation 1 (over the training worlds), and decodes them.
 
     Args:
-        widths: channels at a half, a quarter and an eighth of the size.
-        encoder_blocks, decoder_blocks: residual blocks there.
-        z_dim: channels of a latent.
-        latents_mean, latents_std: of what the encoder gives, over the training worlds; None: 0 and 1.
+        widths: channels at 1/2, 1/4 and 1/8 of the resolution.
+        encoder_blocks: residual blocks of the encoder at these resolutions.
+        decoder_blocks: residual blocks of the decoder at these resolutions.
+        z_dim: latent channels.
+        latents_mean: (z_dim,) mean of the encoder's output over the training worlds; None = 0.
+        latents_std: (z_dim,) standard deviation of the encoder's output over the training worlds; None = 1.
+
+    Raises:
+        InputError: an argument has the wrong length.
     """
 
     @register_to_config
@@ -86,24 +54,24 @@ class ImageAutoencoder(ModelMixin, ConfigMixin):
         if len(widths) != 3 or len(encoder_blocks) != 3 or len(decoder_blocks) != 3:
             raise InputError(
                 f"widths {widths}, encoder_blocks {encoder_blocks} and decoder_blocks {decoder_blocks} must have three "
-                "numbers each: for a half, a quarter and an eighth of the size."
+                "numbers each, for 1/2, 1/4 and 1/8 of the resolution."
             )
-        down: list[nn.Module] = []
-        for before, width, blocks in zip((3, *widths), widths, encoder_blocks, strict=False):
-            down += [Down(before, width), *(ResidualBlock(width) for _ in range(blocks))]
-        last = Up(widths[0], 3)
-        up: list[nn.Module] = [nn.Conv2d(z_dim, widths[-1], 3, padding=1)]
+        encoder: list[nn.Module] = []
+        for in_width, width, blocks in zip((3, *widths), widths, encoder_blocks, strict=False):
+            encoder += [Downsample(in_width, width), *(ResidualBlock(width) for _ in range(blocks))]
+        to_image = Upsample(widths[0], 3)
+        decoder: list[nn.Module] = [nn.Conv2d(z_dim, widths[-1], 3, padding=1)]
         for level in (2, 1, 0):
-            up += [ResidualBlock(widths[level]) for _ in range(decoder_blocks[level])]
-            up += [nn.SiLU(), Up(widths[level], widths[level - 1]) if level else last]
-        out = nn.Conv2d(widths[-1], z_dim, 3, padding=1)
-        self.encoder = nn.Sequential(*down, nn.SiLU(), out)
-        self.decoder = nn.Sequential(*up)
-        self.analysis = nn.Conv2d(3 * BLOCK**2, z_dim, 1)
-        self.synthesis = nn.Conv2d(z_dim, 3 * BLOCK**2, 1)
-        _zero(out)
-        _zero(last.conv)
-        basis = cosine_basis(z_dim)
+            decoder += [ResidualBlock(widths[level]) for _ in range(decoder_blocks[level])]
+            decoder += [nn.SiLU(), Upsample(widths[level], widths[level - 1]) if level else to_image]
+        to_latent = nn.Conv2d(widths[-1], z_dim, 3, padding=1)
+        self.encoder = nn.Sequential(*encoder, nn.SiLU(), to_latent)
+        self.decoder = nn.Sequential(*decoder)
+        self.analysis = nn.Conv2d(3 * BLOCK_PX**2, z_dim, 1)
+        self.synthesis = nn.Conv2d(z_dim, 3 * BLOCK_PX**2, 1)
+        zero_module(to_latent)
+        zero_module(to_image.conv)
+        basis = dct_basis(z_dim)
         with torch.no_grad():
             self.analysis.weight.copy_(basis[..., None, None])
             self.synthesis.weight.copy_(basis.T[..., None, None])
@@ -116,119 +84,125 @@ class ImageAutoencoder(ModelMixin, ConfigMixin):
 
     @property
     def latent_channels(self) -> int:
-        """Channels of a latent."""
+        """Number of latent channels."""
         return self.config.z_dim
 
     @property
-    def factor(self) -> int:
-        """Pixels of a latent, along each side."""
-        return BLOCK
+    def spatial_compression_ratio(self) -> int:
+        """Side of the block of pixels that a latent describes."""
+        return BLOCK_PX
 
-    def encode(self, frames: torch.Tensor, batch: int | None = None) -> torch.Tensor:
-        """The latent of every frame.
+    def encode(self, frames: torch.Tensor, batch_size: int | None = None) -> torch.Tensor:
+        """Encodes each frame to its normalised latent.
 
         Args:
             frames: (N, 3, H, W) or (b, 3, F, H, W) in [-1, 1]; H and W multiples of 8.
-            batch: frames that go through side by side; None: all.
+            batch_size: frames that are encoded together; None = all.
 
         Returns:
-            (N, 16, H/8, W/8) or (b, 16, F, H/8, W/8), type of `frames`.
+            (N, 16, H/8, W/8) or (b, 16, F, H/8, W/8), dtype of `frames`.
 
         Raises:
-            ValueError: another shape.
+            InputError: `frames` has another shape.
         """
-        pictures, clips = _pictures(frames, "frames", 3)
-        if pictures.shape[-2] % BLOCK or pictures.shape[-1] % BLOCK:
-            size = f"{pictures.shape[-2]}x{pictures.shape[-1]}"
-            raise InputError(f"Frames of {size} were given; height and width must be multiples of {BLOCK}.")
-        parts = [self.encode_images(part.to(self.dtype)) for part in pictures.split(batch or len(pictures))]
-        mean, std = self._statistics(frames.device)
-        return _clips((torch.cat(parts).float() - mean) / std, clips).to(frames.dtype)
+        images, num_videos = flatten_frames(frames, "frames", 3)
+        if images.shape[-2] % BLOCK_PX or images.shape[-1] % BLOCK_PX:
+            size = f"{images.shape[-2]}x{images.shape[-1]}"
+            raise InputError(f"frames have size {size}; height and width must be multiples of {BLOCK_PX}.")
+        latents = [self.encode_images(part.to(self.dtype)) for part in images.split(batch_size or len(images))]
+        mean, std = self._latent_statistics(frames.device)
+        return unflatten_frames((torch.cat(latents).float() - mean) / std, num_videos).to(frames.dtype)
 
-    def decode(self, latents: torch.Tensor, batch: int | None = None) -> torch.Tensor:
-        """Pictures in [-1, 1] of latents.
+    def decode(self, latents: torch.Tensor, batch_size: int | None = None) -> torch.Tensor:
+        """Decodes normalised latents to frames.
 
         Args:
             latents: (N, 16, h, w) or (b, 16, F, h, w).
-            batch: frames that go through side by side; None: all.
+            batch_size: frames that are decoded together; None = all.
 
         Returns:
-            (N, 3, 8h, 8w) or (b, 3, F, 8h, 8w), type of `latents`.
+            (N, 3, 8h, 8w) or (b, 3, F, 8h, 8w) in [-1, 1], dtype of `latents`.
 
         Raises:
-            ValueError: another shape.
+            InputError: `latents` has another shape.
         """
-        pictures, clips = _pictures(latents, "latents", self.config.z_dim)
-        parts = [self._decode(part) for part in pictures.split(batch or len(pictures))]
-        return _clips(torch.cat(parts).clamp(-1, 1), clips).to(latents.dtype)
+        images, num_videos = flatten_frames(latents, "latents", self.config.z_dim)
+        frames = [self._decode_normalized(part) for part in images.split(batch_size or len(images))]
+        return unflatten_frames(torch.cat(frames).clamp(-1, 1), num_videos).to(latents.dtype)
 
-    def decode_frames(self, latents: torch.Tensor, batch: int = 1) -> Iterator[torch.Tensor]:
-        """Yields (3, 8h, 8w) pictures in order, each as soon as its `batch` is decoded.
+    def decode_frames(self, latents: torch.Tensor, batch_size: int = 1) -> Iterator[torch.Tensor]:
+        """Yields the (3, 8h, 8w) frames of a video in order, each as soon as its batch is decoded.
 
         Args:
-            latents: (16, F, h, w) of one clip.
-            batch: frames that are decoded together.
+            latents: (16, F, h, w) of one video.
+            batch_size: frames that are decoded together.
 
         Raises:
-            ValueError: another shape.
+            InputError: `latents` has another shape.
         """
         if latents.ndim != 4 or latents.shape[0] != self.config.z_dim:
             raise InputError(f"latents has shape {tuple(latents.shape)}; ({self.config.z_dim}, F, h, w) was expected.")
-        for part in latents.transpose(0, 1).split(batch):
-            yield from self._decode(part).clamp(-1, 1).to(latents.dtype)
+        for part in latents.transpose(0, 1).split(batch_size):
+            yield from self._decode_normalized(part).clamp(-1, 1).to(latents.dtype)
 
-    def encode_images(self, pictures: torch.Tensor) -> torch.Tensor:
-        """(N, 3, H, W) to (N, z_dim, H/8, W/8), nothing checked, cast or normalised: the training's way in."""
-        return self.analysis(functional.pixel_unshuffle(pictures, BLOCK)) + self.encoder(pictures)
+    def encode_images(self, images: torch.Tensor) -> torch.Tensor:
+        """Maps (N, 3, H, W) to latents (N, z_dim, H/8, W/8) without checks, casts or normalisation, for training."""
+        return self.analysis(functional.pixel_unshuffle(images, BLOCK_PX)) + self.encoder(images)
 
     def decode_latents(self, latents: torch.Tensor) -> torch.Tensor:
-        """(N, z_dim, h, w), as `encode_images` gives them, to (N, 3, 8h, 8w), not clamped."""
-        return functional.pixel_shuffle(self.synthesis(latents), BLOCK) + self.decoder(latents)
+        """Maps latents (N, z_dim, h, w) of `encode_images` to (N, 3, 8h, 8w) without clamping, for training."""
+        return functional.pixel_shuffle(self.synthesis(latents), BLOCK_PX) + self.decoder(latents)
 
-    def _decode(self, latents: torch.Tensor) -> torch.Tensor:
-        mean, std = self._statistics(latents.device)
+    @torch.no_grad()
+    def calibrate(self, images: torch.Tensor) -> None:
+        """Scales an untrained autoencoder so that the latents of these images have mean 0 and standard deviation 1.
+
+        Args:
+            images: (N, 3, H, W) in [-1, 1].
+        """
+        latents = self.analysis(functional.pixel_unshuffle(images, BLOCK_PX))
+        mean, std = latents.mean((0, 2, 3)), latents.std((0, 2, 3)).clamp_min(1e-3)
+        assert self.analysis.bias is not None
+        assert self.synthesis.bias is not None
+        self.analysis.weight.div_(std[:, None, None, None])
+        self.analysis.bias.sub_(mean).div_(std)
+        self.synthesis.bias.add_(self.synthesis.weight[..., 0, 0] @ mean)
+        self.synthesis.weight.mul_(std[:, None, None])
+
+    def _decode_normalized(self, latents: torch.Tensor) -> torch.Tensor:
+        mean, std = self._latent_statistics(latents.device)
         return self.decode_latents((latents.float() * std + mean).to(self.dtype))
 
-    def _statistics(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        # Not buffers: a cast of the model to half precision would round them.
+    def _latent_statistics(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        # Not buffers: casting the model to half precision would round them.
         mean = self.config.latents_mean or (0.0,) * self.config.z_dim
         std = self.config.latents_std or (1.0,) * self.config.z_dim
         first, second = (torch.tensor(n, device=device, dtype=torch.float32).view(1, -1, 1, 1) for n in (mean, std))
         return first, second
 
-    @torch.no_grad()
-    def calibrate(self, pictures: torch.Tensor) -> None:
-        """Scales an untrained coder so that latents of these pictures (N, 3, H, W) have mean 0 and deviation 1."""
-        latents = self.analysis(functional.pixel_unshuffle(pictures, BLOCK))
-        mean, deviation = latents.mean((0, 2, 3)), latents.std((0, 2, 3)).clamp_min(1e-3)
-        assert self.analysis.bias is not None
-        assert self.synthesis.bias is not None
-        self.analysis.weight.div_(deviation[:, None, None, None])
-        self.analysis.bias.sub_(mean).div_(deviation)
-        self.synthesis.bias.add_(self.synthesis.weight[..., 0, 0] @ mean)
-        self.synthesis.weight.mul_(deviation[:, None, None])
 
+def dct_basis(count: int) -> torch.Tensor:
+    """The lowest frequencies of the discrete cosine transform of 8x8 RGB blocks: luma, then two chroma components.
 
-def cosine_basis(count: int) -> torch.Tensor:
-    """(count, 3 * 64) orthonormal: the lowest frequencies of 8x8 blocks, of brightness and of two colour differences.
+    Args:
+        count: number of basis vectors.
 
-    The order of the second axis is that of `pixel_unshuffle`: channel, row, column.
+    Returns:
+        (count, 3 * 64) float32, orthonormal rows. The second axis is ordered as by `pixel_unshuffle`: channel, row,
+        column.
     """
-    place = torch.arange(BLOCK, dtype=torch.float64)
-    waves = torch.cos(math.pi * (place + 0.5) * place[:, None] / BLOCK) * math.sqrt(2 / BLOCK)
+    index = torch.arange(BLOCK_PX, dtype=torch.float64)
+    waves = torch.cos(math.pi * (index + 0.5) * index[:, None] / BLOCK_PX) * math.sqrt(2 / BLOCK_PX)
     waves[0] /= math.sqrt(2)
-    order = sorted((i * i + j * j, i, j) for i in range(BLOCK) for j in range(BLOCK))
-    planes = [torch.outer(waves[i], waves[j]).flatten() for _, i, j in order]
-    colours = torch.tensor([[1, 1, 1], [1, 0, -1], [1, -2, 1]], dtype=torch.float64)
-    colours = colours / colours.norm(dim=1, keepdim=True)
-    chroma = max(1, round(count * COLOUR_SHARE)) if count >= 3 else 0
-    shares = (count - 2 * chroma, chroma, chroma)
+    by_frequency = sorted((i * i + j * j, i, j) for i in range(BLOCK_PX) for j in range(BLOCK_PX))
+    patterns = [torch.outer(waves[i], waves[j]).flatten() for _, i, j in by_frequency]
+    components = torch.tensor([[1, 1, 1], [1, 0, -1], [1, -2, 1]], dtype=torch.float64)
+    components = components / components.norm(dim=1, keepdim=True)
+    chroma = max(1, round(count * CHROMA_FRACTION)) if count >= 3 else 0
+    counts = (count - 2 * chroma, chroma, chroma)
     rows = [
-        torch.outer(colour, planes[k]).flatten() for colour, n in zip(colours, shares, strict=True) for k in range(n)
+        torch.outer(component, patterns[k]).flatten()
+        for component, n in zip(components, counts, strict=True)
+        for k in range(n)
     ]
     return torch.stack(rows).float()
-
-
-def _zero(layer: nn.Module) -> None:
-    for parameter in layer.parameters():
-        nn.init.zeros_(parameter)

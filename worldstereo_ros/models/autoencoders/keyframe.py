@@ -1,8 +1,8 @@
-"""The keyframe autoencoder: Wan's video autoencoder, reduced without loss to the pictures it is used on.
+"""The keyframe autoencoder: Wan's video autoencoder as an equivalent 2-D network for single frames.
 
-WorldStereo encodes every keyframe as a video of one frame. Such a frame has zeros before it in time, so a causal 3-D
-convolution sees it through the last temporal slice of its kernel alone, and the temporal resamplers pass it by. What
-remains is a 2-D network: the same numbers, and frames that can go through it side by side.
+WorldStereo encodes each keyframe as a video of one frame. All earlier frames are zero padding then, so that of each
+causal 3-D kernel only the last temporal slice contributes, and the temporal resampling layers are skipped. What is left
+is a 2-D network with the same output, which processes frames in batches.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 from torch.nn import functional
 
+from worldstereo_ros.models.autoencoders.frames import flatten_frames, unflatten_frames
 from worldstereo_ros.utils.errors import InputError
 
 
 class ChannelNorm(nn.Module):
-    """Scales the channel vector of every pixel to length sqrt(channels), then channel by channel."""
+    """RMS norm over the channels of each pixel, with a learned scale."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -29,12 +30,12 @@ class ChannelNorm(nn.Module):
         self.gamma = nn.Parameter(torch.ones(channels, 1, 1))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(N, C, H, W) to the same; the length is taken in float32."""
+        """Maps (N, C, H, W) to the same shape; the norm is computed in float32."""
         return functional.normalize(x.float(), dim=1).to(x.dtype) * self.scale * self.gamma
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions around a shortcut."""
+    """Two 3x3 convolutions with a residual connection."""
 
     def __init__(self, channels: int, out_channels: int) -> None:
         super().__init__()
@@ -42,17 +43,17 @@ class ResidualBlock(nn.Module):
         self.conv1 = nn.Conv2d(channels, out_channels, 3, padding=1)
         self.norm2 = ChannelNorm(out_channels)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
-        same = channels == out_channels
-        self.conv_shortcut = nn.Identity() if same else nn.Conv2d(channels, out_channels, 1)
+        is_identity = channels == out_channels
+        self.conv_shortcut = nn.Identity() if is_identity else nn.Conv2d(channels, out_channels, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(N, C, H, W) to (N, out_channels, H, W)."""
+        """Maps (N, channels, H, W) to (N, out_channels, H, W)."""
         y = self.conv1(functional.silu(self.norm1(x)))
         return self.conv2(functional.silu(self.norm2(y))) + self.conv_shortcut(x)
 
 
 class AttentionBlock(nn.Module):
-    """Attention of one head over all pixels of a picture."""
+    """Single-head self-attention over all pixels of an image."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -61,32 +62,38 @@ class AttentionBlock(nn.Module):
         self.proj = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(N, C, H, W) to the same."""
+        """Maps (N, C, H, W) to the same shape."""
         q, k, v = self.to_qkv(self.norm(x)).flatten(2).transpose(1, 2).unsqueeze(1).contiguous().chunk(3, dim=-1)
         y = functional.scaled_dot_product_attention(q, k, v).squeeze(1).transpose(1, 2).reshape(x.shape)
         return x + self.proj(y)
 
 
 class Resample(nn.Module):
-    """Half or twice the size."""
+    """Halves or doubles the resolution.
+
+    Args:
+        channels: channels of the input.
+        out_channels: channels of the output.
+        up: True doubles, False halves.
+    """
 
     def __init__(self, channels: int, out_channels: int, up: bool) -> None:
         super().__init__()
         if up:
-            before: nn.Module = nn.Upsample(scale_factor=2.0, mode="nearest-exact")
+            resize: nn.Module = nn.Upsample(scale_factor=2.0, mode="nearest-exact")
             conv = nn.Conv2d(channels, out_channels, 3, padding=1)
         else:
-            before = nn.ZeroPad2d((0, 1, 0, 1))
+            resize = nn.ZeroPad2d((0, 1, 0, 1))
             conv = nn.Conv2d(channels, out_channels, 3, stride=2)
-        self.resample = nn.Sequential(before, conv)
+        self.resample = nn.Sequential(resize, conv)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(N, C, H, W) to (N, out_channels, H/2 or 2H, W/2 or 2W)."""
+        """Maps (N, channels, H, W) to (N, out_channels, H/2, W/2) or (N, out_channels, 2H, 2W)."""
         return self.resample(x)
 
 
 class MidBlock(nn.Module):
-    """Residual, attention, residual."""
+    """A residual block, an attention block and another residual block."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -94,12 +101,12 @@ class MidBlock(nn.Module):
         self.attentions = nn.ModuleList((AttentionBlock(channels),))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(N, C, H, W) to the same."""
+        """Maps (N, C, H, W) to the same shape."""
         return self.resnets[1](self.attentions[0](self.resnets[0](x)))
 
 
 class UpBlock(nn.Module):
-    """Residual blocks, then twice the size unless it is the last."""
+    """Residual blocks, then an upsampling layer (`up`) that also halves the channels."""
 
     def __init__(self, channels: int, out_channels: int, blocks: int, up: bool) -> None:
         super().__init__()
@@ -108,14 +115,22 @@ class UpBlock(nn.Module):
         self.upsamplers = nn.ModuleList([Resample(out_channels, out_channels // 2, up=True)] if up else [])
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(N, C, H, W) to (N, C', H or 2H, W or 2W)."""
+        """Maps (N, channels, H, W) to (N, out_channels, H, W), or to (N, out_channels / 2, 2H, 2W) with `up`."""
         for layer in (*self.resnets, *self.upsamplers):
             x = layer(x)
         return x
 
 
 class Encoder(nn.Module):
-    """Picture to the moments of its latent."""
+    """Maps an image to the moments (mean and log-variance) of its latent.
+
+    Args:
+        channels: channels of the image.
+        widths: channels after the first convolution and at each resolution.
+        out_channels: twice the latent channels.
+        blocks: residual blocks at each resolution.
+        scales: resolutions, relative to the input, at which residual blocks are followed by attention.
+    """
 
     def __init__(self, channels: int, widths: list[int], out_channels: int, blocks: int, scales: list[float]) -> None:
         super().__init__()
@@ -137,7 +152,7 @@ class Encoder(nn.Module):
         self.conv_out = nn.Conv2d(current, out_channels, 3, padding=1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(N, channels, H, W) to (N, out_channels, H/8, W/8)."""
+        """Maps (N, channels, H, W) to (N, out_channels, H/8, W/8)."""
         x = self.conv_in(x)
         for layer in self.down_blocks:
             x = layer(x)
@@ -145,7 +160,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latent to picture."""
+    """Maps a latent to an image."""
 
     def __init__(self, z_dim: int, widths: list[int], out_channels: int, blocks: int) -> None:
         super().__init__()
@@ -153,7 +168,7 @@ class Decoder(nn.Module):
         self.mid_block = MidBlock(widths[0])
         last = len(widths) - 2
         self.up_blocks = nn.ModuleList(
-            # The upsampler before has halved the channels.
+            # The upsampling layer of the block before halves the channels.
             UpBlock(a // 2 if level else a, b, blocks + 1, up=level < last)
             for level, (a, b) in enumerate(pairwise(widths))
         )
@@ -161,7 +176,7 @@ class Decoder(nn.Module):
         self.conv_out = nn.Conv2d(widths[-1], out_channels, 3, padding=1)
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
-        """(N, z_dim, h, w) to (N, out_channels, 8h, 8w)."""
+        """Maps (N, z_dim, h, w) to (N, out_channels, 8h, 8w)."""
         x = self.mid_block(self.conv_in(z))
         for block in self.up_blocks:
             x = block(x)
@@ -169,13 +184,32 @@ class Decoder(nn.Module):
 
 
 class KeyframeAutoencoder(ModelMixin, ConfigMixin):
-    """Pictures to normalised latents and back, any number at once.
+    """Encodes frames to normalised latents and decodes them, each frame on its own.
+
+    The arguments are those of diffusers' `AutoencoderKLWan`, so that its `config.json` can be used unchanged. Arguments
+    that concern time alone have no effect.
 
     Args:
-        base_dim ... latents_std: as diffusers' `AutoencoderKLWan`, whose configuration this takes as it is.
+        base_dim: channels of the encoder at full resolution.
+        decoder_base_dim: channels of the decoder at full resolution; None = `base_dim`.
+        z_dim: latent channels.
+        dim_mult: multiples of `base_dim` at each resolution.
+        num_res_blocks: residual blocks of the encoder at each resolution; the decoder has one more.
+        attn_scales: resolutions at which the encoder has attention.
+        temperal_downsample: no effect.
+        dropout: no effect.
+        latents_mean: (z_dim,) mean of the encoder's output over the training set.
+        latents_std: (z_dim,) standard deviation of the encoder's output over the training set.
+        is_residual: must be False (True is Wan 2.2's autoencoder).
+        in_channels: channels of input frames.
+        out_channels: channels of decoded frames.
+        patch_size: must be None or 1.
+        scale_factor_temporal: no effect.
+        scale_factor_spatial: no effect.
 
     Raises:
-        ValueError: a configuration of Wan 2.2's residual, patched autoencoder, which WorldStereo does not use.
+        InputError: the configuration is that of Wan 2.2's residual, patched autoencoder, which WorldStereo does not
+            use, or the latent statistics do not have `z_dim` numbers.
     """
 
     @register_to_config
@@ -200,20 +234,23 @@ class KeyframeAutoencoder(ModelMixin, ConfigMixin):
     ) -> None:
         super().__init__()
         if is_residual or patch_size not in (None, 1):
-            raise InputError("This is a Wan 2.2 autoencoder (residual, patched); Wan 2.1's is needed.")
+            raise InputError("This is a Wan 2.2 autoencoder (residual, patched); a Wan 2.1 autoencoder was expected.")
         if len(latents_mean) != z_dim or len(latents_std) != z_dim:
             raise InputError(f"latents_mean and latents_std must have {z_dim} numbers each, one for a channel.")
-        down = [base_dim * m for m in (1, *dim_mult)]
-        up = [(decoder_base_dim or base_dim) * m for m in (dim_mult[-1], *reversed(dim_mult))]
-        self.encoder = Encoder(in_channels, down, 2 * z_dim, num_res_blocks, list(attn_scales))
+        encoder_widths = [base_dim * m for m in (1, *dim_mult)]
+        decoder_widths = [(decoder_base_dim or base_dim) * m for m in (dim_mult[-1], *reversed(dim_mult))]
+        self.encoder = Encoder(in_channels, encoder_widths, 2 * z_dim, num_res_blocks, list(attn_scales))
         self.quant_conv = nn.Conv2d(2 * z_dim, 2 * z_dim, 1)
         self.post_quant_conv = nn.Conv2d(z_dim, z_dim, 1)
-        self.decoder = Decoder(z_dim, up, out_channels, num_res_blocks)
-        self.factor = 2 ** (len(dim_mult) - 1)
+        self.decoder = Decoder(z_dim, decoder_widths, out_channels, num_res_blocks)
+        self.spatial_compression_ratio = 2 ** (len(dim_mult) - 1)
 
     @classmethod
     def from_wan(cls, wan: AutoencoderKLWan) -> KeyframeAutoencoder:
-        """The same network for single pictures, of the same type and on the same device; it shares tensors with it."""
+        """Makes the equivalent of a video autoencoder, of the same dtype and on the same device.
+
+        The two share the tensors that need no conversion.
+        """
         with torch.device("meta"):
             model = cls(**{k: v for k, v in wan.config.items() if not k.startswith("_")})
         model.load_state_dict(flatten_weights(wan.state_dict()), assign=True)
@@ -221,83 +258,89 @@ class KeyframeAutoencoder(ModelMixin, ConfigMixin):
 
     @property
     def latent_channels(self) -> int:
-        """Channels of a latent."""
+        """Number of latent channels."""
         return self.config.z_dim
 
-    def encode(self, frames: torch.Tensor, batch: int | None = None) -> torch.Tensor:
-        """The mode of every frame's latent, normalised by the published mean and deviation.
+    def encode(self, frames: torch.Tensor, batch_size: int | None = None) -> torch.Tensor:
+        """Encodes each frame to the mode of its latent distribution, normalised by `latents_mean` and `latents_std`.
 
         Args:
             frames: (N, 3, H, W) or (b, 3, F, H, W) in [-1, 1]; H and W multiples of 8.
-            batch: frames that go through side by side; None: all.
+            batch_size: frames that are encoded together; None = all.
 
         Returns:
-            (N, 16, H/8, W/8) or (b, 16, F, H/8, W/8), type of `frames`.
+            (N, 16, H/8, W/8) or (b, 16, F, H/8, W/8), dtype of `frames`.
 
         Raises:
-            ValueError: another shape.
+            InputError: `frames` has another shape.
         """
-        pictures, clips = _pictures(frames, "frames", self.config.in_channels)
-        if pictures.shape[-2] % self.factor or pictures.shape[-1] % self.factor:
-            size = f"{pictures.shape[-2]}x{pictures.shape[-1]}"
-            raise InputError(f"Frames of {size} were given; height and width must be multiples of {self.factor}.")
-        latents = torch.cat([self._encode(part) for part in pictures.split(batch or len(pictures))])
-        return _clips(latents, clips).to(frames.dtype)
+        images, num_videos = flatten_frames(frames, "frames", self.config.in_channels)
+        ratio = self.spatial_compression_ratio
+        if images.shape[-2] % ratio or images.shape[-1] % ratio:
+            size = f"{images.shape[-2]}x{images.shape[-1]}"
+            raise InputError(f"frames have size {size}; height and width must be multiples of {ratio}.")
+        latents = torch.cat([self.encode_batch(part) for part in images.split(batch_size or len(images))])
+        return unflatten_frames(latents, num_videos).to(frames.dtype)
 
-    def decode(self, latents: torch.Tensor, batch: int | None = None) -> torch.Tensor:
-        """Pictures in [-1, 1] of normalised latents.
+    def decode(self, latents: torch.Tensor, batch_size: int | None = None) -> torch.Tensor:
+        """Decodes normalised latents to frames.
 
         Args:
             latents: (N, 16, h, w) or (b, 16, F, h, w).
-            batch: frames that go through side by side; None: all.
+            batch_size: frames that are decoded together; None = all.
 
         Returns:
-            (N, 3, 8h, 8w) or (b, 3, F, 8h, 8w), type of `latents`.
+            (N, 3, 8h, 8w) or (b, 3, F, 8h, 8w) in [-1, 1], dtype of `latents`.
 
         Raises:
-            ValueError: another shape.
+            InputError: `latents` has another shape.
         """
-        pictures, clips = _pictures(latents, "latents", self.config.z_dim)
-        frames = torch.cat([self._decode(part) for part in pictures.split(batch or len(pictures))])
-        return _clips(frames, clips).to(latents.dtype)
+        images, num_videos = flatten_frames(latents, "latents", self.config.z_dim)
+        frames = torch.cat([self.decode_batch(part) for part in images.split(batch_size or len(images))])
+        return unflatten_frames(frames, num_videos).to(latents.dtype)
 
-    def decode_frames(self, latents: torch.Tensor, batch: int = 1) -> Iterator[torch.Tensor]:
-        """Yields (3, 8h, 8w) pictures in order, each as soon as its `batch` is decoded.
+    def decode_frames(self, latents: torch.Tensor, batch_size: int = 1) -> Iterator[torch.Tensor]:
+        """Yields the (3, 8h, 8w) frames of a video in order, each as soon as its batch is decoded.
 
         Args:
-            latents: (16, F, h, w) of one clip.
-            batch: frames that are decoded together: one for the first picture soonest, more for speed.
+            latents: (16, F, h, w) of one video.
+            batch_size: frames that are decoded together; 1 gives the first frame earliest, more raises the throughput.
 
         Raises:
-            ValueError: another shape.
+            InputError: `latents` has another shape.
         """
         if latents.ndim != 4 or latents.shape[0] != self.config.z_dim:
             raise InputError(f"latents has shape {tuple(latents.shape)}; ({self.config.z_dim}, F, h, w) was expected.")
-        for part in latents.transpose(0, 1).split(batch):
-            yield from self._decode(part).to(latents.dtype)
+        for part in latents.transpose(0, 1).split(batch_size):
+            yield from self.decode_batch(part).to(latents.dtype)
 
-    def _encode(self, pictures: torch.Tensor) -> torch.Tensor:
-        moments = self.quant_conv(self.encoder(pictures.to(self.dtype)))
+    def encode_batch(self, images: torch.Tensor) -> torch.Tensor:
+        """Maps (N, 3, H, W) to normalised float32 latents (N, 16, H/8, W/8), without checks."""
+        moments = self.quant_conv(self.encoder(images.to(self.dtype)))
         mode = moments[:, : self.config.z_dim].float()
-        mean, std = self._statistics(mode.device)
+        mean, std = self._latent_statistics(mode.device)
         return (mode - mean) / std
 
-    def _decode(self, latents: torch.Tensor) -> torch.Tensor:
-        mean, std = self._statistics(latents.device)
+    def decode_batch(self, latents: torch.Tensor) -> torch.Tensor:
+        """Maps normalised latents (N, 16, h, w) to (N, 3, 8h, 8w) in [-1, 1], without checks."""
+        mean, std = self._latent_statistics(latents.device)
         z = latents.float() * std + mean
         return self.decoder(self.post_quant_conv(z.to(self.dtype))).clamp(-1, 1)
 
-    def _statistics(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        # Not buffers: a cast of the model to half precision would round them.
+    def _latent_statistics(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        # Not buffers: casting the model to half precision would round them.
         mean, std = (torch.tensor(n, device=device) for n in (self.config.latents_mean, self.config.latents_std))
         return mean.view(1, -1, 1, 1), std.view(1, -1, 1, 1)
 
 
 def flatten_weights(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Weights of `AutoencoderKLWan` to those of `KeyframeAutoencoder`.
+    """Converts a state dict of `AutoencoderKLWan` to one of `KeyframeAutoencoder`.
 
-    Causal kernels (out, in, time, h, w) keep their last temporal slice, norms lose an axis, and the temporal
-    resamplers, which a single frame never meets, are left out. Weights that are 2-D already stay as they are.
+    Causal kernels (out, in, time, h, w) are reduced to their last temporal slice, norms lose an axis, and the temporal
+    convolutions are dropped. Tensors of a `KeyframeAutoencoder` are returned unchanged.
+
+    Args:
+        state: tensors by name.
     """
     flat = {}
     for name, tensor in state.items():
@@ -312,21 +355,10 @@ def flatten_weights(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor
     return flat
 
 
-def flat_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...] | None:
-    """The shape that `flatten_weights` makes of a tensor, None where it leaves it out."""
+def flattened_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...] | None:
+    """Returns the shape that `flatten_weights` gives a tensor, or None if it drops the tensor."""
     if ".time_conv." in name:
         return None
     if name.endswith(".gamma") and len(shape) == 4:
         return shape[:3]
     return (*shape[:2], *shape[3:]) if name.endswith(".weight") and len(shape) == 5 else shape
-
-
-def _pictures(x: torch.Tensor, name: str, channels: int) -> tuple[torch.Tensor, int | None]:
-    if x.ndim not in (4, 5) or x.shape[1] != channels or 0 in x.shape:
-        want = f"(N, {channels}, H, W) or (b, {channels}, F, H, W)"
-        raise InputError(f"{name} has shape {tuple(x.shape)}; {want} was expected.")
-    return (x, None) if x.ndim == 4 else (x.transpose(1, 2).flatten(0, 1), len(x))
-
-
-def _clips(x: torch.Tensor, clips: int | None) -> torch.Tensor:
-    return x if clips is None else x.unflatten(0, (clips, -1)).transpose(1, 2)

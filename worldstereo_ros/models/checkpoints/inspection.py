@@ -1,4 +1,4 @@
-"""What a checkpoint is, before it is loaded: headers and settings alone are read."""
+"""Summarises a checkpoint before it is loaded; only headers and configuration files are read."""
 
 from __future__ import annotations
 
@@ -10,33 +10,33 @@ import torch
 
 from worldstereo_ros.models.checkpoints.hub import Checkpoint, find_checkpoint
 from worldstereo_ros.models.checkpoints.loading import build_transformer, compare_state_dicts, memory_needed
-from worldstereo_ros.models.checkpoints.weights import named
+from worldstereo_ros.models.checkpoints.weights import format_names
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
 class CheckpointReport:
-    """What `inspect_checkpoint` finds.
+    """Summary of a checkpoint, from `inspect_checkpoint`.
 
     Attributes:
-        folder: of the variant.
-        variant: which one.
-        base_model: as `config.json` names it.
-        backbone: sizes of the backbone in words.
-        control: sizes of the control branch in words.
-        clip: keyframes and picture sizes in words.
-        text: what becomes of a prompt, in words.
-        sampler: steps and guidance in words.
-        parameters: of the transformer.
-        from_checkpoint: how many tensors the checkpoint gives.
-        from_base: how many are left to the base.
+        folder: folder of the variant.
+        variant: name of the variant.
+        base_model: base model as named in `config.json`.
+        backbone: sizes of the backbone, as text.
+        control: sizes of the control branch, as text.
+        clip: keyframes and image sizes, as text.
+        text: text conditioning, as text.
+        sampler: steps and guidance, as text.
+        parameters: number of parameters of the transformer.
+        from_checkpoint: number of tensors that the checkpoint has.
+        from_base: number of tensors that are taken from the base model.
         file_bytes: size of the checkpoint's files.
-        stored: dtype of the stored tensors to their number.
-        memory: type to bytes of the transformer's weights.
-        missing: names that are nowhere.
-        unexpected: names that the model has no place for.
-        problems: sentences; [] where it can be loaded.
+        stored: number of stored tensors by dtype.
+        memory: size of the transformer's weights in bytes, by dtype.
+        missing_keys: tensors that no file has.
+        unexpected_keys: tensors in the checkpoint that the model does not have.
+        problems: messages; empty if the checkpoint can be loaded.
     """
 
     folder: Path
@@ -53,17 +53,17 @@ class CheckpointReport:
     file_bytes: int
     stored: dict[str, int]
     memory: dict[str, int]
-    missing: list[str]
-    unexpected: list[str]
+    missing_keys: list[str]
+    unexpected_keys: list[str]
     problems: list[str]
 
     @property
     def usable(self) -> bool:
-        """True where it can be loaded."""
+        """Whether the checkpoint can be loaded."""
         return not self.problems
 
     def rows(self) -> list[tuple[str, str]]:
-        """(what, value) for a table."""
+        """Returns (label, value) rows for a table."""
         stored = ", ".join(f"{count} {dtype}" for dtype, count in sorted(self.stored.items()))
         rows = [
             ("folder", str(self.folder)),
@@ -75,64 +75,69 @@ class CheckpointReport:
             ("text", self.text),
             ("sampler", self.sampler),
             ("parameters", f"{self.parameters:,}"),
-            ("tensors", f"{self.from_checkpoint} from the checkpoint ({stored}), {self.from_base} from the base"),
-            ("files", _size(self.file_bytes)),
-            ("memory needed", ", ".join(f"{name} {_size(count)}" for name, count in self.memory.items())),
-            ("missing", f"{len(self.missing)}: {named(self.missing)}" if self.missing else "none"),
-            ("unexpected", f"{len(self.unexpected)}: {named(self.unexpected)}" if self.unexpected else "none"),
+            ("tensors", f"{self.from_checkpoint} from the checkpoint ({stored}), {self.from_base} from the base model"),
+            ("files", _format_bytes(self.file_bytes)),
+            ("memory needed", ", ".join(f"{name} {_format_bytes(count)}" for name, count in self.memory.items())),
+            ("missing", _format_keys(self.missing_keys)),
+            ("unexpected", _format_keys(self.unexpected_keys)),
         ]
-        return rows + [("problem", sentence) for sentence in self.problems]
+        return rows + [("problem", message) for message in self.problems]
 
     def __str__(self) -> str:
-        return "\n".join(f"{what:<15}{value}" for what, value in self.rows())
+        return "\n".join(f"{label:<15}{value}" for label, value in self.rows())
 
 
 def inspect_checkpoint(
     model: str | Path | Checkpoint, variant: str | None = None, *, local_files_only: bool = False
 ) -> CheckpointReport:
-    """Looks at a checkpoint without loading it.
+    """Summarises a checkpoint without loading it.
 
     Args:
-        model: as `find_checkpoint`, or what it gave.
-        variant: as there.
-        local_files_only: as there.
+        model: see `find_checkpoint`, or its result.
+        variant: see `find_checkpoint`.
+        local_files_only: see `find_checkpoint`.
 
     Raises:
-        CheckpointError: there is none, or a file is broken; what is only missing or superfluous is in the report.
+        CheckpointError: there is no such checkpoint, or a file is damaged. Missing and unexpected tensors are no errors
+            here; they are in the report.
     """
     if not isinstance(model, Checkpoint):
         model = find_checkpoint(model, variant, local_files_only=local_files_only)
     transformer = build_transformer(model)
-    found = compare_state_dicts(model, transformer)
-    settings, config, control = model.settings, transformer.config, model.settings.controlnet_cfg
-    references = "references carried on" if transformer.update_references else "references frozen"
-    memory = f", {references}, camera tokens" if transformer.has_memory else ""
-    steps = f"DMD, {settings.raw['dmd_steps']} steps" if settings.distilled else "UniPC"
-    guidance = f"guidance {settings.guidance:g}" if settings.guidance > 1 else "no guidance"
-    sizes = ", ".join(f"{h}x{w}" for h, w in settings.scale_map)
-    width = config.num_attention_heads * config.attention_head_dim
+    tensors = compare_state_dicts(model, transformer)
+    config, backbone, control = model.config, transformer.config, model.config.controlnet_cfg
+    references = "updated" if transformer.update_references else "frozen"
+    memory = f", references {references}, camera tokens" if transformer.has_memory_branch else ""
+    steps = f"DMD, {config.raw['dmd_steps']} steps" if config.distilled else "UniPC"
+    guidance = f"guidance {config.guidance:g}" if config.guidance > 1 else "no guidance"
+    sizes = ", ".join(f"{height}x{width}" for height, width in config.scale_map)
+    width = backbone.num_attention_heads * backbone.attention_head_dim
     return CheckpointReport(
         folder=model.folder,
         variant=model.variant,
-        base_model=settings.base_model,
-        backbone=f"{config.num_layers} blocks, width {width}, {config.num_attention_heads} heads{memory}",
+        base_model=config.base_model,
+        backbone=f"{backbone.num_layers} blocks, width {width}, {backbone.num_attention_heads} heads{memory}",
         control=f"{control['num_layers']} blocks, width {control['dim']}, {control['num_heads']} heads",
-        clip=f"{settings.nframe} keyframes of {sizes}",
-        text="UMT5 of the base" if settings.reads_text else "none: a prompt is ignored",
+        clip=f"{config.nframe} keyframes of {sizes}",
+        text="UMT5 of the base model" if config.uses_text else "none: prompts are ignored",
         sampler=f"{steps}, {guidance}",
         parameters=sum(p.numel() for p in transformer.parameters()),
-        from_checkpoint=len(found.checkpoint),
-        from_base=len(found.base),
-        file_bytes=sum(file.stat().st_size for file in found.weights.files),
-        stored=dict(Counter(info.dtype for info in found.weights.tensors.values())),
+        from_checkpoint=len(tensors.from_checkpoint),
+        from_base=len(tensors.from_base),
+        file_bytes=sum(file.stat().st_size for file in tensors.weights.files),
+        stored=dict(Counter(info.dtype for info in tensors.weights.tensors.values())),
         memory={name: memory_needed(transformer, dtype) for name, dtype in DTYPES.items()},
-        missing=found.missing,
-        unexpected=found.unexpected,
-        problems=found.problems(),
+        missing_keys=tensors.missing_keys,
+        unexpected_keys=tensors.unexpected_keys,
+        problems=tensors.problems(),
     )
 
 
-def _size(count: int) -> str:
+def _format_keys(names: list[str]) -> str:
+    return f"{len(names)}: {format_names(names)}" if names else "none"
+
+
+def _format_bytes(count: int) -> str:
     for power, unit in ((30, "GiB"), (20, "MiB"), (10, "KiB")):
         if count >= 2**power:
             return f"{count / 2**power:.1f} {unit}"

@@ -1,9 +1,10 @@
-"""Loads the transformer and the autoencoder of a checkpoint, each tensor accounted for.
+"""Loads the transformer and the autoencoder of a checkpoint; missing and unexpected tensors are errors.
 
-checkpoint = find_checkpoint("hanshanxue/WorldStereo", "memory-dmd")
-transformer = load_transformer(checkpoint, device="cuda")
-autoencoder = load_autoencoder(checkpoint, device="cuda")
-scheduler = make_scheduler(checkpoint.settings.raw, checkpoint.base("scheduler"))
+Example:
+    checkpoint = find_checkpoint("hanshanxue/WorldStereo", "memory-dmd")
+    transformer = load_transformer(checkpoint, device="cuda")
+    autoencoder = load_autoencoder(checkpoint, device="cuda")
+    scheduler = make_scheduler(checkpoint.config.raw, checkpoint.base("scheduler"))
 """
 
 from __future__ import annotations
@@ -11,125 +12,130 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import nn
 
 from worldstereo_ros.models.autoencoders.image import ImageAutoencoder
-from worldstereo_ros.models.autoencoders.keyframe import KeyframeAutoencoder, flat_shape, flatten_weights
+from worldstereo_ros.models.autoencoders.keyframe import KeyframeAutoencoder, flatten_weights, flattened_shape
 from worldstereo_ros.models.checkpoints.config import read_backbone
-from worldstereo_ros.models.checkpoints.hub import Checkpoint, find_checkpoint
+from worldstereo_ros.models.checkpoints.hub import Checkpoint
 from worldstereo_ros.models.checkpoints.weights import (
     CheckpointError,
     TensorInfo,
     WeightSet,
-    named,
+    count_tensors,
+    format_names,
     open_weights,
     read_json,
-    tensors_of,
 )
 from worldstereo_ros.models.worldstereo.transformer import WorldStereoTransformer
 
-__all__ = [
-    "StateDictReport",
-    "build_transformer",
-    "compare_state_dicts",
-    "find_checkpoint",
-    "load_autoencoder",
-    "load_transformer",
-]
-
 BASE_STEM = "diffusion_pytorch_model"
-CAMERA_TOKENS = "camera_embedding."
-BRANCHES = ("controlnet.", CAMERA_TOKENS)
-# (tensors done, tensors in all)
-Progress = Callable[[int, int], None]
+CAMERA_EMBEDDING_PREFIX = "camera_embedding."
+BRANCH_PREFIXES = ("controlnet.", CAMERA_EMBEDDING_PREFIX)
+# (tensors loaded, tensors in total)
+ProgressCallback = Callable[[int, int], None]
+_Autoencoder = TypeVar("_Autoencoder", KeyframeAutoencoder, ImageAutoencoder)
 
 
 @dataclass(frozen=True)
 class StateDictReport:
-    """Every tensor of the model, and where it comes from.
+    """The source of every tensor of a model, and all differences between files and model.
 
     Attributes:
-        checkpoint: names taken from the checkpoint.
-        base: names of the frozen backbone that the checkpoint leaves to the base.
-        missing: names that are nowhere.
-        unexpected: names in the checkpoint that the model has no place for.
-        mismatched: (name, shape in the file, shape of the model).
-        weights: the tensors of the checkpoint.
-        base_weights: the tensors of the base; empty where none were needed.
+        from_checkpoint: names that are loaded from the checkpoint.
+        from_base: names of the frozen backbone that the checkpoint leaves to the base model.
+        missing_keys: names that no file has.
+        unexpected_keys: names in the checkpoint that the model does not have.
+        mismatched: (name, shape in the file, shape in the model) of tensors with a wrong shape.
+        weights: header entries of the checkpoint.
+        base_weights: header entries of the base model; empty if it is not needed.
     """
 
-    checkpoint: list[str]
-    base: list[str]
-    missing: list[str]
-    unexpected: list[str]
+    from_checkpoint: list[str]
+    from_base: list[str]
+    missing_keys: list[str]
+    unexpected_keys: list[str]
     mismatched: list[tuple[str, tuple[int, ...], tuple[int, ...]]]
     weights: WeightSet
     base_weights: WeightSet
 
     def problems(self) -> list[str]:
-        """One sentence for each kind of thing that is wrong; [] where the model can be loaded."""
+        """Returns one message for each kind of difference; empty if the model can be loaded."""
         out = []
-        folder, missing = self.weights.folder, self.missing
-        if self.unexpected and all(name.startswith(CAMERA_TOKENS) for name in self.unexpected):
+        folder, missing, unexpected = self.weights.folder, self.missing_keys, self.unexpected_keys
+        if unexpected and all(name.startswith(CAMERA_EMBEDDING_PREFIX) for name in unexpected):
             out.append(
-                f"The weights in {folder} are of a memory variant ({named(self.unexpected)}) and its config.json "
+                f"The weights in {folder} are of a memory variant ({format_names(unexpected)}), but its config.json "
                 "describes the camera variant."
             )
-        elif self.unexpected:
-            out.append(f"{folder} has {tensors_of(self.unexpected)} too many: {named(self.unexpected)}.")
-        branch = [name for name in missing if name.startswith(BRANCHES)]
-        if branch and all(name.startswith(CAMERA_TOKENS) for name in branch):
+        elif unexpected:
+            out.append(f"{folder} has {count_tensors(unexpected)} that the model does not: {format_names(unexpected)}.")
+        branch = [name for name in missing if name.startswith(BRANCH_PREFIXES)]
+        if branch and all(name.startswith(CAMERA_EMBEDDING_PREFIX) for name in branch):
             out.append(
-                f"The weights in {folder} are of the camera variant (without {named(branch)}) and its config.json "
-                "describes a memory variant."
+                f"The weights in {folder} are of the camera variant (without {format_names(branch)}), but its "
+                "config.json describes a memory variant."
             )
         elif branch:
-            out.append(f"{folder} lacks {tensors_of(branch)}: {named(branch)}.")
-        backbone = [name for name in missing if not name.startswith(BRANCHES)]
+            out.append(f"{folder} lacks {count_tensors(branch)}: {format_names(branch)}.")
+        backbone = [name for name in missing if not name.startswith(BRANCH_PREFIXES)]
         if backbone:
-            out.append(f"{folder} and its base lack {tensors_of(backbone)}: {named(backbone)}.")
+            out.append(f"{folder} and its base model lack {count_tensors(backbone)}: {format_names(backbone)}.")
         if self.mismatched:
-            shown = [f"{name} is {have} and should be {want}" for name, have, want in self.mismatched]
-            out.append(f"The shape of {tensors_of(shown)} in {folder} or its base is wrong: {named(shown)}.")
+            shapes = [f"{name} is {actual} and should be {expected}" for name, actual, expected in self.mismatched]
+            out.append(
+                f"The shape of {count_tensors(shapes)} in {folder} or its base model is wrong: {format_names(shapes)}."
+            )
         return out
 
 
 def build_transformer(checkpoint: Checkpoint) -> WorldStereoTransformer:
-    """The model of a checkpoint on the meta device: shapes, and no memory.
+    """Builds the transformer of a checkpoint on the meta device, without allocating its weights.
+
+    Args:
+        checkpoint: from `find_checkpoint`.
 
     Raises:
-        CheckpointError: the sizes do not go together.
+        CheckpointError: the sizes of checkpoint and base model do not fit each other.
     """
     backbone = read_backbone(checkpoint.base("transformer") / "transformer" / "config.json")
-    control = checkpoint.settings.controlnet_cfg
+    control = checkpoint.config.controlnet_cfg
     width = backbone["num_attention_heads"] * backbone["attention_head_dim"]
     if control["time_embed_dim"] != width:
         raise CheckpointError(
-            f"{checkpoint.folder}: controlnet_cfg.time_embed_dim is {control['time_embed_dim']} and the base "
-            f"{checkpoint.settings.base_model} is {width} wide; this base is not the one the checkpoint was trained on."
+            f"{checkpoint.folder}: controlnet_cfg.time_embed_dim is {control['time_embed_dim']} and the width of the "
+            f"base model {checkpoint.config.base_model} is {width}; use the base model that the checkpoint was trained "
+            "on."
         )
     try:
         with torch.device("meta"):
             return WorldStereoTransformer(**backbone, controlnet_cfg=dict(control)).eval()
     except (ValueError, RuntimeError, TypeError, ZeroDivisionError) as error:
-        raise CheckpointError(f"The sizes in {checkpoint.folder} and its base make no model: {error}.") from None
+        raise CheckpointError(
+            f"The sizes in {checkpoint.folder} and its base model do not fit each other: {error}."
+        ) from None
 
 
 def compare_state_dicts(checkpoint: Checkpoint, model: nn.Module | None = None) -> StateDictReport:
-    """Compares what the model needs with what the files have; reads headers alone.
+    """Compares the tensors of a model with those of the files; only headers are read.
+
+    Args:
+        checkpoint: from `find_checkpoint`.
+        model: its transformer, on any device; None = built by `build_transformer`.
 
     Raises:
-        CheckpointError: a file is broken.
+        CheckpointError: a file is missing or damaged.
     """
     model = build_transformer(checkpoint) if model is None else model
-    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     weights = open_weights(checkpoint.folder, "model")
     ignored = WorldStereoTransformer._keys_to_ignore_on_load_unexpected
-    unexpected = [n for n in weights.tensors if n not in wanted and not any(part in n for part in ignored)]
-    absent = [name for name in wanted if name not in weights.tensors]
-    frozen = [name for name in absent if not name.startswith(BRANCHES)]
+    unexpected = [n for n in weights.tensors if n not in expected and not any(part in n for part in ignored)]
+    absent = [name for name in expected if name not in weights.tensors]
+    frozen = [name for name in absent if not name.startswith(BRANCH_PREFIXES)]
     base_weights = WeightSet(checkpoint.folder)
     if frozen:
         folder = checkpoint.base("transformer") / "transformer"
@@ -137,20 +143,20 @@ def compare_state_dicts(checkpoint: Checkpoint, model: nn.Module | None = None) 
             base_weights = open_weights(folder, BASE_STEM)
         except CheckpointError as error:
             raise CheckpointError(
-                f"{checkpoint.folder} leaves {tensors_of(frozen)} to its base ({named(frozen)}), "
-                f"and the base cannot give them: {error}"
+                f"{checkpoint.folder} leaves {count_tensors(frozen)} to its base model ({format_names(frozen)}), "
+                f"which cannot be read: {error}"
             ) from None
     from_base = [name for name in frozen if name in base_weights.tensors]
-    mine = [name for name in weights.tensors if name in wanted]
+    from_checkpoint = [name for name in weights.tensors if name in expected]
     mismatched = [
-        (name, source.tensors[name].shape, wanted[name])
-        for source, names in ((weights, mine), (base_weights, from_base))
+        (name, source.tensors[name].shape, expected[name])
+        for source, names in ((weights, from_checkpoint), (base_weights, from_base))
         for name in names
-        if source.tensors[name].shape != wanted[name]
+        if source.tensors[name].shape != expected[name]
     ]
     found = set(from_base)
     missing = [name for name in absent if name not in found]
-    return StateDictReport(mine, from_base, missing, unexpected, mismatched, weights, base_weights)
+    return StateDictReport(from_checkpoint, from_base, missing, unexpected, mismatched, weights, base_weights)
 
 
 def load_transformer(
@@ -159,40 +165,42 @@ def load_transformer(
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
     reference_attention: str = "full",
-    on_progress: Progress | None = None,
+    on_progress: ProgressCallback | None = None,
 ) -> WorldStereoTransformer:
-    """The transformer with all its weights, in evaluation mode, without gradients.
+    """Loads the transformer with all its weights, in evaluation mode, without gradients.
 
-    The model is made without memory; then one tensor after the other is read to the device, looked through for
-    numbers that are not finite, cast and put in its place, so that the most memory taken is the model and one tensor.
-    Time embedding, modulation tables and norms stay in float32.
+    The model is built on the meta device. Then each tensor is read to the device, checked for non-finite values, cast
+    and assigned, so that the peak memory is the model and one tensor. Time embedding, modulation tables and norms stay
+    in float32.
 
     Args:
         checkpoint: from `find_checkpoint`.
-        device: where it runs.
-        dtype: None: bfloat16 on CUDA, float32 on the CPU.
-        reference_attention: full, paired or correspondence.
-        on_progress: called after every tensor.
+        device: device of the model.
+        dtype: dtype of the weights; None = bfloat16 on CUDA, float32 on the CPU.
+        reference_attention: `full`, `paired` or `correspondence`, see `models.worldstereo.masks`.
+        on_progress: called after each tensor.
 
     Raises:
-        CheckpointError: tensors are missing, unexpected, misshapen or not finite, or the memory does not suffice.
+        CheckpointError: tensors are missing, unexpected, of a wrong shape or not finite, or the device has too little
+            memory.
     """
     device = torch.device(device)
     dtype = dtype or default_dtype(device)
     model = build_transformer(checkpoint)
-    found = compare_state_dicts(checkpoint, model)
-    problems = found.problems()
+    report = compare_state_dicts(checkpoint, model)
+    problems = report.problems()
     if problems:
         raise CheckpointError(" ".join(problems))
     check_memory(memory_needed(model, dtype), device, checkpoint.folder)
-    total = len(found.checkpoint) + len(found.base)
-    done = 0
-    for source, names in ((found.base_weights, found.base), (found.weights, found.checkpoint)):
+    total = len(report.from_checkpoint) + len(report.from_base)
+    loaded = 0
+    for source, names in ((report.base_weights, report.from_base), (report.weights, report.from_checkpoint)):
         for name, tensor in source.read(names, device):
-            place(model, name, finite(tensor, name, source.tensors[name]), parameter_dtype(name, dtype))
-            done += 1
+            check_finite(tensor, name, source.tensors[name])
+            set_parameter(model, name, tensor, parameter_dtype(name, dtype))
+            loaded += 1
             if on_progress is not None:
-                on_progress(done, total)
+                on_progress(loaded, total)
     model.set_reference_attention(reference_attention)
     return model.requires_grad_(False).eval()
 
@@ -200,101 +208,120 @@ def load_transformer(
 def load_autoencoder(
     checkpoint: Checkpoint, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
 ) -> KeyframeAutoencoder | ImageAutoencoder:
-    """The keyframe autoencoder of the base, in evaluation mode, without gradients.
+    """Loads the autoencoder of the base model, in evaluation mode, without gradients.
 
     Args:
         checkpoint: from `find_checkpoint`.
-        device: where it runs.
-        dtype: None: bfloat16 on CUDA, float32 on the CPU.
+        device: device of the model.
+        dtype: dtype of the weights; None = bfloat16 on CUDA, float32 on the CPU.
 
     Raises:
-        CheckpointError: as `load_transformer`, or the base has another kind of autoencoder.
+        CheckpointError: the files are missing or damaged, do not fit each other, describe another class of autoencoder,
+            or the device has too little memory.
     """
     device = torch.device(device)
     dtype = dtype or default_dtype(device)
     folder = checkpoint.base("vae") / "vae"
     config = read_json(folder / "config.json")
-    kind = config.get("_class_name")
-    if kind == "ImageAutoencoder":
+    class_name = config.get("_class_name")
+    if class_name == "ImageAutoencoder":
         return load_image_autoencoder(folder, device, dtype)
-    if kind not in ("AutoencoderKLWan", "KeyframeAutoencoder"):
-        raise CheckpointError(f"{folder} has a {kind}; an AutoencoderKLWan or a KeyframeAutoencoder was expected.")
-    arguments = {key: value for key, value in config.items() if not key.startswith("_")}
-    try:
-        with torch.device("meta"):
-            model = KeyframeAutoencoder(**arguments).eval()
-    except (ValueError, RuntimeError, TypeError) as error:
-        raise CheckpointError(f"{folder / 'config.json'} describes no autoencoder that fits: {error}.") from None
+    if class_name not in ("AutoencoderKLWan", "KeyframeAutoencoder"):
+        raise CheckpointError(f"{folder} has a {class_name}; an AutoencoderKLWan or KeyframeAutoencoder was expected.")
+    model = _build_autoencoder(KeyframeAutoencoder, folder)
     weights = open_weights(folder, BASE_STEM)
-    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    have = {n: s for n, info in weights.tensors.items() if (s := flat_shape(n, info.shape)) is not None}
-    same_tensors(wanted, have, folder)
+    actual = {n: s for n, info in weights.tensors.items() if (s := flattened_shape(n, info.shape)) is not None}
+    check_state_dict(model, actual, folder)
     check_memory(memory_needed(model, dtype), device, folder)
-    for name, tensor in weights.read(list(have), device):
-        place(model, name, finite(flatten_weights({name: tensor})[name], name, weights.tensors[name]), dtype)
+    for name, tensor in weights.read(list(actual), device):
+        flat = flatten_weights({name: tensor})[name]
+        check_finite(flat, name, weights.tensors[name])
+        set_parameter(model, name, flat, dtype)
     return model.requires_grad_(False).eval()
 
 
 def load_image_autoencoder(folder: Path, device: torch.device, dtype: torch.dtype) -> ImageAutoencoder:
-    """The small model's autoencoder, in evaluation mode, without gradients.
+    """Loads the small model's autoencoder, in evaluation mode, without gradients.
+
+    Args:
+        folder: folder with `config.json` and safetensors.
+        device: device of the model.
+        dtype: dtype of the weights.
 
     Raises:
-        CheckpointError: as `load_transformer`.
+        CheckpointError: the files are missing or damaged, do not fit each other, or the device has too little memory.
     """
-    arguments = {k: v for k, v in read_json(folder / "config.json").items() if not k.startswith("_")}
-    try:
-        with torch.device("meta"):
-            model = ImageAutoencoder(**arguments).eval()
-    except (ValueError, RuntimeError, TypeError) as error:
-        raise CheckpointError(f"{folder / 'config.json'} describes no autoencoder that fits: {error}.") from None
-    weights = open_weights(folder, BASE_STEM)
-    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    same_tensors(wanted, {name: info.shape for name, info in weights.tensors.items()}, folder)
-    check_memory(memory_needed(model, dtype), device, folder)
-    for name, tensor in weights.read(list(weights.tensors), device):
-        place(model, name, finite(tensor, name, weights.tensors[name]), dtype)
+    model = _build_autoencoder(ImageAutoencoder, folder)
+    load_weights(model, open_weights(folder, BASE_STEM), device, dtype)
     return model.requires_grad_(False).eval()
 
 
-# --- parts ---
+def load_weights(model: nn.Module, weights: WeightSet, device: torch.device, dtype: torch.dtype) -> None:
+    """Loads all weights of a model that was built on the meta device.
+
+    Args:
+        model: the model.
+        weights: its tensors, from `open_weights`.
+        device: device of the weights.
+        dtype: dtype of the weights.
+
+    Raises:
+        CheckpointError: tensors are missing, unexpected, of a wrong shape or not finite, or the device has too little
+            memory.
+    """
+    check_state_dict(model, {name: info.shape for name, info in weights.tensors.items()}, weights.folder)
+    check_memory(memory_needed(model, dtype), device, weights.folder)
+    for name, tensor in weights.read(list(weights.tensors), device):
+        check_finite(tensor, name, weights.tensors[name])
+        set_parameter(model, name, tensor, dtype)
 
 
 def default_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 on CUDA, float32 elsewhere."""
+    """Returns the default dtype of weights: bfloat16 on CUDA, float32 elsewhere."""
     return torch.bfloat16 if device.type == "cuda" else torch.float32
 
 
 def parameter_dtype(name: str, dtype: torch.dtype) -> torch.dtype:
-    """The type of a parameter in a model of type `dtype`: norms, tables and the time embedding stay in float32."""
+    """Returns the dtype of one parameter of the transformer: norms, tables and time embedding stay in float32.
+
+    Args:
+        name: name of the parameter.
+        dtype: dtype of the model.
+    """
     if dtype not in (torch.float16, torch.bfloat16):
         return dtype
     parts = name.split(".")
-    kept = any(part in WorldStereoTransformer._keep_in_fp32_modules for part in parts)
-    # The linear layers inside the control branch's norms are large and are no norms.
-    return torch.float32 if kept and "linear" not in parts else dtype
+    in_float32 = any(part in WorldStereoTransformer._keep_in_fp32_modules for part in parts)
+    # The linear layers in the norms of the control branch are large, and not part of the normalisation itself.
+    return torch.float32 if in_float32 and "linear" not in parts else dtype
 
 
 def memory_needed(model: nn.Module, dtype: torch.dtype) -> int:
-    """Bytes of the weights."""
+    """Returns the size of a model's weights in bytes, for a model of the given dtype."""
     return sum(t.numel() * parameter_dtype(name, dtype).itemsize for name, t in model.state_dict().items())
 
 
-def check_memory(needed: int, device: torch.device, what: Path) -> None:
-    """Refuses what does not fit.
+def check_memory(needed: int, device: torch.device, folder: Path) -> None:
+    """Checks that weights fit into the free memory of a device.
+
+    Args:
+        needed: size of the weights in bytes.
+        device: the device.
+        folder: folder of the weights, for the message.
 
     Raises:
-        CheckpointError: the device has less free memory than the weights take.
+        CheckpointError: the device has too little free memory.
     """
     free = free_memory(device)
     if free is not None and needed > free:
         raise CheckpointError(
-            f"The weights in {what} take {needed / 2**30:.1f} GiB and {device} has {free / 2**30:.1f} GiB free; "
-            "use a smaller type (bfloat16), another device, or a smaller model."
+            f"The weights in {folder} take {needed / 2**30:.1f} GiB and {device} has {free / 2**30:.1f} GiB free; "
+            "use a smaller dtype (bfloat16), another device, or a smaller model."
         )
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Bytes that may be taken; None where the system does not say."""
+    """Returns the free memory of a device in bytes, or None if the system does not report it."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     try:
@@ -306,39 +333,72 @@ def free_memory(device: torch.device) -> int | None:
     return None
 
 
-def finite(tensor: torch.Tensor, name: str, info: TensorInfo) -> torch.Tensor:
-    """The tensor as it is.
+def check_finite(tensor: torch.Tensor, name: str, info: TensorInfo) -> torch.Tensor:
+    """Checks that a tensor is finite, and returns it.
+
+    Args:
+        tensor: the tensor.
+        name: its name, for the message.
+        info: its header entry, for the message.
 
     Raises:
-        CheckpointError: a number of it is not finite.
+        CheckpointError: an element is NaN or infinite.
     """
     if not torch.isfinite(tensor).all():
-        bad = int((~torch.isfinite(tensor)).sum())
+        count = int((~torch.isfinite(tensor)).sum())
         raise CheckpointError(
-            f"{info.file}: {bad} of {tensor.numel()} numbers of {name} are not finite; the file is damaged or its "
+            f"{info.file}: {count} of {tensor.numel()} numbers of {name} are not finite; the file is damaged or its "
             "training failed."
         )
     return tensor
 
 
-def place(model: nn.Module, name: str, tensor: torch.Tensor, dtype: torch.dtype) -> None:
-    """Puts a tensor where `name` points, in place of the one without memory."""
+def set_parameter(model: nn.Module, name: str, tensor: torch.Tensor, dtype: torch.dtype) -> None:
+    """Replaces a parameter of a model by a tensor, cast to a dtype, without gradient.
+
+    Args:
+        model: the model; its own parameter may be on the meta device.
+        name: name of the parameter.
+        tensor: the new value.
+        dtype: dtype of the parameter.
+    """
     owner, _, leaf = name.rpartition(".")
     module = model.get_submodule(owner)
-    # On the CPU a tensor read from a file is the file, mapped: a copy outlives whatever happens to it.
-    own = tensor.to(dtype, copy=tensor.device.type == "cpu")
-    module._parameters[leaf] = nn.Parameter(own, requires_grad=False)
+    # A CPU tensor that was read from a file is a memory map of it; the copy stays valid if the file changes.
+    value = tensor.to(dtype, copy=tensor.device.type == "cpu")
+    module._parameters[leaf] = nn.Parameter(value, requires_grad=False)
 
 
-def same_tensors(wanted: Mapping[str, tuple[int, ...]], have: Mapping[str, tuple[int, ...]], folder: Path) -> None:
-    """Refuses weights that are not those of a model.
+def check_state_dict(model: nn.Module, actual: Mapping[str, tuple[int, ...]], folder: Path) -> None:
+    """Checks that the tensors of a file are exactly those of a model.
+
+    Args:
+        model: the model.
+        actual: shapes of the file's tensors by name.
+        folder: folder of the file, for the message.
 
     Raises:
-        CheckpointError: tensors are missing, too many or of another shape.
+        CheckpointError: tensors are missing, unexpected or of a wrong shape.
     """
-    wrong = [f"{n} is {have[n]} and should be {wanted[n]}" for n in wanted if n in have and have[n] != wanted[n]]
-    missing, unexpected = [n for n in wanted if n not in have], [n for n in have if n not in wanted]
-    kinds = (("missing", missing), ("too many", unexpected), ("of the wrong shape", wrong))
-    problems = [f"{tensors_of(names)} {how}: {named(names)}" for how, names in kinds if names]
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    mismatched = [
+        f"{name} is {actual[name]} and should be {shape}"
+        for name, shape in expected.items()
+        if name in actual and actual[name] != shape
+    ]
+    missing = [name for name in expected if name not in actual]
+    unexpected = [name for name in actual if name not in expected]
+    kinds = (("missing", missing), ("unexpected", unexpected), ("of the wrong shape", mismatched))
+    problems = [f"{count_tensors(names)} {kind}: {format_names(names)}" for kind, names in kinds if names]
     if problems:
         raise CheckpointError(f"The weights in {folder} do not fit its config.json; {'; '.join(problems)}.")
+
+
+def _build_autoencoder(kind: type[_Autoencoder], folder: Path) -> _Autoencoder:
+    """Builds an autoencoder on the meta device, from the `config.json` of its folder."""
+    arguments = {key: value for key, value in read_json(folder / "config.json").items() if not key.startswith("_")}
+    try:
+        with torch.device("meta"):
+            return kind(**arguments).eval()
+    except (ValueError, RuntimeError, TypeError) as error:
+        raise CheckpointError(f"{folder / 'config.json'} describes no valid autoencoder: {error}.") from None

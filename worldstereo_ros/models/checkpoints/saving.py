@@ -1,4 +1,4 @@
-"""Writes checkpoints in the published layout."""
+"""Saves checkpoints in the layout of the published ones."""
 
 from __future__ import annotations
 
@@ -10,87 +10,90 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from worldstereo_ros.models.checkpoints.loading import BASE_STEM
+from worldstereo_ros.models.checkpoints.loading import BASE_STEM, BRANCH_PREFIXES
 from worldstereo_ros.models.worldstereo.transformer import WorldStereoTransformer
 from worldstereo_ros.utils.errors import InputError
 
-# Arguments of the transformer that are choices of a run and no part of a checkpoint.
-_OURS = ("controlnet_cfg", "reference_attention", "correspondence_radius", "correspondence_stride")
+# Arguments of the transformer that are set at run time and are not part of a checkpoint.
+_RUNTIME_ARGUMENTS = ("controlnet_cfg", "reference_attention", "correspondence_radius", "correspondence_stride")
 
 
 def save_weights(
     folder: Path, stem: str, tensors: Mapping[str, torch.Tensor], *, max_shard_bytes: int | None = None
 ) -> list[Path]:
-    """Writes `<stem>.safetensors`, or shards with an index where they would pass `max_shard_bytes`.
+    """Writes `<stem>.safetensors`, or shards with an index if it would exceed `max_shard_bytes`.
 
-    Every file is written aside and moved into place; the index, which makes shards a checkpoint, comes last.
+    Every file is written under a temporary name and renamed; the index is written last.
 
     Args:
-        folder: made where it is not there.
-        stem: `model` for a variant, `diffusion_pytorch_model` for a part of the base.
-        tensors: by name; copied to the CPU.
-        max_shard_bytes: None: one file.
+        folder: folder to write to; created if missing.
+        stem: name without suffix: `model` for a variant, `diffusion_pytorch_model` for a part of the base model.
+        tensors: tensors by name; copied to the CPU.
+        max_shard_bytes: maximum size of a file; None = one file.
+
+    Returns:
+        The files with tensors.
 
     Raises:
-        ValueError: there is nothing to write, or one tensor alone is larger than a shard.
+        InputError: there are no tensors, or one tensor is larger than `max_shard_bytes`.
     """
     if not tensors:
         raise InputError(f"There are no tensors to write to {folder}.")
     folder.mkdir(parents=True, exist_ok=True)
-    own = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     shards: list[dict[str, torch.Tensor]] = [{}]
-    filled = 0
-    for name, tensor in own.items():
+    shard_bytes = 0
+    for name, tensor in on_cpu.items():
         if max_shard_bytes is not None and tensor.nbytes > max_shard_bytes:
-            raise InputError(f"{name} has {tensor.nbytes} bytes and a shard at most {max_shard_bytes}.")
-        if max_shard_bytes is not None and shards[-1] and filled + tensor.nbytes > max_shard_bytes:
+            raise InputError(f"{name} has {tensor.nbytes} bytes, more than max_shard_bytes, {max_shard_bytes}.")
+        if max_shard_bytes is not None and shards[-1] and shard_bytes + tensor.nbytes > max_shard_bytes:
             shards.append({})
-            filled = 0
+            shard_bytes = 0
         shards[-1][name] = tensor
-        filled += tensor.nbytes
+        shard_bytes += tensor.nbytes
     for stale in folder.glob(f"{stem}*.safetensors*"):
         stale.unlink()
     if len(shards) == 1:
-        return [_write(folder / f"{stem}.safetensors", shards[0])]
+        return [_write_tensors(folder / f"{stem}.safetensors", shards[0])]
     files = [folder / f"{stem}-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
-    where = {name: file.name for file, shard in zip(files, shards, strict=True) for name in shard}
+    weight_map = {name: file.name for file, shard in zip(files, shards, strict=True) for name in shard}
     for file, shard in zip(files, shards, strict=True):
-        _write(file, shard)
-    total = sum(tensor.nbytes for tensor in own.values())
-    write_json(folder / f"{stem}.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": where})
+        _write_tensors(file, shard)
+    total = sum(tensor.nbytes for tensor in on_cpu.values())
+    write_json(folder / f"{stem}.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map})
     return files
 
 
 def save_variant(
     transformer: WorldStereoTransformer,
     folder: Path,
-    settings: Mapping[str, Any],
+    config: Mapping[str, Any],
     *,
     keep: Callable[[str], bool] = lambda name: True,
     dtype: torch.dtype | None = None,
     max_shard_bytes: int | None = None,
 ) -> None:
-    """Writes `config.json` and `model.safetensors` of a variant.
+    """Writes a variant: `config.json` and `model.safetensors`.
 
     Args:
-        transformer: with a control branch.
-        folder: `<root>/<variant>`.
-        settings: `base_model`, `nframe`, `scale_map`, ... of `config.json`; `controlnet_cfg` is the transformer's.
-        keep: names of the tensors that go into the file; the others must be in the base.
-        dtype: None: as they are.
+        transformer: transformer with a control branch.
+        folder: folder of the variant.
+        config: content of `config.json`; its `controlnet_cfg` is replaced by the transformer's.
+        keep: whether a tensor, by its name, is saved; the others must be in the base model.
+        dtype: dtype of the saved tensors; None = unchanged.
         max_shard_bytes: see `save_weights`.
 
     Raises:
-        ValueError: the transformer has no control branch, or see `save_weights`.
+        InputError: the transformer has no control branch, or see `save_weights`.
     """
     control = transformer.config.controlnet_cfg
     if not control:
-        raise InputError("This transformer has no control branch; save_base writes a plain backbone.")
+        raise InputError("The transformer has no control branch; use save_base for a plain backbone.")
     tensors = {
         name: tensor.to(dtype or tensor.dtype) for name, tensor in transformer.state_dict().items() if keep(name)
     }
     save_weights(folder, "model", tensors, max_shard_bytes=max_shard_bytes)
-    write_json(folder / "config.json", {**settings, "controlnet_cfg": dict(control)})
+    write_json(folder / "config.json", {**config, "controlnet_cfg": dict(control)})
 
 
 def save_base(
@@ -101,34 +104,42 @@ def save_base(
     dtype: torch.dtype | None = None,
     max_shard_bytes: int | None = None,
 ) -> None:
-    """Writes the backbone as `<folder>/transformer`, as diffusers' `WanTransformer3DModel` reads it.
+    """Writes the backbone to `<folder>/transformer`, in the format of diffusers' `WanTransformer3DModel`.
 
     Args:
-        transformer: its branches are left out.
-        folder: the base model.
-        weights: False writes its `config.json` alone, for checkpoints that hold the whole backbone.
-        dtype: None: as they are.
+        transformer: transformer; its control and memory branches are not saved.
+        folder: folder of the base model.
+        weights: False writes `config.json` alone, for checkpoints that contain the whole backbone.
+        dtype: dtype of the saved tensors; None = unchanged.
         max_shard_bytes: see `save_weights`.
     """
     target = folder / "transformer"
     target.mkdir(parents=True, exist_ok=True)
-    config = {k: v for k, v in transformer.config.items() if not k.startswith("_") and k not in _OURS}
+    config = {k: v for k, v in transformer.config.items() if not k.startswith("_") and k not in _RUNTIME_ARGUMENTS}
     write_json(target / "config.json", {"_class_name": "WanTransformer3DModel", **config})
     if weights:
-        branches = ("controlnet.", "camera_embedding.")
-        tensors = {n: t.to(dtype or t.dtype) for n, t in transformer.state_dict().items() if not n.startswith(branches)}
+        tensors = {
+            name: tensor.to(dtype or tensor.dtype)
+            for name, tensor in transformer.state_dict().items()
+            if not name.startswith(BRANCH_PREFIXES)
+        }
         save_weights(target, BASE_STEM, tensors, max_shard_bytes=max_shard_bytes)
 
 
 def write_json(file: Path, content: Mapping[str, Any]) -> None:
-    """Writes JSON aside and moves it into place."""
-    part = file.with_name(file.name + ".part")
-    part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    part.replace(file)
+    """Writes a JSON file under a temporary name and renames it.
+
+    Args:
+        file: the file.
+        content: its content.
+    """
+    partial = file.with_name(file.name + ".part")
+    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    partial.replace(file)
 
 
-def _write(file: Path, tensors: Mapping[str, torch.Tensor]) -> Path:
-    part = file.with_name(file.name + ".part")
-    save_file(dict(tensors), str(part), metadata={"format": "pt"})
-    part.replace(file)
+def _write_tensors(file: Path, tensors: Mapping[str, torch.Tensor]) -> Path:
+    partial = file.with_name(file.name + ".part")
+    save_file(dict(tensors), str(partial), metadata={"format": "pt"})
+    partial.replace(file)
     return file

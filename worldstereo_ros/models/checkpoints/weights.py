@@ -1,4 +1,4 @@
-"""Weights on disk: safetensors alone, every size known before memory is taken."""
+"""Safetensors files and their headers: shapes and dtypes are known before memory is allocated."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from safetensors import SafetensorError, safe_open
 
 from worldstereo_ros.utils.errors import WorldStereoError
 
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
-MAX_JSON_BYTES = 32 * 1024 * 1024
-FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+MAX_JSON_BYTES = 32 * 2**20
+FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
 
 
 class CheckpointError(WorldStereoError, ValueError):
-    """A checkpoint that cannot be used; the message says what came, what was expected, and what to do."""
+    """A checkpoint that is missing, damaged or does not fit the model."""
 
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """What a file says of a tensor before it is read.
+    """Header entry of a tensor in a safetensors file.
 
     Attributes:
-        file: where it is.
-        shape: its shape.
-        dtype: F32, BF16, ... as safetensors names them.
+        file: the file.
+        shape: shape of the tensor.
+        dtype: dtype as safetensors names it: F32, BF16, ...
     """
 
     file: Path
@@ -37,8 +37,8 @@ class TensorInfo:
     dtype: str
 
     @property
-    def numbers(self) -> int:
-        """How many numbers it has."""
+    def num_elements(self) -> int:
+        """Number of elements of the tensor."""
         count = 1
         for size in self.shape:
             count *= size
@@ -47,11 +47,11 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class WeightSet:
-    """All tensors of one model, in one file or in shards.
+    """The tensors of one model, in one file or in shards.
 
     Attributes:
-        folder: where the files are.
-        tensors: by name.
+        folder: folder of the files.
+        tensors: header entries by tensor name.
     """
 
     folder: Path
@@ -59,52 +59,63 @@ class WeightSet:
 
     @property
     def files(self) -> list[Path]:
-        """The files, each once."""
+        """The safetensors files, sorted."""
         return sorted({info.file for info in self.tensors.values()})
 
     def read(self, names: list[str], device: str | torch.device = "cpu") -> Iterator[tuple[str, torch.Tensor]]:
-        """Yields (name, tensor) one at a time, file by file, read straight to `device`.
+        """Yields (name, tensor) one at a time, file by file, loaded directly to a device.
+
+        Args:
+            names: names of the tensors to read.
+            device: device of the tensors.
 
         Raises:
-            CheckpointError: a file changed or cannot be read.
+            CheckpointError: a file cannot be read, or changed since its header was read.
         """
         for file in self.files:
-            inside = [name for name in names if self.tensors[name].file == file]
-            if not inside:
+            in_file = [name for name in names if self.tensors[name].file == file]
+            if not in_file:
                 continue
             try:
                 with safe_open(str(file), framework="pt", device=str(device)) as reader:
-                    for name in inside:
+                    for name in in_file:
                         yield name, reader.get_tensor(name)
             except (SafetensorError, OSError) as error:
-                raise CheckpointError(f"{file} could not be read: {error}. Fetch it again.") from None
+                raise CheckpointError(f"{file} could not be read: {error}. Download it again.") from None
 
 
 def open_weights(folder: Path, stem: str) -> WeightSet:
-    """Reads the headers of `<stem>.safetensors`, or of the shards that `<stem>.safetensors.index.json` lists.
+    """Reads the headers of `<stem>.safetensors`, or of the shards listed in `<stem>.safetensors.index.json`.
+
+    Args:
+        folder: folder of the files.
+        stem: name of the files without suffixes: `model`, or `diffusion_pytorch_model` for parts of the base model.
 
     Raises:
-        CheckpointError: there are none, only pickles, or a file is broken, truncated or not what it says.
+        CheckpointError: there are no safetensors files, or a file is damaged, truncated or inconsistent.
     """
     single, index = folder / f"{stem}.safetensors", folder / f"{stem}.safetensors.index.json"
     if single.is_file():
         return WeightSet(folder, _read_header(single))
     if index.is_file():
         return WeightSet(folder, _read_shards(index))
-    pickles = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLES) if folder.is_dir() else []
+    pickles = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLE_SUFFIXES) if folder.is_dir() else []
     if pickles:
         raise CheckpointError(
-            f"{folder} has its weights in {pickles[0]}, a pickle, which can run code when it is opened; "
+            f"The weights in {folder} are in {pickles[0]}, a pickle, which can execute code when it is opened; "
             f"convert it to {single.name} with a tool you trust."
         )
     raise CheckpointError(f"{folder} has neither {single.name} nor {index.name}.")
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object.
+    """Reads a JSON object from a file.
+
+    Args:
+        file: the file.
 
     Raises:
-        CheckpointError: there is none, it is too large, or it is no object.
+        CheckpointError: the file is missing, too large, or holds no JSON object.
     """
     try:
         if file.stat().st_size > MAX_JSON_BYTES:
@@ -119,56 +130,59 @@ def read_json(file: Path) -> dict[str, Any]:
     return content
 
 
-def tensors_of(names: Sized) -> str:
-    """`1 tensor`, `3 tensors`."""
+def count_tensors(names: Sized) -> str:
+    """Formats a number of tensors for a message: `1 tensor`, `3 tensors`."""
     return f"{len(names)} tensor{'' if len(names) == 1 else 's'}"
 
 
-def named(names: list[str], limit: int = 3) -> str:
-    """The first few names and how many more."""
-    shown = ", ".join(names[:limit])
-    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
+def format_names(names: list[str], limit: int = 3) -> str:
+    """Formats names for a message: the first `limit` of them, and the number of the others."""
+    text = ", ".join(names[:limit])
+    return text if len(names) <= limit else f"{text} and {len(names) - limit} more"
 
 
 def _read_header(file: Path) -> dict[str, TensorInfo]:
     try:
         with safe_open(str(file), framework="pt") as reader:
             tensors = {}
-            for name in reader.keys():  # noqa: SIM118 - the reader is no mapping
-                part = reader.get_slice(name)
-                tensors[name] = TensorInfo(file, tuple(part.get_shape()), part.get_dtype())
+            for name in reader.keys():  # noqa: SIM118 - the reader is not a mapping
+                header = reader.get_slice(name)
+                tensors[name] = TensorInfo(file, tuple(header.get_shape()), header.get_dtype())
     except (SafetensorError, OSError, ValueError, OverflowError) as error:
         size = file.stat().st_size if file.exists() else 0
         raise CheckpointError(
-            f"{file} ({size} bytes) is no whole safetensors file: {error}. It may be truncated; fetch it again."
+            f"{file} ({size} bytes) is not a complete safetensors file: {error}. It may be truncated; download it "
+            "again."
         ) from None
     if not tensors:
         raise CheckpointError(f"{file} holds no tensors.")
-    odd = [name for name, info in tensors.items() if info.dtype not in FLOATS]
-    if odd:
+    not_float = [name for name, info in tensors.items() if info.dtype not in FLOAT_DTYPES]
+    if not_float:
         raise CheckpointError(
-            f"{file} has {tensors_of(odd)} not in floating point ({tensors[odd[0]].dtype}): {named(odd)}; "
-            f"weights of type {', '.join(FLOATS)} were expected."
+            f"{file} has {count_tensors(not_float)} not in floating point ({tensors[not_float[0]].dtype}): "
+            f"{format_names(not_float)}; weights of dtype {', '.join(FLOAT_DTYPES)} were expected."
         )
     return tensors
 
 
 def _read_shards(index: Path) -> dict[str, TensorInfo]:
-    where = read_json(index).get("weight_map")
-    if not isinstance(where, dict) or not where or not all(isinstance(v, str) for v in where.values()):
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(v, str) for v in weight_map.values()):
         raise CheckpointError(f"{index} has no weight_map from tensor names to file names.")
     headers = {}
-    for shard in sorted(set(where.values())):
-        # A name with a folder in it could point anywhere on this machine.
+    for shard in sorted(set(weight_map.values())):
+        # A name with a folder in it could point to any file of this machine.
         if Path(shard).name != shard or "\\" in shard or not shard.endswith(".safetensors"):
             raise CheckpointError(f"{index} names the shard '{shard}'; a .safetensors file beside it was expected.")
         if not (index.parent / shard).is_file():
-            raise CheckpointError(f"{index} names the shard {shard}, which is missing. Fetch it again.")
+            raise CheckpointError(f"{index} names the shard {shard}, which is missing. Download it again.")
         headers[shard] = _read_header(index.parent / shard)
-    lost = [name for name, shard in where.items() if name not in headers[shard]]
-    if lost:
-        raise CheckpointError(f"{index} names {tensors_of(lost)} that the shards lack: {named(lost)}.")
-    stray = [name for header in headers.values() for name in header if name not in where]
-    if stray:
-        raise CheckpointError(f"{index} does not name {tensors_of(stray)} of its shards: {named(stray)}.")
-    return {name: headers[shard][name] for name, shard in where.items()}
+    absent = [name for name, shard in weight_map.items() if name not in headers[shard]]
+    if absent:
+        raise CheckpointError(f"{index} names {count_tensors(absent)} its shards do not have: {format_names(absent)}.")
+    unlisted = [name for header in headers.values() for name in header if name not in weight_map]
+    if unlisted:
+        raise CheckpointError(
+            f"{index} does not name {count_tensors(unlisted)} of its shards: {format_names(unlisted)}."
+        )
+    return {name: headers[shard][name] for name, shard in weight_map.items()}

@@ -28,7 +28,7 @@ IMPLEMENTATIONS = ("auto", "groups", "flex", "dense")
 
 
 @dataclass(frozen=True)
-class ReferencePlan:
+class AttentionPlan:
     """How the blocks attend, made once per forward and shared by all of them.
 
     Attributes:
@@ -41,7 +41,7 @@ class ReferencePlan:
     attend: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor] | None = None
 
 
-def make_plan(
+def make_attention_plan(
     mode: str,
     grid: TokenGrid,
     *,
@@ -51,7 +51,7 @@ def make_plan(
     device: torch.device,
     dtype: torch.dtype = torch.float32,
     batch: int = 1,
-) -> ReferencePlan:
+) -> AttentionPlan:
     """Chooses how to attend.
 
     Args:
@@ -71,22 +71,22 @@ def make_plan(
     """
     first_query = 0 if update_references else grid.reference_tokens
     if mode == "full" and implementation != "dense":
-        return ReferencePlan(first_query)
+        return AttentionPlan(first_query)
     correspondence = check_correspondence(correspondence, grid, batch) if mode == "correspondence" else None
     if implementation == "auto":
         implementation = "flex" if mode == "correspondence" and device.type == "cuda" else "groups"
     if implementation == "dense":
         mask = None if mode == "full" else dense_mask(grid, correspondence, device)[:, None, first_query:]
-        return ReferencePlan(first_query, lambda q, k, v: _sdpa(q, k, v, mask))
+        return AttentionPlan(first_query, lambda q, k, v: _sdpa(q, k, v, mask))
     if implementation == "flex":
-        return ReferencePlan(first_query, _flex(grid, correspondence, first_query, device))
+        return AttentionPlan(first_query, _flex(grid, correspondence, first_query, device))
     asking = [group for group in plan_groups(grid, correspondence) if group.queries.start >= first_query]
     groups = [(group, merged_mask(group, dtype)) for group in asking]
-    return ReferencePlan(first_query, lambda q, k, v: attend_groups(groups, first_query, q, k, v))
+    return AttentionPlan(first_query, lambda q, k, v: attend_groups(groups, first_query, q, k, v))
 
 
 class StereoAttnProcessor:
-    """Attention processor of the self-attention in every block; see `ReferencePlan`."""
+    """Attention processor of the self-attention in every block; see `AttentionPlan`."""
 
     _attention_backend = None
     _parallel_config = None
@@ -98,7 +98,7 @@ class StereoAttnProcessor:
         encoder_hidden_states: None,
         attention_mask: None,
         rotary_emb: Rotary,
-        plan: ReferencePlan,
+        plan: AttentionPlan,
     ) -> torch.Tensor:
         """(b, L, dim) tokens, references first, to (b, L - plan.first_query, dim)."""
         asking = hidden_states[:, plan.first_query :]

@@ -20,7 +20,12 @@ from diffusers.models.normalization import FP32LayerNorm
 from diffusers.models.transformers.transformer_wan import WanTimeTextImageEmbedding, WanTransformerBlock
 from torch import nn
 
-from worldstereo_ros.models.worldstereo.attention import IMPLEMENTATIONS, ReferencePlan, StereoAttnProcessor, make_plan
+from worldstereo_ros.models.worldstereo.attention import (
+    IMPLEMENTATIONS,
+    AttentionPlan,
+    StereoAttnProcessor,
+    make_attention_plan,
+)
 from worldstereo_ros.models.worldstereo.control import ControlBranch
 from worldstereo_ros.models.worldstereo.inputs import check_inputs
 from worldstereo_ros.models.worldstereo.masks import MODES, Correspondence, TokenGrid
@@ -47,7 +52,7 @@ class WorldStereoBlock(WanTransformerBlock):
         encoder_hidden_states: torch.Tensor,
         temb: torch.Tensor,
         rotary_emb: Rotary,
-        plan: ReferencePlan,
+        plan: AttentionPlan,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Targets (b, L, dim) and references (b, M, dim) or None, to the same.
 
@@ -161,7 +166,7 @@ class WorldStereoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, Attentio
         self.set_reference_attention(reference_attention)
 
     @property
-    def has_memory(self) -> bool:
+    def has_memory_branch(self) -> bool:
         """True for the memory variants, whose references come with camera tokens."""
         return self.camera_embedding is not None
 
@@ -270,7 +275,7 @@ class WorldStereoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, Attentio
             assert self.controlnet.layout_embedding is not None
             tokens = tokens + self.controlnet.layout_embedding(layout.to(tokens.dtype)).flatten(2).transpose(1, 2)
         rotary = self.rope(torch.arange(frames, device=device), rows, columns)
-        references, plan = None, ReferencePlan()
+        references, plan = None, AttentionPlan()
         if home and reference_latent is not None:
             references = self._embed(reference_latent, camera_qt_ref, rows * columns)
             beside = self.rope(torch.tensor(home, device=device), rows, columns, first_column=columns)
@@ -308,14 +313,14 @@ class WorldStereoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, Attentio
             tokens = tokens + offset.repeat_interleave(per_frame, dim=1)
         return tokens.contiguous()
 
-    def _plan(self, grid: TokenGrid, points: torch.Tensor | None, tokens: torch.Tensor) -> ReferencePlan:
+    def _plan(self, grid: TokenGrid, points: torch.Tensor | None, tokens: torch.Tensor) -> AttentionPlan:
         mode = self.config.reference_attention
         correspondence = None
         if mode == "correspondence" and points is not None:
             correspondence = Correspondence(
                 points.to(tokens.device), self.config.correspondence_radius, self.config.correspondence_stride
             )
-        return make_plan(
+        return make_attention_plan(
             mode,
             grid,
             update_references=self.update_references,

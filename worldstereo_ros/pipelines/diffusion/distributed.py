@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from worldstereo_ros.models.checkpoints.hub import Checkpoint
 
 PATIENCE = timedelta(days=30)  # a robot may have nothing to imagine for long
-SHARE_WEIGHTS = "WORLDSTEREO_SHARE_WEIGHTS"  # set to 1 where the weights are too large for one device
+SHARD_WEIGHTS_ENV = "WORLDSTEREO_SHARE_WEIGHTS"  # set to 1 where the weights are too large for one device
 POSITIONAL = ("hidden_states", "timestep", "encoder_hidden_states")
 
 
@@ -35,7 +35,7 @@ def is_worker() -> bool:
     return process_count() > 1 and int(os.environ["RANK"]) > 0
 
 
-def lead_transformer(
+def load_distributed_transformer(
     checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, reference_attention: str
 ) -> torch.nn.Module:
     """In the first process: the transformer, which the others have as well and help with from now on.
@@ -162,18 +162,18 @@ def _control() -> Any:
 def _load(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, mode: str) -> torch.nn.Module:
     from worldstereo_ros.models import load_transformer
 
-    parted = os.environ.get(SHARE_WEIGHTS) == "1"
+    parted = os.environ.get(SHARD_WEIGHTS_ENV) == "1"
     return load_transformer(checkpoint, device="cpu" if parted else device, dtype=dtype, reference_attention=mode)
 
 
 def _share(transformer: Any, device: torch.device) -> None:
-    from worldstereo_ros.pipelines.diffusion.sequence_parallel import share_tokens, share_weights
+    from worldstereo_ros.pipelines.diffusion.sequence_parallel import enable_sequence_parallel, shard_weights
 
-    if os.environ.get(SHARE_WEIGHTS) == "1":
+    if os.environ.get(SHARD_WEIGHTS_ENV) == "1":
         from torch.distributed.device_mesh import init_device_mesh
 
-        share_weights(transformer, init_device_mesh(device.type, (process_count(),)))
-    share_tokens(transformer)
+        shard_weights(transformer, init_device_mesh(device.type, (process_count(),)))
+    enable_sequence_parallel(transformer)
 
 
 def _announce(_module: Any, arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> None:

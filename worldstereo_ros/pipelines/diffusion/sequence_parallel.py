@@ -19,7 +19,7 @@ import torch.distributed as dist
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from torch import nn
 
-from worldstereo_ros.models.worldstereo.attention import ReferencePlan, StereoAttnProcessor
+from worldstereo_ros.models.worldstereo.attention import AttentionPlan, StereoAttnProcessor
 from worldstereo_ros.models.worldstereo.rotary import Rotary
 from worldstereo_ros.models.worldstereo.transformer import WorldStereoTransformer
 from worldstereo_ros.utils.errors import InputError
@@ -27,7 +27,7 @@ from worldstereo_ros.utils.errors import InputError
 Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
-def share_tokens(transformer: WorldStereoTransformer, group: dist.ProcessGroup | None = None) -> None:
+def enable_sequence_parallel(transformer: WorldStereoTransformer, group: dist.ProcessGroup | None = None) -> None:
     """Makes all processes of a group work on each forward together; the result is the same on all of them.
 
     Args:
@@ -69,7 +69,7 @@ def share_tokens(transformer: WorldStereoTransformer, group: dist.ProcessGroup |
         transformer.register_forward_pre_hook(unchanged)
 
 
-def share_weights(transformer: WorldStereoTransformer, mesh: Any) -> None:
+def shard_weights(transformer: WorldStereoTransformer, mesh: Any) -> None:
     """Leaves each process a part of the weights (FSDP2); a block's are brought together while it works.
 
     Args:
@@ -92,7 +92,7 @@ class _Share:
     def __init__(self, group: dist.ProcessGroup | None) -> None:
         self.group = group
         self.count, self.rank = dist.get_world_size(group), dist.get_rank(group)
-        self.plan: ReferencePlan | None = None
+        self.plan: AttentionPlan | None = None
         self.rotary: Rotary | None = None
         self.targets: list[int] = []
 
@@ -111,7 +111,7 @@ class _Share:
     def enter_branch(self, _block: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
         tokens, temb, rotary = arguments
         if self.plan is None:
-            self._begin(0, tokens.shape[1], rotary, ReferencePlan())
+            self._begin(0, tokens.shape[1], rotary, AttentionPlan())
             tokens = self._own(tokens, self.targets)
         return tokens, temb, self.rotary
 
@@ -131,7 +131,7 @@ class _Share:
 
     # --- parts ---
 
-    def _begin(self, beside: int, targets: int, rotary: Rotary, plan: ReferencePlan) -> None:
+    def _begin(self, beside: int, targets: int, rotary: Rotary, plan: AttentionPlan) -> None:
         refs, own = _even(beside, self.count), _even(targets, self.count)
         self.targets = own
         cos, sin = (torch.cat((self._own(t[:, :beside], refs), self._own(t[:, beside:], own)), dim=1) for t in rotary)
@@ -140,7 +140,7 @@ class _Share:
         asked = own if plan.first_query else keys
         order = None if not beside else _order(refs, own, rotary[0].device)
         attend = plan.attend or (lambda q, k, v: dispatch_attention_fn(q, k, v))
-        self.plan = ReferencePlan(
+        self.plan = AttentionPlan(
             refs[self.rank] if plan.first_query else 0,
             self._exchanging(attend, keys, asked, order, None if plan.first_query else order),
         )

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from worldstereo_ros.models.checkpoints.weights import CheckpointError, named, open_weights, tensors_of
+from worldstereo_ros.models.checkpoints.weights import CheckpointError, count_tensors, format_names, open_weights
 
 if TYPE_CHECKING:
     from worldstereo_ros.models.checkpoints.hub import Checkpoint
 
 TEXT_TOKENS = 512
-KEPT_PROMPTS = 32
+MAX_CACHED_PROMPTS = 32
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ class TextEncoder:
         prompt = " ".join(html.unescape(html.unescape(prompt)).split())
         if prompt not in self._kept:
             self._kept[prompt] = self._encode(prompt)
-            while len(self._kept) > KEPT_PROMPTS:
+            while len(self._kept) > MAX_CACHED_PROMPTS:
                 self._kept.popitem(last=False)
         self._kept.move_to_end(prompt)
         return self._kept[prompt].to(self._device)
@@ -73,7 +73,7 @@ class TextEncoder:
         return (states * mask[..., None].to(states.dtype)).cpu()
 
 
-class NoText:
+class NullTextEncoder:
     """Stands where a model takes no words: every prompt is the same single token of zeros."""
 
     def __init__(self, text_dim: int, device: torch.device) -> None:
@@ -164,7 +164,7 @@ def _load(kind: Any, folder: Path, dtype: torch.dtype) -> torch.nn.Module:
             logging.enable_progress_bar()
     missing = sorted(said["missing_keys"])
     if missing:
-        raise CheckpointError(f"{folder} lacks {tensors_of(missing)}: {named(missing)}.")
+        raise CheckpointError(f"{folder} lacks {count_tensors(missing)}: {format_names(missing)}.")
     for name, parameter in model.named_parameters():
         if not torch.isfinite(parameter).all():
             raise CheckpointError(f"{folder}: {name} has numbers that are not finite; the file is damaged.")

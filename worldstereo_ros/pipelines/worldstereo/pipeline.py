@@ -1,13 +1,13 @@
-"""The WorldStereo pipeline: memory conditions a diffusion model, which paints what memory lacks.
+"""The WorldStereo pipeline: a diffusion model, conditioned on memory, generates what memory lacks.
 
-What it does to one clip:
+For each clip:
 
-1. Seed, renders, cameras and references become keyframes (`conditioning.py`) and latents.
-2. From noise, the transformer takes the latents step by step to pictures: 40 steps with guidance, or the distilled
-   model's four.
-3. Keyframes are decoded one by one, each given away at once.
-4. Where a sensor saw what a view shows, the remembered pictures themselves are shown, at full resolution, faded into
-   the model's picture outside: only there a pixel may be called observed. Depth is that of the cloud, filled smoothly.
+1. Start view, renders, cameras and references become keyframes (`conditioning.py`), and these the inputs of the
+   transformer (`model_inputs.py`).
+2. The transformer denoises the latents of the clip: 40 steps with guidance, or 4 steps of the distilled model.
+3. Keyframes are decoded lazily, one by one, and yielded at once.
+4. Observed pixels of memory, at full resolution, replace those of the model and fade into them (`compositing.py`).
+   Only these pixels are labelled as observed. Depth is that of the cloud, completed by planes and the depth network.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +37,11 @@ from worldstereo_ros.models import (
 from worldstereo_ros.models.checkpoints.loading import default_dtype
 from worldstereo_ros.models.checkpoints.weights import CheckpointError
 from worldstereo_ros.pipelines.base import Conditioning, ModelError, OnStep, PipelineFrame
-from worldstereo_ros.pipelines.diffusion.distributed import lead_transformer, process_count
+from worldstereo_ros.pipelines.diffusion.denoising import denoise, guide
+from worldstereo_ros.pipelines.diffusion.distributed import load_distributed_transformer, process_count
 from worldstereo_ros.pipelines.diffusion.text_encoders import (
     ImageEncoder,
-    NoText,
+    NullTextEncoder,
     TextEncoder,
     load_image_encoder,
     load_text_encoder,
@@ -48,47 +50,52 @@ from worldstereo_ros.pipelines.geometric.pipeline import GeometricPipeline
 from worldstereo_ros.pipelines.geometric.plane_extrapolation import Layout, LayoutEstimator
 from worldstereo_ros.pipelines.geometric.warped_view import WarpedView
 from worldstereo_ros.pipelines.worldstereo.compositing import compose, mix_with_memory, resize_image
-from worldstereo_ros.pipelines.worldstereo.conditioning import Keyframes, make_keyframes
+from worldstereo_ros.pipelines.worldstereo.conditioning import make_keyframes
+from worldstereo_ros.pipelines.worldstereo.model_inputs import MASK_CHANNELS, ModelInputs, build_model_inputs
 from worldstereo_ros.pipelines.worldstereo.video_condition import VideoCondition, load_video_condition
 from worldstereo_ros.utils.errors import InputError
 
 STEPS = 40  # of the variants that are not distilled
-MASK_CHANNELS = 4
-ENCODED_AT_ONCE = 8  # pictures; all keyframes of a clip side by side would take as much memory as the steps
+PATCH_PX = 16  # pixels of a token along each side
+# Depth of an extrapolated plane is used if the plane is at least so likely, and if it differs from the network's depth
+# by no more than this factor. The two are compared at every fourth pixel.
+MIN_PLANE_PROBABILITY, MAX_DEPTH_RATIO, DEPTH_STRIDE_PX = 0.6, 2.0, 4
 
-PLANE_LIKELY, PLANE_WITHIN = 0.6, 2.0  # a plane's depth is taken, unless the network sees another by this factor
-COARSE = 4  # pixels from one to the next where the two are compared
-
-# (pipeline, step, timestep, {"latents": ...}) to a dict with what is to be replaced, as in diffusers.
+# (pipeline, step, timestep, {"latents": ...}) to a dict with the tensors to replace, or None; as in diffusers.
 StepEnd = Callable[["WorldStereoPipeline", int, torch.Tensor, dict[str, torch.Tensor]], dict[str, torch.Tensor] | None]
 
 
 class WorldStereoPipeline:
-    """Imagines views with a WorldStereo checkpoint; see the module.
+    """Imagines views with a WorldStereo checkpoint.
 
-    One device needs no process group; several share the work of the transformer under `torchrun` (`processes.py`).
+    A single device needs no process group; under `torchrun`, several processes share the work of the transformer
+    (`diffusion/distributed.py`).
 
     Attributes:
-        name: what it is called; None: the variant.
-        clip_length: views of one call: the keyframes of the model without the first, which is the seed.
+        config: of the checkpoint.
+        name: name for logs and tables; the variant by default.
+        clip_length: views of one call: the keyframes of the model without the first, which is the start view.
+        distilled: whether the model was distilled to few steps.
         steps: denoising steps; None: those of the variant.
-        guidance: scale of classifier-free guidance, 1 = none; at first that of the checkpoint.
-        compose_observed: show and claim what was observed; else every pixel is the model's, and imagined.
-        fill_clip: always give the model all keyframes it was trained with, the last pose repeated. A shorter path
-            costs as much as a full one then.
-        callback_on_step_end: called after every step as in diffusers' pipelines; may replace `latents`.
-        depth: gives depth to what was painted (`depth.complete_depth`); None: what is remembered is filled smoothly.
+        guidance: scale of classifier-free guidance, 1 = none; that of the checkpoint by default.
+        compose_observed: replace observed pixels by those of memory and label them as observed. If False, every pixel
+            is the model's, and imagined.
+        fill_clip: extend every clip to the number of keyframes that the model was trained with, by repeating the last
+            pose. A shorter path then costs as much as a full one.
+        callback_on_step_end: called after every step as in diffusers; may replace `latents`.
+        depth: estimates depth of imagined pixels; None: depth is filled smoothly from memory.
+        geometric: the geometric pipeline, which warps views from memory and labels their provenance.
     """
 
     selects_references = True
 
     def __init__(
         self,
-        settings: CheckpointConfig,
+        config: CheckpointConfig,
         transformer: WorldStereoTransformer,
         autoencoder: Any,
         scheduler: Any,
-        text_encoder: TextEncoder | NoText,
+        text_encoder: TextEncoder | NullTextEncoder,
         image_encoder: ImageEncoder | None,
         *,
         video_condition: VideoCondition | None = None,
@@ -100,36 +107,36 @@ class WorldStereoPipeline:
         callback_on_step_end: StepEnd | None = None,
         depth: DepthEstimator | None = None,
     ) -> None:
-        """Puts the parts together; `from_pretrained` finds and loads them.
+        """Assembles the pipeline from loaded parts; `from_pretrained` loads them.
 
         Args:
-            settings: of the checkpoint.
-            transformer, autoencoder, scheduler, text_encoder: the parts, on `device`.
+            config: of the checkpoint.
+            transformer, autoencoder, scheduler, text_encoder: models on `device`, and a diffusers scheduler.
             image_encoder: None for a backbone without image embedding.
-            video_condition: makes the condition latents of `full_vae`; None: mid-grey, each frame alone.
-            device: where they are.
+            video_condition: makes the condition latents of `full_vae`; None: every frame is encoded on its own.
+            device: device of the models.
             name, steps, compose_observed, fill_clip, callback_on_step_end, depth: see the class.
 
         Raises:
-            ValueError: fewer steps than one.
+            InputError: `steps` is less than 1.
         """
         if steps is not None and steps < 1:
             raise InputError(f"{steps} denoising steps were asked for; at least one is needed.")
-        self.settings = settings
+        self.config = config
         self.transformer, self.autoencoder, self.scheduler = transformer, autoencoder, scheduler
         self.text_encoder, self.image_encoder = text_encoder, image_encoder
         self.video_condition = video_condition
         self.device = torch.device(device)
-        self.name = name or settings.variant
-        self.clip_length = settings.nframe - 1
-        self.distilled = settings.distilled
+        self.name = name or config.variant
+        self.clip_length = config.nframe - 1
+        self.distilled = config.distilled
         self.steps = steps
-        self.guidance = settings.guidance
+        self.guidance = config.guidance
         self.compose_observed = compose_observed
         self.fill_clip = fill_clip
         self.callback_on_step_end = callback_on_step_end
         self.depth = depth
-        self._memory, self._find_layout = GeometricPipeline(), LayoutEstimator()
+        self.geometric, self._estimate_layout = GeometricPipeline(), LayoutEstimator()
 
     @classmethod
     def from_pretrained(
@@ -145,48 +152,46 @@ class WorldStereoPipeline:
         parallel: bool = True,
         **options: Any,
     ) -> WorldStereoPipeline:
-        """Loads a checkpoint and what it takes from its base.
+        """Loads a checkpoint and, from its base model, the parts that it does not contain.
 
         Args:
             model: `small`, a folder or a hub id, see `models.find_checkpoint`.
-            variant: one of `models.VARIANTS`, with or without `worldstereo-`; None: see there.
+            variant: one of `models.VARIANTS`, with or without `worldstereo-`; None: see `models.find_checkpoint`.
             device: where it runs.
             dtype: of the networks; None: bfloat16 on CUDA, float32 on the CPU.
             reference_attention: full, paired or correspondence.
-            offload: the text encoder waits in main memory and comes to the device for a new prompt only.
-            local_files_only: never ask the hub.
-            parallel: under `torchrun`, share the transformer's work with the other processes (`processes.py`).
-            options: of the class.
+            offload: keep the text encoder in main memory and move it to the device only for a new prompt.
+            local_files_only: never download from the hub.
+            parallel: under `torchrun`, share the transformer's work with the other processes.
+            options: keyword arguments of the class.
 
         Raises:
-            CheckpointError: a ValueError whose sentence says what is missing, damaged or too large.
+            CheckpointError: a part is missing, damaged or too large.
         """
         device = torch.device(device)
         dtype = dtype or default_dtype(device)
         checkpoint = find_checkpoint(model, variant, local_files_only=local_files_only)
-        settings = checkpoint.settings
+        config = checkpoint.config
         if parallel and process_count() > 1:
-            transformer: Any = lead_transformer(checkpoint, device, dtype, reference_attention)
+            transformer: Any = load_distributed_transformer(checkpoint, device, dtype, reference_attention)
         else:
             transformer = load_transformer(
                 checkpoint, device=device, dtype=dtype, reference_attention=reference_attention
             )
-        if transformer.config.image_dim and not settings.reads_text:
+        if transformer.config.image_dim and not config.uses_text:
             raise CheckpointError(
-                f"{checkpoint.folder} says text_encoder none and its base has an image embedding, which comes with 512 "
-                "tokens of text; take the key out of config.json, or use a base without image embedding."
+                f"The config.json in {checkpoint.folder} has text_encoder none, but its base has an image embedding, "
+                "which needs 512 text tokens. Remove text_encoder from config.json, or use a base without image "
+                "embedding."
             )
         return cls(
-            settings,
+            config,
             transformer,
             load_autoencoder(checkpoint, device=device, dtype=dtype),
-            make_scheduler(
-                settings.raw,
-                None if settings.distilled else checkpoint.base("scheduler"),
-            ),
+            make_scheduler(config.raw, None if config.distilled else checkpoint.base("scheduler")),
             load_text_encoder(checkpoint, device, dtype, offload=offload)
-            if settings.reads_text
-            else NoText(transformer.config.text_dim, device),
+            if config.uses_text
+            else NullTextEncoder(transformer.config.text_dim, device),
             load_image_encoder(checkpoint, device, dtype) if transformer.config.image_dim else None,
             video_condition=load_video_condition(checkpoint, device, dtype),
             device=device,
@@ -198,8 +203,15 @@ class WorldStereoPipeline:
     ) -> Iterator[PipelineFrame]:
         """Yields the frames of the clip in order, each as soon as it is decoded.
 
+        Args:
+            conditioning: what memory holds about the clip.
+            prompt: description of the place; ignored by models without text encoder.
+            generator: draws the noise.
+            on_step: called as on_step(stage, step, steps) before each step of the stages warping, encoding, denoising
+                and decoding; may raise `Cancelled`.
+
         Raises:
-            ModelError: the device's memory does not suffice, or the model gave numbers that are not finite.
+            ModelError: the device is out of memory, or the model returned values that are not finite.
         """
         failure = ""
         try:
@@ -212,67 +224,42 @@ class WorldStereoPipeline:
             failure = str(error)
         finally:  # also when cancelled between two steps
             self._free()
-        if failure:  # raised here, where nothing holds on to the tensors any more
-            raise ModelError(self._too_large(conditioning, failure))
+        if failure:  # raised here, where no traceback keeps the tensors alive
+            raise ModelError(self._out_of_memory_message(conditioning, failure))
 
     # --- one clip ----------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def _encode(
         self, conditioning: Conditioning, prompt: str, warped_views: list[WarpedView], layout: Layout | None
-    ) -> tuple[dict[str, Any], torch.Tensor, list[torch.Tensor]]:
-        """What stays the same in all steps: arguments of the transformer, condition (1, 20, F, h, w), prompts."""
+    ) -> tuple[ModelInputs, list[torch.Tensor]]:
+        """What stays the same in all steps: inputs of the transformer, text embeddings (with and without prompt)."""
         camera = conditioning.camera
-        size = self.settings.image_size_for(camera.height, camera.width)
-        remembers = self.settings.remembers
+        height, width = self.config.image_size_for(camera.height, camera.width)
+        correspondence = self.transformer.config.reference_attention == "correspondence"
         keyframes = make_keyframes(
             conditioning,
-            size,
+            (height, width),
             self.device,
-            remembers=remembers,
-            count=self.settings.nframe if self.fill_clip else None,
-            correspondence=(size[0] // 16, size[1] // 16)
-            if self.transformer.config.reference_attention == "correspondence"
-            else None,
-            painted=warped_views if self.settings.fills_renders else None,
+            use_references=self.config.has_memory_branch,
+            min_count=self.config.nframe if self.fill_clip else None,
+            correspondence_tokens=(height // PATCH_PX, width // PATCH_PX) if correspondence else None,
+            warped_views=warped_views if self.config.fills_render_holes else None,
             layout=layout,
         )
-        latents = self.autoencoder.encode(keyframes.images, ENCODED_AT_ONCE).transpose(0, 1)[None]
-        known = torch.zeros_like(latents[:, :MASK_CHANNELS])
-        known[:, :, 0] = 1
-        condition = torch.cat((known, self._condition(keyframes, latents)), dim=1)
-        inputs: dict[str, Any] = {
-            "render_latent": latents,
-            "render_mask": keyframes.holes,
-            "camera_embedding": keyframes.plucker,
-        }
-        if keyframes.guessed is not None and keyframes.plane_channels is not None:
-            guessed = self.autoencoder.encode(keyframes.guessed, ENCODED_AT_ONCE).transpose(0, 1)[None]
-            inputs["render_latent"] = guessed
-            inputs["layout"] = torch.cat((latents - guessed, keyframes.plane_channels.to(latents)), dim=1)
-        if self.transformer.has_memory:
-            inputs["camera_qt"] = keyframes.poses
-        if remembers and len(keyframes.references):
-            references = self.autoencoder.encode(keyframes.references).transpose(0, 1)[None]
-            ones = torch.ones_like(references[:, :MASK_CHANNELS])
-            inputs["reference_latent"] = torch.cat((references, ones, references), dim=1)
-            inputs["ref_index"] = keyframes.reference_index
-            inputs["camera_qt_ref"] = keyframes.reference_poses
-            inputs["reference_points"] = keyframes.reference_points
+        inputs = build_model_inputs(
+            keyframes,
+            self.autoencoder,
+            memory_branch=self.transformer.has_memory_branch,
+            video_condition=self.video_condition,
+        )
         if self.image_encoder is not None:
-            seed = conditioning.start_view.resized(size[1], size[0])
-            inputs["encoder_hidden_states_image"] = self.image_encoder(seed.image)
+            start = conditioning.start_view.resized(width, height)
+            inputs.arguments["encoder_hidden_states_image"] = self.image_encoder(start.image)
         prompts = [self.text_encoder(prompt)]
         if self.guidance > 1:
-            prompts.append(self.text_encoder(self.settings.negative_prompt))
-        return inputs, condition, prompts
-
-    def _condition(self, keyframes: Keyframes, latents: torch.Tensor) -> torch.Tensor:
-        """(1, 16, F, h, w): the seed's latent, then those of mid-grey: a video's, or each frame's alone."""
-        if self.video_condition is not None:
-            return self.video_condition(keyframes.images[0], latents.shape[2]).to(latents)
-        grey = self.autoencoder.encode(torch.zeros_like(keyframes.images[:1])).transpose(0, 1)[None]
-        return torch.cat((latents[:, :, :1], grey.expand(-1, -1, latents.shape[2] - 1, -1, -1)), dim=2)
+            prompts.append(self.text_encoder(self.config.negative_prompt))
+        return inputs, prompts
 
     @torch.no_grad()
     def _denoise(
@@ -284,104 +271,102 @@ class WorldStereoPipeline:
         warped_views: list[WarpedView],
         layout: Layout | None,
     ) -> torch.Tensor:
-        """(16, F, h, w) latents of the keyframes, the seed's among them."""
+        """(C, F, h, w) latents of the keyframes, including the start view."""
         steps = self.steps or (None if self.distilled else STEPS)
         self.scheduler.set_timesteps(steps, device=self.device)
-        timesteps = self.scheduler.timesteps
-        on_step("encoding", 0, len(timesteps))
-        inputs, condition, prompts = self._encode(conditioning, prompt, warped_views, layout)
-        shape = (1, condition.shape[1] - MASK_CHANNELS, *condition.shape[2:])
-        latents = torch.randn(shape, generator=generator, device=generator.device, dtype=torch.float32).to(self.device)
-        for step, timestep in enumerate(timesteps):
-            on_step("denoising", step, len(timesteps))
-            hidden = torch.cat((latents, condition.to(latents.dtype)), dim=1)
+        on_step("encoding", 0, len(self.scheduler.timesteps))
+        inputs, prompts = self._encode(conditioning, prompt, warped_views, layout)
+        b, channels, *size = inputs.condition.shape
+        noise = torch.randn(
+            (b, channels - MASK_CHANNELS, *size), generator=generator, device=generator.device, dtype=torch.float32
+        )
+
+        def predict(latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+            hidden = torch.cat((latents, inputs.condition.to(latents.dtype)), dim=1)
             velocities = [
-                self.transformer(hidden, timestep.expand(1), words, return_dict=False, **inputs)[0].float()
-                for words in prompts
+                self.transformer(hidden, timestep.expand(1), text, return_dict=False, **inputs.arguments)[0].float()
+                for text in prompts
             ]
-            velocity = velocities[0]
-            if len(velocities) > 1:
-                velocity = velocities[1] + self.guidance * (velocity - velocities[1])
-            latents = self.scheduler.step(velocity, timestep, latents, return_dict=False)[0]
-            if not torch.isfinite(latents).all():
-                raise ModelError(
-                    f"{self.name} gave numbers that are not finite in step {step + 1} of {len(timesteps)}; "
-                    f"it runs in {str(self.transformer.dtype).removeprefix('torch.')}, use bfloat16 or float32, and if "
-                    "that changes nothing its weights are damaged."
-                )
-            if self.callback_on_step_end is not None:
-                changed = self.callback_on_step_end(self, step, timestep, {"latents": latents}) or {}
-                latents = changed.get("latents", latents)
+            return guide(velocities, self.guidance)
+
+        callback = self.callback_on_step_end
+        latents = denoise(
+            predict,
+            self.scheduler,
+            noise.to(self.device),
+            on_step=on_step,
+            on_step_end=None if callback is None else partial(callback, self),
+            name=self.name,
+            dtype=self.transformer.dtype,
+        )
         return latents[0]
 
     def _imagine(
         self, conditioning: Conditioning, prompt: str, generator: torch.Generator, on_step: OnStep
     ) -> Iterator[PipelineFrame]:
-        # A model that is shown what memory makes of the views needs their pictures first. What in them was observed is
-        # asked view by view, as they are given away.
-        warped_views = self._memory.warp_all(conditioning, on_step) if self.settings.fills_renders else []
-        layout = self._find_layout(conditioning.references) if self.settings.shows_layout else None
+        # A model with filled render holes needs all warped views first. Their provenance is labelled view by view, just
+        # before each is yielded.
+        warped_views = self.geometric.warp_all(conditioning, on_step) if self.config.fills_render_holes else []
+        layout = self._estimate_layout(conditioning.references) if self.config.uses_layout else None
         latents = self._denoise(conditioning, prompt, generator, on_step, warped_views, layout)
         count = len(conditioning.world_from_camera)
         with torch.no_grad():
-            pictures = self.autoencoder.decode_frames(latents[:, 1 : count + 1])
+            images = self.autoencoder.decode_frames(latents[:, 1 : count + 1])
         for index in range(count):
             on_step("decoding", index, count)
             with torch.no_grad():
-                picture = next(pictures)
-            if not torch.isfinite(picture).all():
-                raise ModelError(f"The autoencoder gave numbers that are not finite in view {index + 1} of {count}.")
-            image = (picture.float().clamp(-1, 1).add(1).mul(127.5).round()).to(torch.uint8)
-            image = image.permute(1, 2, 0).cpu().numpy()
-            frame = self._remembered(conditioning, index, warped_views[index] if warped_views else None)
+                decoded = next(images)
+            if not torch.isfinite(decoded).all():
+                raise ModelError(f"The autoencoder returned values that are not finite in view {index + 1} of {count}.")
+            decoded = (decoded.float().clamp(-1, 1).add(1).mul(127.5).round()).to(torch.uint8)
+            image = decoded.permute(1, 2, 0).cpu().numpy()
+            frame = self._frame_of_memory(conditioning, index, warped_views[index] if warped_views else None)
             image = resize_image(image, conditioning.camera.width, conditioning.camera.height)
             if warped_views and self.compose_observed:
                 image = mix_with_memory(image, warped_views[index], conditioning, index)
-            composed = compose(frame, image)
-            painted = self.compose_observed or self.settings.fills_renders
-            composed = self._with_depth(composed, conditioning, index, layout)
-            yield composed if painted else replace(composed, memory_image=None)
+            composed = self._with_depth(compose(frame, image), conditioning, index, layout)
+            has_memory_image = self.compose_observed or self.config.fills_render_holes
+            yield composed if has_memory_image else replace(composed, memory_image=None)
+
+    def _frame_of_memory(self, conditioning: Conditioning, index: int, warped: WarpedView | None) -> PipelineFrame:
+        """A view from memory alone. If nothing of it is composited, only its depth matters."""
+        if self.compose_observed:
+            warped = warped or self.geometric.warp(conditioning, index)
+            return self.geometric.label_provenance(conditioning, index, warped)
+        depth = fill_depth(conditioning.renders.depth[index].cpu().numpy()) if warped is None else warped.depth
+        image = np.zeros((*depth.shape, 3), np.uint8) if warped is None else warped.image
+        return PipelineFrame(image, depth, np.zeros(depth.shape, bool))
 
     def _with_depth(
         self, frame: PipelineFrame, conditioning: Conditioning, index: int, layout: Layout | None
     ) -> PipelineFrame:
-        """The frame with depth where memory has none, and how unlikely planes go on there.
+        """The frame with estimated depth where memory has none, and with `plane_absence`.
 
-        Where planes go on, most likely, and the depth network does not see something else there, theirs is taken.
+        Depth is that of an extrapolated plane where one is likely and the depth network agrees within a factor of
+        `MAX_DEPTH_RATIO`, else that of the network.
         """
         covered = conditioning.renders.covered[index].cpu().numpy()
-        depth = frame.depth
-        if depth is None or covered.all():
+        if frame.depth is None or covered.all():
             return frame
-        pose, threads = conditioning.world_from_camera[index], self._memory.threads
+        pose, threads = conditioning.world_from_camera[index], self.geometric.threads
         planes = None
         if layout is not None:
-            planes = layout.seen_from(conditioning.camera, pose, wanted=~covered, threads=threads)
-            frame = replace(frame, plane_absence=np.where(covered, np.float32(0), 1 - planes[2]).clip(0, 1))
+            planes = layout.render_view(conditioning.camera, pose, mask=~covered, threads=threads)
+            frame = replace(frame, plane_absence=np.where(covered, np.float32(0), 1 - planes.probability).clip(0, 1))
         if self.depth is None:
             return frame
         try:
             estimated = self.depth(frame.image, conditioning.camera)
         except DepthError:  # nothing but sky
             return frame
-        known = np.where(covered, depth, np.float32(0))
+        known = np.where(covered, frame.depth, np.float32(0))
         if planes is not None:
-            _, plane, likely = planes
-            coarse = (slice(None, None, COARSE),) * 2
-            seen = complete_depth(known[coarse], estimated[coarse])
-            seen = cv2.resize(seen, known.shape[::-1], interpolation=cv2.INTER_NEAREST)
-            near = (plane < seen * PLANE_WITHIN) & (plane * PLANE_WITHIN > seen)
-            known = np.where((likely > PLANE_LIKELY) & near, plane, known)
+            coarse = (slice(None, None, DEPTH_STRIDE_PX),) * 2
+            completed = complete_depth(known[coarse], estimated[coarse])
+            completed = cv2.resize(completed, known.shape[::-1], interpolation=cv2.INTER_NEAREST)
+            agrees = (planes.depth < completed * MAX_DEPTH_RATIO) & (planes.depth * MAX_DEPTH_RATIO > completed)
+            known = np.where((planes.probability > MIN_PLANE_PROBABILITY) & agrees, planes.depth, known)
         return replace(frame, depth=complete_depth(known, estimated))
-
-    def _remembered(self, conditioning: Conditioning, index: int, warped: WarpedView | None) -> PipelineFrame:
-        """What memory alone makes of a view; where nothing of it is shown, its depth alone."""
-        if self.compose_observed:
-            warped = warped or self._memory.warp(conditioning, index)
-            return self._memory.label_provenance(conditioning, index, warped)
-        depth = fill_depth(conditioning.renders.depth[index].cpu().numpy()) if warped is None else warped.depth
-        image = np.zeros((*depth.shape, 3), np.uint8) if warped is None else warped.image
-        return PipelineFrame(image, depth, np.zeros(depth.shape, bool))
 
     # --- memory of the device ----------------------------------------------------------------------------------------
 
@@ -390,16 +375,16 @@ class WorldStereoPipeline:
             gc.collect()
             torch.cuda.empty_cache()
 
-    def _too_large(self, conditioning: Conditioning, why: str) -> str:
+    def _out_of_memory_message(self, conditioning: Conditioning, reason: str) -> str:
         camera = conditioning.camera
-        height, width = self.settings.image_size_for(camera.height, camera.width)
+        height, width = self.config.image_size_for(camera.height, camera.width)
         references = len(np.unique(conditioning.reference_index[conditioning.reference_index >= 0]))
         weights = sum(
             t.numel() * t.element_size() for m in (self.transformer, self.autoencoder) for t in m.parameters()
         )
         return (
             f"{self.device} has too little memory for {len(conditioning.world_from_camera) + 1} keyframes of "
-            f"{width}x{height} with {references} references, beside weights of {weights / 2**30:.1f} GiB "
-            f"({why.strip().splitlines()[0].rstrip('.')}). Ask for fewer views at a time, remember fewer views, use "
-            "bfloat16, or use a larger or several GPUs."
+            f"{width}x{height} with {references} references and weights of {weights / 2**30:.1f} GiB "
+            f"({reason.strip().splitlines()[0].rstrip('.')}). Request fewer views at a time, remember fewer views, use "
+            "bfloat16, or use a larger GPU or several GPUs."
         )
