@@ -135,7 +135,7 @@ def test_files_that_are_wrong_are_named_when_they_are_loaded(posed):
         sequence[0]
     Image.fromarray(np.zeros((HEIGHT, WIDTH, 3), np.uint8)).save(posed / "depth/000003.png")
     shutil.copy(posed / "frames/000007.png", posed / "frames/000003.png")
-    with pytest.raises(DatasetError, match=r"pixels of kind 'RGB'; 16 bits in one channel"):
+    with pytest.raises(DatasetError, match=r"pixel mode 'RGB'; one channel of 16 bits"):
         sequence[0]
     (posed / "frames/000007.png").unlink()
     with pytest.raises(DatasetError, match=r"There is no file .*000007.png"):
@@ -144,7 +144,7 @@ def test_files_that_are_wrong_are_named_when_they_are_loaded(posed):
 
 def test_a_picture_too_large_is_refused_from_its_header(posed, monkeypatch):
     monkeypatch.setattr(codecs, "MAX_PIXELS", 100)
-    with pytest.raises(DatasetError, match="20x16 pixels; more than 100 are refused"):
+    with pytest.raises(DatasetError, match="20x16; at most 100 pixels are accepted"):
         open_sequence(posed)
 
 

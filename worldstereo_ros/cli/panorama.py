@@ -1,111 +1,145 @@
-"""`worldstereo panorama`: from a panorama, what is seen all round from another place."""
+"""`worldstereo panorama`: from one panorama, the panorama at another place."""
 
 from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-import cv2
-import numpy as np
-from rich.console import Console
-from rich.status import Status
+import typer
 
-from worldstereo_ros.depth.estimators import choose_depth
-from worldstereo_ros.imaging.codecs import MAX_DEPTH_METRES, clean_depth
-from worldstereo_ros.io.images import read_depth, read_image, write_image
-from worldstereo_ros.io.posed_sequences import write_sequence
-from worldstereo_ros.panorama.imagine import ImaginedPanorama, imagine_panorama, observe_panorama
-from worldstereo_ros.pipelines.auto import load_pipeline
+from worldstereo_ros.cli.options import INPUT, OUTPUT, PATH, DepthModel, Device, Model, Out, Prompt, Seed, Variant
 from worldstereo_ros.utils.errors import InputError
-from worldstereo_ros.visualization.contact_sheet import panorama_sheet
-from worldstereo_ros.visualization.results import MAP_FILE
+from worldstereo_ros.visualization.result_files import MAP_FILE
 from worldstereo_ros.weights.bundled import DEFAULT_MODEL
-from worldstereo_ros.world import WorldModel
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
-@dataclass(frozen=True)
-class PanoramaRequest:
-    """What `worldstereo panorama` was asked; the options of the command line say what each field means."""
+def panorama(
+    source: Annotated[Path, typer.Argument(metavar="IMAGE", help="Equirectangular image of the full sphere.")],
+    distance: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Distances along the rays: a 16-bit PNG in millimetres or a .npy file in metres.",
+            show_default="estimated",
+            rich_help_panel=INPUT,
+        ),
+    ] = None,
+    at: Annotated[
+        tuple[float, float, float],
+        typer.Option(
+            metavar="X Y Z",
+            help="Position to imagine, in metres to the right, down and ahead of the panorama's own.",
+            rich_help_panel=PATH,
+        ),
+    ] = (0.0, 0.0, 1.0),
+    model: Model = DEFAULT_MODEL,
+    variant: Variant = "",
+    prompt: Prompt = "",
+    seed: Seed = 0,
+    depth_model: DepthModel = "",
+    device: Device = "cpu",
+    height: Annotated[
+        int,
+        typer.Option(
+            metavar="PIXELS",
+            help="Height of the imagined panorama; it is twice as wide.",
+            min=64,
+            max=4096,
+            rich_help_panel=OUTPUT,
+        ),
+    ] = 512,
+    out: Out = Path("panorama_out"),
+) -> None:
+    """Imagine the panorama at another place than the one where it was taken.
 
-    source: Path
-    at: tuple[float, float, float] = (0.0, 0.0, 1.0)
-    distance: Path | None = None
-    depth_model: str = ""
-    height: int = 512
-    prompt: str = ""
-    seed: int = 0
-    model: str = DEFAULT_MODEL
-    variant: str = ""
-    device: str = "cpu"
-
-
-def run_panorama(request: PanoramaRequest, out: Path) -> ImaginedPanorama:
-    """Remembers a panorama, imagines another one beside it, and leaves pictures and the map in `out`.
-
-    Raises:
-        ValueError: the source, the distances, the place, a model or the device cannot be used.
-        RuntimeError: the model failed.
+    The output folder holds panorama.png, observed.png (mask), distance.png (millimetres), sheet.png, figures.json,
+    world.wsmap (the memories), and the folder imagined/ (the perspective views, a posed sequence).
     """
+    import numpy as np
+    from rich.console import Console
+
+    from worldstereo_ros.depth.estimators import choose_depth
+    from worldstereo_ros.io.images import read_image, write_image
+    from worldstereo_ros.io.posed_sequences import write_sequence
+    from worldstereo_ros.panorama.imagine import imagine_panorama, observe_panorama
+    from worldstereo_ros.pipelines.auto import load_pipeline
+    from worldstereo_ros.visualization.contact_sheet import panorama_sheet
+    from worldstereo_ros.world import WorldModel
+
     console = Console()
-    if not np.isfinite(request.at).all():
-        raise InputError(f"The place {request.at} is no point; three numbers of metres were expected: x y z.")
-    image = read_image(request.source)
-    distance = None if request.distance is None else read_distance(request.distance)
-    estimator = None if distance is not None else choose_depth(request.depth_model, request.device)
-    pipeline = load_pipeline(request.model, request.device, variant=request.variant)
-    world = WorldModel(pipeline, depth_estimator=estimator, device=request.device)
-    with console.status("remembering") as status:
-        observe_panorama(world, image, distance)
-        console.print(f"[bold]{request.source.name}[/]: {len(world.cloud)} points remembered")
-        place = np.eye(4)
-        place[:3, 3] = request.at
+    if not np.isfinite(at).all():
+        raise InputError(f"The position {at} is not finite; three numbers in metres were expected: x y z.")
+    image = read_image(source)
+    distances = None if distance is None else read_distance(distance)
+    estimator = choose_depth(depth_model, device) if distances is None else None
+    pipeline = load_pipeline(model, device, variant=variant)
+    world = WorldModel(pipeline, depth_estimator=estimator, device=device)
+    with console.status("observing") as status:
+        observe_panorama(world, image, distances)
+        console.print(f"[bold]{source.name}[/]: {len(world.cloud)} points")
+        world_from_panorama = np.eye(4)
+        world_from_panorama[:3, 3] = at
         start = time.perf_counter()
-        found = imagine_panorama(
+        imagined = imagine_panorama(
             world,
-            place,
-            height=request.height,
-            prompt=request.prompt,
-            seed=request.seed,
+            world_from_panorama,
+            height=height,
+            prompt=prompt,
+            seed=seed,
             remember=True,
-            on_step=lambda stage, step, steps: _say(status, stage, step, steps),
+            on_step=lambda stage, step, steps: status.update(f"imagining: {stage} {step + 1} of {steps}"),
         )
     seconds = time.perf_counter() - start
     out.mkdir(parents=True, exist_ok=True)
     world.save(out / MAP_FILE)
-    panorama = found.panorama
-    write_image(out / "panorama.png", panorama.image)
-    _write(out / "observed.png", panorama.observed.astype(np.uint8) * 255)
-    if panorama.distance is not None:
-        millimetres = np.clip(np.rint(panorama.distance * 1000), 0, 65535).astype(np.uint16)
-        _write(out / "distance.png", millimetres)
-    write_sequence(out / "imagined", found.views)
-    write_image(out / "sheet.png", panorama_sheet(image, found))
+    result = imagined.panorama
+    write_image(out / "panorama.png", result.image)
+    _write_single_channel(out / "observed.png", result.observed.astype(np.uint8) * 255)
+    if result.distance is not None:
+        millimetres = np.clip(np.rint(result.distance * 1000), 0, 65535).astype(np.uint16)
+        _write_single_channel(out / "distance.png", millimetres)
+    write_sequence(out / "imagined", imagined.views)
+    write_image(out / "sheet.png", panorama_sheet(image, imagined))
     figures = {
-        "at": list(request.at),
-        "model": request.model,
-        "views": len(found.views),
+        "at": list(at),
+        "model": model,
+        "views": len(imagined.views),
         "seconds": round(seconds, 2),
-        "observed": round(float(panorama.observed.mean()), 4),
+        "observed": round(float(result.observed.mean()), 4),
     }
-    if found.closure is not None:
-        figures |= {"seam": found.closure.seam, "joint": found.closure.inner, "ratio": found.closure.ratio}
+    closure = imagined.closure
+    if closure is not None:
+        figures |= {"seam": closure.seam, "joint": closure.inner, "ratio": closure.ratio}
         console.print(
-            f"The turn closes with {found.closure.seam:.2f} grey levels at its seam, {found.closure.inner:.2f} at the "
-            f"other joints: ratio {found.closure.ratio:.2f}."
+            f"Closure of the ring of views: {closure.seam:.2f} grey levels of difference at the closing seam, "
+            f"{closure.inner:.2f} at the other seams (ratio {closure.ratio:.2f})."
         )
     (out / "figures.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-    console.print(f"Look at [bold]{out / 'sheet.png'}[/]; in the browser: worldstereo view {out / MAP_FILE}")
-    return found
+    console.print(f"See [bold]{out / 'sheet.png'}[/]; in the browser: worldstereo view {out / MAP_FILE}")
 
 
 def read_distance(path: Path) -> np.ndarray:
-    """(H, 2 H) float32 metres along the ray, 0 = unknown: of a 16-bit PNG in millimetres, or a .npy file in metres.
+    """Reads the distances of a panorama.
+
+    Args:
+        path: a 16-bit PNG in millimetres, or a .npy file in metres.
+
+    Returns:
+        (H, 2 H) float32 metres along the ray, 0 = unknown.
 
     Raises:
-        ValueError: the file is missing, holds something else, or no distance.
+        InputError: the file is missing or damaged, holds something else, or no valid distance.
     """
+    import numpy as np
+
+    from worldstereo_ros.imaging.codecs import MAX_DEPTH_M, clean_depth
+    from worldstereo_ros.io.images import read_depth
+
     if path.suffix.lower() != ".npy":
         distance = read_depth(path)
     else:
@@ -117,14 +151,13 @@ def read_distance(path: Path) -> np.ndarray:
             raise InputError(f"{path} holds {array.dtype} of shape {array.shape}; numbers (H, 2 H) were expected.")
         distance = clean_depth(array)
     if not distance.any():
-        raise InputError(f"{path} holds no distance between 0 and {MAX_DEPTH_METRES:.0f} m.")
+        raise InputError(f"{path} holds no distance between 0 and {MAX_DEPTH_M:.0f} m.")
     return distance
 
 
-def _say(status: Status, stage: str, step: int, steps: int) -> None:
-    status.update(f"imagining: {stage} {step + 1} of {steps}")
+def _write_single_channel(path: Path, image: np.ndarray) -> None:
+    """Writes a mask or a 16-bit depth image."""
+    import cv2
 
-
-def _write(path: Path, image: np.ndarray) -> None:
     if not cv2.imwrite(str(path), image):
-        raise OSError(f"The picture could not be written to {path}.")
+        raise OSError(f"The image {path} could not be written.")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from worldstereo_ros.imaging.codecs import MAX_DEPTH_METRES, clean_depth
+from worldstereo_ros.imaging.codecs import MAX_DEPTH_M, clean_depth
 from worldstereo_ros.imaging.inpainting import fill_depth, push_pull
 from worldstereo_ros.utils.errors import WorldStereoError
 
@@ -193,5 +193,5 @@ def complete_depth(known: np.ndarray, estimated: np.ndarray) -> np.ndarray:
     logs = np.log(np.where(estimated > 0, estimated, 1)).astype(np.float32)
     off = np.where(both, np.log(np.where(shown, known, 1)) - logs, 0).astype(np.float32)
     spread = push_pull(off[..., None], both.astype(np.float32))[..., 0]
-    gone_on = np.clip(np.exp(logs + spread), 0, MAX_DEPTH_METRES)
+    gone_on = np.clip(np.exp(logs + spread), 0, MAX_DEPTH_M)
     return np.where(shown, known, np.where(estimated > 0, gone_on, filled)).astype(np.float32)

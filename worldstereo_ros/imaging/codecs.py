@@ -1,7 +1,7 @@
-"""Pictures and depth images as bytes, files and ROS fields; the one place where they become numpy arrays.
+"""Decoding and encoding of colour and depth images: ROS message fields and image file bytes.
 
-Nothing here knows ROS: the functions take the fields of `sensor_msgs/Image` (encoding, height, width, step,
-is_bigendian, data), so that the node and the bag reader share them. Every size is checked before memory is taken.
+The functions do not import ROS. They take the fields of `sensor_msgs/Image` (encoding, height, width, step,
+is_bigendian, data), so that the node and the bag reader share them. Sizes are checked before memory is allocated.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from PIL import Image
 
 from worldstereo_ros.utils.errors import WorldStereoError
 
-MAX_PIXELS = 64_000_000  # more than any camera a robot carries, and below 200 MB as RGB
-MAX_DEPTH_METRES = 1000.0  # what is farther is sky or a fault, and would ruin a cloud
+MAX_PIXELS = 64_000_000  # above the resolution of robot cameras, below 200 MB as RGB
+MAX_DEPTH_M = 1000.0  # farther depth is sky or a sensor fault
 
-# encoding -> (channels, order that gives RGB)
+# encoding -> (channels, channel order that gives RGB)
 _COLOUR = {
     "rgb8": (3, (0, 1, 2)),
     "bgr8": (3, (2, 1, 0)),
     "rgba8": (4, (0, 1, 2)),
     "bgra8": (4, (2, 1, 0)),
     "mono8": (1, (0, 0, 0)),
-    "8UC3": (3, (2, 1, 0)),  # no colour order is named; OpenCV's, as cv_bridge takes it
+    "8UC3": (3, (2, 1, 0)),  # no colour order in the name: OpenCV's, as in cv_bridge
     "8UC1": (1, (0, 0, 0)),
 }
 _DEPTH = {"16UC1": (np.uint16, 1e-3), "mono16": (np.uint16, 1e-3), "32FC1": (np.float32, 1.0)}
@@ -33,7 +33,7 @@ DEPTH_ENCODINGS = tuple(_DEPTH)
 
 
 class ImageError(WorldStereoError, ValueError):
-    """A picture that cannot be used. The message is a sentence: what came, what was expected, what to do."""
+    """An image that is invalid, damaged, too large or of an unsupported encoding."""
 
 
 # --- fields of sensor_msgs/Image -------------------------------------------------------------------------------------
@@ -42,24 +42,25 @@ class ImageError(WorldStereoError, ValueError):
 def decode_colour(
     encoding: str, height: int, width: int, step: int, is_bigendian: bool, data: bytes | memoryview | np.ndarray
 ) -> np.ndarray:
-    """Colour of a `sensor_msgs/Image`.
+    """Decodes the colour image of a `sensor_msgs/Image`.
 
     Args:
         encoding: one of `COLOUR_ENCODINGS`.
-        height, width: pixels. step: bytes from one row to the next, padding included.
-        is_bigendian: has no meaning for 8-bit pixels.
-        data: height * step bytes, as anything with the buffer protocol. It is not kept.
+        height, width: image size in pixels.
+        step: bytes from one row to the next, padding included.
+        is_bigendian: ignored, as pixels have 8 bits.
+        data: height * step bytes, any object with the buffer protocol. No reference is kept.
 
     Returns:
-        (height, width, 3) uint8 RGB, a copy of its own.
+        (height, width, 3) uint8 RGB, a copy.
 
     Raises:
-        ImageError: encoding unknown, or the sizes disagree or are absurd.
+        ImageError: the encoding is unsupported, or the sizes are inconsistent or too large.
     """
     if encoding not in _COLOUR:
         raise ImageError(
             f"The image has encoding '{encoding}'; a colour image is one of {', '.join(_COLOUR)}. "
-            "Convert it before (image_proc debayers and converts)."
+            "Convert it first (image_proc debayers and converts)."
         )
     channels, order = _COLOUR[encoding]
     rows = _rows(encoding, height, width, step, data, channels)
@@ -74,13 +75,18 @@ def decode_colour(
 def decode_depth(
     encoding: str, height: int, width: int, step: int, is_bigendian: bool, data: bytes | memoryview | np.ndarray
 ) -> np.ndarray:
-    """Depth of a `sensor_msgs/Image`: 16UC1 is millimetres, 32FC1 metres (REP 118).
+    """Decodes the depth image of a `sensor_msgs/Image`: 16UC1 is millimetres, 32FC1 metres (REP 118).
+
+    Args:
+        encoding: one of `DEPTH_ENCODINGS`.
+        height, width, step, data: see `decode_colour`.
+        is_bigendian: byte order of the pixels.
 
     Returns:
-        (height, width) float32 metres, 0 where the sensor says nothing (0, NaN, infinity, negative, over 1000 m).
+        (height, width) float32 metres, 0 where unknown (0, NaN, infinity, negative or over 1000 m).
 
     Raises:
-        ImageError: encoding unknown, or the sizes disagree or are absurd.
+        ImageError: the encoding is unsupported, or the sizes are inconsistent or too large.
     """
     if encoding not in _DEPTH:
         raise ImageError(
@@ -96,14 +102,24 @@ def decode_depth(
 
 
 def clean_depth(depth: np.ndarray) -> np.ndarray:
-    """Depth in metres with everything that is no distance (NaN, infinite, negative, over 1000 m) set to 0; float32."""
+    """Returns depth in metres as float32 with invalid values (NaN, infinite, negative, over 1000 m) set to 0."""
     depth = np.asarray(depth, dtype=np.float32)
     with np.errstate(invalid="ignore"):
-        return np.where((depth > 0) & (depth <= MAX_DEPTH_METRES), depth, np.float32(0))
+        return np.where((depth > 0) & (depth <= MAX_DEPTH_M), depth, np.float32(0))
 
 
 def encode_colour(image: np.ndarray) -> tuple[str, int, int, int, np.ndarray]:
-    """(encoding, height, width, step, data) of an (H, W, 3) uint8 RGB or (H, W) uint8 image; data is flat uint8."""
+    """Encodes an image as the fields of a `sensor_msgs/Image`.
+
+    Args:
+        image: (H, W, 3) uint8 RGB or (H, W) uint8.
+
+    Returns:
+        (encoding, height, width, step, data); data is flat uint8.
+
+    Raises:
+        ImageError: another type or shape.
+    """
     if image.dtype != np.uint8 or not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3)):
         raise ImageError(f"The image is {image.dtype} of shape {image.shape}; uint8 (H, W, 3) or (H, W) was expected.")
     height, width = image.shape[:2]
@@ -118,9 +134,17 @@ def encode_colour(image: np.ndarray) -> tuple[str, int, int, int, np.ndarray]:
 
 
 def encode_depth(depth: np.ndarray, encoding: str = "32FC1") -> tuple[str, int, int, int, np.ndarray]:
-    """(encoding, height, width, step, data) of (H, W) float32 metres; little endian, data is flat uint8.
+    """Encodes depth as the fields of a little-endian `sensor_msgs/Image`.
 
-    32FC1 says NaN where depth is 0 (unknown), 16UC1 says 0 and cuts off at 65.535 m (farther becomes unknown).
+    Args:
+        depth: (H, W) float32 metres, 0 = unknown.
+        encoding: "32FC1" (metres, NaN = unknown) or "16UC1" (millimetres, 0 = unknown or beyond 65.535 m).
+
+    Returns:
+        (encoding, height, width, step, data); data is flat uint8.
+
+    Raises:
+        ImageError: another shape or encoding.
     """
     if depth.ndim != 2:
         raise ImageError(f"The depth has shape {depth.shape}; (H, W) was expected.")
@@ -132,28 +156,28 @@ def encode_depth(depth: np.ndarray, encoding: str = "32FC1") -> tuple[str, int, 
         millimetres = np.rint(depth * 1000)
         raw = np.where(millimetres <= 65535, millimetres, 0).astype("<u2")
     else:
-        raise ImageError(f"Depth cannot be encoded as '{encoding}'; 16UC1 or 32FC1 was expected.")
+        raise ImageError(f"The depth encoding '{encoding}' is unsupported; 16UC1 or 32FC1 was expected.")
     return encoding, height, width, width * raw.itemsize, np.ascontiguousarray(raw).view(np.uint8).reshape(-1)
 
 
 def _rows(
     encoding: str, height: int, width: int, step: int, data: bytes | memoryview | np.ndarray, pixel_bytes: int
 ) -> np.ndarray:
-    """The bytes as (height, step) uint8, after every size has been checked."""
+    """Returns the bytes as (height, step) uint8 after checking the sizes."""
     if height <= 0 or width <= 0:
         raise ImageError(f"The image is {width}x{height}; at least one pixel was expected.")
     check_size(width, height)
     if step < width * pixel_bytes:
         raise ImageError(
-            f"The image's step is {step} bytes; {width} pixels of {encoding} need {width * pixel_bytes} a row."
+            f"The image's step is {step} bytes; {width} pixels of {encoding} need {width * pixel_bytes} per row."
         )
     raw = np.frombuffer(data, dtype=np.uint8)
-    # Some drivers leave the padding of the last row out.
+    # Some drivers omit the padding of the last row.
     needed = (height - 1) * step + width * pixel_bytes
     if raw.size < needed or raw.size > height * step:
         raise ImageError(
             f"The image's data has {raw.size} bytes; {height} rows of step {step} are {height * step}. "
-            "The message was cut off or its sizes are wrong."
+            "The message is truncated or its sizes are wrong."
         )
     if raw.size < height * step:
         raw = np.concatenate([raw, np.zeros(height * step - raw.size, np.uint8)])
@@ -164,19 +188,23 @@ def _rows(
 
 
 def check_size(width: int, height: int, what: str = "The image") -> None:
-    """Raises ImageError for a picture with more than `MAX_PIXELS` pixels."""
+    """Raises ImageError for an image of more than `MAX_PIXELS` pixels; `what` is the subject of the message."""
     if width * height > MAX_PIXELS:
-        raise ImageError(f"{what} is {width}x{height} pixels; more than {MAX_PIXELS} are refused.")
+        raise ImageError(f"{what} is {width}x{height}; at most {MAX_PIXELS} pixels are accepted.")
 
 
 def decode_compressed(data: bytes | memoryview, what: str = "The compressed image") -> np.ndarray:
-    """Colour of PNG, JPEG, WebP ... bytes, as in `sensor_msgs/CompressedImage`.
+    """Decodes the bytes of a PNG, JPEG, WebP, ... image, as in `sensor_msgs/CompressedImage`.
+
+    Args:
+        data: the encoded image.
+        what: subject of the error messages.
 
     Returns:
-        (H, W, 3) uint8 RGB. Transparency is dropped.
+        (H, W, 3) uint8 RGB, without alpha.
 
     Raises:
-        ImageError: no picture, cut off, or more than `MAX_PIXELS` pixels (told from its header, before decoding).
+        ImageError: not an image, truncated, or more than `MAX_PIXELS` pixels (checked before decoding).
     """
     return decode_image(data, what, depth=False)
 
@@ -184,21 +212,28 @@ def decode_compressed(data: bytes | memoryview, what: str = "The compressed imag
 def decode_compressed_depth(
     data: bytes | memoryview, format: str = "", what: str = "The compressed depth image"
 ) -> np.ndarray:
-    """Depth of a `sensor_msgs/CompressedImage` or of plain 16-bit PNG bytes (millimetres).
+    """Decodes the depth of a `sensor_msgs/CompressedImage` or of a plain 16-bit PNG (millimetres).
 
-    A `compressedDepth` message has 12 bytes before the PNG: a kind and two numbers a, b. Where `format` begins with
-    32FC1 the PNG holds quantised inverse depth, depth = a / (value - b); else it holds millimetres.
+    A `compressedDepth` message has a header of 12 bytes before the PNG: a compression type and two parameters a, b. If
+    `format` starts with 32FC1, the PNG holds quantised inverse depth, depth = a / (value - b); otherwise millimetres.
+
+    Args:
+        data: the data of the message.
+        format: the format of the message.
+        what: subject of the error messages.
 
     Returns:
         (H, W) float32 metres, 0 = unknown.
 
     Raises:
-        ImageError: no 16-bit PNG, cut off, or too large.
+        ImageError: not a 16-bit PNG, truncated, or too large.
     """
     raw = bytes(data)
     start = raw.find(b"\x89PNG\r\n\x1a\n", 0, 20)
     if start < 0:
-        raise ImageError(f"{what} ('{format}') holds no PNG; only PNG compression is read. Record it raw or as png.")
+        raise ImageError(
+            f"{what} ('{format}') has no PNG data; only PNG compression is supported. Record it raw or as png."
+        )
     counts = decode_image(raw[start:], what, depth=True)
     if start == 12 and format.lstrip().startswith("32FC1"):
         a, b = np.frombuffer(raw, "<f4", count=2, offset=4).astype(np.float64)
@@ -212,28 +247,28 @@ def decode_image(data: bytes | memoryview, what: str, *, depth: bool) -> np.ndar
 
     Args:
         data: the whole file.
-        what: how an error names it, e.g. "The image a.png".
-        depth: keep the one 16-bit channel instead of converting to RGB.
+        what: subject of the error messages, such as "The image a.png".
+        depth: decode one 16-bit channel instead of RGB.
 
     Returns:
-        (H, W, 3) uint8 RGB, or (H, W) of a 16-bit or 32-bit integer type where `depth`.
+        (H, W, 3) uint8 RGB; if `depth`, (H, W) of a 16-bit or 32-bit integer type.
 
     Raises:
-        ImageError: not an image, damaged, more than `MAX_PIXELS` pixels, or not 16-bit where `depth`.
+        ImageError: not an image, damaged, more than `MAX_PIXELS` pixels, or not a 16-bit image if `depth`.
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's own warning about size comes later than our check
-            picture = Image.open(io.BytesIO(data))
+            warnings.simplefilter("ignore")  # Pillow warns about large images; `check_size` rejects them
+            file = Image.open(io.BytesIO(data))
     except Image.DecompressionBombError as error:
-        raise ImageError(f"{what} has more than {MAX_PIXELS} pixels and is refused.") from error
+        raise ImageError(f"{what} is too large; at most {MAX_PIXELS} pixels are accepted.") from error
     except Exception as error:
-        raise ImageError(f"{what} is no picture that can be read ({len(data)} bytes).") from error
-    check_size(*picture.size, what=what)
-    if depth and not picture.mode.startswith("I"):
-        raise ImageError(f"{what} has pixels of kind '{picture.mode}'; 16 bits in one channel were expected.")
+        raise ImageError(f"{what} is not a readable image ({len(data)} bytes).") from error
+    check_size(*file.size, what=what)
+    if depth and not file.mode.startswith("I"):
+        raise ImageError(f"{what} has pixel mode '{file.mode}'; one channel of 16 bits was expected.")
     try:
-        with picture:
-            return np.array(picture if depth else picture.convert("RGB"))
+        with file:
+            return np.array(file if depth else file.convert("RGB"))
     except Exception as error:
         raise ImageError(f"{what} is damaged: {error}.") from error

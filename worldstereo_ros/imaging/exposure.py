@@ -1,4 +1,4 @@
-"""Exposure and white balance that differ between views, estimated from where they see the same points."""
+"""Exposure and white balance differences between views, estimated from common surface points."""
 
 from __future__ import annotations
 
@@ -6,51 +6,60 @@ import numpy as np
 
 from worldstereo_ros.imaging.overlap import Overlap
 
-FEWEST = 20  # points that are not clipped, without which a pair says nothing
-DARK, BRIGHT = 6, 249  # clipped colours say nothing about exposure
-GAIN_LIMIT = 3.0
-PRIOR_SAMPLES = 100.0  # weight of "unchanged" against the number of common points
+MIN_POINTS = 20  # unclipped points for a pair of views to count
+MIN_LEVEL, MAX_LEVEL = 6, 249  # colours outside are clipped and do not depend on exposure
+MAX_GAIN = 3.0
+PRIOR_WEIGHT = 100.0  # weight of gain 1, in common points
 
 
 def align_exposure(count: int, overlaps: dict[tuple[int, int], Overlap]) -> np.ndarray:
-    """A gain per view and colour channel that makes the views agree where they see the same surface.
+    """Estimates a gain per view and colour channel that makes common surface points equally bright.
 
-    `gain * image` brings every view to one common exposure. Of every pair the median of the log ratios of common
-    points is taken, which outliers (gloss, wrong depth) hardly move, and all pairs are brought together by least
-    squares, held towards gain 1 where overlaps do not decide. There is no bias: fitted beside the gain it follows
-    gloss and the mix of surfaces, and lifts what is dark to grey.
+    `gain * image` has the common exposure. The gain between two views is the median of the colour ratios of their
+    common points, which is robust against gloss and wrong depth. All pairs are solved jointly by least squares with a
+    prior of gain 1. There is no offset: fitted together with the gain it follows gloss and the mix of surfaces, and
+    turns dark colours grey.
 
     Args:
         count: number of views.
-        overlaps: of views (i, j), i and j below `count`, as `overlaps.overlap` gives them.
+        overlaps: (i, j) -> overlap of views i and j, see `imaging.overlap.measure_overlap`.
 
     Returns:
-        (count, 3) float64 gains between 1/3 and 3; their mean logarithm is 0 unless the limits cut it.
+        (count, 3) float64 gains between 1/3 and 3; their mean logarithm is 0 unless the limits apply.
     """
     gains = np.ones((count, 3))
     ratios = []
     for (i, j), common in overlaps.items():
-        clipped = (common.colours.min(axis=(1, 2)) <= DARK) | (common.colours.max(axis=(1, 2)) >= BRIGHT)
+        clipped = (common.colours.min(axis=(1, 2)) <= MIN_LEVEL) | (common.colours.max(axis=(1, 2)) >= MAX_LEVEL)
         colours = common.colours[~clipped]
-        if len(colours) >= FEWEST:
+        if len(colours) >= MIN_POINTS:
             ratios.append((i, j, len(colours), np.median(np.log(colours[:, 1] / colours[:, 0]), axis=0)))
     for channel in range(3 if ratios else 0):
         log_gain = solve_pairwise_offsets(count, [(i, j, n, float(ratio[channel])) for i, j, n, ratio in ratios])
-        gains[:, channel] = np.clip(np.exp(log_gain), 1 / GAIN_LIMIT, GAIN_LIMIT)
+        gains[:, channel] = np.clip(np.exp(log_gain), 1 / MAX_GAIN, MAX_GAIN)
     return gains
 
 
 def solve_pairwise_offsets(
-    count: int, differences: list[tuple[int, int, int, float]], held: float = PRIOR_SAMPLES
+    count: int, differences: list[tuple[int, int, int, float]], prior_weight: float = PRIOR_WEIGHT
 ) -> np.ndarray:
-    """(count,) values x, mean 0, with x[i] - x[j] close to d for every (i, j, weight, d); `held` is the weight of 0."""
-    normal, right = np.eye(count) * held, np.zeros(count)
-    for i, j, samples, d in differences:
-        normal[i, i] += samples
-        normal[j, j] += samples
-        normal[i, j] -= samples
-        normal[j, i] -= samples
-        right[i] += samples * d
-        right[j] -= samples * d
+    """Solves for values with given pairwise differences, by least squares with a prior of 0.
+
+    Args:
+        count: number of values.
+        differences: (i, j, weight, d) for x[i] - x[j] = d.
+        prior_weight: weight of x[i] = 0.
+
+    Returns:
+        (count,) float64 values of mean 0.
+    """
+    normal, right = np.eye(count) * prior_weight, np.zeros(count)
+    for i, j, weight, d in differences:
+        normal[i, i] += weight
+        normal[j, j] += weight
+        normal[i, j] -= weight
+        normal[j, i] -= weight
+        right[i] += weight * d
+        right[j] -= weight * d
     x = np.linalg.solve(normal, right)
     return x - x.mean()

@@ -1,4 +1,4 @@
-"""Filling holes smoothly, from the background first."""
+"""Smooth hole filling by push-pull pyramids, and seamless blending of colours."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import numpy as np
 
 from worldstereo_ros.utils.jit import compiled
 
-BACKGROUND = 4.0  # a surface twice as far counts 2^4 times as much in a fill
-AROUND = 32  # pixels: what lies behind pushes aside what lies before as far as this
+BACKGROUND_POWER = 4.0  # a surface twice as far has 2^4 times the weight in a fill
+BACKGROUND_REACH_PX = 32  # a surface loses weight to farther surfaces within this distance
 
 
 def push_pull(
@@ -19,18 +19,18 @@ def push_pull(
     prior_weight: float = 0.0,
     keep: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Fills pixels without weight from those that have some, near ones counting most.
+    """Fills pixels without weight from weighted pixels around them (push-pull).
 
-    An image pyramid of weighted means (Burt and Adelson's filter) is built upwards; on the way down every pixel takes
-    its own level's mean as far as that level has weight, and the coarser level's for the rest. The result is smooth:
-    it has no streaks and invents no edges.
+    Builds an image pyramid of weighted means (Burt and Adelson's filter). From coarse to fine, each pixel takes the
+    mean of its level as far as that level has weight, and the coarser value for the rest. The result is smooth, without
+    streaks and new edges.
 
     Args:
         values: (H, W, C) float32.
-        weight: (H, W) float32 in 0..1, 0 = unknown. A pixel with less gives way to others (see `background_weight`).
-        prior: (H, W, C) or (C,) float32, what to expect far from everything known; None: the mean of what is known.
-        prior_weight: how soon the prior takes over; 0 = never while anything is known.
-        keep: (H, W) bool, pixels returned unchanged; None = those with weight.
+        weight: (H, W) float32 in 0..1, 0 = unknown (see `background_weight`).
+        prior: (H, W, C) or (C,) float32, value far from all known pixels; None = the mean of the known pixels.
+        prior_weight: weight of the prior in each level; 0 = use the prior only if no pixel is known.
+        keep: (H, W) bool, pixels returned unchanged; None = all pixels with weight.
 
     Returns:
         (H, W, C) float32.
@@ -48,7 +48,7 @@ def push_pull(
         if varies:
             priors.append(_halve(priors[-1]))
     top, expected = levels[-1][..., channels:], priors[-1]
-    if prior_weight == 0 and top.any():  # a pixel of the top that has no weight takes the mean of those that do
+    if prior_weight == 0 and top.any():  # pixels of the top level without weight take the mean of the others
         expected = levels[-1][..., :channels].sum(axis=(0, 1)) / top.sum()
     mean, total = levels[-1][..., :channels] / np.maximum(top, 1e-12), top + prior_weight
     filled = np.where(total > 0, (mean * top + expected * prior_weight) / np.maximum(total, 1e-12), expected)
@@ -67,18 +67,18 @@ def push_pull(
 
 
 @compiled
-def _keep(values, kept, out):
-    """Writes (H, W, C) values where they are kept, (H, W) bool."""
+def _keep(values, mask, out):
+    """Copies (H, W, C) values to `out` where the (H, W) bool mask is set."""
     for y in range(out.shape[0]):
         for x in range(out.shape[1]):
-            if kept[y, x]:
+            if mask[y, x]:
                 for c in range(out.shape[2]):
                     out[y, x, c] = values[y, x, c]
 
 
 @compiled
 def _weigh(values, weight, out):
-    """Writes (H, W, C) values times their (H, W) weight, and the weight itself behind them, to (H, W, C + 1)."""
+    """Writes (H, W, C) values times their (H, W) weight, and the weight as last channel, to (H, W, C + 1)."""
     channels = values.shape[2]
     for y in range(values.shape[0]):
         for x in range(values.shape[1]):
@@ -90,7 +90,7 @@ def _weigh(values, weight, out):
 
 @compiled
 def _blend(level, coarse):
-    """Puts a level's own means, as far as it has weight, in the place of the coarser level's (H, W, C), in place."""
+    """Blends the means of a level over the coarser values (H, W, C), in place, as far as the level has weight."""
     channels = coarse.shape[2]
     for y in range(coarse.shape[0]):
         for x in range(coarse.shape[1]):
@@ -102,59 +102,59 @@ def _blend(level, coarse):
                 coarse[y, x, c] = level[y, x, c] / total * share + coarse[y, x, c] * rest
 
 
-def match_colours(picture: np.ndarray, known: np.ndarray, shown: np.ndarray, *, reach: float = 0.05) -> np.ndarray:
-    """A picture in the colours of another one that is known in part: no seam, no drift of exposure.
+def match_colours(image: np.ndarray, reference: np.ndarray, mask: np.ndarray, *, fade: float = 0.05) -> np.ndarray:
+    """Matches the colours of an image to a partial reference, without a seam at its border.
 
-    The difference of the two where both are known is spread smoothly over the rest and fades with distance (a
-    membrane, as in Poisson image editing, Perez et al. 2003, here by `push_pull`).
+    The difference to the reference is interpolated smoothly over the rest of the image and fades with distance (a
+    membrane as in Poisson image editing, Perez et al. 2003, computed by `push_pull`).
 
     Args:
-        picture: (H, W, 3) uint8.
-        known: (H, W, 3) uint8, what is known.
-        shown: (H, W) bool, where it is.
-        reach: how soon the correction fades, as `push_pull`'s prior_weight.
+        image: (H, W, 3) uint8 RGB.
+        reference: (H, W, 3) uint8 RGB.
+        mask: (H, W) bool, True where `reference` is valid.
+        fade: how soon the correction fades with distance: `prior_weight` of `push_pull`.
 
     Returns:
         (H, W, 3) float32, not clipped.
     """
-    base = picture.astype(np.float32)
-    if not shown.any():
+    base = image.astype(np.float32)
+    if not mask.any():
         return base
-    weight = shown.astype(np.float32)
+    weight = mask.astype(np.float32)
     difference = np.zeros(base.shape, np.float32)
-    _differ(picture, known, shown, difference)
+    _subtract(image, reference, mask, difference)
     difference = cv2.blur(difference, (9, 9))
-    # Means over what is shown nearby, so that texture that differs at the border is not drawn out into streaks.
+    # Local means, so that different texture at the border of the mask does not extend into streaks.
     _divide(difference, cv2.blur(weight, (9, 9)))
-    return np.add(base, push_pull(difference, weight, prior=np.zeros(3, np.float32), prior_weight=reach), out=base)
+    return np.add(base, push_pull(difference, weight, prior=np.zeros(3, np.float32), prior_weight=fade), out=base)
 
 
-def feather(picture: np.ndarray, known: np.ndarray, shown: np.ndarray, width: float) -> np.ndarray:
-    """What is known where it is shown, faded into a picture beside it.
+def feather(image: np.ndarray, reference: np.ndarray, mask: np.ndarray, width: float) -> np.ndarray:
+    """Composites a partial reference over an image with a feathered border.
 
     Args:
-        picture: (H, W, 3) float32, any numbers.
-        known: (H, W, 3) uint8.
-        shown: (H, W) bool.
-        width: pixels over which it fades, outside of what is shown.
+        image: (H, W, 3) float32 RGB, of any range.
+        reference: (H, W, 3) uint8 RGB.
+        mask: (H, W) bool, True where `reference` is valid.
+        width: width of the transition outside the mask, pixels.
 
     Returns:
-        (H, W, 3) uint8.
+        (H, W, 3) uint8 RGB, the reference where the mask is set.
     """
-    away = cv2.distanceTransform((~shown).astype(np.uint8), cv2.DIST_L2, 3)
-    out = np.empty(known.shape, np.uint8)
-    _fade(picture, np.ascontiguousarray(known), away, np.float32(width), out)
+    distance = cv2.distanceTransform((~mask).astype(np.uint8), cv2.DIST_L2, 3)
+    out = np.empty(reference.shape, np.uint8)
+    _feather(image, np.ascontiguousarray(reference), distance, np.float32(width), out)
     return out
 
 
 @compiled
-def _differ(picture, known, shown, out):
-    """Writes known - picture, both (H, W, 3) uint8, where it is shown; `out` float32."""
+def _subtract(image, reference, mask, out):
+    """Writes reference - image, both (H, W, 3) uint8, to the float32 `out` where the mask is set."""
     for y in range(out.shape[0]):
         for x in range(out.shape[1]):
-            if shown[y, x]:
+            if mask[y, x]:
                 for c in range(3):
-                    out[y, x, c] = np.float32(known[y, x, c]) - np.float32(picture[y, x, c])
+                    out[y, x, c] = np.float32(reference[y, x, c]) - np.float32(image[y, x, c])
 
 
 @compiled
@@ -168,25 +168,33 @@ def _divide(sums, weight):
 
 
 @compiled
-def _fade(picture, known, away, width, out):
-    """Of `feather`; `away` (H, W) is the distance to what is shown, 0 there."""
+def _feather(image, reference, distance, width, out):
+    """The loop of `feather`; `distance` (H, W) is the distance to the mask in pixels, 0 inside."""
     zero, one = np.float32(0.0), np.float32(1.0)
     for y in range(out.shape[0]):
         for x in range(out.shape[1]):
-            share = min(max(one - away[y, x] / width, zero), one)
+            share = min(max(one - distance[y, x] / width, zero), one)
             rest = one - share
             for c in range(3):
-                value = np.rint(share * np.float32(known[y, x, c]) + rest * picture[y, x, c])
+                value = np.rint(share * np.float32(reference[y, x, c]) + rest * image[y, x, c])
                 out[y, x, c] = np.uint8(min(max(value, zero), np.float32(255.0)))
 
 
 def _halve(array: np.ndarray) -> np.ndarray:
+    """Halves the size of an (H, W, C) array with a Gaussian filter."""
     out = cv2.pyrDown(np.ascontiguousarray(array), borderType=cv2.BORDER_REFLECT_101)
     return out if out.ndim == 3 else out[..., None]
 
 
 def fill_depth(depth: np.ndarray) -> np.ndarray:
-    """(H, W) float32 depth for every pixel: smooth in inverse depth, background first. All zeros stay zeros."""
+    """Fills holes of a depth image smoothly in inverse depth, from the background surfaces around them.
+
+    Args:
+        depth: (H, W) metres, 0 = hole.
+
+    Returns:
+        (H, W) float32 metres without holes; all zeros if there is no depth at all.
+    """
     known = depth > 0
     if known.all() or not known.any():
         return depth.astype(np.float32)
@@ -196,17 +204,24 @@ def fill_depth(depth: np.ndarray) -> np.ndarray:
 
 
 def background_weight(depth: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """(H, W) float32 in 0..1 for a fill: what lies behind closes the gap that what lies before has left open.
+    """Weights for `push_pull` that fill holes from the background: disocclusions show what is behind.
 
-    The depth relative to the largest known one around (`AROUND` pixels), to the power `BACKGROUND`; 0 if not known.
+    The weight is the depth relative to the largest depth within `BACKGROUND_REACH_PX`, to the `BACKGROUND_POWER`.
+
+    Args:
+        depth: (H, W) metres.
+        known: (H, W) bool, True where the depth is valid.
+
+    Returns:
+        (H, W) float32 in 0..1, 0 where unknown.
     """
     scale = 4
     depth = np.where(known, depth, 0).astype(np.float32)
     size = (max(1, depth.shape[1] // scale), max(1, depth.shape[0] // scale))
-    reach = 2 * (AROUND // scale) + 1
-    # Made smaller by the maximum, so that a thin background is not lost.
+    reach = 2 * (BACKGROUND_REACH_PX // scale) + 1
+    # Downsampled by the maximum, so that thin background is kept.
     largest = cv2.resize(cv2.dilate(depth, np.ones((scale, scale), np.uint8)), size, interpolation=cv2.INTER_NEAREST)
     largest = cv2.dilate(largest, np.ones((reach, reach), np.uint8))
     largest = cv2.resize(largest, depth.shape[::-1], interpolation=cv2.INTER_LINEAR)
     ratio = np.minimum(1, depth / np.maximum(largest, 1e-12))
-    return np.where(known, np.maximum(ratio, 0.03) ** BACKGROUND, 0).astype(np.float32)
+    return np.where(known, np.maximum(ratio, 0.03) ** BACKGROUND_POWER, 0).astype(np.float32)

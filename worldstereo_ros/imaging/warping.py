@@ -1,6 +1,6 @@
-"""Moving colours between a view that has depth and remembered views: look-ups and forward splats.
+"""Warping between views: backward look-ups of colours and forward splatting of depth.
 
-All kernels run without the interpreter lock on plain arrays, so callers may spread them over threads.
+The compiled loops release the GIL; run them in threads on bands of rows.
 """
 
 from __future__ import annotations
@@ -15,9 +15,17 @@ from worldstereo_ros.utils.jit import compiled
 def pixel_transform(
     target: Camera, world_from_target: np.ndarray, source: Camera, world_from_source: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(A (3, 3), b (3,)) float32 such that `A @ (x, y, 1) * depth + b` is the homogeneous pixel in `source`.
+    """Computes the transform of target pixels with depth to source pixels.
 
-    The third component is the depth in `source`. x, y and depth are a pixel of `target` and its depth.
+    `A @ (x, y, 1) * depth + b` is the homogeneous source pixel of target pixel (x, y); its third component is the depth
+    in the source view.
+
+    Args:
+        target, source: intrinsics.
+        world_from_target, world_from_source: (4, 4) poses.
+
+    Returns:
+        (A (3, 3) float32, b (3,) float32).
     """
     source_from_target = invert_pose(np.asarray(world_from_source, np.float64)) @ world_from_target
     A = source.matrix @ source_from_target[:3, :3] @ np.linalg.inv(target.matrix)
@@ -27,35 +35,39 @@ def pixel_transform(
 
 @compiled
 def gather_rows(
-    row0, row1, depth, A, b, image, gain, source_depth, known, trust, settings, geometry, measured, assumed
-):
-    """Adds what one remembered view shows of rows row0..row1 of a target view to weighted sums.
+    row0, row1, depth, A, b, image, gain, source_depth, is_measured, source_weight, settings, geometry, measured,
+    completed
+):  # fmt: skip
+    """Looks up the colours of a target view in a source view and adds them to weighted sums.
 
-    The four pixels around the place are interpolated, without those whose depth is of another surface. A look counts
-    more the closer both lines of sight, the finer the source, the farther from its border and from depth edges.
+    The four source pixels around the projection are interpolated, except those on another surface. The weight grows
+    with the agreement of both viewing directions, the resolution of the source, and the distance from its border and
+    from depth edges.
 
     Args:
-        row0, row1: rows to do.
+        row0, row1: first row and end of the rows to process.
         depth: (H, W) float32 target depth, 0 = none.
-        A, b: of `pixel_transform` from target to source.
-        image: (h, w, 3) uint8. gain: (3,) float32 per channel.
-        source_depth: (h, w) float32, completed where it was not measured. known: (h, w) uint8, 1 = measured.
-        trust: (h, w) float32 weight of the source's pixels.
-        settings: (6,) float32: depth tolerance as a fraction and in metres, the fraction where the source's depth was
-            not measured, pixels over which the weight fades in from the border, sharpness against the angle, and the
-            pixels of parallax up to which depths may differ as they like: a picture taken in the very place is right
-            whatever the depth.
-        geometry: (7,) float32: 1 / fx, 1 / fy, cx, cy of the target; the source's centre in target axes.
-        measured: (H, W, 4) float32, updated: weighted colours and weight that rest on measured depth.
-        assumed: (H, W, 4) float32, updated: the same for depth that was only completed.
+        A, b: `pixel_transform` from target to source.
+        image: (h, w, 3) uint8 RGB of the source.
+        gain: (3,) float32 exposure gain per channel.
+        source_depth: (h, w) float32 metres, completed where it was not measured.
+        is_measured: (h, w) uint8, 1 = the source depth is measured.
+        source_weight: (h, w) float32 weight of the source pixels.
+        settings: (6,) float32: relative depth tolerance; absolute depth tolerance in metres; relative tolerance where
+            the source depth is completed; width of the border feathering in pixels; sharpness of the angle weight;
+            parallax in pixels below which depths may differ, because the colour is right at any depth.
+        geometry: (7,) float32: 1 / fx, 1 / fy, cx, cy of the target; source camera centre in target axes.
+        measured: (H, W, 4) float32, updated: weighted RGB and weight of look-ups with measured depth.
+        completed: (H, W, 4) float32, updated: the same for look-ups with completed depth.
     """
     one = np.float32(1.0)
     zero = np.float32(0.0)
     height, width = source_depth.shape
     right, bottom = np.float32(width - 1), np.float32(height - 1)
     half = np.float32(0.5)
-    apart = np.sqrt(geometry[4] * geometry[4] + geometry[5] * geometry[5] + geometry[6] * geometry[6])
-    harmless = settings[5] * geometry[0] / max(apart, np.float32(1e-6))  # difference of inverse depths
+    baseline = np.sqrt(geometry[4] * geometry[4] + geometry[5] * geometry[5] + geometry[6] * geometry[6])
+    # Difference of inverse depths that shifts the look-up by less than the allowed parallax.
+    parallax_tolerance = settings[5] * geometry[0] / max(baseline, np.float32(1e-6))
     for y in range(row0, row1):
         at_y = np.float32(y)
         for x in range(depth.shape[1]):
@@ -75,20 +87,23 @@ def gather_rows(
             y0 = min(int(v), height - 2)
             fx = u - np.float32(x0)
             fy = v - np.float32(y0)
-            tight = settings[0] * z + settings[1]
-            loose = settings[2] * z
-            good, total, red, green, blue = zero, zero, zero, zero, zero
+            measured_tolerance = settings[0] * z + settings[1]
+            completed_tolerance = settings[2] * z
+            measured_weight, total, red, green, blue = zero, zero, zero, zero, zero
             for j in range(2):
                 for i in range(2):
                     q, p = y0 + j, x0 + i
-                    certain = known[q, p] != 0
-                    allowed = max(tight if certain else loose, harmless * source_depth[q, p] * z)
+                    has_measurement = is_measured[q, p] != 0
+                    allowed = max(
+                        measured_tolerance if has_measurement else completed_tolerance,
+                        parallax_tolerance * source_depth[q, p] * z,
+                    )
                     if abs(source_depth[q, p] - z) > allowed:
                         continue
-                    w = (fx if i else one - fx) * (fy if j else one - fy) * trust[q, p]
+                    w = (fx if i else one - fx) * (fy if j else one - fy) * source_weight[q, p]
                     w += np.float32(1e-9)
                     total += w
-                    good += w if certain else zero
+                    measured_weight += w if has_measurement else zero
                     red += w * np.float32(image[q, p, 0])
                     green += w * np.float32(image[q, p, 1])
                     blue += w * np.float32(image[q, p, 2])
@@ -103,7 +118,7 @@ def gather_rows(
             scale = min(one, d / z)
             weight = total * border * scale * scale / (angle * angle)
             share = weight / total
-            out = measured if good > half * total else assumed
+            out = measured if measured_weight > half * total else completed
             out[y, x, 0] += share * gain[0] * red
             out[y, x, 1] += share * gain[1] * green
             out[y, x, 2] += share * gain[2] * blue
@@ -111,20 +126,20 @@ def gather_rows(
 
 
 @compiled
-def splat_depth(depth, chosen, A, b, radius, out):
-    """Moves the depth of chosen source pixels into a target view, nearest wins.
+def splat_depth(depth, mask, A, b, radius, out):
+    """Splats source depth into a target view; the nearest depth wins.
 
     Args:
-        depth: (h, w) float32 source depth.
-        chosen: (h, w) uint8, 1 = move this pixel.
-        A, b: of `pixel_transform` from source to target.
-        radius: half size of the square a pixel covers at equal depth, target pixels.
-        out: (H, W) float32, 0 = nothing; updated.
+        depth: (h, w) float32 source depth in metres.
+        mask: (h, w) uint8, 1 = splat this pixel.
+        A, b: `pixel_transform` from source to target.
+        radius: half the size of the square that a pixel covers at equal depth, in target pixels.
+        out: (H, W) float32 target depth, updated; 0 = empty.
     """
     height, width = out.shape
     for y in range(depth.shape[0]):
         for x in range(depth.shape[1]):
-            if chosen[y, x] == 0:
+            if mask[y, x] == 0:
                 continue
             d, at_x, at_y = depth[y, x], np.float32(x), np.float32(y)
             z = (A[2, 0] * at_x + A[2, 1] * at_y + A[2, 2]) * d + b[2]
@@ -144,26 +159,27 @@ def splat_depth(depth, chosen, A, b, radius, out):
 
 
 @compiled
-def normalise_rows(row0, row1, measured, assumed, exposure, rendered, colour, out, known):
-    """Turns the sums of `gather_rows` into colours: measured ones before assumed ones, and those before the cloud's.
+def normalise_rows(row0, row1, measured, completed, exposure, rendered, colour, out, valid):
+    """Normalises the sums of `gather_rows`: measured look-ups first, then completed ones, then the rendered cloud.
 
     Args:
-        row0, row1: rows to do.
-        measured, assumed: (H, W, 4) float32 sums.
-        exposure: (3,) float32 gain of the view to paint, which is taken off.
-        rendered: (H, W) float32 depth of the cloud, 0 = none. colour: (H, W, 3) uint8 of the cloud.
-        out: (H, W, 3) float32 written where anything is known.
-        known: (H, W) uint8 written, 1 = something is known.
+        row0, row1: first row and end of the rows to process.
+        measured, completed: (H, W, 4) float32 sums of `gather_rows`.
+        exposure: (3,) float32 exposure gain of the target view, by which the colours are divided.
+        rendered: (H, W) float32 depth of the rendered cloud, 0 = hole.
+        colour: (H, W, 3) uint8 RGB of the rendered cloud.
+        out: (H, W, 3) float32 RGB, written where a colour is available.
+        valid: (H, W) uint8, set to 1 where a colour is available.
     """
     for y in range(row0, row1):
         for x in range(out.shape[1]):
-            sums = measured if measured[y, x, 3] > np.float32(0.0) else assumed
+            sums = measured if measured[y, x, 3] > np.float32(0.0) else completed
             weight = sums[y, x, 3]
             if weight > np.float32(0.0):
                 for c in range(3):
                     out[y, x, c] = sums[y, x, c] / (weight * exposure[c])
-                known[y, x] = 1
+                valid[y, x] = 1
             elif rendered[y, x] > np.float32(0.0):
                 for c in range(3):
                     out[y, x, c] = colour[y, x, c]
-                known[y, x] = 1
+                valid[y, x] = 1

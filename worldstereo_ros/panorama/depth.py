@@ -95,7 +95,7 @@ def _scaled(views: list[View]) -> list[View]:
             both = (own > 0) & (theirs > 0)
             if both.sum() >= FEWEST:
                 ratios.append((i, j, int(both.sum()), float(np.median(np.log(theirs[both] / own[both])))))
-    shifts = solve_pairwise_offsets(len(views), ratios, held=HELD)
+    shifts = solve_pairwise_offsets(len(views), ratios, prior_weight=HELD)
     return [
         replace(view, depth=(_depth(view) * scale).astype(np.float32))
         for view, scale in zip(views, np.exp(shifts), strict=True)

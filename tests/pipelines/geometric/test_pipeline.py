@@ -8,11 +8,11 @@ from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.views import View
 from worldstereo_ros.imaging.exposure import align_exposure
 from worldstereo_ros.imaging.inpainting import fill_depth, push_pull
-from worldstereo_ros.imaging.overlap import Overlap, overlap, sensitivity
+from worldstereo_ros.imaging.overlap import Overlap, measure_overlap, rotation_sensitivity
 from worldstereo_ros.pipelines.base import Cancelled, Conditioning
 from worldstereo_ros.pipelines.geometric.pipeline import GeometricPipeline
 from worldstereo_ros.pipelines.geometric.provenance import (
-    ASSUMED_ERROR,
+    ASSUMED_ERROR_RAD,
     SupportingView,
     observed_pixels,
     registration_errors,
@@ -227,24 +227,24 @@ def test_sensitivity_of_a_floor_is_the_cotangent_of_its_angle():
     # Depth h / tan(a) changes relatively by 1 / (sin a cos a) per radian of the ray's angle; fy * d(tan a) is the step.
     view = floor()
     angle = np.arctan2(CAMERA.rays()[..., 1], 1.0)
-    got = sensitivity(view.depth, CAMERA.fx, CAMERA.fy, reach=3)[60, 48]
+    got = rotation_sensitivity(view.depth, CAMERA.fx, CAMERA.fy, reach=3)[60, 48]
     assert got == pytest.approx(1 / np.tan(angle[60, 48]), rel=0.2)
-    flat = sensitivity(np.full((72, 96), 2.0, np.float32), 80.0, 80.0)
+    flat = rotation_sensitivity(np.full((72, 96), 2.0, np.float32), 80.0, 80.0)
     assert (flat == 0).all()
 
 
 def test_misalignment_is_measured_from_the_overlap():
     good, turned = floor(), floor(np.radians(1.0))
-    assert overlap(good, good).misalignment < 1e-3
-    assert np.degrees(overlap(turned, good).misalignment) == pytest.approx(1.0, rel=0.35)
+    assert measure_overlap(good, good).misalignment < 1e-3
+    assert np.degrees(measure_overlap(turned, good).misalignment) == pytest.approx(1.0, rel=0.35)
     errors = registration_errors(3, {(0, 1): Overlap(np.zeros((0, 2, 3)), np.radians(2.0))})
     assert errors[0] == errors[1] == pytest.approx(np.radians(2.0))
-    assert errors[2] == ASSUMED_ERROR
+    assert errors[2] == ASSUMED_ERROR_RAD
 
 
 def test_gains_bring_views_to_one_exposure():
     views = [two_planes(x, gain) for x, gain in ((0.0, 1.0), (0.1, 0.6), (0.2, 1.3))]
-    pairs = {(i, j): overlap(views[i], views[j]) for i in range(3) for j in range(3) if i != j}
+    pairs = {(i, j): measure_overlap(views[i], views[j]) for i in range(3) for j in range(3) if i != j}
     gains = align_exposure(3, pairs)
     brightness = gains[:, 0] * np.array([1.0, 0.6, 1.3])
     np.testing.assert_allclose(brightness / brightness.mean(), 1, atol=0.06)
