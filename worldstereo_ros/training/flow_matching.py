@@ -12,10 +12,11 @@ import torch
 
 from worldstereo_ros.models import WorldStereoTransformer
 from worldstereo_ros.models.autoencoders.image import ImageAutoencoder
+from worldstereo_ros.pipelines.worldstereo.conditioning import Keyframes
+from worldstereo_ros.pipelines.worldstereo.model_inputs import build_model_inputs
 from worldstereo_ros.training.data.clip_sampling import ClipBatch
 
-MASK_CHANNELS = 4
-ENCODED_AT_ONCE = 64
+ENCODE_BATCH_SIZE = 64  # frames; the small autoencoder takes more at a time than a full-size one
 
 
 @dataclass
@@ -44,29 +45,28 @@ def encode_clips(
     layout: bool = False,
 ) -> LatentClips:
     """Pictures to latents, and all that a transformer with or without branches, and with a layout, is told."""
-    latents = autoencoder.encode(batch.images, ENCODED_AT_ONCE).float()
-    b, _, F = latents.shape[:3]
-    known = torch.zeros_like(latents[:, :MASK_CHANNELS])
-    known[:, :, 0] = 1
-    grey = autoencoder.encode(torch.zeros_like(batch.images[:1, :, :1])).float()
-    seeds = torch.cat((latents[:, :, :1], grey.expand(b, -1, F - 1, -1, -1)), dim=2)
-    inputs: dict[str, Any] = {"encoder_hidden_states": torch.zeros(b, 1, text_dim, device=latents.device)}
-    if control:
-        later = autoencoder.encode(batch.renders[:, :, 1:], ENCODED_AT_ONCE).float()
-        inputs["render_latent"] = torch.cat((latents[:, :, :1], later), dim=2)
-        inputs["render_mask"], inputs["camera_embedding"] = batch.holes, batch.plucker
-        if layout:  # the planes' picture is what the model starts from, the smooth one is told beside it
-            guessed = autoencoder.encode(batch.layouts[:, :, 1:], ENCODED_AT_ONCE).float()
-            smooth, inputs["render_latent"] = inputs["render_latent"], torch.cat((latents[:, :, :1], guessed), dim=2)
-            inputs["layout"] = torch.cat((smooth - inputs["render_latent"], batch.plane_channels.float()), dim=1)
-    if memory:
-        inputs["camera_qt"] = batch.poses
-        if batch.references.shape[2]:
-            references = autoencoder.encode(batch.references, ENCODED_AT_ONCE).float()
-            ones = torch.ones_like(references[:, :MASK_CHANNELS])
-            inputs["reference_latent"] = torch.cat((references, ones, references), dim=1)
-            inputs["ref_index"], inputs["camera_qt_ref"] = batch.reference_index, batch.reference_poses
-    return LatentClips(latents, torch.cat((known, seeds), dim=1), inputs)
+    latents = autoencoder.encode(batch.images, ENCODE_BATCH_SIZE).float()
+    keyframes = Keyframes(
+        start=batch.images[:, :, 0],
+        holes=batch.holes,
+        plucker=batch.plucker,
+        poses=batch.poses,
+        references=batch.references,
+        reference_index=batch.reference_index,
+        reference_poses=batch.reference_poses,
+        renders=batch.renders[:, :, 1:] if control else None,
+        layouts=batch.layouts[:, :, 1:] if layout else None,
+        plane_channels=batch.plane_channels.float() if layout else None,
+    )
+    built = build_model_inputs(
+        keyframes,
+        autoencoder,
+        memory_branch=memory,
+        start_latents=latents[:, :, :1],
+        encode_batch_size=ENCODE_BATCH_SIZE,
+    )
+    text = torch.zeros(len(latents), 1, text_dim, device=latents.device)
+    return LatentClips(latents, built.condition, {"encoder_hidden_states": text, **built.arguments})
 
 
 def shifted(level: torch.Tensor, shift: float) -> torch.Tensor:

@@ -40,15 +40,16 @@ def test_seed_is_the_first_keyframe_and_holes_are_grey():
     )
     conditioning = Conditioning(view, rendering, CAMERA, poses, [view], np.array([-1, 0, 0]))
     keyframes = make_keyframes(conditioning, (64, 96), CPU)
-    assert keyframes.images.shape == (4, 3, 64, 96)
+    assert keyframes.start.shape == (1, 3, 64, 96)
+    assert keyframes.renders.shape == (1, 3, 3, 64, 96)
     assert keyframes.holes.shape == (1, 1, 4, 64, 96)
     assert keyframes.holes[0, 0, 0].sum() == 0
     seed = view.resized(96, 64).image
-    np.testing.assert_allclose(keyframes.images[0].permute(1, 2, 0), seed / 127.5 - 1, atol=1e-6)
+    np.testing.assert_allclose(keyframes.start[0].permute(1, 2, 0), seed / 127.5 - 1, atol=1e-6)
     hole = keyframes.holes[0, 0, 1] > 0
     assert 0.5 < hole.float().mean() < 1
-    assert not keyframes.images[1][:, hole].any()
-    covered = keyframes.images[1][:, ~hole]
+    assert not keyframes.renders[0, :, 0][:, hole].any()
+    covered = keyframes.renders[0, :, 0][:, ~hole]
     np.testing.assert_allclose(covered[0], 250 / 127.5 - 1, atol=1e-5)  # no grey of the holes in it
     assert keyframes.reference_index.tolist() == [1]  # of views 1 and 2 the one it is nearer to
     assert keyframes.poses.shape == (1, 4, 7)

@@ -219,7 +219,7 @@ def test_half_precision_is_near_single(published_checkpoints, pipeline, dtype):
 def test_numbers_that_are_not_finite_are_an_error(pipeline):
     world = WALL.world(pipeline)
     pipeline.callback_on_step_end = lambda _p, step, _t, tensors: {"latents": tensors["latents"] * float("nan")}
-    with pytest.raises(ModelError, match=r"not finite in step 2 of 4; it runs in float32"):
+    with pytest.raises(ModelError, match=r"not finite in step 2 of 4\. It runs in float32"):
         list(world.imagine(away(1), CAMERA))
 
 

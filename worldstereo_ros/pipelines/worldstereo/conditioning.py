@@ -1,9 +1,9 @@
-"""From what memory says about a clip to what the WorldStereo transformer takes, in the layout it was trained on.
+"""Keyframes: memory's conditioning of a clip at the size and in the conventions of the WorldStereo transformer.
 
-A clip of F views becomes F + 1 keyframes: the first is the seed's own picture from its own camera, where nothing is a
-hole; the others are the cloud seen from the path. Pictures are stretched to the nearest size the model knows and the
-intrinsics with them, as in its training. Here are the only places where this project's conventions (pixel centres at
-integers, `world_from_camera`, `covered`) become those of the published weights.
+A clip of F - 1 views becomes F keyframes. The first is the start view from its own camera, without holes; the others
+are the cloud rendered along the path. Images are stretched to the nearest size that the model was trained with, and
+the intrinsics with them, as in its training. Only this module converts the conventions of this package (pixel centres
+at integers, `world_from_camera`, `covered`) to those of the published weights.
 """
 
 from __future__ import annotations
@@ -25,36 +25,45 @@ from worldstereo_ros.pipelines.base import Conditioning
 from worldstereo_ros.pipelines.geometric.plane_extrapolation import Layout, render_layout
 from worldstereo_ros.pipelines.geometric.warped_view import WarpedView
 
-LEAST_COVER = 0.5  # of a pixel; what is covered less is a hole
+MIN_COVERAGE = 0.5  # fraction of a pixel; a pixel that is covered less is a hole
 
 
 @dataclass(frozen=True)
 class Keyframes:
-    """F keyframes and R references at the size of the model; tensors on its device, float32.
+    """b clips of F keyframes and R references at the size of the model; float32 tensors on its device.
 
     Attributes:
-        images: (F, 3, H, W) in [-1, 1]: the seed, then the renders; holes are 0.
-        holes: (1, 1, F, H, W), 1 where nothing was rendered; all 0 in the first.
-        plucker: (1, 6, F, H, W) Plücker rays of the normalised cameras.
-        poses: (1, F, 7) quaternion and translation of the normalised cameras.
-        references: (R, 3, H, W) in [-1, 1].
-        reference_index: (R,) the view of the path (0..F-2) that each reference stands beside.
-        reference_poses: (1, R, 7).
-        reference_points: where tokens land in the references, for models that attend by correspondence; else None.
-        guessed: (F, 3, H, W) in [-1, 1], pictures with large flat surfaces gone on with; None where not asked for.
-        plane_channels: (1, 4, F, H / 8, W / 8), what is said of these, see `layout.LayoutRender`.
+        start: (b, 3, H, W) start views in [-1, 1].
+        holes: (b, 1, F, H, W), 1 = hole, nothing was rendered there; 0 in the first frame.
+        plucker: (b, 6, F, H, W) Plücker rays of the normalised cameras.
+        poses: (b, F, 7) quaternions and translations of the normalised cameras.
+        references: (b, 3, R, H, W) in [-1, 1]; R may be 0.
+        reference_index: (R,) int64, the view of the path (0..F-2) that each reference belongs to.
+        reference_poses: (b, R, 7).
+        renders: (b, 3, F - 1, H, W) memory rendered along the path, in [-1, 1]; holes are 0, or filled from memory.
+            None without control branch.
+        layouts: (b, 3, F - 1, H, W) renders whose holes show extrapolated planes, in [-1, 1]; None without layout.
+        plane_channels: (b, 4, F, H / 8, W / 8), see `plane_extrapolation.LayoutRender`; None without layout.
+        reference_points: (b, F, rows, columns, R, 2) where target tokens lie in the references, for models that attend
+            by correspondence; else None.
     """
 
-    images: torch.Tensor
+    start: torch.Tensor
     holes: torch.Tensor
     plucker: torch.Tensor
     poses: torch.Tensor
     references: torch.Tensor
     reference_index: torch.Tensor
     reference_poses: torch.Tensor
-    reference_points: torch.Tensor | None = None
-    guessed: torch.Tensor | None = None
+    renders: torch.Tensor | None = None
+    layouts: torch.Tensor | None = None
     plane_channels: torch.Tensor | None = None
+    reference_points: torch.Tensor | None = None
+
+    @property
+    def count(self) -> int:
+        """F, the start view among them."""
+        return self.poses.shape[1]
 
 
 def make_keyframes(
@@ -62,120 +71,89 @@ def make_keyframes(
     size: tuple[int, int],
     device: torch.device,
     *,
-    remembers: bool = True,
-    count: int | None = None,
-    correspondence: tuple[int, int] | None = None,
-    painted: Sequence[WarpedView] | None = None,
+    use_references: bool = True,
+    min_count: int | None = None,
+    correspondence_tokens: tuple[int, int] | None = None,
+    warped_views: Sequence[WarpedView] | None = None,
     layout: Layout | None = None,
 ) -> Keyframes:
-    """The keyframes of a clip.
+    """The keyframes of one clip, b = 1.
 
     Args:
-        conditioning: what memory says.
-        size: (height, width) of the model's pictures.
+        conditioning: what memory holds about the clip.
+        size: (height, width) of the model's images in pixels.
         device: where the tensors go.
-        remembers: whether the model takes references.
-        count: make up so many keyframes by standing still at the end of the path; None: as many as there are.
-        correspondence: (rows, columns) of tokens, for models that attend by correspondence.
-        painted: the views as memory alone paints them, without holes, to be shown instead of renders whose holes are
-            grey; the holes are marked all the same.
-        layout: show how the planes that memory has seen go on, too; needs `painted`.
+        use_references: whether the model takes references.
+        min_count: a shorter clip is extended to so many keyframes by repeating its last view; None: as many as there
+            are.
+        correspondence_tokens: (rows, columns) of tokens, for models that attend by correspondence.
+        warped_views: views that the geometric pipeline filled from memory. They replace the renders with grey holes;
+            `holes` stays the same.
+        layout: extrapolate its planes into the holes, in addition; needs `warped_views`.
     """
     height, width = size
     renders = conditioning.renders
-    seed = conditioning.start_view.resized(width, height)
-    if painted is None:
-        colour, holes = fit_renders(renders.colour, renders.covered, size)
+    start = conditioning.start_view.resized(width, height)
+    if warped_views is None:
+        images, holes = fit_renders(renders.colour, renders.covered, size)
     else:
-        colour = torch.stack([_picture(_shrunk(p.image, width, height), renders.colour.device) for p in painted])
-        holes = (_fitted(renders.covered[:, None].float(), size) < LEAST_COVER)[:, 0].float()
+        resized = [_resize(warped.image, width, height) for warped in warped_views]
+        images = torch.stack([_to_tensor(image, renders.colour.device) for image in resized])
+        holes = (_fit(renders.covered[:, None].float(), size) < MIN_COVERAGE)[:, 0].float()
     poses = np.concatenate([conditioning.start_view.world_from_camera[None], conditioning.world_from_camera])
     camera = conditioning.camera.resized(width, height)
-    cameras = [seed.camera] + [camera] * len(conditioning.world_from_camera)
-    guessed = marks = None
-    if layout is not None and painted is not None:
-        guess = render_layout(layout, painted, camera, conditioning.world_from_camera)
-        guessed, marks = torch.from_numpy(guess.images) * 2 - 1, torch.from_numpy(guess.plane_channels)
-    missing = max(0, (count or 0) - len(poses))
+    cameras = [start.camera] + [camera] * len(conditioning.world_from_camera)
+    layouts = plane_channels = None
+    if layout is not None and warped_views is not None:
+        layout_render = render_layout(layout, warped_views, camera, conditioning.world_from_camera)
+        layouts = torch.from_numpy(layout_render.images) * 2 - 1
+        plane_channels = torch.from_numpy(layout_render.plane_channels)
+    missing = max(0, (min_count or 0) - len(poses))
     if missing:
         poses = np.concatenate([poses, np.repeat(poses[-1:], missing, axis=0)])
         cameras += [camera] * missing
-        colour, holes = _stood_still(colour, missing), _stood_still(holes, missing)
-        guessed = None if guessed is None else _stood_still(guessed, missing)
-        marks = None if marks is None else _stood_still(marks, missing)
+        images, holes = _repeat_last(images, missing), _repeat_last(holes, missing)
+        layouts = None if layouts is None else _repeat_last(layouts, missing)
+        plane_channels = None if plane_channels is None else _repeat_last(plane_channels, missing)
 
-    chosen, beside = attach_references(conditioning) if remembers else ([], [])
-    views = [view.resized(width, height) for view in chosen]
-    reference_poses = np.stack([view.world_from_camera for view in views]) if views else None
-    targets, references = normalise_cameras(
-        invert_pose(poses), None if reference_poses is None else invert_pose(reference_poses)
+    chosen, reference_index = attach_references(conditioning) if use_references else ([], [])
+    references = [view.resized(width, height) for view in chosen]
+    targets, normalised_references = normalise_cameras(
+        invert_pose(poses),
+        invert_pose(np.stack([view.world_from_camera for view in references])) if references else None,
     )
     points = None
-    if correspondence is not None and views:
-        points = _points(conditioning, seed, cameras, poses, views, size, correspondence, device)
-    rays = plucker_embedding(targets, np.stack([published_matrix(c) for c in cameras]), height, width)
+    if correspondence_tokens is not None and references:
+        points = _reference_points(conditioning, start, cameras, poses, references, size, correspondence_tokens, device)
+    plucker = plucker_embedding(targets, np.stack([published_matrix(c) for c in cameras]), height, width)
     return Keyframes(
-        images=torch.cat((_picture(seed.image, device)[None], colour.to(device))),
+        start=_to_tensor(start.image, device)[None],
         holes=torch.cat((torch.zeros_like(holes[:1]), holes))[None, None].to(device),
-        plucker=torch.from_numpy(rays)[None].to(device),
+        plucker=torch.from_numpy(plucker)[None].to(device),
         poses=torch.from_numpy(pose_vectors(targets))[None].to(device),
-        references=torch.stack([_picture(view.image, device) for view in views])
-        if views
-        else torch.zeros(0, 3, *size, device=device),
-        reference_index=torch.tensor(beside, dtype=torch.int64, device=device),
+        references=_to_clip(torch.stack([_to_tensor(view.image, device) for view in references]))
+        if references
+        else torch.zeros(1, 3, 0, *size, device=device),
+        reference_index=torch.tensor(reference_index, dtype=torch.int64, device=device),
         reference_poses=torch.from_numpy(
-            pose_vectors(references) if references is not None else np.zeros((0, 7), np.float32)
+            pose_vectors(normalised_references) if normalised_references is not None else np.zeros((0, 7), np.float32)
         )[None].to(device),
-        reference_points=points,
-        guessed=None if guessed is None else torch.cat((_picture(seed.image, device)[None], guessed.to(device))),
+        renders=_to_clip(images.to(device)),
+        layouts=None if layouts is None else _to_clip(layouts.to(device)),
         plane_channels=None
-        if marks is None
-        else torch.cat((torch.zeros_like(marks[:1]), marks)).transpose(0, 1)[None].to(device),
+        if plane_channels is None
+        else _to_clip(torch.cat((torch.zeros_like(plane_channels[:1]), plane_channels)).to(device)),
+        reference_points=points,
     )
-
-
-def _stood_still(views: torch.Tensor, count: int) -> torch.Tensor:
-    """(F, ...) with the last view `count` times more."""
-    return torch.cat((views, views[-1:].expand(count, *views.shape[1:])))
-
-
-def published_matrix(camera: Camera) -> np.ndarray:
-    """(3, 3) intrinsics as the published weights count: the image begins at 0, half a pixel before ours."""
-    matrix = camera.matrix
-    matrix[:2, 2] += 0.5
-    return matrix
-
-
-def fit_renders(
-    colour: torch.Tensor, covered: torch.Tensor, size: tuple[int, int]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Renders at the size of the model: colours of covered pixels alone, none of a hole's grey in them.
-
-    Args:
-        colour: (F, h, w, 3) uint8.
-        covered: (F, h, w) bool.
-        size: (height, width).
-
-    Returns:
-        (pictures (F, 3, height, width) in [-1, 1], 0 in holes; holes (F, height, width), 1 = hole), float32.
-    """
-    weight = covered[:, None].float()
-    values, weight = (_fitted(t, size) for t in ((colour.permute(0, 3, 1, 2).float() / 127.5 - 1) * weight, weight))
-    hole = weight < LEAST_COVER
-    values = torch.where(hole, 0.0, values / weight.clamp(min=LEAST_COVER))
-    return values.clamp(-1, 1), hole[:, 0].float()
-
-
-def _fitted(pictures: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    if tuple(pictures.shape[2:]) == tuple(size):
-        return pictures
-    return functional.interpolate(pictures, size, mode="bilinear", antialias=True)
 
 
 def attach_references(conditioning: Conditioning) -> tuple[list[View], list[int]]:
-    """The distinct views that were retrieved, and beside which view of the path each one stands.
+    """The distinct references that were retrieved, and the view of the path that each belongs to.
 
-    A view that serves several stands beside the one it serves best.
+    A reference that was retrieved for several views belongs to the one with the highest retrieval score.
+
+    Returns:
+        (R views, R indices of views of the path).
     """
     index = np.asarray(conditioning.reference_index)
     distinct = [int(i) for i in np.unique(index[index >= 0])]
@@ -191,42 +169,90 @@ def attach_references(conditioning: Conditioning) -> tuple[list[View], list[int]
         camera.width,
         camera.height,
     )
-    served = np.where(index[:, None] == np.array(distinct), scores, -1.0)
-    return views, [int(i) for i in served.argmax(axis=0)]
+    scores = np.where(index[:, None] == np.array(distinct), scores, -1.0)
+    return views, [int(i) for i in scores.argmax(axis=0)]
 
 
-def _shrunk(image: np.ndarray, width: int, height: int) -> np.ndarray:
+def fit_renders(
+    colour: torch.Tensor, covered: torch.Tensor, size: tuple[int, int]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Renders at the size of the model. Only covered pixels contribute to a colour, never the grey of holes.
+
+    Args:
+        colour: (F, h, w, 3) uint8.
+        covered: (F, h, w) bool.
+        size: (height, width).
+
+    Returns:
+        Images (F, 3, height, width) float32 in [-1, 1], 0 in holes; holes (F, height, width) float32, 1 = hole.
+    """
+    weight = covered[:, None].float()
+    values, weight = (_fit(t, size) for t in ((colour.permute(0, 3, 1, 2).float() / 127.5 - 1) * weight, weight))
+    hole = weight < MIN_COVERAGE
+    values = torch.where(hole, 0.0, values / weight.clamp(min=MIN_COVERAGE))
+    return values.clamp(-1, 1), hole[:, 0].float()
+
+
+def published_matrix(camera: Camera) -> np.ndarray:
+    """(3, 3) intrinsics in the pixel grid of the published weights: the corner of the first pixel is the origin.
+
+    In this package the centre of the first pixel is the origin.
+    """
+    matrix = camera.matrix
+    matrix[:2, 2] += 0.5
+    return matrix
+
+
+def _fit(images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    if tuple(images.shape[2:]) == tuple(size):
+        return images
+    return functional.interpolate(images, size, mode="bilinear", antialias=True)
+
+
+def _resize(image: np.ndarray, width: int, height: int) -> np.ndarray:
     shrinks = width < image.shape[1]
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
 
 
-def _picture(image: np.ndarray, device: torch.device) -> torch.Tensor:
+def _to_tensor(image: np.ndarray, device: torch.device) -> torch.Tensor:
+    """(H, W, 3) uint8 to (3, H, W) float32 in [-1, 1]."""
     return torch.from_numpy(np.ascontiguousarray(image)).to(device).permute(2, 0, 1).float() / 127.5 - 1
 
 
-def _points(
+def _to_clip(frames: torch.Tensor) -> torch.Tensor:
+    """(F, C, H, W) to (1, C, F, H, W)."""
+    return frames.transpose(0, 1)[None]
+
+
+def _repeat_last(frames: torch.Tensor, count: int) -> torch.Tensor:
+    """(F, ...) to (F + count, ...)."""
+    return torch.cat((frames, frames[-1:].expand(count, *frames.shape[1:])))
+
+
+def _reference_points(
     conditioning: Conditioning,
-    seed: View,
+    start: View,
     cameras: list[Camera],
     poses: np.ndarray,
-    views: list[View],
+    references: list[View],
     size: tuple[int, int],
     tokens: tuple[int, int],
     device: torch.device,
 ) -> torch.Tensor:
+    """(1, F, rows, columns, R, 2), see `models.worldstereo.correspondence.reference_points`."""
     from worldstereo_ros.models import reference_points
 
     depth = functional.interpolate(conditioning.renders.depth[:, None].float(), size, mode="nearest-exact")[:, 0]
     depth = torch.cat((depth, depth[-1:].expand(len(poses) - 1 - len(depth), *size)))
-    first = torch.zeros(size) if seed.depth is None else torch.from_numpy(np.ascontiguousarray(seed.depth))
-    known = [np.zeros(size, np.float32) if view.depth is None else view.depth for view in views]
+    first = torch.zeros(size) if start.depth is None else torch.from_numpy(np.ascontiguousarray(start.depth))
+    reference_depth = [np.zeros(size, np.float32) if view.depth is None else view.depth for view in references]
     points = reference_points(
         torch.cat((first[None].to(depth), depth)).to(device),
         torch.from_numpy(np.stack([camera.matrix for camera in cameras])),
         torch.from_numpy(poses),
-        torch.from_numpy(np.stack([view.camera.matrix for view in views])),
-        torch.from_numpy(np.stack([view.world_from_camera for view in views])),
+        torch.from_numpy(np.stack([view.camera.matrix for view in references])),
+        torch.from_numpy(np.stack([view.world_from_camera for view in references])),
         *tokens,
-        reference_depth=torch.from_numpy(np.stack(known)),
+        reference_depth=torch.from_numpy(np.stack(reference_depth)),
     )
     return points[None]
