@@ -1,17 +1,17 @@
-"""What a path costs with the model that ships: by part, per view, to the first view, beside a plain eager loop.
+"""Time of a path with the bundled model: by part, per view, to the first view, and against a plain eager loop.
 
     python benchmarks/bench_small_model.py --threads 2 --json small.json
-    python benchmarks/bench_small_model.py --try all         # one change after the other: ratio and decibels
+    python benchmarks/bench_small_model.py --try all         # all changes in turn: time ratio and decibels
     python benchmarks/bench_small_model.py --device cuda --dtype bfloat16 --cuda-graph
-    python benchmarks/bench_small_model.py --clock process  # seconds of the processor: where others use the machine too
+    python benchmarks/bench_small_model.py --clock process  # CPU time, for machines under other load
 
-A robot has seen ten pictures of a made-up world and asks for 21 views ahead, of 640x480 and of the model's own size,
-through `WorldModel` as a user would. Beside it, in turn within one run, goes the same pipeline written plainly: memory
-paints and judges every view, all pictures are encoded at once, all steps taken, all pictures decoded at once, in
-float32, and only then the first view exists. Medians.
+A robot has ten observations of a procedural world and imagines 21 views, at 640x480 and at the model's own size, with
+`WorldModel` as a user would. The plain loop runs in turn with it: memory warps all views and labels their provenance,
+all images are encoded in one batch, denoised, and decoded in one batch, in float32, before the first view is returned.
+Figures are medians.
 
-The floor is what the networks' operations take at the rate of a matrix product of this machine, and what the rest must
-read and write at the rate of a copy.
+The floor is the time of the networks' operations at this machine's rate of matrix products, and of the bytes that the
+rest must read and write at its rate of copies.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from small_model import (
     Breakdown,
     GraphedSteps,
     PlainPipeline,
-    bytes_of_the_rest,
+    bytes_of_memory,
     flops_of,
-    likeness,
+    imagine_path,
+    make_world,
+    mean_psnr,
     now,
     rates,
-    seen,
     use_clock,
-    walk,
 )
 
 from worldstereo_ros.evaluation.demo_scenarios import DemoScenario, scene_scenario
@@ -50,7 +50,7 @@ from worldstereo_ros.pipelines.auto import load_pipeline
 from worldstereo_ros.pipelines.worldstereo.pipeline import WorldStereoPipeline
 from worldstereo_ros.world import WorldModel, warm_up
 
-GIVEN = 10  # pictures that the robot took
+OBSERVATIONS = 10
 
 
 def median(rows: list[tuple[float, float, list[ImaginedView]]], place: int) -> float:
@@ -60,31 +60,31 @@ def median(rows: list[tuple[float, float, list[ImaginedView]]], place: int) -> f
 def load(options: argparse.Namespace, dtype: str, plain: bool = False) -> WorldStereoPipeline:
     pipeline: Any = load_pipeline(options.model, options.device, dtype=dtype)
     if options.threads:
-        pipeline._memory.threads = options.threads
+        pipeline.geometric.threads = options.threads
     if plain:
         pipeline.__class__ = PlainPipeline
-        pipeline._memory.threads = 1
+        pipeline.geometric.threads = 1
     return pipeline
 
 
 def measure(size: tuple[int, int], options: argparse.Namespace, rate: float, copying: float) -> dict[str, Any]:
     """Prints and returns the figures of one size."""
     device = torch.device(options.device)
-    story = scene_scenario(options.kind, 0, options.views, given=GIVEN, width=size[0], height=size[1])
+    scenario = scene_scenario(options.kind, 0, options.views, given=OBSERVATIONS, width=size[0], height=size[1])
     worlds = {
-        "as it is": seen(load(options, options.dtype), story, device),
-        "plain": seen(load(options, "float32", plain=True), story, device),
+        "pipeline": make_world(load(options, options.dtype), scenario, device),
+        "plain": make_world(load(options, "float32", plain=True), scenario, device),
     }
     if options.cuda_graph:
         graphed: Any = load(options, options.dtype)
         graphed.transformer = GraphedSteps(graphed.transformer)
-        worlds["CUDA graph"] = seen(graphed, story, device)
+        worlds["CUDA graph"] = make_world(graphed, scenario, device)
     rows: dict[str, list[tuple[float, float, list[ImaginedView]]]] = {}
     failed = {}
     for name, world in list(worlds.items()):
         try:
             warm_up(world.pipeline, device)
-            walk(world, story, story.path)
+            imagine_path(world, scenario, scenario.path)
         except RuntimeError as error:
             if name != "CUDA graph":
                 raise
@@ -92,25 +92,25 @@ def measure(size: tuple[int, int], options: argparse.Namespace, rate: float, cop
             del worlds[name]
     for _ in range(options.repeats):
         for name, world in worlds.items():
-            rows.setdefault(name, []).append(walk(world, story, story.path))
-    world = worlds["as it is"]
-    single = statistics.median(walk(world, story, story.path[:1])[0] for _ in range(options.repeats))
+            rows.setdefault(name, []).append(imagine_path(world, scenario, scenario.path))
+    world = worlds["pipeline"]
+    single = statistics.median(imagine_path(world, scenario, scenario.path[:1])[0] for _ in range(options.repeats))
     parts = Breakdown(device)
     with parts.watching(world):
-        whole, _, _ = walk(world, story, story.path)
+        whole, _, _ = imagine_path(world, scenario, scenario.path)
     pipeline: Any = world.pipeline
-    prepare, asked = pipeline._memory._shelf.prepare, []
+    prepare, reference_counts = pipeline.geometric._cache.prepare, []
 
     def counted(views: list[Any]) -> Any:
-        asked.append(len(views))
+        reference_counts.append(len(views))
         return prepare(views)
 
-    with patch.object(pipeline._memory._shelf, "prepare", counted):
-        flops = flops_of(world, story)
-    moved = bytes_of_the_rest(world, story, statistics.fmean(asked))
-    total, first = median(rows["as it is"], 0), median(rows["as it is"], 1)
+    with patch.object(pipeline.geometric._cache, "prepare", counted):
+        flops = flops_of(world, scenario)
+    moved = bytes_of_memory(world, scenario, statistics.fmean(reference_counts))
+    total, first = median(rows["pipeline"], 0), median(rows["pipeline"], 1)
     plain, plain_first = median(rows["plain"], 0), median(rows["plain"], 1)
-    views = rows["as it is"][0][2]
+    views = rows["pipeline"][0][2]
     networks = sum(parts.seconds[part] for part in ("encoding", "transformer", "decoding"))
     figures: dict[str, Any] = {
         "seconds": total,
@@ -127,24 +127,26 @@ def measure(size: tuple[int, int], options: argparse.Namespace, rate: float, cop
         "plain_seconds_to_first": plain_first,
         "beside_plain": total / plain,
         "first_beside_plain": first / plain_first,
-        "likeness_to_plain_db": likeness(views, rows["plain"][0][2]),
-        "psnr_to_truth_db": likeness(views, story.truth),
+        "likeness_to_plain_db": mean_psnr(views, rows["plain"][0][2]),
+        "psnr_to_truth_db": mean_psnr(views, scenario.truth),
     }
-    print(f"\n{options.views} views of {size[0]}x{size[1]}, a {options.kind} of which {GIVEN} pictures were seen")
+    print(
+        f"\n{options.views} views of {size[0]}x{size[1]}, a {options.kind} of which {OBSERVATIONS} views were observed"
+    )
     print(
         f"  {total:.3g} s, {total / options.views:.3g} s a view, the first after {first:.3g} s; one view alone "
         f"{single:.3g} s"
     )
     print(
-        f"  plain eager loop: {plain:.3g} s, the first after {plain_first:.3g} s; so {total / plain:.2f} and "
-        f"{first / plain_first:.2f} of its time, views alike to {figures['likeness_to_plain_db']:.1f} dB"
+        f"  plain eager loop: {plain:.3g} s, the first after {plain_first:.3g} s; ratios {total / plain:.2f} and "
+        f"{first / plain_first:.2f}; PSNR between the two {figures['likeness_to_plain_db']:.1f} dB"
     )
     if "CUDA graph" in rows:
         figures["cuda_graph_seconds"] = median(rows["CUDA graph"], 0)
         print(f"  CUDA graph: {figures['cuda_graph_seconds']:.3g} s")
     elif failed:
         figures["cuda_graph_failed"] = failed["CUDA graph"]
-        print(f"  CUDA graph: not possible here: {failed['CUDA graph']}")
+        print(f"  CUDA graph: not available: {failed['CUDA graph']}")
     print(
         f"  floor: networks {flops / 1e9:.3g} GFLOP, {flops / rate:.3g} s (they take {networks:.3g} s, "
         f"{figures['share_of_matmul_rate']:.0%} of the matrix rate); the rest {moved / 1e9:.3g} GB, "
@@ -153,47 +155,48 @@ def measure(size: tuple[int, int], options: argparse.Namespace, rate: float, cop
     for part, seconds in sorted(figures["parts"].items(), key=lambda item: -item[1]):
         print(f"    {part:<18} {seconds:7.3f} s {seconds / whole:6.1%}")
     if options.tries:
-        figures["tries"] = try_all(world, story, options)
+        figures["tries"] = try_all(world, scenario, options)
     return figures
 
 
-def try_all(world: WorldModel, story: DemoScenario, options: argparse.Namespace) -> dict[str, Any]:
-    """Each change beside the pipeline as it is, in turn: ratios of time, and what it costs in decibels."""
+def try_all(world: WorldModel, scenario: DemoScenario, options: argparse.Namespace) -> dict[str, Any]:
+    """Runs each change in turn with the unchanged pipeline: ratios of time, and differences in decibels."""
     names = list(TRIES) if "all" in options.tries else options.tries
     truth = None
     found: dict[str, Any] = {}
     for name in names:
         if name not in TRIES:
-            raise SystemExit(f"There is no try '{name}'; choose from: {', '.join(TRIES)}, all.")
+            raise SystemExit(f"'{name}' is not known; --try takes one of: {', '.join(TRIES)}, all.")
         change, dtype = TRIES[name]
         try:
             start = now()
             pipeline = load(options, dtype)
             change(pipeline)
-            other = seen(pipeline, story, world.device)
-            walk(other, story, story.path)
-            begun = now() - start
+            other = make_world(pipeline, scenario, world.device)
+            imagine_path(other, scenario, scenario.path)
+            loading = now() - start
             mine, theirs = [], []
             for _ in range(options.repeats):
-                mine.append(walk(world, story, story.path))
-                theirs.append(walk(other, story, story.path))
+                mine.append(imagine_path(world, scenario, scenario.path))
+                theirs.append(imagine_path(other, scenario, scenario.path))
         except (RuntimeError, ValueError, ImportError, AttributeError) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             found[name] = {"failed": reason}
-            print(f"  {name:<40} not possible here: {reason}")
+            print(f"  {name:<40} not available: {reason}")
             continue
-        truth = likeness(mine[0][2], story.truth) if truth is None else truth
+        truth = mean_psnr(mine[0][2], scenario.truth) if truth is None else truth
         found[name] = {
             "time": median(theirs, 0) / median(mine, 0),
             "time_to_first": median(theirs, 1) / median(mine, 1),
-            "likeness_db": likeness(theirs[0][2], mine[0][2]),
-            "psnr_to_truth_db": likeness(theirs[0][2], story.truth) - truth,
-            "seconds_to_load_and_warm_up": begun,
+            "likeness_db": mean_psnr(theirs[0][2], mine[0][2]),
+            "psnr_to_truth_db": mean_psnr(theirs[0][2], scenario.truth) - truth,
+            "seconds_to_load_and_warm_up": loading,
         }
         row = found[name]
         print(
-            f"  {name:<40} {row['time']:.2f} of the time, {row['time_to_first']:.2f} to the first view; alike to "
-            f"{row['likeness_db']:.1f} dB, {row['psnr_to_truth_db']:+.2f} dB against the truth; ready in {begun:.1f} s"
+            f"  {name:<40} time ratio {row['time']:.2f}, {row['time_to_first']:.2f} to the first view; PSNR to the "
+            f"unchanged views {row['likeness_db']:.1f} dB, to the truth {row['psnr_to_truth_db']:+.2f} dB; ready in "
+            f"{loading:.1f} s"
         )
     return found
 
@@ -203,7 +206,7 @@ def main(arguments: list[str] | None = None) -> None:
     use_clock(options.clock)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     if options.device == "cuda" and not torch.cuda.is_available():
-        raise SystemExit("There is no CUDA GPU here; leave out --device cuda to measure the CPU.")
+        raise SystemExit("This machine has no CUDA GPU; remove --device cuda to measure the CPU.")
     if options.cuda_graph and options.device != "cuda":
         raise SystemExit("CUDA graphs need --device cuda.")
     if options.threads:
@@ -220,7 +223,7 @@ def main(arguments: list[str] | None = None) -> None:
         f"{copying / 1e9:.3g} GB/s"
     )
     if not on_gpu:
-        print("No GPU is measured: that needs --device cuda.")
+        print("To measure a GPU, add --device cuda.")
     report: dict[str, Any] = {
         "machine": machine,
         "torch": torch.__version__,
@@ -246,15 +249,17 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--model", default="small")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
-    parser.add_argument("--threads", type=int, default=0, help="0: as torch, OpenCV and the pipeline choose")
+    parser.add_argument("--threads", type=int, default=0, help="0: the defaults of torch, OpenCV and the pipeline")
     parser.add_argument("--views", type=int, default=21)
     parser.add_argument("--sizes", nargs="+", default=["640x480", "128x96"], help="WIDTHxHEIGHT of the views")
-    parser.add_argument("--kind", default="room", help="of world, see docs/scenes.md")
+    parser.add_argument("--kind", default="room", help="of procedural world, see docs/concepts/procedural_worlds.md")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--cuda-graph", action="store_true", help="beside it, a step as one launch")
-    parser.add_argument("--try", dest="tries", action="append", default=[], help="a change of TRIES, or all")
+    parser.add_argument("--cuda-graph", action="store_true", help="also measure the transformer as a CUDA graph")
+    parser.add_argument(
+        "--try", dest="tries", action="append", default=[], help="a change of TRIES in small_model.py, or all"
+    )
     parser.add_argument("--clock", choices=["wall", "process"], default="wall")
-    parser.add_argument("--json", type=Path, default=None, help="write the figures here, after every size")
+    parser.add_argument("--json", type=Path, default=None, help="file for the figures, written after every size")
     return parser.parse_args(arguments)
 
 

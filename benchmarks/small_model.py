@@ -1,12 +1,14 @@
-"""What `bench_small_model.py` compares and how it measures: a plain loop, changes that were tried, parts, rates."""
+"""Parts of `bench_small_model.py`: a plain loop to compare with, changes to try, timing by part, machine rates."""
 
 from __future__ import annotations
 
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 from unittest.mock import patch
 
@@ -27,51 +29,53 @@ from worldstereo_ros.pipelines.geometric.pipeline import GeometricPipeline
 from worldstereo_ros.pipelines.geometric.plane_extrapolation import estimate_layout
 from worldstereo_ros.pipelines.geometric.warped_view import WarpedView
 from worldstereo_ros.pipelines.worldstereo.compositing import compose, mix_with_memory, resize_image
+from worldstereo_ros.pipelines.worldstereo.model_inputs import build_model_inputs
 from worldstereo_ros.pipelines.worldstereo.pipeline import WorldStereoPipeline
 from worldstereo_ros.world import WorldModel
 
 PARTS = (
     "rendering",
     "retrieval",
-    "warped",
+    "warping",
     "conditioning",
     "encoding",
     "transformer",
     "decoding",
-    "what was observed",
+    "provenance",
     "composing",
     "confidence",
 )
 
 
 class PlainPipeline(WorldStereoPipeline):
-    """The same model and memory as a straightforward loop: nothing late, nothing side by side, nothing in parts."""
+    """The same model and memory as a plain loop: no lazy work, no threads, no batches."""
 
     def _imagine(
         self, conditioning: Conditioning, prompt: str, generator: torch.Generator, on_step: OnStep
     ) -> Iterator[PipelineFrame]:
         count = len(conditioning.world_from_camera)
-        warped_views = [self._memory.warp(conditioning, index) for index in range(count)]
-        frames = [self._memory.label_provenance(conditioning, index, warped_views[index]) for index in range(count)]
-        with patch.object(module, "ENCODED_AT_ONCE", None):
-            layout = estimate_layout(conditioning.references) if self.settings.uses_layout else None
+        warped_views = [self.geometric.warp(conditioning, index) for index in range(count)]
+        frames = [self.geometric.label_provenance(conditioning, index, warped_views[index]) for index in range(count)]
+        all_at_once = partial(build_model_inputs, encode_batch_size=sys.maxsize)
+        with patch.object(module, "build_model_inputs", all_at_once):
+            layout = estimate_layout(conditioning.references) if self.config.uses_layout else None
             latents = self._denoise(conditioning, prompt, generator, on_step, warped_views, layout)
         with torch.no_grad():
             decoded = self.autoencoder.decode(latents[:, 1 : len(frames) + 1].transpose(0, 1))
         decoded = ((decoded.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-        pictures = decoded.permute(0, 2, 3, 1).cpu().numpy()
+        images = decoded.permute(0, 2, 3, 1).cpu().numpy()
         size = (conditioning.camera.width, conditioning.camera.height)
         yield from [
-            compose(frame, mix_with_memory(resize_image(picture, *size), warped_views[index], conditioning, index))
-            for index, (frame, picture) in enumerate(zip(frames, pictures, strict=True))
+            compose(frame, mix_with_memory(resize_image(image, *size), warped_views[index], conditioning, index))
+            for index, (frame, image) in enumerate(zip(frames, images, strict=True))
         ]
 
 
-class CoarsePainter(GeometricPipeline):
-    """Paints what the model is shown from a quarter of the pixels, and the view itself when it is given away."""
+class CoarseWarping(GeometricPipeline):
+    """Warps the model's input at a quarter of the pixels, and each view at full size just before it is yielded."""
 
     def warp_all(self, conditioning: Conditioning, on_step: OnStep) -> list[WarpedView]:
-        """Of half the width and height."""
+        """As the geometric pipeline, at half the width and height."""
         camera = conditioning.camera
         size = (camera.width // 2, camera.height // 2)
         layers = {
@@ -89,30 +93,30 @@ class CoarsePainter(GeometricPipeline):
             replace(
                 warped,
                 image=cv2.resize(warped.image, full, interpolation=cv2.INTER_CUBIC),
-                known=cv2.resize(warped.known.astype(np.uint8), full, interpolation=cv2.INTER_NEAREST) > 0,
+                valid_mask=cv2.resize(warped.valid_mask.astype(np.uint8), full, interpolation=cv2.INTER_NEAREST) > 0,
             )
             for warped in super().warp_all(coarse, on_step)
         ]
 
     def label_provenance(self, conditioning: Conditioning, index: int, warped: WarpedView) -> PipelineFrame:
-        """Of the view painted anew, at its own size."""
+        """As the geometric pipeline, after warping the view at full size."""
         return super().label_provenance(conditioning, index, self.warp(conditioning, index))
 
     def _coarse(self, view: Any, size: tuple[int, int]) -> Any:
-        kept = self.__dict__.setdefault("_kept", {})
-        if id(view) not in kept:
-            kept[id(view)] = (view, view.resized(*size))
-        return kept[id(view)][1]
+        cache = self.__dict__.setdefault("_coarse_views", {})
+        if id(view) not in cache:
+            cache[id(view)] = (view, view.resized(*size))
+        return cache[id(view)][1]
 
 
-# --- changes that were tried: each takes a loaded pipeline and changes it ---
+# --- changes to try: each takes a loaded pipeline and modifies it ---
 
 
 def channels_last(pipeline: WorldStereoPipeline) -> None:
     pipeline.autoencoder.to(memory_format=torch.channels_last)
 
 
-def four_at_a_time(pipeline: WorldStereoPipeline) -> None:
+def decode_four_at_a_time(pipeline: WorldStereoPipeline) -> None:
     decode = pipeline.autoencoder.decode_frames
     pipeline.autoencoder.decode_frames = lambda latents: decode(latents, batch_size=4)
 
@@ -139,48 +143,48 @@ def eight_bits(pipeline: WorldStereoPipeline) -> None:
         torch.ao.quantization.quantize_dynamic(part, {torch.nn.Linear}, dtype=torch.qint8, inplace=True)
 
 
-def coarse_painting(pipeline: WorldStereoPipeline) -> None:
-    pipeline._memory = CoarsePainter(threads=pipeline._memory.threads)
+def coarse_warping(pipeline: WorldStereoPipeline) -> None:
+    pipeline.geometric = CoarseWarping(threads=pipeline.geometric.threads)
 
 
-def nothing(pipeline: WorldStereoPipeline) -> None:
-    """Of tries whose change is the type of the weights."""
+def unchanged(pipeline: WorldStereoPipeline) -> None:
+    """For tries that change the dtype of the weights alone."""
 
 
 TRIES: dict[str, tuple[Callable[[WorldStereoPipeline], None], str]] = {
-    "bfloat16": (nothing, "bfloat16"),
+    "bfloat16": (unchanged, "bfloat16"),
     "int8, linear layers of the blocks": (eight_bits, "float32"),
     "channels last in the autoencoder": (channels_last, "float32"),
-    "decoded four at a time": (four_at_a_time, "float32"),
+    "decoded four at a time": (decode_four_at_a_time, "float32"),
     "fused projections": (fused_projections, "float32"),
     "compiled blocks": (compiled_blocks, "float32"),
     "onnxruntime, control branch": (onnx_control, "float32"),
-    "the model's pictures painted coarsely": (coarse_painting, "float32"),
+    "model input warped coarsely": (coarse_warping, "float32"),
 }
 
 
 class GraphedSteps:
-    """The transformer as a CUDA graph in the pipeline's own calls, captured anew where a shape is new."""
+    """The transformer as a CUDA graph for each set of input shapes."""
 
     def __init__(self, transformer: Any) -> None:
         self.transformer = transformer
-        self.kept: dict[Any, Graphed] = {}
+        self.graphs: dict[Any, Graphed] = {}
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.transformer, name)
 
-    def __call__(self, hidden: torch.Tensor, moment: torch.Tensor, words: torch.Tensor, **inputs: Any) -> tuple[Any]:
+    def __call__(self, hidden: torch.Tensor, timestep: torch.Tensor, text: torch.Tensor, **inputs: Any) -> tuple[Any]:
         """As the transformer with return_dict=False."""
         inputs.pop("return_dict")
-        given = {"hidden_states": hidden, "timestep": moment, "encoder_hidden_states": words}
-        given |= {name: value for name, value in inputs.items() if value is not None}
-        if "ref_index" in given:
-            given["ref_index"] = given["ref_index"].cpu()  # read number by number
-        key = tuple((name, tuple(tensor.shape)) for name, tensor in given.items())
-        key += (tuple(given["ref_index"].tolist()) if "ref_index" in given else (),)
-        if key not in self.kept:
-            self.kept[key] = Graphed(self.transformer, given)
-        return (self.kept[key](**given).clone(),)
+        tensors = {"hidden_states": hidden, "timestep": timestep, "encoder_hidden_states": text}
+        tensors |= {name: value for name, value in inputs.items() if value is not None}
+        if "ref_index" in tensors:
+            tensors["ref_index"] = tensors["ref_index"].cpu()  # read as Python numbers
+        key = tuple((name, tuple(tensor.shape)) for name, tensor in tensors.items())
+        key += (tuple(tensors["ref_index"].tolist()) if "ref_index" in tensors else (),)
+        if key not in self.graphs:
+            self.graphs[key] = Graphed(self.transformer, tensors)
+        return (self.graphs[key](**tensors).clone(),)
 
 
 # --- measuring ---
@@ -190,25 +194,25 @@ _clock = time.perf_counter
 
 
 def use_clock(name: str) -> None:
-    """`wall`, or `process` for seconds of the processor."""
+    """Chooses wall-clock time (`wall`) or CPU time of this process (`process`)."""
     global _clock
     _clock = time.process_time if name == "process" else time.perf_counter
 
 
 def now() -> float:
-    """Seconds by the clock that was chosen."""
+    """Seconds of the chosen clock."""
     return _clock()
 
 
 class Breakdown:
-    """Seconds by part of what runs inside `watching`; a part inside another one is taken off the outer one."""
+    """Seconds by part of what runs inside `watching`; a nested part does not count for the outer one."""
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.seconds = device, dict.fromkeys(PARTS, 0.0)
         self._inner: list[float] = []
 
     def timed(self, part: str, work: Callable[..., Any]) -> Callable[..., Any]:
-        """`work`, its time counted as a part."""
+        """Wraps `work` to count its time as a part."""
 
         def run(*arguments: Any, **named: Any) -> Any:
             wait(self.device)
@@ -227,17 +231,17 @@ class Breakdown:
 
     @contextmanager
     def watching(self, world: WorldModel) -> Iterator[None]:
-        """Everything that this world does is counted."""
+        """Times the parts of everything that this world model does."""
         pipeline: Any = world.pipeline
         places = (
             ("rendering", world, "_render"),
             ("retrieval", world.bank, "retrieve"),
-            ("warped", pipeline._memory, "warp_all"),
+            ("warping", pipeline.geometric, "warp_all"),
             ("conditioning", module, "make_keyframes"),
             ("encoding", pipeline.autoencoder, "encode"),
             ("transformer", pipeline, "transformer"),
-            ("decoding", pipeline.autoencoder, "_decode"),
-            ("what was observed", pipeline._memory, "label_provenance"),
+            ("decoding", pipeline.autoencoder, "decode_latents"),
+            ("provenance", pipeline.geometric, "label_provenance"),
             ("composing", module, "compose"),
         )
         with ExitStack() as stack:
@@ -245,8 +249,8 @@ class Breakdown:
                 if name == "transformer":  # called as a module: its forward is replaced
                     owner, name = pipeline.transformer, "forward"
                 stack.enter_context(patch.object(owner, name, self.timed(part, getattr(owner, name))))
-            judge = self.timed("confidence", ConfidenceModel.__call__)
-            stack.enter_context(patch.object(ConfidenceModel, "__call__", judge))
+            confidence = self.timed("confidence", ConfidenceModel.__call__)
+            stack.enter_context(patch.object(ConfidenceModel, "__call__", confidence))
             yield
 
 
@@ -255,45 +259,48 @@ def wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def seen(pipeline: WorldStereoPipeline, story: DemoScenario, device: torch.device) -> WorldModel:
+def make_world(pipeline: WorldStereoPipeline, scenario: DemoScenario, device: torch.device) -> WorldModel:
+    """A world model with the observations of a scenario."""
     world = WorldModel(pipeline, device=device)
-    for view in story.observed_views:
+    for view in scenario.observed_views:
         world.observe(view)
     return world
 
 
-def walk(world: WorldModel, story: DemoScenario, path: np.ndarray) -> tuple[float, float, list[ImaginedView]]:
-    """Seconds, seconds to the first view, and the views."""
+def imagine_path(
+    world: WorldModel, scenario: DemoScenario, path: np.ndarray
+) -> tuple[float, float, list[ImaginedView]]:
+    """Imagines a path: seconds, seconds to the first view, and the views."""
     wait(world.device)
     start, first, views = now(), 0.0, []
-    for view in world.imagine(path, story.observed_views[0].camera):
+    for view in world.imagine(path, scenario.observed_views[0].camera):
         first = first or now() - start
         views.append(view)
     wait(world.device)
     return now() - start, first, views
 
 
-def flops_of(world: WorldModel, story: DemoScenario) -> float:
+def flops_of(world: WorldModel, scenario: DemoScenario) -> float:
     """Operations of the networks along the path, counted by torch as they run."""
-    # Of the ways to attend, torch counts the plain one on the CPU.
+    # On the CPU, torch counts only the plain implementation of attention.
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        walk(world, story, story.path)
+        imagine_path(world, scenario, scenario.path)
     return float(counter.get_total_flops())
 
 
-def bytes_of_the_rest(world: WorldModel, story: DemoScenario, references: float) -> float:
-    """What memory's part of all views must read and write at least.
+def bytes_of_memory(world: WorldModel, scenario: DemoScenario, references: float) -> float:
+    """Bytes that everything but the networks must read and write at least, for all views.
 
-    A view: the cloud twice, four layers of it, each reference's picture, depth, mask and trust to paint and its depth
-    and mask to judge, and picture, depth and mask of the result.
+    For each view: the cloud twice, four layers of its rendering, image, depth, mask and weight of each reference for
+    warping, their depth and mask for provenance, and image, depth and mask of the result.
     """
-    pixels = story.observed_views[0].image.shape[0] * story.observed_views[0].image.shape[1]
+    pixels = scenario.observed_views[0].image.shape[0] * scenario.observed_views[0].image.shape[1]
     cloud = 2 * len(world.cloud.points) * (12 + 3 + 1 + 4)
-    return len(story.path) * (cloud + pixels * (9 + references * (12 + 5) + 2 * 8))
+    return len(scenario.path) * (cloud + pixels * (9 + references * (12 + 5) + 2 * 8))
 
 
 def rate_of(work: Callable[[], Any], amount: float, device: torch.device, seconds: float = 0.5) -> float:
-    """The best rate at which this machine does an amount of something."""
+    """The best measured rate, in `amount` per second, of a function."""
     best, spent = float("inf"), 0.0
     while spent < seconds:
         wait(device)
@@ -301,8 +308,8 @@ def rate_of(work: Callable[[], Any], amount: float, device: torch.device, second
         for _ in range(3):
             work()
         wait(device)
-        taken = now() - start
-        best, spent = min(best, taken / 3), spent + taken
+        elapsed = now() - start
+        best, spent = min(best, elapsed / 3), spent + elapsed
     return amount / best
 
 
@@ -318,7 +325,7 @@ def rates(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
     )
 
 
-def likeness(views: list[ImaginedView], others: Any) -> float:
-    """Mean PSNR of views against views or pictures, dB, 100 at most."""
-    pictures = [other.image if isinstance(other, ImaginedView) else other for other in others]
-    return statistics.fmean(psnr(a.image, b) or 0.0 for a, b in zip(views, pictures, strict=True))
+def mean_psnr(views: list[ImaginedView], others: Any) -> float:
+    """Mean PSNR in dB of views against other views or images, at most 100."""
+    images = [other.image if isinstance(other, ImaginedView) else other for other in others]
+    return statistics.fmean(psnr(a.image, b) or 0.0 for a, b in zip(views, images, strict=True))

@@ -11,7 +11,7 @@ from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.views import View
 from worldstereo_ros.pipelines.geometric import plane_extrapolation
 from worldstereo_ros.pipelines.geometric.plane_extrapolation import (
-    CELL,
+    LATENT_PX,
     PLANE_CHANNELS,
     LayoutEstimator,
     estimate_layout,
@@ -79,7 +79,7 @@ def test_floor_ceiling_and_walls_are_found():
 def test_they_go_on_where_nobody_looked(noise):
     there = turned(45)
     truth, wall = room(there)
-    colour, depth, likely = estimate_layout([seen(turned(15), noise=noise)]).seen_from(CAMERA, there)
+    colour, depth, likely = estimate_layout([seen(turned(15), noise=noise)]).render_view(CAMERA, there)
     unseen = np.zeros(truth.shape, bool)
     unseen[:, 100:] = True  # farther to the side than the first view reached
     right = np.abs(depth - truth) < 0.03 * truth
@@ -93,7 +93,7 @@ def test_a_plane_is_less_likely_the_farther_from_where_it_was_seen():
     close = np.eye(4)
     close[2, 3] = HIGH[2] - 1  # a metre from the wall, which fills the view
     aside = close @ turned(60)
-    _, depth, likely = estimate_layout([seen(close)]).seen_from(CAMERA, aside)
+    _, depth, likely = estimate_layout([seen(close)]).render_view(CAMERA, aside)
     row = likely[60][depth[60] > 0]
     assert len(row) > 20
     assert (np.diff(row) <= 1e-3).all()
@@ -107,9 +107,9 @@ def test_it_does_not_matter_where_the_world_begins(seed, x, z):
     moved[:3, :3] = Rotation.random(random_state=seed).as_matrix()
     moved[:3, 3] = x, -x, z
     there = turned(30)
-    _, depth, likely = estimate_layout([seen(np.eye(4))]).seen_from(CAMERA, there)
+    _, depth, likely = estimate_layout([seen(np.eye(4))]).render_view(CAMERA, there)
     view = seen(np.eye(4))
-    _, again, as_likely = estimate_layout([View(view.image, CAMERA, moved, view.depth)]).seen_from(
+    _, again, as_likely = estimate_layout([View(view.image, CAMERA, moved, view.depth)]).render_view(
         CAMERA, moved @ there
     )
     sure = np.minimum(likely, as_likely) > 0.5
@@ -120,7 +120,7 @@ def test_it_does_not_matter_where_the_world_begins(seed, x, z):
 
 def test_nothing_stands_where_a_view_looked_through():
     planes = estimate_layout([seen(np.eye(4), board=True)])
-    _, depth, _ = planes.seen_from(CAMERA, np.eye(4))
+    _, depth, _ = planes.render_view(CAMERA, np.eye(4))
     truth, _ = room(np.eye(4))
     beside = np.ones(truth.shape, bool)
     beside[26:94, 46:114] = False
@@ -146,7 +146,7 @@ def test_a_plane_with_nothing_around_it_ends_there():
     view = seen(np.eye(4))
     _, wall = room(np.eye(4))
     alone = View(view.image, CAMERA, np.eye(4), np.where(wall == 5, view.depth, 0))
-    colour, depth, likely = estimate_layout([alone]).seen_from(CAMERA, np.eye(4))
+    colour, depth, likely = estimate_layout([alone]).render_view(CAMERA, np.eye(4))
     assert all(np.isfinite(part).all() for part in (colour, depth, likely))
     inside = cv2.erode((wall == 5).astype(np.uint8), np.ones((9, 9))) > 0
     outside = cv2.dilate((wall == 5).astype(np.uint8), np.ones((9, 9))) == 0
@@ -158,7 +158,7 @@ def test_nothing_stands_before_the_sky():
     view = seen(np.eye(4))
     _, wall = room(np.eye(4))
     open_roof = View(view.image, CAMERA, np.eye(4), np.where(wall == 2, 0, view.depth))
-    _, depth, likely = estimate_layout([open_roof]).seen_from(CAMERA, np.eye(4))
+    _, depth, likely = estimate_layout([open_roof]).render_view(CAMERA, np.eye(4))
     inside = wall == 2
     inside[:-1] &= inside[1:]
     assert not depth[inside][: inside.sum() // 2].any()
@@ -186,7 +186,9 @@ def test_it_is_the_same_every_time():
     views = [seen(turned(angle), noise=0.01) for angle in (0, 60, 120)]
     one, other = estimate_layout(views), estimate_layout(views)
     np.testing.assert_array_equal(one.planes, other.planes)
-    for a, b in zip(one.seen_from(CAMERA, turned(200)), other.seen_from(CAMERA, turned(200), threads=3), strict=True):
+    for a, b in zip(
+        one.render_view(CAMERA, turned(200)), other.render_view(CAMERA, turned(200), threads=3), strict=True
+    ):
         np.testing.assert_array_equal(a, b)
 
 
@@ -197,24 +199,24 @@ def test_asked_again_it_looks_at_new_views_alone(monkeypatch):
         looked.append(view)
         return once(view)
 
-    once = plane_extrapolation.look_at
-    monkeypatch.setattr(plane_extrapolation, "look_at", look)
+    once = plane_extrapolation.sample_view
+    monkeypatch.setattr(plane_extrapolation, "sample_view", look)
     views, find = [seen(turned(angle)) for angle in (0, 60, 120)], LayoutEstimator()
     first = find(views[:2])
     assert find(views[:2]) is first
     both = find(views)
     assert [id(view) for view in looked] == [id(view) for view in views]
     np.testing.assert_array_equal(both.planes, estimate_layout(views).planes)
-    for _ in range(3 * plane_extrapolation.MOST_VIEWS):
+    for _ in range(3 * plane_extrapolation.MAX_VIEWS):
         find([seen(np.eye(4))])
-    assert len(find._sampled) <= 2 * plane_extrapolation.MOST_VIEWS
+    assert len(find._samples) <= 2 * plane_extrapolation.MAX_VIEWS
 
 
 def test_only_what_is_asked_for_is_looked_at():
     planes, there = estimate_layout([seen(np.eye(4))]), turned(30)
     wanted = np.random.default_rng(0).random((CAMERA.height, CAMERA.width)) < 0.3
     for part, whole in zip(
-        planes.seen_from(CAMERA, there, wanted=wanted), planes.seen_from(CAMERA, there), strict=True
+        planes.render_view(CAMERA, there, mask=wanted), planes.render_view(CAMERA, there), strict=True
     ):
         np.testing.assert_array_equal(part[wanted], whole[wanted])
         assert not part[~wanted].any()
@@ -225,7 +227,7 @@ def test_what_memory_shows_is_left_alone():
     camera = CAMERA.resized(64, 48)
     guess = render_layout(planes, painted(2, known=True), camera, np.stack([np.eye(4), turned(45)]))
     assert guess.images.shape == (2, 3, 48, 64)
-    assert guess.plane_channels.shape == (2, PLANE_CHANNELS, 48 // CELL, 64 // CELL)
+    assert guess.plane_channels.shape == (2, PLANE_CHANNELS, 48 // LATENT_PX, 64 // LATENT_PX)
     np.testing.assert_allclose(guess.images, 128 / 255, atol=1e-6)
     assert not guess.plane_channels[:, :3].any()
     np.testing.assert_allclose(guess.plane_channels[:, 3], np.log(2 / 3), atol=1e-6)

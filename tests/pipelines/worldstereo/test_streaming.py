@@ -43,8 +43,8 @@ def counted(monkeypatch, owner, name: str) -> list:
 
 
 def test_a_view_waits_for_no_later_one(pipeline, monkeypatch):
-    decoded = counted(monkeypatch, pipeline.autoencoder, "_decode")
-    judged = counted(monkeypatch, pipeline._memory, "claim")
+    decoded = counted(monkeypatch, pipeline.autoencoder, "decode_latents")
+    judged = counted(monkeypatch, pipeline.geometric, "label_provenance")
     for number, view in enumerate(make_world(pipeline).imagine(TURN, CAMERA), start=1):
         assert view.index == number - 1
         assert sum(len(latents) for (latents,) in decoded) == number
@@ -80,7 +80,7 @@ def test_views_painted_side_by_side_are_those_painted_in_turn(threads):
             assert steps == [("warping", index, VIEWS) for index in range(VIEWS)]
             turns = GeometricPipeline(threads=1)(conditioning, **arguments)
             for index, (painting, frame) in enumerate(zip(paintings, turns, strict=True)):
-                mine = self.claim(conditioning, index, painting)
+                mine = self.label_provenance(conditioning, index, painting)
                 for name in ("image", "depth", "observed"):
                     np.testing.assert_array_equal(getattr(mine, name), getattr(frame, name))
                 yield mine
@@ -91,13 +91,13 @@ def test_views_painted_side_by_side_are_those_painted_in_turn(threads):
 
 
 def test_what_cannot_be_painted_is_an_error_and_no_view_is_begun_after_it(pipeline, monkeypatch):
-    pipeline._memory.threads = 1
-    begun = counted(monkeypatch, pipeline._memory, "_paint")
+    pipeline.geometric.threads = 1
+    begun = counted(monkeypatch, pipeline.geometric, "_warp")
 
     def spoilt(*_):
         raise ValueError("spoilt")
 
-    monkeypatch.setattr(pipeline._memory._shelf, "prepare", spoilt)
+    monkeypatch.setattr(pipeline.geometric._cache, "prepare", spoilt)
     with pytest.raises(ValueError, match="spoilt"):
         list(make_world(pipeline).imagine(TURN, CAMERA))
     assert not begun
@@ -106,7 +106,7 @@ def test_what_cannot_be_painted_is_an_error_and_no_view_is_begun_after_it(pipeli
 @pytest.mark.parametrize(("stage", "step"), [("warping", 1), ("denoising", 1), ("decoding", 2)])
 def test_a_goal_that_is_cancelled_leaves_nothing_behind(pipeline, monkeypatch, stage, step):
     paintings, latents = [], []
-    paint, decode = pipeline._memory._paint, pipeline.autoencoder.decode_frames
+    paint, decode = pipeline.geometric._warp, pipeline.autoencoder.decode_frames
 
     def watched_paint(*arguments):
         made = paint(*arguments)
@@ -117,7 +117,7 @@ def test_a_goal_that_is_cancelled_leaves_nothing_behind(pipeline, monkeypatch, s
         latents.append(weakref.ref(tensor))
         return decode(tensor)
 
-    monkeypatch.setattr(pipeline._memory, "_paint", watched_paint)
+    monkeypatch.setattr(pipeline.geometric, "_warp", watched_paint)
     monkeypatch.setattr(pipeline.autoencoder, "decode_frames", watched_decode)
 
     def stop(at, number, _count):
@@ -135,7 +135,7 @@ def test_a_goal_that_is_cancelled_leaves_nothing_behind(pipeline, monkeypatch, s
 
 
 def test_views_that_nobody_takes_are_not_made(pipeline, monkeypatch):
-    decoded = counted(monkeypatch, pipeline.autoencoder, "_decode")
+    decoded = counted(monkeypatch, pipeline.autoencoder, "decode_latents")
     views = make_world(pipeline).imagine(TURN, CAMERA)
     first = next(views)
     views.close()

@@ -1,13 +1,14 @@
-"""The pipeline without weights: geometry from the cloud, colours from the remembered pictures, smooth fills.
+"""The geometric pipeline, without weights: geometry from the cloud, colours from the references, smooth fills.
 
-What it does to one view:
+For each view:
 
-1. The rendered cloud gives the depth. Where memory has a picture but no depth (glass, screens, far walls), the
-   pictures' completed depth is moved into the view; what is left is filled smoothly, background first.
-2. Every reference picture is looked up at that depth, all in one exposure (`photometry.py`); looks are weighed by
-   angle, resolution, and distance from borders and edges, and only count where their own depth agrees.
-3. What nobody saw is painted smoothly from its surroundings, background first.
-4. `observed` is claimed by the rules of `provenance.py`.
+1. The rendered cloud gives the depth. Where memory has an image but no depth (glass, screens, distant walls), completed
+   depth of the references is warped into the view; the rest is filled smoothly, background first.
+2. Every reference is looked up at that depth, after exposure alignment (`imaging/exposure.py`). Look-ups are weighted
+   by angle, resolution, and distance from image borders and depth edges, and only count if the reference's depth
+   agrees.
+3. What no reference shows is filled smoothly from its surroundings, background first.
+4. Pixels are labelled as observed by the rules of `provenance.py`.
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ import torch
 
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.imaging.inpainting import background_weight, fill_depth, push_pull
-from worldstereo_ros.imaging.overlap import ABSOLUTE, RELATIVE
+from worldstereo_ros.imaging.overlap import DEPTH_TOLERANCE_M, DEPTH_TOLERANCE_RATIO
 from worldstereo_ros.imaging.warping import gather_rows, normalise_rows, pixel_transform, splat_depth
 from worldstereo_ros.pipelines.base import Conditioning, OnStep, PipelineFrame
 from worldstereo_ros.pipelines.geometric.provenance import observed_pixels
 from worldstereo_ros.pipelines.geometric.references import (
-    PARALLAX,
+    MAX_PARALLAX_PX,
     Reference,
     ReferenceCache,
     select_references,
@@ -37,19 +38,19 @@ from worldstereo_ros.pipelines.geometric.references import (
 from worldstereo_ros.pipelines.geometric.warped_view import WarpedView
 from worldstereo_ros.utils.jit import run_in_threads, split_range
 
-LOOSE = 0.15  # depths that were completed, not measured, agree when they differ by less than this fraction
-FEATHER = 24.0  # pixels over which a picture fades in from its border
-SHARPNESS = 30.0  # against the angle between the lines of sight: the weight is a quarter at 15 degrees
-PRIOR_WEIGHT = 0.2  # of the mean colour of the references, in fills
-SPECK, SPECK_SHARE = 9, 0.35  # points that cover less of the window around them are left out
-EXPOSURE_POWER = 2.0  # how much more the reference that gives most of the picture sets its exposure
+COMPLETED_TOLERANCE = 0.15  # relative difference within which depths that were completed, not measured, agree
+BORDER_FEATHER_PX = 24.0  # over which the weight of a reference rises from its image border
+ANGLE_SHARPNESS = 30.0  # of the weight against the angle between lines of sight: a quarter at 15 degrees
+PRIOR_WEIGHT = 0.2  # of the mean colour of the references, in smooth fills
+SPECKLE_WINDOW_PX, MIN_SPECKLE_COVERAGE = 9, 0.35  # points that cover less of the window around them are removed
+EXPOSURE_POWER = 2.0  # of a reference's share of the image, in the exposure of the image
 
 
 class GeometricPipeline:
     """Imagines views from memory alone; see the module. Deterministic: prompt and generator are not used.
 
     Attributes:
-        threads: how many threads one view may use.
+        threads: number of threads that one view may use.
     """
 
     name = "geometric"
@@ -57,72 +58,84 @@ class GeometricPipeline:
     selects_references = True
 
     def __init__(self, *, align: bool = True, threads: int | None = None) -> None:
-        """Makes the pipeline.
+        """Creates the pipeline.
 
         Args:
-            align: bring the references to one exposure.
-            threads: how many threads one view may use; None = as many as there are cores, at most 4.
+            align: align the exposure of the references.
+            threads: number of threads that one view may use; None: the number of cores, at most 4.
         """
         self.threads = min(4, os.cpu_count() or 1) if threads is None else threads
-        self._shelf = ReferenceCache(align=align)
-        self._lock = threading.Lock()  # around the shelf: views may be painted side by side
+        self._cache = ReferenceCache(align=align)
+        self._lock = threading.Lock()  # of the cache: views may be warped in several threads
 
     def __call__(
         self, conditioning: Conditioning, *, prompt: str, generator: torch.Generator, on_step: OnStep
     ) -> Iterator[PipelineFrame]:
-        """Yields the frames of the clip in order, each as soon as it exists."""
+        """Yields the frames of the clip in order, each as soon as it exists.
+
+        Args:
+            conditioning: what memory holds about the clip.
+            prompt, generator: not used.
+            on_step: called as on_step("warping", index, count) before each view; may raise `Cancelled`.
+        """
         count = len(conditioning.world_from_camera)
         for index in range(count):
             on_step("warping", index, count)
             yield self.label_provenance(conditioning, index, self.warp(conditioning, index))
 
     def warp_all(self, conditioning: Conditioning, on_step: OnStep) -> list[WarpedView]:
-        """All views of a clip painted, several side by side; for pipelines that must see them all before they begin.
+        """Warps all views of a clip in several threads, for pipelines that need them all before they start.
 
         Args:
-            conditioning: what memory says.
-            on_step: called before each view that is waited for; where it raises, no other view is begun.
+            conditioning: what memory holds about the clip.
+            on_step: called before each result is awaited; if it raises, no further view is started.
         """
         count = len(conditioning.world_from_camera)
         with ThreadPoolExecutor(self.threads) as pool:
-            begun = [pool.submit(self.warp, conditioning, index, threads=1) for index in range(count)]
+            futures = [pool.submit(self.warp, conditioning, index, threads=1) for index in range(count)]
             try:
                 warped_views = []
-                for index, warped in enumerate(begun):
+                for index, future in enumerate(futures):
                     on_step("warping", index, count)
-                    warped_views.append(warped.result())
+                    warped_views.append(future.result())
                 return warped_views
             finally:
                 pool.shutdown(wait=True, cancel_futures=True)
 
     def warp(self, conditioning: Conditioning, index: int, *, threads: int | None = None) -> WarpedView:
-        """One view of a clip, without the question what of it was observed. May be called from several threads.
+        """Warps the references into one view. May be called from several threads.
 
         Args:
-            conditioning: what memory says.
-            index: which view.
-            threads: how many it may use; None: `self.threads`.
+            conditioning: what memory holds about the clip.
+            index: of the view in the clip.
+            threads: number of threads to use; None: `self.threads`.
         """
         renders, pose = conditioning.renders, conditioning.world_from_camera[index]
         depth = renders.depth[index].cpu().numpy().astype(np.float32, copy=False)
         colour = renders.colour[index].cpu().numpy()
         views = select_references(conditioning.references, depth, conditioning.camera, pose)
         with self._lock:
-            references, gains, errors = self._shelf.prepare(views)
+            references, gains, errors = self._cache.prepare(views)
         threads = threads or self.threads
-        image, known, filled = self._warp(depth, colour, conditioning.camera, pose, references, gains, threads)
-        return WarpedView(image, known, filled, depth, references, errors)
+        image, valid, filled = self._warp(depth, colour, conditioning.camera, pose, references, gains, threads)
+        return WarpedView(image, valid, filled, depth, references, errors)
 
     def label_provenance(self, conditioning: Conditioning, index: int, warped: WarpedView) -> PipelineFrame:
-        """The painted view as a frame that says what in it was observed."""
+        """The warped view as a frame, with its observed pixels labelled.
+
+        Args:
+            conditioning: what memory holds about the clip.
+            index: of the view in the clip.
+            warped: the result of `warp`.
+        """
         camera, pose = conditioning.camera, conditioning.world_from_camera[index]
-        witnesses = [
+        supporting_views = [
             supporting_view(reference, error)
-            for reference, error in zip(warped.references, warped.errors, strict=True)
-            if reference.view.observed is None  # what was imagined is no witness of what was observed
+            for reference, error in zip(warped.references, warped.registration_errors, strict=True)
+            if reference.view.observed is None  # an imagined view is no evidence for what was observed
         ]
         observed = conditioning.renders.observed[index].cpu().numpy()
-        observed = observed_pixels(warped.rendered, observed, camera, pose, witnesses, self.threads)
+        observed = observed_pixels(warped.rendered_depth, observed, camera, pose, supporting_views, self.threads)
         return PipelineFrame(warped.image, warped.depth, observed)
 
     def _warp(
@@ -135,31 +148,32 @@ class GeometricPipeline:
         gains: np.ndarray,
         threads: int,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The picture (H, W, 3) uint8, where it is no smooth fill (H, W) bool, and its depth (H, W) float32."""
-        depth = _complete(rendered, camera, pose, references)
+        """Image (H, W, 3) uint8, valid mask (H, W) bool (False = smooth fill), and depth (H, W) float32."""
+        depth = _complete_depth(rendered, camera, pose, references)
         measured = np.zeros((*depth.shape, 4), np.float32)
         assumed = np.zeros_like(measured)
-        given = np.zeros(len(references))
+        contributions = np.zeros(len(references))
         for index, reference in enumerate(references):
-            self._look(reference, gains[index], depth, camera, pose, threads, measured, assumed)
-            given[index] = float(measured[..., 3].sum()) + float(assumed[..., 3].sum()) - given.sum()
-        exposure = _exposure(gains, given)
-        # Points of views that are no longer kept have only the colour of the cloud.
+            self._gather(reference, gains[index], depth, camera, pose, threads, measured, assumed)
+            contributions[index] = float(measured[..., 3].sum()) + float(assumed[..., 3].sum()) - contributions.sum()
+        exposure = _exposure(gains, contributions)
+        # Points of views that were evicted from memory only have the colour of the cloud.
         image = np.zeros((*depth.shape, 3), np.float32)
         found = np.zeros(depth.shape, np.uint8)
-        arguments = (measured, assumed, exposure, _without_specks(rendered), np.ascontiguousarray(colour), image, found)
+        cloud = (_without_speckles(rendered), np.ascontiguousarray(colour))
+        arguments = (measured, assumed, exposure, *cloud, image, found)
         run_in_threads(
             normalise_rows, [(start, stop, *arguments) for start, stop in split_range(camera.height, threads)]
         )
-        known = found > 0
-        if not known.all():
-            means = [_mean(reference) * gain for reference, gain in zip(references, gains, strict=True)]
+        valid = found > 0
+        if not valid.all():
+            means = [_mean_colour(reference) * gain for reference, gain in zip(references, gains, strict=True)]
             prior = (np.mean(means, axis=0) / exposure if means else np.full(3, 128.0)).astype(np.float32)
-            image = push_pull(image, background_weight(depth, known), prior=prior, prior_weight=PRIOR_WEIGHT)
+            image = push_pull(image, background_weight(depth, valid), prior=prior, prior_weight=PRIOR_WEIGHT)
         np.clip(np.rint(image, out=image), 0, 255, out=image)
-        return image.astype(np.uint8), known, depth
+        return image.astype(np.uint8), valid, depth
 
-    def _look(
+    def _gather(
         self,
         reference: Reference,
         gain: np.ndarray,
@@ -170,44 +184,55 @@ class GeometricPipeline:
         measured: np.ndarray,
         assumed: np.ndarray,
     ) -> None:
-        """Adds what one reference shows (see `gather_rows`)."""
+        """Adds the look-ups in one reference (see `gather_rows`)."""
         view = reference.view
         A, b = pixel_transform(camera, pose, view.camera, view.world_from_camera)
         centre = pose[:3, :3].T @ (view.world_from_camera[:3, 3] - pose[:3, 3])
         geometry = np.array([1 / camera.fx, 1 / camera.fy, camera.cx, camera.cy, *centre], np.float32)
-        settings = np.array([RELATIVE, ABSOLUTE, LOOSE, FEATHER, SHARPNESS, PARALLAX], np.float32)
-        source = (view.image, gain.astype(np.float32), reference.depth, reference.known, reference.trust)
+        settings = np.array(
+            [
+                DEPTH_TOLERANCE_RATIO,
+                DEPTH_TOLERANCE_M,
+                COMPLETED_TOLERANCE,
+                BORDER_FEATHER_PX,
+                ANGLE_SHARPNESS,
+                MAX_PARALLAX_PX,
+            ],
+            np.float32,
+        )
+        source = (view.image, gain.astype(np.float32), reference.depth, reference.measured, reference.weight)
         arguments = (depth, A, b, *source, settings, geometry, measured, assumed)
         run_in_threads(gather_rows, [(start, stop, *arguments) for start, stop in split_range(camera.height, threads)])
 
 
-def _complete(rendered: np.ndarray, camera: Camera, pose: np.ndarray, references: list[Reference]) -> np.ndarray:
-    """Depth for every pixel: rendered, else moved from the completed depth of the references, else smooth."""
-    rendered = _without_specks(rendered)
-    moved = np.zeros_like(rendered)
+def _complete_depth(rendered: np.ndarray, camera: Camera, pose: np.ndarray, references: list[Reference]) -> np.ndarray:
+    """Depth for every pixel: rendered, else warped from the completed depth of the references, else filled smoothly."""
+    rendered = _without_speckles(rendered)
+    warped = np.zeros_like(rendered)
     for reference in references:
         view = reference.view
         A, b = pixel_transform(view.camera, view.world_from_camera, camera, pose)
-        coarse = np.array([[2, 0, 0], [0, 2, 0], [0, 0, 1]], np.float32)
-        chosen = np.ascontiguousarray(1 - reference.known[::2, ::2])
-        small = np.ascontiguousarray(reference.depth[::2, ::2])
-        splat_depth(small, chosen, A @ coarse, b, np.float32(1.3 * camera.fx / view.camera.fx), moved)
-    return fill_depth(np.where(rendered > 0, rendered, _without_specks(moved)))
+        full_from_half = np.array([[2, 0, 0], [0, 2, 0], [0, 0, 1]], np.float32)
+        unmeasured = np.ascontiguousarray(1 - reference.measured[::2, ::2])
+        half = np.ascontiguousarray(reference.depth[::2, ::2])
+        splat_depth(half, unmeasured, A @ full_from_half, b, np.float32(1.3 * camera.fx / view.camera.fx), warped)
+    return fill_depth(np.where(rendered > 0, rendered, _without_speckles(warped)))
 
 
-def _without_specks(depth: np.ndarray) -> np.ndarray:
-    """`depth` without pixels that stand alone among holes: they make smooth fills look like a rash."""
-    known = (depth > 0).astype(np.float32)
-    return np.where(cv2.blur(known, (SPECK, SPECK)) > SPECK_SHARE, depth, np.float32(0))
+def _without_speckles(depth: np.ndarray) -> np.ndarray:
+    """`depth` without isolated pixels, which would make smooth fills blotchy."""
+    valid = (depth > 0).astype(np.float32)
+    coverage = cv2.blur(valid, (SPECKLE_WINDOW_PX, SPECKLE_WINDOW_PX))
+    return np.where(coverage > MIN_SPECKLE_COVERAGE, depth, np.float32(0))
 
 
-def _exposure(gains: np.ndarray, given: np.ndarray) -> np.ndarray:
-    """(3,) float32 gain of the view to paint: that of the references, by how much of the picture each gives."""
-    share = given**EXPOSURE_POWER
+def _exposure(gains: np.ndarray, contributions: np.ndarray) -> np.ndarray:
+    """(3,) float32 gain of the view: the mean of the references' gains, weighted by their share of the image."""
+    share = contributions**EXPOSURE_POWER
     if share.sum() <= 0:
         return np.ones(3, np.float32)
     return np.exp((np.log(gains) * (share / share.sum())[:, None]).sum(axis=0)).astype(np.float32)
 
 
-def _mean(reference: Reference) -> np.ndarray:
+def _mean_colour(reference: Reference) -> np.ndarray:
     return reference.view.image[::4, ::4].reshape(-1, 3).mean(axis=0)

@@ -1,9 +1,13 @@
-"""Planes in what was remembered: RANSAC with normals (Fischler and Bolles 1981), and the colours seen on each."""
+"""Plane detection in the depth of observations: RANSAC with normals (Fischler and Bolles 1981), and plane textures.
+
+Each view is sampled on a coarse grid where it is locally flat. A trial takes the point and the normal of one sample as
+the plane; the best trial is refit robustly, its samples are removed, and the search repeats.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -11,28 +15,40 @@ import numpy as np
 from worldstereo_ros.geometry.views import View
 from worldstereo_ros.imaging.inpainting import push_pull
 
-SAMPLED = 96  # columns of the grid on which a view's depth is looked at
-MOST_SAMPLES = 9000  # of all views together
-MOST_PLANES = 16
-LEAST_SHARE = 0.01  # of all samples' weight, for one more plane
+# Sampling
+GRID_WIDTH = 96  # columns of the grid on which a view's depth is sampled
+MAX_FLAT_RESIDUAL = 0.01  # RMS deviation of inverse depth from a local plane, relative
+MIN_MEASURED = 0.25  # fraction of a sample's pixels with depth; with fewer, the view saw no surface there (sky)
+TOLERANCE_M, TOLERANCE_PER_M = 0.02, 0.012  # distance of an inlier from its plane: constant, and per metre of depth
+MAX_SAMPLE_AREA_M2 = 0.02
+# RANSAC
+MAX_SAMPLES = 9000  # of all views
+MAX_PLANES = 16
 TRIALS = 256
-SAME_NORMAL = 0.97  # cosine: 14 degrees
-REFITS = 6  # of a plane to the samples on it
-CAUCHY = 1.5  # median distances from a plane at which a sample counts half
-TOLERANCE, TOLERANCE_PER_METRE = 0.02, 0.012  # metres from a plane
-FLAT = 0.01  # inverse depth may deviate by this fraction from the plane fitted around it
-CELLS = 48  # a plane's picture is so large
-LEAST_CELL = 0.04  # metres
-MARGIN = 0.35  # of its extent, on each side, to which a plane's picture is gone on with
-MEAN_WEIGHT = 0.05  # of the mean colour in a plane's fill
-LEAST_AREA = 0.15  # square metres
-LEAST_MEASURED = 0.25  # of a sample's pixels; where there are fewer, a view looked into nothing, the sky mostly
+MIN_NORMAL_COSINE = 0.97  # between the normals of an inlier and of its plane: 14 degrees
+MIN_WEIGHT = 0.01  # of a plane, as fraction of the weight of all samples
+MIN_SAMPLES, MIN_INLIERS = 12, 6
+REFITS = 6
+CAUCHY_SCALE = 1.5  # distance from the plane at which a sample counts half, in median distances
+REMOVAL_FACTOR = 1.5  # samples within so many tolerances of a plane are removed with it
+# Textures
+TEXTURE_CELLS = 48  # along each side
+MIN_CELL_M = 0.04
+TEXTURE_MARGIN = 0.35  # fraction of the observed extent that is added on each side
+MEAN_COLOUR_WEIGHT = 0.05  # of the mean colour, where no colour was observed
+MIN_AREA_M2 = 0.15
 
 
-@dataclass(frozen=True)
-class Samples:
-    """N places of the remembered views: (N, 3) points and normals in the world, (N, 3) colours, (N,) weights, (N,)
-    metres from plane that still count as on it, and metres to the next sample.
+class PlaneSamples(NamedTuple):
+    """N flat places of observations, world frame.
+
+    Attributes:
+        points: (N, 3) metres.
+        normals: (N, 3) unit normals, towards the camera.
+        colours: (N, 3) float32, 0..255.
+        weights: (N,) area in square metres, limited.
+        tolerance: (N,) metres from a plane within which a sample is an inlier.
+        spacing: (N,) metres to the next sample.
     """
 
     points: np.ndarray
@@ -42,164 +58,196 @@ class Samples:
     tolerance: np.ndarray
     spacing: np.ndarray
 
-    def __len__(self) -> int:
-        return len(self.points)
+    def subset(self, chosen: np.ndarray) -> PlaneSamples:
+        """The samples with these indices, or of this mask."""
+        return PlaneSamples(*(array[chosen] for array in self))
 
-    def __getitem__(self, chosen: np.ndarray) -> Samples:
-        return Samples(*(getattr(self, name)[chosen] for name in self.__dataclass_fields__))
-
-
-def joined(parts: Sequence[Samples]) -> Samples:
-    """The samples of several views."""
-    return Samples(*(np.concatenate([getattr(part, name) for part in parts]) for name in Samples.__dataclass_fields__))
+    @staticmethod
+    def concatenate(parts: Sequence[PlaneSamples]) -> PlaneSamples:
+        """The samples of several views."""
+        return PlaneSamples(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
 
 
-# Samples of a view, the (3, 4) matrix from the world to its grid, its depth on the grid.
-DepthSamples = tuple[Samples, np.ndarray, np.ndarray]
+class SampledView(NamedTuple):
+    """An observation on its sampling grid.
+
+    Attributes:
+        samples: its flat places.
+        grid_from_world: (3, 4) from world points to (column, row, 1) of the grid, times depth.
+        depth: (rows, GRID_WIDTH) float32 metres, 0 = none was measured.
+    """
+
+    samples: PlaneSamples
+    grid_from_world: np.ndarray
+    depth: np.ndarray
 
 
-def look_at(view: View) -> DepthSamples:
-    """Samples of a view with depth where it is flat, the matrix from the world to its grid, and its depth there."""
+class DetectedPlane(NamedTuple):
+    """A plane of the world, normal . x = offset.
+
+    Attributes:
+        normal: (3,) unit normal, towards the cameras that saw it.
+        offset: metres.
+        inliers: (N,) bool, the samples on it.
+    """
+
+    normal: np.ndarray
+    offset: float
+    inliers: np.ndarray
+
+
+class PlaneTexture(NamedTuple):
+    """The observed colours of a plane on a square grid in it.
+
+    Attributes:
+        parameters: (14,) float32: normal, offset, two axes in the plane, the grid's corner in these axes, the size of a
+            cell, and the side of a square of the observed area; metres, world frame.
+        colours: (TEXTURE_CELLS, TEXTURE_CELLS, 3) float32 0..255, filled where none was observed.
+        distance: (TEXTURE_CELLS, TEXTURE_CELLS) float32 metres to the nearest cell that was observed.
+    """
+
+    parameters: np.ndarray
+    colours: np.ndarray
+    distance: np.ndarray
+
+
+def sample_view(view: View) -> SampledView:
+    """Samples the depth of a view on a coarse grid and fits a plane around every sample.
+
+    Args:
+        view: with depth.
+    """
     assert view.depth is not None
     camera = view.camera
-    size = (SAMPLED, max(4, round(camera.height * SAMPLED / camera.width)))
-    small = camera.resized(*size)
+    size = (GRID_WIDTH, max(4, round(camera.height * GRID_WIDTH / camera.width)))
+    grid_camera = camera.resized(*size)
     measured = np.where(view.depth > 0, view.depth, 0).astype(np.float32)
     # Means of inverse depth, which is linear over a plane.
     inverse = np.where(measured > 0, 1 / np.where(measured > 0, measured, 1), 0).astype(np.float32)
-    shrinks = cv2.INTER_AREA if camera.width > SAMPLED else cv2.INTER_LINEAR
-    share = cv2.resize((measured > 0).astype(np.float32), size, interpolation=shrinks)
-    inverse = cv2.resize(inverse, size, interpolation=shrinks) / np.maximum(share, 1e-6)
-    good = (share > 0.5).astype(np.uint8)
+    interpolation = cv2.INTER_AREA if camera.width > GRID_WIDTH else cv2.INTER_LINEAR
+    fraction = cv2.resize((measured > 0).astype(np.float32), size, interpolation=interpolation)
+    inverse = cv2.resize(inverse, size, interpolation=interpolation) / np.maximum(fraction, 1e-6)
+    valid = (fraction > 0.5).astype(np.uint8)
     depth = cv2.resize(measured, size, interpolation=cv2.INTER_NEAREST)
-    depth = np.where((depth == 0) & (share > LEAST_MEASURED), 1 / np.maximum(inverse, 1e-3), depth).astype(np.float32)
-    whole = cv2.erode(good, np.ones((5, 5), np.uint8), borderType=cv2.BORDER_CONSTANT, borderValue=0) > 0
-    # 1 / z = m . (x, y, 1) with m = normal / offset, x and y on the plane at one metre: fitted to 5x5 samples.
+    depth = np.where((depth == 0) & (fraction > MIN_MEASURED), 1 / np.maximum(inverse, 1e-3), depth).astype(np.float32)
+    complete = cv2.erode(valid, np.ones((5, 5), np.uint8), borderType=cv2.BORDER_CONSTANT, borderValue=0) > 0
+    # 1 / z = m . (x, y, 1) with m = normal / offset and (x, y, 1) on the line of sight, fitted to 5x5 samples.
     ramp, mean = np.arange(-2, 3, dtype=np.float32) / 10, np.full(5, 0.2, np.float32)
     level = cv2.blur(inverse, (5, 5))
-    across, down = cv2.sepFilter2D(inverse, cv2.CV_32F, ramp, mean), cv2.sepFilter2D(inverse, cv2.CV_32F, mean, ramp)
-    variance = cv2.blur(inverse**2, (5, 5)) - level**2 - 2 * (across**2 + down**2)
-    flat = whole & (variance < (FLAT * level) ** 2)
-    across, down = across * np.float32(small.fx), down * np.float32(small.fy)
-    rays = small.rays()
-    vectors = np.stack([across, down, level - across * rays[..., 0] - down * rays[..., 1]], axis=-1)[flat]
+    slope_x, slope_y = (cv2.sepFilter2D(inverse, cv2.CV_32F, *pair) for pair in ((ramp, mean), (mean, ramp)))
+    residual = cv2.blur(inverse**2, (5, 5)) - level**2 - 2 * (slope_x**2 + slope_y**2)
+    flat = complete & (residual < (MAX_FLAT_RESIDUAL * level) ** 2)
+    slope_x, slope_y = slope_x * np.float32(grid_camera.fx), slope_y * np.float32(grid_camera.fy)
+    rays = grid_camera.rays()
+    vectors = np.stack([slope_x, slope_y, level - slope_x * rays[..., 0] - slope_y * rays[..., 1]], axis=-1)[flat]
     z = 1 / level[flat]
     points = rays[flat] * z[:, None]
     normals = -vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
-    pose = view.world_from_camera
-    colours = cv2.resize(view.image, size, interpolation=cv2.INTER_AREA)[flat].astype(np.float32)
-    spacing = z / small.fx
+    spacing = z / grid_camera.fx
     cosine = np.abs((normals * rays[flat]).sum(axis=1)) / np.linalg.norm(rays[flat], axis=1)
-    samples = Samples(
-        points @ pose[:3, :3].T + pose[:3, 3],
-        normals @ pose[:3, :3].T,
-        colours,
-        np.minimum(spacing**2 / np.maximum(cosine, 0.2), 0.02),  # square metres
-        TOLERANCE + TOLERANCE_PER_METRE * z,
-        spacing,
+    pose = view.world_from_camera
+    samples = PlaneSamples(
+        points=points @ pose[:3, :3].T + pose[:3, 3],
+        normals=normals @ pose[:3, :3].T,
+        colours=cv2.resize(view.image, size, interpolation=cv2.INTER_AREA)[flat].astype(np.float32),
+        weights=np.minimum(spacing**2 / np.maximum(cosine, 0.2), MAX_SAMPLE_AREA_M2),
+        tolerance=TOLERANCE_M + TOLERANCE_PER_M * z,
+        spacing=spacing,
     )
-    matrix = small.matrix @ np.linalg.inv(pose)[:3]
-    return samples, matrix, depth
+    return SampledView(samples, grid_camera.matrix @ np.linalg.inv(pose)[:3], depth)
 
 
-def find_planes(samples: Samples, random: np.random.Generator) -> list[tuple[np.ndarray, float, np.ndarray]]:
-    """Normal, offset and the (N,) bool samples of each plane, the largest first.
+def detect_planes(samples: PlaneSamples, random: np.random.Generator) -> list[DetectedPlane]:
+    """Detects planes by RANSAC, the one with the largest area first.
 
     Args:
         samples: of all views.
-        random: draws which are tried.
+        random: draws the trials.
     """
-    everything = np.arange(len(samples))
-    if len(samples) > MOST_SAMPLES:
-        everything = np.sort(random.choice(len(samples), MOST_SAMPLES, replace=False))
-    thin = samples[everything]
-    points, normals = thin.points.astype(np.float32), thin.normals.astype(np.float32)
+    chosen = np.arange(len(samples.points))
+    if len(chosen) > MAX_SAMPLES:
+        chosen = np.sort(random.choice(len(chosen), MAX_SAMPLES, replace=False))
+    thinned = samples.subset(chosen)
+    points, normals = thinned.points.astype(np.float32), thinned.normals.astype(np.float32)
     offsets = (points * normals).sum(axis=1)
-    left = np.ones(len(points), bool)
-    total = float(thin.weights.sum())
-    found: list[tuple[np.ndarray, float, np.ndarray]] = []
-    while len(found) < MOST_PLANES and left.sum() >= 12:
-        rest = np.flatnonzero(left)
-        tried = rest[random.integers(0, len(rest), TRIALS)]
-        distances = np.abs(normals[tried] @ points[rest].T - offsets[tried, None])
-        fits = (distances < thin.tolerance[rest]) & (normals[tried] @ normals[rest].T > SAME_NORMAL)
-        scores = fits @ thin.weights[rest]
-        best = int(scores.argmax())
-        normal, offset = normals[tried[best]].astype(np.float64), float(offsets[tried[best]])
+    remaining = np.ones(len(points), bool)
+    total = float(thinned.weights.sum())
+    planes: list[DetectedPlane] = []
+    while len(planes) < MAX_PLANES and remaining.sum() >= MIN_SAMPLES:
+        rest = np.flatnonzero(remaining)
+        trials = rest[random.integers(0, len(rest), TRIALS)]
+        distances = np.abs(normals[trials] @ points[rest].T - offsets[trials, None])
+        inliers = (distances < thinned.tolerance[rest]) & (normals[trials] @ normals[rest].T > MIN_NORMAL_COSINE)
+        best = trials[int((inliers @ thinned.weights[rest]).argmax())]
+        normal, offset = normals[best].astype(np.float64), float(offsets[best])
         for _ in range(REFITS):
-            on = left & _on(thin, normal, offset)
-            if on.sum() < 6:
+            on_plane = remaining & _inliers(thinned, normal, offset)
+            if on_plane.sum() < MIN_INLIERS:
                 break
-            normal, offset = _fitted(thin.points[on], thin.weights[on], normal, offset)
-        on = left & _on(thin, normal, offset)
-        if thin.weights[on].sum() < LEAST_SHARE * total or on.sum() < 6:
+            normal, offset = _refit(thinned.points[on_plane], thinned.weights[on_plane], normal, offset)
+        on_plane = remaining & _inliers(thinned, normal, offset)
+        if thinned.weights[on_plane].sum() < MIN_WEIGHT * total or on_plane.sum() < MIN_INLIERS:
             break
-        left &= ~_on(thin, normal, offset, 1.5)
-        found.append((normal, offset, _on(samples, normal, offset)))
-    return found
+        remaining &= ~_inliers(thinned, normal, offset, REMOVAL_FACTOR)
+        planes.append(DetectedPlane(normal, offset, _inliers(samples, normal, offset)))
+    return planes
 
 
-def _on(samples: Samples, normal: np.ndarray, offset: float, times: float = 1.0) -> np.ndarray:
-    near = np.abs(samples.points @ normal - offset) < times * samples.tolerance
-    return near & (samples.normals @ normal > SAME_NORMAL)
+def _inliers(samples: PlaneSamples, normal: np.ndarray, offset: float, factor: float = 1.0) -> np.ndarray:
+    near = np.abs(samples.points @ normal - offset) < factor * samples.tolerance
+    return near & (samples.normals @ normal > MIN_NORMAL_COSINE)
 
 
-def _fitted(points: np.ndarray, weights: np.ndarray, normal: np.ndarray, offset: float) -> tuple[np.ndarray, float]:
-    """Least squares by area; what lies off the plane, as where two walls meet, counts less (Cauchy's weights)."""
-    off = np.abs(points @ normal - offset)
-    weights = weights / (1 + (off / max(CAUCHY * float(np.median(off)), 1e-4)) ** 2)
+def _refit(points: np.ndarray, weights: np.ndarray, normal: np.ndarray, offset: float) -> tuple[np.ndarray, float]:
+    """Least squares weighted by area and Cauchy's weights: outliers, as where two walls meet, count less."""
+    distances = np.abs(points @ normal - offset)
+    weights = weights / (1 + (distances / max(CAUCHY_SCALE * float(np.median(distances)), 1e-4)) ** 2)
     centre = np.average(points, axis=0, weights=weights)
-    around = (points - centre) * np.sqrt(weights)[:, None]
-    fitted = np.linalg.eigh(around.T @ around)[1][:, 0]
+    centred = (points - centre) * np.sqrt(weights)[:, None]
+    fitted = np.linalg.eigh(centred.T @ centred)[1][:, 0]
     fitted = fitted if fitted @ normal > 0 else -fitted
     return fitted, float(fitted @ centre)
 
 
-def paint_plane(
-    normal: np.ndarray, offset: float, samples: Samples
-) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-    """The picture of a plane, on a grid in it.
+def texture_plane(normal: np.ndarray, offset: float, samples: PlaneSamples) -> PlaneTexture | None:
+    """The texture of a plane; None if too little of it was observed.
 
     Args:
         normal, offset: of the plane, world frame.
-        samples: those on it.
-
-    Returns:
-        (14,) float32 numbers: normal, offset, two axes, the grid's corner, the size of a cell, and the side of a square
-        as large as what was seen, metres; colours (CELLS, CELLS, 3) float32; metres from where it was seen (CELLS,
-        CELLS) float32. None where too little of it was seen.
+        samples: its inliers.
     """
-    # Along the samples, wherever the world's axes point.
-    around = samples.points - samples.points.mean(axis=0)
-    first = np.linalg.eigh(around.T @ around)[1][:, 2]
+    # Axes follow the samples, not the world, so that the result does not depend on the world frame.
+    centred = samples.points - samples.points.mean(axis=0)
+    first = np.linalg.eigh(centred.T @ centred)[1][:, 2]
     first -= (first @ normal) * normal
-    if np.linalg.norm(first) < 0.5:  # the samples lie on a line across it, or in one place: no plane
+    if np.linalg.norm(first) < 0.5:  # the samples lie on a line across the plane, or in one place
         return None
     first /= np.linalg.norm(first)
     axes = np.stack([first, np.cross(normal, first)])
-    at = samples.points @ axes.T
-    low, high = np.percentile(at, [1, 99], axis=0)
+    uv = samples.points @ axes.T
+    low, high = np.percentile(uv, [1, 99], axis=0)
     extent = float((high - low).max())
-    pad = MARGIN * extent
-    cell = max((extent + 2 * pad) / CELLS, LEAST_CELL, 1.2 * float(np.median(samples.spacing)))
-    corner = (low + high) / 2 - CELLS * cell / 2
-    place = np.floor((at - corner) / cell).astype(int)
-    inside = ((place >= 0) & (place < CELLS)).all(axis=1)
-    if inside.sum() < 6:
+    side = extent + 2 * (TEXTURE_MARGIN * extent)
+    cell = max(side / TEXTURE_CELLS, MIN_CELL_M, 1.2 * float(np.median(samples.spacing)))
+    corner = (low + high) / 2 - TEXTURE_CELLS * cell / 2
+    columns_rows = np.floor((uv - corner) / cell).astype(int)
+    inside = ((columns_rows >= 0) & (columns_rows < TEXTURE_CELLS)).all(axis=1)
+    if inside.sum() < MIN_INLIERS:
         return None
-    index = place[inside, 1] * CELLS + place[inside, 0]
-    count = np.bincount(index, minlength=CELLS * CELLS).reshape(CELLS, CELLS)
-    sums = [np.bincount(index, c, CELLS * CELLS).reshape(CELLS, CELLS) for c in samples.colours[inside].T]
-    known = count > 0
-    closed = cv2.morphologyEx(known.astype(np.uint8), cv2.MORPH_CLOSE, np.ones((3, 3), np.uint8))
+    index = columns_rows[inside, 1] * TEXTURE_CELLS + columns_rows[inside, 0]
+    shape, cells = (TEXTURE_CELLS, TEXTURE_CELLS), TEXTURE_CELLS * TEXTURE_CELLS
+    count = np.bincount(index, minlength=cells).reshape(shape)
+    sums = [np.bincount(index, channel, cells).reshape(shape) for channel in samples.colours[inside].T]
+    observed = count > 0
+    closed = cv2.morphologyEx(observed.astype(np.uint8), cv2.MORPH_CLOSE, np.ones((3, 3), np.uint8))
     area = float(closed.sum()) * cell**2
-    if area < LEAST_AREA:
+    if area < MIN_AREA_M2:
         return None
     means = np.stack(sums, axis=-1) / np.maximum(count, 1)[..., None]
-    mean = means[known].mean(axis=0).astype(np.float32)
+    mean = means[observed].mean(axis=0).astype(np.float32)
     colours = push_pull(
-        means.astype(np.float32), np.minimum(count, 1).astype(np.float32), prior=mean, prior_weight=MEAN_WEIGHT
+        means.astype(np.float32), np.minimum(count, 1).astype(np.float32), prior=mean, prior_weight=MEAN_COLOUR_WEIGHT
     )
-    away = cv2.distanceTransform(1 - closed, cv2.DIST_L2, 5) * np.float32(cell)
-    numbers = np.concatenate([normal, [offset], axes[0], axes[1], corner, [cell, area**0.5]])
-    return numbers.astype(np.float32), colours, away
+    distance = cv2.distanceTransform(1 - closed, cv2.DIST_L2, 5) * np.float32(cell)
+    parameters = np.concatenate([normal, [offset], axes[0], axes[1], corner, [cell, area**0.5]])
+    return PlaneTexture(parameters.astype(np.float32), colours, distance)

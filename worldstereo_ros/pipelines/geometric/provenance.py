@@ -1,18 +1,19 @@
-"""What may be called observed in a view that nobody took.
+"""Provenance: which pixels of a warped view may be labelled as observed.
 
-A pixel is claimed when all of this holds:
+A pixel is observed if all of this holds:
 
 - **Memory shows observed points there**, not imagined ones.
-- **A witness**: some remembered view measured this very point. The one measured pixel that the point falls on must
-  agree with its depth (5 % + 2 cm); a hole of the sensor is no witness.
-- **Not by a hair**: the nearest and the farthest depth of the 3 x 3 pixels around must agree with a witness too, since
-  an edge may lie a pixel beside where it is drawn. Two witnesses that agree make up for this and for the next.
-- **Well enough registered**: poses are never exact. How far two remembered views disagree about surfaces they share,
-  expressed as an angle, is their registration error; a surface seen at a slant moves in depth by it. Where that move
-  is larger than the tolerance, one witness is not enough.
-- **Not alone**: half of the 7 x 7 pixels around must pass as well; what is left of a surface in specks is noise.
-- **Nothing unseen before it**: the line of sight must not cross space that every view which looks there has seen only
-  as hidden behind something.
+- **A supporting view measured this very point.** The one measured pixel that the point falls on must agree with its
+  depth (5 % + 2 cm). A pixel where the sensor measured nothing is no support.
+- **With a margin.** The nearest and the farthest depth of the 3 x 3 pixels around must agree with a supporting view
+  too, since an edge may lie a pixel beside where it is rendered. Two supporting views make up for this and for the
+  next.
+- **With good registration.** Poses are never exact. How far two remembered views disagree about shared surfaces,
+  expressed as an angle, is their registration error; it moves a slanted surface in depth. If it moves the point by more
+  than the tolerance, one supporting view is not enough.
+- **With its neighbours.** Half of the 7 x 7 pixels around must pass as well; isolated pixels are noise.
+- **Nothing hidden before it.** The line of sight must not cross space that every view looking there saw only as hidden
+  behind a surface.
 """
 
 from __future__ import annotations
@@ -24,46 +25,47 @@ import numpy as np
 
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.views import View
-from worldstereo_ros.imaging.overlap import ABSOLUTE, RELATIVE, Overlap, sensitivity
+from worldstereo_ros.imaging.overlap import DEPTH_TOLERANCE_M, DEPTH_TOLERANCE_RATIO, Overlap, rotation_sensitivity
 from worldstereo_ros.imaging.warping import pixel_transform
 from worldstereo_ros.utils.jit import compiled, run_in_threads, split_range
 
-# What a remembered view says about a point: it never looked there, it has this point but not its surroundings, it has
-# both, it measured something else there or nothing at all.
-UNSEEN, AGREES, AGREES_AROUND, DENIES = 0, 1, 2, 3
+# What a supporting view measured at a point: outside its image; the same surface; the same surface in the 3 x 3 pixels
+# around, too; another surface or nothing.
+OUTSIDE, AGREES, AGREES_AROUND, DISAGREES = 0, 1, 2, 3
 
-ASSUMED_ERROR = np.radians(0.5)  # of a view that split_range too little with others to be checked
-SPREAD = 1.5  # standard deviations in a median absolute deviation: registration errors are medians
-STEPS = 16  # samples along a line of sight
-HIDDEN_METRES = 0.3  # a line of sight through more hidden space than this is not trusted
-STRIDE = 4  # lines of sight are checked for every fourth pixel and row
-COMPANY, COMPANY_SHARE = 7, 0.5  # a claim needs so many of the pixels in the window around it to be claimed, too
-NEAR = 0.1  # metres, where lines of sight begin
+ASSUMED_ERROR_RAD = np.radians(0.5)  # of a view that shares too little with others to be checked
+SIGMA_PER_MAD = 1.5  # standard deviations in a median absolute deviation: registration errors are medians
+NEIGHBOURHOOD_PX, MIN_NEIGHBOURS = 7, 0.5  # window around a pixel, and fraction of it that must pass
+# Search for hidden space along the lines of sight
+RAY_STEPS = 16
+RAY_STRIDE_PX = 4  # of every fourth row and column
+RAY_START_M = 0.1
+MAX_HIDDEN_M = 0.3  # of hidden space that a line of sight may cross
 
 
 @dataclass(frozen=True)
 class SupportingView:
-    """A remembered view with what is needed to ask it.
+    """A remembered view as evidence for what was observed.
 
     Attributes:
-        view: the view; depth is not None.
-        known: (h, w) uint8, 1 where a sensor measured the depth.
-        error: its registration error, radians.
+        view: the view, with depth.
+        measured: (h, w) uint8, 1 where a sensor measured the depth.
+        registration_error: radians.
     """
 
     view: View
-    known: np.ndarray
-    error: float
+    measured: np.ndarray
+    registration_error: float
 
 
 def registration_errors(count: int, overlaps: dict[tuple[int, int], Overlap]) -> np.ndarray:
-    """(count,) radians: the median misalignment of each view against the others; `ASSUMED_ERROR` where unknown."""
-    against: list[list[float]] = [[] for _ in range(count)]
-    for (i, j), common in overlaps.items():
-        if np.isfinite(common.misalignment):
-            against[i].append(common.misalignment)
-            against[j].append(common.misalignment)
-    return np.array([float(np.median(errors)) if errors else ASSUMED_ERROR for errors in against])
+    """(count,) median misalignment of each view with the others, radians; `ASSUMED_ERROR_RAD` if unknown."""
+    errors: list[list[float]] = [[] for _ in range(count)]
+    for (i, j), shared in overlaps.items():
+        if np.isfinite(shared.misalignment):
+            errors[i].append(shared.misalignment)
+            errors[j].append(shared.misalignment)
+    return np.array([float(np.median(values)) if values else ASSUMED_ERROR_RAD for values in errors])
 
 
 def observed_pixels(
@@ -71,64 +73,56 @@ def observed_pixels(
     observed: np.ndarray,
     camera: Camera,
     pose: np.ndarray,
-    witnesses: list[SupportingView],
+    supporting_views: list[SupportingView],
     threads: int = 1,
 ) -> np.ndarray:
-    """(H, W) bool: a sensor saw what is in this pixel (see the module for the rules).
+    """(H, W) bool, True where a pixel shows what a sensor observed; see the module for the rules.
 
-    Where no witness looks at all, memory is believed: it may hold points of views that are no longer kept.
+    Where no supporting view looks, observed points of memory suffice: the view that measured them may be evicted.
 
     Args:
-        depth: (H, W) float32 rendered from memory, 0 = none.
-        observed: (H, W) bool, memory shows observed points.
+        depth: (H, W) float32 metres rendered from memory, 0 = none.
+        observed: (H, W) bool, True where memory shows observed points.
         camera, pose: of the view; `pose` is world_from_camera.
-        witnesses: remembered views that may look there.
-        threads: how many threads to use.
+        supporting_views: observations that may look there.
+        threads: number of threads to use.
     """
     shape = depth.shape
     depth = np.ascontiguousarray(depth, np.float32)
-    claimed = observed & (depth > 0)
-    if not witnesses or not claimed.any():
-        return claimed
+    passed = observed & (depth > 0)
+    if not supporting_views or not passed.any():
+        return passed
     kernel = np.ones((3, 3), np.uint8)
     far = cv2.dilate(depth, kernel)
     near = cv2.erode(np.where(depth > 0, depth, np.float32(1e9)), kernel)
-    slant = sensitivity(depth, camera.fx, camera.fy)
-    looked, sure = np.zeros(shape, bool), np.zeros(shape, bool)
-    count = np.zeros(shape, np.uint8)
-    for supporting_view in witnesses:
-        A, b = pixel_transform(camera, pose, supporting_view.view.camera, supporting_view.view.world_from_camera)
-        says = np.zeros(shape, np.uint8)
-        arguments = (
-            depth,
-            near,
-            far,
-            A,
-            b,
-            supporting_view.view.depth,
-            supporting_view.known,
-            RELATIVE_,
-            ABSOLUTE_,
-            says,
+    slant = rotation_sensitivity(depth, camera.fx, camera.fy)
+    looked, certain = np.zeros(shape, bool), np.zeros(shape, bool)
+    agreeing = np.zeros(shape, np.uint8)
+    for support in supporting_views:
+        A, b = pixel_transform(camera, pose, support.view.camera, support.view.world_from_camera)
+        result = np.zeros(shape, np.uint8)
+        source = (support.view.depth, support.measured)
+        arguments = (depth, near, far, A, b, *source, RELATIVE_, ABSOLUTE_, result)
+        run_in_threads(_compare_depth, [(start, stop, *arguments) for start, stop in split_range(shape[0], threads)])
+        looked |= result != OUTSIDE
+        agreeing += (result == AGREES) | (result == AGREES_AROUND)
+        certain |= (result == AGREES_AROUND) & (
+            slant * SIGMA_PER_MAD * support.registration_error * depth
+            <= DEPTH_TOLERANCE_RATIO * depth + DEPTH_TOLERANCE_M
         )
-        run_in_threads(_ask, [(start, stop, *arguments) for start, stop in split_range(shape[0], threads)])
-        looked |= says != UNSEEN
-        count += (says == AGREES) | (says == AGREES_AROUND)
-        sure |= (says == AGREES_AROUND) & (
-            slant * SPREAD * supporting_view.error * depth <= RELATIVE * depth + ABSOLUTE
-        )
-    claimed &= (sure | (count > 1) | ~looked) & ~_behind_hidden(depth, camera, pose, witnesses)
-    return claimed & (cv2.blur(claimed.astype(np.float32), (COMPANY, COMPANY)) > COMPANY_SHARE)
+    passed &= (certain | (agreeing > 1) | ~looked) & ~_crosses_hidden(depth, camera, pose, supporting_views)
+    window = (NEIGHBOURHOOD_PX, NEIGHBOURHOOD_PX)
+    return passed & (cv2.blur(passed.astype(np.float32), window) > MIN_NEIGHBOURS)
 
 
-RELATIVE_, ABSOLUTE_ = np.float32(RELATIVE), np.float32(ABSOLUTE)
+RELATIVE_, ABSOLUTE_ = np.float32(DEPTH_TOLERANCE_RATIO), np.float32(DEPTH_TOLERANCE_M)
 
 
 @compiled
-def _lands(rx, ry, rz, d, b0, b1, b2, right, bottom):
+def _project(rx, ry, rz, d, b0, b1, b2, right, bottom):
     """(depth, row, column) in the source of the point at depth d on the line of sight (rx, ry, rz); row -1: outside.
 
-    Numbers only: an array that is handed on costs more than all that is worked out here.
+    Takes and returns scalars alone: passing an array would cost more than the computation.
     """
     z = rz * d + b2
     if d <= np.float32(0.0) or z < np.float32(0.05):
@@ -142,8 +136,8 @@ def _lands(rx, ry, rz, d, b0, b1, b2, right, bottom):
 
 
 @compiled
-def _ask(row0, row1, depth, near, far, A, b, source_depth, known, relative, absolute, out):
-    """What one view says about rows row0..row1; `near` and `far` are the extremes of depth around each pixel."""
+def _compare_depth(row0, row1, depth, near, far, A, b, source_depth, measured, relative, absolute, out):
+    """Compares rows row0..row1 with one supporting view; `near` and `far` are the extremes of depth around a pixel."""
     bottom, right = np.float32(source_depth.shape[0]), np.float32(source_depth.shape[1])
     b0, b1, b2 = b[0], b[1], b[2]
     for y in range(row0, row1):
@@ -157,58 +151,55 @@ def _ask(row0, row1, depth, near, far, A, b, source_depth, known, relative, abso
                 continue
             fx = np.float32(x)
             rx, ry, rz = A[0, 0] * fx + ox, A[1, 0] * fx + oy, A[2, 0] * fx + oz
-            z, q, p = _lands(rx, ry, rz, d, b0, b1, b2, right, bottom)
+            z, q, p = _project(rx, ry, rz, d, b0, b1, b2, right, bottom)
             if q < 0:
-                out[y, x] = UNSEEN
+                out[y, x] = OUTSIDE
                 continue
-            if known[q, p] == 0 or abs(source_depth[q, p] - z) > relative * z + absolute:
-                out[y, x] = DENIES
+            if measured[q, p] == 0 or abs(source_depth[q, p] - z) > relative * z + absolute:
+                out[y, x] = DISAGREES
                 continue
             out[y, x] = AGREES
-            z, q, p = _lands(rx, ry, rz, near[y, x], b0, b1, b2, right, bottom)
-            if q < 0 or known[q, p] == 0 or abs(source_depth[q, p] - z) > relative * z + absolute:
+            z, q, p = _project(rx, ry, rz, near[y, x], b0, b1, b2, right, bottom)
+            if q < 0 or measured[q, p] == 0 or abs(source_depth[q, p] - z) > relative * z + absolute:
                 continue
-            z, q, p = _lands(rx, ry, rz, far[y, x], b0, b1, b2, right, bottom)
-            if q < 0 or known[q, p] == 0 or abs(source_depth[q, p] - z) > relative * z + absolute:
+            z, q, p = _project(rx, ry, rz, far[y, x], b0, b1, b2, right, bottom)
+            if q < 0 or measured[q, p] == 0 or abs(source_depth[q, p] - z) > relative * z + absolute:
                 continue
             out[y, x] = AGREES_AROUND
 
 
-def _behind_hidden(depth: np.ndarray, camera: Camera, pose: np.ndarray, witnesses: list[SupportingView]) -> np.ndarray:
-    """(H, W) bool: the line of sight crosses space that is hidden in every witness that looks there."""
-    offset = STRIDE // 2
-    small = np.ascontiguousarray(depth[offset::STRIDE, offset::STRIDE])
-    free = np.zeros((*small.shape, STEPS), np.uint8)
+def _crosses_hidden(
+    depth: np.ndarray, camera: Camera, pose: np.ndarray, supporting_views: list[SupportingView]
+) -> np.ndarray:
+    """(H, W) bool: the line of sight crosses space that is hidden in every supporting view that looks there."""
+    offset = RAY_STRIDE_PX // 2
+    coarse = np.ascontiguousarray(depth[offset::RAY_STRIDE_PX, offset::RAY_STRIDE_PX])
+    free = np.zeros((*coarse.shape, RAY_STEPS), np.uint8)
     hidden = np.zeros_like(free)
-    for supporting_view in witnesses:
-        A, b = pixel_transform(camera, pose, supporting_view.view.camera, supporting_view.view.world_from_camera)
-        coarse = np.array([[STRIDE, 0, offset], [0, STRIDE, offset], [0, 0, 1]], np.float32)
-        arguments = (
-            small,
-            A @ coarse,
-            b,
-            supporting_view.view.depth,
-            supporting_view.known,
-            RELATIVE_,
-            ABSOLUTE_,
-            np.float32(NEAR),
+    for support in supporting_views:
+        A, b = pixel_transform(camera, pose, support.view.camera, support.view.world_from_camera)
+        full_from_coarse = np.array([[RAY_STRIDE_PX, 0, offset], [0, RAY_STRIDE_PX, offset], [0, 0, 1]], np.float32)
+        source = (support.view.depth, support.measured, RELATIVE_, ABSOLUTE_)
+        _mark_free_and_hidden(
+            coarse, A @ full_from_coarse, b, *source, np.float32(RAY_START_M), RAY_STEPS, free, hidden
         )
-        _cross(*arguments, STEPS, free, hidden)
-    length = (hidden & (1 - free)).sum(axis=2) * np.maximum(small - NEAR, 0) / STEPS
-    doubtful = (length > HIDDEN_METRES).astype(np.uint8)
-    return cv2.resize(doubtful, depth.shape[::-1], interpolation=cv2.INTER_NEAREST) > 0
+    length = (hidden & (1 - free)).sum(axis=2) * np.maximum(coarse - RAY_START_M, 0) / RAY_STEPS
+    rejected = (length > MAX_HIDDEN_M).astype(np.uint8)
+    return cv2.resize(rejected, depth.shape[::-1], interpolation=cv2.INTER_NEAREST) > 0
 
 
 @compiled
-def _cross(depth, A, b, source_depth, source_known, relative, absolute, near, steps, out_free, out_hidden):
-    """Which parts of the lines of sight of a target view one source saw to be free, and which lie behind a surface.
+def _mark_free_and_hidden(
+    depth, A, b, source_depth, source_measured, relative, absolute, near, steps, out_free, out_hidden
+):
+    """Marks which parts of the lines of sight of a target view one source observed as free, and which it saw hidden.
 
     Args:
         depth: (H, W) float32 target depth, 0 = none.
         A, b: of `pixel_transform` from target to source.
-        source_depth: (h, w) float32. source_known: (h, w) uint8.
-        relative, absolute: how far before or behind a surface counts, fraction and metres.
-        near: where the lines begin, metres.
+        source_depth: (h, w) float32. source_measured: (h, w) uint8.
+        relative, absolute: depth tolerance, fraction and metres.
+        near: where the lines of sight begin, metres.
         steps: samples along each line, even in depth from `near` to the target depth.
         out_free, out_hidden: (H, W, steps) uint8, set to 1; never set to 0.
     """
@@ -234,7 +225,7 @@ def _cross(depth, A, b, source_depth, source_known, relative, absolute, near, st
                 if not (u >= 0 and v >= 0 and u < width and v < height):
                     continue
                 q, p = int(v), int(u)
-                if source_known[q, p] == 0:
+                if source_measured[q, p] == 0:
                     continue
                 s = source_depth[q, p]
                 tolerance = relative * s + absolute

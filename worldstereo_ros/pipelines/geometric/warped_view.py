@@ -1,4 +1,4 @@
-"""A view drawn from one remembered view: its colours warped, and which pixels it covers."""
+"""A view warped from memory: references projected into a camera, holes filled smoothly."""
 
 from __future__ import annotations
 
@@ -11,20 +11,21 @@ from worldstereo_ros.pipelines.geometric.references import Reference
 
 @dataclass(frozen=True)
 class WarpedView:
-    """A view that memory painted, and what it takes to say what in it was observed.
+    """A view warped from memory, and what labelling its provenance needs.
 
     Attributes:
-        image: (H, W, 3) uint8, without holes.
-        known: (H, W) bool, a remembered picture or a point of the cloud is shown; the rest is filled smoothly.
+        image: (H, W, 3) uint8 RGB, without holes.
+        valid_mask: (H, W) bool, True where the colour is that of a reference or of a point of the cloud; the rest is
+            filled smoothly.
         depth: (H, W) float32 metres, filled.
-        rendered: (H, W) float32 metres of the cloud, 0 = none.
-        references: the views that it was painted from.
-        errors: (R,) their registration errors, radians.
+        rendered_depth: (H, W) float32 metres of the cloud, 0 = none.
+        references: the R views that it was warped from.
+        registration_errors: (R,) radians.
     """
 
     image: np.ndarray
-    known: np.ndarray
+    valid_mask: np.ndarray
     depth: np.ndarray
-    rendered: np.ndarray
+    rendered_depth: np.ndarray
     references: list[Reference]
-    errors: np.ndarray
+    registration_errors: np.ndarray
