@@ -32,8 +32,11 @@ format: setup ## let ruff format the code
 bench: setup ## speed beside a peer, as ratios of one run
 	for bench in benchmarks/bench_*.py; do echo "== $$bench"; $(PY) $$bench || exit 1; done
 
-docs: setup ## write the generated pages of docs/ again
-	$(PY) scripts/write_docs.py
+docs: setup ## write the generated pages and build the site into site/
+	@$(PY) -c 'import mkdocs, material, mkdocstrings_handlers.python' 2>/dev/null || \
+		$(PY) -m pip install -q --config-settings editable_mode=compat -e '.[docs]'
+	PYTHONPATH=. $(PY) scripts/write_docs.py
+	$(PY) -m mkdocs build --strict
 
 clean: ## remove what setup, build and demo made
 	rm -rf .venv build install log demo_out

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Writes the tables of docs/small_model.md from rows that `worldstereo evaluate --json` left.
+"""Writes the tables of docs/benchmarks/small_model.md from rows that `worldstereo evaluate --json` wrote.
 
     scripts/write_small_model.py ROWS.json ... [--page FILE] [--check]
 
-Of several files the later rows count. Without any, docs/small_model.json is read; with --check nothing is written, and
-it fails where the page is out of date.
+If several files have a row for the same measurement, the last one is used. Without a file, small_model.json beside the
+page is read. With --check nothing is written, and it fails if the page is out of date.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from pathlib import Path
 from worldstereo_ros.evaluation.ablations import small_model_table
 from worldstereo_ros.evaluation.report import read_json
 
-DOCS = Path(__file__).resolve().parents[1] / "docs"
+BENCHMARKS = Path(__file__).resolve().parents[1] / "docs" / "benchmarks"
 BEGIN = "<!-- tables: written by scripts/write_small_model.py -->"
 END = "<!-- end of the tables -->"
 
 
 def filled(page: str, tables: str) -> str:
-    """The page with what stands between the two marks replaced.
+    """Returns the page with the text between the two marks replaced.
 
     Raises:
-        ValueError: the marks are missing.
+        ValueError: If a mark is missing.
     """
     before, begin, rest = page.partition(BEGIN)
     _, end, after = rest.partition(END)
@@ -35,25 +35,25 @@ def filled(page: str, tables: str) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """Writes the page, or checks it; the exit status."""
+    """Writes the page, or checks it. Returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("rows", nargs="*", type=Path, default=[DOCS / "small_model.json"])
-    parser.add_argument("--page", type=Path, default=DOCS / "small_model.md")
+    parser.add_argument("rows", nargs="*", type=Path, default=[BENCHMARKS / "small_model.json"])
+    parser.add_argument("--page", type=Path, default=BENCHMARKS / "small_model.md")
     parser.add_argument("--check", action="store_true")
-    asked = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     try:
-        rows = [row for file in asked.rows for row in read_json(file)]
-        page = asked.page.read_text(encoding="utf-8")
+        rows = [row for file in options.rows for row in read_json(file)]
+        page = options.page.read_text(encoding="utf-8")
         text = filled(page, small_model_table(rows))
     except (OSError, ValueError) as error:
         print(f"write_small_model: {error}", file=sys.stderr)
         return 1
-    if asked.check:
+    if options.check:
         if text != page:
-            print(f"{asked.page} is out of date; run scripts/write_small_model.py.", file=sys.stderr)
+            print(f"{options.page} is out of date; run scripts/write_small_model.py.", file=sys.stderr)
         return int(text != page)
-    asked.page.write_text(text, encoding="utf-8")
-    print(f"wrote {asked.page}")
+    options.page.write_text(text, encoding="utf-8")
+    print(f"wrote {options.page}")
     return 0
 
 
