@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Fits what docs/confidence.md describes and writes worldstereo_ros/weights/confidence.json.
+"""Fits what docs/concepts/confidence.md describes and writes worldstereo_ros/weights/confidence.json.
 
 Pipelines imagine frames of worlds of the *validation* split, whose truth is known; nothing is fitted on test worlds or
 on recordings. The worlds are seen through cameras with noise and automatic exposure, depth sensors that err, and poses

@@ -1,5 +1,7 @@
 #!/usr/bin/env python3
-"""What planes that go on add to a smooth fill, on unseen pixels of worlds; with --out the sheet of docs/layout.md.
+"""Measures what plane extrapolation adds to a smooth fill, on unseen pixels of worlds.
+
+With --out it draws the image of docs/concepts/plane_extrapolation.md.
 
 From left to right in the sheet: the truth, what of it was seen, the smooth fill, planes mixed into it, the small model.
 """

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Imagines a panorama in a world of the test split, a metre from one that is given.
 
-Prints how well the turn closes and how near it is to the truth; with --out writes the sheet of docs/panorama.md.
+Prints how well the turn closes and how near it is to the truth; with --out writes the sheet of docs/guides/panorama.md.
 """
 
 import argparse

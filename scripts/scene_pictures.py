@@ -1,4 +1,4 @@
-"""Sheets of sample pictures, as in docs/scenes.md: `python scripts/scene_pictures.py docs/images`."""
+"""Draws the images of docs/concepts/procedural_worlds.md: `python scripts/scene_pictures.py docs/images`."""
 
 from __future__ import annotations
 

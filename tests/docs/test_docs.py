@@ -18,6 +18,7 @@ import yaml
 from helpers.paths import REPOSITORY
 
 DOCS = REPOSITORY / "docs"
+PACKAGE = REPOSITORY / "worldstereo_ros"
 PAGES = sorted(DOCS.rglob("*.md"))
 WITH_README = [REPOSITORY / "README.md", *PAGES]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -119,6 +120,12 @@ def test_small_model_tables_are_up_to_date():
     import write_small_model
 
     assert write_small_model.main(["--check"]) == 0, "run scripts/write_small_model.py"
+
+
+@pytest.mark.parametrize("page", WITH_README, ids=name_of)
+def test_named_source_files_exist(page):
+    for path in re.findall(r"`((?:[\w]+/)+\w+\.py|config/[\w/.]+)`", page.read_text()):
+        assert any((folder / path).is_file() for folder in (REPOSITORY, PACKAGE)), f"{name_of(page)} names {path}"
 
 
 @pytest.mark.parametrize("page", WITH_README, ids=name_of)
