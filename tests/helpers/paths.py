@@ -1,4 +1,4 @@
-"""Where the repository and the development data are."""
+"""Paths of the repository and the optional development data."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What lies on disk becomes views, or a sentence that says why not."""
+"""Datasets: posed sequences, images, videos and WorldStereo examples; errors of invalid files."""
 
 import json
 import shutil
@@ -14,25 +14,25 @@ from worldstereo_ros.geometry.poses import invert_pose, pose_from_quaternion, qu
 from worldstereo_ros.imaging import codecs
 from worldstereo_ros.io.datasets import DatasetError, open_image, open_sequence, open_video
 from worldstereo_ros.io.posed_sequences import open_posed
-from worldstereo_ros.io.worldstereo_examples import camera_from_published, poses_from_published
+from worldstereo_ros.io.worldstereo_examples import camera_from_intrinsic, poses_from_extrinsic
 
 WIDTH, HEIGHT = 20, 16
 INTRINSICS = {"width": WIDTH, "height": HEIGHT, "fx": 18.0, "fy": 19.0, "cx": 9.5, "cy": 7.5, "depth_scale": 1000.0}
 
 
-def _pictures(count: int) -> np.ndarray:
+def _images(count: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (count, HEIGHT, WIDTH, 3), dtype=np.uint8)
 
 
 @pytest.fixture
 def posed(tmp_path) -> Path:
-    """Four frames with poses; all but number 7 have depth. The numbers have gaps, as in a thinned sequence."""
+    """Four frames with poses; all but number 7 have depth. The numbers have gaps, as in a subsampled sequence."""
     folder = tmp_path / "walk"
     (folder / "frames").mkdir(parents=True)
     (folder / "depth").mkdir()
     lines = ["# index tx ty tz qx qy qz qw"]
     for row, index in enumerate((3, 5, 7, 9)):
-        Image.fromarray(_pictures(4)[row]).save(folder / f"frames/{index:06d}.png")
+        Image.fromarray(_images(4)[row]).save(folder / f"frames/{index:06d}.png")
         if index != 7:
             Image.fromarray(np.full((HEIGHT, WIDTH), 1000 + index, np.uint16)).save(folder / f"depth/{index:06d}.png")
         half = 0.1 * index
@@ -43,7 +43,7 @@ def posed(tmp_path) -> Path:
     return folder
 
 
-def test_a_posed_sequence_is_read_lazily_and_exactly(posed):
+def test_open_sequence_reads_a_posed_sequence(posed):
     sequence = open_sequence(posed)
     assert (sequence.kind, len(sequence), sequence.has_depth, sequence.metric, sequence.posed) == (
         "posed", 4, True, True, True,
@@ -51,7 +51,7 @@ def test_a_posed_sequence_is_read_lazily_and_exactly(posed):
     np.testing.assert_array_equal(sequence.indices, [3, 5, 7, 9])
     assert sequence.camera == Camera(WIDTH, HEIGHT, 18.0, 19.0, 9.5, 7.5)
     for row, view in enumerate(sequence):
-        np.testing.assert_array_equal(view.image, _pictures(4)[row])
+        np.testing.assert_array_equal(view.image, _images(4)[row])
         np.testing.assert_array_equal(view.world_from_camera, sequence.poses[row])
     np.testing.assert_allclose(sequence[1].depth, 1.005, atol=1e-6)
     assert sequence[1].depth.dtype == np.float32
@@ -62,7 +62,7 @@ def test_a_posed_sequence_is_read_lazily_and_exactly(posed):
     assert sequence[3].stamp_ns == 103_000_000_000
 
 
-def test_parts_of_a_sequence(posed):
+def test_sequence_slices_and_subsets(posed):
     sequence = open_posed(posed)
     part = sequence[1::2]
     np.testing.assert_array_equal(part.indices, [5, 9])
@@ -70,7 +70,7 @@ def test_parts_of_a_sequence(posed):
     np.testing.assert_array_equal(sequence.subset([3, 0]).indices, [9, 3])
     assert len(sequence[4:]) == 0
     for wrong in (4, -5):
-        with pytest.raises(IndexError, match="has 4"):
+        with pytest.raises(IndexError, match="has 4 views"):
             sequence[wrong]
     with pytest.raises(IndexError, match="has 4"):
         sequence.subset([0, 9])
@@ -97,32 +97,32 @@ def _remove(path: Path) -> None:
         (lambda f: _change(f / "poses.txt", "5 0.5 0", "5 0.5"), r"line 3 has 7 numbers; 8 were expected: index tx"),
         (lambda f: _change(f / "poses.txt", "5 0.5 0", "5 half 0"), r"line 3 is '5 half 0"),
         (lambda f: _change(f / "poses.txt", "5 0.5 0", "3 0.5 0"), r"line 3 repeats the index 3"),
-        (lambda f: _change(f / "poses.txt", "5 0.5 0", "5.5 0.5 0"), r"line 3 begins with 5.5"),
+        (lambda f: _change(f / "poses.txt", "5 0.5 0", "5.5 0.5 0"), r"line 3 starts with 5.5"),
         (lambda f: (f / "poses.txt").write_text("1 0 0 0 0 0 0 0\n"), r"line 1: The quaternion .* has norm 0"),
-        (lambda f: (f / "poses.txt").write_text("# nothing\n"), r"poses.txt has no pose"),
-        (lambda f: (f / "poses.txt").write_bytes(b"\xff\xfe\x00"), r"poses.txt is no text"),
-        (lambda f: _remove(f / "frames/000007.png"), r"has 4 poses, but 1 of them have no picture .* is 000007"),
-        (lambda f: _remove(f / "intrinsics.json"), r"There is no file .*intrinsics.json"),
+        (lambda f: (f / "poses.txt").write_text("# nothing\n"), r"poses.txt has no poses"),
+        (lambda f: (f / "poses.txt").write_bytes(b"\xff\xfe\x00"), r"poses.txt is not a UTF-8 text file"),
+        (lambda f: _remove(f / "frames/000007.png"), r"has 4 poses, but 1 of them have no image .* is 000007"),
+        (lambda f: _remove(f / "intrinsics.json"), r"file .*intrinsics.json does not exist"),
         (lambda f: (f / "intrinsics.json").write_text("{"), r"intrinsics.json is not valid JSON"),
-        (lambda f: (f / "intrinsics.json").write_text("[]"), r"holds a list; a JSON object was expected"),
-        (lambda f: _change(f / "intrinsics.json", '"fx": 18.0', '"fx": "18"'), r"lacks numbers for fx"),
+        (lambda f: (f / "intrinsics.json").write_text("[]"), r"contains a list; a JSON object was expected"),
+        (lambda f: _change(f / "intrinsics.json", '"fx": 18.0', '"fx": "18"'), r"has no numbers for fx"),
         (lambda f: _change(f / "intrinsics.json", '"fx": 18.0', '"fx": NaN'), r"every number finite"),
         (lambda f: _change(f / "intrinsics.json", '"fx": 18.0', '"fx": 0'), r"focal lengths must be positive"),
         (lambda f: _change(f / "intrinsics.json", "1000.0", "0"), r"depth_scale 0; a positive number"),
         (
             lambda f: _change(f / "intrinsics.json", '"width": 20', '"width": 40'),
-            r"20x16; intrinsics.json says 40x16",
+            r"20x16; intrinsics.json has 40x16",
         ),
-        (lambda f: shutil.rmtree(f / "depth"), r"says there is depth; .* has none"),
+        (lambda f: shutil.rmtree(f / "depth"), r"has_depth = true, but .* has no depth image"),
     ],
 )
-def test_what_is_wrong_with_a_posed_sequence_is_said_when_it_is_opened(posed, damage, sentence):
+def test_open_sequence_rejects_invalid_posed_sequences(posed, damage, sentence):
     damage(posed)
     with pytest.raises(DatasetError, match=sentence):
         open_sequence(posed)
 
 
-def test_files_that_are_wrong_are_named_when_they_are_loaded(posed):
+def test_loading_a_view_rejects_invalid_files(posed):
     sequence = open_posed(posed)
     Image.fromarray(np.zeros((HEIGHT, WIDTH + 1, 3), np.uint8)).save(posed / "frames/000005.png")
     with pytest.raises(DatasetError, match=r"000005.png is 21x16; the intrinsics are for 20x16"):
@@ -138,33 +138,33 @@ def test_files_that_are_wrong_are_named_when_they_are_loaded(posed):
     with pytest.raises(DatasetError, match=r"pixel mode 'RGB'; one channel of 16 bits"):
         sequence[0]
     (posed / "frames/000007.png").unlink()
-    with pytest.raises(DatasetError, match=r"There is no file .*000007.png"):
+    with pytest.raises(DatasetError, match=r"file .*000007.png does not exist"):
         sequence[2]
 
 
-def test_a_picture_too_large_is_refused_from_its_header(posed, monkeypatch):
+def test_open_sequence_rejects_large_images_by_their_header(posed, monkeypatch):
     monkeypatch.setattr(codecs, "MAX_PIXELS", 100)
     with pytest.raises(DatasetError, match="20x16; at most 100 pixels are accepted"):
         open_sequence(posed)
 
 
-# --- pictures and clips ----------------------------------------------------------------------------------------------
+# --- images and videos -----------------------------------------------------------------------------------------------
 
 
-def test_one_picture_with_and_without_depth(tmp_path):
-    Image.fromarray(_pictures(1)[0]).save(tmp_path / "seed.png")
-    alone = open_sequence(tmp_path / "seed.png")
-    assert (alone.kind, alone.posed, alone.camera_known, alone.has_depth) == ("image", False, False, False)
-    field = 2 * np.degrees(np.arctan(0.5 * WIDTH / alone.camera.fx))
+def test_open_image_with_and_without_depth(tmp_path):
+    Image.fromarray(_images(1)[0]).save(tmp_path / "seed.png")
+    single = open_sequence(tmp_path / "seed.png")
+    assert (single.kind, single.posed, single.camera_known, single.has_depth) == ("image", False, False, False)
+    field = 2 * np.degrees(np.arctan(0.5 * WIDTH / single.camera.fx))
     assert field == pytest.approx(60)
-    np.testing.assert_array_equal(alone[0].image, _pictures(1)[0])
+    np.testing.assert_array_equal(single[0].image, _images(1)[0])
     Image.fromarray(np.full((HEIGHT, WIDTH), 2500, np.uint16)).save(tmp_path / "seed_depth.png")
     np.testing.assert_allclose(open_sequence(tmp_path / "seed.png")[0].depth, 2.5)
     camera = Camera.from_fov(WIDTH, HEIGHT, 1.0)
-    named = open_image(tmp_path / "seed.png", tmp_path / "seed_depth.png", camera=camera, depth_scale=5000)
-    np.testing.assert_allclose(named[0].depth, 0.5)
-    assert (named.camera, named.camera_known) == (camera, True)
-    with pytest.raises(DatasetError, match="There is no depth image"):
+    opened = open_image(tmp_path / "seed.png", tmp_path / "seed_depth.png", camera=camera, depth_scale=5000)
+    np.testing.assert_allclose(opened[0].depth, 0.5)
+    assert (opened.camera, opened.camera_known) == (camera, True)
+    with pytest.raises(DatasetError, match=r"none\.png does not exist"):
         open_image(tmp_path / "seed.png", tmp_path / "none.png")
 
 
@@ -176,7 +176,7 @@ def _write_clip(path: Path, frames: np.ndarray) -> None:
     writer.release()
 
 
-def test_a_clip_and_a_folder_of_frames_are_videos(tmp_path):
+def test_open_sequence_reads_videos_and_their_folders(tmp_path):
     grey = np.stack([np.full((64, 96, 3), 20 * i, np.uint8) for i in range(6)])
     _write_clip(tmp_path / "clip.mp4", grey)
     for source in (tmp_path / "clip.mp4", tmp_path):
@@ -185,27 +185,27 @@ def test_a_clip_and_a_folder_of_frames_are_videos(tmp_path):
         for i in (5, 0, 3):
             assert abs(float(video[i].image.mean()) - 20 * i) < 4
         np.testing.assert_array_equal(video.stamps_ns[:3], [0, 100_000_000, 200_000_000])
-    (tmp_path / "broken.mp4").write_bytes(b"no clip")
-    with pytest.raises(DatasetError, match="no clip that can be read"):
+    (tmp_path / "broken.mp4").write_bytes(b"not a video")
+    with pytest.raises(DatasetError, match="not a readable video"):
         open_video(tmp_path / "broken.mp4")
-    with pytest.raises(DatasetError, match="has 2 clips"):
+    with pytest.raises(DatasetError, match="has 2 videos"):
         open_video(tmp_path)
 
 
-def test_what_is_nothing_known_is_said(tmp_path):
-    with pytest.raises(DatasetError, match="There is nothing at"):
+def test_open_sequence_rejects_unknown_formats(tmp_path):
+    with pytest.raises(DatasetError, match="does not exist"):
         open_sequence(tmp_path / "none")
-    with pytest.raises(DatasetError, match=r"no data set that is known.*poses.txt"):
+    with pytest.raises(DatasetError, match=r"not a known dataset.*poses.txt"):
         open_sequence(tmp_path)
     (tmp_path / "a.txt").write_text("hello")
-    with pytest.raises(DatasetError, match="is no picture"):
+    with pytest.raises(DatasetError, match="is neither an image"):
         open_sequence(tmp_path / "a.txt")
     (tmp_path / "drive.mcap").write_bytes(b"")
-    with pytest.raises(DatasetError, match="is a recording"):
+    with pytest.raises(DatasetError, match="is a bag"):
         open_sequence(tmp_path / "drive.mcap")
 
 
-# --- published examples ----------------------------------------------------------------------------------------------
+# --- WorldStereo examples --------------------------------------------------------------------------------------------
 
 
 def _world_from_camera(count: int) -> np.ndarray:
@@ -214,7 +214,7 @@ def _world_from_camera(count: int) -> np.ndarray:
 
 
 def _camera_json(count: int = 3, **more) -> str:
-    K = [[36.0, 0, 20.0], [0, 38.0, 16.0], [0, 0, 1]]  # of a 40x32 picture
+    K = [[36.0, 0, 20.0], [0, 38.0, 16.0], [0, 0, 1]]  # for a 40x32 image
     return json.dumps({"extrinsic": invert_pose(_world_from_camera(count)).tolist(), "intrinsic": [K] * count, **more})
 
 
@@ -223,7 +223,7 @@ def example(tmp_path) -> Path:
     folder = tmp_path / "kitchen"
     render = folder / "renders" / "traj_up"
     render.mkdir(parents=True)
-    Image.fromarray(_pictures(1)[0]).save(folder / "image.png")
+    Image.fromarray(_images(1)[0]).save(folder / "image.png")
     (folder / "prompt.json").write_text(json.dumps({"short caption": "a room", "long caption": "a long kitchen"}))
     (render / "camera.json").write_text(_camera_json(width=40, height=32))
     hole = np.zeros((3, 32, 40, 3), np.uint8)
@@ -233,14 +233,14 @@ def example(tmp_path) -> Path:
     return folder
 
 
-def test_a_reconstruction_example_is_read(example):
+def test_open_sequence_reads_a_reconstruction_example(example):
     sequence = open_sequence(example)
     assert (sequence.kind, len(sequence), sequence.metric) == ("worldstereo reconstruction", 1, False)
     assert sequence.prompt == "a long kitchen"
     path = sequence.trajectories["traj_up"]
     np.testing.assert_allclose(path.world_from_camera, _world_from_camera(3), atol=1e-12)
     np.testing.assert_allclose(sequence[0].world_from_camera, path.world_from_camera[0])
-    # Half the size of the picture that the matrix speaks of; the middle stays the middle.
+    # Half the size of the image that the matrix refers to; the principal point stays in the middle.
     assert path.camera == Camera(WIDTH, HEIGHT, 18.0, 19.0, 9.5, 7.5)
     renders, holes = path.renders(), path.holes()
     assert renders.shape == (3, HEIGHT, WIDTH, 3)
@@ -250,7 +250,7 @@ def test_a_reconstruction_example_is_read(example):
     assert abs(float(renders[:, :, :10].mean()) - 200) < 6
 
 
-def test_one_picture_with_a_path_is_read(example):
+def test_open_sequence_reads_an_image_example(example):
     shutil.move(example / "renders/traj_up/camera.json", example / "camera.json")
     shutil.rmtree(example / "renders")
     sequence = open_sequence(example)
@@ -261,19 +261,19 @@ def test_one_picture_with_a_path_is_read(example):
         sequence.trajectories["kitchen"].renders()
 
 
-def test_intrinsics_of_a_picture_of_another_size_are_noticed(example):
+def test_open_sequence_rejects_intrinsics_of_another_image_size(example):
     (example / "renders/traj_up/camera.json").write_text(_camera_json().replace("20.0]", "25.0]"))
     with pytest.raises(DatasetError, match=r"principal point at \(25, 16\), outside the image of 20x16"):
         open_sequence(example)
     K = [[36.0, 0, 20.0], [0, 38.0, 16.0], [0, 0, 1]]
-    assert camera_from_published(K, (40, 32), (40, 32), "x") == Camera(40, 32, 36.0, 38.0, 19.5, 15.5)
+    assert camera_from_intrinsic(K, (40, 32), (40, 32), "x") == Camera(40, 32, 36.0, 38.0, 19.5, 15.5)
 
 
 @pytest.mark.parametrize(
     ("damage", "sentence"),
     [
         (lambda j: j.pop("extrinsic"), "`extrinsic` is missing"),
-        (lambda j: j.update(extrinsic=[[1, 2], [3]]), "no matrix of numbers"),
+        (lambda j: j.update(extrinsic=[[1, 2], [3]]), "not a matrix of numbers"),
         (lambda j: j.update(extrinsic=[]), "has shape"),
         (lambda j: j["extrinsic"][1][0].__setitem__(0, float("nan")), "not finite"),
         (lambda j: j["extrinsic"][1][0].__setitem__(0, 5.0), "not a rotation"),
@@ -282,7 +282,7 @@ def test_intrinsics_of_a_picture_of_another_size_are_noticed(example):
         (lambda j: j["intrinsic"].__setitem__(slice(None), [[[0, 0, 20], [0, 0, 16], [0, 0, 1]]]), "must be positive"),
     ],
 )
-def test_what_is_wrong_with_camera_json_is_said(example, damage, sentence):
+def test_open_sequence_rejects_invalid_camera_json(example, damage, sentence):
     file = example / "renders/traj_up/camera.json"
     content = json.loads(file.read_text())
     damage(content)
@@ -291,7 +291,7 @@ def test_what_is_wrong_with_camera_json_is_said(example, damage, sentence):
         open_sequence(example)
 
 
-def test_a_clip_whose_length_disagrees_with_its_path_is_named(example):
+def test_renders_must_have_one_frame_per_pose(example):
     (example / "renders/traj_up/camera.json").write_text(_camera_json(5, width=40, height=32))
     with pytest.raises(DatasetError, match=r"render.mp4 has 3 frames; its path has 5 poses"):
         open_sequence(example).trajectories["traj_up"].renders()
@@ -300,14 +300,14 @@ def test_a_clip_whose_length_disagrees_with_its_path_is_named(example):
         open_sequence(example).trajectories["traj_up"].holes()
 
 
-def test_a_panorama_bank_is_read(tmp_path):
+def test_open_sequence_reads_a_panorama_bank(tmp_path):
     bank, traj = tmp_path / "pano_bank", tmp_path / "reconstruct_0" / "traj1"
     (bank / "images").mkdir(parents=True)
     traj.mkdir(parents=True)
     K, poses = [[18.0, 0, 10.0], [0, 19.0, 8.0], [0, 0, 1]], _world_from_camera(3)
     cameras = {}
     for i in range(3):
-        Image.fromarray(_pictures(3)[i]).save(bank / f"images/{i:04d}.png")
+        Image.fromarray(_images(3)[i]).save(bank / f"images/{i:04d}.png")
         cameras[f"{i:04d}"] = {"extrinsic": invert_pose(poses[i]).tolist(), "intrinsic": K}
     (bank / "cameras.json").write_text(json.dumps(cameras))
     (traj / "camera.json").write_text(_camera_json(width=40, height=32))
@@ -315,17 +315,17 @@ def test_a_panorama_bank_is_read(tmp_path):
     sequence = open_sequence(tmp_path)
     assert (sequence.kind, len(sequence), sequence.prompt) == ("worldstereo panorama", 3, "a yard")
     np.testing.assert_allclose(sequence.poses, poses, atol=1e-12)
-    np.testing.assert_array_equal(sequence[2].image, _pictures(3)[2])
+    np.testing.assert_array_equal(sequence[2].image, _images(3)[2])
     assert list(sequence.trajectories) == ["reconstruct_0/traj1"]
     (bank / "images/0002.png").unlink()
-    with pytest.raises(DatasetError, match="2 pictures and 3 cameras"):
+    with pytest.raises(DatasetError, match="2 images and 3 cameras"):
         open_sequence(tmp_path)
 
 
-def test_published_world_to_camera_is_turned_around():
+def test_poses_from_extrinsic_inverts_world_to_camera():
     pose = pose_from_quaternion((1, 2, 3), (0.5, 0.5, 0.5, 0.5))
-    for given in (invert_pose(pose).tolist(), [invert_pose(pose).tolist()]):
-        np.testing.assert_allclose(poses_from_published(given, "x"), pose[None], atol=1e-12)
+    for extrinsic in (invert_pose(pose).tolist(), [invert_pose(pose).tolist()]):
+        np.testing.assert_allclose(poses_from_extrinsic(extrinsic, "x"), pose[None], atol=1e-12)
 
 
 # --- the development data --------------------------------------------------------------------------------------------
@@ -343,7 +343,7 @@ def test_published_world_to_camera_is_turned_around():
         ("worldstereo_recon_kitchen", "worldstereo reconstruction", 1, False),
     ],
 )
-def test_every_development_set_opens(shared_data, name, kind, count, has_depth):
+def test_open_sequence_reads_the_development_data(shared_data, name, kind, count, has_depth):
     sequence = open_sequence(shared_data / name)
     assert (sequence.kind, len(sequence), sequence.has_depth) == (kind, count, has_depth)
     view = sequence[len(sequence) - 1]
@@ -352,7 +352,7 @@ def test_every_development_set_opens(shared_data, name, kind, count, has_depth):
 
 @pytest.mark.parametrize("name", ["rgbd_hololens_office_a", "rgbd_tum_fr3_cabinet"])
 def test_depth_and_poses_of_real_frames_agree(shared_data, name):
-    """A frame's points, seen from the next frame, lie where that frame's own depth says."""
+    """Points of a frame, projected into the next frame, agree with its depth."""
     a, b = open_sequence(shared_data / name)[10:12]
     known = a.depth > 0
     points = unproject(a.depth, a.camera, a.world_from_camera)[known]
@@ -365,7 +365,7 @@ def test_depth_and_poses_of_real_frames_agree(shared_data, name):
     assert np.median(np.abs(seen[both] - z[inside][both])) < 0.05
 
 
-def test_the_render_of_the_kitchen_begins_with_its_picture(shared_data):
+def test_render_of_an_example_starts_with_its_image(shared_data):
     sequence = open_sequence(shared_data / "worldstereo_recon_kitchen")
     assert sorted(sequence.trajectories) == ["traj_eloop", "traj_left", "traj_right", "traj_up"]
     path = sequence.trajectories["traj_left"]

@@ -1,4 +1,4 @@
-"""Exported clouds are what was remembered, to the bit, or there is no file."""
+"""Writing of point clouds: exact content, atomic writes, errors."""
 
 import resource
 import subprocess
@@ -24,7 +24,7 @@ def _cloud(count: int = 500) -> SimpleNamespace:
 
 
 @pytest.mark.parametrize("name", ["a.ply", "a.pcd", "new folder/B.PLY"])
-def test_a_cloud_comes_back_equal_with_its_provenance(tmp_path, name):
+def test_write_point_cloud_stores_all_arrays_exactly(tmp_path, name):
     cloud, path = _cloud(), tmp_path / name
     write_point_cloud(cloud, path)
     back = o3d.t.io.read_point_cloud(str(path)).point
@@ -37,7 +37,7 @@ def test_a_cloud_comes_back_equal_with_its_provenance(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", ["a.ply", "a.pcd"])
-def test_readers_that_know_only_points_and_colours_see_them(tmp_path, name):
+def test_legacy_readers_read_points_and_colours(tmp_path, name):
     cloud = _cloud()
     write_point_cloud(cloud, tmp_path / name)
     other = o3d.io.read_point_cloud(str(tmp_path / name))
@@ -45,7 +45,7 @@ def test_readers_that_know_only_points_and_colours_see_them(tmp_path, name):
     np.testing.assert_array_equal(np.rint(np.asarray(other.colors) * 255), cloud.colours)
 
 
-def test_the_headers_name_the_fields(tmp_path):
+def test_file_headers_name_the_fields(tmp_path):
     write_point_cloud(_cloud(), tmp_path / "a.ply")
     write_point_cloud(_cloud(), tmp_path / "a.pcd")
     header = (tmp_path / "a.ply").read_bytes().split(b"end_header")[0].decode()
@@ -54,7 +54,7 @@ def test_the_headers_name_the_fields(tmp_path):
     assert b"observed" in (tmp_path / "a.pcd").read_bytes().split(b"DATA")[0]
 
 
-def test_a_memory_is_exported(tmp_path):
+def test_write_point_cloud_accepts_a_cloud_memory(tmp_path):
     from worldstereo_ros.memory.cloud import CloudMemory
 
     cloud = _cloud()
@@ -68,8 +68,8 @@ def test_a_memory_is_exported(tmp_path):
     np.testing.assert_array_equal(back["observed"].numpy()[:, 0], memory.observed)
 
 
-def test_clouds_that_cannot_be_written_are_refused_and_leave_nothing(tmp_path):
-    with pytest.raises(CloudFileError, match=r"ends in '\.xyz'"):
+def test_write_point_cloud_rejects_invalid_clouds_without_a_file(tmp_path):
+    with pytest.raises(CloudFileError, match=r"has the suffix '\.xyz'"):
         write_point_cloud(_cloud(), tmp_path / "a.xyz")
     with pytest.raises(CloudFileError, match="no points"):
         write_point_cloud(_cloud(0), tmp_path / "a.ply")
@@ -98,16 +98,16 @@ cloud = SimpleNamespace(points=ones, colours=ones, observed=line, confidence=lin
 try:
     write_point_cloud(cloud, sys.argv[1])
 except CloudFileError as error:
-    print("refused:", error)
+    print("rejected:", error)
 """
 
 
 @pytest.mark.parametrize("name", ["a.ply", "a.pcd"])
-def test_a_full_disk_leaves_the_old_file(tmp_path, name):
+def test_full_disk_leaves_the_old_file_unchanged(tmp_path, name):
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
     write_point_cloud(_cloud(), tmp_path / name)
     before = (tmp_path / name).read_bytes()
     done = subprocess.run([sys.executable, "-c", FULL, str(tmp_path / name)], capture_output=True, text=True)
-    assert "refused:" in done.stdout, done.stderr[-2000:]
+    assert "rejected:" in done.stdout, done.stderr[-2000:]
     assert (tmp_path / name).read_bytes() == before
     assert list(tmp_path.iterdir()) == [tmp_path / name]

@@ -53,5 +53,5 @@ def test_views_without_depth_write_no_depth_messages(tmp_path):
 
 
 def test_an_existing_folder_is_rejected(tmp_path):
-    with pytest.raises(BagError, match="exists already"):
+    with pytest.raises(BagError, match="already exists"):
         write_views(tmp_path, drive(1))

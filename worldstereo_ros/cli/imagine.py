@@ -1,174 +1,256 @@
-"""`worldstereo imagine`: views along a path from a recording, without ROS."""
+"""`worldstereo imagine`: views along a path through a recording, without ROS."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
-from rich.console import Console
-from rich.progress import track
+import typer
 
-from worldstereo_ros.depth.estimators import BUNDLED_NETWORK, NONE, SMALL, choose_depth
-from worldstereo_ros.geometry.poses import interpolate_poses
-from worldstereo_ros.geometry.trajectories import TRAJECTORIES, trajectory
-from worldstereo_ros.geometry.views import ImaginedView, View
-from worldstereo_ros.io.datasets import open_sequence
-from worldstereo_ros.io.posed_sequences import open_posed
-from worldstereo_ros.pipelines.auto import load_pipeline
+from worldstereo_ros.cli.options import INPUT, MODEL, PATH, DepthModel, Device, Model, Out, Prompt, Seed, Variant
 from worldstereo_ros.utils.errors import InputError
-from worldstereo_ros.visualization.results import MAP_FILE, write_results
+from worldstereo_ros.visualization.result_files import MAP_FILE
 from worldstereo_ros.weights.bundled import DEFAULT_MODEL
-from worldstereo_ros.world import WorldModel
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from worldstereo_ros.geometry.views import View
+
+_BAG = "Bag"
 
 
-@dataclass(frozen=True)
-class ImagineRequest:
-    """What `worldstereo imagine` was asked; the options of the command line say what each field means."""
+def imagine(
+    source: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="SOURCE",
+            help="Posed sequence, WorldStereo example folder, or image; omit it with --bag.",
+            show_default=False,
+        ),
+    ] = None,
+    observations: Annotated[
+        int,
+        typer.Option(metavar="N", help="Number of observed frames, evenly spaced.", min=1, rich_help_panel=INPUT),
+    ] = 1,
+    bag: Annotated[
+        Path | None,
+        typer.Option(metavar="BAG", help="Rosbag (MCAP or SQLite) to use as the source.", rich_help_panel=_BAG),
+    ] = None,
+    image_topic: Annotated[
+        str,
+        typer.Option(
+            metavar="TOPIC", help="Colour images.", show_default="first topic of images", rich_help_panel=_BAG
+        ),
+    ] = "",
+    depth_topic: Annotated[
+        str,
+        typer.Option(
+            metavar="TOPIC",
+            help="Depth images, registered to the colour images.",
+            show_default="none",
+            rich_help_panel=_BAG,
+        ),
+    ] = "",
+    camera_info_topic: Annotated[
+        str,
+        typer.Option(
+            metavar="TOPIC", help="Camera intrinsics.", show_default="beside the image topic", rich_help_panel=_BAG
+        ),
+    ] = "",
+    pose_topic: Annotated[
+        str,
+        typer.Option(
+            metavar="TOPIC",
+            help="Camera poses, PoseStamped or Odometry.",
+            show_default="TF",
+            rich_help_panel=_BAG,
+        ),
+    ] = "",
+    world_frame: Annotated[
+        str,
+        typer.Option(
+            metavar="FRAME", help="Fixed frame of the poses from TF.", show_default="root of TF", rich_help_panel=_BAG
+        ),
+    ] = "",
+    path: Annotated[
+        str,
+        typer.Option(
+            metavar="PATH",
+            help="Camera path: forward, orbit, left, right, up or turn; a trajectory of the source; a folder with "
+            "poses.txt; or a nav_msgs/Path topic of the bag.",
+            rich_help_panel=PATH,
+        ),
+    ] = "forward",
+    distance: Annotated[
+        float, typer.Option(metavar="METRES", help="Length of a preset path.", rich_help_panel=PATH)
+    ] = 1.0,
+    views: Annotated[
+        int,
+        typer.Option(metavar="N", help="Number of views along the path.", min=1, max=1000, rich_help_panel=PATH),
+    ] = 21,
+    model: Model = DEFAULT_MODEL,
+    variant: Variant = "",
+    prompt: Prompt = "",
+    seed: Seed = 0,
+    depth_model: DepthModel = "",
+    device: Device = "cpu",
+    dtype: Annotated[
+        str,
+        typer.Option(
+            metavar="DTYPE",
+            help="Precision of a checkpoint's networks: auto, float32, bfloat16 or float16.",
+            rich_help_panel=MODEL,
+        ),
+    ] = "auto",
+    control_backend: Annotated[
+        str,
+        typer.Option(
+            metavar="BACKEND",
+            help="Runtime of a checkpoint's control branch: torch, onnxruntime or tensorrt.",
+            rich_help_panel=MODEL,
+        ),
+    ] = "torch",
+    out: Out = Path("imagine_out"),
+) -> None:
+    """Imagine views along a path, from a recording, without ROS.
 
-    source: Path | None = None
-    bag: Path | None = None
-    image_topic: str = ""
-    depth_topic: str = ""
-    camera_info_topic: str = ""
-    pose_topic: str = ""
-    world_frame: str = ""
-    path: str = "forward"
-    distance: float = 1.0
-    views: int = 21
-    observations: int = 1
-    depth_model: str = ""
-    prompt: str = ""
-    seed: int = 0
-    model: str = DEFAULT_MODEL
-    variant: str = ""
-    device: str = "cpu"
-    dtype: str = "auto"
-    control_backend: str = "torch"
-
-
-@dataclass(frozen=True)
-class _Source:
-    """What was recorded: the views given, the paths that come with the recording, and its words."""
-
-    name: str
-    given: list[View]
-    path_named: Callable[[str], np.ndarray | None]
-    prompt: str
-
-
-def run_imagine(request: ImagineRequest, out: Path) -> list[ImaginedView]:
-    """Remembers the source's views, imagines along the path, and leaves pictures, the cloud and the map in `out`.
-
-    Raises:
-        ValueError: source, path, model or device cannot be used; the sentence says which and why.
-        RuntimeError: the model failed.
+    The output folder holds imagined.mp4, contact_sheet.png, cloud.ply, cloud.png, world.wsmap (the memories), and the
+    folders imagined/ and observed/ (posed sequences).
     """
+    from rich.console import Console
+    from rich.progress import track
+
+    from worldstereo_ros.depth.estimators import BUNDLED_NETWORK, NONE, SMALL, choose_depth
+    from worldstereo_ros.pipelines.auto import load_pipeline
+    from worldstereo_ros.visualization.results import write_results
+    from worldstereo_ros.world import WorldModel
+
     console = Console()
-    if (request.source is None) == (request.bag is None):
-        raise InputError("Name one source: a folder or image, or a recording with --bag.")
-    source = _from_bag(request, request.bag) if request.bag is not None else _from_sequence(request, request.source)
+    if bag is not None and source is None:
+        recording = _read_bag(
+            bag,
+            observations,
+            image_topic=image_topic,
+            depth_topic=depth_topic,
+            camera_info_topic=camera_info_topic,
+            pose_topic=pose_topic,
+            world_frame=world_frame,
+        )
+    elif source is not None and bag is None:
+        recording = _read_source(source, observations, depth_required=depth_model == NONE)
+    else:
+        raise InputError("Name one source: a folder or image, or a bag with --bag.")
+    observed_views = recording.observed_views
     estimator = None
-    if request.depth_model != NONE and any(view.depth is None or not view.depth.any() for view in source.given):
-        estimator = choose_depth(request.depth_model or SMALL, request.device)
-        console.print(f"Depth, which the source lacks, comes from {request.depth_model or BUNDLED_NETWORK}.")
-    pipeline = load_pipeline(
-        request.model,
-        request.device,
-        variant=request.variant,
-        dtype=request.dtype,
-        control_backend=request.control_backend,
-    )
-    world = WorldModel(pipeline, depth_estimator=estimator, device=request.device)
-    path = _path(request, source)
-    for view in track(source.given, description="remembering", console=console, disable=len(source.given) < 4):
+    if depth_model != NONE and any(view.depth is None or not view.depth.any() for view in observed_views):
+        estimator = choose_depth(depth_model or SMALL, device)
+        console.print(f"The source has no depth; estimating it with {depth_model or BUNDLED_NETWORK}.")
+    pipeline = load_pipeline(model, device, variant=variant, dtype=dtype, control_backend=control_backend)
+    world = WorldModel(pipeline, depth_estimator=estimator, device=device)
+    poses = _choose_path(path, recording, views, distance)
+    for view in track(observed_views, description="observing", console=console, disable=len(observed_views) < 4):
         world.observe(view)
-    console.print(f"[bold]{source.name}[/]: {len(source.given)} views given, {len(world.cloud)} points remembered")
+    console.print(f"[bold]{recording.name}[/]: {len(observed_views)} observed views, {len(world.cloud)} points")
     imagined = list(
         track(
             world.imagine(
-                path,
-                source.given[-1].camera,
-                prompt=request.prompt or source.prompt,
-                seed=request.seed,
-                remember=True,
+                poses, observed_views[-1].camera, prompt=prompt or recording.prompt, seed=seed, remember=True
             ),
             description="imagining",
-            total=len(path),
+            total=len(poses),
             console=console,
         )
     )
     out.mkdir(parents=True, exist_ok=True)
     world.save(out / MAP_FILE)
-    subtitle = f"{source.name}, {len(source.given)} views given, path: {request.path}"
-    write_results(out, imagined, source.given, world.cloud, title="worldstereo imagine", subtitle=subtitle)
-    console.print(f"Look at [bold]{out / 'contact_sheet.png'}[/]; in the browser: worldstereo view {out}")
-    return imagined
+    subtitle = f"{recording.name}, {len(observed_views)} observed views, path: {path}"
+    write_results(out, imagined, observed_views, world.cloud, title="worldstereo imagine", subtitle=subtitle)
+    console.print(f"See [bold]{out / 'contact_sheet.png'}[/]; in the browser: worldstereo view {out}")
 
 
-def _evenly(count: int, wanted: int) -> list[int]:
-    """At most `wanted` of the numbers 0 .. count - 1, evenly spaced; the first alone where one is wanted."""
+@dataclass(frozen=True)
+class _Recording:
+    """Observed views and the paths that are recorded beside them.
+
+    Attributes:
+        name: short name for titles.
+        observed_views: the views to observe, in order.
+        find_path: returns the (F, 4, 4) poses of a recorded path by name, None where there is none.
+        prompt: text prompt that comes with the recording, may be empty.
+    """
+
+    name: str
+    observed_views: list[View]
+    find_path: Callable[[str], np.ndarray | None]
+    prompt: str
+
+
+def _read_source(folder: Path, observations: int, *, depth_required: bool) -> _Recording:
+    """Evenly spaced views of a posed sequence, an example folder or an image."""
+    from worldstereo_ros.io.datasets import open_sequence
+
+    sequence = open_sequence(folder)
+    if not sequence.posed and len(sequence) > 1:
+        raise InputError(f"{folder} has {len(sequence)} frames and no poses; name one of its images instead.")
+    observed_views = [sequence[i] for i in _even_indices(len(sequence), observations)]
+    if depth_required and any(view.depth is None for view in observed_views):
+        raise InputError(
+            f"{folder} has no depth, which the cloud memory needs, and --depth-model none disables its estimation. "
+            "Remove the option, or name a folder or a hub id of a transformers depth-estimation model."
+        )
+
+    def find_path(name: str) -> np.ndarray | None:
+        if name in sequence.trajectories:
+            return sequence.trajectories[name].world_from_camera
+        return None
+
+    return _Recording(folder.name, observed_views, find_path, sequence.prompt)
+
+
+def _even_indices(count: int, wanted: int) -> list[int]:
+    """At most `wanted` of the indices 0 .. count - 1, evenly spaced; index 0 if one is wanted."""
+    import numpy as np
+
     if wanted == 1:
         return [0]
     return sorted({int(i) for i in np.linspace(0, count - 1, min(wanted, count)).round()})
 
 
-def _from_sequence(request: ImagineRequest, folder: Path | None) -> _Source:
-    assert folder is not None
-    sequence = open_sequence(folder)
-    if not sequence.posed and len(sequence) > 1:
-        raise InputError(f"{folder} has {len(sequence)} frames and no poses; name one of its pictures instead.")
-    given = [sequence[i] for i in _evenly(len(sequence), request.observations)]
-    if any(view.depth is None for view in given) and request.depth_model == NONE:
-        raise InputError(
-            f"{folder} has no depth, which the cloud memory needs, and --depth-model none forbids guessing it. Leave "
-            "the option out, or name a folder or a hub id of a transformers depth-estimation model."
-        )
-
-    def path_named(name: str) -> np.ndarray | None:
-        if name in sequence.trajectories:
-            return sequence.trajectories[name].world_from_camera
-        return None
-
-    return _Source(folder.name, given, path_named, sequence.prompt)
-
-
-def _from_bag(request: ImagineRequest, bag: Path) -> _Source:
+def _read_bag(bag: Path, observations: int, **topics: Any) -> _Recording:
+    """Evenly spaced views of a bag; `topics` are those of `read_views`."""
     from worldstereo_ros.io.bags.views import read_path, read_views
 
-    views = list(
-        read_views(
-            bag,
-            image_topic=request.image_topic,
-            depth_topic=request.depth_topic,
-            camera_info_topic=request.camera_info_topic,
-            pose_topic=request.pose_topic,
-            world_frame=request.world_frame,
-            wanted=request.observations,
-        )
-    )
+    views = list(read_views(bag, **topics, max_views=observations))
     if not views:
-        raise InputError(f"{bag} has no picture whose pose is known; see docs/data.md for what a recording needs.")
+        raise InputError(
+            f"{bag} has no image whose pose is known; docs/reference/file_formats.md lists what a recording needs."
+        )
 
-    def path_named(name: str) -> np.ndarray | None:
+    def find_path(name: str) -> np.ndarray | None:
         return read_path(bag, name) if name.startswith("/") else None
 
-    return _Source(bag.name, views, path_named, "")
+    return _Recording(bag.name, views, find_path, "")
 
 
-def _path(request: ImagineRequest, source: _Source) -> np.ndarray:
-    """(F, 4, 4) the poses to imagine: one that came with the source, a file of poses, or a preset."""
-    poses = source.path_named(request.path)
-    if poses is None and request.path in TRAJECTORIES:
-        start = source.given[-1].world_from_camera
-        return trajectory(request.path, start, request.views, distance=request.distance)
-    file = Path(request.path)
-    if poses is None and file.is_dir():
-        poses = open_posed(file).poses
+def _choose_path(name: str, recording: _Recording, views: int, distance: float) -> np.ndarray:
+    """(F, 4, 4) world_from_camera poses to imagine: a recorded path, a preset, or a file of poses."""
+    from worldstereo_ros.geometry.poses import interpolate_poses
+    from worldstereo_ros.geometry.trajectories import TRAJECTORIES, trajectory
+    from worldstereo_ros.io.posed_sequences import open_posed
+
+    poses = recording.find_path(name)
+    if poses is None and name in TRAJECTORIES:
+        start = recording.observed_views[-1].world_from_camera
+        return trajectory(name, start, views, distance=distance)
+    folder = Path(name)
+    if poses is None and folder.is_dir():
+        poses = open_posed(folder).poses
     if poses is None:
         raise InputError(
-            f"The path '{request.path}' is none of {', '.join(TRAJECTORIES)}, no path that comes with the source, and "
-            "no folder with poses.txt."
+            f"The path '{name}' is not a preset ({', '.join(TRAJECTORIES)}), not a path of the source, and not a "
+            "folder with poses.txt."
         )
-    return interpolate_poses(poses, request.views)
+    return interpolate_poses(poses, views)

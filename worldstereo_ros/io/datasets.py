@@ -1,6 +1,6 @@
-"""Opens what people have on disk as a sequence of views: see docs/data.md for the layouts.
+"""Opens images, videos, posed sequences and WorldStereo examples as a `ViewSequence`.
 
-`open_sequence` looks at a path and says what it is; views are loaded when asked for. Rosbags: `bags.py`.
+`open_sequence` detects the format. Bags are read by `io.bags.views`.
 """
 
 from __future__ import annotations
@@ -14,29 +14,33 @@ from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.imaging.codecs import ImageError
 from worldstereo_ros.io.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, DatasetError, list_files, read_json, read_prompt
 from worldstereo_ros.io.images import image_size
-from worldstereo_ros.io.posed_sequences import ViewSequence, open_posed, read_intrinsics
+from worldstereo_ros.io.posed_sequences import open_posed, read_intrinsics
 from worldstereo_ros.io.video import video_size
+from worldstereo_ros.io.view_sequence import ViewSequence
 from worldstereo_ros.io.worldstereo_examples import (
     Trajectory,
-    camera_from_published,
-    poses_from_published,
+    camera_from_intrinsic,
+    poses_from_extrinsic,
     read_trajectory,
 )
 
 __all__ = ["DatasetError", "Trajectory", "ViewSequence", "open_image", "open_posed", "open_sequence", "open_video"]
 
-ASSUMED_FOV = np.radians(60.0)  # along the longer side, where nothing says what the camera was
+ASSUMED_FOV_RAD = np.radians(60.0)  # along the longer side, for images without intrinsics
 
 
 def open_sequence(path: str | Path) -> ViewSequence:
-    """Opens whatever `path` is: a posed sequence, a published WorldStereo example, a picture, a clip.
+    """Opens a posed sequence, a WorldStereo example, an image or a video.
+
+    Args:
+        path: file or folder; the format is detected from its content.
 
     Raises:
-        DatasetError: nothing is there, it is none of these, or its files disagree.
+        DatasetError: the path does not exist, its format is unknown, or its files contradict each other.
     """
     path = Path(path)
     if not path.exists():
-        raise DatasetError(f"There is nothing at {path}.")
+        raise DatasetError(f"{path} does not exist.")
     try:
         if path.is_file():
             if path.suffix.lower() in IMAGE_SUFFIXES:
@@ -44,10 +48,10 @@ def open_sequence(path: str | Path) -> ViewSequence:
             if path.suffix.lower() in VIDEO_SUFFIXES:
                 return open_video(path)
         if path.suffix.lower() in (".mcap", ".db3") or (path / "metadata.yaml").is_file():
-            raise DatasetError(f"{path} is a recording: name its topics (`worldstereo imagine --bag ...`).")
+            raise DatasetError(f"{path} is a bag; open it with `worldstereo imagine --bag ...`.")
         if path.is_file():
             raise DatasetError(
-                f"{path} is no picture ({', '.join(IMAGE_SUFFIXES)}) and no clip ({', '.join(VIDEO_SUFFIXES)})."
+                f"{path} is neither an image ({', '.join(IMAGE_SUFFIXES)}) nor a video ({', '.join(VIDEO_SUFFIXES)})."
             )
         if (path / "pano_bank").is_dir():
             return _open_panorama_bank(path)
@@ -63,24 +67,21 @@ def open_sequence(path: str | Path) -> ViewSequence:
     except ImageError as error:
         raise DatasetError(str(error)) from error
     raise DatasetError(
-        f"{path} is no data set that is known. Expected frames/ with poses.txt and intrinsics.json, a WorldStereo "
-        "example (image.png with camera.json or renders/, or pano_bank/), a picture, or a clip."
+        f"{path} is not a known dataset. Expected frames/ with poses.txt and intrinsics.json, a WorldStereo example "
+        "(image.png with camera.json or renders/, or pano_bank/), an image, or a video."
     )
 
 
-# --- posed sequences -------------------------------------------------------------------------------------------------
-
-
-# --- pictures and clips ----------------------------------------------------------------------------------------------
+# --- images and videos -----------------------------------------------------------------------------------------------
 
 
 def _assumed_camera(width: int, height: int) -> Camera:
-    focal = float(0.5 * max(width, height) / np.tan(0.5 * ASSUMED_FOV))
+    focal = float(0.5 * max(width, height) / np.tan(0.5 * ASSUMED_FOV_RAD))
     return Camera(width, height, focal, focal, 0.5 * (width - 1), 0.5 * (height - 1))
 
 
 def _unposed(path: Path, kind: str, frames: list[Path], size: tuple[int, int], folder: Path) -> ViewSequence:
-    """A sequence without poses; the intrinsics from `folder`/intrinsics.json, or assumed."""
+    """Builds a sequence without poses; intrinsics come from `folder`/intrinsics.json or are assumed."""
     known = (folder / "intrinsics.json").is_file()
     camera = read_intrinsics(folder / "intrinsics.json")[0] if known else _assumed_camera(*size)
     count = len(frames)
@@ -102,13 +103,17 @@ def _unposed(path: Path, kind: str, frames: list[Path], size: tuple[int, int], f
 def open_image(
     image: str | Path, depth: str | Path | None = None, *, camera: Camera | None = None, depth_scale: float = 1000.0
 ) -> ViewSequence:
-    """One picture, with depth where given or where `NAME_depth.png` (of image.png also depth.png) lies beside it.
+    """Opens an image as a sequence of one view at the world origin.
 
     Args:
-        image: picture file. Its camera is at the origin of the world.
-        depth: 16-bit PNG of the same size.
-        camera: intrinsics; else `intrinsics.json` beside the picture; else 60 degrees are assumed.
-        depth_scale: a stored depth value divided by it is metres.
+        image: image file.
+        depth: 16-bit PNG of the same size; None = `NAME_depth.png` (for image.png also depth.png) beside the image, if
+            it exists.
+        camera: intrinsics; None = `intrinsics.json` beside the image, or an assumed field of view of 60 degrees.
+        depth_scale: stored depth values per metre.
+
+    Raises:
+        DatasetError: a file is missing or invalid.
     """
     image = Path(image)
     try:
@@ -119,13 +124,17 @@ def open_image(
     beside = [image.with_name(f"{image.stem}_depth.png")] + [image.with_name("depth.png")] * (image.stem == "image")
     depth = Path(depth) if depth is not None else next((p for p in beside if p.is_file()), None)
     if depth is not None and not depth.is_file():
-        raise DatasetError(f"There is no depth image {depth}.")
+        raise DatasetError(f"The depth image {depth} does not exist.")
     sequence = replace(sequence, depths=(depth,), depth_scale=depth_scale, metric=depth is not None)
     return sequence if camera is None else replace(sequence, cameras=(camera,), camera_known=True)
 
 
 def open_video(path: str | Path) -> ViewSequence:
-    """A clip, or a folder with `frames/` or one clip: no poses, no depth."""
+    """Opens a video file, or a folder with `frames/` or one video file, without poses and depth.
+
+    Raises:
+        DatasetError: there is no video, more than one, or the file is invalid.
+    """
     path = Path(path)
     if path.is_dir():
         frames = list_files(path / "frames", IMAGE_SUFFIXES)
@@ -133,7 +142,7 @@ def open_video(path: str | Path) -> ViewSequence:
             return _unposed(path, "video", frames, image_size(frames[0]), path)
         clips = list_files(path, VIDEO_SUFFIXES)
         if len(clips) != 1:
-            raise DatasetError(f"{path} has {len(clips)} clips and no pictures in frames/; one clip was expected.")
+            raise DatasetError(f"{path} has {len(clips)} videos and no images in frames/; one video was expected.")
         clip, folder = clips[0], path
     else:
         clip, folder = path, path.parent
@@ -142,24 +151,24 @@ def open_video(path: str | Path) -> ViewSequence:
     return replace(sequence, stamps_ns=np.rint(np.arange(count) * (1e9 / rate)).astype(np.int64))
 
 
-# --- published WorldStereo examples ----------------------------------------------------------------------------------
+# --- WorldStereo examples --------------------------------------------------------------------------------------------
 
 
 def _open_example(path: Path) -> ViewSequence:
-    """image.png with camera.json (one path) or with renders/PATH/camera.json (several, with rendered clips)."""
+    """Opens image.png with camera.json (one path) or renders/PATH/camera.json (several paths with rendered clips)."""
     image, prompt = path / "image.png", read_prompt(path / "prompt.json")
     size = image_size(image)
-    alone = (path / "camera.json").is_file()
-    folders = [path] if alone else sorted(file.parent for file in path.glob("renders/*/camera.json"))
+    single_path = (path / "camera.json").is_file()
+    folders = [path] if single_path else sorted(file.parent for file in path.glob("renders/*/camera.json"))
     if not folders:
         raise DatasetError(f"{path / 'renders'} has no folder with a camera.json.")
     paths = {folder.name: read_trajectory(folder, size, prompt=prompt) for folder in folders}
     first = next(iter(paths.values()))
     return ViewSequence(
         path=path,
-        kind="worldstereo image" if alone else "worldstereo reconstruction",
+        kind="worldstereo image" if single_path else "worldstereo reconstruction",
         cameras=(first.camera,),
-        poses=first.world_from_camera[:1],  # the picture is what the first camera sees
+        poses=first.world_from_camera[:1],  # the image is taken from the first pose
         frames=(image,),
         depths=(None,),
         indices=np.zeros(1, dtype=np.int64),
@@ -170,29 +179,31 @@ def _open_example(path: Path) -> ViewSequence:
 
 
 def _open_panorama_bank(path: Path) -> ViewSequence:
-    """pano_bank/images/*.png with pano_bank/cameras.json, and VIEW/PATH/camera.json with VIEW/start_frame.png."""
+    """Opens pano_bank/images/*.png with pano_bank/cameras.json, and paths VIEW/PATH/camera.json."""
     bank = path / "pano_bank"
-    cameras = read_json(bank / "cameras.json")
+    entries = read_json(bank / "cameras.json")
     images = list_files(bank / "images", IMAGE_SUFFIXES)
-    if sorted(cameras) != [image.stem for image in images] or not images:
-        raise DatasetError(f"{bank} has {len(images)} pictures and {len(cameras)} cameras; one each was expected.")
-    poses, views = [], []
+    if sorted(entries) != [image.stem for image in images] or not images:
+        raise DatasetError(
+            f"{bank} has {len(images)} images and {len(entries)} cameras; one camera per image was expected."
+        )
+    poses, cameras = [], []
     for image in images:
-        what, entry, size = f"view {image.stem} of {bank / 'cameras.json'}", cameras[image.stem], image_size(image)
+        what, entry, size = f"view {image.stem} of {bank / 'cameras.json'}", entries[image.stem], image_size(image)
         if not isinstance(entry, dict) or not {"extrinsic", "intrinsic"} <= set(entry):
-            raise DatasetError(f"The {what} lacks `extrinsic` or `intrinsic`.")
-        poses.append(poses_from_published(entry["extrinsic"], what)[0])
-        views.append(camera_from_published(entry["intrinsic"], size, size, what))
+            raise DatasetError(f"The {what} has no `extrinsic` or no `intrinsic`.")
+        poses.append(poses_from_extrinsic(entry["extrinsic"], what)[0])
+        cameras.append(camera_from_intrinsic(entry["intrinsic"], size, size, what))
     paths = {}
     for file in sorted(path.glob("*/*/camera.json")):
         start, name = file.parents[1] / "start_frame.png", f"{file.parents[1].name}/{file.parent.name}"
-        known = start.is_file()
-        size = image_size(start) if known else (views[0].width, views[0].height)
-        paths[name] = replace(read_trajectory(file.parent, size, name=name), start_frame=start if known else None)
+        has_start = start.is_file()
+        size = image_size(start) if has_start else (cameras[0].width, cameras[0].height)
+        paths[name] = replace(read_trajectory(file.parent, size, name=name), start_frame=start if has_start else None)
     return ViewSequence(
         path=path,
         kind="worldstereo panorama",
-        cameras=tuple(views),
+        cameras=tuple(cameras),
         poses=np.stack(poses),
         frames=tuple(images),
         depths=(None,) * len(images),

@@ -1,4 +1,4 @@
-"""The files data sets are made of: texts, tables of numbers, clips. Sizes are checked before memory is taken."""
+"""Text, JSON and table files of datasets. Sizes are checked before memory is allocated."""
 
 from __future__ import annotations
 
@@ -17,37 +17,37 @@ VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".avi", ".webm")
 
 
 class DatasetError(WorldStereoError, ValueError):
-    """A data set that cannot be used. The message is a sentence: what came, what was expected, what to do."""
+    """A dataset with missing, invalid or contradicting files."""
 
 
 def read_text(path: Path) -> str:
-    """A text file, UTF-8, of at most 64 MiB; raises DatasetError."""
+    """Reads a UTF-8 text file of at most 64 MiB; raises DatasetError."""
     try:
         size = path.stat().st_size
         if size > MAX_TEXT_BYTES:
-            raise DatasetError(f"{path} has {size} bytes; a text of at most {MAX_TEXT_BYTES} was expected.")
+            raise DatasetError(f"{path} has {size} bytes; a text file of at most {MAX_TEXT_BYTES} was expected.")
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise DatasetError(f"There is no file {path}.") from None
+        raise DatasetError(f"The file {path} does not exist.") from None
     except UnicodeDecodeError:
-        raise DatasetError(f"{path} is no text.") from None
+        raise DatasetError(f"{path} is not a UTF-8 text file.") from None
     except OSError as error:
         raise DatasetError(f"{path} cannot be read: {error.strerror}.") from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file that holds an object; raises DatasetError."""
+    """Reads a JSON object from a file; raises DatasetError."""
     try:
         content = json.loads(read_text(path))
     except (json.JSONDecodeError, RecursionError) as error:
         raise DatasetError(f"{path} is not valid JSON: {error}.") from error
     if not isinstance(content, dict):
-        raise DatasetError(f"{path} holds a {type(content).__name__}; a JSON object was expected.")
+        raise DatasetError(f"{path} contains a {type(content).__name__}; a JSON object was expected.")
     return content
 
 
 def read_prompt(path: Path) -> str:
-    """The sentence about the place in `prompt.json` or `traj_caption.json`; empty where the file is missing."""
+    """Reads the text prompt from `prompt.json` or `traj_caption.json`; empty if the file does not exist."""
     if not path.is_file():
         return ""
     content = read_json(path)
@@ -57,29 +57,40 @@ def read_prompt(path: Path) -> str:
     raise DatasetError(f'{path} has the keys {sorted(content)}; "prompt" or "long caption" was expected.')
 
 
-def read_rows(path: Path, numbers: str) -> Iterator[tuple[str, np.ndarray]]:
-    """('FILE, line N', values) of every line that is no comment; each must have as many numbers as `numbers` names."""
-    count = len(numbers.split())
-    for at, line in enumerate(read_text(path).splitlines(), start=1):
+def read_rows(path: Path, columns: str) -> Iterator[tuple[str, np.ndarray]]:
+    """Reads a table of numbers whose first column is a frame number; '#' starts a comment.
+
+    Args:
+        path: text file.
+        columns: names of the columns, separated by spaces.
+
+    Yields:
+        ("FILE, line N", (C,) float64 values) of every line with numbers.
+
+    Raises:
+        DatasetError: a line has another number of columns, is not numeric or not finite, or has no frame number.
+    """
+    count = len(columns.split())
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
         text = line.split("#", 1)[0].split()
         if not text:
             continue
-        where = f"{path}, line {at}"
+        where = f"{path}, line {number}"
         try:
             values = np.array([float(word) for word in text])
         except ValueError:
-            raise DatasetError(f"{where} is '{line.strip()[:80]}'; numbers were expected: {numbers}.") from None
+            raise DatasetError(f"{where} is '{line.strip()[:80]}'; numbers were expected: {columns}.") from None
         if len(values) != count:
-            raise DatasetError(f"{where} has {len(values)} numbers; {count} were expected: {numbers}.")
+            raise DatasetError(f"{where} has {len(values)} numbers; {count} were expected: {columns}.")
         if not np.isfinite(values).all():
             raise DatasetError(f"{where} has a number that is not finite (NaN or infinity).")
         if values[0] < 0 or values[0] != int(values[0]):
-            raise DatasetError(f"{where} begins with {values[0]:g}; the number of a frame was expected.")
+            raise DatasetError(f"{where} starts with {values[0]:g}; a frame number was expected.")
         yield where, values
 
 
 def list_files(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
-    """The files in `folder` that end so, sorted by name; none where there is no such folder."""
+    """Returns the files with one of the suffixes, sorted by name; empty if the folder does not exist."""
     if not folder.is_dir():
         return []
     return sorted(p for p in folder.iterdir() if p.suffix.lower() in suffixes)

@@ -1,7 +1,7 @@
-"""Point clouds of any origin as arrays: PLY read here, PCD through Open3D, both checked against the size of the file.
+"""Reads and writes point clouds (PLY, PCD), with checks against the size of the file.
 
-Open3D's PLY reader answers a file that is cut off with points it never read (whatever the memory held before), so a
-viewer that must not show what nobody measured reads PLY itself.
+PLY files are read here, because Open3D's reader returns uninitialised points for a truncated file. PCD files are read
+and all files are written by Open3D.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from worldstereo_ros.utils.errors import WorldStereoError
 SUFFIXES = (".ply", ".pcd")
 MAX_POINTS = 100_000_000
 MAX_HEADER_BYTES = 64 * 1024
-_TYPES = {
+_PLY_TYPES = {
     "char": "i1", "uchar": "u1", "short": "i2", "ushort": "u2", "int": "i4", "uint": "u4", "float": "f4",
     "double": "f8", "int8": "i1", "uint8": "u1", "int16": "i2", "uint16": "u2", "int32": "i4", "uint32": "u4",
     "float32": "f4", "float64": "f8",
@@ -25,18 +25,18 @@ _TYPES = {
 
 
 class CloudFileError(WorldStereoError, ValueError):
-    """A cloud file that cannot be read or written. The message is a sentence."""
+    """A point cloud file that cannot be read or written."""
 
 
 def read_point_cloud(path: str | Path) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Points, colours and provenance of a .ply (ASCII or binary, vertices first) or .pcd file.
+    """Reads points, colours and provenance of a .ply (ASCII or binary, vertices first) or .pcd file.
 
     Returns:
-        (points (N, 3) float32, colours (N, 3) uint8, light grey where it has none, observed (N,) bool or None where
-        the file has no such attribute). Coordinates may be NaN or infinite, as they are in organised clouds.
+        (points (N, 3) float32; colours (N, 3) uint8, light grey if the file has none; observed (N,) bool, None if the
+        file has no such attribute). Coordinates may be NaN or infinite, as in organised clouds.
 
     Raises:
-        CloudFileError: it has no points, is of neither kind, damaged, cut off, or promises more than it can hold.
+        CloudFileError: the file has no points, another format, is damaged or truncated.
     """
     path = Path(path)
     try:
@@ -45,7 +45,9 @@ def read_point_cloud(path: str | Path) -> tuple[np.ndarray, np.ndarray, np.ndarr
         raise CloudFileError(f"{path} cannot be read: {error.strerror}.") from error
     missing = [axis for axis in "xyz" if axis not in columns]
     if missing:
-        raise CloudFileError(f"{path} has no {', '.join(missing)} among {', '.join(columns)}, so it is no point cloud.")
+        raise CloudFileError(
+            f"{path} has no {', '.join(missing)} among its fields {', '.join(columns)}, so it is not a point cloud."
+        )
     points = np.stack([columns[axis] for axis in "xyz"], axis=1).astype(np.float32)
     if len(points) == 0:
         raise CloudFileError(f"{path} has no points.")
@@ -68,11 +70,11 @@ def _colours(columns: dict[str, np.ndarray], count: int) -> np.ndarray:
 def _read_ply(path: Path) -> dict[str, np.ndarray]:
     with path.open("rb") as file:
         kind, count, properties = _ply_header(file, path)
-        left = path.stat().st_size - file.tell()
+        remaining = path.stat().st_size - file.tell()
         endian = {"binary_little_endian": "<", "binary_big_endian": ">"}.get(kind, "")
-        fields = np.dtype([(name, endian + _TYPES[kind]) for name, kind in properties])
-        # The shortest number of a text takes two bytes, its digit and a space.
-        _check_count(path, count, left, fields.itemsize if endian else 2 * len(properties))
+        fields = np.dtype([(name, endian + _PLY_TYPES[kind]) for name, kind in properties])
+        # A number in ASCII takes at least two bytes: a digit and a space.
+        _check_count(path, count, remaining, fields.itemsize if endian else 2 * len(properties))
         if count == 0:
             return {name: np.zeros(0, fields[name]) for name, _ in properties}
         if endian:
@@ -83,30 +85,32 @@ def _read_ply(path: Path) -> dict[str, np.ndarray]:
         except (ValueError, UnicodeDecodeError) as error:
             raise CloudFileError(f"{path} is damaged: {str(error).rstrip('.')}.") from error
     if len(table) < count:
-        raise _cut_off(path, count, f"{len(table):,} lines")
+        raise _truncated(path, count, f"{len(table):,} lines")
     with np.errstate(invalid="ignore"):
         return {name: table[:, at].astype(fields[name]) for at, (name, _) in enumerate(properties)}
 
 
 def _ply_header(file: BinaryIO, path: Path) -> tuple[str, int, list[tuple[str, str]]]:
-    """(format, number of vertices, [(property, type)]); leaves the file where the data begins."""
+    """Reads the header: (format, number of vertices, [(property, type)]); leaves the file at the start of the data."""
     lines: list[list[str]] = []
     while not lines or lines[-1] != ["end_header"]:
         line = file.readline(MAX_HEADER_BYTES)
         if not line.endswith(b"\n") or file.tell() > MAX_HEADER_BYTES or (not lines and line.strip() != b"ply"):
-            raise CloudFileError(f"{path} has no PLY header, so it is no point cloud.")
+            raise CloudFileError(f"{path} has no PLY header, so it is not a point cloud.")
         lines.append(line.decode("latin-1").split())
     kind = next((words[1] for words in lines if words[:1] == ["format"] and len(words) > 1), "")
     elements = [at for at, words in enumerate(lines) if words[:1] == ["element"]]
     if kind not in ("ascii", "binary_little_endian", "binary_big_endian") or not elements:
-        raise CloudFileError(f"{path} has no PLY header that can be understood: its format is '{kind}'.")
+        raise CloudFileError(f"{path} has no valid PLY header: its format is '{kind}'.")
     first, after = elements[0], (*elements[1:], len(lines) - 1)[0]
     if len(lines[first]) != 3 or lines[first][1] != "vertex" or not lines[first][2].isdigit():
-        raise CloudFileError(f"{path} begins with '{' '.join(lines[first])}'; 'element vertex COUNT' was expected.")
+        raise CloudFileError(f"{path} starts with '{' '.join(lines[first])}'; 'element vertex COUNT' was expected.")
     properties = [words for words in lines[first + 1 : after] if words[:1] == ["property"]]
     names = [words[-1] for words in properties]
-    if not names or any(len(p) != 3 or p[1] not in _TYPES for p in properties) or len(set(names)) < len(names):
-        raise CloudFileError(f"{path} has vertices with lists, unknown types or doubled names; numbers were expected.")
+    if not names or any(len(p) != 3 or p[1] not in _PLY_TYPES for p in properties) or len(set(names)) < len(names):
+        raise CloudFileError(
+            f"{path} has vertices with lists, unknown types or duplicate names; numbers were expected."
+        )
     return kind, int(lines[first][2]), [(words[2], words[1]) for words in properties]
 
 
@@ -119,20 +123,20 @@ def _read_pcd(path: Path) -> dict[str, np.ndarray]:
     words = {line.split()[0]: line.split()[1:] for line in header[:at].decode("latin-1").splitlines() if line.split()}
     data = header[at + 6 :].split(b"\n", 1)[0].strip()
     if at < 0 or len(words.get("POINTS", [])) != 1 or not words["POINTS"][0].isdigit():
-        raise CloudFileError(f"{path} has no PCD header, so it is no point cloud.")
+        raise CloudFileError(f"{path} has no PCD header, so it is not a point cloud.")
     count = int(words["POINTS"][0])
-    # Compression packs repeated bytes, at best some 250 to 1.
+    # LZF compresses repeated bytes by a factor of about 250 at most.
     _check_count(path, count, 250 * path.stat().st_size if data == b"binary_compressed" else path.stat().st_size, 6)
     if data == b"ascii":
         with path.open("rb") as file:
             file.seek(at + 1)
             lines = sum(1 for line in file if line.strip()) - 1
         if lines < count:
-            raise _cut_off(path, count, f"{lines:,} lines")
+            raise _truncated(path, count, f"{lines:,} lines")
     with o3d.utility.VerbosityContextManager(o3d.utility.VerbosityLevel.Error):
         cloud = o3d.t.io.read_point_cloud(str(path))
     if "positions" not in cloud.point or len(cloud.point.positions) != count:
-        raise _cut_off(path, count, f"{path.stat().st_size:,} bytes")
+        raise _truncated(path, count, f"{path.stat().st_size:,} bytes")
     arrays = {name: cloud.point[name].numpy() for name in cloud.point}
     columns = {axis: arrays["positions"][:, at] for at, axis in enumerate("xyz")}
     if "colors" in arrays:
@@ -142,20 +146,20 @@ def _read_pcd(path: Path) -> dict[str, np.ndarray]:
     return columns
 
 
-def _check_count(path: Path, count: int, available: int, each: int) -> None:
-    """Before memory is taken: the points a header promises must fit into the bytes that are there."""
+def _check_count(path: Path, count: int, available: int, point_bytes: int) -> None:
+    """Checks, before memory is allocated, that the points of the header fit into the available bytes."""
     if count > MAX_POINTS:
-        raise CloudFileError(f"{path} says it has {count:,} points; at most {MAX_POINTS:,} are read.")
-    if count * each > available:
-        raise _cut_off(path, count, f"{available:,} bytes")
+        raise CloudFileError(f"{path} declares {count:,} points; at most {MAX_POINTS:,} are accepted.")
+    if count * point_bytes > available:
+        raise _truncated(path, count, f"{available:,} bytes")
 
 
-def _cut_off(path: Path, count: int, what: str) -> CloudFileError:
-    return CloudFileError(f"{path} says it has {count:,} points, but has {what} of them; it is cut off or damaged.")
+def _truncated(path: Path, count: int, available: str) -> CloudFileError:
+    return CloudFileError(f"{path} declares {count:,} points, but has only {available}; it is truncated or damaged.")
 
 
 class Cloud(Protocol):
-    """What is exported of a cloud; `CloudMemory` is one. All of it is read only: a memory may compute it."""
+    """Arrays of a cloud to be written; `CloudMemory` is one. Properties, so that a memory may compute them."""
 
     @property
     def points(self) -> np.ndarray:
@@ -167,41 +171,39 @@ class Cloud(Protocol):
 
     @property
     def observed(self) -> np.ndarray:
-        """(N,) bool, True = a sensor saw it, False = imagined."""
+        """(N,) bool, True = seen by a sensor, False = imagined."""
 
     @property
     def weight(self) -> np.ndarray:
-        """(N,) float32, how much a point was seen; above 0."""
+        """(N,) float32 accumulated fusion weight, above 0."""
 
     @property
     def confidence(self) -> np.ndarray:
-        """(N,) float32 in 0..1, probability that its colour is right."""
+        """(N,) float32 in 0..1, probability that the colour is right."""
 
 
 def write_point_cloud(cloud: Cloud, path: str | Path) -> None:
-    """Writes every point with its colour, `observed` (1 = a sensor saw it, 0 = imagined), `confidence` and `weight`.
-
-    `confidence` is a probability, as in the clouds that the node publishes; `weight` is how much a point was seen.
+    """Writes a cloud with colours, `observed` (1 = seen by a sensor, 0 = imagined), `confidence` and `weight`.
 
     Args:
-        cloud: in the world frame, metres.
-        path: a .ply or .pcd file; binary. It is written aside and renamed, so no half of it is ever seen.
+        cloud: points in the world frame, metres.
+        path: .ply or .pcd file to write (binary), atomically: a partial file is never visible.
 
     Raises:
-        CloudFileError: another ending, no points, arrays that disagree or are not finite, or a disk that is full.
+        CloudFileError: another suffix, no points, arrays of different lengths or not finite, or a write error.
     """
     import open3d as o3d
 
     path = Path(path)
     _check_suffix(path)
-    # Taken once: a memory may compute them.
+    # Each array is read once, because a memory may compute it.
     points, colours = np.asarray(cloud.points), np.asarray(cloud.colours)
     observed, confidence, weight = (np.asarray(a) for a in (cloud.observed, cloud.confidence, cloud.weight))
     count = len(points)
     shapes = (points.shape, colours.shape, observed.shape, confidence.shape, weight.shape)
     if shapes != ((count, 3), (count, 3), (count,), (count,), (count,)):
         raise CloudFileError(
-            f"The cloud has arrays of shapes {shapes}; twice (N, 3) and three times (N,) were expected."
+            f"The cloud has arrays of shapes {shapes}; (N, 3), (N, 3), (N,), (N,), (N,) were expected."
         )
     if count == 0:
         raise CloudFileError(f"The cloud has no points, so {path} was not written.")
@@ -218,7 +220,7 @@ def write_point_cloud(cloud: Cloud, path: str | Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with o3d.utility.VerbosityContextManager(o3d.utility.VerbosityLevel.Error):
             written = o3d.t.io.write_point_cloud(partial, tensor)
-        # Open3D does not always say that a write failed: the size does.
+        # Open3D does not report every failed write; check the file size.
         if not written or partial.stat().st_size < count * 15:
             raise CloudFileError(
                 f"The cloud could not be written to {path}: is the disk full, or the folder read-only?"
@@ -232,4 +234,4 @@ def write_point_cloud(cloud: Cloud, path: str | Path) -> None:
 
 def _check_suffix(path: Path) -> None:
     if path.suffix.lower() not in SUFFIXES:
-        raise CloudFileError(f"{path} ends in '{path.suffix}'; clouds are {' or '.join(SUFFIXES)} files.")
+        raise CloudFileError(f"{path} has the suffix '{path.suffix}'; {' or '.join(SUFFIXES)} was expected.")

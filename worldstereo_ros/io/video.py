@@ -1,4 +1,4 @@
-"""Video files, read frame by frame and written."""
+"""Reads and writes video files frame by frame."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from worldstereo_ros.io.files import DatasetError
 
 
 def write_video(path: Path, frames: Sequence[np.ndarray], fps: float = 8) -> None:
-    """Writes (H, W, 3) uint8 frames as .mp4 (H.264) or .gif, by the ending of `path`."""
+    """Writes (H, W, 3) uint8 RGB frames as .mp4 (H.264) or .gif, by the suffix of `path`."""
     import imageio.v2 as imageio
 
     if path.suffix == ".gif":
@@ -26,15 +26,17 @@ def write_video(path: Path, frames: Sequence[np.ndarray], fps: float = 8) -> Non
 
 
 def video_size(path: Path) -> tuple[int, int, int, float]:
-    """(width, height, frames, frames a second) as the clip's header says; raises DatasetError."""
-    capture = _capture(path)
+    """Returns (width, height, number of frames, frames per second) from the header. Raises DatasetError."""
+    capture = _open_capture(path)
     try:
         width, height = (int(capture.get(key)) for key in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT))
         frames = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
         if width <= 0 or height <= 0 or frames <= 0:
-            raise DatasetError(f"The clip {path} says it has {frames} frames of {width}x{height}.")
+            raise DatasetError(
+                f"The video {path} has {frames} frames of {width}x{height} in its header; at least one was expected."
+            )
         try:
-            check_size(width, height, f"The clip {path}")
+            check_size(width, height, f"The video {path}")
         except ImageError as error:
             raise DatasetError(str(error)) from None
         return width, height, frames, float(capture.get(cv2.CAP_PROP_FPS)) or 30.0
@@ -43,9 +45,9 @@ def video_size(path: Path) -> tuple[int, int, int, float]:
 
 
 def read_video(path: Path, start: int = 0) -> Iterator[np.ndarray]:
-    """The frames of a clip from frame `start` on, (H, W, 3) uint8 RGB; raises DatasetError."""
+    """Yields the frames of a video from frame `start` on, (H, W, 3) uint8 RGB. Raises DatasetError."""
     video_size(path)
-    capture = _capture(path)
+    capture = _open_capture(path)
     try:
         if start:
             capture.set(cv2.CAP_PROP_POS_FRAMES, start)
@@ -58,10 +60,10 @@ def read_video(path: Path, start: int = 0) -> Iterator[np.ndarray]:
         capture.release()
 
 
-def _capture(path: Path) -> cv2.VideoCapture:
+def _open_capture(path: Path) -> cv2.VideoCapture:
     if not path.is_file():
-        raise DatasetError(f"There is no file {path}.")
+        raise DatasetError(f"The file {path} does not exist.")
     capture = cv2.VideoCapture(str(path))
     if not capture.isOpened():
-        raise DatasetError(f"{path} is no clip that can be read.")
+        raise DatasetError(f"{path} is not a readable video.")
     return capture

@@ -1,4 +1,4 @@
-"""What is written into a recording comes back, or is refused."""
+"""Bag files: writing and reading messages, topics and types."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ from worldstereo_ros.io.bags.files import register_type
 from worldstereo_ros.io.bags.views import Bag, BagError, BagWriter
 
 
-def test_our_own_messages_are_recorded_and_read(tmp_path):
+def test_bag_restores_messages_of_this_package(tmp_path):
     name = "worldstereo_ros/msg/ImaginedView"
     with BagWriter(tmp_path / "out") as writer:
         writer.add_topic("/node/view", name)
@@ -33,8 +33,8 @@ def test_our_own_messages_are_recorded_and_read(tmp_path):
             confidence=image_message(START, image),
         )  # fmt: skip
         writer.write("/node/view", message, START)
-        writer.add_topic("/node/view", name)  # again: no harm
-        with pytest.raises(BagError, match="is recorded as"):
+        writer.add_topic("/node/view", name)  # repeated calls are ignored
+        with pytest.raises(BagError, match="was declared as"):
             writer.add_topic("/node/view", "sensor_msgs/msg/Image")
     with Bag(tmp_path / "out") as bag:
         assert bag.topics == {"/node/view": name}
@@ -44,7 +44,7 @@ def test_our_own_messages_are_recorded_and_read(tmp_path):
     assert (stamp, view.index, view.count, view.coverage) == (START, 3, 7, 0.5)
 
 
-def test_serialized_messages_are_recorded_as_they_are(tmp_path):
+def test_write_stores_serialized_messages_unchanged(tmp_path):
     kind = "sensor_msgs/msg/Image"
     raw = bytes(STORE.serialize_cdr(image_message(START, drive()[1][0]), kind))
     with BagWriter(tmp_path / "out") as writer:
@@ -54,7 +54,7 @@ def test_serialized_messages_are_recorded_as_they_are(tmp_path):
         assert [bytes(message) for _, _, message in bag.messages(["/image"])] == [raw]
 
 
-def test_latched_topics_say_so(tmp_path):
+def test_latched_topics_have_transient_local_durability(tmp_path):
     from rosbags.interfaces import QosDurability
     from rosbags.rosbag2 import Reader
 
@@ -65,17 +65,17 @@ def test_latched_topics_say_so(tmp_path):
     assert durability["/tf"] == QosDurability.VOLATILE
 
 
-def test_writing_that_cannot_be_is_refused(tmp_path):
+def test_bag_writer_rejects_invalid_use(tmp_path):
     (tmp_path / "old").mkdir()
-    with pytest.raises(BagError, match="exists already"):
+    with pytest.raises(BagError, match="already exists"):
         BagWriter(tmp_path / "old")
     writer = BagWriter(tmp_path / "new")
     with pytest.raises(BagError, match="was not declared"):
         writer.write("/a", b"", 0)
-    for name, sentence in {"nonsense": "is no message type", "no_such_msgs/msg/Thing": "was not found"}.items():
+    for name, sentence in {"nonsense": "is not a message type", "no_such_msgs/msg/Thing": "was not found"}.items():
         with pytest.raises(BagError, match=sentence):
             writer.add_topic("/a", name)
-    with pytest.raises(BagError, match="is no message type"):
+    with pytest.raises(BagError, match="is not a message type"):
         writer.add_topic("/a", "../etc/msg/passwd")
     writer.close()
     writer.close()
@@ -85,7 +85,7 @@ def test_writing_that_cannot_be_is_refused(tmp_path):
         BagWriter(tmp_path / "other", storage="zip")
 
 
-def test_messages_serialized_by_rclpy_are_recorded(tmp_path):
+def test_write_accepts_messages_serialized_by_rclpy(tmp_path):
     serialization = pytest.importorskip("rclpy.serialization")
     message_module = pytest.importorskip("worldstereo_ros.msg")
     message = message_module.ImaginedView()

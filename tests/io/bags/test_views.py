@@ -1,4 +1,4 @@
-"""Recordings made here, read here, without ROS; those that are not right give a sentence."""
+"""Views and paths from bags: posed RGB-D, topic detection, errors of invalid bags."""
 
 import numpy as np
 import pytest
@@ -27,7 +27,7 @@ from worldstereo_ros.io.bags.views import (
 
 
 @pytest.mark.parametrize("storage", ["mcap", "sqlite3"])
-def test_views_come_back_as_they_were_recorded(tmp_path, storage):
+def test_read_views_restores_recorded_views(tmp_path, storage):
     record(tmp_path / "drive", storage)
     stamps, images, depths, base = drive()
     views = list(read_views(tmp_path / "drive", "/cam/image", depth_topic="/cam/depth"))
@@ -37,38 +37,38 @@ def test_views_come_back_as_they_were_recorded(tmp_path, storage):
         np.testing.assert_allclose(view.depth, depth, atol=1e-6)
         np.testing.assert_allclose(view.world_from_camera, pose @ BASE_FROM_CAMERA, atol=1e-9)
         assert (view.camera.fx, view.camera.cx, view.camera.width) == (30.0, 15.5, WIDTH)
-    # The file alone, without its folder's metadata, and fewer views.
+    # The file without the metadata of its folder, and fewer views.
     file = next(p for p in (tmp_path / "drive").iterdir() if p.suffix in (".mcap", ".db3"))
-    few = list(read_views(file, "/cam/image", wanted=3))
+    few = list(read_views(file, "/cam/image", max_views=3))
     assert [view.stamp_ns for view in few] == [stamps[0], stamps[2], stamps[4]]
     assert few[0].depth is None
 
 
-def test_compressed_images_are_read(tmp_path):
+def test_read_views_decodes_compressed_images(tmp_path):
     record(tmp_path / "drive", compressed=True)
     views = list(read_views(tmp_path / "drive", "/cam/image", depth_topic="/cam/depth"))
     np.testing.assert_array_equal(views[3].image, drive()[1][3])
 
 
-def test_poses_from_topics(tmp_path):
+def test_read_views_takes_poses_from_a_topic(tmp_path):
     _, _, _, base = drive()
     record(tmp_path / "stamped", tf=False, poses="geometry_msgs/msg/PoseStamped")
     views = list(read_views(tmp_path / "stamped", "/cam/image", pose_topic="/pose"))
     np.testing.assert_allclose([v.world_from_camera for v in views], base @ BASE_FROM_CAMERA, atol=1e-9)
-    # Odometry is of base_link; the static transform leads on to the camera.
+    # Odometry is the pose of base_link; the static transform gives the camera.
     record(tmp_path / "odometry", poses="nav_msgs/msg/Odometry")
     views = list(read_views(tmp_path / "odometry", "/cam/image", pose_topic="/pose"))
     np.testing.assert_allclose([v.world_from_camera for v in views], base @ BASE_FROM_CAMERA, atol=1e-9)
 
 
-def test_a_recording_without_poses_gives_one_view_at_the_origin(tmp_path):
+def test_read_views_without_poses_returns_one_view_at_the_origin(tmp_path):
     record(tmp_path / "drive", tf=False)
     views = list(read_views(tmp_path / "drive", "/cam/image", depth_topic="/cam/depth"))
     assert len(views) == 1
     np.testing.assert_array_equal(views[0].world_from_camera, np.eye(4))
 
 
-def test_poses_are_interpolated_between_their_stamps(tmp_path):
+def test_read_views_interpolates_poses(tmp_path):
     stamps, images, _, _ = drive(3)
     with BagWriter(tmp_path / "a") as writer:
         writer.add_topic("/cam/image", "sensor_msgs/msg/Image")
@@ -85,7 +85,7 @@ def test_poses_are_interpolated_between_their_stamps(tmp_path):
     np.testing.assert_allclose(view.world_from_camera, half, atol=1e-9)
 
 
-def test_the_root_of_the_transforms_is_the_world_where_none_is_named(tmp_path):
+def test_read_views_uses_the_root_of_the_transforms_as_world(tmp_path):
     record(tmp_path / "drive")
     base = drive()[3]
     for world in ("", "map", "odom"):
@@ -95,7 +95,7 @@ def test_the_root_of_the_transforms_is_the_world_where_none_is_named(tmp_path):
     np.testing.assert_allclose(moved.world_from_camera, BASE_FROM_CAMERA, atol=1e-9)
 
 
-def test_distorted_images_are_straightened(tmp_path):
+def test_read_views_undistorts_images(tmp_path):
     record(tmp_path / "drive", info=info_message(START, d=(-0.3, 0.1, 0.0, 0.0, 0.0)))
     view = next(read_views(tmp_path / "drive", "/cam/image", depth_topic="/cam/depth"))
     raw = drive()[1][0]
@@ -105,7 +105,7 @@ def test_distorted_images_are_straightened(tmp_path):
     assert set(np.rint(view.depth * 1000).reshape(-1).tolist()) <= recorded, "depth was blended"
 
 
-def test_the_newest_path_with_poses_is_read(tmp_path):
+def test_read_path_returns_the_last_non_empty_path(tmp_path):
     record(tmp_path / "drive")
     base = drive()[3]
     np.testing.assert_allclose(read_path(tmp_path / "drive", "/plan"), base, atol=1e-9)
@@ -113,17 +113,17 @@ def test_the_newest_path_with_poses_is_read(tmp_path):
     np.testing.assert_allclose(moved, base @ BASE_FROM_CAMERA, atol=1e-9)
     with pytest.raises(BagError, match="no frame 'moon'"):
         read_path(tmp_path / "drive", "/plan", world_frame="moon")
-    with pytest.raises(BagError, match=r"'/cam/image' holds sensor_msgs/msg/Image"):
+    with pytest.raises(BagError, match=r"'/cam/image' has type sensor_msgs/msg/Image"):
         read_path(tmp_path / "drive", "/cam/image")
 
 
-def test_camera_info_lies_beside_the_image():
+def test_camera_info_beside_follows_image_transport():
     assert camera_info_beside("/cam/image_raw") == "/cam/camera_info"
     assert camera_info_beside("/cam/color/image_raw/compressed") == "/cam/color/camera_info"
     assert camera_info_beside("/image") == "/camera_info"
 
 
-def test_topics_are_found_where_none_is_named(tmp_path):
+def test_find_topics_detects_colour_and_registered_depth(tmp_path):
     record(tmp_path / "drive")
     with Bag(tmp_path / "drive") as bag:
         assert find_topics(bag) == ("/cam/image", "/cam/depth")
@@ -150,22 +150,22 @@ def test_topics_are_found_where_none_is_named(tmp_path):
         list(read_views(tmp_path / "none"))
 
 
-# --- recordings that are not right -----------------------------------------------------------------------------------
+# --- invalid bags ----------------------------------------------------------------------------------------------------
 
 
-def test_a_missing_topic_names_those_there_are(tmp_path):
+def test_missing_topic_error_lists_the_topics(tmp_path):
     record(tmp_path / "drive")
     with pytest.raises(
-        BagError, match=r"'/front/image'.*Topics that fit: /cam/depth, /cam/image\..*/chatter \(std_msgs"
+        BagError, match=r"'/front/image'.*Matching topics: /cam/depth, /cam/image\..*/chatter \(std_msgs"
     ):
         next(read_views(tmp_path / "drive", "/front/image"))
     with pytest.raises(BagError, match=r"'/cam/nothing' for the camera_info"):
         next(read_views(tmp_path / "drive", "/cam/image", camera_info_topic="/cam/nothing"))
-    with pytest.raises(BagError, match=r"'/chatter' holds std_msgs/msg/String; the depth image is one of"):
+    with pytest.raises(BagError, match=r"'/chatter' has type std_msgs/msg/String; .* was expected for the depth image"):
         next(read_views(tmp_path / "drive", "/cam/image", depth_topic="/chatter"))
 
 
-def test_frames_and_clocks_that_do_not_meet_are_named(tmp_path):
+def test_read_views_rejects_unknown_frames_and_unsynchronised_depth(tmp_path):
     record(tmp_path / "drive", depth_shift=10 * SECOND)
     with pytest.raises(BagError, match=r"no frame 'world'; the frames are base_link, camera_optical, map, odom"):
         next(read_views(tmp_path / "drive", "/cam/image", world_frame="world"))
@@ -176,18 +176,18 @@ def test_frames_and_clocks_that_do_not_meet_are_named(tmp_path):
 @pytest.mark.parametrize(
     ("info", "sentence"),
     [
-        (info_message(START, width=64), "It is 32x24; the camera_info says 64x24"),
+        (info_message(START, width=64), "Its size is 32x24; the camera_info has 64x24"),
         (info_message(START, fx=0.0), "the camera is not calibrated"),
         (info_message(START, d=(0.1, 0.2)), "with 2 coefficients"),
     ],
 )
-def test_camera_infos_that_do_not_fit_are_named(tmp_path, info, sentence):
+def test_read_views_rejects_invalid_camera_info(tmp_path, info, sentence):
     record(tmp_path / "drive", info=info)
     with pytest.raises(BagError, match=sentence):
         next(read_views(tmp_path / "drive", "/cam/image"))
 
 
-def test_a_colour_topic_given_as_depth_is_named(tmp_path):
+def test_read_views_rejects_colour_as_depth(tmp_path):
     record(tmp_path / "drive", colour_as_depth=True)
     with pytest.raises(BagError, match=r"'/cam/depth' at \d+\.\d+ s .* encoding 'rgb8'; depth is 16UC1"):
         next(read_views(tmp_path / "drive", "/cam/image", depth_topic="/cam/depth"))
@@ -196,18 +196,18 @@ def test_a_colour_topic_given_as_depth_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("storage", ["mcap", "sqlite3"])
-def test_recordings_cut_off_anywhere_give_a_sentence(tmp_path, storage):
+def test_read_views_rejects_truncated_bags(tmp_path, storage):
     record(tmp_path / "drive", storage)
     file = next(p for p in (tmp_path / "drive").iterdir() if p.suffix in (".mcap", ".db3"))
     raw = file.read_bytes()
     for length in [0, 1, 8, 37, 100, len(raw) // 3, len(raw) // 2, len(raw) - 5000]:
         file.write_bytes(raw[:length])
         for source in (file, tmp_path / "drive"):
-            with pytest.raises(BagError, match=r"recording .* cannot be read|has no messages on"):
+            with pytest.raises(BagError, match=r"bag .* cannot be read|has no messages on"):
                 list(read_views(source, "/cam/image", depth_topic="/cam/depth"))
 
 
-def test_recordings_with_damaged_bytes_give_a_sentence_or_views(tmp_path):
+def test_read_views_returns_views_or_raises_for_damaged_bytes(tmp_path):
     record(tmp_path / "drive")
     file = next((tmp_path / "drive").glob("*.mcap"))
     raw = file.read_bytes()
@@ -225,8 +225,8 @@ def test_recordings_with_damaged_bytes_give_a_sentence_or_views(tmp_path):
     assert refused > 10
 
 
-def test_what_is_no_recording_is_named(tmp_path):
-    with pytest.raises(BagError, match="There is no recording"):
+def test_read_views_rejects_paths_that_are_not_bags(tmp_path):
+    with pytest.raises(BagError, match="does not exist"):
         next(read_views(tmp_path / "nothing", "/a"))
     with pytest.raises(BagError, match=r"no metadata\.yaml and 0"):
         next(read_views(tmp_path, "/a"))

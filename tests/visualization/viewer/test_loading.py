@@ -1,24 +1,24 @@
-"""What the viewer can load: sequences, maps, outcomes and clouds, or a sentence that names the path."""
+"""Loading of sequences, saved maps, results and clouds for the viewer, and errors that name the path."""
 
 from dataclasses import replace
 
 import cv2
 import numpy as np
 import pytest
-from helpers.viewer import LEVEL, POSES, outcome_of, write_sequence
+from helpers.viewer import LEVEL, POSES, imagined_views, write_sequence
 
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.views import ImaginedView
 from worldstereo_ros.visualization.viewer.loading import (
+    MAX_IMAGE_WIDTH_PX,
     MAX_SHOWN_VIEWS,
-    SHOWN_WIDTH,
     ViewableError,
     load_viewable,
     shrink,
 )
 
 
-def test_sequence_is_fused_where_its_walls_are(tmp_path, wall_views):
+def test_posed_sequence_is_fused_into_a_cloud(tmp_path, wall_views):
     shown = load_viewable(write_sequence(tmp_path / "run", wall_views))
     assert shown.kind == "posed sequence"
     assert shown.name == "run"
@@ -27,18 +27,18 @@ def test_sequence_is_fused_where_its_walls_are(tmp_path, wall_views):
     left = shown.points[:, 1] > 0.05
     assert (shown.colours[left, 0] > 150).mean() > 0.95
     assert shown.observed.all()
-    assert len(shown.given) == 4 == len(shown.path)
+    assert len(shown.observed_views) == 4 == len(shown.path)
     assert shown.imagined == ()
-    assert shown.stepped == shown.given
+    assert shown.slider_views == shown.observed_views
     np.testing.assert_allclose(shown.path, POSES, atol=1e-6)
     np.testing.assert_array_equal(shown.up, [0, 0, 1])
 
 
-def test_masks_of_a_sequence_make_its_points_imagined(tmp_path, wall_views):
+def test_observed_masks_make_points_imagined(tmp_path, wall_views):
     left = np.zeros((30, 40), bool)
     left[:, :20] = True
     shown = load_viewable(write_sequence(tmp_path / "run", wall_views, observed=left, conditioning=True))
-    assert shown.given == ()
+    assert shown.observed_views == ()
     assert len(shown.imagined) == 4
     assert [view.index for view in shown.imagined] == [0, 1, 2, 3]
     np.testing.assert_array_equal(shown.imagined[2].observed, left)
@@ -47,22 +47,22 @@ def test_masks_of_a_sequence_make_its_points_imagined(tmp_path, wall_views):
     assert not shown.observed[shown.points[:, 1] < -0.1].any()
 
 
-def test_sequence_without_depth_shows_its_cameras(tmp_path, wall_views):
+def test_sequence_without_depth_has_cameras_only(tmp_path, wall_views):
     shown = load_viewable(write_sequence(tmp_path / "run", wall_views, depth=False))
     assert len(shown.points) == 0
-    assert len(shown.given) == 4
+    assert len(shown.observed_views) == 4
     assert "no depth" in " ".join(shown.notes)
 
 
-def test_long_sequences_are_thinned_and_say_so(tmp_path, wall_views):
+def test_long_sequence_is_thinned_with_a_note(tmp_path, wall_views):
     many = [wall_views[0]] * (MAX_SHOWN_VIEWS + 20)
     shown = load_viewable(write_sequence(tmp_path / "run", many, depth=False))
-    assert len(shown.given) == MAX_SHOWN_VIEWS
+    assert len(shown.observed_views) == MAX_SHOWN_VIEWS
     assert len(shown.path) == MAX_SHOWN_VIEWS + 20
     assert f"{MAX_SHOWN_VIEWS} of its {MAX_SHOWN_VIEWS + 20}" in shown.notes[0]
 
 
-def test_saved_map_shows_cloud_and_bank(tmp_path, wall_views):
+def test_saved_map_has_cloud_and_observed_views(tmp_path, wall_views):
     from worldstereo_ros.memory.archive import save_archive
     from worldstereo_ros.memory.bank import ViewBank
     from worldstereo_ros.memory.cloud import CloudMemory
@@ -78,38 +78,38 @@ def test_saved_map_shows_cloud_and_bank(tmp_path, wall_views):
     np.testing.assert_array_equal(shown.points, cloud.points)
     np.testing.assert_array_equal(shown.observed, cloud.observed)
     assert 0.2 < shown.observed.mean() < 0.8
-    assert len(shown.given) == 1
-    np.testing.assert_array_equal(shown.given[0].image, wall_views[0].image)
+    assert len(shown.observed_views) == 1
+    np.testing.assert_array_equal(shown.observed_views[0].image, wall_views[0].image)
 
 
-def test_outcome_folder_shows_given_and_imagined(tmp_path, wall_views):
+def test_results_have_observed_and_imagined_views(tmp_path, wall_views):
     from worldstereo_ros.memory.archive import save_archive
     from worldstereo_ros.memory.bank import ViewBank
     from worldstereo_ros.memory.cloud import CloudMemory
     from worldstereo_ros.visualization.results import MAP_FILE, write_results
 
-    cloud, imagined = CloudMemory(0.01), outcome_of(wall_views)
+    cloud, imagined = CloudMemory(0.01), imagined_views(wall_views)
     cloud.insert(wall_views[0])
     write_results(tmp_path / "out", imagined, wall_views[:1], cloud, title="test")
     from_cloud_file = load_viewable(tmp_path / "out")
     save_archive(tmp_path / "out" / MAP_FILE, cloud, ViewBank(), {})
     shown = load_viewable(tmp_path / "out")
-    assert shown.kind == from_cloud_file.kind == "outcome"
+    assert shown.kind == from_cloud_file.kind == "results"
     assert shown.name == "out"
     np.testing.assert_array_equal(shown.points, cloud.points)
     assert len(from_cloud_file.points) == len(cloud)
     assert from_cloud_file.provenance_known
-    assert len(shown.given) == 1
+    assert len(shown.observed_views) == 1
     assert len(shown.imagined) == 3
     np.testing.assert_array_equal(shown.imagined[1].image, wall_views[2].image)
     np.testing.assert_array_equal(shown.imagined[1].observed, imagined[1].observed)
     np.testing.assert_allclose(shown.path, POSES[1:], atol=1e-6)
 
 
-def test_outcome_without_map_or_cloud_fuses_the_imagined_views(tmp_path, wall_views):
+def test_results_without_map_or_cloud_fuse_the_imagined_views(tmp_path, wall_views):
     write_sequence(tmp_path / "out" / "imagined", wall_views, observed=np.zeros((30, 40), bool))
     shown = load_viewable(tmp_path / "out")
-    assert shown.kind == "outcome"
+    assert shown.kind == "results"
     assert len(shown.points) > 300
     assert not shown.observed.any()
 
@@ -134,8 +134,8 @@ def test_cloud_files(tmp_path, name, with_observed):
     assert with_observed or "does not say" in shown.notes[-1]
 
 
-def test_points_that_are_not_finite_are_left_out(tmp_path):
-    # Open3D's own reader stops at `inf` and returns memory it never wrote.
+def test_non_finite_points_are_left_out(tmp_path):
+    # Open3D's own reader stops at `inf` and returns uninitialised memory.
     rows = ["0 0 1", "nan 0 1", "0 inf 1", "1 0 1"]
     header = "ply\nformat ascii 1.0\nelement vertex 4\n" + "".join(f"property float {a}\n" for a in "xyz")
     (tmp_path / "a.ply").write_text(header + "end_header\n" + "\n".join(rows) + "\n")
@@ -147,7 +147,7 @@ def test_points_that_are_not_finite_are_left_out(tmp_path):
 
 @pytest.mark.parametrize("endian", ["<", ">"])
 def test_binary_ply_of_other_programs(tmp_path, endian):
-    """Doubles, colours as numbers from 0 to 1, an attribute nobody knows, and faces after the vertices."""
+    """Doubles, colours as numbers from 0 to 1, an unknown attribute, and faces after the vertices."""
     fields = [("x", "f8"), ("y", "f8"), ("z", "f8"), ("quality", "i2"), ("red", "f4"), ("green", "f4"), ("blue", "f4")]
     rows = np.zeros(3, np.dtype([(name, endian + kind) for name, kind in fields]))
     rows["x"], rows["green"], rows["quality"] = [1, 2, 3], [0, 0.5, 1], 7
@@ -183,22 +183,22 @@ def bad_paths(folder):
         "missing": "There is nothing at",
         "huge.ply": "90,000,000,000 points",
         "none.ply": "no points",
-        "cut.ply": "cut off or damaged",
-        "cut_ascii.ply": "cut off or damaged",
-        "cut_ascii.pcd": "cut off or damaged",
-        "cut.pcd": "cut off or damaged",
+        "cut.ply": "truncated or damaged",
+        "cut_ascii.ply": "truncated or damaged",
+        "cut_ascii.pcd": "truncated or damaged",
+        "cut.pcd": "truncated or damaged",
         "faces.ply": "vertex COUNT",
         "word.ply": "damaged",
         "words.ply": "no PLY header",
         "words.pcd": "no PCD header",
-        "notes.txt": "Expected is a saved map",
+        "notes.txt": "Expected a saved map",
         "map.wsmap": "map.wsmap",
-        "folder": "no data set that is known",
+        "folder": "not a known dataset",
         "clip": "without camera poses",
     }
 
 
-def test_errors_are_sentences_that_name_the_path(tmp_path):
+def test_load_viewable_errors_name_the_path(tmp_path):
     for name, words in bad_paths(tmp_path).items():
         with pytest.raises(ViewableError) as caught:
             load_viewable(tmp_path / name)
@@ -208,29 +208,29 @@ def test_errors_are_sentences_that_name_the_path(tmp_path):
         assert message.endswith((".", ")."))
 
 
-def test_damaged_frame_is_named(tmp_path, wall_views):
+def test_damaged_frame_is_named_in_the_error(tmp_path, wall_views):
     folder = write_sequence(tmp_path / "run", wall_views)
-    (folder / "depth" / "000002.png").write_bytes(b"no picture")
+    (folder / "depth" / "000002.png").write_bytes(b"not an image")
     with pytest.raises(ViewableError, match=r"000002\.png"):
         load_viewable(folder)
 
 
-def test_real_sequence(shared_data):
+def test_real_sequence_is_loaded(shared_data):
     shown = load_viewable(shared_data / "rgbd_tum_fr3_cabinet")
     assert len(shown.points) > 100_000
     np.testing.assert_array_equal(shown.up, [0, 0, 1])  # SOURCE.md: world +Z is up
-    assert len(shown.given) == 58
-    assert max(view.camera.width for view in shown.given) == SHOWN_WIDTH
+    assert len(shown.observed_views) == 58
+    assert max(view.camera.width for view in shown.observed_views) == MAX_IMAGE_WIDTH_PX
 
 
-def test_shrinking_keeps_everything_aligned(wall_views):
+def test_shrink_keeps_image_mask_and_conditioning_aligned(wall_views):
     camera = Camera.from_fov(1000, 600, 1.0)
     mask = np.zeros((600, 1000), bool)
     mask[:, :500] = True
     image = np.zeros((600, 1000, 3), np.uint8)
     image[:, :500] = 255
     small = shrink(ImaginedView(image, camera, LEVEL, None, mask, conditioning=image))
-    assert small.camera.width == SHOWN_WIDTH == small.image.shape[1] == small.conditioning.shape[1]
+    assert small.camera.width == MAX_IMAGE_WIDTH_PX == small.image.shape[1] == small.conditioning.shape[1]
     assert small.observed.shape == small.image.shape[:2]
     assert (small.image[..., 0] > 127).mean() == pytest.approx(0.5, abs=0.01)
     np.testing.assert_array_equal(small.image, small.conditioning)

@@ -1,6 +1,6 @@
-"""Recordings (rosbag2: MCAP, SQLite) read and written without ROS, through `rosbags`.
+"""Reads and writes bags (rosbag2: MCAP, SQLite) without ROS, through `rosbags`.
 
-Only message types that are known here are decoded; definitions that a recording brings along are never compiled.
+Only known message types are decoded; message definitions stored in a bag are never compiled.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from worldstereo_ros.utils.resources import find_resource
 
 
 class BagError(WorldStereoError, ValueError):
-    """A recording that cannot be used. The message is a sentence: what came, what was expected, what to do."""
+    """A bag that cannot be read or written, or lacks what is needed."""
 
 
 class Bag:
-    """An open recording.
+    """Context manager that opens a bag for reading.
 
     Attributes:
         path: a folder with metadata.yaml, or an .mcap or .db3 file.
-        topics: name -> message type, of the topics that hold messages.
+        topics: name -> message type, of the topics with messages.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -40,18 +40,18 @@ class Bag:
 
     def __enter__(self) -> Bag:
         if not self.path.exists():
-            raise BagError(f"There is no recording {self.path}.")
+            raise BagError(f"The bag {self.path} does not exist.")
         path = self.path
         if path.is_dir() and not (path / "metadata.yaml").is_file():
             files = sorted([*path.glob("*.mcap"), *path.glob("*.db3")])
             if len(files) != 1:
-                raise BagError(f"{path} is no recording: it has no metadata.yaml and {len(files)} .mcap or .db3 files.")
+                raise BagError(f"{path} is not a bag: it has no metadata.yaml and {len(files)} .mcap or .db3 files.")
             path = files[0]
         try:
             self._reader = Reader(path)
             self._reader.open()
-        except Exception as error:  # a damaged file makes the readers raise anything
-            raise BagError(self._damaged(error)) from error
+        except Exception as error:  # readers raise arbitrary exceptions on damaged files
+            raise BagError(self._unreadable(error)) from error
         self.topics = {c.topic: c.msgtype for c in self._reader.connections if c.msgcount}
         return self
 
@@ -63,26 +63,31 @@ class Bag:
             reader.close()
 
     def require(self, topic: str, types: Iterable[str], what: str) -> str:
-        """The type of a topic.
+        """Checks that a topic exists with one of the types, and returns its type.
+
+        Args:
+            topic: name of the topic.
+            types: accepted message types.
+            what: what the topic is needed for, for error messages.
 
         Raises:
-            BagError: there is no such topic (the sentence names those there are), or it has another type.
+            BagError: the topic does not exist (the message lists the topics), or it has another type.
         """
         types = tuple(types)
         if topic not in self.topics:
-            fitting = sorted(name for name, kind in self.topics.items() if kind in types)
+            matching = sorted(name for name, kind in self.topics.items() if kind in types)
             every = ", ".join(f"{name} ({kind})" for name, kind in sorted(self.topics.items())) or "none"
-            hint = f" Topics that fit: {', '.join(fitting)}." if fitting else ""
+            hint = f" Matching topics: {', '.join(matching)}." if matching else ""
             raise BagError(f"{self.path} has no messages on '{topic}' for the {what}.{hint} Its topics are: {every}.")
         if self.topics[topic] not in types:
-            raise BagError(f"'{topic}' holds {self.topics[topic]}; the {what} is one of {', '.join(types)}.")
+            raise BagError(f"'{topic}' has type {self.topics[topic]}; {', '.join(types)} was expected for the {what}.")
         return self.topics[topic]
 
     def messages(self, topics: Iterable[str]) -> Iterator[tuple[str, int, memoryview]]:
-        """(topic, nanoseconds it was recorded at, serialized message) of these topics, in the order recorded."""
-        assert self._reader is not None, "A recording is read within `with Bag(path) as bag`."
-        wanted = set(topics)
-        connections = [c for c in self._reader.connections if c.topic in wanted]
+        """Yields (topic, receive time in nanoseconds, serialized message) of these topics in recorded order."""
+        assert self._reader is not None, "Open the bag first: `with Bag(path) as bag`."
+        selected = set(topics)
+        connections = [c for c in self._reader.connections if c.topic in selected]
         if not connections:
             return
         messages = self._reader.messages(connections)
@@ -92,21 +97,21 @@ class Bag:
             except StopIteration:
                 return
             except Exception as error:
-                raise BagError(self._damaged(error)) from error
+                raise BagError(self._unreadable(error)) from error
             yield connection.topic, stamp_ns, memoryview(raw)
 
     def decode(self, topic: str, raw: memoryview) -> Any:
-        """The message, with the fields ROS names."""
+        """Deserializes a message; its fields are named as in ROS. Raises BagError."""
         try:
             return self._store.deserialize_cdr(raw, self.topics[topic])
         except Exception as error:
             raise BagError(f"A message on '{topic}' in {self.path} is damaged: {error}.") from error
 
-    def _damaged(self, error: Exception) -> str:
+    def _unreadable(self, error: Exception) -> str:
         why = str(error).strip().rstrip(".") or type(error).__name__
         return (
-            f"The recording {self.path} cannot be read: {why}. If it was cut off (power, disk full), "
-            "`mcap recover` or `ros2 bag reindex` may save what is there."
+            f"The bag {self.path} cannot be read: {why}. If it was truncated (power failure, disk full), "
+            "`mcap recover` or `ros2 bag reindex` may restore it."
         )
 
 
@@ -114,36 +119,36 @@ class Bag:
 
 
 class BagWriter:
-    """Writes a recording, as a folder that `ros2 bag play`, Foxglove and `Bag` open.
+    """Writes a bag folder that `ros2 bag play`, Foxglove and `Bag` open.
 
-    Messages are given serialized (as rclpy or a raw subscription gives them) or as `rosbags` objects. Types of ROS 2
-    Jazzy's common interfaces are known; others are found by their .msg file: in this source tree, or in the share
-    folders of a sourced ROS environment.
+    Messages are passed serialized (as from rclpy or a raw subscription) or as `rosbags` objects. The common interfaces
+    of ROS 2 Jazzy are built in; other types are read from their .msg file in this source tree or in the share folders
+    of a sourced ROS environment.
     """
 
     def __init__(self, path: str | Path, *, storage: str = "mcap") -> None:
-        """Makes the folder.
+        """Creates the folder.
 
         Args:
-            path: of the folder, which must not exist.
+            path: folder of the bag; it must not exist.
             storage: "mcap" or "sqlite3".
 
         Raises:
-            BagError: it exists already, or cannot be made.
+            BagError: the folder exists or cannot be created.
         """
         self.path = Path(path)
         plugins = {"mcap": StoragePlugin.MCAP, "sqlite3": StoragePlugin.SQLITE3}
         if storage not in plugins:
-            raise BagError(f"The storage '{storage}' is not known; {' or '.join(plugins)} was expected.")
+            raise BagError(f"The storage '{storage}' is unknown; {' or '.join(plugins)} was expected.")
         if self.path.exists():
-            raise BagError(f"{self.path} exists already; a recording is not written over. Move it, or name another.")
+            raise BagError(f"{self.path} already exists; bags are not overwritten. Move it, or choose another path.")
         self._store = get_typestore(Stores.ROS2_JAZZY)
         self._connections: dict[str, Any] = {}
         self._writer: Writer | None = Writer(self.path, version=9, storage_plugin=plugins[storage])
         try:
             self._writer.open()
         except OSError as error:
-            raise BagError(f"The recording {self.path} cannot be made: {error.strerror}.") from error
+            raise BagError(f"The bag {self.path} cannot be created: {error.strerror}.") from error
 
     def __enter__(self) -> BagWriter:
         return self
@@ -154,31 +159,31 @@ class BagWriter:
         self.close()
 
     def add_topic(self, topic: str, type_name: str, *, latched: bool = False) -> None:
-        """Declares a topic; a second time, or later in the recording, does no harm.
+        """Declares a topic, at any time before its first message; repeated calls are ignored.
 
         Args:
-            topic: with its namespace.
-            type_name: such as "sensor_msgs/msg/Image".
-            latched: publishers keep the last message for late joiners (transient local), as maps do.
+            topic: full topic name.
+            type_name: message type such as "sensor_msgs/msg/Image".
+            latched: transient local durability: late subscribers receive the last message.
 
         Raises:
-            BagError: the type is not known, or the topic is recorded with another one.
+            BagError: the type is unknown, or the topic was declared with another type.
         """
         if topic in self._connections:
             if self._connections[topic].msgtype != type_name:
-                raise BagError(f"'{topic}' is recorded as {self._connections[topic].msgtype}, not {type_name}.")
+                raise BagError(f"'{topic}' was declared as {self._connections[topic].msgtype}, not {type_name}.")
             return
         register_type(self._store, type_name)
-        forever = QosTime(9223372036, 854775807)
+        unlimited = QosTime(9223372036, 854775807)
         qos = Qos(
             QosHistory.KEEP_LAST,
             1 if latched else 10,
             QosReliability.RELIABLE,
             QosDurability.TRANSIENT_LOCAL if latched else QosDurability.VOLATILE,
-            forever,
-            forever,
+            unlimited,
+            unlimited,
             QosLiveliness.AUTOMATIC,
-            forever,
+            unlimited,
             avoid_ros_namespace_conventions=False,
         )
         self._connections[topic] = self._open_writer().add_connection(
@@ -189,12 +194,12 @@ class BagWriter:
         """Writes one message of a declared topic.
 
         Args:
-            topic: see `add_topic`.
+            topic: declared topic, see `add_topic`.
             message: serialized (CDR bytes), or a `rosbags` object of the topic's type.
-            stamp_ns: when it was received, nanoseconds.
+            stamp_ns: receive time in nanoseconds.
 
         Raises:
-            BagError: the topic was not declared, or the disk is full.
+            BagError: the topic was not declared, or a write error occurred.
         """
         if topic not in self._connections:
             raise BagError(f"'{topic}' was not declared (`add_topic`) before its first message.")
@@ -204,47 +209,47 @@ class BagWriter:
         try:
             self._open_writer().write(connection, max(int(stamp_ns), 0), message)
         except OSError as error:
-            raise BagError(f"The recording {self.path} cannot be written: {error.strerror}.") from error
+            raise BagError(f"The bag {self.path} cannot be written: {error.strerror}.") from error
 
     def message(self, type_name: str, **fields: Any) -> Any:
-        """A `rosbags` object of a type, for callers without ROS."""
+        """Creates a `rosbags` message object, for callers without ROS. Raises BagError."""
         register_type(self._store, type_name)
         return self._store.types[type_name](**fields)
 
     def close(self) -> None:
-        """Writes the index; until then the recording has none. Closing twice does no harm."""
+        """Writes the index and closes the bag. Repeated calls are ignored."""
         writer, self._writer = self._writer, None
         if writer is not None:
             try:
                 writer.close()
             except OSError as error:
-                raise BagError(f"The recording {self.path} cannot be finished: {error.strerror}.") from error
+                raise BagError(f"The bag {self.path} cannot be finished: {error.strerror}.") from error
 
     def _open_writer(self) -> Writer:
         if self._writer is None:
-            raise BagError(f"The recording {self.path} is closed.")
+            raise BagError(f"The bag {self.path} is closed.")
         return self._writer
 
 
 def register_type(store: Typestore, type_name: str) -> None:
-    """Makes a message type known to a store, with the types it is made of, from their .msg files.
+    """Registers a message type and the types of its fields with a store, from their .msg files.
 
     Raises:
-        BagError: there is no such file.
+        BagError: a .msg file was not found, or the type name is invalid.
     """
     if type_name in store.fielddefs:
         return
     parts = type_name.split("/")
     if len(parts) != 3 or parts[1] != "msg" or not all(part.isidentifier() for part in parts):
-        raise BagError(f"'{type_name}' is no message type; 'package/msg/Name' was expected.")
+        raise BagError(f"'{type_name}' is not a message type; 'package/msg/Name' was expected.")
     found = get_types_from_msg(_definition(parts[0], parts[2]), type_name)
-    for other in sorted(set(_named_types(found[type_name][1])) - {type_name}):
-        register_type(store, other)
+    for field_type in sorted(set(_named_types(found[type_name][1])) - {type_name}):
+        register_type(store, field_type)
     store.register(found)
 
 
 def _named_types(fields: Any) -> Iterator[str]:
-    """The message types in the fields of a definition."""
+    """Yields the message types of the fields of a definition."""
     for _, (kind, inner) in fields:
         if kind == Nodetype.NAME:
             yield inner
@@ -253,15 +258,14 @@ def _named_types(fields: Any) -> Iterator[str]:
 
 
 def _definition(package: str, name: str) -> str:
+    """Reads the .msg file of a type."""
     if package == "worldstereo_ros":
-        own = find_resource(f"msg/{name}.msg")
-        places = [] if own is None else [own.parent]
+        bundled = find_resource(f"msg/{name}.msg")
+        folders = [] if bundled is None else [bundled.parent]
     else:
         prefixes = os.environ.get("AMENT_PREFIX_PATH", "").split(os.pathsep)
-        places = [Path(prefix) / "share" / package / "msg" for prefix in prefixes if prefix]
-    for place in places:
-        if (place / f"{name}.msg").is_file():
-            return (place / f"{name}.msg").read_text(encoding="utf-8")
-    raise BagError(
-        f"The definition of {package}/msg/{name} was not found; source the ROS environment that has {package}."
-    )
+        folders = [Path(prefix) / "share" / package / "msg" for prefix in prefixes if prefix]
+    for folder in folders:
+        if (folder / f"{name}.msg").is_file():
+            return (folder / f"{name}.msg").read_text(encoding="utf-8")
+    raise BagError(f"The definition of {package}/msg/{name} was not found; source a ROS environment with {package}.")

@@ -1,4 +1,4 @@
-"""Which topics of a recording hold the pictures, where nobody says so."""
+"""Message types, and detection of the image topics of a bag."""
 
 from __future__ import annotations
 
@@ -15,14 +15,16 @@ POSE_COVARIANCE = "geometry_msgs/msg/PoseWithCovarianceStamped"
 
 @dataclass(frozen=True)
 class _Stream:
+    """An image topic: its name, colour or depth, frame_id and (width, height)."""
+
     topic: str
     colour: bool
     frame: str
-    size: tuple[int, int] | None  # None = compressed: not looked into
+    size: tuple[int, int] | None  # None for compressed images, which are not decoded
 
 
 def camera_info_beside(image_topic: str) -> str:
-    """Where image transports put the CameraInfo of an image topic."""
+    """Returns the `camera_info` topic of an image topic, by the convention of image_transport."""
     parts = image_topic.split("/")
     if parts[-1] in ("compressed", "compressedDepth") and len(parts) > 2:
         parts.pop()
@@ -30,13 +32,17 @@ def camera_info_beside(image_topic: str) -> str:
 
 
 def find_topics(bag: Bag) -> tuple[str, str]:
-    """(colour topic, topic of the depth registered to it or "") of an open recording.
+    """Finds the colour topic of an open bag and the depth topic registered to it.
 
-    Colour is a topic with colour pictures and a camera_info beside it: raw before compressed, then by name, names with
-    "color" or "rgb" first. Depth is a topic of the same frame and size; raw images only.
+    The colour topic has colour images and a camera_info beside it. Raw topics are preferred to compressed ones, then
+    names with "color" or "rgb", then alphabetical order. The depth topic has raw depth images of the same frame and
+    size.
+
+    Returns:
+        (colour topic, depth topic); "" if there is no depth topic.
 
     Raises:
-        BagError: no topic is fit; the sentence names all topics.
+        BagError: there is no colour topic; the message lists all topics.
     """
     streams = _streams(bag)
     infos = {topic for topic, kind in bag.topics.items() if kind == CAMERA_INFO}
@@ -45,23 +51,23 @@ def find_topics(bag: Bag) -> tuple[str, str]:
         every = ", ".join(f"{name} ({kind})" for name, kind in sorted(bag.topics.items())) or "none"
         raise BagError(f"{bag.path} has no colour images with a camera_info beside them. Its topics are: {every}.")
 
-    def order(stream: _Stream) -> tuple[bool, bool, str]:
-        named = any(word in stream.topic for word in ("color", "colour", "rgb"))
-        return stream.size is None, not named, stream.topic
+    def rank(stream: _Stream) -> tuple[bool, bool, str]:
+        named_colour = any(word in stream.topic for word in ("color", "colour", "rgb"))
+        return stream.size is None, not named_colour, stream.topic
 
-    best = min(colour, key=order)
-    fitting = [s for s in streams if not s.colour and s.frame == best.frame and best.size in (None, s.size)]
-    return best.topic, min((s.topic for s in fitting), default="")
+    best = min(colour, key=rank)
+    registered = [s for s in streams if not s.colour and s.frame == best.frame and best.size in (None, s.size)]
+    return best.topic, min((s.topic for s in registered), default="")
 
 
 def _streams(bag: Bag) -> list[_Stream]:
-    """What the first message of every image topic is."""
-    waiting = {topic for topic, kind in bag.topics.items() if kind in (IMAGE, COMPRESSED)}
+    """Describes every image topic by its first message."""
+    unread = {topic for topic, kind in bag.topics.items() if kind in (IMAGE, COMPRESSED)}
     streams = []
-    for topic, _, raw in bag.messages(set(waiting)):
-        if topic not in waiting:
+    for topic, _, raw in bag.messages(set(unread)):
+        if topic not in unread:
             continue
-        waiting.discard(topic)
+        unread.discard(topic)
         message = bag.decode(topic, raw)
         if bag.topics[topic] == COMPRESSED:
             if "compressedDepth" not in message.format and not topic.endswith("compressedDepth"):
@@ -69,6 +75,6 @@ def _streams(bag: Bag) -> list[_Stream]:
         elif message.encoding in (*COLOUR_ENCODINGS, *DEPTH_ENCODINGS):
             size = (message.width, message.height)
             streams.append(_Stream(topic, message.encoding in COLOUR_ENCODINGS, message.header.frame_id, size))
-        if not waiting:
+        if not unread:
             break
     return streams

@@ -1,4 +1,4 @@
-"""Posed RGB-D views and paths from recordings, without ROS; writing is in `bagfiles.py`."""
+"""Reads posed RGB-D views and paths from bags, without ROS."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ __all__ = ["Bag", "BagError", "BagWriter", "camera_info_beside", "find_topics", 
 
 @dataclass
 class _Index:
-    """What the first pass over a recording finds."""
+    """Result of the first pass over a bag: stamps, poses and transforms."""
 
     images: list[int] = field(default_factory=list)  # stamps, nanoseconds
     depths: list[int] = field(default_factory=list)
-    frame: str = ""  # of the pictures
+    frame: str = ""  # frame_id of the images
     info: Any = None
     poses: list[tuple[int, np.ndarray]] = field(default_factory=list)
     pose_child: str = ""
@@ -56,32 +56,34 @@ def read_views(
     world_frame: str = "",
     base_frame: str = "",
     tolerance: float = 0.03,
-    wanted: int = 0,
+    max_views: int = 0,
 ) -> Iterator[View]:
-    """Posed RGB-D views of a recording, in the order taken.
+    """Reads posed RGB-D views from a bag, in recorded order.
 
-    Depth goes to a picture when its stamp is the nearest and within `tolerance`; pictures without are left out where
-    there is a depth topic. The pose comes from `pose_topic`, else from the transforms (`world_frame` to the frame of
-    the picture), interpolated at the picture's stamp; pictures without are left out. Of a recording without poses and
-    transforms only the first picture is given, at the origin: nothing says where the others were taken.
+    An image is paired with the depth image of the nearest stamp; if there is a depth topic, images without depth
+    within `tolerance` are skipped. The pose comes from `pose_topic` or, without one, from the transforms between
+    `world_frame` and the image's frame, interpolated at the image's stamp; images without a pose are skipped. From a
+    bag without poses and transforms only the first image is read, at the origin.
 
     Args:
-        path: folder or file of the recording.
-        image_topic: Image or CompressedImage, colour; "" = found, with its depth, by `find_topics`.
-        depth_topic: Image (16UC1 mm, 32FC1 m) or compressedDepth, registered to the picture; "" = no depth.
+        path: folder or file of the bag.
+        image_topic: colour topic (Image or CompressedImage); "" = detected, with its depth topic, by `find_topics`.
+        depth_topic: topic of depth registered to the image (Image of 16UC1 mm or 32FC1 m, or compressedDepth);
+            "" = no depth.
         camera_info_topic: "" = `camera_info` beside the image topic.
-        pose_topic: PoseStamped, PoseWithCovarianceStamped (of the camera's optical frame, or of `base_frame`) or
-            Odometry (of its child frame); "" = transforms.
-        world_frame: root of the poses taken from transforms; "" = the topmost frame above the picture's.
-        base_frame: what a PoseStamped is the pose of, where that is not the camera; transforms lead to the camera.
-        tolerance: seconds between stamps that belong together.
-        wanted: at most so many views, evenly spaced; 0 = all.
+        pose_topic: PoseStamped or PoseWithCovarianceStamped (pose of the camera's optical frame, or of `base_frame`),
+            or Odometry (pose of its child frame); "" = transforms.
+        world_frame: frame of the returned poses from transforms; "" = the root above the image's frame.
+        base_frame: frame of a PoseStamped, if it is not the camera's; transforms give the pose of the camera.
+        tolerance: largest difference between stamps that belong together, seconds.
+        max_views: largest number of views, evenly spaced; 0 = all.
 
     Yields:
-        Views with their stamps; images straightened where the camera_info has distortion.
+        Views with their stamps, undistorted.
 
     Raises:
-        BagError: damaged, a topic is missing or of another type, sizes disagree, or no picture has all it needs.
+        BagError: the bag is damaged, a topic is missing or of another type, sizes contradict each other, or no image
+            has depth and pose.
     """
     path = Path(path)
     tolerance_ns = round(tolerance * 1e9)
@@ -93,7 +95,7 @@ def read_views(
         bag.require(image_topic, (IMAGE, COMPRESSED), "colour image")
         bag.require(info_topic, (CAMERA_INFO,), "camera_info")
         if depth_topic == image_topic:
-            raise BagError(f"'{image_topic}' was given as both the colour and the depth image.")
+            raise BagError(f"'{image_topic}' is given as both the colour and the depth topic.")
         if depth_topic:
             bag.require(depth_topic, (IMAGE, COMPRESSED), "depth image")
         if pose_topic:
@@ -108,23 +110,24 @@ def read_views(
             pairs = {**_nearest(index.images, index.depths, tolerance_ns)}
             if not pairs:
                 raise BagError(
-                    f"No picture on '{image_topic}' has a depth image on '{depth_topic}' within {tolerance:g} s. "
-                    "Are both stamped by one clock? A larger tolerance may help."
+                    f"No image on '{image_topic}' has a depth image on '{depth_topic}' within {tolerance:g} s. "
+                    "Check that both are stamped by one clock, or increase the tolerance."
                 )
         poses = _poses(index, sorted(pairs), bag.topics.get(pose_topic, ""), world_frame, base_frame, tolerance_ns)
-        chosen = sorted(poses)
-        if 0 < wanted < len(chosen):
-            chosen = [chosen[round(i)] for i in np.linspace(0, len(chosen) - 1, wanted)]
-        yield from _load(bag, image_topic, depth_topic, index, {i: pairs[i] for i in chosen}, poses, calibration)
+        selected = sorted(poses)
+        if 0 < max_views < len(selected):
+            selected = [selected[round(i)] for i in np.linspace(0, len(selected) - 1, max_views)]
+        yield from _load(bag, image_topic, depth_topic, index, {i: pairs[i] for i in selected}, poses, calibration)
 
 
 def _index(bag: Bag, image_topic: str, depth_topic: str, info_topic: str, pose_topic: str) -> _Index:
+    """The first pass over a bag: reads all stamps, poses and transforms, but no images."""
     index = _Index()
     transforms = [name for name, kind in bag.topics.items() if kind == TF]
     for topic, recorded, raw in bag.messages({image_topic, depth_topic, info_topic, pose_topic, *transforms} - {""}):
         if topic == image_topic:
             index.images.append(_stamp(raw, recorded))
-            index.frame = index.frame or _frame(raw)
+            index.frame = index.frame or _frame_id(raw)
         if topic == depth_topic:
             index.depths.append(_stamp(raw, recorded))
         if topic == info_topic and index.info is None:
@@ -147,15 +150,15 @@ def _add_transforms(tree: TransformTree, message: Any, topic: str) -> None:
 
 
 def _stamp(raw: memoryview, recorded_ns: int) -> int:
-    """The header's stamp, which every stamped message begins with; where it is zero, when it was recorded."""
+    """Reads the stamp of the header, the first field of a message; the receive time if it is zero."""
     if len(raw) < 12:
         return recorded_ns
     seconds, nanoseconds = struct.unpack_from("<iI" if raw[1] & 1 else ">iI", raw, 4)
     return seconds * 1_000_000_000 + nanoseconds or recorded_ns
 
 
-def _frame(raw: memoryview) -> str:
-    """The header's frame, which follows the stamp."""
+def _frame_id(raw: memoryview) -> str:
+    """Reads the frame_id of the header, which follows the stamp."""
     if len(raw) < 16:
         return ""
     (length,) = struct.unpack_from("<I" if raw[1] & 1 else ">I", raw, 12)
@@ -163,16 +166,17 @@ def _frame(raw: memoryview) -> str:
 
 
 def _matrix(position: Any, orientation: Any, topic: str) -> np.ndarray:
+    """Converts position and orientation to a (4, 4) matrix; raises BagError."""
     try:
         return pose_from_quaternion(
             (position.x, position.y, position.z), (orientation.x, orientation.y, orientation.z, orientation.w)
         )
     except ValueError as error:
-        raise BagError(f"A message on '{topic}' cannot be used. {error}") from error
+        raise BagError(f"A message on '{topic}' is invalid. {error}") from error
 
 
 def _nearest(stamps: list[int], others: list[int], tolerance_ns: int) -> dict[int, int]:
-    """Position in `stamps` -> position in `others` of the nearest one, where that is within the tolerance."""
+    """Maps positions in `stamps` to the position of the nearest stamp in `others`, if within the tolerance."""
     order = np.argsort(others, kind="stable")
     ascending = np.array(others, dtype=np.int64)[order]
     pairs = {}
@@ -186,32 +190,34 @@ def _nearest(stamps: list[int], others: list[int], tolerance_ns: int) -> dict[in
 
 
 def _poses(
-    index: _Index, images: list[int], pose_type: str, world: str, base: str, tolerance_ns: int
+    index: _Index, images: list[int], pose_type: str, world_frame: str, base_frame: str, tolerance_ns: int
 ) -> dict[int, np.ndarray]:
-    """World_from_camera of the pictures whose pose is known.
+    """Returns (4, 4) world_from_camera of the images with a known pose.
 
     Raises:
-        BagError: of none; the sentence says why.
+        BagError: no image has a pose; the message says why.
     """
-    if not index.poses and (not index.tree.frames or (not world and index.frame not in index.tree.frames)):
+    if not index.poses and (not index.tree.frames or (not world_frame and index.frame not in index.tree.frames)):
         return {images[0]: np.eye(4)}
     track = PoseTrack.from_samples(index.poses) if index.poses else None
-    of = (index.pose_child or base) if pose_type == ODOMETRY else base
+    pose_frame = (index.pose_child or base_frame) if pose_type == ODOMETRY else base_frame
     poses: dict[int, np.ndarray] = {}
     problem = ""
     for i in images:
         stamp_ns = index.images[i]
         try:
             if track is None:
-                root = world or index.tree.root(index.frame)
+                root = world_frame or index.tree.root(index.frame)
                 poses[i] = index.tree.lookup(root, index.frame, stamp_ns, tolerance_ns)
             else:
-                to_camera = index.tree.lookup(of, index.frame, stamp_ns, tolerance_ns) if of else np.eye(4)
-                poses[i] = track.at(stamp_ns, tolerance_ns) @ to_camera
+                frame_from_camera = np.eye(4)
+                if pose_frame:
+                    frame_from_camera = index.tree.lookup(pose_frame, index.frame, stamp_ns, tolerance_ns)
+                poses[i] = track.at(stamp_ns, tolerance_ns) @ frame_from_camera
         except UnknownPoseError as error:
             problem = problem or str(error)
     if not poses:
-        raise BagError(f"No picture has a pose. Of the first one: {problem}")
+        raise BagError(f"No image has a pose. For the first image: {problem}")
     return poses
 
 
@@ -224,7 +230,7 @@ def _load(
     poses: dict[int, np.ndarray],
     calibration: Calibration,
 ) -> Iterator[View]:
-    """The second pass: decodes the pictures in `pairs` with the depth images they go with."""
+    """The second pass over a bag: decodes the images in `pairs` with their depth images."""
     users: dict[int, set[int]] = {}
     for image, depth in pairs.items():
         if depth is not None:
@@ -241,10 +247,10 @@ def _load(
         for i in sorted(images):
             partner = pairs[i]
             if partner is not None and partner not in depths:
-                break  # in the order taken: later ones wait
-            picture = images.pop(i)
+                break  # later images wait, to keep the recorded order
+            message = images.pop(i)
             yield _view(
-                picture,
+                message,
                 None if partner is None else depths[partner],
                 poses[i],
                 index.images[i],
@@ -259,26 +265,27 @@ def _load(
 
 
 def _view(
-    picture: Any,
-    depth: Any,
+    image_message: Any,
+    depth_message: Any,
     pose: np.ndarray,
     stamp_ns: int,
     calibration: Calibration,
     image_topic: str,
     depth_topic: str,
 ) -> View:
+    """Decodes and undistorts one view; raises BagError."""
     topic = image_topic
     try:
-        image, distances = _colour(picture), None
+        image, depth = _decode_colour(image_message), None
         _check_size(image, calibration, "camera_info")
-        if depth is not None:
+        if depth_message is not None:
             topic = depth_topic
-            distances = _depth(depth)
-            _check_size(distances, calibration, "colour image")
+            depth = _decode_depth(depth_message)
+            _check_size(depth, calibration, "colour image")
     except ImageError as error:
-        raise BagError(f"The message on '{topic}' at {stamp_ns / 1e9:.3f} s cannot be used. {error}") from error
-    image, distances = calibration.undistort(image, distances)
-    return View(image, calibration.camera, pose, distances, stamp_ns=stamp_ns)
+        raise BagError(f"The message on '{topic}' at {stamp_ns / 1e9:.3f} s is invalid. {error}") from error
+    image, depth = calibration.undistort(image, depth)
+    return View(image, calibration.camera, pose, depth, stamp_ns=stamp_ns)
 
 
 def _check_size(array: np.ndarray, calibration: Calibration, what: str) -> None:
@@ -286,12 +293,12 @@ def _check_size(array: np.ndarray, calibration: Calibration, what: str) -> None:
     camera = calibration.camera
     if (width, height) != (camera.width, camera.height):
         raise ImageError(
-            f"It is {width}x{height}; the {what} says {camera.width}x{camera.height}. "
+            f"Its size is {width}x{height}; the {what} has {camera.width}x{camera.height}. "
             "Record depth registered to the colour image, and the camera_info of that image."
         )
 
 
-def _colour(message: Any) -> np.ndarray:
+def _decode_colour(message: Any) -> np.ndarray:
     if message.__msgtype__ == COMPRESSED:
         return codecs.decode_compressed(message.data)
     return codecs.decode_colour(
@@ -299,7 +306,7 @@ def _colour(message: Any) -> np.ndarray:
     )
 
 
-def _depth(message: Any) -> np.ndarray:
+def _decode_depth(message: Any) -> np.ndarray:
     if message.__msgtype__ == COMPRESSED:
         return codecs.decode_compressed_depth(message.data, message.format)
     return codecs.decode_depth(
@@ -313,41 +320,41 @@ def _depth(message: Any) -> np.ndarray:
 def read_path(
     path: str | Path, topic: str, *, world_frame: str = "", base_frame: str = "", camera_frame: str = ""
 ) -> np.ndarray:
-    """The newest path with poses on a `nav_msgs/Path` topic.
+    """Reads the last non-empty path of a `nav_msgs/Path` topic.
 
     Args:
-        path: folder or file of the recording.
-        topic: of the path.
-        world_frame: frame wanted, where the path is in another one; "" = the path's own.
-        base_frame: what the poses are of, where not of the camera; with `camera_frame`, transforms lead to the camera.
+        path: folder or file of the bag.
+        topic: topic of the path.
+        world_frame: frame of the returned poses; "" = the frame of the path.
+        base_frame: frame that the poses belong to, if it is not the camera's; used together with `camera_frame`.
         camera_frame: optical frame of the camera.
 
     Returns:
         (N, 4, 4) world_from_camera, OpenCV axes.
 
     Raises:
-        BagError: no such topic, no poses, or a frame that transforms do not reach.
+        BagError: the topic does not exist, has no poses, or a frame is not connected by transforms.
     """
     path = Path(path)
     with Bag(path) as bag:
         bag.require(topic, (PATH,), "path")
-        newest, frame, tree = None, "", TransformTree()
+        last_path, frame, tree = None, "", TransformTree()
         transforms = [name for name, kind in bag.topics.items() if kind == TF]
         for name, recorded, raw in bag.messages([topic, *transforms]):
             message = bag.decode(name, raw)
             if name != topic:
                 _add_transforms(tree, message, name)
             elif message.poses:
-                newest, frame, stamp_ns = message, _frame(raw), _stamp(raw, recorded)
-    if newest is None:
+                last_path, frame, stamp_ns = message, _frame_id(raw), _stamp(raw, recorded)
+    if last_path is None:
         raise BagError(f"The paths on '{topic}' in {path} have no poses.")
-    poses = np.stack([_matrix(p.pose.position, p.pose.orientation, topic) for p in newest.poses])
-    tolerance_ns = 1_000_000_000  # a path is planned some time before or after the transforms around it
+    poses = np.stack([_matrix(p.pose.position, p.pose.orientation, topic) for p in last_path.poses])
+    tolerance_ns = 1_000_000_000  # a path may be stamped before or after the transforms around it
     try:
         if world_frame and world_frame != frame:
             poses = tree.lookup(world_frame, frame, stamp_ns, tolerance_ns) @ poses
         if base_frame and camera_frame:
             poses = poses @ tree.lookup(base_frame, camera_frame, stamp_ns, tolerance_ns)
     except UnknownPoseError as error:
-        raise BagError(f"The path on '{topic}' cannot be brought to the camera. {error}") from error
+        raise BagError(f"The path on '{topic}' cannot be transformed to the camera. {error}") from error
     return poses

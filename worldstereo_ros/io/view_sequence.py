@@ -1,0 +1,136 @@
+"""A lazily loaded sequence of views on disk, common to all file formats."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import overload
+
+import numpy as np
+
+from worldstereo_ros.geometry.cameras import Camera
+from worldstereo_ros.geometry.views import View
+from worldstereo_ros.imaging.codecs import ImageError
+from worldstereo_ros.io.files import VIDEO_SUFFIXES, DatasetError
+from worldstereo_ros.io.images import read_depth, read_image
+from worldstereo_ros.io.video import read_video
+from worldstereo_ros.io.worldstereo_examples import Trajectory
+
+
+@dataclass(frozen=True)
+class ViewSequence:
+    """N views on disk, loaded on access.
+
+    `sequence[i]` loads a View; `sequence[2:20:3]` and `sequence.subset([...])` are sequences of fewer views.
+
+    Attributes:
+        path: file or folder of the sequence.
+        kind: posed, image, video, worldstereo image, worldstereo reconstruction, worldstereo panorama.
+        cameras: intrinsics of each view.
+        poses: (N, 4, 4) float64 world_from_camera, OpenCV axes; identity if `posed` is False.
+        frames: image file of each view; for a video the video file, with the frame number in `indices`.
+        depths: depth file of each view, or None.
+        indices: (N,) int64, number of each view in its source.
+        stamps_ns: (N,) int64, time of each view in nanoseconds; 0 if unknown.
+        depth_scale: stored depth values per metre.
+        metric: translations are in metres.
+        posed: poses are known.
+        camera_known: intrinsics are known; otherwise a field of view of 60 degrees along the longer side is assumed.
+        prompt: text prompt that describes the place, or empty.
+        trajectories: camera trajectories that come with the data, by name.
+    """
+
+    path: Path
+    kind: str
+    cameras: tuple[Camera, ...]
+    poses: np.ndarray
+    frames: tuple[Path, ...]
+    depths: tuple[Path | None, ...]
+    indices: np.ndarray
+    stamps_ns: np.ndarray
+    depth_scale: float = 1000.0
+    metric: bool = False
+    posed: bool = True
+    camera_known: bool = True
+    prompt: str = ""
+    trajectories: dict[str, Trajectory] = field(default_factory=dict)
+
+    @property
+    def camera(self) -> Camera:
+        """Intrinsics of the first view. All views share them, except in some panorama banks."""
+        return self.cameras[0]
+
+    @property
+    def has_depth(self) -> bool:
+        """True if at least one view has depth."""
+        return any(depth is not None for depth in self.depths)
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    @overload
+    def __getitem__(self, key: int) -> View: ...
+    @overload
+    def __getitem__(self, key: slice) -> ViewSequence: ...
+    def __getitem__(self, key: int | slice) -> View | ViewSequence:
+        """Loads the view at position `key`, or returns the sequence of a slice.
+
+        Raises:
+            IndexError: the position is out of range.
+            DatasetError: a file is missing, damaged, or of another size than the intrinsics.
+        """
+        if isinstance(key, slice):
+            return self.subset(range(*key.indices(len(self))))
+        index = self._position(key)
+        camera, depth = self.cameras[index], None
+        try:
+            image = self._load_image(index)
+            self._check_size(self.frames[index], image, camera)
+            if (file := self.depths[index]) is not None:
+                depth = read_depth(file, self.depth_scale)
+                self._check_size(file, depth, camera)
+        except ImageError as error:
+            raise DatasetError(str(error)) from error
+        return View(image, camera, self.poses[index], depth, stamp_ns=int(self.stamps_ns[index]))
+
+    def __iter__(self) -> Iterator[View]:
+        return (self[index] for index in range(len(self)))
+
+    def subset(self, indices: Iterable[int]) -> ViewSequence:
+        """Returns the sequence of the views at these positions, in this order. Raises IndexError."""
+        rows = [self._position(i) for i in indices]
+        return replace(
+            self,
+            cameras=tuple(self.cameras[i] for i in rows),
+            poses=self.poses[rows].reshape(-1, 4, 4),
+            frames=tuple(self.frames[i] for i in rows),
+            depths=tuple(self.depths[i] for i in rows),
+            indices=self.indices[rows],
+            stamps_ns=self.stamps_ns[rows],
+        )
+
+    def _position(self, key: int) -> int:
+        """Returns a position from 0; negative keys count from the end."""
+        index = operator.index(key)
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"View {index} is out of range; {self.path} has {len(self)} views.")
+        return index % len(self)
+
+    def _load_image(self, index: int) -> np.ndarray:
+        path = self.frames[index]
+        if path.suffix.lower() not in VIDEO_SUFFIXES:
+            return read_image(path)
+        for frame in read_video(path, start=int(self.indices[index])):
+            return frame
+        raise DatasetError(f"The video {path} ends before frame {self.indices[index]}.")
+
+    @staticmethod
+    def _check_size(path: Path, array: np.ndarray, camera: Camera) -> None:
+        height, width = array.shape[:2]
+        if (width, height) != (camera.width, camera.height):
+            raise DatasetError(
+                f"{path} is {width}x{height}; the intrinsics are for {camera.width}x{camera.height}. "
+                "Colour, depth and intrinsics must have the same size."
+            )
