@@ -173,6 +173,15 @@ def test_shell_examples_use_commands_and_options_that_exist(page):
                 assert word.partition("=")[0] in options, f"{name_of(page)}: worldstereo {' '.join(words)}"
 
 
+@pytest.mark.parametrize("page", WITH_README, ids=name_of)
+def test_script_examples_use_options_that_exist(page):
+    text = page.read_text().replace("\\\n", " ")
+    for script, arguments in re.findall(r"python ((?:benchmarks|scripts|examples)/\w+\.py)([^\n`#]*)", text):
+        source = (REPOSITORY / script).read_text()
+        for option in re.findall(r"--[a-z][a-z-]*", arguments):
+            assert f'"{option}"' in source, f"{name_of(page)}: {script} has no {option}"
+
+
 @pytest.mark.slow
 def test_mkdocs_builds_without_warnings(tmp_path):
     for module in ("mkdocs", "material", "mkdocstrings"):
