@@ -1,4 +1,4 @@
-"""The demo as `make demo` runs it, smaller: the node in its own process, everything over the middleware."""
+"""`worldstereo demo` as `make demo` runs it, smaller: the node in its own process, over the real middleware."""
 
 import json
 
@@ -8,26 +8,31 @@ from helpers.checkpoints import DMD_VARIANT, write_small_checkpoint
 
 import worldstereo_ros
 from worldstereo_ros.cli import demo
-from worldstereo_ros.evaluation.demo_scenarios import scene_scenario
+from worldstereo_ros.evaluation import demo_scenarios
 from worldstereo_ros.io.bags.files import Bag
 from worldstereo_ros.io.bags.views import read_views
 from worldstereo_ros.io.datasets import open_sequence
 from worldstereo_ros.memory.archive import load_archive
 
+pytest.importorskip("rclpy", reason="the demo needs ROS 2: run `make setup`")
+pytest.importorskip("worldstereo_ros.action", reason="the demo needs the built messages: run `make setup`")
 pytestmark = pytest.mark.ros
+make_scenario = demo_scenarios.scene_scenario
 
 
 @pytest.fixture(scope="module")
-def outcome(tmp_path_factory):
-    def small(kind, seed, views):
-        return scene_scenario(kind, seed, views, given=4, width=160, height=120)
+def demo_run(tmp_path_factory):
+    """The output folder and the figures of a small demo."""
+
+    def small_scenario(kind, seed, views):
+        return make_scenario(kind, seed, views, given=4, width=160, height=120)
 
     out = tmp_path_factory.mktemp("demo")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ROS_DOMAIN_ID", "91")
         patch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
-        patch.setattr(demo, "scene_scenario", small)
-        # A toy model in the place of the one that ships, for this process: the node's own is geometric.
+        patch.setattr(demo_scenarios, "scene_scenario", small_scenario)
+        # A toy model replaces the bundled one in this process; the node's pipeline is geometric.
         package = tmp_path_factory.mktemp("package")
         write_small_checkpoint(package / "weights" / "small", (DMD_VARIANT,))
         patch.setattr(worldstereo_ros, "__path__", [str(package), *worldstereo_ros.__path__])
@@ -35,8 +40,8 @@ def outcome(tmp_path_factory):
     return out, figures
 
 
-def test_everything_promised_is_there(outcome):
-    out, figures = outcome
+def test_demo_writes_all_files(demo_run):
+    out, figures = demo_run
     for name in (
         "imagined.mp4",
         "contact_sheet.png",
@@ -53,43 +58,44 @@ def test_everything_promised_is_there(outcome):
     assert 0 < figures["observed_fraction"] < 1
 
 
-def test_the_other_pipelines_imagine_the_same_path(outcome):
-    out, figures = outcome
+def test_demo_imagines_the_same_path_with_other_pipelines(demo_run):
+    out, figures = demo_run
     assert figures["model"] == "geometric"
     (small,) = figures["beside"].values()
     assert figures["beside"].keys() == {"small"}
-    # The same memory and the same rules: the same pixels are observed, and an untrained model paints the others worse.
+    # The observed pixels come from the same memory; the untrained model imagines the others worse.
     assert small["psnr_observed"] == pytest.approx(figures["psnr_observed"], abs=1.0)
     assert small["psnr_imagined"] < figures["psnr_imagined"]
-    assert not (out / demo.SEEN_FILE).exists()
+    assert not (out / demo.OBSERVED_MAP_FILE).exists()
 
 
-def test_a_node_that_cannot_be_configured_ends_the_demo_at_once(tmp_path, monkeypatch):
+def test_demo_fails_at_once_if_the_node_cannot_be_configured(tmp_path, monkeypatch):
     monkeypatch.setenv("ROS_DOMAIN_ID", "92")
     monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
-    monkeypatch.setattr(demo, "scene_scenario", lambda *_: scene_scenario("room", 0, 2, given=2, width=64, height=48))
+    scenario = make_scenario("room", 0, 2, given=2, width=64, height=48)
+    monkeypatch.setattr(demo_scenarios, "scene_scenario", lambda *_: scenario)
     with pytest.raises(demo.DemoError, match=r"could not be configured\. The model 'crystal-ball' is not known"):
         demo.run_demo(tmp_path, model="crystal-ball")
 
 
-def test_the_views_are_a_sequence_with_what_was_observed(outcome):
-    out, _ = outcome
+def test_demo_writes_views_as_posed_sequences(demo_run):
+    out, _ = demo_run
     sequence = open_sequence(out / "imagined")
     assert len(sequence) == 5
     assert sequence[0].depth is not None
     assert len(list((out / "imagined" / "observed").iterdir())) == 5
-    assert len(open_sequence(out / "given")) == 4
+    assert len(open_sequence(out / "observed")) == 4
 
 
-def test_the_map_holds_what_was_seen_and_what_was_imagined(outcome):
-    archive = load_archive(outcome[0] / "world.wsmap")
+def test_saved_map_has_observed_and_imagined_points(demo_run):
+    archive = load_archive(demo_run[0] / "world.wsmap")
     assert archive.cloud.observed.any()
     assert (~archive.cloud.observed).any()
     assert sum(view.observed is None for view in archive.bank.views) == 4
 
 
-def test_the_bag_holds_what_was_published_and_can_be_played_to_us(outcome):
-    out, _ = outcome
+def test_bag_has_all_published_messages_and_can_be_played(demo_run):
+    out, _ = demo_run
     with Bag(out / "bag") as bag:
         counts = {topic: sum(1 for _ in bag.messages([topic])) for topic in bag.topics}
     assert counts["/image"] == 4
@@ -98,13 +104,13 @@ def test_the_bag_holds_what_was_published_and_can_be_played_to_us(outcome):
     assert "/tf_static" in counts
     views = list(read_views(out / "bag", "/image", depth_topic="/depth"))
     assert len(views) == 4
-    given = open_sequence(out / "given")
-    np.testing.assert_allclose(views[2].world_from_camera, given[2].world_from_camera, atol=1e-5)
-    np.testing.assert_array_equal(views[2].image, given[2].image)
+    observed = open_sequence(out / "observed")
+    np.testing.assert_allclose(views[2].world_from_camera, observed[2].world_from_camera, atol=1e-5)
+    np.testing.assert_array_equal(views[2].image, observed[2].image)
 
 
-def test_the_node_ended_and_complained_of_nothing(outcome):
-    log = (outcome[0] / "node.log").read_text()
+def test_node_log_has_no_errors(demo_run):
+    log = (demo_run[0] / "node.log").read_text()
     assert "Imagined 5 views" in log
     assert "Traceback" not in log
     assert "[ERROR]" not in log

@@ -1,4 +1,4 @@
-"""What the tests of the viewer show: a wall, a room, and the way through it."""
+"""Views, sequences and scenes for the tests of the viewer: a wall, a room and a path through it."""
 
 import json
 
@@ -18,7 +18,7 @@ POSES = trajectory("forward", LEVEL, 4, distance=0.6)
 
 
 def wall_view(pose, distance=2.0, number=0):
-    """A view of the wall x = distance, red on its left half (y > 0), green on its right."""
+    """A view of the wall x = distance, red in its left half (y > 0), green in its right."""
     depth = np.full((30, 40), distance - pose[0, 3], dtype=np.float32)
     image = np.zeros((30, 40, 3), np.uint8)
     image[:, :20, 0], image[:, 20:, 1] = 200, 180
@@ -27,7 +27,7 @@ def wall_view(pose, distance=2.0, number=0):
 
 
 def write_sequence(folder, views, *, observed=None, conditioning=False, depth=True):
-    """The posed-sequence layout, written by hand: it is what other programs write too."""
+    """Writes a posed sequence without the package's writer, as other programs do."""
     for index, view in enumerate(views):
         files = {"frames": cv2.cvtColor(view.image, cv2.COLOR_RGB2BGR)}
         if depth:
@@ -36,20 +36,20 @@ def write_sequence(folder, views, *, observed=None, conditioning=False, depth=Tr
             files["observed"] = observed.astype(np.uint8) * 255
         if conditioning:
             files["conditioning"] = np.full_like(view.image, 128)
-        for name, picture in files.items():
+        for name, image in files.items():
             (folder / name).mkdir(parents=True, exist_ok=True)
-            assert cv2.imwrite(str(folder / name / f"{index:06d}.png"), picture)
+            assert cv2.imwrite(str(folder / name / f"{index:06d}.png"), image)
     lines = ["# index tx ty tz qx qy qz qw"]
     for index, view in enumerate(views):
         lines.append(" ".join(map(str, (index, *np.concatenate(quaternion_from_pose(view.world_from_camera))))))
     (folder / "poses.txt").write_text("\n".join(lines))
-    about = {name: getattr(CAMERA, name) for name in ("width", "height", "fx", "fy", "cx", "cy")}
-    (folder / "intrinsics.json").write_text(json.dumps({**about, "depth_scale": 1000, "metric": True}))
+    intrinsics = {name: getattr(CAMERA, name) for name in ("width", "height", "fx", "fy", "cx", "cy")}
+    (folder / "intrinsics.json").write_text(json.dumps({**intrinsics, "depth_scale": 1000, "metric": True}))
     return folder
 
 
 def imagined_viewable(views, count=3):
-    """A room with floor, wall and ceiling, the far half of the wall imagined, and a path through it."""
+    """A room with floor, wall and ceiling, its right half (y < 0) imagined, and a path through it."""
     rng = np.random.default_rng(1)
     floor = np.stack([rng.uniform(0, 3, 4000), rng.uniform(-1.5, 1.5, 4000), np.zeros(4000)], 1)
     wall = np.stack([np.full(4000, 3.0), rng.uniform(-1.5, 1.5, 4000), rng.uniform(0, 2.6, 4000)], 1)
@@ -63,17 +63,18 @@ def imagined_viewable(views, count=3):
     )
     return Viewable(
         "room <1>",
-        "outcome",
+        "results",
         points,
         np.full((12000, 3), 100, np.uint8),
         points[:, 1] > 0,
-        given=(views[0],),
+        observed_views=(views[0],),
         imagined=imagined,
         path=POSES[:count],
     )
 
 
-def outcome_of(views):
+def imagined_views(views):
+    """Imagined views at the poses of all but the first view, their left half observed."""
     half = np.arange(40)[None].repeat(30, 0) < 20
     return [
         ImaginedView(v.image, CAMERA, v.world_from_camera, v.depth, half, conditioning=v.image, index=i, count=3)

@@ -52,8 +52,8 @@ def test_settings_that_are_not_there_or_no_yaml(tmp_path):
 @pytest.mark.parametrize(("arguments", "says"), [
     (["train", "video", "--config", "tpu"], "There is no training configuration 'tpu'"),
     (["train", "video", "--config", "smoke", "--minutes", "0"], "0.0 minutes were given"),
-    (["train", "ship", "nowhere", "--out", "packed"], "There is no training configuration 'nowhere/settings.json'"),
-    (["train", "ship", "nowhere", "--out", "packed", "--config", "smoke"], "config.json is missing"),
+    (["train", "package", "nowhere", "--out", "packed"], "There is no training configuration 'nowhere/settings.json'"),
+    (["train", "package", "nowhere", "--out", "packed", "--config", "smoke"], "config.json is missing"),
 ])  # fmt: skip
 def test_the_command_says_in_a_sentence_what_is_wrong(tmp_path, monkeypatch, arguments, says):
     monkeypatch.chdir(tmp_path)

@@ -1,9 +1,4 @@
-"""`worldstereo demo`: the node in a process of its own, a robot that shows it a place, and pictures of what came of it.
-
-Everything goes over the real middleware. Left in the folder: imagined.mp4, contact_sheet.png, cloud.ply, cloud.png,
-world.wsmap (both memories), bag/ (MCAP of all that was published), imagined/ and given/ (posed sequences),
-figures.json and node.log.
-"""
+"""`worldstereo demo`: the real node, a robot that drives through a place, and the images of what the node imagined."""
 
 from __future__ import annotations
 
@@ -18,31 +13,87 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
+import typer
 
-from worldstereo_ros.evaluation.demo_scenarios import DemoScenario, bag_scenario, scene_scenario, sequence_scenario
-from worldstereo_ros.evaluation.metrics import psnr, ssim
-from worldstereo_ros.geometry.views import ImaginedView
-from worldstereo_ros.memory.archive import load_archive
-from worldstereo_ros.pipelines.auto import NAMES, load_pipeline
+from worldstereo_ros.cli.options import INPUT, MODEL, PATH, Out
 from worldstereo_ros.utils.errors import WorldStereoError
 from worldstereo_ros.utils.resources import find_resource
-from worldstereo_ros.visualization.results import MAP_FILE, write_results
+from worldstereo_ros.visualization.result_files import IMAGINED_FOLDER, MAP_FILE, OBSERVED_FOLDER
 from worldstereo_ros.weights.bundled import BUNDLED, DEFAULT_MODEL, bundled_folder
-from worldstereo_ros.world import WorldModel
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from worldstereo_ros.evaluation.demo_scenarios import DemoScenario
+    from worldstereo_ros.geometry.views import ImaginedView
 
 NODE_NAME = "/worldstereo"
-SEEN_FILE = "seen.wsmap"  # what the node remembers before it imagines; removed at the end
-READY_WITHIN = 60.0, 900.0  # seconds for the pipelines of the package, for other checkpoints
+OBSERVED_MAP_FILE = "observed.wsmap"  # the memories before the node imagines; removed at the end
+BUNDLED_STARTUP_TIMEOUT_S, CHECKPOINT_STARTUP_TIMEOUT_S = 60.0, 900.0
+MIN_SCORED_FRACTION = 0.005  # of the pixels of an image; the PSNR of fewer says little
 
 
 class DemoError(WorldStereoError, RuntimeError):
-    """The demo could not be run; the message says why and what to do."""
+    """The demo could not run; the message says why and what to do."""
+
+
+def demo(
+    sequence: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Posed RGB-D sequence to play to the node.",
+            show_default="a procedural world",
+            rich_help_panel=INPUT,
+        ),
+    ] = None,
+    bag: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="BAG",
+            help="RGB-D rosbag (MCAP or SQLite) to play to the node.",
+            show_default="a procedural world",
+            rich_help_panel=INPUT,
+        ),
+    ] = None,
+    scene: Annotated[
+        str,
+        typer.Option(
+            metavar="KIND",
+            help="Kind of procedural world: room, corridor, warehouse or lot.",
+            rich_help_panel=INPUT,
+        ),
+    ] = "room",
+    seed: Annotated[
+        int, typer.Option(metavar="N", help="Random seed of the procedural world.", rich_help_panel=INPUT)
+    ] = 0,
+    views: Annotated[
+        int,
+        typer.Option(
+            metavar="N", help="Number of views to imagine along the path.", min=2, max=200, rich_help_panel=PATH
+        ),
+    ] = 24,
+    model: Annotated[
+        str,
+        typer.Option(
+            metavar="MODEL",
+            help="Pipeline of the node: geometric (no weights), small (bundled model), or a WorldStereo checkpoint "
+            "(folder or hub id).",
+            rich_help_panel=MODEL,
+        ),
+    ] = DEFAULT_MODEL,
+    out: Out = Path("demo_out"),
+) -> None:
+    """Run the node, drive a robot through a place, imagine the path ahead.
+
+    The output folder holds imagined.mp4, contact_sheet.png, cloud.ply, cloud.png, world.wsmap (the memories),
+    figures.json, node.log, and the folders imagined/ and observed/ (posed sequences) and bag/ (an MCAP bag of all that
+    was published). What an earlier demo left there is replaced.
+    """
+    run_demo(out, sequence=sequence, bag=bag, scene=scene, seed=seed, views=views, model=model)
 
 
 def run_demo(
@@ -55,73 +106,75 @@ def run_demo(
     views: int = 24,
     model: str = DEFAULT_MODEL,
 ) -> dict[str, Any]:
-    """Runs the whole story and leaves its pictures in `out`.
+    """Runs the demo over the real middleware and writes its results to a folder.
+
+    The node runs in a process of its own. The other bundled pipelines imagine the same path from the same memories, in
+    this process.
 
     Args:
-        out: folder; what an earlier demo left there is replaced.
-        sequence: a posed RGB-D sequence to play instead of a procedural world.
-        bag: a rosbag to play instead.
-        scene, seed: kind and number of the procedural world.
-        views: how many views are asked for.
-        model: pipeline of the node. The others that the package has imagine the same path beside it, without the node.
+        out: output folder; the results of an earlier demo in it are replaced.
+        sequence: posed RGB-D sequence to play; None for a procedural world.
+        bag: rosbag to play; None for a procedural world.
+        scene: kind of procedural world, one of `scenes.KINDS`.
+        seed: random seed of the procedural world.
+        views: number of views to imagine.
+        model: pipeline of the node.
 
     Returns:
         The figures, as in figures.json.
 
     Raises:
-        DemoError: ROS is missing, or the node did not do its part.
-        ValueError: the sequence or the bag cannot be used.
+        DemoError: ROS 2 is missing, or the node failed.
+        InputError: the scene, the sequence or the bag cannot be used.
     """
+    from rich.console import Console
+
+    from worldstereo_ros.memory.archive import load_archive
+    from worldstereo_ros.visualization.results import write_results
+
     try:
         from worldstereo_ros.ros.client.client import NodeSilentError, WorldStereoClient
         from worldstereo_ros.ros.client.recorder import Recorder
     except ImportError as error:
-        raise DemoError(
-            f"The demo talks to the real node and ROS 2 is not there ({error}). Run `make setup`."
-        ) from error
+        raise DemoError(f"The demo runs the real node, which needs ROS 2 ({error}). Run `make setup`.") from error
 
     console = Console()
     begin = time.monotonic()
-    with console.status("making the story ..."):
-        if sequence is not None:
-            scenario = sequence_scenario(sequence, views)
-        elif bag is not None:
-            scenario = bag_scenario(bag, views)
-        else:
-            scenario = scene_scenario(scene, seed, views)
+    with console.status("preparing the scenario ..."):
+        scenario = _make_scenario(sequence, bag, scene, seed, views)
     console.print(f"[bold]{scenario.title}[/]")
-    out = _prepared(out)
+    out = _prepare_folder(out)
     try:
-        with _node(out, model) as process, WorldStereoClient(NODE_NAME) as client, Recorder(client, out / "bag"):
+        with _run_node(out, model) as process, WorldStereoClient(NODE_NAME) as client, Recorder(client, out / "bag"):
             _wait_until_ready(client, model, out / "node.log")
-            ready = time.monotonic() - begin
-            _show(client, scenario, process)
-            _save(client, SEEN_FILE)
-            result = _ask(client, scenario)
+            startup_seconds = time.monotonic() - begin
+            _send_observations(client, scenario, process)
+            _save_map(client, OBSERVED_MAP_FILE)
+            result = _imagine_path(client, scenario)
             if result.error_code:
                 raise DemoError(f"The node ended the path with code {result.error_code}: {result.error_msg}")
             if len(result.views) != len(scenario.path):
-                raise DemoError(f"{len(scenario.path)} views were asked for and {len(result.views)} arrived.")
-            _save(client, MAP_FILE)
+                raise DemoError(f"{len(result.views)} views arrived, {len(scenario.path)} were expected.")
+            _save_map(client, MAP_FILE)
     except NodeSilentError as error:
-        raise DemoError(f"{error} Its log is {out / 'node.log'}.") from error
-    beside, figures_beside = {}, {}
-    for name in _others(model):
+        raise DemoError(f"{error} The node's log is {out / 'node.log'}.") from error
+    other_views, other_figures = {}, {}
+    for name in _other_pipelines(model):
         try:
             with console.status(f"{name} imagines the same path ..."):
-                beside[name], seconds = _imagine_beside(name, out / SEEN_FILE, result.views)
+                other_views[name], seconds = _imagine_here(name, out / OBSERVED_MAP_FILE, result.views)
         except (ValueError, RuntimeError) as error:
-            raise DemoError(f"{name} could not imagine the path beside the node: {error}") from error
-        figures_beside[name] = _figures(scenario, beside[name]) | {"seconds_per_view": round(seconds, 3)}
-    (out / SEEN_FILE).unlink()
+            raise DemoError(f"The pipeline '{name}' could not imagine the same path: {error}") from error
+        other_figures[name] = _compute_figures(scenario, other_views[name]) | {"seconds_per_view": round(seconds, 3)}
+    (out / OBSERVED_MAP_FILE).unlink()
     with console.status("drawing ..."):
         cloud = load_archive(out / MAP_FILE).cloud
-        figures = {"scenario": scenario.title, "model": model, **_figures(scenario, result.views)} | {
+        figures = {"scenario": scenario.title, "model": model, **_compute_figures(scenario, result.views)} | {
             "points": len(cloud),
             "seconds_to_first_view": round(result.seconds_to_first, 3),
             "seconds_per_view": round(result.seconds / len(result.views), 3),
-            "seconds_until_ready": round(ready, 1),
-            "beside": figures_beside,
+            "seconds_until_ready": round(startup_seconds, 1),
+            "beside": other_figures,
         }
         write_results(
             out,
@@ -129,35 +182,45 @@ def run_demo(
             scenario.observed_views,
             cloud,
             scenario.truth,
-            title="worldstereo_ros: given, remembered, imagined",
+            title="worldstereo demo",
             subtitle=scenario.title,
-            name=model if Path(model).name in beside else Path(model).name,
-            beside=beside,
+            model=model if Path(model).name in other_views else Path(model).name,
+            other_models=other_views,
         )
     figures["seconds_in_all"] = round(time.monotonic() - begin, 1)
     (out / "figures.json").write_text(json.dumps(figures, indent=1))
-    _print(console, figures, out)
+    _print_figures(console, figures, out)
     return figures
 
 
-def _prepared(out: Path) -> Path:
-    """The folder, made if missing, without what an earlier demo left in it (nothing else is touched)."""
+def _make_scenario(sequence: Path | None, bag: Path | None, scene: str, seed: int, views: int) -> DemoScenario:
+    from worldstereo_ros.evaluation.demo_scenarios import bag_scenario, scene_scenario, sequence_scenario
+
+    if sequence is not None:
+        return sequence_scenario(sequence, views)
+    if bag is not None:
+        return bag_scenario(bag, views)
+    return scene_scenario(scene, seed, views)
+
+
+def _prepare_folder(out: Path) -> Path:
+    """Creates the output folder and removes the results of an earlier demo; other files in it stay."""
     out = out.resolve()
     out.mkdir(parents=True, exist_ok=True)
-    for name in ("bag", "imagined", "given"):
+    for name in ("bag", IMAGINED_FOLDER, OBSERVED_FOLDER):
         shutil.rmtree(out / name, ignore_errors=True)
-    for name in (MAP_FILE, SEEN_FILE, "figures.json", "node.log"):
+    for name in (MAP_FILE, OBSERVED_MAP_FILE, "figures.json", "node.log"):
         (out / name).unlink(missing_ok=True)
     return out
 
 
 @contextmanager
-def _node(out: Path, model: str) -> Iterator[subprocess.Popen[bytes]]:
-    """The node as a process of its own, with its log in a file; ended when the block is left, whatever happened."""
+def _run_node(out: Path, model: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Runs the node in a process of its own, its log in node.log; ends it when the block is left."""
     command = [sys.executable, "-m", "worldstereo_ros.ros.node", "--ros-args", "-r", f"__node:={NODE_NAME[1:]}"]
     for name, value in {"map_directory": out, "model": model, "camera_frame": "camera_optical_frame"}.items():
         command += ["-p", f"{name}:={value}"]
-    _set_up_middleware()
+    _configure_middleware()
     with (out / "node.log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
         try:
@@ -171,94 +234,111 @@ def _node(out: Path, model: str) -> Iterator[subprocess.Popen[bytes]]:
                 process.wait()
 
 
-def _set_up_middleware() -> None:
-    """For this process and the node: what the user set stays, what is not set is set for one machine."""
-    # Other machines on the network have no business in a demo, unless the user says so.
+def _configure_middleware() -> None:
+    """Sets up discovery and transport for one machine, for this process and the node, unless the user set them."""
     os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
-    # Room for whole images in shared memory; without it they go as fragments over UDP, where a busy machine loses them.
+    # The profile has room for whole images in shared memory. Without it they are sent as fragments over UDP, which a
+    # busy machine loses.
     profiles = find_resource("config/fastdds.xml")
     if profiles is not None:
         os.environ.setdefault("FASTRTPS_DEFAULT_PROFILES_FILE", str(profiles))
 
 
 def _wait_until_ready(client: Any, model: str, log: Path) -> None:
-    """Until the node is active; a node that could not be configured is not waited for.
+    """Waits until the node is active, or fails at once if its log says that it cannot be configured.
 
     Raises:
-        DemoError: the node says why it cannot run.
-        NodeSilentError: it was not active in time.
+        DemoError: the node cannot be configured.
+        NodeSilentError: the node is not active in time.
     """
     from worldstereo_ros.ros.client.client import NodeSilentError
 
-    deadline = time.monotonic() + READY_WITHIN[model not in NAMES]
+    timeout = BUNDLED_STARTUP_TIMEOUT_S if model in _pipeline_names() else CHECKPOINT_STARTUP_TIMEOUT_S
+    deadline = time.monotonic() + timeout
     while True:
         try:
             return client.wait_until_ready(2.0)
         except NodeSilentError:
-            said = re.search(r"Not configured\. (.*)", log.read_text(errors="replace"))
-            if said:
-                raise DemoError(f"The node could not be configured. {said[1]}") from None
+            reason = re.search(r"Not configured\. (.*)", log.read_text(errors="replace"))
+            if reason:
+                raise DemoError(f"The node could not be configured. {reason[1]}") from None
             if time.monotonic() > deadline:
                 raise
 
 
-def _save(client: Any, name: str) -> None:
+def _save_map(client: Any, name: str) -> None:
     saved, message = client.save_map(name)
     if not saved:
         raise DemoError(f"The node did not save its map: {message}")
 
 
-def _others(model: str) -> list[str]:
-    """The pipelines of this installation beside the one that the node runs."""
-    there = [name for name in NAMES if name not in BUNDLED or bundled_folder(name).is_dir()]
-    return [name for name in there if name != model]
+def _pipeline_names() -> tuple[str, ...]:
+    from worldstereo_ros.pipelines.auto import NAMES
+
+    return NAMES
 
 
-def _imagine_beside(name: str, seen: Path, views: Sequence[ImaginedView]) -> tuple[list[ImaginedView], float]:
-    """What another pipeline makes of the same memory and the same path, and its seconds for a view."""
+def _other_pipelines(model: str) -> list[str]:
+    """Names of the installed pipelines other than the node's."""
+    installed = [name for name in _pipeline_names() if name not in BUNDLED or bundled_folder(name).is_dir()]
+    return [name for name in installed if name != model]
+
+
+def _imagine_here(name: str, observed_map: Path, views: Sequence[ImaginedView]) -> tuple[list[ImaginedView], float]:
+    """Imagines the path of `views` from a saved map in this process; returns the views and the seconds per view."""
+    import numpy as np
+
+    from worldstereo_ros.pipelines.auto import load_pipeline
     from worldstereo_ros.ros.node.world_factory import effective_device
+    from worldstereo_ros.world import WorldModel
 
     device = effective_device("auto")
     world = WorldModel(load_pipeline(name, device), device=device)
-    world.load(seen)
+    world.load(observed_map)
     begin = time.monotonic()
     path = np.stack([view.world_from_camera for view in views])
     imagined = list(world.imagine(path, views[0].camera, remember=True))
     return imagined, (time.monotonic() - begin) / len(imagined)
 
 
-def _bar() -> Progress:
+def _progress_bar() -> Progress:
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
     columns = (TextColumn("{task.description:<22}"), BarColumn(), TextColumn("{task.completed:.0f}/{task.total:.0f}"))
     return Progress(*columns, TimeElapsedColumn(), TextColumn("{task.fields[note]}"))
 
 
-def _show(client: Any, scenario: DemoScenario, process: subprocess.Popen[bytes]) -> None:
-    """Shows every given view to the node, each once the one before is remembered."""
-    with _bar() as bar:
-        task = bar.add_task("the robot looks around", total=len(scenario.observed_views), note="")
+def _send_observations(client: Any, scenario: DemoScenario, process: subprocess.Popen[bytes]) -> None:
+    """Publishes the observed views one by one; each waits until the node remembers the one before."""
+    with _progress_bar() as bar:
+        task = bar.add_task("observing", total=len(scenario.observed_views), note="")
         for view in scenario.observed_views:
             if process.poll() is not None:
-                raise DemoError("The node ended by itself; its log says why (node.log).")
+                raise DemoError("The node ended unexpectedly; node.log says why.")
             client.add_observation(view)
             bar.advance(task)
 
 
-def _ask(client: Any, scenario: DemoScenario) -> Any:
-    """Sends the path and shows the feedback."""
-    with _bar() as bar:
-        task = bar.add_task("the node imagines", total=len(scenario.path), note="")
+def _imagine_path(client: Any, scenario: DemoScenario) -> Any:
+    """Sends the path as an action goal, shows the feedback, and returns the result."""
+    with _progress_bar() as bar:
+        task = bar.add_task("imagining", total=len(scenario.path), note="")
 
         def on_feedback(feedback: Any) -> None:
-            left = f"{feedback.seconds_left:.0f} s left" if feedback.seconds_left >= 0 else ""
-            bar.update(task, completed=feedback.views_done, note=f"{feedback.stage} {left}")
+            remaining = f"{feedback.seconds_left:.0f} s left" if feedback.seconds_left >= 0 else ""
+            bar.update(task, completed=feedback.views_done, note=f"{feedback.stage} {remaining}")
 
         result = client.imagine(scenario.path, on_feedback=on_feedback, remember=True)
         bar.update(task, completed=len(result.views), note="")
     return result
 
 
-def _figures(scenario: DemoScenario, views: Sequence[ImaginedView]) -> dict[str, Any]:
-    """Quality against the truth, whole and by what is said of each pixel; None where nobody knows the truth."""
+def _compute_figures(scenario: DemoScenario, views: Sequence[ImaginedView]) -> dict[str, Any]:
+    """Image quality over whole frames and by provenance; None without ground truth."""
+    import numpy as np
+
+    from worldstereo_ros.evaluation.metrics import psnr, ssim
+
     figures: dict[str, Any] = {
         "views": len(views),
         "observed_fraction": round(float(np.mean([view.observed_fraction for view in views])), 4),
@@ -269,36 +349,38 @@ def _figures(scenario: DemoScenario, views: Sequence[ImaginedView]) -> dict[str,
     }
     if scenario.truth is None:
         return figures
-    rows: dict[str, list[float]] = {"psnr": [], "ssim": [], "psnr_observed": [], "psnr_imagined": []}
+    scores: dict[str, list[float]] = {"psnr": [], "ssim": [], "psnr_observed": [], "psnr_imagined": []}
     for view, truth in zip(views, scenario.truth, strict=True):
-        rows["ssim"].append(ssim(view.image, truth))
+        scores["ssim"].append(ssim(view.image, truth))
         observed = view.observed_mask
         masks = {"psnr": np.ones_like(observed), "psnr_observed": observed, "psnr_imagined": ~observed}
         for name, mask in masks.items():
             value = psnr(view.image, truth, mask)
-            if value is not None and mask.mean() > 0.005:  # a handful of pixels says nothing
-                rows[name].append(value)
-    return figures | {name: round(float(np.mean(values)), 3) for name, values in rows.items() if values}
+            if value is not None and mask.mean() > MIN_SCORED_FRACTION:
+                scores[name].append(value)
+    return figures | {name: round(float(np.mean(values)), 3) for name, values in scores.items() if values}
 
 
-def _print(console: Console, figures: dict[str, Any], out: Path) -> None:
+def _print_figures(console: Console, figures: dict[str, Any], out: Path) -> None:
+    from rich.table import Table
+
     columns = {figures["model"]: figures, **figures["beside"]}
     table = Table("", *columns, box=None, show_header=len(columns) > 1, pad_edge=False)
-    words = {
-        "views": "views imagined",
-        "observed_fraction": "of their pixels observed",
-        "psnr": "PSNR, whole frame (dB)",
+    labels = {
+        "views": "imagined views",
+        "observed_fraction": "fraction of observed pixels",
+        "psnr": "PSNR, all pixels (dB)",
         "ssim": "SSIM",
-        "psnr_observed": "PSNR where it says observed (dB)",
-        "psnr_imagined": "PSNR where it says imagined (dB)",
+        "psnr_observed": "PSNR, observed pixels (dB)",
+        "psnr_imagined": "PSNR, imagined pixels (dB)",
         "points": "points in the cloud",
         "seconds_to_first_view": "seconds to the first view",
         "seconds_per_view": "seconds per view",
-        "seconds_in_all": "seconds in all",
+        "seconds_in_all": "seconds in total",
     }
-    for name, text in words.items():
+    for name, label in labels.items():
         if figures.get(name) is not None:
-            table.add_row(text, *(str(column.get(name, "")) for column in columns.values()))
+            table.add_row(label, *(str(column.get(name, "")) for column in columns.values()))
     console.print(table)
-    console.print(f"\nLook at [bold]{out / 'contact_sheet.png'}[/], imagined.mp4 and cloud.png beside it.")
+    console.print(f"\nSee [bold]{out / 'contact_sheet.png'}[/], and imagined.mp4 and cloud.png beside it.")
     console.print(f"In the browser: [bold]worldstereo view {out}[/]")

@@ -1,101 +1,188 @@
-"""`worldstereo doctor`: what is installed, what is missing, and the one thing to do about it."""
+"""`worldstereo doctor`: what is installed, what is missing, and how to install it."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.metadata
+import io
 import os
 import platform
 import shutil
 import sys
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import typer
 
 from worldstereo_ros.weights.bundled import bundled_folder
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+MIN_PYTHON, MAX_PYTHON = (3, 10), (3, 13)
+MIN_FREE_DISK_GIB = 1
+MAX_ROS_DOMAIN_ID = 232
+INSTALL_LIBRARIES = "Run `sudo apt-get install libusb-1.0-0 libgl1 libgomp1 libx11-6`."
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report. `fix` is the one thing to do, empty where all is well."""
+    """One line of the report.
+
+    Attributes:
+        name: what was examined.
+        state: what was found.
+        ok: whether it can be used.
+        fix: what to do if it cannot, as a sentence; empty if it can.
+        required: whether the package needs it; otherwise only some commands do.
+    """
 
     name: str
     state: str
     ok: bool
     fix: str = ""
-    needed: bool = True
+    required: bool = True
 
 
-PIP = "Run `make setup`, or `pip install '.[view,export]'`."
-# (module, distribution, what it is for, needed by the core)
+class Package(NamedTuple):
+    """A Python package to examine.
+
+    Attributes:
+        module: name to import.
+        distribution: name to install.
+        purpose: what it is for, for the report.
+        extra: the optional dependencies it belongs to; empty for a required one.
+    """
+
+    module: str
+    distribution: str
+    purpose: str
+    extra: str = ""
+
+
 PACKAGES = (
-    ("numpy", "numpy", "arrays", True),
-    ("scipy", "scipy", "rotations", True),
-    ("torch", "torch", "rendering and models", True),
-    ("numba", "numba", "fast memory and rendering on the CPU", True),
-    ("cv2", "opencv-python-headless", "pictures", True),
-    ("open3d", "open3d", "clouds to PLY and PCD", True),
-    ("safetensors", "safetensors", "weights and saved maps", True),
-    ("rosbags", "rosbags", "bags without ROS", True),
-    ("pytransform3d", "pytransform3d", "transforms without tf2", True),
-    ("diffusers", "diffusers", "the WorldStereo model", True),
-    ("transformers", "transformers", "text, image and depth models", True),
-    ("viser", "viser", "worldstereo view", False),
-    ("onnxruntime", "onnxruntime", "exported models", False),
+    Package("numpy", "numpy", "arrays"),
+    Package("scipy", "scipy", "rotations, nearest neighbours"),
+    Package("torch", "torch", "rendering, models"),
+    Package("numba", "numba", "fast memory and rendering on the CPU"),
+    Package("cv2", "opencv-python-headless", "images"),
+    Package("PIL", "pillow", "image codecs"),
+    Package("imageio_ffmpeg", "imageio-ffmpeg", "video files"),
+    Package("open3d", "open3d", "point cloud files"),
+    Package("safetensors", "safetensors", "weights, saved maps"),
+    Package("yaml", "pyyaml", "configuration files"),
+    Package("rosbags", "rosbags", "bags without ROS"),
+    Package("transforms3d", "transforms3d", "rotations in ROS"),
+    Package("pytransform3d", "pytransform3d", "transforms without tf2"),
+    Package("diffusers", "diffusers", "WorldStereo models"),
+    Package("transformers", "transformers", "text, image and depth models"),
+    Package("accelerate", "accelerate", "training"),
+    Package("viser", "viser", "worldstereo view", "view"),
+    Package("onnxruntime", "onnxruntime", "exported models", "export"),
 )
 
 
+def doctor() -> None:
+    """Check the installation: list what is there, what is missing and how to fix it.
+
+    The exit status is 1 if something that the package requires is missing.
+    """
+    from rich.console import Console
+
+    findings = examine()
+    print_report(findings, Console())
+    raise typer.Exit(0 if all(finding.ok or not finding.required for finding in findings) else 1)
+
+
 def examine() -> list[Finding]:
-    """Looks at this machine. Changes nothing, downloads nothing."""
-    packages = [_package(*package) for package in PACKAGES]
-    return [_python(), *packages, _small_model(), _device(), *_ros(), _domain(), _disk()]
+    """Examines this machine. Changes nothing and downloads nothing."""
+    # Packages warn about, or print, that others are missing; the report says so too.
+    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")
+        packages = [_examine_package(package) for package in PACKAGES]
+        small_model, device, ros = _examine_small_model(), _examine_device(), _examine_ros()
+    return [_examine_python(), *packages, small_model, device, *ros, _examine_disk()]
 
 
-def _python() -> Finding:
+def print_report(findings: list[Finding], console: Console) -> None:
+    """Prints the findings as a table and what to do about each that is not ok, required ones first."""
+    from rich.table import Table
+
+    table = Table("", "what", box=None, pad_edge=False)
+    table.add_column("found", overflow="fold")
+    for finding in findings:
+        mark = "[green]ok[/]" if finding.ok else ("[red]missing[/]" if finding.required else "[yellow]optional[/]")
+        table.add_row(mark, finding.name, finding.state)
+    console.print(table)
+    problems = sorted((finding for finding in findings if not finding.ok), key=lambda finding: not finding.required)
+    if not problems:
+        console.print("\n[bold]Everything is installed.[/] Try `worldstereo demo`.")
+        return
+    console.print("\n[bold]To fix:[/]")
+    for finding in problems:
+        optional = "" if finding.required else " (optional)"
+        console.print(f"  {finding.name}{optional}: {finding.fix}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _examine_python() -> Finding:
     version = platform.python_version()
-    ok = (3, 10) <= sys.version_info[:2] <= (3, 13)
-    return Finding("Python", f"{version} in {sys.prefix}", ok, "" if ok else "Use Python 3.10 to 3.13.")
+    ok = MIN_PYTHON <= sys.version_info[:2] <= MAX_PYTHON
+    supported = " to ".join(".".join(map(str, bound)) for bound in (MIN_PYTHON, MAX_PYTHON))
+    return Finding("Python", f"{version} in {sys.prefix}", ok, "" if ok else f"Use Python {supported}.")
 
 
-def _package(module: str, distribution: str, purpose: str, needed: bool) -> Finding:
+def _examine_package(package: Package) -> Finding:
+    """Imports the package: one that is installed may still lack a library or a package of its own."""
+    install = f"pip install '.[{package.extra}]'" if package.extra else f"pip install {package.distribution}"
+    fix, required = f"Run `make setup`, or `{install}`.", not package.extra
     try:
-        importlib.import_module(module)
-    except (ImportError, OSError) as error:
-        fix = PIP
-        if ".so" in str(error):  # the package is there, a library of the system is not
-            fix = "Run: sudo apt-get install libusb-1.0-0 libgl1 libgomp1 libx11-6"
-        return Finding(module, f"cannot be imported: {error}", False, fix, needed)
+        module = importlib.import_module(package.module)
+    except Exception as error:  # packages fail on import in many ways
+        needed = (error.name or "").split(".")[0] if isinstance(error, ModuleNotFoundError) else package.module
+        if needed != package.module:
+            fix = f"Install {needed}, which it needs."
+        elif ".so" in str(error):  # a library of the operating system is missing
+            fix = INSTALL_LIBRARIES
+        return Finding(package.module, f"cannot be imported: {_first_line(error)}", False, fix, required)
     try:
-        version = importlib.metadata.version(distribution)
+        version = importlib.metadata.version(package.distribution)
     except importlib.metadata.PackageNotFoundError:
-        version = str(getattr(importlib.import_module(module), "__version__", "present"))
-    return Finding(module, f"{version} ({purpose})", True)
+        version = str(getattr(module, "__version__", "installed"))
+    return Finding(package.module, f"{version} ({package.purpose})", True)
 
 
-def _small_model() -> Finding:
-    """The model that comes with the package; its headers are read, its weights are not."""
-    name, fix = "small model", "Install worldstereo_ros again: its folder worldstereo_ros/weights is not whole."
+def _examine_small_model() -> Finding:
+    """Reads the headers of the bundled model, not its weights."""
+    name, fix = "small model", "Install worldstereo_ros again: its folder worldstereo_ros/weights is incomplete."
     folder = bundled_folder("small")
     if not folder.is_dir():
-        return Finding(name, f"not in this installation ({folder})", False, fix, needed=False)
+        return Finding(name, f"not in this installation ({folder})", False, fix, required=False)
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     try:
         from worldstereo_ros.models import inspect_checkpoint, list_variants
-
+    except Exception as error:
+        if isinstance(error, ImportError) and not (error.name or "").startswith("worldstereo_ros"):
+            fix = "Install the required packages that are missing."
+        return Finding(name, f"cannot be examined: {_first_line(error)}", False, fix, required=False)
+    try:
         variants: list[str | None] = [*list_variants("small")]
         reports = [inspect_checkpoint("small", variant) for variant in variants or [None]]
-    except (ImportError, OSError, ValueError) as error:
-        return Finding(name, f"cannot be used: {error}", False, fix, needed=False)
+    except Exception as error:
+        return Finding(name, f"cannot be used: {_first_line(error)}", False, fix, required=False)
     problems = [problem for report in reports for problem in report.problems]
     if problems:
-        return Finding(name, f"cannot be used: {problems[0]}", False, fix, needed=False)
+        return Finding(name, f"cannot be used: {problems[0]}", False, fix, required=False)
     return Finding(name, f"{', '.join(report.variant for report in reports)}, {size / 1e6:.1f} MB in {folder}", True)
 
 
-def _device() -> Finding:
+def _examine_device() -> Finding:
     try:
         import torch
-    except ImportError:
-        return Finding("device", "torch is missing", False, PIP)
+    except Exception as error:
+        return Finding("device", f"torch cannot be imported: {_first_line(error)}", False, "Install torch.")
     if torch.cuda.is_available():
         free, total = torch.cuda.mem_get_info()
         name = torch.cuda.get_device_name()
@@ -103,65 +190,56 @@ def _device() -> Finding:
     return Finding("device", f"cpu, {os.cpu_count()} cores (no CUDA device; geometric and small need none)", True)
 
 
-def _ros() -> list[Finding]:
+def _examine_ros() -> list[Finding]:
+    domain = _examine_ros_domain()
     try:
         import rclpy  # noqa: F401
-    except ImportError as error:
-        fix = "For the node: run `make setup`, or source your ROS (`source /opt/ros/$ROS_DISTRO/setup.bash`)."
-        return [Finding("ROS 2", f"rclpy cannot be imported: {error}", False, fix, needed=False)]
-    rmw = os.environ.get("RMW_IMPLEMENTATION", "the default middleware")
-    findings = [Finding("ROS 2", f"rclpy is there, {os.environ.get('ROS_DISTRO', 'from Python wheels')}, {rmw}", True)]
+    except Exception as error:
+        fix = "For the node, run `make setup` or source your ROS: `source /opt/ros/$ROS_DISTRO/setup.bash`."
+        state = f"rclpy cannot be imported: {_first_line(error)}"
+        return [Finding("ROS 2", state, False, fix, required=False), domain]
+    rmw = os.environ.get("RMW_IMPLEMENTATION", "default middleware")
+    ros = Finding("ROS 2", f"rclpy, {os.environ.get('ROS_DISTRO', 'from Python wheels')}, {rmw}", True)
+    return [ros, _examine_interfaces(), _examine_tf(), domain]
+
+
+def _examine_interfaces() -> Finding:
     try:
         from worldstereo_ros.action import ImaginePath  # noqa: F401
-    except ImportError as error:
+    except Exception as error:
         fix = "Run `make setup`, or `colcon build` and `source install/setup.bash`."
-        findings.append(Finding("interfaces", f"our messages are not built: {error}", False, fix, needed=False))
-    else:
-        findings.append(Finding("interfaces", "worldstereo_ros.msg, .srv, .action", True))
+        state = f"messages are not built: {_first_line(error)}"
+        return Finding("interfaces", state, False, fix, required=False)
+    return Finding("interfaces", "worldstereo_ros.msg, .srv, .action", True)
+
+
+def _examine_tf() -> Finding:
     try:
         import tf2_ros  # noqa: F401
-    except ImportError:
+    except Exception:
         try:
             from tf2_msgs.msg import TFMessage  # noqa: F401
-        except ImportError:
+        except Exception:
             fix = "Install tf2_ros (ros-$ROS_DISTRO-tf2-ros-py) or run `make setup`."
-            findings.append(Finding("TF", "neither tf2_ros nor tf2_msgs is there", False, fix, needed=False))
-        else:
-            findings.append(Finding("TF", "own buffer on tf2_msgs (tf2_ros is not installed)", True))
-    else:
-        findings.append(Finding("TF", "tf2_ros", True))
-    return findings
+            return Finding("TF", "neither tf2_ros nor tf2_msgs is installed", False, fix, required=False)
+        return Finding("TF", "built-in buffer on tf2_msgs (tf2_ros is not installed)", True)
+    return Finding("TF", "tf2_ros", True)
 
 
-def _domain() -> Finding:
+def _examine_ros_domain() -> Finding:
     domain = os.environ.get("ROS_DOMAIN_ID", "0")
-    if not domain.isdigit() or not 0 <= int(domain) <= 232:
-        return Finding("ROS_DOMAIN_ID", repr(domain), False, "Set ROS_DOMAIN_ID to a number from 0 to 232.")
+    if not domain.isdigit() or int(domain) > MAX_ROS_DOMAIN_ID:
+        fix = f"Set ROS_DOMAIN_ID to a number from 0 to {MAX_ROS_DOMAIN_ID}."
+        return Finding("ROS_DOMAIN_ID", repr(domain), False, fix)
     return Finding("ROS_DOMAIN_ID", domain, True)
 
 
-def _disk() -> Finding:
+def _examine_disk() -> Finding:
     free = shutil.disk_usage(Path.cwd()).free / 2**30
-    return Finding(
-        "disk", f"{free:.1f} GiB free here", free > 1, "" if free > 1 else "Free some room: 1 GiB is needed."
-    )
+    ok = free > MIN_FREE_DISK_GIB
+    fix = "" if ok else f"Free some disk space: {MIN_FREE_DISK_GIB} GiB is needed."
+    return Finding("disk", f"{free:.1f} GiB free in the current folder", ok, fix)
 
 
-def print_report() -> bool:
-    """Prints the findings and the first thing to fix. Returns whether everything the core needs is there."""
-    from rich.console import Console
-    from rich.table import Table
-
-    findings = examine()
-    table = Table("", "what", "found", box=None, pad_edge=False)
-    for finding in findings:
-        mark = "[green]ok[/]" if finding.ok else ("[red]missing[/]" if finding.needed else "[yellow]absent[/]")
-        table.add_row(mark, finding.name, finding.state)
-    console = Console()
-    console.print(table)
-    broken = sorted((f for f in findings if not f.ok), key=lambda f: not f.needed)
-    if broken:
-        console.print(f"\n[bold]Do this next:[/] {broken[0].fix}")
-    else:
-        console.print("\n[bold]All is there.[/] Try `worldstereo demo`.")
-    return not any(f.needed for f in broken)
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n", 1)[0] or type(error).__name__

@@ -1,11 +1,73 @@
-"""How a command ends when something is wrong: one sentence, status 1."""
+"""How commands report errors: one sentence on stderr and exit status 1."""
 
 from __future__ import annotations
 
+import errno
+import os
+import sys
+import traceback
+from typing import Any
+
 import typer
+from typer.core import TyperGroup
+
+from worldstereo_ros.utils.errors import WorldStereoError
+
+DEBUG_VARIABLE = "WORLDSTEREO_DEBUG"  # set to 1 to see tracebacks
 
 
-def fail(message: object) -> typer.Exit:
-    """Prints one sentence and ends with status 1."""
-    typer.secho(f"worldstereo: {message}", err=True, fg=typer.colors.RED)
-    return typer.Exit(1)
+class ErrorReportingGroup(TyperGroup):
+    """A group of commands that turns exceptions of its commands into one sentence and exit status 1."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Runs the command.
+
+        Raises:
+            typer.Exit: with status 1, after an error was printed; with the command's own status otherwise.
+        """
+        try:
+            return super().invoke(ctx)
+        except Exception as error:
+            if _is_handled_by_typer(error):
+                raise
+            if os.environ.get(DEBUG_VARIABLE, "0") not in ("", "0"):
+                typer.echo("".join(traceback.format_exception(error)), err=True, nl=False)
+            typer.secho(describe_error(error), err=True, fg=typer.colors.RED)
+            raise typer.Exit(1) from None
+
+
+def describe_error(error: Exception) -> str:
+    """The sentence for the user: what went wrong and, for errors that are not his, what to do next."""
+    if isinstance(error, WorldStereoError):
+        return f"Error: {error}"
+    if isinstance(error, OSError):
+        named = error.filename is not None and error.strerror is not None
+        return f"Error: {error.strerror}: {error.filename}" if named else f"Error: {error}"
+    if _is_out_of_memory(error):
+        first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
+        return (
+            f"Error: The device is out of memory ({first_line}). Ask for fewer views or smaller images, end other "
+            "programs that use the device, or use --device cpu."
+        )
+    if isinstance(error, ImportError) and not (error.name or "").startswith("worldstereo_ros"):
+        return f"Error: {error}. Run `worldstereo doctor` to see what is missing and how to install it."
+    text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    advice = "" if DEBUG_VARIABLE in os.environ else f" Set {DEBUG_VARIABLE}=1 for the traceback."
+    return f"Unexpected error: {text.rstrip('.')}.{advice}"
+
+
+def _is_handled_by_typer(error: Exception) -> bool:
+    """Whether this is an exit, a usage error or a closed pipe (`worldstereo ... | head`), which typer handles."""
+    # Typer bundles its own click since 0.27: usage errors are recognised by their exit status, not by a class.
+    if isinstance(error, typer.Exit | typer.Abort) or hasattr(error, "exit_code"):
+        return True
+    return isinstance(error, OSError) and error.errno == errno.EPIPE
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    if isinstance(error, MemoryError):
+        return True
+    torch = sys.modules.get("torch")  # where torch is not imported yet, the error is not torch's
+    return (torch is not None and isinstance(error, torch.OutOfMemoryError)) or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    )

@@ -163,10 +163,10 @@ def export_model(
         checks = [] if dtype == "bfloat16" else verify(exported, module, on_step=on_step)
     console.print(_result_table(exported, checks))
     if not all(check.passes(dtype) for check in checks):
-        for file in (exported.path, exported.data):
+        for file in (exported.path, exported.external_data):
             if file is not None:
                 file.unlink(missing_ok=True)
-        max_error = max(check.error for check in checks)
+        max_error = max(check.max_abs_error for check in checks)
         raise ModelExportError(f"onnxruntime and torch differ by {max_error:.2g}; {target} was removed.")
     return checks
 
@@ -186,11 +186,11 @@ def _show_steps(progress: Progress) -> OnStep:
 def _result_table(exported: ExportedFile, checks: list[VerificationResult]) -> Table:
     from rich.table import Table
 
-    about = exported.description
+    about = exported.metadata
     summary = f"{about['part']}, opset {about['opset']}, {about['dtype']}"
     if "attention" in about:
         summary += f", {about['attention']} attention, {about['layers']} {about['output']}"
-    data_file = f" with {exported.data.name}" if exported.data else ""
+    data_file = f" with {exported.external_data.name}" if exported.external_data else ""
     title = f"{exported.path.name}{data_file}: {exported.size / 2**20:.1f} MiB\n{summary}"
     if not checks:
         return Table(title=f"{title}\nnot verified: onnxruntime has no bfloat16 kernels on the CPU")
@@ -198,7 +198,7 @@ def _result_table(exported: ExportedFile, checks: list[VerificationResult]) -> T
     table = Table(axes, "max abs error", "max abs value", "torch", "onnxruntime", "", title=title)
     for check in checks:
         passed = "[green]ok[/]" if check.passes(about["dtype"]) else "[red]differs[/]"
-        times = (f"{1000 * seconds:.1f} ms" for seconds in (check.torch_seconds, check.runtime_seconds))
+        times = (f"{1000 * seconds:.1f} ms" for seconds in (check.torch_seconds, check.onnxruntime_seconds))
         size = " x ".join(str(n) for n in check.size)
-        table.add_row(size, f"{check.error:.1e}", f"{check.scale:.2g}", *times, passed)
+        table.add_row(size, f"{check.max_abs_error:.1e}", f"{check.max_abs_value:.2g}", *times, passed)
     return table

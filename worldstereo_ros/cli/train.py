@@ -1,108 +1,171 @@
-"""The commands under `worldstereo train`. Each imports what it needs, so that `--help` is quick."""
+"""`worldstereo train`: the stages of the small model, one sub-command each, and the packaging of a run."""
 
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
 
-from worldstereo_ros.training.config import OPTIONAL, STAGES
+from worldstereo_ros.cli.options import INPUT, OUTPUT
 
 app = typer.Typer(
-    help="Trains a small model on procedural worlds: all stages, or one after the other; packs what came of it.",
+    help="Train a small model on procedural worlds: all stages or a single one; package the result.",
     no_args_is_help=True,
 )
 
-ABOUT = {
-    "all": "All stages, one after the other; --minutes is for all of them together.",
-    "autoencoder": "Stage 1: pictures to latents and back.",
-    "video": "Stage 2: the backbone, which goes on from one picture.",
-    "control": "Stage 3: the control branch, which follows what the cloud memory renders.",
-    "memory": "Stage 4: references from the memory bank.",
-    "distill": "Stage 5: the same in a few steps.",
-    "finetune": "Stage 6: all parts of the distilled model together.",
-    "depth": "Metres of one picture, for cameras without a depth sensor; needs no other stage.",
+ALL = "all"
+# Names of stages: those of `training.config.STAGES`, which is too heavy to import here. A test compares them.
+COMMANDS = {
+    ALL: "Train all stages, one after the other; --minutes is for all of them together.",
+    "autoencoder": "Train stage 1: the image autoencoder.",
+    "video": "Train stage 2: the video backbone, which continues from one image.",
+    "control": "Train stage 3: the control branch, which follows renders of the cloud memory.",
+    "memory": "Train stage 4: cross-attention to reference views from the view bank.",
+    "distill": "Train stage 5: distillation to a few denoising steps.",
+    "finetune": "Train stage 6: all parts of the distilled model together.",
+    "depth": "Train the monocular depth network, for cameras without a depth sensor; independent of the other stages.",
 }
+_BUDGET = "Budget"
 
 Config = Annotated[
-    str, typer.Option(help="cpu, gpu, smoke or a YAML file; empty: that of the run, else what this machine can do.")
+    str,
+    typer.Option(
+        metavar="CONFIG",
+        help="Training configuration: cpu, gpu, smoke, or a YAML file.",
+        show_default="that of the run, else gpu with CUDA and cpu without",
+        rich_help_panel=INPUT,
+    ),
 ]
-Folder = Annotated[Path, typer.Option(help="The run's folder; training goes on from the weights in it.")]
-Minutes = Annotated[float | None, typer.Option(help="How long, drawing the first worlds included.")]
-Steps = Annotated[int | None, typer.Option(help="Steps of a stage, at most.")]
-Worlds = Annotated[Path | None, typer.Option(help="Where worlds are kept; several runs may share them.")]
+Worlds = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FOLDER",
+        help="Folder of rendered worlds; several runs may share it.",
+        show_default="in the run folder",
+        rich_help_panel=INPUT,
+    ),
+]
+Minutes = Annotated[
+    float | None,
+    typer.Option(
+        metavar="MINUTES",
+        help="Maximum duration, including rendering the first worlds.",
+        show_default="that of the configuration",
+        rich_help_panel=_BUDGET,
+    ),
+]
+Steps = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        help="Maximum number of steps of each stage.",
+        show_default="that of the configuration",
+        rich_help_panel=_BUDGET,
+    ),
+]
+RunFolder = Annotated[
+    Path,
+    typer.Option(
+        metavar="RUN",
+        help="Run folder for weights, logs and images; training resumes from the weights in it.",
+        rich_help_panel=OUTPUT,
+    ),
+]
 
 
-def _command(stages: Sequence[str]) -> Callable[..., None]:
+def _train_command(name: str) -> Callable[..., None]:
+    """The command that trains the stage of this name, or all stages."""
+
     def command(
         config: Config = "",
-        out: Folder = Path("runs/small"),
+        worlds: Worlds = None,
         minutes: Minutes = None,
         steps: Steps = None,
-        worlds: Worlds = None,
+        out: RunFolder = Path("runs/small"),
     ) -> None:
-        from worldstereo_ros.cli.errors import fail
-        from worldstereo_ros.training.config import read_training_config
+        from worldstereo_ros.training.config import OPTIONAL_STAGES, STAGES, read_training_config
         from worldstereo_ros.training.runner import train_stages
-        from worldstereo_ros.training.trainer import TrainingError
 
-        before = signal.signal(signal.SIGTERM, _end)
+        previous_handler = signal.signal(signal.SIGTERM, _interrupt)
         try:
-            settings = read_training_config(config or _fitting(out))
-            wanted = [name for name in stages if len(stages) == 1 or name not in OPTIONAL or name in settings.stages]
-            train_stages(wanted, settings, out, minutes=minutes, steps=steps, worlds=worlds)
-        except (TrainingError, ValueError, OSError, RuntimeError) as error:
-            raise fail(error) from None
+            settings = read_training_config(config or _default_config(out))
+            if name == ALL:
+                stages = [stage for stage in STAGES if stage not in OPTIONAL_STAGES or stage in settings.stages]
+            else:
+                stages = [name]
+            train_stages(stages, settings, out, minutes=minutes, steps=steps, worlds=worlds)
         finally:
-            signal.signal(signal.SIGTERM, before)
-        typer.echo(f"{', '.join(wanted)} trained; weights, logs and pictures are in {out}")
+            signal.signal(signal.SIGTERM, previous_handler)
+        typer.echo(f"{', '.join(stages)} trained; weights, logs and images are in {out}")
 
     return command
 
 
-def _end(number: int, frame: object) -> NoReturn:
-    """A request to end is heard as Ctrl-C is: weights are written first."""
+def _interrupt(signal_number: int, frame: object) -> NoReturn:
+    """Handles SIGTERM as Ctrl-C, so that weights are written before the process ends."""
     raise KeyboardInterrupt
 
 
-def _fitting(out: Path) -> str:
-    """The configuration of a run that goes on, else the one for this machine."""
+def _default_config(run: Path) -> str:
+    """The configuration of a run to resume, else the one for this machine."""
     from worldstereo_ros.training.runner import SETTINGS_FILE
 
-    if (out / SETTINGS_FILE).is_file():
-        return str(out / SETTINGS_FILE)
+    if (run / SETTINGS_FILE).is_file():
+        return str(run / SETTINGS_FILE)
     import torch
 
     return "gpu" if torch.cuda.is_available() else "cpu"
 
 
-for _name, _about in ABOUT.items():
-    app.command(_name, help=_about)(_command(STAGES if _name == "all" else [_name]))
+for _name, _help in COMMANDS.items():
+    app.command(_name, help=_help)(_train_command(_name))
 
 
 @app.command()
-def ship(
-    run: Annotated[Path, typer.Argument(help="A run's folder.")],
-    out: Annotated[Path, typer.Option(help="Folder to write; one that was packed before is replaced.")],
+def package(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder to package.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            metavar="FOLDER",
+            help="Output folder; an earlier package in it is replaced.",
+            rich_help_panel=OUTPUT,
+        ),
+    ],
     variant: Annotated[
-        list[str] | None, typer.Option(help="memory-dmd, memory, camera; may be repeated. Default: memory-dmd.")
+        list[str] | None,
+        typer.Option(
+            metavar="VARIANT",
+            help="Variant to include: memory-dmd, memory or camera. Repeatable.",
+            show_default="memory-dmd",
+            rich_help_panel=INPUT,
+        ),
     ] = None,
     evaluation: Annotated[
-        Path | None, typer.Option(help="Rows that `worldstereo evaluate --json` measured with this run's weights.")
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Results for the model card, as written by `worldstereo evaluate --json` for this run.",
+            rich_help_panel=INPUT,
+        ),
     ] = None,
-    config: Annotated[str, typer.Option(help="Of a run whose folder lacks its settings.json.")] = "",
+    config: Annotated[
+        str,
+        typer.Option(
+            metavar="CONFIG",
+            help="Training configuration of a run folder without settings.json.",
+            show_default="that of the run",
+            rich_help_panel=INPUT,
+        ),
+    ] = "",
 ) -> None:
-    """Packs a run: bfloat16 weights in files of at most 16 MB, 48 MB in all, checked, with a model card."""
-    from worldstereo_ros.cli.errors import fail
+    """Package a run: bfloat16 weights in small files, checked, with a model card."""
     from worldstereo_ros.training.config import read_training_config
-    from worldstereo_ros.training.packaging import package_weights as pack
+    from worldstereo_ros.training.packaging import package_weights
 
-    try:
-        settings = read_training_config(config) if config else None
-        size = pack(run, out, variants=variant or ("memory-dmd",), evaluation=evaluation, settings=settings)
-    except (ValueError, OSError) as error:
-        raise fail(error) from None
-    typer.echo(f"{size / 1e6:.1f} MB written to {out}")
+    settings = read_training_config(config) if config else None
+    size = package_weights(run, out, variants=variant or ("memory-dmd",), evaluation=evaluation, settings=settings)
+    typer.echo(f"wrote {size / 1e6:.1f} MB to {out}")

@@ -1,4 +1,4 @@
-"""The cloud and the path seen from above and behind, as one image."""
+"""The cloud and the path, seen from above and behind, as one image."""
 
 from __future__ import annotations
 
@@ -7,8 +7,14 @@ import numpy as np
 
 from worldstereo_ros.geometry.cameras import Camera, project
 from worldstereo_ros.rendering.splatting import render
-from worldstereo_ros.visualization.contact_sheet import PAPER
-from worldstereo_ros.visualization.images import IMAGINED_COLOUR
+from worldstereo_ros.visualization.images import IMAGINED_COLOUR, PATH_COLOUR
+from worldstereo_ros.visualization.text import PAPER
+
+CEILING_CLEARANCE_M = 0.35  # above the highest camera; points above it would hide what is below
+FRUSTUM_LENGTH_M = 0.35
+FRUSTUM_CORNERS = np.array([[-0.6, -0.4, 1], [0.6, -0.4, 1], [0.6, 0.4, 1], [-0.6, 0.4, 1]])  # of unit length
+FRUSTUM_STEP = 3  # draw every third camera
+FOV_RAD, PITCH_RAD = np.radians(50), np.radians(50)
 
 
 def cloud_overview(
@@ -22,66 +28,67 @@ def cloud_overview(
     size: tuple[int, int] = (960, 640),
     tint: float = 0.35,
 ) -> np.ndarray:
-    """The cloud seen from behind and above the path, ceiling cut away, imagined points tinted orange.
+    """Draws the cloud from behind and above the path, without the ceiling, imagined points tinted orange.
 
     Args:
-        points: (N, 3) world points. colours: (N, 3) uint8. observed: (N,) bool. spacing: (N,) metres.
-        path: (F, 4, 4) world_from_camera, drawn with the frusta of its cameras.
-        up: (3,) unit vector, which way is up in the world.
+        points: (N, 3) world points, metres.
+        colours: (N, 3) uint8.
+        observed: (N,) bool.
+        spacing: (N,) distance between neighbours, metres.
+        path: (F, 4, 4) world_from_camera, drawn as a line with frusta.
+        up: (3,) unit vector, up in the world.
         size: width and height in pixels.
-        tint: how strongly imagined points are coloured.
+        tint: weight of the tint of imagined points, 0 to 1.
 
     Returns:
         (H, W, 3) uint8.
     """
     up = np.asarray(up, dtype=np.float64)
     heights = points @ up
-    path_height = path[:, :3, 3] @ up
-    keep = heights < path_height.max() + 0.35  # a ceiling would hide everything below it
+    path_heights = path[:, :3, 3] @ up
+    keep = heights < path_heights.max() + CEILING_CLEARANCE_M
     points, colours, observed, spacing = points[keep], colours[keep], observed[keep], spacing[keep]
-    colours = np.where(observed[:, None], colours, (1 - tint) * colours + tint * np.array(IMAGINED_COLOUR)).astype(
-        np.uint8
-    )
+    tinted = (1 - tint) * colours + tint * np.array(IMAGINED_COLOUR)
+    colours = np.where(observed[:, None], colours, tinted).astype(np.uint8)
 
-    camera = Camera.from_fov(*size, np.radians(50))
-    view = _view_from_above(points, path, up, camera)
-    rendering = render(points.astype(np.float32), colours, observed, spacing, camera, view[None])
+    camera = Camera.from_fov(*size, FOV_RAD)
+    world_from_camera = _pose_above(points, path, up, camera)
+    rendering = render(points.astype(np.float32), colours, observed, spacing, camera, world_from_camera[None])
     covered = rendering.covered[0].cpu().numpy()
-    picture = np.where(covered[..., None], rendering.colour[0].cpu().numpy(), np.array(PAPER)).astype(np.uint8)
-    _draw_path(picture, path, camera, view)
-    return picture
+    image = np.where(covered[..., None], rendering.colour[0].cpu().numpy(), np.array(PAPER)).astype(np.uint8)
+    _draw_path(image, path, camera, world_from_camera)
+    return image
 
 
-def _view_from_above(points: np.ndarray, path: np.ndarray, up: np.ndarray, camera: Camera) -> np.ndarray:
-    """(4, 4) a camera that looks down on the middle of the cloud from behind the path's first view."""
+def _pose_above(points: np.ndarray, path: np.ndarray, up: np.ndarray, camera: Camera) -> np.ndarray:
+    """(4, 4) world_from_camera that looks down on the middle of the cloud from behind the first view of the path."""
     centre = np.median(points, axis=0) if len(points) else path[:, :3, 3].mean(axis=0)
     extent = float(np.percentile(np.linalg.norm(points - centre, axis=1), 95)) if len(points) else 2.0
-    ahead = path[0, :3, 2] - up * (path[0, :3, 2] @ up)
-    ahead /= max(float(np.linalg.norm(ahead)), 1e-9)
-    forward = ahead * np.cos(np.radians(50)) - up * np.sin(np.radians(50))
+    heading = path[0, :3, 2] - up * (path[0, :3, 2] @ up)
+    heading /= max(float(np.linalg.norm(heading)), 1e-9)
+    forward = heading * np.cos(PITCH_RAD) - up * np.sin(PITCH_RAD)
     right = np.cross(forward, up)
     right /= np.linalg.norm(right)
-    view = np.eye(4)
-    view[:3, :3] = np.stack([right, np.cross(forward, right), forward], axis=1)
-    view[:3, 3] = centre - forward * extent * 1.25 * camera.fx / (0.5 * camera.width)
-    return view
+    pose = np.eye(4)
+    pose[:3, :3] = np.stack([right, np.cross(forward, right), forward], axis=1)
+    pose[:3, 3] = centre - forward * extent * 1.25 * camera.fx / (0.5 * camera.width)
+    return pose
 
 
-def _draw_path(picture: np.ndarray, path: np.ndarray, camera: Camera, view: np.ndarray) -> None:
-    """Draws the polyline of the path and a small frustum at every third camera."""
-    uv, z = project(path[:, :3, 3], camera, view)
+def _draw_path(image: np.ndarray, path: np.ndarray, camera: Camera, world_from_camera: np.ndarray) -> None:
+    """Draws the polyline of the path and small frusta, in place."""
+    uv, z = project(path[:, :3, 3], camera, world_from_camera)
     pixels = uv.round().astype(int)
     for a, b in zip(range(len(path) - 1), range(1, len(path)), strict=True):
         if z[a] > 0 and z[b] > 0:
-            cv2.line(picture, tuple(pixels[a].tolist()), tuple(pixels[b].tolist()), (220, 40, 60), 3, cv2.LINE_AA)
-    reach = 0.35
-    corners = reach * np.array([[-0.6, -0.4, 1], [0.6, -0.4, 1], [0.6, 0.4, 1], [-0.6, 0.4, 1]])
-    for index in range(0, len(path), 3):
-        ends = np.concatenate([path[index, None, :3, 3], corners @ path[index, :3, :3].T + path[index, :3, 3]])
-        uv, z = project(ends, camera, view)
+            cv2.line(image, tuple(pixels[a].tolist()), tuple(pixels[b].tolist()), PATH_COLOUR, 3, cv2.LINE_AA)
+    corners = FRUSTUM_LENGTH_M * FRUSTUM_CORNERS
+    for pose in path[::FRUSTUM_STEP]:
+        frustum = np.concatenate([pose[None, :3, 3], corners @ pose[:3, :3].T + pose[:3, 3]])
+        uv, z = project(frustum, camera, world_from_camera)
         if (z <= 0).any():
             continue
-        points = [tuple(p) for p in uv.round().astype(int).tolist()]
+        vertices = [tuple(p) for p in uv.round().astype(int).tolist()]
         for corner in range(1, 5):
-            cv2.line(picture, points[0], points[corner], (220, 40, 60), 1, cv2.LINE_AA)
-            cv2.line(picture, points[corner], points[1 + corner % 4], (220, 40, 60), 1, cv2.LINE_AA)
+            cv2.line(image, vertices[0], vertices[corner], PATH_COLOUR, 1, cv2.LINE_AA)
+            cv2.line(image, vertices[corner], vertices[1 + corner % 4], PATH_COLOUR, 1, cv2.LINE_AA)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 
-from worldstereo_ros.panorama.imagine import ImaginedPanorama
 from worldstereo_ros.visualization.images import depth_image, provenance_overlay
+from worldstereo_ros.visualization.text import FAINT, INK, PAPER, draw_text, text_width
 
-INK, PAPER, FAINT = (30, 34, 40), (250, 250, 248), (150, 154, 160)
+if TYPE_CHECKING:
+    from worldstereo_ros.panorama.imagine import ImaginedPanorama
 
-
-_FONT = cv2.FONT_HERSHEY_SIMPLEX
+MARGIN_PX, GAP_PX = 24, 8  # around the sheet, between its cells
+ROW_TITLE_WIDTH_PX = 92
+PANORAMA_GAP_PX = 6
 
 
 def contact_sheet(
@@ -25,66 +28,75 @@ def contact_sheet(
     subtitle: str = "",
     cell_width: int = 260,
 ) -> np.ndarray:
-    """A labelled grid of pictures.
+    """Draws a labelled grid of images.
 
     Args:
-        rows: pictures (H, W, 3) uint8 of one aspect ratio; None leaves a cell empty.
-        column_titles: one for each column. row_titles: one for each row.
+        rows: images (H, W, 3) uint8 of one aspect ratio; None leaves a cell empty.
+        column_titles: one for each column.
+        row_titles: one for each row; lines after the first are drawn in grey.
+        title: heading of the sheet.
+        subtitle: line below the heading.
+        cell_width: pixels.
 
     Returns:
         (H, W, 3) uint8.
     """
     first = next(cell for row in rows for cell in row if cell is not None)
     cell_height = round(cell_width * first.shape[0] / first.shape[1])
-    margin, gap, left, top = 24, 8, 92, 108 if subtitle else 84
-    height = top + len(rows) * (cell_height + gap) + margin
-    width = margin + left + len(column_titles) * (cell_width + gap) + margin - gap
+    left, top = MARGIN_PX + ROW_TITLE_WIDTH_PX, 108 if subtitle else 84
+    height = top + len(rows) * (cell_height + GAP_PX) + MARGIN_PX
+    width = left + len(column_titles) * (cell_width + GAP_PX) + MARGIN_PX - GAP_PX
     sheet = np.full((height, width, 3), PAPER, dtype=np.uint8)
-    _write(sheet, title, (margin, 38), 0.8, INK, 2)
+    draw_text(sheet, title, (MARGIN_PX, 38), 0.8, INK, 2)
     if subtitle:
-        _write(sheet, subtitle, (margin, 62), 0.46, FAINT)
+        draw_text(sheet, subtitle, (MARGIN_PX, 62), 0.46, FAINT)
     for column, text in enumerate(column_titles):
-        _write(sheet, text, (margin + left + column * (cell_width + gap), top - 12), 0.5, INK)
+        position = (left + column * (cell_width + GAP_PX), top - 12)
+        _draw_fitted(sheet, text, position, 0.5, INK, cell_width)
     for r, (row, text) in enumerate(zip(rows, row_titles, strict=True)):
-        y = top + r * (cell_height + gap)
+        y = top + r * (cell_height + GAP_PX)
         for line_number, line in enumerate(text.split("\n")):
-            _write(sheet, line, (margin, y + 20 + 20 * line_number), 0.46, INK if line_number == 0 else FAINT)
+            colour = INK if line_number == 0 else FAINT
+            _draw_fitted(sheet, line, (MARGIN_PX, y + 20 + 20 * line_number), 0.46, colour, ROW_TITLE_WIDTH_PX - 4)
         for column, cell in enumerate(row):
             if cell is None:
                 continue
-            x = margin + left + column * (cell_width + gap)
-            shrink = cell.shape[1] > cell_width
-            small = cv2.resize(
-                cell, (cell_width, cell_height), interpolation=cv2.INTER_AREA if shrink else cv2.INTER_CUBIC
-            )
-            sheet[y : y + cell_height, x : x + cell_width] = small
+            x = left + column * (cell_width + GAP_PX)
+            interpolation = cv2.INTER_AREA if cell.shape[1] > cell_width else cv2.INTER_CUBIC
+            resized = cv2.resize(cell, (cell_width, cell_height), interpolation=interpolation)
+            sheet[y : y + cell_height, x : x + cell_width] = resized
     return sheet
 
 
-def _write(
-    picture: np.ndarray, text: str, at: tuple[int, int], size: float, colour: Sequence[int], weight: int = 1
+def _draw_fitted(
+    sheet: np.ndarray, text: str, position: tuple[int, int], size: float, colour: Sequence[int], max_width: int
 ) -> None:
-    cv2.putText(picture, text, at, _FONT, size, tuple(colour), weight, cv2.LINE_AA)
+    """Draws a line of text, smaller if it is wider than `max_width` pixels."""
+    width = text_width(text, size)
+    draw_text(sheet, text, position, size * min(1.0, max_width / max(width, 1)), colour)
 
 
-GAP = 6  # white pixels between pictures of a sheet
-
-
-def panorama_sheet(given: np.ndarray, found: ImaginedPanorama, truth: np.ndarray | None = None) -> np.ndarray:
-    """(H, W, 3) uint8: given, imagined, which is which, its distances or the truth; two by two.
+def panorama_sheet(
+    observed: np.ndarray, imagined: ImaginedPanorama, ground_truth: np.ndarray | None = None
+) -> np.ndarray:
+    """Draws four panoramas, two by two: observed, imagined; provenance, and the ground truth or the distances.
 
     Args:
-        given: (H, 2 H, 3) uint8, the panorama that was remembered.
-        found: the one that was imagined.
-        truth: (H, 2 H, 3) uint8 where it is known.
+        observed: (H, 2 H, 3) uint8, the panorama that was observed.
+        imagined: the panorama that was imagined from it.
+        ground_truth: (H, 2 H, 3) uint8; None for the distances instead.
+
+    Returns:
+        (H, W, 3) uint8.
     """
-    panorama = found.panorama
+    panorama = imagined.panorama
     size = (2 * panorama.height, panorama.height)
-    last = truth
+    last = ground_truth
     if last is None:
         last = depth_image(np.zeros(size[::-1], np.float32) if panorama.distance is None else panorama.distance)
-    cells = [given, panorama.image, provenance_overlay(panorama.image, panorama.observed), last]
+    cells = [observed, panorama.image, provenance_overlay(panorama.image, panorama.observed), last]
     cells = [cv2.resize(cell, size, interpolation=cv2.INTER_AREA) for cell in cells]
-    across = np.full((size[1], GAP, 3), 255, np.uint8)
-    rows = [np.concatenate([cells[i], across, cells[i + 1]], axis=1) for i in (0, 2)]
-    return np.concatenate([rows[0], np.full((GAP, rows[0].shape[1], 3), 255, np.uint8), rows[1]])
+    column_gap = np.full((size[1], PANORAMA_GAP_PX, 3), 255, np.uint8)
+    rows = [np.concatenate([cells[i], column_gap, cells[i + 1]], axis=1) for i in (0, 2)]
+    row_gap = np.full((PANORAMA_GAP_PX, rows[0].shape[1], 3), 255, np.uint8)
+    return np.concatenate([rows[0], row_gap, rows[1]])

@@ -1,4 +1,4 @@
-"""What a run leaves behind: views as a posed sequence, a video, a contact sheet, the cloud and its picture."""
+"""The results of a run as a folder: sequences, video, contact sheet, cloud."""
 
 from __future__ import annotations
 
@@ -18,86 +18,109 @@ from worldstereo_ros.utils.errors import InputError
 from worldstereo_ros.visualization.cloud_overview import cloud_overview
 from worldstereo_ros.visualization.contact_sheet import contact_sheet
 from worldstereo_ros.visualization.images import provenance_overlay
+from worldstereo_ros.visualization.result_files import IMAGINED_FOLDER, MAP_FILE, OBSERVED_FOLDER
 
-MAP_FILE = "world.wsmap"
+__all__ = ["MAP_FILE", "view_contact_sheet", "write_results"]
 
 
 def view_contact_sheet(
     imagined: Sequence[ImaginedView],
-    given: Sequence[View],
-    truth: Sequence[np.ndarray] | None = None,
+    observed_views: Sequence[View],
+    ground_truth: Sequence[np.ndarray] | None = None,
     *,
-    name: str = "imagined",
-    beside: Mapping[str, Sequence[View]] | None = None,
+    model: str = "",
+    other_models: Mapping[str, Sequence[View]] | None = None,
     rows: int = 6,
-    title: str = "what memory gives, what is imagined, and which is which",
+    title: str = "input, memory, imagined views and their provenance",
     subtitle: str = "",
 ) -> np.ndarray:
-    """The contact sheet: given · memory · imagined, by one or more · observed (blue) or imagined (orange) · truth.
+    """Draws views of a path: input, memory only, imagined by each model, provenance, ground truth.
 
     Args:
         imagined: the views of one path, in order.
-        given: the views that a sensor took; some of them, evenly spaced, fill the first column from top to bottom.
-        truth: (H, W, 3) uint8 for each view, where it is known.
-        name: heads the column of `imagined`.
-        beside: what others imagined of the same path, by name, one view for each of `imagined`. Columns stand in the
-            order of their names.
-        rows: number of views shown, evenly spaced, the last one included.
-        title, subtitle: written above.
+        observed_views: the views that a sensor took; evenly spaced ones fill the first column from top to bottom.
+        ground_truth: (H, W, 3) uint8 for each imagined view, where it is known.
+        model: name of the model that imagined the views; empty to leave it out.
+        other_models: views that other models imagined along the same path, by name. Columns are sorted by name.
+        rows: number of views, evenly spaced, the first and the last included.
+        title: heading of the sheet.
+        subtitle: line below the heading.
 
     Returns:
         (H, W, 3) uint8.
 
     Raises:
-        ValueError: others imagined more or fewer views.
+        InputError: another model has more or fewer views.
     """
-    chosen = np.unique(np.linspace(0, len(imagined) - 1, min(rows, len(imagined))).round().astype(int))
-    shown = np.linspace(0, len(given) - 1, len(chosen)).round().astype(int)
-    painted = dict(sorted({**(beside or {}), name: imagined}.items()))
-    for who, views in painted.items():
+    shown = np.unique(np.linspace(0, len(imagined) - 1, min(rows, len(imagined))).round().astype(int))
+    shown_observed = np.linspace(0, len(observed_views) - 1, len(shown)).round().astype(int)
+    by_model = dict(sorted({**(other_models or {}), model: imagined}.items()))
+    for name, views in by_model.items():
         if len(views) != len(imagined):
-            raise InputError(f"There are {len(imagined)} views and {len(views)} of {who}; one for each was expected.")
+            raise InputError(f"{name} has {len(views)} views; {len(imagined)} were expected, one for each pose.")
+    count = len(observed_views)
     columns = [
-        f"given ({len(given)} views)",
-        "memory alone",
-        *painted,
-        "blue: observed, orange: imagined",
+        f"input ({count} view{'s' if count > 1 else ''})",
+        "memory only",
+        *(f"imagined ({name})" if name else "imagined" for name in by_model),
+        "provenance: blue observed, orange imagined",
     ]
-    if truth is not None:
-        columns.append("truth")
-    cells, names = [], []
-    for row, index in enumerate(chosen):
+    if ground_truth is not None:
+        columns.append("ground truth")
+    cells, row_titles = [], []
+    for row, index in enumerate(shown):
         view = imagined[index]
-        line = [given[shown[row]].image, view.conditioning, *(views[index].image for views in painted.values())]
-        line.append(provenance_overlay(view.image, view.observed_mask))
-        if truth is not None:
-            line.append(truth[index])
-        cells.append(line)
-        names.append(f"view {index + 1}/{len(imagined)}\n{view.observed_fraction:.0%} observed")
-    return contact_sheet(cells, columns, names, title=title, subtitle=subtitle)
+        images = [observed_views[shown_observed[row]].image, view.conditioning]
+        images += [views[index].image for views in by_model.values()]
+        images.append(provenance_overlay(view.image, view.observed_mask))
+        if ground_truth is not None:
+            images.append(ground_truth[index])
+        cells.append(images)
+        row_titles.append(f"view {index + 1}/{len(imagined)}\n{view.observed_fraction:.0%} observed")
+    return contact_sheet(cells, columns, row_titles, title=title, subtitle=subtitle)
 
 
 def write_results(
     folder: Path,
     imagined: Sequence[ImaginedView],
-    given: Sequence[View],
+    observed_views: Sequence[View],
     cloud: CloudMemory,
-    truth: Sequence[np.ndarray] | None = None,
+    ground_truth: Sequence[np.ndarray] | None = None,
     *,
     title: str,
     subtitle: str = "",
-    name: str = "imagined",
-    beside: Mapping[str, Sequence[View]] | None = None,
+    model: str = "",
+    other_models: Mapping[str, Sequence[View]] | None = None,
     fps: float = 8,
 ) -> None:
-    """Writes everything into `folder`; the archive of the memories (`MAP_FILE`) is left to who owns them.
+    """Writes the results of a run: imagined/ and observed/ (posed sequences), a video, a contact sheet, the cloud.
 
-    `name` and `beside` are those of `view_contact_sheet`.
+    The archive of the memories (`MAP_FILE`) is not written; it belongs in the same folder.
+
+    Args:
+        folder: created if it is missing.
+        imagined: the views of one path, in order.
+        observed_views: the views that a sensor took.
+        cloud: the cloud memory, written as cloud.ply and drawn as cloud.png.
+        ground_truth: see `view_contact_sheet`.
+        title: heading of the contact sheet.
+        subtitle: line below the heading.
+        model: see `view_contact_sheet`.
+        other_models: see `view_contact_sheet`.
+        fps: frames per second of the video, which shows each view beside its provenance.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    write_sequence(folder / "imagined", imagined)
-    write_sequence(folder / "given", given)
-    sheet = view_contact_sheet(imagined, given, truth, name=name, beside=beside, title=title, subtitle=subtitle)
+    write_sequence(folder / IMAGINED_FOLDER, imagined)
+    write_sequence(folder / OBSERVED_FOLDER, observed_views)
+    sheet = view_contact_sheet(
+        imagined,
+        observed_views,
+        ground_truth,
+        model=model,
+        other_models=other_models,
+        title=title,
+        subtitle=subtitle,
+    )
     write_image(folder / "contact_sheet.png", sheet)
     frames = [
         np.concatenate([view.image, provenance_overlay(view.image, view.observed_mask)], axis=1)[
@@ -108,6 +131,6 @@ def write_results(
     write_video(folder / "imagined.mp4", frames, fps)
     write_point_cloud(cloud, folder / "cloud.ply")
     path = np.stack([view.world_from_camera for view in imagined])
-    up = estimate_up_direction(np.stack([view.world_from_camera for view in given]))
-    picture = cloud_overview(cloud.points, cloud.colours, cloud.observed, cloud.spacing, path, up=up)
-    write_image(folder / "cloud.png", picture)
+    up = estimate_up_direction(np.stack([view.world_from_camera for view in observed_views]))
+    overview = cloud_overview(cloud.points, cloud.colours, cloud.observed, cloud.spacing, path, up=up)
+    write_image(folder / "cloud.png", overview)

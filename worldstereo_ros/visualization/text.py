@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
+INK, FAINT, PAPER = (30, 34, 40), (150, 154, 160), (250, 250, 248)  # RGB of text, secondary text, background
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 
 
@@ -15,7 +16,7 @@ def draw_text(
     text: str,
     position: tuple[int, int],
     size: float = 0.46,
-    colour: Sequence[int] = (30, 34, 40),
+    colour: Sequence[int] = INK,
     weight: int = 1,
 ) -> None:
     """Draws one line of text into an image, in place.

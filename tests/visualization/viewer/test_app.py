@@ -1,4 +1,4 @@
-"""The viewer's page: its nodes, toggles, rides and playing, addresses, and the command."""
+"""The viewer's page: nodes, toggles, following and playing the path, addresses, and the command."""
 
 import contextlib
 import os
@@ -18,7 +18,7 @@ from helpers.viewer import CAMERA, POSES, imagined_viewable
 
 from worldstereo_ros.geometry.poses import invert_pose
 from worldstereo_ros.visualization.viewer.app import check_address, open_page, serve
-from worldstereo_ros.visualization.viewer.scene import COLOURINGS
+from worldstereo_ros.visualization.viewer.points import COLOURINGS
 
 
 @pytest.fixture
@@ -33,45 +33,48 @@ def get(url):
         return answer.status, answer.read()
 
 
-def test_page_answers_and_has_its_nodes(page):
+def test_page_is_served_and_has_its_nodes(page):
     status, body = get(page.url)
     assert status == 200
     assert b"<html" in body[:2000].lower()
     scene = page.server.scene
     for name in ("/path/line", "/path/selected", "/path/cameras/0002", "/memory/0000", "/grid"):
         assert scene.get_handle_by_name(name) is not None, name
-    parts = page.scene._points
-    assert sum(len(part.handle.points) for part in parts) == 12000 == page.scene.shown_points
-    for origin, above in ((True, False), (True, True), (False, False), (False, True)):
-        assert any(part.observed == origin and part.above == above for part in parts)
+    clouds = page.scene.clouds
+    assert sum(len(cloud.handle.points) for cloud in clouds) == 12000 == page.scene.point_count
+    for observed, above in ((True, False), (True, True), (False, False), (False, True)):
+        assert any(cloud.observed == observed and cloud.above_ceiling == above for cloud in clouds)
 
 
-def test_toggles_show_and_hide(page):
+def test_toggles_show_and_hide_nodes(page):
     scene = page.scene
-    assert not any(part.handle.visible for part in scene._points if part.above)
-    scene.cut_ceiling = False
-    scene.show_imagined = scene.show_given = False
+    assert not any(cloud.handle.visible for cloud in scene.clouds if cloud.above_ceiling)
+    scene.hide_ceiling = False
+    scene.show_imagined_points = scene.show_observed_cameras = False
     scene.refresh()
-    assert all(part.handle.visible == part.observed for part in scene._points)
-    assert not scene.given_frusta[0][0].visible
+    assert all(cloud.handle.visible == cloud.observed for cloud in scene.clouds)
+    assert not scene.observed_frusta[0][0].visible
     assert scene.path_frusta[0][0].visible
 
 
-def test_colours_sizes_and_pictures_reach_the_nodes(page):
+def test_colours_sizes_and_images_reach_the_nodes(page):
     scene = page.scene
-    imagined = next(part for part in scene._points if not part.observed)
-    seen = {colouring: (scene.recolour(colouring), imagined.handle.colors[0].tolist())[1] for colouring in COLOURINGS}
-    assert len({tuple(colour) for colour in seen.values()}) == 3
+    imagined = next(cloud for cloud in scene.clouds if not cloud.observed)
+    colours = set()
+    for colouring in COLOURINGS:
+        scene.recolour(colouring)
+        colours.add(tuple(imagined.handle.colors[0].tolist()))
+    assert len(colours) == 3
     before = imagined.handle.point_size
     scene.resize_points(2.0)
     assert imagined.handle.point_size == pytest.approx(2 * before)
-    scene.show_pictures(False)
+    scene.show_images(False)
     assert scene.path_frusta[0][0].image is None
-    scene.show_pictures(True)
+    scene.show_images(True)
     assert scene.path_frusta[0][0].image is not None
 
 
-def test_selecting_moves_the_frustum_and_changes_the_pictures(page, wall_views):
+def test_select_moves_the_frustum_and_changes_the_images(page, wall_views):
     first = page._strip.content
     page._slider.value = 3
     assert page.index == 2
@@ -82,7 +85,7 @@ def test_selecting_moves_the_frustum_and_changes_the_pictures(page, wall_views):
 
 
 class FakeClient:
-    """A browser that remembers where it was told to look from."""
+    """A browser that records its camera."""
 
     def __init__(self):
         self.client_id = 7
@@ -94,10 +97,10 @@ class FakeClient:
         return contextlib.nullcontext()
 
 
-def test_riding_looks_through_the_cameras_and_returns(page, monkeypatch):
+def test_following_looks_through_the_cameras_and_returns(page, monkeypatch):
     client = FakeClient()
     monkeypatch.setattr(page.server, "get_clients", lambda: {7: client})
-    page._rides.value = True
+    page._follow.value = True
     page.select(1)
     camera = client.camera
     np.testing.assert_allclose(camera.position, POSES[1, :3, 3])
@@ -106,8 +109,8 @@ def test_riding_looks_through_the_cameras_and_returns(page, monkeypatch):
     np.testing.assert_allclose(camera.up_direction, -POSES[1, :3, 1])
     assert camera.fov == pytest.approx(2 * np.arctan(15 / CAMERA.fy))
     assert not page.scene.path_frusta[0][0].visible
-    assert any(part.handle.visible for part in page.scene._points if part.above)
-    page._rides.value = False
+    assert any(cloud.handle.visible for cloud in page.scene.clouds if cloud.above_ceiling)
+    page._follow.value = False
     np.testing.assert_array_equal(camera.position, np.zeros(3))
     np.testing.assert_array_equal(camera.look_at, np.ones(3))
     assert camera.fov == 0.5
@@ -123,19 +126,19 @@ def test_route_passes_through_the_views(page):
     assert steps[0] > 0.01
 
 
-def test_playing_steps_on_and_stops(page):
+def test_play_selects_all_views_and_pauses(page):
     page._speed.value = 12
     page.play(True)
-    seen, until = set(), time.monotonic() + 20
-    while len(seen) < 3 and time.monotonic() < until:
-        seen.add(page.index)
+    played, deadline = set(), time.monotonic() + 20
+    while len(played) < 3 and time.monotonic() < deadline:
+        played.add(page.index)
         time.sleep(0.02)
     page.play(False)
-    assert seen == {0, 1, 2}
+    assert played == {0, 1, 2}
     assert page._button.label == "Play"
 
 
-def test_stopping_frees_the_port_and_ends_the_thread(wall_views):
+def test_stop_frees_the_port_and_ends_the_thread(wall_views):
     page = open_page(imagined_viewable(wall_views), port=0)
     port = page.server.get_port()
     page.stop()
@@ -147,9 +150,9 @@ def test_stopping_frees_the_port_and_ends_the_thread(wall_views):
     again.stop()
 
 
-def test_points_alone_and_cameras_alone_make_a_page(wall_views):
+def test_page_without_cameras_and_page_without_points_are_served(wall_views):
     full = imagined_viewable(wall_views)
-    bare = replace(full, given=(), imagined=(), path=POSES[:0], observed=np.ones(12000, bool))
+    bare = replace(full, observed_views=(), imagined=(), path=POSES[:0], observed=np.ones(12000, bool))
     cameras = replace(full, points=full.points[:0], colours=full.colours[:0], observed=full.observed[:0])
     for viewable in (bare, cameras):
         page = open_page(viewable, port=0)
@@ -159,7 +162,7 @@ def test_points_alone_and_cameras_alone_make_a_page(wall_views):
             page.stop()
 
 
-def test_port_that_is_taken_is_refused(wall_views):
+def test_open_page_fails_if_the_port_is_taken(wall_views):
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         with pytest.raises(OSError, match=f"Port {port} on 127.0.0.1 is taken.*--port {port + 1}"):
@@ -169,23 +172,23 @@ def test_port_that_is_taken_is_refused(wall_views):
 @pytest.mark.parametrize(
     ("host", "port", "words"),
     [
-        ("203.0.113.5", 8080, "Nothing can listen on"),
-        ("no.such.host.invalid", 8080, "no address"),
-        ("127.0.0.1", 70000, "no port"),
+        ("203.0.113.5", 8080, "Cannot listen on"),
+        ("no.such.host.invalid", 8080, "not an address"),
+        ("127.0.0.1", 70000, "not valid"),
     ],
 )
-def test_addresses_that_cannot_be_listened_on(host, port, words):
+def test_check_address_rejects_unusable_addresses(host, port, words):
     with pytest.raises(OSError, match=words):
         check_address(host, port)
 
 
-def test_missing_viser_is_said(tmp_path, monkeypatch):
+def test_serve_says_how_to_install_viser(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "viser", None)
     with pytest.raises(RuntimeError, match=r"pip install '\.\[view\]'"):
         serve(tmp_path)
 
 
-def test_command_serves_until_interrupted(tmp_path):
+def test_view_command_serves_until_interrupted(tmp_path):
     header = "ply\nformat ascii 1.0\nelement vertex 2\n" + "".join(f"property float {a}\n" for a in "xyz")
     (tmp_path / "a.ply").write_text(header + "end_header\n0 0 0\n1 0 0\n")
     with socket.create_server(("127.0.0.1", 0)) as probe:
@@ -196,8 +199,8 @@ def test_command_serves_until_interrupted(tmp_path):
     with log.open("w") as file:
         process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment)
     try:
-        until = time.monotonic() + 60
-        while "Ctrl-C" not in log.read_text() and process.poll() is None and time.monotonic() < until:
+        deadline = time.monotonic() + 60
+        while "Ctrl-C" not in log.read_text() and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.1)
         assert get(f"http://127.0.0.1:{port}")[0] == 200
         process.send_signal(signal.SIGINT)
@@ -210,7 +213,7 @@ def test_command_serves_until_interrupted(tmp_path):
     assert "Traceback" not in output
 
 
-def test_frusta_stand_where_the_cameras_stood(page):
+def test_frusta_have_the_poses_of_the_cameras(page):
     handle = page.server.scene.get_handle_by_name("/path/cameras/0002")
     np.testing.assert_allclose(handle.position, POSES[2, :3, 3], atol=1e-6)
     w, x, y, z = handle.wxyz

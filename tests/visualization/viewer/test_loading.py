@@ -180,7 +180,7 @@ def bad_paths(folder):
     (folder / "clip" / "frames").mkdir(parents=True)
     cv2.imwrite(str(folder / "clip" / "frames" / "000000.png"), np.zeros((30, 40, 3), np.uint8))
     return {
-        "missing": "There is nothing at",
+        "missing": "does not exist",
         "huge.ply": "90,000,000,000 points",
         "none.ply": "no points",
         "cut.ply": "truncated or damaged",

@@ -1,6 +1,6 @@
-"""`worldstereo view`: what was seen and what was imagined, in the browser, for people without RViz.
+"""The server of `worldstereo view` and the controls of its page.
 
-`viewable.py` loads, `viewer_scene.py` draws, `viewer_text.py` explains; here are the page's controls and the server.
+`loading` reads files, `scene` draws the 3-D part, `panels` renders text and images.
 """
 
 from __future__ import annotations
@@ -16,31 +16,42 @@ import numpy as np
 
 from worldstereo_ros.geometry.poses import interpolate_poses
 from worldstereo_ros.geometry.views import View
+from worldstereo_ros.utils.errors import WorldStereoError
 from worldstereo_ros.visualization.images import OBSERVED_COLOUR
 from worldstereo_ros.visualization.viewer.loading import Viewable, ViewableError, load_viewable
-from worldstereo_ros.visualization.viewer.panels import paragraph, pictures_of, strip, summary
-from worldstereo_ros.visualization.viewer.scene import COLOURINGS, ViewerScene, Viewpoint, from_above, overview
+from worldstereo_ros.visualization.viewer.panels import image_strip, paragraph, summary, view_images
+from worldstereo_ros.visualization.viewer.points import COLOURINGS
+from worldstereo_ros.visualization.viewer.scene import ViewerScene
+from worldstereo_ros.visualization.viewer.viewpoints import Viewpoint, from_above, overview
 
 if TYPE_CHECKING:
     import viser
 
 __all__ = ["Page", "Viewable", "ViewableError", "load_viewable", "open_page", "serve"]
 
-SUBSTEPS = 6  # steps between two views of the path that one rides through
+SUBSTEPS = 6  # camera steps between two views of the path
+
+
+class ViewerUnavailableError(WorldStereoError, RuntimeError):
+    """The viewer cannot be started; the message says why and what to do."""
+
+
+class AddressError(WorldStereoError, OSError):
+    """An address or port that the viewer cannot listen on."""
 
 
 def serve(path: str | Path, *, host: str = "127.0.0.1", port: int = 8080) -> None:
-    """Shows what lies at `path` in the browser until Ctrl-C.
+    """Serves a page that shows `path` in the browser, until Ctrl-C.
 
     Args:
-        path: saved map, outcome folder, .ply or .pcd, or posed sequence; see `load_viewable`.
-        host: address to listen on; 127.0.0.1 can be reached from this machine alone.
+        path: saved map, folder of results, .ply or .pcd cloud, or posed sequence; see `load_viewable`.
+        host: address to listen on; 127.0.0.1 can be reached from this machine only.
         port: port to listen on; 0 takes a free one.
 
     Raises:
-        ViewableError: there is nothing to show.
-        OSError: the port is taken, or the address is not of this machine.
-        RuntimeError: viser is not installed.
+        ViewableError: the path cannot be shown.
+        AddressError: the port is taken, or the address is not of this machine.
+        ViewerUnavailableError: viser is not installed.
     """
     import rich
 
@@ -53,7 +64,7 @@ def serve(path: str | Path, *, host: str = "127.0.0.1", port: int = 8080) -> Non
         page = open_page(viewable, host=host, port=port)
         for note in viewable.notes:
             rich.print(f"  {note}")
-        rich.print(f"Open [bold]{page.url}[/bold] in a browser. Ctrl-C ends.")
+        rich.print(f"Open [bold]{page.url}[/bold] in a browser. Press Ctrl-C to stop.")
         threading.Event().wait()
     except KeyboardInterrupt:
         pass
@@ -63,20 +74,20 @@ def serve(path: str | Path, *, host: str = "127.0.0.1", port: int = 8080) -> Non
 
 
 def open_page(viewable: Viewable, *, host: str = "127.0.0.1", port: int = 8080) -> Page:
-    """Starts the server and returns at once; `Page.stop` ends it. Arguments and errors as for `serve`."""
+    """Starts the server and returns; `Page.stop` ends it. Arguments and exceptions are those of `serve`."""
     import rich
 
     viser = _import_viser()
     check_address(host, port)
     console = rich.get_console()
-    quiet, console.quiet = console.quiet, True  # viser prints a table of addresses of its own
+    quiet, console.quiet = console.quiet, True  # viser prints its own table of addresses
     try:
         server = viser.ViserServer(host=host, port=port, label=f"worldstereo: {viewable.name}", verbose=False)
     finally:
         console.quiet = quiet
-    if port and server.get_port() != port:  # taken between the check and now; viser goes on to the next one
+    if port and server.get_port() != port:  # taken since the check: viser uses the next one
         server.stop()
-        raise _taken(host, port)
+        raise _port_taken(host, port)
     try:
         return Page(server, viewable)
     except BaseException:
@@ -85,16 +96,21 @@ def open_page(viewable: Viewable, *, host: str = "127.0.0.1", port: int = 8080) 
 
 
 def check_address(host: str, port: int) -> None:
-    """Raises OSError with a sentence where the address cannot be listened on.
+    """Checks that the address can be listened on.
 
-    viser tries the next thousand ports without a word, and waits for ever where none of them works.
+    viser silently tries the next thousand ports, and hangs if none of them works.
+
+    Raises:
+        AddressError: the port is not valid, taken or privileged, or the address is not of this machine.
     """
     if not 0 <= port <= 65535:
-        raise OSError(f"{port} is no port; a number from 0 (any free one) to 65535 was expected.")
+        raise AddressError(f"The port {port} is not valid; expected a number from 0 (any free one) to 65535.")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except (socket.gaierror, UnicodeError):
-        raise OSError(f"'{host}' is no address of this machine. Use --host 127.0.0.1, or 0.0.0.0 for all.") from None
+        raise AddressError(
+            f"'{host}' is not an address of this machine. Use --host 127.0.0.1, or 0.0.0.0 for all networks."
+        ) from None
     with socket.socket(family, kind, protocol) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -102,21 +118,23 @@ def check_address(host: str, port: int) -> None:
             probe.listen(1)
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
-                raise _taken(host, port) from None
+                raise _port_taken(host, port) from None
             if error.errno == errno.EACCES:
-                raise OSError(f"Port {port} needs special rights. Choose one above 1023: --port 8080.") from None
-            raise OSError(f"Nothing can listen on {host}:{port}: {error.strerror}. Use --host 127.0.0.1.") from None
+                raise AddressError(f"Port {port} needs root privileges. Use one above 1023: --port 8080.") from None
+            raise AddressError(f"Cannot listen on {host}:{port}: {error.strerror}. Use --host 127.0.0.1.") from None
 
 
-def _taken(host: str, port: int) -> OSError:
-    return OSError(f"Port {port} on {host} is taken by another program. Choose another one, such as --port {port + 1}.")
+def _port_taken(host: str, port: int) -> AddressError:
+    return AddressError(
+        f"Port {port} on {host} is taken by another program. Use another one, such as --port {port + 1}."
+    )
 
 
 def _import_viser() -> Any:
     try:
         import viser
     except ImportError:
-        raise RuntimeError("The viewer needs viser, which is not installed: pip install '.[view]'") from None
+        raise ViewerUnavailableError("The viewer needs viser, which is not installed: pip install '.[view]'") from None
     return viser
 
 
@@ -124,29 +142,31 @@ def _import_viser() -> Any:
 
 
 class Page:
-    """The page's controls and what they do; they belong to everyone who has the page open.
+    """The page's controls and their callbacks; all browsers that have the page open share them.
 
     Attributes:
-        server: the viser server. scene: the nodes of the scene.
-        index: the selected view, of `viewable.stepped`.
-        url: where a browser finds the page.
+        server: the viser server.
+        viewable: what the page shows.
+        scene: the 3-D part.
+        index: index of the selected view in `viewable.slider_views`.
+        url: address of the page.
     """
 
     def __init__(self, server: viser.ViserServer, viewable: Viewable) -> None:
         self.server, self.viewable = server, viewable
         self.scene = ViewerScene(server, viewable)
         self.index = 0
-        self._lock = threading.RLock()  # viser calls back from many threads
+        self._lock = threading.RLock()  # viser runs callbacks in many threads
         self._stopped, self._play = threading.Event(), threading.Event()
-        self._looks: dict[int, tuple[np.ndarray, ...]] = {}  # where each browser looked from before it rode
-        self._route = _route(viewable.stepped)
+        self._saved_cameras: dict[int, tuple[np.ndarray, ...]] = {}  # of each browser, before it followed the path
+        self._route = _route(viewable.slider_views)
         host = server.get_host()
         host = "localhost" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
         self.url = f"http://{host}:{server.get_port()}"
-        look = overview(viewable)
+        viewpoint = overview(viewable)
         camera = server.initial_camera
-        camera.up, camera.fov = viewable.up, look.fov
-        camera.position, camera.look_at = look.position, look.look_at
+        camera.up, camera.fov = viewable.up, viewpoint.fov
+        camera.position, camera.look_at = viewpoint.position, viewpoint.look_at
         camera.near, camera.far = 0.002 * self.scene.size, 200 * self.scene.size
         server.gui.configure_theme(
             control_width="large", show_logo=False, show_share_button=False, brand_color=OBSERVED_COLOUR
@@ -156,10 +176,10 @@ class Page:
         self._strip: Any = None
         self._add_controls()
         self._thread: threading.Thread | None = None
-        if viewable.stepped:
+        if viewable.slider_views:
             self.select(0)
-            server.on_client_connect(lambda client: self._ride(self.index * SUBSTEPS, [client]))
-            self._thread = threading.Thread(target=self._run, name="play", daemon=True)
+            server.on_client_connect(lambda client: self._move_cameras(self.index * SUBSTEPS, [client]))
+            self._thread = threading.Thread(target=self._play_loop, name="play", daemon=True)
             self._thread.start()
 
     def stop(self) -> None:
@@ -178,127 +198,124 @@ class Page:
             console.quiet = quiet
 
     def select(self, index: int) -> None:
-        """Shows the view `index` of `viewable.stepped`: its pictures, its frustum, and through its camera if riding."""
+        """Selects view `index` of `viewable.slider_views`: shows its images and frustum, and follows its camera."""
         with self._lock:
             self.index = index
             with self.server.atomic():
                 self.scene.select(index)
-                self._strip.content = strip(self.viewable.stepped[index])
+                self._strip.content = image_strip(self.viewable.slider_views[index])
                 self._slider.value = index + 1
-            self._ride(index * SUBSTEPS)
+            self._move_cameras(index * SUBSTEPS)
 
-    def ride(self, riding: bool) -> None:
-        """Looks through the cameras of the path, or goes back to where each browser looked from before."""
+    def follow(self, following: bool) -> None:
+        """Looks through the cameras of the path, or returns each browser to its own viewpoint."""
         with self._lock:
-            if riding == self.scene.riding:
+            if following == self.scene.following:
                 return
-            self.scene.riding = riding
+            self.scene.following = following
             self.scene.refresh()
-            if riding:
+            if following:
                 for client in self.server.get_clients().values():
                     camera = client.camera
-                    look = (camera.up_direction, camera.position, camera.look_at, np.array(camera.fov))
-                    self._looks[client.client_id] = tuple(np.array(part) for part in look)
-                self._ride(self.index * SUBSTEPS)
+                    current = (camera.up_direction, camera.position, camera.look_at, np.array(camera.fov))
+                    self._saved_cameras[client.client_id] = tuple(np.array(part) for part in current)
+                self._move_cameras(self.index * SUBSTEPS)
                 return
             for client in self.server.get_clients().values():
                 start = overview(self.viewable)
-                before = (self.viewable.up, start.position, start.look_at, np.array(start.fov))
-                up, position, look_at, fov = self._looks.get(client.client_id, before)
-                _look_from(client, Viewpoint(position, look_at, float(fov)), up)
-            self._looks.clear()
+                default = (self.viewable.up, start.position, start.look_at, np.array(start.fov))
+                up, position, look_at, fov = self._saved_cameras.get(client.client_id, default)
+                _set_camera(client, Viewpoint(position, look_at, float(fov)), up)
+            self._saved_cameras.clear()
 
     def play(self, playing: bool) -> None:
-        """Steps along the path, over and over, or stops where it is."""
+        """Steps along the path in a loop, or pauses."""
         (self._play.set if playing else self._play.clear)()
         self._button.label = "Pause" if playing else "Play"
 
-    # --- inside ---
-
-    def _ride(self, step: int, clients: list[Any] | None = None) -> None:
-        """Puts the browsers' cameras on the route, where one rides it."""
-        if not self.scene.riding:
+    def _move_cameras(self, step: int, clients: list[Any] | None = None) -> None:
+        """Moves the browsers' cameras to a step of the route, if they follow the path."""
+        if not self.scene.following:
             return
         pose = self._route[min(step, len(self._route) - 1)]
-        camera = self.viewable.stepped[self.index].camera
-        look = Viewpoint(
+        camera = self.viewable.slider_views[self.index].camera
+        viewpoint = Viewpoint(
             pose[:3, 3],
             pose[:3, 3] + pose[:3, 2] * 0.5 * self.scene.size,
             float(2 * np.arctan(0.5 * camera.height / camera.fy)),
         )
         for client in self.server.get_clients().values() if clients is None else clients:
-            _look_from(client, look, -pose[:3, 1])
+            _set_camera(client, viewpoint, -pose[:3, 1])
 
-    def _run(self) -> None:
-        """The thread that plays: between two views it moves the camera alone, at a view it selects."""
+    def _play_loop(self) -> None:
+        """Runs in the thread that plays: selects the views one by one, moves only the camera between them."""
         step = 0
         while not self._stopped.is_set():
             self._play.wait()
             if self._stopped.wait(1 / (SUBSTEPS * self._speed.value)) or not self._play.is_set():
                 continue
             with self._lock:
-                if step // SUBSTEPS != self.index:  # someone moved the slider meanwhile
+                if step // SUBSTEPS != self.index:  # the slider was moved meanwhile
                     step = self.index * SUBSTEPS
                 step = (step + 1) % len(self._route)
                 if step % SUBSTEPS == 0:
                     self.select(step // SUBSTEPS)
                 else:
-                    self._ride(step)
+                    self._move_cameras(step)
 
     def _add_controls(self) -> None:
         gui, viewable, scene = self.server.gui, self.viewable, self.scene
-        gui.add_html(summary(viewable, scene.shown_points))
-        if viewable.stepped:
-            what = "imagined views" if viewable.imagined else "views"
-            with gui.add_folder(f"Step through the {what}"):
-                count = len(viewable.stepped)
+        gui.add_html(summary(viewable, scene.point_count))
+        if viewable.slider_views:
+            with gui.add_folder("Imagined views" if viewable.imagined else "Views"):
+                count = len(viewable.slider_views)
                 self._slider = gui.add_slider("View", 1, max(count, 2), 1, 1, disabled=count == 1)
                 self._button = gui.add_button("Play", disabled=count == 1, color=OBSERVED_COLOUR)
-                self._speed = gui.add_slider("Views a second", 1, 12, 1, 4)
-                self._rides = gui.add_checkbox("Ride the path", False)
-            self._slider.on_update(lambda _: self._slid())
+                self._speed = gui.add_slider("Views per second", 1, 12, 1, 4)
+                self._follow = gui.add_checkbox("Follow the path", False)
+            self._slider.on_update(lambda _: self._on_slider())
             self._button.on_click(lambda _: self.play(not self._play.is_set()))
-            self._rides.on_update(lambda _: self.ride(self._rides.value))
+            self._follow.on_update(lambda _: self.follow(self._follow.value))
             panel = gui.add_panel()
-            with panel.add_tab("The selected view"):
+            with panel.add_tab("Selected view"):
                 self._strip = gui.add_html("")
-            panel.float(x=14, y=-14, width=212 * max(len(pictures_of(viewable.stepped[0])), 2))
+            panel.float(x=14, y=-14, width=212 * max(len(view_images(viewable.slider_views[0])), 2))
         with gui.add_folder("Show"):
             if (~viewable.observed).any():
-                self._check("Observed points", "show_observed")
-                self._check("Imagined points", "show_imagined")
+                self._add_toggle("Observed points", "show_observed_points")
+                self._add_toggle("Imagined points", "show_imagined_points")
                 colouring = gui.add_dropdown("Colours", COLOURINGS)
                 colouring.on_update(lambda _: scene.recolour(colouring.value))
             if len(viewable.points):
                 size = gui.add_slider("Point size", 0.2, 3.0, 0.1, 1.0)
                 size.on_update(lambda _: scene.resize_points(size.value))
             if scene.has_ceiling:
-                self._check("Cut the ceiling", "cut_ceiling")
-            if viewable.given:
-                self._check("Given cameras", "show_given")
+                self._add_toggle("Hide the ceiling", "hide_ceiling")
+            if viewable.observed_views:
+                self._add_toggle("Observed cameras", "show_observed_cameras")
             if viewable.imagined or len(viewable.path) > 1:
-                self._check("Path, its cameras", "show_path")
-            if viewable.stepped:
-                pictures = gui.add_checkbox("Pictures", True)
-                pictures.on_update(lambda _: scene.show_pictures(pictures.value))
+                self._add_toggle("Path and its cameras", "show_path")
+            if viewable.slider_views:
+                images = gui.add_checkbox("Images", True)
+                images.on_update(lambda _: scene.show_images(images.value))
             if scene.grid is not None:
                 grid = gui.add_checkbox("Grid", True)
                 grid.on_update(lambda _: setattr(scene.grid, "visible", grid.value))
-        for label, look in (("Overview", overview), ("From above", from_above)):
+        for label, make_viewpoint in (("Overview", overview), ("From above", from_above)):
             button = gui.add_button(label, color="gray")
-            button.on_click(lambda event, look=look: self._go(event.client, look(viewable)))
-        gui.add_html(paragraph("Drag turns, right drag moves, the wheel goes nearer. A click on a camera selects it."))
-        for handle, view in (*scene.given_frusta, *scene.path_frusta):
-            self._on_click(handle, view)
+            button.on_click(lambda event, make=make_viewpoint: self._look_from(event.client, make(viewable)))
+        gui.add_html(paragraph("Drag to turn, right-drag to move, scroll to zoom. Click a camera to select it."))
+        for handle, view in (*scene.observed_frusta, *scene.path_frusta):
+            self._select_on_click(handle, view)
 
-    def _on_click(self, handle: Any, view: View) -> None:
-        """Selects the view of a frustum that is clicked, where it is one of those stepped through."""
-        index = next((i for i, other in enumerate(self.viewable.stepped) if other is view), None)
+    def _select_on_click(self, handle: Any, view: View) -> None:
+        """Makes a click on a frustum select its view, if it is one of the slider's."""
+        index = next((i for i, other in enumerate(self.viewable.slider_views) if other is view), None)
         if index is not None:
             handle.on_click(lambda _: self.select(index))
 
-    def _check(self, label: str, attribute: str) -> None:
-        """A checkbox for one of the scene's attributes."""
+    def _add_toggle(self, label: str, attribute: str) -> None:
+        """Adds a checkbox for an attribute of the scene."""
         box = self.server.gui.add_checkbox(label, getattr(self.scene, attribute))
 
         def update(_: Any) -> None:
@@ -308,28 +325,28 @@ class Page:
 
         box.on_update(update)
 
-    def _slid(self) -> None:
+    def _on_slider(self) -> None:
         with self._lock:
             if self._slider.value - 1 != self.index:
                 self.select(self._slider.value - 1)
 
-    def _go(self, client: Any, look: Viewpoint) -> None:
-        if self.viewable.stepped:
-            self._rides.value = False
+    def _look_from(self, client: Any, viewpoint: Viewpoint) -> None:
+        if self.viewable.slider_views:
+            self._follow.value = False
         if client is not None:
-            _look_from(client, look, self.viewable.up)
+            _set_camera(client, viewpoint, self.viewable.up)
 
 
-def _look_from(client: Any, look: Viewpoint, up: np.ndarray) -> None:
+def _set_camera(client: Any, viewpoint: Viewpoint, up: np.ndarray) -> None:
     camera = client.camera
     with client.atomic():
-        camera.up_direction, camera.fov = up, look.fov
-        camera.position = look.position
-        camera.look_at = look.look_at
+        camera.up_direction, camera.fov = up, viewpoint.fov
+        camera.position = viewpoint.position
+        camera.look_at = viewpoint.look_at
 
 
 def _route(views: tuple[View, ...]) -> np.ndarray:
-    """(F * SUBSTEPS, 4, 4): SUBSTEPS steps from each view to the next; at the last one it rests."""
+    """(F * SUBSTEPS, 4, 4): SUBSTEPS camera poses from each view to the next; the last view is repeated."""
     poses = [view.world_from_camera for view in views]
     steps = [interpolate_poses(np.stack(pair), SUBSTEPS + 1)[:-1] for pair in itertools.pairwise(poses)]
     return np.concatenate([*steps, np.stack(poses[-1:] * SUBSTEPS)]) if poses else np.zeros((0, 4, 4))

@@ -1,0 +1,111 @@
+"""`worldstereo evaluate`: image, cloud and depth quality on recorded or rendered sequences."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from worldstereo_ros.cli.options import INPUT, MODEL, OUTPUT, DepthModel, Device
+from worldstereo_ros.utils.errors import InputError
+
+
+def evaluate(
+    data: Annotated[
+        list[str],
+        typer.Option(
+            metavar="DATA",
+            help="Posed sequence, folder of sequences, or worlds:SPLIT:COUNT such as worlds:test:8. Repeatable.",
+            rich_help_panel=INPUT,
+        ),
+    ],
+    every: Annotated[
+        int, typer.Option(metavar="N", help="Evaluate every n-th held-out frame.", min=1, rich_help_panel=INPUT)
+    ] = 1,
+    protocol: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PROTOCOL",
+            help="Protocol: single, sparse, mono, revisit, loop, panorama or cloud. Repeatable.",
+            show_default="single and sparse",
+            rich_help_panel="Protocol",
+        ),
+    ] = None,
+    depth: Annotated[
+        bool,
+        typer.Option(
+            "--depth",
+            help="Evaluate depth instead: of single images, or of the views that each --pipeline imagines.",
+            rich_help_panel="Protocol",
+        ),
+    ] = False,
+    pipeline: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="MODEL",
+            help="Pipeline: geometric, small, a checkpoint (folder or hub id), or open3d+telea. Options follow a "
+            "question mark, as in small?compose=false. Repeatable.",
+            show_default="geometric",
+            rich_help_panel=MODEL,
+        ),
+    ] = None,
+    stages: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="RUN",
+            help="Training run folder: evaluate all pipelines of the ablation table in docs/benchmarks/small_model.md.",
+            rich_help_panel=MODEL,
+        ),
+    ] = None,
+    depth_model: DepthModel = "",
+    device: Device = "cpu",
+    json: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Write the rows to this JSON file, each when it is ready.", rich_help_panel=OUTPUT
+        ),
+    ] = None,
+    sheet: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Draw a contact sheet to this .png or .jpg file.", rich_help_panel=OUTPUT),
+    ] = None,
+    reliability: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Draw predicted against actual error to this .png file, or write the values to this .json file.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
+) -> None:
+    """Evaluate pipelines on sequences with ground truth, beside a baseline."""
+    if depth:
+        if protocol or stages:
+            raise InputError("--depth evaluates depth only; remove --protocol and --stages.")
+        from worldstereo_ros.evaluation.depth import run as evaluate_depth
+
+        evaluate_depth(
+            data,
+            depth_model=depth_model,
+            every=every,
+            json_file=json,
+            sheet=sheet,
+            pipelines=pipeline or (),
+            device=device,
+        )
+        return
+    from worldstereo_ros.evaluation import run
+
+    run(
+        data,
+        protocol or ["single", "sparse"],
+        pipeline or ([] if stages else ["geometric"]),
+        stages=stages,
+        json_file=json,
+        sheet=sheet,
+        reliability=reliability,
+        every=every,
+        depth_model=depth_model,
+        device=device,
+    )

@@ -1,0 +1,52 @@
+"""Options that several commands share, and the groups that `--help` shows options in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+INPUT, PATH, MODEL, OUTPUT = "Input", "Path", "Model", "Output"
+
+Model = Annotated[
+    str,
+    typer.Option(
+        metavar="MODEL",
+        help="Pipeline: geometric (no weights), small (bundled model), or a WorldStereo checkpoint (folder or hub id).",
+        rich_help_panel=MODEL,
+    ),
+]
+Variant = Annotated[
+    str,
+    typer.Option(
+        metavar="VARIANT",
+        help="Variant of the checkpoint: camera, memory or memory-dmd.",
+        show_default="fewest denoising steps",
+        rich_help_panel=MODEL,
+    ),
+]
+DepthModel = Annotated[
+    str,
+    typer.Option(
+        metavar="MODEL",
+        help="Depth estimator where the input has no depth: small (bundled network), a transformers depth model "
+        "(folder or hub id), or none.",
+        show_default="small",
+        rich_help_panel=MODEL,
+    ),
+]
+Prompt = Annotated[
+    str,
+    typer.Option(
+        metavar="TEXT",
+        help="Text prompt: a sentence that describes the place.",
+        show_default="that of the input, if any",
+        rich_help_panel=MODEL,
+    ),
+]
+Seed = Annotated[int, typer.Option(metavar="N", help="Random seed of the model.", rich_help_panel=MODEL)]
+Device = Annotated[
+    str, typer.Option(metavar="DEVICE", help="Torch device: cpu, cuda or cuda:N.", rich_help_panel=MODEL)
+]
+Out = Annotated[Path, typer.Option(metavar="FOLDER", help="Output folder.", rich_help_panel=OUTPUT)]

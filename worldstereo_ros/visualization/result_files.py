@@ -1,0 +1,4 @@
+"""Names of files and folders in a folder of results. Imports nothing, so that readers stay light."""
+
+MAP_FILE = "world.wsmap"
+OBSERVED_FOLDER, IMAGINED_FOLDER = "observed", "imagined"  # posed sequences
