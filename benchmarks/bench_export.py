@@ -19,13 +19,8 @@ from typing import Any
 
 import torch
 
-from worldstereo_ros.export.onnx import (
-    DTYPES,
-    autoencoder_example,
-    control_example,
-    export_autoencoder,
-    export_control,
-)
+from worldstereo_ros.export.metadata import DTYPES, autoencoder_example_inputs, control_example_inputs
+from worldstereo_ros.export.onnx import export_autoencoder, export_control
 from worldstereo_ros.export.runtime import ExportedAutoencoder, ExportedControlBranch, OnnxRuntimeRunner
 from worldstereo_ros.models.autoencoders.keyframe import KeyframeAutoencoder
 from worldstereo_ros.models.worldstereo.control import ControlBranch
@@ -107,9 +102,9 @@ def control(
     for attention in options.attention:
         exported = export_control(branch, folder / f"{attention}.onnx", dtype=dtype, attention=attention)
         runner = OnnxRuntimeRunner(exported.path, device)
-        session = ExportedControlBranch(runner, exported.description, branch.proj_out)
+        session = ExportedControlBranch(runner, exported.metadata, branch.proj_out)
         if not given:
-            given.extend(t.to(device) for t in control_example(exported.description, size, dtype))
+            given.extend(t.to(device) for t in control_example_inputs(exported.metadata, size, dtype))
         ways[f"onnxruntime, {attention} attention"] = lambda session=session: session(*given)
     want = ways["torch"]()
     errors = {name: difference(way(), want) for name, way in ways.items()}
@@ -127,10 +122,10 @@ def halves(
     for half in ("encoder", "decoder"):
         exported = export_autoencoder(model, folder / f"{half}.onnx", part=f"autoencoder-{half}")
         session = ExportedAutoencoder.of(model, **{half: OnnxRuntimeRunner(exported.path, device)})
-        (given,) = (t.to(device) for t in autoencoder_example(exported.description, size, torch.float32))
+        (given,) = (t.to(device) for t in autoencoder_example_inputs(exported.metadata, size, torch.float32))
         name = "encode" if half == "encoder" else "decode"
         ways = {
-            way: lambda call=getattr(owner, name): call(given, batch=options.batch)  # noqa: B023 - run at once
+            way: lambda call=getattr(owner, name): call(given, batch_size=options.batch)  # noqa: B023 - run at once
             for way, owner in (("torch", model), ("onnxruntime", session))
         }
         error = difference([ways["onnxruntime"]()], [ways["torch"]()])

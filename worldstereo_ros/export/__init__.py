@@ -1,1 +1,1 @@
-"""Memory and models in forms that other software opens."""
+"""Export of model parts to ONNX, and inference of exported parts by onnxruntime or TensorRT."""

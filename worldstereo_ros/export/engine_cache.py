@@ -1,7 +1,7 @@
-"""A folder of TensorRT engines, each found by everything that it depends on. Needs no TensorRT.
+"""A folder of TensorRT engines, found by everything that they depend on; does not need TensorRT.
 
-An engine runs on the kind of GPU and the version of TensorRT that built it, and takes minutes to build: so it is kept,
-and never used for anything else.
+An engine runs only on the type of GPU and with the version of TensorRT that it was built for, and takes minutes to
+build. The cache keeps engines and never returns one for another key.
 """
 
 from __future__ import annotations
@@ -14,41 +14,47 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from worldstereo_ros.export.onnx import ModelExportError
+from worldstereo_ros.export.errors import ModelExportError
 
 MAGIC = b"WSENGINE"
-MAX_HEADER = 1 << 20
+MAX_HEADER_BYTES = 1 << 20
 Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class InputProfile:
-    """The shapes that an engine takes for one input; `best` is what it is tuned for.
+    """The shapes of one input in TensorRT's optimization profile.
+
+    Attributes:
+        name: name of the input.
+        min: smallest shape.
+        opt: shape that the engine is optimised for.
+        max: largest shape.
 
     Raises:
-        ModelExportError: the three do not bound each other.
+        ModelExportError: not min <= opt <= max.
     """
 
     name: str
-    least: Shape
-    best: Shape
-    most: Shape
+    min: Shape
+    opt: Shape
+    max: Shape
 
     def __post_init__(self) -> None:
-        ranks = {len(self.least), len(self.best), len(self.most)}
+        ranks = {len(self.min), len(self.opt), len(self.max)}
         ordered = len(ranks) == 1 and all(
-            0 < a <= b <= c for a, b, c in zip(self.least, self.best, self.most, strict=True)
+            0 < low <= n <= high for low, n, high in zip(self.min, self.opt, self.max, strict=True)
         )
         if not ordered:
             raise ModelExportError(
-                f"The shapes of {self.name} are {self.least}, {self.best}, {self.most}; least <= best <= most of one "
+                f"The shapes of {self.name} are {self.min}, {self.opt}, {self.max}; min <= opt <= max with the same "
                 "rank was expected."
             )
 
-    def holds(self, shape: Shape) -> bool:
-        """True for a shape inside."""
-        return len(shape) == len(self.least) and all(
-            a <= n <= b for a, n, b in zip(self.least, shape, self.most, strict=True)
+    def contains(self, shape: Shape) -> bool:
+        """Whether a shape is between `min` and `max`."""
+        return len(shape) == len(self.min) and all(
+            low <= n <= high for low, n, high in zip(self.min, shape, self.max, strict=True)
         )
 
 
@@ -57,13 +63,13 @@ class EngineKey:
     """Everything that an engine depends on.
 
     Attributes:
-        model: hash of the ONNX file's description, in which the hash of the weights is.
+        model: hash of the ONNX file's metadata, which contain the hash of the weights.
         gpu: name of the GPU.
-        capability: its compute capability (major, minor).
+        capability: compute capability (major, minor) of the GPU.
         tensorrt: version of TensorRT.
-        inputs: shapes it was built for.
+        inputs: shapes that the engine is built for.
         precision: `as exported`, `fp16` or `bf16`.
-        level: optimisation level of the builder.
+        optimization_level: `builder_optimization_level` of the builder.
     """
 
     model: str
@@ -72,26 +78,26 @@ class EngineKey:
     tensorrt: str
     inputs: tuple[InputProfile, ...]
     precision: str = "as exported"
-    level: int = 3
+    optimization_level: int = 3
 
     def to_json(self) -> str:
-        """One line, the same for equal keys."""
+        """Returns the key as one line of JSON; equal keys give equal lines."""
         return json.dumps(asdict(self), sort_keys=True)
 
     @property
     def digest(self) -> str:
-        """SHA-256 of all of it: the name of the engine's file."""
+        """SHA-256 of the key, the name of the engine's file."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
 
 class EngineCache:
-    """Engines in a folder.
+    """A folder of engines.
 
     Args:
-        folder: made where it is missing.
+        folder: the folder; created if missing.
 
     Raises:
-        ModelExportError: the folder cannot be made.
+        ModelExportError: the folder cannot be created.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -99,14 +105,16 @@ class EngineCache:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ModelExportError(f"The folder {self.folder} for engines cannot be made: {error.strerror}.") from error
+            raise ModelExportError(
+                f"The folder {self.folder} for engines cannot be created: {error.strerror}."
+            ) from error
 
     def path(self, key: EngineKey) -> Path:
-        """Where the engine of a key is, or would be."""
+        """Returns the path of a key's engine, whether it exists or not."""
         return self.folder / f"{key.digest}.engine"
 
     def load(self, key: EngineKey) -> bytes | None:
-        """The engine, or None where there is none that can be trusted; a damaged file is removed."""
+        """Loads an engine; returns None if it is missing or damaged. A damaged file is removed."""
         path = self.path(key)
         try:
             content = path.read_bytes()
@@ -118,57 +126,72 @@ class EngineCache:
         return engine
 
     def store(self, key: EngineKey, engine: bytes) -> Path:
-        """Keeps an engine; other readers see all of it or nothing.
+        """Stores an engine atomically.
+
+        Args:
+            key: its key.
+            engine: the serialized engine.
+
+        Returns:
+            The path of the file.
 
         Raises:
-            ModelExportError: it is empty, or the disk refuses.
+            ModelExportError: the engine is empty, or the file cannot be written.
         """
         if not engine:
-            raise ModelExportError("An empty engine was given, so nothing was kept.")
+            raise ModelExportError("The engine is empty and was not stored.")
         header = json.dumps({"key": key.to_json(), "size": len(engine), "sha256": hashlib.sha256(engine).hexdigest()})
         path = self.path(key)
         write_atomically(path, MAGIC + len(header).to_bytes(4, "little") + header.encode() + engine)
         return path
 
-    def forget(self, key: EngineKey) -> None:
-        """Removes an engine that turned out to be of no use."""
+    def remove(self, key: EngineKey) -> None:
+        """Removes an engine, if it is there."""
         self.path(key).unlink(missing_ok=True)
 
-    def get(self, key: EngineKey, build: Callable[[], bytes]) -> bytes:
-        """The engine, built where there is none; two processes that ask at once build it once.
+    def get_or_build(self, key: EngineKey, build: Callable[[], bytes]) -> bytes:
+        """Loads an engine, or builds and stores it; concurrent processes build it once.
+
+        Args:
+            key: key of the engine.
+            build: builds the serialized engine.
 
         Raises:
-            ModelExportError: what `build` raises.
+            ModelExportError: the engine cannot be built or stored.
         """
         engine = self.load(key)
         if engine is not None:
             return engine
-        with self._alone(key):
+        with self._lock(key):
             engine = self.load(key)  # another process may have built it while this one waited
             if engine is None:
                 engine = build()
                 self.store(key, engine)
         return engine
 
-    def timing(self, key: EngineKey) -> Path:
-        """Timings of TensorRT's builder: good for one GPU and version, whatever the model."""
+    def timing_cache_path(self, key: EngineKey) -> Path:
+        """Returns the path of the builder's timing cache, which depends on GPU and version of TensorRT only."""
         name = json.dumps([key.gpu, key.capability, key.tensorrt])
         return self.folder / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.timing"
 
     @contextmanager
-    def _alone(self, key: EngineKey) -> Iterator[None]:
+    def _lock(self, key: EngineKey) -> Iterator[None]:
         import fcntl
 
         with (self.folder / f"{key.digest}.lock").open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)  # let go when the file closes, whatever ends the process
+            fcntl.flock(file, fcntl.LOCK_EX)  # released when the file is closed, even if the process is killed
             yield
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Writes aside, to the disk, and renames.
+    """Writes a file under a temporary name, flushes it to the disk and renames it.
+
+    Args:
+        path: the file.
+        content: its content.
 
     Raises:
-        ModelExportError: the disk refuses.
+        ModelExportError: the file cannot be written.
     """
     partial = path.with_name(f".{path.name}.{os.urandom(6).hex()}")
     try:
@@ -184,17 +207,18 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def _unpack(content: bytes, key: EngineKey) -> bytes | None:
+    """Returns the engine of a file's content, or None if the content is damaged or of another key."""
     start = len(MAGIC) + 4
     if content[: len(MAGIC)] != MAGIC or len(content) < start:
         return None
     length = int.from_bytes(content[len(MAGIC) : start], "little")
-    if length > MAX_HEADER or len(content) < start + length:
+    if length > MAX_HEADER_BYTES or len(content) < start + length:
         return None
     engine = content[start + length :]
     try:
         header = json.loads(content[start : start + length])
-        same = header["key"] == key.to_json() and header["size"] == len(engine)
-        whole = header["sha256"] == hashlib.sha256(engine).hexdigest()
+        same_key = header["key"] == key.to_json() and header["size"] == len(engine)
+        intact = header["sha256"] == hashlib.sha256(engine).hexdigest()
     except (ValueError, KeyError, TypeError):
         return None
-    return engine if same and whole else None
+    return engine if same_key and intact else None

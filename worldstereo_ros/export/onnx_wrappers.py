@@ -1,4 +1,4 @@
-"""What is traced: the modules of `models`, written so that the number of frames and the size stay free."""
+"""Modules that are traced for ONNX: those of `models`, written with dynamic numbers of frames and dynamic sizes."""
 
 from __future__ import annotations
 
@@ -15,40 +15,42 @@ from worldstereo_ros.models.worldstereo.control import ControlBlock, ControlBran
 class ControlBranchWrapper(nn.Module):
     """The control branch from (latent, volume, temb) to its states or offsets.
 
-    Rotary angles come from tables of `positions` steps an axis, computed in float64 as the branch does: no
-    trigonometry in double precision has to be in the graph, which not every runtime has.
+    Rotary angles come from tables with `max_positions` entries for each axis, computed in float64 as in the branch:
+    trigonometric functions in double precision are not supported by every runtime.
 
     Args:
-        branch: on the CPU.
-        fused: attention as onnxruntime's MultiHeadAttention; such a graph is for tracing alone.
+        branch: control branch on the CPU.
+        fused: attention by onnxruntime's MultiHeadAttention; the module can then be traced, but not called.
         offsets: project the states to the backbone's width.
     """
 
-    positions = 1024
+    max_positions = 1024
 
     def __init__(self, branch: ControlBranch, *, fused: bool, offsets: bool) -> None:
         super().__init__()
         self.branch, self.fused, self.offsets = branch, fused, offsets
         for axis, dim in enumerate(branch.rope.split):
-            steps = torch.arange(0, dim, 2, dtype=torch.float64) / dim
-            angles = torch.outer(torch.arange(self.positions, dtype=torch.float64), branch.rope.theta**-steps)
+            exponents = torch.arange(0, dim, 2, dtype=torch.float64) / dim
+            positions = torch.arange(self.max_positions, dtype=torch.float64)
+            angles = torch.outer(positions, branch.rope.theta**-exponents)
             self.register_buffer(f"cos_{axis}", angles.cos().float(), persistent=False)
             self.register_buffer(f"sin_{axis}", angles.sin().float(), persistent=False)
 
     def forward(self, latent: torch.Tensor, volume: torch.Tensor, temb: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """As `ControlBranch.forward`, then `residual` where offsets are wanted."""
+        """Computes `ControlBranch.forward`, and `ControlBranch.residual` with `offsets`."""
         branch = self.branch
         frames, rows, columns = (n // p for n, p in zip(latent.shape[2:], branch.patch_size, strict=True))
         tokens = branch.controlnet_patch_embedding(latent).flatten(2).transpose(1, 2)
         tokens = branch.proj_in(tokens + branch.controlnet_mask_embedding(volume))
-        cos, sin = (self._table(name, (frames, rows, columns)) for name in ("cos", "sin"))
-        made = []
+        cos, sin = (self._lookup(name, (frames, rows, columns)) for name in ("cos", "sin"))
+        outputs = []
         for index, block in enumerate(branch.controlnet_blocks):
             tokens = self._block(cast(ControlBlock, block), tokens, temb, cos, sin)
-            made.append(branch.proj_out[index](tokens) if self.offsets else tokens)
-        return tuple(made)
+            outputs.append(branch.proj_out[index](tokens) if self.offsets else tokens)
+        return tuple(outputs)
 
-    def _table(self, name: str, grid: tuple[int, int, int]) -> torch.Tensor:
+    def _lookup(self, name: str, grid: tuple[int, int, int]) -> torch.Tensor:
+        """Returns the cosines or sines of a grid of tokens, (1, tokens, 1, half the head's channels)."""
         parts = []
         for axis, count in enumerate(grid):
             table = getattr(self, f"{name}_{axis}")[:count]
@@ -65,18 +67,19 @@ class ControlBranchWrapper(nn.Module):
         x, gate = block.norm1(tokens, temb)
         query, key = attention.norm_q(attention.to_q(x)), attention.norm_k(attention.to_k(x))
         value = attention.to_v(x)
-        query, key = (_rotate(t.unflatten(2, (attention.heads, -1)), cos, sin).type_as(value) for t in (query, key))
+        heads = attention.heads
+        query, key = (_apply_rotary_emb(t.unflatten(2, (heads, -1)), cos, sin).type_as(value) for t in (query, key))
         if self.fused:
             out = torch.onnx.ops.symbolic(
                 "com.microsoft::MultiHeadAttention",
                 (query.flatten(2), key.flatten(2), value),
-                {"num_heads": attention.heads},
+                {"num_heads": heads},
                 dtype=value.dtype,
                 shape=value.shape,
                 version=1,
             )
         else:
-            value = value.unflatten(2, (attention.heads, -1))
+            value = value.unflatten(2, (heads, -1))
             query, key, value = (t.transpose(1, 2) for t in (query, key, value))
             out = functional.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
         tokens = tokens + gate * attention.to_out[0](out)  # to_out[1] is dropout
@@ -84,30 +87,30 @@ class ControlBranchWrapper(nn.Module):
         return tokens + gate * block.ffn(x)
 
 
-def _rotate(tokens: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+def _apply_rotary_emb(tokens: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     even, odd = tokens.float().unflatten(-1, (-1, 2)).unbind(-1)
     return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2)
 
 
 class EncoderWrapper(nn.Module):
-    """Pictures to normalised latents."""
+    """The encoder of the keyframe autoencoder, with normalised latents."""
 
     def __init__(self, model: KeyframeAutoencoder) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
-        """(N, 3, 8h, 8w) in [-1, 1] to (N, 16, h, w)."""
-        return self.model._encode(pictures).to(pictures.dtype)
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Maps images (N, 3, 8h, 8w) in [-1, 1] to latents (N, 16, h, w)."""
+        return self.model.encode_batch(images).to(images.dtype)
 
 
 class DecoderWrapper(nn.Module):
-    """Normalised latents to pictures."""
+    """The decoder of the keyframe autoencoder, with normalised latents."""
 
     def __init__(self, model: KeyframeAutoencoder) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, latents: torch.Tensor) -> torch.Tensor:
-        """(N, 16, h, w) to (N, 3, 8h, 8w) in [-1, 1]."""
-        return self.model._decode(latents).to(latents.dtype)
+        """Maps latents (N, 16, h, w) to images (N, 3, 8h, 8w) in [-1, 1]."""
+        return self.model.decode_batch(latents).to(latents.dtype)

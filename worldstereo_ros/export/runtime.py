@@ -1,9 +1,8 @@
-"""ExportedFile models in the place of the torch ones: the same calls, run by onnxruntime or TensorRT.
+"""Exported models as replacements of torch modules, run by onnxruntime or TensorRT.
 
+Example:
     transformer = load_transformer(checkpoint)
     use_control_backend(transformer, "onnxruntime")
-
-Onnxruntime runs on CUDA where the transformer is on CUDA and onnxruntime has that provider, else on the CPU.
 """
 
 from __future__ import annotations
@@ -18,17 +17,9 @@ from torch import nn
 
 from worldstereo_ros import __version__
 from worldstereo_ros.export.engine_cache import EngineCache, Shape
-from worldstereo_ros.export.onnx import (
-    DTYPES,
-    OPSET,
-    ModelExportError,
-    OnStep,
-    control_shapes,
-    export_control,
-    read_description,
-    require_package,
-    weights_hash,
-)
+from worldstereo_ros.export.errors import ModelExportError, require_package
+from worldstereo_ros.export.metadata import DTYPES, control_shapes, read_metadata, weights_hash
+from worldstereo_ros.export.onnx import OPSET, OnStep, export_control
 from worldstereo_ros.export.tensorrt import TensorRTRunner, load_tensorrt
 from worldstereo_ros.models.autoencoders.keyframe import KeyframeAutoencoder
 from worldstereo_ros.models.worldstereo.control import ControlBranch
@@ -38,54 +29,66 @@ BACKENDS = ("torch", "onnxruntime", "tensorrt")
 
 
 class Runner(Protocol):
-    """Runs a file: inputs by name, shapes of the outputs by name, their type; contiguous tensors on one device."""
+    """Runs an exported file on contiguous torch tensors of one device."""
 
     def __call__(
         self, inputs: Mapping[str, torch.Tensor], outputs: Mapping[str, Shape], dtype: torch.dtype
     ) -> list[torch.Tensor]:
-        """The outputs in the order of their names."""
+        """Runs the file.
+
+        Args:
+            inputs: inputs by name.
+            outputs: shapes of the outputs by name.
+            dtype: dtype of the outputs.
+
+        Returns:
+            The outputs in the order of `outputs`.
+        """
 
 
 def choose_providers(device: torch.device, available: Sequence[str], provider: str = "auto") -> list[str]:
-    """Onnxruntime's execution providers, best first.
+    """Chooses onnxruntime's execution providers.
 
     Args:
-        device: where the tensors are.
-        available: what this onnxruntime was built with.
+        device: device of the tensors.
+        available: providers of the installed onnxruntime.
         provider: `auto` (CUDA on CUDA devices, else CPU), `cpu`, `cuda` or `tensorrt`.
 
+    Returns:
+        Names of the providers, in order of preference.
+
     Raises:
-        ModelExportError: the one that is needed is not there.
+        ModelExportError: a provider that is needed is not available.
     """
     if provider not in ("auto", "cpu", "cuda", "tensorrt"):
-        raise ModelExportError(f"The provider '{provider}' is not known; choose auto, cpu, cuda or tensorrt.")
+        raise ModelExportError(f"The provider is '{provider}'; choose auto, cpu, cuda or tensorrt.")
     if provider == "auto":
         provider = "cuda" if device.type == "cuda" else "cpu"
     if (provider == "cpu") != (device.type == "cpu"):
-        raise ModelExportError(f"The model is on {device} and onnxruntime was asked to run on {provider}.")
+        raise ModelExportError(f"The model is on {device}, but the provider of onnxruntime is {provider}; choose auto.")
     names = {"cpu": [], "cuda": ["CUDA"], "tensorrt": ["Tensorrt", "CUDA"]}[provider]
-    wanted = [f"{name}ExecutionProvider" for name in names]
-    lost = [name for name in wanted if name not in available]
-    if lost:
+    needed = [f"{name}ExecutionProvider" for name in names]
+    missing = [name for name in needed if name not in available]
+    if missing:
         raise ModelExportError(
-            f"This onnxruntime has no {lost[0]} (it has {', '.join(available)}); run `pip install onnxruntime-gpu` in "
-            "place of onnxruntime, or choose control_backend torch."
+            f"The installed onnxruntime has no {missing[0]} (it has {', '.join(available)}); run `pip uninstall "
+            "onnxruntime` and `pip install 'worldstereo_ros[export-gpu]'`, or choose control_backend torch."
         )
-    return [*wanted, "CPUExecutionProvider"]
+    return [*needed, "CPUExecutionProvider"]
 
 
 class OnnxRuntimeRunner:
-    """A session of onnxruntime that reads and writes torch tensors where they are.
+    """Runs an ONNX file by onnxruntime; inputs and outputs are torch tensors, bound without copies.
 
     Args:
         path: ONNX file.
-        device: where the tensors will be.
+        device: device of the tensors.
         provider: see `choose_providers`.
-        threads: of the CPU; 0: as many as torch uses.
-        engines: folder where the TensorRT provider keeps its engines.
+        threads: CPU threads; 0 = as many as torch uses.
+        engine_folder: folder for the engines of the TensorRT provider.
 
     Raises:
-        ModelExportError: onnxruntime or the provider is missing, or the file cannot be run.
+        ModelExportError: onnxruntime or the provider is missing, or the file cannot be loaded.
     """
 
     def __init__(
@@ -95,7 +98,7 @@ class OnnxRuntimeRunner:
         *,
         provider: str = "auto",
         threads: int = 0,
-        engines: Path | None = None,
+        engine_folder: Path | None = None,
     ) -> None:
         ort = require_package("onnxruntime")
         self.path, self.device = Path(path), torch.device(device)
@@ -103,42 +106,47 @@ class OnnxRuntimeRunner:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads or torch.get_num_threads()
         options.log_severity_level = 3
-        settings = [self._settings(name, engines) for name in providers]
+        provider_options = [self._provider_options(name, engine_folder) for name in providers]
         try:
-            self.session = ort.InferenceSession(str(path), options, providers=providers, provider_options=settings)
+            self.session = ort.InferenceSession(
+                str(path), options, providers=providers, provider_options=provider_options
+            )
         except Exception as error:  # onnxruntime's errors have no public base
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise ModelExportError(f"onnxruntime cannot run {path}: {reason}") from error
+            raise ModelExportError(f"onnxruntime cannot load {path}: {reason}") from error
         if providers[0] not in self.session.get_providers():
-            # It falls back in silence, to something ten times slower.
-            raise ModelExportError(f"onnxruntime could not start its {providers[0]}; its libraries are missing.")
+            # onnxruntime falls back silently to the next provider, which is much slower.
+            raise ModelExportError(
+                f"onnxruntime could not start its {providers[0]}; install the CUDA, cuDNN or TensorRT libraries that "
+                "its log names."
+            )
 
-    def _settings(self, name: str, engines: Path | None) -> dict[str, str]:
+    def _provider_options(self, name: str, engine_folder: Path | None) -> dict[str, str]:
         if name == "CPUExecutionProvider":
             return {}
-        settings = {"device_id": str(self.device.index or 0)}
-        if name == "TensorrtExecutionProvider" and engines is not None:
-            settings |= {
+        options = {"device_id": str(self.device.index or 0)}
+        if name == "TensorrtExecutionProvider" and engine_folder is not None:
+            options |= {
                 "trt_engine_cache_enable": "1",
-                "trt_engine_cache_path": str(engines),
+                "trt_engine_cache_path": str(engine_folder),
                 "trt_timing_cache_enable": "1",
-                "trt_timing_cache_path": str(engines),
+                "trt_timing_cache_path": str(engine_folder),
             }
-        return settings
+        return options
 
     def __call__(
         self, inputs: Mapping[str, torch.Tensor], outputs: Mapping[str, Shape], dtype: torch.dtype
     ) -> list[torch.Tensor]:
-        """See `Runner`."""
+        """Runs the file, see `Runner`."""
         binding = self.session.io_binding()
-        made = [torch.empty(shape, dtype=dtype, device=self.device) for shape in outputs.values()]
-        place = (self.device.type, self.device.index or 0)
+        results = [torch.empty(shape, dtype=dtype, device=self.device) for shape in outputs.values()]
+        device = (self.device.type, self.device.index or 0)
         for name, tensor in inputs.items():
-            binding.bind_input(name, *place, _element(tensor.dtype), list(tensor.shape), tensor.data_ptr())
-        for name, tensor in zip(outputs, made, strict=True):
-            binding.bind_output(name, *place, _element(dtype), list(tensor.shape), tensor.data_ptr())
+            binding.bind_input(name, *device, _element_type(tensor.dtype), list(tensor.shape), tensor.data_ptr())
+        for name, tensor in zip(outputs, results, strict=True):
+            binding.bind_output(name, *device, _element_type(dtype), list(tensor.shape), tensor.data_ptr())
         if self.device.type == "cuda":
-            torch.cuda.current_stream(self.device).synchronize()  # onnxruntime has a stream of its own
+            torch.cuda.current_stream(self.device).synchronize()  # onnxruntime uses another stream
         try:
             self.session.run_with_iobinding(binding)
         except Exception as error:
@@ -147,134 +155,146 @@ class OnnxRuntimeRunner:
                 f"onnxruntime could not run {self.path} on {shapes}: {str(error).strip().splitlines()[0]}"
             ) from error
         binding.synchronize_outputs()
-        return made
+        return results
 
 
-def _element(dtype: torch.dtype) -> Any:
+def _element_type(dtype: torch.dtype) -> Any:
     import numpy as np
 
     if dtype == torch.bfloat16:
-        return require_package("onnx").TensorProto.BFLOAT16  # numpy has no such type
+        return require_package("onnx").TensorProto.BFLOAT16  # numpy has no bfloat16
     return {torch.float32: np.float32, torch.float16: np.float16}[dtype]
 
 
 class ExportedControlBranch(nn.Module):
-    """The control branch of an ONNX file; put in the place of `transformer.controlnet`.
+    """An exported control branch, as replacement of `transformer.controlnet`.
 
     Args:
-        runner: what runs the file.
-        description: of the file, see `read_description`.
-        projections: `proj_out` of the torch branch, for files that give states; None for files that give offsets.
-        dtype: of what comes out; None: that of the projections, else of the file.
-        head, layout: `render_head` and `layout_embedding` of the torch branch, for small models that have them.
+        runner: runner of the file.
+        metadata: metadata of the file, see `read_metadata`.
+        projections: `proj_out` of the torch branch, for files that output states; None for files that output offsets.
+        dtype: dtype of the outputs; None = that of the projections, else of the file.
+        render_head: `render_head` of the torch branch, for small models that have it.
+        layout_embedding: `layout_embedding` of the torch branch, for small models that have it.
 
     Raises:
-        ModelExportError: the file is of another part, or projections are missing or too many.
+        ModelExportError: the file is of another part, or `projections` do not fit its outputs.
     """
 
     def __init__(
         self,
         runner: Runner,
-        description: Mapping[str, Any],
+        metadata: Mapping[str, Any],
         projections: nn.ModuleList | None = None,
         dtype: torch.dtype | None = None,
-        head: nn.Module | None = None,
-        layout: nn.Module | None = None,
+        render_head: nn.Module | None = None,
+        layout_embedding: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        if description["part"] != "control":
-            raise ModelExportError(f"A file of the {description['part']} was given; one of the control was expected.")
-        if (description["output"] == "states") != (projections is not None):
-            have = "no projections" if projections is None else "projections"
-            raise ModelExportError(f"The file gives {description['output']} and {have} came with it.")
-        self.runner, self.description = runner, dict(description)
-        self.proj_out, self.render_head, self.layout_embedding = projections, head, layout
-        self.file_dtype = DTYPES[description["dtype"]]
+        if metadata["part"] != "control":
+            raise ModelExportError(f"The file is of the part {metadata['part']}; the part control was expected.")
+        if (metadata["output"] == "states") != (projections is not None):
+            given = "no projections were given" if projections is None else "projections were given"
+            raise ModelExportError(
+                f"The file outputs {metadata['output']}, but {given}; they are needed for states only."
+            )
+        self.runner, self.metadata = runner, dict(metadata)
+        self.proj_out, self.render_head, self.layout_embedding = projections, render_head, layout_embedding
+        self.file_dtype = DTYPES[metadata["dtype"]]
         if dtype is None:
             dtype = self.file_dtype if projections is None else cast(nn.Linear, projections[0]).weight.dtype
         self.out_dtype = dtype
 
     def forward(self, latent: torch.Tensor, volume: torch.Tensor, temb: torch.Tensor) -> list[torch.Tensor]:
-        """As `ControlBranch.forward`; what `residual` turns into offsets.
+        """Computes the states or offsets, see `ControlBranch.forward`.
 
         Raises:
-            ValueError: the inputs do not fit each other or the file.
+            InputError: the inputs do not fit each other or the file.
             ModelExportError: the runtime failed.
         """
-        about = self.description
-        _, p_h, p_w = about["patch"]
+        metadata = self.metadata
+        _, p_h, p_w = metadata["patch"]
         batch, _, frames, height, width = latent.shape
         rows, columns = height // p_h, width // p_w
-        wanted = control_shapes(about, batch, frames, rows, columns)
-        for name, tensor, shape in zip(("latent", "volume", "temb"), (latent, volume, temb), wanted, strict=True):
+        shapes = control_shapes(metadata, batch, frames, rows, columns)
+        for name, tensor, shape in zip(("latent", "volume", "temb"), (latent, volume, temb), shapes, strict=True):
             if tuple(tensor.shape) != shape:
                 raise InputError(f"{name} of the control branch has shape {tuple(tensor.shape)}; {shape} was expected.")
-        given = {"latent": latent, "volume": volume, "temb": temb}
-        ready = {name: tensor.detach().to(self.file_dtype).contiguous() for name, tensor in given.items()}
-        stem = "state" if about["output"] == "states" else "offset"
-        shape = (batch, frames * rows * columns, about["dim"])
-        made = self.runner(ready, {f"{stem}_{i}": shape for i in range(about["layers"])}, self.file_dtype)
-        return [tensor.to(self.out_dtype) for tensor in made]
+        inputs = {
+            name: tensor.detach().to(self.file_dtype).contiguous()
+            for name, tensor in (("latent", latent), ("volume", volume), ("temb", temb))
+        }
+        stem = "state" if metadata["output"] == "states" else "offset"
+        shape = (batch, frames * rows * columns, metadata["dim"])
+        outputs = self.runner(inputs, {f"{stem}_{i}": shape for i in range(metadata["layers"])}, self.file_dtype)
+        return [tensor.to(self.out_dtype) for tensor in outputs]
 
     def residual(self, index: int, state: torch.Tensor) -> torch.Tensor:
-        """What is added after backbone block `index`: (b, L, dim) to (b, L, width of the backbone)."""
+        """Projects a state to the residual of a backbone block, see `ControlBranch.residual`; offsets are unchanged."""
         return state if self.proj_out is None else self.proj_out[index](state)
 
 
 class ExportedAutoencoder(KeyframeAutoencoder):
-    """The keyframe autoencoder with encoder, decoder or both run from ONNX files.
+    """The keyframe autoencoder with exported encoder, decoder or both.
 
-    A half without a file stays the torch one; a half with a file gives up its weights.
+    A part without a file is run by torch; the torch weights of a part with a file are freed.
     """
 
     @classmethod
     def of(
         cls, model: KeyframeAutoencoder, *, encoder: Runner | None = None, decoder: Runner | None = None
     ) -> ExportedAutoencoder:
-        """The same autoencoder, with these runners in it; it shares the other weights with `model`.
+        """Replaces parts of an autoencoder.
 
-        Runners need float32 files.
+        Args:
+            model: the torch autoencoder; shares its weights with the result.
+            encoder: runner of a float32 file with the encoder; None = torch.
+            decoder: runner of a float32 file with the decoder; None = torch.
         """
         with torch.device("meta"):
-            session = cls(**{k: v for k, v in model.config.items() if not k.startswith("_")})
-        session.load_state_dict(model.state_dict(), assign=True)
-        session.runners = {"encoder": encoder, "decoder": decoder}
-        session._device, session._dtype = model.device, model.dtype
+            exported = cls(**{k: v for k, v in model.config.items() if not k.startswith("_")})
+        exported.load_state_dict(model.state_dict(), assign=True)
+        exported.runners = {"encoder": encoder, "decoder": decoder}
+        exported._device, exported._dtype = model.device, model.dtype
         if encoder is not None:
-            del session.encoder, session.quant_conv
+            del exported.encoder, exported.quant_conv
         if decoder is not None:
-            del session.decoder, session.post_quant_conv
-        return session.eval()
+            del exported.decoder, exported.post_quant_conv
+        return exported.eval()
 
     @property
     def dtype(self) -> torch.dtype:
-        """Type of the torch half."""
+        """Dtype of the parts that are run by torch."""
         return self._dtype
 
     @property
     def device(self) -> torch.device:
-        """Where it runs."""
+        """Device of the autoencoder."""
         return self._device
 
-    def _encode(self, pictures: torch.Tensor) -> torch.Tensor:
+    def encode_batch(self, images: torch.Tensor) -> torch.Tensor:
+        """Maps images to latents, see `KeyframeAutoencoder.encode_batch`."""
         runner = self.runners["encoder"]
         if runner is None:
-            return super()._encode(pictures)
-        count, _, height, width = pictures.shape
-        shape = (count, self.config.z_dim, height // self.factor, width // self.factor)
-        return runner({"pictures": pictures.float().contiguous()}, {"latents": shape}, torch.float32)[0]
+            return super().encode_batch(images)
+        count, _, height, width = images.shape
+        ratio = self.spatial_compression_ratio
+        shape = (count, self.config.z_dim, height // ratio, width // ratio)
+        return runner({"pictures": images.float().contiguous()}, {"latents": shape}, torch.float32)[0]
 
-    def _decode(self, latents: torch.Tensor) -> torch.Tensor:
+    def decode_batch(self, latents: torch.Tensor) -> torch.Tensor:
+        """Maps latents to images, see `KeyframeAutoencoder.decode_batch`."""
         runner = self.runners["decoder"]
         if runner is None:
-            return super()._decode(latents)
+            return super().decode_batch(latents)
         count, _, rows, columns = latents.shape
-        shape = (count, self.config.out_channels, self.factor * rows, self.factor * columns)
+        ratio = self.spatial_compression_ratio
+        shape = (count, self.config.out_channels, ratio * rows, ratio * columns)
         return runner({"latents": latents.float().contiguous()}, {"pictures": shape}, torch.float32)[0]
 
 
 def cache_folder() -> Path:
-    """Where exported files and engines are kept: `worldstereo_ros` in the user's cache."""
+    """Returns the folder for exported files and engines: `worldstereo_ros` in the user's cache folder."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "worldstereo_ros"
 
 
@@ -287,64 +307,72 @@ def use_control_backend(
     provider: str = "auto",
     on_step: OnStep | None = None,
 ) -> None:
-    """Runs the control branch of a transformer by another backend from now on.
+    """Sets the backend that runs the control branch of a transformer.
 
-    The branch is exported once and kept, by the hash of its weights; its torch weights are then let go, except the
-    projections to the backbone's width and a small model's last layer. TensorRT engines are built at the first call of
-    each shape, and kept.
+    The branch is exported once and cached by the hash of its weights. Its torch weights are then freed, except the
+    projections to the backbone's width and the additional layers of small models. TensorRT engines are built at the
+    first call with each shape, and cached.
 
     Args:
         transformer: a `WorldStereoTransformer` with a control branch, on its device.
-        backend: torch (leaves it as it is), onnxruntime or tensorrt.
-        cache_dir: where files are kept; None: `cache_folder()`.
-        dtype: what the branch runs in; None: float32 on the CPU, float16 on CUDA.
-        provider: of onnxruntime, see `choose_providers`.
-        on_step: called as the export goes on.
+        backend: `torch` (no change), `onnxruntime` or `tensorrt`.
+        cache_dir: folder of the cache; None = `cache_folder()`.
+        dtype: dtype of the branch; None = float32 on the CPU, float16 on CUDA.
+        provider: execution provider of onnxruntime, see `choose_providers`.
+        on_step: called with the progress of the export.
 
     Raises:
-        ModelExportError: the backend is not known or not installed, or there is no control branch.
+        ModelExportError: the backend does not exist or is not installed, or there is no control branch.
     """
     if backend not in BACKENDS:
         raise ModelExportError(f"control_backend is '{backend}'; choose one of {', '.join(BACKENDS)}.")
     branch = transformer.controlnet
     if backend == "torch":
         if isinstance(branch, ExportedControlBranch):
-            raise ModelExportError("The torch weights of the control branch were let go; load the model again.")
+            raise ModelExportError("The torch weights of the control branch were freed; load the model again.")
         return
     if not isinstance(branch, ControlBranch):
-        what = "none" if branch is None else f"a {type(branch).__name__}"
-        raise ModelExportError(f"control_backend is '{backend}'; the model's control branch is {what}.")
+        found = "none" if branch is None else f"a {type(branch).__name__}"
+        raise ModelExportError(
+            f"control_backend is '{backend}', but the model's control branch is {found}; use control_backend torch."
+        )
     device = cast(nn.Linear, branch.proj_out[0]).weight.device
     if backend == "tensorrt":
-        load_tensorrt()  # what is missing is said before a minute of exporting
+        load_tensorrt()  # fails before the export, which takes a minute
         if device.type != "cuda":
-            raise ModelExportError(f"control_backend tensorrt runs on CUDA and the model is on {device}.")
+            raise ModelExportError(
+                f"control_backend tensorrt runs on CUDA and the model is on {device}; choose device cuda."
+            )
     else:
         choose_providers(device, require_package("onnxruntime").get_available_providers(), provider)
     dtype = dtype or (torch.float16 if device.type == "cuda" else torch.float32)
     folder = Path(cache_dir) if cache_dir is not None else cache_folder()
     attention = "fused" if backend == "onnxruntime" and provider != "tensorrt" else "standard"
-    kind = f"{str(dtype).removeprefix('torch.')}-{attention}-opset{OPSET}-{__version__}"
-    path = folder / "onnx" / f"control-{weights_hash(branch)[:24]}-{kind}.onnx"
+    configuration = f"{str(dtype).removeprefix('torch.')}-{attention}-opset{OPSET}-{__version__}"
+    path = folder / "onnx" / f"control-{weights_hash(branch)[:24]}-{configuration}.onnx"
 
-    def write() -> None:
+    def export() -> None:
         export_control(branch, path, dtype=dtype, attention=attention, on_step=on_step)
 
-    def start() -> Runner:
+    def make_runner() -> Runner:
         if backend == "tensorrt":
             return TensorRTRunner(path, EngineCache(folder / "engines"), device)
-        return OnnxRuntimeRunner(path, device, provider=provider, engines=folder / "engines")
+        return OnnxRuntimeRunner(path, device, provider=provider, engine_folder=folder / "engines")
 
-    kept = path.is_file()
-    if not kept:
-        write()
+    cached = path.is_file()
+    if not cached:
+        export()
     try:
-        description, runner = read_description(path), start()
+        metadata, runner = read_metadata(path), make_runner()
     except ModelExportError:
-        if not kept:
+        if not cached:
             raise
-        write()  # the file that was kept is damaged
-        description, runner = read_description(path), start()
+        export()  # the cached file is damaged
+        metadata, runner = read_metadata(path), make_runner()
     transformer.controlnet = ExportedControlBranch(
-        runner, description, branch.proj_out, head=branch.render_head, layout=branch.layout_embedding
+        runner,
+        metadata,
+        branch.proj_out,
+        render_head=branch.render_head,
+        layout_embedding=branch.layout_embedding,
     )

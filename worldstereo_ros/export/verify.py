@@ -1,55 +1,54 @@
-"""Whether an exported file computes what the torch model does, on sizes that it was not traced on."""
+"""Verification of exported files: onnxruntime against torch, at sizes other than the traced one."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from worldstereo_ros.export.onnx import (
-    DTYPES,
-    ExportedFile,
-    ModelExportError,
-    OnStep,
-    autoencoder_example,
-    control_example,
-)
+from worldstereo_ros.export.errors import ModelExportError
+from worldstereo_ros.export.metadata import DTYPES, autoencoder_example_inputs, control_example_inputs
+from worldstereo_ros.export.onnx import ExportedFile, OnStep
 from worldstereo_ros.export.runtime import ExportedAutoencoder, ExportedControlBranch, OnnxRuntimeRunner
 from worldstereo_ros.models.autoencoders.keyframe import KeyframeAutoencoder
 from worldstereo_ros.models.worldstereo.control import ControlBranch
 
-# (batch, keyframes, token rows, token columns); none is the traced one
+# (batch, keyframes, token rows, token columns); none is the traced size
 CONTROL_SIZES = ((1, 1, 1, 1), (2, 2, 3, 5), (1, 7, 6, 4), (1, 5, 8, 12))
-# (pictures, latent rows, latent columns)
+# (frames, latent rows, latent columns); none is the traced size
 AUTOENCODER_SIZES = ((1, 1, 1), (3, 5, 2), (2, 8, 12))
-# Largest error over the largest value. Half precision is that of its own rounding through all layers.
+# Maximum error: absolute for float32, else relative to the largest value (rounding accumulates over all layers).
 TOLERANCE = {"float32": 1e-3, "float16": 3e-2, "bfloat16": 2e-1}
 
 
 @dataclass(frozen=True)
 class VerificationResult:
-    """One size.
+    """Difference between onnxruntime and torch at one size.
 
     Attributes:
-        size: frames and size as in the two tuples above.
-        error: largest absolute difference between the two.
-        scale: largest absolute value of torch's result.
-        torch_seconds: of the torch model.
-        runtime_seconds: of onnxruntime.
+        size: as in `CONTROL_SIZES` or `AUTOENCODER_SIZES`.
+        max_abs_error: largest absolute difference of the outputs.
+        max_abs_value: largest absolute value of torch's output.
+        torch_seconds: time of the torch model.
+        onnxruntime_seconds: time of onnxruntime.
     """
 
     size: tuple[int, ...]
-    error: float
-    scale: float
+    max_abs_error: float
+    max_abs_value: float
     torch_seconds: float
-    runtime_seconds: float
+    onnxruntime_seconds: float
 
     def passes(self, dtype: str) -> bool:
-        """Whether the error is within `TOLERANCE`: absolute for float32, of the scale for half precision."""
-        return self.error <= TOLERANCE[dtype] * (1.0 if dtype == "float32" else max(self.scale, 1.0))
+        """Whether the error is within `TOLERANCE`: absolute for float32, relative for half precision.
+
+        Args:
+            dtype: dtype of the file.
+        """
+        return self.max_abs_error <= TOLERANCE[dtype] * (1.0 if dtype == "float32" else max(self.max_abs_value, 1.0))
 
 
 @torch.inference_mode()
@@ -60,68 +59,75 @@ def verify(
     sizes: Sequence[tuple[int, ...]] | None = None,
     on_step: OnStep | None = None,
 ) -> list[VerificationResult]:
-    """Runs both in float32 torch and onnxruntime on the CPU.
+    """Compares an exported file, run by onnxruntime on the CPU, with its torch model in float32.
 
     Args:
         exported: the file.
-        model: what it was made of.
-        sizes: see `CONTROL_SIZES` and `AUTOENCODER_SIZES`; None: those.
+        model: the model that was exported.
+        sizes: sizes to compare at; None = `CONTROL_SIZES` or `AUTOENCODER_SIZES`.
         on_step: called after each size.
 
+    Returns:
+        One result for each size.
+
     Raises:
-        ModelExportError: onnxruntime is missing or cannot run the file, or a result is not finite.
+        ModelExportError: onnxruntime is missing or cannot run the file, or an output is not finite.
     """
-    about = exported.description
+    metadata = exported.metadata
     runner = OnnxRuntimeRunner(exported.path)
     report = on_step or (lambda stage, done, total: None)
-    control = about["part"] == "control"
-    sizes = sizes or (CONTROL_SIZES if control else AUTOENCODER_SIZES)
-    checks = []
+    sizes = sizes or (CONTROL_SIZES if metadata["part"] == "control" else AUTOENCODER_SIZES)
+    results = []
     for done, size in enumerate(sizes):
         report("verifying", done, len(sizes))
         if isinstance(model, ControlBranch):
-            checks.append(_check_control(model, runner, about, size))
+            results.append(_verify_control(model, runner, metadata, size))
         else:
-            checks.append(_check_autoencoder(model, runner, about, size))
+            results.append(_verify_autoencoder(model, runner, metadata, size))
     report("verifying", len(sizes), len(sizes))
-    return checks
+    return results
 
 
-def _check_control(
-    branch: ControlBranch, runner: OnnxRuntimeRunner, about: Any, size: tuple[int, ...]
+def _verify_control(
+    branch: ControlBranch, runner: OnnxRuntimeRunner, metadata: Mapping[str, Any], size: tuple[int, ...]
 ) -> VerificationResult:
-    # Rounded to the file's type first, so that both see the same numbers.
-    given = [t.float() for t in control_example(about, size, DTYPES[about["dtype"]], seed=1)]
-    session = ExportedControlBranch(
-        runner, about, branch.proj_out if about["output"] == "states" else None, torch.float32
-    )
+    # Rounded to the dtype of the file first, so that both get the same values.
+    inputs = [t.float() for t in control_example_inputs(metadata, size, DTYPES[metadata["dtype"]], seed=1)]
+    projections = branch.proj_out if metadata["output"] == "states" else None
+    exported = ExportedControlBranch(runner, metadata, projections, torch.float32)
     start = time.perf_counter()
-    want = branch(*given)
+    expected = branch(*inputs)
     middle = time.perf_counter()
-    got = session(*given)
+    actual = exported(*inputs)
     end = time.perf_counter()
-    if about["output"] == "offsets":
-        want = [branch.residual(i, state) for i, state in enumerate(want)]
-    return _compare(size, want, got, middle - start, end - middle)
+    if metadata["output"] == "offsets":
+        expected = [branch.residual(i, state) for i, state in enumerate(expected)]
+    return _compare(size, expected, actual, middle - start, end - middle)
 
 
-def _check_autoencoder(
-    model: KeyframeAutoencoder, runner: OnnxRuntimeRunner, about: Any, size: tuple[int, ...]
+def _verify_autoencoder(
+    model: KeyframeAutoencoder, runner: OnnxRuntimeRunner, metadata: Mapping[str, Any], size: tuple[int, ...]
 ) -> VerificationResult:
-    encoding = about["part"] == "autoencoder-encoder"
-    (given,) = autoencoder_example(about, size, DTYPES[about["dtype"]], seed=1)
-    session = ExportedAutoencoder.of(model, **{"encoder" if encoding else "decoder": runner})
+    is_encoder = metadata["part"] == "autoencoder-encoder"
+    (rounded,) = autoencoder_example_inputs(metadata, size, DTYPES[metadata["dtype"]], seed=1)
+    inputs = rounded.float()
+    exported = ExportedAutoencoder.of(model, **{"encoder" if is_encoder else "decoder": runner})
     start = time.perf_counter()
-    want = model.encode(given.float()) if encoding else model.decode(given.float())
+    expected = model.encode(inputs) if is_encoder else model.decode(inputs)
     middle = time.perf_counter()
-    got = session.encode(given.float()) if encoding else session.decode(given.float())
-    return _compare(size, [want], [got], middle - start, time.perf_counter() - middle)
+    actual = exported.encode(inputs) if is_encoder else exported.decode(inputs)
+    return _compare(size, [expected], [actual], middle - start, time.perf_counter() - middle)
 
 
 def _compare(
-    size: tuple[int, ...], want: list[torch.Tensor], got: list[torch.Tensor], torch_seconds: float, runtime: float
+    size: tuple[int, ...],
+    expected: list[torch.Tensor],
+    actual: list[torch.Tensor],
+    torch_seconds: float,
+    onnxruntime_seconds: float,
 ) -> VerificationResult:
-    if not all(bool(torch.isfinite(tensor).all()) for tensor in got):
-        raise ModelExportError(f"The exported model gives numbers that are not finite at size {size}; use float32.")
-    error = max(float((a.float() - b.float()).abs().max()) for a, b in zip(want, got, strict=True))
-    return VerificationResult(size, error, max(float(a.abs().max()) for a in want), torch_seconds, runtime)
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in actual):
+        raise ModelExportError(f"The exported model outputs non-finite numbers at size {size}; use float32.")
+    error = max(float((a.float() - b.float()).abs().max()) for a, b in zip(expected, actual, strict=True))
+    largest = max(float(a.abs().max()) for a in expected)
+    return VerificationResult(size, error, largest, torch_seconds, onnxruntime_seconds)

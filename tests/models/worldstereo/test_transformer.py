@@ -1,4 +1,4 @@
-"""The transformer: its branches, its receptive fields, its parts against diffusers, and what it refuses."""
+"""The transformer: branches, attention masks, equality with diffusers, and rejected inputs."""
 
 import subprocess
 import sys
@@ -13,21 +13,21 @@ from worldstereo_ros.models.worldstereo.masks import (
     Correspondence,
     TokenGrid,
     dense_mask,
-    mask_formula,
-    merged_mask,
+    make_mask_mod,
+    additive_mask,
     plan_groups,
 )
 from worldstereo_ros.models.worldstereo.transformer import WorldStereoTransformer
 
 
 @pytest.fixture(autouse=True)
-def _quiet():
+def _no_grad():
     with torch.no_grad():
         yield
 
 
 def random_points(batch, frames, rows, columns, references, seed=3):
-    """Some known, some unknown (NaN), some out of sight."""
+    """Projections of which some are unknown (NaN) and some are not visible (infinity)."""
     generator = torch.Generator().manual_seed(seed)
     points = torch.rand(batch, frames, rows, columns, references, 2, generator=generator)
     points = points * torch.tensor([rows + 2.0, columns + 2.0]) - 1.5
@@ -36,10 +36,10 @@ def random_points(batch, frames, rows, columns, references, seed=3):
     return torch.where((kind >= 0.2) & (kind < 0.4), torch.inf, points)
 
 
-# --- receptive fields ---
+# --- attention masks ---
 
 
-@pytest.mark.parametrize(("update", "batch"), [(True, 1), (False, 2)], ids=["carried", "frozen"])
+@pytest.mark.parametrize(("update", "batch"), [(True, 1), (False, 2)], ids=["updated", "frozen"])
 @pytest.mark.parametrize(
     ("mode", "implementation"),
     [
@@ -51,8 +51,8 @@ def random_points(batch, frames, rows, columns, references, seed=3):
     ],
 )
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-def test_fast_path_equals_dense_twin(mode, implementation, update, batch):
-    # Flex needs heads of at least 16 channels; two references share a keyframe and are not neighbours.
+def test_fast_attention_equals_dense_mask(mode, implementation, update, batch):
+    # Flex needs heads of at least 16 channels; two references share a keyframe and are not adjacent.
     model = tiny_transformer(control={**CONTROL, "update_ref": update})
     inputs = tiny_inputs(model, batch=batch, ref_index=(1, 0, 1))
     if mode == "correspondence":
@@ -71,7 +71,7 @@ def test_fast_path_equals_dense_twin(mode, implementation, update, batch):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU on this machine")
 @pytest.mark.parametrize("mode", ["paired", "correspondence"])
-def test_compiled_flex_equals_dense_twin_on_the_gpu(mode):
+def test_compiled_flex_equals_dense_mask_on_the_gpu(mode):
     model = tiny_transformer(attention_head_dim=32, added_kv_proj_dim=64, control=None).cuda()
     inputs = {k: v.cuda() for k, v in tiny_inputs(model).items()}
     inputs["reference_points"] = random_points(1, 4, 2, 3, 3).cuda()
@@ -81,8 +81,8 @@ def test_compiled_flex_equals_dense_twin_on_the_gpu(mode):
     assert (model(**inputs).sample - slow).abs().max() <= 1e-3
 
 
-def seen_by(mode, points=None, ref_index=(1, 0, 1)):
-    """Which (keyframe, row, column) change when one reference does, by reference, in one block."""
+def frames_that_attend(mode, points=None, ref_index=(1, 0, 1)):
+    """For each reference, the (keyframe, row, column) whose output changes with it, in one block."""
     model = tiny_transformer(num_layers=1, control=None, reference_attention=mode)
     inputs = tiny_inputs(model, ref_index=ref_index)
     if points is not None:
@@ -97,58 +97,58 @@ def seen_by(mode, points=None, ref_index=(1, 0, 1)):
     return changed
 
 
-def test_paired_keyframes_see_their_own_reference_alone():
-    for r, changed in enumerate(seen_by("paired")):
+def test_paired_keyframes_attend_to_their_own_reference_only():
+    for r, changed in enumerate(frames_that_attend("paired")):
         frames = changed.flatten(1).any(dim=1).nonzero().flatten().tolist()
         assert frames == [(2, 1, 2)[r]]
 
 
-def test_full_sees_everything():
-    assert all(changed.all() for changed in seen_by("full"))
+def test_full_attends_to_everything():
+    assert all(changed.all() for changed in frames_that_attend("full"))
 
 
-def test_correspondence_sees_where_the_point_lands():
+def test_correspondence_attends_around_the_projection():
     points = torch.full((1, 4, 2, 3, 3, 2), torch.inf)
-    points[0, 1, 0, 2, 0] = torch.tensor([0.0, 1.0])  # token (1, 0, 2) lands in reference 0
+    points[0, 1, 0, 2, 0] = torch.tensor([0.0, 1.0])  # token (1, 0, 2) projects into reference 0
     points[0, 3, 1, 1, 2] = torch.nan  # token (3, 1, 1) has no point in reference 2: coarse
     points[0, 2, 0, 0, 1] = torch.tensor([40.0, 40.0])  # far outside reference 1
     model = tiny_transformer(num_layers=1, control=None)
     stride = model.config.correspondence_stride
     assert stride // 2 >= 2, "at this size the default coarse grid has no token; the test must use a finer one"
-    changed = seen_by("correspondence", points)
+    changed = frames_that_attend("correspondence", points)
     assert changed[0].nonzero().tolist() == [[1, 0, 2]]
     assert not changed[1].any()
     assert not changed[2].any()
 
 
-def test_unknown_points_see_the_coarse_grid():
-    grid = TokenGrid(frames=2, rows=6, columns=6, home=(1,))
+def test_unknown_points_attend_to_the_coarse_grid():
+    grid = TokenGrid(frames=2, rows=6, columns=6, reference_frames=(1,))
     points = torch.full((1, 2, 6, 6, 1, 2), torch.nan)
     mask = dense_mask(grid, Correspondence(points, stride=4), torch.device("cpu"))
-    seen = mask[0, grid.reference_tokens, : grid.reference_tokens].nonzero().flatten().tolist()
+    seen = mask[0, grid.num_reference_tokens, : grid.num_reference_tokens].nonzero().flatten().tolist()
     assert seen == [2 * 6 + 2]
 
 
 @pytest.mark.parametrize("mode", ["paired", "correspondence"])
-def test_formula_and_mask_agree_everywhere(mode):
-    grid = TokenGrid(frames=3, rows=4, columns=5, home=(2, 1, 2))
+def test_mask_mod_equals_dense_mask(mode):
+    grid = TokenGrid(frames=3, rows=4, columns=5, reference_frames=(2, 1, 2))
     correspondence = Correspondence(random_points(2, 3, 4, 5, 3), radius=1, stride=2)
     correspondence = correspondence if mode == "correspondence" else None
     mask = dense_mask(grid, correspondence, torch.device("cpu"))
-    formula = mask_formula(grid, correspondence, 0, torch.device("cpu"))
-    at = torch.arange(grid.tokens)
+    mask_mod = make_mask_mod(grid, correspondence, 0, torch.device("cpu"))
+    at = torch.arange(grid.num_tokens)
     batch = torch.arange(mask.shape[0]).view(-1, 1, 1)
-    torch.testing.assert_close(formula(batch, None, at[:, None], at[None]).expand(mask.shape), mask)
+    torch.testing.assert_close(mask_mod(batch, None, at[:, None], at[None]).expand(mask.shape), mask)
 
 
-@pytest.mark.parametrize("least_queries", [1, 50, 512])
+@pytest.mark.parametrize("min_queries", [1, 50, 512])
 @pytest.mark.parametrize("mode", ["paired", "correspondence"])
-def test_groups_of_any_size_equal_the_mask(mode, least_queries):
-    grid = TokenGrid(frames=5, rows=4, columns=5, home=(2, 1, 2))
+def test_groups_of_any_size_equal_dense_mask(mode, min_queries):
+    grid = TokenGrid(frames=5, rows=4, columns=5, reference_frames=(2, 1, 2))
     correspondence = Correspondence(random_points(2, 5, 4, 5, 3), radius=1, stride=2)
     correspondence = correspondence if mode == "correspondence" else None
-    q, k, v = torch.randn(3, 2, grid.tokens, 2, 8, generator=torch.Generator().manual_seed(0))
-    groups = [(group, merged_mask(group, q.dtype)) for group in plan_groups(grid, correspondence, least_queries)]
+    q, k, v = torch.randn(3, 2, grid.num_tokens, 2, 8, generator=torch.Generator().manual_seed(0))
+    groups = [(group, additive_mask(group, q.dtype)) for group in plan_groups(grid, correspondence, min_queries)]
     fast = attend_groups(groups, 0, q, k, v)
     mask = dense_mask(grid, correspondence, torch.device("cpu"))[:, None]
     q, k, v = (t.transpose(1, 2) for t in (q, k, v))
@@ -156,17 +156,17 @@ def test_groups_of_any_size_equal_the_mask(mode, least_queries):
     assert (fast - slow).abs().max() <= 1e-5
 
 
-def test_groups_skip_what_no_token_sees():
-    grid = TokenGrid(frames=4, rows=2, columns=3, home=(1, 2))
+def test_groups_leave_out_unused_keys():
+    grid = TokenGrid(frames=4, rows=2, columns=3, reference_frames=(1, 2))
     points = torch.full((1, 4, 2, 3, 2, 2), torch.inf)
     points[0, 2, ..., 0, :] = 0.0
-    groups = plan_groups(grid, Correspondence(points, radius=0.5), least_queries=1)
-    targets = [g for g in groups if g.queries.start >= grid.reference_tokens]
+    groups = plan_groups(grid, Correspondence(points, radius=0.5), min_queries=1)
+    targets = [g for g in groups if g.queries.start >= grid.num_reference_tokens]
     keys = [0 if g.references is None else len(g.references) for g in targets]
     assert keys == [0, 1, 0]  # frames 0 and 1 together, frame 2 with the one token, frame 3
 
 
-# --- where points land ---
+# --- reference points ---
 
 
 def flat_scene(depth=2.0):
@@ -174,14 +174,14 @@ def flat_scene(depth=2.0):
     return torch.full((1, 32, 32), depth), K, torch.eye(4)[None]
 
 
-def test_points_of_the_same_camera_land_on_themselves():
+def test_reference_points_of_the_same_camera_are_the_tokens():
     depth, K, pose = flat_scene()
     points = reference_points(depth, K, pose, K, pose, 4, 4)
     rows, columns = torch.meshgrid(torch.arange(4.0), torch.arange(4.0), indexing="ij")
     torch.testing.assert_close(points[0, :, :, 0], torch.stack((rows, columns), dim=-1), atol=1e-4, rtol=0)
 
 
-def test_points_move_with_the_reference():
+def test_reference_points_move_with_the_reference():
     depth, K, pose = flat_scene(depth=2.0)
     right = pose.clone()
     right[0, 0, 3] = 0.5  # 0.5 m to the right at 2 m is 8 pixels, one token
@@ -189,11 +189,11 @@ def test_points_move_with_the_reference():
     assert points[0, 2, 3, 0].tolist() == pytest.approx([2, 2], abs=1e-4)
 
 
-def test_points_that_are_not_rendered_behind_or_hidden():
+def test_reference_points_unknown_behind_or_occluded():
     depth, K, pose = flat_scene(depth=2.0)
     depth[0, :8, :8] = 0
     ahead = pose.clone()
-    ahead[0, 2, 3] = 3.0  # the reference stands behind the wall and looks away from it
+    ahead[0, 2, 3] = 3.0  # the reference is behind the wall and looks away from it
     assert reference_points(depth, K, pose, K, ahead, 4, 4)[0, 0, 0].isnan().all()
     assert reference_points(depth, K, pose, K, ahead, 4, 4)[0, 1, 1].isinf().all()
     nearer = torch.zeros(1, 32, 32)
@@ -203,8 +203,8 @@ def test_points_that_are_not_rendered_behind_or_hidden():
     assert hidden[0, 1, 1].isfinite().all()
 
 
-def test_correspondence_at_work():
-    """From depth to attention: a reference that looks away is never seen, one at the same place is."""
+def test_correspondence_from_depth():
+    """From depth to attention: a reference at the same pose has an effect, one that looks away has none."""
     model = tiny_transformer(num_layers=1, control=None, reference_attention="correspondence")
     inputs = tiny_inputs(model, ref_index=(0, 1))
     K = torch.tensor([[32.0, 0, 23.5], [0, 32.0, 15.5], [0, 0, 1]])
@@ -222,7 +222,7 @@ def test_correspondence_at_work():
 # --- branches ---
 
 
-def test_without_branches_it_is_the_wan_transformer():
+def test_without_branches_equals_wan_transformer():
     from diffusers import WanTransformer3DModel
 
     model = tiny_transformer(control=None)
@@ -232,9 +232,9 @@ def test_without_branches_it_is_the_wan_transformer():
     torch.testing.assert_close(model(**inputs).sample, wan(**inputs).sample, atol=1e-5, rtol=1e-5)
 
 
-def test_untrained_branches_change_nothing():
+def test_untrained_branches_have_no_effect():
     model = WorldStereoTransformer(**BACKBONE, controlnet_cfg=CONTROL).eval()
-    model.start_control_from_backbone()
+    model.init_control_from_backbone()
     inputs = tiny_inputs(model)
     before = model(**inputs).sample
     for name in ("render_latent", "render_mask", "camera_embedding", "camera_qt"):
@@ -242,7 +242,7 @@ def test_untrained_branches_change_nothing():
         torch.testing.assert_close(after, before, msg=lambda text, name=name: f"{name}: {text}")
 
 
-def test_every_input_matters_once_trained():
+def test_every_input_has_an_effect_once_trained():
     model = tiny_transformer()
     inputs = tiny_inputs(model)
     before = model(**inputs).sample
@@ -251,7 +251,7 @@ def test_every_input_matters_once_trained():
         assert (model(**{**inputs, name: other}).sample - before).abs().max() > 1e-5, name
 
 
-def test_no_references_is_an_empty_memory():
+def test_empty_references_equal_no_references():
     model = tiny_transformer()
     inputs = tiny_inputs(model, ref_index=())
     empty = {"reference_latent": torch.zeros(1, 36, 0, 4, 6), "ref_index": torch.zeros(0, dtype=torch.long)}
@@ -274,14 +274,14 @@ def test_video_latents_are_padded_in_front():
     for name in ("render_mask", "camera_embedding"):
         inputs[name] = torch.randn(1, inputs[name].shape[1], 9, 32, 48)
     assert model(**inputs).sample.isfinite().all()
-    with pytest.raises(ValueError, match="makes 18 tokens and mask and cameras make 6"):
+    with pytest.raises(ValueError, match="has 18 tokens, but mask and cameras have 6"):
         model(**{**inputs, **{n: inputs[n][:, :, :3] for n in ("render_mask", "camera_embedding")}})
 
 
-# --- how it runs ---
+# --- precision, gradients, saving ---
 
 
-def test_half_precision_is_near():
+def test_bfloat16_is_close_to_float32():
     model = tiny_transformer()
     inputs = tiny_inputs(model)
     expected = model(**inputs).sample
@@ -291,7 +291,7 @@ def test_half_precision_is_near():
     assert (sample.float() - expected).abs().max() < 0.1 * expected.abs().max()
 
 
-def test_fused_projections_change_nothing():
+def test_fused_projections_have_no_effect():
     model = tiny_transformer(control={**CONTROL, "update_ref": False})
     inputs = tiny_inputs(model)
     expected = model(**inputs).sample
@@ -331,7 +331,7 @@ def test_gradients_pass_through_groups(mode):
     torch.testing.assert_close(*gradients, atol=1e-6, rtol=1e-4)
 
 
-def test_saved_as_a_diffusers_model(tmp_path):
+def test_save_pretrained_round_trip(tmp_path):
     model = tiny_transformer(reference_attention="paired")
     model.save_pretrained(tmp_path)
     again = WorldStereoTransformer.from_pretrained(tmp_path)
@@ -340,24 +340,27 @@ def test_saved_as_a_diffusers_model(tmp_path):
     torch.testing.assert_close(again(**inputs).sample, model(**inputs).sample)
 
 
-def test_imports_stand_alone():
-    """Torch, diffusers, numpy and safetensors are enough: no ROS, no Open3D, no transformers, no accelerate."""
+def test_models_import_without_optional_packages():
+    """Torch, diffusers, numpy and safetensors are enough, for each module of the package."""
     code = (
         "import sys\n"
         "for name in ('rclpy', 'open3d', 'cv2', 'scipy', 'numba', 'transformers', 'accelerate', 'peft'):\n"
         "    sys.modules[name] = None\n"
-        "import worldstereo_ros.models as m\n"
-        "print(m.WorldStereoTransformer.__name__)"
+        "import importlib, pkgutil\n"
+        "import worldstereo_ros.models as models\n"
+        "for module in pkgutil.walk_packages(models.__path__, 'worldstereo_ros.models.'):\n"
+        "    importlib.import_module(module.name)\n"
+        "print(models.WorldStereoTransformer.__name__)"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
     assert run.stdout.strip() == "WorldStereoTransformer", run.stderr[-2000:]
 
 
-# --- what it refuses ---
+# --- rejected inputs ---
 
 
 @pytest.mark.parametrize(
-    ("change", "sentence"),
+    ("change", "message"),
     [
         ({"hidden_states": torch.zeros(1, 16, 4, 4, 6)}, r"hidden_states has shape \(1, 16, 4, 4, 6\); \(batch, 36"),
         ({"hidden_states": torch.zeros(1, 36, 4, 5, 6)}, "4x5x6 does not divide"),
@@ -369,8 +372,8 @@ def test_imports_stand_alone():
         ({"camera_embedding": None}, "camera_embedding is missing"),
         ({"layout": torch.zeros(1, 20, 4, 4, 6)}, "layout is given and the control branch takes 0 channels"),
         ({"ref_index": None}, "without ref_index"),
-        ({"ref_index": torch.tensor([0, 1, 3])}, "with 4 keyframes it must lie in 0..2"),
-        ({"ref_index": torch.tensor([0, -1, 1])}, "must lie in 0..2"),
+        ({"ref_index": torch.tensor([0, 1, 3])}, "with 4 keyframes its values must be in 0..2"),
+        ({"ref_index": torch.tensor([0, -1, 1])}, "must be in 0..2"),
         ({"ref_index": torch.tensor([0, 1])}, "ref_index has shape"),
         ({"camera_qt_ref": None}, "without camera_qt_ref"),
         ({"camera_qt": torch.zeros(1, 3, 7)}, "camera_qt has shape"),
@@ -378,13 +381,13 @@ def test_imports_stand_alone():
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
-def test_wrong_inputs_get_a_sentence(change, sentence):
+def test_wrong_inputs_raise(change, message):
     model = tiny_transformer()
-    with pytest.raises(ValueError, match=sentence):
+    with pytest.raises(ValueError, match=message):
         model(**{**tiny_inputs(model), **change})
 
 
-def test_correspondence_needs_points():
+def test_correspondence_without_points_raises():
     model = tiny_transformer(reference_attention="correspondence")
     inputs = tiny_inputs(model)
     with pytest.raises(ValueError, match="no reference_points were given"):

@@ -1,4 +1,4 @@
-"""Self-attention over references and targets together, with the receptive fields of `masks`."""
+"""Self-attention over reference and target tokens, with the masks of `masks`."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from diffusers.models.transformers.transformer_wan import WanAttention
 from torch.nn import functional
 
 from worldstereo_ros.models.worldstereo.masks import (
+    AttentionGroup,
     Correspondence,
-    Group,
     TokenGrid,
+    additive_mask,
     check_correspondence,
     dense_mask,
-    mask_formula,
-    merged_mask,
+    make_mask_mod,
     plan_groups,
 )
-from worldstereo_ros.models.worldstereo.rotary import Rotary, rotate
+from worldstereo_ros.models.worldstereo.rotary import Rotary, apply_rotary_emb
 
 IMPLEMENTATIONS = ("auto", "groups", "flex", "dense")
 
 
 @dataclass(frozen=True)
 class AttentionPlan:
-    """How the blocks attend, made once per forward and shared by all of them.
+    """The self-attention of all blocks, prepared once per forward.
 
     Attributes:
-        first_query: the first token that asks. Frozen references answer and never ask, so their queries, their
-            attention and their feed-forward are not computed.
-        attend: None for one attention over everything, else (q, k, v), each (b, L, heads, head_dim), to the output.
+        first_query: first token that is a query. Frozen references are keys and values only, so that their queries,
+            their attention and their feed-forward are not computed.
+        attend: function of (q, k, v), each (b, L, heads, head_dim), to the output; None = attention without a mask.
     """
 
     first_query: int = 0
@@ -52,24 +52,24 @@ def make_attention_plan(
     dtype: torch.dtype = torch.float32,
     batch: int = 1,
 ) -> AttentionPlan:
-    """Chooses how to attend.
+    """Prepares the self-attention of a forward.
 
     Args:
-        mode: full, paired or correspondence.
-        grid: where the tokens are.
+        mode: `full`, `paired` or `correspondence`, see `masks`.
+        grid: layout of the tokens.
         update_references: False leaves the references out of the queries.
-        correspondence: where target tokens land; needed by that mode alone.
-        implementation: `groups` calls scaled_dot_product_attention once per group of queries that share their keys,
-            `flex` compiles a block-sparse FlexAttention, `dense` is the slow twin with one quadratic mask.
-            `auto`: flex for correspondence on CUDA, groups otherwise.
-        device: where the tokens are.
-        dtype: of the tokens.
-        batch: size of the batch.
+        correspondence: projections of the target tokens, for the mode `correspondence`.
+        implementation: `groups` calls scaled_dot_product_attention for each group of queries with the same keys,
+            `flex` compiles a block-sparse FlexAttention, `dense` uses one quadratic mask (slow, for tests), `auto` is
+            `flex` for `correspondence` on CUDA and `groups` otherwise.
+        device: device of the tokens.
+        dtype: dtype of the tokens.
+        batch: batch size.
 
     Raises:
-        ValueError: the correspondence is missing or does not fit the clip.
+        InputError: the correspondence is missing or does not fit the clip.
     """
-    first_query = 0 if update_references else grid.reference_tokens
+    first_query = 0 if update_references else grid.num_reference_tokens
     if mode == "full" and implementation != "dense":
         return AttentionPlan(first_query)
     correspondence = check_correspondence(correspondence, grid, batch) if mode == "correspondence" else None
@@ -80,13 +80,16 @@ def make_attention_plan(
         return AttentionPlan(first_query, lambda q, k, v: _sdpa(q, k, v, mask))
     if implementation == "flex":
         return AttentionPlan(first_query, _flex(grid, correspondence, first_query, device))
-    asking = [group for group in plan_groups(grid, correspondence) if group.queries.start >= first_query]
-    groups = [(group, merged_mask(group, dtype)) for group in asking]
+    groups = [
+        (group, additive_mask(group, dtype))
+        for group in plan_groups(grid, correspondence)
+        if group.queries.start >= first_query
+    ]
     return AttentionPlan(first_query, lambda q, k, v: attend_groups(groups, first_query, q, k, v))
 
 
 class StereoAttnProcessor:
-    """Attention processor of the self-attention in every block; see `AttentionPlan`."""
+    """Attention processor of the self-attention of all blocks; see `AttentionPlan`."""
 
     _attention_backend = None
     _parallel_config = None
@@ -100,16 +103,16 @@ class StereoAttnProcessor:
         rotary_emb: Rotary,
         plan: AttentionPlan,
     ) -> torch.Tensor:
-        """(b, L, dim) tokens, references first, to (b, L - plan.first_query, dim)."""
-        asking = hidden_states[:, plan.first_query :]
+        """Maps tokens (b, L, dim), references first, to (b, L - plan.first_query, dim)."""
+        query_states = hidden_states[:, plan.first_query :]
         if attn.fused_projections:
             query, key, value = attn.to_qkv(hidden_states).chunk(3, dim=-1)
             query = query[:, plan.first_query :]
         else:
-            query, key, value = attn.to_q(asking), attn.to_k(hidden_states), attn.to_v(hidden_states)
+            query, key, value = attn.to_q(query_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
         query, key, value = (t.unflatten(2, (attn.heads, -1)) for t in (attn.norm_q(query), attn.norm_k(key), value))
-        query = rotate(query, (rotary_emb[0][:, plan.first_query :], rotary_emb[1][:, plan.first_query :]))
-        key = rotate(key, rotary_emb)
+        query = apply_rotary_emb(query, (rotary_emb[0][:, plan.first_query :], rotary_emb[1][:, plan.first_query :]))
+        key = apply_rotary_emb(key, rotary_emb)
         if plan.attend is not None:
             out = plan.attend(query, key, value)
         else:
@@ -125,25 +128,36 @@ def _sdpa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor 
 
 
 def attend_groups(
-    groups: list[tuple[Group, torch.Tensor | None]],
+    groups: list[tuple[AttentionGroup, torch.Tensor | None]],
     first_query: int,
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
 ) -> torch.Tensor:
-    """One attention a group; q holds the tokens from `first_query` on, k and v all of them, (b, L, heads, dim)."""
+    """Computes attention group by group.
+
+    Args:
+        groups: groups and their additive masks, in the order of the tokens.
+        first_query: token that query 0 is.
+        q: (b, L - first_query, heads, head_dim) queries.
+        k: (b, L, heads, head_dim) keys.
+        v: (b, L, heads, head_dim) values.
+
+    Returns:
+        Output of the shape of `q`.
+    """
     out = []
     for group, mask in groups:
-        asked = slice(group.queries.start - first_query, group.queries.stop - first_query)
-        out.append(_sdpa(q[:, asked], _keys(k, group), _keys(v, group), mask))
+        queries = slice(group.queries.start - first_query, group.queries.stop - first_query)
+        out.append(_sdpa(q[:, queries], _select_keys(k, group), _select_keys(v, group), mask))
     return torch.cat(out, dim=1)
 
 
-def _keys(tokens: torch.Tensor, group: Group) -> torch.Tensor:
+def _select_keys(tokens: torch.Tensor, group: AttentionGroup) -> torch.Tensor:
     targets = tokens[:, group.targets]
     if group.references is None:
         return targets
-    if isinstance(group.references, slice) and group.references.stop == group.targets.start:  # neighbours: no copy
+    if isinstance(group.references, slice) and group.references.stop == group.targets.start:  # adjacent: no copy
         return tokens[:, group.references.start : group.targets.stop]
     return torch.cat((tokens[:, group.references], targets), dim=1)
 
@@ -160,11 +174,11 @@ def _flex(
 ) -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]:
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-    formula = mask_formula(grid, correspondence, first_query, device)
+    mask_mod = make_mask_mod(grid, correspondence, first_query, device)
     batch = 1 if correspondence is None else correspondence.points.shape[0]
     on_gpu = device.type == "cuda"
     blocks = create_block_mask(
-        formula, batch, None, grid.tokens - first_query, grid.tokens, device=device, _compile=on_gpu
+        mask_mod, batch, None, grid.num_tokens - first_query, grid.num_tokens, device=device, _compile=on_gpu
     )
     kernel = _compiled_flex() if on_gpu else flex_attention
 

@@ -1,4 +1,4 @@
-"""Camera conditioning of the published weights: normalised cameras, pose vectors and Pluecker rays."""
+"""Camera conditioning of the published weights: normalised cameras, pose vectors and Plücker rays."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from worldstereo_ros.geometry.poses import check_poses, invert_pose, quaternion_
 def normalise_cameras(
     world_to_camera: np.ndarray, reference_world_to_camera: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """The scene the published weights were trained in: first camera at identity, then centred and scaled.
+    """Normalises cameras as for the training of the published weights.
 
-    Every pose is expressed relative to the first target; camera centres are shifted by the mean of the targets'
-    (those within 10 times the 97th percentile of the distance to their median), then scaled so that the first target
-    lies at distance 2 from the origin (where the mean is at the first target already, by 2). Metric scale is lost.
-    Source: SEVA (arXiv 2503.14489) as used by WorldStereo 2.0.
+    Poses are expressed relative to the first target. Camera centres are shifted by the mean of the targets' centres
+    (of those within 10 times the 97th percentile of the distances to their median), then scaled so that the first
+    target is at distance 2 from the origin (by 2 if it is at the mean already). Metric scale is lost.
+    Source: SEVA (arXiv 2503.14489), as used by WorldStereo 2.0.
 
     Args:
-        world_to_camera: (F, 4, 4) targets, OpenCV axes.
-        reference_world_to_camera: (R, 4, 4) memory views, moved along with the targets, or None.
+        world_to_camera: (F, 4, 4) target cameras, OpenCV axes.
+        reference_world_to_camera: (R, 4, 4) reference cameras, transformed in the same way, or None.
 
     Returns:
         (targets (F, 4, 4) float64, references (R, 4, 4) float64 or None).
@@ -33,8 +33,8 @@ def normalise_cameras(
     cameras = invert_pose(poses @ first)
     centres = cameras[:count, :3, 3]
     distance = np.linalg.norm(centres - np.median(centres, axis=0), axis=1)
-    kept = distance <= 10 * np.quantile(distance, 0.97)
-    cameras[:, :3, 3] -= centres[kept].mean(axis=0)
+    inliers = distance <= 10 * np.quantile(distance, 0.97)
+    cameras[:, :3, 3] -= centres[inliers].mean(axis=0)
     norm = np.linalg.norm(cameras[0, :3, 3])
     cameras[:, :3, 3] *= 2.0 / norm if norm > 1e-6 else 2.0
     out = invert_pose(cameras)
@@ -42,20 +42,29 @@ def normalise_cameras(
 
 
 def pose_vectors(world_to_camera: np.ndarray) -> np.ndarray:
-    """(N, 7) float32 of (N, 4, 4): quaternion w, x, y, z with w >= 0, then the translation."""
+    """Converts poses to quaternion and translation.
+
+    Args:
+        world_to_camera: (N, 4, 4) poses.
+
+    Returns:
+        (N, 7) float32: quaternion w, x, y, z with w >= 0, then the translation.
+    """
     translation, quaternion = quaternion_from_pose(world_to_camera)
     return np.concatenate([quaternion[:, [3, 0, 1, 2]], translation], axis=1).astype(np.float32)
 
 
 def plucker_embedding(world_to_camera: np.ndarray, K: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Plücker rays of every pixel: unit direction d and moment o x d, in world axes.
+    """Computes the Plücker coordinates of each pixel's ray: unit direction d and moment o x d, in world axes.
 
-    The rays pass through (x - 0.5, y + 0.5). x is off by one pixel against the centre of a pixel whose corner is at
-    (x, y); the published weights were trained with it, so it stays.
+    Rays pass through (x - 0.5, y + 0.5). In x this is off by one pixel from the centre of a pixel whose corner is at
+    (x, y); the published weights were trained with it.
 
     Args:
         world_to_camera: (F, 4, 4) normalised cameras (`normalise_cameras`).
         K: (F, 3, 3) or (3, 3) intrinsics in pixels of a `height` x `width` image.
+        height: image height in pixels.
+        width: image width in pixels.
 
     Returns:
         (6, F, height, width) float32: d in the first three channels, o x d in the others.

@@ -1,4 +1,4 @@
-"""The control branch (GGM): what the cloud memory renders, turned into offsets of the backbone's tokens."""
+"""The control branch (global geometric memory, GGM): conditions the backbone on renderings of the cloud memory."""
 
 from __future__ import annotations
 
@@ -10,14 +10,19 @@ from diffusers.models.transformers.transformer_wan import WanAttention, WanAttnP
 from torch import nn
 from torch.nn import functional
 
+from worldstereo_ros.models.blocks import zero_module
 from worldstereo_ros.models.worldstereo.rotary import Rotary, RotaryEmbedding
 from worldstereo_ros.utils.errors import InputError
 
 
 class MaskCameraEmbedding(nn.Module):
-    """Hole mask and Plücker rays at pixel resolution to one token per patch; adds nothing until trained.
+    """Embeds hole mask and Plücker rays at pixel resolution as one token per patch; outputs zero until trained.
 
-    Where `mask_downsample` is above one (weights for video latents), three zero frames are padded in front.
+    Args:
+        add_channels: channels of the input.
+        mid_channels: channels of the hidden layer.
+        out_channels: channels of a token.
+        mask_downsample: stride in time. Above 1 (weights for video latents), three zero frames are padded in front.
     """
 
     def __init__(self, add_channels: int, mid_channels: int, out_channels: int, mask_downsample: int) -> None:
@@ -30,16 +35,16 @@ class MaskCameraEmbedding(nn.Module):
             nn.SiLU(),
         )
         self.mask_zero_proj = nn.Conv3d(mid_channels, out_channels, kernel_size=(1, 2, 2), stride=(1, 2, 2))
-        _zero(self.mask_zero_proj)
+        zero_module(self.mask_zero_proj)
 
     def forward(self, volume: torch.Tensor) -> torch.Tensor:
-        """(b, add_channels, F, H, W) to (b, F * H/16 * W/16, out_channels)."""
+        """Maps (b, add_channels, F, H, W) to tokens (b, F * H/16 * W/16, out_channels)."""
         volume = functional.pad(volume, (0, 0, 0, 0, self.pad_front, 0)) if self.pad_front else volume
         return self.mask_zero_proj(self.mask_proj(volume)).flatten(2).transpose(1, 2)
 
 
 class ModulatedNorm(nn.Module):
-    """LayerNorm whose shift, scale and gate come from the time embedding."""
+    """Adaptive layer norm: shift, scale and gate are projected from the time embedding."""
 
     def __init__(self, time_embed_dim: int, dim: int) -> None:
         super().__init__()
@@ -48,15 +53,15 @@ class ModulatedNorm(nn.Module):
         self.norm = nn.LayerNorm(dim, eps=1e-5)
 
     def forward(self, tokens: torch.Tensor, temb: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Tokens (b, L, dim) and temb (b, time_embed_dim) to the modulated tokens and the gate (b, 1, dim)."""
-        dtype = self.linear.weight.dtype  # norms may be kept in float32 beside a bfloat16 model
+        """Maps tokens (b, L, dim) and temb (b, time_embed_dim) to modulated tokens (b, L, dim) and gate (b, 1, dim)."""
+        dtype = self.linear.weight.dtype  # norms may stay in float32 in a bfloat16 model
         shift, scale, gate = self.linear(self.silu(temb.to(dtype))).unsqueeze(1).chunk(3, dim=-1)
         normed = self.norm(tokens.to(self.norm.weight.dtype)) * (1 + scale) + shift
         return normed.type_as(tokens), gate.type_as(tokens)
 
 
 class ControlBlock(nn.Module):
-    """Self-attention and feed-forward, both modulated by the time embedding."""
+    """Transformer block: self-attention and feed-forward network, both modulated by the time embedding."""
 
     def __init__(self, dim: int, ffn_dim: int, num_heads: int, time_embed_dim: int) -> None:
         super().__init__()
@@ -68,7 +73,7 @@ class ControlBlock(nn.Module):
         self.ffn = nn.Sequential(nn.Linear(dim, ffn_dim), nn.GELU(approximate="tanh"), nn.Linear(ffn_dim, dim))
 
     def forward(self, tokens: torch.Tensor, temb: torch.Tensor, rotary: Rotary) -> torch.Tensor:
-        """(b, L, dim) to the same shape."""
+        """Maps tokens (b, L, dim) to the same shape."""
         normed, gate = self.norm1(tokens, temb)
         tokens = tokens + gate * self.self_attn(normed, rotary_emb=rotary)
         normed, gate = self.norm2(tokens, temb)
@@ -76,80 +81,81 @@ class ControlBlock(nn.Module):
 
 
 class ControlBranch(nn.Module):
-    """The whole branch. Parameter names are those of the published weights under `controlnet.`.
+    """The control branch; parameter names are those of the published weights under `controlnet.`.
 
     Args:
-        settings: `controlnet_cfg` of a checkpoint: conv_out_dim, dim, ffn_dim, num_heads, num_layers, time_embed_dim,
+        config: `controlnet_cfg` of a checkpoint: conv_out_dim, dim, ffn_dim, num_heads, num_layers, time_embed_dim,
             add_channels, mid_channels, mask_downsample; in small models also `render_prior` and `layout_channels`.
-        in_channels: channels of `latent`, as many as the backbone's input has.
+        in_channels: channels of `latent`, those of the backbone's input.
         out_dim: width of the backbone.
-        patch_size: (time, rows, columns) of one token in latent pixels.
-        out_features: numbers that the model says of a token; for the last layer of models with a `render_prior`.
+        patch_size: (time, rows, columns) of a token in latent pixels.
+        out_features: output channels of a token, for `render_head` of models with a `render_prior`.
     """
 
     def __init__(
         self,
-        settings: Mapping[str, Any],
+        config: Mapping[str, Any],
         in_channels: int,
         out_dim: int,
         patch_size: tuple[int, int, int],
         out_features: int = 64,
     ) -> None:
         super().__init__()
-        dim, width, layers = settings["dim"], settings["conv_out_dim"], settings["num_layers"]
+        dim, width, layers = config["dim"], config["conv_out_dim"], config["num_layers"]
         self.patch_size = tuple(patch_size)
-        self.rope = RotaryEmbedding(dim // settings["num_heads"])
+        self.rope = RotaryEmbedding(dim // config["num_heads"])
         self.controlnet_patch_embedding = nn.Conv3d(in_channels, width, kernel_size=patch_size, stride=patch_size)
         self.controlnet_mask_embedding = MaskCameraEmbedding(
-            settings.get("add_channels", 1),
-            settings.get("mid_channels", 64),
+            config.get("add_channels", 1),
+            config.get("mid_channels", 64),
             width,
-            settings.get("mask_downsample", 4),
+            config.get("mask_downsample", 4),
         )
         self.proj_in = nn.Linear(width, dim) if width != dim else nn.Identity()
         self.controlnet_blocks = nn.ModuleList(
-            ControlBlock(dim, settings["ffn_dim"], settings["num_heads"], settings["time_embed_dim"])
-            for _ in range(layers)
+            ControlBlock(dim, config["ffn_dim"], config["num_heads"], config["time_embed_dim"]) for _ in range(layers)
         )
         self.proj_out = nn.ModuleList(nn.Linear(dim, out_dim) for _ in range(layers))
         for projection in self.proj_out:
-            _zero(projection)
-        # Small models alone: what the model says instead of its own last layer, see `prior.with_render_prior`.
-        self.render_head = nn.Linear(out_dim, out_features) if settings.get("render_prior") else None
+            zero_module(projection)
+        # Small models only: replaces the backbone's last layer, see `render_prior.with_render_prior`.
+        self.render_head = nn.Linear(out_dim, out_features) if config.get("render_prior") else None
         if self.render_head is not None:
-            _zero(self.render_head)
-        # Small models alone: what is guessed from large flat surfaces, added to the backbone's tokens.
-        channels = settings.get("layout_channels", 0)
+            zero_module(self.render_head)
+        # Small models only: embedding of the extrapolated planes, added to the backbone's tokens.
+        channels = config.get("layout_channels", 0)
         self.layout_embedding = nn.Conv3d(channels, out_dim, patch_size, stride=patch_size) if channels else None
         if self.layout_embedding is not None:
-            _zero(self.layout_embedding)
+            zero_module(self.layout_embedding)
         self.gradient_checkpointing = False
-        self._gradient_checkpointing_func: Callable[..., torch.Tensor] | None = None  # set by the model that owns this
+        self._gradient_checkpointing_func: Callable[..., torch.Tensor] | None = None  # set by the transformer
 
     def forward(self, latent: torch.Tensor, volume: torch.Tensor, temb: torch.Tensor) -> list[torch.Tensor]:
-        """The state after every block, num_layers tensors of (b, L, dim); `residual` makes the offsets of them.
+        """Computes the state after each block; `residual` projects it to the backbone.
 
-        The states are kept at the branch's own width: at full size their offsets would take five times the memory.
+        States have the width of the branch: at full size their projections would take five times the memory.
 
         Args:
-            latent: (b, in_channels, F, h, w), the first channels of the backbone's input followed by the latent of
-                the rendering.
+            latent: (b, in_channels, F, h, w) first channels of the backbone's input, then the latent of the rendering.
             volume: (b, add_channels, F, H, W) at pixel resolution: hole mask (1 = hole), then Plücker rays.
             temb: (b, time_embed_dim) time embedding of the backbone.
 
+        Returns:
+            num_layers tensors (b, L, dim).
+
         Raises:
-            ValueError: latent and volume do not make the same tokens.
+            InputError: latent and volume do not have the same number of tokens.
         """
         frames, rows, columns = (n // p for n, p in zip(latent.shape[2:], self.patch_size, strict=True))
         dtype = self.controlnet_patch_embedding.weight.dtype
         tokens = self.controlnet_patch_embedding(latent.to(dtype)).flatten(2).transpose(1, 2)
-        added = self.controlnet_mask_embedding(volume.to(dtype))
-        if added.shape != tokens.shape:
+        mask_tokens = self.controlnet_mask_embedding(volume.to(dtype))
+        if mask_tokens.shape != tokens.shape:
             raise InputError(
-                f"The rendered latent makes {tokens.shape[1]} tokens and mask and cameras make {added.shape[1]}; "
-                f"latent {tuple(latent.shape[2:])} wants pixels 8 times as high and wide, and as many frames."
+                f"The rendered latent has {tokens.shape[1]} tokens, but mask and cameras have {mask_tokens.shape[1]}; "
+                f"for a latent of {tuple(latent.shape[2:])} they must be 8 times as high and wide, with as many frames."
             )
-        tokens = self.proj_in(tokens + added)
+        tokens = self.proj_in(tokens + mask_tokens)
         rotary = self.rope(torch.arange(frames, device=latent.device), rows, columns)
         states = []
         for block in self.controlnet_blocks:
@@ -161,10 +167,13 @@ class ControlBranch(nn.Module):
         return states
 
     def residual(self, index: int, state: torch.Tensor) -> torch.Tensor:
-        """What is added after backbone block `index`: (b, L, dim) to (b, L, out_dim)."""
+        """Projects a state to the residual that is added after a block of the backbone.
+
+        Args:
+            index: index of the block.
+            state: (b, L, dim) state of `forward`.
+
+        Returns:
+            (b, L, out_dim).
+        """
         return self.proj_out[index](state)
-
-
-def _zero(layer: nn.Module) -> None:
-    for parameter in layer.parameters():
-        nn.init.zeros_(parameter)

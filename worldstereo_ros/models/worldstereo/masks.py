@@ -1,11 +1,12 @@
-"""What a token may look at in memory: the three receptive fields of the references.
+"""Attention masks between target and reference tokens, in three modes.
 
-`full`: everything (WorldStereo 2.0, the published weights). `paired`: a keyframe sees its own references alone
-(WorldStereo 1.0, arXiv 2602.24233). `correspondence`: a target token sees the reference tokens near where its 3-D
-point lands, and a coarse grid of every reference where nothing was rendered and the point is not known.
-In the last two a reference sees itself and the keyframe that it is attached to; targets always see all targets.
+- `full`: all tokens attend to all tokens (WorldStereo 2.0, the published weights); needs no mask.
+- `paired`: a target keyframe attends to its own references only (WorldStereo 1.0, arXiv 2602.24233).
+- `correspondence`: a target token attends to the reference tokens around the projection of its 3-D point. Where the
+  point is unknown, because nothing was rendered, it attends to a coarse grid of each reference.
 
-Below, a `correspondence` that is None means `paired`; `full` needs no mask.
+In the last two modes a reference attends to itself and to the keyframe that it is attached to. Targets attend to all
+targets in all modes. In the functions below, `correspondence` None means `paired`.
 
 Tokens are ordered [references, targets]: first R * n reference tokens, then F * n target tokens, n = rows * columns.
 """
@@ -25,44 +26,45 @@ MODES = ("full", "paired", "correspondence")
 
 @dataclass(frozen=True)
 class TokenGrid:
-    """Where the tokens of a clip are.
+    """The layout of the tokens of a clip.
 
     Attributes:
-        frames: F target keyframes.
-        rows, columns: tokens of one picture.
-        home: the keyframe (0..F-1) that each of the R references is attached to.
+        frames: number of target keyframes F.
+        rows: rows of tokens in a frame.
+        columns: columns of tokens in a frame.
+        reference_frames: keyframe (0..F-1) that each of the R references is attached to.
     """
 
     frames: int
     rows: int
     columns: int
-    home: tuple[int, ...]
+    reference_frames: tuple[int, ...]
 
     @property
-    def per_frame(self) -> int:
-        """n, the tokens of one picture."""
+    def tokens_per_frame(self) -> int:
+        """Number of tokens of a frame, n."""
         return self.rows * self.columns
 
     @property
-    def reference_tokens(self) -> int:
-        """R * n."""
-        return len(self.home) * self.per_frame
+    def num_reference_tokens(self) -> int:
+        """Number of reference tokens, R * n."""
+        return len(self.reference_frames) * self.tokens_per_frame
 
     @property
-    def tokens(self) -> int:
-        """All tokens, references first."""
-        return self.reference_tokens + self.frames * self.per_frame
+    def num_tokens(self) -> int:
+        """Number of all tokens, (R + F) * n."""
+        return self.num_reference_tokens + self.frames * self.tokens_per_frame
 
 
 @dataclass(frozen=True)
 class Correspondence:
-    """Where target tokens land in the references.
+    """The projections of target tokens to the references, see `correspondence.reference_points`.
 
     Attributes:
-        points: (b or 1, F, rows, columns, R, 2) row and column in tokens of the reference, fractional. NaN: not known.
-            Anything outside the grid (infinity too): known, and not visible there.
-        radius: a token sees the reference tokens at most this far from its point, along rows and along columns.
-        stride: where the point is not known it sees every stride-th row and column of each reference.
+        points: (b or 1, F, rows, columns, R, 2) fractional row and column in tokens of the reference. NaN = unknown;
+            outside the grid (also infinity) = known, but not visible in the reference.
+        radius: maximum distance to the projection of the tokens attended to, along rows and along columns, in tokens.
+        stride: stride of the coarse grid that tokens with an unknown point attend to.
     """
 
     points: torch.Tensor
@@ -70,7 +72,7 @@ class Correspondence:
     stride: int = 4
 
     def allowed(self, grid: TokenGrid) -> torch.Tensor:
-        """(b or 1, F, n, R, n) bool: may target token (F, n) see reference token (R, n)?"""
+        """Returns (b or 1, F, n, R, n) bool: whether target token (F, n) attends to reference token (R, n)."""
         row = torch.arange(grid.rows, device=self.points.device).repeat_interleave(grid.columns)
         column = torch.arange(grid.columns, device=self.points.device).repeat(grid.rows)
         points = self.points.flatten(2, 3).unsqueeze(-2)  # b, F, n, R, 1, 2
@@ -81,58 +83,73 @@ class Correspondence:
 
 
 def check_correspondence(correspondence: Correspondence | None, grid: TokenGrid, batch: int) -> Correspondence:
-    """Gives it back, or says what is wrong with it.
+    """Checks that there is a correspondence of the right shape, and returns it.
+
+    Args:
+        correspondence: the correspondence, or None.
+        grid: layout of the tokens.
+        batch: batch size.
 
     Raises:
-        ValueError: there is none, or its shape is not that of the clip.
+        InputError: it is None, or its shape does not fit the clip.
     """
-    want = (grid.frames, grid.rows, grid.columns, len(grid.home), 2)
+    expected = (grid.frames, grid.rows, grid.columns, len(grid.reference_frames), 2)
     if correspondence is None:
         raise InputError(
             "reference_attention is 'correspondence' and no reference_points were given; "
-            "make them with models.correspondence.reference_points, or choose 'full' or 'paired'."
+            "compute them with models.reference_points, or choose 'full' or 'paired'."
         )
     shape = tuple(correspondence.points.shape)
-    if shape[1:] != want or shape[0] not in (1, batch):
-        raise InputError(f"reference_points have shape {shape}; ({batch} or 1, {', '.join(map(str, want))}) is needed.")
+    if shape[1:] != expected or shape[0] not in (1, batch):
+        expected_text = f"({batch} or 1, {', '.join(map(str, expected))})"
+        raise InputError(f"reference_points have shape {shape}; {expected_text} was expected.")
     return correspondence
 
 
-# --- the slow twin: one dense mask ---
+# --- reference implementation: one dense mask ---
 
 
 def dense_mask(grid: TokenGrid, correspondence: Correspondence | None, device: torch.device) -> torch.Tensor:
-    """(b or 1, tokens, tokens) bool, [query, key], True = may attend. Plain and quadratic: the truth of the tests."""
-    n, R = grid.per_frame, len(grid.home)
+    """Builds the full mask; needs quadratic memory and is the reference that the other implementations are tested with.
+
+    Args:
+        grid: layout of the tokens.
+        correspondence: projections of the target tokens; None = paired.
+        device: device of the mask.
+
+    Returns:
+        (b or 1, tokens, tokens) bool, [query, key], True = attends.
+    """
+    n, R = grid.tokens_per_frame, len(grid.reference_frames)
     batch = 1 if correspondence is None else correspondence.points.shape[0]
-    mask = torch.zeros(batch, grid.tokens, grid.tokens, dtype=torch.bool, device=device)
-    first = grid.reference_tokens
-    mask[:, first:, first:] = True
-    for r, frame in enumerate(grid.home):
-        own = slice(r * n, (r + 1) * n)
-        keyframe = slice(first + frame * n, first + (frame + 1) * n)
-        mask[:, own, own] = True
-        mask[:, own, keyframe] = True
+    mask = torch.zeros(batch, grid.num_tokens, grid.num_tokens, dtype=torch.bool, device=device)
+    first_target = grid.num_reference_tokens
+    mask[:, first_target:, first_target:] = True
+    for r, frame in enumerate(grid.reference_frames):
+        reference = slice(r * n, (r + 1) * n)
+        keyframe = slice(first_target + frame * n, first_target + (frame + 1) * n)
+        mask[:, reference, reference] = True
+        mask[:, reference, keyframe] = True
         if correspondence is None:
-            mask[:, keyframe, own] = True
+            mask[:, keyframe, reference] = True
     if correspondence is not None:
         allowed = correspondence.allowed(grid)
-        mask[:, first:, :first] = allowed.reshape(batch, grid.frames * n, R * n)
+        mask[:, first_target:, :first_target] = allowed.reshape(batch, grid.frames * n, R * n)
     return mask
 
 
-# --- the fast way: groups of queries that share their keys ---
+# --- groups of queries with the same keys ---
 
 
 @dataclass(frozen=True)
-class Group:
-    """Queries that attend to the same keys.
+class AttentionGroup:
+    """Consecutive queries that attend to the same keys.
 
     Attributes:
-        queries: consecutive tokens.
-        references: reference tokens among the keys: a slice, (U,) indices, or None.
-        targets: target tokens among the keys, numbered among all tokens.
-        mask: (b or 1, 1, queries, U) over the reference keys, or None where all are seen.
+        queries: tokens that are queries.
+        references: reference tokens that are keys: a slice, (U,) indices, or None.
+        targets: target tokens that are keys, as indices of all tokens.
+        mask: (b or 1, 1, queries, U) bool over the reference keys; None = the queries attend to all of them.
     """
 
     queries: slice
@@ -141,97 +158,118 @@ class Group:
     mask: torch.Tensor | None = None
 
 
-def plan_groups(grid: TokenGrid, correspondence: Correspondence | None, least_queries: int = 512) -> list[Group]:
-    """The groups of `paired` and `correspondence`, in the order of the tokens.
+def plan_groups(grid: TokenGrid, correspondence: Correspondence | None, min_queries: int = 512) -> list[AttentionGroup]:
+    """Splits the queries of `paired` and `correspondence` into groups.
 
-    A reference token that no query of a group may see never enters its attention, so that the cost follows what is
-    seen and not the number of references.
+    Reference tokens that no query of a group attends to are left out of its keys. The cost therefore depends on the
+    number of keys in use, not on the number of references.
 
     Args:
-        grid: where the tokens are.
-        correspondence: where target tokens land; None: paired.
-        least_queries: small keyframes share a group up to this many tokens, as every group copies its keys once.
+        grid: layout of the tokens.
+        correspondence: projections of the target tokens; None = paired.
+        min_queries: keyframes are grouped up to this number of queries, since each group copies its keys.
+
+    Returns:
+        The groups, in the order of the tokens.
     """
-    n, first = grid.per_frame, grid.reference_tokens
+    n, first_target = grid.tokens_per_frame, grid.num_reference_tokens
     groups = [
-        Group(slice(r * n, (r + 1) * n), slice(r * n, (r + 1) * n), slice(first + f * n, first + (f + 1) * n))
-        for r, f in enumerate(grid.home)
+        AttentionGroup(
+            queries=slice(r * n, (r + 1) * n),
+            references=slice(r * n, (r + 1) * n),
+            targets=slice(first_target + f * n, first_target + (f + 1) * n),
+        )
+        for r, f in enumerate(grid.reference_frames)
     ]
     allowed = None if correspondence is None else correspondence.allowed(grid).flatten(3)
-    together = 1 if allowed is None else max(1, least_queries // n)
-    for frame in range(0, grid.frames, together):
-        frames = slice(frame, min(frame + together, grid.frames))
-        queries = slice(first + frames.start * n, first + frames.stop * n)
-        keys, mask = _own_references(grid, frame), None
+    frames_per_group = 1 if allowed is None else max(1, min_queries // n)
+    for frame in range(0, grid.frames, frames_per_group):
+        frames = slice(frame, min(frame + frames_per_group, grid.frames))
+        queries = slice(first_target + frames.start * n, first_target + frames.stop * n)
+        keys, mask = _attached_references(grid, frame), None
         if allowed is not None:
-            share = allowed[:, frames].flatten(1, 2)
-            seen = share.flatten(0, 1).any(dim=0).nonzero()[:, 0]
-            keys, mask = (seen, share[:, None, :, seen]) if len(seen) else (None, None)
+            group_allowed = allowed[:, frames].flatten(1, 2)
+            used = group_allowed.flatten(0, 1).any(dim=0).nonzero()[:, 0]
+            keys, mask = (used, group_allowed[:, None, :, used]) if len(used) else (None, None)
         last = groups[-1] if groups else None
         if keys is None and last is not None and last.references is None:
             queries = slice(groups.pop().queries.start, queries.stop)
-        groups.append(Group(queries, keys, slice(first, grid.tokens), mask))
+        groups.append(AttentionGroup(queries, keys, slice(first_target, grid.num_tokens), mask))
     return groups
 
 
-def _own_references(grid: TokenGrid, frame: int) -> slice | torch.Tensor | None:
-    n = grid.per_frame
-    own = [r for r, home in enumerate(grid.home) if home == frame]
-    if not own:
+def _attached_references(grid: TokenGrid, frame: int) -> slice | torch.Tensor | None:
+    n = grid.tokens_per_frame
+    attached = [r for r, f in enumerate(grid.reference_frames) if f == frame]
+    if not attached:
         return None
-    if own == list(range(own[0], own[-1] + 1)):
-        return slice(own[0] * n, (own[-1] + 1) * n)
-    return torch.cat([torch.arange(r * n, (r + 1) * n) for r in own])
+    if attached == list(range(attached[0], attached[-1] + 1)):
+        return slice(attached[0] * n, (attached[-1] + 1) * n)
+    return torch.cat([torch.arange(r * n, (r + 1) * n) for r in attached])
 
 
-# --- FlexAttention: the same rules as a formula ---
+# --- FlexAttention ---
 
 
-def mask_formula(
+def make_mask_mod(
     grid: TokenGrid, correspondence: Correspondence | None, first_query: int, device: torch.device
 ) -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]:
-    """The rule as `mask_mod(batch, head, query, key)` for FlexAttention; query 0 is token `first_query`."""
-    n, first, R = grid.per_frame, grid.reference_tokens, len(grid.home)
-    home = torch.tensor(grid.home, device=device)
+    """Makes the `mask_mod(batch, head, query, key)` of FlexAttention, equivalent to `dense_mask`.
+
+    Args:
+        grid: layout of the tokens.
+        correspondence: projections of the target tokens; None = paired.
+        first_query: token that query 0 is.
+        device: device of the tokens.
+    """
+    n, first_target, R = grid.tokens_per_frame, grid.num_reference_tokens, len(grid.reference_frames)
+    reference_frame = torch.tensor(grid.reference_frames, device=device)
     if correspondence is not None:
         points = correspondence.points.flatten(1, 3)  # b, F * n, R, 2
         row_of, column_of = points[..., 0].contiguous(), points[..., 1].contiguous()
-        one = points.shape[0] == 1
+        broadcast = points.shape[0] == 1
         radius, stride = correspondence.radius, correspondence.stride
 
-    def formula(b: torch.Tensor, h: torch.Tensor, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+    def mask_mod(b: torch.Tensor, h: torch.Tensor, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
         q = q + first_query
-        query_is_reference, key_is_reference = q < first, k < first
+        query_is_reference, key_is_reference = q < first_target, k < first_target
         query_reference = (q // n).clamp(max=R - 1)
         key_reference = (k // n).clamp(max=R - 1)
-        query_frame, key_frame = (q - first) // n, (k - first) // n
+        query_frame, key_frame = (q - first_target) // n, (k - first_target) // n
         if correspondence is None:
-            sees = home[key_reference] == query_frame
+            attends = reference_frame[key_reference] == query_frame
         else:
-            target = (q - first).clamp(min=0)
-            sample = b * 0 if one else b
+            target = (q - first_target).clamp(min=0)
+            sample = b * 0 if broadcast else b
             row, column = row_of[sample, target, key_reference], column_of[sample, target, key_reference]
             key_row, key_column = (k % n) // grid.columns, k % grid.columns
             near = ((key_row - row).abs() <= radius) & ((key_column - column).abs() <= radius)
             coarse = (key_row % stride == stride // 2) & (key_column % stride == stride // 2)
-            sees = near | (row.isnan() & coarse)
+            attends = near | (row.isnan() & coarse)
         return (
             (~query_is_reference & ~key_is_reference)
-            | (~query_is_reference & key_is_reference & sees)
+            | (~query_is_reference & key_is_reference & attends)
             | (query_is_reference & key_is_reference & (query_reference == key_reference))
-            | (query_is_reference & ~key_is_reference & (home[query_reference] == key_frame))
+            | (query_is_reference & ~key_is_reference & (reference_frame[query_reference] == key_frame))
         )
 
-    return formula
+    return mask_mod
 
 
-def merged_mask(group: Group, dtype: torch.dtype) -> torch.Tensor | None:
-    """What is added to the scores of a group over [its reference keys, its target keys]; None: nothing.
+def additive_mask(group: AttentionGroup, dtype: torch.dtype) -> torch.Tensor | None:
+    """Converts the mask of a group to a bias of the attention scores over [reference keys, target keys].
 
-    Numbers of the queries' own type: from a bool mask every attention would make them anew.
+    A bool mask would be converted again in every call of the attention.
+
+    Args:
+        group: the group.
+        dtype: dtype of the queries.
+
+    Returns:
+        (b or 1, 1, queries, keys) with 0 and -inf, or None if the group has no mask.
     """
     if group.mask is None:
         return None
-    hidden = torch.zeros(group.mask.shape, dtype=dtype, device=group.mask.device)
-    hidden.masked_fill_(~group.mask, -torch.inf)
-    return functional.pad(hidden, (0, group.targets.stop - group.targets.start))
+    bias = torch.zeros(group.mask.shape, dtype=dtype, device=group.mask.device)
+    bias.masked_fill_(~group.mask, -torch.inf)
+    return functional.pad(bias, (0, group.targets.stop - group.targets.start))

@@ -1,10 +1,11 @@
-"""What a rendering alone says about the velocity: where a small model starts from.
+"""The render prior: the velocity in closed form from the rendering alone, to which a small model adds a correction.
 
-A large model learns that a covered latent is nearly its rendering's, and how nearly at every level of noise. That is a
-formula: let the latent be normal around the rendering's, with a deviation that is small where the cloud covers and
-large in holes. Given z = (1 - s) x + s n, the mean of n - x is then linear in z and in the rendering, and what is left
-to say has a known size. The control branch of such a model has a last layer of its own (`render_head`), which says just
-that: untrained, it shows the rendering. (EDM, arXiv 2206.00364, preconditions in this way without a rendering.)
+Assume that the latent x is normally distributed around the latent r of the rendering, with a standard deviation that is
+small where the cloud covers the image and large in holes. Given the noisy latent z = (1 - s) x + s n, the expected
+velocity E[n - x | z] is then linear in z and r, and the residual has a known standard deviation. The control branch
+predicts the residual, in units of that deviation, by a last layer of its own (`render_head`). This layer starts at
+zero, so that an untrained model returns the rendering. It is the preconditioning of EDM (arXiv 2206.00364), with a
+rendering as the mean.
 """
 
 from __future__ import annotations
@@ -18,28 +19,28 @@ def with_render_prior(
     noisy: torch.Tensor,
     rendered: torch.Tensor,
     holes: torch.Tensor,
-    level: torch.Tensor,
+    sigma: torch.Tensor,
     deviations: tuple[float, float],
 ) -> torch.Tensor:
-    """The velocity: the rendering's part and the network's.
+    """Combines the expected velocity given the rendering with the network's correction.
 
     Args:
-        correction: (b, C, F, h, w), what the network adds, in deviations of what the rendering leaves open.
-        noisy: (b, C, F, h, w), the noisy latent.
-        rendered: (b, C, F, h, w), the latent of the rendering.
-        holes: (b, 1, F, H, W) at pixel resolution, 1 = hole.
-        level: (b,) noise, 0..1.
-        deviations: how far latents are from the rendering's, where it covers and in holes.
+        correction: (b, C, F, h, w) output of the network, in standard deviations of the residual.
+        noisy: (b, C, F, h, w) noisy latent z.
+        rendered: (b, C, F, h, w) latent r of the rendering.
+        holes: (b, 1, F, H, W) hole mask at pixel resolution, 1 = hole.
+        sigma: (b,) noise level s, 0..1.
+        deviations: standard deviations of x around r, where the rendering covers the image and in holes.
 
     Returns:
-        (b, C, F, h, w) float32.
+        (b, C, F, h, w) float32 velocity.
     """
-    covered, missing = deviations
+    covered_std, hole_std = deviations
     frames, height, width = noisy.shape[2:]
-    share = functional.adaptive_avg_pool3d(holes.float(), (frames, height, width))
-    variance = (covered + (missing - covered) * share).square()
-    s = level.float().view(-1, 1, 1, 1, 1)
+    hole_fraction = functional.adaptive_avg_pool3d(holes.float(), (frames, height, width))
+    variance = (covered_std + (hole_std - covered_std) * hole_fraction).square()
+    s = sigma.float().view(-1, 1, 1, 1, 1)
     z, r = noisy.float(), rendered.float()
     total = (1 - s).square() * variance + s.square()  # the variance of z around (1 - s) r
-    known = ((s - (1 - s) * variance) * z - s * r) / total
-    return known + (variance / total).sqrt() * correction.float()
+    expected = ((s - (1 - s) * variance) * z - s * r) / total
+    return expected + (variance / total).sqrt() * correction.float()

@@ -1,7 +1,8 @@
-"""The WorldStereo transformer: Wan's video backbone, a control branch and a memory branch, in one class.
+"""The WorldStereo transformer: Wan's video backbone with a control branch and a memory branch.
 
-Shapes and parameter names are those of the published checkpoints; sizes and branches follow from the configuration:
-no `controlnet_cfg` leaves the plain backbone, `main_camera_embedding` in it adds the memory variant's camera tokens.
+Shapes and parameter names are those of the published checkpoints. The configuration determines sizes and branches:
+without `controlnet_cfg` it is the plain backbone; `main_camera_embedding` in it adds the camera tokens of the memory
+variants.
 """
 
 from __future__ import annotations
@@ -35,10 +36,9 @@ from worldstereo_ros.utils.errors import InputError
 
 
 class WorldStereoBlock(WanTransformerBlock):
-    """A Wan block that carries reference tokens beside the target tokens.
+    """A Wan block for target and reference tokens.
 
-    Both get the same modulation, the same joint self-attention and the same feed-forward; text and image are shown to
-    the targets alone.
+    Both share modulation, self-attention and feed-forward network; only targets have cross-attention to text and image.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -54,15 +54,18 @@ class WorldStereoBlock(WanTransformerBlock):
         rotary_emb: Rotary,
         plan: AttentionPlan,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Targets (b, L, dim) and references (b, M, dim) or None, to the same.
+        """Updates target and reference tokens.
 
         Args:
-            hidden_states: target tokens.
-            reference_states: reference tokens.
-            encoder_hidden_states: (b, text or image + text, dim).
+            hidden_states: (b, L, dim) target tokens.
+            reference_states: (b, M, dim) reference tokens, or None.
+            encoder_hidden_states: (b, text or image + text, dim) context.
             temb: (b, 6, dim) modulation.
-            rotary_emb: angles of [references, targets].
-            plan: who attends to whom; with `plan.first_query` the references come back as they were.
+            rotary_emb: rotary embedding of [references, targets].
+            plan: self-attention; with `plan.first_query` above 0 the references are not updated.
+
+        Returns:
+            Target and reference tokens, same shapes.
         """
         shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = (self.scale_shift_table + temb.float()).chunk(6, dim=1)
         tokens = hidden_states
@@ -72,30 +75,31 @@ class WorldStereoBlock(WanTransformerBlock):
         attended = self.attn1(normed, rotary_emb=rotary_emb, plan=plan)
         tokens = (tokens[:, plan.first_query :].float() + attended * gate).type_as(hidden_states)
 
-        carried = tokens.shape[1] - hidden_states.shape[1]
-        targets = tokens[:, carried:]
-        # One token of context has all the attention, whoever asks: one question is enough.
-        asking = targets[:, :1] if encoder_hidden_states.shape[1] == 1 else targets
-        normed = self.norm2(asking.float()).type_as(targets)
+        num_references = tokens.shape[1] - hidden_states.shape[1]
+        targets = tokens[:, num_references:]
+        # With a single context token the attention is the same for all queries: one query is enough.
+        queries = targets[:, :1] if encoder_hidden_states.shape[1] == 1 else targets
+        normed = self.norm2(queries.float()).type_as(targets)
         targets = targets + self.attn2(normed, encoder_hidden_states, None, None)
-        tokens = torch.cat((tokens[:, :carried], targets), dim=1) if carried else targets
+        tokens = torch.cat((tokens[:, :num_references], targets), dim=1) if num_references else targets
 
         normed = (self.norm3(tokens.float()) * (1 + ffn_scale) + ffn_shift).type_as(tokens)
         tokens = (tokens.float() + self.ffn(normed).float() * ffn_gate).type_as(tokens)
-        return tokens[:, carried:], tokens[:, :carried] if carried else reference_states
+        return tokens[:, num_references:], tokens[:, :num_references] if num_references else reference_states
 
 
 class WorldStereoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, AttentionMixin):
-    """Predicts the velocity of keyframe latents.
+    """Predicts the flow velocity of keyframe latents.
 
     Args:
         patch_size ... pos_embed_seq_len: as diffusers' `WanTransformer3DModel`.
         controlnet_cfg: sizes of the control branch and switches of the memory branch as in a checkpoint's
-            `config.json` (see `ControlBranch`; `update_ref`, `main_camera_embedding`, `camera_embedding_dim`;
-            `render_prior`, see `prior.with_render_prior`, and `layout_channels`, in small models alone); None: no
-            branch.
-        reference_attention: `full`, `paired` or `correspondence` (see `masks`).
-        correspondence_radius, correspondence_stride: see `masks.Correspondence`.
+            `config.json`: those of `ControlBranch`, `update_ref`, `main_camera_embedding`, `camera_embedding_dim`,
+            and in small models `render_prior` (see `render_prior.with_render_prior`) and `layout_channels`. None = no
+            branches.
+        reference_attention: `full`, `paired` or `correspondence`, see `masks`.
+        correspondence_radius: see `masks.Correspondence`.
+        correspondence_stride: see `masks.Correspondence`.
     """
 
     _supports_gradient_checkpointing = True
@@ -103,7 +107,7 @@ class WorldStereoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, Attentio
     _no_split_modules: ClassVar = ["WorldStereoBlock", "ControlBlock"]
     _repeated_blocks: ClassVar = ["WorldStereoBlock", "ControlBlock"]
     _keep_in_fp32_modules: ClassVar = ["time_embedder", "scale_shift_table", "norm1", "norm2", "norm3"]
-    # The first is in some Wan checkpoints, the second in WorldStereo ones with `ref_embedding`: neither is ever used.
+    # Neither is used: the first is in some Wan checkpoints, the second in WorldStereo ones with `ref_embedding`.
     _keys_to_ignore_on_load_unexpected: ClassVar = ["norm_added_q", "ref_index_embedding"]
 
     @register_to_config
@@ -167,29 +171,31 @@ class WorldStereoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, Attentio
 
     @property
     def has_memory_branch(self) -> bool:
-        """True for the memory variants, whose references come with camera tokens."""
+        """Whether it is a memory variant, with camera tokens for targets and references."""
         return self.camera_embedding is not None
 
     def set_reference_attention(self, mode: str, implementation: str = "auto") -> None:
-        """Chooses the receptive field of the references; weights stay as they are.
+        """Sets how targets attend to references; weights are not changed.
+
+        Args:
+            mode: `full`, `paired` or `correspondence`, see `masks`.
+            implementation: `auto`, `groups`, `flex` or `dense`, see `attention.make_attention_plan`.
 
         Raises:
-            ValueError: no such mode or implementation.
+            InputError: there is no such mode or implementation.
         """
         if mode not in MODES:
             raise InputError(f"reference_attention is '{mode}'; choose one of {', '.join(MODES)}.")
         if implementation not in IMPLEMENTATIONS:
-            raise InputError(
-                f"The implementation '{implementation}' is not known; choose {', '.join(IMPLEMENTATIONS)}."
-            )
+            raise InputError(f"The implementation is '{implementation}'; choose one of {', '.join(IMPLEMENTATIONS)}.")
         self.register_to_config(reference_attention=mode)
         self.attention_implementation = implementation
 
-    def start_control_from_backbone(self) -> None:
-        """Gives an untrained control branch the backbone's patch embedding, as its training starts.
+    def init_control_from_backbone(self) -> None:
+        """Initialises the patch embedding of an untrained control branch with the backbone's.
 
         Raises:
-            ValueError: there is no branch, or its embedding is of another size.
+            InputError: there is no control branch, or its embedding has another size.
         """
         if self.controlnet is None or self.config.controlnet_cfg["conv_out_dim"] != self.proj_out.in_features:
             raise InputError("The control branch is missing or its conv_out_dim is not the backbone's width.")
@@ -212,29 +218,33 @@ class WorldStereoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, Attentio
         reference_points: torch.Tensor | None = None,
         return_dict: bool = True,
     ) -> Transformer2DModelOutput | tuple[torch.Tensor]:
-        """The velocity (b, out_channels, F, h, w).
+        """Predicts the velocity.
 
         Args:
-            hidden_states: (b, in_channels, F, h, w): noisy latent, mask (1 = known), condition latent.
+            hidden_states: (b, in_channels, F, h, w) noisy latent, mask (1 = known), condition latent.
             timestep: (b,) in 0..1000.
-            encoder_hidden_states: (b, text tokens, text_dim), exactly 512 tokens where there is an image embedding.
+            encoder_hidden_states: (b, text tokens, text_dim), exactly 512 text tokens for
+                models with an image embedding.
             encoder_hidden_states_image: (b, image tokens, image_dim) or None.
-            render_latent: (b, latent channels, F, h, w) of the rendered cloud; needed by the control branch.
-            render_mask: (b, 1, F, H, W), 1 = hole; needed by the control branch.
+            render_latent: (b, latent channels, F, h, w) latent of the rendered cloud, for the control branch.
+            render_mask: (b, 1, F, H, W) hole mask, 1 = hole, for the control branch.
             camera_embedding: (b, 6, F, H, W) Plücker rays.
-            layout: (b, layout_channels, F, h, w), for models that have such: the latent of what large flat surfaces
-                would look like, and marks.
-            reference_latent: (b, in_channels, R, h, w), or None (R = 0 too): nothing is remembered.
-            ref_index: (R,) whole numbers in 0..F-2; the reference stands beside keyframe `ref_index + 1`.
+            layout: (b, layout_channels, F, h, w) latent and masks of the extrapolated planes, for models with
+                `layout_channels`.
+            reference_latent: (b, in_channels, R, h, w) latents of the references; None or R = 0 without references.
+            ref_index: (R,) integers in 0..F-2; a reference is attached to keyframe `ref_index + 1`.
             camera_qt: (b, F, 7) quaternion (w, x, y, z) and translation of the normalised cameras.
-            camera_qt_ref: (b, R, 7) of the references.
-            reference_points: (b or 1, F, rows, columns, R, 2), see `masks.Correspondence`; for that mode alone.
+            camera_qt_ref: (b, R, 7) the same of the references.
+            reference_points: (b or 1, F, rows, columns, R, 2) see `masks.Correspondence`, for that mode only.
             return_dict: False returns a tuple.
 
+        Returns:
+            Velocity (b, out_channels, F, h, w) as `sample`.
+
         Raises:
-            ValueError: an input is missing, or its shape does not fit the others.
+            InputError: an input is missing, or its shape does not fit the others.
         """
-        home = check_inputs(
+        reference_frames = check_inputs(
             self.config,
             hidden_states=hidden_states,
             timestep=timestep,
@@ -251,7 +261,7 @@ class WorldStereoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, Attentio
         )
         frames, rows, columns = (n // p for n, p in zip(hidden_states.shape[2:], self.config.patch_size, strict=True))
         device = hidden_states.device
-        grid = TokenGrid(frames, rows, columns, home)
+        grid = TokenGrid(frames, rows, columns, reference_frames)
 
         dtype = self.patch_embedding.weight.dtype
         temb, modulation, text, image = self.condition_embedder(
@@ -262,13 +272,13 @@ class WorldStereoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, Attentio
         modulation = modulation.unflatten(1, (6, -1))
         context = text if image is None else torch.cat((image, text), dim=1)
 
-        control: list[torch.Tensor] = []
+        control_states: list[torch.Tensor] = []
         if self.controlnet is not None and render_latent is not None and render_mask is not None:
-            known = hidden_states[:, : self.config.in_channels - render_latent.shape[1]]
+            noisy_and_mask = hidden_states[:, : self.config.in_channels - render_latent.shape[1]]
             volume = render_mask if camera_embedding is None else torch.cat((render_mask, camera_embedding), dim=1)
-            control = self.controlnet(torch.cat((known, render_latent), dim=1), volume, temb)
+            control_states = self.controlnet(torch.cat((noisy_and_mask, render_latent), dim=1), volume, temb)
 
-        controlled = bool(control)
+        controlled = bool(control_states)
         tokens = self._embed(hidden_states, camera_qt, rows * columns)
         if controlled and layout is not None:
             assert self.controlnet is not None
@@ -276,11 +286,12 @@ class WorldStereoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, Attentio
             tokens = tokens + self.controlnet.layout_embedding(layout.to(tokens.dtype)).flatten(2).transpose(1, 2)
         rotary = self.rope(torch.arange(frames, device=device), rows, columns)
         references, plan = None, AttentionPlan()
-        if home and reference_latent is not None:
+        if reference_frames and reference_latent is not None:
             references = self._embed(reference_latent, camera_qt_ref, rows * columns)
-            beside = self.rope(torch.tensor(home, device=device), rows, columns, first_column=columns)
-            rotary = torch.cat((beside[0], rotary[0]), dim=1), torch.cat((beside[1], rotary[1]), dim=1)
-            plan = self._plan(grid, reference_points, tokens)
+            positions = torch.tensor(reference_frames, device=device)
+            cos, sin = self.rope(positions, rows, columns, first_column=columns)
+            rotary = torch.cat((cos, rotary[0]), dim=1), torch.cat((sin, rotary[1]), dim=1)
+            plan = self._make_plan(grid, reference_points, tokens)
 
         for index, block in enumerate(self.blocks):
             arguments = (tokens, references, context, modulation, rotary, plan)
@@ -288,32 +299,32 @@ class WorldStereoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, Attentio
                 tokens, references = self._gradient_checkpointing_func(block, *arguments)
             else:
                 tokens, references = block(*arguments)
-            if self.controlnet is not None and control:
-                # Taken off the list, so that the memory of a spent state is free again.
-                tokens = tokens + self.controlnet.residual(index, control.pop(0))
+            if self.controlnet is not None and control_states:
+                # Removed from the list to free its memory.
+                tokens = tokens + self.controlnet.residual(index, control_states.pop(0))
 
         shift, scale = (self.scale_shift_table + temb.unsqueeze(1)).chunk(2, dim=1)
         tokens = (self.norm_out(tokens.float()) * (1 + scale) + shift).type_as(tokens)
         if self.render_prior is None or not controlled or render_latent is None or render_mask is None:
-            sample = self._unpatch(self.proj_out(tokens), grid)
+            sample = self._unpatchify(self.proj_out(tokens), grid)
         else:
             assert self.controlnet is not None
             assert self.controlnet.render_head is not None
-            correction = self._unpatch(self.controlnet.render_head(tokens), grid)
+            correction = self._unpatchify(self.controlnet.render_head(tokens), grid)
             noisy = hidden_states[:, : self.config.out_channels]
             sample = with_render_prior(
                 correction, noisy, render_latent, render_mask, timestep / 1000, self.render_prior
             ).type_as(correction)
         return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
 
-    def _embed(self, latent: torch.Tensor, poses: torch.Tensor | None, per_frame: int) -> torch.Tensor:
+    def _embed(self, latent: torch.Tensor, poses: torch.Tensor | None, tokens_per_frame: int) -> torch.Tensor:
         tokens = self.patch_embedding(latent.to(self.patch_embedding.weight.dtype)).flatten(2).transpose(1, 2)
         if self.camera_embedding is not None and poses is not None:
             offset = self.camera_embedding(poses.to(tokens.dtype))
-            tokens = tokens + offset.repeat_interleave(per_frame, dim=1)
+            tokens = tokens + offset.repeat_interleave(tokens_per_frame, dim=1)
         return tokens.contiguous()
 
-    def _plan(self, grid: TokenGrid, points: torch.Tensor | None, tokens: torch.Tensor) -> AttentionPlan:
+    def _make_plan(self, grid: TokenGrid, points: torch.Tensor | None, tokens: torch.Tensor) -> AttentionPlan:
         mode = self.config.reference_attention
         correspondence = None
         if mode == "correspondence" and points is not None:
@@ -331,8 +342,8 @@ class WorldStereoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, Attentio
             batch=len(tokens),
         )
 
-    def _unpatch(self, tokens: torch.Tensor, grid: TokenGrid) -> torch.Tensor:
+    def _unpatchify(self, tokens: torch.Tensor, grid: TokenGrid) -> torch.Tensor:
         p_t, p_h, p_w = self.config.patch_size
-        cells = tokens.unflatten(2, (p_t, p_h, p_w, -1)).unflatten(1, (grid.frames, grid.rows, grid.columns))
+        patches = tokens.unflatten(2, (p_t, p_h, p_w, -1)).unflatten(1, (grid.frames, grid.rows, grid.columns))
         # b, F, rows, columns, p_t, p_h, p_w, c -> b, c, (F p_t), (rows p_h), (columns p_w)
-        return cells.permute(0, 7, 1, 4, 2, 5, 3, 6).flatten(6, 7).flatten(4, 5).flatten(2, 3)
+        return patches.permute(0, 7, 1, 4, 2, 5, 3, 6).flatten(6, 7).flatten(4, 5).flatten(2, 3)

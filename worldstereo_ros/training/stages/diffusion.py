@@ -1,4 +1,4 @@
-"""Stages 2 to 4: the backbone alone, the control branch on it, the memory branch on both."""
+"""Stages 2 to 4: the video backbone, the control branch, the memory branch."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from collections import deque
 import numpy as np
 import torch
 
+from worldstereo_ros.evaluation.metrics import psnr_from_mse
 from worldstereo_ros.training.data.clip_sampling import ClipBatch
-from worldstereo_ros.training.data.dataset import WorldDataset, as_uint8, psnr, sheet
-from worldstereo_ros.training.data.loaders import LEAST_REPLAY, ClipSampler
+from worldstereo_ros.training.data.dataset import WorldDataset, as_uint8, image_grid, psnr
+from worldstereo_ros.training.data.loaders import BatchStream, ClipSampler
 from worldstereo_ros.training.flow_matching import (
     LatentClips,
     encode_clips,
@@ -19,62 +20,109 @@ from worldstereo_ros.training.flow_matching import (
     shifted,
     velocity,
 )
-from worldstereo_ros.training.run_folder import Run
+from worldstereo_ros.training.precomputed_clips import PrecomputedClips, hash_weights, precompute_clips
+from worldstereo_ros.training.run_folder import RunFolder
 from worldstereo_ros.training.trainer import ParameterGroup, parameters_of
 
 VALIDATION_CLIPS, VALIDATION_BATCH = 12, 3
-VALIDATION_LEVELS = (0.3, 0.6, 0.9)
-SAMPLED_STEPS = 6  # of the pictures that validation looks at
+VALIDATION_LEVELS = (0.3, 0.6, 0.9)  # noise levels of the validation loss
+VALIDATION_STEPS = 6  # denoising steps of validation images
+MIN_HOLE_PX = 50  # frames with smaller holes do not count in the PSNR of holes
+MIN_REPLAY = 8  # batches before any of them is used again
+PRECOMPUTED_SEED = 4  # distinguishes the random numbers of precomputed clips
 
 
 class DiffusionStage:
-    """Trains a part of the transformer by rectified flow; see `loop.Stage`.
+    """Trains a part of the transformer with rectified flow; see `trainer.Stage`.
 
-    What is trained: `video` everything but the branches, `control` the control branch, `memory` the camera tokens and
-    the joint attention and feed-forwards of the backbone's blocks.
+    The stage `video` trains everything but the branches, `control` the control branch, `memory` the camera tokens and
+    the joint attention and feed-forward layers of the backbone.
+
+    Attributes:
+        clips: the batch of the current step.
+        replay: recent batches, for `worlds.replay`.
+        stream: samples batches; None if clips are precomputed.
+        random, generator: random numbers of the stage.
     """
 
-    def __init__(self, name: str, run: Run, training: WorldDataset, validation: WorldDataset) -> None:
+    def __init__(self, name: str, run: RunFolder, training: WorldDataset, validation: WorldDataset) -> None:
         self.name, self.run, self.settings = name, run, run.settings.stages[name]
         self.control, self.memory = name != "video", name in ("memory", "distill", "finetune")
         self.autoencoder = run.autoencoder()
         self.model = run.transformer(name)
         seeds = run.seeds(name)
-        self._random = np.random.default_rng([*seeds, 1])
-        self._generator = run.generator([*seeds, 2])
+        self.random = np.random.default_rng([*seeds, 1])
+        self.generator = run.generator([*seeds, 2])
+        self.clips: LatentClips
         self._steps = 0
-        self._watched: list[tuple[ClipBatch, LatentClips]] = []
+        self._validation_batches: list[tuple[ClipBatch, LatentClips]] = []
         self._validation = validation
         self.parameter_groups = self._make_parameter_groups()
-        if name not in (
-            "distill",
-            "finetune",
-        ):  # networks with gradients and without: compiling takes most of their time
+        if name not in ("distill", "finetune"):  # they are too short to make up for the time of compiling
             run.compile(self.model)
-        self._replay: deque[LatentClips] = deque(maxlen=max(1, run.settings.worlds.replay))
-        draw = ClipSampler(
+        self.replay: deque[LatentClips] = deque(maxlen=max(1, run.settings.worlds.replay))
+        self._sampler = ClipSampler(
             self.settings.batch,
             self.settings.frames,
             self.control,
             self.memory,
             short_clip_prob=self.settings.short_clip_prob,
         )
-        self._feed = run.stream(draw, training, [*seeds, 3])
+        self.stream: BatchStream[ClipBatch] | None = None
+        self._precomputed: PrecomputedClips | None = None
+        if self.settings.precomputed_clips:
+            self._precomputed = self._precompute(training, [*seeds, 3])
+        else:
+            self.stream = run.stream(self._sampler, training, [*seeds, 3])
 
     def _make_parameter_groups(self) -> list[ParameterGroup]:
         return [ParameterGroup(self.name, parameters_of(self.model), self._loss, self.settings.learning_rate)]
 
     def start_step(self) -> None:
-        """Draws the clips of a step, or takes those of the step before once more."""
+        """Takes the next batch of clips; with `noise_reuse`, every n-th step."""
         if self._steps % self.settings.noise_reuse == 0:
-            replay = self.run.settings.worlds.replay
-            batch = self._feed.take(wait=not replay or len(self._replay) < min(replay, LEAST_REPLAY))
-            if batch is None:
-                self._clips = self._replay[int(self._random.integers(len(self._replay)))]
-            else:
-                self._clips = self._encode(batch)
-                self._replay.append(self._clips)
+            self.clips = self._next_clips()
         self._steps += 1
+
+    def _next_clips(self) -> LatentClips:
+        if self._precomputed is not None:
+            return self._precomputed.take()
+        assert self.stream is not None
+        replay = self.run.settings.worlds.replay
+        batch = self.stream.take(wait=not replay or len(self.replay) < min(replay, MIN_REPLAY))
+        if batch is None:
+            return self.replay[int(self.random.integers(len(self.replay)))]
+        clips = self._encode(batch)
+        self.replay.append(clips)
+        return clips
+
+    def _precompute(self, training: WorldDataset, seed: list[int]) -> PrecomputedClips:
+        """Samples and encodes clips, as far as the run's folder does not have them."""
+
+        def sample_batch(random: np.random.Generator) -> ClipBatch:
+            training.refresh()
+            return self._sampler(training, random, self.run.device)
+
+        settings = self.run.settings
+        source = {
+            "seed": settings.seed,
+            "sizes": settings.sizes,
+            "text_dim": settings.transformer["text_dim"],
+            "layout_channels": settings.control.get("layout_channels", 0),
+            "precision": settings.precision,
+            **{name: getattr(self.settings, name) for name in ("batch", "frames", "short_clip_prob")},
+            "autoencoder": hash_weights(self.run.base / "vae"),
+        }
+        files = precompute_clips(
+            self.run.folder / "clips" / self.name,
+            self.settings.precomputed_clips,
+            sample_batch,
+            self._encode,
+            # Without the number of the training period: all periods use the same clips.
+            seed=[*self.run.seeds(self.name)[:2], PRECOMPUTED_SEED],
+            source={name: str(value) for name, value in source.items()},
+        )
+        return PrecomputedClips(files, seed, self.run.device)
 
     def _encode(self, batch: ClipBatch) -> LatentClips:
         text_dim = self.run.settings.transformer["text_dim"]
@@ -89,60 +137,61 @@ class DiffusionStage:
             )
 
     def _loss(self) -> tuple[torch.Tensor, dict[str, float]]:
-        return flow_loss(self.model, self._clips, self.run.settings.shift, self._generator), {}
+        return flow_loss(self.model, self.clips, self.run.settings.shift, self.generator), {}
 
     # --- validation ---
 
     def levels(self) -> torch.Tensor:
-        """Noise levels that validation samples with."""
-        even = torch.linspace(1, 1 / SAMPLED_STEPS, SAMPLED_STEPS)
+        """Noise levels of the denoising steps in validation."""
+        even = torch.linspace(1, 1 / VALIDATION_STEPS, VALIDATION_STEPS)
         return shifted(even, self.run.settings.shift)
 
     def validate(self) -> tuple[dict[str, float], np.ndarray]:
-        """Flow loss at fixed levels, PSNR of sampled views, whole and in holes.
+        """Flow loss at fixed noise levels, and PSNR of sampled views over the whole image and over holes.
 
-        The picture has truth, renders and what was painted below each other.
+        The image has rows of ground truth, renders and sampled views.
         """
-        if not self._watched:
+        if not self._validation_batches:
             random = np.random.default_rng(0)
-            draw = ClipSampler(VALIDATION_BATCH, self.settings.frames, self.control, self.memory, clean=True)
+            sampler = ClipSampler(VALIDATION_BATCH, self.settings.frames, self.control, self.memory, clean=True)
             for _ in range(VALIDATION_CLIPS // VALIDATION_BATCH):
-                batch = draw(self._validation, random, self.run.device)
-                self._watched.append((batch, self._encode(batch)))
+                batch = sampler(self._validation, random, self.run.device)
+                self._validation_batches.append((batch, self._encode(batch)))
         generator = torch.Generator(device=self.run.device).manual_seed(0)
-        losses, whole, holes = [], [], []
+        losses, psnr_whole, psnr_holes = [], [], []
         rows: list[np.ndarray] = []
-        for batch, clips in self._watched:
+        for batch, clips in self._validation_batches:
             noise = torch.randn(clips.latents.shape, generator=generator, device=clips.latents.device)
             with self.run.accelerator.autocast():
                 for level in VALIDATION_LEVELS:
                     at = torch.full((len(noise),), level, device=noise.device)
-                    said = velocity(self.model, noised(clips.latents, noise, at), at, clips)
-                    losses.append(float((said - (noise - clips.latents)).square().mean()))
-                made = sample(self.model, clips, self.levels().to(noise.device), noise)
-                painted = self.autoencoder.decode(made[:, :, 1:]).float()
-            truth = batch.images[:, :, 1:]
-            flat, wanted = (t.transpose(1, 2).flatten(0, 1) for t in (painted, truth))
-            whole.append(psnr(flat, wanted))
+                    pred = velocity(self.model, noised(clips.latents, noise, at), at, clips)
+                    losses.append(float((pred - (noise - clips.latents)).square().mean()))
+                sampled = sample(self.model, clips, self.levels().to(noise.device), noise)
+                decoded = self.autoencoder.decode(sampled[:, :, 1:]).float()
+            images, target = (t.transpose(1, 2).flatten(0, 1) for t in (decoded, batch.images[:, :, 1:]))
+            psnr_whole.append(psnr(images, target))
             if self.control:
                 hole = batch.holes[:, :, 1:].transpose(1, 2).flatten(0, 1)
-                error = ((flat - wanted).square().mean(1, keepdim=True) * hole).flatten(1).sum(1) / 4
-                some = hole.flatten(1).sum(1) > 50
-                holes.append(-10 * torch.log10((error / hole.flatten(1).sum(1).clamp_min(1))[some].clamp_min(1e-10)))
-            if len(rows) < 6 and (not rows or rows[0].shape[1:3] == wanted.shape[-2:]):
+                area = hole.flatten(1).sum(1)
+                error = ((images - target).square().mean(1, keepdim=True) * hole).flatten(1).sum(1)
+                mse = (error / area.clamp_min(1))[area > MIN_HOLE_PX]
+                psnr_holes += [psnr_from_mse(value, 2.0) for value in mse.tolist()]
+            if len(rows) < 6 and (not rows or rows[0].shape[1:3] == target.shape[-2:]):
                 rows += [as_uint8(batch.images[0].transpose(0, 1))]
                 if self.control:
                     rows += [as_uint8(batch.renders[0].transpose(0, 1))]
-                rows += [as_uint8(torch.cat((batch.images[0][:, :1], painted[0]), dim=1).transpose(0, 1))]
-        figures = {"loss": float(np.mean(losses)), "psnr": float(torch.cat(whole).mean())}
-        if holes:
-            figures["psnr_holes"] = float(torch.cat(holes).mean())
-        return figures, sheet(rows)
+                rows += [as_uint8(torch.cat((batch.images[0][:, :1], decoded[0]), dim=1).transpose(0, 1))]
+        metrics = {"loss": float(np.mean(losses)), "psnr": float(torch.cat(psnr_whole).mean())}
+        if self.control:
+            metrics["psnr_holes"] = float(np.mean(psnr_holes)) if psnr_holes else float("nan")
+        return metrics, image_grid(rows)
 
     def save(self) -> None:
         """Writes the weights."""
         self.run.save_transformer(self.name, self.model)
 
     def close(self) -> None:
-        """Ends the processes that draw clips."""
-        self._feed.close()
+        """Stops the loader processes."""
+        if self.stream is not None:
+            self.stream.close()
