@@ -110,13 +110,14 @@ def test_missing_package_points_to_the_doctor():
 
 
 @pytest.mark.parametrize(
-    "error", [KeyError("depth"), RuntimeError("shapes differ"), ValueError("bad"), AssertionError()]
+    "error", [KeyError("depth"), RuntimeError("shapes differ\nsee the manual"), ValueError("bad"), AssertionError()]
 )
 def test_unexpected_errors_name_the_debug_variable(error):
     result = run_failing_command(error)
     assert result.exit_code == 1
     assert result.stderr.startswith(f"Unexpected error: {type(error).__name__}")
     assert "Set WORLDSTEREO_DEBUG=1 for the traceback." in result.stderr
+    assert result.stderr.count("\n") == 1
     assert "Traceback" not in result.output
 
 

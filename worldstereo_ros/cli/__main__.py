@@ -1,4 +1,4 @@
-"""`python -m worldstereo_ros.cli`, the same as the `worldstereo` command."""
+"""Run the `worldstereo` command: `python -m worldstereo_ros.cli`."""
 
 from worldstereo_ros.cli.main import main
 

@@ -44,16 +44,21 @@ def describe_error(error: Exception) -> str:
         named = error.filename is not None and error.strerror is not None
         return f"Error: {error.strerror}: {error.filename}" if named else f"Error: {error}"
     if _is_out_of_memory(error):
-        first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = _first_line(error) or type(error).__name__
         return (
-            f"Error: The device is out of memory ({first_line}). Ask for fewer views or smaller images, end other "
-            "programs that use the device, or use --device cpu."
+            f"Error: The device is out of memory ({reason}). Ask for fewer views or smaller images, end other programs "
+            "that use the device, or use --device cpu."
         )
     if isinstance(error, ImportError) and not (error.name or "").startswith("worldstereo_ros"):
         return f"Error: {error}. Run `worldstereo doctor` to see what is missing and how to install it."
-    text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    text = ": ".join(filter(None, (type(error).__name__, _first_line(error))))
     advice = "" if DEBUG_VARIABLE in os.environ else f" Set {DEBUG_VARIABLE}=1 for the traceback."
     return f"Unexpected error: {text.rstrip('.')}.{advice}"
+
+
+def _first_line(error: Exception) -> str:
+    """The first line of the message; further lines are for the traceback."""
+    return str(error).strip().split("\n", 1)[0]
 
 
 def _is_handled_by_typer(error: Exception) -> bool:
