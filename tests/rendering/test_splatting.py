@@ -1,4 +1,4 @@
-"""Point splatting: what a picture of points must be, and that the compiled loops and torch agree bit for bit."""
+"""Point splatting: coverage, depth, provenance, and bitwise agreement of the numba and torch backends."""
 
 import numpy as np
 import pytest
@@ -33,7 +33,7 @@ def joined(*clouds):
 
 
 def wall(z, half=3.0, gap=0.01, **kwargs):
-    """A square grid of points across the view, `gap` apart, turned a little so that it beats with no pixel grid."""
+    """A square grid of points across the view, `gap` apart, rotated against the pixel grid."""
     at = np.arange(-half, half, gap)
     x, y = (a.ravel() for a in np.meshgrid(at, at))
     x, y = 0.96 * x - 0.28 * y, 0.28 * x + 0.96 * y
@@ -45,7 +45,7 @@ def same(a, b):
         np.testing.assert_array_equal(getattr(a, name).numpy(), getattr(b, name).numpy(), err_msg=name)
 
 
-def test_one_point_is_one_pixel():
+def test_small_point_covers_one_pixel():
     u, v, z = 17, 30, 2.5
     point = [(u - CAMERA.cx) / CAMERA.fx * z, (v - CAMERA.cy) / CAMERA.fy * z, z]
     frame = render(*cloud([point], spacing=0.001), CAMERA, HERE)
@@ -58,7 +58,7 @@ def test_one_point_is_one_pixel():
 
 
 @pytest.mark.parametrize("gap", [0.004, 0.02, 0.05, 0.15])
-def test_a_surface_closes_at_any_density(gap):
+def test_surface_is_closed_at_any_density(gap):
     frame = render(*wall(2.0, gap=gap), CAMERA, HERE, close_holes=False)
     assert frame.covered.all()
     assert (frame.colour == torch.tensor([200, 50, 20])).all()
@@ -66,7 +66,7 @@ def test_a_surface_closes_at_any_density(gap):
 
 
 @pytest.mark.parametrize("gap", [0.005, 0.03, 0.08])
-def test_silhouettes_do_not_swell(gap):
+def test_silhouette_keeps_its_size(gap):
     points, *rest = wall(2.0, gap=gap)
     inside = np.abs(points[:, :2]).max(axis=1) < 0.6
     frame = render(points[inside], *(part[inside] for part in rest), CAMERA, HERE)
@@ -76,23 +76,23 @@ def test_silhouettes_do_not_swell(gap):
     assert 0.93 * true_area < frame.covered.sum().item() <= rim
 
 
-def test_a_surface_behind_does_not_shine_through():
-    front = wall(1.5, gap=0.045, spacing=0.02)  # the points are farther apart than they say: the discs leave pinholes
+def test_close_holes_hides_the_surface_behind():
+    front = wall(1.5, gap=0.045, spacing=0.02)  # spacing below the gap: the discs leave pinholes
     back = wall(2.5, gap=0.01, colour=(0, 255, 0))
-    open_ = render(*joined(front, back), CAMERA, HERE, close_holes=False)
+    unclosed = render(*joined(front, back), CAMERA, HERE, close_holes=False)
     closed = render(*joined(front, back), CAMERA, HERE)
-    leaks = [float((frame.depth[:, 4:-4, 4:-4] > 2).float().mean()) for frame in (open_, closed)]
+    leaks = [float((frame.depth[:, 4:-4, 4:-4] > 2).float().mean()) for frame in (unclosed, closed)]
     assert leaks[0] > 0.1
     assert leaks[1] < 0.002
-    # So are the holes, where nothing lies behind.
-    alone = render(*front, CAMERA, HERE, close_holes=False)
+    # Holes without a surface behind are closed too.
+    holes = render(*front, CAMERA, HERE, close_holes=False)
     filled = render(*front, CAMERA, HERE)
-    assert (~alone.covered[:, 4:-4, 4:-4]).float().mean() > 0.1
+    assert (~holes.covered[:, 4:-4, 4:-4]).float().mean() > 0.1
     assert (~filled.covered[:, 4:-4, 4:-4]).float().mean() < 0.002
     assert (filled.colour[filled.covered] == torch.tensor([200, 50, 20])).all()
 
 
-def test_real_openings_stay_open():
+def test_close_holes_keeps_wide_openings():
     points, *rest = wall(1.0, gap=0.01)
     window = np.abs(points[:, :2]).max(axis=1) > 0.15  # 14 pixels wide
     front = (points[window], *(part[window] for part in rest))
@@ -104,7 +104,7 @@ def test_real_openings_stay_open():
     assert ((edge - 1).abs() < 0.01).logical_or((edge - 3).abs() < 0.01).all()
 
 
-def test_points_of_one_surface_average_their_noise():
+def test_noise_of_a_surface_is_averaged():
     rng = np.random.default_rng(0)
     points, _, observed, spacing = wall(2.0, gap=0.006)
     noisy = rng.normal(120, 30, (len(points), 3)).clip(0, 255).astype(np.uint8)
@@ -113,11 +113,11 @@ def test_points_of_one_surface_average_their_noise():
     frame = render(points, noisy, observed, spacing, CAMERA, HERE)
     assert frame.colour.float().std() < 12
     assert abs(frame.colour.float().mean() - 120) < 1
-    # Nor does the depth lean towards the nearest of the noisy points.
+    # The depth is not biased towards the nearest points.
     assert abs(frame.depth.mean().item() - 2.0) < 0.002
 
 
-def test_depth_of_a_slanted_plane():
+def test_depth_of_a_slanted_plane_is_accurate():
     x, y = (a.ravel() for a in np.meshgrid(np.arange(-2, 2, 0.01), np.arange(-2, 2, 0.01)))
     frame = render(*cloud(np.stack([x, y, 2 + 0.8 * x], axis=1), spacing=0.012), CAMERA, HERE)
     rays = CAMERA.rays()
@@ -129,20 +129,20 @@ def test_depth_of_a_slanted_plane():
     assert error.max() < 0.03
 
 
-def test_observed_points_beat_imagined_ones_of_the_same_surface():
-    seen, dreamt = wall(2.0, colour=(10, 10, 10)), wall(1.99, colour=(250, 250, 250), observed=False)
-    frame = render(*joined(seen, dreamt), CAMERA, HERE)
+def test_observed_points_occlude_imagined_points_of_the_same_surface():
+    seen, imagined = wall(2.0, colour=(10, 10, 10)), wall(1.99, colour=(250, 250, 250), observed=False)
+    frame = render(*joined(seen, imagined), CAMERA, HERE)
     assert frame.observed.all()
     assert (frame.colour == 10).all()
     np.testing.assert_allclose(frame.depth.numpy(), 2.0, atol=1e-3)
-    # Clearly in front, the imagined surface hides the observed one, and the pixel says so.
+    # An imagined surface clearly in front occludes the observed one.
     frame = render(*joined(seen, wall(1.5, colour=(250, 250, 250), observed=False)), CAMERA, HERE)
     assert not frame.observed.any()
     assert (frame.colour == 250).all()
     np.testing.assert_allclose(frame.depth.numpy(), 1.5, atol=1e-3)
 
 
-def test_colours_of_observed_and_imagined_points_never_mix():
+def test_colours_of_observed_and_imagined_points_are_not_mixed():
     points, colours, observed, spacing = wall(2.0, gap=0.02)
     observed = points[:, 0] < 0
     colours[:] = np.where(observed, 0, 255)[:, None]
@@ -169,7 +169,7 @@ def random_cloud(seed, count=3000):
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 2**31), st.booleans(), st.floats(0.5, 9), st.integers(1, 3))
-def test_both_backends_agree_on_every_bit(seed, close_holes, max_footprint, threads):
+def test_backends_agree_bit_for_bit(seed, close_holes, max_footprint, threads):
     arrays = random_cloud(seed)
     poses = np.stack([np.eye(4)] * 2)
     poses[1, :3, :3] = Rotation.random(random_state=seed % 1000).as_matrix()
@@ -182,10 +182,10 @@ def test_both_backends_agree_on_every_bit(seed, close_holes, max_footprint, thre
     same(fast, render(*(array[order] for array in arrays), CAMERA, poses, **options))
 
 
-def test_torch_renders_in_parts_when_there_is_much_to_do(monkeypatch):
+def test_torch_backend_renders_in_chunks(monkeypatch):
     arrays = random_cloud(3)
     whole = render(*arrays, CAMERA, HERE, backend="torch")
-    monkeypatch.setattr(_splat_torch, "ROWS_AT_ONCE", 1000)
+    monkeypatch.setattr(_splat_torch, "MAX_PAIRS", 1000)
     same(whole, render(*arrays, CAMERA, HERE, backend="torch"))
 
 
@@ -198,13 +198,13 @@ def test_cuda_agrees_with_the_cpu():
     assert on_gpu.colour.is_cuda
     on_cpu = render(*arrays, CAMERA, HERE)
     for name in LAYERS:
-        # A fused multiply-add on the device may move a point that lies on the edge of a pixel.
+        # A fused multiply-add on the device may move a point on the edge of a pixel.
         differ = (getattr(on_gpu, name).cpu() != getattr(on_cpu, name)).float().mean()
         assert differ < (0.01 if name == "colour" else 0.002) or name == "depth"
     assert (on_gpu.depth.cpu() - on_cpu.depth).abs().median() < 1e-4
 
 
-def test_a_depth_image_renders_back_to_itself():
+def test_rendering_restores_an_unprojected_depth_image():
     rng = np.random.default_rng(0)
     depth = (2 + 0.3 * np.sin(np.arange(64) / 9)[None, :] + 0.2 * np.cos(np.arange(48) / 7)[:, None]).astype(np.float32)
     image = rng.integers(0, 256, (48, 64, 3), dtype=np.uint8)
@@ -218,7 +218,7 @@ def test_a_depth_image_renders_back_to_itself():
     np.testing.assert_allclose(frame.depth[0].numpy(), depth, rtol=2e-3)
 
 
-def test_far_from_the_origin_it_is_as_sharp_as_near():
+def test_rendering_is_exact_far_from_the_origin():
     arrays = wall(2.0, gap=0.02)
     offset = np.array([4096.0, -2048.0, 1024.0])  # moves the points without rounding them
     colours = np.random.default_rng(0).integers(0, 256, arrays[1].shape, dtype=np.uint8)
@@ -231,7 +231,7 @@ def test_far_from_the_origin_it_is_as_sharp_as_near():
     same(near, render(far_points, colours, *arrays[2:], CAMERA, moved))
 
 
-def test_an_empty_cloud_and_a_cloud_behind_give_holes():
+def test_empty_and_invisible_clouds_give_holes():
     for arrays in (cloud(np.zeros((0, 3))), cloud([[0, 0, -1], [0, 0, 0.01], [0, 0, 0]])):
         for backend in ("numba", "torch"):
             frame = render(*arrays, CAMERA, np.stack([np.eye(4)] * 2), backend=backend)
@@ -252,12 +252,12 @@ def test_many_points_in_one_pixel_do_not_overflow():
         np.testing.assert_allclose(frame.depth[frame.covered].numpy(), 1000, rtol=1e-3)
 
 
-def test_torch_and_numpy_arrays_are_the_same():
+def test_render_accepts_torch_and_numpy_arrays():
     arrays = random_cloud(2)
     same(render(*arrays, CAMERA, HERE), render(*(torch.from_numpy(a) for a in arrays), CAMERA, HERE))
 
 
-def test_rendering_without_numba(monkeypatch):
+def test_render_works_without_numba(monkeypatch):
     arrays = random_cloud(2)
     expected = render(*arrays, CAMERA, HERE)
     monkeypatch.setattr(splatting, "_splat_numba", None)
@@ -277,14 +277,14 @@ def test_rendering_without_numba(monkeypatch):
         (3, np.zeros(4, np.float32), "spacing"),
     ],
 )
-def test_a_cloud_that_does_not_fit_is_refused(place, value, word):
+def test_render_rejects_invalid_clouds(place, value, word):
     arrays = list(cloud(np.ones((5, 3))))
     arrays[place] = value
     with pytest.raises(ValueError, match=word):
         render(*arrays, CAMERA, HERE)
 
 
-def test_bad_poses_and_backends_are_refused():
+def test_render_rejects_invalid_poses_and_backends():
     arrays = cloud(np.ones((5, 3)))
     with pytest.raises(ValueError, match="shape"):
         render(*arrays, CAMERA, np.eye(4))

@@ -1,7 +1,7 @@
-"""The neighbourhood that closing looks at: which pixels lie in which direction, and how much each counts.
+"""Neighbourhood of the hole closing: pixels by direction, with weights.
 
-The compiled loops hold these numbers as constants, and numba's cache watches only the file of the loops: after a change
-here, touch `_splat_numba.py`.
+The compiled loops embed these values as constants, and numba's cache depends on the file of the loops only: after a
+change here, touch `_splat_numba.py`.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ import math
 
 import numpy as np
 
-REACH = 3  # pixels: cracks of up to five pixels have both sides in reach
-PAIRS = 3  # of four opposite directions must find a nearer surface; along a straight silhouette one pair does
+REACH_PX = 3  # closes cracks of up to five pixels
+MIN_AXES = 3  # of four axes that must meet a nearer surface at both ends; at a straight silhouette one axis does
 
 
 def _sectors() -> list[list[tuple[int, int, int]]]:
-    """(dx, dy, weight) by eight directions, the nearest first; the weight is 12 / distance, rounded."""
+    """Returns (dx, dy, weight) for each of eight directions, nearest first; the weight is 12 / distance, rounded."""
     sectors: list[list[tuple[int, int, int]]] = [[] for _ in range(8)]
-    window = range(-REACH, REACH + 1)
+    window = range(-REACH_PX, REACH_PX + 1)
     for dx, dy in sorted(((x, y) for y in window for x in window), key=lambda d: (math.hypot(*d), d)):
         if (dx, dy) != (0, 0):
             sector = round(math.atan2(dy, dx) / (math.pi / 4)) % 8
@@ -26,7 +26,7 @@ def _sectors() -> list[list[tuple[int, int, int]]]:
 
 
 SECTORS = _sectors()
-# The same as one array of the compiled loops: (8, longest, 3), unused rows have weight 0.
+# The same as one array for the compiled loops: (8, longest direction, 3); unused rows have weight 0.
 SECTOR_ARRAY = np.zeros((8, max(len(s) for s in SECTORS), 3), dtype=np.int64)
 for _k, _sector in enumerate(SECTORS):
     SECTOR_ARRAY[_k, : len(_sector)] = _sector

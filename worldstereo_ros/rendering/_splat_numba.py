@@ -1,41 +1,55 @@
-"""The compiled loops of `rendering.py`; `_splat_torch.py` is the same arithmetic, written plainly.
+"""Compiled loops of point splatting; `_splat_torch.py` has the same arithmetic in plain torch.
 
-Both do the same float32 operations in the same order and accumulate in integers, so the result does not depend on
-the number of threads and is the same as the one of torch.
+Both perform the same float32 operations in the same order and accumulate in integers, so that the result is the same
+for both and for any number of threads.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from worldstereo_ros.rendering._hole_closing import PAIRS, REACH, SECTOR_ARRAY
+from worldstereo_ros.rendering._hole_closing import MIN_AXES, REACH_PX, SECTOR_ARRAY
 from worldstereo_ros.utils.jit import compiled, run_in_threads, split_range
 
-EMPTY = np.int32(0x7F800000)  # +inf as bits: no point has written this pixel
-BLOCK = 512  # points projected at once: their intermediate numbers stay in the first cache
+EMPTY = np.int32(0x7F800000)  # the bits of +inf: no point covers this pixel
+BLOCK_SIZE = 512  # points projected at once; intermediate values stay in the L1 cache
 
 
 @compiled
-def _project(p, s, e, cap, width, height, start, stop, real, whole, chosen):
-    """Projects points start..stop (at most BLOCK) and finds which of them touch the image.
+def _project(p, s, cam, cap, width, height, start, stop, projected, bounds, selected):
+    """Projects points start..stop (at most BLOCK_SIZE) and selects those that touch the image.
 
-    `e` are the 21 numbers of `rendering._frame_numbers`. Written to `real`, by rows: u, v, z, radius of the disc in
-    pixels; to `whole`: the first and last column, the first and last row it may cover; to `chosen`: the places, from 0,
-    of the points that are in front of the camera and touch the image. Returns their number.
     The first loop has no branches, so that it compiles to vector instructions.
+
+    Args:
+        p: (N, 3) float32 points.
+        s: (N,) float32 spacing, metres.
+        cam: the 21 float32 values of `splatting._camera_values`.
+        cap: largest disc radius in pixels.
+        width, height: image size.
+        start, stop: range of points.
+        projected: (4, BLOCK_SIZE) float32, written: u, v, z, disc radius in pixels.
+        bounds: (4, BLOCK_SIZE) int32, written: first and last column, first and last row of the disc.
+        selected: (BLOCK_SIZE,) int32, written: indices, from `start`, of the points that are in front of the camera and
+            touch the image.
+
+    Returns:
+        The number of selected points.
     """
     w = np.float32(width)
     t = np.float32(height)
     half = np.float32(0.5)
     one = np.float32(1.0)
-    # Read before the loop: the compiler cannot know that `real` and `e` do not overlap.
-    ax, ay, az, bx, by, bz = e[0], e[1], e[2], e[3], e[4], e[5]
-    r00, r01, r02, r10, r11, r12, r20, r21, r22 = e[6], e[7], e[8], e[9], e[10], e[11], e[12], e[13], e[14]
-    fx, fy, cx, cy, near, size = e[15], e[16], e[17], e[18], e[19], e[20]
-    # Slices begin at 0, so that their indices need no check for being negative.
+    # Read before the loop: the compiler cannot know that `projected` and `cam` do not overlap.
+    ax, ay, az, bx, by, bz = cam[0], cam[1], cam[2], cam[3], cam[4], cam[5]
+    r00, r01, r02 = cam[6], cam[7], cam[8]
+    r10, r11, r12 = cam[9], cam[10], cam[11]
+    r20, r21, r22 = cam[12], cam[13], cam[14]
+    fx, fy, cx, cy, near, size = cam[15], cam[16], cam[17], cam[18], cam[19], cam[20]
+    # Indices into these slices start at 0, so that the compiler needs no check for negative indices.
     px = p[start:stop]
     gaps = s[start:stop]
-    us, vs, zs, hs = real[0], real[1], real[2], real[3]
+    us, vs, zs, hs = projected[0], projected[1], projected[2], projected[3]
     for j in range(len(px)):
         dx = (px[j, 0] - ax) - bx
         dy = (px[j, 1] - ay) - by
@@ -54,47 +68,49 @@ def _project(p, s, e, cap, width, height, start, stop, real, whole, chosen):
         hs[j] = h
     count = 0
     for j in range(len(px)):
-        chosen[count] = j
+        selected[count] = j
         count += np.int64(zs[j] > np.float32(0.0))
     for n in range(count):
-        j = chosen[n]
-        u = real[0, j]
-        v = real[1, j]
-        h = real[3, j]
-        whole[0, j] = max(np.int32(np.ceil(u - h)), np.int32(0))
-        whole[1, j] = min(np.int32(np.floor(u + h)), np.int32(width - 1))
-        whole[2, j] = max(np.int32(np.ceil(v - h)), np.int32(0))
-        whole[3, j] = min(np.int32(np.floor(v + h)), np.int32(height - 1))
+        j = selected[n]
+        u = projected[0, j]
+        v = projected[1, j]
+        h = projected[3, j]
+        bounds[0, j] = max(np.int32(np.ceil(u - h)), np.int32(0))
+        bounds[1, j] = min(np.int32(np.floor(u + h)), np.int32(width - 1))
+        bounds[2, j] = max(np.int32(np.ceil(v - h)), np.int32(0))
+        bounds[3, j] = min(np.int32(np.floor(v + h)), np.int32(height - 1))
     return count
 
 
 @compiled
-def _depth_pass(p, s, observed, e, cap, tolerance, zbuf, start, stop):
-    """Nearest depth per pixel, as the bits of its float32; the last bit is set where that point is imagined."""
+def _depth_pass(p, s, observed, cam, cap, tolerance, zbuf, start, stop):
+    """First pass: nearest depth per pixel as the bits of its float32; the last bit is set for imagined points."""
     height, width = zbuf.shape
     flat = zbuf.reshape(-1)
-    real = np.empty((4, BLOCK), np.float32)
-    whole = np.empty((4, BLOCK), np.int32)
-    chosen = np.empty(BLOCK, np.int32)
-    for block in range(start, stop, BLOCK):
-        count = _project(p, s, e, cap, width, height, block, min(block + BLOCK, stop), real, whole, chosen)
+    projected = np.empty((4, BLOCK_SIZE), np.float32)
+    bounds = np.empty((4, BLOCK_SIZE), np.int32)
+    selected = np.empty(BLOCK_SIZE, np.int32)
+    for block in range(start, stop, BLOCK_SIZE):
+        count = _project(
+            p, s, cam, cap, width, height, block, min(block + BLOCK_SIZE, stop), projected, bounds, selected
+        )
         for n in range(count):
-            j = chosen[n]
+            j = selected[n]
             i = block + j
-            u = real[0, j]
-            v = real[1, j]
-            z = real[2, j]
+            u = projected[0, j]
+            v = projected[1, j]
+            z = projected[2, j]
             if observed[i]:
                 key = np.float32(z).view(np.int32) & np.int32(-2)
             else:
                 key = np.float32(z * tolerance + s[i]).view(np.int32) | np.int32(1)
-            r = real[3, j] + np.float32(0.25)
+            r = projected[3, j] + np.float32(0.25)
             r = r * r
-            for y in range(whole[2, j], whole[3, j] + 1):
+            for y in range(bounds[2, j], bounds[3, j] + 1):
                 dy = np.float32(y) - v
                 dy = dy * dy
                 row = np.uint64(y * width)
-                for x in range(whole[0, j], whole[1, j] + 1):
+                for x in range(bounds[0, j], bounds[1, j] + 1):
                     dx = np.float32(x) - u
                     at = row + np.uint64(x)
                     old = flat[at]
@@ -103,9 +119,10 @@ def _depth_pass(p, s, observed, e, cap, tolerance, zbuf, start, stop):
 
 @compiled
 def _front_surface(zbufs, tolerance, front, limit, y0, y1):
-    """Joins the threads' depth buffers and empties them for the next frame.
+    """Merges the depth buffers of the threads and empties them for the next frame.
 
-    `limit`: how deep a point may lie and still count, negative for imagined.
+    Writes the front depth to `front`, and to `limit` the largest depth that belongs to the front surface, negative if
+    the surface is imagined.
     """
     layers = zbufs.shape[0]
     for y in range(y0, y1):
@@ -121,44 +138,46 @@ def _front_surface(zbufs, tolerance, front, limit, y0, y1):
 
 
 @compiled
-def _colour_pass(p, s, colours, observed, e, cap, tolerance, slab, grades, front, limit, acc, start, stop):
-    """Adds to every pixel the points of its provenance that lie on its front surface.
+def _colour_pass(p, s, colours, observed, cam, cap, tolerance, slab, grades, front, limit, acc, start, stop):
+    """Second pass: adds to each pixel the points on its front surface that have its provenance.
 
-    acc[..., 0] = red << 28 | 1, then green, blue and depth / front depth in 4096ths, each times the point's weight,
-    which falls from 1 + `grades` in the middle of the footprint to 1 at its rim.
+    acc[..., 0] = red << 28 | 1, then green, blue and depth / front depth in 4096ths, each times the point weight,
+    which decreases from 1 + `grades` in the middle of the footprint to 1 at its border.
     """
     height, width = front.shape
     one = np.float32(1.0)
     flat = acc.reshape(-1, 4)
     flat_front = front.reshape(-1)
     flat_limit = limit.reshape(-1)
-    real = np.empty((4, BLOCK), np.float32)
-    whole = np.empty((4, BLOCK), np.int32)
-    chosen = np.empty(BLOCK, np.int32)
-    for block in range(start, stop, BLOCK):
-        count = _project(p, s, e, cap, width, height, block, min(block + BLOCK, stop), real, whole, chosen)
+    projected = np.empty((4, BLOCK_SIZE), np.float32)
+    bounds = np.empty((4, BLOCK_SIZE), np.int32)
+    selected = np.empty(BLOCK_SIZE, np.int32)
+    for block in range(start, stop, BLOCK_SIZE):
+        count = _project(
+            p, s, cam, cap, width, height, block, min(block + BLOCK_SIZE, stop), projected, bounds, selected
+        )
         for n in range(count):
-            j = chosen[n]
+            j = selected[n]
             i = block + j
-            u = real[0, j]
-            v = real[1, j]
-            z = real[2, j]
-            seen = observed[i]
-            sign = one if seen else -one
-            nearest = (z if seen else z * tolerance + s[i]) - slab * s[i]
+            u = projected[0, j]
+            v = projected[1, j]
+            z = projected[2, j]
+            is_observed = observed[i]
+            sign = one if is_observed else -one
+            nearest = (z if is_observed else z * tolerance + s[i]) - slab * s[i]
             nearest = max(nearest, np.float32(1e-9))
-            r = real[3, j] + np.float32(0.25)
+            r = projected[3, j] + np.float32(0.25)
             r = r * r
             fall = np.float32(grades) / r
             quantum = z * np.float32(4096.0)
             red = (np.int64(colours[i, 0]) << 28) | np.int64(1)
             green = np.int64(colours[i, 1])
             blue = np.int64(colours[i, 2])
-            for y in range(whole[2, j], whole[3, j] + 1):
+            for y in range(bounds[2, j], bounds[3, j] + 1):
                 dy = np.float32(y) - v
                 dy = dy * dy
                 row = np.uint64(y * width)
-                for x in range(whole[0, j], whole[1, j] + 1):
+                for x in range(bounds[0, j], bounds[1, j] + 1):
                     dx = np.float32(x) - u
                     d = dx * dx + dy
                     at = row + np.uint64(x)
@@ -173,9 +192,9 @@ def _colour_pass(p, s, colours, observed, e, cap, tolerance, slab, grades, front
 
 @compiled
 def _resolve(accs, front, limit, hole, colour, depth, observed, y0, y1):
-    """Divides the sums by their weights. A pixel that no point reached is grey and has the depth `hole`.
+    """Divides the sums by their weights and clears them for the next frame.
 
-    The sums are cleared for the next frame.
+    Pixels that no point covers become mid-grey with the depth `hole`.
     """
     layers = accs.shape[0]
     for y in range(y0, y1):
@@ -209,10 +228,10 @@ def _resolve(accs, front, limit, hole, colour, depth, observed, y0, y1):
 
 @compiled
 def _nearest_around(surface, y, rows, around):
-    """Writes into `around` the least of `surface` within REACH columns and rows of row y, for every column."""
+    """Writes into `around`, for each column of row y, the minimum of `surface` within REACH_PX rows and columns."""
     height, width = surface.shape
-    low = max(y - REACH, 0)
-    high = min(y + REACH, height - 1)
+    low = max(y - REACH_PX, 0)
+    high = min(y + REACH_PX, height - 1)
     for x in range(width):
         rows[x] = surface[low, x]
     for yy in range(low + 1, high + 1):
@@ -220,7 +239,7 @@ def _nearest_around(surface, y, rows, around):
             rows[x] = surface[yy, x] if surface[yy, x] < rows[x] else rows[x]
     for x in range(width):
         around[x] = rows[x]
-    for step in range(1, REACH + 1):
+    for step in range(1, REACH_PX + 1):
         for x in range(width - step):
             around[x] = rows[x + step] if rows[x + step] < around[x] else around[x]
         for x in range(step, width):
@@ -229,7 +248,7 @@ def _nearest_around(surface, y, rows, around):
 
 @compiled
 def _nearer(surface, y, x, sector, limit):
-    """The number of the nearest pixel in one direction that holds a surface nearer than `limit`; -1 if none does."""
+    """Returns the index in the sector of the nearest pixel with a surface nearer than `limit`; -1 if there is none."""
     height, width = surface.shape
     for k in range(SECTOR_ARRAY.shape[1]):
         if SECTOR_ARRAY[sector, k, 2] == 0:
@@ -243,12 +262,12 @@ def _nearer(surface, y, x, sector, limit):
 
 @compiled
 def _close(colour, surface, observed, jump, out_colour, out_depth, out_covered, out_observed, y0, y1):
-    """Closes holes and pinholes of up to five pixels that a nearer surface surrounds.
+    """Closes holes and pinholes of up to five pixels that are surrounded by a nearer surface.
 
-    A pixel looks in eight directions for a surface nearer than itself by the factor `jump` (any surface, where the
-    pixel is a hole). Where both ends of at least three of the four axes find one, the pixel lies behind that surface
-    or in a crack of it, and takes the mean of what they found, without the parts nearer than the farthest by `jump`.
-    `surface` is the depth, infinite in holes.
+    Searches eight directions for a surface nearer than the pixel by the factor `jump` (any surface, if the pixel is a
+    hole). If at least MIN_AXES of the four axes meet one at both ends, the pixel is a pinhole or crack of that surface
+    and becomes the weighted mean of the hits, without those nearer than the farthest hit by `jump`. `surface` is the
+    depth, infinite in holes.
     """
     width = surface.shape[1]
     rows = np.empty(width, np.float32)
@@ -275,14 +294,14 @@ def _close(colour, surface, observed, jump, out_colour, out_depth, out_covered, 
                 hits[k + 4] = _nearer(surface, y, x, k + 4, limit) if hits[k] >= 0 else -1
                 if hits[k + 4] < 0:
                     missed += 1
-                    if missed > 4 - PAIRS:
+                    if missed > 4 - MIN_AXES:
                         break
-            if missed > 4 - PAIRS:
+            if missed > 4 - MIN_AXES:
                 continue
             farthest = np.float32(0.0)
             for k in range(8):
                 if k >= 4 and hits[k - 4] < 0:
-                    hits[k] = _nearer(surface, y, x, k, limit)  # it was not asked for yet
+                    hits[k] = _nearer(surface, y, x, k, limit)  # not searched above
                 n = hits[k]
                 if n >= 0:
                     farthest = max(farthest, surface[y + SECTOR_ARRAY[k, n, 1], x + SECTOR_ARRAY[k, n, 0]])
@@ -291,7 +310,7 @@ def _close(colour, surface, observed, jump, out_colour, out_depth, out_covered, 
             green = np.int64(0)
             blue = np.int64(0)
             mean = np.float32(0.0)
-            seen = True
+            all_observed = True
             for k in range(8):
                 n = hits[k]
                 if n < 0:
@@ -307,41 +326,53 @@ def _close(colour, surface, observed, jump, out_colour, out_depth, out_covered, 
                 green += w * colour[yy, xx, 1]
                 blue += w * colour[yy, xx, 2]
                 mean += np.float32(w) * near
-                seen = seen and observed[yy, xx]
+                all_observed = all_observed and observed[yy, xx]
             half = weight >> 1
             out_colour[y, x, 0] = (red + half) // weight
             out_colour[y, x, 1] = (green + half) // weight
             out_colour[y, x, 2] = (blue + half) // weight
             out_depth[y, x] = mean / np.float32(weight)
             out_covered[y, x] = True
-            out_observed[y, x] = seen
+            out_observed[y, x] = all_observed
 
 
 def scratch(threads: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Working memory of `splat` for frames of one size, 36 bytes a pixel and thread: depth buffers and sums."""
+    """Allocates the buffers of `splat` for one image size: depth buffers and sums, 36 bytes per pixel and thread."""
     return np.full((threads, height, width), EMPTY, dtype=np.int32), np.zeros((threads, height, width, 4), np.int64)
 
 
-def splat(points, colours, observed, spacing, numbers, settings, out, working):
-    """Renders one frame into `out` = (colour, depth, covered, observed), all C-contiguous numpy arrays."""
+def splat(points, colours, observed, spacing, camera_values, settings, out, buffers):
+    """Renders one frame.
+
+    Args:
+        points, colours, observed, spacing: arrays of the cloud, see `splatting.render`.
+        camera_values: the 21 float32 values of `splatting._camera_values`.
+        settings: (largest disc radius in pixels, 1 + surface tolerance, surface thickness in spacings, depth ratio of
+            separate surfaces or 0 to keep holes, number of weight grades).
+        out: (colour, depth, covered, observed), C-contiguous arrays to write.
+        buffers: from `scratch`.
+    """
     cap, tolerance, slab, jump, grades = settings
-    zbufs, accs = working
+    zbufs, accs = buffers
     threads, height, width = zbufs.shape
     parts = split_range(len(points), threads)
     bands = split_range(height, threads)
     run_in_threads(
-        _depth_pass, [(points, spacing, observed, numbers, cap, tolerance, zbufs[k], *p) for k, p in enumerate(parts)]
+        _depth_pass,
+        [(points, spacing, observed, camera_values, cap, tolerance, zbufs[k], *p) for k, p in enumerate(parts)],
     )
     front = np.empty((height, width), np.float32)
     limit = np.empty((height, width), np.float32)
     run_in_threads(_front_surface, [(zbufs, tolerance, front, limit, *band) for band in bands])
-    shared = (points, spacing, colours, observed, numbers, cap, tolerance, slab, grades, front, limit)
+    shared = (points, spacing, colours, observed, camera_values, cap, tolerance, slab, grades, front, limit)
     run_in_threads(_colour_pass, [(*shared, accs[k], *part) for k, part in enumerate(parts)])
-    colour, depth, covered, seen = out
+    colour, depth, covered, out_observed = out
     if jump <= 0:
-        run_in_threads(_resolve, [(accs, front, limit, np.float32(0), colour, depth, seen, *band) for band in bands])
+        run_in_threads(
+            _resolve, [(accs, front, limit, np.float32(0), colour, depth, out_observed, *band) for band in bands]
+        )
         np.greater(depth, 0, out=covered)
         return
-    first = (np.empty_like(colour), np.empty_like(depth), np.empty_like(seen))
-    run_in_threads(_resolve, [(accs, front, limit, np.float32(np.inf), *first, *band) for band in bands])
-    run_in_threads(_close, [(*first, jump, *out, *band) for band in bands])
+    unclosed = (np.empty_like(colour), np.empty_like(depth), np.empty_like(out_observed))
+    run_in_threads(_resolve, [(accs, front, limit, np.float32(np.inf), *unclosed, *band) for band in bands])
+    run_in_threads(_close, [(*unclosed, jump, *out, *band) for band in bands])

@@ -1,7 +1,8 @@
-"""Point splatting in plain torch, for any device; `_splat_numba.py` is the same arithmetic as compiled loops.
+"""Point splatting in plain torch, for any device; `_splat_numba.py` has the same arithmetic as compiled loops.
 
-Every point becomes one row per pixel that it may touch, and a scatter reduces the rows: the nearest depth first, the
-sums of the front surface then. Minima and integer sums do not depend on the order, so it is deterministic on CUDA too.
+Each point becomes one (point, pixel) pair per pixel of its footprint, and scatter operations reduce the pairs: first to
+the nearest depth, then to sums over the front surface. Minima and integer sums do not depend on the order, so that the
+result is deterministic on CUDA too.
 """
 
 from __future__ import annotations
@@ -11,25 +12,25 @@ from collections.abc import Iterator
 
 import torch
 
-from worldstereo_ros.rendering._hole_closing import PAIRS, REACH, SECTORS
+from worldstereo_ros.rendering._hole_closing import MIN_AXES, REACH_PX, SECTORS
 
-EMPTY = 0x7F800000  # +inf as bits: no point has written this pixel
-ROWS_AT_ONCE = 1 << 24  # of (point, pixel) pairs, about 100 bytes each: 1.6 GB at most
+EMPTY = 0x7F800000  # the bits of +inf: no point covers this pixel
+MAX_PAIRS = 1 << 24  # (point, pixel) pairs at once, about 100 bytes each: 1.6 GB
 
 
 def _pairs(
-    points: torch.Tensor, spacing: torch.Tensor, e: torch.Tensor, cap: float, width: int, height: int
+    points: torch.Tensor, spacing: torch.Tensor, cam: torch.Tensor, cap: float, width: int, height: int
 ) -> Iterator[tuple[torch.Tensor, ...]]:
-    """Yields (point index, flat pixel, z, squared distance, squared radius) of the pairs that touch, in chunks."""
-    dx = (points[:, 0] - e[0]) - e[3]
-    dy = (points[:, 1] - e[1]) - e[4]
-    dz = (points[:, 2] - e[2]) - e[5]
-    z = (e[12] * dx + e[13] * dy) + e[14] * dz
+    """Yields (point index, flat pixel, z, squared distance, squared radius) of (point, pixel) pairs, in chunks."""
+    dx = (points[:, 0] - cam[0]) - cam[3]
+    dy = (points[:, 1] - cam[1]) - cam[4]
+    dz = (points[:, 2] - cam[2]) - cam[5]
+    z = (cam[12] * dx + cam[13] * dy) + cam[14] * dz
     inverse = torch.reciprocal(z)
-    u = (((e[6] * dx + e[7] * dy) + e[8] * dz) * inverse) * e[15] + e[17]
-    v = (((e[9] * dx + e[10] * dy) + e[11] * dz) * inverse) * e[16] + e[18]
-    h = ((spacing * e[20]) * inverse).clamp(0.5, cap)
-    inside = (z > e[19]) & (z < 1e9) & (u > -h) & (u < width + h) & (v > -h) & (v < height + h)
+    u = (((cam[6] * dx + cam[7] * dy) + cam[8] * dz) * inverse) * cam[15] + cam[17]
+    v = (((cam[9] * dx + cam[10] * dy) + cam[11] * dz) * inverse) * cam[16] + cam[18]
+    h = ((spacing * cam[20]) * inverse).clamp(0.5, cap)
+    inside = (z > cam[19]) & (z < 1e9) & (u > -h) & (u < width + h) & (v > -h) & (v < height + h)
     index = inside.nonzero()[:, 0]
     z, u, v, h = z[index], u[index], v[index], h[index]
     x0 = (u - h).ceil().to(torch.int64).clamp(min=0)
@@ -43,8 +44,8 @@ def _pairs(
     ends = area.cumsum(0)
     total = int(ends[-1]) if len(ends) else 0
     edges = [0]
-    for k in range(1, -(-total // ROWS_AT_ONCE) + 1):
-        edges.append(int(torch.searchsorted(ends, min(k * ROWS_AT_ONCE, total), right=False)) + 1)
+    for k in range(1, -(-total // MAX_PAIRS) + 1):
+        edges.append(int(torch.searchsorted(ends, min(k * MAX_PAIRS, total), right=False)) + 1)
     for start, stop in itertools.pairwise(edges):
         part = area[start:stop]
         row = torch.repeat_interleave(torch.arange(start, stop, device=area.device), part)
@@ -59,9 +60,15 @@ def _pairs(
 
 
 def splat(
-    cloud: tuple[torch.Tensor, ...], numbers: torch.Tensor, width: int, height: int, settings: tuple
+    cloud: tuple[torch.Tensor, ...], camera_values: torch.Tensor, width: int, height: int, settings: tuple
 ) -> tuple[torch.Tensor, ...]:
-    """Renders one frame of a cloud = (points, colours, observed, spacing); all tensors on one device.
+    """Renders one frame.
+
+    Args:
+        cloud: (points, colours, observed, spacing), see `splatting.render`; tensors on one device.
+        camera_values: the 21 float32 values of `splatting._camera_values` on that device.
+        width, height: image size in pixels.
+        settings: see `_splat_numba.splat`.
 
     Returns:
         colour (H, W, 3) uint8, depth (H, W) float32, covered (H, W) bool, observed (H, W) bool.
@@ -71,12 +78,12 @@ def splat(
     device, pixels = points.device, width * height
 
     def pairs() -> Iterator[tuple[torch.Tensor, ...]]:
-        # Made anew for each pass: keeping them would let memory grow with the number of points.
-        return _pairs(points, spacing, numbers, cap, width, height)
+        # Computed again in each pass, because memory would grow with the number of points.
+        return _pairs(points, spacing, camera_values, cap, width, height)
 
     nearest = torch.full((pixels,), EMPTY, dtype=torch.int32, device=device)
     for index, pixel, z, _, _ in pairs():
-        # An imagined point stands back a little, so that an observed one of the same surface always wins.
+        # Imagined points are set back a little, so that an observed point of the same surface is in front.
         key = torch.where(
             observed[index], z.view(torch.int32) & -2, (z * tolerance + spacing[index]).view(torch.int32) | 1
         )
@@ -87,17 +94,17 @@ def splat(
 
     sums = torch.zeros((4, pixels), dtype=torch.int64, device=device)
     for index, pixel, z, distance, radius in pairs():
-        seen = observed[index]
-        depth = torch.where(seen, z, z * tolerance + spacing[index]) - slab * spacing[index]
-        on_front = (depth <= limit[pixel]) & (seen != imagined[pixel])
+        is_observed = observed[index]
+        depth = torch.where(is_observed, z, z * tolerance + spacing[index]) - slab * spacing[index]
+        on_front = (depth <= limit[pixel]) & (is_observed != imagined[pixel])
         index, pixel, z, distance, radius = (t[on_front] for t in (index, pixel, z, distance, radius))
         weight = 1 + grades - (distance * (torch.full_like(radius, grades) / radius)).to(torch.int64)
-        share = ((z * 4096.0) / front[pixel]).to(torch.int64).clamp(max=8191)
+        relative_depth = ((z * 4096.0) / front[pixel]).to(torch.int64).clamp(max=8191)
         rgb = colours[index].to(torch.int64)
         sums[0].scatter_add_(0, pixel, ((rgb[:, 0] << 28) | 1) * weight)
         sums[1].scatter_add_(0, pixel, rgb[:, 1] * weight)
         sums[2].scatter_add_(0, pixel, rgb[:, 2] * weight)
-        sums[3].scatter_add_(0, pixel, share * weight)
+        sums[3].scatter_add_(0, pixel, relative_depth * weight)
 
     weight = sums[0] & 0xFFFFFFF
     sums[0] >>= 28
@@ -107,18 +114,18 @@ def splat(
     colour = torch.where(covered, colour, 128).T.reshape(height, width, 3).contiguous()
     ratio = (sums[3].double() / divisor.double()).float() * (1.0 / 4096.0)
     depth = torch.where(covered, front * ratio, 0.0).reshape(height, width)
-    seen = (covered & ~imagined).reshape(height, width)
+    out_observed = (covered & ~imagined).reshape(height, width)
     if jump > 0:
-        return _close(colour, depth, seen, jump)
-    return colour, depth, covered.reshape(height, width), seen
+        return _close(colour, depth, out_observed, jump)
+    return colour, depth, covered.reshape(height, width), out_observed
 
 
 def _close(colour: torch.Tensor, depth: torch.Tensor, observed: torch.Tensor, jump: float) -> tuple[torch.Tensor, ...]:
-    """Closes small holes and pinholes: see `_splat_numba._close`."""
+    """Closes small holes and pinholes, see `_splat_numba._close`."""
     height, width = depth.shape
     limit = torch.where(depth > 0, depth * jump, torch.inf)
     pad = torch.nn.functional.pad
-    around = (REACH, REACH, REACH, REACH)
+    around = (REACH_PX, REACH_PX, REACH_PX, REACH_PX)
     padded_depth = pad(depth, around)
     padded_colour = pad(colour.to(torch.int64).permute(2, 0, 1), around)
     padded_observed = pad(observed, around)
@@ -127,33 +134,33 @@ def _close(colour: torch.Tensor, depth: torch.Tensor, observed: torch.Tensor, ju
         hit = torch.zeros_like(depth)
         weight = torch.zeros(depth.shape, dtype=torch.int64, device=depth.device)
         rgb = torch.zeros((3, height, width), dtype=torch.int64, device=depth.device)
-        seen = torch.zeros_like(observed)
-        for dx, dy, share in sector:
-            rows = slice(REACH + dy, REACH + dy + height)
-            columns = slice(REACH + dx, REACH + dx + width)
+        hit_observed = torch.zeros_like(observed)
+        for dx, dy, pixel_weight in sector:
+            rows = slice(REACH_PX + dy, REACH_PX + dy + height)
+            columns = slice(REACH_PX + dx, REACH_PX + dx + width)
             near = padded_depth[rows, columns]
             first = (near > 0) & (near < limit) & (hit == 0)
             hit = torch.where(first, near, hit)
-            weight = torch.where(first, share, weight)
+            weight = torch.where(first, pixel_weight, weight)
             rgb = torch.where(first, padded_colour[:, rows, columns], rgb)
-            seen = torch.where(first, padded_observed[rows, columns], seen)
-        directions.append((hit, weight, rgb, seen))
+            hit_observed = torch.where(first, padded_observed[rows, columns], hit_observed)
+        directions.append((hit, weight, rgb, hit_observed))
     hits = torch.stack([d[0] for d in directions])
-    surrounded = ((hits[:4] > 0) & (hits[4:] > 0)).sum(0) >= PAIRS
+    surrounded = ((hits[:4] > 0) & (hits[4:] > 0)).sum(0) >= MIN_AXES
     nearest_kept = hits.amax(0) * jump
     total = torch.zeros(depth.shape, dtype=torch.int64, device=depth.device)
     sums = torch.zeros((3, height, width), dtype=torch.int64, device=depth.device)
     mean = torch.zeros_like(depth)
-    all_seen = torch.ones_like(observed)
-    for hit, weight, rgb, seen in directions:
+    all_observed = torch.ones_like(observed)
+    for hit, weight, rgb, hit_observed in directions:
         kept = (hit > 0) & (hit >= nearest_kept)
         weight = torch.where(kept, weight, 0)
         total += weight
         sums += weight * rgb
         mean = mean + weight.float() * hit
-        all_seen &= seen | ~kept
+        all_observed &= hit_observed | ~kept
     divisor = total.clamp(min=1)
     closed = ((sums + (total >> 1)) // divisor).to(torch.uint8).permute(1, 2, 0)
     depth = torch.where(surrounded, mean / divisor.float(), depth)
     colour = torch.where(surrounded[..., None], closed, colour)
-    return colour, depth, depth > 0, torch.where(surrounded, all_seen, observed)
+    return colour, depth, depth > 0, torch.where(surrounded, all_observed, observed)

@@ -1,8 +1,8 @@
-"""Point splatting: a coloured cloud and cameras in; colour, depth, coverage and provenance out.
+"""Point splatting: renders a coloured cloud to colour, depth, coverage and provenance.
 
-Each point is a disc as wide as the cloud is dense there, so that surfaces close. Two passes: the nearest depth of
-every pixel first, then the weighted mean of all points that lie on that front surface, which averages noise away.
-A last look at the image closes cracks and pinholes through which a surface behind would shine.
+Each point is a disc as large as the local spacing of the cloud, so that surfaces are closed. The first pass finds the
+nearest depth of each pixel, the second pass averages the points on that front surface, which reduces noise. A final
+step closes cracks and pinholes through which a farther surface would be visible.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from worldstereo_ros.utils.errors import InputError
 _splat_numba: ModuleType | None
 try:
     from worldstereo_ros.rendering import _splat_numba
-except ImportError:  # numba is a dependency, but rendering alone works without it, slowly
+except ImportError:  # rendering works without numba, but is slow
     _splat_numba = None
 
-SLAB = 1.5  # spacings: how thick a surface of scattered points is
-JUMP = 0.95  # a surface nearer than this part of the depth is another surface
+SURFACE_THICKNESS = 1.5  # thickness of a surface of scattered points, in spacings
+SEPARATE_SURFACE_RATIO = 0.95  # a surface nearer than this fraction of the depth is another surface
 MAX_THREADS = 8
-MAX_SCRATCH = 256 * 2**20  # bytes
+MAX_SCRATCH_BYTES = 256 * 2**20
 
 
 @dataclass
 class Rendering:
-    """What F cameras see of a cloud; torch tensors on the device that rendered them.
+    """A cloud rendered into F cameras; torch tensors on the device that rendered them.
 
     Attributes:
         colour: (F, H, W, 3) uint8 RGB, holes mid-grey (128).
         depth: (F, H, W) float32 metres along the optical axis, 0 in holes.
-        covered: (F, H, W) bool, True where the cloud gave the pixel.
-        observed: (F, H, W) bool, True where the pixel shows observed points; False for imagined ones and holes.
+        covered: (F, H, W) bool, True where the cloud covers the pixel.
+        observed: (F, H, W) bool, True where the pixel shows observed points; False for imagined points and holes.
     """
 
     colour: torch.Tensor
@@ -67,42 +67,45 @@ def render(
 ) -> Rendering:
     """Renders a cloud into F cameras.
 
-    An observed point beats an imagined one on the same surface, and their colours never mix in a pixel.
-    The result does not depend on the order of the points, on the number of threads, or on the backend.
+    Observed points occlude imagined points of the same surface, and their colours are not mixed in a pixel. The result
+    does not depend on the order of the points, the number of threads, or the backend.
 
     Args:
         points: (N, 3) float32, world, metres. Points that are not finite are skipped.
         colours: (N, 3) uint8 RGB.
-        observed: (N,) bool, True = a sensor saw it.
-        spacing: (N,) float32 metres between neighbouring points: sets the size of the discs.
-        camera: intrinsics and size of all frames.
+        observed: (N,) bool, True = seen by a sensor.
+        spacing: (N,) float32 metres between neighbouring points; determines the size of the discs.
+        camera: intrinsics and image size of all frames.
         world_from_camera: (F, 4, 4) poses, OpenCV axes.
-        device: where to render, and where the result lies.
-        closure: diameter of a disc in spacings. 1.42 closes a square grid at any angle.
-        max_footprint: largest radius of a disc in pixels; bounds the cost when the camera stands in the cloud.
-        surface_tolerance: points within this fraction of the front depth (plus 1.5 spacings) are the front surface.
-        close_holes: close cracks and pinholes up to five pixels wide that a surface surrounds.
-        near: points nearer than this (metres) are not drawn.
-        backend: "numba" (CPU only), "torch", or "auto": numba on the CPU where it is installed.
-        threads: of the CPU, at most; None = as many as torch uses.
+        device: device to render on; the result stays there.
+        closure: diameter of a disc in spacings; 1.42 closes a square grid at any angle.
+        max_footprint: largest radius of a disc in pixels; bounds the cost for points close to the camera.
+        surface_tolerance: points within this fraction of the front depth (plus 1.5 spacings) belong to the front
+            surface.
+        close_holes: close cracks and pinholes up to five pixels wide that are surrounded by a surface.
+        near: near plane, metres.
+        backend: "numba" (CPU only), "torch", or "auto" (numba on the CPU if it is installed).
+        threads: largest number of CPU threads; None = as many as torch uses.
 
     Raises:
-        ValueError: shapes or types do not fit, or the backend cannot serve the device.
+        InputError: shapes or types do not fit, or the backend does not support the device.
     """
     device = torch.device(device)
     if backend == "auto":
         backend = "numba" if device.type == "cpu" and _splat_numba is not None else "torch"
     if backend not in ("numba", "torch"):
-        raise InputError(f"The backend '{backend}' is not known; it is 'auto', 'numba' or 'torch'.")
+        raise InputError(f"The backend '{backend}' is unknown; 'auto', 'numba' or 'torch' was expected.")
     if backend == "numba" and (device.type != "cpu" or _splat_numba is None):
-        raise InputError(f"The numba backend needs numba and the CPU, not {device}; use backend='auto'.")
+        raise InputError(f"The numba backend needs numba and the CPU, the device is {device}; use backend='auto'.")
     poses = check_poses(world_from_camera)
-    cloud = _checked(points, colours, observed, spacing, device)
-    # The sums of a pixel are 63-bit integers: weights of 1 to 16 fit for eight million points in one pixel.
+    cloud = _validate_cloud(points, colours, observed, spacing, device)
+    # The sums of a pixel are 63-bit integers: they hold weights of 1 to 16 for up to 8 million points in a pixel.
     grades = 15 if len(cloud[0]) < 1 << 23 else 0
-    jump = JUMP if close_holes else 0.0
-    # Rounded to float32 as the loops use them, so that both backends compute with the same numbers.
-    settings = tuple(float(np.float32(n)) for n in (max(max_footprint, 0.5), 1 + surface_tolerance, SLAB, jump))
+    jump = SEPARATE_SURFACE_RATIO if close_holes else 0.0
+    # Rounded to float32, so that both backends compute with the same values.
+    settings = tuple(
+        float(np.float32(n)) for n in (max(max_footprint, 0.5), 1 + surface_tolerance, SURFACE_THICKNESS, jump)
+    )
     size = (len(poses), camera.height, camera.width)
     result = Rendering(
         colour=torch.empty((*size, 3), dtype=torch.uint8, device=device),
@@ -111,25 +114,27 @@ def render(
         observed=torch.empty(size, dtype=torch.bool, device=device),
     )
     layers = (result.colour, result.depth, result.covered, result.observed)
-    numbers = [_frame_numbers(camera, pose, near, closure) for pose in poses]
+    all_camera_values = [_camera_values(camera, pose, near, closure) for pose in poses]
     if backend == "numba" and _splat_numba is not None:
         arrays = [tensor.numpy() for tensor in cloud]
-        most = max(1, min(MAX_THREADS, MAX_SCRATCH // (36 * camera.width * camera.height)))
-        working = _splat_numba.scratch(min(threads or torch.get_num_threads(), most), camera.height, camera.width)
+        max_threads = max(1, min(MAX_THREADS, MAX_SCRATCH_BYTES // (36 * camera.width * camera.height)))
+        buffers = _splat_numba.scratch(
+            min(threads or torch.get_num_threads(), max_threads), camera.height, camera.width
+        )
         exact = (*(np.float32(number) for number in settings), grades)
-        for k, frame_numbers in enumerate(numbers):
-            _splat_numba.splat(*arrays, frame_numbers, exact, [layer[k].numpy() for layer in layers], working)
+        for k, camera_values in enumerate(all_camera_values):
+            _splat_numba.splat(*arrays, camera_values, exact, [layer[k].numpy() for layer in layers], buffers)
         return result
-    for k, frame_numbers in enumerate(numbers):
-        on_device = torch.from_numpy(frame_numbers).to(device)
+    for k, camera_values in enumerate(all_camera_values):
+        on_device = torch.from_numpy(camera_values).to(device)
         frame = _splat_torch.splat(cloud, on_device, camera.width, camera.height, (*settings, grades))
         for layer, image in zip(layers, frame, strict=True):
             layer[k] = image
     return result
 
 
-def _checked(points, colours, observed, spacing, device) -> tuple[torch.Tensor, ...]:
-    """The cloud as contiguous tensors on the device; says what is wrong before anything is computed."""
+def _validate_cloud(points, colours, observed, spacing, device) -> tuple[torch.Tensor, ...]:
+    """Returns the cloud as contiguous tensors on the device; raises InputError if shapes or types do not fit."""
     named = {"points": points, "colours": colours, "observed": observed, "spacing": spacing}
     tensors = {name: torch.as_tensor(array) for name, array in named.items()}
     count = tensors["points"].shape[0] if tensors["points"].ndim else 0
@@ -144,11 +149,11 @@ def _checked(points, colours, observed, spacing, device) -> tuple[torch.Tensor, 
     return tuple(tensors[name].to(device, types[name]).contiguous() for name in named)
 
 
-def _frame_numbers(camera: Camera, world_from_camera: np.ndarray, near: float, closure: float) -> np.ndarray:
-    """The 21 float32 numbers of one frame that the kernels use.
+def _camera_values(camera: Camera, world_from_camera: np.ndarray, near: float, closure: float) -> np.ndarray:
+    """Returns the 21 float32 camera values that the loops use.
 
-    Camera centre as a coarse and a fine part (so that subtracting it is exact far from the world's origin), rotation
-    camera_from_world by rows, fx, fy, cx, cy, near plane, and pixels of disc radius per spacing at depth 1.
+    They are: camera centre as a coarse and a fine part (subtraction is then exact far from the world origin), rotation
+    camera_from_world by rows, fx, fy, cx, cy, near plane, and disc radius in pixels per spacing at depth 1.
     """
     centre = world_from_camera[:3, 3]
     coarse = centre.astype(np.float32)
