@@ -1,15 +1,17 @@
-"""The folder of a training run: a checkpoint in the published layout, made stage by stage.
+"""The folder of a training run: a checkpoint in the published layout, written stage by stage.
 
-<run>/base/vae/                 the autoencoder                              autoencoder
-<run>/base/transformer/         the backbone                                 video
-<run>/base/scheduler/           UniPC, as the backbone was trained
-<run>/base/depth/               metres of one picture; needs no other stage  depth
-<run>/worldstereo-camera/       the control branch; backbone from base       control
-<run>/worldstereo-memory/       camera tokens, backbone's blocks too         memory
-<run>/worldstereo-memory-dmd/   everything, for a few steps                  distill
-<run>/polished/                 the same, all parts trained together: a
-                                checkpoint of its own, with its base         polish
-<run>/logs/                     JSONL and pictures of every stage
+folder                          content                                      stage
+<run>/base/vae/                 image autoencoder                            autoencoder
+<run>/base/transformer/         backbone                                     video
+<run>/base/scheduler/           UniPC scheduler of the backbone              video
+<run>/base/depth/               monocular depth network                      depth
+<run>/worldstereo-camera/       control branch                               control
+<run>/worldstereo-memory/       camera tokens and blocks of the backbone     memory
+<run>/worldstereo-memory-dmd/   whole model, few denoising steps             distill
+<run>/finetuned/                the same, a checkpoint with its own base     finetune
+<run>/clips/                    precomputed clips of each stage
+<run>/worlds/                   rendered worlds
+<run>/logs/                     log (JSON lines) and validation image of each stage
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ from worldstereo_ros.models.depth_network import DepthNetwork, load_depth_networ
 from worldstereo_ros.training.config import STAGES, TrainingConfig
 from worldstereo_ros.training.data.dataset import WorldDataset
 from worldstereo_ros.training.data.loaders import BatchSampler, BatchStream, PrefetchingStream
-from worldstereo_ros.training.logs import read_rounds
+from worldstereo_ros.training.logs import read_log
 
 T = TypeVar("T")
 VARIANT_OF = {
@@ -44,15 +46,15 @@ VARIANT_OF = {
     "finetune": "finetuned/worldstereo-memory-dmd",
 }
 MEMORY_SWITCHES = ("main_camera_embedding", "camera_embedding_dim", "update_ref")
-MOST_COMPILED = 64  # kinds of a block's input: sizes, references, gradients or none
+MAX_COMPILED = 64  # combinations of sizes, references and gradients of a block's input
 
 
 def is_trained(stage: str, name: str) -> bool:
     """Whether a stage trains the parameter of this name.
 
-    `video` and `distill` everything but the branches, `control` the control branch, `memory` the camera tokens and the
-    backbone's joint attention and feed-forwards, `finetune` everything. (WorldStereo trains the feed-forwards alone: a
-    large backbone's attention looks for references by itself, a small one has to learn it.)
+    `video` and `distill` train everything but the branches, `control` the control branch, `memory` the camera tokens
+    and the backbone's joint attention and feed-forward layers, `finetune` everything. WorldStereo's memory stage trains
+    the feed-forward layers alone; the attention of a small backbone has to be trained too to find references.
     """
     if stage == "control":
         return name.startswith("controlnet.")
@@ -66,13 +68,13 @@ def is_trained(stage: str, name: str) -> bool:
 
 
 @dataclass
-class Run:
-    """One run.
+class RunFolder:
+    """Reads and writes the models of a run.
 
     Attributes:
-        folder: where everything is written.
-        settings: of the run.
-        accelerator: devices and mixed precision.
+        folder: its path.
+        settings: configuration of the run.
+        accelerator: device and mixed precision.
     """
 
     folder: Path
@@ -81,12 +83,12 @@ class Run:
 
     @property
     def device(self) -> torch.device:
-        """Where it trains."""
+        """The training device."""
         return self.accelerator.device
 
     @property
     def shard_bytes(self) -> int:
-        """Largest file of weights."""
+        """Maximum size of a weights file."""
         return self.settings.max_shard_mb * 1_000_000
 
     @property
@@ -96,26 +98,25 @@ class Run:
 
     @property
     def finetuned(self) -> Path:
-        """The checkpoint that the last stage writes."""
+        """The checkpoint root that the stage finetune writes."""
         return self.folder / "finetuned"
 
     def autoencoder(self, *, trained: bool = False) -> ImageAutoencoder:
-        """The autoencoder: what was saved last, else a new one.
+        """The saved autoencoder, or a new one.
 
         Args:
-            trained: it goes on being trained; else it is frozen.
+            trained: whether it is to be trained, with gradients; else it is frozen and must exist.
 
         Raises:
-            CheckpointError: what was saved is damaged or not what the settings describe, or there is nothing and it
-                is needed.
+            CheckpointError: the saved one is missing, damaged or does not match the settings.
         """
         if self.has("autoencoder"):
             model = load_image_autoencoder(self.base / "vae", self.device, torch.float32)
             for key, value in self.settings.autoencoder.items():
-                if _plain(model.config[key]) != _plain(value):
+                if _as_list(model.config[key]) != _as_list(value):
                     raise CheckpointError(
-                        f"{self.base / 'vae'} has {key} {_plain(model.config[key])} and the configuration "
-                        f"{_plain(value)}; go on with the configuration of this run, or train in another folder."
+                        f"{self.base / 'vae'} has {key} {_as_list(model.config[key])} and the configuration "
+                        f"{_as_list(value)}; use the configuration of this run, or train in another folder."
                     )
         elif not trained:
             raise CheckpointError(f"{self.base / 'vae'} has no autoencoder; train the stage autoencoder first.")
@@ -124,7 +125,7 @@ class Run:
             model = ImageAutoencoder(**self.settings.autoencoder).to(self.device)
         if trained:
             model.requires_grad_(True)
-            model.to(self.device, memory_format=torch.channels_last)  # convolutions run faster in it
+            model.to(self.device, memory_format=torch.channels_last)  # faster convolutions
         return model
 
     def save_autoencoder(self, model: ImageAutoencoder) -> None:
@@ -134,22 +135,22 @@ class Run:
         write_json(self.base / "vae" / "config.json", {"_class_name": "ImageAutoencoder", **config})
 
     def depth_network(self, typical: Mapping[str, float]) -> DepthNetwork:
-        """The depth network to train: what was saved last, else a new one.
+        """The saved depth network, or a new one, with gradients.
 
         Args:
             typical: `typical_log` and `typical_depth` of a new one.
 
         Raises:
-            CheckpointError: what was saved is damaged or not what the settings describe.
+            CheckpointError: the saved one is damaged or does not match the settings.
         """
         folder = self.base / "depth"
         if self.has("depth"):
             model = load_depth_network(folder, self.device)
             for key, value in self.settings.depth.items():
-                if _plain(model.config[key]) != _plain(value):
+                if _as_list(model.config[key]) != _as_list(value):
                     raise CheckpointError(
-                        f"{folder} has {key} {_plain(model.config[key])} and the configuration {_plain(value)}; go on "
-                        "with the configuration of this run, or train in another folder."
+                        f"{folder} has {key} {_as_list(model.config[key])} and the configuration {_as_list(value)}; "
+                        "use the configuration of this run, or train in another folder."
                     )
         else:
             torch.manual_seed(self.settings.seed)
@@ -166,7 +167,7 @@ class Run:
     # --- transformer ---
 
     def schedule(self, stage: str) -> dict[str, Any]:
-        """Arguments of `DMDScheduler` for what a stage makes."""
+        """Arguments of `DMDScheduler` for the model of a stage."""
         steps = self.settings.dmd_steps
         if stage == "finetune":
             steps = self.settings.stages[stage].denoising_steps or steps
@@ -178,13 +179,15 @@ class Run:
         }
 
     def transformer(self, stage: str) -> WorldStereoTransformer:
-        """The transformer as a stage starts or goes on with it; what the stage trains has gradients.
+        """The transformer at the start of a stage, from the weights of this and earlier stages.
+
+        Parameters that the stage trains have gradients.
 
         Args:
-            stage: of `settings.STAGES`, or "teacher" for what `distill` starts from.
+            stage: one of `config.STAGES`, or "teacher" for the teacher of `distill`.
 
         Raises:
-            CheckpointError: what was saved is damaged, or an earlier stage is missing.
+            CheckpointError: weights are damaged, or those of an earlier stage are missing.
         """
         control = dict(self.settings.control)
         torch.manual_seed(self.settings.seed)
@@ -208,7 +211,9 @@ class Run:
                 before = next(
                     (name for name, variant in VARIANT_OF.items() if self.folder / variant == folder), "video"
                 )
-                raise CheckpointError(f"{folder} has no weights; train the stage {before} first, {stage} builds on it.")
+                raise CheckpointError(
+                    f"{folder} has no weights; train the stage {before} first, on which {stage} builds."
+                )
             weights = open_weights(folder, BASE_STEM if folder.name == "transformer" else "model")
             tensors = {
                 name: check_finite(tensor, name, weights.tensors[name])
@@ -217,27 +222,27 @@ class Run:
             loaded |= set(tensors)
             try:
                 unexpected = model.load_state_dict(tensors, strict=False).unexpected_keys
-            except RuntimeError:  # its message has a line for every tensor
+            except RuntimeError:  # its message lists every tensor
                 raise CheckpointError(
-                    f"The weights in {folder} have other sizes than the configuration describes; go on with the "
+                    f"The weights in {folder} have other sizes than the configuration; use the "
                     "configuration of this run, or train in another folder."
                 ) from None
             if unexpected:
                 raise CheckpointError(f"{folder} has {count_tensors(unexpected)} too many: {format_names(unexpected)}.")
         if stage == "control" and not self.has("control"):
-            model.start_control_from_backbone()
+            model.init_control_from_backbone()
         new = [n for n, _ in model.named_parameters() if n not in loaded and not is_trained(stage, n)]
         if new:
             raise CheckpointError(
-                f"{self.folder} lacks {count_tensors(new)} that the stage {stage} starts from: {format_names(new)}; train the "
-                "stages before it first."
+                f"{self.folder} lacks {count_tensors(new)} that the stage {stage} starts from: {format_names(new)}; "
+                "train the stages before it first."
             )
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(is_trained(stage, name))
         return model.to(self.device)
 
     def save_transformer(self, stage: str, model: WorldStereoTransformer) -> None:
-        """Writes what a stage trained, and all that `config.json` says of it."""
+        """Writes the weights that a stage trained, and their `config.json`."""
         if stage == "video":
             save_base(model, self.base, max_shard_bytes=self.shard_bytes)
             scheduler = UniPCMultistepScheduler(
@@ -245,7 +250,7 @@ class Run:
             )
             scheduler.save_pretrained(self.base / "scheduler")
             return
-        kept = {
+        saved = {
             "control": lambda name: name.startswith("controlnet."),
             "memory": lambda name: name.startswith("controlnet.") or is_trained("memory", name),
             "distill": lambda name: True,
@@ -273,10 +278,10 @@ class Run:
             }
         if stage == "finetune":
             shutil.copytree(self.base, self.finetuned / "base", dirs_exist_ok=True)
-        save_variant(model, self.folder / VARIANT_OF[stage], variant, keep=kept, max_shard_bytes=self.shard_bytes)
+        save_variant(model, self.folder / VARIANT_OF[stage], variant, keep=saved, max_shard_bytes=self.shard_bytes)
 
     def has(self, stage: str) -> bool:
-        """Whether a stage has written weights."""
+        """Whether there are weights of a stage."""
         parts = {"autoencoder": "vae", "video": "transformer", "depth": "depth"}
         folder = self.base / parts[stage] if stage in parts else None
         return ((folder or self.folder / VARIANT_OF[stage]) / "config.json").is_file()
@@ -284,27 +289,27 @@ class Run:
     # --- randomness, batches, speed ---
 
     def seeds(self, stage: str) -> list[int]:
-        """Numbers that seed what a stage draws: others in every round, so that going on is no repetition."""
-        return [self.settings.seed, STAGES.index(stage), len(read_rounds(self.folder / "logs" / f"{stage}.jsonl"))]
+        """Random seed of a stage; different each time that the stage is trained, so that resuming repeats nothing."""
+        return [self.settings.seed, STAGES.index(stage), len(read_log(self.folder / "logs" / f"{stage}.jsonl"))]
 
     def generator(self, seeds: list[int]) -> torch.Generator:
-        """A generator on the device."""
+        """A random number generator on the training device."""
         state = np.random.SeedSequence(seeds).generate_state(1, np.uint64)[0]
         return torch.Generator(self.device).manual_seed(int(state) >> 1)
 
-    def stream(self, draw: BatchSampler[T], dataset: WorldDataset, seeds: list[int]) -> BatchStream[T]:
-        """Batches of training, from as many processes as the settings want."""
+    def stream(self, sampler: BatchSampler[T], dataset: WorldDataset, seeds: list[int]) -> BatchStream[T]:
+        """A stream of training batches, with loader processes if the settings have some."""
         loaders = self.settings.worlds.loaders
         if loaders:
-            return PrefetchingStream(draw, dataset, seeds, self.device, loaders)
-        return BatchStream(draw, dataset, seeds, self.device)
+            return PrefetchingStream(sampler, dataset, seeds, self.device, loaders)
+        return BatchStream(sampler, dataset, seeds, self.device)
 
     def compile(self, model: WorldStereoTransformer | ImageAutoencoder) -> None:
-        """Compiles a network where the settings and the device are for it; its tensors keep their names."""
+        """Compiles a network, if the settings say so and the device is CUDA. Parameters keep their names."""
         if not self.settings.compile or self.device.type != "cuda":
             return
-        torch._dynamo.config.suppress_errors = True  # what cannot be compiled runs as it is
-        torch._dynamo.config.recompile_limit = MOST_COMPILED
+        torch._dynamo.config.suppress_errors = True  # fall back to eager execution
+        torch._dynamo.config.recompile_limit = MAX_COMPILED
         if isinstance(model, ImageAutoencoder):
             model.encoder.compile()
             model.decoder.compile()
@@ -312,5 +317,5 @@ class Run:
             model.compile_repeated_blocks(dynamic=True)
 
 
-def _plain(value: Any) -> Any:
+def _as_list(value: Any) -> Any:
     return list(value) if isinstance(value, list | tuple) else value
