@@ -1,5 +1,5 @@
-# For ROS from Python wheels only (`make setup`); a full ROS needs none of this.
-# The wheels export include folders of the machine that built them, which CMake rejects: drop those that do not exist.
+# Only for ROS from Python wheels (`make setup`).
+# The wheels export include folders of the machine that built them, which CMake rejects. Removes those that do not exist.
 function(worldstereo_drop_missing_include_directories)
   get_property(targets DIRECTORY PROPERTY IMPORTED_TARGETS)
   foreach(target IN LISTS targets)

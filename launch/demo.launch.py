@@ -1,4 +1,4 @@
-"""The node, and a robot that drives through a procedural world: no camera, no GPU, no download.
+"""Launches the node and a simulated robot in a procedural world. Needs no camera, GPU or download.
 
 ros2 launch worldstereo_ros demo.launch.py rviz:=true
 """
@@ -24,12 +24,12 @@ def generate_launch_description() -> LaunchDescription:
         [
             *arguments(params_file="", device="cpu", rviz="true"),
             DeclareLaunchArgument("scene", default_value="room", description="room, corridor or warehouse."),
-            DeclareLaunchArgument("seed", default_value="0", description="Number of the procedural world."),
+            DeclareLaunchArgument("seed", default_value="0", description="Random seed of the procedural world."),
             DeclareLaunchArgument("views", default_value="24", description="Views to imagine along the path."),
             DeclareLaunchArgument(
-                "overlay", default_value=share("config", "cpu_demo.yaml"), description="Parameters of the demo."
+                "overlay", default_value=share("config", "cpu_demo.yaml"), description="Parameters if no params_file is given."
             ),
-            OpaqueFunction(function=with_overlay),
+            OpaqueFunction(function=set_default_params_file),
             shared_memory(),
             OpaqueFunction(function=nodes),
             OpaqueFunction(function=robot),
@@ -37,8 +37,8 @@ def generate_launch_description() -> LaunchDescription:
     )
 
 
-def with_overlay(context) -> list:
-    """Where no params_file is given, the demo's own parameters are."""
+def set_default_params_file(context) -> list:
+    """Uses the overlay as params_file if none is given."""
     if not context.launch_configurations.get("params_file"):
         context.launch_configurations["params_file"] = LaunchConfiguration("overlay").perform(context)
     return []

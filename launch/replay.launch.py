@@ -1,4 +1,4 @@
-"""The node beside a bag that is played with its own clock.
+"""Launches the node and plays a bag with its own clock.
 
 ros2 launch worldstereo_ros replay.launch.py bag:=drive.mcap image_topic:=/camera/color/image_raw \
     camera_info_topic:=/camera/color/camera_info depth_topic:=/camera/aligned_depth_to_color/image_raw
@@ -25,8 +25,8 @@ def generate_launch_description() -> LaunchDescription:
         [
             *arguments(use_sim_time="true"),
             DeclareLaunchArgument("bag", description="The bag: a folder, or an MCAP or SQLite file."),
-            DeclareLaunchArgument("rate", default_value="1.0", description="How fast it is played."),
-            DeclareLaunchArgument("loop", default_value="false", description="Play it over and over."),
+            DeclareLaunchArgument("rate", default_value="1.0", description="Playback rate."),
+            DeclareLaunchArgument("loop", default_value="false", description="Play the bag in a loop."),
             shared_memory(),
             OpaqueFunction(function=nodes),
             OpaqueFunction(function=player),

@@ -1,4 +1,4 @@
-"""The node alone, on a robot that has its own camera and TF.
+"""Launches the node on a robot that publishes camera images and TF.
 
 ros2 launch worldstereo_ros worldstereo.launch.py image_topic:=/camera/color/image_raw \
     camera_info_topic:=/camera/color/camera_info depth_topic:=/camera/aligned_depth_to_color/image_raw

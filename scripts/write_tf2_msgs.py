@@ -1,4 +1,4 @@
-"""Write the interface package tf2_msgs into a folder, for a ROS that lacks it (the PyPI wheels do).
+"""Writes the interface package tf2_msgs into a folder, for ROS from PyPI, which has no wheel of it.
 
 The definition of its one message comes from the type store of rosbags.
 Usage: python write_tf2_msgs.py FOLDER
@@ -34,17 +34,17 @@ ament_package()
 
 
 def main() -> None:
-    """Writes the package; files that are as they should be are left alone."""
+    """Writes the package. Files that are up to date are not written, so that colcon does not build them again."""
     folder = Path(sys.argv[1]) / "tf2_msgs"
     (folder / "msg").mkdir(parents=True, exist_ok=True)
     definition, _ = get_typestore(Stores.ROS2_JAZZY).generate_msgdef("tf2_msgs/msg/TFMessage", ros_version=2)
-    own_fields = definition.split("=" * 80)[0]  # the rest repeats the definitions it builds on
+    own_fields = definition.split("=" * 80)[0]  # the definitions of nested types follow
     for path, text in {
         folder / "package.xml": PACKAGE_XML,
         folder / "CMakeLists.txt": CMAKE_LISTS,
         folder / "msg" / "TFMessage.msg": own_fields,
     }.items():
-        if not path.exists() or path.read_text() != text:  # an unchanged file need not be built again
+        if not path.exists() or path.read_text() != text:
             path.write_text(text)
 
 

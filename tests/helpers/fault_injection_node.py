@@ -1,8 +1,8 @@
-"""The node with a pipeline that is slow, hangs or fails as the prompt says, for the tests of what it survives.
+"""Runs the node with a pipeline that is slow, hangs or fails as the prompt says, to test fault handling.
 
-Model `odd`; prompts: slow (a fifth of a second a view, in ten steps), hangs (never looks up, until the file named in
-ODD_RELEASE exists), fails, oom, short (two views too few), surprise, nan (depth). Anything else: what memory gives.
-An image whose frame is `poison` makes a callback raise.
+Model `faulty`; prompts: slow (0.2 s per view in ten steps), hangs (until the file named in FAULTY_RELEASE exists),
+fails, oom, short (two views only), unexpected, nan (in the depth). Any other prompt returns the renders of the memory.
+An image with the frame_id `poison` makes a callback raise.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from worldstereo_ros.ros.node import subscriptions, world_factory
 from worldstereo_ros.ros.node.node import main
 
 
-class OddPipeline:
-    name = "odd"
+class FaultyPipeline:
+    name = "faulty"
     clip_length = 4
 
     def __call__(self, conditioning, *, prompt, generator, on_step):
@@ -35,14 +35,14 @@ class OddPipeline:
                 on_step("imagining", step, 10)
                 time.sleep(0.02)
         if prompt == "hangs":
-            while not Path(os.environ["ODD_RELEASE"]).exists():
+            while not Path(os.environ["FAULTY_RELEASE"]).exists():
                 time.sleep(0.02)
         if prompt == "fails":
-            raise ModelError("its weights are damaged")
+            raise ModelError("damaged weights")
         if prompt == "oom":
             raise RuntimeError("CUDA out of memory. Tried to allocate 20.00 GiB.")
-        if prompt == "surprise":
-            raise KeyError("a slip of the pen")
+        if prompt == "unexpected":
+            raise KeyError("missing key")
 
     def frame(self, conditioning, index, prompt):
         camera = conditioning.camera
@@ -57,17 +57,17 @@ class OddPipeline:
         )
 
 
-_load, _check = world_factory.load_pipeline, subscriptions.messages.check_image
+_load_pipeline, _check_image = world_factory.load_pipeline, subscriptions.messages.check_image
 
 
 def load_pipeline(model, device="cpu", **options):
-    return OddPipeline() if model == "odd" else _load(model, device, **options)
+    return FaultyPipeline() if model == "faulty" else _load_pipeline(model, device, **options)
 
 
 def check_image(message, *arguments):
     if message.header.frame_id == "poison":
         raise ZeroDivisionError("poison")
-    _check(message, *arguments)
+    _check_image(message, *arguments)
 
 
 world_factory.load_pipeline = load_pipeline

@@ -1,4 +1,4 @@
-"""A node in its own process, and what a robot, a planner and a bystander do with it over DDS."""
+"""Runs a node in its own process, and a robot, camera and planner that talk to it over DDS."""
 
 from __future__ import annotations
 
@@ -41,18 +41,18 @@ WIDTH, HEIGHT = 96, 72
 CAMERA = Camera(WIDTH, HEIGHT, 80.0, 80.0, 47.5, 35.5)
 BASE_FROM_CAMERA = np.array([[0, 0, 1, 0.1], [-1, 0, 0, 0], [0, -1, 0, 0.3], [0, 0, 0, 1]], dtype=np.float64)
 CAMERA_FRAME = "camera_optical_frame"
-PATIENCE = 20.0  # seconds; a bound on waiting, never a claim about speed
+TIMEOUT_S = 20.0  # limit of every wait; says nothing about speed
 
 _domains = iter(range(10_000))
 
 
 def next_domain() -> int:
-    """A ROS domain of its own for every node: tests hear nothing of each other."""
+    """Returns a ROS domain of its own for every node, so that tests do not receive each other's messages."""
     return 1 + (os.getpid() * 7 + next(_domains)) % 100
 
 
 def scene(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """(image (H, W, 3) uint8, depth (H, W) float32 metres): a textured wall 2 m ahead with a box before it."""
+    """Returns (image (H, W, 3) uint8, depth (H, W) float32 metres) of a textured wall at 2 m with a box in front."""
     random = np.random.default_rng(seed)
     coarse = random.integers(40, 220, (HEIGHT // 8, WIDTH // 8, 3), dtype=np.uint8)
     image = coarse.repeat(8, 0).repeat(8, 1)
@@ -63,7 +63,7 @@ def scene(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 
 
 class NodeProcess:
-    """The node as a child process; its log is kept. Always killed at the end."""
+    """Runs the node as a child process and collects its log."""
 
     def __init__(self, domain: int, parameters: dict[str, object] | None = None, script: Path | None = None) -> None:
         start = [str(script)] if script else ["-m", "worldstereo_ros.ros.node"]
@@ -93,10 +93,10 @@ class NodeProcess:
     def alive(self) -> bool:
         return self.process.poll() is None
 
-    def wait_log(self, pattern: str, seconds: float = PATIENCE, since: int = 0) -> str:
-        """The first line from line `since` on that matches; fails the test where none comes."""
+    def wait_log(self, pattern: str, seconds: float = TIMEOUT_S, since: int = 0) -> str:
+        """Returns the first line from line `since` on that matches; fails the test after `seconds`."""
         found = wait_for(lambda: next((line for line in self.lines[since:] if re.search(pattern, line)), None), seconds)
-        assert found, f"the log never said /{pattern}/; it said:\n{self.log}"
+        assert found, f"no line of the log matches /{pattern}/:\n{self.log}"
         return found
 
     def resident_megabytes(self) -> float:
@@ -107,15 +107,15 @@ class NodeProcess:
         fields = Path(f"/proc/{self.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
-    def terminate(self, seconds: float = PATIENCE) -> int | None:
-        """SIGTERM; the return code, None where it did not end in time."""
+    def terminate(self, seconds: float = TIMEOUT_S) -> int | None:
+        """Sends SIGTERM and returns the return code; None if the process did not end in time."""
         self.process.send_signal(signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
             return self.process.wait(seconds)
         return None
 
     def kill(self) -> None:
-        """Ends it in any case; politely first, since a killed process leaves its shared memory behind."""
+        """Ends the process; by SIGTERM first, because a killed process leaves its shared memory behind."""
         if self.alive:
             self.terminate(5)
         if self.alive:
@@ -129,36 +129,36 @@ def environment_of(domain: int) -> dict[str, str]:
         "ROS_DOMAIN_ID": str(domain),
         "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
         "PYTHONUNBUFFERED": "1",
-        # Room for images in shared memory, as the launch files set it; a lost image is not what is tested.
+        # Shared memory that holds whole images, as in the launch files, so that tests do not lose images.
         "FASTRTPS_DEFAULT_PROFILES_FILE": str(REPOSITORY / "config" / "fastdds.xml"),
     }
 
 
-def wait_for(condition: Callable[[], object], seconds: float = PATIENCE):
-    """The first true value of the condition; its last value where the time is up."""
-    until = time.monotonic() + seconds
+def wait_for(condition: Callable[[], object], seconds: float = TIMEOUT_S):
+    """Returns the first true value of the condition, or its last value after `seconds`."""
+    deadline = time.monotonic() + seconds
     while True:
         value = condition()
-        if value or time.monotonic() > until:
+        if value or time.monotonic() > deadline:
             return value
         time.sleep(0.01)
 
 
 class Robot:
-    """A client of the node: camera, TF, planner and bystander in one, with its own context and thread."""
+    """A client of the node: camera, TF, planner and listener in one, with its own context and thread."""
 
     def __init__(self, domain: int, name: str = "robot") -> None:
         self.context = rclpy.Context()
         rclpy.init(context=self.context, domain_id=domain)
         self.node = rclpy.create_node(name, context=self.context)
-        make = self.node.create_publisher
-        self.image = make(Image, "/image", qos.VIEW)
-        self.info = make(CameraInfo, "/camera_info", qos.VIEW)
-        self.depth = make(Image, "/depth", qos.VIEW)
-        self.pose = make(PoseStamped, "/pose", qos.COMMAND)
-        self.path = make(PathMessage, "/path", qos.COMMAND)
-        self.tf = make(TFMessage, "/tf", qos.TF)
-        self.tf_static = make(TFMessage, "/tf_static", qos.TF_STATIC)
+        create = self.node.create_publisher
+        self.image = create(Image, "/image", qos.VIEW)
+        self.info = create(CameraInfo, "/camera_info", qos.VIEW)
+        self.depth = create(Image, "/depth", qos.VIEW)
+        self.pose = create(PoseStamped, "/pose", qos.COMMAND)
+        self.path = create(PathMessage, "/path", qos.COMMAND)
+        self.tf = create(TFMessage, "/tf", qos.TF)
+        self.tf_static = create(TFMessage, "/tf_static", qos.TF_STATIC)
         self.action = ActionClient(self.node, ImaginePath, f"{NODE}/imagine_path")
         self.services = {
             name: self.node.create_client(kind, f"{NODE}/{name}")
@@ -172,10 +172,10 @@ class Robot:
                 ("set_parameters_atomically", SetParametersAtomically),
             )
         }
-        self.prompt = ""  # the odd pipeline takes its behaviour from it
-        self.heard: dict[str, list] = {}
+        self.prompt = ""  # selects the behaviour of the fault injection pipeline
+        self.received: dict[str, list] = {}
         self._subscriptions: dict[str, object] = {}
-        self._settled: set[str] = set()
+        self._discovered: set[str] = set()
         self.listen("/diagnostics", DiagnosticArray, qos.DIAGNOSTICS)
         self._executor = SingleThreadedExecutor(context=self.context)
         self._executor.add_node(self.node)
@@ -192,46 +192,46 @@ class Robot:
         self.node.destroy_node()
         self.context.try_shutdown()
 
-    # --- listening ---
+    # --- outputs of the node ---
 
     def listen(self, topic: str, kind: type, profile: object) -> list:
-        """Collects the messages of a topic from now on; what an earlier call listened to ends."""
+        """Returns a list that collects the messages of a topic from now on. Replaces an earlier subscription."""
         if topic in self._subscriptions:
             self.node.destroy_subscription(self._subscriptions[topic])
-        heard = self.heard[topic] = []
-        self._subscriptions[topic] = self.node.create_subscription(kind, topic, heard.append, profile)
-        return heard
+        received = self.received[topic] = []
+        self._subscriptions[topic] = self.node.create_subscription(kind, topic, received.append, profile)
+        return received
 
     def diagnostics(self) -> dict[str, str]:
-        """All values of the newest diagnostics, with `node`, `input` for the messages and `level` for the node's."""
-        out: dict[str, str] = {}
-        if self.heard["/diagnostics"]:
-            for status in self.heard["/diagnostics"][-1].status:
-                out[status.name.rsplit(": ", 1)[1]] = status.message
-                out["level " + status.name.rsplit(": ", 1)[1]] = str(int.from_bytes(status.level, "little"))
-                out.update({item.key: item.value for item in status.values})
-        return out
+        """Values of the newest diagnostics, with its messages (`node`, `input`) and levels (`level node`, ...)."""
+        values: dict[str, str] = {}
+        if self.received["/diagnostics"]:
+            for status in self.received["/diagnostics"][-1].status:
+                values[status.name.rsplit(": ", 1)[1]] = status.message
+                values["level " + status.name.rsplit(": ", 1)[1]] = str(int.from_bytes(status.level, "little"))
+                values.update({item.key: item.value for item in status.values})
+        return values
 
-    # --- asking ---
+    # --- services ---
 
-    def wait(self, future, seconds: float = PATIENCE):
+    def wait(self, future, seconds: float = TIMEOUT_S):
         done = threading.Event()
         future.add_done_callback(lambda _: done.set())
-        assert done.wait(seconds), "no answer in time"
+        assert done.wait(seconds), "no response in time"
         return future.result()
 
-    def call(self, service: str, request, seconds: float = PATIENCE):
+    def call(self, service: str, request, seconds: float = TIMEOUT_S):
         client = self.services[service]
         assert client.wait_for_service(timeout_sec=seconds), f"no service {service}"
-        if service not in self._settled:
-            time.sleep(0.3)  # the way back is discovered after the way there; an answer without it is lost
-            self._settled.add(service)
+        if service not in self._discovered:
+            time.sleep(0.3)  # the reply channel is discovered after the request channel; a response before that is lost
+            self._discovered.add(service)
         return self.wait(client.call_async(request), seconds)
 
-    def state(self, seconds: float = PATIENCE) -> str:
+    def state(self, seconds: float = TIMEOUT_S) -> str:
         return self.call("get_state", GetState.Request(), seconds).current_state.label
 
-    def transition(self, label: str, seconds: float = PATIENCE) -> bool:
+    def transition(self, label: str, seconds: float = TIMEOUT_S) -> bool:
         request = ChangeState.Request()
         request.transition.label = label
         return self.call("change_state", request, seconds).success
@@ -243,12 +243,14 @@ class Robot:
         return result.successful, result.reason
 
     def wait_ready(self, seconds: float = 120.0) -> None:
-        """Until the node is active and hears this robot. While it loads its model it answers nothing."""
-        assert wait_for(lambda: self.services["get_state"].service_is_ready(), seconds), "the node never came up"
-        assert wait_for(lambda: self.state(seconds) == "active", seconds), "the node was never active"
+        """Waits until the node is active and connected. It does not respond while it loads its model."""
+        assert wait_for(lambda: self.services["get_state"].service_is_ready(), seconds), "the node did not start"
+        assert wait_for(lambda: self.state(seconds) == "active", seconds), "the node did not become active"
         publishers = (self.image, self.info, self.depth, self.tf, self.tf_static, self.path, self.pose)
-        assert wait_for(lambda: all(p.get_subscription_count() for p in publishers), seconds), "the node hears nothing"
-        assert wait_for(self.action.server_is_ready, seconds), "the node has no action"
+        assert wait_for(lambda: all(p.get_subscription_count() for p in publishers), seconds), (
+            "the node did not subscribe"
+        )
+        assert wait_for(self.action.server_is_ready, seconds), "the node has no action server"
 
     # --- the camera ---
 
@@ -256,7 +258,7 @@ class Robot:
         return self.node.get_clock().now().to_msg()
 
     def send_tf(self, x: float = 0.0, stamp=None) -> None:
-        """The robot stands at x, looking along it; its camera is 0.1 m ahead and 0.3 m up."""
+        """Publishes the pose of the robot at x, looking along x; its camera is 0.1 m ahead and 0.3 m up."""
         stamp = stamp or self.now()
         base = np.eye(4)
         base[0, 3] = x
@@ -269,7 +271,7 @@ class Robot:
         self.tf.publish(TFMessage(transforms=[messages.transform_message(base, world, "base_link")]))
 
     def view(self, x: float = 0.0, seed: int = 0, stamp=None) -> tuple[Image, CameraInfo, Image]:
-        """The messages of one RGB-D view."""
+        """Returns the messages (image, camera_info, depth) of one view."""
         image, depth = scene(seed)
         header = Header(stamp=stamp or self.now(), frame_id=CAMERA_FRAME)
         return (
@@ -278,40 +280,42 @@ class Robot:
             messages.depth_message(depth, header),
         )
 
+    def observations_taken(self) -> int:
+        """Number of observations in the newest diagnostics."""
+        return int(self.diagnostics().get("observations taken", 0))
+
     def publish_view(self, x: float = 0.0, seed: int = 0) -> None:
-        """Shows the node one view and waits until it is in memory."""
-        before = int(self.diagnostics().get("seeds taken", 0))
+        """Publishes one view and waits until it is in memory."""
+        before = self.observations_taken()
         image, info, depth = self.view(x, seed)
         self.send_tf(x, image.header.stamp)
         self.info.publish(info)
         self.depth.publish(depth)
         self.image.publish(image)
-        assert wait_for(lambda: int(self.diagnostics().get("seeds taken", 0)) > before), (
-            f"the seed did not arrive: {self.diagnostics()}"
-        )
+        assert wait_for(lambda: self.observations_taken() > before), f"no observation: {self.diagnostics()}"
 
     # --- the planner ---
 
     def goal(self, length: float = 0.4, poses: int = 5, **values) -> ImaginePath.Goal:
-        """A path of the base, straight ahead from the origin."""
+        """Returns a goal with a path of the base, straight ahead from the origin."""
         goal = ImaginePath.Goal(path=straight_path(length, poses, self.now()), prompt=self.prompt)
         for name, value in values.items():
             setattr(goal, name, value)
         return goal
 
     def send(self, goal: ImaginePath.Goal, feedback: list | None = None):
-        """The handle of an accepted goal."""
-        keep = None if feedback is None else (lambda message: feedback.append(message.feedback))
-        handle = self.wait(self.action.send_goal_async(goal, feedback_callback=keep))
+        """Sends a goal and returns the handle of the accepted goal."""
+        collect = None if feedback is None else (lambda message: feedback.append(message.feedback))
+        handle = self.wait(self.action.send_goal_async(goal, feedback_callback=collect))
         assert handle.accepted
         return handle
 
-    def result(self, handle, seconds: float = PATIENCE):
-        """(status, result) of a goal."""
+    def result(self, handle, seconds: float = TIMEOUT_S):
+        """Waits for a goal and returns (status, result)."""
         answer = self.wait(handle.get_result_async(), seconds)
         return answer.status, answer.result
 
-    def imagine(self, goal: ImaginePath.Goal | None = None, seconds: float = PATIENCE):
+    def imagine(self, goal: ImaginePath.Goal | None = None, seconds: float = TIMEOUT_S):
         return self.result(self.send(goal or self.goal()), seconds)
 
 
@@ -333,8 +337,8 @@ def camera_at(x: float) -> np.ndarray:
     return base @ BASE_FROM_CAMERA
 
 
-def still_good(robot: Robot) -> None:
-    """After a fault a good goal must be as good as ever."""
+def assert_goal_succeeds(robot: Robot) -> None:
+    """A valid goal succeeds, as it must after every fault."""
     status, result = robot.imagine(robot.goal(poses=1))
     assert (status, result.error_msg) == (GoalStatus.STATUS_SUCCEEDED, "")
 
@@ -343,22 +347,22 @@ def still_good(robot: Robot) -> None:
 def running(
     parameters: dict[str, object] | None = None, *, script: Path | None = None, ready: bool = True
 ) -> Iterator[tuple[NodeProcess, Robot]]:
-    """A node in its own process and domain, with a robot beside it."""
+    """Runs a node in its own process and domain, and a robot that is connected to it."""
     domain = next_domain()
     with pytest.MonkeyPatch.context() as patch:
         for name, value in environment_of(domain).items():
             patch.setenv(name, value)
-        # Most tests are about the node and not about what imagines: the pipeline that loads at once.
-        quick: dict[str, object] = {
+        # Most tests are about the node and not the model, so they use the pipeline that loads fastest.
+        defaults: dict[str, object] = {
             "model": "geometric",
             "diagnostics_period": 0.1,
             "map_period": 0.1,
             "tf_timeout": 0.3,
         }
-        # Each message of a test counts; best effort loses some on a busy machine.
+        # Tests count messages; best effort loses some on a busy machine.
         for topic in ("image", "image/compressed", "camera_info", "depth", "panorama"):
-            quick[f"qos_overrides./{topic}.subscription.reliability"] = "reliable"
-        node = NodeProcess(domain, {**quick, **(parameters or {})}, script)
+            defaults[f"qos_overrides./{topic}.subscription.reliability"] = "reliable"
+        node = NodeProcess(domain, {**defaults, **(parameters or {})}, script)
         robot = Robot(domain)
         try:
             if ready:
@@ -375,14 +379,14 @@ def running(
 __all__ = [
     "CAMERA",
     "NODE",
-    "PATIENCE",
+    "TIMEOUT_S",
     "NodeProcess",
     "Robot",
+    "assert_goal_succeeds",
     "camera_at",
     "next_domain",
     "running",
     "scene",
-    "still_good",
     "straight_path",
     "wait_for",
 ]

@@ -1,4 +1,4 @@
-"""What the node's tests share."""
+"""Fixtures of the tests of the node."""
 
 import importlib.util
 
@@ -16,7 +16,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory):
-    """A node with small limits and a map directory of its own, that has seen one view, and a robot beside it."""
+    """A node with small limits, its own map directory and one observation in memory, and a connected robot."""
     folder = tmp_path_factory.mktemp("maps")
     parameters = {
         "map_directory": str(folder),

@@ -1,4 +1,4 @@
-"""The launch files and the RViz and Nav2 files beside them. Launch files are loaded where `launch_ros` is installed."""
+"""The launch files, the RViz configuration and the Nav2 parameters. Launch files load only with `launch_ros`."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ import yaml
 from helpers.paths import REPOSITORY
 
 FILES = sorted((REPOSITORY / "launch").glob("*.launch.py"))
-STANDARD = {"params_file", "namespace", "use_sim_time", "autostart", "log_level", "rviz", "device", "model"}
+COMMON_ARGUMENTS = {"params_file", "namespace", "use_sim_time", "autostart", "log_level", "rviz", "device", "model"}
 HAS_LAUNCH = importlib.util.find_spec("launch_ros") is not None
 
 
-def test_the_three_are_there():
+def test_launch_files_exist():
     assert [path.name for path in FILES] == ["demo.launch.py", "replay.launch.py", "worldstereo.launch.py"]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
-def test_launch_file_is_whole(path):
-    """Without `launch`: it parses, documents itself, and defines what launch calls."""
+def test_launch_file_defines_generate_launch_description(path):
+    """Parses the file, without `launch`: it has a docstring and the function that launch calls."""
     tree = ast.parse(path.read_text())
     assert ast.get_docstring(tree)
     assert "generate_launch_description" in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
 
 
 def test_every_standard_argument_is_declared_with_a_description():
-    """From the source, so that it is checked where `launch` is not installed too."""
+    """Reads the source, without `launch`."""
     tree = ast.parse((REPOSITORY / "worldstereo_ros" / "ros" / "launch_common.py").read_text())
     function = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "arguments")
     rows = [
@@ -35,13 +35,13 @@ def test_every_standard_argument_is_declared_with_a_description():
         for node in ast.walk(function)
         if isinstance(node, ast.Tuple) and all(isinstance(e, ast.Constant) for e in node.elts) and len(node.elts) == 3
     ]
-    assert {row[0] for row in rows} >= STANDARD
+    assert {row[0] for row in rows} >= COMMON_ARGUMENTS
     assert all(len(row[2]) > 15 for row in rows)
 
 
 @pytest.mark.skipif(not HAS_LAUNCH, reason="launch_ros is not installed (it comes with a full ROS)")
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
-def test_launch_file_loads_and_makes_its_nodes(path, monkeypatch):
+def test_launch_file_creates_nodes(path, monkeypatch):
     from launch.actions import DeclareLaunchArgument, OpaqueFunction
     from launch.launch_description_sources import get_launch_description_from_python_launch_file
     from launch.utilities import normalize_to_list_of_substitutions, perform_substitutions
@@ -59,8 +59,8 @@ def test_launch_file_loads_and_makes_its_nodes(path, monkeypatch):
             declared.add(entity.name)
             entity.execute(context)
         elif isinstance(entity, OpaqueFunction):
-            nodes += [made for made in entity.execute(context) or [] if isinstance(made, Node)]
-    assert declared >= STANDARD
+            nodes += [action for action in entity.execute(context) or [] if isinstance(action, Node)]
+    assert declared >= COMMON_ARGUMENTS
     nodes[0]._perform_substitutions(context)
     executable = perform_substitutions(context, normalize_to_list_of_substitutions(nodes[0].cmd[0]))
     assert executable.endswith("worldstereo_node")
@@ -76,31 +76,32 @@ def displays() -> dict[str, dict]:
     return {display["Name"]: display for display in content["Visualization Manager"]["Displays"]}
 
 
-def test_rviz_sees_the_world_frame():
+def test_rviz_fixed_frame_is_world_frame():
     content = yaml.safe_load((REPOSITORY / "rviz" / "worldstereo.rviz").read_text())["Visualization Manager"]
     assert content["Global Options"]["Fixed Frame"] == "map"  # the default of the parameter world_frame
 
 
-def test_rviz_listens_as_the_node_publishes():
-    """Every display of an output has its reliability and durability; a latched map is invisible otherwise."""
+def test_rviz_qos_matches_publishers():
+    """Every display has the reliability and durability of its topic; otherwise RViz shows no latched map."""
     from rclpy.qos import DurabilityPolicy
 
     from worldstereo_ros.ros.node.publishers import OUTPUTS
 
     profiles = {name.replace("~", "/worldstereo"): profile for name, _, profile, _ in OUTPUTS}
-    shown = set()
+    displayed = set()
     for name, display in displays().items():
         topic = display.get("Topic")
         if not isinstance(topic, dict) or topic["Value"] not in profiles:
             continue
-        shown.add(topic["Value"])
+        displayed.add(topic["Value"])
         latched = profiles[topic["Value"]].durability == DurabilityPolicy.TRANSIENT_LOCAL
         assert topic["Durability Policy"] == ("Transient Local" if latched else "Volatile"), name
         assert topic["Reliability Policy"] == "Reliable", name
-    assert shown >= {f"/worldstereo/{name}" for name in ("map", "map/imagined", "views", "image", "observed", "points")}
+    names = ("map", "map/imagined", "views", "image", "observed", "points")
+    assert displayed >= {f"/worldstereo/{name}" for name in names}
 
 
-def test_rviz_colours_clouds_by_their_colour():
+def test_rviz_shows_cloud_colours():
     clouds = [display for display in displays().values() if display["Class"] == "rviz_default_plugins/PointCloud2"]
     assert len(clouds) >= 3
     assert all(cloud["Color Transformer"] in ("RGB8", "Intensity") for cloud in clouds)
@@ -109,7 +110,7 @@ def test_rviz_colours_clouds_by_their_colour():
 # --- Nav2 ---
 
 
-def test_nav2_layer_really_marks_and_never_believes_what_is_imagined():
+def test_nav2_layer_marks_observed_points_only():
     from worldstereo_ros.ros.node.publishers import OUTPUTS
 
     content = yaml.safe_load((REPOSITORY / "config" / "nav2_costmap.yaml").read_text())

@@ -1,4 +1,4 @@
-"""What the launch files share: their arguments and the node. Needs `launch` and `launch_ros`, and only they need it."""
+"""Arguments and nodes that all launch files share. The only module that imports `launch` and `launch_ros`."""
 
 from __future__ import annotations
 
@@ -17,22 +17,30 @@ INPUTS = ("image", "camera_info", "depth", "panorama", "pose", "path")
 
 
 def share(*parts: str) -> PathJoinSubstitution:
-    """A file in the share folder of the package."""
+    """Returns the path of a file in the share folder of the package."""
     return PathJoinSubstitution([FindPackageShare(PACKAGE), *parts])
 
 
 def arguments(**defaults: str) -> list[DeclareLaunchArgument]:
-    """The arguments that all launch files of the project have, with other defaults where a file has them."""
+    """Declares the arguments of every launch file.
+
+    Args:
+        defaults: by name; replace the defaults below.
+    """
     rows = (
-        ("params_file", "", "Parameters on top of config/worldstereo.yaml, such as config/cpu_demo.yaml."),
+        ("params_file", "", "YAML file that overrides config/worldstereo.yaml, such as config/cpu_demo.yaml."),
         ("namespace", "", "Namespace of the node and of its topics."),
-        ("use_sim_time", "false", "Take the time from /clock: with a simulator, or a bag played with --clock."),
-        ("autostart", "true", "Configure and activate at the start; false leaves that to a lifecycle manager."),
+        ("use_sim_time", "false", "Use the time of /clock, of a simulator or a bag played with --clock."),
+        ("autostart", "true", "Configure and activate the node; false leaves that to a lifecycle manager."),
         ("log_level", "info", "debug, info, warn, error or fatal."),
-        ("rviz", "false", "Open RViz with the project's view."),
-        ("device", "", "auto, cpu, cuda or cuda:N; empty = as the parameters say."),
-        ("model", "", "geometric, small, or a checkpoint (a folder or a hub id); empty = as the parameters say."),
-        *((f"{name}_topic", name, f"Topic that is taken for the input '{name}'.") for name in INPUTS),
+        ("rviz", "false", "Start RViz with rviz/worldstereo.rviz."),
+        ("device", "", "auto, cpu, cuda or cuda:N; empty = the value in the parameter files."),
+        (
+            "model",
+            "",
+            "geometric, small, or a checkpoint (a folder or a hub id); empty = the value in the parameter files.",
+        ),
+        *((f"{name}_topic", name, f"Topic of the input '{name}'.") for name in INPUTS),
     )
     return [
         DeclareLaunchArgument(name, default_value=defaults.get(name, default), description=description)
@@ -41,39 +49,43 @@ def arguments(**defaults: str) -> list[DeclareLaunchArgument]:
 
 
 def shared_memory() -> SetEnvironmentVariable:
-    """Gives Fast DDS room for whole images in shared memory, unless its profiles were chosen already."""
+    """Makes Fast DDS use shared memory that holds whole images, unless its profiles are set already."""
     name = "FASTRTPS_DEFAULT_PROFILES_FILE"
     return SetEnvironmentVariable(name, EnvironmentVariable(name, default_value=share("config", "fastdds.xml")))
 
 
 def nodes(context: LaunchContext) -> list[Node]:
-    """The node with its parameters and remaps, and RViz; for an `OpaqueFunction`, when the arguments have values."""
+    """Returns the node and RViz. Called by an `OpaqueFunction`, once the launch arguments have values."""
 
-    def given(name: str) -> str:
+    def value_of(name: str) -> str:
         return LaunchConfiguration(name).perform(context).strip()
 
     parameters: list = [share("config", "worldstereo.yaml")]
-    overlay = given("params_file")
+    overlay = value_of("params_file")
     if overlay:
         if not Path(overlay).expanduser().is_file():
-            raise RuntimeError(f"There is no params_file {overlay}; name a YAML file, such as config/cpu_demo.yaml.")
+            raise RuntimeError(
+                f"The params_file {overlay} does not exist; expected a YAML file, such as config/cpu_demo.yaml."
+            )
         parameters.append(str(Path(overlay).expanduser()))
-    overrides: dict[str, object] = {name: _truth(name, given(name)) for name in ("use_sim_time", "autostart")}
-    # A value of digits alone would become a number: these are strings whatever they look like.
-    overrides |= {name: ParameterValue(given(name), value_type=str) for name in ("device", "model") if given(name)}
+    overrides: dict[str, object] = {name: _parse_bool(name, value_of(name)) for name in ("use_sim_time", "autostart")}
+    # Typed, because launch turns a value of digits alone into a number.
+    overrides |= {
+        name: ParameterValue(value_of(name), value_type=str) for name in ("device", "model") if value_of(name)
+    }
     parameters.append(overrides)
-    remaps = [(name, given(f"{name}_topic")) for name in INPUTS if given(f"{name}_topic") != name]
-    if "image_topic" in context.launch_configurations and given("image_topic") != "image":
-        remaps.append(("image/compressed", given("image_topic").rstrip("/") + "/compressed"))
+    remaps = [(name, value_of(f"{name}_topic")) for name in INPUTS if value_of(f"{name}_topic") != name]
+    if "image_topic" in context.launch_configurations and value_of("image_topic") != "image":
+        remaps.append(("image/compressed", value_of("image_topic").rstrip("/") + "/compressed"))
     return [
         Node(
             package=PACKAGE,
             executable="worldstereo_node",
             name="worldstereo",
-            namespace=given("namespace"),
+            namespace=value_of("namespace"),
             parameters=parameters,
             remappings=remaps,
-            arguments=["--ros-args", "--log-level", given("log_level")],
+            arguments=["--ros-args", "--log-level", value_of("log_level")],
             output="screen",
             emulate_tty=True,
         ),
@@ -81,15 +93,15 @@ def nodes(context: LaunchContext) -> list[Node]:
             package="rviz2",
             executable="rviz2",
             name="rviz",
-            namespace=given("namespace"),
+            namespace=value_of("namespace"),
             arguments=["-d", share("rviz", "worldstereo.rviz")],
             parameters=[{"use_sim_time": overrides["use_sim_time"]}],
-            condition=IfCondition(given("rviz")),
+            condition=IfCondition(value_of("rviz")),
         ),
     ]
 
 
-def _truth(name: str, text: str) -> bool:
+def _parse_bool(name: str, text: str) -> bool:
     if text.lower() not in ("true", "false", "1", "0"):
         raise RuntimeError(f"The launch argument '{name}' is '{text}'; true or false was expected.")
     return text.lower() in ("true", "1")

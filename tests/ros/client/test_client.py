@@ -1,4 +1,4 @@
-"""A robot's side of the node: what it shows is remembered, or it hears that it was not."""
+"""The client of the node: observations that are remembered, rejected or lost."""
 
 import dataclasses
 
@@ -19,29 +19,28 @@ def view(x: float, seed: int = 0) -> View:
     return View(image, CAMERA, pose, depth)
 
 
-def test_what_was_shown_is_remembered_when_show_comes_back():
+def test_add_observation_returns_when_remembered():
     with running() as (_, robot), WorldStereoClient("/worldstereo") as client:
         client.wait_until_ready()
-        stamps = [
-            client.add_observation(view(0.1 * index)) for index in range(6)
-        ]  # as fast as it goes: none takes another's place
+        # Without pauses: none may replace another one in the mailbox.
+        stamps = [client.add_observation(view(0.1 * index)) for index in range(6)]
         assert stamps == sorted(set(stamps))
         assert wait_for(lambda: robot.diagnostics().get("views in the bank") == "6")
 
 
-def test_a_view_that_is_refused_is_not_waited_for_without_end():
+def test_add_observation_raises_for_rejected_view():
     with running() as (_, robot), WorldStereoClient("/worldstereo") as client:
         client.wait_until_ready()
-        blind = dataclasses.replace(view(0), depth=np.zeros_like(view(0).depth))
-        with pytest.raises(NodeSilentError, match=r"shown 2 times, 0\.4 s apart"):
-            client.add_observation(blind, timeout=0.4, attempts=2)
-        assert wait_for(lambda: robot.diagnostics().get("image refused") == "2")
+        no_depth = dataclasses.replace(view(0), depth=np.zeros_like(view(0).depth))
+        with pytest.raises(NodeSilentError, match=r"published 2 times, 0\.4 s apart"):
+            client.add_observation(no_depth, timeout=0.4, attempts=2)
+        assert wait_for(lambda: robot.diagnostics().get("image rejected") == "2")
         client.add_observation(view(0))
 
 
-def test_whoever_comes_late_hears_what_was_remembered_last():
-    """The topic is latched: a client that connects after the image came still learns of it."""
+def test_late_client_receives_last_remembered_stamp():
+    """The topic is latched: a client that connects later receives the last stamp."""
     with running() as (_, robot):
         robot.publish_view()
         with WorldStereoClient("/worldstereo") as client:
-            assert wait_for(lambda: client._last_remembered_ns > 0)
+            assert wait_for(lambda: client.last_remembered_ns > 0)

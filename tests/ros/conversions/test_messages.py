@@ -1,4 +1,4 @@
-"""Messages and numpy arrays, without a node."""
+"""Conversions between messages and numpy arrays."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ HEADER = Header(frame_id="camera")
 RANDOM = np.random.default_rng(3)
 
 
-def test_codes_are_those_of_the_interfaces():
+def test_error_codes_equal_interface_constants():
     for kind in (ImaginePath.Result, ImagineView.Request):
         assert {code.name: int(code) for code in ErrorCode} == {
             code.name: getattr(kind, code.name) for code in ErrorCode
@@ -33,7 +33,7 @@ def test_codes_are_those_of_the_interfaces():
 
 
 @pytest.mark.parametrize("shape", [(5, 7, 3), (5, 7)])
-def test_colour_there_and_back(shape):
+def test_colour_round_trip(shape):
     image = RANDOM.integers(0, 256, shape, dtype=np.uint8)
     message = messages.colour_message(image, HEADER)
     assert isinstance(message.data, array.array)
@@ -42,7 +42,7 @@ def test_colour_there_and_back(shape):
     np.testing.assert_array_equal(back if image.ndim == 3 else back[..., 1], image)
 
 
-def test_depth_there_and_back():
+def test_depth_round_trip():
     depth = RANDOM.uniform(0.1, 9, (4, 6)).astype(np.float32)
     depth[1, 2] = 0
     message = messages.depth_message(depth, HEADER)
@@ -50,12 +50,12 @@ def test_depth_there_and_back():
     np.testing.assert_array_equal(messages.depth_array(message), depth)
 
 
-def test_mask_is_white_where_true():
+def test_mask_message_is_255_where_true():
     mask = RANDOM.random((4, 6)) > 0.5
     np.testing.assert_array_equal(np.asarray(messages.mask_message(mask, HEADER).data).reshape(4, 6) == 255, mask)
 
 
-def test_check_image_knows_every_encoding_that_is_decoded():
+def test_check_image_accepts_every_decoded_encoding():
     for encoding in COLOUR_ENCODINGS + DEPTH_ENCODINGS:
         size = messages.BYTES_PER_PIXEL[encoding]
         message = messages.colour_message(np.zeros((2, 3 * size), np.uint8), HEADER)
@@ -68,12 +68,12 @@ def test_check_image_knows_every_encoding_that_is_decoded():
             messages.check_image(message, (encoding,), 100)
 
 
-def test_empty_array_makes_an_empty_field():
+def test_bytes_field_of_empty_and_strided_arrays():
     assert len(messages.bytes_field(np.zeros((0, 5), np.float32))) == 0
     assert messages.bytes_field(np.arange(6, dtype=np.uint8)[::2]).tolist() == [0, 2, 4]
 
 
-def test_poses_there_and_back():
+def test_pose_round_trip():
     for _ in range(20):
         q = RANDOM.normal(size=4)
         pose = Pose()
@@ -84,16 +84,16 @@ def test_poses_there_and_back():
 
 
 @pytest.mark.parametrize("stamp", [0, 1, 999_999_999, 10**9, 1_795_172_304_502_046_803])
-def test_stamps_there_and_back(stamp):
+def test_stamp_round_trip(stamp):
     assert messages.nanoseconds(messages.time_message(stamp)) == stamp
 
 
-def test_negative_and_absurd_stamps_stay_in_range():
+def test_out_of_range_stamps_are_clamped():
     assert messages.nanoseconds(messages.time_message(-5)) == 0
     assert messages.time_message(2**70).sec == 2**31 - 1
 
 
-def test_camera_info_there_and_back():
+def test_camera_info_round_trip():
     camera = Camera(64, 48, 50.0, 51.0, 31.0, 24.0)
     info = messages.info_message(camera, HEADER)
     calibration = calibration_from_info(info)
@@ -102,7 +102,7 @@ def test_camera_info_there_and_back():
     assert info.p[0] == 50.0
 
 
-def test_camera_info_with_window_and_binning():
+def test_camera_info_with_roi_and_binning():
     info = messages.info_message(Camera(640, 480, 500.0, 500.0, 320.0, 240.0), HEADER)
     info.roi.x_offset, info.roi.y_offset, info.roi.width, info.roi.height = 100, 50, 400, 300
     info.binning_x = info.binning_y = 2
@@ -112,7 +112,7 @@ def test_camera_info_with_window_and_binning():
     assert camera.cx == pytest.approx((320 - 100 + 0.5) / 2 - 0.5)
 
 
-def test_camera_info_that_is_none():
+def test_invalid_camera_info_raises():
     good = messages.info_message(Camera(64, 48, 50.0, 51.0, 31.0, 24.0), HEADER)
     for change, word in (
         ({"k": [0.0] * 9}, "calibrated"),
@@ -132,8 +132,8 @@ def test_camera_info_that_is_none():
     ("model", "d"),
     [("plumb_bob", [0.2, -0.05, 0.001, 0.002, 0.01]), ("equidistant", [0.1, 0.02, -0.01, 0.003])],
 )
-def test_distortion_is_taken_out(model, d):
-    """A straight line in the world, bent by the lens, is straight again."""
+def test_images_are_undistorted(model, d):
+    """A straight line in the world that the lens bends is straight after undistortion."""
     import cv2
 
     camera = Camera(200, 150, 150.0, 150.0, 99.5, 74.5)
@@ -156,7 +156,7 @@ def test_distortion_is_taken_out(model, d):
     middle = (columns > 40) & (columns < 160)
     assert middle.sum() > 100
     assert np.abs(rows[middle] - expected).max() <= 2.5
-    assert set(np.unique(straight_depth)) == {0.0, 2.0}  # never a blend of two depths
+    assert set(np.unique(straight_depth)) == {0.0, 2.0}  # depths are never interpolated
 
 
 def test_path_in_several_frames():
@@ -173,7 +173,7 @@ def test_path_in_several_frames():
 # --- clouds ---
 
 
-def test_cloud_there_and_back():
+def test_cloud_round_trip():
     points = RANDOM.normal(size=(1000, 3)).astype(np.float32)
     colours = RANDOM.integers(0, 256, (1000, 3), dtype=np.uint8)
     message = clouds.cloud_message(points, colours, HEADER)
@@ -184,7 +184,7 @@ def test_cloud_there_and_back():
     np.testing.assert_array_equal(back_colours, colours)
 
 
-def test_cloud_bits_are_what_rviz_reads():
+def test_cloud_colours_are_packed_as_rviz_reads_them():
     message = clouds.cloud_message(np.ones((1, 3), np.float32), np.array([[1, 2, 3]], np.uint8), HEADER)
     assert np.frombuffer(message.data, "<u4")[3] == 0x00010203
     field = message.fields[3]
@@ -192,7 +192,7 @@ def test_cloud_bits_are_what_rviz_reads():
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_points_that_are_no_numbers_are_left_out(bad):
+def test_non_finite_points_are_removed(bad):
     points = np.arange(30, dtype=np.float32).reshape(10, 3)
     points[4, 1] = bad
     message = clouds.cloud_message(points, np.zeros((10, 3), np.uint8), HEADER, observed=np.arange(10) % 2 == 0)
@@ -202,8 +202,8 @@ def test_points_that_are_no_numbers_are_left_out(bad):
     np.testing.assert_array_equal(kept[:, 4], np.delete(np.arange(10) % 2 == 0, 4))
 
 
-def test_huge_finite_points_stay():
-    points = np.full((4, 3), 3e38, np.float32)  # their sum is infinite
+def test_large_finite_points_are_kept():
+    points = np.full((4, 3), 3e38, np.float32)  # their sum overflows
     assert clouds.cloud_message(points, np.zeros((4, 3), np.uint8), HEADER).width == 4
 
 
@@ -215,15 +215,15 @@ def test_empty_cloud():
     assert colours.shape == (0, 3)
 
 
-def test_thinning_keeps_the_ends_and_the_bound():
-    assert clouds.thinned(10, 10) == slice(None)
-    kept = clouds.thinned(1_000_003, 1000)
+def test_subsample_keeps_both_ends_and_the_limit():
+    assert clouds.subsample(10, 10) == slice(None)
+    kept = clouds.subsample(1_000_003, 1000)
     assert len(kept) == len(set(kept)) == 1000
     assert (kept[0], kept[-1]) == (0, 1_000_002)
 
 
-def test_padded_cloud_of_others_is_read():
-    """PCL's layout: 32 bytes a point, colour at 16."""
+def test_padded_cloud_is_read():
+    """The layout of PCL: 32 bytes per point, colour at offset 16."""
     message = clouds.cloud_message(np.zeros((2, 3), np.float32), np.zeros((2, 3), np.uint8), HEADER)
     raw = np.zeros((2, 8), "<f4")
     raw[:, :3] = [[1, 2, 3], [4, 5, 6]]
@@ -235,7 +235,7 @@ def test_padded_cloud_of_others_is_read():
     np.testing.assert_array_equal(colours, [[255, 128, 1]] * 2)
 
 
-def test_clouds_that_lie_are_refused():
+def test_inconsistent_cloud_raises():
     def cloud():
         return clouds.cloud_message(np.ones((4, 3), np.float32), np.ones((4, 3), np.uint8), HEADER)
 
@@ -266,7 +266,7 @@ def imagined(x: float = 0.0) -> ImaginedView:
     )
 
 
-def test_view_without_depth_is_unknown_everywhere():
+def test_view_without_depth_has_unknown_depth():
     message = messages.view_message(imagined(1.0), HEADER, "map")
     assert np.isnan(np.frombuffer(message.depth.data, "<f4")).all()
     assert (message.index, message.count, message.coverage, message.observed_fraction) == (2, 5, 1.0, 0.0)
@@ -274,30 +274,30 @@ def test_view_without_depth_is_unknown_everywhere():
     assert messages.nanoseconds(message.observation_stamp) == 7
 
 
-def test_frusta_point_where_the_camera_looks():
+def test_frusta_point_along_optical_axis():
     view = imagined(1.0)
     corners = markers.corners(view, 2.0)
     np.testing.assert_allclose(corners[0], [1, 0, 0])
     np.testing.assert_allclose(corners[1:].mean(axis=0), [1, 0, 2.0], atol=1e-9)
     np.testing.assert_allclose(corners[2, 0] - corners[1, 0], 2.0 * 8 / 5)
-    seed = View(view.image, view.camera, np.eye(4))
-    array_ = markers.frusta([seed, view], [imagined(0.0), view], HEADER)
-    counts = {marker.ns: len(marker.points) for marker in array_.markers}
+    observation = View(view.image, view.camera, np.eye(4))
+    marker_array = markers.frusta([observation, view], [imagined(0.0), view], HEADER)
+    counts = {marker.ns: len(marker.points) for marker in marker_array.markers}
     assert counts == {"observed views": 16, "imagined views": 32, "imagined path": 2}
 
 
-def test_nothing_to_show_deletes_what_was_shown():
+def test_empty_markers_delete_previous_ones():
     actions = {marker.action for marker in markers.frusta([], [], HEADER).markers}
     assert actions == {markers.Marker.DELETE}
 
 
-def test_points_of_a_view_are_those_of_the_camera():
+def test_unproject_depth_equals_unproject():
     from worldstereo_ros.geometry.cameras import unproject
     from worldstereo_ros.geometry.poses import pose_from_quaternion
-    from worldstereo_ros.ros.node.publishers import unprojected
+    from worldstereo_ros.ros.node.publishers import unproject_depth
 
     camera = Camera(40, 30, 33.0, 31.0, 18.0, 16.5)
     depth = RANDOM.uniform(0.5, 9, (30, 40)).astype(np.float32)
     q = RANDOM.normal(size=4)
     pose = pose_from_quaternion((1.0, -2.0, 3.0), q / np.linalg.norm(q))
-    np.testing.assert_allclose(unprojected(depth, camera, pose), unproject(depth, camera, pose), atol=1e-5)
+    np.testing.assert_allclose(unproject_depth(depth, camera, pose), unproject(depth, camera, pose), atol=1e-5)

@@ -1,5 +1,5 @@
-"""What the node survives. Many faults go to one node: each is refused with a sentence, and afterwards a good goal is
-as good as ever. The numbers in brackets are those of docs/faults.md.
+"""Faults that the node survives. Many faults go to one node: each is rejected with a reason, and a valid goal succeeds
+afterwards. The numbers in brackets are those of docs/reference/faults.md.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import pytest
 from action_msgs.msg import GoalStatus
 from builtin_interfaces.msg import Time
 from geometry_msgs.msg import PoseStamped
-from helpers.node_harness import CAMERA_FRAME, HEIGHT, WIDTH, running, still_good, straight_path, wait_for
+from helpers.node_harness import CAMERA_FRAME, HEIGHT, WIDTH, assert_goal_succeeds, running, straight_path, wait_for
 from std_msgs.msg import Header
 from std_srvs.srv import Trigger
 from worldstereo_ros.action import ImaginePath
@@ -25,36 +25,36 @@ SUCCEEDED, ABORTED = GoalStatus.STATUS_SUCCEEDED, GoalStatus.STATUS_ABORTED
 Result = ImaginePath.Result
 
 
-# --- messages that are refused, each with a sentence ---
+# --- invalid messages ---
 
 
 def _image(change):
-    def make(robot):
+    def build(robot):
         image, info, depth = robot.view()
         change(image)
         return info, depth, image
 
-    return make
+    return build
 
 
 def _info(change):
-    def make(robot):
+    def build(robot):
         image, info, depth = robot.view()
         change(info)
-        # A frame of its own, so that no good camera_info stands in.
+        # Its own frame, so that no valid camera_info replaces it.
         image.header.frame_id = info.header.frame_id = depth.header.frame_id = CAMERA_FRAME
         return info, depth, image
 
-    return make
+    return build
 
 
 def _depth(change):
-    def make(robot):
+    def build(robot):
         image, info, depth = robot.view(seed=5)
         change(depth)
         return info, depth, image
 
-    return make
+    return build
 
 
 def _fields(**values):
@@ -85,8 +85,8 @@ def _short(message):
     message.data = message.data[:-200]
 
 
-REFUSED = {
-    # row of the fault list: what is sent, the topic that refuses it, a word of the sentence
+INVALID_MESSAGES = {
+    # row of the fault list: messages, the topic that rejects them, a part of the reason
     "2 K is zero": (_info(_set_k(0, 0.0)), "camera_info", "not calibrated"),
     "2 K is NaN": (_info(_set_k(4, math.nan)), "camera_info", "finite"),
     "2 distortion unknown": (_info(_fields(distortion_model="own", d=[0.1, 0.2])), "camera_info", "'own'"),
@@ -97,8 +97,8 @@ REFUSED = {
     "3 step too short": (_image(_fields(step=10)), "image", "step"),
     "3 short data": (_image(_short), "image", "bytes"),
     "3 no pixels": (_image(_fields(width=0)), "image", "0x72"),
-    "3 absurd size": (_image(_fields(width=4_000_000_000, height=4_000_000_000)), "image", "on_rejected"),
-    "4 no frame": (_image(lambda image: setattr(image.header, "frame_id", "")), "image", "names no frame"),
+    "3 absurd size": (_image(_fields(width=4_000_000_000, height=4_000_000_000)), "image", "are accepted"),
+    "4 no frame": (_image(lambda image: setattr(image.header, "frame_id", "")), "image", "no frame_id"),
     "15 frame unknown": (_image(lambda image: setattr(image.header, "frame_id", "renamed")), "image", "renamed"),
     "8 depth all NaN": (_depth(_all_depth(np.nan)), "image", "depth"),
     "8 depth all zero": (_depth(_all_depth(0)), "image", "depth"),
@@ -111,36 +111,36 @@ REFUSED = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", REFUSED)
-def test_bad_message_is_refused_with_a_sentence(pair, name):
+@pytest.mark.parametrize("name", INVALID_MESSAGES)
+def test_invalid_message_is_rejected_with_reason(pair, name):
     _node, robot = pair
-    make, topic, word = REFUSED[name]
+    build, topic, word = INVALID_MESSAGES[name]
     before = robot.diagnostics()
-    key = f"{topic} refused"
+    key = f"{topic} rejected"
 
     def send() -> None:
-        info, depth, image = make(robot)
+        info, depth, image = build(robot)
         robot.send_tf(0.0, image.header.stamp)
         for publisher, message in ((robot.info, info), (robot.depth, depth), (robot.image, image)):
             publisher.publish(message)
 
-    def on_rejected() -> bool:
+    def is_rejected() -> bool:
         now = robot.diagnostics()
-        # An image that waits for a refused partner is refused a little later; the word tells them apart.
-        return int(now.get(key, 0)) > int(before.get(key, 0)) and word in now[f"{topic} last refusal"]
+        # An image that waits for a rejected message is rejected a little later; the word tells them apart.
+        return int(now.get(key, 0)) > int(before.get(key, 0)) and word in now[f"{topic} last rejection"]
 
-    for _ in range(4):  # the node listens best effort: a message may be lost, as a camera's may
+    for _ in range(4):  # messages may be lost on a busy machine
         send()
-        if wait_for(on_rejected, 3):
+        if wait_for(is_rejected, 3):
             break
     now = robot.diagnostics()
-    assert on_rejected(), now
+    assert is_rejected(), now
     assert now["level input"] == "1"
     assert int(now["points"]) >= int(before["points"])
-    still_good(robot)
+    assert_goal_succeeds(robot)
 
 
-def test_refusals_are_in_the_log_too(pair):
+def test_rejections_are_logged(pair):
     node, robot = pair
     image, _, _ = robot.view()
     image.encoding = "bayer_odd"
@@ -148,39 +148,39 @@ def test_refusals_are_in_the_log_too(pair):
     assert "bayer_odd" in node.wait_log("bayer_odd")
 
 
-def test_image_without_camera_info_says_so():  # (1)
+def test_image_without_camera_info_is_rejected():  # (1)
     with running() as (node, robot):
         image, _, depth = robot.view()
         robot.send_tf(0.0, image.header.stamp)
         robot.depth.publish(depth)
         robot.image.publish(image)
-        node.wait_log("No camera_info has come")
+        node.wait_log("No camera_info received")
         assert robot.imagine()[1].error_code == Result.NO_OBSERVATION
         robot.publish_view()
-        still_good(robot)
+        assert_goal_succeeds(robot)
 
 
-def test_camera_info_of_another_time_stands_in_for_a_missing_one(pair):  # (1)
+def test_last_camera_info_replaces_missing_one(pair):  # (1)
     _, robot = pair
-    taken = int(robot.diagnostics()["seeds taken"])
+    before = robot.observations_taken()
     image, _, depth = robot.view(seed=3)
     robot.send_tf(0.0, image.header.stamp)
     robot.depth.publish(depth)
     robot.image.publish(image)
-    assert wait_for(lambda: int(robot.diagnostics()["seeds taken"]) > taken)
+    assert wait_for(lambda: robot.observations_taken() > before)
 
 
-def test_image_with_no_texture_is_taken(pair):  # (9)
+def test_uniform_image_is_accepted(pair):  # (9)
     _, robot = pair
     for value in (0, 255):
-        taken = int(robot.diagnostics()["seeds taken"])
+        before = robot.observations_taken()
         image, info, depth = robot.view()
         image.data = bytes_field(np.full((HEIGHT, WIDTH, 3), value, np.uint8))
         robot.send_tf(0.0, image.header.stamp)
         for publisher, message in ((robot.info, info), (robot.depth, depth), (robot.image, image)):
             publisher.publish(message)
-        assert wait_for(lambda taken=taken: int(robot.diagnostics()["seeds taken"]) > taken)
-        still_good(robot)
+        assert wait_for(lambda before=before: robot.observations_taken() > before)
+        assert_goal_succeeds(robot)
     robot.call("reset", Trigger.Request())
     robot.publish_view()
 
@@ -189,19 +189,19 @@ def test_two_publishers_on_one_topic(pair):  # (10)
     _node, robot = pair
     other = robot.node.create_publisher(type(robot.view()[0]), "/image", qos.VIEW)
     assert wait_for(lambda: other.get_subscription_count() > 0)
-    taken = int(robot.diagnostics()["seeds taken"])
+    before = robot.observations_taken()
     for _ in range(3):
         image, info, depth = robot.view()
-        strange = copy.copy(image)
-        strange.header = Header(stamp=Time(sec=1), frame_id=CAMERA_FRAME)  # an hour-glass of another camera
+        other_image = copy.copy(image)
+        other_image.header = Header(stamp=Time(sec=1), frame_id=CAMERA_FRAME)  # another camera with another clock
         robot.send_tf(0.0, image.header.stamp)
-        other.publish(strange)
+        other.publish(other_image)
         for publisher, message in ((robot.info, info), (robot.depth, depth), (robot.image, image)):
             publisher.publish(message)
         time.sleep(0.1)
     robot.publish_view()
-    assert int(robot.diagnostics()["seeds taken"]) > taken
-    still_good(robot)
+    assert robot.observations_taken() > before
+    assert_goal_succeeds(robot)
     robot.node.destroy_publisher(other)
 
 
@@ -209,12 +209,12 @@ def test_two_publishers_on_one_topic(pair):  # (10)
 
 
 def _path(change):
-    def make(robot):
+    def build(robot):
         goal = robot.goal(poses=3)
         change(goal)
         return goal
 
-    return make
+    return build
 
 
 def _turn(goal, **values):
@@ -222,9 +222,9 @@ def _turn(goal, **values):
         setattr(goal.path.poses[1].pose.orientation, name, value)
 
 
-PATHS = {
+INVALID_PATHS = {
     "5 quaternion NaN": (_path(lambda goal: _turn(goal, w=math.nan)), Result.INVALID_PATH, "not finite"),
-    "5 quaternion of length 3": (_path(lambda goal: _turn(goal, w=3.0)), Result.INVALID_PATH, "length 3"),
+    "5 quaternion of norm 3": (_path(lambda goal: _turn(goal, w=3.0)), Result.INVALID_PATH, "norm 3"),
     "5 position infinite": (
         _path(lambda goal: setattr(goal.path.poses[2].pose.position, "y", math.inf)), Result.INVALID_PATH, "Pose 2",
     ),
@@ -241,24 +241,24 @@ PATHS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", PATHS)
-def test_bad_path_ends_with_its_code_and_a_sentence(pair, name):
+@pytest.mark.parametrize("name", INVALID_PATHS)
+def test_invalid_path_ends_with_error_code_and_message(pair, name):
     _, robot = pair
-    make, code, word = PATHS[name]
-    status, result = robot.imagine(make(robot))
+    build, code, word = INVALID_PATHS[name]
+    status, result = robot.imagine(build(robot))
     assert (status, result.error_code, result.views_done) == (ABORTED, code, 0)
     assert word in result.error_msg
-    still_good(robot)
+    assert_goal_succeeds(robot)
 
 
-def test_pixels_of_a_job_are_bounded_before_memory_is_taken(pair):  # (35)
+def test_job_size_is_checked_before_allocation(pair):  # (35)
     _, robot = pair
     assert robot.set(max_job_pixels=50_000)[0]
     status, result = robot.imagine(robot.goal(poses=30))
     assert (status, result.error_code) == (ABORTED, Result.TOO_LARGE)
     assert "max_job_pixels" in result.error_msg
     robot.set(max_job_pixels=2_000_000)
-    still_good(robot)
+    assert_goal_succeeds(robot)
 
 
 @pytest.mark.parametrize(
@@ -266,17 +266,17 @@ def test_pixels_of_a_job_are_bounded_before_memory_is_taken(pair):  # (35)
     [(1, 0.0, 0, 1), (1, 0.0, 3, 3), (10_000, 0.5, 4, 4), (5, 0.0, 0, 5), (4, 0.0, 2, 2)],
     ids=["one pose", "one pose, three views", "10 000 poses", "duplicates", "duplicates, two views"],
 )
-def test_odd_but_good_paths(pair, poses, length, views, expected):  # (6)
+def test_unusual_paths_succeed(pair, poses, length, views, expected):  # (6)
     _, robot = pair
     status, result = robot.imagine(robot.goal(length=length, poses=poses, views=views))
     assert (status, result.views_done) == (SUCCEEDED, expected)
 
 
-def test_path_out_of_the_seen_world_says_that_nothing_is_observed(pair):  # (7)
+def test_path_outside_observed_space_reports_zero_coverage(pair):  # (7)
     _, robot = pair
     goal = robot.goal(length=0.0, poses=1)
-    turned = goal.path.poses[0].pose.orientation
-    turned.z, turned.w = 1.0, 0.0  # looks back
+    orientation = goal.path.poses[0].pose.orientation
+    orientation.z, orientation.w = 1.0, 0.0  # looks back
     status, result = robot.imagine(goal)
     assert status == SUCCEEDED
     assert result.coverage == 0
@@ -286,18 +286,18 @@ def test_path_out_of_the_seen_world_says_that_nothing_is_observed(pair):  # (7)
     assert (status, result.views_done) == (SUCCEEDED, 2)
 
 
-def test_bad_path_on_the_topic_is_refused_with_a_sentence(pair):
+def test_invalid_path_on_topic_is_rejected_with_reason(pair):
     node, robot = pair
     start = len(node.lines)
     robot.path.publish(straight_path(1, 0, robot.now()))
     assert "INVALID_PATH" in node.wait_log("path: ", since=start)
 
 
-def test_bad_pose_topic_is_refused(pair):  # (5)
+def test_invalid_pose_message_is_rejected(pair):  # (5)
     _, robot = pair
-    before = int(robot.diagnostics().get("pose refused", 0))
-    robot.pose.publish(PoseStamped(header=Header(frame_id="map")))  # a quaternion of zeros is the default of none
+    before = int(robot.diagnostics().get("pose rejected", 0))
+    robot.pose.publish(PoseStamped(header=Header(frame_id="map")))  # the default orientation is a quaternion of zeros
     message = PoseStamped(header=Header(frame_id="map"))
     message.pose.orientation.w = math.nan
     robot.pose.publish(message)
-    assert wait_for(lambda: int(robot.diagnostics().get("pose refused", 0)) >= before + 1)
+    assert wait_for(lambda: int(robot.diagnostics().get("pose rejected", 0)) >= before + 1)

@@ -1,4 +1,4 @@
-"""Jobs, the mailbox, the joining of messages and the worker, without a node."""
+"""Jobs, the mailbox, the synchronizer and the worker, without a node."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from worldstereo_ros.pipelines.base import Cancelled
 from worldstereo_ros.pipelines.geometric.pipeline import GeometricPipeline
 from worldstereo_ros.ros.conversions import messages
 from worldstereo_ros.ros.node.jobs import VIEW_ORIGIN, ErrorCode, Job, JobResult, Mailbox
-from worldstereo_ros.ros.node.synchronizer import KEPT, Observation, Synchronizer
+from worldstereo_ros.ros.node.synchronizer import MAX_PENDING, Observation, Synchronizer
 from worldstereo_ros.ros.node.worker import MAX_WAITING_VIEWS, Worker
 from worldstereo_ros.world import WorldModel
 
 POSES = np.tile(np.eye(4), (3, 1, 1))
 
 
-def job(ends: list | None = None, **options) -> Job:
-    values = {"origin": "test", "timeout": 60.0, "on_end": None if ends is None else ends.append, **options}
+def job(results: list | None = None, **options) -> Job:
+    values = {"origin": "test", "timeout": 60.0, "on_end": None if results is None else results.append, **options}
     return Job(POSES, **values)
 
 
-def test_mailbox_keeps_the_newest_and_counts():
+def test_mailbox_keeps_newest_and_counts_dropped():
     box = Mailbox()
     assert box.take() is None
     assert box.put("a") is None
@@ -39,9 +39,9 @@ def test_mailbox_keeps_the_newest_and_counts():
     assert (box.dropped, box.peek(), box.take(), box.take()) == (2, "c", "c", None)
 
 
-def test_job_ends_once_whoever_ends_it():
-    ends: list[JobResult] = []
-    work = job(ends)
+def test_job_ends_once():
+    results: list[JobResult] = []
+    work = job(results)
     threads = [
         threading.Thread(target=work.end, args=(JobResult(code),))
         for code in (ErrorCode.TIMEOUT, ErrorCode.CANCELED) * 8
@@ -50,137 +50,137 @@ def test_job_ends_once_whoever_ends_it():
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(ends) == 1
+    assert len(results) == 1
     assert work.ended
     with pytest.raises(Cancelled):
-        work.check()
+        work.raise_if_stopped()
 
 
-def test_first_reason_to_stop_counts():
+def test_first_stop_reason_is_reported():
     work = job()
-    work.stop(ErrorCode.SUPERSEDED, "newer")
-    work.stop(ErrorCode.CANCELED, "client")
-    assert work.stopped() == JobResult(ErrorCode.SUPERSEDED, "newer")
+    work.request_stop(ErrorCode.SUPERSEDED, "newer")
+    work.request_stop(ErrorCode.CANCELED, "client")
+    assert work.stop_result() == JobResult(ErrorCode.SUPERSEDED, "newer")
 
 
-def test_job_over_its_deadline_stops_itself():
+def test_job_stops_after_deadline():
     work = job(timeout=0.0)
     time.sleep(0.01)
     with pytest.raises(Cancelled):
-        work.check()
-    assert work.stopped().code == ErrorCode.TIMEOUT
+        work.raise_if_stopped()
+    assert work.stop_result().code == ErrorCode.TIMEOUT
 
 
-# --- joining ---
+# --- the synchronizer ---
 
 
 def stamped(kind, milliseconds: int, frame: str = "camera"):
     return kind(header=Header(stamp=messages.time_message(milliseconds * 1_000_000), frame_id=frame))
 
 
-def joiner(**values) -> Synchronizer:
+def synchronizer(**values) -> Synchronizer:
     out = Synchronizer()
     for name, value in values.items():
         setattr(out, name, value)
     return out
 
 
-def test_equal_stamps_join_in_any_order():
+def test_equal_stamps_match_in_any_order():
     for order in ("idc", "cdi", "dci", "icd"):
-        join = joiner()
+        sync = synchronizer()
         for letter in order:
             if letter == "i":
-                join.add_image(stamped(Image, 100), "image", 0.0)
+                sync.add_image(stamped(Image, 100), "image", 0.0)
             elif letter == "d":
-                join.add_depth(stamped(Image, 100))
+                sync.add_depth(stamped(Image, 100))
             else:
-                join.add_info(stamped(CameraInfo, 100))
-        done, given_up = join.joined(0.0)
-        assert len(done) == 1, order
-        assert not given_up
-        assert done[0].depth is not None
-        assert join.joined(10.0) == ([], [])
+                sync.add_info(stamped(CameraInfo, 100))
+        ready, rejected = sync.pop_ready(0.0)
+        assert len(ready) == 1, order
+        assert not rejected
+        assert ready[0].depth is not None
+        assert sync.pop_ready(10.0) == ([], [])
 
 
-def test_nearest_is_taken_only_when_the_right_one_cannot_come():
-    join = joiner(depth="ignored")
-    join.add_image(stamped(Image, 100), "image", 0.0)
-    join.add_info(stamped(CameraInfo, 95))
-    assert join.joined(0.0) == ([], [])
-    join.add_info(stamped(CameraInfo, 110))
-    done, _ = join.joined(0.0)
-    assert messages.nanoseconds(done[0].info.header.stamp) == 95_000_000
+def test_nearest_stamp_matches_once_exact_one_is_missed():
+    sync = synchronizer(depth_policy="ignored")
+    sync.add_image(stamped(Image, 100), "image", 0.0)
+    sync.add_info(stamped(CameraInfo, 95))
+    assert sync.pop_ready(0.0) == ([], [])
+    sync.add_info(stamped(CameraInfo, 110))
+    ready, _ = sync.pop_ready(0.0)
+    assert messages.nanoseconds(ready[0].info.header.stamp) == 95_000_000
 
 
-def test_depth_is_waited_for_and_then_done_without():
-    join = joiner(wait=0.3)
-    join.add_info(stamped(CameraInfo, 100))
-    join.add_image(stamped(Image, 100), "image", 0.0)
-    join.add_depth(stamped(Image, 20))  # 80 ms off
-    assert join.joined(0.29) == ([], [])
-    done, _ = join.joined(0.3)
-    assert done[0].depth is None
+def test_optional_depth_is_skipped_after_timeout():
+    sync = synchronizer(timeout=0.3)
+    sync.add_info(stamped(CameraInfo, 100))
+    sync.add_image(stamped(Image, 100), "image", 0.0)
+    sync.add_depth(stamped(Image, 20))  # 80 ms off
+    assert sync.pop_ready(0.29) == ([], [])
+    ready, _ = sync.pop_ready(0.3)
+    assert ready[0].depth is None
 
 
-def test_depth_that_is_needed_is_named_when_it_does_not_come():
-    join = joiner(depth="needed")
+def test_missing_required_depth_is_rejected_with_reason():
+    sync = synchronizer(depth_policy="required")
     for depth in (None, 20):
         if depth:
-            join.add_depth(stamped(Image, depth))
-        join.add_info(stamped(CameraInfo, 100))
-        join.add_image(stamped(Image, 100), "image", 0.0)
-        done, given_up = join.joined(1.0)
-        assert not done
-        assert ("80.0 ms" if depth else "No depth has come") in given_up[0][1]
+            sync.add_depth(stamped(Image, depth))
+        sync.add_info(stamped(CameraInfo, 100))
+        sync.add_image(stamped(Image, 100), "image", 0.0)
+        ready, rejected = sync.pop_ready(1.0)
+        assert not ready
+        assert ("80.0 ms" if depth else "No depth image received") in rejected[0][1]
 
 
-def test_depth_that_came_once_is_needed_from_then_on():
-    join = joiner(depth="tried")
-    for depth, given in ((None, True), (20, False)):
+def test_auto_depth_is_required_after_first_depth():
+    sync = synchronizer(depth_policy="auto")
+    for depth, accepted in ((None, True), (20, False)):
         if depth:
-            join.add_depth(stamped(Image, depth))
-        join.add_info(stamped(CameraInfo, 100))
-        join.add_image(stamped(Image, 100), "image", 0.0)
-        done, given_up = join.joined(1.0)
-        assert (len(done), len(given_up)) == ((1, 0) if given else (0, 1))
+            sync.add_depth(stamped(Image, depth))
+        sync.add_info(stamped(CameraInfo, 100))
+        sync.add_image(stamped(Image, 100), "image", 0.0)
+        ready, rejected = sync.pop_ready(1.0)
+        assert (len(ready), len(rejected)) == ((1, 0) if accepted else (0, 1))
 
 
-def test_camera_info_of_the_same_frame_stands_in_and_of_another_does_not():
-    join = joiner(depth="ignored")
-    join.add_info(stamped(CameraInfo, 0, "left"))
-    join.add_image(stamped(Image, 5000, "right"), "image", 0.0)
-    join.add_image(stamped(Image, 5000, "left"), "image", 0.0)
-    done, given_up = join.joined(1.0)
-    assert [item.image.header.frame_id for item in done] == ["left"]
-    assert "right" in given_up[0][1]
+def test_last_camera_info_of_same_frame_replaces_missing_one():
+    sync = synchronizer(depth_policy="ignored")
+    sync.add_info(stamped(CameraInfo, 0, "left"))
+    sync.add_image(stamped(Image, 5000, "right"), "image", 0.0)
+    sync.add_image(stamped(Image, 5000, "left"), "image", 0.0)
+    ready, rejected = sync.pop_ready(1.0)
+    assert [item.image.header.frame_id for item in ready] == ["left"]
+    assert "right" in rejected[0][1]
 
 
-def test_what_waits_is_bounded():
-    join = joiner()
-    given_up = [join.add_image(stamped(Image, i), "image", 0.0) for i in range(3 * KEPT)]
-    assert sum(item is not None for item in given_up) == 2 * KEPT
-    for i in range(3 * KEPT):
-        join.add_info(stamped(CameraInfo, i))
-        join.add_depth(stamped(Image, i))
-    assert len(join.joined(0.0)[0]) == KEPT
+def test_pending_messages_are_bounded():
+    sync = synchronizer()
+    dropped = [sync.add_image(stamped(Image, i), "image", 0.0) for i in range(3 * MAX_PENDING)]
+    assert sum(item is not None for item in dropped) == 2 * MAX_PENDING
+    for i in range(3 * MAX_PENDING):
+        sync.add_info(stamped(CameraInfo, i))
+        sync.add_depth(stamped(Image, i))
+    assert len(sync.pop_ready(0.0)[0]) == MAX_PENDING
 
 
-def test_time_set_back_keeps_what_came_of_the_new_time():
-    join = joiner()
-    join.add_info(stamped(CameraInfo, 100_000))
-    join.add_depth(stamped(Image, 100_000))
-    join.add_depth(stamped(Image, 1000))
-    join.add_info(stamped(CameraInfo, 1000))
-    join.forget_after(1_000_000_000)
-    join.add_image(stamped(Image, 1000), "image", 0.0)
-    assert len(join.joined(0.0)[0]) == 1
-    assert len(join._infos) == len(join._depths) == 1
+def test_discard_after_keeps_earlier_messages():
+    sync = synchronizer()
+    sync.add_info(stamped(CameraInfo, 100_000))
+    sync.add_depth(stamped(Image, 100_000))
+    sync.add_depth(stamped(Image, 1000))
+    sync.add_info(stamped(CameraInfo, 1000))
+    sync.discard_after(1_000_000_000)
+    sync.add_image(stamped(Image, 1000), "image", 0.0)
+    assert len(sync.pop_ready(0.0)[0]) == 1
+    assert sync.pending == (0, 1, 1)
 
 
-# --- seeds ---
+# --- observations ---
 
 
-def seed_of(image_size, depth_size=None, info_size=None) -> Observation:
+def observation_of(image_size, depth_size=None, info_size=None) -> Observation:
     header = Header(frame_id="camera", stamp=Time(sec=1))
     width, height = image_size
     camera = Camera(*(info_size or image_size), 50.0, 50.0, 10.0, 10.0)
@@ -191,47 +191,47 @@ def seed_of(image_size, depth_size=None, info_size=None) -> Observation:
     return Observation(image, messages.info_message(camera, header), depth, np.eye(4), 1_000_000_000, "image")
 
 
-def view_of(seed: Observation) -> View:
-    return seed.view(seed.info)
+def view_of(observation: Observation) -> View:
+    return observation.view(observation.info)
 
 
-def test_seed_becomes_a_view():
-    view = view_of(seed_of((40, 30), (40, 30)))
+def test_observation_converts_to_view():
+    view = view_of(observation_of((40, 30), (40, 30)))
     assert (view.camera.width, view.camera.height, view.stamp_ns) == (40, 30, 1_000_000_000)
     assert (view.depth == 2).all()
     assert view.observed is None
 
 
-def test_depth_of_the_same_shape_is_fitted():
-    view = view_of(seed_of((40, 30), (20, 15)))
+def test_depth_is_resized_to_image():
+    view = view_of(observation_of((40, 30), (20, 15)))
     assert view.depth.shape == (30, 40)
 
 
-def test_sizes_that_disagree_are_refused():
-    for seed, word in (
-        (seed_of((40, 30), (40, 20)), "registered"),
-        (seed_of((40, 30), info_size=(80, 60)), "80x60"),
+def test_inconsistent_sizes_raise():
+    for observation, word in (
+        (observation_of((40, 30), (40, 20)), "registered"),
+        (observation_of((40, 30), info_size=(80, 60)), "80x60"),
     ):
         with pytest.raises(ValueError, match=word):
-            view_of(seed)
+            view_of(observation)
 
 
-def test_a_panorama_without_depth_is_remembered_in_one_scale():
-    """A depth model is right about every view up to a scale; in memory all views of one panorama have the same."""
+def test_panorama_views_share_one_depth_scale():
+    """A depth model has an arbitrary scale per view; in memory all views of a panorama have the same one."""
     scales = itertools.cycle((1.0, 1.6, 0.7))
 
     def estimator(image, camera):
         return np.full(image.shape[:2], 3 * next(scales), np.float32) / np.linalg.norm(camera.rays(), axis=-1)
 
     world = WorldModel(GeometricPipeline(), depth_estimator=estimator)
-    picture = np.random.default_rng(0).integers(0, 255, (64, 128, 3), dtype=np.uint8)
-    image = messages.colour_message(picture, Header(frame_id="camera", stamp=Time(sec=1)))
-    place = np.eye(4)
-    place[:3, 3] = (1, 2, 3)
-    Observation(image, None, None, place, 7, "panorama").remember(world)
+    panorama = np.random.default_rng(0).integers(0, 255, (64, 128, 3), dtype=np.uint8)
+    image = messages.colour_message(panorama, Header(frame_id="camera", stamp=Time(sec=1)))
+    pose = np.eye(4)
+    pose[:3, 3] = (1, 2, 3)
+    Observation(image, None, None, pose, 7, "panorama").remember(world)
     assert len(world.bank) > 8
     assert all(view.stamp_ns == 7 for view in world.bank.views)
-    distance = np.linalg.norm(world.cloud.points - place[:3, 3], axis=1)
+    distance = np.linalg.norm(world.cloud.points - pose[:3, 3], axis=1)
     low, high = np.percentile(distance, (5, 95))
     assert high < 1.1 * low
 
@@ -239,28 +239,28 @@ def test_a_panorama_without_depth_is_remembered_in_one_scale():
 # --- the worker ---
 
 
-class Told:
-    """Events of the worker, written down."""
+class RecordedEvents:
+    """Implements `WorkerEvents` by a list of lines."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
 
-    def observation_remembered(self, world, seed) -> None:
-        self.lines.append(f"seeded {seed.stamp_ns}")
+    def on_observation_remembered(self, world, observation) -> None:
+        self.lines.append(f"remembered {observation.stamp_ns}")
 
-    def on_rejected(self, topic, sentence) -> None:
-        self.lines.append(f"refused {topic}: {sentence}")
+    def on_observation_rejected(self, topic, reason) -> None:
+        self.lines.append(f"rejected {topic}: {reason}")
 
-    def imagined(self, view, job) -> None:
+    def on_view(self, view, job) -> None:
         self.lines.append(f"imagined {job.origin} {view}")
 
     def between_steps(self, world) -> None:
         pass
 
-    def ended(self, job, outcome, seconds) -> None:
-        self.lines.append(f"ended {job.origin} {outcome.code.name}")
+    def on_job_ended(self, job, result, seconds) -> None:
+        self.lines.append(f"ended {job.origin} {result.code.name}")
 
-    def fault(self, where, error) -> None:
+    def on_fault(self, where, error) -> None:
         self.lines.append(f"fault {error!r}")
 
 
@@ -276,14 +276,10 @@ class StubView:
 
 
 class StubWorld:
-    """A world that waits at a gate between its views."""
+    """A world model that waits for `gate` before each view."""
 
     def __init__(self) -> None:
         self.gate = threading.Semaphore(0)
-        self.seeds: list = []
-
-    def seed(self, view) -> None:
-        self.seeds.append(view)
 
     def imagine(self, poses, camera, *, on_step, **options):
         for index in range(len(poses)):
@@ -293,85 +289,85 @@ class StubWorld:
 
 
 @pytest.fixture
-def works():
-    told, world = Told(), StubWorld()
-    worker = Worker(told, lambda world, job: None)
-    worker.call(lambda: worker.adopt(world)).result(10)
-    yield worker, told, world
+def worker_setup():
+    events, world = RecordedEvents(), StubWorld()
+    worker = Worker(events, lambda world, job: None)
+    worker.call(lambda: worker.set_world(world)).result(10)
+    yield worker, events, world
     for _ in range(100):
         world.gate.release()
     assert worker.stop(10)
 
 
-def until(condition) -> None:
-    end = time.monotonic() + 10
+def wait_until(condition) -> None:
+    deadline = time.monotonic() + 10
     while not condition():
-        assert time.monotonic() < end
+        assert time.monotonic() < deadline
         time.sleep(0.002)
 
 
-def test_work_is_done_in_the_order_it_came(works):
-    worker, told, world = works
-    ends: list[JobResult] = []
-    worker.submit_path(job(ends, origin="first"))
-    until(lambda: worker.running is not None)
+def test_work_runs_in_order_of_arrival(worker_setup):
+    worker, events, world = worker_setup
+    results: list[JobResult] = []
+    worker.submit_path(job(results, origin="first"))
+    wait_until(lambda: worker.running is not None)
     for number in (1, 2, 3):  # while the job runs
         worker.offer_observation(Observation(None, None, None, np.eye(4), number, "image"))
-    view = job(ends, origin=VIEW_ORIGIN)
+    view = job(results, origin=VIEW_ORIGIN)
     worker.submit_view(view)
     for _ in range(6):
         world.gate.release()
-    until(lambda: len(ends) == 2 and worker.running is None)
+    wait_until(lambda: len(results) == 2 and worker.running is None)
     assert worker.observations_dropped == 2
-    happened = [line for line in told.lines if not line.startswith("imagined")]
-    assert happened[0] == "ended first NONE"
-    assert "NoneType" in happened[1]  # the seed's turn, before the view that came after it
-    assert happened[2] == f"ended {VIEW_ORIGIN} NONE"
-    assert [outcome.views_done for outcome in ends] == [3, 3]
-    assert ends[0].coverage == 0.5
+    lines = [line for line in events.lines if not line.startswith("imagined")]
+    assert lines[0] == "ended first NONE"
+    assert "NoneType" in lines[1]  # the (invalid) observation, before the view that came after it
+    assert lines[2] == f"ended {VIEW_ORIGIN} NONE"
+    assert [result.views_done for result in results] == [3, 3]
+    assert results[0].coverage == 0.5
 
 
-def test_newer_path_ends_the_older_ones(works):
-    worker, _, world = works
-    ends: dict[str, list] = {name: [] for name in "abc"}
-    worker.submit_path(job(ends["a"], origin="a"))
-    until(lambda: worker.running is not None)
-    worker.submit_path(job(ends["b"], origin="b"))
-    worker.submit_path(job(ends["c"], origin="c"))
-    assert ends["b"][0].code == ErrorCode.SUPERSEDED  # it waited, so it ends at once
+def test_newer_path_supersedes_older_ones(worker_setup):
+    worker, _, world = worker_setup
+    results: dict[str, list] = {name: [] for name in "abc"}
+    worker.submit_path(job(results["a"], origin="a"))
+    wait_until(lambda: worker.running is not None)
+    worker.submit_path(job(results["b"], origin="b"))
+    worker.submit_path(job(results["c"], origin="c"))
+    assert results["b"][0].code == ErrorCode.SUPERSEDED  # waiting, so it ends at once
     for _ in range(5):
         world.gate.release()
-    until(lambda: ends["a"] and ends["c"])
-    assert ends["a"][0].code == ErrorCode.SUPERSEDED
-    assert ends["c"][0].code == ErrorCode.NONE
+    wait_until(lambda: results["a"] and results["c"])
+    assert results["a"][0].code == ErrorCode.SUPERSEDED
+    assert results["c"][0].code == ErrorCode.NONE
 
 
-def test_waiting_views_are_bounded(works):
-    worker, _, _ = works
+def test_waiting_single_views_are_bounded(worker_setup):
+    worker, _, _ = worker_setup
     worker.submit_path(job())
-    until(lambda: worker.running is not None)
+    wait_until(lambda: worker.running is not None)
     accepted = [worker.submit_view(job(origin=VIEW_ORIGIN)) for _ in range(MAX_WAITING_VIEWS + 3)]
     assert accepted == [True] * MAX_WAITING_VIEWS + [False] * 3
 
 
-def test_withdrawn_job_ends_at_once_where_it_waits(works):
-    worker, _, world = works
-    ends: list[JobResult] = []
+def test_cancelled_waiting_job_ends_at_once(worker_setup):
+    worker, _, world = worker_setup
+    results: list[JobResult] = []
     worker.submit_path(job(origin=VIEW_ORIGIN))
-    until(lambda: worker.running is not None)
-    waiting = job(ends)
+    wait_until(lambda: worker.running is not None)
+    waiting = job(results)
     worker.submit_path(waiting)
-    worker.withdraw(waiting, ErrorCode.CANCELED, "asked")
-    assert ends[0].code == ErrorCode.CANCELED
+    worker.cancel(waiting, ErrorCode.CANCELED, "requested")
+    assert results[0].code == ErrorCode.CANCELED
     for _ in range(3):
         world.gate.release()
-    until(lambda: worker.running is None)
-    assert len(ends) == 1
+    wait_until(lambda: worker.running is None)
+    assert len(results) == 1
 
 
-def test_exception_of_a_call_goes_to_who_called(works):
-    worker, told, _ = works
+def test_exception_of_call_is_raised_to_caller(worker_setup):
+    worker, events, _ = worker_setup
     with pytest.raises(ZeroDivisionError):
         worker.call(lambda: 1 / 0).result(10)
     assert worker.call(lambda: 5).result(10) == 5
-    assert not told.lines
+    assert not events.lines

@@ -1,4 +1,4 @@
-"""The life of the node: states, bad configuration, models that fail or hang, and its end."""
+"""Lifecycle of the node: transitions, invalid configurations, models that fail or hang, and shutdown."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from action_msgs.msg import GoalStatus
-from helpers.node_harness import NODE, PATIENCE, running, wait_for
+from helpers.node_harness import NODE, TIMEOUT_S, running, wait_for
 from helpers.paths import HELPERS
 from sensor_msgs.msg import PointCloud2
 from worldstereo_ros.action import ImaginePath
@@ -20,14 +20,14 @@ from worldstereo_ros.ros.conversions.clouds import cloud_arrays
 
 SUCCEEDED, ABORTED = GoalStatus.STATUS_SUCCEEDED, GoalStatus.STATUS_ABORTED
 Result = ImaginePath.Result
-ODD = HELPERS / "fault_injection_node.py"
+FAULTY_NODE = HELPERS / "fault_injection_node.py"
 
 
-def test_states_in_every_order():  # (26)
+def test_transitions_in_every_order():  # (26)
     with running({"autostart": False}, ready=False) as (node, robot):
         assert wait_for(lambda: robot.services["get_state"].service_is_ready(), 40)
         assert robot.state() == "unconfigured"
-        # Not possible now: refused, and the node lives.
+        # Impossible transitions are rejected, and the node continues.
         for label in ("activate", "deactivate", "cleanup", "no_such_transition"):
             assert not robot.transition(label)
         node.wait_log("not possible while unconfigured")
@@ -47,7 +47,7 @@ def test_states_in_every_order():  # (26)
         robot.wait_ready()
         robot.publish_view()
         assert robot.imagine()[0] == SUCCEEDED
-        # What is remembered outlives a deactivation, not a cleanup.
+        # The memory survives a deactivation but not a cleanup.
         assert robot.transition("deactivate")
         assert robot.transition("activate")
         assert robot.imagine()[0] == SUCCEEDED
@@ -77,7 +77,7 @@ def unconfigured():
         ("depth_model", "/nowhere/depth", "", "/nowhere/depth"),
     ],
 )
-def test_bad_configuration_is_a_failure_with_a_sentence(unconfigured, name, bad, good, word):
+def test_invalid_configuration_fails_with_reason(unconfigured, name, bad, good, word):
     node, robot = unconfigured
     start = len(node.lines)
     assert robot.set(**{name: bad}) == (True, "")
@@ -85,7 +85,7 @@ def test_bad_configuration_is_a_failure_with_a_sentence(unconfigured, name, bad,
     assert robot.state() == "unconfigured"
     assert word in node.wait_log("Not configured", since=start)
     assert wait_for(lambda: robot.diagnostics().get("level node") == "2" and word in robot.diagnostics()["node"])
-    # Set right, it comes up without a restart.
+    # With the corrected value it configures without a restart.
     assert robot.set(**{name: good}) == (True, "")
     assert robot.transition("configure")
     assert robot.transition("activate")
@@ -94,32 +94,32 @@ def test_bad_configuration_is_a_failure_with_a_sentence(unconfigured, name, bad,
     assert robot.transition("cleanup")
 
 
-def test_bad_values_at_the_start_are_told_and_can_be_set_right():
+def test_invalid_start_values_are_reported_and_can_be_corrected():
     bad = {"device": "gpu", "voxel_size": -1.0, "max_points": '"many"', "base_to_camera": "[1.0, 2.0]"}
     with running(bad, ready=False) as (node, robot):
-        sentence = node.wait_log("Not configured")
+        line = node.wait_log("Not configured")
         for word in ("'gpu'", "voxel_size", "max_points", "seven numbers"):
-            assert word in sentence
+            assert word in line
         assert wait_for(lambda: robot.services["get_state"].service_is_ready(), 40)
-        right = {"device": "cpu", "voxel_size": 0.02, "max_points": 10_000, "base_to_camera": [0.0] * 6 + [1.0]}
-        for index, (name, value) in enumerate(right.items()):
-            assert not robot.transition("configure"), f"configured with {len(right) - index} bad values"
+        corrections = {"device": "cpu", "voxel_size": 0.02, "max_points": 10_000, "base_to_camera": [0.0] * 6 + [1.0]}
+        for index, (name, value) in enumerate(corrections.items()):
+            assert not robot.transition("configure"), f"configured with {len(corrections) - index} invalid values"
             assert robot.set(**{name: value}) == (True, "")
         assert robot.transition("configure")
 
 
-def test_int_for_a_double_is_taken():
+def test_integer_is_accepted_for_double():
     with running({"voxel_size": 1}, ready=False) as (node, _):
         node.wait_log("Active")
 
 
 @pytest.fixture(scope="module")
-def odd(tmp_path_factory):
-    """A node whose pipeline does what the prompt says, that has seen one view."""
-    release = tmp_path_factory.mktemp("odd") / "release"
+def faulty(tmp_path_factory):
+    """A node whose pipeline fails as the prompt says, with one observation in memory."""
+    release = tmp_path_factory.mktemp("faulty") / "release"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ODD_RELEASE", str(release))
-        with running({"model": "odd", "watchdog_grace": 0.5}, script=ODD) as (node, robot):
+        patch.setenv("FAULTY_RELEASE", str(release))
+        with running({"model": "faulty", "watchdog_grace": 0.5}, script=FAULTY_NODE) as (node, robot):
             robot.publish_view()
             robot.release = release
             yield node, robot
@@ -128,15 +128,15 @@ def odd(tmp_path_factory):
 @pytest.mark.parametrize(
     ("prompt", "code", "word", "done"),
     [
-        ("fails", Result.MODEL_ERROR, "weights are damaged", 0),
+        ("fails", Result.MODEL_ERROR, "damaged weights", 0),
         ("oom", Result.MODEL_ERROR, "ran out of memory", 0),  # (17)
-        ("short", Result.MODEL_ERROR, "2 of 4", 2),
-        ("surprise", Result.UNKNOWN, "slip of the pen", 0),
+        ("short", Result.MODEL_ERROR, "returned 2 views; 4 were expected", 2),
+        ("unexpected", Result.UNKNOWN, "missing key", 0),
     ],
 )
-def test_model_that_fails(odd, prompt, code, word, done):
-    _, robot = odd
-    for _ in range(2):  # a failure after a failure is told as well
+def test_failing_model_ends_goal_with_error(faulty, prompt, code, word, done):
+    _, robot = faulty
+    for _ in range(2):  # repeated failures are reported as well
         status, result = robot.imagine(robot.goal(poses=4, prompt=prompt))
         assert (status, result.error_code, result.views_done) == (ABORTED, code, done)
         assert word in result.error_msg
@@ -144,8 +144,8 @@ def test_model_that_fails(odd, prompt, code, word, done):
     assert (status, result.views_done) == (SUCCEEDED, 5)
 
 
-def test_depth_that_is_no_number_never_leaves_the_node(odd):  # (19)
-    _, robot = odd
+def test_non_finite_depth_is_not_published(faulty):  # (19)
+    _, robot = faulty
     points = robot.listen(f"{NODE}/points", PointCloud2, qos.CLOUD)
     imagined = robot.listen(f"{NODE}/map/imagined", PointCloud2, qos.MAP)
     time.sleep(0.3)
@@ -158,8 +158,8 @@ def test_depth_that_is_no_number_never_leaves_the_node(odd):  # (19)
     assert robot.imagine()[0] == SUCCEEDED
 
 
-def test_job_over_its_time_is_ended(odd):  # (20)
-    _, robot = odd
+def test_job_ends_at_timeout(faulty):  # (20)
+    _, robot = faulty
     assert robot.set(job_timeout=0.9)[0]
     status, result = robot.imagine(robot.goal(poses=50, prompt="slow"))
     assert (status, result.error_code) == (ABORTED, Result.TIMEOUT)
@@ -169,17 +169,17 @@ def test_job_over_its_time_is_ended(odd):  # (20)
     assert robot.imagine(robot.goal(poses=1))[0] == SUCCEEDED
 
 
-def test_model_that_hangs_is_told_and_outlived(odd):  # (20)
-    _, robot = odd
+def test_hanging_model_is_reported_and_recovers(faulty):  # (20)
+    _, robot = faulty
     assert robot.set(job_timeout=0.4)[0]
     status, result = robot.imagine(robot.goal(prompt="hangs"))
     assert (status, result.error_code) == (ABORTED, Result.TIMEOUT)
     assert wait_for(lambda: "hangs" in robot.diagnostics()["node"])
     assert robot.diagnostics()["level node"] == "2"
-    # The executor is free: services answer, and a new goal ends by its own time.
+    # The executor is free: services respond, and a new goal ends at its own timeout.
     assert robot.state() == "active"
     assert robot.imagine()[1].error_code == Result.TIMEOUT
-    # When the model comes back, so does the node.
+    # When the model resumes, so does the node.
     robot.release.touch()
     assert wait_for(lambda: robot.diagnostics()["level node"] == "0")
     robot.set(job_timeout=300.0)
@@ -187,8 +187,8 @@ def test_model_that_hangs_is_told_and_outlived(odd):  # (20)
     robot.release.unlink()
 
 
-def test_cleanup_and_configure_replace_a_worker_that_hangs(odd):  # (20)
-    _, robot = odd
+def test_cleanup_and_configure_replace_hanging_worker(faulty):  # (20)
+    _, robot = faulty
     robot.set(job_timeout=0.4)
     assert robot.imagine(robot.goal(prompt="hangs"))[1].error_code == Result.TIMEOUT
     assert robot.transition("deactivate")
@@ -200,26 +200,26 @@ def test_cleanup_and_configure_replace_a_worker_that_hangs(odd):  # (20)
     robot.publish_view()
     assert robot.imagine()[0] == SUCCEEDED
     assert wait_for(lambda: robot.diagnostics()["level node"] == "0")
-    robot.release.touch()  # the one left behind wakes up, and must not disturb
+    robot.release.touch()  # the abandoned worker resumes and must not interfere
     time.sleep(0.2)
     assert robot.imagine()[0] == SUCCEEDED
     robot.release.unlink()
 
 
-def test_waiting_for_a_job_burns_no_core(odd):
-    node, robot = odd
+def test_waiting_for_job_uses_no_cpu(faulty):
+    node, robot = faulty
     feedback: list = []
-    job = robot.send(robot.goal(poses=15, prompt="slow"), feedback)  # its worker mostly sleeps
+    job = robot.send(robot.goal(poses=15, prompt="slow"), feedback)  # the worker mostly sleeps
     assert wait_for(lambda: len(feedback) > 3)
     used, started = node.processor_seconds(), time.monotonic()
     time.sleep(1.5)
-    share = (node.processor_seconds() - used) / (time.monotonic() - started)
-    assert share < 0.6, f"{share:.2f} of a core while a job sleeps: something polls"
+    cpu_load = (node.processor_seconds() - used) / (time.monotonic() - started)
+    assert cpu_load < 0.6, f"{cpu_load:.2f} of a core while a job sleeps"
     assert robot.result(job)[0] == SUCCEEDED
 
 
-def test_exception_in_a_callback_ends_nothing(odd):  # (28)
-    node, robot = odd
+def test_exception_in_callback_is_reported(faulty):  # (28)
+    node, robot = faulty
     image, _, _ = robot.view()
     image.header.frame_id = "poison"
     robot.image.publish(image)
@@ -229,8 +229,8 @@ def test_exception_in_a_callback_ends_nothing(odd):  # (28)
     assert robot.imagine()[0] == SUCCEEDED
 
 
-def test_deactivate_and_sigterm_end_a_running_job():  # (25)
-    with running({"model": "odd"}, script=ODD) as (node, robot):
+def test_deactivate_and_sigterm_end_running_job():  # (25)
+    with running({"model": "faulty"}, script=FAULTY_NODE) as (node, robot):
         robot.publish_view()
         job = robot.send(robot.goal(poses=100, prompt="slow"))
         assert robot.transition("deactivate")
@@ -243,27 +243,27 @@ def test_deactivate_and_sigterm_end_a_running_job():  # (25)
         assert wait_for(lambda: any(item.views_done for item in feedback))
         answer = job.get_result_async()
         assert node.terminate() == 0
-        # Its client is told before the process ends.
+        # The client gets the result before the process ends.
         assert wait_for(answer.done)
         assert answer.result().result.error_code == Result.INACTIVE
 
 
-def test_sigterm_while_the_model_hangs(tmp_path, monkeypatch):  # (25)
-    monkeypatch.setenv("ODD_RELEASE", str(tmp_path / "never"))
-    with running({"model": "odd"}, script=ODD) as (node, robot):
+def test_sigterm_ends_process_with_hanging_model(tmp_path, monkeypatch):  # (25)
+    monkeypatch.setenv("FAULTY_RELEASE", str(tmp_path / "never"))
+    with running({"model": "faulty"}, script=FAULTY_NODE) as (node, robot):
         robot.publish_view()
         feedback: list = []
         job = robot.send(robot.goal(prompt="hangs"), feedback)
         assert wait_for(lambda: any(item.stage == "rendering" for item in feedback))
         time.sleep(0.2)
         answer = job.get_result_async()
-        assert node.terminate(30) == 1  # not within the bound, so the process ends without its worker
+        assert node.terminate(30) == 1  # the worker does not stop in time, so the process ends without it
         assert wait_for(answer.done)
         assert answer.result().result.error_code == Result.INACTIVE
 
 
 @pytest.mark.slow
-def test_hundred_rounds_leak_nothing():  # (27)
+def test_hundred_activations_leak_nothing():  # (27)
     with running() as (node, robot):
         robot.publish_view()
         assert robot.imagine()[0] == SUCCEEDED
@@ -277,11 +277,11 @@ def test_hundred_rounds_leak_nothing():  # (27)
         warm = rounds(20)
         middle = rounds(40)
         end = rounds(40)
-        # Caches may settle; growth that goes on is a leak. Each round makes and destroys six subscriptions.
+        # Caches may fill first; continued growth is a leak. Each round creates and destroys six subscriptions.
         assert end - middle < 4, f"{warm:.1f}, {middle:.1f}, {end:.1f} MB"
         assert robot.imagine()[0] == SUCCEEDED
         assert Path(f"/proc/{node.process.pid}").exists()
         threads = len(list(Path(f"/proc/{node.process.pid}/task").iterdir()))
         rounds(5)
         assert math.isclose(len(list(Path(f"/proc/{node.process.pid}/task").iterdir())), threads, abs_tol=2)
-        assert node.terminate(PATIENCE) == 0
+        assert node.terminate(TIMEOUT_S) == 0

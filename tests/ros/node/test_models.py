@@ -1,4 +1,4 @@
-"""The node with WorldStereo checkpoints of toy size and with the model that ships: goals from end to end, over DDS."""
+"""Goals end to end with tiny WorldStereo checkpoints and with the bundled model, over DDS."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_goal_with_a_checkpoint(checkpoint):
         assert wait_for(lambda: robot.node.count_publishers(f"{NODE}/view"))
         feedback: list = []
         robot.prompt = "a hall"
-        # Six views are two clips of the toy model's four.
+        # Six views are two clips of the tiny model, whose clips have four views.
         status, result = robot.result(robot.send(robot.goal(length=0.4, poses=6), feedback), seconds=60.0)
         assert (status, result.error_code, result.error_msg) == (
             GoalStatus.STATUS_SUCCEEDED,
@@ -46,14 +46,14 @@ def test_goal_with_a_checkpoint(checkpoint):
         assert node.alive
 
 
-def test_checkpoint_that_cannot_be_loaded_is_a_sentence(checkpoint):
+def test_unloadable_checkpoint_fails_with_reason(checkpoint):
     with running({"model": checkpoint, "variant": "camera"}, ready=False) as (node, robot):
         line = node.wait_log("worldstereo-camera", seconds=60.0)
         assert "no checkpoint worldstereo-camera" in line
         assert robot.state() == "unconfigured"
 
 
-def test_goal_with_a_model_that_takes_no_words(tmp_path):
+def test_goal_with_model_without_text_encoder(tmp_path):
     root = write_small_checkpoint(tmp_path / "model")
     with running({"model": f"{root}:memory-dmd", "device": "cpu"}) as (node, robot):
         robot.publish_view()
@@ -66,7 +66,7 @@ def test_goal_with_a_model_that_takes_no_words(tmp_path):
         assert sum("The prompt is ignored" in line for line in node.lines) == 1
 
 
-def test_goal_with_the_model_that_ships():
+def test_goal_with_bundled_model():
     with running({"model": "small", "device": "cpu"}) as (node, robot):
         node.wait_log("model 'small' on cpu")
         robot.publish_view()

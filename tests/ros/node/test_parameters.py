@@ -1,4 +1,4 @@
-"""The parameter table, and that everything made from it agrees."""
+"""The parameter table and what is generated from it."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from worldstereo_ros.ros.node.parameters import (
     ConfigurationError,
     NodeParameters,
     check_value,
-    kind,
     make_parameters,
     map_directory,
+    ros_type,
     table,
     to_markdown,
     to_yaml,
@@ -26,28 +26,28 @@ from worldstereo_ros.ros.node.subscriptions import INPUTS
 ROWS = {row.name: row for row in table()}
 
 
-def test_every_row_says_what_it_is():
+def test_every_row_is_documented():
     for row in table():
         info = row.metadata
         assert info["description"].endswith(".") or info["description"][-1].isalpha(), row.name
         assert len(info["description"]) > 15, row.name
-        numeric = kind(row) in ("integer", "double")
+        numeric = ros_type(row) in ("integer", "double")
         assert numeric == (info["low"] is not None and info["high"] is not None), f"{row.name} has no range"
         assert row.name.islower()
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_default_passes_its_own_check(name):
+def test_default_passes_check(name):
     row = ROWS[name]
     assert check_value(row, row.metadata["default"]) == row.metadata["default"]
 
 
-def test_defaults_go_together():
+def test_defaults_are_consistent():
     assert make_parameters({}) == NodeParameters()
 
 
 @pytest.mark.parametrize("name", [name for name, row in ROWS.items() if row.metadata["low"] is not None])
-def test_range_is_kept(name):
+def test_range_is_checked(name):
     row = ROWS[name]
     low, high = row.metadata["low"], row.metadata["high"]
     assert check_value(row, low) == low
@@ -55,7 +55,7 @@ def test_range_is_kept(name):
     for value in (low - 1, high + 1):
         with pytest.raises(ConfigurationError, match=f"'{name}'.*between"):
             check_value(row, value)
-    if kind(row) == "double":
+    if ros_type(row) == "double":
         with pytest.raises(ConfigurationError, match="between"):
             check_value(row, math.nan)
 
@@ -79,22 +79,22 @@ def test_range_is_kept(name):
         ("world_frame", ""),
     ],
 )
-def test_wrong_values_are_refused_by_name(name, value):
+def test_invalid_values_are_rejected_by_name(name, value):
     with pytest.raises(ConfigurationError, match=f"'{name}'"):
         check_value(ROWS[name], value)
 
 
-def test_whole_numbers_pass_for_doubles():
+def test_integers_are_accepted_for_doubles():
     assert check_value(ROWS["tf_timeout"], 1) == 1.0
     assert check_value(ROWS["base_to_camera"], [0, 0, 0, 0, 0, 0, 1]) == [0, 0, 0, 0, 0, 0, 1]
 
 
-def test_what_does_not_go_together_is_refused():
+def test_contradicting_values_are_rejected():
     with pytest.raises(ConfigurationError, match="different frames"):
         make_parameters({"world_frame": "base_link"})
     with pytest.raises(ConfigurationError, match="depth_model"):
         make_parameters({"depth_source": "model", "depth_model": "none"})
-    assert make_parameters({"depth_source": "model"}).depth_model == ""  # the network that ships
+    assert make_parameters({"depth_source": "model"}).depth_model == ""  # the bundled network
 
 
 def test_map_directory(monkeypatch, tmp_path):
@@ -103,10 +103,10 @@ def test_map_directory(monkeypatch, tmp_path):
     assert map_directory(NodeParameters(map_directory="~/maps")) == Path.home() / "maps"
 
 
-# --- what is made from it ---
+# --- generated files ---
 
 
-def test_yaml_gives_the_defaults_back():
+def test_yaml_contains_defaults():
     loaded = yaml.safe_load(to_yaml())["/**"]["ros__parameters"]
     assert list(loaded) == list(ROWS)
     for name, value in loaded.items():
@@ -116,12 +116,12 @@ def test_yaml_gives_the_defaults_back():
     assert make_parameters(loaded) == NodeParameters()
 
 
-def test_shipped_yaml_is_the_table():
+def test_config_file_equals_table():
     assert (REPOSITORY / "config" / "worldstereo.yaml").read_text() == to_yaml()
 
 
 @pytest.mark.parametrize("path", sorted((REPOSITORY / "config").glob("*.yaml")), ids=lambda path: path.name)
-def test_shipped_overlays_name_only_parameters_that_exist(path):
+def test_config_files_contain_existing_parameters_only(path):
     content = yaml.safe_load(path.read_text())
     if "ros__parameters" not in content.get("/**", {}):
         pytest.skip("parameters of another node")
@@ -132,14 +132,14 @@ def test_shipped_overlays_name_only_parameters_that_exist(path):
     make_parameters(values)
 
 
-def test_markdown_has_every_row():
+def test_markdown_contains_every_row():
     text = to_markdown()
     for row in table():
-        assert f"| `{row.name}` | {kind(row)} |" in text
+        assert f"| `{row.name}` | {ros_type(row)} |" in text
     assert len(text.strip().splitlines()) == len(ROWS) + 2
 
 
-def test_declaration_in_ros_agrees_with_the_table():
+def test_ros_declaration_equals_table():
     import rclpy
     from rclpy.parameter import Parameter
 
@@ -151,11 +151,11 @@ def test_declaration_in_ros_agrees_with_the_table():
     configured = [False]
     try:
         node = rclpy.create_node("table", context=context)
-        server = ParameterServer(node, configured=lambda: configured[0], apply=applied.append)
+        server = ParameterServer(node, is_configured=lambda: configured[0], apply=applied.append)
         types = {"bool": 1, "integer": 2, "double": 3, "string": 4, "double_array": 8}
         for row in table():
             parameter, descriptor = node.get_parameter(row.name), node.describe_parameter(row.name)
-            assert parameter.type_.value == types[kind(row)], row.name
+            assert parameter.type_.value == types[ros_type(row)], row.name
             assert row.metadata["description"] in descriptor.description
             ranges = [*descriptor.integer_range, *descriptor.floating_point_range]
             assert bool(ranges) == (row.metadata["low"] is not None)

@@ -1,4 +1,4 @@
-"""What the node publishes of a learned model, and when: each view before the next one is decoded."""
+"""Views of a diffusion model are published one by one while the next ones are decoded."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ CAMERA = Camera.from_fov(64, 48, np.radians(70))
 VIEWS = 3
 
 
-class Topics:
-    """Stands where the node's publishers are, and writes down what had been decoded when a view came."""
+class StubPublishers:
+    """Records how many views were decoded when each view was published."""
 
     def __init__(self, decoded: list) -> None:
         self.decoded, self.views = decoded, []
 
-    def view(self, view) -> None:
+    def publish_view(self, view) -> None:
         self.views.append((view.index, len(self.decoded)))
 
     def map_due(self) -> bool:
@@ -38,37 +38,37 @@ class Topics:
         pass
 
 
-def test_a_view_is_published_before_the_next_one_is_decoded(tmp_path):
+def test_view_is_published_before_next_one_is_decoded(tmp_path):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     pipeline = WorldStereoPipeline.from_pretrained(write_small_checkpoint(tmp_path / "small", (DMD_VARIANT,)))
     decoded: list = []
-    decode = pipeline.autoencoder._decode
-    pipeline.autoencoder._decode = lambda latents: (decoded.append(len(latents)), decode(latents))[1]
+    decode = pipeline.autoencoder.decode_latents
+    pipeline.autoencoder.decode_latents = lambda latents: (decoded.append(len(latents)), decode(latents))[1]
     world = WorldModel(pipeline)
     image = np.random.default_rng(3).integers(30, 220, (48, 64, 3), dtype=np.uint8)
     world.observe(View(image, CAMERA, np.eye(4), np.full((48, 64), 2.0, np.float32), stamp_ns=1))
     warnings: list[str] = []
-    relay = WorkerEventHandler(NodeDiagnostics(warnings.append), lambda line: None)
-    topics = Topics(decoded)
-    relay.outputs = topics  # type: ignore[assignment]
-    worker, ended = Worker(relay, lambda world, job: CAMERA), threading.Event()
-    outcomes: list[JobResult] = []
+    worker_events = WorkerEventHandler(NodeDiagnostics(warnings.append), lambda line: None)
+    publishers = StubPublishers(decoded)
+    worker_events.publishers = publishers  # type: ignore[assignment]
+    worker, ended = Worker(worker_events, lambda world, job: CAMERA), threading.Event()
+    results: list[JobResult] = []
 
-    def end(outcome: JobResult) -> None:
-        outcomes.append(outcome)
+    def on_end(result: JobResult) -> None:
+        results.append(result)
         ended.set()
 
     try:
-        worker.call(lambda: worker.adopt(world)).result(60)
+        worker.call(lambda: worker.set_world(world)).result(60)
         poses = trajectory("turn", np.eye(4), VIEWS, angle=1.0)
-        worker.submit_path(Job(poses, origin="test", timeout=600.0, on_end=end))
+        worker.submit_path(Job(poses, origin="test", timeout=600.0, on_end=on_end))
         assert ended.wait(600)
     finally:
         worker.stop(60)
         torch.set_num_threads(threads)
-    assert outcomes[0].code == ErrorCode.NONE
-    assert 0 < outcomes[0].seconds_to_first < outcomes[0].seconds
-    assert topics.views == [(index, index + 1) for index in range(VIEWS)]
+    assert results[0].code == ErrorCode.NONE
+    assert 0 < results[0].seconds_to_first < results[0].seconds
+    assert publishers.views == [(index, index + 1) for index in range(VIEWS)]
     assert decoded == [1] * VIEWS
     assert not warnings

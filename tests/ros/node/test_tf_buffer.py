@@ -1,4 +1,4 @@
-"""The transform buffer, against transforms made by hand."""
+"""The transform buffer against transforms composed by hand."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from worldstereo_ros.geometry.poses import invert_pose
-from worldstereo_ros.ros.node.tf_buffer import SET_BACK_NS, TransformBuffer, TransformUnavailableError
+from worldstereo_ros.ros.node.tf_buffer import TIME_JUMP_NS, TransformBuffer, TransformUnavailableError
 
 SECOND = 1_000_000_000
 
@@ -19,19 +19,19 @@ def pose(xyz, rotvec=(0, 0, 0)) -> np.ndarray:
     return out
 
 
-def put(buffer, parent, child, matrix, stamp, **options) -> bool:
+def insert(buffer, parent, child, matrix, stamp, **options) -> bool:
     x, y, z, w = Rotation.from_matrix(matrix[:3, :3]).as_quat()
     return buffer.insert(parent, child, tuple(matrix[:3, 3]), (w, x, y, z), stamp, **options)
 
 
-def test_chain_through_a_common_frame():
+def test_lookup_through_common_frame():
     buffer = TransformBuffer()
     map_odom, odom_base = pose((1, 2, 0), (0, 0, 0.4)), pose((3, 0, 0), (0, 0, -1.1))
     base_camera, map_door = pose((0.1, 0, 0.5), (-1.2, 1.2, -1.2)), pose((9, 9, 0), (0, 0, 2.0))
-    put(buffer, "map", "odom", map_odom, 5 * SECOND)
-    put(buffer, "odom", "base", odom_base, 5 * SECOND)
-    put(buffer, "base", "camera", base_camera, 0, static=True)
-    put(buffer, "map", "door", map_door, 0, static=True)
+    insert(buffer, "map", "odom", map_odom, 5 * SECOND)
+    insert(buffer, "odom", "base", odom_base, 5 * SECOND)
+    insert(buffer, "base", "camera", base_camera, 0, static=True)
+    insert(buffer, "map", "door", map_door, 0, static=True)
     expected = map_odom @ odom_base @ base_camera
     for target, source, matrix in (
         ("map", "camera", expected),
@@ -45,15 +45,15 @@ def test_chain_through_a_common_frame():
         assert stamp == 5 * SECOND
 
 
-def test_between_two_samples():
+def test_lookup_interpolates_between_samples():
     buffer = TransformBuffer()
-    put(buffer, "map", "base", pose((0, 0, 0)), 10 * SECOND)
-    put(buffer, "map", "base", pose((2, 0, 0), (0, 0, 1.0)), 12 * SECOND)
+    insert(buffer, "map", "base", pose((0, 0, 0)), 10 * SECOND)
+    insert(buffer, "map", "base", pose((2, 0, 0), (0, 0, 1.0)), 12 * SECOND)
     found, _ = buffer.lookup("map", "base", 10 * SECOND + SECOND // 2)
     np.testing.assert_allclose(found, pose((0.5, 0, 0), (0, 0, 0.25)), atol=1e-9)
 
 
-def test_quaternions_of_opposite_sign_turn_the_short_way():
+def test_lookup_interpolates_along_shortest_rotation():
     buffer = TransformBuffer()
     buffer.insert("map", "base", (0, 0, 0), (1, 0, 0, 0), 0)
     x, y, z, w = Rotation.from_rotvec((0, 0, 0.2)).as_quat()
@@ -61,27 +61,27 @@ def test_quaternions_of_opposite_sign_turn_the_short_way():
     np.testing.assert_allclose(buffer.lookup("map", "base", 5)[0], pose((0, 0, 0), (0, 0, 0.1)), atol=1e-9)
 
 
-def test_samples_out_of_order_are_sorted_in():
+def test_samples_are_sorted_by_stamp():
     buffer = TransformBuffer()
     for stamp in (30, 10, 20):
-        put(buffer, "map", "base", pose((stamp, 0, 0)), stamp)
+        insert(buffer, "map", "base", pose((stamp, 0, 0)), stamp)
     assert buffer.lookup("map", "base", 15)[0][0, 3] == pytest.approx(15)
     assert buffer.lookup("map", "base", 25)[0][0, 3] == pytest.approx(25)
 
 
-def test_newest_is_the_newest_that_all_links_have():
+def test_newest_lookup_uses_stamp_common_to_all_links():
     buffer = TransformBuffer()
     for stamp in (1, 2, 3):
-        put(buffer, "map", "odom", pose((stamp, 0, 0)), stamp)
+        insert(buffer, "map", "odom", pose((stamp, 0, 0)), stamp)
         if stamp < 3:
-            put(buffer, "odom", "base", pose((0, stamp, 0)), stamp)
+            insert(buffer, "odom", "base", pose((0, stamp, 0)), stamp)
     found, stamp = buffer.lookup("map", "base", None)
     assert stamp == 2
     np.testing.assert_allclose(found[:3, 3], (2, 2, 0))
 
 
 @pytest.mark.parametrize(
-    ("target", "source", "stamp", "word", "may_come"),
+    ("target", "source", "stamp", "word", "may_arrive"),
     [
         ("map", "base", 5 * SECOND, "use_sim_time", True),
         ("map", "base", 1 * SECOND, "older than all", False),
@@ -89,76 +89,76 @@ def test_newest_is_the_newest_that_all_links_have():
         ("map", "island", 3 * SECOND, "no connection", True),
     ],
 )
-def test_what_is_missing_is_said(target, source, stamp, word, may_come):
+def test_unavailable_transform_raises_with_reason(target, source, stamp, word, may_arrive):
     buffer = TransformBuffer()
-    put(buffer, "map", "base", np.eye(4), 2 * SECOND)
-    put(buffer, "map", "base", np.eye(4), 4 * SECOND)
-    put(buffer, "sea", "island", np.eye(4), 3 * SECOND)
+    insert(buffer, "map", "base", np.eye(4), 2 * SECOND)
+    insert(buffer, "map", "base", np.eye(4), 4 * SECOND)
+    insert(buffer, "sea", "island", np.eye(4), 3 * SECOND)
     with pytest.raises(TransformUnavailableError, match=word) as caught:
         buffer.lookup(target, source, stamp)
-    assert caught.value.may_come == may_come
+    assert caught.value.may_arrive == may_arrive
 
 
-def test_empty_buffer_says_that_nothing_is_published():
-    with pytest.raises(TransformUnavailableError, match="no transform at all"):
+def test_empty_buffer_raises_with_reason():
+    with pytest.raises(TransformUnavailableError, match="No transform received"):
         TransformBuffer().lookup("map", "base", None)
 
 
-def test_time_set_back_forgets_the_frame():
+def test_backward_jump_removes_samples_of_frame():
     buffer = TransformBuffer()
-    put(buffer, "map", "base", pose((1, 0, 0)), 100 * SECOND)
-    assert put(buffer, "map", "base", pose((2, 0, 0)), 50 * SECOND)
+    insert(buffer, "map", "base", pose((1, 0, 0)), 100 * SECOND)
+    assert insert(buffer, "map", "base", pose((2, 0, 0)), 50 * SECOND)
     assert buffer.lookup("map", "base", None)[0][0, 3] == 2
-    assert not put(buffer, "map", "base", pose((3, 0, 0)), 50 * SECOND - SET_BACK_NS // 2)  # only late
+    assert not insert(buffer, "map", "base", pose((3, 0, 0)), 50 * SECOND - TIME_JUMP_NS // 2)  # late, but no jump
 
 
-def test_forget_after_keeps_what_came_of_the_new_time_and_what_is_static():
+def test_discard_after_keeps_earlier_and_static_transforms():
     buffer = TransformBuffer()
-    put(buffer, "map", "odom", np.eye(4), 100 * SECOND)
-    put(buffer, "odom", "base", np.eye(4), 10 * SECOND)
-    put(buffer, "base", "camera", np.eye(4), 100 * SECOND, static=True)
-    buffer.forget_after(10 * SECOND)
+    insert(buffer, "map", "odom", np.eye(4), 100 * SECOND)
+    insert(buffer, "odom", "base", np.eye(4), 10 * SECOND)
+    insert(buffer, "base", "camera", np.eye(4), 100 * SECOND, static=True)
+    buffer.discard_after(10 * SECOND)
     buffer.lookup("odom", "camera", 10 * SECOND)
     with pytest.raises(TransformUnavailableError, match="no frame 'map'") as caught:
         buffer.lookup("map", "camera", 10 * SECOND)
-    assert caught.value.may_come
+    assert caught.value.may_arrive
 
 
-def test_memory_is_bounded_by_the_time_kept():
-    buffer = TransformBuffer(seconds=2.0)
+def test_old_samples_are_removed():
+    buffer = TransformBuffer(cache_time=2.0)
     for stamp in range(0, 100 * SECOND, SECOND // 10):
-        put(buffer, "map", "base", np.eye(4), stamp)
-    assert len(buffer._stamps["base"]) < 100
+        insert(buffer, "map", "base", np.eye(4), stamp)
+    assert buffer.sample_count("base") < 100
     buffer.lookup("map", "base", 98 * SECOND)
 
 
-def test_transforms_that_are_none_are_left_out():
+def test_invalid_transforms_are_ignored():
     buffer = TransformBuffer()
-    good = ((0, 0, 0), (1, 0, 0, 0))
-    buffer.insert("map", "base", *good, 10)
+    identity = ((0, 0, 0), (1, 0, 0, 0))
+    buffer.insert("map", "base", *identity, 10)
     for parent, child, translation, quaternion in (
         ("map", "base", (np.nan, 0, 0), (1, 0, 0, 0)),
         ("map", "base", (0, 0, 0), (0, 0, 0, 0)),
         ("map", "base", (0, 0, 0), (2, 0, 0, 0)),
-        ("base", "base", *good),
-        ("", "base", *good),
-        ("map", "", *good),
+        ("base", "base", *identity),
+        ("", "base", *identity),
+        ("map", "", *identity),
     ):
         buffer.insert(parent, child, translation, quaternion, 20)
     assert buffer.lookup("map", "base", None)[1] == 10
     assert buffer.frames() == ["base", "map"]
 
 
-def test_loop_in_the_tree_ends():
+def test_cyclic_tree_raises():
     buffer = TransformBuffer()
     for parent, child in (("a", "b"), ("b", "c"), ("c", "a")):
-        put(buffer, parent, child, np.eye(4), 10)
+        insert(buffer, parent, child, np.eye(4), 10)
     with pytest.raises(TransformUnavailableError):
         buffer.lookup("a", "elsewhere", None)
 
 
-def test_tf2_is_used_where_it_is_installed_and_says_the_same(monkeypatch):
-    """The adapter against a stand-in with tf2_ros's interface; the real one comes with a full ROS only."""
+def test_tf2_ros_is_used_if_installed(monkeypatch):
+    """The adapter against a stub with the interface of tf2_ros, which only a full ROS has."""
     import sys
     from types import ModuleType
 
@@ -169,7 +169,7 @@ def test_tf2_is_used_where_it_is_installed_and_says_the_same(monkeypatch):
     from worldstereo_ros.ros.node.tf_buffer import open_transforms
 
     matrix = pose((1, 2, 3), (0.1, -0.4, 0.2))
-    asked = []
+    calls = []
     tf2 = ModuleType("tf2_ros")
 
     class TransformException(Exception):  # noqa: N818
@@ -180,7 +180,7 @@ def test_tf2_is_used_where_it_is_installed_and_says_the_same(monkeypatch):
             assert cache_time.nanoseconds == 7 * SECOND
 
         def lookup_transform(self, target, source, time) -> TransformStamped:
-            asked.append((target, source, time.nanoseconds))
+            calls.append((target, source, time.nanoseconds))
             if source == "moon":
                 raise TransformException("frame does not exist")
             if time.nanoseconds == SECOND:
@@ -189,14 +189,14 @@ def test_tf2_is_used_where_it_is_installed_and_says_the_same(monkeypatch):
             return messages.transform_message(matrix, Header(frame_id=target, stamp=stamp), source)
 
         def clear(self) -> None:
-            asked.append("cleared")
+            calls.append("cleared")
 
     class TransformListener:
         def __init__(self, buffer, node) -> None:
             pass
 
         def unregister(self) -> None:
-            asked.append("unregistered")
+            calls.append("unregistered")
 
     tf2.TransformException, tf2.Buffer, tf2.TransformListener = TransformException, Buffer, TransformListener
     monkeypatch.setitem(sys.modules, "tf2_ros", tf2)
@@ -204,11 +204,11 @@ def test_tf2_is_used_where_it_is_installed_and_says_the_same(monkeypatch):
     found, stamp = transforms.lookup("map", "base", 3 * SECOND)
     np.testing.assert_allclose(found, matrix, atol=1e-12)
     assert stamp == 3 * SECOND
-    assert transforms.lookup("map", "base", None)[1] == 5 * SECOND  # 0 asks tf2 for the newest
-    for source, at, may_come in (("moon", 3 * SECOND, True), ("base", SECOND, False)):
+    assert transforms.lookup("map", "base", None)[1] == 5 * SECOND  # tf2 takes stamp 0 as the newest
+    for source, at, may_arrive in (("moon", 3 * SECOND, True), ("base", SECOND, False)):
         with pytest.raises(TransformUnavailableError) as caught:
             transforms.lookup("map", source, at)
-        assert caught.value.may_come == may_come
-    transforms.forget_after(0)
+        assert caught.value.may_arrive == may_arrive
+    transforms.discard_after(0)
     transforms.close()
-    assert asked[-2:] == ["cleared", "unregistered"]
+    assert calls[-2:] == ["cleared", "unregistered"]

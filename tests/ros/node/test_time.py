@@ -1,4 +1,4 @@
-"""Stamps, clocks, transforms and the other ways of saying where and when: TF, the pose topic, compressed images."""
+"""Stamps, clocks and transforms, the topic pose, compressed images and panoramas."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from action_msgs.msg import GoalStatus
 from builtin_interfaces.msg import Time
 from geometry_msgs.msg import PoseStamped
 from helpers.node_harness import CAMERA_FRAME, HEIGHT, NODE, WIDTH, camera_at, running, scene, wait_for
-from PIL import Image as Picture
+from PIL import Image as PilImage
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CompressedImage, PointCloud2
 from std_msgs.msg import Header
@@ -31,11 +31,8 @@ def pair():
         yield node, robot
 
 
-def taken(robot) -> int:
-    return int(robot.diagnostics().get("seeds taken", 0))
-
-
-def show(robot, stamp, x=0.0, transform=True, seed=0) -> None:
+def publish(robot, stamp, x=0.0, transform=True, seed=0) -> None:
+    """Publishes one view without waiting, with or without the robot's pose on /tf."""
     image, info, depth = robot.view(x, seed, stamp)
     if transform:
         robot.send_tf(x, stamp)
@@ -47,78 +44,84 @@ def later(stamp: Time, seconds: float) -> Time:
     return messages.time_message(messages.nanoseconds(stamp) + int(seconds * 1e9))
 
 
-def refused_with(robot, word: str) -> bool:
-    return wait_for(lambda: word in robot.diagnostics().get("image last refusal", ""), 5)
+def was_rejected_with(robot, word: str) -> bool:
+    return wait_for(lambda: word in robot.diagnostics().get("image last rejection", ""), 5)
 
 
 def test_stamp_of_zero_means_now(pair):  # (12)
     _, robot = pair
-    before = taken(robot)
+    before = robot.observations_taken()
     robot.send_tf(0.0)
-    show(robot, Time(), transform=False)
-    assert wait_for(lambda: taken(robot) > before)
+    publish(robot, Time(), transform=False)
+    assert wait_for(lambda: robot.observations_taken() > before)
 
 
-def test_stamp_in_the_future_is_refused_after_a_wait(pair):  # (12)
+def test_stamp_in_the_future_is_rejected_after_timeout(pair):  # (12)
     _, robot = pair
-    before = taken(robot)
+    before = robot.observations_taken()
     robot.send_tf(0.0)
-    show(robot, later(robot.now(), 60), transform=False)
-    assert refused_with(robot, "too old for stamp")
-    assert taken(robot) == before
-    # The next good one is not hurt by it.
+    publish(robot, later(robot.now(), 60), transform=False)
+    assert was_rejected_with(robot, "too old for stamp")
+    assert robot.observations_taken() == before
+    # The next valid image is accepted.
     robot.publish_view()
 
 
-def test_stamp_older_than_the_transforms_is_refused(pair):  # (12)
+def test_stamp_older_than_cached_transforms_is_rejected():  # (12)
+    with running({"tf_cache_time": 1.0}) as (_, robot):
+        now = robot.now()
+        # Four seconds of poses in one message; those older than tf_cache_time are removed from the cache.
+        stamps = [later(now, -0.02 * index) for index in range(200, -1, -1)]
+        headers = [Header(stamp=stamp, frame_id="map") for stamp in stamps]
+        poses = [messages.transform_message(np.eye(4), header, "base_link") for header in headers]
+        robot.send_tf(0.0, now)  # the extrinsics
+        robot.tf.publish(TFMessage(transforms=poses))
+        publish(robot, later(now, -3.5), transform=False)
+        assert was_rejected_with(robot, "older than all cached transforms map <- base_link")
+        assert robot.observations_taken() == 0
+        # An image within the cache is accepted, and so is a new one.
+        publish(robot, later(now, -0.5), transform=False)
+        assert wait_for(lambda: robot.observations_taken() == 1), robot.diagnostics()
+        robot.publish_view()
+        assert robot.imagine()[0] == SUCCEEDED
+
+
+def test_image_waits_for_late_transform(pair):
     _, robot = pair
     robot.publish_view()
-    before = taken(robot)
-    show(robot, later(robot.now(), -1.9), transform=False)
-    # Within two seconds this is no jump of time, only an image that comes too late.
-    oldest = robot.diagnostics()
-    assert wait_for(lambda: robot.diagnostics().get("image messages") != oldest.get("image messages") or True)
-    wait_for(lambda: taken(robot) > before or "older than all" in robot.diagnostics().get("image last refusal", ""), 3)
-    robot.publish_view()
-    assert robot.imagine()[0] == SUCCEEDED
-
-
-def test_image_whose_transform_comes_late_waits_for_it(pair):
-    _, robot = pair
-    robot.publish_view()
-    before, stamp = taken(robot), later(robot.now(), 0.05)
-    show(robot, stamp, transform=False)
+    before, stamp = robot.observations_taken(), later(robot.now(), 0.05)
+    publish(robot, stamp, transform=False)
     time.sleep(0.15)
-    assert taken(robot) == before
+    assert robot.observations_taken() == before
     robot.send_tf(0.0, stamp)
-    assert wait_for(lambda: taken(robot) > before)
+    assert wait_for(lambda: robot.observations_taken() > before)
 
 
-def test_recording_that_starts_over_goes_on(pair):  # (13)
+def test_restarted_recording_keeps_memory(pair):  # (13)
     node, robot = pair
     start = len(node.lines)
     points = int(robot.diagnostics()["points"])
     for round_ in range(2):
-        for index in range(3):  # ten seconds a round, an hour ago
-            before = taken(robot)
-            show(robot, Time(sec=1_000_000 + 5 * index), x=0.0)
-            assert wait_for(lambda before=before: taken(robot) > before), f"round {round_}, image {index}"
-    node.wait_log("went back", since=start)
+        for index in range(3):  # ten seconds per round, long before now
+            before = robot.observations_taken()
+            publish(robot, Time(sec=1_000_000 + 5 * index), x=0.0)
+            assert wait_for(lambda before=before: robot.observations_taken() > before), f"round {round_}, image {index}"
+    node.wait_log("jumped back", since=start)
     assert int(robot.diagnostics()["points"]) >= points
     robot.publish_view()
     assert robot.imagine()[0] == SUCCEEDED
 
 
-def test_broken_tf_tree_refuses_and_recovers(pair):  # (15)
+def test_broken_tf_tree_rejects_and_recovers(pair):  # (15)
     _, robot = pair
-    before = taken(robot)
+    before = robot.observations_taken()
     robot.publish_view()
-    show(robot, later(robot.now(), 0.5), transform=False)  # odometry has stopped
-    assert refused_with(robot, "too old for stamp")
-    status, result = robot.imagine()  # what is remembered can still be imagined
+    publish(robot, later(robot.now(), 0.5), transform=False)  # odometry stopped
+    assert was_rejected_with(robot, "too old for stamp")
+    status, result = robot.imagine()  # the memory is still usable
     assert (status, result.error_code) == (SUCCEEDED, 0)
     robot.publish_view()
-    assert taken(robot) >= before + 2
+    assert robot.observations_taken() >= before + 2
 
 
 def test_transform_between_two_stamps_is_interpolated(pair):
@@ -129,49 +132,49 @@ def test_transform_between_two_stamps_is_interpolated(pair):
     start = robot.now()
     robot.send_tf(0.0, start)
     robot.send_tf(1.0, later(start, 0.2))
-    before = taken(robot)
-    show(robot, later(start, 0.1), transform=False)
-    assert wait_for(lambda: taken(robot) > before)
-    heard = robot.listen(f"{NODE}/map", PointCloud2, qos.MAP)
-    # The wall is 2 m before the camera, the camera 0.1 m before the base, the base half way at 0.5.
-    assert wait_for(lambda: heard and heard[-1].width > 1000)
-    assert np.median(cloud_arrays(heard[-1])[0][:, 0]) == pytest.approx(2.6, abs=0.05)
+    before = robot.observations_taken()
+    publish(robot, later(start, 0.1), transform=False)
+    assert wait_for(lambda: robot.observations_taken() > before)
+    received = robot.listen(f"{NODE}/map", PointCloud2, qos.MAP)
+    # The wall is 2 m ahead of the camera, the camera 0.1 m ahead of the base, the base half way at 0.5.
+    assert wait_for(lambda: received and received[-1].width > 1000)
+    assert np.median(cloud_arrays(received[-1])[0][:, 0]) == pytest.approx(2.6, abs=0.05)
     robot.call("reset", Trigger.Request())
     robot.publish_view()
 
 
-def test_compressed_images_are_taken(pair):
+def test_compressed_image_is_accepted(pair):
     _, robot = pair
     publisher = robot.node.create_publisher(CompressedImage, "/image/compressed", qos.VIEW)
     assert wait_for(lambda: publisher.get_subscription_count() > 0)
-    before = taken(robot)
+    before = robot.observations_taken()
     image, info, depth = robot.view()
     robot.send_tf(0.0, image.header.stamp)
     buffer = io.BytesIO()
-    Picture.fromarray(scene()[0]).save(buffer, "PNG")
+    PilImage.fromarray(scene()[0]).save(buffer, "PNG")
     message = CompressedImage(header=image.header, format="png")
     message.data = messages.bytes_field(np.frombuffer(buffer.getvalue(), np.uint8))
     robot.info.publish(info)
     robot.depth.publish(depth)
     publisher.publish(message)
-    assert wait_for(lambda: taken(robot) > before)
-    # The same picture raw is not a second seed: drivers publish both.
+    assert wait_for(lambda: robot.observations_taken() > before)
+    # The same image, raw, is not a second observation: drivers publish both.
     robot.image.publish(image)
     messages_before = robot.diagnostics()["image messages"]
     assert wait_for(lambda: robot.diagnostics()["image messages"] != messages_before)
     time.sleep(0.2)
-    assert taken(robot) == before + 1
+    assert robot.observations_taken() == before + 1
     message.header.stamp = robot.now()
     message.data = messages.bytes_field(np.frombuffer(buffer.getvalue()[:50], np.uint8))
     robot.send_tf(0.0, message.header.stamp)
     depth.header.stamp = message.header.stamp
     robot.depth.publish(depth)
     publisher.publish(message)
-    assert wait_for(lambda: "image/compressed last refusal" in robot.diagnostics())
+    assert wait_for(lambda: "image/compressed last rejection" in robot.diagnostics())
     robot.node.destroy_publisher(publisher)
 
 
-def test_pose_topic_where_tf_gives_nothing():
+def test_pose_topic_replaces_missing_tf():
     parameters = {"base_to_camera": "[0.1, 0.0, 0.3, -0.5, 0.5, -0.5, 0.5]"}
     with running(parameters) as (_, robot):
         stamp = robot.now()
@@ -180,22 +183,22 @@ def test_pose_topic_where_tf_gives_nothing():
         pose.pose.orientation.w = 1.0
         robot.pose.publish(pose)
         time.sleep(0.1)
-        show(robot, stamp, transform=False)
-        assert wait_for(lambda: taken(robot) == 1), robot.diagnostics()
-        heard = robot.listen(f"{NODE}/map", PointCloud2, qos.MAP)
+        publish(robot, stamp, transform=False)
+        assert wait_for(lambda: robot.observations_taken() == 1), robot.diagnostics()
+        received = robot.listen(f"{NODE}/map", PointCloud2, qos.MAP)
         views = robot.listen(f"{NODE}/view", ImaginedView, qos.VIEW)
         points = robot.listen(f"{NODE}/points", PointCloud2, qos.CLOUD)
-        assert wait_for(lambda: heard and heard[-1].width > 1000)
-        assert np.median(cloud_arrays(heard[-1])[0][:, 0]) == pytest.approx(3.1, abs=0.05)
+        assert wait_for(lambda: received and received[-1].width > 1000)
+        assert np.median(cloud_arrays(received[-1])[0][:, 0]) == pytest.approx(3.1, abs=0.05)
         assert robot.imagine(robot.goal(poses=1))[0] == SUCCEEDED
         assert wait_for(lambda: views and points)
         np.testing.assert_allclose(messages.pose_matrix(views[0].pose.pose), camera_at(0), atol=1e-6)
-        # No robot in TF: the points are in the frame of the imagined camera, which the node itself sends.
+        # TF has no base: the points are in the frame of the imagined camera, which the node publishes.
         assert points[0].header.frame_id == "imagined_camera"
-        assert robot.diagnostics()["camera on the robot"].startswith("by the parameter")
+        assert robot.diagnostics()["camera extrinsics"].startswith("from the parameter base_to_camera")
 
 
-def test_panorama_without_depth_says_what_to_do():
+def test_panorama_without_depth_is_rejected_with_hint():
     fixed = {"pose_source": "fixed", "base_to_camera": "[0.0, 0.0, 0.0, -0.5, 0.5, -0.5, 0.5]", "depth_model": "none"}
     with running(fixed) as (node, robot):
         publisher = robot.node.create_publisher(type(robot.view()[0]), "/panorama", qos.VIEW)
@@ -205,20 +208,20 @@ def test_panorama_without_depth_says_what_to_do():
         node.wait_log("panorama: .*depth_model")
         header.stamp = robot.now()
         publisher.publish(messages.colour_message(np.full((64, 64, 3), 90, np.uint8), header))
-        assert wait_for(lambda: robot.diagnostics().get("panorama refused") == "2")
-        # A robot that never moves needs no TF at all.
-        show(robot, robot.now(), transform=False)
-        assert wait_for(lambda: taken(robot) == 1)
+        assert wait_for(lambda: robot.diagnostics().get("panorama rejected") == "2")
+        # A robot that never moves needs no TF.
+        publish(robot, robot.now(), transform=False)
+        assert wait_for(lambda: robot.observations_taken() == 1)
 
 
-def test_sim_time_without_a_clock_is_told_and_hangs_nothing():  # (14)
+def test_sim_time_without_clock_warns_and_continues():  # (14)
     with running({"use_sim_time": True, "no_input_warning_period": 0.6}) as (node, robot):
-        node.wait_log("nothing comes on /clock")
-        node.wait_log("No image for 0.6 s")  # the topics by name
-        show(robot, Time(sec=5))
-        assert wait_for(lambda: taken(robot) == 1)
+        node.wait_log("no message arrives on /clock")
+        node.wait_log("No image for 0.6 s. Subscribed to /image")
+        publish(robot, Time(sec=5))
+        assert wait_for(lambda: robot.observations_taken() == 1)
         assert robot.imagine(robot.goal(poses=1))[0] == SUCCEEDED
-        # With a clock its time is in the headers; when the clock jumps back, that is told and survived.
+        # With a clock its time is in the headers; a backward jump of the clock is reported.
         views = robot.listen(f"{NODE}/view", ImaginedView, qos.VIEW)
         clock = robot.node.create_publisher(Clock, "/clock", qos.VIEW)
         assert wait_for(lambda: clock.get_subscription_count() > 0)
@@ -229,12 +232,12 @@ def test_sim_time_without_a_clock_is_told_and_hangs_nothing():  # (14)
         assert views[-1].header.stamp.sec == 1000
         clock.publish(Clock(clock=Time(sec=10)))
         node.wait_log("clock jumped")
-        show(robot, Time(sec=10))
-        assert wait_for(lambda: taken(robot) == 2)
+        publish(robot, Time(sec=10))
+        assert wait_for(lambda: robot.observations_taken() == 2)
 
 
-def test_pixels_are_where_the_message_says(pair):
-    """Row padding and big endian depth arrive as they are meant."""
+def test_row_padding_and_byte_order_are_respected(pair):
+    """Images with row padding and big endian depth are decoded."""
     _, robot = pair
     from std_srvs.srv import Trigger
 
@@ -249,15 +252,15 @@ def test_pixels_are_where_the_message_says(pair):
     robot.send_tf(0.0, image.header.stamp)
     for publisher, message in ((robot.info, info), (robot.depth, depth), (robot.image, image)):
         publisher.publish(message)
-    heard = robot.listen(f"{NODE}/map", PointCloud2, qos.MAP)
-    assert wait_for(lambda: heard and heard[-1].width > 1000)
-    points, colours = cloud_arrays(heard[-1])
+    received = robot.listen(f"{NODE}/map", PointCloud2, qos.MAP)
+    assert wait_for(lambda: received and received[-1].width > 1000)
+    points, colours = cloud_arrays(received[-1])
     assert np.median(points[:, 0]) == pytest.approx(2.1, abs=0.05)
     box = points[:, 0] < 1.7
     assert np.abs(colours[box].astype(int) - (200, 60, 40)).mean() < 6
 
 
-def test_transforms_that_are_none_are_left_out(pair):
+def test_invalid_transforms_are_ignored(pair):
     _, robot = pair
     bad = messages.transform_message(np.eye(4), Header(stamp=robot.now(), frame_id="map"), "base_link")
     bad.transform.rotation.w = float("nan")

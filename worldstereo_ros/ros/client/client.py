@@ -1,10 +1,10 @@
-"""A robot's side of the node: show it what the camera sees, ask it for the views along a path.
+"""Client of the node: adds observations and requests imagined views.
 
 with WorldStereoClient() as client:
     client.wait_until_ready()
-    client.show(view)                      # a View: image, depth, camera, pose
-    result = client.imagine(path, views=21)
-    for view in result.views:              # ImaginedView: image, depth, observed, confidence
+    client.add_observation(view)             # View: image, depth, camera, pose
+    result = client.imagine(path, views=21)  # path: (N, 4, 4) camera poses
+    for view in result.views:                # ImaginedView: image, depth, observed, confidence
         ...
 """
 
@@ -51,10 +51,13 @@ from worldstereo_ros.ros.conversions.messages import (
 from worldstereo_ros.srv import LoadMap, SaveMap
 from worldstereo_ros.utils.errors import WorldStereoError
 
-# A camera in the middle of the robot that looks ahead: x right, y down, z forward of the camera in REP 103 axes.
+# A camera at the origin of the base that looks along x: optical axes (x right, y down, z forward) in REP 103 axes.
 BASE_FROM_CAMERA = np.array([[0, 0, 1, 0], [-1, 0, 0, 0], [0, -1, 0, 0], [0, 0, 0, 1]], dtype=np.float64)
 
-Feedback = Callable[[ImaginePath.Feedback], None]
+GOAL_TIMEOUT_S = 10.0  # for the answer whether a goal is accepted
+LAST_VIEWS_TIMEOUT_S = 10.0  # for views that arrive after the result of their goal
+
+FeedbackCallback = Callable[[ImaginePath.Feedback], None]
 
 
 class NodeSilentError(WorldStereoError, RuntimeError):
@@ -63,13 +66,13 @@ class NodeSilentError(WorldStereoError, RuntimeError):
 
 @dataclass
 class ImagineResult:
-    """What came of one path.
+    """Result of `WorldStereoClient.imagine`.
 
     Attributes:
-        views: the imagined views in order.
-        error_code, error_msg: of the action; 0 and empty where all went well.
-        seconds: from acceptance to the last view. seconds_to_first: to the first one.
-        arrivals: seconds from the request to the arrival of each view, in order.
+        views: the imagined views in the order of the path.
+        error_code, error_msg: of the action; 0 and empty if it succeeded.
+        seconds: from acceptance of the goal to its end. seconds_to_first: to the first view.
+        arrivals: seconds from the request to the arrival of each view.
     """
 
     views: list[ImaginedView]
@@ -81,13 +84,14 @@ class ImagineResult:
 
 
 class WorldStereoClient:
-    """Talks to a running node; spins in a thread of its own.
+    """Publishes observations to a running node and calls its action and services. Spins on its own thread.
 
     Args:
         node_name: fully qualified name of the node.
-        world_frame, base_frame, camera_frame: as the node is configured.
-        base_from_camera: (4, 4) where the camera sits on the robot, sent as a static transform.
-        context: an rclpy context; None makes one that ends with the client.
+        world_frame, base_frame: frames, as in the parameters of the node.
+        camera_frame: optical frame of the images.
+        base_from_camera: (4, 4) pose of the camera on the robot, published as a static transform.
+        context: an rclpy context; None creates one that `close` shuts down.
     """
 
     def __init__(
@@ -127,22 +131,16 @@ class WorldStereoClient:
         self._info = node.create_publisher(CameraInfo, f"{namespace}/camera_info", qos.VIEW)
         self._tf = node.create_publisher(TFMessage, "/tf", qos.TF)
         self._tf_static = node.create_publisher(TFMessage, "/tf_static", qos.TF_STATIC)
-        self._tf_static.publish(
-            TFMessage(
-                transforms=[
-                    transform_message(self.base_from_camera, Header(frame_id=self.base_frame), self.camera_frame)
-                ]
-            )
-        )
-        many = qos.COMMAND
-        node.create_subscription(ImaginedViewMessage, f"{name}/view", self._on_view, many)
-        node.create_subscription(Image, f"{name}/conditioning", self._on_conditioning, many)
+        extrinsics = transform_message(self.base_from_camera, Header(frame_id=self.base_frame), self.camera_frame)
+        self._tf_static.publish(TFMessage(transforms=[extrinsics]))
+        node.create_subscription(ImaginedViewMessage, f"{name}/view", self._on_view, qos.VIEW)
+        node.create_subscription(Image, f"{name}/conditioning", self._on_conditioning, qos.VIEW)
         node.create_subscription(Header, f"{name}/remembered", self._on_remembered, qos.MAP)
         self._action = ActionClient(node, ImaginePath, f"{name}/imagine_path")
-        self._state = node.create_client(GetState, f"{name}/get_state")
+        self._get_state = node.create_client(GetState, f"{name}/get_state")
         self._reset = node.create_client(Trigger, f"{name}/reset")
-        self._save = node.create_client(SaveMap, f"{name}/save_map")
-        self._load = node.create_client(LoadMap, f"{name}/load_map")
+        self._save_map = node.create_client(SaveMap, f"{name}/save_map")
+        self._load_map = node.create_client(LoadMap, f"{name}/load_map")
 
     def _spin(self) -> None:
         with contextlib.suppress(ExternalShutdownException):
@@ -157,45 +155,57 @@ class WorldStereoClient:
         self.close()
 
     def close(self) -> None:
-        """Ends the thread and the connections."""
+        """Stops the thread and destroys the ROS node of the client."""
         self._executor.shutdown(timeout_sec=2)
         self._thread.join(timeout=2)
         self.node.destroy_node()
         if self._owns_context:
             self.context.try_shutdown()
 
-    # --- calls ---
+    # --- requests ---
 
     def wait_until_ready(self, timeout: float = 60.0) -> None:
-        """Waits until the node is active and has the topics of this client.
+        """Waits until the node is active and connected to all topics of this client.
+
+        Args:
+            timeout: seconds.
 
         Raises:
-            NodeSilentError: it was not within `timeout` seconds.
+            NodeSilentError: the node is not ready within `timeout`.
         """
         deadline = time.monotonic() + timeout
-        state = "not found on the graph"
+        state = "not found"
         while time.monotonic() < deadline:
-            if self._state.service_is_ready():
-                answer = self._wait(self._state.call_async(GetState.Request()), 2.0)
-                state = "silent" if answer is None else answer.current_state.label
-                if state == "active" and self._heard() and self._action.server_is_ready():
+            if self._get_state.service_is_ready():
+                response = self._wait(self._get_state.call_async(GetState.Request()), 2.0)
+                state = "not responding" if response is None else response.current_state.label
+                if state == "active" and self._is_connected() and self._action.server_is_ready():
                     return
             time.sleep(0.05)
         raise NodeSilentError(f"The node {self.node_name} was not active within {timeout:g} s; it is {state}.")
 
-    def _heard(self) -> bool:
-        """Whether the node listens to every topic of this client and all connections stand."""
+    def _is_connected(self) -> bool:
+        """Whether the node subscribes to every topic of this client and all subscribers are matched."""
         name = self.node_name.rsplit("/", 1)[1]
         for publisher in (self._image, self._depth, self._info, self._tf, self._tf_static):
-            listeners = self.node.get_subscriptions_info_by_topic(publisher.topic_name)
-            if not any(listener.node_name == name for listener in listeners):
+            subscribers = self.node.get_subscriptions_info_by_topic(publisher.topic_name)
+            if not any(subscriber.node_name == name for subscriber in subscribers):
                 return False
-            if publisher.get_subscription_count() < len(listeners):
+            if publisher.get_subscription_count() < len(subscribers):
                 return False
         return True
 
     def publish_view(self, view: View) -> int:
-        """Publishes what the camera sees, with TF, as a driver would. Returns the stamp in nanoseconds (now)."""
+        """Publishes an observation as a camera driver would (image, depth, camera_info, TF), without waiting.
+
+        The node may drop it when it is busy. `add_observation` waits until it is in the memories.
+
+        Args:
+            view: image, camera, pose and, optionally, depth.
+
+        Returns:
+            Its stamp (now) in nanoseconds.
+        """
         stamp = self.node.get_clock().now()
         header = Header(stamp=stamp.to_msg(), frame_id=self.camera_frame)
         world = Header(stamp=header.stamp, frame_id=self.world_frame)
@@ -208,26 +218,26 @@ class WorldStereoClient:
         return stamp.nanoseconds
 
     def add_observation(self, view: View, *, timeout: float = 10.0, attempts: int = 3) -> int:
-        """Shows a view and waits until the node remembers it; shows it again where it was lost on the way.
+        """Publishes an observation and waits until it is in the node's memories. Publishes it again if it got lost.
 
         Args:
-            view: what the camera sees.
-            timeout: seconds to wait for each attempt.
-            attempts: how often to show it.
+            view: image, camera, pose and, optionally, depth.
+            timeout: seconds to wait after each attempt.
+            attempts: number of attempts.
 
         Returns:
-            The stamp that it is remembered by, nanoseconds.
+            Its stamp in nanoseconds.
 
         Raises:
-            NodeSilentError: the node remembered none of them.
+            NodeSilentError: the node remembered none of the attempts.
         """
         for _ in range(attempts):
-            stamp = self.publish_view(view)
-            if self._remembers(stamp, timeout):
-                return stamp
+            stamp_ns = self.publish_view(view)
+            if self._wait_remembered(stamp_ns, timeout):
+                return stamp_ns
         raise NodeSilentError(
-            f"The node {self.node_name} did not remember a view that it was shown {attempts} times, {timeout:g} s "
-            "apart; its log says why."
+            f"The node {self.node_name} did not remember an observation published {attempts} times, {timeout:g} s "
+            "apart; see its log for the reason."
         )
 
     def imagine(
@@ -238,71 +248,85 @@ class WorldStereoClient:
         prompt: str = "",
         seed: int = 0,
         remember: bool = False,
-        on_feedback: Feedback | None = None,
+        on_feedback: FeedbackCallback | None = None,
         timeout: float = 600.0,
     ) -> ImagineResult:
-        """Asks for the views along a path of camera poses and waits for all of them.
+        """Imagines the views along a path of camera poses and waits for all of them.
 
         Args:
-            world_from_camera: (N, 4, 4) poses of the camera (sent as poses of the base).
-            views: number of views along the path; 0 = one a pose.
-            prompt, seed, remember: as in the action.
-            on_feedback: called with every feedback message, in another thread.
-            timeout: seconds until this gives up (the goal is cancelled then).
+            world_from_camera: (N, 4, 4) poses of the camera, optical axes (sent as poses of the base).
+            views: number of views, spread evenly along the path; 0 = one per pose.
+            prompt: description of the place; models without a text encoder ignore it.
+            seed: random seed; the same seed and memory give the same views.
+            remember: insert the views into the memories, marked as imagined.
+            on_feedback: called with every feedback message, on the client's thread.
+            timeout: seconds until the goal is cancelled.
+
+        Returns:
+            The views; with an error code if the goal was rejected, failed or was superseded.
 
         Raises:
-            NodeSilentError: the node did not take or end the goal in time.
+            NodeSilentError: the node did not answer or end the goal in time.
         """
         with self._lock:
             self._views.clear()
             self._conditioning.clear()
         goal = ImaginePath.Goal(views=views, prompt=prompt, seed=seed, remember=remember)
         goal.path = self.path_message(world_from_camera)
-        begin = time.monotonic()
-        feedback = None if on_feedback is None else (lambda message: on_feedback(message.feedback))
-        handle = self._wait(self._action.send_goal_async(goal, feedback_callback=feedback), 10.0)
+        started = time.monotonic()
+        feedback_callback = None if on_feedback is None else (lambda message: on_feedback(message.feedback))
+        handle = self._wait(self._action.send_goal_async(goal, feedback_callback=feedback_callback), GOAL_TIMEOUT_S)
         if handle is None:
-            raise NodeSilentError(f"The node {self.node_name} did not answer the goal within 10 s.")
+            raise NodeSilentError(f"The node {self.node_name} did not answer the goal within {GOAL_TIMEOUT_S:g} s.")
         if not handle.accepted:
-            return ImagineResult([], 304, "The node refused the goal: it is not active.", 0.0, 0.0)
-        answer = self._wait(handle.get_result_async(), timeout)
-        if answer is None:
+            message = "The node rejected the goal: it is not active."
+            return ImagineResult([], ImaginePath.Result.INACTIVE, message, 0.0, 0.0)
+        response = self._wait(handle.get_result_async(), timeout)
+        if response is None:
             handle.cancel_goal_async()
             raise NodeSilentError(f"The node {self.node_name} did not end the goal within {timeout:g} s.")
-        result = answer.result
-        views_done = self._collect(result.views_done)
+        result = response.result
+        imagined = self._collect_views(result.views_done)
         with self._lock:
-            arrivals = [at - begin for at, _ in self._views]
+            arrivals = [received_at - started for received_at, _ in self._views]
         return ImagineResult(
-            views_done, result.error_code, result.error_msg, result.seconds, result.seconds_to_first, arrivals
+            imagined, result.error_code, result.error_msg, result.seconds, result.seconds_to_first, arrivals
         )
 
     def path_message(self, world_from_camera: np.ndarray) -> Path:
-        """A path of the base for poses (N, 4, 4) of the camera."""
+        """Converts camera poses (N, 4, 4) to a path of the base in the world frame."""
         header = Header(stamp=self.node.get_clock().now().to_msg(), frame_id=self.world_frame)
-        base = world_from_camera @ invert_pose(self.base_from_camera)
-        return Path(header=header, poses=[PoseStamped(header=header, pose=pose_message(pose)) for pose in base])
+        world_from_base = world_from_camera @ invert_pose(self.base_from_camera)
+        poses = [PoseStamped(header=header, pose=pose_message(pose)) for pose in world_from_base]
+        return Path(header=header, poses=poses)
 
     def save_map(self, name: str, timeout: float = 60.0) -> tuple[bool, str]:
-        """Saves both memories under `name` in the node's map directory: (success, message)."""
-        answer = self._call(self._save, SaveMap.Request(name=name), timeout)
-        return answer.success, answer.message
+        """Saves both memories to a file of this name in the node's `map_directory`.
+
+        Returns:
+            (success, message).
+
+        Raises:
+            NodeSilentError: no response within `timeout` seconds.
+        """
+        response = self._call(self._save_map, SaveMap.Request(name=name), timeout)
+        return response.success, response.message
 
     def load_map(self, name: str, timeout: float = 60.0) -> tuple[bool, str]:
-        """Loads both memories: (success, message)."""
-        answer = self._call(self._load, LoadMap.Request(name=name), timeout)
-        return answer.success, answer.message
+        """Replaces both memories by those of a file that `save_map` wrote. Returns and raises as `save_map`."""
+        response = self._call(self._load_map, LoadMap.Request(name=name), timeout)
+        return response.success, response.message
 
     def reset(self, timeout: float = 30.0) -> tuple[bool, str]:
-        """Forgets everything: (success, message)."""
-        answer = self._call(self._reset, Trigger.Request(), timeout)
-        return answer.success, answer.message
+        """Clears both memories. Returns and raises as `save_map`."""
+        response = self._call(self._reset, Trigger.Request(), timeout)
+        return response.success, response.message
 
     def _call(self, client, request, timeout: float):
-        answer = self._wait(client.call_async(request), timeout) if client.wait_for_service(timeout_sec=5) else None
-        if answer is None:
+        response = self._wait(client.call_async(request), timeout) if client.wait_for_service(timeout_sec=5) else None
+        if response is None:
             raise NodeSilentError(f"The service {client.srv_name} did not answer within {timeout:g} s.")
-        return answer
+        return response
 
     @staticmethod
     def _wait(future: Future, timeout: float):
@@ -310,12 +334,17 @@ class WorldStereoClient:
         future.add_done_callback(lambda _: done.set())
         return future.result() if done.wait(timeout) else None
 
-    # --- what comes back ---
+    # --- messages ---
 
-    def _remembers(self, stamp: int, timeout: float) -> bool:
-        """Waits until the node has said that it remembers an image of this time or later; whether it did."""
+    @property
+    def last_remembered_ns(self) -> int:
+        """Stamp in nanoseconds of the newest image that the node remembered; 0 before the first."""
+        return self._last_remembered_ns
+
+    def _wait_remembered(self, stamp_ns: int, timeout: float) -> bool:
+        """Waits until the node remembered an image of this stamp or a newer one. Returns False after `timeout`."""
         with self._remembered_condition:
-            return self._remembered_condition.wait_for(lambda: self._last_remembered_ns >= stamp, timeout)
+            return self._remembered_condition.wait_for(lambda: self._last_remembered_ns >= stamp_ns, timeout)
 
     def _on_remembered(self, message: Header) -> None:
         with self._remembered_condition:
@@ -330,9 +359,9 @@ class WorldStereoClient:
         with self._lock:
             self._conditioning[nanoseconds(message.header.stamp)] = image_array(message)
 
-    def _collect(self, count: int, timeout: float = 10.0) -> list[ImaginedView]:
-        """The views of the last goal; they may arrive a little after its result."""
-        deadline = time.monotonic() + timeout
+    def _collect_views(self, count: int) -> list[ImaginedView]:
+        """Returns the views of the last goal, some of which may arrive after its result."""
+        deadline = time.monotonic() + LAST_VIEWS_TIMEOUT_S
         while time.monotonic() < deadline:
             with self._lock:
                 if len(self._views) >= count and len(self._conditioning) >= count:
@@ -344,7 +373,15 @@ class WorldStereoClient:
 
 
 def view_from_message(message: ImaginedViewMessage, conditioning: np.ndarray | None = None) -> ImaginedView:
-    """The view in a message of `~/view`; `conditioning` is the picture of `~/conditioning` with the same stamp."""
+    """Converts a message of `~/view` to a view.
+
+    Args:
+        message: the message.
+        conditioning: (H, W, 3) uint8 image of `~/conditioning` with the same stamp.
+
+    Raises:
+        ValueError: an image, the camera or the pose of the message is invalid.
+    """
     observed = image_array(message.observed)
     observed = (observed[..., 0] if observed.ndim == 3 else observed) > 127
     return ImaginedView(

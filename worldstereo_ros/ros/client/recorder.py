@@ -1,4 +1,4 @@
-"""Records what the node and a client publish into an MCAP bag, without rosbag2."""
+"""Records the topics of the node into an MCAP bag, without rosbag2."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from worldstereo_ros.ros.conversions import qos
 
 
 class Recorder:
-    """Records the inputs and outputs of one node for as long as its block lasts.
+    """Context manager that records the inputs and outputs of a node.
 
-    Messages are taken as the middleware delivered them, not decoded. The client's thread does the work.
+    Messages are written as the middleware delivers them, without deserialisation, on the client's thread.
 
     Args:
-        client: of the node to record; the recorder listens through it.
-        folder: of the bag, which must not exist.
+        client: of the node to record; its ROS node subscribes to the topics.
+        folder: of the bag; must not exist.
     """
 
     def __init__(self, client: WorldStereoClient, folder: Path) -> None:
@@ -58,20 +58,20 @@ class Recorder:
             (f"{name}/map/imagined", PointCloud2, qos.MAP),
             (f"{name}/views", MarkerArray, qos.MAP),
         ):
-            self._listen(topic, kind, profile)
+            self._record(topic, kind, profile)
         return self
 
-    def _listen(self, topic: str, kind: type, profile: QoSProfile) -> None:
+    def _record(self, topic: str, kind: type, profile: QoSProfile) -> None:
         assert self._writer is not None
         package = kind.__module__.split(".")[0]
         self._writer.add_topic(topic, f"{package}/msg/{kind.__name__}", latched=profile in (qos.MAP, qos.TF_STATIC))
 
-        def take(message: bytes) -> None:
+        def write(message: bytes) -> None:
             if self._writer is not None:
                 self._writer.write(topic, message, time.time_ns())
 
         node = self._client.node
-        self._subscriptions.append(node.create_subscription(kind, topic, take, profile, raw=True))
+        self._subscriptions.append(node.create_subscription(kind, topic, write, profile, raw=True))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -1,4 +1,4 @@
-"""Cameras as markers: a frustum a view, and the way the imagined ones go."""
+"""Visualisation markers: one frustum per view and the path of the imagined views."""
 
 from __future__ import annotations
 
@@ -11,30 +11,35 @@ from visualization_msgs.msg import Marker, MarkerArray
 
 from worldstereo_ros.geometry.views import View
 
-# The same meaning everywhere in the project's pictures: blue was observed, orange is imagined.
+# The same colours as in all figures of the project: blue = observed, orange = imagined.
 OBSERVED = ColorRGBA(r=0.20, g=0.55, b=1.00, a=0.9)
 IMAGINED = ColorRGBA(r=1.00, g=0.60, b=0.15, a=0.9)
-LENGTH = 0.25  # metres from the camera to the drawn image plane
+FRUSTUM_LENGTH_M = 0.25  # from the camera centre to the drawn image plane
 _EDGES = ((0, 1), (0, 2), (0, 3), (0, 4), (1, 2), (2, 3), (3, 4), (4, 1))
 
 
 def frusta(bank: Sequence[View], imagined: Sequence[View], header: Header) -> MarkerArray:
-    """Frusta of the views that sensors took and of those that were imagined, and the line the latter go along.
+    """Draws the frusta of observed and imagined views and the path of the imagined ones.
 
-    Three markers in all, whatever the number of views: line lists draw fast, and an update replaces them.
+    Always three markers, whatever the number of views: line lists draw fast, and an update replaces them.
+
+    Args:
+        bank: views of the view bank; imagined ones among them are skipped.
+        imagined: imagined views, in the order of their path.
+        header: world frame and time.
     """
-    seen = [view for view in bank if view.observed is None]
+    observed = [view for view in bank if view.observed is None]
     return MarkerArray(
         markers=[
-            _lines("observed views", seen, OBSERVED, header),
+            _lines("observed views", observed, OBSERVED, header),
             _lines("imagined views", imagined, IMAGINED, header),
             _path(imagined, header),
         ]
     )
 
 
-def corners(view: View, length: float = LENGTH) -> np.ndarray:
-    """(5, 3) world points: the camera's centre and the corners of its image at a distance of `length` metres."""
+def corners(view: View, length: float = FRUSTUM_LENGTH_M) -> np.ndarray:
+    """(5, 3) world points: the camera centre and the four image corners at `length` metres along the optical axis."""
     camera = view.camera
     pixels = np.array([[-0.5, -0.5], [camera.width - 0.5, -0.5], [camera.width - 0.5, camera.height - 0.5],
                        [-0.5, camera.height - 0.5]])  # fmt: skip

@@ -1,4 +1,4 @@
-"""Every QoS profile of the node, by name. Nothing else in the project makes one."""
+"""The QoS profiles of the node and its client."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ def _profile(depth: int, *, reliable: bool = True, latched: bool = False) -> QoS
     )
 
 
-# Cameras: best effort matches every driver, reliable or not (REP 2003).
+# Camera input: best effort matches every driver, reliable or not (REP 2003).
 SENSOR = _profile(5, reliable=False)
-# A path or a pose that is lost is a job that never starts.
+# Paths and poses: a lost message is a job that never starts.
 COMMAND = _profile(10)
-# Imagined pictures: reliable, so that old RViz (reliable) and new RViz and Nav2 (best effort) both take them.
+# Imagined images: a reliable publisher matches subscribers that ask for reliable (RViz) and best effort (Nav2).
 VIEW = _profile(10)
 CLOUD = _profile(1)
-# Maps and markers: whoever comes late gets the last one.
+# Maps and markers: a late subscriber receives the last message.
 MAP = _profile(1, latched=True)
 TF = _profile(100)
 TF_STATIC = _profile(100, latched=True)
@@ -29,7 +29,7 @@ DIAGNOSTICS = _profile(10)
 
 
 def describe(profile: QoSProfile) -> str:
-    """The profile in words, as the interface table of the documentation has it."""
+    """Describes the profile for the interface table of the documentation."""
     reliability = "reliable" if profile.reliability == ReliabilityPolicy.RELIABLE else "best effort"
     durability = ", transient local" if profile.durability == DurabilityPolicy.TRANSIENT_LOCAL else ""
     return f"{reliability}{durability}, depth {profile.depth}"

@@ -1,4 +1,4 @@
-"""`python -m worldstereo_ros.ros.node`: the node as a process."""
+"""`python -m worldstereo_ros.ros.node` runs the node."""
 
 from worldstereo_ros.ros.node.node import main
 

@@ -1,8 +1,8 @@
-"""Services and an action whose answers come later, without a callback that waits for them.
+"""Services and actions that are answered later, from another thread, without a callback that waits.
 
-rclpy answers a service when its callback returns, and a coroutine that waits is polled all the time on the executor of
-Humble and Jazzy: one core busy for nothing. Here the callback returns at once, and the answer is sent by whoever has
-it, through the executor.
+rclpy sends the response of a service when its callback returns. A coroutine that waits instead is polled by the
+executor of Humble and Jazzy in a busy loop. Here the callback returns at once, and `DeferredReply.send` sends the
+response later through the executor.
 """
 
 from __future__ import annotations
@@ -18,7 +18,17 @@ from rclpy.node import Node
 
 
 class DeferredReply:
-    """The answer of one request; to be sent once, from any thread. What comes after the first is ignored."""
+    """The response of one request, to be sent from any thread. Only the first `send` has an effect.
+
+    Args:
+        response: an empty response message.
+        send: sends the response.
+        timeout: seconds until the service replies with an error instead.
+
+    Attributes:
+        response: the response message.
+        deadline: `time.monotonic()` of the timeout.
+    """
 
     def __init__(self, response: Any, send: Callable[[Any], None], timeout: float) -> None:
         self.response = response
@@ -29,29 +39,30 @@ class DeferredReply:
 
     @property
     def sent(self) -> bool:
-        """Whether it was sent."""
+        """Whether the response was sent."""
         return self._sent
 
-    def send(self, **values: Any) -> None:
-        """Fills the response in and sends it."""
+    def send(self, **fields: Any) -> None:
+        """Sets fields of the response and sends it."""
         with self._lock:
             if self._sent:
                 return
             self._sent = True
-        for name, value in values.items():
+        for name, value in fields.items():
             setattr(self.response, name, value)
         self._send(self.response)
 
 
 class DeferredService:
-    """A service whose handler gets a `DeferredReply` to send whenever it is ready.
+    """A service whose handler gets a `DeferredReply`, which it may send at any time.
 
     Args:
-        node: whose service it is.
-        kind: service type. name: of the service.
-        handler: called with the request and the reply; an exception in it is answered through `failed`.
-        failed: (error) -> the values of a response that says so.
-        timeout: seconds; by then `expired` answers in its place.
+        node: on which the service is created.
+        kind: type of the service.
+        name: name of the service.
+        handler: called with the request and the reply.
+        error_fields: (error) -> response fields; used for an exception of the handler and for a timeout.
+        timeout: () -> seconds until a request is answered with a TimeoutError; read for each request.
     """
 
     def __init__(
@@ -61,53 +72,57 @@ class DeferredService:
         name: str,
         handler: Callable[[Any, DeferredReply], None],
         *,
-        failed: Callable[[Exception], dict[str, Any]],
+        error_fields: Callable[[Exception], dict[str, Any]],
         timeout: Callable[[], float],
     ) -> None:
-        self._node, self._handler, self._failed, self._timeout = node, handler, failed, timeout
+        self._node, self._handler, self._error_fields, self._timeout = node, handler, error_fields, timeout
         self._open: list[DeferredReply] = []
-        # `_take` returns no response, and the sending is replaced, neither of which a service foresees.
-        self._service = cast(Any, node.create_service(kind, name, self._take))
-        self._send_now = self._service.send_response
-        self._service.send_response = self._send_unless_later
+        # rclpy expects a response from the callback and sends it with `send_response`; both are replaced here.
+        self._service = cast(Any, node.create_service(kind, name, lambda request, response: (request, response)))
+        self._send_response = self._service.send_response
+        self._service.send_response = self._on_request
 
-    def _take(self, request: Any, response: Any) -> tuple[Any, Any]:
-        return request, response
-
-    def _send_unless_later(self, taken: tuple[Any, Any], header: Any) -> None:
-        """Called by the executor in place of the sending, with the header that the answer needs."""
-        request, response = taken
+    def _on_request(self, request_and_response: tuple[Any, Any], header: Any) -> None:
+        """Replaces `send_response`, which the executor calls with the header that identifies the request."""
+        request, response = request_and_response
 
         def send(answer: Any) -> None:
             executor = self._node.executor
             if executor is not None:
-                executor.create_task(self._send_quietly, answer, header)
+                executor.create_task(self._try_send, answer, header)
 
         reply = DeferredReply(response, send, self._timeout())
         self._open = [other for other in self._open if not other.sent] + [reply]
         try:
             self._handler(request, reply)
         except Exception as error:
-            reply.send(**self._failed(error))
+            reply.send(**self._error_fields(error))
 
-    def _send_quietly(self, answer: Any, header: Any) -> None:
+    def _try_send(self, response: Any, header: Any) -> None:
         try:
-            self._send_now(answer, header)
+            self._send_response(response, header)
         except Exception as error:
-            self._node.get_logger().debug(f"The client of {self._service.srv_name} is gone: {error}")
+            self._node.get_logger().debug(f"The client of {self._service.srv_name} has disconnected: {error}")
 
     def expire(self) -> None:
-        """Answers what nobody answered in time."""
+        """Answers requests that have reached their timeout."""
         now = time.monotonic()
         for reply in self._open:
             if not reply.sent and now > reply.deadline:
-                reply.send(**self._failed(TimeoutError("It was not done in time; the worker is busy or hangs.")))
+                reply.send(**self._error_fields(TimeoutError("Timed out: the worker is busy or hangs.")))
 
 
 class DeferredActionServer(ActionServer):
-    """An action server whose goals run elsewhere; `conclude` ends one.
+    """An action server whose goals run on another thread and end by `conclude`.
 
-    `execute()` of a goal handle turns it to executing and runs nothing.
+    `execute()` of a goal handle sets the state to executing and runs nothing.
+
+    Args:
+        node: on which the server is created.
+        kind: type of the action.
+        name: name of the action.
+        on_accepted: called with the handle of each goal; every goal is accepted.
+        on_cancel: called with the handle of a goal whose client requests to cancel it.
     """
 
     def __init__(
@@ -116,11 +131,11 @@ class DeferredActionServer(ActionServer):
         kind: type,
         name: str,
         *,
-        accepted: Callable[[ServerGoalHandle], None],
-        cancel: Callable[[ServerGoalHandle], None],
+        on_accepted: Callable[[ServerGoalHandle], None],
+        on_cancel: Callable[[ServerGoalHandle], None],
     ) -> None:
-        def on_cancel(handle: ServerGoalHandle) -> CancelResponse:
-            cancel(handle)
+        def cancel_callback(handle: ServerGoalHandle) -> CancelResponse:
+            on_cancel(handle)
             return CancelResponse.ACCEPT
 
         super().__init__(
@@ -129,21 +144,27 @@ class DeferredActionServer(ActionServer):
             name,
             execute_callback=lambda handle: None,
             goal_callback=lambda goal: GoalResponse.ACCEPT,
-            handle_accepted_callback=accepted,
-            cancel_callback=on_cancel,  # rclpy refuses every cancel unless told otherwise
+            handle_accepted_callback=on_accepted,
+            cancel_callback=cancel_callback,  # rclpy rejects cancel requests by default
         )
 
     def notify_execute(self, goal_handle: ServerGoalHandle, execute_callback: Callable | None) -> None:
-        """Called by `goal_handle.execute()`; the goal runs elsewhere."""
+        """Overrides what `goal_handle.execute()` calls: the goal runs on another thread."""
 
-    def conclude(self, handle: ServerGoalHandle, end: str, result: Any) -> None:
-        """Ends a goal from any thread: `end` is succeed, abort or canceled. Canceled needs a client's request."""
+    def conclude(self, handle: ServerGoalHandle, state: str, result: Any) -> None:
+        """Ends a goal from any thread.
+
+        Args:
+            handle: of the goal.
+            state: "succeed", "abort" or "canceled"; "canceled" becomes "abort" unless a client requested it.
+            result: the result message.
+        """
 
         def finish(goal: ServerGoalHandle) -> Any:
-            if end == "canceled" and not goal.is_cancel_requested:
+            if state == "canceled" and not goal.is_cancel_requested:
                 goal.abort()
             else:
-                getattr(goal, end)()
+                getattr(goal, state)()
             return result
 
         super().notify_execute(handle, finish)

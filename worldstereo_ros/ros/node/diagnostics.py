@@ -1,4 +1,4 @@
-"""What the node knows about its own state, and tells on /diagnostics. Safe to use from several threads."""
+"""Counters and messages of the node for /diagnostics. Safe to use from several threads."""
 
 from __future__ import annotations
 
@@ -12,142 +12,156 @@ from dataclasses import dataclass
 
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 
-RECENT = 5.0  # seconds that a refusal colours the diagnostics
-QUIET = 5.0  # seconds between two log lines of the same kind
+RECENT_S = 5.0  # how long a rejected message sets the level WARN; a fault sets ERROR for twice as long
+LOG_PERIOD_S = 5.0  # least time between two log lines with the same key
+MAX_LOG_KEYS = 256
 _NUMBERS = re.compile(r"[\d.]+")
 
 
 @dataclass
 class TopicStats:
-    """What came on one topic."""
+    """Counters of one topic; times are those of `time.monotonic()`."""
 
     count: int = 0
     rejected: int = 0
     last_at: float | None = None
-    last_refusal: str = ""
-    last_refusal_at: float = -1e9
+    last_rejection: str = ""
+    last_rejection_at: float = -1e9
 
 
 class NodeDiagnostics:
-    """Counts what comes, what is refused and what fails; the log lines are throttled, the counts are not.
+    """Counts messages, rejections, faults and jobs. Log lines are throttled, counts are not.
+
+    Args:
+        warn: logs a line at level warning.
 
     Attributes:
-        problem: what is wrong for good (bad configuration, a worker that hangs); empty = nothing.
+        problem: a permanent problem (bad configuration, a worker that hangs); empty if there is none.
+        faults: number of unexpected exceptions.
     """
 
     def __init__(self, warn: Callable[[str], None]) -> None:
         self._warn = warn
         self._lock = threading.Lock()
         self._topics: dict[str, TopicStats] = {}
-        self._said: dict[str, float] = {}
+        self._logged_at: dict[str, float] = {}
         self._view_seconds: deque[float] = deque(maxlen=64)
-        self._outcomes: Counter[str] = Counter()
+        self._jobs: Counter[str] = Counter()
+        self._last_fault = ""
+        self._last_fault_at = -1e9
+        self._last_coverage = 0.0
         self.problem = ""
         self.faults = 0
-        self.last_fault = ""
-        self.last_fault_at = -1e9
-        self.last_coverage = 0.0
 
     def on_message(self, topic: str) -> None:
-        """A message came."""
+        """Counts a message."""
         with self._lock:
             stats = self._topics.setdefault(topic, TopicStats())
             stats.count += 1
             stats.last_at = time.monotonic()
 
-    def on_rejected(self, topic: str, sentence: str) -> None:
-        """A message was not usable."""
+    def on_rejected(self, topic: str, reason: str) -> None:
+        """Counts and logs a message that is not usable."""
         with self._lock:
             stats = self._topics.setdefault(topic, TopicStats())
             stats.rejected += 1
-            stats.last_refusal, stats.last_refusal_at = sentence, time.monotonic()
-        # The same sentence with other numbers is the same sentence: a camera makes sixty of them a second.
-        self.warn(f"{topic}: {sentence}", key=f"{topic}:{_NUMBERS.sub('', sentence)}")
+            stats.last_rejection, stats.last_rejection_at = reason, time.monotonic()
+        # Reasons that differ in numbers only share a key: a camera may cause sixty of them a second.
+        self.warn(f"{topic}: {reason}", key=f"{topic}:{_NUMBERS.sub('', reason)}")
 
-    def fault(self, where: str, error: Exception) -> None:
-        """An exception that nobody expected."""
+    def on_fault(self, where: str, error: Exception) -> None:
+        """Counts and logs an unexpected exception."""
         self.faults += 1
-        self.last_fault = f"{where}: {type(error).__name__}: {error}"
-        self.last_fault_at = time.monotonic()
-        self.warn(f"An error nobody expected in {self.last_fault}", key=f"fault:{where}:{type(error).__name__}")
+        self._last_fault = f"{where}: {type(error).__name__}: {error}"
+        self._last_fault_at = time.monotonic()
+        self.warn(f"Unexpected error in {self._last_fault}", key=f"fault:{where}:{type(error).__name__}")
 
-    def warn(self, sentence: str, *, key: str) -> None:
-        """Warns, at most once in a while for each key."""
+    def warn(self, text: str, *, key: str) -> None:
+        """Logs a warning, at most once per LOG_PERIOD_S and key."""
         now = time.monotonic()
         with self._lock:
-            if now - self._said.get(key, -1e9) < QUIET:
+            if now - self._logged_at.get(key, -1e9) < LOG_PERIOD_S:
                 return
-            if len(self._said) > 256:
-                self._said.clear()
-            self._said[key] = now
-        self._warn(sentence)
+            if len(self._logged_at) > MAX_LOG_KEYS:
+                self._logged_at.clear()
+            self._logged_at[key] = now
+        self._warn(text)
 
-    def job_ended(self, outcome: str, views: int, seconds: float, coverage: float) -> None:
-        """A job ended after so many seconds of work."""
+    def on_job_ended(self, code: str, views: int, seconds: float, coverage: float) -> None:
+        """Counts a job by the name of its error code.
+
+        Args:
+            code: name of the `ErrorCode`.
+            views: number of finished views.
+            seconds: of work.
+            coverage: mean of the finished views, 0..1.
+        """
         with self._lock:
-            self._outcomes[outcome] += 1
+            self._jobs["succeeded" if code == "NONE" else code.lower()] += 1
             if views:
                 self._view_seconds.append(seconds / views)
-                self.last_coverage = coverage
+                self._last_coverage = coverage
 
     def last_at(self, topic: str) -> float | None:
-        """`time.monotonic()` of the last message on a topic, None before the first."""
+        """`time.monotonic()` of the last message on a topic; None if there was none."""
         stats = self._topics.get(topic)
         return None if stats is None else stats.last_at
 
-    # --- telling --------------------------------------------------------------------------------------------------
+    # --- messages ---
 
-    def statuses(self, name: str, state: str, facts: dict[str, object]) -> list[DiagnosticStatus]:
-        """The diagnostics: one status of the node, one of its input."""
+    def statuses(self, name: str, state: str, values: dict[str, object]) -> list[DiagnosticStatus]:
+        """Returns the status of the node and the status of its input.
+
+        Args:
+            name: fully qualified name of the node.
+            state: label of the lifecycle state.
+            values: further values of the node's status, by key.
+        """
         now = time.monotonic()
         with self._lock:
-            stats = dict(self._topics)
-            values = {
+            topics = dict(self._topics)
+            node_values = {
                 "state": state,
-                **facts,
+                **values,
                 "seconds per view": _mean(self._view_seconds),
-                "coverage of the last job": f"{self.last_coverage:.3f}",
+                "coverage of the last job": f"{self._last_coverage:.3f}",
                 "faults": self.faults,
-                "last fault": self.last_fault,
-                "memory of the process [MB]": f"{resident_megabytes():.0f}",
-                **{f"jobs {outcome}": count for outcome, count in sorted(self._outcomes.items())},
+                "last fault": self._last_fault,
+                "process memory [MB]": f"{resident_megabytes():.0f}",
+                **{f"jobs {code}": count for code, count in sorted(self._jobs.items())},
             }
         level, message = DiagnosticStatus.OK, state
         if self.problem:
             level, message = DiagnosticStatus.ERROR, self.problem
-        elif now - self.last_fault_at < 2 * RECENT:
-            level, message = DiagnosticStatus.ERROR, self.last_fault
-        return [
-            _status(f"{name}: node", level, message, values),
-            self._input_status(name, stats, now),
-        ]
+        elif now - self._last_fault_at < 2 * RECENT_S:
+            level, message = DiagnosticStatus.ERROR, self._last_fault
+        return [_status(f"{name}: node", level, message, node_values), self._input_status(name, topics, now)]
 
-    def _input_status(self, name: str, stats: dict[str, TopicStats], now: float) -> DiagnosticStatus:
-        level, message = DiagnosticStatus.OK, "input comes" if stats else "no input yet"
+    def _input_status(self, name: str, topics: dict[str, TopicStats], now: float) -> DiagnosticStatus:
+        level, message = DiagnosticStatus.OK, "receiving input" if topics else "no input yet"
         values: dict[str, object] = {}
-        for topic, seen in sorted(stats.items()):
-            age = "never" if seen.last_at is None else f"{now - seen.last_at:.2f}"
-            values[f"{topic} age [s]"] = age
-            values[f"{topic} messages"] = seen.count
-            values[f"{topic} refused"] = seen.rejected
-            if seen.last_refusal:
-                values[f"{topic} last refusal"] = seen.last_refusal
-            if now - seen.last_refusal_at < RECENT:
-                level, message = DiagnosticStatus.WARN, f"{topic}: {seen.last_refusal}"
+        for topic, stats in sorted(topics.items()):
+            values[f"{topic} age [s]"] = "never" if stats.last_at is None else f"{now - stats.last_at:.2f}"
+            values[f"{topic} messages"] = stats.count
+            values[f"{topic} rejected"] = stats.rejected
+            if stats.last_rejection:
+                values[f"{topic} last rejection"] = stats.last_rejection
+            if now - stats.last_rejection_at < RECENT_S:
+                level, message = DiagnosticStatus.WARN, f"{topic}: {stats.last_rejection}"
         return _status(f"{name}: input", level, message, values)
 
 
 def resident_megabytes() -> float:
-    """Memory of this process that lies in RAM now (at its peak, where the system does not say now)."""
+    """Resident memory of this process in MB; its peak where the system does not report the current value."""
     try:
-        with open("/proc/self/statm") as file:  # noqa: PTH123 - not a file to have a path object of
+        with open("/proc/self/statm") as file:  # noqa: PTH123 - read every second, without a Path object
             return int(file.read().split()[1]) * resource.getpagesize() / 1e6
     except OSError:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
 
 
 def _mean(values: deque[float]) -> str:
-    return f"{sum(values) / len(values):.3f}" if values else "not known yet"
+    return f"{sum(values) / len(values):.3f}" if values else "unknown"
 
 
 def _status(name: str, level: bytes, message: str, values: dict[str, object]) -> DiagnosticStatus:

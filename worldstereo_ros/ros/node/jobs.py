@@ -1,4 +1,4 @@
-"""What is asked of the worker, and how it ended. No rclpy here."""
+"""Jobs of the worker: what is to be imagined, how far it is, and how it ended. Imports no rclpy."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from worldstereo_ros.geometry.views import ImaginedView
 from worldstereo_ros.pipelines.base import Cancelled
 from worldstereo_ros.utils.errors import WorldStereoError
 
-VIEW_ORIGIN = "imagine_view"  # single views supersede nothing and are superseded by nothing
+VIEW_ORIGIN = "imagine_view"  # origin of single views, which neither supersede a job nor are superseded
 
 
 class ErrorCode(IntEnum):
-    """The error codes of ImaginePath and ImagineView; a test holds them equal to the interface files."""
+    """Error codes of ImaginePath and ImagineView, equal to the constants of the interface files."""
 
     NONE = 0
     UNKNOWN = 300
@@ -36,7 +36,15 @@ class ErrorCode(IntEnum):
 
 @dataclass(frozen=True)
 class JobResult:
-    """How a job ended."""
+    """Result of a job.
+
+    Attributes:
+        code, message: NONE and empty if the job succeeded.
+        views_done: number of finished views.
+        coverage, observed_fraction: means over the finished views, 0..1.
+        seconds: from acceptance to the end. seconds_to_first: from acceptance to the first view; 0 if there is none.
+        view: the last finished view.
+    """
 
     code: ErrorCode = ErrorCode.NONE
     message: str = ""
@@ -50,7 +58,7 @@ class JobResult:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a job is."""
+    """Progress of a job; the fields are those of the feedback of ImaginePath."""
 
     stage: str
     step: int = 0
@@ -60,8 +68,8 @@ class Progress:
     seconds_left: float = -1.0
 
 
-class JobRefused(WorldStereoError, ValueError):  # noqa: N818 - reads as what happened
-    """A job that cannot be done; `code` and the message go to whoever asked."""
+class JobRejectedError(WorldStereoError, ValueError):
+    """The job cannot run; `code` and the message go to the client."""
 
     def __init__(self, code: ErrorCode, message: str) -> None:
         super().__init__(message)
@@ -69,15 +77,22 @@ class JobRefused(WorldStereoError, ValueError):  # noqa: N818 - reads as what ha
 
 
 class Job:
-    """One path (or one pose) to imagine along.
+    """Imagines the views of one path or one pose.
 
-    It ends exactly once, whoever ends it first: the worker, a cancel, a newer job, or the watchdog.
+    A job ends exactly once: by the worker, a cancel request, a newer job or the watchdog, whichever is first.
+
+    Args:
+        world_from_camera: (F, 4, 4) poses of the views.
+        origin: which interface and client requested it, for the log.
+        timeout: seconds from now until it is ended with TIMEOUT.
+        prompt, seed, remember: as in ImaginePath.
+        on_progress: called with the progress after each step, on the worker's thread.
+        on_end: called once with the result, on the thread that ends the job.
 
     Attributes:
-        world_from_camera: (F, 4, 4).
-        origin: who asked, for the log.
-        deadline: `time.monotonic()` at which it must be done.
-        views_done, coverage_sum: of the views so far.
+        accepted_at: `time.monotonic()` of its creation.
+        deadline: `time.monotonic()` by which it must be done.
+        views_done: number of finished views. coverage_sum: sum of their coverage.
     """
 
     def __init__(
@@ -99,83 +114,88 @@ class Job:
         self.timeout = timeout
         self.deadline = self.accepted_at + timeout
         self.views_done = 0
-        self.coverage_sum = self._observed = 0.0
-        self._first: float | None = None
-        self._last: ImaginedView | None = None
+        self.coverage_sum = self._observed_sum = 0.0
+        self._seconds_to_first: float | None = None
+        self._last_view: ImaginedView | None = None
         self._on_progress, self._on_end = on_progress, on_end
-        self._stop: tuple[ErrorCode, str] | None = None
+        self._stop_reason: tuple[ErrorCode, str] | None = None
         self._ended = False
         self._lock = threading.Lock()
 
     @property
     def views(self) -> int:
-        """How many views were asked for."""
+        """Number of requested views."""
         return len(self.world_from_camera)
 
     @property
     def ended(self) -> bool:
-        """Whether its outcome is known."""
+        """Whether the job has ended."""
         return self._ended
 
-    def stop(self, code: ErrorCode, message: str) -> None:
-        """Asks it to end at the next step. The first reason counts."""
+    def request_stop(self, code: ErrorCode, message: str) -> None:
+        """Makes the job end at its next step. Of several reasons the first one is reported."""
         with self._lock:
-            self._stop = self._stop or (code, message)
+            self._stop_reason = self._stop_reason or (code, message)
 
-    def check(self) -> None:
-        """Raises Cancelled where it was asked to end, was ended already, or is over its deadline."""
+    def raise_if_stopped(self) -> None:
+        """Raises Cancelled if a stop was requested, the job has ended, or its deadline has passed."""
         if time.monotonic() > self.deadline:
-            self.stop(ErrorCode.TIMEOUT, self.timeout_sentence())
-        if self._stop is not None or self._ended:
-            raise Cancelled(self._stop[1] if self._stop else "the job has ended")
+            self.request_stop(ErrorCode.TIMEOUT, self.timeout_message())
+        if self._stop_reason is not None or self._ended:
+            raise Cancelled(self._stop_reason[1] if self._stop_reason else "the job has ended")
 
-    def timeout_sentence(self) -> str:
-        """Why it was ended when its time was up."""
+    def timeout_message(self) -> str:
+        """Error message of a job that exceeded its timeout."""
         return (
-            f"The job was not done after {self.timeout:g} s (parameter `job_timeout`): "
-            f"{self.views_done} of {self.views} views were."
+            f"The job exceeded its timeout of {self.timeout:g} s (parameter `job_timeout`): "
+            f"{self.views_done} of {self.views} views are done."
         )
 
-    def stopped(self) -> JobResult:
-        """The outcome of a job that was stopped."""
-        code, message = self._stop or (ErrorCode.CANCELED, "The job was canceled.")
+    def stop_result(self) -> JobResult:
+        """Result of a job that was stopped: the first reason, else CANCELED."""
+        code, message = self._stop_reason or (ErrorCode.CANCELED, "The job was canceled.")
         return JobResult(code, message)
 
-    def view_done(self, view: ImaginedView) -> None:
+    def add_view(self, view: ImaginedView) -> None:
         """Counts a finished view."""
         self.views_done += 1
         self.coverage_sum += view.coverage
-        self._observed += view.observed_fraction
-        self._last = view
-        if self._first is None:
-            self._first = time.monotonic() - self.accepted_at
+        self._observed_sum += view.observed_fraction
+        self._last_view = view
+        if self._seconds_to_first is None:
+            self._seconds_to_first = time.monotonic() - self.accepted_at
 
-    def progress(self, stage: str, step: int, steps: int) -> None:
-        """Tells whoever asked how far it is."""
+    def report_progress(self, stage: str, step: int, steps: int) -> None:
+        """Calls `on_progress`, unless the job has ended.
+
+        Args:
+            stage: one of the stages that `ImaginePath.action` lists.
+            step, steps: step within the stage, and the number of steps.
+        """
         if self._on_progress is None or self._ended:
             return
         seconds = time.monotonic() - self.accepted_at
-        left = seconds / self.views_done * (self.views - self.views_done) if self.views_done else -1.0
-        self._on_progress(Progress(stage, step, steps, self.views_done, self.views, left))
+        seconds_left = seconds / self.views_done * (self.views - self.views_done) if self.views_done else -1.0
+        self._on_progress(Progress(stage, step, steps, self.views_done, self.views, seconds_left))
 
-    def end(self, outcome: JobResult) -> bool:
-        """Ends it, with the counts filled in. False where it had ended before."""
+    def end(self, result: JobResult) -> bool:
+        """Ends the job and calls `on_end` with the result and the counts so far. Returns False if it had ended."""
         with self._lock:
             if self._ended:
                 return False
             self._ended = True
-        done = max(self.views_done, 1)
-        outcome = replace(
-            outcome,
+        count = max(self.views_done, 1)
+        result = replace(
+            result,
             views_done=self.views_done,
-            coverage=self.coverage_sum / done,
-            observed_fraction=self._observed / done,
+            coverage=self.coverage_sum / count,
+            observed_fraction=self._observed_sum / count,
             seconds=time.monotonic() - self.accepted_at,
-            seconds_to_first=self._first or 0.0,
-            view=self._last,
+            seconds_to_first=self._seconds_to_first or 0.0,
+            view=self._last_view,
         )
         if self._on_end is not None:
-            self._on_end(outcome)
+            self._on_end(result)
         return True
 
 
@@ -184,22 +204,26 @@ Item = TypeVar("Item")
 
 @dataclass
 class Mailbox(Generic[Item]):
-    """One slot, newest wins; what was displaced is counted. Guarded by its owner's lock."""
+    """A queue of one slot in which the newest item wins. Not thread-safe: its owner locks.
+
+    Attributes:
+        dropped: number of items that a newer one replaced.
+    """
 
     dropped: int = 0
     _item: Item | None = field(default=None, repr=False)
 
     def put(self, item: Item) -> Item | None:
-        """Puts it in; returns what it displaced."""
-        displaced, self._item = self._item, item
-        self.dropped += displaced is not None
-        return displaced
+        """Stores an item and returns the one it replaced, None if the slot was empty."""
+        replaced, self._item = self._item, item
+        self.dropped += replaced is not None
+        return replaced
 
     def take(self) -> Item | None:
-        """Takes it out; None where there is none."""
+        """Removes and returns the item, None if the slot is empty."""
         item, self._item = self._item, None
         return item
 
     def peek(self) -> Item | None:
-        """Looks at it; None where there is none."""
+        """Returns the item without removing it, None if the slot is empty."""
         return self._item

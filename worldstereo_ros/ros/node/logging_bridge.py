@@ -1,39 +1,43 @@
-"""What the core says through Python's logging, in the node's own log."""
+"""Forwards the messages of Python's logging to the node's ROS log."""
 
 from __future__ import annotations
 
 import logging
 from typing import Protocol
 
-CORE = "worldstereo_ros"
+PACKAGE_LOGGER = "worldstereo_ros"
 
 
 class RosLogger(Protocol):
-    """The part of rclpy's logger that is used here."""
+    """The methods of rclpy's logger that are used here."""
 
     def info(self, message: str) -> object:
-        """Says it as information."""
+        """Logs at level info."""
 
     def warning(self, message: str) -> object:
-        """Says it as a warning."""
+        """Logs at level warning."""
 
     def error(self, message: str) -> object:
-        """Says it as an error."""
+        """Logs at level error."""
 
 
 class NodeLogHandler(logging.Handler):
-    """Hands what the core logs on to a node's logger, from information upwards; `close` ends that."""
+    """Forwards the package's log messages of level info and above until `close`.
+
+    Args:
+        logger: of the node.
+    """
 
     def __init__(self, logger: RosLogger) -> None:
         super().__init__(logging.INFO)
         self._logger = logger
-        self._core = logging.getLogger(CORE)
-        self._level_before = self._core.level
-        self._core.setLevel(logging.INFO)
-        self._core.addHandler(self)
+        self._package_logger = logging.getLogger(PACKAGE_LOGGER)
+        self._previous_level = self._package_logger.level
+        self._package_logger.setLevel(logging.INFO)
+        self._package_logger.addHandler(self)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Passes one record on, as one line."""
+        """Logs one record as one line."""
         try:
             line = " ".join(record.getMessage().split())
             if record.levelno >= logging.ERROR:
@@ -46,7 +50,7 @@ class NodeLogHandler(logging.Handler):
             self.handleError(record)
 
     def close(self) -> None:
-        """Takes it back."""
-        self._core.removeHandler(self)
-        self._core.setLevel(self._level_before)
+        """Removes the handler and restores the log level."""
+        self._package_logger.removeHandler(self)
+        self._package_logger.setLevel(self._previous_level)
         super().close()

@@ -1,9 +1,10 @@
-"""The node: a lifecycle around one worker thread that remembers and imagines.
+"""The lifecycle node: wires its inputs, its outputs and the worker thread that owns the model and the memories.
 
-    subscriptions ─► Intake ──(mailbox, newest wins)──► Worker ─► Relay ─► Outputs
-    action, services, path ─► Requests ──(one runs, one waits)──┘
+    topics ─► Subscriptions ──(mailbox, newest wins)──► Worker ─► WorkerEventHandler ─► Publishers
+    action, services, path ─► Servers ──(one runs, one waits)──┘
 
-Callbacks run on one executor thread and only check and hand on. See docs/node.md for the interface.
+All callbacks run on one executor thread; they check their message and pass it on. docs/reference/node.md describes the
+interface.
 """
 
 from __future__ import annotations
@@ -39,310 +40,347 @@ from worldstereo_ros.ros.node.pose_resolver import PoseResolver
 from worldstereo_ros.ros.node.publishers import Publishers
 from worldstereo_ros.ros.node.servers import Servers
 from worldstereo_ros.ros.node.subscriptions import Subscriptions
-from worldstereo_ros.ros.node.tf_buffer import TransformBuffer, open_transforms
+from worldstereo_ros.ros.node.tf_buffer import TransformBuffer, TransformSource, open_transforms
 from worldstereo_ros.ros.node.worker import Worker
 from worldstereo_ros.ros.node.worker_events import WorkerEventHandler
-from worldstereo_ros.ros.node.world_factory import build_world, depth_sentence
+from worldstereo_ros.ros.node.world_factory import build_world, describe_depth_source
 
-TICK = 0.05  # seconds between two looks at what waits
-STOP_BOUND = 3.0  # seconds that running work has to end when the node is deactivated or shut down
+TICK_PERIOD_S = 0.05
+STOP_TIMEOUT_S = 3.0  # for running work when the node is deactivated or shut down
+HUNG_STOP_TIMEOUT_S = 0.1  # for work that was waited for already
+CLOCK_JUMP_S = 0.5  # a clock that jumps back by more clears what waits
+FLUSH_S = 0.3  # for sending the results of ended jobs before the process ends
 SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
 
 
 class WorldStereoNode(LifecycleNode):
-    """Remembers what it is shown and imagines what it is asked for.
+    """Remembers observations and imagines views along requested paths.
 
     Attributes:
-        settings: the parameters now. frames: where things are. health: counts and sentences for the diagnostics.
-        worker: owns the model and the memories. relay: what the worker tells.
-        active: whether it takes seeds and jobs.
+        parameters: current values.
+        pose_resolver: looks up poses in TF.
+        diagnostics: counters and messages for /diagnostics.
+        worker: owns the model and the memories.
+        worker_events: forwards the worker's events to the publishers and the diagnostics.
     """
+
+    # rclpy's Node has `_subscriptions`, `_publishers` and `_services` of its own; the attributes here avoid them.
 
     def __init__(self, name: str = "worldstereo", **options: Any) -> None:
         super().__init__(name, **options)
-        self.active = False
         self._configured = False
-        self._intake: Subscriptions | None = None
-        self._outputs: Publishers | None = None
-        self._transforms: Any = None
-        self.settings = NodeParameters()
-        self.frames = PoseResolver(TransformBuffer(), self.settings)
-        self.health = NodeDiagnostics(lambda sentence: self.get_logger().warning(sentence))
-        self.relay = WorkerEventHandler(self.health, lambda sentence: self.get_logger().info(sentence))
-        self.worker = self._new_worker()
-        self._log = NodeLogHandler(self.get_logger())
-        self._parameter_server = ParameterServer(self, configured=lambda: self._configured, apply=self._apply)
-        self._requests = Servers(self)
-        self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", qos.DIAGNOSTICS)
-        self._diagnosed_at = 0.0
+        self._input_subscriptions: Subscriptions | None = None
+        self._output_publishers: Publishers | None = None
+        self._transforms: TransformSource = TransformBuffer()
+        self.parameters = NodeParameters()
+        self.pose_resolver = PoseResolver(self._transforms, self.parameters)
+        self.diagnostics = NodeDiagnostics(lambda text: self.get_logger().warning(text))
+        self.worker_events = WorkerEventHandler(self.diagnostics, lambda text: self.get_logger().info(text))
+        self.worker = self._start_worker()
+        self._log_handler = NodeLogHandler(self.get_logger())
+        self._parameter_server = ParameterServer(self, is_configured=lambda: self._configured, apply=self._apply)
+        self._servers = Servers(
+            self,
+            self.parameters,
+            self.pose_resolver,
+            self.diagnostics,
+            get_worker=lambda: self.worker,
+            get_state=lambda: self.state_label,
+            on_memory_replaced=self.worker_events.on_memory_replaced,
+            guarded=self.guarded,
+        )
+        self._diagnostics_publisher = self.create_publisher(DiagnosticArray, "/diagnostics", qos.DIAGNOSTICS)
+        self._diagnostics_published_at = 0.0
         self._clock_silent_since: float | None = None
-        self._map_asked: Future = Future()  # the newest request to publish the map
-        self._map_asked.set_result(None)
-        self._make_lifecycle_survive_bad_requests()
-        # Steady: with use_sim_time and no /clock a timer on ROS time would never fire.
-        self._steady = Clock(clock_type=ClockType.STEADY_TIME)
-        self._timer = self.create_timer(TICK, self.guarded("tick", self._tick), clock=self._steady)
-        back = JumpThreshold(min_forward=None, min_backward=Duration(seconds=-0.5), on_clock_change=True)
-        self._jump = self.get_clock().create_jump_callback(back, post_callback=self._time_jumped)
+        self._map_request: Future = Future()  # the newest request to publish the maps
+        self._map_request.set_result(None)
+        self._check_transitions()
+        # A steady clock, because with use_sim_time and no /clock a timer on ROS time never fires.
+        self._steady_clock = Clock(clock_type=ClockType.STEADY_TIME)
+        self._timer = self.create_timer(TICK_PERIOD_S, self.guarded("timer", self._tick), clock=self._steady_clock)
+        backward = JumpThreshold(min_forward=None, min_backward=Duration(seconds=-CLOCK_JUMP_S), on_clock_change=True)
+        self._jump_handle = self.get_clock().create_jump_callback(backward, post_callback=self._on_clock_jump)
 
-    def _new_worker(self) -> Worker:
-        return Worker(self.relay, self.relay.camera_for)
+    def _start_worker(self) -> Worker:
+        return Worker(self.worker_events, self.worker_events.camera_for)
 
-    # --- the lifecycle --------------------------------------------------------------------------------------------
+    # --- lifecycle ---
 
     @property
     def state_label(self) -> str:
-        """unconfigured, inactive, active or finalized."""
+        """Label of the lifecycle state: unconfigured, inactive, active or finalized."""
         return self._state_machine.current_state[1]
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Reads the parameters and loads the model. A bad configuration is a failure with a sentence."""
+        """Reads the parameters and loads the model. Fails with an error message if a parameter is not usable."""
         started = time.monotonic()
         try:
-            self.settings = self.relay.settings = self._parameter_server.read()
-            self._transforms = open_transforms(self, self.settings.tf_cache_time, self._transforms_set_back)
-            self.frames = PoseResolver(self._transforms, self.settings)
-            self._outputs = Publishers(self, self.settings, self.frames)
+            self._apply(self._parameter_server.read())
+            self._transforms = open_transforms(self, self.parameters.tf_cache_time, self._on_tf_jump)
+            self.pose_resolver.reset(self._transforms, self.parameters)
+            self._output_publishers = Publishers(self, self.parameters, self.pose_resolver)
             worker = self.worker
-            world = self._ask_worker(lambda: build_world(self.settings))
-            self._ask_worker(lambda: worker.adopt(world))
+            world = self._call_worker(lambda: build_world(self.parameters))
+            self._call_worker(lambda: worker.set_world(world))
         except Exception as error:
-            known = isinstance(error, ConfigurationError)
-            sentence = str(error) if known else f"{type(error).__name__}: {error}"
-            self.health.problem = f"Not configured. {sentence}"
-            self.get_logger().error(self.health.problem)
+            expected = isinstance(error, ConfigurationError)
+            reason = str(error) if expected else f"{type(error).__name__}: {error}"
+            self.diagnostics.problem = f"Not configured. {reason}"
+            self.get_logger().error(self.diagnostics.problem)
             self._release()
             return FAILURE
-        self.relay.outputs = self._outputs
+        self.worker_events.publishers = self._output_publishers
         self._configured = True
-        self.health.problem = ""
+        self.diagnostics.problem = ""
         self.get_logger().info(
             f"Configured in {time.monotonic() - started:.1f} s: model '{world.pipeline.name}' on {world.device}, "
-            f"world frame '{self.settings.world_frame}', base frame '{self.settings.base_frame}', "
+            f"world frame '{self.parameters.world_frame}', base frame '{self.parameters.base_frame}', "
             f"transforms from {'tf2_ros' if 'tf2_ros' in sys.modules else '/tf and /tf_static'}. "
-            f"{depth_sentence(self.settings)}"
+            f"{describe_depth_source(self.parameters)}"
         )
         return SUCCESS
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Takes seeds and jobs from now on."""
+        """Subscribes to the inputs and accepts jobs."""
         super().on_activate(state)
-        offer = self.worker.offer_observation
-        self._intake = Subscriptions(self, self.settings, self.frames, self.health, offer, self.guarded)
-        self.active = True
-        topics = ", ".join(self._intake.topics.values())
+        self._input_subscriptions = Subscriptions(
+            self,
+            self.parameters,
+            self.pose_resolver,
+            self.diagnostics,
+            self.worker.offer_observation,
+            self.guarded,
+        )
+        self._servers.accept_jobs = True
+        topics = ", ".join(self._input_subscriptions.topics.values())
         name = self.get_fully_qualified_name()
-        self.get_logger().info(f"Active. Listening on {topics}. Imagines on {name}/imagine_path and on a path topic.")
+        self.get_logger().info(
+            f"Active. Subscribed to {topics}. Send goals to the action {name}/imagine_path or paths to the topic path."
+        )
         return SUCCESS
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Ends what runs and takes nothing more; what is remembered stays."""
+        """Ends the running job and accepts no input. The memories are kept."""
         self._end_work("The node was deactivated.")
         return super().on_deactivate(state)
 
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Lets the model and the memories go."""
+        """Releases the model and the memories."""
         self._release()
         return SUCCESS
 
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Ends everything."""
-        self._end_work("The node shuts down.")
+        """Ends the running job and releases the model and the memories."""
+        self._end_work("The node is shutting down.")
         self._release()
         return SUCCESS
 
     def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """After an exception in a transition: back to unconfigured."""
-        self._end_work("The node failed in a transition.")
+        """Returns to unconfigured after an exception in a transition."""
+        self._end_work("A transition of the node failed.")
         self._release()
         return SUCCESS
 
-    def _end_work(self, why: str) -> None:
-        self.active = False
-        if self._intake is not None:
-            self._intake.close()
-            self._intake = None
-        self.worker.end_all(ErrorCode.INACTIVE, why)
-        if not self.worker.wait_idle(STOP_BOUND):
-            self.get_logger().error(f"The running job did not stop within {STOP_BOUND:g} s; it is left behind.")
+    def _end_work(self, reason: str) -> None:
+        self._servers.accept_jobs = False
+        if self._input_subscriptions is not None:
+            self._input_subscriptions.close()
+            self._input_subscriptions = None
+        self.worker.end_all(ErrorCode.INACTIVE, reason)
+        if not self.worker.wait_idle(STOP_TIMEOUT_S):
+            self.get_logger().error(f"The running job did not stop within {STOP_TIMEOUT_S:g} s and was abandoned.")
 
     def _release(self) -> None:
         self._configured = False
-        self.relay.outputs = None
+        self.worker_events.publishers = None
         worker = self.worker
         try:
-            # Where a job still runs, it was waited for already.
-            bound = 0.1 if worker.running is not None else STOP_BOUND
-            self._ask_worker(lambda: worker.adopt(None), timeout=bound)
+            timeout = HUNG_STOP_TIMEOUT_S if worker.running is not None else STOP_TIMEOUT_S
+            self._call_worker(lambda: worker.set_world(None), timeout=timeout)
         except TimeoutError:
-            # It hangs inside the model. A thread cannot be killed, but a new one can take its place.
-            self.get_logger().error("The worker hangs; a new one takes its place.")
+            # It hangs inside the model. Python cannot end a thread, but a new one can replace it.
+            self.get_logger().error("The worker thread hangs; started a new one.")
             worker.stop(0)
-            self.worker = self._new_worker()
-        if self._outputs is not None:
-            self._outputs.close()
-            self._outputs = None
-        if self._transforms is not None:
-            self._transforms.close()
-            self._transforms = None
-            self.frames = PoseResolver(TransformBuffer(), self.settings)
+            self.worker = self._start_worker()
+        if self._output_publishers is not None:
+            self._output_publishers.close()
+            self._output_publishers = None
+        self._transforms.close()
+        self._transforms = TransformBuffer()
+        self.pose_resolver.reset(self._transforms, self.parameters)
 
-    def _ask_worker(self, function: Callable[[], Any], timeout: float | None = None) -> Any:
+    def _call_worker(self, function: Callable[[], Any], timeout: float | None = None) -> Any:
         return self.worker.call(function).result(timeout)
 
     def start(self) -> None:
-        """Configures and activates, as `autostart` says."""
+        """Configures and activates the node, for `autostart`."""
         if self.trigger_configure() == SUCCESS:
             self.trigger_activate()
 
     def close(self) -> bool:
-        """Ends everything, running work too; False where the worker hangs."""
-        self._end_work("The node shuts down.")
-        ended = self.worker.stop(STOP_BOUND)
-        if not ended:
-            for job in self.worker.overdue(-1e9):
-                job.end(JobResult(ErrorCode.INACTIVE, "The node shuts down."))
-        return ended
+        """Ends all work and the worker thread. Returns False if the worker hangs."""
+        self._end_work("The node is shutting down.")
+        stopped = self.worker.stop(STOP_TIMEOUT_S)
+        if not stopped:
+            for job in self.worker.overdue(grace=-float("inf")):
+                job.end(JobResult(ErrorCode.INACTIVE, "The node is shutting down."))
+        return stopped
 
     def destroy_node(self) -> None:
-        """Takes everything back."""
-        self._log.close()
-        self._jump.unregister()
-        self._requests.destroy()
+        """Destroys the node and what belongs to it."""
+        self._log_handler.close()
+        self._jump_handle.unregister()
+        self._servers.destroy()
         super().destroy_node()
 
-    # --- keeping alive --------------------------------------------------------------------------------------------
+    # --- errors ---
 
-    def guarded(self, where: str, callback: Callable) -> Callable:
-        """The callback, with its exceptions told instead of raised: rclpy would end the process."""
+    def guarded(self, name: str, callback: Callable) -> Callable:
+        """Wraps a callback so that its exceptions are reported; rclpy would end the process.
+
+        Args:
+            name: where the exception happened, for the report.
+            callback: the callback.
+        """
 
         @functools.wraps(callback)
-        def safe(*arguments: Any) -> Any:
+        def wrapper(*arguments: Any) -> Any:
             try:
                 return callback(*arguments)
             except Exception as error:
-                self.health.fault(where, error)
+                self.diagnostics.on_fault(name, error)
                 return None
 
-        return safe
+        return wrapper
 
-    def _make_lifecycle_survive_bad_requests(self) -> None:
-        """Rclpy raises out of the executor when a transition is asked for that the state does not have."""
+    def _check_transitions(self) -> None:
+        """Answers requests for impossible transitions with a failure; rclpy raises them out of the executor."""
         service = self._service_change_state
-        change = service.callback
+        change_state = service.callback
 
-        def change_or_refuse(request: ChangeState.Request, response: ChangeState.Response) -> ChangeState.Response:
-            wanted, possible = request.transition, self._state_machine.available_transitions
-            if not any(wanted.label == label if wanted.label else wanted.id == id_ for id_, label, *_ in possible):
-                names = ", ".join(label for _, label, *_ in possible) or "none"
+        def checked(request: ChangeState.Request, response: ChangeState.Response) -> ChangeState.Response:
+            transition, available = request.transition, self._state_machine.available_transitions
+            if not any(
+                transition.label == label if transition.label else transition.id == id_ for id_, label, *_ in available
+            ):
+                labels = ", ".join(label for _, label, *_ in available) or "none"
                 self.get_logger().warning(
-                    f"The transition '{wanted.label or wanted.id}' is not possible while {self.state_label}; "
-                    f"possible: {names}."
+                    f"The transition '{transition.label or transition.id}' is not possible while {self.state_label}; "
+                    f"possible: {labels}."
                 )
                 response.success = False
                 return response
-            return change(request, response)
+            return change_state(request, response)
 
-        service.callback = change_or_refuse
+        service.callback = checked
 
-    def _apply(self, settings: NodeParameters) -> None:
-        self.settings = self.relay.settings = settings
-        self.frames.apply(settings)
-        for part in (self._intake, self._outputs):
+    # --- parameters and time ---
+
+    def _apply(self, parameters: NodeParameters) -> None:
+        self.parameters = parameters
+        for part in (
+            self.pose_resolver,
+            self.worker_events,
+            self._servers,
+            self._input_subscriptions,
+            self._output_publishers,
+        ):
             if part is not None:
-                part.apply(settings)
+                part.apply(parameters)
 
-    def _time_jumped(self, jump: object) -> None:
-        self.health.warn("The clock jumped; what waited for its partner is forgotten, the memories stay.", key="time")
-        if self._intake is not None:
-            self._intake.time_went_back(self.get_clock().now().nanoseconds)
+    def _on_clock_jump(self, jump: object) -> None:
+        self.diagnostics.warn("The clock jumped. Dropped the waiting messages; the memories are kept.", key="time")
+        if self._input_subscriptions is not None:
+            self._input_subscriptions.on_time_jump(self.get_clock().now().nanoseconds)
 
-    def _transforms_set_back(self) -> None:
-        self.health.warn("The stamps of /tf went back; the older transforms are forgotten.", key="tf time")
+    def _on_tf_jump(self) -> None:
+        self.diagnostics.warn("The stamps of /tf jumped back; removed the older transforms.", key="tf time")
+
+    # --- timer ---
 
     def _tick(self) -> None:
         now = time.monotonic()
-        self._requests.tick()
-        self._watch_for_hangs()
-        if self._intake is not None:
-            self._intake.tick()
-            self._intake.say_if_quiet()
-            self._say_if_clock_is_silent(now)
-        if self._outputs is not None and self._map_asked.done() and self._outputs.map_due():
-            self._map_asked = self.worker.call(self._publish_map)
-        if now - self._diagnosed_at >= self.settings.diagnostics_period:
-            self._diagnosed_at = now
-            self._diagnose()
+        self._servers.expire()
+        self._check_for_hangs()
+        if self._input_subscriptions is not None:
+            self._input_subscriptions.process_pending()
+            self._input_subscriptions.warn_if_no_input()
+            self._warn_if_no_clock(now)
+        if self._output_publishers is not None and self._map_request.done() and self._output_publishers.map_due():
+            self._map_request = self.worker.call(self._publish_maps)
+        if now - self._diagnostics_published_at >= self.parameters.diagnostics_period:
+            self._diagnostics_published_at = now
+            self._publish_diagnostics()
 
-    def _publish_map(self) -> None:
+    def _publish_maps(self) -> None:
         if self.worker.world is not None:
-            self.relay.between_steps(self.worker.world)
+            self.worker_events.between_steps(self.worker.world)
 
-    def _watch_for_hangs(self) -> None:
-        for job in self.worker.overdue(self.settings.watchdog_grace):
-            job.end(JobResult(ErrorCode.TIMEOUT, job.timeout_sentence()))
-            self.health.problem = (
-                f"The worker did not stop {self.settings.watchdog_grace:g} s after a job's timeout: it hangs in the "
-                "model. "
-                "New jobs wait for it. Clean the node up and configure it again (a new worker takes over), or restart."
+    def _check_for_hangs(self) -> None:
+        for job in self.worker.overdue(self.parameters.watchdog_grace):
+            job.end(JobResult(ErrorCode.TIMEOUT, job.timeout_message()))
+            self.diagnostics.problem = (
+                f"The worker hangs in the model: a job did not stop within {self.parameters.watchdog_grace:g} s after "
+                "its timeout. New jobs wait. Clean up and configure the node, which starts a new worker, or restart it."
             )
-            self.get_logger().error(self.health.problem)
-        if self.health.problem and self._configured and self.worker.running is None:
-            self.health.problem = ""
-            self.get_logger().info("The worker goes on.")
+            self.get_logger().error(self.diagnostics.problem)
+        if self.diagnostics.problem and self._configured and self.worker.running is None:
+            self.diagnostics.problem = ""
+            self.get_logger().info("Worker resumed.")
 
-    def _say_if_clock_is_silent(self, now: float) -> None:
+    def _warn_if_no_clock(self, now: float) -> None:
         silent = self.get_parameter("use_sim_time").value and self.get_clock().now().nanoseconds == 0
         if not silent:
             self._clock_silent_since = None
             return
         self._clock_silent_since = self._clock_silent_since or now
-        if now - self._clock_silent_since > self.settings.no_input_warning_period:
+        if now - self._clock_silent_since > self.parameters.no_input_warning_period:
             self._clock_silent_since = now
-            self.health.warn(
-                "use_sim_time is set and nothing comes on /clock, so stamps are 0. Start the simulator or play the bag "
-                "with --clock, or set use_sim_time to false.",
+            self.diagnostics.warn(
+                "use_sim_time is true but no message arrives on /clock, so all stamps are 0. Start the simulator, play "
+                "the bag with --clock, or set use_sim_time to false.",
                 key="clock",
             )
 
-    def _diagnose(self) -> None:
-        facts: dict[str, object] = {
-            "model": self.settings.model,
-            "device": self.settings.device,
-            "seeds taken": self.worker.observations_done,
-            "seeds dropped": self.worker.observations_dropped + (self._intake.gave_up if self._intake else 0),
+    def _publish_diagnostics(self) -> None:
+        waiting_dropped = self._input_subscriptions.dropped if self._input_subscriptions else 0
+        values: dict[str, object] = {
+            "model": self.parameters.model,
+            "device": self.parameters.device,
+            "observations taken": self.worker.observations_done,
+            "observations dropped": self.worker.observations_dropped + waiting_dropped,
             "running": self.worker.running.origin if self.worker.running else "nothing",
-            **self.relay.facts,
+            **self.worker_events.memory_status,
         }
-        if self.frames.used_fallback:
-            facts["camera on the robot"] = "by the parameter base_to_camera: TF does not say"
+        if self.pose_resolver.used_fallback:
+            values["camera extrinsics"] = "from the parameter base_to_camera, since TF has no transform"
         array = DiagnosticArray()
         array.header.stamp = self.get_clock().now().to_msg()
-        array.status = self.health.statuses(self.get_fully_qualified_name(), self.state_label, facts)
-        self._diagnostics.publish(array)
+        array.status = self.diagnostics.statuses(self.get_fully_qualified_name(), self.state_label, values)
+        self._diagnostics_publisher.publish(array)
 
 
 def spin(node: WorldStereoNode, executor: SingleThreadedExecutor, until: Callable[[], bool]) -> None:
-    """Spins until told to stop; no exception of a callback ends it."""
+    """Spins until `until` returns True. Exceptions of callbacks are reported."""
     while rclpy.ok() and not until():
         try:
             executor.spin_once(timeout_sec=0.1)
         except ExternalShutdownException:
             return
-        except Exception as error:  # from rclpy's own callbacks; ours are guarded
-            node.health.fault("executor", error)
+        except Exception as error:  # from callbacks of rclpy, which are not guarded
+            node.diagnostics.on_fault("executor", error)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Runs the node until SIGINT or SIGTERM; then running work is ended, its clients are told, within a bound."""
-    if is_worker():  # of several processes only the first is a node
+    """Runs the node until SIGINT or SIGTERM, then ends running work and sends the results to its clients."""
+    if is_worker():  # of several processes only the first one runs a node
         run_worker()
         return
     rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
     stop = threading.Event()
 
     def on_signal(number: int, frame: FrameType | None) -> None:
-        if stop.is_set():  # asked twice: now
+        if stop.is_set():  # the second signal ends the process at once
             os._exit(130)
         stop.set()
 
@@ -354,11 +392,11 @@ def main(arguments: list[str] | None = None) -> None:
     if node.get_parameter("autostart").value:
         node.start()
     spin(node, executor, stop.is_set)
-    ended = node.close()
-    flushed = time.monotonic() + 0.3  # for the results of what was ended
-    spin(node, executor, lambda: time.monotonic() > flushed)
-    if not ended:
-        node.get_logger().error("The worker hangs; the process ends without it.")
+    stopped = node.close()
+    flush_until = time.monotonic() + FLUSH_S
+    spin(node, executor, lambda: time.monotonic() > flush_until)
+    if not stopped:
+        node.get_logger().error("The worker thread hangs; ending the process.")
         os._exit(1)
     executor.shutdown(timeout_sec=1.0)
     node.destroy_node()

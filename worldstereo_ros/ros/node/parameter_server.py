@@ -1,4 +1,4 @@
-"""Declares the parameter table in ROS, reads it back, and checks changes at run time."""
+"""Declares the node's parameters in ROS, reads their values and validates changes at run time."""
 
 from __future__ import annotations
 
@@ -16,89 +16,96 @@ from worldstereo_ros.ros.node.parameters import (
     START,
     ConfigurationError,
     NodeParameters,
+    allowed_values,
     check_value,
-    kind,
-    limits,
     make_parameters,
+    ros_type,
     table,
 )
 
 
 class ParameterServer:
-    """The node's side of the parameter table.
+    """Declares the rows of `parameters.table` on a node.
+
+    Args:
+        node: on which the parameters are declared.
+        is_configured: returns whether the node is configured.
+        apply: called with all values after a change while the node is configured.
 
     Attributes:
-        problems: sentences by parameter name about values given at the start that cannot be used. The node starts
-            with the default instead, so that it can say so; configure fails until the value is set right.
+        problems: error messages by parameter name for values given at the start that are not usable. The node starts
+            with the defaults instead, and configure fails until the values are corrected.
     """
 
-    def __init__(self, node: Node, *, configured: Callable[[], bool], apply: Callable[[NodeParameters], None]) -> None:
+    def __init__(
+        self, node: Node, *, is_configured: Callable[[], bool], apply: Callable[[NodeParameters], None]
+    ) -> None:
         self.problems: dict[str, str] = {}
         self._node = node
-        self._configured = configured
+        self._is_configured = is_configured
         self._apply = apply
         for row in table():
             self._declare(row)
         node.add_on_set_parameters_callback(self._validate)
         if hasattr(node, "add_post_set_parameters_callback"):
-            node.add_post_set_parameters_callback(self._applied)
+            node.add_post_set_parameters_callback(self._on_set)
 
     def _declare(self, row: Field[Any]) -> None:
         default = row.metadata["default"]
         descriptor = _descriptor(row)
-        given = self._node._parameter_overrides.get(row.name)
+        override = self._node._parameter_overrides.get(row.name)
         value = default
-        if given is not None:
+        if override is not None:
             try:
-                value = check_value(row, given.value)
+                value = check_value(row, override.value)
             except ConfigurationError as error:
                 self.problems[row.name] = str(error)
         try:
             self._node.declare_parameter(row.name, value, descriptor, ignore_override=True)
-        except ParameterException as error:  # a range that rounds differently in ROS
+        except ParameterException as error:  # ROS rounds ranges differently
             self.problems[row.name] = f"The parameter '{row.name}' is {value}: {error}."
             self._node.declare_parameter(row.name, default, descriptor, ignore_override=True)
 
     def read(self) -> NodeParameters:
-        """All values now.
+        """Returns the current values.
 
         Raises:
-            ConfigurationError: one given at the start is not usable, or two do not go together.
+            ConfigurationError: a value given at the start is not usable, or two values contradict each other.
         """
         if self.problems:
             raise ConfigurationError(" ".join(self.problems.values()))
         return make_parameters({row.name: self._node.get_parameter(row.name).value for row in table()})
 
-    def _validate(self, parameters: list[Parameter]) -> SetParametersResult:
-        """Decides only; it changes nothing."""
+    def _validate(self, changed: list[Parameter]) -> SetParametersResult:
+        """Accepts or rejects changes; applies them on Humble only, which has no callback after a change."""
         rows = {row.name: row for row in table()}
         values = {row.name: self._node.get_parameter(row.name).value for row in table()}
-        for parameter in parameters:
+        for parameter in changed:
             row = rows.get(parameter.name)
             if row is None:
                 continue
             try:
                 values[row.name] = check_value(row, parameter.value)
-                if row.metadata["applies"] == CONFIGURE and self._configured():
+                if row.metadata["applies"] == CONFIGURE and self._is_configured():
                     raise ConfigurationError(
-                        f"The parameter '{row.name}' is read when the node is configured; clean the node up first "
+                        f"The parameter '{row.name}' is read when the node is configured. Clean the node up first "
                         "(ros2 lifecycle set NODE deactivate, then cleanup), set it, and configure again."
                     )
             except ConfigurationError as error:
                 return SetParametersResult(successful=False, reason=str(error))
-        if self._configured():
+        if self._is_configured():
             try:
-                settings = make_parameters(values)
+                parameters = make_parameters(values)
             except ConfigurationError as error:
                 return SetParametersResult(successful=False, reason=str(error))
-            if not hasattr(self._node, "add_post_set_parameters_callback"):  # Humble has none
-                self._apply(settings)
+            if not hasattr(self._node, "add_post_set_parameters_callback"):
+                self._apply(parameters)
         return SetParametersResult(successful=True)
 
-    def _applied(self, parameters: list[Parameter]) -> None:
-        for parameter in parameters:
+    def _on_set(self, changed: list[Parameter]) -> None:
+        for parameter in changed:
             self.problems.pop(parameter.name, None)
-        if self._configured() and any(row.name == p.name for row in table() for p in parameters):
+        if self._is_configured() and any(row.name == p.name for row in table() for p in changed):
             self._apply(self.read())
 
 
@@ -109,10 +116,10 @@ def _descriptor(row: Field[Any]) -> ParameterDescriptor:
         name=row.name,
         description=info["description"] + unit,
         read_only=info["applies"] == START,
-        additional_constraints=limits(row) if info["choices"] else "",
+        additional_constraints=allowed_values(row) if info["choices"] else "",
     )
     if info["low"] is not None:
-        if kind(row) == "integer":
+        if ros_type(row) == "integer":
             descriptor.integer_range = [IntegerRange(from_value=info["low"], to_value=info["high"], step=1)]
         else:
             descriptor.floating_point_range = [

@@ -1,7 +1,7 @@
-"""The node's parameters: one table, `NodeParameters`, from which all else is made.
+"""The node's parameters as one table, `NodeParameters`.
 
-Its fields are the declaration in ROS, the ranges, the checks, `config/worldstereo.yaml` and the table in the
-documentation. Nothing here imports rclpy: `declaration.py` does that part.
+Its fields define the declaration in ROS (`parameter_server.py`), the ranges, the checks, `config/worldstereo.yaml` and
+the table in the documentation. Imports no rclpy.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from worldstereo_ros.weights.bundled import DEFAULT_MODEL
 
 Value = bool | int | float | str | list[float]
 
-# When a new value is taken up.
-LIVE = "live"  # at once
+# When a new value takes effect.
+LIVE = "live"  # immediately
 CONFIGURE = "configure"  # when the node is configured: clean up, set, configure
-START = "start"  # read-only
+START = "start"  # at the start of the process: read-only
 
 
 class ConfigurationError(WorldStereoError, ValueError):
-    """The node cannot be configured like this; the message says what to change."""
+    """A value is not usable; the message says what to change."""
 
 
 def _row(
@@ -54,163 +54,192 @@ def _row(
 
 @dataclass(frozen=True)
 class NodeParameters:
-    """The value of every parameter. The rows below are the table."""
+    """The value of every parameter; `table` returns the rows with their metadata."""
 
-    # --- the model ------------------------------------------------------------------------------------------------
-    autostart: bool = _row(True, "Configure and activate when the node starts.", applies=START)
+    # --- model ---
+    autostart: bool = _row(True, "Configure and activate the node when it starts.", applies=START)
     model: str = _row(
         DEFAULT_MODEL,
-        "What imagines: geometric (memory alone, no weights), small (the model that comes with the package), or a "
-        "WorldStereo checkpoint (a folder or a hub id).",
+        "Pipeline: geometric (no weights), small (the bundled model), or a WorldStereo checkpoint (a folder or a "
+        "Hugging Face hub id).",
         applies=CONFIGURE,
     )
     variant: str = _row(
         "",
-        "Of a checkpoint: camera, memory, memory-dmd; empty = the one with the fewest steps that is there.",
+        "Variant of a WorldStereo checkpoint: camera, memory or memory-dmd; empty = the available one with the fewest "
+        "denoising steps.",
         applies=CONFIGURE,
     )
     dtype: str = _row(
         "auto",
-        "Type of a checkpoint's networks; auto = bfloat16 on CUDA, float32 on the CPU.",
+        "Data type of a checkpoint's networks; auto = bfloat16 on CUDA, float32 on the CPU.",
         choices=("auto", "float32", "bfloat16", "float16"),
         applies=CONFIGURE,
     )
     control_backend: str = _row(
         "torch",
-        "What runs the control branch of a WorldStereo model: torch, onnxruntime (its CUDA provider on a GPU) or "
-        "tensorrt (engines are built for each size and kept).",
+        "Runtime of the control branch of a WorldStereo model: torch, onnxruntime (with its CUDA provider on a GPU) or "
+        "tensorrt (an engine is built for each size and cached).",
         choices=("torch", "onnxruntime", "tensorrt"),
         applies=CONFIGURE,
     )
-    device: str = _row("auto", "Where it runs: auto (CUDA where there is one), cpu, cuda or cuda:N.", applies=CONFIGURE)
+    device: str = _row("auto", "Device: auto (CUDA if available), cpu, cuda or cuda:N.", applies=CONFIGURE)
     depth_source: str = _row(
         "auto",
-        "Where the depth of a seed comes from: sensor (the depth topic; an image without is refused), "
-        "model (depth_model, always), auto (the topic where it brings depth, else depth_model).",
+        "Source of depth: sensor (the topic depth; images without depth are rejected), model (always depth_model), or "
+        "auto (the topic depth, else depth_model).",
         choices=("auto", "sensor", "model"),
         applies=CONFIGURE,
     )
     depth_model: str = _row(
         "",
-        "What gives depth to images without: small (the network that ships), a name or folder of a depth-estimation "
-        "model, none (such images are refused); empty = small until the depth topic brings something, then none.",
+        "Depth model for images without a depth image: small (the bundled network), the name or folder of a depth "
+        "estimation model, or none (such images are rejected); empty = small until the first depth image arrives, then "
+        "none.",
         applies=CONFIGURE,
     )
 
-    # --- frames and poses -----------------------------------------------------------------------------------------
-    world_frame: str = _row("map", "Frame everything is remembered in.", applies=CONFIGURE)
-    base_frame: str = _row("base_link", "Frame of the robot, whose poses paths are made of.", applies=CONFIGURE)
+    # --- frames and poses ---
+    world_frame: str = _row("map", "Frame of the memories and the maps.", applies=CONFIGURE)
+    base_frame: str = _row("base_link", "Frame of the robot.", applies=CONFIGURE)
     camera_frame: str = _row("", "Optical frame of the camera; empty = the frame_id of the images.", applies=CONFIGURE)
     imagined_frame: str = _row(
-        "imagined_camera", "Optical frame of the imagined views, sent on /tf with each of them.", applies=CONFIGURE
+        "imagined_camera", "Optical frame of the imagined views, published on /tf with each view.", applies=CONFIGURE
     )
-    publish_tf: bool = _row(True, "Send the pose of imagined_frame on /tf.")
+    publish_tf: bool = _row(True, "Publish the pose of imagined_frame on /tf.")
     base_to_camera: list[float] = _row(  # noqa: RUF009 - a list becomes a default_factory
         [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0],
-        "Pose of the camera's optical frame in base_frame where TF has none: x y z and quaternion x y z w "
-        "(0 0 0 -0.5 0.5 -0.5 0.5 is a camera in the middle of the robot that looks ahead). All zero = TF must say.",
-        unit="m",
+        "Pose of the camera's optical frame in base_frame, used if TF has none: x y z in metres and quaternion x y z w "
+        "(0 0 0 -0.5 0.5 -0.5 0.5 = at the origin, looking along x). All zero = TF only.",
     )
     path_pose_frame: str = _row(
         "base",
-        "What the poses of path, pose and imagine_view are of: base (base_frame) or camera (its optical axes).",
+        "Frame whose poses path, pose and imagine_view contain: base (base_frame) or camera (its optical frame).",
         choices=("base", "camera"),
     )
     pose_source: str = _row(
         "auto",
-        "Where a seed's pose comes from: tf, topic (pose), auto (tf, else topic), or fixed (the robot never moves: "
-        "it stands at the origin of world_frame).",
+        "Source of the pose of each image: tf, topic (pose), auto (tf, else topic), or fixed (a robot that never "
+        "moves, at the origin of world_frame).",
         choices=("auto", "tf", "topic", "fixed"),
     )
-    tf_cache_time: float = _row(10.0, "How long transforms are kept.", unit="s", low=1.0, high=600.0, applies=CONFIGURE)
-    tf_timeout: float = _row(0.5, "How long an image waits for its pose.", unit="s", low=0.0, high=10.0)
+    tf_cache_time: float = _row(
+        10.0, "Time that transforms are kept.", unit="s", low=1.0, high=600.0, applies=CONFIGURE
+    )
+    tf_timeout: float = _row(0.5, "Time that an image waits for its pose.", unit="s", low=0.0, high=10.0)
 
-    # --- input ----------------------------------------------------------------------------------------------------
+    # --- input ---
     sync_tolerance: float = _row(
-        0.02, "The most that the stamps of one image, depth, camera_info and pose differ.", unit="s", low=0.0, high=1.0
+        0.02,
+        "Largest difference between the stamps of an image and its depth, camera_info and pose.",
+        unit="s",
+        low=0.0,
+        high=1.0,
     )
     sync_timeout: float = _row(
-        0.3, "How long an image waits for its depth and camera_info.", unit="s", low=0.0, high=10.0
+        0.3, "Time that an image waits for its depth and camera_info.", unit="s", low=0.0, high=10.0
     )
     min_observation_period: float = _row(
-        0.0, "Least time between two seeds; 0 = as fast as they go.", unit="s", low=0.0, high=3600.0
+        0.0, "Least time between two observations; 0 = no limit.", unit="s", low=0.0, high=3600.0
     )
-    max_image_pixels: int = _row(8_300_000, "Larger images are refused.", unit="pixels", low=1, high=64_000_000)
+    max_image_pixels: int = _row(
+        8_300_000, "Largest size of an input image; larger ones are rejected.", unit="pixels", low=1, high=64_000_000
+    )
     no_input_warning_period: float = _row(
-        5.0, "After this long without images the node says which topics it listens to.", unit="s", low=0.5, high=3600.0
+        5.0,
+        "Time without an image after which the node logs the topics it subscribes to.",
+        unit="s",
+        low=0.5,
+        high=3600.0,
     )
 
-    # --- memory ---------------------------------------------------------------------------------------------------
-    voxel_size: float = _row(0.01, "Grid of the cloud memory.", unit="m", low=0.001, high=1.0, applies=CONFIGURE)
+    # --- memory ---
+    voxel_size: float = _row(0.01, "Voxel size of the cloud memory.", unit="m", low=0.001, high=1.0, applies=CONFIGURE)
     max_points: int = _row(
-        2_000_000, "Most points of the cloud memory.", unit="points", low=1000, high=50_000_000, applies=CONFIGURE
+        2_000_000,
+        "Largest number of points in the cloud memory.",
+        unit="points",
+        low=1000,
+        high=50_000_000,
+        applies=CONFIGURE,
     )
     max_radius: float = _row(
-        0.0, "Points farther than this from the newest view are forgotten; 0 = none.", unit="m", low=0.0, high=10_000.0,
+        0.0,
+        "Points farther than this from the newest view are removed; 0 = no limit.",
+        unit="m",
+        low=0.0,
+        high=10_000.0,
         applies=CONFIGURE,
-    )  # fmt: skip
-    max_age: float = _row(
-        0.0, "Points older than this are forgotten; 0 = none.", unit="s", low=0.0, high=1e7, applies=CONFIGURE
     )
-    max_bank_views: int = _row(64, "Most views of the bank.", unit="views", low=1, high=4096, applies=CONFIGURE)
+    max_age: float = _row(
+        0.0, "Points older than this are removed; 0 = no limit.", unit="s", low=0.0, high=1e7, applies=CONFIGURE
+    )
+    max_bank_views: int = _row(
+        64, "Largest number of views in the view bank.", unit="views", low=1, high=4096, applies=CONFIGURE
+    )
     map_directory: str = _row(
         "", "Folder of save_map and load_map; empty = worldstereo in ROS_HOME (~/.ros).", applies=CONFIGURE
     )
 
-    # --- jobs -----------------------------------------------------------------------------------------------------
+    # --- jobs ---
     view_width: int = _row(
         0,
-        "Width of the imagined views, in the seed's shape; 0 = the size of the seed.",
+        "Width of the imagined views, with the aspect ratio of the observations; 0 = the size of the observations.",
         unit="pixels",
         low=0,
         high=4096,
     )
-    max_views: int = _row(512, "Most views a job may ask for.", unit="views", low=1, high=100_000)
-    max_path_poses: int = _row(20_000, "Most poses a path may have.", unit="poses", low=1, high=1_000_000)
+    max_views: int = _row(512, "Largest number of views of a job.", unit="views", low=1, high=100_000)
+    max_path_poses: int = _row(20_000, "Largest number of poses of a path.", unit="poses", low=1, high=1_000_000)
     max_job_pixels: int = _row(
         500_000_000,
-        "Most pixels a job may ask for (views x width x height).",
+        "Largest size of a job: views x width x height.",
         unit="pixels",
         low=1,
         high=100_000_000_000,
     )
     job_timeout: float = _row(
-        300.0, "A job that is not done by then is ended (TIMEOUT).", unit="s", low=0.1, high=86_400.0
+        300.0, "Time from acceptance after which a job ends with TIMEOUT.", unit="s", low=0.1, high=86_400.0
     )
     watchdog_grace: float = _row(
-        10.0, "A job that does not even stop so long after its timeout is given up: diagnostics turn ERROR.",
-        unit="s", low=0.1, high=3600.0,
-    )  # fmt: skip
-    path_views: int = _row(
-        0, "Views along a path of the path topic; 0 = one a pose.", unit="views", low=0, high=100_000
+        10.0,
+        "Time after job_timeout after which a job that does not stop is abandoned and diagnostics report ERROR.",
+        unit="s",
+        low=0.1,
+        high=3600.0,
     )
-    path_prompt: str = _row("", "Prompt for paths of the path topic.")
-    path_remember: bool = _row(False, "Put views imagined along the path topic into memory, marked imagined.")
+    path_views: int = _row(
+        0, "Views along a path of the topic path; 0 = one per pose.", unit="views", low=0, high=100_000
+    )
+    path_prompt: str = _row("", "Prompt for paths of the topic path.")
+    path_remember: bool = _row(
+        False, "Insert views imagined along a path of the topic path into the memories, marked as imagined."
+    )
 
-    # --- output ---------------------------------------------------------------------------------------------------
-    map_period: float = _row(1.0, "Least time between two maps.", unit="s", low=0.05, high=3600.0)
+    # --- output ---
+    map_period: float = _row(1.0, "Least time between two published maps.", unit="s", low=0.05, high=3600.0)
     cloud_points: int = _row(
         600_000,
-        "Most points of a published cloud; more are thinned out evenly.",
+        "Largest number of points of a published cloud; larger clouds are subsampled evenly.",
         unit="points",
         low=1000,
         high=10_000_000,
     )
     points_frame: str = _row(
         "base",
-        "Frame of ~/points: base (where the robot is now) or camera (imagined_frame).",
+        "Frame of ~/points: base (base_frame, at its newest transform) or camera (imagined_frame).",
         choices=("base", "camera"),
     )
-    diagnostics_period: float = _row(1.0, "Time between two diagnostics.", unit="s", low=0.1, high=60.0)
+    diagnostics_period: float = _row(1.0, "Time between two diagnostics messages.", unit="s", low=0.1, high=60.0)
 
 
 def table() -> tuple[Field[Any], ...]:
-    """The rows of the table in order; `row.name`, `row.metadata` (default, description, unit, low, high, ...)."""
+    """Returns the rows: `row.name` and `row.metadata` (default, description, unit, low, high, choices, applies)."""
     return fields(NodeParameters)
 
 
-def kind(row: Field[Any]) -> str:
-    """The row's type as ROS names it: bool, integer, double, string, double_array."""
+def ros_type(row: Field[Any]) -> str:
+    """Returns the row's type as ROS names it: bool, integer, double, string or double_array."""
     default = row.metadata["default"]
     if isinstance(default, bool):
         return "bool"
@@ -219,32 +248,38 @@ def kind(row: Field[Any]) -> str:
 
 
 def check_value(row: Field[Any], value: object) -> Value:
-    """The value in the row's type.
+    """Checks a value and converts it to the row's type.
+
+    Args:
+        row: of the table.
+        value: as ROS or YAML gives it.
 
     Raises:
         ConfigurationError: wrong type, out of range, not one of the choices, or not finite.
     """
-    name, info, wanted = row.name, row.metadata, kind(row)
-    if wanted == "double" and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)  # `1` for `1.0` is what people write
-    if wanted == "double_array" and not isinstance(value, (str, bytes)) and isinstance(value, Iterable):
+    name, info, expected = row.name, row.metadata, ros_type(row)
+    if expected == "double" and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)  # users write `1` for `1.0`
+    if expected == "double_array" and not isinstance(value, (str, bytes)) and isinstance(value, Iterable):
         value = [float(v) if isinstance(v, (int, float)) and not isinstance(v, bool) else math.nan for v in value]
-    type_of = {"bool": bool, "integer": int, "double": float, "string": str, "double_array": list}[wanted]
-    if not isinstance(value, type_of) or (wanted == "integer" and isinstance(value, bool)):
-        raise ConfigurationError(f"The parameter '{name}' is {value!r}; a value of type {wanted} was expected.")
+    type_of = {"bool": bool, "integer": int, "double": float, "string": str, "double_array": list}[expected]
+    if not isinstance(value, type_of) or (expected == "integer" and isinstance(value, bool)):
+        raise ConfigurationError(f"The parameter '{name}' is {value!r}; a value of type {expected} was expected.")
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         low, high = info["low"], info["high"]
         if not math.isfinite(value) or (low is not None and value < low) or (high is not None and value > high):
-            raise ConfigurationError(f"The parameter '{name}' is {value}; it must lie between {low} and {high}.")
+            raise ConfigurationError(
+                f"The parameter '{name}' is {value}; a value between {low} and {high} was expected."
+            )
     if info["choices"] and value not in info["choices"]:
         raise ConfigurationError(
-            f"The parameter '{name}' is '{value}'; it must be one of {', '.join(info['choices'])}."
+            f"The parameter '{name}' is '{value}'; one of {', '.join(info['choices'])} was expected."
         )
-    _check_meaning(name, value)
+    _check_constraints(name, value)
     return value  # type: ignore[return-value]  # `type_of` is chosen at run time
 
 
-def _check_meaning(name: str, value: object) -> None:
+def _check_constraints(name: str, value: object) -> None:
     if name == "base_to_camera" and isinstance(value, list):
         norm = math.sqrt(sum(v * v for v in value[3:])) if len(value) == 7 else 0.0
         unset = len(value) == 7 and not any(value)
@@ -262,33 +297,38 @@ def _check_meaning(name: str, value: object) -> None:
 
 
 def make_parameters(values: Mapping[str, object]) -> NodeParameters:
-    """Settings of these values, each checked, and all together.
+    """Checks values one by one and together.
+
+    Args:
+        values: by name; parameters that are missing have their defaults.
 
     Raises:
-        ConfigurationError: one is wrong, or two do not go together.
+        ConfigurationError: a value is not usable, or two values contradict each other.
     """
     rows = {row.name: row for row in table()}
     checked: dict[str, Any] = {name: check_value(rows[name], value) for name, value in values.items()}
-    settings = NodeParameters(**checked)
-    frames = (settings.world_frame, settings.base_frame, settings.imagined_frame)
+    parameters = NodeParameters(**checked)
+    frames = (parameters.world_frame, parameters.base_frame, parameters.imagined_frame)
     if len(set(frames)) < len(frames):
         raise ConfigurationError(
             f"world_frame, base_frame and imagined_frame are {frames}; three different frames were expected."
         )
-    if settings.depth_source == "model" and settings.depth_model == "none":
-        raise ConfigurationError("depth_source is 'model' but depth_model is 'none'; name a model, or use auto.")
-    return settings
+    if parameters.depth_source == "model" and parameters.depth_model == "none":
+        raise ConfigurationError(
+            "depth_source is 'model' but depth_model is 'none'; set depth_model, or depth_source to 'auto'."
+        )
+    return parameters
 
 
-def map_directory(settings: NodeParameters) -> Path:
-    """The folder that save_map and load_map are kept to."""
-    if settings.map_directory:
-        return Path(settings.map_directory).expanduser()
+def map_directory(parameters: NodeParameters) -> Path:
+    """Returns the folder of save_map and load_map."""
+    if parameters.map_directory:
+        return Path(parameters.map_directory).expanduser()
     return Path(os.environ.get("ROS_HOME") or Path.home() / ".ros") / "worldstereo"
 
 
 def yaml_value(value: Value) -> str:
-    """A value as YAML writes it for ROS (a double always has its point)."""
+    """Formats a value as YAML for ROS, in which a double needs a decimal point."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, list):
@@ -298,40 +338,40 @@ def yaml_value(value: Value) -> str:
     return f'"{value}"' if isinstance(value, str) else str(value)
 
 
-def limits(row: Field[Any]) -> str:
-    """What values the row takes, in words; empty where any."""
+def allowed_values(row: Field[Any]) -> str:
+    """Describes the values that a row accepts; empty if any."""
     info = row.metadata
     if info["choices"]:
         return ", ".join(info["choices"])
     if info["low"] is None and info["high"] is None:
         return ""
-    return f"{info['low']:g} to {info['high']:g}" if kind(row) == "double" else f"{info['low']} to {info['high']}"
+    return f"{info['low']:g} to {info['high']:g}" if ros_type(row) == "double" else f"{info['low']} to {info['high']}"
 
 
 def to_yaml() -> str:
-    """The content of `config/worldstereo.yaml`."""
+    """Returns the content of `config/worldstereo.yaml`."""
     lines = [
-        "# Every parameter of the node with its default. Generated by scripts/write_docs.py from the table in",
-        "# worldstereo_ros/ros/node/parameters.py; change it there. Overlays beside this file set only what differs.",
+        "# All parameters of the node with their defaults. Generated by scripts/write_docs.py from the table in",
+        "# worldstereo_ros/ros/node/parameters.py; edit them there. Other files of this folder override some of them.",
         "/**:",
         "  ros__parameters:",
     ]
     for row in table():
         info = row.metadata
-        note = "; ".join(part for part in (limits(row), info["unit"], f"applies: {info['applies']}") if part)
+        note = "; ".join(part for part in (allowed_values(row), info["unit"], f"applies: {info['applies']}") if part)
         lines += [f"    # {info['description']} ({note})", f"    {row.name}: {yaml_value(info['default'])}"]
     return "\n".join(lines) + "\n"
 
 
 def to_markdown() -> str:
-    """The parameters as a table for the documentation."""
-    lines = ["| parameter | type | default | range | applies | what |", "| --- | --- | --- | --- | --- | --- |"]
+    """Returns the parameters as a Markdown table for the documentation."""
+    lines = ["| parameter | type | default | range | applies | description |", "| --- | --- | --- | --- | --- | --- |"]
     for row in table():
         info = row.metadata
         unit = f" {info['unit']}" if info["unit"] else ""
-        allowed = limits(row) + (unit if limits(row) and not info["choices"] else "")
+        allowed = allowed_values(row) + (unit if allowed_values(row) and not info["choices"] else "")
         default = f"`{yaml_value(info['default'])}`{unit}"
         lines.append(
-            f"| `{row.name}` | {kind(row)} | {default} | {allowed} | {info['applies']} | {info['description']} |"
+            f"| `{row.name}` | {ros_type(row)} | {default} | {allowed} | {info['applies']} | {info['description']} |"
         )
     return "\n".join(lines) + "\n"

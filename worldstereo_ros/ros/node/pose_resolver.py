@@ -1,4 +1,4 @@
-"""Which frame is what: from frames, paths and poses of messages to camera poses in the world frame."""
+"""Resolves the frames, paths and poses of messages to camera poses in the world frame."""
 
 from __future__ import annotations
 
@@ -6,149 +6,177 @@ import numpy as np
 from geometry_msgs.msg import PoseStamped
 from nav_msgs.msg import Path
 
-from worldstereo_ros.geometry.poses import interpolate_poses, pose_from_quaternion
+from worldstereo_ros.geometry.poses import interpolate_poses
 from worldstereo_ros.ros.conversions import messages
-from worldstereo_ros.ros.node.jobs import ErrorCode, JobRefused
+from worldstereo_ros.ros.conversions.rotations import pose_from_quaternion
+from worldstereo_ros.ros.node.jobs import ErrorCode, JobRejectedError
 from worldstereo_ros.ros.node.parameters import NodeParameters
 from worldstereo_ros.ros.node.tf_buffer import TransformSource, TransformUnavailableError
 from worldstereo_ros.utils.errors import InputError
 
 
 class PoseResolver:
-    """Answers where things are, by TF and, where TF lacks the camera's place on the robot, by a parameter.
+    """Looks poses up in TF; the parameter `base_to_camera` replaces the camera's extrinsics if TF has none.
 
     Attributes:
-        seen_camera_frame: optical frame of the newest image; empty before the first.
-        used_fallback: the last answer took `base_to_camera` because TF had none.
+        image_frame: optical frame of the newest image; empty before the first.
+        used_fallback: the last lookup of the extrinsics used `base_to_camera`.
     """
 
-    def __init__(self, transforms: TransformSource, settings: NodeParameters) -> None:
-        self._transforms = transforms
-        self.seen_camera_frame = ""
-        self.used_fallback = False
-        self.apply(settings)
+    def __init__(self, transforms: TransformSource, parameters: NodeParameters) -> None:
+        self.reset(transforms, parameters)
 
-    def apply(self, settings: NodeParameters) -> None:
-        """Takes up parameters."""
-        self._settings = settings
-        numbers = settings.base_to_camera
+    def reset(self, transforms: TransformSource, parameters: NodeParameters) -> None:
+        """Starts over with another source of transforms."""
+        self._transforms = transforms
+        self.image_frame = ""
+        self.used_fallback = False
+        self.apply(parameters)
+
+    def apply(self, parameters: NodeParameters) -> None:
+        """Applies new parameters."""
+        self._parameters = parameters
+        numbers = parameters.base_to_camera
         self._fallback = pose_from_quaternion(numbers[:3], numbers[3:]) if any(numbers) else None
 
     @property
     def camera_frame(self) -> str:
-        """Optical frame of the camera: the parameter, else the newest image's; empty where neither is."""
-        return self._settings.camera_frame or self.seen_camera_frame
+        """Optical frame of the camera: the parameter, else that of the newest image; empty if there is neither."""
+        return self._parameters.camera_frame or self.image_frame
 
-    def time_went_back(self, stamp_ns: int) -> None:
-        """Forgets the transforms that are later."""
-        self._transforms.forget_after(stamp_ns)
+    def on_time_jump(self, stamp_ns: int) -> None:
+        """Removes later transforms, after time jumped back to `stamp_ns`."""
+        self._transforms.discard_after(stamp_ns)
 
     def world_from(self, frame: str, stamp_ns: int | None) -> np.ndarray:
-        """(4, 4) world_from_frame. Raises TransformMissing, or ValueError where no frame is named."""
+        """Returns world_from_frame (4, 4) at a time; None = the newest.
+
+        Raises:
+            TransformUnavailableError: TF has no such transform.
+            ValueError: `frame` is empty.
+        """
         if not frame:
-            raise InputError("The header names no frame; set its frame_id.")
-        if frame.lstrip("/") == self._settings.world_frame.lstrip("/"):
+            raise InputError("The header has no frame_id; set it.")
+        if frame.lstrip("/") == self._parameters.world_frame.lstrip("/"):
             return np.eye(4)
-        return self._transforms.lookup(self._settings.world_frame, frame, stamp_ns)[0]
+        return self._transforms.lookup(self._parameters.world_frame, frame, stamp_ns)[0]
 
     def world_from_camera(self, frame: str, stamp_ns: int | None) -> np.ndarray:
-        """(4, 4) pose of the optical frame `frame`; where TF does not know it, by the base. Raises TransformMissing."""
+        """Returns the pose (4, 4) of an optical frame: by TF, else by the pose of the base and the extrinsics.
+
+        Raises:
+            TransformUnavailableError: neither is available.
+        """
         try:
             return self.world_from(frame, stamp_ns)
         except TransformUnavailableError as direct:
             try:
-                base = self.world_from(self._settings.base_frame, stamp_ns)
+                world_from_base = self.world_from(self._parameters.base_frame, stamp_ns)
             except TransformUnavailableError as error:
-                raise (direct if direct.may_come or not error.may_come else error) from None
+                raise (direct if direct.may_arrive or not error.may_arrive else error) from None
             if self._fallback is None:
                 raise
-            return base @ self.base_from_camera(frame)
+            return world_from_base @ self.base_from_camera(frame)
 
     def base_from_camera(self, frame: str) -> np.ndarray:
-        """(4, 4) pose of the camera on the robot: by TF, else the parameter `base_to_camera`.
+        """Returns the camera's extrinsics (4, 4): by TF, else by the parameter `base_to_camera`.
 
         Raises:
-            TransformUnavailableError: neither says.
+            TransformUnavailableError: neither is available.
         """
-        why = ""
+        reason = ""
         if frame:
             try:
-                pose = self._transforms.lookup(self._settings.base_frame, frame, None)[0]
+                pose = self._transforms.lookup(self._parameters.base_frame, frame, None)[0]
                 self.used_fallback = False
                 return pose
             except TransformUnavailableError as error:
-                why = str(error)
+                reason = f"{error} "
         if self._fallback is None:
             raise TransformUnavailableError(
-                f"Where the camera sits on '{self._settings.base_frame}' is not known. {why} Publish it "
-                "(static_transform_publisher), or set the parameter `base_to_camera`.",
-                may_come=True,
-                camera_unknown=not frame,
+                f"The camera's pose in '{self._parameters.base_frame}' is unknown. {reason}Publish it "
+                "(static_transform_publisher) or set the parameter `base_to_camera`.",
+                may_arrive=True,
+                no_camera_frame=not frame,
             )
         self.used_fallback = True
         return self._fallback
 
     def base_from_world(self) -> tuple[np.ndarray, int]:
-        """(base_from_world (4, 4), its stamp) as new as there is. Raises TransformMissing."""
-        return self._transforms.lookup(self._settings.base_frame, self._settings.world_frame, None)
+        """Returns the newest (base_from_world (4, 4), its stamp in ns). Raises TransformUnavailableError."""
+        return self._transforms.lookup(self._parameters.base_frame, self._parameters.world_frame, None)
 
-    def camera_pose(self, world_from_thing: np.ndarray, frame: str = "") -> np.ndarray:
-        """(..., 4, 4) camera poses from poses of the base or of the camera, as the parameter `path_pose_frame` says."""
-        if self._settings.path_pose_frame == "camera":
-            return world_from_thing
-        frame = frame or self.camera_frame
-        return world_from_thing @ self.base_from_camera(frame)
+    def camera_poses(self, poses: np.ndarray, frame: str = "") -> np.ndarray:
+        """Converts poses of the base or the camera (parameter `path_pose_frame`) to poses of the camera.
 
-    def poses_of_path(self, path: Path, views: int) -> np.ndarray:
-        """(F, 4, 4) camera poses along a path; `views` 0 = one a pose.
+        Args:
+            poses: (..., 4, 4) in the world frame.
+            frame: optical frame; empty = `camera_frame`.
+
+        Returns:
+            (..., 4, 4) world_from_camera.
 
         Raises:
-            JobRefused: INVALID_PATH, TF_ERROR, TOO_LARGE.
+            TransformUnavailableError: the extrinsics are not available.
         """
-        settings = self._settings
-        if len(path.poses) > settings.max_path_poses:
-            raise JobRefused(
+        if self._parameters.path_pose_frame == "camera":
+            return poses
+        return poses @ self.base_from_camera(frame or self.camera_frame)
+
+    def path_poses(self, path: Path, views: int) -> np.ndarray:
+        """Returns camera poses (F, 4, 4) along a path.
+
+        Args:
+            path: poses of the base or the camera (parameter `path_pose_frame`), each in any frame.
+            views: number of poses, spread evenly along the path; 0 = one per pose of the path.
+
+        Raises:
+            JobRejectedError: INVALID_PATH, TF_ERROR, NO_OBSERVATION or TOO_LARGE.
+        """
+        parameters = self._parameters
+        if len(path.poses) > parameters.max_path_poses:
+            raise JobRejectedError(
                 ErrorCode.TOO_LARGE,
-                f"The path has {len(path.poses)} poses; at most {settings.max_path_poses} are taken "
+                f"The path has {len(path.poses)} poses; at most {parameters.max_path_poses} are accepted "
                 "(parameter `max_path_poses`).",
             )
-        wanted = views or len(path.poses)
-        if wanted > settings.max_views:
-            raise JobRefused(
+        count = views or len(path.poses)
+        if count > parameters.max_views:
+            raise JobRejectedError(
                 ErrorCode.TOO_LARGE,
-                f"{wanted} views were asked for; at most {settings.max_views} are made (parameter `max_views`). "
-                + ("Set `views` to have them spread along the path." if not views else "Ask for fewer."),
+                f"{count} views were requested; at most {parameters.max_views} are accepted (parameter `max_views`). "
+                + ("Request fewer." if views else "Set `views` to spread fewer views along the path."),
             )
         try:
-            names, poses = messages.path_matrices(path)
+            frames, poses = messages.path_matrices(path)
         except ValueError as error:
-            raise JobRefused(ErrorCode.INVALID_PATH, str(error)) from None
-        stamp = messages.nanoseconds(path.header.stamp) or None
+            raise JobRejectedError(ErrorCode.INVALID_PATH, str(error)) from None
+        stamp_ns = messages.nanoseconds(path.header.stamp) or None
         try:
-            for name in set(names):
-                world = self._world_from_at_or_newest(name, stamp)
-                index = [i for i, other in enumerate(names) if other == name]
-                poses[index] = world @ poses[index]
-            cameras = self.camera_pose(poses)
+            for frame in set(frames):
+                world_from_frame = self._world_from_at_or_newest(frame, stamp_ns)
+                index = [i for i, other in enumerate(frames) if other == frame]
+                poses[index] = world_from_frame @ poses[index]
+            camera_poses = self.camera_poses(poses)
         except TransformUnavailableError as error:
-            if error.camera_unknown:
-                raise JobRefused(
+            if error.no_camera_frame:
+                raise JobRejectedError(
                     ErrorCode.NO_OBSERVATION,
-                    "No image has come yet, so the camera's frame is not known. Send one, or set the parameter "
-                    "`camera_frame` (or `base_to_camera`).",
+                    "The camera's frame is unknown because no image was received. Publish one, or set the parameter "
+                    "`camera_frame` or `base_to_camera`.",
                 ) from None
-            raise JobRefused(
-                ErrorCode.TF_ERROR, f"The path cannot be brought to camera poses in '{settings.world_frame}'. {error}"
+            raise JobRejectedError(
+                ErrorCode.TF_ERROR,
+                f"The path cannot be transformed to camera poses in '{parameters.world_frame}'. {error}",
             ) from None
-        return interpolate_poses(cameras, views) if views else cameras
+        return interpolate_poses(camera_poses, views) if views else camera_poses
 
-    def pose_of(self, stamped: PoseStamped) -> np.ndarray:
-        """(1, 4, 4) camera pose of one stamped pose. Raises JobRefused."""
-        path = Path(header=stamped.header, poses=[stamped])
-        return self.poses_of_path(path, 0)
+    def single_pose(self, stamped: PoseStamped) -> np.ndarray:
+        """Returns the camera pose (1, 4, 4) of one stamped pose. Raises JobRejectedError as `path_poses`."""
+        return self.path_poses(Path(header=stamped.header, poses=[stamped]), 0)
 
     def _world_from_at_or_newest(self, frame: str, stamp_ns: int | None) -> np.ndarray:
-        """At the stamp where TF has it, else now: planners stamp paths with the time of planning, ahead of TF."""
+        """At the stamp if TF has it, else the newest: planners stamp paths with the current time, ahead of TF."""
         try:
             return self.world_from(frame, stamp_ns)
         except TransformUnavailableError:

@@ -1,4 +1,4 @@
-"""The node's outputs: every publisher, and the messages made for it where somebody listens."""
+"""The node's publishers. A message is converted only if its topic has a subscriber."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 import numpy as np
-from geometry_msgs.msg import TransformStamped
+from builtin_interfaces.msg import Time
 from rclpy.lifecycle import LifecycleNode
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import CameraInfo, Image, PointCloud2
@@ -24,34 +24,49 @@ from worldstereo_ros.ros.node.tf_buffer import TransformUnavailableError
 from worldstereo_ros.world import WorldModel
 
 OUTPUTS = (
-    # name, type, profile, what
-    ("~/image", Image, qos.VIEW, "imagined picture, rgb8"),
-    ("~/camera_info", CameraInfo, qos.VIEW, "its camera, the same header"),
-    ("~/depth", Image, qos.VIEW, "its depth, 32FC1 metres, NaN = unknown, the same header"),
-    ("~/observed", Image, qos.VIEW, "mono8: 255 = shows what a sensor saw, 0 = imagined, the same header"),
-    ("~/confidence", Image, qos.VIEW, "mono8: 255 = surely the right colour, 0 = surely not, the same header"),
-    ("~/view", ImaginedViewMessage, qos.VIEW, "all of a view in one message"),
-    ("~/conditioning", Image, qos.VIEW, "what memory alone gives of the view, rgb8; holes are grey"),
+    # name, type, profile, description
+    ("~/image", Image, qos.VIEW, "imagined image, rgb8"),
+    ("~/camera_info", CameraInfo, qos.VIEW, "camera of the imagined image, with the same header"),
+    ("~/depth", Image, qos.VIEW, "depth of the imagined image, 32FC1 metres, NaN = unknown, with the same header"),
+    ("~/observed", Image, qos.VIEW, "mono8 mask: 255 = observed by a sensor, 0 = imagined, with the same header"),
+    (
+        "~/confidence",
+        Image,
+        qos.VIEW,
+        "mono8: 255 * probability that the colour is right, with the same header; no pixels = unknown",
+    ),
+    ("~/view", ImaginedViewMessage, qos.VIEW, "an imagined view in one message"),
+    ("~/conditioning", Image, qos.VIEW, "the memory rendered from the view's pose, rgb8; holes are grey"),
     ("~/map", PointCloud2, qos.MAP, "observed points in `world_frame`: x y z rgb"),
     ("~/map/imagined", PointCloud2, qos.MAP, "imagined points in `world_frame`: x y z rgb confidence"),
-    ("~/points", PointCloud2, qos.CLOUD, "points of the last view in `points_frame`: x y z rgb observed confidence"),
-    ("~/views", MarkerArray, qos.MAP, "frusta of the bank and of the imagined views"),
-    ("~/remembered", Header, qos.MAP, "stamp and frame of each image, once it is in memory"),
+    (
+        "~/points",
+        PointCloud2,
+        qos.CLOUD,
+        "points of the newest imagined view in `points_frame`: x y z rgb observed confidence",
+    ),
+    ("~/views", MarkerArray, qos.MAP, "frusta of the view bank and of the imagined views"),
+    ("~/remembered", Header, qos.MAP, "stamp and frame_id of each image once it is in the memories"),
 )
 MAPS = ("~/map", "~/map/imagined", "~/views")
-SHOWN_VIEWS = 256  # frusta of the imagined views that are drawn; older ones go
+MAX_FRUSTA = 256  # imagined views in ~/views; older ones are removed
 
 
 class Publishers:
-    """Publishes views as they come, and the map when it changed and somebody listens.
+    """Publishes imagined views when they are finished, and the maps when they changed and have subscribers.
 
-    The publishers are made when the node is configured and send only while it is active. `view` and `between_steps`
-    are called on the worker's thread, which owns the memories.
+    The publishers exist while the node is configured and send while it is active. The worker's thread, which owns the
+    memories, calls `publish_view`, `publish_remembered` and `publish_maps`.
+
+    Args:
+        node: on which the publishers are created.
+        parameters: of the node.
+        pose_resolver: gives the robot's pose for `~/points`.
     """
 
-    def __init__(self, node: LifecycleNode, settings: NodeParameters, frames: PoseResolver) -> None:
-        self._node, self._frames = node, frames
-        self.apply(settings)
+    def __init__(self, node: LifecycleNode, parameters: NodeParameters, pose_resolver: PoseResolver) -> None:
+        self._node, self._pose_resolver = node, pose_resolver
+        self.apply(parameters)
         overrides = QoSOverridingOptions.with_default_policies()
         self._publishers = {
             name: node.create_lifecycle_publisher(kind, name, profile, qos_overriding_options=overrides)
@@ -59,129 +74,144 @@ class Publishers:
         }
         self._tf = node.create_publisher(TFMessage, "/tf", qos.TF)
         self._stale = set(MAPS)
-        self._listeners: dict[str, int] = {}
-        self._map_at = -1e9
-        self._shown: list[ImaginedView] = []
+        self._subscriber_counts: dict[str, int] = {}
+        self._maps_published_at = -1e9
+        self._imagined_views: list[ImaginedView] = []
 
-    def apply(self, settings: NodeParameters) -> None:
-        """Takes up parameters."""
-        self._settings = settings
+    def apply(self, parameters: NodeParameters) -> None:
+        """Applies new parameters."""
+        self._parameters = parameters
 
     def close(self) -> None:
-        """Takes the publishers back."""
+        """Destroys the publishers."""
         for publisher in self._publishers.values():
             self._node.destroy_lifecycle_publisher(publisher)
         self._node.destroy_publisher(self._tf)
 
-    def _wanted(self, name: str) -> bool:
+    def _has_subscribers(self, name: str) -> bool:
         return self._publishers[name].is_activated and self._publishers[name].get_subscription_count() > 0
 
-    def _send(self, name: str, message: object) -> None:
-        self._publishers[name].publish(message)
+    def _now(self) -> Time:
+        return self._node.get_clock().now().to_msg()
 
-    def observation_remembered(self, stamp_ns: int, frame_id: str) -> None:
-        """Says that an image is in memory now."""
+    def publish_remembered(self, stamp_ns: int, frame_id: str) -> None:
+        """Publishes the stamp and frame of an image that was inserted into the memories."""
         if self._publishers["~/remembered"].is_activated:
-            self._send("~/remembered", Header(stamp=messages.time_message(stamp_ns), frame_id=frame_id))
+            header = Header(stamp=messages.time_message(stamp_ns), frame_id=frame_id)
+            self._publishers["~/remembered"].publish(header)
 
-    # --- views ----------------------------------------------------------------------------------------------------
+    # --- views ---
 
-    def view(self, view: ImaginedView) -> None:
-        """Publishes an imagined view on every topic that has a listener."""
-        header = Header(stamp=self._node.get_clock().now().to_msg(), frame_id=self._settings.imagined_frame)
-        if self._settings.publish_tf and self._publishers["~/image"].is_activated:
-            world = Header(stamp=header.stamp, frame_id=self._settings.world_frame)
-            pose: TransformStamped = messages.transform_message(
-                view.world_from_camera, world, self._settings.imagined_frame
-            )
-            self._tf.publish(TFMessage(transforms=[pose]))
-        pictures = messages.Pictures(view, header)
-        makers: dict[str, Callable[[], object]] = {
-            "~/view": lambda: messages.view_message(view, header, self._settings.world_frame, pictures),
-            "~/camera_info": lambda: pictures.camera_info,
-            "~/depth": lambda: pictures.depth,
-            "~/observed": lambda: pictures.observed,
-            "~/confidence": lambda: pictures.confidence,
-            "~/image": lambda: pictures.image,
-            "~/points": lambda: self._points(view, header),
+    def publish_view(self, view: ImaginedView) -> None:
+        """Publishes an imagined view on every topic that has subscribers, and its pose on /tf."""
+        header = Header(stamp=self._now(), frame_id=self._parameters.imagined_frame)
+        if self._parameters.publish_tf and self._publishers["~/image"].is_activated:
+            self._publish_transform(view, header)
+        images = messages.ViewImages(view, header)
+        converters: dict[str, Callable[[], object]] = {
+            "~/view": lambda: messages.view_message(view, header, self._parameters.world_frame, images),
+            "~/camera_info": lambda: images.camera_info,
+            "~/depth": lambda: images.depth,
+            "~/observed": lambda: images.observed,
+            "~/confidence": lambda: images.confidence,
+            "~/image": lambda: images.image,
+            "~/points": lambda: self._points_message(view, header),
         }
         if view.conditioning is not None:
             conditioning = view.conditioning
-            makers = {"~/conditioning": lambda: messages.colour_message(conditioning, header), **makers}
-        for name, make in makers.items():
-            if self._wanted(name):
-                self._send(name, make())
-        self._shown = [*self._shown, view][-SHOWN_VIEWS:]
+            converters = {"~/conditioning": lambda: messages.colour_message(conditioning, header), **converters}
+        for name, convert in converters.items():
+            if self._has_subscribers(name):
+                self._publishers[name].publish(convert())
+        self._imagined_views = [*self._imagined_views, view][-MAX_FRUSTA:]
         self._stale.add("~/views")
 
-    def _points(self, view: ImaginedView, header: Header) -> PointCloud2:
-        """The view's points where a costmap can use them: in the robot's frame, at a time that TF knows."""
+    def _publish_transform(self, view: ImaginedView, header: Header) -> None:
+        world = Header(stamp=header.stamp, frame_id=self._parameters.world_frame)
+        transform = messages.transform_message(view.world_from_camera, world, self._parameters.imagined_frame)
+        self._tf.publish(TFMessage(transforms=[transform]))
+
+    def _points_message(self, view: ImaginedView, header: Header) -> PointCloud2:
+        """The view's points in the base frame at the stamp of its newest transform, as a costmap needs them.
+
+        In the imagined camera's frame if `points_frame` says so or TF has no transform of the base.
+        """
         depth = messages.view_depth(view)
         pose = np.eye(4)
-        if self._settings.points_frame == "base":
+        if self._parameters.points_frame == "base":
             try:
-                base_from_world, stamp_ns = self._frames.base_from_world()
+                base_from_world, stamp_ns = self._pose_resolver.base_from_world()
                 pose = base_from_world @ view.world_from_camera
                 stamp = messages.time_message(stamp_ns) if stamp_ns else header.stamp
-                header = Header(stamp=stamp, frame_id=self._settings.base_frame)
+                header = Header(stamp=stamp, frame_id=self._parameters.base_frame)
             except TransformUnavailableError:
-                pass  # no robot in TF: the imagined camera's frame is
-        points = unprojected(depth, view.camera, pose).reshape(-1, 3)
+                pass
+        points = unproject_depth(depth, view.camera, pose).reshape(-1, 3)
         colours, observed = view.image.reshape(-1, 3), view.observed_mask.reshape(-1)
-        # Where nobody said how sure an imagined pixel is, it is not.
+        # Without an estimate, observed pixels have confidence 1 and imagined ones 0.
         confidence = observed if view.confidence is None else view.confidence.reshape(-1)
         index = np.flatnonzero(depth > 0)
-        if len(index) < depth.size or len(index) > self._settings.cloud_points:
-            index = index[clouds.thinned(len(index), self._settings.cloud_points)]
+        if len(index) < depth.size or len(index) > self._parameters.cloud_points:
+            index = index[clouds.subsample(len(index), self._parameters.cloud_points)]
             points, colours, observed, confidence = (a[index] for a in (points, colours, observed, confidence))
         return clouds.cloud_message(points, colours, header, observed=observed, confidence=confidence)
 
-    # --- the map --------------------------------------------------------------------------------------------------
+    # --- maps ---
 
     def memory_changed(self) -> None:
-        """What was published last is not what memory holds."""
+        """Marks the maps as stale."""
         self._stale = set(MAPS)
 
-    def memory_cleared(self) -> None:
-        """Nothing is remembered any more; the imagined views are not shown any more either."""
-        self._shown = []
+    def memory_replaced(self) -> None:
+        """Marks the maps as stale and removes the imagined views from `~/views`."""
+        self._imagined_views = []
         self.memory_changed()
 
     def map_due(self) -> bool:
-        """Whether to publish maps now: one that somebody listens to is stale, and the last ones are old enough.
+        """Returns whether a stale map has subscribers and the last maps are `map_period` old.
 
-        What nobody listens to stays stale. Whoever comes later gets the last one from the middleware, and where the
-        listener is volatile (Nav2, RViz unless told otherwise) and so would not, it is published again.
+        A map without subscribers stays stale. A late subscriber gets the last message from the middleware; since a
+        volatile one (Nav2, RViz by default) does not, the maps are published again whenever a subscriber joins.
         """
-        if time.monotonic() - self._map_at < self._settings.map_period:
+        if time.monotonic() - self._maps_published_at < self._parameters.map_period:
             return False
         for name in MAPS:
-            listeners = self._publishers[name].get_subscription_count()
-            if listeners > self._listeners.get(name, 0):
+            count = self._publishers[name].get_subscription_count()
+            if count > self._subscriber_counts.get(name, 0):
                 self._stale.add(name)
-            self._listeners[name] = listeners
-        return any(self._wanted(name) for name in tuple(self._stale))
+            self._subscriber_counts[name] = count
+        return any(self._has_subscribers(name) for name in tuple(self._stale))
 
-    def map(self, world: WorldModel) -> None:
-        """Publishes both maps and the frusta where they are stale; on the worker's thread."""
-        self._map_at = time.monotonic()
-        header = Header(stamp=self._node.get_clock().now().to_msg(), frame_id=self._settings.world_frame)
-        for name in [name for name in MAPS if name in self._stale and self._wanted(name)]:
+    def publish_maps(self, world: WorldModel) -> None:
+        """Publishes the stale ones of both maps and the frusta. Called on the worker's thread."""
+        self._maps_published_at = time.monotonic()
+        header = Header(stamp=self._now(), frame_id=self._parameters.world_frame)
+        for name in [name for name in MAPS if name in self._stale and self._has_subscribers(name)]:
             self._stale.discard(name)
-            if name == "~/views":
-                self._send(name, markers.frusta(world.bank.views, self._shown, header))
-                continue
-            cloud = world.cloud
-            observed = np.asarray(cloud.observed)
-            index = np.flatnonzero(observed if name == "~/map" else ~observed)
-            index = index[clouds.thinned(len(index), self._settings.cloud_points)]
-            confidence = cloud.confidence_at(index) if name == "~/map/imagined" else None
-            message = clouds.cloud_message(cloud.points[index], cloud.colours[index], header, confidence=confidence)
-            self._send(name, message)
+            self._publishers[name].publish(self._map_message(name, world, header))
+
+    def _map_message(self, name: str, world: WorldModel, header: Header) -> MarkerArray | PointCloud2:
+        if name == "~/views":
+            return markers.frusta(world.bank.views, self._imagined_views, header)
+        cloud = world.cloud
+        observed = np.asarray(cloud.observed)
+        index = np.flatnonzero(observed if name == "~/map" else ~observed)
+        index = index[clouds.subsample(len(index), self._parameters.cloud_points)]
+        confidence = cloud.confidence_at(index) if name == "~/map/imagined" else None
+        return clouds.cloud_message(cloud.points[index], cloud.colours[index], header, confidence=confidence)
 
 
-def unprojected(depth: np.ndarray, camera: Camera, pose: np.ndarray) -> np.ndarray:
-    """(H, W, 3) float32 points of a depth image, moved by a rigid (4, 4) transform; column by column, for speed."""
+def unproject_depth(depth: np.ndarray, camera: Camera, pose: np.ndarray) -> np.ndarray:
+    """Unprojects a depth image and transforms the points; in float32 and one coordinate at a time, for speed.
+
+    Args:
+        depth: (H, W) float32 metres.
+        camera: intrinsics.
+        pose: (4, 4) rigid transform from the camera to the frame of the points.
+
+    Returns:
+        (H, W, 3) float32 metres.
+    """
     x = depth * ((np.arange(camera.width) - camera.cx) / camera.fx).astype(np.float32)[None]
     y = depth * ((np.arange(camera.height) - camera.cy) / camera.fy).astype(np.float32)[:, None]
     points = np.empty((*depth.shape, 3), np.float32)

@@ -1,15 +1,14 @@
-"""What others ask of the node: the action, the services and the path topic. Each becomes a job of the worker or a call
-to it; nothing here waits.
-"""
+"""The node's action, services and path topic. Each request becomes a job of the worker or a call on its thread."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nav_msgs.msg import Path
 from rclpy.action.server import ServerGoalHandle
+from rclpy.node import Node
 from std_msgs.msg import Header
 from std_srvs.srv import Trigger
 
@@ -17,216 +16,264 @@ from worldstereo_ros.action import ImaginePath
 from worldstereo_ros.memory.archive import archive_path
 from worldstereo_ros.ros.conversions import messages, qos
 from worldstereo_ros.ros.node.deferred_services import DeferredActionServer, DeferredReply, DeferredService
-from worldstereo_ros.ros.node.jobs import VIEW_ORIGIN, ErrorCode, Job, JobRefused, JobResult, Progress
-from worldstereo_ros.ros.node.parameters import map_directory
+from worldstereo_ros.ros.node.diagnostics import NodeDiagnostics
+from worldstereo_ros.ros.node.jobs import VIEW_ORIGIN, ErrorCode, Job, JobRejectedError, JobResult, Progress
+from worldstereo_ros.ros.node.parameters import NodeParameters, map_directory
+from worldstereo_ros.ros.node.pose_resolver import PoseResolver
+from worldstereo_ros.ros.node.worker import Worker
 from worldstereo_ros.srv import ImagineView, LoadMap, SaveMap
+from worldstereo_ros.world import WorldModel
 
-if TYPE_CHECKING:
-    from worldstereo_ros.ros.node.node import WorldStereoNode
-
-CALL_TIMEOUT = 60.0  # seconds that save, load and reset may take before the caller is told so
+CALL_TIMEOUT_S = 60.0  # of save_map, load_map and reset
+VIEW_TIMEOUT_MARGIN_S = 5.0  # of imagine_view beyond the watchdog, whose error message is better
 
 SERVICES = (
-    ("~/imagine_view", ImagineView, "the view from one pose"),
-    ("~/reset", Trigger, "forgets everything; ends the running job"),
-    ("~/save_map", SaveMap, "saves both memories under a name inside `map_directory`"),
-    ("~/load_map", LoadMap, "replaces both memories by saved ones; if the file is not good, nothing changes"),
+    ("~/imagine_view", ImagineView, "imagines the view from one pose"),
+    ("~/reset", Trigger, "clears both memories and ends the running job"),
+    ("~/save_map", SaveMap, "saves both memories under a name in `map_directory`"),
+    ("~/load_map", LoadMap, "replaces both memories by saved ones; an invalid file changes nothing"),
 )
-ACTIONS = (("~/imagine_path", ImaginePath, "the views along a path, with progress; cancelled between steps"),)
-COMMANDS = (("path", Path, qos.COMMAND, "starts a job as the action does, with the parameters `path_*`"),)
+ACTIONS = (("~/imagine_path", ImaginePath, "imagines the views along a path, with progress; cancelled between steps"),)
+COMMANDS = (("path", Path, qos.COMMAND, "imagines the views along a path, with the parameters `path_*`"),)
 
 
 class Servers:
-    """The action, the services and the path topic of a node."""
+    """The action, services and path topic of a node, from its construction on in every lifecycle state.
 
-    def __init__(self, node: WorldStereoNode) -> None:
-        self._node = node
+    Jobs are rejected with INACTIVE unless `accept_jobs` is set.
+
+    Args:
+        node: on which the servers are created.
+        parameters: of the node.
+        pose_resolver: converts paths and poses to camera poses.
+        diagnostics: counts messages, rejections and faults.
+        get_worker: returns the current worker; the node replaces one that hangs.
+        get_state: returns the label of the lifecycle state.
+        on_memory_replaced: called with the world model on the worker's thread after a reset or load.
+        guarded: (name, callback) -> a callback that reports exceptions instead of raising them.
+
+    Attributes:
+        accept_jobs: whether the node is active.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        parameters: NodeParameters,
+        pose_resolver: PoseResolver,
+        diagnostics: NodeDiagnostics,
+        *,
+        get_worker: Callable[[], Worker],
+        get_state: Callable[[], str],
+        on_memory_replaced: Callable[[WorldModel], None],
+        guarded: Callable[[str, Callable], Callable],
+    ) -> None:
+        self._node, self._parameters = node, parameters
+        self._pose_resolver, self._diagnostics = pose_resolver, diagnostics
+        self._get_worker, self._get_state = get_worker, get_state
+        self._on_memory_replaced = on_memory_replaced
         self._jobs: dict[bytes, Job] = {}
+        self.accept_jobs = False
         self._action = DeferredActionServer(
-            node, ImaginePath, ACTIONS[0][0], accepted=self._goal_accepted, cancel=self._goal_cancelled
+            node, ImaginePath, ACTIONS[0][0], on_accepted=self._on_goal, on_cancel=self._on_cancel
         )
-        handlers: tuple[Callable[[Any, DeferredReply], None], ...] = (self._view, self._reset, self._save, self._load)
+        handlers: tuple[Callable[[Any, DeferredReply], None], ...] = (
+            self._on_imagine_view,
+            self._on_reset,
+            self._on_save_map,
+            self._on_load_map,
+        )
         self._services = []
         for (name, kind, _), handler in zip(SERVICES, handlers, strict=True):
-            view = kind is ImagineView
+            is_view = kind is ImagineView
             service = DeferredService(
                 node,
                 kind,
                 name,
                 handler,
-                failed=_view_failed if view else _call_failed,
-                timeout=self._view_timeout if view else (lambda: CALL_TIMEOUT),
+                error_fields=_view_error_fields if is_view else _call_error_fields,
+                timeout=self._view_timeout if is_view else (lambda: CALL_TIMEOUT_S),
             )
             self._services.append(service)
         name, kind, profile, _ = COMMANDS[0]
-        self._path = node.create_subscription(kind, name, node.guarded(name, self._path_came), profile)
+        self._path_subscription = node.create_subscription(kind, name, guarded(name, self._on_path), profile)
 
-    def tick(self) -> None:
-        """Answers what took too long."""
+    def apply(self, parameters: NodeParameters) -> None:
+        """Applies new parameters."""
+        self._parameters = parameters
+
+    def expire(self) -> None:
+        """Answers service requests that have reached their timeout."""
         for service in self._services:
             service.expire()
 
     def destroy(self) -> None:
-        """Takes the action server back (rclpy leaves it to its maker)."""
+        """Destroys the action server, which rclpy leaves to its owner."""
         self._action.destroy()
 
     def _view_timeout(self) -> float:
-        # The job's own deadline comes first, with a better sentence.
-        return self._node.settings.job_timeout + self._node.settings.watchdog_grace + 5.0
+        return self._parameters.job_timeout + self._parameters.watchdog_grace + VIEW_TIMEOUT_MARGIN_S
 
     def _require_active(self) -> None:
-        if not self._node.active:
-            raise JobRefused(
+        if not self.accept_jobs:
+            raise JobRejectedError(
                 ErrorCode.INACTIVE,
-                f"The node is {self._node.state_label}, not active. Configure and activate it (ros2 lifecycle set "
+                f"The node is {self._get_state()}, not active. Configure and activate it (ros2 lifecycle set "
                 f"{self._node.get_fully_qualified_name()} configure, then activate), or start it with autostart.",
             )
 
-    # --- the action -----------------------------------------------------------------------------------------------
+    # --- the action ---
 
-    def _goal_accepted(self, handle: ServerGoalHandle) -> None:
-        """Every goal is accepted: a refusal could not say why, a result can."""
+    def _on_goal(self, handle: ServerGoalHandle) -> None:
+        """Starts a goal. Every goal is accepted: a rejection has no room for a reason, a result has."""
         handle.execute()
         goal, key = handle.request, bytes(handle.goal_id.uuid)
         try:
             self._require_active()
             job = Job(
-                self._node.frames.poses_of_path(goal.path, goal.views),
+                self._pose_resolver.path_poses(goal.path, goal.views),
                 origin=f"{ACTIONS[0][0]} {key[:4].hex()}",
-                timeout=self._node.settings.job_timeout,
+                timeout=self._parameters.job_timeout,
                 prompt=goal.prompt,
                 seed=goal.seed,
                 remember=goal.remember,
                 on_progress=lambda progress: handle.publish_feedback(_feedback(progress)),
-                on_end=lambda outcome: self._goal_ended(handle, outcome),
+                on_end=lambda result: self._on_goal_ended(handle, result),
             )
-        except JobRefused as error:
-            self._goal_ended(handle, JobResult(error.code, str(error)))
+        except JobRejectedError as error:
+            self._on_goal_ended(handle, JobResult(error.code, str(error)))
             return
         except Exception as error:
-            self._node.health.fault("goal", error)
-            self._goal_ended(handle, JobResult(ErrorCode.UNKNOWN, f"{type(error).__name__}: {error}"))
+            self._diagnostics.on_fault("goal", error)
+            self._on_goal_ended(handle, JobResult(ErrorCode.UNKNOWN, f"{type(error).__name__}: {error}"))
             return
         self._jobs[key] = job
-        self._node.worker.submit_path(job)
+        self._get_worker().submit_path(job)
 
-    def _goal_cancelled(self, handle: ServerGoalHandle) -> None:
+    def _on_cancel(self, handle: ServerGoalHandle) -> None:
         job = self._jobs.get(bytes(handle.goal_id.uuid))
         if job is not None:
-            self._node.worker.withdraw(job, ErrorCode.CANCELED, "The client canceled it.")
+            self._get_worker().cancel(job, ErrorCode.CANCELED, "Canceled by the client.")
 
-    def _goal_ended(self, handle: ServerGoalHandle, outcome: JobResult) -> None:
+    def _on_goal_ended(self, handle: ServerGoalHandle, result: JobResult) -> None:
         self._jobs.pop(bytes(handle.goal_id.uuid), None)
-        if outcome.code not in (ErrorCode.NONE, ErrorCode.CANCELED, ErrorCode.SUPERSEDED):
-            self._node.health.warn(f"A path ended with {outcome.code.name}: {outcome.message}", key=outcome.code.name)
-        end = {ErrorCode.NONE: "succeed", ErrorCode.CANCELED: "canceled"}.get(outcome.code, "abort")
-        result = ImaginePath.Result(error_code=int(outcome.code), error_msg=outcome.message)
-        result.views_done = outcome.views_done
-        result.coverage, result.observed_fraction = outcome.coverage, outcome.observed_fraction
-        result.seconds, result.seconds_to_first = outcome.seconds, outcome.seconds_to_first
-        self._action.conclude(handle, end, result)
+        if result.code not in (ErrorCode.NONE, ErrorCode.CANCELED, ErrorCode.SUPERSEDED):
+            self._diagnostics.warn(f"A path ended with {result.code.name}: {result.message}", key=result.code.name)
+        state = {ErrorCode.NONE: "succeed", ErrorCode.CANCELED: "canceled"}.get(result.code, "abort")
+        message = ImaginePath.Result(error_code=int(result.code), error_msg=result.message)
+        message.views_done = result.views_done
+        message.coverage, message.observed_fraction = result.coverage, result.observed_fraction
+        message.seconds, message.seconds_to_first = result.seconds, result.seconds_to_first
+        self._action.conclude(handle, state, message)
 
-    # --- the path topic -------------------------------------------------------------------------------------------
+    # --- the path topic ---
 
-    def _path_came(self, path: Path) -> None:
-        node = self._node
-        node.health.on_message("path")
+    def _on_path(self, path: Path) -> None:
+        self._diagnostics.on_message("path")
         try:
             self._require_active()
-            settings = node.settings
             job = Job(
-                node.frames.poses_of_path(path, settings.path_views),
+                self._pose_resolver.path_poses(path, self._parameters.path_views),
                 origin="the topic path",
-                timeout=settings.job_timeout,
-                prompt=settings.path_prompt,
-                remember=settings.path_remember,
-                on_end=self._path_ended,
+                timeout=self._parameters.job_timeout,
+                prompt=self._parameters.path_prompt,
+                remember=self._parameters.path_remember,
+                on_end=self._on_path_ended,
             )
-        except JobRefused as error:
-            node.health.on_rejected("path", f"{error.code.name}: {error}")
+        except JobRejectedError as error:
+            self._diagnostics.on_rejected("path", f"{error.code.name}: {error}")
             return
-        node.worker.submit_path(job)
+        self._get_worker().submit_path(job)
 
-    def _path_ended(self, outcome: JobResult) -> None:
-        if outcome.code in (ErrorCode.NONE, ErrorCode.SUPERSEDED, ErrorCode.INACTIVE):
-            return
-        self._node.health.on_rejected("path", f"{outcome.code.name}: {outcome.message}")
+    def _on_path_ended(self, result: JobResult) -> None:
+        if result.code not in (ErrorCode.NONE, ErrorCode.SUPERSEDED, ErrorCode.INACTIVE):
+            self._diagnostics.on_rejected("path", f"{result.code.name}: {result.message}")
 
-    # --- services -------------------------------------------------------------------------------------------------
+    # --- services ---
 
-    def _view(self, request: ImagineView.Request, reply: DeferredReply) -> None:
-        node = self._node
+    def _on_imagine_view(self, request: ImagineView.Request, reply: DeferredReply) -> None:
         try:
             self._require_active()
-            poses = node.frames.pose_of(request.pose)
-        except JobRefused as error:
+            poses = self._pose_resolver.single_pose(request.pose)
+        except JobRejectedError as error:
             reply.send(error_code=int(error.code), error_msg=str(error))
             return
 
-        def ended(outcome: JobResult) -> None:
-            values: dict[str, Any] = {"error_code": int(outcome.code), "error_msg": outcome.message}
-            if outcome.code == ErrorCode.NONE and outcome.view is not None:
-                header = Header(stamp=node.get_clock().now().to_msg(), frame_id=node.settings.imagined_frame)
-                values["view"] = messages.view_message(outcome.view, header, node.settings.world_frame)
-            reply.send(**values)
+        def on_end(result: JobResult) -> None:
+            fields: dict[str, Any] = {"error_code": int(result.code), "error_msg": result.message}
+            if result.code == ErrorCode.NONE and result.view is not None:
+                stamp = self._node.get_clock().now().to_msg()
+                header = Header(stamp=stamp, frame_id=self._parameters.imagined_frame)
+                fields["view"] = messages.view_message(result.view, header, self._parameters.world_frame)
+            reply.send(**fields)
 
-        timeout = node.settings.job_timeout
-        job = Job(poses, origin=VIEW_ORIGIN, timeout=timeout, prompt=request.prompt, seed=request.seed, on_end=ended)
-        if not node.worker.submit_view(job):
-            job.end(JobResult(ErrorCode.TOO_LARGE, "Too many single views wait already; ask for a path instead."))
+        job = Job(
+            poses,
+            origin=VIEW_ORIGIN,
+            timeout=self._parameters.job_timeout,
+            prompt=request.prompt,
+            seed=request.seed,
+            on_end=on_end,
+        )
+        if not self._get_worker().submit_view(job):
+            message = "Too many requests for single views are waiting; request a path instead."
+            job.end(JobResult(ErrorCode.TOO_LARGE, message))
 
-    def _reset(self, request: Trigger.Request, reply: DeferredReply) -> None:
-        node = self._node
-        node.worker.end_all(ErrorCode.CANCELED, "The memory was reset.")
-        self._answer(node.worker.call(self._forget), reply)
+    def _on_reset(self, request: Trigger.Request, reply: DeferredReply) -> None:
+        worker = self._get_worker()
+        worker.end_all(ErrorCode.CANCELED, "The memory was reset.")
 
-    def _forget(self) -> str:
-        world = self._world()
-        views, points = len(world.bank.views), len(world.cloud)
-        world.reset()
-        self._node.relay.memory_cleared(world)
-        return f"Forgot {points} points and {views} views."
+        def reset() -> str:
+            world = self._world(worker)
+            views, points = len(world.bank.views), len(world.cloud)
+            world.reset()
+            self._on_memory_replaced(world)
+            return f"Removed {points} points and {views} views."
 
-    def _save(self, request: SaveMap.Request, reply: DeferredReply) -> None:
-        path = archive_path(map_directory(self._node.settings), request.name)
+        _reply_with(worker.call(reset), reply)
+
+    def _on_save_map(self, request: SaveMap.Request, reply: DeferredReply) -> None:
+        worker = self._get_worker()
+        path = archive_path(map_directory(self._parameters), request.name)
 
         def save() -> str:
-            world, existed = self._world(), path.exists()
+            world, existed = self._world(worker), path.exists()
             path.parent.mkdir(parents=True, exist_ok=True)
             world.save(path)
-            what = "Replaced" if existed else "Saved"
-            return f"{what} {path}: {len(world.cloud)} points, {len(world.bank.views)} views."
+            action = "Replaced" if existed else "Saved"
+            return f"{action} {path}: {len(world.cloud)} points, {len(world.bank.views)} views."
 
-        self._answer(self._node.worker.call(save), reply)
+        _reply_with(worker.call(save), reply)
 
-    def _load(self, request: LoadMap.Request, reply: DeferredReply) -> None:
-        path = archive_path(map_directory(self._node.settings), request.name)
+    def _on_load_map(self, request: LoadMap.Request, reply: DeferredReply) -> None:
+        worker = self._get_worker()
+        path = archive_path(map_directory(self._parameters), request.name)
 
         def load() -> str:
-            world = self._world()
+            world = self._world(worker)
             world.load(path)
-            self._node.relay.memory_cleared(world)
+            self._on_memory_replaced(world)
             return f"Loaded {path}: {len(world.cloud)} points, {len(world.bank.views)} views."
 
-        self._answer(self._node.worker.call(load), reply)
+        _reply_with(worker.call(load), reply)
 
-    def _world(self):
-        world = self._node.worker.world
-        if world is None:
-            raise RuntimeError(f"The node is {self._node.state_label}; configure it first.")
-        return world
+    def _world(self, worker: Worker) -> WorldModel:
+        if worker.world is None:
+            raise RuntimeError(f"The node is {self._get_state()}; configure it first.")
+        return worker.world
 
-    def _answer(self, future: Future, reply: DeferredReply) -> None:
-        """Sends the sentence that the call returns, or the one of its exception."""
 
-        def done(finished: Future) -> None:
-            error = finished.exception()
-            if error is None:
-                reply.send(success=True, message=finished.result())
-            else:
-                reply.send(**_call_failed(error))
+def _reply_with(future: Future, reply: DeferredReply) -> None:
+    """Sends the message that the call returns, or that of its exception."""
 
-        future.add_done_callback(done)
+    def on_done(finished: Future) -> None:
+        error = RuntimeError("The node is shutting down.") if finished.cancelled() else finished.exception()
+        if error is None:
+            reply.send(success=True, message=finished.result())
+        else:
+            reply.send(**_call_error_fields(error))
+
+    future.add_done_callback(on_done)
 
 
 def _feedback(progress: Progress) -> ImaginePath.Feedback:
@@ -240,10 +287,10 @@ def _feedback(progress: Progress) -> ImaginePath.Feedback:
     )
 
 
-def _call_failed(error: BaseException) -> dict[str, Any]:
+def _call_error_fields(error: BaseException) -> dict[str, Any]:
     return {"success": False, "message": str(error) or type(error).__name__}
 
 
-def _view_failed(error: BaseException) -> dict[str, Any]:
+def _view_error_fields(error: BaseException) -> dict[str, Any]:
     code = ErrorCode.TIMEOUT if isinstance(error, TimeoutError) else ErrorCode.UNKNOWN
     return {"error_code": int(code), "error_msg": str(error) or type(error).__name__}

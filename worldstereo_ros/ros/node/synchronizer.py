@@ -1,7 +1,6 @@
-"""From messages to seeds: joins image, camera_info and depth by stamp, and decodes what is used.
+"""Matches images with camera_info and depth by stamp, and converts them to views.
 
-The joining looks only at stamps and headers; the pixels are decoded by the worker, and only those of seeds that get
-there.
+Matching reads stamps and headers only. The worker decodes the pixels, and only of observations that reach it.
 """
 
 from __future__ import annotations
@@ -17,24 +16,24 @@ from worldstereo_ros.geometry.calibration import calibration_from_info
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.views import View
 from worldstereo_ros.ros.conversions import messages
-from worldstereo_ros.ros.node.tf_buffer import SET_BACK_NS
+from worldstereo_ros.ros.node.tf_buffer import TIME_JUMP_NS
 from worldstereo_ros.utils.errors import InputError
 from worldstereo_ros.world import WorldModel
 
-KEPT = 16  # images, infos and depths that wait for each other; bounded, newest kept
+MAX_PENDING = 16  # images, camera_infos and depth images that wait for each other; the newest are kept
 
 
 @dataclass(frozen=True)
 class Observation:
-    """A picture that a sensor took, with the place it was taken from, not decoded yet.
+    """An image of a sensor with its pose, not decoded yet.
 
     Attributes:
-        image: the picture. info: its camera; None for a panorama. depth: registered to the picture, or None.
+        image: the image. info: its camera; None for a panorama. depth: registered to the image, or None.
         world_from_camera: (4, 4), optical axes.
-        stamp_ns: of the image.
-        topic: the topic of the image, for messages to people.
-        needs_depth: a depth image in which nothing is known is refused, instead of a guess in its place.
-        accepted_at: `time.monotonic()` when it was handed on.
+        stamp_ns: stamp of the image.
+        topic: topic of the image, for error messages.
+        needs_depth: rejects a depth image without a valid pixel instead of estimating depth.
+        accepted_at: `time.monotonic()` of its creation.
     """
 
     image: Image | CompressedImage
@@ -47,10 +46,10 @@ class Observation:
     accepted_at: float = field(default_factory=time.monotonic)
 
     def remember(self, world: WorldModel) -> None:
-        """Puts it into memory: one view of a camera, several of a panorama.
+        """Inserts it into the memories: one view of a camera, several of a panorama.
 
         Raises:
-            ValueError: it cannot be used; the message says why.
+            ValueError: it is not usable; the message says why.
         """
         if self.info is not None:
             world.observe(self.view(self.info))
@@ -61,32 +60,32 @@ class Observation:
         observe_panorama(world, image, world_from_camera=self.world_from_camera, stamp_ns=self.stamp_ns)
 
     def view(self, info: CameraInfo) -> View:
-        """The view of a camera. Raises ValueError as above."""
+        """Decodes and undistorts a camera image and its depth. Raises ValueError as `remember`."""
         image = messages.image_array(self.image)
         calibration = calibration_from_info(info)
         camera = calibration.camera
         check_sizes(camera, image.shape[1], image.shape[0])
-        depth = None if self.depth is None else _fitted(messages.depth_array(self.depth), camera)
+        depth = None if self.depth is None else _resize_depth(messages.depth_array(self.depth), camera)
         if self.needs_depth and depth is not None and not (depth > 0).any():
             raise InputError(
-                "The depth image that came with the image knows no pixel (all 0, NaN, infinite or out of range); is "
-                "the depth camera on, and not too near? To guess depth in its place, name a depth_model."
+                "The depth image has no valid pixel (all are 0, NaN, infinite or out of range). Check that the depth "
+                "camera is on and not too close, or set `depth_model` to estimate depth instead."
             )
         image, depth = calibration.undistort(image, depth)
         return View(image, camera, self.world_from_camera, depth=depth, stamp_ns=self.stamp_ns)
 
 
 def check_sizes(camera: Camera, width: int, height: int) -> None:
-    """Raises ValueError where a camera_info speaks of another image size."""
+    """Raises ValueError if a camera_info is of another image size."""
     if (camera.width, camera.height) != (width, height):
         raise InputError(
-            f"The image is {width}x{height} but its camera_info speaks of {camera.width}x{camera.height}. Take the "
-            "camera_info of the same stream (after a resize node: the one it publishes)."
+            f"The image is {width}x{height} but its camera_info is for {camera.width}x{camera.height}. Use the "
+            "camera_info of the same stream (after a resize node: the one that node publishes)."
         )
 
 
-def _fitted(depth: np.ndarray, camera: Camera) -> np.ndarray:
-    """Depth on the image's grid; another size is accepted where the shape is the same."""
+def _resize_depth(depth: np.ndarray, camera: Camera) -> np.ndarray:
+    """Resizes depth to the camera's image size; the aspect ratios must agree within 0.01."""
     height, width = depth.shape
     if (width, height) == (camera.width, camera.height):
         return depth
@@ -102,114 +101,132 @@ def _fitted(depth: np.ndarray, camera: Camera) -> np.ndarray:
 
 @dataclass
 class SyncedFrame:
-    """An image with what belongs to it, waiting for its pose."""
+    """An image with its camera_info and depth, without its pose yet.
+
+    Attributes:
+        received_at: `time.monotonic()` when the image arrived.
+    """
 
     image: Image | CompressedImage
     info: CameraInfo | None
     depth: Image | None
     topic: str
     stamp_ns: int
-    since: float
+    received_at: float
 
 
 class Synchronizer:
-    """Joins images with camera_info and depth by stamp: the same stamp, else the nearest within a tolerance.
+    """Matches images with camera_info and depth by stamp: the same stamp, else the nearest within a tolerance.
 
-    An image waits for both for a limited time. A camera_info of the same frame may then stand in, as cameras seldom
-    change theirs; a depth may not.
+    An image waits for both until a timeout. Then the last camera_info of the same frame_id is used, since intrinsics
+    seldom change; depth is never replaced.
 
     Attributes:
-        tolerance_ns: the most that two stamps may differ. wait: seconds an image waits.
-        depth: "wanted" (taken where it comes), "needed" (an image without is given up), "tried" (wanted until some
-            comes, needed from then on) or "ignored".
+        tolerance_ns: largest difference of two stamps that match.
+        timeout: seconds an image waits.
+        depth_policy: "required" (an image without depth is rejected), "optional", "auto" (optional until the first
+            depth image arrives, required from then on) or "ignored".
     """
 
     def __init__(self) -> None:
         self.tolerance_ns = 20_000_000
-        self.wait = 0.3
-        self.depth = "wanted"
+        self.timeout = 0.3
+        self.depth_policy = "optional"
         self._images: deque[SyncedFrame] = deque()
-        self._infos: deque[tuple[int, CameraInfo]] = deque(maxlen=KEPT)
-        self._depths: deque[tuple[int, Image]] = deque(maxlen=KEPT)
+        self._infos: deque[tuple[int, CameraInfo]] = deque(maxlen=MAX_PENDING)
+        self._depths: deque[tuple[int, Image]] = deque(maxlen=MAX_PENDING)
         self._last_info: dict[str, CameraInfo] = {}
 
+    @property
+    def pending(self) -> tuple[int, int, int]:
+        """Numbers of images, camera_infos and depth images that are kept."""
+        return len(self._images), len(self._infos), len(self._depths)
+
     def add_image(self, image: Image | CompressedImage, topic: str, now: float) -> SyncedFrame | None:
-        """Takes an image; returns one that had to be given up because too many wait."""
-        stamp = messages.nanoseconds(image.header.stamp)
-        self._images.append(SyncedFrame(image, None, None, topic, stamp, now))
-        return self._images.popleft() if len(self._images) > KEPT else None
+        """Adds an image and returns the oldest one if it had to be dropped because too many wait."""
+        stamp_ns = messages.nanoseconds(image.header.stamp)
+        self._images.append(SyncedFrame(image, None, None, topic, stamp_ns, now))
+        return self._images.popleft() if len(self._images) > MAX_PENDING else None
 
     def add_info(self, info: CameraInfo) -> None:
-        """Takes a camera_info."""
+        """Adds a camera_info."""
         self._infos.append((messages.nanoseconds(info.header.stamp), info))
-        if len(self._last_info) > KEPT:
+        if len(self._last_info) > MAX_PENDING:
             self._last_info.clear()
         self._last_info[info.header.frame_id] = info
 
     def add_depth(self, depth: Image) -> None:
-        """Takes a depth image."""
+        """Adds a depth image."""
         self._depths.append((messages.nanoseconds(depth.header.stamp), depth))
 
-    def forget_after(self, stamp_ns: int) -> None:
-        """Time was set back to this: what is later is forgotten; what already came of the new time is kept."""
-        latest = stamp_ns + SET_BACK_NS
-        self._images = deque(item for item in self._images if item.stamp_ns <= latest)
-        self._infos = deque((entry for entry in self._infos if entry[0] <= latest), maxlen=KEPT)
-        self._depths = deque((entry for entry in self._depths if entry[0] <= latest), maxlen=KEPT)
+    def discard_after(self, stamp_ns: int) -> None:
+        """Removes messages with later stamps, after time jumped back to `stamp_ns`."""
+        latest = stamp_ns + TIME_JUMP_NS
+        self._images = deque(frame for frame in self._images if frame.stamp_ns <= latest)
+        self._infos = deque((entry for entry in self._infos if entry[0] <= latest), maxlen=MAX_PENDING)
+        self._depths = deque((entry for entry in self._depths if entry[0] <= latest), maxlen=MAX_PENDING)
 
     def clear(self) -> None:
-        """Forgets everything."""
+        """Removes all messages."""
         self._images.clear()
         self._infos.clear()
         self._depths.clear()
         self._last_info.clear()
 
-    def joined(self, now: float) -> tuple[list[SyncedFrame], list[tuple[SyncedFrame, str]]]:
-        """(images that are complete, images that were given up and the sentence that says why), oldest first."""
-        done: list[SyncedFrame] = []
-        given_up: list[tuple[SyncedFrame, str]] = []
-        for item in list(self._images):
-            late = now - item.since >= self.wait
-            item.info = self._match(self._infos, item.stamp_ns, late)
-            item.depth = None if self.depth == "ignored" else self._match(self._depths, item.stamp_ns, late)
-            if item.info is None and late:
-                item.info = self._last_info.get(item.image.header.frame_id)
-            if item.info is not None and (item.depth is not None or self.depth == "ignored"):
-                done.append(item)
-            elif not late:
-                continue
-            elif item.info is None:
-                given_up.append((item, self._no_info(item)))
-            elif self.depth == "needed" or (self.depth == "tried" and self._depths):
-                given_up.append((item, self._no_depth(item)))
-            else:
-                done.append(item)
-            self._images.remove(item)
-        return done, given_up
+    def pop_ready(self, now: float) -> tuple[list[SyncedFrame], list[tuple[SyncedFrame, str]]]:
+        """Removes and returns the images that are matched or timed out, oldest first.
 
-    def _match(self, kept: deque, stamp_ns: int, late: bool):
-        if not kept:
+        Args:
+            now: `time.monotonic()`.
+
+        Returns:
+            (matched frames, rejected frames with the reason).
+        """
+        ready: list[SyncedFrame] = []
+        rejected: list[tuple[SyncedFrame, str]] = []
+        for frame in list(self._images):
+            timed_out = now - frame.received_at >= self.timeout
+            frame.info = self._match(self._infos, frame.stamp_ns, timed_out)
+            ignored = self.depth_policy == "ignored"
+            frame.depth = None if ignored else self._match(self._depths, frame.stamp_ns, timed_out)
+            if frame.info is None and timed_out:
+                frame.info = self._last_info.get(frame.image.header.frame_id)
+            if frame.info is not None and (frame.depth is not None or ignored):
+                ready.append(frame)
+            elif not timed_out:
+                continue
+            elif frame.info is None:
+                rejected.append((frame, self._no_info_reason(frame)))
+            elif self.depth_policy == "required" or (self.depth_policy == "auto" and self._depths):
+                rejected.append((frame, self._no_depth_reason(frame)))
+            else:
+                ready.append(frame)
+            self._images.remove(frame)
+        return ready, rejected
+
+    def _match(self, entries: deque, stamp_ns: int, timed_out: bool):
+        if not entries:
             return None
-        nearest, message = min(kept, key=lambda entry: abs(entry[0] - stamp_ns))
+        nearest, message = min(entries, key=lambda entry: abs(entry[0] - stamp_ns))
         if nearest == stamp_ns:
             return message
-        # One close by is taken once the right one cannot come any more.
-        passed = late or kept[-1][0] > stamp_ns
-        return message if passed and abs(nearest - stamp_ns) <= self.tolerance_ns else None
+        # The nearest one is used only once an exact match can no longer arrive.
+        exact_missed = timed_out or entries[-1][0] > stamp_ns
+        return message if exact_missed and abs(nearest - stamp_ns) <= self.tolerance_ns else None
 
-    def _no_info(self, item: SyncedFrame) -> str:
+    def _no_info_reason(self, frame: SyncedFrame) -> str:
         if not self._infos:
-            return "No camera_info has come, so the image says nothing about where its pixels lie."
+            return "No camera_info received, so the intrinsics of the image are unknown."
         return (
-            f"No camera_info has a stamp within {self.tolerance_ns / 1e6:g} ms of the image's, or its frame "
-            f"'{item.image.header.frame_id}'."
+            f"No camera_info has a stamp within {self.tolerance_ns / 1e6:g} ms of the image or its frame_id "
+            f"'{frame.image.header.frame_id}'."
         )
 
-    def _no_depth(self, item: SyncedFrame) -> str:
+    def _no_depth_reason(self, frame: SyncedFrame) -> str:
         if not self._depths:
-            return "No depth has come, and `depth_source` is 'sensor'; publish it or set another source."
-        gap = min(abs(stamp - item.stamp_ns) for stamp, _ in self._depths) / 1e6
+            return "No depth image received, but `depth_source` is 'sensor'; publish depth or set another source."
+        gap = min(abs(stamp - frame.stamp_ns) for stamp, _ in self._depths) / 1e6
         return (
-            f"No depth came within {self.tolerance_ns / 1e6:g} ms of the image's stamp (the nearest is {gap:.1f} ms "
-            "off); set `sync_tolerance` higher if the sensor's streams are not synchronised."
+            f"No depth image has a stamp within {self.tolerance_ns / 1e6:g} ms of the image (the nearest is {gap:.1f} "
+            "ms off); increase `sync_tolerance` if the streams are not synchronised."
         )

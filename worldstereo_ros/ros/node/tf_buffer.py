@@ -1,54 +1,83 @@
-"""Where frames are: tf2_ros where it is installed, else a buffer of our own fed from /tf and /tf_static.
+"""Transforms between frames: tf2_ros where it is installed, else `TransformBuffer`, fed from /tf and /tf_static.
 
-Both answer the same two questions, so that the node does not know which one it has.
+`TransformBuffer` is not built on `geometry.pose_tracks`, which looks up complete recordings: a track is an immutable
+array that is sorted once. The node inserts and looks up in turn at the rate of /tf, drops old samples, rejects invalid
+transforms, detects time jumps and answers "the newest"; a tree of tracks would sort all samples again at each lookup.
 """
 
 from __future__ import annotations
 
 import bisect
 import threading
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
 from pytransform3d.transformations import pq_slerp, transform_from_pq
+from rclpy.duration import Duration
+from rclpy.node import Node
+from rclpy.time import Time
+from tf2_msgs.msg import TFMessage
 
 from worldstereo_ros.geometry.poses import invert_pose
+from worldstereo_ros.ros.conversions import messages, qos
 from worldstereo_ros.utils.errors import WorldStereoError
 
-# A transform this much older than the newest one of its frame means that time was set back (a bag starts over).
-SET_BACK_NS = 2_000_000_000
+TIME_JUMP_NS = 2_000_000_000  # a stamp this much older than the newest one means that time jumped back (a bag loops)
+MAX_CHAIN = 100  # frames from a leaf to the root; ends the search in a cyclic tree
+MAX_LISTED_FRAMES = 12  # in error messages
+MIN_EXPIRED = 64  # samples that are removed at once, because removing the head of a list costs its length
 
 
 class TransformUnavailableError(WorldStereoError, LookupError):
-    """A transform is not known; the message says why.
+    """A transform is not available; the message says why.
 
     Attributes:
-        may_come: it is worth waiting for.
-        camera_unknown: not even the name of the camera's frame is known.
+        may_arrive: the transform may become available, so waiting helps.
+        no_camera_frame: the name of the camera's frame is not known yet.
     """
 
-    def __init__(self, message: str, *, may_come: bool, camera_unknown: bool = False) -> None:
+    def __init__(self, message: str, *, may_arrive: bool, no_camera_frame: bool = False) -> None:
         super().__init__(message)
-        self.may_come, self.camera_unknown = may_come, camera_unknown
+        self.may_arrive, self.no_camera_frame = may_arrive, no_camera_frame
 
 
 class TransformSource(Protocol):
-    """What the node asks of TF."""
+    """What the node needs of TF."""
 
     def lookup(self, target: str, source: str, stamp_ns: int | None) -> tuple[np.ndarray, int]:
-        """(target_from_source (4, 4), its stamp in ns) at a time, or the newest where None. Raises TransformMissing."""
+        """Returns the transform between two frames.
+
+        Args:
+            target, source: frame ids.
+            stamp_ns: time; None = the newest time at which all transforms of the chain are known.
+
+        Returns:
+            (target_from_source (4, 4) float64, its stamp in nanoseconds; 0 if the whole chain is static).
+
+        Raises:
+            TransformUnavailableError: a frame is unknown, or a transform is not known at that time.
+        """
         ...
 
-    def forget_after(self, stamp_ns: int) -> None:
-        """Time was set back to this: what came before that is later is forgotten, static transforms are not."""
+    def discard_after(self, stamp_ns: int) -> None:
+        """Removes later transforms, except static ones, after time jumped back to `stamp_ns`."""
+        ...
+
+    def close(self) -> None:
+        """Stops listening."""
         ...
 
 
 class TransformBuffer:
-    """A tree of frames over time, interpolated between samples. Safe to use from several threads."""
+    """A tree of frames over time that interpolates between samples. Safe to use from several threads.
 
-    def __init__(self, seconds: float = 10.0) -> None:
-        self._span_ns = int(seconds * 1e9)
+    Args:
+        cache_time: seconds that samples are kept.
+    """
+
+    def __init__(self, cache_time: float = 10.0) -> None:
+        self._cache_ns = int(cache_time * 1e9)
         self._parent: dict[str, str] = {}
         self._static: dict[str, np.ndarray] = {}
         self._stamps: dict[str, list[int]] = {}
@@ -65,10 +94,10 @@ class TransformBuffer:
         *,
         static: bool = False,
     ) -> bool:
-        """Takes in `parent_from_child`. A transform that is none (not finite, no rotation, no name) is left out.
+        """Inserts `parent_from_child`. Invalid transforms (not finite, no rotation, no frame id) are ignored.
 
         Returns:
-            True where time was set back, so that what was known of this frame is forgotten.
+            True if time jumped back, so that the older samples of this frame were removed.
         """
         parent, child = parent.lstrip("/"), child.lstrip("/")
         sample = np.array([*translation, *quaternion_wxyz], dtype=np.float64)
@@ -84,66 +113,81 @@ class TransformBuffer:
             self._static.pop(child, None)
             stamps = self._stamps.setdefault(child, [])
             samples = self._samples.setdefault(child, [])
-            set_back = bool(stamps) and stamp_ns < stamps[-1] - SET_BACK_NS
-            if set_back:
+            jumped_back = bool(stamps) and stamp_ns < stamps[-1] - TIME_JUMP_NS
+            if jumped_back:
                 stamps.clear()
                 samples.clear()
-            at = bisect.bisect_left(stamps, stamp_ns)
-            if at < len(stamps) and stamps[at] == stamp_ns:
-                samples[at] = sample
+            index = bisect.bisect_left(stamps, stamp_ns)
+            if index < len(stamps) and stamps[index] == stamp_ns:
+                samples[index] = sample
             else:
-                stamps.insert(at, stamp_ns)
-                samples.insert(at, sample)
-            old = bisect.bisect_left(stamps, stamps[-1] - self._span_ns)
-            if old > 64:  # in batches: dropping the head of a list costs its length
-                del stamps[:old], samples[:old]
-            return set_back
+                stamps.insert(index, stamp_ns)
+                samples.insert(index, sample)
+            expired = bisect.bisect_left(stamps, stamps[-1] - self._cache_ns)
+            if expired > MIN_EXPIRED:
+                del stamps[:expired], samples[:expired]
+            return jumped_back
 
     def lookup(self, target: str, source: str, stamp_ns: int | None) -> tuple[np.ndarray, int]:
-        """(target_from_source (4, 4) float64, stamp in ns); see `TransformSource`."""
+        """See `TransformSource.lookup`."""
         target, source = target.lstrip("/"), source.lstrip("/")
         with self._lock:
-            up_source, up_target = self._chain(source), self._chain(target)
-            common = next((frame for frame in up_source if frame in up_target), None)
+            source_chain, target_chain = self._chain(source), self._chain(target)
+            common = next((frame for frame in source_chain if frame in target_chain), None)
             if common is None:
-                raise TransformUnavailableError(self._explain(target, source), may_come=True)
-            source_links = up_source[: up_source.index(common)]
-            target_links = up_target[: up_target.index(common)]
-            moving = [frame for frame in source_links + target_links if frame not in self._static]
+                raise TransformUnavailableError(self._not_connected_message(target, source), may_arrive=True)
+            source_links = source_chain[: source_chain.index(common)]
+            target_links = target_chain[: target_chain.index(common)]
+            dynamic = [frame for frame in source_links + target_links if frame not in self._static]
             if stamp_ns is None:
-                stamp_ns = min((self._stamps[frame][-1] for frame in moving), default=0)
-            return invert_pose(self._along(target_links, stamp_ns)) @ self._along(source_links, stamp_ns), stamp_ns
+                stamp_ns = min((self._stamps[frame][-1] for frame in dynamic), default=0)
+            common_from_source = self._compose(source_links, stamp_ns)
+            common_from_target = self._compose(target_links, stamp_ns)
+            return invert_pose(common_from_target) @ common_from_source, stamp_ns
 
-    def forget_after(self, stamp_ns: int) -> None:
-        """See `TransformSource`. What already came of the new time is kept."""
+    def discard_after(self, stamp_ns: int) -> None:
+        """See `TransformSource.discard_after`."""
         with self._lock:
             for child in list(self._stamps):
-                kept = bisect.bisect_right(self._stamps[child], stamp_ns + SET_BACK_NS)
-                del self._stamps[child][kept:], self._samples[child][kept:]
-                if not kept:
+                count = bisect.bisect_right(self._stamps[child], stamp_ns + TIME_JUMP_NS)
+                del self._stamps[child][count:], self._samples[child][count:]
+                if not count:
                     del self._stamps[child], self._samples[child]
                     if child not in self._static:
                         self._parent.pop(child, None)
 
+    def close(self) -> None:
+        """See `TransformSource.close`; a buffer that is filled by hand does not listen."""
+
     def frames(self) -> list[str]:
-        """The names of all frames that are known."""
+        """Ids of all frames, sorted."""
         with self._lock:
-            return sorted(set(self._parent) | set(self._parent.values()))
+            return self._frames()
+
+    def sample_count(self, child: str) -> int:
+        """Number of samples that are kept of a frame's transform to its parent."""
+        with self._lock:
+            return len(self._stamps.get(child, ()))
+
+    def _frames(self) -> list[str]:
+        return sorted(set(self._parent) | set(self._parent.values()))
 
     def _chain(self, frame: str) -> list[str]:
+        """The frame and its ancestors."""
         chain = [frame]
-        while chain[-1] in self._parent and len(chain) < 100:  # a loop in TF must not hang the node
+        while chain[-1] in self._parent and len(chain) < MAX_CHAIN:
             chain.append(self._parent[chain[-1]])
         return chain
 
-    def _along(self, links: list[str], stamp_ns: int) -> np.ndarray:
+    def _compose(self, links: list[str], stamp_ns: int) -> np.ndarray:
+        """Product of the transforms of `links`, ordered from the leaf to the common frame."""
         pose = np.eye(4)
-        for child in links:  # from the leaf to the common frame
-            pose = self._at(child, stamp_ns) @ pose
+        for child in links:
+            pose = self._interpolate(child, stamp_ns) @ pose
         return pose
 
-    def _at(self, child: str, stamp_ns: int) -> np.ndarray:
-        """parent_from_child at a time, between its two neighbours in time."""
+    def _interpolate(self, child: str, stamp_ns: int) -> np.ndarray:
+        """parent_from_child at a time, between the two nearest samples."""
         if child in self._static:
             return self._static[child]
         stamps, samples = self._stamps[child], self._samples[child]
@@ -154,79 +198,77 @@ class TransformBuffer:
         if after == len(stamps):
             late = (stamp_ns - stamps[-1]) / 1e9
             raise TransformUnavailableError(
-                f"The transform {name} is {late:.3f} s too old for stamp {stamp_ns / 1e9:.3f}. Does its publisher run, "
-                "and do all nodes agree on use_sim_time?",
-                may_come=True,
+                f"The transform {name} is {late:.3f} s too old for stamp {stamp_ns / 1e9:.3f}. Check that its "
+                "publisher runs and that all nodes have the same use_sim_time.",
+                may_arrive=True,
             )
         if after == 0:
             early = (stamps[0] - stamp_ns) / 1e9
             raise TransformUnavailableError(
-                f"The stamp {stamp_ns / 1e9:.3f} is {early:.3f} s older than all that is kept of {name}. Is the image "
-                "stamped by another clock, or `tf_cache_time` too short?",
-                may_come=False,
+                f"The stamp {stamp_ns / 1e9:.3f} is {early:.3f} s older than all cached transforms {name}. Check the "
+                "clock of the image's publisher, or increase `tf_cache_time`.",
+                may_arrive=False,
             )
         fraction = (stamp_ns - stamps[after - 1]) / (stamps[after] - stamps[after - 1])
         return transform_from_pq(pq_slerp(samples[after - 1], samples[after], fraction))
 
-    def _explain(self, target: str, source: str) -> str:
-        known = sorted(set(self._parent) | set(self._parent.values()))
-        missing = [frame for frame in (target, source) if frame not in known]
-        if not known:
-            return f"TF has no transform at all, so {target} <- {source} is not known. Is anything published on /tf?"
-        listed = ", ".join(known[:12]) + (" ..." if len(known) > 12 else "")
+    def _not_connected_message(self, target: str, source: str) -> str:
+        frames = self._frames()
+        if not frames:
+            return f"No transform received, so {target} <- {source} is unknown. Check that /tf is published."
+        missing = [frame for frame in (target, source) if frame not in frames]
+        listed = ", ".join(frames[:MAX_LISTED_FRAMES]) + (" ..." if len(frames) > MAX_LISTED_FRAMES else "")
         if missing:
-            return f"TF knows no frame '{missing[0]}', so {target} <- {source} is not known. It knows: {listed}."
-        return f"TF has no connection between '{target}' and '{source}'. It knows: {listed}."
+            return f"TF has no frame '{missing[0]}', so {target} <- {source} is unknown. Known frames: {listed}."
+        return f"TF has no connection between '{target}' and '{source}'. Known frames: {listed}."
 
 
-def open_transforms(node, seconds: float, on_set_back) -> TransformSource:
-    """The transforms of a node: tf2_ros where it is installed, else our own buffer.
+def open_transforms(node: Node, cache_time: float, on_time_jump: Callable[[], None]) -> TransformSource:
+    """Subscribes to the transforms: by tf2_ros where it is installed, else by `TransformBuffer`.
 
     Args:
-        node: whose executor the topics are read on.
-        seconds: how long transforms are kept.
-        on_set_back: called without arguments when time was set back (our own buffer only; tf2 has its own way).
+        node: on whose executor the topics are read.
+        cache_time: seconds that transforms are kept.
+        on_time_jump: called when time jumped back; not by tf2_ros, which handles jumps itself.
     """
     try:
         import tf2_ros  # noqa: F401
     except ImportError:
-        return _TopicTransforms(node, seconds, on_set_back)
-    return _Tf2Transforms(node, seconds)
+        return _TopicTransforms(node, cache_time, on_time_jump)
+    return _Tf2Transforms(node, cache_time)
 
 
 class _TopicTransforms(TransformBuffer):
-    """Our own buffer, fed from the two topics."""
+    """A `TransformBuffer` that subscribes to /tf and /tf_static."""
 
-    def __init__(self, node, seconds: float, on_set_back) -> None:
-        from tf2_msgs.msg import TFMessage
-
-        from worldstereo_ros.ros.conversions import qos
-
-        super().__init__(seconds)
-        self._on_set_back = on_set_back
+    def __init__(self, node: Node, cache_time: float, on_time_jump: Callable[[], None]) -> None:
+        super().__init__(cache_time)
+        self._on_time_jump = on_time_jump
         self._node = node
         self._subscriptions = [
-            node.create_subscription(TFMessage, "/tf", lambda message: self._take(message, False), qos.TF),
-            node.create_subscription(TFMessage, "/tf_static", lambda message: self._take(message, True), qos.TF_STATIC),
+            node.create_subscription(TFMessage, "/tf", lambda message: self._on_tf(message, False), qos.TF),
+            node.create_subscription(
+                TFMessage, "/tf_static", lambda message: self._on_tf(message, True), qos.TF_STATIC
+            ),
         ]
 
-    def _take(self, message, static: bool) -> None:
-        set_back = False
+    def _on_tf(self, message: TFMessage, static: bool) -> None:
+        jumped_back = False
         for item in message.transforms:
-            move, turn, stamp = item.transform.translation, item.transform.rotation, item.header.stamp
-            set_back |= self.insert(
+            translation, rotation = item.transform.translation, item.transform.rotation
+            jumped_back |= self.insert(
                 item.header.frame_id,
                 item.child_frame_id,
-                (move.x, move.y, move.z),
-                (turn.w, turn.x, turn.y, turn.z),
-                stamp.sec * 1_000_000_000 + stamp.nanosec,
+                (translation.x, translation.y, translation.z),
+                (rotation.w, rotation.x, rotation.y, rotation.z),
+                messages.nanoseconds(item.header.stamp),
                 static=static,
             )
-        if set_back:
-            self._on_set_back()
+        if jumped_back:
+            self._on_time_jump()
 
     def close(self) -> None:
-        """Stops listening."""
+        """See `TransformSource.close`."""
         for subscription in self._subscriptions:
             self._node.destroy_subscription(subscription)
         self._subscriptions = []
@@ -235,34 +277,31 @@ class _TopicTransforms(TransformBuffer):
 class _Tf2Transforms:
     """The buffer of tf2_ros."""
 
-    def __init__(self, node, seconds: float) -> None:
+    def __init__(self, node: Node, cache_time: float) -> None:
         import tf2_ros
-        from rclpy.duration import Duration
 
         self._tf2 = tf2_ros
-        self._buffer = tf2_ros.Buffer(cache_time=Duration(seconds=seconds), node=node)
+        self._buffer = tf2_ros.Buffer(cache_time=Duration(seconds=cache_time), node=node)
         self._listener = tf2_ros.TransformListener(self._buffer, node)
 
     def lookup(self, target: str, source: str, stamp_ns: int | None) -> tuple[np.ndarray, int]:
-        """See `TransformSource`."""
-        from rclpy.time import Time
-
+        """See `TransformSource.lookup`."""
         try:
             found = self._buffer.lookup_transform(target, source, Time(nanoseconds=stamp_ns or 0))
         except self._tf2.TransformException as error:
-            past = "past" in str(error)
+            in_past = "past" in str(error)
             raise TransformUnavailableError(
-                f"TF cannot say {target} <- {source}: {error}", may_come=not past
+                f"TF has no transform {target} <- {source}: {error}", may_arrive=not in_past
             ) from error
-        move, turn = found.transform.translation, found.transform.rotation
-        matrix = transform_from_pq([move.x, move.y, move.z, turn.w, turn.x, turn.y, turn.z])
-        stamp = found.header.stamp
-        return matrix, stamp.sec * 1_000_000_000 + stamp.nanosec
+        translation, rotation = found.transform.translation, found.transform.rotation
+        quaternion_wxyz = (rotation.w, rotation.x, rotation.y, rotation.z)
+        matrix = transform_from_pq([translation.x, translation.y, translation.z, *quaternion_wxyz])
+        return matrix, messages.nanoseconds(found.header.stamp)
 
-    def forget_after(self, stamp_ns: int) -> None:
-        """See `TransformSource`. tf2 ignores what is older than what it has, so all that moves is forgotten."""
+    def discard_after(self, stamp_ns: int) -> None:
+        """See `TransformSource.discard_after`. All is removed: tf2 ignores samples older than those it has."""
         self._buffer.clear()
 
     def close(self) -> None:
-        """Stops listening."""
+        """See `TransformSource.close`."""
         self._listener.unregister()

@@ -1,4 +1,4 @@
-"""The one thread that owns the model and the memories. No rclpy here: what it makes goes out through `Events`."""
+"""The worker thread, which owns the model and the memories. Imports no rclpy: results leave through `WorkerEvents`."""
 
 from __future__ import annotations
 
@@ -13,51 +13,56 @@ from typing import Protocol
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.views import ImaginedView
 from worldstereo_ros.pipelines.base import Cancelled, ModelError
-from worldstereo_ros.ros.node.jobs import VIEW_ORIGIN, ErrorCode, Job, JobRefused, JobResult, Mailbox
+from worldstereo_ros.ros.node.jobs import VIEW_ORIGIN, ErrorCode, Job, JobRejectedError, JobResult, Mailbox
 from worldstereo_ros.ros.node.synchronizer import Observation
-from worldstereo_ros.world import NothingSeenError, WorldModel
+from worldstereo_ros.world import EmptyMemoryError, WorldModel
 
-MAX_WAITING_VIEWS = 8  # single views wait for the running path; more than this are refused
+MAX_WAITING_VIEWS = 8  # single views in the queue behind the running path; further ones are rejected
 
 
-class Events(Protocol):
-    """What the worker tells; called on its thread. Exceptions are reported by `fault` and end nothing."""
+class WorkerEvents(Protocol):
+    """Callbacks of the worker, called on its thread. It reports their exceptions by `on_fault` and continues."""
 
-    def observation_remembered(self, world: WorldModel, seed: Observation) -> None:
-        """A seed is in memory."""
+    def on_observation_remembered(self, world: WorldModel, observation: Observation) -> None:
+        """An observation was inserted into the memories."""
 
-    def on_rejected(self, topic: str, sentence: str) -> None:
-        """A seed was not usable."""
+    def on_observation_rejected(self, topic: str, reason: str) -> None:
+        """An observation was not usable."""
 
-    def imagined(self, view: ImaginedView, job: Job) -> None:
+    def on_view(self, view: ImaginedView, job: Job) -> None:
         """A view is finished."""
 
     def between_steps(self, world: WorldModel) -> None:
-        """The worker has a moment; memory is whole."""
+        """Called between two steps of a job and after each job; the memories are consistent."""
 
-    def ended(self, job: Job, outcome: JobResult, seconds: float) -> None:
-        """A job ended here, after so many seconds of work."""
+    def on_job_ended(self, job: Job, result: JobResult, seconds: float) -> None:
+        """A job left the worker after `seconds` of work. Called before the client gets the result."""
 
-    def fault(self, where: str, error: Exception) -> None:
-        """An exception that nobody expected."""
+    def on_fault(self, where: str, error: Exception) -> None:
+        """An unexpected exception."""
 
 
 class Worker:
-    """Owns a `WorldModel` on its own thread and feeds it.
+    """Runs a `WorldModel` on its own thread.
 
-    Seeds come through a mailbox of one slot (newest wins). Of paths one runs and one waits; a newer one supersedes
-    both. Single views wait in line behind the running path. Calls (save, load, reset) run between jobs.
+    Observations come through a mailbox of one slot (the newest wins). One path runs and one waits; a newer path
+    supersedes both. Single views queue behind the running path. Calls (save, load, reset) run between jobs.
+
+    Args:
+        events: callbacks for results.
+        camera_for: (world, job) -> camera of the job's views; called before the job starts, may raise
+            JobRejectedError or EmptyMemoryError.
 
     Attributes:
-        limits: called with the job and the camera of its views before it starts; raises JobRefused.
+        observations_done: number of observations inserted into the memories.
     """
 
-    def __init__(self, events: Events, camera_for: Callable[[WorldModel, Job], Camera]) -> None:
+    def __init__(self, events: WorkerEvents, camera_for: Callable[[WorldModel, Job], Camera]) -> None:
         self._events = events
         self._camera_for = camera_for
         self._world: WorldModel | None = None
         self._wake = threading.Condition()
-        self._seeds: Mailbox[Observation] = Mailbox()
+        self._observations: Mailbox[Observation] = Mailbox()
         self._next_path: Job | None = None
         self._single_views: deque[Job] = deque()
         self._calls: deque[tuple[Callable[[], object], Future]] = deque()
@@ -67,38 +72,38 @@ class Worker:
         self._thread = threading.Thread(target=self._run, name="worldstereo_worker", daemon=True)
         self._thread.start()
 
-    # --- asking, from any thread ----------------------------------------------------------------------------------
+    # --- requests, from any thread ---
 
     @property
     def observations_dropped(self) -> int:
-        """Seeds that a newer one displaced before their turn."""
-        return self._seeds.dropped
+        """Number of observations that a newer one replaced while they waited."""
+        return self._observations.dropped
 
     @property
     def running(self) -> Job | None:
-        """The job that runs now."""
+        """The running job, None if the worker is idle."""
         return self._running
 
-    def offer_observation(self, seed: Observation) -> None:
-        """Puts a seed into the mailbox."""
+    def offer_observation(self, observation: Observation) -> None:
+        """Puts an observation into the mailbox."""
         with self._wake:
-            self._seeds.put(seed)
+            self._observations.put(observation)
             self._wake.notify()
 
     def submit_path(self, job: Job) -> None:
-        """Runs a path next. The one that runs and the one that waits are superseded."""
-        reason = f"A newer path came from {job.origin}; the newest one wins."
+        """Runs a path next and supersedes the running path and the waiting one."""
+        message = f"Superseded by a newer path from {job.origin}."
         with self._wake:
-            displaced, self._next_path = self._next_path, job
+            replaced, self._next_path = self._next_path, job
             running = self._running
             if running is not None and running.origin != VIEW_ORIGIN:
-                running.stop(ErrorCode.SUPERSEDED, reason)
+                running.request_stop(ErrorCode.SUPERSEDED, message)
             self._wake.notify()
-        if displaced is not None:
-            displaced.end(JobResult(ErrorCode.SUPERSEDED, reason))
+        if replaced is not None:
+            replaced.end(JobResult(ErrorCode.SUPERSEDED, message))
 
     def submit_view(self, job: Job) -> bool:
-        """Imagines a single view when its turn comes; it supersedes nothing. False where too many wait."""
+        """Queues a single view, which supersedes nothing. Returns False if the queue is full."""
         with self._wake:
             if len(self._single_views) >= MAX_WAITING_VIEWS:
                 return False
@@ -106,9 +111,9 @@ class Worker:
             self._wake.notify()
             return True
 
-    def withdraw(self, job: Job, code: ErrorCode, message: str) -> None:
-        """Ends a job that was asked to stop: at once where it waits, at its next step where it runs."""
-        job.stop(code, message)
+    def cancel(self, job: Job, code: ErrorCode, message: str) -> None:
+        """Ends a job with a code: immediately if it waits, at its next step if it runs."""
+        job.request_stop(code, message)
         with self._wake:
             waits = job is not self._running
             if job is self._next_path:
@@ -119,19 +124,19 @@ class Worker:
             job.end(JobResult(code, message))
 
     def end_all(self, code: ErrorCode, message: str) -> None:
-        """Asks the running job to stop and ends those that wait; seeds that wait are forgotten."""
+        """Stops the running job at its next step, ends the waiting ones and drops the waiting observation."""
         with self._wake:
             waiting = [*self._single_views, *([self._next_path] if self._next_path else [])]
             self._single_views.clear()
             self._next_path = None
-            self._seeds.take()
+            self._observations.take()
             if self._running is not None:
-                self._running.stop(code, message)
+                self._running.request_stop(code, message)
         for job in waiting:
             job.end(JobResult(code, message))
 
     def call(self, function: Callable[[], object]) -> Future:
-        """Runs a function on the worker's thread, before any job or seed that waits."""
+        """Runs a function on the worker's thread, before any waiting job or observation."""
         future: Future = Future()
         with self._wake:
             self._calls.append((function, future))
@@ -139,22 +144,22 @@ class Worker:
         return future
 
     def overdue(self, grace: float) -> list[Job]:
-        """Jobs so far over their deadline that the worker must hang: they did not even stop."""
+        """Jobs that have not ended `grace` seconds after their deadline, which means that the worker hangs."""
         now = time.monotonic()
         with self._wake:
             jobs = [self._running, self._next_path, *self._single_views]
         return [job for job in jobs if job is not None and not job.ended and now > job.deadline + grace]
 
-    def wait_idle(self, seconds: float) -> bool:
-        """Waits until no job runs; False where one still does after so long."""
-        until = time.monotonic() + seconds
-        while self._running is not None and time.monotonic() < until:
+    def wait_idle(self, timeout: float) -> bool:
+        """Waits until no job runs. Returns False if one still runs after `timeout` seconds."""
+        deadline = time.monotonic() + timeout
+        while self._running is not None and time.monotonic() < deadline:
             time.sleep(0.005)
         return self._running is None
 
-    def stop(self, seconds: float) -> bool:
-        """Ends the thread; False where it did not end in time (it hangs; it is a daemon and dies with the process)."""
-        self.end_all(ErrorCode.INACTIVE, "The node shuts down.")
+    def stop(self, timeout: float) -> bool:
+        """Ends the thread. Returns False if it hangs; it is a daemon thread and ends with the process."""
+        self.end_all(ErrorCode.INACTIVE, "The node is shutting down.")
         with self._wake:
             self._stopping = True
             calls = list(self._calls)
@@ -162,13 +167,13 @@ class Worker:
             self._wake.notify()
         for _, future in calls:
             future.cancel()
-        self._thread.join(seconds)
+        self._thread.join(timeout)
         return not self._thread.is_alive()
 
-    # --- working, on its own thread -------------------------------------------------------------------------------
+    # --- on the worker's thread ---
 
-    def adopt(self, world: WorldModel | None) -> None:
-        """Takes over a world, or lets it go; only through `call`."""
+    def set_world(self, world: WorldModel | None) -> None:
+        """Replaces the world model; None releases it and its memory. Call it through `call` only."""
         self._world = world
         if world is None:
             gc.collect()
@@ -176,46 +181,46 @@ class Worker:
 
     @property
     def world(self) -> WorldModel | None:
-        """The world; to be touched only through `call`."""
+        """The world model. Access its contents through `call` only."""
         return self._world
 
     def _run(self) -> None:
         while True:
             with self._wake:
-                self._wake.wait_for(lambda: self._stopping or self._calls or self._next_up() is not None)
+                self._wake.wait_for(lambda: self._stopping or self._calls or self._next_work() is not None)
                 if self._stopping:
                     return
-                work = self._calls.popleft() if self._calls else self._take(self._next_up())
+                work = self._calls.popleft() if self._calls else self._take(self._next_work())
                 self._running = work if isinstance(work, Job) else None
             try:
                 if isinstance(work, Job):
-                    self._do_job(work)
+                    self._run_job(work)
                 elif isinstance(work, Observation):
-                    self._do_seed(work)
+                    self._remember(work)
                 elif work is not None:
-                    self._do_call(*work)
+                    self._run_call(*work)
             except Exception as error:
-                self._events.fault("worker", error)
+                self._events.on_fault("worker", error)
             finally:
                 self._running = None
 
-    def _next_up(self) -> Observation | Job | None:
-        """What came first: a seed before a path shows in it, and neither a fast camera nor a fast planner starves."""
+    def _next_work(self) -> Observation | Job | None:
+        """The oldest waiting item, so that neither a fast camera nor a fast planner starves the other."""
         if self._world is None:
             return None
-        waiting = [self._seeds.peek(), self._next_path, self._single_views[0] if self._single_views else None]
+        waiting = [self._observations.peek(), self._next_path, self._single_views[0] if self._single_views else None]
         return min((item for item in waiting if item is not None), key=lambda item: item.accepted_at, default=None)
 
     def _take(self, item: Observation | Job | None) -> Observation | Job | None:
         if isinstance(item, Observation):
-            return self._seeds.take()
+            return self._observations.take()
         if item is self._next_path:
             self._next_path = None
         elif item is not None:
             self._single_views.popleft()
         return item
 
-    def _do_call(self, function: Callable[[], object], future: Future) -> None:
+    def _run_call(self, function: Callable[[], object], future: Future) -> None:
         if not future.set_running_or_notify_cancel():
             return
         try:
@@ -223,37 +228,37 @@ class Worker:
         except Exception as error:
             future.set_exception(error)
 
-    def _do_seed(self, seed: Observation) -> None:
+    def _remember(self, observation: Observation) -> None:
         assert self._world is not None
         try:
-            seed.remember(self._world)
+            observation.remember(self._world)
         except ValueError as error:  # ImageError is one
-            self._events.on_rejected(seed.topic, str(error))
+            self._events.on_observation_rejected(observation.topic, str(error))
             return
         self.observations_done += 1
-        self._events.observation_remembered(self._world, seed)
+        self._events.on_observation_remembered(self._world, observation)
 
-    def _do_job(self, job: Job) -> None:
+    def _run_job(self, job: Job) -> None:
         assert self._world is not None
         world, started = self._world, time.monotonic()
-        outcome = self._imagine(world, job)
+        result = self._imagine(world, job)
         seconds = time.monotonic() - started
-        # The node hears of the end before whoever asked, so that its answer finds everything published.
-        self._events.ended(job, outcome, seconds)
-        job.end(outcome)
+        # Before the client gets its result, so that it finds everything published.
+        self._events.on_job_ended(job, result, seconds)
+        job.end(result)
         self._events.between_steps(world)
 
     def _imagine(self, world: WorldModel, job: Job) -> JobResult:
-        """Runs a job to its end, whatever that is."""
+        """Runs a job and turns every exception into a result."""
 
         def on_step(stage: str, step: int, steps: int) -> None:
-            job.check()
-            job.progress(stage, step, steps)
+            job.raise_if_stopped()
+            job.report_progress(stage, step, steps)
             self._events.between_steps(world)
 
         try:
-            job.check()
-            job.progress("waiting", 0, 1)
+            job.raise_if_stopped()
+            job.report_progress("waiting", 0, 1)
             camera = self._camera_for(world, job)
             views = world.imagine(
                 job.world_from_camera,
@@ -264,33 +269,33 @@ class Worker:
                 on_step=on_step,
             )
             for view in views:
-                job.check()
-                job.view_done(view)
-                self._events.imagined(view, job)
-                job.progress("imagining", view.index + 1, view.count)
+                job.raise_if_stopped()
+                job.add_view(view)
+                self._events.on_view(view, job)
+                job.report_progress("imagining", view.index + 1, view.count)
             if job.views_done < job.views:
-                message = f"The pipeline gave {job.views_done} of {job.views} views and no reason."
+                message = f"The pipeline returned {job.views_done} of {job.views} views without an error."
                 return JobResult(ErrorCode.MODEL_ERROR, message)
             return JobResult()
         except Cancelled:
-            return job.stopped()
-        except JobRefused as error:
+            return job.stop_result()
+        except JobRejectedError as error:
             return JobResult(error.code, str(error))
-        except NothingSeenError as error:
+        except EmptyMemoryError as error:
             return JobResult(ErrorCode.NO_OBSERVATION, str(error))
         except (ModelError, MemoryError, ArithmeticError, RuntimeError) as error:
             _empty_cuda_cache()
-            return JobResult(ErrorCode.MODEL_ERROR, _model_sentence(error))
+            return JobResult(ErrorCode.MODEL_ERROR, _model_error_message(error))
         except Exception as error:
-            self._events.fault("job", error)
+            self._events.on_fault("job", error)
             return JobResult(ErrorCode.UNKNOWN, f"{type(error).__name__}: {error}")
 
 
-def _model_sentence(error: Exception) -> str:
+def _model_error_message(error: Exception) -> str:
     if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
         return (
-            "The device ran out of memory. Ask for fewer or smaller views (`view_width`), or close what else uses it. "
-            f"({str(error).splitlines()[0] if str(error) else type(error).__name__})"
+            "The device ran out of memory. Request fewer or smaller views (parameter `view_width`), or free memory "
+            f"that other processes use. ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
         )
     return f"The model failed: {error}" if isinstance(error, ModelError) else f"The model failed with {error!r}."
 

@@ -1,4 +1,4 @@
-"""What the worker tells, passed on to the outputs and the diagnostics. Called on the worker's thread."""
+"""Forwards the worker's events to the publishers and the diagnostics. Its methods run on the worker's thread."""
 
 from __future__ import annotations
 
@@ -7,51 +7,58 @@ from collections.abc import Callable
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.views import ImaginedView
 from worldstereo_ros.ros.node.diagnostics import NodeDiagnostics
-from worldstereo_ros.ros.node.jobs import VIEW_ORIGIN, ErrorCode, Job, JobRefused, JobResult
+from worldstereo_ros.ros.node.jobs import VIEW_ORIGIN, ErrorCode, Job, JobRejectedError, JobResult
 from worldstereo_ros.ros.node.parameters import NodeParameters
 from worldstereo_ros.ros.node.publishers import Publishers
 from worldstereo_ros.ros.node.synchronizer import Observation
-from worldstereo_ros.world import NothingSeenError, WorldModel
+from worldstereo_ros.world import EmptyMemoryError, WorldModel
 
 
 class WorkerEventHandler:
-    """Implements `worker.Events`.
+    """Implements `worker.WorkerEvents`.
+
+    Args:
+        diagnostics: counts rejected observations, faults and jobs.
+        log: logs a line at level info.
 
     Attributes:
-        outputs: where views and maps go; None while the node is not configured.
-        settings: the parameters now.
-        facts: what is remembered, for the diagnostics.
+        publishers: publish views and maps; None while the node is not configured.
+        memory_status: sizes of the memories by diagnostics key.
     """
 
-    def __init__(self, health: NodeDiagnostics, log: Callable[[str], None]) -> None:
-        self._health, self._log = health, log
-        self.outputs: Publishers | None = None
-        self.settings = NodeParameters()
-        self.facts: dict[str, object] = {}
+    def __init__(self, diagnostics: NodeDiagnostics, log: Callable[[str], None]) -> None:
+        self._diagnostics, self._log = diagnostics, log
+        self._parameters = NodeParameters()
+        self.publishers: Publishers | None = None
+        self.memory_status: dict[str, object] = {}
 
-    def observation_remembered(self, world: WorldModel, seed: Observation) -> None:
-        """A seed is in memory."""
-        if self.outputs is not None:
-            self.outputs.memory_changed()
-            self.outputs.observation_remembered(seed.stamp_ns, seed.image.header.frame_id)
+    def apply(self, parameters: NodeParameters) -> None:
+        """Applies new parameters."""
+        self._parameters = parameters
+
+    def on_observation_remembered(self, world: WorldModel, observation: Observation) -> None:
+        """Publishes that an observation was inserted into the memories."""
+        if self.publishers is not None:
+            self.publishers.memory_changed()
+            self.publishers.publish_remembered(observation.stamp_ns, observation.image.header.frame_id)
         self.between_steps(world)
 
-    def on_rejected(self, topic: str, sentence: str) -> None:
-        """A seed was not usable."""
-        self._health.on_rejected(topic, sentence)
+    def on_observation_rejected(self, topic: str, reason: str) -> None:
+        """Counts and logs an observation that is not usable."""
+        self._diagnostics.on_rejected(topic, reason)
 
-    def imagined(self, view: ImaginedView, job: Job) -> None:
-        """A view is finished; single views go only to who asked for them."""
-        if self.outputs is None or job.origin == VIEW_ORIGIN:
+    def on_view(self, view: ImaginedView, job: Job) -> None:
+        """Publishes a finished view of a path. A single view is returned by its service only."""
+        if self.publishers is None or job.origin == VIEW_ORIGIN:
             return
         try:
-            self.outputs.view(view)
+            self.publishers.publish_view(view)
         except Exception as error:
-            self._health.fault("publishing a view", error)
+            self._diagnostics.on_fault("publishing a view", error)
 
     def between_steps(self, world: WorldModel) -> None:
-        """Publishes the map when it is due."""
-        self.facts = {
+        """Updates `memory_status` and publishes the maps if they are due."""
+        self.memory_status = {
             "points": len(world.cloud),
             "views in the bank": len(world.bank.views),
             "device in use": str(world.device),
@@ -59,56 +66,56 @@ class WorkerEventHandler:
         if world.device.type == "cuda":
             import torch
 
-            self.facts["memory of the GPU [MB]"] = f"{torch.cuda.memory_allocated(world.device) / 1e6:.0f}"
+            self.memory_status["GPU memory [MB]"] = f"{torch.cuda.memory_allocated(world.device) / 1e6:.0f}"
         try:
-            if self.outputs is not None and self.outputs.map_due():
-                self.outputs.map(world)
+            if self.publishers is not None and self.publishers.map_due():
+                self.publishers.publish_maps(world)
         except Exception as error:
-            self._health.fault("publishing the map", error)
+            self._diagnostics.on_fault("publishing the map", error)
 
-    def memory_cleared(self, world: WorldModel) -> None:
-        """What was remembered is gone, or replaced."""
-        if self.outputs is not None:
-            self.outputs.memory_cleared()
+    def on_memory_replaced(self, world: WorldModel) -> None:
+        """Publishes the memories after they were reset or loaded from a file."""
+        if self.publishers is not None:
+            self.publishers.memory_replaced()
         self.between_steps(world)
 
-    def ended(self, job: Job, outcome: JobResult, seconds: float) -> None:
-        """A job ended."""
-        done = max(job.views_done, 1)
-        self._health.job_ended(outcome.code.name.lower(), job.views_done, seconds, job.coverage_sum / done)
-        if self.outputs is not None:
-            self.outputs.memory_changed()
-        if outcome.code == ErrorCode.NONE:
+    def on_job_ended(self, job: Job, result: JobResult, seconds: float) -> None:
+        """Counts the job, and logs it if it succeeded."""
+        count = max(job.views_done, 1)
+        self._diagnostics.on_job_ended(result.code.name, job.views_done, seconds, job.coverage_sum / count)
+        if self.publishers is not None:
+            self.publishers.memory_changed()
+        if result.code == ErrorCode.NONE:
             self._log(
-                f"Imagined {job.views_done} views for {job.origin} in {seconds:.2f} s ({seconds / done:.3f} s a view)."
+                f"Imagined {job.views_done} views for {job.origin} in {seconds:.2f} s "
+                f"({seconds / count:.3f} s per view)."
             )
 
-    def fault(self, where: str, error: Exception) -> None:
-        """An exception that nobody expected."""
-        self._health.fault(where, error)
+    def on_fault(self, where: str, error: Exception) -> None:
+        """Counts and logs an unexpected exception."""
+        self._diagnostics.on_fault(where, error)
 
     def camera_for(self, world: WorldModel, job: Job) -> Camera:
-        """The camera of a job's views: the newest seed's, in the size the parameters say.
+        """Returns the camera of a job's views: that of the newest observation, resized to `view_width`.
 
         Raises:
-            NothingSeenError: nothing was seen.
-            JobRefused: TOO_LARGE.
+            EmptyMemoryError: the memories are empty.
+            JobRejectedError: TOO_LARGE.
         """
-        seed = world.newest_observation
-        if seed is None:
-            raise NothingSeenError(
-                "Nothing was seen yet: the memory is empty. Send an image with camera_info, depth and pose first, or "
-                "load a map."
+        observation = world.newest_observation
+        if observation is None:
+            raise EmptyMemoryError(
+                "The memory is empty. Publish an image with camera_info, depth and pose first, or load a map."
             )
-        camera, width = seed.camera, self.settings.view_width
+        camera, width = observation.camera, self._parameters.view_width
         if width:
             camera = camera.resized(width, max(1, round(width * camera.height / camera.width)))
         pixels = camera.width * camera.height * job.views
-        if pixels > self.settings.max_job_pixels:
-            raise JobRefused(
+        if pixels > self._parameters.max_job_pixels:
+            raise JobRejectedError(
                 ErrorCode.TOO_LARGE,
-                f"{job.views} views of {camera.width}x{camera.height} are {pixels} pixels; at most "
-                f"{self.settings.max_job_pixels} are made (parameter `max_job_pixels`). Ask for fewer or set "
-                "`view_width`.",
+                f"{job.views} views of {camera.width}x{camera.height} have {pixels} pixels; at most "
+                f"{self._parameters.max_job_pixels} are accepted (parameter `max_job_pixels`). Request fewer views or "
+                "reduce `view_width`.",
             )
         return camera

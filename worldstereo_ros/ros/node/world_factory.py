@@ -1,4 +1,4 @@
-"""Makes the world model that the parameters describe. No rclpy here."""
+"""Builds the world model from the node's parameters. Imports no rclpy."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from worldstereo_ros.world import WorldModel, warm_up
 
 
 def effective_device(requested: str) -> str:
-    """Auto as what it means on this machine: cuda where there is one, else cpu."""
+    """Resolves the device "auto": "cuda" if torch finds a CUDA device, else "cpu"."""
     if requested != "auto":
         return requested
     import torch
@@ -17,55 +17,62 @@ def effective_device(requested: str) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def build_world(settings: NodeParameters) -> WorldModel:
-    """Loads the pipeline and makes empty memories.
+def build_world(parameters: NodeParameters) -> WorldModel:
+    """Loads and warms up the pipeline and creates empty memories.
+
+    Args:
+        parameters: of the node.
 
     Raises:
-        ConfigurationError: something the parameters name is not there; the message says what to change.
+        ConfigurationError: a model, device or folder is not usable; the message says what to change.
     """
     from worldstereo_ros.memory.bank import ViewBank
     from worldstereo_ros.memory.cloud import CloudMemory
 
-    device = effective_device(settings.device)
-    folder = map_directory(settings)
+    device = effective_device(parameters.device)
+    folder = map_directory(parameters)
     if folder.exists() and not folder.is_dir():
-        raise ConfigurationError(f"map_directory is {folder}, which is no folder.")
+        raise ConfigurationError(f"map_directory is {folder}, which is not a folder.")
     try:
         pipeline = load_pipeline(
-            settings.model,
+            parameters.model,
             device,
-            variant=settings.variant,
-            dtype=settings.dtype,
-            control_backend=settings.control_backend,
+            variant=parameters.variant,
+            dtype=parameters.dtype,
+            control_backend=parameters.control_backend,
         )
         _warm_up(pipeline, device)
         estimator = None
-        if settings.depth_source != "sensor":
+        if parameters.depth_source != "sensor":
             from worldstereo_ros.depth.estimators import choose_depth
 
-            estimator = choose_depth(settings.depth_model, device)
+            estimator = choose_depth(parameters.depth_model, device)
         cloud = CloudMemory(
-            settings.voxel_size,
-            max_points=settings.max_points,
-            max_radius=settings.max_radius or None,
-            max_age=settings.max_age or None,
+            parameters.voxel_size,
+            max_points=parameters.max_points,
+            max_radius=parameters.max_radius or None,
+            max_age=parameters.max_age or None,
         )
-        return WorldModel(pipeline, cloud, ViewBank(settings.max_bank_views), depth_estimator=estimator, device=device)
+        return WorldModel(
+            pipeline, cloud, ViewBank(parameters.max_bank_views), depth_estimator=estimator, device=device
+        )
     except (ValueError, RuntimeError, OSError) as error:
         raise ConfigurationError(str(error)) from error
 
 
-def depth_sentence(settings: NodeParameters) -> str:
-    """Where images without depth get it, for the log."""
-    if settings.depth_source == "sensor" or settings.depth_model == "none":
-        return "Images without depth are refused."
-    which = "the network that ships" if settings.depth_model in ("", "small") else f"'{settings.depth_model}'"
-    until = " until the depth topic brings some" if settings.depth_source == "auto" and not settings.depth_model else ""
-    return f"Images without depth get it from {which}{until}."
+def describe_depth_source(parameters: NodeParameters) -> str:
+    """Describes in one sentence, for the log, where images without a depth image get their depth from."""
+    if parameters.depth_source == "sensor" or parameters.depth_model == "none":
+        return "Images without depth are rejected."
+    bundled = parameters.depth_model in ("", "small")
+    model = "the bundled depth network" if bundled else f"the depth model '{parameters.depth_model}'"
+    until_depth = parameters.depth_source == "auto" and not parameters.depth_model
+    until = " until the first depth image arrives" if until_depth else ""
+    return f"Depth of images without a depth image is estimated by {model}{until}."
 
 
 def _warm_up(pipeline: Pipeline, device: str) -> None:
-    """Warms up, with a single step where a pipeline takes many: more of the same load nothing more."""
+    """Warms a pipeline up with a single denoising step: further steps load nothing new."""
     steps = getattr(pipeline, "steps", None)
     if hasattr(pipeline, "steps"):
         pipeline.steps = 1
