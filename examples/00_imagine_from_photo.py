@@ -9,7 +9,7 @@ Without a photo, one is rendered in a procedural room. The result is in example_
 import sys
 from pathlib import Path
 
-from worldstereo_ros.depth.estimators import choose_depth
+from worldstereo_ros.depth.estimators import load_depth_estimator
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.trajectories import trajectory
 from worldstereo_ros.io.datasets import open_image
@@ -36,7 +36,7 @@ def main() -> None:
     photo = Path(sys.argv[1]) if len(sys.argv) > 1 else render_photo(OUT / "photo.png")
     view = open_image(photo)[0]  # no intrinsics beside the photo: a horizontal field of view of 60 degrees is assumed
 
-    world = WorldModel(load_pipeline("small"), depth_estimator=choose_depth())
+    world = WorldModel(load_pipeline("small"), depth_estimator=load_depth_estimator())
     report = world.observe(view)  # the bundled network estimates the depth
     print(f"observed {photo.name}: {report.inserted} points")
 

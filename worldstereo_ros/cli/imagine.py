@@ -123,7 +123,7 @@ def imagine(
     from rich.console import Console
     from rich.progress import track
 
-    from worldstereo_ros.depth.estimators import BUNDLED_NETWORK, NONE, SMALL, choose_depth
+    from worldstereo_ros.depth.estimators import BUNDLED_NETWORK, NONE, SMALL, load_depth_estimator
     from worldstereo_ros.pipelines.auto import load_pipeline
     from worldstereo_ros.visualization.results import write_results
     from worldstereo_ros.world import WorldModel
@@ -146,7 +146,7 @@ def imagine(
     observed_views = recording.observed_views
     estimator = None
     if depth_model != NONE and any(view.depth is None or not view.depth.any() for view in observed_views):
-        estimator = choose_depth(depth_model or SMALL, device)
+        estimator = load_depth_estimator(depth_model or SMALL, device)
         console.print(f"The source has no depth; estimating it with {depth_model or BUNDLED_NETWORK}.")
     pipeline = load_pipeline(model, device, variant=variant, dtype=dtype, control_backend=control_backend)
     world = WorldModel(pipeline, depth_estimator=estimator, device=device)

@@ -63,7 +63,7 @@ def panorama(
     import numpy as np
     from rich.console import Console
 
-    from worldstereo_ros.depth.estimators import choose_depth
+    from worldstereo_ros.depth.estimators import load_depth_estimator
     from worldstereo_ros.io.images import read_image, write_image
     from worldstereo_ros.io.posed_sequences import write_sequence
     from worldstereo_ros.panorama.imagine import imagine_panorama, observe_panorama
@@ -76,7 +76,7 @@ def panorama(
         raise InputError(f"The position {at} is not finite; three numbers in metres were expected: x y z.")
     image = read_image(source)
     distances = None if distance is None else read_distance(distance)
-    estimator = choose_depth(depth_model, device) if distances is None else None
+    estimator = load_depth_estimator(depth_model, device) if distances is None else None
     pipeline = load_pipeline(model, device, variant=variant)
     world = WorldModel(pipeline, depth_estimator=estimator, device=device)
     with console.status("observing") as status:

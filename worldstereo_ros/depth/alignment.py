@@ -1,4 +1,4 @@
-"""Depth brought to the scale of what is known: robust scale and shift, and completion of holes."""
+"""Alignment of depth to a metric reference by robust scale and shift, and depth completion."""
 
 from __future__ import annotations
 
@@ -10,22 +10,23 @@ from worldstereo_ros.imaging.codecs import MAX_DEPTH_M, clean_depth
 from worldstereo_ros.imaging.inpainting import fill_depth, push_pull
 from worldstereo_ros.utils.errors import WorldStereoError
 
-LEAST_KNOWN = 200  # pixels, to bring an estimate to the scale of memory
+MIN_KNOWN_PX = 200  # known pixels needed to align an estimate to memory
+MAX_RANSAC_SAMPLES = 4000  # references that rank the hypotheses; the refinement uses all
 
 
 class DepthError(WorldStereoError, ValueError):
-    """Depth that cannot be had. The message is a sentence: what came, what was expected, what to do."""
+    """Depth is unavailable, or cannot be aligned."""
 
 
 @dataclass(frozen=True)
 class Alignment:
-    """Depth brought to the scale of references.
+    """Depth aligned to a reference.
 
     Attributes:
         depth: (H, W) float32 metres, 0 = unknown (also where the aligned inverse depth is not positive).
         scale, shift: 1 / depth = scale * disparity + shift, in 1 / metres.
-        inlier_fraction: of the references, 0..1.
-        references: number of pixels that were compared.
+        inlier_fraction: fraction of the reference pixels that agree, 0..1.
+        references: number of reference pixels.
     """
 
     depth: np.ndarray
@@ -46,29 +47,31 @@ def align_depth(
     hypotheses: int = 400,
     seed: int = 0,
 ) -> Alignment:
-    """Scale and shift in disparity that bring a prediction to reference depth, by RANSAC and least squares.
+    """Aligns a prediction to reference depth by scale and shift in disparity (RANSAC and least squares).
 
-    Monocular predictions are right up to two numbers there (Ranftl et al., MiDaS, 2020). Errors are relative: a
-    reference fits where the aligned inverse depth is within `tolerance` of its own, so near and far count alike.
-    Where the references lie at (nearly) one disparity, only the scale can be found.
+    Monocular predictions are correct up to scale and shift in disparity (Ranftl et al., MiDaS, 2020). Errors are
+    relative, so that near and far pixels count alike. If the references have (nearly) one disparity, only the scale is
+    estimated.
 
     Args:
-        predicted: (H, W); inverse depth in any unit (kind "disparity") or depth, any scale, 0 = unknown ("depth").
+        predicted: (H, W) inverse depth of any unit (kind "disparity"), or depth of any scale, 0 = unknown ("depth").
         reference: (H, W) metres, 0 = unknown: a sparse sensor, or the memory rendered at the same pose.
-        kind: what `predicted` holds.
-        tolerance: relative error of an inlier.
-        min_references: pixels known in both that are needed.
-        min_inliers: fraction of them that must agree.
-        hypotheses: pairs of references tried.
-        seed: of the draws; equal seeds give equal results.
+        kind: "disparity" or "depth", the content of `predicted`.
+        tolerance: largest relative error in inverse depth of an inlier.
+        min_references: least number of pixels with prediction and reference.
+        min_inliers: least fraction of inliers.
+        hypotheses: number of RANSAC hypotheses.
+        seed: random seed; equal seeds give equal results.
 
     Raises:
-        DepthError: shapes differ, too few references, or too few that agree.
+        DepthError: the shapes differ, there are too few references, or too few inliers.
     """
     if kind not in ("disparity", "depth"):
-        raise DepthError(f"The kind '{kind}' is not known; 'disparity' or 'depth' was expected.")
+        raise DepthError(f"The kind '{kind}' is unknown; 'disparity' or 'depth' was expected.")
     if predicted.shape != reference.shape:
-        raise DepthError(f"The prediction is {predicted.shape} and the reference {reference.shape}; equal is needed.")
+        raise DepthError(
+            f"The prediction has shape {predicted.shape}, the reference {reference.shape}; equal shapes were expected."
+        )
     with np.errstate(divide="ignore", invalid="ignore"):
         disparity = predicted.astype(np.float64) if kind == "disparity" else 1.0 / predicted.astype(np.float64)
         target = 1.0 / reference.astype(np.float64)
@@ -77,14 +80,14 @@ def align_depth(
     x, y = disparity[both], target[both]
     if x.size < min_references:
         raise DepthError(
-            f"Only {x.size} pixels have both a prediction and a reference; {min_references} are needed to find a scale."
+            f"Only {x.size} pixels have both a prediction and a reference; at least {min_references} were expected."
         )
     scale, shift, inlier = _fit(x, y, tolerance, hypotheses, np.random.default_rng(seed))
     fraction = float(inlier.mean())
     if fraction < min_inliers or not scale > 0:
         raise DepthError(
-            f"Only {fraction:.0%} of {x.size} references agree with one scale and shift; {min_inliers:.0%} are needed. "
-            "The picture and the reference may not show the same place."
+            f"Only {fraction:.0%} of {x.size} references agree with one scale and shift; at least {min_inliers:.0%} "
+            "were expected. Check that the image and the reference show the same place."
         )
     aligned = scale * disparity + shift
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -95,24 +98,24 @@ def align_depth(
 def _fit(
     x: np.ndarray, y: np.ndarray, tolerance: float, hypotheses: int, rng: np.random.Generator
 ) -> tuple[float, float, np.ndarray]:
-    """(scale, shift, inliers) of y = scale x + shift with scale > 0 and relative errors."""
-    rows = rng.permutation(x.size)[:4000]  # enough to rank hypotheses by; the refinement takes all
+    """Fits y = scale x + shift with scale > 0 and relative errors; returns (scale, shift, inlier mask)."""
+    rows = rng.permutation(x.size)[:MAX_RANSAC_SAMPLES]
     sx, sy = x[rows], y[rows]
     low, high = np.percentile(x, (5, 95))
     first, second = rng.integers(0, sx.size, (2, hypotheses))
     spread = high - low
     scales, shifts = np.zeros(0), np.zeros(0)
     if spread > 1e-3 * max(abs(low), abs(high)):
-        # Pairs too close together fix the scale badly.
-        apart = np.abs(sx[first] - sx[second]) > 0.1 * spread
-        first, second = first[apart], second[apart]
+        # Pairs of similar disparity do not determine the scale.
+        distinct = np.abs(sx[first] - sx[second]) > 0.1 * spread
+        first, second = first[distinct], second[distinct]
         scales = (sy[first] - sy[second]) / (sx[first] - sx[second])
         shifts = sy[first] - scales * sx[first]
-    # Scale alone is a hypothesis too: it is all that one distance can tell.
-    alone = rng.integers(0, sx.size, 50)
-    alone = alone[sx[alone] > 0]
-    scales = np.concatenate([scales, sy[alone] / sx[alone]])
-    shifts = np.concatenate([shifts, np.zeros(len(alone))])
+    # Hypotheses of scale without shift, all that references at one distance determine.
+    single = rng.integers(0, sx.size, 50)
+    single = single[sx[single] > 0]
+    scales = np.concatenate([scales, sy[single] / sx[single]])
+    shifts = np.concatenate([shifts, np.zeros(len(single))])
     positive = scales > 0
     scales, shifts = scales[positive], shifts[positive]
     if not len(scales):
@@ -135,7 +138,7 @@ def _fit(
 
 
 def _least_squares(x: np.ndarray, y: np.ndarray, *, scale_only: bool) -> tuple[float, float] | None:
-    """Least squares of the relative error, centred so that large disparities cost no precision."""
+    """Least squares of the relative error; centred, which keeps the precision for large disparities."""
     if x.size < 2:
         return None
     weight = 1 / y**2
@@ -149,49 +152,51 @@ def _least_squares(x: np.ndarray, y: np.ndarray, *, scale_only: bool) -> tuple[f
     return scale, float(my - scale * mx)
 
 
-def align_to_known(depth: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """Depth of an estimator, in the scale of what memory already holds of the place.
+def align_to_memory(depth: np.ndarray, memory_depth: np.ndarray) -> np.ndarray:
+    """Aligns estimated depth to the scale of the memory.
 
     Args:
-        depth: (H, W) metres, right up to scale and shift in disparity.
-        known: (H, W) metres of the memory rendered at the same pose, 0 = hole.
+        depth: (H, W) metres, correct up to scale and shift in disparity.
+        memory_depth: (H, W) metres of the memory rendered at the same pose, 0 = hole.
 
     Returns:
-        (H, W) float32 metres; `depth` unchanged where too little is known, or too little of it agrees, to say better.
+        (H, W) float32 metres; `depth` without alignment if too little of the memory is visible or agrees.
     """
     try:
-        return align_depth(depth, known, kind="depth", min_references=200, tolerance=0.08).depth
+        return align_depth(depth, memory_depth, kind="depth", min_references=MIN_KNOWN_PX, tolerance=0.08).depth
     except DepthError:
         return clean_depth(depth)
 
 
 def complete_depth(known: np.ndarray, estimated: np.ndarray) -> np.ndarray:
-    """Depth that is known in part, gone on with in the shape that an estimator sees.
+    """Completes partial depth with the shape of estimated depth.
 
-    The difference of the logarithms on the known part, the scale among it, is spread smoothly over the rest: far from
-    what is known it is its mean, and no step is at the border. (`align_to_known` before it does not do better, at ten
-    times the price.)
+    The difference of the logarithms on known pixels, which includes the scale, is extrapolated smoothly over the other
+    pixels: there is no step at the border, and far from known pixels the mean difference applies. (`align_to_memory`
+    before this step does not improve the result and takes ten times as long.)
 
     Args:
         known: (H, W) metres of the memory rendered at the pose, 0 = hole.
-        estimated: (H, W) metres of the painted picture, 0 = nothing there.
+        estimated: (H, W) metres estimated from the generated image, 0 = unknown.
 
     Returns:
-        (H, W) float32 metres; known pixels unchanged. Where the estimator sees nothing, and everywhere where too little
-        is known to compare it with, `fill_depth` of what is known.
+        (H, W) float32 metres; known pixels unchanged. Where the estimate is unknown, or everywhere if too few pixels
+        are known, `fill_depth` of the known depth.
 
     Raises:
         DepthError: the shapes differ.
     """
     if known.shape != estimated.shape:
-        raise DepthError(f"Known depth is {known.shape} and the estimate {estimated.shape}; equal is needed.")
-    shown = known > 0
+        raise DepthError(
+            f"The known depth has shape {known.shape}, the estimate {estimated.shape}; equal shapes were expected."
+        )
+    known_mask = known > 0
     filled = fill_depth(known)
-    both = shown & (estimated > 0)
-    if both.sum() < LEAST_KNOWN:
+    both = known_mask & (estimated > 0)
+    if both.sum() < MIN_KNOWN_PX:
         return filled
     logs = np.log(np.where(estimated > 0, estimated, 1)).astype(np.float32)
-    off = np.where(both, np.log(np.where(shown, known, 1)) - logs, 0).astype(np.float32)
-    spread = push_pull(off[..., None], both.astype(np.float32))[..., 0]
-    gone_on = np.clip(np.exp(logs + spread), 0, MAX_DEPTH_M)
-    return np.where(shown, known, np.where(estimated > 0, gone_on, filled)).astype(np.float32)
+    difference = np.where(both, np.log(np.where(known_mask, known, 1)) - logs, 0).astype(np.float32)
+    offset = push_pull(difference[..., None], both.astype(np.float32))[..., 0]
+    completed = np.clip(np.exp(logs + offset), 0, MAX_DEPTH_M)
+    return np.where(known_mask, known, np.where(estimated > 0, completed, filled)).astype(np.float32)

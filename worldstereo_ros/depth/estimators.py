@@ -1,9 +1,4 @@
-"""Where depth comes from when the sensor gives none, and how it is brought to the scale of what is known.
-
-Sensor depth (16UC1, 32FC1) is decoded in `imagery.py`. Here: the small network that ships with the package, models of
-the Hugging Face hub through transformers' depth-estimation pipeline, the choice between them, and the alignment of
-their depth to sparse measurements or to the remembered cloud.
-"""
+"""Monocular depth estimators: the bundled network, and models of the Hugging Face Hub through transformers."""
 
 from __future__ import annotations
 
@@ -22,38 +17,46 @@ from worldstereo_ros.weights.bundled import BUNDLED, bundled_folder
 if TYPE_CHECKING:
     from worldstereo_ros.models.depth_network import DepthNetwork, MonocularDepth
 
-SMALL, NONE = BUNDLED[0], "none"  # names of estimators: what ships, and no depth but a sensor's
-BUNDLED_NETWORK = "the network that ships ('small')"
+# Names of estimators: the bundled network, and none (sensor depth only).
+SMALL, NONE = BUNDLED[0], "none"
+BUNDLED_NETWORK = "the bundled network ('small')"
 
-# Where a model gives only relative inverse depth, its nearest and farthest pixels are put here until something that
-# is known corrects them.
-ASSUMED_NEAR, ASSUMED_FAR = 1.0, 10.0
+# Depths of the nearest and farthest pixels of relative inverse depth, until it is aligned to a reference.
+ASSUMED_NEAR_M, ASSUMED_FAR_M = 1.0, 10.0
 
 _METRIC_MODELS = ("depth_pro", "glpn", "prompt_depth_anything", "zoedepth", "chmv2")
 _INVERSE_MODELS = ("dpt", "tipsv2_dpt")
 
 
 class DepthEstimator(Protocol):
-    """Gives depth to a picture."""
+    """Estimates the depth of an image."""
 
     def __call__(self, image: np.ndarray, camera: Camera) -> np.ndarray:
-        """(H, W) float32 metres along the optical axis, 0 = unknown, of an (H, W, 3) uint8 RGB image."""
+        """Estimates depth.
+
+        Args:
+            image: (H, W, 3) uint8 RGB, undistorted.
+            camera: intrinsics of the image.
+
+        Returns:
+            (H, W) float32 metres along the optical axis, 0 = unknown.
+        """
 
 
-def choose_depth(name: str = "", device: Any = "cpu") -> DepthEstimator | None:
-    """The estimator that a parameter or an option names.
+def load_depth_estimator(name: str = "", device: Any = "cpu") -> DepthEstimator | None:
+    """Loads the depth estimator of a name, as given by a parameter or an option.
 
     Args:
-        name: "" for the network that ships, loaded when it is needed; "small" for the same, loaded now; "none" for no
-            depth but a sensor's; a folder of a depth network that was trained here (`worldstereo train depth`), or a
-            folder or a hub id of a model of `HubDepth`.
-        device: of torch.
+        name: "" for the bundled network, loaded on first use; "small" for the same, loaded at once; "none" for no
+            estimator; the folder of a network trained by `worldstereo train depth`; or the folder or hub id of a model
+            for `HubDepth`.
+        device: torch device.
 
     Returns:
-        None for "none".
+        The estimator, or None for "none".
 
     Raises:
-        DepthError: what is named cannot be had. For "" it comes with the first picture.
+        DepthError: the estimator is unavailable. For "" this error is raised by the first estimate instead.
     """
     if name == NONE:
         return None
@@ -62,10 +65,11 @@ def choose_depth(name: str = "", device: Any = "cpu") -> DepthEstimator | None:
         if name:
             small.load()
         return small
-    return small_depth(Path(name), device) or HubDepth(name, device)
+    return load_small_depth(Path(name), device) or HubDepth(name, device)
 
 
-def _trained_here(folder: Path) -> bool:
+def _is_depth_network(folder: Path) -> bool:
+    """True for a folder with a `DepthNetwork`."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -74,29 +78,31 @@ def _trained_here(folder: Path) -> bool:
 
 
 class SmallDepth:
-    """The depth network of a few megabytes that ships with the package: metres of one picture, on any machine.
+    """Metric depth from a single image by a `DepthNetwork`, such as the bundled network of a few megabytes.
 
-    It is loaded with the first picture, so that a robot with a depth sensor never pays for it.
+    The network is loaded on first use, so that a robot with a depth sensor does not load it.
 
     Attributes:
-        folder: with config.json and safetensors.
-        device: of torch.
+        folder: folder with config.json and safetensors.
+        device: torch device.
     """
 
     def __init__(self, folder: Path | None = None, device: Any = "cpu") -> None:
-        """Args:
-        folder: None: what ships.
-        device: of torch.
+        """Creates the estimator without loading the network.
+
+        Args:
+            folder: folder with config.json and safetensors; None = the bundled network.
+            device: torch device.
         """
         self.folder = bundled_folder(SMALL) / "base" / "depth" if folder is None else folder
         self.device = device
         self._network: DepthNetwork | None = None
 
     def load(self) -> DepthNetwork:
-        """The network, loaded where it was not yet.
+        """Returns the network, loading it on the first call.
 
         Raises:
-            DepthError: there is none, or it is damaged.
+            DepthError: the network is missing or damaged.
         """
         if self._network is None:
             from worldstereo_ros.models.checkpoints.weights import CheckpointError
@@ -104,8 +110,8 @@ class SmallDepth:
 
             if not (self.folder / "config.json").is_file():
                 raise DepthError(
-                    f"There is no depth network in {self.folder}. Send depth images of a sensor, or name a depth model "
-                    "(parameter `depth_model`, option --depth-model)."
+                    f"There is no depth network in {self.folder}. Provide depth images of a sensor, or select another "
+                    "depth model (parameter `depth_model`, option --depth-model)."
                 )
             try:
                 self._network = load_depth_network(self.folder, self.device)
@@ -114,35 +120,38 @@ class SmallDepth:
         return self._network
 
     def __call__(self, image: np.ndarray, camera: Camera) -> np.ndarray:
-        """See `DepthEstimator`; in metres as the camera's focal length makes them.
+        """Estimates depth, see `DepthEstimator`. Depth is proportional to the focal length of the camera.
 
         Raises:
-            DepthError: there is no network, or it sees nothing but sky.
+            DepthError: the network is unavailable, or classifies every pixel as sky.
         """
         depth = clean_depth(self.predict(image, camera).depth)
         if not depth.any():
-            raise DepthError("The depth network sees nothing but sky in this picture.")
+            raise DepthError("The depth network classifies every pixel of this image as sky, so it gives no depth.")
         return depth
 
     def predict(self, image: np.ndarray, camera: Camera) -> MonocularDepth:
-        """Depth with how far it may be off.
+        """Estimates depth with its uncertainty.
 
         Raises:
-            DepthError: there is no network, or its numbers are not finite.
+            DepthError: the network is unavailable, or its output is not finite.
         """
-        said = self.load().predict(image, camera)
-        if not np.isfinite(said.depth).all():
-            raise DepthError(f"The depth network in {self.folder} gave numbers that are not finite.")
-        return said
+        estimate = self.load().predict(image, camera)
+        if not np.isfinite(estimate.depth).all():
+            raise DepthError(f"The depth network in {self.folder} returned values that are not finite.")
+        return estimate
 
 
-def small_depth(folder: Path, device: Any = "cpu") -> SmallDepth | None:
-    """The depth network in a folder, loaded; None where the folder has none.
+def load_small_depth(folder: Path, device: Any = "cpu") -> SmallDepth | None:
+    """Loads the depth network of a folder.
+
+    Returns:
+        The loaded estimator, or None if the folder has no depth network.
 
     Raises:
-        DepthError: it is damaged.
+        DepthError: the network is damaged.
     """
-    if not _trained_here(folder):
+    if not _is_depth_network(folder):
         return None
     small = SmallDepth(folder, device)
     small.load()
@@ -150,11 +159,11 @@ def small_depth(folder: Path, device: Any = "cpu") -> SmallDepth | None:
 
 
 class HubDepth:
-    """A depth model of the Hugging Face hub, or of a folder in its format (safetensors only).
+    """A depth model of the Hugging Face Hub, or of a folder in its format (safetensors only).
 
     Attributes:
-        model: its name or folder.
-        output: what it predicts: "metric" (metres) or "disparity" (relative inverse depth).
+        model: hub id or folder.
+        output: "metric" (metres) or "disparity" (relative inverse depth).
     """
 
     def __init__(
@@ -166,21 +175,21 @@ class HubDepth:
         revision: str | None = None,
         local_files_only: bool = False,
     ) -> None:
-        """Loads the model; what is on this machine already is used without asking the network.
+        """Loads the model. Cached files are used without network access.
 
         Args:
             model: a hub id such as "depth-anything/Depth-Anything-V2-Metric-Indoor-Small-hf", or a folder.
-            device: of torch.
-            output: "metric" or "disparity"; None = as its configuration says.
-            revision: commit of the hub repository, to pin what is loaded.
-            local_files_only: never ask the network (the environment variable HF_HUB_OFFLINE=1 says the same).
+            device: torch device.
+            output: "metric" or "disparity"; None = by the model's configuration.
+            revision: commit of the hub repository, to pin the version.
+            local_files_only: no network access (as with the environment variable HF_HUB_OFFLINE=1).
 
         Raises:
-            DepthError: transformers is missing, the weights cannot be had, or it is no depth model.
+            DepthError: transformers is missing, the weights are unavailable, or the model does not estimate depth.
         """
         self.model = str(model)
         if output not in (None, "metric", "disparity"):
-            raise DepthError(f"The depth output '{output}' is not known; 'metric' or 'disparity' was expected.")
+            raise DepthError(f"The depth output '{output}' is unknown; 'metric' or 'disparity' was expected.")
         try:
             from transformers import AutoImageProcessor, AutoModelForDepthEstimation, pipeline
         except ImportError as error:
@@ -190,46 +199,48 @@ class HubDepth:
         try:
             self._pipeline = pipeline("depth-estimation", model=network, image_processor=processor, device=device)
         except (RuntimeError, ValueError, AssertionError) as error:
-            raise DepthError(f"The depth model {self.model} cannot be put on {device}: {error}.") from error
+            raise DepthError(f"The depth model {self.model} cannot be moved to {device}: {error}.") from error
 
     def _load(self, model_class: Any, processor_class: Any, revision: str | None, local_only: bool) -> tuple[Any, Any]:
         if Path(self.model).is_absolute() and not Path(self.model).is_dir():
-            raise DepthError(f"There is no folder {self.model} with a depth model.")
+            raise DepthError(f"The depth model folder {self.model} does not exist.")
         problem: Exception | None = None
         for local in (True,) if local_only or Path(self.model).is_dir() else (True, False):
             try:
                 options = {"revision": revision, "local_files_only": local}
                 network = model_class.from_pretrained(self.model, use_safetensors=True, **options)
                 return network, processor_class.from_pretrained(self.model, **options)
-            except Exception as error:  # safetensors, the hub client and the models have errors of their own
+            except Exception as error:  # safetensors, the hub client and the models raise errors of their own
                 problem = error
-        why = str(problem).strip().splitlines()[0] if str(problem).strip() else type(problem).__name__
+        reason = str(problem).strip().splitlines()[0] if str(problem).strip() else type(problem).__name__
         raise DepthError(
-            f"The depth model '{self.model}' cannot be loaded: {why} Name a folder with config.json, "
-            "preprocessor_config.json and model.safetensors, or fetch it once with a network: "
+            f"The depth model '{self.model}' cannot be loaded: {reason} Give a folder with config.json, "
+            "preprocessor_config.json and model.safetensors, or download the model once: "
             f"hf download {self.model}"
         ) from problem
 
     def __call__(self, image: np.ndarray, camera: Camera) -> np.ndarray:
-        """See `DepthEstimator`. A model of relative inverse depth is spread over 1 to 10 m: align it (`align_depth`).
+        """Estimates depth, see `DepthEstimator`.
+
+        Relative inverse depth is mapped to 1 to 10 m; align it to a reference (`alignment.align_depth`).
 
         Raises:
-            DepthError: the model gave no usable depth.
+            DepthError: the model returned no usable depth.
         """
         predicted = self.predict(image)
         if self.output == "disparity":
             low, high = np.percentile(predicted, (2, 98))
             if not high > low:
-                raise DepthError(f"The depth model {self.model} sees one distance everywhere in this picture.")
+                raise DepthError(f"The depth model {self.model} returned one distance for all pixels of this image.")
             relative = np.clip((predicted - low) / (high - low), 0, None)
-            predicted = 1 / (1 / ASSUMED_FAR + (1 / ASSUMED_NEAR - 1 / ASSUMED_FAR) * relative)
+            predicted = 1 / (1 / ASSUMED_FAR_M + (1 / ASSUMED_NEAR_M - 1 / ASSUMED_FAR_M) * relative)
         depth = clean_depth(predicted)
         if not depth.any():
-            raise DepthError(f"The depth model {self.model} gave no depth that can be used for this picture.")
+            raise DepthError(f"The depth model {self.model} returned no valid depth for this image.")
         return depth
 
     def predict(self, image: np.ndarray) -> np.ndarray:
-        """(H, W) float32, exactly what the model says: metres, or inverse depth in a unit of its own."""
+        """Returns the (H, W) float32 output of the model: metres, or inverse depth of an arbitrary unit."""
         import torch
 
         height, width = image.shape[:2]
@@ -238,13 +249,14 @@ class HubDepth:
         array = predicted.float().cpu().numpy().reshape(predicted.shape[-2:])
         if array.shape != (height, width) or not np.isfinite(array).all():
             raise DepthError(
-                f"The depth model {self.model} gave {array.shape} values, some of them perhaps not finite; "
-                f"{(height, width)} finite ones were expected."
+                f"The depth model {self.model} returned an array of shape {array.shape}, finite: "
+                f"{bool(np.isfinite(array).all())}; finite values of shape {(height, width)} were expected."
             )
         return array
 
 
 def _output_of(config: Any, name: str) -> str:
+    """Returns "metric" or "disparity" for the configuration of a transformers model."""
     kind = config.model_type
     if kind == "depth_anything":
         return "metric" if config.depth_estimation_type == "metric" else "disparity"
@@ -253,9 +265,6 @@ def _output_of(config: Any, name: str) -> str:
     if kind in _INVERSE_MODELS:
         return "disparity"
     raise DepthError(
-        f"Whether '{name}' (model type {kind}) predicts metres or inverse depth is not known; "
-        "say so: output='metric' or output='disparity'."
+        f"It is unknown whether '{name}' (model type {kind}) predicts metres or inverse depth; "
+        "pass output='metric' or output='disparity'."
     )
-
-
-# --- alignment -------------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from worldstereo_ros.depth.alignment import DepthError
-from worldstereo_ros.depth.estimators import NONE, SMALL, DepthEstimator, choose_depth
+from worldstereo_ros.depth.estimators import NONE, SMALL, DepthEstimator, load_depth_estimator
 from worldstereo_ros.evaluation.depth_baselines import BASELINES, CONSTANT_M, HEIGHT_M, WALL_M
 from worldstereo_ros.evaluation.metrics import depth_error
 from worldstereo_ros.evaluation.tables import Column, build_table
@@ -260,7 +260,7 @@ def run(
 
     Args:
         data: see `world_sequences.open_data`.
-        depth_model: see `depth.choose_depth`; "" for the bundled network, "none" for the baselines alone.
+        depth_model: see `depth.load_depth_estimator`; "" for the bundled network, "none" for the baselines alone.
         every: evaluate every n-th frame.
         json_file: file for the rows.
         sheet: file for the contact sheet of images, true and estimated depth.
@@ -277,7 +277,7 @@ def run(
         _report(console, rows, json_file, {"every": every})
         return rows
     estimators: dict[str, DepthEstimator] = {}
-    estimator = choose_depth(depth_model or SMALL, device)
+    estimator = load_depth_estimator(depth_model or SMALL, device)
     if estimator is not None:
         estimators[depth_model or SMALL] = estimator
     examples: list[tuple[View, dict[str, np.ndarray]]] = []

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from worldstereo_ros.depth.estimators import SMALL, choose_depth
+from worldstereo_ros.depth.estimators import SMALL, load_depth_estimator
 from worldstereo_ros.evaluation import metrics
 from worldstereo_ros.evaluation.ablations import stage_pipelines
 from worldstereo_ros.evaluation.baseline import BASELINES, fuse_by_tsdf, fuse_by_voxels, merge_point_clouds
@@ -119,8 +119,8 @@ def evaluate(
         pipelines: names of `load_pipeline` with options after a `?` (see `pipeline_options`), `geometric-unaligned`, or
             baselines.
         every: evaluate every n-th held-out frame.
-        depth_model: for the protocol mono, see `depth.choose_depth`; "" for the bundled network. With "none" the rows
-            of mono have no metrics.
+        depth_model: for the protocol mono, see `depth.load_depth_estimator`; "" for the bundled network. With "none"
+            the rows of mono have no metrics.
         device: of the pipelines.
         progress: called with a line of text before each part, and between denoising steps.
         on_row: called with each row when it is ready.
@@ -137,7 +137,7 @@ def evaluate(
     names = list(dict.fromkeys([BASELINE, *pipelines]))
     sequences = [sequence for one in data for sequence in open_data(one)]
     loaded = Pipelines(names, device)
-    estimator = choose_depth(depth_model or SMALL, device) if "mono" in protocols else None
+    estimator = load_depth_estimator(depth_model or SMALL, device) if "mono" in protocols else None
     rows: list[Row] = []
 
     def add(*new: Row) -> None:

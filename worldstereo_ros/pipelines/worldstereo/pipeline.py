@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from worldstereo_ros.depth.alignment import DepthError, complete_depth
-from worldstereo_ros.depth.estimators import DepthEstimator, small_depth
+from worldstereo_ros.depth.estimators import DepthEstimator, load_small_depth
 from worldstereo_ros.imaging.inpainting import fill_depth
 from worldstereo_ros.models import (
     CheckpointConfig,
@@ -195,7 +195,7 @@ class WorldStereoPipeline:
             load_image_encoder(checkpoint, device, dtype) if transformer.config.image_dim else None,
             video_condition=load_video_condition(checkpoint, device, dtype),
             device=device,
-            **{"depth": small_depth(checkpoint.base("vae") / "depth", device), **options},
+            **{"depth": load_small_depth(checkpoint.base("vae") / "depth", device), **options},
         )
 
     def __call__(

@@ -44,9 +44,9 @@ def build_world(parameters: NodeParameters) -> WorldModel:
         _warm_up(pipeline, device)
         estimator = None
         if parameters.depth_source != "sensor":
-            from worldstereo_ros.depth.estimators import choose_depth
+            from worldstereo_ros.depth.estimators import load_depth_estimator
 
-            estimator = choose_depth(parameters.depth_model, device)
+            estimator = load_depth_estimator(parameters.depth_model, device)
         cloud = CloudMemory(
             parameters.voxel_size,
             max_points=parameters.max_points,

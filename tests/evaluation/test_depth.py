@@ -1,0 +1,68 @@
+"""Evaluation of depth estimators, and the depth baselines."""
+
+import numpy as np
+import pytest
+
+from worldstereo_ros.evaluation import evaluate
+from worldstereo_ros.evaluation.depth import depth_errors, errors_of, means
+from worldstereo_ros.evaluation.depth_baselines import CONSTANT_M, ConstantDepth, GroundPlane, fit_ground, ground_depth
+from worldstereo_ros.evaluation.world_sequences import world_sequence
+from worldstereo_ros.geometry.cameras import Camera
+
+
+def _scene(rng: np.random.Generator, shape=(40, 60)) -> np.ndarray:
+    """(H, W) metres: a receding floor with boxes in front of it."""
+    depth = np.linspace(8.0, 1.0, shape[0])[:, None] * np.ones(shape)
+    for _ in range(4):
+        y, x = rng.integers(0, shape[0] - 10), rng.integers(0, shape[1] - 15)
+        depth[y : y + 10, x : x + 15] = rng.uniform(0.8, 5.0)
+    return depth.astype(np.float32)
+
+
+def test_errors_of_with_and_without_alignment():
+    truth = _scene(np.random.default_rng(5))
+    abs_rel, delta, aligned, aligned_delta, scale = errors_of(truth * 2, truth)
+    assert (abs_rel, delta) == (pytest.approx(1.0), 0.0)
+    assert (aligned, aligned_delta) == (pytest.approx(0, abs=1e-6), 1.0)
+    assert scale == pytest.approx(0.5)
+    assert errors_of(truth, np.zeros_like(truth)) is None
+
+
+def test_depth_baselines():
+    camera = Camera.from_fov(64, 48, 1.1)
+    image = np.zeros((48, 64, 3), np.uint8)
+    assert (ConstantDepth()(image, camera) == np.float32(CONSTANT_M)).all()
+    rows = ground_depth(camera, 1.0, 4.0)
+    below = (np.arange(48) - camera.cy) / camera.fy
+    floor = below > 1 / 4.0
+    np.testing.assert_allclose(rows[floor], 1 / below[floor], rtol=1e-5)
+    np.testing.assert_allclose(rows[~floor & (below < 1 / 8)], 4.0)
+    assert GroundPlane()(image, camera).shape == (48, 64)
+    scene = np.broadcast_to(rows[:, None], (48, 64)).copy()
+    height, wall, middle = fit_ground([(scene, camera)])
+    assert height == pytest.approx(1.0, rel=0.15)
+    assert wall == pytest.approx(4.0, rel=0.15)
+    assert middle == pytest.approx(np.median(scene), rel=0.1)
+
+
+def test_depth_errors_compares_estimators_with_baselines():
+    sequence = world_sequence("validation", 0, views=3, camera=Camera.from_fov(64, 48, 1.2))
+    shown = []
+    truths = {view.image.tobytes(): view.depth for view in sequence}
+    rows = depth_errors([sequence], {"truth": lambda image, camera: truths[image.tobytes()] * 1.2}, shown=shown)
+    found = {row.estimator: row for row in rows}
+    assert found["truth"].abs_rel == pytest.approx(0.2, rel=1e-3)
+    assert found["truth"].aligned_abs_rel == pytest.approx(0, abs=1e-4)
+    assert found["truth"].scale == pytest.approx(1 / 1.2, rel=1e-3)
+    assert found["truth"].frames == found["constant"].frames == 3
+    assert found["constant"].abs_rel > 0.05
+    assert len(shown) == 1
+    assert means(rows) == []
+
+
+def test_protocol_mono_needs_no_download():
+    sequence = world_sequence("validation", 0, views=3, camera=Camera.from_fov(64, 48, 1.2))
+    rows = {row.pipeline: row for row in evaluate([sequence], "mono", ["geometric"])}
+    assert rows["geometric"].frames == 2
+    assert 0 < rows["geometric"].abs_rel < 2
+    assert rows["geometric"].psnr > 8
