@@ -75,7 +75,6 @@ PACKAGES = (
     Package("safetensors", "safetensors", "weights, saved maps"),
     Package("yaml", "pyyaml", "configuration files"),
     Package("rosbags", "rosbags", "bags without ROS"),
-    Package("transforms3d", "transforms3d", "rotations in ROS"),
     Package("pytransform3d", "pytransform3d", "transforms without tf2"),
     Package("diffusers", "diffusers", "WorldStereo models"),
     Package("transformers", "transformers", "text, image and depth models"),
