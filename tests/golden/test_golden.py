@@ -1,6 +1,6 @@
-"""Cameras, retrieval, networks and sampler against the numbers of the reference implementation.
+"""Cameras, retrieval, networks and scheduler against golden numbers of the reference implementation.
 
-`WORLDSTEREO_GOLDEN=folder` checks another set of the same layout.
+Set `WORLDSTEREO_GOLDEN=folder` to test against another set of golden files.
 """
 
 import json
@@ -25,13 +25,13 @@ def golden(shared_golden):
 def load_network(folder):
     config = json.loads((folder / "config.json").read_text())
     model = WorldStereoTransformer(**config["back"], controlnet_cfg=config["ctrl"]).eval()
-    model.load_state_dict(load_file(folder / "model.safetensors"))  # strict: every key has its place
+    model.load_state_dict(load_file(folder / "model.safetensors"))  # strict: all keys must match
     io = load_file(folder / "io.safetensors")
     return model, {k[3:]: v for k, v in io.items() if k.startswith("in.")}, io["out.sample"]
 
 
 @pytest.mark.parametrize("variant", ["camera", "memory", "memory_frozen_ref"])
-def test_network(shared_golden, variant):
+def test_transformer_matches_golden_numbers(shared_golden, variant):
     model, inputs, expected = load_network(shared_golden / variant)
     with torch.no_grad():
         sample = model(**inputs).sample
@@ -40,8 +40,8 @@ def test_network(shared_golden, variant):
     assert error <= 1e-4, f"{variant}: {error:.2e}"
 
 
-def test_references_matter(shared_golden):
-    """The golden numbers would catch a memory branch that does nothing: without references they are far off."""
+def test_transformer_output_depends_on_references(shared_golden):
+    """Without references the output differs, so that the golden numbers test the memory branch."""
     model, inputs, expected = load_network(shared_golden / "memory")
     inputs = {k: v for k, v in inputs.items() if k not in ("reference_latent", "ref_index", "camera_qt_ref")}
     with torch.no_grad():
@@ -49,13 +49,13 @@ def test_references_matter(shared_golden):
 
 
 @pytest.mark.parametrize(("start", "shift", "steps"), [(250, 5, 4), (0, 3, 4), (250, 1, 8)])
-def test_dmd_timesteps(golden, start, shift, steps):
+def test_dmd_timesteps_match_golden_numbers(golden, start, shift, steps):
     scheduler = DMDScheduler(start_timestep=start, shift=shift, steps=steps)
     expected = golden[f"dmd.timesteps.start{start}.shift{shift}.n{steps}"]
     np.testing.assert_allclose(scheduler.timesteps.numpy(), expected, atol=1e-3, rtol=1e-6)
 
 
-def test_dmd_steps(golden):
+def test_dmd_steps_match_golden_numbers(golden):
     scheduler = DMDScheduler()
     sample = torch.from_numpy(golden["dmd.x0"])
     for index, timestep in enumerate(scheduler.timesteps):
@@ -63,7 +63,7 @@ def test_dmd_steps(golden):
         np.testing.assert_allclose(sample.numpy(), golden[f"dmd.x{index + 1}"], atol=1e-5)
 
 
-def test_normalisation_and_embedding(golden):
+def test_camera_normalisation_and_embedding_match_golden_numbers(golden):
     targets, references = normalise_cameras(golden["cam.w2c"], golden["cam.ref_w2c"])
     np.testing.assert_allclose(targets, golden["cam.norm_w2c"], atol=1e-5)
     np.testing.assert_allclose(references, golden["cam.norm_ref_w2c"], atol=1e-5)
@@ -75,7 +75,7 @@ def test_normalisation_and_embedding(golden):
 
 
 @pytest.mark.parametrize("name", ["view0_traj0", "view1_traj2"])
-def test_retrieval(golden, name):
+def test_retrieval_scores_match_golden_numbers(golden, name):
     width, height = (int(n) for n in golden["ret.size_wh"])
     scores, angles = retrieval_scores(
         golden[f"ret.{name}.w2c"], golden["ret.bank_w2c"], golden[f"ret.{name}.K"], golden["ret.bank_K"], width, height

@@ -52,6 +52,6 @@ def test_views_without_depth_write_no_depth_messages(tmp_path):
     assert [view.depth for view in read_views(tmp_path / "bag", world_frame="odom")] == [None, None]
 
 
-def test_an_existing_folder_is_rejected(tmp_path):
+def test_write_views_rejects_existing_folders(tmp_path):
     with pytest.raises(BagError, match="already exists"):
         write_views(tmp_path, drive(1))

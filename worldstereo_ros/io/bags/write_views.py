@@ -1,4 +1,4 @@
-"""Posed RGB-D views as a bag with the topics of an RGB-D camera driver: the counterpart of `views.read_views`."""
+"""Writes posed RGB-D views to a bag, with the topics of an RGB-D camera driver."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def write_views(
 
     Args:
         path: folder of the bag, which must not exist.
-        views: in the order of their stamps; views without depth get no depth message.
-        namespace: of the topics `image`, `depth` (32FC1, metres) and `camera_info`.
-        world_frame: parent of the transforms on `/tf`.
-        camera_frame: child of the transforms and frame of the images.
+        views: views in the order of their stamps. No depth message is written for views without depth.
+        namespace: namespace of the topics `image`, `depth` (32FC1, metres) and `camera_info`.
+        world_frame: parent frame of the transforms on `/tf`.
+        camera_frame: child frame of the transforms and frame_id of the images.
         storage: "mcap" or "sqlite3".
 
     Returns:
-        The number of views written.
+        The number of written views.
 
     Raises:
         BagError: the folder exists or cannot be written.
