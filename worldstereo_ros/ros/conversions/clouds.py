@@ -7,7 +7,6 @@ A little-endian machine is assumed, as by torch. Messages are written here and n
 from __future__ import annotations
 
 import array
-from types import ModuleType
 
 import numpy as np
 import numpy.lib.recfunctions as rfn
@@ -17,7 +16,6 @@ from std_msgs.msg import Header
 from worldstereo_ros.utils.errors import InputError
 from worldstereo_ros.utils.jit import compiled
 
-point_cloud2: ModuleType | None
 try:
     from sensor_msgs_py import point_cloud2
 except ImportError:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from types import ModuleType
 
 import numpy as np
 
 from worldstereo_ros.geometry import poses
 
-tf_transformations: ModuleType | None
 try:
     import tf_transformations
 except (ImportError, AttributeError):  # AttributeError: the transforms3d of Ubuntu 22.04 with NumPy 1.24 or newer

@@ -78,9 +78,12 @@ class DeferredService:
         self._node, self._handler, self._error_fields, self._timeout = node, handler, error_fields, timeout
         self._open: list[DeferredReply] = []
         # rclpy expects a response from the callback and sends it with `send_response`; both are replaced here.
-        self._service = cast(Any, node.create_service(kind, name, lambda request, response: (request, response)))
+        self._service = cast(Any, node.create_service(kind, name, self._keep_request))
         self._send_response = self._service.send_response
         self._service.send_response = self._on_request
+
+    def _keep_request(self, request: Any, response: Any) -> tuple[Any, Any]:
+        return request, response
 
     def _on_request(self, request_and_response: tuple[Any, Any], header: Any) -> None:
         """Replaces `send_response`, which the executor calls with the header that identifies the request."""
