@@ -100,11 +100,11 @@ def published_pipelines(published_checkpoints) -> dict[str, Any]:
 @pytest.fixture(scope="session")
 def training_worlds(tmp_path_factory) -> Path:
     """A folder with all worlds that it wants."""
-    from helpers.training_runs import draw_smoke_worlds
+    from helpers.training_runs import render_smoke_worlds
 
     folder = tmp_path_factory.mktemp("worlds")
     with single_thread():
-        draw_smoke_worlds(folder)
+        render_smoke_worlds(folder)
     return folder
 
 

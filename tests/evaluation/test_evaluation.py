@@ -4,6 +4,7 @@ from dataclasses import replace
 import cv2
 import numpy as np
 import pytest
+import torch
 
 from worldstereo_ros.evaluation import Row, evaluate, format_table, write_json
 from worldstereo_ros.evaluation import metrics as m
@@ -13,6 +14,7 @@ from worldstereo_ros.evaluation.report import means
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.views import View
 from worldstereo_ros.io.posed_sequences import open_posed
+from worldstereo_ros.training.data import dataset
 
 CAMERA = Camera(40, 30, 40.0, 40.0, 19.5, 14.5)
 
@@ -61,7 +63,18 @@ def test_ssim_of_a_single_window_by_hand():
     assert m.ssim(a, b) == pytest.approx(np.mean(expected), abs=1e-9)
 
 
-def test_images_that_do_not_fit_are_refused():
+def test_training_metrics_agree_with_those_of_the_evaluation():
+    rng = np.random.default_rng(2)
+    a = rng.integers(0, 256, (24, 32, 3), dtype=np.uint8)
+    b = np.clip(a.astype(int) + rng.integers(-40, 40, a.shape), 0, 255).astype(np.uint8)
+    tensors = [torch.from_numpy(image).permute(2, 0, 1)[None].double() / 127.5 - 1 for image in (a, b)]
+    assert float(dataset.psnr(*tensors)) == pytest.approx(m.psnr(a, b), abs=1e-4)
+    assert float(dataset.psnr(tensors[0], tensors[0])) == m.psnr(a, a) == m.MAX_PSNR_DB
+    # Training uses the biased covariance, which differs by a factor of 49 / 48 from the sample covariance.
+    assert float(dataset.ssim(*tensors)) == pytest.approx(m.ssim(a, b), abs=1e-4)
+
+
+def test_images_that_do_not_fit_are_rejected():
     with pytest.raises(ValueError, match="one shape"):
         m.psnr(np.zeros((4, 4, 3), np.uint8), np.zeros((4, 5, 3), np.uint8))
     with pytest.raises(ValueError, match="7x7"):

@@ -158,7 +158,7 @@ def test_a_panorama_protocol_gives_a_panorama_and_asks_all_round_elsewhere(walk,
 
 def test_the_true_panorama_of_a_world_is_what_a_camera_sees(walk):
     panorama = world_panorama(walk, walk.poses[4], 96)
-    assert panorama.known.all()
+    assert panorama.covered.all()
     from worldstereo_ros.panorama.perspective_views import panorama_views
 
     (cut,) = panorama_views(

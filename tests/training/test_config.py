@@ -1,4 +1,4 @@
-"""Training settings, commands and folders that are not right: a sentence says what is wrong."""
+"""Errors of training configurations, commands and folders."""
 
 import dataclasses
 
@@ -18,7 +18,7 @@ from worldstereo_ros.training.runner import train_stages
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@pytest.mark.parametrize(("change", "says"), [
+@pytest.mark.parametrize(("change", "message"), [
     ({"sizes": [[30, 48]]}, "30x48 is no multiple of 16"),
     ({"sizes": [[32]]}, "pairs of height and width"),
     ({"colour": "red"}, "colour is not known; keys are"),
@@ -29,50 +29,52 @@ pytestmark = pytest.mark.usefixtures("one_thread")
     ({"stages": {"video": {"batch": 0}}}, "batch of video is 0"),
     ({"stages": {"video": {"frames": 1}}}, "frames of video is 1"),
     ({"stages": {"video": {"ema": 1.0}}}, "ema of 0 to below 1"),
+    ({"stages": {"video": {"precomputed_clips": -1}}}, "precomputed_clips of video is -1"),
+    ({"stages": {"depth": {"precomputed_clips": 8}}}, "a number of clips for one of the stages video, control"),
     ({"precision": "fp8"}, "precision is 'fp8'; no or bf16"),
     ({"transformer": None}, "transformer is None; keys and values"),
 ])  # fmt: skip
-def test_bad_settings_are_named(tmp_path, change, says):
+def test_invalid_value_is_named(tmp_path, change, message):
     file = tmp_path / "mine.yaml"
     file.write_text(yaml.safe_dump({**describe(SMOKE), **change}))
-    with pytest.raises(TrainingConfigError, match=says):
+    with pytest.raises(TrainingConfigError, match=message):
         read_training_config(file)
 
 
-def test_settings_that_are_not_there_or_no_yaml(tmp_path):
+def test_missing_or_invalid_file_is_rejected(tmp_path):
     with pytest.raises(TrainingConfigError, match="one of cpu, gpu, smoke"):
         read_training_config("tpu")
     file = tmp_path / "mine.yaml"
-    for text, says in (("a: [", "could not be read as YAML"), ("- 1", "holds a list"), ("seed: 1", "missing")):
+    for text, message in (("a: [", "could not be read as YAML"), ("- 1", "holds a list"), ("seed: 1", "missing")):
         file.write_text(text)
-        with pytest.raises(TrainingConfigError, match=says):
+        with pytest.raises(TrainingConfigError, match=message):
             read_training_config(file)
 
 
-@pytest.mark.parametrize(("arguments", "says"), [
+@pytest.mark.parametrize(("arguments", "message"), [
     (["train", "video", "--config", "tpu"], "There is no training configuration 'tpu'"),
     (["train", "video", "--config", "smoke", "--minutes", "0"], "0.0 minutes were given"),
     (["train", "package", "nowhere", "--out", "packed"], "There is no training configuration 'nowhere/settings.json'"),
     (["train", "package", "nowhere", "--out", "packed", "--config", "smoke"], "config.json is missing"),
 ])  # fmt: skip
-def test_the_command_says_in_a_sentence_what_is_wrong(tmp_path, monkeypatch, arguments, says):
+def test_command_reports_errors_without_traceback(tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 1
-    assert says in " ".join(result.output.split())
+    assert message in " ".join(result.output.split())
     assert "Traceback" not in result.output
 
 
-def test_a_gpu_that_is_not_there_is_named(tmp_path, training_worlds):
+def test_missing_gpu_is_reported(tmp_path, training_worlds):
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     with pytest.raises(TrainingConfigError, match="no usable CUDA GPU"):
         train_stages(["video"], dataclasses.replace(SMOKE, device="cuda"), tmp_path, worlds=training_worlds)
 
 
-def test_a_folder_without_worlds_and_a_file_that_is_none(tmp_path):
+def test_folder_without_worlds_and_other_file_are_rejected(tmp_path):
     with pytest.raises(ValueError, match="no training worlds in"):
         WorldDataset(tmp_path, "training", 4)
     save_file({"image": torch.zeros(1)}, tmp_path / "training-000000000.safetensors")
-    with pytest.raises(ValueError, match="is no world: it holds"):
+    with pytest.raises(ValueError, match="is no rendered world: it has the tensors"):
         RenderedWorld.load(tmp_path / "training-000000000.safetensors")

@@ -1,4 +1,4 @@
-"""What comes of training is packed, loads and describes itself."""
+"""Packaging of trained weights, and the model card."""
 
 import json
 import os
@@ -11,13 +11,13 @@ from safetensors.torch import load_file, save_file
 from worldstereo_ros.models import CheckpointError
 from worldstereo_ros.models.depth_network import load_depth_network
 from worldstereo_ros.training.config import STAGES
-from worldstereo_ros.training.logs import read_rounds
+from worldstereo_ros.training.logs import append_log, read_log
 from worldstereo_ros.training.packaging import package_weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def test_what_is_packed_loads_and_describes_itself(trained, tmp_path):
+def test_package_loads_and_has_a_model_card(trained, tmp_path):
     out = tmp_path / "packed"
     rows = {"sequence": "test0", "protocol": "single", "pipeline": "small", "frames": 3, "psnr": 21.25}
     (tmp_path / "rows.json").write_text(json.dumps({"rows": [rows, {**rows, "sequence": "test1", "psnr": 22.25}]}))
@@ -31,25 +31,43 @@ def test_what_is_packed_loads_and_describes_itself(trained, tmp_path):
     assert load_depth_network(out / "base" / "depth").config.pixels == 32 * 48
     card = (out / "README.md").read_text()
     for stage in STAGES:
-        one = read_rounds(trained / "logs" / f"{stage}.jsonl")[0]
-        assert f"| {one.steps} | {one.seconds / 60:.1f} | {SMOKE.stages[stage].batch} |" in card
-        named = "absrel" if stage == "depth" else "psnr"
-        assert f"{named} {one.figures[named]:.3f}" in card
+        period = read_log(trained / "logs" / f"{stage}.jsonl")[0]
+        assert f"| {period.steps} | {period.seconds / 60:.1f} | {SMOKE.stages[stage].batch} |" in card
+        metric = "absrel" if stage == "depth" else "psnr"
+        assert f"{metric} {period.metrics[metric]:.3f}" in card
     assert "| single | small | 6 | 21.75 |" in card
     assert f"{os.cpu_count()} cores" in card
     assert "license: apache-2.0" in card
-    everything = package_weights(trained, out, variants=("memory-dmd", "memory", "camera"))  # in the place of what was there
+    everything = package_weights(trained, out, variants=("memory-dmd", "memory", "camera"))  # replaces the first one
     assert everything > size
     assert list((out / "base" / "transformer").glob("*.safetensors"))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["packed", "rows.json"]
 
 
-def test_what_is_too_large_damaged_or_not_ours_is_not_packed(trained_copy, tmp_path):
+def test_model_card_lists_the_periods_of_a_run_with_their_settings_and_notes(trained_copy, tmp_path):
+    log = trained_copy / "logs" / "finetune.jsonl"
+    header = json.loads(log.read_text().splitlines()[0])
+    settings = {**header["settings"], "covered_weight": 0.25, "precomputed_clips": 12}
+    append_log(log, {**header, "round": 1, "resumed": True, "worlds": 634, "settings": settings, "notes": "a note"})
+    append_log(log, {"step": 0, "seconds": 1.0, "validation_loss": 0.9})
+    append_log(log, {"step": 2300, "seconds": 120.0, "validation_loss": 0.5})
+    package_weights(trained_copy, tmp_path / "packed")
+    card = (tmp_path / "packed" / "README.md").read_text()
+    first = read_log(log)[0]
+    assert (
+        f"| finetune | 1 | {first.steps} | {first.seconds / 60:.1f} | {SMOKE.worlds.cache_size} | - | - | - |" in card
+    )
+    changed = "`covered_weight: 0.25`, `precomputed_clips: 12`"
+    assert f"| finetune | 2 | 2300 | 2.0 | 634 | 12 | {changed} | a note |" in card
+    assert f"| {first.steps + 2300} | {(first.seconds + 120) / 60:.1f} |" in card
+
+
+def test_large_damaged_or_foreign_files_are_not_packaged(trained_copy, tmp_path):
     out = tmp_path / "packed"
     package_weights(trained_copy, out)
     before = {file: file.read_bytes() for file in out.rglob("*") if file.is_file()}
     with pytest.raises(ValueError, match=r"at most 0\.01 MB in all are allowed"):
-        package_weights(trained_copy, out, most_bytes=10_000)
+        package_weights(trained_copy, out, max_bytes=10_000)
     with pytest.raises(ValueError, match="some of memory-dmd, memory, camera were expected"):
         package_weights(trained_copy, out, variants=("dmd",))
     weights = trained_copy / "finetuned" / "worldstereo-memory-dmd" / "model.safetensors"
@@ -65,6 +83,6 @@ def test_what_is_too_large_damaged_or_not_ours_is_not_packed(trained_copy, tmp_p
     assert before == {file: file.read_bytes() for file in out.rglob("*") if file.is_file()}
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("x")
-    with pytest.raises(ValueError, match="was not packed before"):
+    with pytest.raises(ValueError, match="is no earlier package"):
         package_weights(trained_copy, tmp_path / "mine")
     assert (tmp_path / "mine" / "thesis.txt").is_file()

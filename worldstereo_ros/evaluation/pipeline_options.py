@@ -192,13 +192,13 @@ class _WithoutReferences:
 def _check(name: PipelineName, pipeline: Any) -> None:
     if not name.options:
         return
-    settings = getattr(pipeline, "settings", None)
-    if settings is None:
+    config = getattr(pipeline, "config", None)
+    if config is None:
         raise InputError(f"'{name.model}' is no checkpoint and takes no options; remove those of '{name.text}'.")
     memory_options = [option for option in ("memory", "reference_attention") if option in name.options]
-    if memory_options and not settings.has_memory_branch:
+    if memory_options and not config.has_memory_branch:
         raise InputError(
-            f"The pipeline '{name.text}' has {' and '.join(memory_options)}, and {settings.variant} takes no "
+            f"The pipeline '{name.text}' has {' and '.join(memory_options)}, and {config.variant} takes no "
             "references; use a memory variant."
         )
     if process_count() > 1 and {"control", "reference_attention"} & set(name.options):

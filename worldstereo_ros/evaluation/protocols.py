@@ -14,7 +14,7 @@ from worldstereo_ros.evaluation.world_sequences import Posed, WorldSequence, wor
 from worldstereo_ros.geometry.poses import estimate_up_direction, interpolate_poses
 from worldstereo_ros.geometry.views import View
 from worldstereo_ros.panorama.imagine import ring_order, seam_joint
-from worldstereo_ros.panorama.perspective_views import look, panorama_views, rings, seed_camera
+from worldstereo_ros.panorama.perspective_views import observation_camera, panorama_views, pose_from_angles, rings
 from worldstereo_ros.utils.errors import InputError
 
 PROTOCOLS = ("single", "sparse", "mono", "revisit", "loop", "panorama", "cloud")
@@ -140,11 +140,11 @@ def _panorama(sequence: Posed) -> Scenario:
     observed = world_panorama(sequence, observed_pose, PANORAMA_HEIGHT_PX)
     path, cuts, all_rings = [], [0], rings(sequence.camera)
     for ring in all_rings:
-        path += [target_pose @ look(*ring[index]) for index in ring_order(len(ring), RING_ORDER)]
+        path += [target_pose @ pose_from_angles(*ring[index]) for index in ring_order(len(ring), RING_ORDER)]
         cuts.append(len(path))
     level_ring = np.argsort(ring_order(len(all_rings[0]), RING_ORDER))
     poses = np.stack(path)
-    camera = seed_camera(PANORAMA_HEIGHT_PX)
+    camera = observation_camera(PANORAMA_HEIGHT_PX)
     views = panorama_views(
         observed.image, observed.distance, world_from_camera=observed.world_from_camera, camera=camera
     )

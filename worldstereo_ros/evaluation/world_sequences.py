@@ -17,7 +17,7 @@ import numpy as np
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.views import View
 from worldstereo_ros.io.posed_sequences import open_posed
-from worldstereo_ros.panorama.perspective_views import look
+from worldstereo_ros.panorama.perspective_views import pose_from_angles
 from worldstereo_ros.panorama.stitching import Panorama, panorama_from_views
 from worldstereo_ros.scenes import KINDS, PATHS, SPLITS, Scene, make_path, make_scene, seed_of
 from worldstereo_ros.scenes.raytracing.render import render_scene, render_view
@@ -133,8 +133,8 @@ def world_panorama(sequence: WorldSequence, world_from_camera: np.ndarray, heigh
         world_from_camera: (4, 4) pose of the panorama.
         height: rows in pixels; the width is twice that.
     """
-    rotations = [look(index * math.pi / 2, 0.0) for index in range(4)]
-    rotations += [look(0, sign * math.pi / 2) for sign in (1, -1)]
+    rotations = [pose_from_angles(index * math.pi / 2, 0.0) for index in range(4)]
+    rotations += [pose_from_angles(0, sign * math.pi / 2) for sign in (1, -1)]
     size = 2 * math.ceil(height * math.tan(FACE_FOV_RAD / 2) / math.pi)
     faces = sequence.seen_from(
         np.stack([world_from_camera @ rotation for rotation in rotations]), Camera.from_fov(size, size, FACE_FOV_RAD)

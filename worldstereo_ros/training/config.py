@@ -1,4 +1,7 @@
-"""What a training run is: one YAML file, read into dataclasses, every key checked."""
+"""Configuration of a training run: a YAML file, read into dataclasses and checked.
+
+The values are cast by hand, in `_build` and `_cast`, so that a GPU machine needs no further package for it.
+"""
 
 from __future__ import annotations
 
@@ -15,26 +18,27 @@ from worldstereo_ros.utils.errors import WorldStereoError
 from worldstereo_ros.utils.resources import find_resource
 
 STAGES = ("autoencoder", "video", "control", "memory", "distill", "finetune", "depth")
-OPTIONAL = ("depth",)  # not among all stages where the configuration has none
+OPTIONAL_STAGES = ("depth",)  # `train all` leaves them out if the configuration has no settings for them
+CLIP_STAGES = ("video", "control", "memory", "distill", "finetune")  # they train on encoded video clips
 PRECISIONS = ("no", "bf16")
 
 
 class TrainingConfigError(WorldStereoError, ValueError):
-    """A configuration that cannot be used; the message says which key, what came and what was expected."""
+    """An invalid configuration; the message names the key, its value and what was expected."""
 
 
 @dataclass(frozen=True)
 class WorldConfig:
-    """Where views come from.
+    """The procedural worlds that training views come from.
 
     Attributes:
-        cache_size: worlds in memory at a time.
-        workers: processes that draw worlds beside the training; 0: worlds are drawn before it starts.
-        loaders: processes that cut batches out of worlds beside the training; 0: the training does so itself.
-        replay: batches that are learnt from again while the loaders have no new one ready; 0: training waits.
-        shadow_prob: share of the worlds with shadows.
-        kinds: how often each kind of scene comes; empty: `worlds.KIND_WEIGHTS`.
-        validation: worlds that validation looks at.
+        cache_size: number of worlds on disk and in memory.
+        workers: processes that render new worlds during training; 0: all worlds are rendered before it starts.
+        loaders: processes that prepare batches; 0: the training process prepares them.
+        replay: number of recent batches to train on again while the loaders have no new one; 0: training waits.
+        shadow_prob: fraction of the worlds with shadows.
+        kinds: relative frequency of each kind of scene; empty: `world_files.KIND_WEIGHTS`.
+        validation: number of validation worlds.
     """
 
     cache_size: int = 400
@@ -51,24 +55,28 @@ class StageConfig:
     """How one stage is trained.
 
     Attributes:
-        minutes: how long at most; 0: until `steps`.
-        steps: how many at most; 0: until `minutes`.
-        batch: pictures (autoencoder, depth) or clips of a step.
-        frames: keyframes of a training clip, the seed's among them.
-        short_clip_prob: fraction of the batches with shorter clips, larger steps between views, and more clips.
-        noise_reuse: steps that learn from the same clips, each time with other noise; saves drawing on slow machines.
-        learning_rate: at its height.
-        warmup: steps until it is there.
+        minutes: maximum training time; 0: no limit.
+        steps: maximum number of steps; 0: no limit.
+        batch: images (autoencoder, depth) or clips of a step.
+        frames: keyframes of a training clip, the start frame included.
+        short_clip_prob: fraction of the batches with shorter clips, larger camera motion between views, and more clips.
+        precomputed_clips: number of clips to sample and encode before training and to keep on disk, in the run's folder
+            `clips`; 0: clips are sampled and encoded during training. Not for autoencoder and depth.
+        noise_reuse: consecutive steps on the same clips with new noise, which saves sampling on slow machines.
+        learning_rate: maximum.
+        warmup: steps of linear warm-up.
         weight_decay: of AdamW.
-        ema: decay of the averaged weights, which are the ones that are kept.
-        clip_norm: of gradients.
-        validate_minutes: how often to validate and to write weights.
-        critic_updates: of the fake score per update of the student (distill).
-        critic_learning_rate: of the fake score (distill).
-        regression: weight of the true clip beside the scores (distill).
-        denoising_steps: steps that the polished model takes; 0: as the distilled one.
-        pixel_share: of the loss that counts channels of a latent by what they change in the picture (polish).
-        covered_weight: of what the cloud covers, beside holes (polish): there, remembered pictures are shown in use.
+        ema: decay of the exponential moving average of the weights, which is what is saved.
+        clip_norm: maximum norm of the gradient.
+        validate_minutes: interval of validation and saving.
+        critic_updates: updates of the fake score per update of the student (distill).
+        critic_learning_rate: of the fake score (distill); 0: `learning_rate`.
+        regression: weight of the regression to the true clip (distill).
+        denoising_steps: of the fine-tuned model (finetune); 0: `dmd_steps`.
+        pixel_share: 0: all latent channels have the same weight in the loss; 1: they are weighted by their effect on
+            the decoded image (finetune).
+        covered_weight: weight of pixels that the cloud covers, relative to holes (finetune). At inference, covered
+            pixels are composed from memory.
     """
 
     minutes: float = 0.0
@@ -76,6 +84,7 @@ class StageConfig:
     batch: int = 8
     frames: int = 9
     short_clip_prob: float = 0.0
+    precomputed_clips: int = 0
     noise_reuse: int = 1
     learning_rate: float = 1e-3
     warmup: int = 100
@@ -93,25 +102,27 @@ class StageConfig:
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """A whole run.
+    """Configuration of a whole run.
 
     Attributes:
-        sizes: ((height, width), ...) of the model's pictures, multiples of 16; becomes the checkpoint's `scale_map`.
+        sizes: ((height, width), ...) of the model's images, multiples of 16; the `scale_map` of the checkpoint.
         nframe: keyframes of a clip at inference.
-        autoencoder: arguments of `models.image_autoencoder.ImageAutoencoder`.
+        autoencoder: arguments of `models.autoencoders.image.ImageAutoencoder`.
         transformer: arguments of `models.WorldStereoTransformer` without its control branch.
         control: `controlnet_cfg` of the checkpoint.
         depth: arguments of `models.depth_network.DepthNetwork`.
         shift: of the noise schedule, in training and at inference.
-        dmd_steps: steps of the distilled model.
-        worlds: where views come from.
+        dmd_steps: denoising steps of the distilled model.
+        worlds: where training views come from.
         stages: by name, see `STAGES`.
-        device: cpu, cuda, or auto: CUDA where there is one.
-        precision: no, or bf16 (accelerate's mixed precision).
-        compile: torch.compile for the networks, on CUDA.
-        threads: of the CPU; 0: all.
-        seed: of everything that is drawn.
-        max_shard_mb: largest file of weights.
+        device: cpu, cuda or auto (CUDA if available).
+        precision: no or bf16 (mixed precision of accelerate).
+        compile: torch.compile for the networks, on CUDA only.
+        threads: CPU threads; 0: all.
+        seed: random seed.
+        max_shard_mb: maximum size of a weights file.
+        log_with: a tracker of accelerate that gets all logged values too, such as tensorboard; empty: none.
+        notes: text that the log and the model card repeat, for what the other keys do not say of this run.
     """
 
     sizes: tuple[tuple[int, int], ...]
@@ -130,6 +141,8 @@ class TrainingConfig:
     threads: int = 0
     seed: int = 0
     max_shard_mb: int = 16
+    log_with: str = ""
+    notes: str = ""
 
 
 def read_training_config(file: str | Path) -> TrainingConfig:
@@ -139,14 +152,14 @@ def read_training_config(file: str | Path) -> TrainingConfig:
         file: a YAML or JSON file, or the name of one in `config/training/` (`cpu`, `gpu`, `smoke`).
 
     Raises:
-        TrainingConfigError: there is no such file, or a key is unknown, missing, of another type or out of range.
+        TrainingConfigError: the file does not exist, or a key is unknown, missing, of the wrong type or out of range.
     """
     path = Path(file).expanduser()
     if not path.is_file():
         built_in = {found.stem: found for folder in _config_folders() for found in folder.glob("*.yaml")}
         if str(file) not in built_in:
-            there = f", or one of {', '.join(sorted(built_in))}" if built_in else ""
-            raise TrainingConfigError(f"There is no training configuration '{file}'; give a YAML file{there}.")
+            names = f", or one of {', '.join(sorted(built_in))}" if built_in else ""
+            raise TrainingConfigError(f"There is no training configuration '{file}'; give a YAML file{names}.")
         path = built_in[str(file)]
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -160,13 +173,13 @@ def read_training_config(file: str | Path) -> TrainingConfig:
 
 
 def _config_folders() -> list[Path]:
-    """The folder of the built-in configurations; empty where it is missing."""
+    """The folder of the built-in configurations; empty if it is missing."""
     folder = find_resource("config/training")
     return [] if folder is None else [folder]
 
 
 def _check(settings: TrainingConfig, where: str) -> None:
-    """Refuses numbers that no training can be done with."""
+    """Raises TrainingConfigError for values out of range."""
     for name, stage in settings.stages.items():
         if name not in STAGES:
             raise TrainingConfigError(f"{where}: the stage '{name}' is not known; stages are {', '.join(STAGES)}.")
@@ -177,16 +190,21 @@ def _check(settings: TrainingConfig, where: str) -> None:
                 )
         if name not in ("autoencoder", "depth") and stage.frames < 2:
             raise TrainingConfigError(
-                f"{where}: frames of {name} is {stage.frames}; the seed's and one more are needed."
+                f"{where}: frames of {name} is {stage.frames}; at least 2 were expected, a start frame and one more."
+            )
+        if stage.precomputed_clips < 0 or (stage.precomputed_clips and name not in CLIP_STAGES):
+            raise TrainingConfigError(
+                f"{where}: precomputed_clips of {name} is {stage.precomputed_clips}; 0, or a number of clips for "
+                f"one of the stages {', '.join(CLIP_STAGES)}, was expected."
             )
         if not 0 <= stage.short_clip_prob <= 1:
             raise TrainingConfigError(
-                f"{where}: short_clip_prob of {name} is {stage.short_clip_prob:g}; a share of 0 to 1 was expected."
+                f"{where}: short_clip_prob of {name} is {stage.short_clip_prob:g}; a fraction of 0 to 1 was expected."
             )
         if not 0 <= stage.pixel_share <= 1 or not 0 <= stage.covered_weight <= 1:
             raise TrainingConfigError(
                 f"{where}: {name} has pixel_share {stage.pixel_share:g} and covered_weight {stage.covered_weight:g}; "
-                "shares of 0 to 1 were expected."
+                "fractions of 0 to 1 were expected."
             )
         if not stage.learning_rate > 0 or not 0 <= stage.ema < 1:
             raise TrainingConfigError(
@@ -195,10 +213,10 @@ def _check(settings: TrainingConfig, where: str) -> None:
             )
     if not settings.sizes or any(len(size) != 2 for size in settings.sizes):
         raise TrainingConfigError(f"{where}: sizes is {settings.sizes!r}; pairs of height and width were expected.")
-    strange = sorted(set(settings.worlds.kinds) - set(KINDS))
-    if strange:
+    unknown = sorted(set(settings.worlds.kinds) - set(KINDS))
+    if unknown:
         raise TrainingConfigError(
-            f"{where}: there is no kind of scene {', '.join(strange)}; choose of {', '.join(KINDS)}."
+            f"{where}: there is no kind of scene {', '.join(unknown)}; some of {', '.join(KINDS)} were expected."
         )
     for height, width in settings.sizes:
         if height % 16 or width % 16 or min(height, width) < 16:
@@ -212,7 +230,7 @@ def _check(settings: TrainingConfig, where: str) -> None:
 
 
 def _build(kind: Any, raw: Any, where: str) -> Any:
-    """`raw` as an instance of the dataclass `kind`."""
+    """Makes an instance of the dataclass `kind` from a mapping."""
     if not isinstance(raw, dict):
         raise TrainingConfigError(f"{where} is {raw!r}; keys and values were expected.")
     hints = typing.get_type_hints(kind)
@@ -220,12 +238,13 @@ def _build(kind: Any, raw: Any, where: str) -> Any:
     if unknown:
         raise TrainingConfigError(f"{where}: {', '.join(unknown)} is not known; keys are {', '.join(sorted(hints))}.")
     try:
-        return kind(**{key: _value(hints[key], value, f"{where}: {key}") for key, value in raw.items()})
+        return kind(**{key: _cast(hints[key], value, f"{where}: {key}") for key, value in raw.items()})
     except TypeError as error:
         raise TrainingConfigError(f"{where}: {error}.") from None
 
 
-def _value(kind: Any, value: Any, where: str) -> Any:
+def _cast(kind: Any, value: Any, where: str) -> Any:
+    """Checks that a value has the annotated type; lists become tuples and integers floats where annotated so."""
     if is_dataclass(kind):
         return _build(kind, value, where)
     origin = typing.get_origin(kind)
@@ -233,12 +252,12 @@ def _value(kind: Any, value: Any, where: str) -> Any:
         if not isinstance(value, list | tuple):
             raise TrainingConfigError(f"{where} is {value!r}; a list was expected.")
         inner = typing.get_args(kind)[0]
-        return tuple(_value(inner, item, where) for item in value)
+        return tuple(_cast(inner, item, where) for item in value)
     if origin is not None and issubclass(origin, Mapping):
         if not isinstance(value, dict):
             raise TrainingConfigError(f"{where} is {value!r}; keys and values were expected.")
         inner = typing.get_args(kind)[1]
-        return {key: _value(inner, item, f"{where}.{key}") for key, item in value.items()}
+        return {key: _cast(inner, item, f"{where}.{key}") for key, item in value.items()}
     if kind is Any:
         return tuple(value) if isinstance(value, list) else value
     if kind is float and type(value) is int:
@@ -249,7 +268,7 @@ def _value(kind: Any, value: Any, where: str) -> Any:
 
 
 def describe(settings: TrainingConfig) -> dict[str, Any]:
-    """The settings as plain values, for logs and model cards."""
+    """The configuration as plain dicts, lists and values, for logs and model cards."""
 
     def plain(value: Any) -> Any:
         if is_dataclass(value):

@@ -1,6 +1,6 @@
-"""Rectified flow over keyframe latents: what a step is trained on, and the inputs of the transformer.
+"""Rectified flow over keyframe latents (Liu et al., arXiv 2209.03003).
 
-z_t = (1 - s) z_0 + s n with noise n and level s; the model predicts the velocity n - z_0 (arXiv 2209.03003).
+z_t = (1 - s) z_0 + s n with noise n and noise level s; the model predicts the velocity n - z_0.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ ENCODE_BATCH_SIZE = 64  # frames; the small autoencoder takes more at a time tha
 
 @dataclass
 class LatentClips:
-    """Clips as the transformer takes them.
+    """Encoded clips, as the transformer takes them.
 
     Attributes:
-        latents: (b, 16, F, h, w), what the pictures are.
-        condition: (b, 20, F, h, w), the mask of what is known and the condition latents.
-        inputs: the other arguments of the transformer.
+        latents: (b, 16, F, h, w) of the ground truth.
+        condition: (b, 20, F, h, w), see `ModelInputs`.
+        inputs: the other arguments of the transformer by name.
     """
 
     latents: torch.Tensor
@@ -44,7 +44,16 @@ def encode_clips(
     memory: bool,
     layout: bool = False,
 ) -> LatentClips:
-    """Pictures to latents, and all that a transformer with or without branches, and with a layout, is told."""
+    """Encodes clips into the inputs of the transformer, with the same function as inference.
+
+    Args:
+        batch: the clips.
+        autoencoder: encodes images.
+        text_dim: of the text embeddings, which are 0.
+        control: whether the transformer has a control branch.
+        memory: whether it has a memory branch.
+        layout: whether it takes extrapolated planes.
+    """
     latents = autoencoder.encode(batch.images, ENCODE_BATCH_SIZE).float()
     keyframes = Keyframes(
         start=batch.images[:, :, 0],
@@ -70,12 +79,12 @@ def encode_clips(
 
 
 def shifted(level: torch.Tensor, shift: float) -> torch.Tensor:
-    """Noise levels 0..1 moved towards noise: s t / (1 + (s - 1) t)."""
+    """Noise levels in 0..1 with the timestep shift of the schedule: s t / (1 + (s - 1) t)."""
     return shift * level / (1 + (shift - 1) * level)
 
 
 def noised(latents: torch.Tensor, noise: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
-    """Latents (b, ...) with noise at levels (b,)."""
+    """Adds noise to latents (b, ...) at noise levels (b,)."""
     level = level.view(-1, *(1,) * (latents.ndim - 1))
     return (1 - level) * latents + level * noise
 
@@ -83,7 +92,7 @@ def noised(latents: torch.Tensor, noise: torch.Tensor, level: torch.Tensor) -> t
 def velocity(
     model: WorldStereoTransformer, latents: torch.Tensor, level: torch.Tensor, clips: LatentClips
 ) -> torch.Tensor:
-    """What the model says at levels (b,), float32."""
+    """The velocity that the model predicts at noise levels (b,), float32."""
     hidden = torch.cat((latents, clips.condition), dim=1)
     return model(hidden, level * 1000, return_dict=False, **clips.inputs)[0].float()
 
@@ -91,20 +100,20 @@ def velocity(
 def flow_loss(
     model: WorldStereoTransformer, clips: LatentClips, shift: float, generator: torch.Generator | None = None
 ) -> torch.Tensor:
-    """Mean squared error of the velocity at random levels."""
+    """Mean squared error of the velocity at random noise levels."""
     b, device = len(clips.latents), clips.latents.device
-    # Levels spread evenly over the batch: less noise in the loss than b free draws.
+    # Levels are spread evenly over the batch, which gives a loss of lower variance than b independent samples.
     start = torch.rand((), generator=generator, device=device)
     level = shifted((torch.arange(b, device=device) + start) / b, shift)
     noise = torch.randn(clips.latents.shape, generator=generator, device=device)
-    said = velocity(model, noised(clips.latents, noise, level), level, clips)
-    return (said - (noise - clips.latents)).square().mean()
+    pred = velocity(model, noised(clips.latents, noise, level), level, clips)
+    return (pred - (noise - clips.latents)).square().mean()
 
 
 def sample(
     model: WorldStereoTransformer, clips: LatentClips, levels: torch.Tensor, noise: torch.Tensor
 ) -> torch.Tensor:
-    """Euler steps through `levels` (from 1 downwards), then to zero."""
+    """Samples latents with Euler steps through `levels` (decreasing from 1), then to 0."""
     latents = noise
     ends = torch.cat((levels[1:], levels.new_zeros(1)))
     for level, end in zip(levels, ends, strict=True):

@@ -1,4 +1,4 @@
-"""The model card: what the weights are, written from the run's own files, nothing by hand."""
+"""Writes the model card of packaged weights from the files of the run."""
 
 from __future__ import annotations
 
@@ -6,39 +6,41 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from worldstereo_ros.evaluation.tables import format_value
 from worldstereo_ros.models.checkpoints.hub import list_variants
 from worldstereo_ros.models.checkpoints.loading import BASE_STEM
 from worldstereo_ros.models.checkpoints.weights import open_weights
 from worldstereo_ros.scenes.splits import SPLITS
 from worldstereo_ros.training.config import STAGES, TrainingConfig
 from worldstereo_ros.training.data.world_files import KIND_WEIGHTS, WALK_VIEWS, WALKS
-from worldstereo_ros.training.logs import read_rounds, since_last_restart
+from worldstereo_ros.training.logs import read_log, since_last_restart
 from worldstereo_ros.training.run_folder import VARIANT_OF
 from worldstereo_ros.training.runner import LOGS_FOLDER, hardware
 
 CARD = "README.md"
-LEARNS = {
-    "autoencoder": "pictures to latents and back",
-    "video": "the backbone: keyframes from one picture",
-    "control": "the control branch: renders of the cloud, holes, rays",
-    "memory": "camera tokens, joint attention and feed-forwards: references",
-    "distill": "the same in few steps",
-    "finetune": "all parts together, along those few steps",
-    "depth": "metres of one picture",
+TRAINED_PARTS = {
+    "autoencoder": "image autoencoder",
+    "video": "backbone: video from one image",
+    "control": "control branch: renders of the cloud, holes, Plücker rays",
+    "memory": "camera tokens, joint attention and feed-forward layers: reference views",
+    "distill": "backbone: a few denoising steps",
+    "finetune": "all parts together, in those few steps",
+    "depth": "monocular depth network",
 }
+KIND_NAMES = {"lot": "parking lot"}
 
 
 def write_card(root: Path, run: Path, settings: TrainingConfig, evaluation: Path | None) -> None:
     """Writes `README.md` of a checkpoint root.
 
     Args:
-        root: what was packed.
+        root: the packaged checkpoint.
         run: folder of the run, for its logs.
-        settings: of the run.
-        evaluation: rows that `worldstereo evaluate --json` wrote.
+        settings: configuration of the run.
+        evaluation: results of `worldstereo evaluate --json`.
 
     Raises:
-        ValueError: the evaluation cannot be read.
+        InputError: the evaluation cannot be read.
     """
     variants = [name.removeprefix("worldstereo-") for name in list_variants(root)]
     sizes = " and ".join(f"{height}x{width}" for height, width in settings.sizes)
@@ -50,39 +52,43 @@ tags: [novel-view-synthesis, camera-control, world-model, robotics]
 
 # A small WorldStereo
 
-The architecture and the checkpoint format of WorldStereo at the size of a robot's processor: a transformer over
+A model with the architecture and checkpoint format of WorldStereo, small enough for a robot's CPU: a transformer over
 keyframe latents with a control branch (renders of a point cloud, hole masks, Plücker rays) and a memory branch
-(reference views). It paints {settings.nframe} keyframes of {sizes} pixels (height x width); `memory-dmd` does so in
-{_steps(settings, run)}. It reads no text.
+(reference views). It generates {settings.nframe} keyframes of {sizes} pixels (height x width); `memory-dmd` takes
+{_steps(settings, run)}. It has no text encoder.
 
 ```python
 from worldstereo_ros.pipelines.worldstereo.pipeline import WorldStereoPipeline
 
-pipeline = WorldStereoPipeline.from_pretrained("{root.name.removesuffix(".part")}", "{variants[0]}")  # this folder
+pipeline = WorldStereoPipeline.from_pretrained("path/to/this/folder", "{variants[0]}")
 ```
 
-## What is in it
+## Files
 
 {_files(root, variants)}
 
-Everything is bfloat16 but norms, modulation tables and the time embedding, which are float32.
+All weights are bfloat16, except norms, modulation tables and the time embedding, which are float32.
 
-## What it was trained on
+## Training data
 
-Worlds made by this project's `scenes/` and nothing else: {_kinds(settings)}, each walked through
-{WALKS} times with {WALK_VIEWS} views. No picture that anybody took, no other model's output, no one's data.
-Training worlds have seeds {_range("training")}, validation worlds {_range("validation")}; the test worlds
-{_range("test")} are for evaluation alone.
+Procedural worlds of `worldstereo_ros.scenes` only: {_kinds(settings)}, each with {WALKS} walks of
+{WALK_VIEWS} views. No photographs, no output of other models and no personal data. The random seeds of training worlds
+are {_range("training")}, those of validation worlds {_range("validation")}; the test worlds
+{_range("test")} are used for evaluation only.
 
-## How
+## Training
 
 {_stages(run, settings)}
 
-Minutes include validation. Validation figures are of the last validation: PSNR in dB of decoded pictures
-(autoencoder), or of keyframes that were sampled in {_sampled(settings)} steps, in holes alone where it says so; for
-depth, the mean relative error and the share within 25 % of the truth, in metres, and the former after scale alignment.
-{_hardware(run)} Seed {settings.seed}, precision {settings.precision}, noise schedule shifted by {settings.shift:g}.
-`docs/training.md` of worldstereo_ros says how to train it further.
+Steps and minutes are sums over all training periods; minutes include validation. Batch, keyframes and learning rate are
+those of the last period. Validation values are those of the last validation: PSNR in dB of decoded images
+(autoencoder) or of keyframes sampled in {_sampled(settings)} steps, over the whole image and over holes; for depth,
+the mean relative error (absrel) and the fraction of pixels within 25 % of the true depth (delta), the former also after
+scale alignment.
+{_periods(run)}
+{_hardware(run)} Random seed {settings.seed}, precision {settings.precision}, shift of the noise schedule
+{settings.shift:g}. The training guide, `docs/guides/train_small_model.md` of worldstereo_ros, describes how to resume
+training.
 {_evaluation(evaluation)}
 ## Licence
 
@@ -97,24 +103,26 @@ def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _files(root: Path, variants: Sequence[str]) -> str:
-    parts = [("base/vae", BASE_STEM, "autoencoder")]
+    parts = [("base/vae", BASE_STEM, "image autoencoder")]
     if (root / "base" / "depth").is_dir():
-        parts.append(("base/depth", BASE_STEM, "depth network, for cameras without a depth sensor"))
+        parts.append(("base/depth", BASE_STEM, "monocular depth network, for cameras without a depth sensor"))
     if any((root / "base" / "transformer").glob("*.safetensors")):
-        parts.append(("base/transformer", BASE_STEM, "backbone, which variants without their own use"))
+        parts.append(("base/transformer", BASE_STEM, "backbone of the variants without their own"))
     parts += [(f"worldstereo-{name}", "model", f"variant `{name}`") for name in variants]
     rows = []
-    for folder, stem, what in parts:
+    for folder, stem, content in parts:
         weights = open_weights(root / folder, stem)
         count = sum(info.num_elements for info in weights.tensors.values())
         size = sum(file.stat().st_size for file in weights.files)
-        rows.append((f"`{folder}`", what, f"{count / 1e6:.2f} M", f"{size / 1e6:.1f}"))
-    return _table(("folder", "what", "parameters", "MB"), rows)
+        rows.append((f"`{folder}`", content, f"{count / 1e6:.2f} M", f"{size / 1e6:.1f}"))
+    return _table(("folder", "content", "parameters", "MB"), rows)
 
 
 def _kinds(settings: TrainingConfig) -> str:
-    shares = settings.worlds.kinds or KIND_WEIGHTS
-    return ", ".join(f"{kind}s ({share / sum(shares.values()):.0%})" for kind, share in shares.items())
+    weights = settings.worlds.kinds or KIND_WEIGHTS
+    return ", ".join(
+        f"{KIND_NAMES.get(kind, kind)}s ({weight / sum(weights.values()):.0%})" for kind, weight in weights.items()
+    )
 
 
 def _range(split: str) -> str:
@@ -122,56 +130,90 @@ def _range(split: str) -> str:
 
 
 def _sampled(settings: TrainingConfig) -> str:
-    from worldstereo_ros.training.stages.diffusion import SAMPLED_STEPS
+    from worldstereo_ros.training.stages.diffusion import VALIDATION_STEPS
 
     finetune = settings.stages.get("finetune")
     last = (finetune.denoising_steps if finetune else 0) or settings.dmd_steps
-    return f"{SAMPLED_STEPS} (distill: {settings.dmd_steps}, polish: {last})"
+    return f"{VALIDATION_STEPS} (distill: {settings.dmd_steps}, finetune: {last})"
 
 
 def _steps(settings: TrainingConfig, run: Path) -> str:
-    """Of what is packed: the polished model's, where there is one."""
+    """Denoising steps of the packaged memory-dmd, the fine-tuned model if there is one."""
     finetune = settings.stages.get("finetune") if (run / VARIANT_OF["finetune"]).is_dir() else None
     steps = (finetune.denoising_steps if finetune else 0) or settings.dmd_steps
-    return "one step" if steps == 1 else f"{steps} steps"
+    return "one denoising step" if steps == 1 else f"{steps} denoising steps"
 
 
 def _stages(run: Path, settings: TrainingConfig) -> str:
     rows = []
     for name in STAGES:
-        rounds = since_last_restart(read_rounds(run / LOGS_FOLDER / f"{name}.jsonl"))
-        if not rounds or name not in settings.stages:
+        periods = since_last_restart(read_log(run / LOGS_FOLDER / f"{name}.jsonl"))
+        if not periods or name not in settings.stages:
             continue
-        used = {**vars(settings.stages[name]), **rounds[-1].about.get("settings", {})}
-        figures = next((one.figures for one in reversed(rounds) if one.figures), {})
+        used = {**vars(settings.stages[name]), **periods[-1].header.get("settings", {})}
+        metrics = next((period.metrics for period in reversed(periods) if period.metrics), {})
         rows.append(
             (
                 name,
-                LEARNS[name],
-                str(sum(one.steps for one in rounds)),
-                f"{sum(one.seconds for one in rounds) / 60:.1f}",
+                TRAINED_PARTS[name],
+                str(sum(period.steps for period in periods)),
+                f"{sum(period.seconds for period in periods) / 60:.1f}",
                 str(used["batch"]),
                 "-" if name in ("autoencoder", "depth") else str(used["frames"]),
                 f"{used['learning_rate']:g}",
-                ", ".join(f"{key.replace('_', ' in ')} {value:.3f}" for key, value in figures.items()) or "-",
+                ", ".join(f"{key.replace('_', ' in ')} {value:.3f}" for key, value in metrics.items()) or "-",
             )
         )
-    headings = ("stage", "learns", "steps", "minutes", "batch", "keyframes", "learning rate", "validation")
+    headings = ("stage", "trains", "steps", "minutes", "batch", "keyframes", "learning rate", "validation")
     return _table(headings, rows)
 
 
+def _periods(run: Path) -> str:
+    """A table of the training periods, if a stage has several or one has notes."""
+    rows, several = [], False
+    for name in STAGES:
+        periods = since_last_restart(read_log(run / LOGS_FOLDER / f"{name}.jsonl"))
+        several |= len(periods) > 1 or any(period.header.get("notes") for period in periods)
+        previous: dict[str, Any] = {}
+        for number, period in enumerate(periods, start=1):
+            settings = period.header.get("settings", {})
+            changes = {key: value for key, value in settings.items() if previous and previous.get(key) != value}
+            clips = settings.get("precomputed_clips")
+            rows.append(
+                (
+                    name,
+                    str(number),
+                    str(period.steps),
+                    f"{period.seconds / 60:.1f}",
+                    str(period.header.get("worlds", "-")),
+                    str(clips) if clips else "-",
+                    ", ".join(f"`{key}: {value}`" for key, value in changes.items()) or "-",
+                    period.header.get("notes") or "-",
+                )
+            )
+            previous = settings
+    if not several:
+        return ""
+    headings = ("stage", "period", "steps", "minutes", "worlds", "precomputed clips", "changed settings", "notes")
+    return f"""
+Each period resumed from the weights of the one before.
+
+{_table(headings, rows)}
+"""
+
+
 def _hardware(run: Path) -> str:
-    """Every machine that the logs name."""
+    """The machines in the logs."""
     machines: dict[str, None] = {}
     for name in STAGES:
-        for one in since_last_restart(read_rounds(run / LOGS_FOLDER / f"{name}.jsonl")):
-            if one.about.get("hardware"):
-                machines[_machine(one.about["hardware"])] = None
+        for period in since_last_restart(read_log(run / LOGS_FOLDER / f"{name}.jsonl")):
+            if period.header.get("hardware"):
+                machines[_machine(period.header["hardware"])] = None
     if machines:
         return f"Trained on {'; '.join(machines)}."
     import torch
 
-    return f"The logs name no machine; this card was written on {_machine(hardware(torch.device('cpu')))}."
+    return f"The logs do not name the machine; this card was written on {_machine(hardware(torch.device('cpu')))}."
 
 
 def _machine(about: dict[str, Any]) -> str:
@@ -182,27 +224,23 @@ def _machine(about: dict[str, Any]) -> str:
 def _evaluation(file: Path | None) -> str:
     if file is None:
         return ""
-    # Evaluation needs packages that training and packing do without.
-    from worldstereo_ros.evaluation.report import FIGURES, HEADINGS, means, read_json
+    from worldstereo_ros.evaluation.report import HEADINGS, METRICS, means, read_json
 
     rows = read_json(file)
-    groups = {(row.protocol, row.pipeline): row for row in (*rows, *means(rows))}  # means come last and stay
+    # Means replace the rows of single sequences.
+    groups = {(row.protocol, row.pipeline): row for row in (*rows, *means(rows))}
     sequences = len({row.sequence for row in rows})
-    shown = [name for name in FIGURES if any(getattr(row, name) is not None for row in groups.values())]
+    shown = [name for name in METRICS if any(getattr(row, name) is not None for row in groups.values())]
     forms = [(name, HEADINGS[name][1]) for name in shown]
     headings = ("protocol", "pipeline", "frames", *(HEADINGS[name][0] for name in shown))
     lines = [
-        (row.protocol, row.pipeline, str(row.frames), *(_figure(getattr(row, name), form) for name, form in forms))
+        (row.protocol, row.pipeline, str(row.frames), *(format_value(getattr(row, name), form) for name, form in forms))
         for row in groups.values()
     ]
     return f"""
-## What it does
+## Evaluation
 
-Means over {sequences} sequences; `docs/evaluation.md` of worldstereo_ros says what the protocols and figures are.
+Means over {sequences} sequences; `docs/benchmarks/evaluation.md` of worldstereo_ros describes protocols and metrics.
 
 {_table(headings, lines)}
 """
-
-
-def _figure(value: float | None, form: str) -> str:
-    return "-" if value is None else form.format(value)

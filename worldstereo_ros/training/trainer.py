@@ -1,4 +1,4 @@
-"""The loop that all stages share: time, learning rate, averaged weights, validation, logs."""
+"""The training loop of all stages: budget, learning rate, averaged weights, validation, logs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-import cv2
 import numpy as np
 import torch
 from accelerate import Accelerator
@@ -20,35 +19,37 @@ from diffusers.training_utils import EMAModel
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from worldstereo_ros.io.images import write_image
 from worldstereo_ros.training.config import StageConfig
-from worldstereo_ros.training.logs import MEASURED, write_line
+from worldstereo_ros.training.logs import VALIDATION_PREFIX, append_log
 from worldstereo_ros.utils.errors import InputError, WorldStereoError
 
-MOST_FAILURES = 10  # steps in a row whose numbers are not finite, before training gives up
-FINAL_RATE = 0.05  # of the learning rate, at the end
-LOGGED_EVERY = 20  # steps
-MOST_RESERVED = 0.1  # of the time, for the last validation
+MAX_FAILED_STEPS = 10  # consecutive steps with infinite or NaN values before training stops
+FINAL_RATE = 0.05  # learning rate at the end, relative to the maximum
+LOG_STEPS = 20
+REFRESH_PERIOD_S = 60.0  # of the worlds
+MAX_RESERVED_SHARE = 0.1  # of the time, for the last validation
 
 
 class TrainingError(WorldStereoError, RuntimeError):
-    """Training cannot go on; the message says why and what to do. The weights written last are whole."""
+    """Training stopped; the message says why and what to do. The weights that were saved last are intact."""
 
 
 class TrainingInterruptedError(TrainingError):
-    """Somebody wanted training to end."""
+    """Training was interrupted by Ctrl-C or SIGTERM."""
 
 
 @dataclass
 class ParameterGroup:
-    """Parameters with an optimiser of their own, and what they are trained on.
+    """Parameters with their own optimizer and loss.
 
     Attributes:
-        name: for logs.
-        parameters: what is trained.
-        loss: makes the loss of a step, and figures for the log.
-        learning_rate: at its height.
-        updates: per step.
-        averaged: whether the averaged weights are the ones to keep.
+        name: prefix of its values in logs.
+        parameters: trained parameters.
+        loss: computes the loss of a step, and values for the log.
+        learning_rate: maximum.
+        updates: optimizer updates per step.
+        averaged: whether the exponential moving average of the parameters is saved.
     """
 
     name: str
@@ -62,44 +63,44 @@ class ParameterGroup:
 
 
 class Stage(Protocol):
-    """One of the stages."""
+    """What the training loop needs of a stage."""
 
     name: str
     settings: StageConfig
     parameter_groups: list[ParameterGroup]
 
     def start_step(self) -> None:
-        """Draws what the step learns from."""
+        """Takes the batch of the next step."""
 
     def validate(self) -> tuple[dict[str, float], np.ndarray]:
-        """Figures, with "loss" among them, and a picture (H, W, 3) uint8 to look at."""
+        """Metrics, "loss" among them, and an image (H, W, 3) uint8 of examples."""
 
     def save(self) -> None:
         """Writes the weights."""
 
     def close(self) -> None:
-        """Ends the processes that draw for it."""
+        """Stops the loader processes."""
 
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """What is inside runs to its end; Ctrl-C, or a request to end, comes after it.
+    """Context manager: defers Ctrl-C and SIGTERM to the end of the block.
 
     Raises:
-        KeyboardInterrupt: at the end, where one came meanwhile.
+        KeyboardInterrupt: at the end of the block, if there was a signal.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    came: list[int] = []
-    wanted = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) != signal.SIG_IGN]
-    before = [signal.signal(number, lambda number, frame: came.append(number)) for number in wanted]
+    received: list[int] = []
+    numbers = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) != signal.SIG_IGN]
+    handlers = [signal.signal(number, lambda number, frame: received.append(number)) for number in numbers]
     try:
         yield
     finally:
-        for number, handler in zip(wanted, before, strict=True):
+        for number, handler in zip(numbers, handlers, strict=True):
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
-    if came:
+    if received:
         raise KeyboardInterrupt
 
 
@@ -110,163 +111,172 @@ def train(
     *,
     minutes: float | None = None,
     steps: int | None = None,
-    about: Mapping[str, Any] | None = None,
-    between: Callable[[], None] = lambda: None,
+    header: Mapping[str, Any] | None = None,
+    refresh: Callable[[], None] = lambda: None,
     console: Console | None = None,
 ) -> dict[str, float]:
-    """Trains a stage until its time or its steps are over, then writes its weights.
+    """Trains a stage until its time or steps are used up.
 
-    Each validation writes them too. So does Ctrl-C, without a validation.
+    Weights are saved after each validation, at the end, and after Ctrl-C.
 
     Args:
-        stage: what is trained.
-        accelerator: devices and mixed precision.
-        log_folder: gets `<stage>.jsonl` (see `journal`) and `<stage>.png`.
-        minutes, steps: instead of those of the stage's settings; steps alone make runs that can be repeated, since
-            nothing in them depends on the clock.
-        about: what the log says of this round.
-        between: called about once a minute, to exchange worlds.
-        console: where progress is shown.
+        stage: the stage.
+        accelerator: device, mixed precision and trackers.
+        log_folder: for `<stage>.jsonl` (see `logs`) and `<stage>.png`.
+        minutes, steps: override those of the stage's settings. With steps alone, training is reproducible, since
+            nothing depends on the clock.
+        header: first line of the log.
+        refresh: called once a minute, to load new worlds.
+        console: for the progress bar.
 
     Returns:
-        The last validation's figures.
+        Metrics of the last validation.
 
     Raises:
-        TrainingError: the numbers are not finite any more, or (`TrainingInterruptedError`) Ctrl-C was pressed.
-        ValueError: neither time nor steps are limited.
+        TrainingError: values are NaN or infinite, or (`TrainingInterruptedError`) Ctrl-C was pressed.
+        InputError: neither minutes nor steps are given.
     """
     settings = stage.settings
     if minutes is None:
         minutes = settings.minutes if steps is None else 0.0
-    most = settings.steps if steps is None else steps
-    if minutes <= 0 and most <= 0:
-        raise InputError(f"The stage {stage.name} has neither minutes nor steps; give one of them.")
+    max_steps = settings.steps if steps is None else steps
+    if minutes <= 0 and max_steps <= 0:
+        raise InputError(f"The stage {stage.name} has neither minutes nor steps; set one of them.")
     console = console or Console()
     log_folder.mkdir(parents=True, exist_ok=True)
     log = log_folder / f"{stage.name}.jsonl"
-    for player in stage.parameter_groups:
-        player.optimizer = torch.optim.AdamW(
-            player.parameters,
-            lr=player.learning_rate,
+    for group in stage.parameter_groups:
+        group.optimizer = torch.optim.AdamW(
+            group.parameters,
+            lr=group.learning_rate,
             betas=(0.9, 0.99),
             weight_decay=settings.weight_decay,
-            fused=player.parameters[0].device.type == "cuda",
+            fused=group.parameters[0].device.type == "cuda",
         )
-        player.optimizer = accelerator.prepare(player.optimizer)
-        if player.averaged:
-            player.ema = EMAModel(
-                player.parameters,
+        group.optimizer = accelerator.prepare(group.optimizer)
+        if group.averaged:
+            group.ema = EMAModel(
+                group.parameters,
                 decay=settings.ema,
                 use_ema_warmup=True,
                 power=0.75,
-                foreach=player.parameters[0].device.type == "cuda",
+                foreach=group.parameters[0].device.type == "cuda",
             )
-    begin = last_validation = last_between = time.monotonic()
+    begin = last_validation = last_refresh = time.monotonic()
     recent: dict[str, list[float]] = {}
     failures = step = 0
-    write_line(log, about or {"round": 0})
+    append_log(log, header or {"round": 0})
     try:
-        figures = _validate(stage, log, step, 0.0)
+        metrics = _validate(stage, accelerator, log, step, 0.0)
     except KeyboardInterrupt:
         raise TrainingInterruptedError(
-            f"{stage.name} was interrupted before its first step; its weights are as they were."
+            f"{stage.name} was interrupted before its first step; its weights are unchanged."
         ) from None
     last_validation = time.monotonic()
     reserved = last_validation - begin
     columns = (
-        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[figures]}"), TimeElapsedColumn(),
+        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[metrics]}"), TimeElapsedColumn(),
         TimeRemainingColumn(),
     )  # fmt: skip
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task(stage.name, total=1.0, figures=_short(figures))
+        task = bar.add_task(stage.name, total=1.0, metrics=_format(metrics))
         try:
             while True:
                 now = time.monotonic()
-                # The last validation belongs to the time too. What compiling took of the first does not come again.
-                spent = (now - begin + min(reserved, MOST_RESERVED * 60 * minutes)) / 60
-                done = max(spent / minutes if minutes > 0 else 0.0, step / most if most > 0 else 0.0)
+                # The time of the last validation is reserved, as estimated from earlier ones.
+                spent = (now - begin + min(reserved, MAX_RESERVED_SHARE * 60 * minutes)) / 60
+                done = max(spent / minutes if minutes > 0 else 0.0, step / max_steps if max_steps > 0 else 0.0)
                 if done >= 1:
                     break
                 factor = min(1.0, (step + 1) / max(settings.warmup, 1)) * _decay(done)
                 stage.start_step()
-                fine = True
-                for player in stage.parameter_groups:
-                    for _ in range(player.updates):
-                        fine &= _update(player, accelerator, settings.clip_norm, factor, recent)
-                failures = 0 if fine else failures + 1
-                if failures >= MOST_FAILURES:
+                finite = True
+                for group in stage.parameter_groups:
+                    for _ in range(group.updates):
+                        finite &= _update(group, accelerator, settings.clip_norm, factor, recent)
+                failures = 0 if finite else failures + 1
+                if failures >= MAX_FAILED_STEPS:
                     raise TrainingError(
-                        f"{stage.name}: {failures} steps in a row gave numbers that are not finite, at step {step}; "
+                        f"{stage.name}: {failures} consecutive steps had values that are not finite, at step {step}; "
                         f"lower its learning_rate ({settings.learning_rate:g}) or train with precision: no. The "
-                        "weights written last are whole."
+                        "weights that were saved last are intact."
                     )
                 step += 1
                 bar.update(task, completed=done)
-                if step % LOGGED_EVERY == 0:
-                    _log_means(log, step, now - begin, factor, recent)
-                if now - last_between > 60:
-                    between()
-                    last_between = now
+                if step % LOG_STEPS == 0:
+                    _log_means(stage, accelerator, log, step, now - begin, factor, recent)
+                if now - last_refresh > REFRESH_PERIOD_S:
+                    refresh()
+                    last_refresh = now
                 if settings.validate_minutes > 0 and now - last_validation > 60 * settings.validate_minutes:
-                    figures = _averaged(stage, log, step, now - begin)
+                    metrics = _validate_and_save(stage, accelerator, log, step, now - begin)
                     last_validation = time.monotonic()
                     reserved = min(reserved, last_validation - now)
-                    bar.update(task, figures=_short(figures))
+                    bar.update(task, metrics=_format(metrics))
                     if not console.is_terminal:
-                        console.print(f"{stage.name}: step {step}, {(now - begin) / 60:.1f} min, {_short(figures)}")
+                        console.print(f"{stage.name}: step {step}, {(now - begin) / 60:.1f} min, {_format(metrics)}")
             if recent:
-                _log_means(log, step, time.monotonic() - begin, factor, recent)
-            figures = _averaged(stage, log, step, time.monotonic() - begin)
+                _log_means(stage, accelerator, log, step, time.monotonic() - begin, factor, recent)
+            metrics = _validate_and_save(stage, accelerator, log, step, time.monotonic() - begin)
         except KeyboardInterrupt:
             with uninterrupted():
                 if step:
                     with _averages_in_place(stage.parameter_groups):
                         stage.save()
-                    write_line(log, {"step": step, "seconds": time.monotonic() - begin, "interrupted": True})
+                    append_log(log, {"step": step, "seconds": time.monotonic() - begin, "interrupted": True})
             raise TrainingInterruptedError(
-                f"{stage.name} was interrupted after {step} steps; its weights are written. The same command goes on."
+                f"{stage.name} was interrupted after {step} steps; its weights are saved. Run the same "
+                "command to resume."
             ) from None
-    for player in stage.parameter_groups:
-        if player.ema is not None:
-            player.ema.copy_to(player.parameters)
-    took = (time.monotonic() - begin) / 60
-    console.print(f"[bold]{stage.name}[/]: {step} steps in {took:.1f} min, {_short(figures)}")
-    return figures
+    for group in stage.parameter_groups:
+        if group.ema is not None:
+            group.ema.copy_to(group.parameters)
+    duration = (time.monotonic() - begin) / 60
+    console.print(f"[bold]{stage.name}[/]: {step} steps in {duration:.1f} min, {_format(metrics)}")
+    return metrics
 
 
-def _log_means(log: Path, step: int, seconds: float, factor: float, recent: dict[str, list[float]]) -> None:
+def _log_means(
+    stage: Stage,
+    accelerator: Accelerator,
+    log: Path,
+    step: int,
+    seconds: float,
+    factor: float,
+    recent: dict[str, list[float]],
+) -> None:
     means = {name: float(np.mean(values)) for name, values in recent.items()}
     recent.clear()
-    write_line(log, {"step": step, "seconds": seconds, "rate": factor, **means})
+    _log(stage, accelerator, log, {"step": step, "seconds": seconds, "rate": factor, **means})
 
 
 def _update(
-    player: ParameterGroup, accelerator: Accelerator, norm: float, factor: float, recent: dict[str, list[float]]
+    group: ParameterGroup, accelerator: Accelerator, max_norm: float, factor: float, recent: dict[str, list[float]]
 ) -> bool:
-    """One update; False where its numbers are not finite, and nothing was changed."""
-    for group in player.optimizer.param_groups:
-        group["lr"] = player.learning_rate * factor
+    """One optimizer update. Returns False, and changes nothing, if the loss or gradient is not finite."""
+    for parameters in group.optimizer.param_groups:
+        parameters["lr"] = group.learning_rate * factor
     with accelerator.autocast():
-        loss, figures = player.loss()
-    player.optimizer.zero_grad(set_to_none=True)
+        loss, values = group.loss()
+    group.optimizer.zero_grad(set_to_none=True)
     if not bool(torch.isfinite(loss)):
         return False
     accelerator.backward(loss)
-    length = torch.nn.utils.clip_grad_norm_(player.parameters, norm)
-    if not bool(torch.isfinite(length)):
-        player.optimizer.zero_grad(set_to_none=True)
+    norm = torch.nn.utils.clip_grad_norm_(group.parameters, max_norm)
+    if not bool(torch.isfinite(norm)):
+        group.optimizer.zero_grad(set_to_none=True)
         return False
-    player.optimizer.step()
-    if player.ema is not None:
-        player.ema.step(player.parameters)
-    means = {f"{player.name}_loss": float(loss.detach()), f"{player.name}_gradient": float(length), **figures}
-    for name, value in means.items():
+    group.optimizer.step()
+    if group.ema is not None:
+        group.ema.step(group.parameters)
+    logged = {f"{group.name}_loss": float(loss.detach()), f"{group.name}_gradient": float(norm), **values}
+    for name, value in logged.items():
         recent.setdefault(name, []).append(value)
     return True
 
 
 def _decay(done: float) -> float:
-    """Flat for a third of the run, then half a cosine down to `FINAL_RATE`."""
+    """Learning-rate factor: constant for a third of the run, then a cosine decay to `FINAL_RATE`."""
     if done < 1 / 3:
         return 1.0
     return FINAL_RATE + (1 - FINAL_RATE) * 0.5 * (1 + math.cos(math.pi * (done - 1 / 3) * 1.5))
@@ -274,47 +284,57 @@ def _decay(done: float) -> float:
 
 @contextmanager
 def _averages_in_place(parameter_groups: Iterable[ParameterGroup]) -> Iterator[None]:
-    """Inside, parameters are the averaged ones."""
-    averaged = [player for player in parameter_groups if player.ema is not None]
+    """Context manager: replaces parameters by their averages."""
+    averaged = [group for group in parameter_groups if group.ema is not None]
     with uninterrupted():
-        for player in averaged:
-            player.ema.store(player.parameters)
-            player.ema.copy_to(player.parameters)
+        for group in averaged:
+            group.ema.store(group.parameters)
+            group.ema.copy_to(group.parameters)
     try:
         yield
     finally:
         with uninterrupted():
-            for player in averaged:
-                player.ema.restore(player.parameters)
+            for group in averaged:
+                group.ema.restore(group.parameters)
 
 
-def _averaged(stage: Stage, log: Path, step: int, seconds: float) -> dict[str, float]:
-    """Validates and writes the averaged weights."""
+def _validate_and_save(
+    stage: Stage, accelerator: Accelerator, log: Path, step: int, seconds: float
+) -> dict[str, float]:
+    """Validates and saves the averaged weights."""
     with _averages_in_place(stage.parameter_groups):
-        figures = _validate(stage, log, step, seconds)
+        metrics = _validate(stage, accelerator, log, step, seconds)
         with uninterrupted():
             stage.save()
-    return figures
+    return metrics
 
 
 @torch.no_grad()
-def _validate(stage: Stage, log: Path, step: int, seconds: float) -> dict[str, float]:
-    figures, picture = stage.validate()
-    write_line(log, {"step": step, "seconds": seconds, **{MEASURED + name: n for name, n in figures.items()}})
-    cv2.imwrite(str(log.with_suffix(".png")), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
-    return figures
+def _validate(stage: Stage, accelerator: Accelerator, log: Path, step: int, seconds: float) -> dict[str, float]:
+    metrics, image = stage.validate()
+    values = {VALIDATION_PREFIX + name: value for name, value in metrics.items()}
+    _log(stage, accelerator, log, {"step": step, "seconds": seconds, **values})
+    write_image(log.with_suffix(".png"), image)
+    return metrics
 
 
-def _short(figures: dict[str, float]) -> str:
-    return ", ".join(f"{name} {value:.3f}" for name, value in figures.items())
+def _log(stage: Stage, accelerator: Accelerator, log: Path, line: Mapping[str, Any]) -> None:
+    """Appends to the log; gives the values to the trackers of accelerate, if there are any."""
+    append_log(log, line)
+    values = {f"{stage.name}/{name}": value for name, value in line.items() if name != "step"}
+    accelerator.log(values, step=line["step"])
+
+
+def _format(metrics: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.3f}" for name, value in metrics.items())
 
 
 def parameters_of(*modules: torch.nn.Module) -> list[torch.nn.Parameter]:
-    """The parameters that want gradients."""
+    """The parameters that require gradients."""
     return [p for module in modules for p in module.parameters() if p.requires_grad]
 
 
 def freeze(modules: Iterable[torch.nn.Module]) -> None:
-    """No gradients, evaluation mode."""
+    """Disables gradients and sets evaluation mode."""
     for module in modules:
         module.requires_grad_(False).eval()

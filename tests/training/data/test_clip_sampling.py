@@ -1,4 +1,4 @@
-"""What training clips are told: references as memory gives them, mirrored worlds, clips of several lengths."""
+"""Sampling of training clips: reference views, mirrored worlds, short clips."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import torch
 
 from worldstereo_ros.training.data import clip_sampling
 from worldstereo_ros.training.data.dataset import WorldDataset
-from worldstereo_ros.training.data.loaders import LEAST_FRAMES, ClipSampler
+from worldstereo_ros.training.data.loaders import MIN_FRAMES, ClipSampler
 
 CPU = torch.device("cpu")
 
@@ -19,56 +19,60 @@ def dataset(training_worlds):
 
 
 @pytest.fixture
-def drawn(monkeypatch):
-    """What was chosen for every clip: (path, views of the cloud, references)."""
+def samples(monkeypatch):
+    """Records what is chosen for each clip: [path, views of the cloud, references]."""
     rows: list[list] = []
-    sources, assigned, reference = clip_sampling._sources, clip_sampling._assigned, clip_sampling._reference
+    choose_cloud_views, assign_references, choose_reference = (
+        clip_sampling.choose_cloud_views,
+        clip_sampling.assign_references,
+        clip_sampling.choose_reference,
+    )
 
-    def look_at_sources(world, path, random, least):
-        rows.append([path, sources(world, path, random, least), []])
+    def record_cloud_views(world, path, random, min_count):
+        rows.append([path, choose_cloud_views(world, path, random, min_count), []])
         return rows[-1][1]
 
-    def look_at_assigned(world, targets, among):
-        rows[-1][2] = assigned(world, targets, among)
+    def record_assigned(world, keyframes, candidates):
+        rows[-1][2] = assign_references(world, keyframes, candidates)
         return rows[-1][2]
 
-    def look_at_reference(world, target, random):
-        rows[-1][2].append(reference(world, target, random))
+    def record_reference(world, keyframe, random):
+        rows[-1][2].append(choose_reference(world, keyframe, random))
         return rows[-1][2][-1]
 
-    monkeypatch.setattr(clip_sampling, "_sources", look_at_sources)
-    monkeypatch.setattr(clip_sampling, "_assigned", look_at_assigned)
-    monkeypatch.setattr(clip_sampling, "_reference", look_at_reference)
+    monkeypatch.setattr(clip_sampling, "choose_cloud_views", record_cloud_views)
+    monkeypatch.setattr(clip_sampling, "assign_references", record_assigned)
+    monkeypatch.setattr(clip_sampling, "choose_reference", record_reference)
     return rows
 
 
 @pytest.mark.parametrize("references", [0, 1, 3])
-def test_references_are_what_the_cloud_is_made_of(dataset, drawn, monkeypatch, references):
-    """In use, memory that has imagined nothing yet has no other views than those whose points it has."""
-    monkeypatch.setattr(clip_sampling, "REMEMBERED", 1.0)
-    batch = clip_sampling.draw_clips(dataset, 6, 5, np.random.default_rng(0), CPU, references=references)
+def test_cloud_references_are_views_of_the_cloud(dataset, samples, monkeypatch, references):
+    """Before anything is imagined, the view bank has the views whose points are in the cloud."""
+    monkeypatch.setattr(clip_sampling, "CLOUD_REFERENCES_PROB", 1.0)
+    batch = clip_sampling.sample_clips(dataset, 6, 5, np.random.default_rng(0), CPU, references=references)
     assert batch.references.shape[2] == references
-    assert len(drawn) == 6
-    for _, sources, chosen in drawn:
+    assert len(samples) == 6
+    for _, cloud_views, chosen in samples:
         assert len(chosen) == references
-        assert set(chosen) <= set(sources)
-        assert len(set(chosen)) == min(references, len(set(sources)))
+        assert set(chosen) <= set(cloud_views)
+        assert len(set(chosen)) == min(references, len(set(cloud_views)))
 
 
-def test_other_references_may_show_what_the_cloud_does_not(dataset, drawn, monkeypatch):
-    monkeypatch.setattr(clip_sampling, "REMEMBERED", 0.0)
-    clip_sampling.draw_clips(dataset, 8, 5, np.random.default_rng(0), CPU, references=3)
-    assert any(set(chosen) - set(sources) for _, sources, chosen in drawn)
+def test_other_references_may_be_views_outside_the_cloud(dataset, samples, monkeypatch):
+    monkeypatch.setattr(clip_sampling, "CLOUD_REFERENCES_PROB", 0.0)
+    clip_sampling.sample_clips(dataset, 8, 5, np.random.default_rng(0), CPU, references=3)
+    assert any(set(chosen) - set(cloud_views) for _, cloud_views, chosen in samples)
 
 
-def test_a_keyframe_gets_the_source_that_shows_most_of_it(dataset):
+def test_keyframe_gets_the_reference_with_most_overlap(dataset):
     world = dataset.worlds[dataset.order[0]]
     fine = [int(view) for view in world.fine[:4]]
-    assert clip_sampling._assigned(world, np.array(fine[::-1]), fine) == fine[::-1]
+    assert clip_sampling.assign_references(world, np.array(fine[::-1]), fine) == fine[::-1]
 
 
-def test_a_mirrored_world_is_a_world(dataset):
-    """What a pixel of one view shows is found in another view: in the mirror at the mirrored places."""
+def test_mirrored_world_is_geometrically_consistent(dataset):
+    """A pixel of one view is found in another view, and in the mirrored world at the mirrored pixels."""
     world = dataset.worlds[dataset.order[0]]
     mirrored = world.mirrored()
     width = world.camera.width
@@ -92,14 +96,14 @@ def test_a_mirrored_world_is_a_world(dataset):
     assert torch.equal(mirrored.mirrored().matrix, world.matrix)
 
 
-def test_shorter_clips_are_as_many_more_and_go_farther(dataset, drawn):
-    draw = ClipSampler(4, 9, renders=True, memory=True, short_clip_prob=1.0)
+def test_short_clips_are_more_and_have_larger_strides(dataset, samples):
+    sampler = ClipSampler(4, 9, renders=True, memory=True, short_clip_prob=1.0)
     random = np.random.default_rng(2)
     sizes = set()
     for _ in range(6):
-        pictures = draw(dataset, random, CPU).images
-        sizes.add((pictures.shape[0], pictures.shape[2]))
-    assert all(LEAST_FRAMES <= frames < 9 and count == 4 * 9 // frames for count, frames in sizes)
+        images = sampler(dataset, random, CPU).images
+        sizes.add((images.shape[0], images.shape[2]))
+    assert all(MIN_FRAMES <= frames < 9 and count == 4 * 9 // frames for count, frames in sizes)
     assert len(sizes) > 1
-    paces = {len(path): int(np.abs(np.diff(path[1:])).max()) for path, *_ in drawn}
-    assert max(paces.values()) > 3
+    strides = {len(path): int(np.abs(np.diff(path[1:])).max()) for path, *_ in samples}
+    assert max(strides.values()) > 3

@@ -1,12 +1,11 @@
-"""What memory would say about a clip: clouds as bad as real ones, rendered; references that overlap; cameras.
+"""Video clips for training: views along a path, what memory renders there, reference views and cameras.
 
-Everything goes through the functions that the pipeline itself uses: `pipelines/conditioning.py`, and the
-`GeometricPipeline` that paints from memory what the model is shown.
+Clouds get the noise of real depth cameras. Conditioning and rendering are those of inference: the functions of
+`pipelines.worldstereo.conditioning`, and the warping of `GeometricPipeline`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -26,35 +25,41 @@ from worldstereo_ros.pipelines.geometric.plane_extrapolation import estimate_lay
 from worldstereo_ros.pipelines.worldstereo.conditioning import fit_renders, published_matrix
 from worldstereo_ros.rendering.splatting import render
 from worldstereo_ros.training.data.dataset import WorldDataset, augment_colours
-from worldstereo_ros.training.data.world_files import FINE, FINE_EVERY, RenderedWorld
+from worldstereo_ros.training.data.world_files import FINE_SCALE, FINE_STRIDE, RenderedWorld
 
-FAULTLESS = 0.3  # share of the clips whose sensors do not err
-BLEEDING, FLOATERS = 0.5, 0.1  # shares of the views whose depth bleeds over edges, or is blurred into thin air
-LEAST_OVERLAP, MOST_OVERLAP = 0.3, 0.9  # of a reference with its target
-# Share of the batches whose references are the views that the cloud is made of, as in use before anything is imagined.
-REMEMBERED = 0.65
-RETURNS = 0.6  # share of the other references that look from where the keyframe does, as on a path that comes back
-IMAGINED = 0.4  # share of these that are as blurred as imagined views are
-FIRST = 0.6  # how often a single reference stands beside the first view, as the seed mostly does
-JUMP = 0.3  # share of the clips whose seed was taken somewhere else than at the start of the path
-OTHER_VIEWS = (0.35, 0.2, 0.15, 0.15, 0.15)  # how likely the cloud has so many views beside the seed: 0, 1, ...
+NOISE_FREE_PROB = 0.3  # probability that a clip has no sensor noise
+# Probabilities that the depth of a view is blurred over edges, or over everything, which gives floating points.
+EDGE_BLUR_PROB, FLOATING_POINTS_PROB = 0.5, 0.1
+# Probability that the references of a batch are the views that the cloud is made of, as at inference before anything
+# was imagined.
+CLOUD_REFERENCES_PROB = 0.65
+REVISIT_PROB = 0.6  # of the other references: taken near the keyframe, as on a way back
+BLURRED_PROB = 0.4  # of the other references: blurred like imagined views
+MIN_OVERLAP, MAX_OVERLAP = 0.3, 0.9  # of a reference with its keyframe, else
+FIRST_KEYFRAME_PROB = 0.6  # probability that a single reference belongs to the first keyframe after the start
+JUMP_PROB = 0.3  # probability that the start frame is not at the start of the path
+CLOUD_VIEWS_PROB = (0.35, 0.2, 0.15, 0.15, 0.15)  # of 0, 1, ... views of the cloud in addition to the start frame
+NEAR_PLANE_M = 0.03
+OVERLAP_STRIDE_PX = 8
 
 
 @dataclass
 class ClipBatch:
-    """b clips of F keyframes, float32 on the training's device; pictures in [-1, 1].
+    """b clips of F keyframes, float32 on the training device; images in [-1, 1].
 
     Attributes:
-        images: (b, 3, F, H, W), what the model should paint; the first is the seed.
-        renders: (b, 3, F, H, W), the path as memory paints it, without holes; the first is the seed.
-        layouts: (b, 3, F, H, W), the same with large flat surfaces gone on with, see `pipelines/layout.py`.
-        plane_channels: (b, 4, F, H / 8, W / 8), what is said of these; 0 in the first.
-        holes: (b, 1, F, H, W), 1 where nothing was rendered.
-        plucker: (b, 6, F, H, W).
-        poses: (b, F, 7).
-        references: (b, 3, R, H, W), R may be 0.
-        reference_index: (R,).
+        images: (b, 3, F, H, W), ground truth; the first is the start frame.
+        renders: (b, 3, F, H, W), views warped from memory with holes inpainted; the first is the start frame.
+        layouts: (b, 3, F, H, W), the same with planes extrapolated into holes (`geometric.plane_extrapolation`).
+        plane_channels: (b, 4, F, H / 8, W / 8), description of the extrapolated planes; 0 in the first frame.
+        holes: (b, 1, F, H, W), 1 = not rendered.
+        plucker: (b, 6, F, H, W), Plücker embedding of the cameras.
+        poses: (b, F, 7), see `pose_vectors`.
+        references: (b, 3, R, H, W), reference views; R may be 0.
+        reference_index: (R,), the keyframe of each reference, from 0 for the first after the start frame.
         reference_poses: (b, R, 7).
+        cameras: (b, F, 4, 4) float64, normalised camera_from_world, from which `plucker` and `poses` follow.
+        intrinsics: (b, 3, 3) float64, in pixels, principal point as `plucker_embedding` expects it.
     """
 
     images: torch.Tensor
@@ -67,9 +72,11 @@ class ClipBatch:
     references: torch.Tensor
     reference_index: torch.Tensor
     reference_poses: torch.Tensor
+    cameras: torch.Tensor
+    intrinsics: torch.Tensor
 
 
-def draw_clips(
+def sample_clips(
     dataset: WorldDataset,
     count: int,
     frames: int,
@@ -80,36 +87,33 @@ def draw_clips(
     references: int = 0,
     clean: bool = False,
 ) -> ClipBatch:
-    """Clips of one size.
+    """Samples clips of one size.
 
     Args:
         dataset: the worlds.
-        count: clips.
-        frames: keyframes of each, the seed's among them.
-        random: draws.
-        device: where the tensors go.
-        renders: False leaves out clouds and cameras, which the backbone alone does not see.
-        references: how many, for every clip.
-        clean: no sensor noise and no degraded depth: for validation.
+        count: number of clips.
+        frames: keyframes of each, the start frame included.
+        random: random number generator.
+        device: of the tensors.
+        renders: False leaves out renders and cameras, which the backbone does not use.
+        references: reference views of every clip.
+        clean: no sensor noise and no errors of depth, for validation.
     """
     keyframes = np.sort(random.choice(np.arange(1, frames), size=min(references, frames - 1), replace=False))
-    if len(keyframes) == 1 and random.random() < FIRST:
+    if len(keyframes) == 1 and random.random() < FIRST_KEYFRAME_PROB:
         keyframes[0] = 1
-    remembered = random.random() < REMEMBERED
+    from_cloud = random.random() < CLOUD_REFERENCES_PROB
     clips = [
-        _draw_clip(
-            world, frames, random, device, renders=renders, keyframes=keyframes, remembered=remembered, clean=clean
+        _sample_clip(
+            world, frames, random, device, renders=renders, keyframes=keyframes, from_cloud=from_cloud, clean=clean
         )
-        for world in dataset.of_one_size(count, random)
+        for world in dataset.sample_worlds(count, random)
     ]
-    pictures, guides, layouts, marks, holes, rays, poses, looks, look_poses = (
-        torch.stack(column).to(device) for column in zip(*clips, strict=True)
-    )
-    beside = torch.from_numpy(keyframes - 1).to(device)
-    return ClipBatch(pictures, guides, layouts, marks, holes, rays, poses, looks, beside, look_poses)
+    columns = {name: torch.stack([clip[name] for clip in clips]).to(device) for name in clips[0]}
+    return ClipBatch(**columns, reference_index=torch.from_numpy(keyframes - 1).to(device))
 
 
-def _draw_clip(
+def _sample_clip(
     world: RenderedWorld,
     frames: int,
     random: np.random.Generator,
@@ -117,215 +121,237 @@ def _draw_clip(
     *,
     renders: bool,
     keyframes: np.ndarray,
-    remembered: bool,
+    from_cloud: bool,
     clean: bool,
-) -> tuple[torch.Tensor, ...]:
+) -> dict[str, torch.Tensor]:
+    """One clip: the fields of `ClipBatch` without the batch dimension and `reference_index`."""
     if not clean:
         world = world.mirrored() if random.random() < 0.5 else world
-        clean = random.random() < FAULTLESS
-    path = _path(world, frames, random)
+        clean = random.random() < NOISE_FREE_PROB
+    path = _sample_path(world, frames, random)
     camera, poses = world.camera, world.pose.double().numpy()
-    shown = [_unit(world.image[path])]
+    parts = [_as_float(world.image[path])]
     holes = torch.zeros(frames, *world.image.shape[-2:])
-    sources = _sources(world, path, random, least=len(keyframes) if remembered else 1)
+    cloud_views = choose_cloud_views(world, path, random, min_count=len(keyframes) if from_cloud else 1)
     if renders:
-        views = [_remembered(world, view, random, clean, first=view == path[0]) for view in sources]
-        painted, guessed, marks, holes[1:] = _painted(views, camera, poses[path[1:]], device)
-        shown += [painted, guessed]
-    if remembered:
-        chosen = _assigned(world, path[keyframes], sources)
+        views = [_noisy_view(world, view, random, clean, start=view == path[0]) for view in cloud_views]
+        warped, layouts, plane_channels, holes[1:] = _render_memory(views, camera, poses[path[1:]], device)
+        parts += [warped, layouts]
+    if from_cloud:
+        chosen = assign_references(world, path[keyframes], cloud_views)
     else:
-        chosen = [_reference(world, int(path[k]), random) for k in keyframes]
+        chosen = [choose_reference(world, int(path[k]), random) for k in keyframes]
     if chosen:
-        shown.append(_unit(world.image[chosen]))
-    together = torch.cat(shown)[None]
-    together = (together * 2 - 1 if clean else augment_colours(together, random))[0]
-    pictures = together[:frames]
+        parts.append(_as_float(world.image[chosen]))
+    # All images of a clip come from one camera and get the same augmentation.
+    images = torch.cat(parts)[None]
+    images = (images * 2 - 1 if clean else augment_colours(images, random))[0]
+    truth = images[:frames]
     targets, others = normalise_cameras(invert_pose(poses[path]), invert_pose(poses[chosen]) if chosen else None)
-    pose = torch.from_numpy(pose_vectors(targets))
+    matrix = published_matrix(camera)
+    empty = torch.zeros(0)
+    clip = {
+        "images": _channels_first(truth),
+        "poses": torch.from_numpy(pose_vectors(targets)),
+        "cameras": torch.from_numpy(targets),
+        "intrinsics": torch.from_numpy(np.asarray(matrix, np.float64)),
+    }
     if not renders:
-        nothing = torch.zeros(0)
-        return (*_first((pictures,)), *(nothing,) * 5, pose, torch.zeros(3, 0, *pictures.shape[-2:]), nothing)
-    guide, layout = (torch.cat((pictures[:1], part)) for part in together[frames : 3 * frames - 2].split(frames - 1))
-    marks = torch.cat((torch.zeros_like(marks[:1]), marks))
-    rays = plucker_embedding(targets, published_matrix(camera), camera.height, camera.width)
-    looks = together[3 * frames - 2 :]
+        unused = ("renders", "layouts", "plane_channels", "holes", "plucker", "reference_poses")
+        return clip | dict.fromkeys(unused, empty) | {"references": torch.zeros(3, 0, *truth.shape[-2:])}
+    warped, layouts = (torch.cat((truth[:1], part)) for part in images[frames : 3 * frames - 2].split(frames - 1))
+    references = images[3 * frames - 2 :]
     if chosen and not clean:
-        looks = torch.stack([_worn(look, random, imagined=not remembered) for look in looks])
+        references = torch.stack([augment_reference(view, random, imagined=not from_cloud) for view in references])
     reference_poses = pose_vectors(others) if others is not None else np.zeros((0, 7), np.float32)
-    return (
-        *_first((pictures, guide, layout, marks)),
-        holes[None],
-        torch.from_numpy(rays),
-        pose,
-        *_first((looks,)),
-        torch.from_numpy(reference_poses),
-    )
+    return clip | {
+        "renders": _channels_first(warped),
+        "layouts": _channels_first(layouts),
+        "plane_channels": _channels_first(torch.cat((torch.zeros_like(plane_channels[:1]), plane_channels))),
+        "holes": holes[None],
+        "plucker": torch.from_numpy(plucker_embedding(targets, matrix, camera.height, camera.width)),
+        "references": _channels_first(references),
+        "reference_poses": torch.from_numpy(reference_poses),
+    }
 
 
-def _first(stacks: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-    """(F, 3, H, W) to (3, F, H, W)."""
-    return tuple(stack.transpose(0, 1).contiguous() for stack in stacks)
+def _channels_first(frames: torch.Tensor) -> torch.Tensor:
+    """(F, C, H, W) to (C, F, H, W)."""
+    return frames.transpose(0, 1).contiguous()
 
 
-def _unit(images: torch.Tensor) -> torch.Tensor:
+def _as_float(images: torch.Tensor) -> torch.Tensor:
     return images.float() / 255
 
 
-def _path(world: RenderedWorld, frames: int, random: np.random.Generator) -> np.ndarray:
-    """Views of a clip: the seed, then part of a walk, forwards or backwards, at one of several paces."""
+def _sample_path(world: RenderedWorld, frames: int, random: np.random.Generator) -> np.ndarray:
+    """Views of a clip: the start frame, then a part of a walk, forwards or backwards, at a random stride."""
     walks = world.walk.numpy()
     views = np.flatnonzero(walks == random.choice(np.unique(walks)))
     if random.random() < 0.5:
         views = views[::-1]
-    most = max(1, (len(views) - 1) // (frames - 1))
-    pace = int(random.integers(1, most + 1))
-    # Only views that are there at twice the size can be seeds.
-    fine = np.isin(views, world.fine.numpy())
-    starts = np.flatnonzero(fine[: len(views) - pace * (frames - 1)])
+    max_stride = max(1, (len(views) - 1) // (frames - 1))
+    stride = int(random.integers(1, max_stride + 1))
+    # The start frame needs a fine view, of which the cloud is made.
+    has_fine = np.isin(views, world.fine.numpy())
+    starts = np.flatnonzero(has_fine[: len(views) - stride * (frames - 1)])
     start = int(random.choice(starts)) if len(starts) else 0
-    path = views[start : start + pace * (frames - 1) + 1 : pace].copy()
-    if not len(starts) or random.random() < JUMP:
+    path = views[start : start + stride * (frames - 1) + 1 : stride].copy()
+    if not len(starts) or random.random() < JUMP_PROB:
         path[0] = random.choice(world.fine.numpy())
     return path
 
 
-def _sources(world: RenderedWorld, path: np.ndarray, random: np.random.Generator, least: int) -> list[int]:
-    """The seed and the views that the cloud is made of beside it, most of them near the path; `least` in all."""
+def choose_cloud_views(
+    world: RenderedWorld, path: np.ndarray, random: np.random.Generator, min_count: int
+) -> list[int]:
+    """Views that the cloud is made of: the start frame and others, most of them near the path.
+
+    Args:
+        world: the rendered world.
+        path: (F,) views of the clip.
+        random: random number generator.
+        min_count: minimum number of sampled views; fewer are returned if views are sampled twice.
+    """
     fine = world.fine.numpy()
-    low, high = path[1:].min() - 3 * FINE_EVERY, path[1:].max() + 3 * FINE_EVERY
+    low, high = path[1:].min() - 3 * FINE_STRIDE, path[1:].max() + 3 * FINE_STRIDE
     near = fine[(fine >= low) & (fine <= high) & (fine != path[0])]
-    others = max(int(random.choice(len(OTHER_VIEWS), p=OTHER_VIEWS)), least - 1)
-    chosen = [int(random.choice(near if len(near) and random.random() < 0.75 else fine)) for _ in range(others)]
+    count = max(int(random.choice(len(CLOUD_VIEWS_PROB), p=CLOUD_VIEWS_PROB)), min_count - 1)
+    chosen = [int(random.choice(near if len(near) and random.random() < 0.75 else fine)) for _ in range(count)]
     return list(dict.fromkeys([int(path[0]), *chosen]))
 
 
-def _remembered(world: RenderedWorld, view: int, random: np.random.Generator, clean: bool, *, first: bool) -> View:
-    """One view at `FINE` size with the faults of real depth, 0 where the sensor is blind."""
+def _noisy_view(world: RenderedWorld, view: int, random: np.random.Generator, clean: bool, *, start: bool) -> View:
+    """A fine view with the noise of a depth camera: blurred edges, scale error, missing pixels, exposure."""
     at = int(np.flatnonzero(world.fine.numpy() == view)[0])
     depth = world.fine_depth[at].float().numpy()
     image = world.fine_image[at].permute(1, 2, 0).numpy()
     camera = world.camera.resized(depth.shape[1], depth.shape[0])
-    keep = depth > 0
+    valid = depth > 0
     if not clean:
         kind = random.random()
-        if kind < BLEEDING:
+        if kind < EDGE_BLUR_PROB:
             factor = int(random.integers(2, 5))
             small = cv2.resize(depth, None, fx=1 / factor, fy=1 / factor, interpolation=cv2.INTER_LINEAR)
             depth = cv2.resize(small, depth.shape[::-1], interpolation=cv2.INTER_LINEAR)
-        elif kind < BLEEDING + FLOATERS:
+        elif kind < EDGE_BLUR_PROB + FLOATING_POINTS_PROB:
             depth = cv2.GaussianBlur(depth, (0, 0), float(random.uniform(0.8, 2.5)))
         if random.random() < 0.3:
             depth = depth * np.float32(np.exp(random.normal(0, 0.03)))
-        keep &= random.random(depth.shape) > random.uniform(0, 0.3)
-        if random.random() < 0.3:  # a sensor is blind somewhere
-            hole = random.random((4, 6)).astype(np.float32)
-            keep &= cv2.resize(hole, depth.shape[::-1], interpolation=cv2.INTER_CUBIC) > random.uniform(0, 0.35)
-        keep &= depth < random.uniform(6, 40)
-        if not first:
+        valid &= random.random(depth.shape) > random.uniform(0, 0.3)
+        if random.random() < 0.3:  # larger regions without depth
+            noise = random.random((4, 6)).astype(np.float32)
+            valid &= cv2.resize(noise, depth.shape[::-1], interpolation=cv2.INTER_CUBIC) > random.uniform(0, 0.35)
+        valid &= depth < random.uniform(6, 40)
+        if not start:
             gain = np.exp(random.normal(0, 0.08) + random.normal(0, 0.02, size=3))
             image = np.clip(image * gain, 0, 255).astype(np.uint8)
-    keep &= depth > 0
+    valid &= depth > 0
     pose = world.pose[view].double().numpy()
-    return View(np.ascontiguousarray(image), camera, pose, np.where(keep, depth, np.float32(0)))
+    return View(np.ascontiguousarray(image), camera, pose, np.where(valid, depth, np.float32(0)))
 
 
-def _painted(views: list[View], camera: Camera, poses: np.ndarray, device: torch.device) -> tuple[torch.Tensor, ...]:
-    """What memory paints of (F, 4, 4) poses, what the layout adds to it, and where the cloud has holes.
+def _render_memory(
+    views: list[View], camera: Camera, poses: np.ndarray, device: torch.device
+) -> tuple[torch.Tensor, ...]:
+    """Renders memory from (F, 4, 4) poses, as the pipeline does at inference.
 
     Returns:
-        (pictures (F, 3, H, W) in [0, 1], pictures and marks of the layout, holes (F, H, W)), at the camera's size, on
-        the CPU.
+        On the CPU, at the camera's size: images warped from memory (F, 3, H, W) in [0, 1], the same with extrapolated
+        planes, their channels (F, 4, H / 8, W / 8), and holes of the cloud (F, H, W).
     """
-    fine = camera.resized(camera.width * FINE, camera.height * FINE)
-    known = [view.depth > 0 for view in views if view.depth is not None]
-    depths = [view.depth for view in views if view.depth is not None]
+    fine = camera.resized(camera.width * FINE_SCALE, camera.height * FINE_SCALE)
+    with_depth = [(view, view.depth) for view in views if view.depth is not None]
     points = [
-        unproject(depth, view.camera, view.world_from_camera)[keep].astype(np.float32)
-        for view, depth, keep in zip(views, depths, known, strict=True)
+        unproject(depth, view.camera, view.world_from_camera)[depth > 0].astype(np.float32)
+        for view, depth in with_depth
     ]
-    colours = [view.image[keep] for view, keep in zip(views, known, strict=True)]
-    spacing = [
-        (depth[keep] / np.float32(fine.fx)).astype(np.float32) for depth, keep in zip(depths, known, strict=True)
-    ]
+    colours = [view.image[depth > 0] for view, depth in with_depth]
+    spacing = [(depth[depth > 0] / np.float32(fine.fx)).astype(np.float32) for _, depth in with_depth]
     cloud = np.concatenate(points)
     rendering = render(
         cloud, np.concatenate(colours), np.ones(len(cloud), bool), np.concatenate(spacing), fine, poses,
-        device=device, near=0.03,
+        device=device, near=NEAR_PLANE_M,
     )  # fmt: skip
-    _, missing = fit_renders(rendering.colour, rendering.covered, (camera.height, camera.width))
+    _, holes = fit_renders(rendering.colour, rendering.covered, (camera.height, camera.width))
     memory = Conditioning(views[0], rendering, fine, poses, views, np.full(len(poses), -1))
-    paintings = GeometricPipeline().warp_all(memory, lambda *_: None)
-    images = torch.from_numpy(np.stack([painting.image for painting in paintings]))
-    pictures = functional.avg_pool2d(images.permute(0, 3, 1, 2).float() / 255, FINE)
-    guess = render_layout(estimate_layout(views), paintings, camera, poses)
-    return pictures, torch.from_numpy(guess.images), torch.from_numpy(guess.plane_channels), missing.cpu()
+    warped_views = GeometricPipeline().warp_all(memory, lambda *_: None)
+    images = torch.from_numpy(np.stack([warped.image for warped in warped_views]))
+    images = functional.avg_pool2d(images.permute(0, 3, 1, 2).float() / 255, FINE_SCALE)
+    layout = render_layout(estimate_layout(views), warped_views, camera, poses)
+    return images, torch.from_numpy(layout.images), torch.from_numpy(layout.plane_channels), holes.cpu()
 
 
-def overlap(world: RenderedWorld, target: int, step: int = 8) -> np.ndarray:
-    """(N,) share of what view `target` shows that each view of the world shows too."""
+def visible_fraction(world: RenderedWorld, target: int) -> np.ndarray:
+    """(N,) fraction of the surface in view `target` that is visible in each view of the world."""
     depth = world.depth[target].float().numpy()
     camera = world.camera
-    rows, columns = np.mgrid[step // 2 : camera.height : step, step // 2 : camera.width : step]
+    first = OVERLAP_STRIDE_PX // 2
+    rows, columns = np.mgrid[first : camera.height : OVERLAP_STRIDE_PX, first : camera.width : OVERLAP_STRIDE_PX]
     z = depth[rows, columns].ravel()
     rays = np.stack([(columns.ravel() - camera.cx) / camera.fx, (rows.ravel() - camera.cy) / camera.fy], axis=1)
-    known = z > 0
-    if not known.any():
+    valid = z > 0
+    if not valid.any():
         return np.zeros(len(world.image))
-    local = np.concatenate([rays[known] * z[known, None], z[known, None]], axis=1)
+    local = np.concatenate([rays[valid] * z[valid, None], z[valid, None]], axis=1)
     poses = world.pose.double().numpy()
     points = local @ poses[target, :3, :3].T + poses[target, :3, 3]
-    seen = invert_pose(poses)
-    there = np.einsum("nij,pj->npi", seen[:, :3, :3], points) + seen[:, None, :3, 3]
-    far = np.maximum(there[..., 2], 1e-6)
-    u = np.rint(there[..., 0] / far * camera.fx + camera.cx).astype(int)
-    v = np.rint(there[..., 1] / far * camera.fy + camera.cy).astype(int)
-    inside = (there[..., 2] > 0.05) & (u >= 0) & (u < camera.width) & (v >= 0) & (v < camera.height)
+    camera_from_world = invert_pose(poses)
+    in_view = np.einsum("nij,pj->npi", camera_from_world[:, :3, :3], points) + camera_from_world[:, None, :3, 3]
+    z_in_view = np.maximum(in_view[..., 2], 1e-6)
+    u = np.rint(in_view[..., 0] / z_in_view * camera.fx + camera.cx).astype(int)
+    v = np.rint(in_view[..., 1] / z_in_view * camera.fy + camera.cy).astype(int)
+    inside = (in_view[..., 2] > 0.05) & (u >= 0) & (u < camera.width) & (v >= 0) & (v < camera.height)
     u, v = u.clip(0, camera.width - 1), v.clip(0, camera.height - 1)
-    there_depth = world.depth.float().numpy()[np.arange(len(poses))[:, None], v, u]
-    return (inside & (np.abs(there_depth - far) < 0.05 * far + 0.05)).mean(axis=1)
+    depth_in_view = world.depth.float().numpy()[np.arange(len(poses))[:, None], v, u]
+    return (inside & (np.abs(depth_in_view - z_in_view) < 0.05 * z_in_view + 0.05)).mean(axis=1)
 
 
-def _assigned(world: RenderedWorld, targets: np.ndarray, sources: list[int]) -> list[int]:
-    """For every target one of the sources, by the scores that memory retrieves by; another for each while they last."""
-    if not len(targets):
+def assign_references(world: RenderedWorld, keyframes: np.ndarray, candidates: list[int]) -> list[int]:
+    """Assigns a candidate view to each keyframe by retrieval score; different ones as long as there are enough."""
+    if not len(keyframes):
         return []
-    seen, camera = invert_pose(world.pose.double().numpy()), world.camera
+    camera_from_world, camera = invert_pose(world.pose.double().numpy()), world.camera
     scores, _ = retrieval_scores(
-        seen[targets], seen[sources], camera.matrix, camera.matrix, camera.width, camera.height
+        camera_from_world[keyframes],
+        camera_from_world[candidates],
+        camera.matrix,
+        camera.matrix,
+        camera.width,
+        camera.height,
     )
     best = scores.argmax(axis=1)
     rows, columns = linear_sum_assignment(scores, maximize=True)
     best[rows] = columns
-    return [sources[int(column)] for column in best]
+    return [candidates[int(column)] for column in best]
 
 
-def _reference(world: RenderedWorld, target: int, random: np.random.Generator) -> int:
-    """A view of memory for a keyframe: nearly the same, or one that overlaps it well and is another picture."""
+def choose_reference(world: RenderedWorld, keyframe: int, random: np.random.Generator) -> int:
+    """Samples a reference for a keyframe: a view from nearly the same pose, or one that overlaps it in part."""
     walk = world.walk.numpy()
-    if random.random() < RETURNS:
-        near = np.arange(max(0, target - 2), min(len(walk), target + 3))
-        return int(random.choice(near[walk[near] == walk[target]]))
-    shares = overlap(world, target)
-    shares[np.abs(np.arange(len(shares)) - target) < 2] = -1
-    good = np.flatnonzero((shares >= LEAST_OVERLAP) & (shares <= MOST_OVERLAP))
-    if random.random() < 0.1:  # memory does not always have something that fits
-        return int(random.integers(len(shares)))
-    return int(random.choice(good)) if len(good) else int(shares.argmax())
+    if random.random() < REVISIT_PROB:
+        near = np.arange(max(0, keyframe - 2), min(len(walk), keyframe + 3))
+        return int(random.choice(near[walk[near] == walk[keyframe]]))
+    overlap = visible_fraction(world, keyframe)
+    overlap[np.abs(np.arange(len(overlap)) - keyframe) < 2] = -1
+    suitable = np.flatnonzero((overlap >= MIN_OVERLAP) & (overlap <= MAX_OVERLAP))
+    if random.random() < 0.1:  # memory does not always have a suitable view
+        return int(random.integers(len(overlap)))
+    return int(random.choice(suitable)) if len(suitable) else int(overlap.argmax())
 
 
-def _worn(look: torch.Tensor, random: np.random.Generator, *, imagined: bool) -> torch.Tensor:
-    """A reference (3, H, W) of another exposure, sometimes taken in motion, or blurred as if it had been imagined."""
+def augment_reference(image: torch.Tensor, random: np.random.Generator, *, imagined: bool) -> torch.Tensor:
+    """A reference (3, H, W) in [-1, 1] with other exposure, and sometimes motion blur or the blur of imagined views."""
     gain = torch.from_numpy(np.exp(random.normal(0, 0.07, size=(3, 1, 1)))).float()
-    look = ((look * 0.5 + 0.5) * gain).clamp(0, 1) * 2 - 1
-    if imagined and random.random() < IMAGINED:
+    image = ((image * 0.5 + 0.5) * gain).clamp(0, 1) * 2 - 1
+    if imagined and random.random() < BLURRED_PROB:
         sigma = float(random.uniform(0.8, 4.0))
-        blurred = cv2.GaussianBlur(look.permute(1, 2, 0).numpy(), (0, 0), sigma)
+        blurred = cv2.GaussianBlur(image.permute(1, 2, 0).numpy(), (0, 0), sigma)
         return torch.from_numpy(blurred).permute(2, 0, 1)
     if random.random() < 0.25:
         length = int(random.integers(2, 6))
         kernel = np.zeros((length, length), np.float32)
         (kernel[length // 2, :] if random.random() < 0.7 else kernel[:, length // 2])[:] = 1 / length
-        picture = cv2.filter2D(look.permute(1, 2, 0).numpy(), -1, kernel, borderType=cv2.BORDER_REFLECT)
-        look = torch.from_numpy(picture).permute(2, 0, 1)
-    return look
+        blurred = cv2.filter2D(image.permute(1, 2, 0).numpy(), -1, kernel, borderType=cv2.BORDER_REFLECT)
+        image = torch.from_numpy(blurred).permute(2, 0, 1)
+    return image

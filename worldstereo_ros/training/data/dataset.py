@@ -1,4 +1,4 @@
-"""Batches cut out of walks through worlds."""
+"""The set of rendered worlds, single images from it, and image functions that stages share."""
 
 from __future__ import annotations
 
@@ -10,17 +10,20 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from worldstereo_ros.evaluation.metrics import SSIM_WINDOW, psnr_from_mse, ssim_from_means
 from worldstereo_ros.training.data.world_files import RenderedWorld
 from worldstereo_ros.utils.errors import InputError
 
+FINE_CROP_PROB = 0.35  # probability that an image is a crop of a view at twice the size
+
 
 class WorldDataset:
-    """The worlds that training draws from: those in a folder, the newest first, at most so many at a time.
+    """The newest worlds in a folder, at most `cache_size` of them.
 
     Args:
-        folder: where worlds are written, possibly while this reads them.
-        split: whose worlds.
-        cache_size: most worlds in memory.
+        folder: where worlds are written, possibly while this dataset is in use.
+        split: training, validation or test.
+        cache_size: maximum number of worlds in memory.
     """
 
     def __init__(self, folder: Path, split: str, cache_size: int) -> None:
@@ -29,95 +32,99 @@ class WorldDataset:
         self.refresh()
 
     def refresh(self) -> None:
-        """Looks for worlds that were written since, and lets the oldest go.
+        """Loads worlds that were written since the last call and drops the oldest.
 
         Raises:
-            ValueError: there is none at all.
+            InputError: there are no worlds.
         """
         names = sorted(p.name for p in self.folder.glob(f"{self.split}-*.safetensors"))[-self.cache_size :]
         for name in set(self.worlds) - set(names):
             del self.worlds[name]
         for name in names:
             if name not in self.worlds:
-                with suppress(FileNotFoundError):  # it made room for newer ones just now
+                with suppress(FileNotFoundError):  # a rendering process has deleted it to make room
                     self.worlds[name] = RenderedWorld.load(self.folder / name)
         if not self.worlds:
-            raise InputError(f"There are no {self.split} worlds in {self.folder}; they are drawn first.")
+            raise InputError(f"There are no {self.split} worlds in {self.folder}; render them first (`render_worlds`).")
         self.order = sorted(self.worlds)
 
-    def of_one_size(self, count: int, random: np.random.Generator) -> list[RenderedWorld]:
-        """`count` worlds (with repetition) whose views have one size."""
+    def sample_worlds(self, count: int, random: np.random.Generator) -> list[RenderedWorld]:
+        """Samples `count` worlds, with replacement, whose views have the same size."""
         first = self.worlds[self.order[int(random.integers(len(self.order)))]]
-        like = [n for n in self.order if self.worlds[n].image.shape == first.image.shape]
-        return [self.worlds[like[int(i)]] for i in random.integers(len(like), size=count)]
+        same_size = [n for n in self.order if self.worlds[n].image.shape == first.image.shape]
+        return [self.worlds[same_size[int(i)]] for i in random.integers(len(same_size), size=count)]
 
 
-def draw_pictures(dataset: WorldDataset, count: int, random: np.random.Generator) -> torch.Tensor:
-    """(count, 3, h, w) uint8 pictures: views, and windows of finer views; sometimes mirrored."""
-    pictures = []
-    for world in dataset.of_one_size(count, random):
+def sample_images(dataset: WorldDataset, count: int, random: np.random.Generator) -> torch.Tensor:
+    """Samples images: views and crops of views at twice the size, half of them mirrored.
+
+    Returns:
+        (count, 3, h, w) uint8.
+    """
+    images = []
+    for world in dataset.sample_worlds(count, random):
         height, width = world.image.shape[-2:]
-        if random.random() < 0.35:
+        if random.random() < FINE_CROP_PROB:
             fine = world.fine_image[int(random.integers(len(world.fine_image)))]
             y, x = int(random.integers(fine.shape[1] - height + 1)), int(random.integers(fine.shape[2] - width + 1))
-            picture = fine[:, y : y + height, x : x + width]
+            image = fine[:, y : y + height, x : x + width]
         else:
-            picture = world.image[int(random.integers(len(world.image)))]
-        pictures.append(picture.flip(-1) if random.random() < 0.5 else picture)
-    return torch.stack(pictures)
+            image = world.image[int(random.integers(len(world.image)))]
+        images.append(image.flip(-1) if random.random() < 0.5 else image)
+    return torch.stack(images)
 
 
-def augment_colours(pictures: torch.Tensor, random: np.random.Generator, strength: float = 1.0) -> torch.Tensor:
-    """Pictures in [-1, 1] as cameras of different makes would give them.
+def augment_colours(images: torch.Tensor, random: np.random.Generator, strength: float = 1.0) -> torch.Tensor:
+    """Augments images as if taken by different cameras.
 
-    Exposure, white balance, contrast and saturation of each picture, and noise that is stronger in the dark.
+    Each image gets its own exposure, white balance, contrast, saturation, gamma and noise.
 
     Args:
         images: (N, ..., 3, h, w) float in [0, 1].
-        random: draws.
-        strength: 0: as they are.
+        random: random number generator.
+        strength: 0 leaves the images unchanged.
+
+    Returns:
+        Images of the same shape in [-1, 1].
     """
-    shape = (len(pictures),) + (1,) * (pictures.ndim - 1)
+    shape = (len(images),) + (1,) * (images.ndim - 1)
 
-    def draw(low: float, high: float) -> torch.Tensor:
-        values = np.exp(strength * random.uniform(np.log(low), np.log(high), size=len(pictures)))
-        return torch.from_numpy(values).to(pictures).view(shape)
+    def log_uniform(low: float, high: float) -> torch.Tensor:
+        values = np.exp(strength * random.uniform(np.log(low), np.log(high), size=len(images)))
+        return torch.from_numpy(values).to(images).view(shape)
 
-    balance = torch.from_numpy(np.exp(strength * random.uniform(-0.15, 0.15, size=(len(pictures), 3)))).to(pictures)
-    out = pictures * draw(0.6, 1.35) * balance.view(len(pictures), *(1,) * (pictures.ndim - 4), 3, 1, 1)
+    balance = torch.from_numpy(np.exp(strength * random.uniform(-0.15, 0.15, size=(len(images), 3)))).to(images)
+    out = images * log_uniform(0.6, 1.35) * balance.view(len(images), *(1,) * (images.ndim - 4), 3, 1, 1)
     grey = out.mean(-3, keepdim=True)
-    out = grey + (out - grey) * draw(0.5, 1.4)
-    out = out.clamp(1e-4, 1) ** draw(0.75, 1.3)
-    deviation = torch.from_numpy(strength * 0.02 * random.random(size=len(pictures)) ** 2).to(out).view(shape)
+    out = grey + (out - grey) * log_uniform(0.5, 1.4)
+    out = out.clamp(1e-4, 1) ** log_uniform(0.75, 1.3)
+    deviation = torch.from_numpy(strength * 0.02 * random.random(size=len(images)) ** 2).to(out).view(shape)
     generator = torch.Generator(out.device).manual_seed(int(random.integers(2**62)))
     out = out + deviation * torch.randn(out.shape, generator=generator, device=out.device)
     return out.clamp(0, 1) * 2 - 1
 
 
-def structural_similarity(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Mean SSIM of pictures (N, 3, h, w) in [-1, 1], over windows of 7x7; differentiable."""
+def ssim(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Mean SSIM of images (N, 3, h, w) in [-1, 1], differentiable.
 
-    def mean(x: torch.Tensor) -> torch.Tensor:
-        return functional.avg_pool2d(x, 7, 1)
-
+    The formula is that of `evaluation.metrics.ssim`, with the biased instead of the sample covariance.
+    """
     a, b = a.float() * 0.5 + 0.5, b.float() * 0.5 + 0.5
-    ma, mb = mean(a), mean(b)
-    va, vb, ab = mean(a * a) - ma * ma, mean(b * b) - mb * mb, mean(a * b) - ma * mb
-    c1, c2 = 0.01**2, 0.03**2
-    return (((2 * ma * mb + c1) * (2 * ab + c2)) / ((ma * ma + mb * mb + c1) * (va + vb + c2))).mean()
+    means = (functional.avg_pool2d(values, SSIM_WINDOW, 1) for values in (a, b, a * a, b * b, a * b))
+    return ssim_from_means(*means, peak=1.0).mean()
 
 
 def psnr(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """PSNR of each of N pictures in [-1, 1], (N,)."""
-    error = (a.float().clamp(-1, 1) - b.float()).square().flatten(1).mean(1) / 4
-    return -10 * torch.log10(error.clamp_min(1e-10))
+    """PSNR in dB of each of N images (N, 3, h, w) in [-1, 1], as `evaluation.metrics.psnr`; (N,) on the CPU."""
+    mse = (a.float().clamp(-1, 1) - b.float()).square().flatten(1).mean(1)
+    return torch.tensor([psnr_from_mse(value, 2.0) for value in mse.tolist()])
 
 
-def as_uint8(pictures: torch.Tensor) -> np.ndarray:
+def as_uint8(images: torch.Tensor) -> np.ndarray:
     """(N, 3, h, w) in [-1, 1] to (N, h, w, 3) uint8."""
-    return pictures.detach().float().clamp(-1, 1).add(1).mul(127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    return images.detach().float().clamp(-1, 1).add(1).mul(127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
 
 
-def sheet(rows: Sequence[np.ndarray]) -> np.ndarray:
-    """Rows of pictures (n, h, w, 3) uint8 as one picture."""
+def image_grid(rows: Sequence[np.ndarray]) -> np.ndarray:
+    """Rows of images (n, h, w, 3) uint8 as one image."""
     return np.concatenate([np.concatenate(list(row), axis=1) for row in rows], axis=0)

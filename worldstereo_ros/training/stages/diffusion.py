@@ -92,7 +92,7 @@ class DiffusionStage:
         batch = self.stream.take(wait=not replay or len(self.replay) < min(replay, MIN_REPLAY))
         if batch is None:
             return self.replay[int(self.random.integers(len(self.replay)))]
-        clips = self._encode(batch)
+        clips = self.encode(batch)
         self.replay.append(clips)
         return clips
 
@@ -117,14 +117,15 @@ class DiffusionStage:
             self.run.folder / "clips" / self.name,
             self.settings.precomputed_clips,
             sample_batch,
-            self._encode,
+            self.encode,
             # Without the number of the training period: all periods use the same clips.
             seed=[*self.run.seeds(self.name)[:2], PRECOMPUTED_SEED],
             source={name: str(value) for name, value in source.items()},
         )
         return PrecomputedClips(files, seed, self.run.device)
 
-    def _encode(self, batch: ClipBatch) -> LatentClips:
+    def encode(self, batch: ClipBatch) -> LatentClips:
+        """Encodes a batch."""
         text_dim = self.run.settings.transformer["text_dim"]
         with self.run.accelerator.autocast():
             return encode_clips(
@@ -156,7 +157,7 @@ class DiffusionStage:
             sampler = ClipSampler(VALIDATION_BATCH, self.settings.frames, self.control, self.memory, clean=True)
             for _ in range(VALIDATION_CLIPS // VALIDATION_BATCH):
                 batch = sampler(self._validation, random, self.run.device)
-                self._validation_batches.append((batch, self._encode(batch)))
+                self._validation_batches.append((batch, self.encode(batch)))
         generator = torch.Generator(device=self.run.device).manual_seed(0)
         losses, psnr_whole, psnr_holes = [], [], []
         rows: list[np.ndarray] = []
