@@ -60,12 +60,12 @@ def _is_supported(depth, y, x, far, tolerance, support):
         usable_b = _usable(b, far)
         step_a = abs(a - z) if usable_a else np.float32(np.inf)
         step_b = abs(b - z) if usable_b else np.float32(np.inf)
-        near = tolerance * z
-        good_a = step_a <= near
-        good_b = step_b <= near
-        if usable_a and usable_b and not (good_a and good_b) and max(step_a, step_b) <= np.float32(4.0) * near:
-            bend = abs(z / a + z / b - np.float32(2.0))
-            if bend <= np.float32(0.25) * tolerance:
+        max_step = tolerance * z
+        good_a = step_a <= max_step
+        good_b = step_b <= max_step
+        if usable_a and usable_b and not (good_a and good_b) and max(step_a, step_b) <= np.float32(4.0) * max_step:
+            curvature = abs(z / a + z / b - np.float32(2.0))
+            if curvature <= np.float32(0.25) * tolerance:
                 good_a = True
                 good_b = True
         good += int(good_a) + int(good_b)
@@ -83,13 +83,13 @@ def _inverse_slope(depth, y, x, dy, dx, far, tolerance):
         low_at = 0
         high = np.float32(0.0)
         high_at = 0
-        near = np.float32(step) * tolerance * z
+        max_step = np.float32(step) * tolerance * z
         ya, xa = y - step * dy, x - step * dx
-        if ya >= 0 and xa >= 0 and _usable(depth[ya, xa], far) and abs(depth[ya, xa] - z) <= near:
+        if ya >= 0 and xa >= 0 and _usable(depth[ya, xa], far) and abs(depth[ya, xa] - z) <= max_step:
             low = np.float32(1.0) / depth[ya, xa]
             low_at = -step
         yb, xb = y + step * dy, x + step * dx
-        if yb < height and xb < width and _usable(depth[yb, xb], far) and abs(depth[yb, xb] - z) <= near:
+        if yb < height and xb < width and _usable(depth[yb, xb], far) and abs(depth[yb, xb] - z) <= max_step:
             high = np.float32(1.0) / depth[yb, xb]
             high_at = step
         if low_at == 0:
@@ -122,7 +122,7 @@ def lift(depth, intrinsics, pose, far, reach, tolerance, support, scale, out_poi
     fx, fy, cx, cy = intrinsics
     width = depth.shape[1]
     one = np.float32(1.0)
-    pixel = np.float32(1.0 / np.sqrt(fx * fy))
+    pixel_size = np.float32(1.0 / np.sqrt(fx * fy))
     ffx = np.float32(fx)
     ffy = np.float32(fy)
     for y in range(y0, y1):
@@ -164,7 +164,7 @@ def lift(depth, intrinsics, pose, far, reach, tolerance, support, scale, out_poi
             out_points[at, 2] = wz
             out_keys[at] = key
             out_weight[at] = max(cosine / max(z * z, one), np.float32(1e-6))
-            out_spacing[at] = z * pixel * min(one / max(cosine, np.float32(1e-3)), np.float32(MAX_STRETCH))
+            out_spacing[at] = z * pixel_size * min(one / max(cosine, np.float32(1e-3)), np.float32(MAX_STRETCH))
             counts[3] += 1
 
 

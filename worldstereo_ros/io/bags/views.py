@@ -231,19 +231,19 @@ def _load(
     calibration: Calibration,
 ) -> Iterator[View]:
     """The second pass over a bag: decodes the images in `pairs` with their depth images."""
-    users: dict[int, set[int]] = {}
+    waiting_images: dict[int, set[int]] = {}
     for image, depth in pairs.items():
         if depth is not None:
-            users.setdefault(depth, set()).add(image)
-    at = {image_topic: -1, depth_topic: -1}
+            waiting_images.setdefault(depth, set()).add(image)
+    positions = {image_topic: -1, depth_topic: -1}
     images: dict[int, Any] = {}
     depths: dict[int, Any] = {}
     for topic, _, raw in bag.messages({image_topic, depth_topic} - {""}):
-        at[topic] += 1
-        if topic == image_topic and at[topic] in pairs:
-            images[at[topic]] = bag.decode(topic, raw)
-        elif topic == depth_topic and at[topic] in users:
-            depths[at[topic]] = bag.decode(topic, raw)
+        positions[topic] += 1
+        if topic == image_topic and positions[topic] in pairs:
+            images[positions[topic]] = bag.decode(topic, raw)
+        elif topic == depth_topic and positions[topic] in waiting_images:
+            depths[positions[topic]] = bag.decode(topic, raw)
         for i in sorted(images):
             partner = pairs[i]
             if partner is not None and partner not in depths:
@@ -259,8 +259,8 @@ def _load(
                 depth_topic,
             )
             if partner is not None:
-                users[partner].discard(i)
-                if not users[partner]:
+                waiting_images[partner].discard(i)
+                if not waiting_images[partner]:
                     del depths[partner]
 
 
