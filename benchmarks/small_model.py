@@ -234,7 +234,7 @@ class Breakdown:
         """Times the parts of everything that this world model does."""
         pipeline: Any = world.pipeline
         places = (
-            ("rendering", world, "_render"),
+            ("rendering", world, "render_memory"),
             ("retrieval", world.bank, "retrieve"),
             ("warping", pipeline.geometric, "warp_all"),
             ("conditioning", module, "make_keyframes"),

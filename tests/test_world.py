@@ -1,4 +1,4 @@
-"""The loop as a user of the library runs it, on a procedural world whose truth is known."""
+"""The world model as a user of the library runs it, on a procedural world with ground truth."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from worldstereo_ros.pipelines.auto import load_pipeline
 from worldstereo_ros.pipelines.base import Cancelled, PipelineFrame
 from worldstereo_ros.scenes import make_path, make_scene, seed_of
 from worldstereo_ros.scenes.raytracing.render import render_view
-from worldstereo_ros.world import NothingSeenError, WorldModel
+from worldstereo_ros.world import EmptyMemoryError, WorldModel
 
 CAMERA = Camera.from_fov(160, 120, np.radians(75))
 
@@ -29,28 +29,28 @@ def path(scene):
 
 
 @pytest.fixture(scope="module")
-def seen(scene, path):
+def observations(scene, path):
     return [render_view(scene, CAMERA, pose, stamp_ns=stamp + 1) for stamp, pose in enumerate(path[:30:6])]
 
 
 @pytest.fixture
-def world(seen):
+def world(observations):
     world = WorldModel(load_pipeline("geometric"))
-    for view in seen:
+    for view in observations:
         world.observe(view)
     return world
 
 
-def test_the_seed_view_comes_back_and_is_called_observed(seen, world, path):
+def test_imagine_at_an_observation_returns_it_as_observed(observations, world, path):
     (view,) = world.imagine(path[24][None], CAMERA)
-    truth = seen[-1]
+    truth = observations[-1]
     assert view.observed_fraction > 0.8
     assert psnr(view.image, truth.image, view.observed_mask) > 35
     agrees = np.abs(view.depth - truth.depth)[view.observed] < 0.05 * truth.depth[view.observed] + 0.02
     assert agrees.mean() > 0.97
 
 
-def test_views_come_one_by_one_with_where_they_came_from(world, path):
+def test_imagine_yields_views_one_by_one_with_their_references(world, path):
     views = world.imagine(path[24:40:4], CAMERA)
     first = next(views)
     assert (first.index, first.count, first.stamp_ns) == (0, 4, 5)
@@ -59,27 +59,27 @@ def test_views_come_one_by_one_with_where_they_came_from(world, path):
     assert [view.index for view in views] == [1, 2, 3]
 
 
-def test_what_is_behind_the_robot_is_called_imagined(world, path):
+def test_imagine_labels_views_behind_the_robot_as_imagined(world, path):
     turned = trajectory("turn", path[24], 2, angle=np.pi)[1:]
     (view,) = world.imagine(turned, CAMERA)
     assert view.observed_fraction < 0.5
     assert view.image.std() > 0
 
 
-def test_the_same_seed_gives_the_same_views(world, path):
+def test_imagine_is_reproducible_by_seed(world, path):
     one, two = (list(world.imagine(path[24:36:6], CAMERA, seed=7)) for _ in range(2))
     for a, b in zip(one, two, strict=True):
         np.testing.assert_array_equal(a.image, b.image)
         np.testing.assert_array_equal(a.observed, b.observed)
 
 
-def test_nothing_is_remembered_unless_asked(world, path):
+def test_imagine_leaves_memory_unchanged_by_default(world, path):
     points, views = len(world.cloud), len(world.bank.views)
     list(world.imagine(path[30:50:5], CAMERA))
     assert (len(world.cloud), len(world.bank.views)) == (points, views)
 
 
-def test_remembered_views_are_marked_imagined_and_leave_what_was_observed_alone(world, path):
+def test_remember_labels_points_as_imagined_and_keeps_observed_points(world, path):
     turned = trajectory("turn", path[24], 4, angle=np.pi)
     before = world.cloud.points[world.cloud.observed].copy()
     list(world.imagine(turned, CAMERA, remember=True))
@@ -90,16 +90,16 @@ def test_remembered_views_are_marked_imagined_and_leave_what_was_observed_alone(
     assert world.newest_observation.observed is None
 
 
-def test_coming_back_to_a_remembered_place_shows_the_same_place(world, path):
+def test_imagine_shows_a_remembered_place_again(world, path):
     turned = trajectory("turn", path[24], 3, angle=np.pi)[1:]
     first = list(world.imagine(turned, CAMERA, remember=True))[-1]
     again = next(iter(world.imagine(turned[-1:], CAMERA)))
     assert psnr(first.image, again.image) > 25
     assert again.coverage > first.coverage
-    assert again.observed_fraction <= first.observed_fraction + 0.02  # remembering is no observing
+    assert again.observed_fraction <= first.observed_fraction + 0.02  # remembered views are not observations
 
 
-def test_nothing_imagined_stands_where_a_sensor_saw_through():
+def test_in_free_space_is_true_before_a_measured_surface():
     wall = View(
         np.zeros((120, 160, 3), np.uint8), CAMERA, np.eye(4), depth=np.full((120, 160), 4, np.float32), stamp_ns=1
     )
@@ -107,24 +107,24 @@ def test_nothing_imagined_stands_where_a_sensor_saw_through():
     assert in_free_space(points, [wall]).tolist() == [True, False, False, False, False]
 
 
-def test_a_surface_that_several_views_of_a_clip_imagine_is_remembered_once(world, path):
-    """Each guesses another distance; in memory the later ones go on from the first."""
+def test_remember_adds_a_surface_that_several_views_of_a_clip_show_only_once(world, path):
+    """Each view estimates another depth; later ones are aligned to the first."""
 
-    class Guessing:
-        name, clip_length = "guessing", 4
+    class InconsistentDepth:
+        name, clip_length = "inconsistent depth", 4
 
         def __call__(self, conditioning, **_):
-            for index, guess in zip(range(len(conditioning.world_from_camera)), (1.0, 1.5, 0.7, 2.0), strict=False):
+            for index, scale in zip(range(len(conditioning.world_from_camera)), (1.0, 1.5, 0.7, 2.0), strict=False):
                 covered = conditioning.renders.covered[index].cpu().numpy()
                 known = conditioning.renders.depth[index].cpu().numpy()
-                depth = np.where(covered, known, np.float32(3 * guess)).astype(np.float32)
+                depth = np.where(covered, known, np.float32(3 * scale)).astype(np.float32)
                 image = np.full((*depth.shape, 3), 90, np.uint8)
                 yield PipelineFrame(image, depth, np.zeros(depth.shape, bool), confidence=np.zeros(depth.shape))
 
     turned = path[24].copy()
-    turned[:3, :3] = turned[:3, :3] @ np.diag([-1.0, 1.0, -1.0])  # where nothing was seen
+    turned[:3, :3] = turned[:3, :3] @ np.diag([-1.0, 1.0, -1.0])  # towards unobserved space
     for poses in (turned[None], np.repeat(turned[None], 4, axis=0)):
-        memory = WorldModel(Guessing())
+        memory = WorldModel(InconsistentDepth())
         for view in world.bank.views:
             memory.observe(view)
         before = len(memory.cloud)
@@ -139,27 +139,27 @@ def test_a_surface_that_several_views_of_a_clip_imagine_is_remembered_once(world
     assert np.percentile(off, 98) < 0.1
 
 
-def test_an_empty_memory_says_so():
-    with pytest.raises(NothingSeenError, match="Nothing was seen yet"):
+def test_imagine_raises_when_memory_is_empty():
+    with pytest.raises(EmptyMemoryError, match="The memory is empty: nothing was observed yet"):
         WorldModel(load_pipeline("geometric")).imagine(np.eye(4)[None], CAMERA)
 
 
-def test_a_seed_without_depth_is_refused_and_changes_nothing(world, seen):
+def test_observe_rejects_a_view_without_depth_and_keeps_memory(world, observations):
     points = len(world.cloud)
-    view = seen[0]
+    view = observations[0]
     for depth in (None, np.zeros_like(view.depth)):
         with pytest.raises(ValueError, match="no depth"):
             world.observe(View(view.image, CAMERA, view.world_from_camera, depth))
     assert len(world.cloud) == points
 
 
-def test_bad_paths_are_refused_before_anything_runs(world):
+def test_imagine_rejects_invalid_paths_immediately(world):
     for poses, words in ((np.full((2, 4, 4), np.nan), "finite"), (np.zeros((0, 4, 4)), "at least one")):
         with pytest.raises(ValueError, match=words):
             world.imagine(poses, CAMERA)
 
 
-def test_cancelling_between_steps_ends_the_work_and_keeps_memory(world, path):
+def test_cancelling_between_steps_stops_and_keeps_memory(world, path):
     done = []
 
     def on_step(stage, step, steps):
@@ -174,7 +174,7 @@ def test_cancelling_between_steps_ends_the_work_and_keeps_memory(world, path):
     assert list(world.imagine(path[30:31], CAMERA))
 
 
-def test_a_saved_world_comes_back_whole(world, path, tmp_path):
+def test_save_and_load_restore_the_memories(world, path, tmp_path):
     expected = next(iter(world.imagine(path[30:31], CAMERA)))
     world.save(tmp_path / "a.wsmap")
     other = WorldModel(load_pipeline("geometric"))
@@ -182,7 +182,7 @@ def test_a_saved_world_comes_back_whole(world, path, tmp_path):
     np.testing.assert_array_equal(next(iter(other.imagine(path[30:31], CAMERA))).image, expected.image)
 
 
-def test_a_bad_map_changes_nothing(world, tmp_path):
+def test_load_keeps_memory_when_the_file_is_invalid(world, tmp_path):
     points = len(world.cloud)
     (tmp_path / "bad.wsmap").write_bytes(b"this is no map" * 100)
     with pytest.raises(ArchiveError):
@@ -190,7 +190,7 @@ def test_a_bad_map_changes_nothing(world, tmp_path):
     assert len(world.cloud) == points
 
 
-def test_reset_forgets(world):
+def test_reset_clears_memory(world):
     world.reset()
     assert len(world.cloud) == 0
     assert world.newest_observation is None

@@ -1,12 +1,15 @@
-"""The loop: what was seen goes into memory, memory is seen from where nobody has been, a pipeline paints the rest.
+"""The world model: remembers what sensors observed, and imagines what they did not.
 
-    seed view ──► depth ──► cloud memory ──► render along the path ─┐
-                     └────► view bank    ──► retrieve references ───┤
-                                                                    ▼
-              imagined views ◄── compose ◄── pipeline (diffusion or geometric)
-                     └──── back into both memories, marked imagined
+    observation ──► depth ──► cloud memory ──► render along the path ─┐
+                       └────► view bank    ──► retrieve references ───┤
+                                                                      ▼
+                imagined views ◄── compose ◄── pipeline (diffusion or geometric)
+                       └──── back into both memories, labelled as imagined
 
-Read this file from top to bottom to know what the project does.
+Read this file first: `WorldModel` is the whole loop, in the order observe, imagine, remember, save and load.
+
+Conventions: camera axes are OpenCV's (x right, y down, z forward), poses are `world_from_camera` 4x4 matrices, lengths
+are metres. Depth is float32 metres along the optical axis, 0 = unknown.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from worldstereo_ros.depth.alignment import align_to_known, complete_depth
+from worldstereo_ros.depth.alignment import align_to_memory, complete_depth
 from worldstereo_ros.depth.estimators import DepthEstimator
 from worldstereo_ros.geometry.cameras import Camera, unproject
 from worldstereo_ros.geometry.poses import check_poses
@@ -33,25 +36,25 @@ from worldstereo_ros.pipelines.confidence import load_confidence
 from worldstereo_ros.rendering.splatting import Rendering, render
 from worldstereo_ros.utils.errors import InputError, WorldStereoError
 
-# After a clip, this many of its views join the bank (WorldStereo 2.0 keeps 8 of 20, never the first); after a path that
-# is imagined view by view, as many of all.
-REMEMBERED_VIEWS = 8
+# With remember=True, so many views of each clip join the view bank, evenly spaced and never the first (WorldStereo 2.0
+# keeps 8 of 20). A path that a pipeline imagines view by view counts as one clip.
+BANK_VIEWS_PER_CLIP = 8
 
 
-class NothingSeenError(WorldStereoError, RuntimeError):
-    """Views were asked for before anything was seen."""
+class EmptyMemoryError(WorldStereoError, RuntimeError):
+    """Views were requested before the first observation."""
 
 
 class WorldModel:
-    """Remembers what was seen and imagines what was not.
+    """Remembers observations and imagines views along a path.
 
-    Not thread-safe: one thread owns it.
+    Not thread-safe: use it from one thread.
 
     Attributes:
-        pipeline: what paints the pixels that memory lacks.
-        cloud: global-geometric memory, a bounded cloud with provenance.
-        bank: spatial-stereo memory, views that are retrieved as references.
-        depth_estimator: gives depth to seeds without a depth image; None = such seeds are refused.
+        pipeline: generates the pixels that memory lacks.
+        cloud: global-geometric memory, a bounded point cloud with provenance.
+        bank: spatial-stereo memory, the views that are retrieved as references.
+        depth_estimator: estimates depth of observations without a depth image; None: such observations are rejected.
         device: where the cloud is rendered and the pipeline runs.
     """
 
@@ -64,45 +67,58 @@ class WorldModel:
         depth_estimator: DepthEstimator | None = None,
         device: str | torch.device = "cpu",
     ) -> None:
+        """Creates a world model; memories that are not given are empty.
+
+        Args:
+            pipeline: of `pipelines.auto.load_pipeline`.
+            cloud, bank, depth_estimator, device: see the class.
+        """
         self.pipeline = pipeline
         self.cloud = CloudMemory() if cloud is None else cloud
         self.bank = ViewBank() if bank is None else bank
         self.depth_estimator = depth_estimator
         self.device = torch.device(device)
 
-    # --- seeing ----------------------------------------------------------------------------------------------------
+    # --- observe -----------------------------------------------------------------------------------------------------
 
     def observe(self, view: View) -> InsertReport:
-        """Remembers a view that a sensor took: its points in the cloud, its picture in the bank.
+        """Remembers a view that a sensor took: its points in the cloud, the view itself in the bank.
+
+        Args:
+            view: with depth, or without if there is a depth estimator.
+
+        Returns:
+            What happened to the pixels in the cloud.
 
         Raises:
-            ValueError: it has no usable depth and there is no depth estimator. Nothing is changed then.
+            InputError: the view has no depth and there is no depth estimator. The memory is unchanged.
         """
         view = self._with_depth(view)
         report = self.cloud.insert(view)
         self.bank.add(view)
         return report
 
+    @property
+    def newest_observation(self) -> View | None:
+        """The observation that was added last; None before the first."""
+        return next((view for view in reversed(self.bank.views) if view.observed is None), None)
+
     def _with_depth(self, view: View) -> View:
+        """The view, with estimated depth if it has none."""
         if view.depth is not None and (view.depth > 0).any():
             return view
         if self.depth_estimator is None:
             raise InputError(
-                "The seed has no depth and no depth estimator is loaded. Send a depth image registered to the colour "
-                "image, or let a model guess it (parameter `depth_model`)."
+                "The image has no depth and no depth estimator is loaded. Send a depth image registered to the colour "
+                "image, or choose a model that estimates it (parameter `depth_model`)."
             )
         depth = self.depth_estimator(view.image, view.camera)
-        if len(self.cloud):  # a monocular scale is a guess: what is already known of the place corrects it
-            known = self._render(view.camera, view.world_from_camera[None])
-            depth = align_to_known(depth, known.depth[0].cpu().numpy())
+        if len(self.cloud):  # memory corrects the scale, which a monocular model only estimates
+            rendering = self.render_memory(view.camera, view.world_from_camera[None])
+            depth = align_to_memory(depth, rendering.depth[0].cpu().numpy())
         return replace(view, depth=depth)
 
-    @property
-    def newest_observation(self) -> View | None:
-        """The newest view that a sensor took, None before the first."""
-        return next((view for view in reversed(self.bank.views) if view.observed is None), None)
-
-    # --- imagining ---------------------------------------------------------------------------------------------------
+    # --- imagine -----------------------------------------------------------------------------------------------------
 
     def imagine(
         self,
@@ -114,139 +130,177 @@ class WorldModel:
         remember: bool = False,
         on_step: OnStep | None = None,
     ) -> Iterator[ImaginedView]:
-        """Imagines the views along a path, each yielded as soon as it exists.
+        """Imagines the views along a path. Each view is yielded as soon as it exists.
+
+        A path that is longer than the pipeline's clip length is imagined clip by clip; each clip continues from the
+        last view of the one before.
 
         Args:
-            world_from_camera: (F, 4, 4) poses of the camera, OpenCV axes, metres.
-            camera: intrinsics of the views.
-            prompt: a sentence about the place; pipelines without a text encoder ignore it.
-            seed: the same seed and memory give the same views.
-            remember: put the views into memory, marked imagined, clip by clip.
+            world_from_camera: (F, 4, 4) camera poses along the path.
+            camera: intrinsics and size of the views.
+            prompt: description of the place; pipelines without text encoder ignore it.
+            seed: random seed. The same seed and memory give the same views.
+            remember: add the views to the memories, labelled as imagined, after each clip.
             on_step: called as on_step(stage, step, steps) between steps; may raise `Cancelled`.
 
+        Returns:
+            An iterator over the F views, in order.
+
         Raises:
-            NothingSeenError: nothing was seen yet.
-            ValueError: the poses are no finite rigid transforms.
-            ModelError: the pipeline failed (raised while the views are taken).
+            EmptyMemoryError: there is no observation yet.
+            InputError: the poses are not finite rigid transforms.
+            ModelError: the pipeline failed; raised while iterating.
         """
         poses = check_poses(world_from_camera)
         newest = self.newest_observation
-        # A clip goes on from the seed that shows most of it, whichever came last: seeds may come in any order.
+        # The first clip starts from the observation that shows most of it, which need not be the newest.
         start_view = self.bank.best_start_view(camera, poses[: self.pipeline.clip_length])
         if newest is None or start_view is None:
-            raise NothingSeenError(
-                "Nothing was seen yet: the memory is empty. Send an image with camera_info, depth and pose first."
+            raise EmptyMemoryError(
+                "The memory is empty: nothing was observed yet. Send an image with camera_info, depth and pose first."
             )
         generator = torch.Generator(device=self.device).manual_seed(seed)
-        stamp_ns = newest.stamp_ns
-        return self._imagine(poses, camera, prompt, generator, remember, on_step or _no_step, start_view, stamp_ns)
+        on_step = on_step or _ignore_step
+        return self._imagine_clips(poses, camera, start_view, newest.stamp_ns, prompt, generator, remember, on_step)
 
-    def _imagine(
+    def _imagine_clips(
         self,
         poses: np.ndarray,
         camera: Camera,
+        start_view: View,
+        stamp_ns: int,
         prompt: str,
         generator: torch.Generator,
         remember: bool,
         on_step: OnStep,
-        start_view: View,
-        stamp_ns: int,
     ) -> Iterator[ImaginedView]:
-        count = len(poses)
-        clips = -(-count // self.pipeline.clip_length) if self.pipeline.clip_length > 1 else 1
-        kept = {int(i) for i in np.linspace(min(1, count - 1), count - 1, REMEMBERED_VIEWS * clips).round()}
-        for start in range(0, count, self.pipeline.clip_length):
-            clip = poses[start : start + self.pipeline.clip_length]
-            on_step("rendering", start, count)
-            renders = self._render(camera, clip)
-            retrieval = self.bank.retrieve(camera, clip)
-            # A pipeline that chooses its references by what they show is offered the whole bank.
-            whole = getattr(self.pipeline, "selects_references", False)
-            offered = list(range(len(self.bank))) if whole else retrieval.distinct
-            conditioning = Conditioning(
-                start_view=start_view,
-                renders=renders,
-                camera=camera,
-                world_from_camera=clip,
-                references=[self.bank.views[i] for i in offered],
-                reference_index=np.array([offered.index(i) if i >= 0 else -1 for i in retrieval.index]),
-            )
+        count, clip_length = len(poses), self.pipeline.clip_length
+        for_bank = _views_for_bank(count, clip_length)
+        for first in range(0, count, clip_length):
+            on_step("rendering", first, count)
+            conditioning, bank_index = self._condition(poses[first : first + clip_length], camera, start_view)
             frames = self.pipeline(conditioning, prompt=prompt, generator=generator, on_step=on_step)
-            clip_views = []
+            views = []
             for offset, frame in enumerate(frames):
-                reference = int(retrieval.index[offset])
                 if frame.confidence is None:
-                    trust = load_confidence(self.pipeline.name)
-                    frame = replace(frame, confidence=trust(frame, conditioning, offset))
-                view = _compose(frame, conditioning, offset, start + offset, count, stamp_ns, (reference,))
-                clip_views.append(view)
+                    estimate_confidence = load_confidence(self.pipeline.name)
+                    frame = replace(frame, confidence=estimate_confidence(frame, conditioning, offset))
+                reference = int(bank_index[offset])
+                view = _imagined_view(frame, conditioning, offset, first + offset, count, stamp_ns, reference)
+                views.append(view)
                 yield view
-            if len(clip_views) != len(clip):
-                raise ModelError(f"{self.pipeline.name} gave {len(clip_views)} of {len(clip)} views.")
+            if len(views) != len(conditioning.world_from_camera):
+                raise ModelError(
+                    f"The pipeline {self.pipeline.name} returned {len(views)} views; "
+                    f"{len(conditioning.world_from_camera)} were expected."
+                )
             if remember:
-                for view in clip_views:
-                    self.remember(view, in_bank=view.index in kept)
-            start_view = clip_views[-1]
+                for view in views:
+                    self.remember(view, in_bank=view.index in for_bank)
+            start_view = views[-1]
 
-    def _render(self, camera: Camera, poses: np.ndarray) -> Rendering:
+    def _condition(self, poses: np.ndarray, camera: Camera, start_view: View) -> tuple[Conditioning, np.ndarray]:
+        """Collects what memory holds about a clip: renders of the cloud and references from the bank.
+
+        Returns:
+            The conditioning, and the index (F,) of each view's best reference in the bank, -1 = none.
+        """
+        retrieval = self.bank.retrieve(camera, poses)
+        # Some pipelines select references by what they show; they get the whole bank.
+        selects_references = getattr(self.pipeline, "selects_references", False)
+        offered = list(range(len(self.bank))) if selects_references else retrieval.distinct
+        conditioning = Conditioning(
+            start_view=start_view,
+            renders=self.render_memory(camera, poses),
+            camera=camera,
+            world_from_camera=poses,
+            references=[self.bank.views[i] for i in offered],
+            reference_index=np.array([offered.index(i) if i >= 0 else -1 for i in retrieval.index]),
+        )
+        return conditioning, retrieval.index
+
+    def render_memory(self, camera: Camera, world_from_camera: np.ndarray) -> Rendering:
+        """Renders the cloud memory, without any pipeline.
+
+        Args:
+            camera: intrinsics and size of the images.
+            world_from_camera: (F, 4, 4) camera poses.
+
+        Returns:
+            Colour, depth, coverage and provenance of F images, on `device`.
+        """
         cloud = self.cloud
-        return render(cloud.points, cloud.colours, cloud.observed, cloud.spacing, camera, poses, device=self.device)
+        return render(
+            cloud.points,
+            cloud.colours,
+            cloud.observed,
+            cloud.spacing,
+            camera,
+            world_from_camera,
+            device=self.device,
+        )
 
-    # --- remembering -------------------------------------------------------------------------------------------------
+    # --- remember ----------------------------------------------------------------------------------------------------
 
     def remember(self, view: ImaginedView, *, in_bank: bool = True) -> None:
-        """Puts an imagined view into memory, marked imagined.
+        """Adds an imagined view to the memories, labelled as imagined.
 
-        Only what memory lacked goes into the cloud (what was rendered from it is there already and would drift), and
-        only where no sensor saw empty space.
+        The cloud gets only surfaces that it lacks, since copies of its own points would drift, and none in space that
+        an observation showed to be free.
+
+        Args:
+            view: of `imagine`.
+            in_bank: also add the view to the view bank.
         """
         if view.depth is not None and view.covered is not None and not view.covered.all():
-            depth = self._new_depth(view)
+            depth = self._depth_of_new_surfaces(view)
             rows, columns = np.nonzero(depth)
             points = unproject(depth, view.camera, view.world_from_camera)[rows, columns]
-            empty = in_free_space(points, self.bank.views)
-            depth[rows[empty], columns[empty]] = 0
+            free = in_free_space(points, self.bank.views)
+            depth[rows[free], columns[free]] = 0
             if depth.any():
                 self.cloud.insert(replace(view, depth=depth, observed=np.zeros_like(view.covered)))
         if in_bank:
             self.bank.add(view)
 
-    def _new_depth(self, view: ImaginedView) -> np.ndarray:
-        """(H, W) float32 depth of what memory lacks by now, 0 elsewhere.
+    def _depth_of_new_surfaces(self, view: ImaginedView) -> np.ndarray:
+        """(H, W) float32 depth of the pixels that memory does not cover by now, 0 elsewhere.
 
-        The views of a clip are imagined side by side, each with a guess of its own of how far away new surfaces are.
-        Only the first that shows one puts it into memory; the next ones go on from there.
+        Views of a clip are imagined independently, and their depth estimates of a new surface differ. The first view
+        that shows the surface adds it to the cloud; the depth of later ones is aligned to it.
         """
         assert view.depth is not None
-        known = self._render(view.camera, view.world_from_camera[None])
-        covered = known.covered[0].cpu().numpy()
-        there = np.where(covered, known.depth[0].cpu().numpy(), np.float32(0))
-        return np.where(covered | (view.depth <= 0), np.float32(0), complete_depth(there, view.depth))
+        rendering = self.render_memory(view.camera, view.world_from_camera[None])
+        covered = rendering.covered[0].cpu().numpy()
+        known = np.where(covered, rendering.depth[0].cpu().numpy(), np.float32(0))
+        return np.where(covered | (view.depth <= 0), np.float32(0), complete_depth(known, view.depth))
 
     def reset(self) -> None:
-        """Forgets everything."""
+        """Clears both memories."""
         self.cloud.clear()
         self.bank.clear()
 
+    # --- save and load -----------------------------------------------------------------------------------------------
+
     def save(self, path: Path) -> None:
-        """Saves both memories; a save that is killed leaves the one before whole."""
+        """Saves both memories to a file. The file is replaced only when the new one is complete."""
         save_archive(path, self.cloud, self.bank, {"pipeline": self.pipeline.name})
 
     def load(self, path: Path) -> None:
-        """Replaces both memories by saved ones. If the file is not good, nothing is changed.
+        """Replaces both memories by those of a file.
 
         Raises:
-            ArchiveError: the file is missing, foreign, damaged or too large; the message says which.
+            ArchiveError: the file is missing, damaged, too large or not a map. The memories are unchanged.
         """
         archive = load_archive(path)
         self.cloud, self.bank = archive.cloud, archive.bank
 
 
 def warm_up(pipeline: Pipeline, device: str | torch.device = "cpu") -> None:
-    """Runs the loop once on two small made-up views, so that the first real ones wait for nothing.
+    """Runs the loop once on two small synthetic views, so that the first real view is not delayed.
 
-    Loops are compiled (or read from their cache) and kernels loaded when they first run; that can take seconds, in
-    which a robot's messages would be lost.
+    Compiling loops (or reading them from the cache) and loading kernels can take seconds at their first use, in which a
+    robot's messages would be dropped.
     """
     camera = Camera.from_fov(64, 48, 1.2)
     world = WorldModel(pipeline, device=device)
@@ -259,18 +313,23 @@ def warm_up(pipeline: Pipeline, device: str | torch.device = "cpu") -> None:
         assert view.image.shape == image.shape
 
 
-def _compose(
+def _views_for_bank(count: int, clip_length: int) -> set[int]:
+    """Indices of the views of a path that join the view bank."""
+    clips = -(-count // clip_length) if clip_length > 1 else 1
+    return {int(i) for i in np.linspace(min(1, count - 1), count - 1, BANK_VIEWS_PER_CLIP * clips).round()}
+
+
+def _imagined_view(
     frame: PipelineFrame,
     conditioning: Conditioning,
     offset: int,
     index: int,
     count: int,
     stamp_ns: int,
-    references: tuple[int, ...],
+    reference: int,
 ) -> ImaginedView:
-    """The frame of a pipeline with what it grew from. Never more is called observed than memory holds."""
+    """The frame of view `offset` of a clip together with its conditioning."""
     renders = conditioning.renders
-    covered = renders.covered[offset].cpu().numpy()
     return ImaginedView(
         image=frame.image,
         camera=conditioning.camera,
@@ -280,12 +339,12 @@ def _compose(
         stamp_ns=stamp_ns,
         confidence=frame.confidence,
         conditioning=renders.colour[offset].cpu().numpy(),
-        covered=covered,
+        covered=renders.covered[offset].cpu().numpy(),
         index=index,
         count=count,
-        references=tuple(reference for reference in references if reference >= 0),
+        references=(reference,) if reference >= 0 else (),
     )
 
 
-def _no_step(stage: str, step: int, steps: int) -> None:
-    """For callers that do not watch."""
+def _ignore_step(stage: str, step: int, steps: int) -> None:
+    """The `on_step` of callers that pass none."""

@@ -14,9 +14,9 @@ from worldstereo_ros.geometry.views import View
 from worldstereo_ros.io.images import read_image, write_image
 from worldstereo_ros.panorama.depth import panorama_distance
 from worldstereo_ros.panorama.imagine import ORDERS, imagine_panorama, observe_panorama, ring_order, seam_joint
-from worldstereo_ros.panorama.perspective_views import look, panorama_views, rings
+from worldstereo_ros.panorama.perspective_views import panorama_views, pose_from_angles, rings
 from worldstereo_ros.pipelines.geometric.pipeline import GeometricPipeline
-from worldstereo_ros.world import NothingSeenError, WorldModel
+from worldstereo_ros.world import EmptyMemoryError, WorldModel
 
 # --- imagined somewhere else ---
 
@@ -52,13 +52,15 @@ def test_a_panorama_is_imagined_at_another_place(seeded):
     truth = box_colour(directions * distance[..., None] + place[:3, 3])
     error = np.abs(found.panorama.image.astype(int) - truth)
     assert error.mean() < 6
-    assert found.panorama.known.all()
+    assert found.panorama.covered.all()
     assert found.panorama.observed.mean() > 0.7
     assert np.median(np.abs(found.panorama.distance / distance - 1)) < 0.03
     assert found.closure.ratio < 2.5
     assert len(found.ring) == len(rings(found.ring[0].camera)[0])
     for number, view in enumerate(found.ring):
-        np.testing.assert_allclose(view.world_from_camera, place @ look(2 * np.pi * number / len(found.ring), 0))
+        np.testing.assert_allclose(
+            view.world_from_camera, place @ pose_from_angles(2 * np.pi * number / len(found.ring), 0)
+        )
 
 
 def test_a_place_that_is_none_is_refused(seeded):
@@ -68,7 +70,7 @@ def test_a_place_that_is_none_is_refused(seeded):
         imagine_panorama(seeded, np.eye(4), height=2)
     with pytest.raises(ValueError, match="is not known"):
         imagine_panorama(seeded, np.eye(4), height=64, order="zigzag")
-    with pytest.raises(NothingSeenError):
+    with pytest.raises(EmptyMemoryError):
         imagine_panorama(WorldModel(GeometricPipeline()), np.eye(4), height=64)
 
 
@@ -160,13 +162,13 @@ def test_what_the_command_cannot_use_is_one_sentence(box, tmp_path):
     (tmp_path / "broken.npy").write_bytes(b"no array")
     model = ["--model", "geometric", "--out", str(tmp_path / "out")]
     cases = [
-        (["missing.png"], "no file"),
+        (["missing.png"], "does not exist"),
         (["plain.png", "--distance", "distance.npy"], "twice as wide"),
         (["given.png", "--distance", "cube.npy"], "were expected"),
         (["given.png", "--distance", "empty.npy"], "holds no distance"),
         (["given.png", "--distance", "broken.npy"], "cannot be read"),
         (["given.png", "--distance", "gone.npy"], "cannot be read"),
-        (["given.png", "--at", "nan", "0", "0", "--distance", "distance.npy"], "is no point"),
+        (["given.png", "--at", "nan", "0", "0", "--distance", "distance.npy"], "is not finite"),
     ]
     np.save(tmp_path / "distance.npy", box[1])
     for arguments, sentence in cases:

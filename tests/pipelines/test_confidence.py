@@ -23,8 +23,8 @@ from worldstereo_ros.pipelines.auto import load_pipeline
 from worldstereo_ros.pipelines.base import Conditioning, PipelineFrame
 from worldstereo_ros.pipelines.confidence import (
     FEATURES,
+    MAX_SIZE_PX,
     TOLERANCE,
-    WORK,
     ConfidenceModel,
     Scale,
     features,
@@ -118,7 +118,7 @@ def test_every_size_and_case_gives_finite_numbers(size, case):
         width, height, seen, depth=None if case == "no depth" else 3.0, seeds=0 if case == "no reference" else 2
     )
     found = features(*arguments, 0)
-    assert max(found.shape[:2]) == min(WORK, max(size))
+    assert max(found.shape[:2]) == min(MAX_SIZE_PX, max(size))
     assert found.shape[2] == len(FEATURES)
     assert np.isfinite(found).all()
     assert found.min() >= 0

@@ -1,8 +1,8 @@
-"""A panorama of a place where nobody has been: views all round are imagined there and put together.
+"""Imagines a panorama at a place that was not observed: views in all directions, stitched.
 
-The robot turns once on the spot, level, then tilted up and down in as many rings as its camera needs, then straight up
-and down. Every ring is a call of its own and is remembered before the next, so that the rings agree; a level ring is
-one clip of the small model, which sees both ends of the turn at once (`docs/panorama.md` has the measurement).
+The camera turns once on the spot, level, then tilted up and down in as many rings as it needs, then straight up and
+down. Each ring is one path, remembered before the next, so that the rings agree. A level ring is one clip of the small
+model, which sees both ends of the turn at once (measured in docs/guides/panorama.md).
 """
 
 from __future__ import annotations
@@ -18,26 +18,32 @@ from worldstereo_ros.geometry.views import ImaginedView, View
 from worldstereo_ros.memory.bank import ViewBank
 from worldstereo_ros.memory.cloud import CloudMemory
 from worldstereo_ros.panorama.depth import panorama_distance
-from worldstereo_ros.panorama.perspective_views import look, panorama_views, rings, round_camera, seed_camera
+from worldstereo_ros.panorama.perspective_views import (
+    observation_camera,
+    panorama_views,
+    pose_from_angles,
+    rings,
+    stitching_camera,
+)
 from worldstereo_ros.panorama.stitching import Closure, Panorama, closure, panorama_from_views
 from worldstereo_ros.pipelines.base import OnStep
 from worldstereo_ros.utils.errors import InputError
 from worldstereo_ros.world import WorldModel
 
 ORDERS = ("round", "both", "alternate")
-KNOWN_HEIGHT = 128  # rows of a panorama of what is known, which gives estimated distances their scale
-KNOWN_FEWEST = 500  # of its directions, without which it gives none
+MEMORY_HEIGHT_PX = 128  # of the panorama of memory that gives estimated distances their scale
+MIN_MEMORY_PIXELS = 500  # with distance in both
 
 
 @dataclass(frozen=True)
 class ImaginedPanorama:
-    """A panorama and what it was made of.
+    """An imagined panorama and its views.
 
     Attributes:
-        panorama: the picture, with what is observed in it.
-        views: all views that were imagined, in the order in which they were.
-        ring: those of them that look level, in the order in which one turns.
-        closure: how well the level ring closes; None where the camera is too narrow to say.
+        panorama: the stitched image, with its observed pixels.
+        views: all imagined views, in the order in which they were imagined.
+        ring: the level views, in the order of a turn to the right.
+        closure: how well the level ring closes; None if neighbouring views do not overlap.
     """
 
     panorama: Panorama
@@ -54,33 +60,36 @@ def observe_panorama(
     world_from_camera: np.ndarray | None = None,
     stamp_ns: int = 0,
 ) -> int:
-    """Remembers a panorama that a camera took, as the perspective views of `panorama.panorama_views`.
+    """Adds a panorama that a camera took to a world model, as perspective views (`panorama_views`).
 
     Args:
-        world: remembers it; its depth estimator is asked where there is no distance.
+        world: remembers the views; its depth estimator is used if there is no distance.
         image: (H, 2 H, 3) uint8 RGB, the full sphere.
-        distance: (h, 2 h) float32 metres along the ray, 0 = unknown; None: estimated, in one scale all round, and in
-            that of what the world knows of the place already.
-        world_from_camera: (4, 4) pose of the panorama; the origin of the world where None.
-        stamp_ns: when it was taken.
+        distance: (h, 2 h) float32 metres along the ray, 0 = unknown; None: estimated, in one scale for all directions,
+            that of the memory if it covers the place.
+        world_from_camera: (4, 4) pose of the panorama; None: the origin of the world.
+        stamp_ns: time of the measurement in nanoseconds.
 
     Returns:
-        How many points were added, merged or confirmed.
+        The number of points that were added, merged or confirmed.
 
     Raises:
-        ImageError: no full sphere. ValueError: no distance and no depth estimator. Nothing is changed then.
+        ImageError: the image is not a full sphere. The memory is unchanged.
+        InputError: there is neither distance nor a depth estimator. The memory is unchanged.
     """
     pose = np.eye(4) if world_from_camera is None else np.asarray(world_from_camera, np.float64)
     pose = check_poses(pose[None], "The panorama's place")[0]
-    camera = seed_camera(image.shape[0])
-    views = panorama_views(image, distance, world_from_camera=pose, camera=camera, stamp_ns=stamp_ns)  # checks both
+    camera = observation_camera(image.shape[0])
+    views = panorama_views(
+        image, distance, world_from_camera=pose, camera=camera, stamp_ns=stamp_ns
+    )  # checks the input
     if distance is None:
         if world.depth_estimator is None:
             raise InputError(
-                "The panorama has no distances and no depth estimator is loaded. Give distances, or let a model guess "
-                "them (parameter `depth_model`)."
+                "The panorama has no distances and no depth estimator is loaded. Send distances, or choose a model "
+                "that estimates them (parameter `depth_model`)."
             )
-        distance = _to_what_is_known(panorama_distance(image, world.depth_estimator), world, pose)
+        distance = _scale_to_memory(panorama_distance(image, world.depth_estimator), world, pose)
     views = panorama_views(image, distance, world_from_camera=pose, camera=camera, stamp_ns=stamp_ns)
     return sum(world.observe(view).inserted for view in views)
 
@@ -97,31 +106,31 @@ def imagine_panorama(
     remember: bool = False,
     on_step: OnStep | None = None,
 ) -> ImaginedPanorama:
-    """Imagines what is seen all round from a place.
+    """Imagines the full sphere around a place.
 
     Args:
-        world: has seen something; what it looks like there is imagined from its memory.
-        world_from_camera: (4, 4) pose of the panorama; it should stand upright (its y axis down).
+        world: a world model with at least one observation.
+        world_from_camera: (4, 4) pose of the panorama; it should be upright (its y axis down).
         height: rows of the panorama; it has twice as many columns.
-        camera: of the views that are imagined; None: 75 degrees across, 4:3, as fine as the panorama.
-        order: of the views of a ring, one of `ORDERS` (see `ring_order`).
+        camera: of the imagined views; None: 75 degrees wide, 4:3, with the resolution of the panorama.
+        order: of the views of a ring, one of `ORDERS`, see `ring_order`.
         prompt, seed, on_step: see `WorldModel.imagine`.
-        remember: the world remembers what was imagined; else it is as it was before.
+        remember: add the imagined views to the memories of `world`; else they stay unchanged.
 
     Raises:
-        NothingSeenError: nothing was seen yet.
-        ValueError: the pose is no finite rigid transform, the height is below 8, or the order is not known.
+        EmptyMemoryError: there is no observation yet.
+        InputError: the pose is not a finite rigid transform, the height is below 8, or the order is unknown.
         ModelError: the pipeline failed.
     """
     pose = check_poses(np.asarray(world_from_camera, np.float64)[None], "The panorama's place")[0]
-    camera = round_camera(height) if camera is None else camera
-    # Rings agree through memory alone: they are remembered, in a copy of the memories if need be.
+    camera = stitching_camera(height) if camera is None else camera
+    # Rings agree only through memory: without `remember`, they are remembered in a copy.
     memory = world if remember else scratch_copy(world)
     views: list[ImaginedView] = []
     ring: list[ImaginedView] = []
-    for number, turns in enumerate(rings(camera)):
-        sequence = ring_order(len(turns), order)
-        poses = np.stack([pose @ look(*turns[index]) for index in sequence])
+    for number, angles in enumerate(rings(camera)):
+        sequence = ring_order(len(angles), order)
+        poses = np.stack([pose @ pose_from_angles(*angles[index]) for index in sequence])
         imagined = list(
             memory.imagine(poses, camera, prompt=prompt, seed=seed + number, remember=True, on_step=on_step)
         )
@@ -136,27 +145,27 @@ def ring_order(count: int, order: str) -> list[int]:
     """The order in which the views of a ring are imagined.
 
     Args:
-        count: of views, numbered in the order in which one turns.
-        order: "round": once around. "both": to both sides at once, so that the two ends are imagined one after the
+        count: number of views, which are numbered in the order of a turn to the right.
+        order: "round": once around. "both": alternately to both sides, so that the two ends are imagined one after the
             other and meet behind. "alternate": every second view once around, then those between.
 
     Raises:
-        ValueError: the order is not known.
+        InputError: the order is unknown.
     """
     if order not in ORDERS:
-        raise InputError(f"The order '{order}' is not known; it is one of {', '.join(ORDERS)}.")
+        raise InputError(f"The order '{order}' is not known; choose one of {', '.join(ORDERS)}.")
     if order == "both":
         return sorted(range(count), key=lambda index: (min(index, count - index), index))
     return list(range(count)) if order == "round" else [*range(0, count, 2), *range(1, count, 2)]
 
 
 def seam_joint(count: int, order: str) -> int:
-    """Which joint closes a turn of so many views: that of this view with the next, numbered as one turns."""
+    """The joint that closes a turn of `count` views: the number of its first view, in the order of a turn."""
     return count // 2 if order == "both" else count - 1
 
 
 def scratch_copy(world: WorldModel) -> WorldModel:
-    """A world with the same pipeline and memories of its own that begin as those of `world`."""
+    """A world model with the same pipeline and copies of the memories."""
     bank = ViewBank(world.bank.max_views, feature=world.bank.feature)
     for view in world.bank.views:
         bank.add(view)
@@ -164,23 +173,22 @@ def scratch_copy(world: WorldModel) -> WorldModel:
     return WorldModel(world.pipeline, cloud, bank, depth_estimator=world.depth_estimator, device=world.device)
 
 
-def _to_what_is_known(distance: np.ndarray, world: WorldModel, pose: np.ndarray) -> np.ndarray:
-    """Estimated distances (h, 2 h) in the scale of what the world remembers around `pose`, if it remembers enough."""
+def _scale_to_memory(distance: np.ndarray, world: WorldModel, pose: np.ndarray) -> np.ndarray:
+    """Scales estimated distances (h, 2 h) to the memory around `pose`, if it covers enough of it."""
     if not len(world.cloud):
         return distance
-    camera = round_camera(KNOWN_HEIGHT)
-    poses = np.stack([pose @ look(*angles) for ring in rings(camera) for angles in ring])
-    seen = world._render(camera, poses)
+    camera = stitching_camera(MEMORY_HEIGHT_PX)
+    poses = np.stack([pose @ pose_from_angles(*angles) for ring in rings(camera) for angles in ring])
+    rendering = world.render_memory(camera, poses)
+    layers = (layer.cpu().numpy() for layer in (rendering.colour, rendering.depth, rendering.observed))
     views = [
-        View(colour, camera, one, np.where(observed, depth, np.float32(0)))
-        for colour, one, depth, observed in zip(
-            seen.colour.cpu().numpy(), poses, seen.depth.cpu().numpy(), seen.observed.cpu().numpy(), strict=True
-        )
+        View(colour, camera, view_pose, np.where(observed, depth, np.float32(0)))
+        for view_pose, colour, depth, observed in zip(poses, *layers, strict=True)
     ]
-    known = panorama_from_views(views, KNOWN_HEIGHT, world_from_camera=pose, align=False).distance
+    known = panorama_from_views(views, MEMORY_HEIGHT_PX, world_from_camera=pose, align=False).distance
     assert known is not None
-    guess = cv2.resize(distance, (2 * KNOWN_HEIGHT, KNOWN_HEIGHT), interpolation=cv2.INTER_NEAREST)
-    both = (known > 0) & (guess > 0)
-    if both.sum() < KNOWN_FEWEST:
+    estimated = cv2.resize(distance, (2 * MEMORY_HEIGHT_PX, MEMORY_HEIGHT_PX), interpolation=cv2.INTER_NEAREST)
+    both = (known > 0) & (estimated > 0)
+    if both.sum() < MIN_MEMORY_PIXELS:
         return distance
-    return (distance * np.median(known[both] / guess[both])).astype(np.float32)
+    return (distance * np.median(known[both] / estimated[both])).astype(np.float32)

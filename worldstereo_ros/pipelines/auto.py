@@ -1,4 +1,4 @@
-"""Which pipeline a name means: the one place that the node, the command line and the evaluation ask."""
+"""Loads pipelines by name, for the node, the command line and the evaluation."""
 
 from __future__ import annotations
 
@@ -22,45 +22,48 @@ def load_pipeline(
     control_backend: str = "torch",
     **options: Any,
 ) -> Pipeline:
-    """The pipeline called `model`, ready on `device`.
+    """Loads a pipeline.
 
     Args:
-        model: `geometric`, `small` (the model that comes with the package), or a WorldStereo checkpoint: a folder or a
-            hub id. `:variant` may stand behind any but the first.
+        model: `geometric`, `small` (the bundled model), or a WorldStereo checkpoint: a folder or a hub id. All but the
+            first may end in `:variant`.
         device: cpu, cuda or cuda:N.
-        variant: of a checkpoint: camera, memory or memory-dmd; empty: as the name says, else the one with the fewest
-            steps that is there.
+        variant: of a checkpoint: camera, memory or memory-dmd. Empty: that of the name, else the available one with
+            the fewest steps.
         dtype: of a checkpoint's networks, one of `DTYPES`; auto: bfloat16 on CUDA, float32 on the CPU.
-        control_backend: what runs a checkpoint's control branch: torch, onnxruntime or tensorrt (docs/export.md).
-        options: of `WorldStereoPipeline.from_pretrained`.
+        control_backend: runs a checkpoint's control branch: torch, onnxruntime or tensorrt (docs/guides/export.md).
+        options: keyword arguments of `WorldStereoPipeline.from_pretrained`.
 
     Raises:
-        ValueError: no such pipeline or checkpoint, a broken one, or a device that this machine does not have.
+        InputError: an argument is unknown, or this machine lacks the device.
+        CheckpointError: the checkpoint is missing or damaged.
         RuntimeError: the control backend is not installed, or cannot run this model.
     """
     check_device(device)
     if model == "geometric":
         if control_backend != "torch":
-            raise InputError(f"The pipeline '{model}' has no control branch to run on '{control_backend}'; use torch.")
+            raise InputError(
+                f"The pipeline '{model}' has no control branch for '{control_backend}'; use control_backend torch."
+            )
         from worldstereo_ros.pipelines.geometric.pipeline import GeometricPipeline
 
         return GeometricPipeline()
     if dtype not in DTYPES:
-        raise InputError(f"The type '{dtype}' is not known; choose one of {', '.join(DTYPES)}.")
+        raise InputError(f"The dtype '{dtype}' is not known; choose one of {', '.join(DTYPES)}.")
     model, variant = split_variant(model, variant)
     if model in BUNDLED:
         options = {"name": model, **options}
     elif "/" not in model and not Path(model).expanduser().exists():
         raise InputError(
-            f"The model '{model}' is not known: it is none of {', '.join(NAMES)}, no folder on this machine, and no "
-            "hub id (owner/name)."
+            f"The model '{model}' is not known: it is neither one of {', '.join(NAMES)}, nor a folder on this machine, "
+            "nor a hub id (owner/name)."
         )
     import torch
 
     from worldstereo_ros.pipelines.worldstereo.pipeline import WorldStereoPipeline
 
-    wanted = None if dtype == "auto" else getattr(torch, dtype)
-    pipeline = WorldStereoPipeline.from_pretrained(model, variant or None, device=device, dtype=wanted, **options)
+    torch_dtype = None if dtype == "auto" else getattr(torch, dtype)
+    pipeline = WorldStereoPipeline.from_pretrained(model, variant or None, device=device, dtype=torch_dtype, **options)
     if control_backend != "torch":
         from worldstereo_ros.export.runtime import use_control_backend
 
@@ -69,24 +72,24 @@ def load_pipeline(
 
 
 def split_variant(model: str, variant: str = "") -> tuple[str, str]:
-    """(`owner/name`, variant) of `owner/name:variant`; a path that exists is left as it is.
+    """Splits `owner/name:variant` into (`owner/name`, variant); a path that exists is not split.
 
     Raises:
-        ValueError: the name and the argument say different variants.
+        InputError: the name and the argument are of different variants.
     """
-    name, colon, last = model.rpartition(":")
+    name, colon, suffix = model.rpartition(":")
     if not colon or Path(model).expanduser().exists():
         return model, variant
-    if variant and variant.removeprefix("worldstereo-") != last.removeprefix("worldstereo-"):
-        raise InputError(f"'{model}' names the variant {last} and {variant} was asked for.")
-    return name, last
+    if variant and variant.removeprefix("worldstereo-") != suffix.removeprefix("worldstereo-"):
+        raise InputError(f"'{model}' names the variant {suffix}, but {variant} was asked for.")
+    return name, suffix
 
 
 def check_device(device: str) -> None:
-    """Refuses a device that is not there, rather than use another one silently.
+    """Checks that a device exists, so that no other one is used silently.
 
     Raises:
-        ValueError: `device` is not a torch device of this machine.
+        InputError: `device` is not a torch device of this machine.
     """
     import torch
 
@@ -98,7 +101,9 @@ def check_device(device: str) -> None:
         raise InputError(f"The device '{device}' is not supported; use cpu, cuda or cuda:N.")
     if kind == "cuda":
         if not torch.cuda.is_available():
-            raise InputError(f"The device '{device}' was asked for and this machine has no usable CUDA GPU. Use cpu.")
+            raise InputError(f"The device '{device}' was asked for, but this machine has no usable CUDA GPU. Use cpu.")
         index = torch.device(device).index or 0
         if index >= torch.cuda.device_count():
-            raise InputError(f"The device '{device}' was asked for and there are {torch.cuda.device_count()} GPUs.")
+            raise InputError(
+                f"The device '{device}' was asked for, but this machine has {torch.cuda.device_count()} GPUs."
+            )

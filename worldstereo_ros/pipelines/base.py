@@ -1,4 +1,7 @@
-"""What every pipeline is: a callable that turns what memory gives into pictures. All pipelines are interchangeable."""
+"""The protocol of view-synthesis pipelines: memory's conditioning of a clip in, frames out.
+
+All pipelines are interchangeable in `WorldModel`.
+"""
 
 from __future__ import annotations
 
@@ -17,29 +20,30 @@ if TYPE_CHECKING:
 
     from worldstereo_ros.rendering.splatting import Rendering
 
-# Called as on_step(stage, step, steps) between steps; it may raise Cancelled to stop the work.
+# Called as on_step(stage, step, steps) between steps; may raise Cancelled to stop.
 OnStep = Callable[[str, int, int], None]
 
 
 class Cancelled(Exception):  # noqa: N818 - a cancellation is no error
-    """Raised by an `on_step` callback to end the work between two steps."""
+    """Raised by an `on_step` callback to stop a pipeline between two steps."""
 
 
 class ModelError(WorldStereoError, RuntimeError):
-    """The model could not do its work: weights, memory of the device, or numbers that are not finite."""
+    """A model failed: bad weights, out of memory, or values that are not finite."""
 
 
 @dataclass(frozen=True)
 class Conditioning:
-    """All that memory says about one clip of F views.
+    """What memory holds about one clip of F views.
 
     Attributes:
-        start_view: the view that a sensor took which shows most of the clip, or the last view of the clip before.
-        renders: the cloud memory seen from the F cameras (colour, depth, covered, observed).
-        camera: intrinsics of the F views.
-        world_from_camera: (F, 4, 4) poses of the F views.
-        references: distinct views of the bank, at most 8, with depth where they have it. All views of the bank for a
-            pipeline that says `selects_references = True`.
+        start_view: the view from which the clip starts: the observation that shows most of it, or the last view of the
+            clip before.
+        renders: the cloud memory rendered by the F cameras (colour, depth, covered, observed).
+        camera: intrinsics and size of the F views.
+        world_from_camera: (F, 4, 4) poses of the F views, OpenCV axes, metres.
+        references: distinct views of the bank, at most 8; all views of the bank for pipelines with
+            `selects_references = True`.
         reference_index: (F,) index into `references` of the best one for each view, -1 = none.
     """
 
@@ -53,16 +57,16 @@ class Conditioning:
 
 @dataclass(frozen=True)
 class PipelineFrame:
-    """One finished picture.
+    """One frame of a clip.
 
     Attributes:
-        image: (H, W, 3) uint8.
-        depth: (H, W) float32 metres, 0 = unknown; None where the pipeline has no notion of depth.
-        observed: (H, W) bool, True = this pixel shows what a sensor saw.
-        memory_image: (H, W, 3) uint8, what memory alone gives; None where `image` is the same.
-        confidence: (H, W) float32 in 0..1, see `confidence.py`; None = the world model works it out.
+        image: (H, W, 3) uint8 RGB.
+        depth: (H, W) float32 metres, 0 = unknown; None if the pipeline gives no depth.
+        observed: (H, W) bool, True where the pixel shows what a sensor observed.
+        memory_image: (H, W, 3) uint8 RGB, the view from memory alone; None if it equals `image`.
+        confidence: (H, W) float32 in 0..1, see `confidence.py`; None: the world model estimates it.
         plane_absence: (H, W) float32 in 0..1, 1 - P(a known plane extends here), 0 where memory covers the pixel;
-            None where the pipeline does not estimate it.
+            None if the pipeline does not estimate it.
     """
 
     image: np.ndarray
@@ -76,9 +80,11 @@ class PipelineFrame:
 class Pipeline(Protocol):
     """Imagines the views of a clip.
 
+    A pipeline may set `selects_references = True` to get all views of the bank as references.
+
     Attributes:
         name: for logs and tables.
-        clip_length: the most views one call takes; a longer path is split into clips that share the memory.
+        clip_length: maximum number of views of one call; the world model splits longer paths into clips.
     """
 
     name: str
@@ -87,5 +93,12 @@ class Pipeline(Protocol):
     def __call__(
         self, conditioning: Conditioning, *, prompt: str, generator: torch.Generator, on_step: OnStep
     ) -> Iterator[PipelineFrame]:
-        """Yields the frames of the clip in order, each as soon as it exists."""
+        """Yields the frames of the clip in order, each as soon as it exists.
+
+        Args:
+            conditioning: what memory holds about the clip.
+            prompt: description of the place.
+            generator: source of randomness.
+            on_step: called as on_step(stage, step, steps) between steps; may raise `Cancelled`.
+        """
         ...
