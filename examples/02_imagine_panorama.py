@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from worldstereo_ros.depth.estimators import choose_depth
+from worldstereo_ros.depth.estimators import load_depth_estimator
 from worldstereo_ros.io.images import read_image, write_image
 from worldstereo_ros.panorama.imagine import imagine_panorama, observe_panorama
-from worldstereo_ros.panorama.perspective_views import look, rings, round_camera
+from worldstereo_ros.panorama.perspective_views import pose_from_angles, rings, stitching_camera
 from worldstereo_ros.panorama.stitching import Panorama, panorama_from_views
 from worldstereo_ros.pipelines.auto import load_pipeline
 from worldstereo_ros.scenes import make_path, make_scene, render_view, seed_of
@@ -28,16 +28,16 @@ HEIGHT = 256
 
 def render_panorama() -> Panorama:
     """Stitch a panorama from views all round a place in a procedural room."""
-    scene, camera = make_scene("room", seed_of("demo", 5)), round_camera(HEIGHT)
+    scene, camera = make_scene("room", seed_of("demo", 5)), stitching_camera(HEIGHT)
     place = make_path(scene, "handheld", 1, seed=0)[0]
-    views = [render_view(scene, camera, place @ look(*angles)) for ring in rings(camera) for angles in ring]
+    views = [render_view(scene, camera, place @ pose_from_angles(*angles)) for ring in rings(camera) for angles in ring]
     return panorama_from_views(views, HEIGHT, world_from_camera=place, align=False)
 
 
 def main() -> None:
     """Observe a panorama, imagine one beside it, write both."""
     OUT.mkdir(parents=True, exist_ok=True)
-    world = WorldModel(load_pipeline("small"), depth_estimator=choose_depth())
+    world = WorldModel(load_pipeline("small"), depth_estimator=load_depth_estimator())
     given = None if len(sys.argv) > 1 else render_panorama()
     image, distance = (read_image(Path(sys.argv[1])), None) if given is None else (given.image, given.distance)
     points = observe_panorama(world, image, distance)

@@ -38,8 +38,8 @@ class Planes(GeometricPipeline):
             warped = self.warp(conditioning, index)
             guess = render_layout(layout, [warped], conditioning.camera, pose[None])
             image = np.rint(guess.images[0].transpose(1, 2, 0) * 255).astype(np.uint8)
-            image[warped.known] = warped.image[warped.known]
-            yield PipelineFrame(image, warped.depth, np.zeros(warped.known.shape, bool))
+            image[warped.valid_mask] = warped.image[warped.valid_mask]
+            yield PipelineFrame(image, warped.depth, np.zeros(warped.valid_mask.shape, bool))
 
 
 def main() -> None:

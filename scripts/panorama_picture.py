@@ -44,7 +44,7 @@ def main() -> None:
     given, truth = (world_panorama(sequence, place, options.height) for place in (here, there))
     world = WorldModel(load_pipeline(options.model))
     observe_panorama(world, given.image, given.distance, world_from_camera=here)
-    everywhere = np.ones(given.known.shape, bool)
+    everywhere = np.ones(given.covered.shape, bool)
     print(f"{sequence.path}, {options.model}, about {PANORAMA_DISTANCE_M} m away; dB over the sphere")
     print(f"the given panorama, as it is: {sphere_psnr(given.image, truth.image, everywhere):.2f} dB")
     for order in options.order or ["round"]:

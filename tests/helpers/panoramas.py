@@ -3,7 +3,7 @@
 import numpy as np
 
 from worldstereo_ros.geometry.cameras import Camera
-from worldstereo_ros.panorama.perspective_views import look, rings, round_camera
+from worldstereo_ros.panorama.perspective_views import pose_from_angles, rings, stitching_camera
 
 
 def sphere_directions(height: int) -> np.ndarray:
@@ -31,7 +31,7 @@ def box_colour(points: np.ndarray) -> np.ndarray:
 
 
 def all_round(camera: Camera) -> np.ndarray:
-    return np.stack([look(*angles) for ring in rings(camera) for angles in ring])
+    return np.stack([pose_from_angles(*angles) for ring in rings(camera) for angles in ring])
 
 
-ROUND = round_camera(128)
+ROUND = stitching_camera(128)

@@ -1,4 +1,4 @@
-"""Views of a panorama: where they look, and that every pixel shows the direction it should."""
+"""Perspective views of a panorama: their directions, and that every pixel shows the right direction."""
 
 import numpy as np
 import pytest
@@ -13,8 +13,8 @@ from worldstereo_ros.panorama.perspective_views import (
     PUBLISHED_WORLD_FROM_PANORAMA,
     bank_camera,
     bank_poses,
-    look,
     panorama_views,
+    pose_from_angles,
 )
 
 HEIGHT = 256
@@ -39,8 +39,8 @@ def test_the_layout_is_that_of_the_published_banks(shared_golden):
 
 
 def test_turning_and_tilting():
-    np.testing.assert_allclose(look(np.pi / 2, 0)[:3, 2], [1, 0, 0], atol=1e-12)  # to the right
-    np.testing.assert_allclose(look(0, np.pi / 2)[:3, 2], [0, -1, 0], atol=1e-12)  # up
+    np.testing.assert_allclose(pose_from_angles(np.pi / 2, 0)[:3, 2], [1, 0, 0], atol=1e-12)  # to the right
+    np.testing.assert_allclose(pose_from_angles(0, np.pi / 2)[:3, 2], [0, -1, 0], atol=1e-12)  # up
     axes = bank_poses()[:, :3, 2]
     assert len(np.unique(np.round(axes, 6), axis=0)) == 27
     # Wherever one looks outside the caps around the poles, a view has it within its frame.
@@ -71,8 +71,8 @@ def test_the_seam_and_the_poles_are_closed(right, up):
     height = 32
     panorama = _as_colour(sphere_directions(height))
     camera = Camera.from_fov(101, 101, np.radians(60))
-    (view,) = panorama_views(panorama, camera=camera, panorama_from_camera=look(right, up)[None])
-    error = np.abs(view.image - _expected(view, look(right, up)))
+    (view,) = panorama_views(panorama, camera=camera, panorama_from_camera=pose_from_angles(right, up)[None])
+    error = np.abs(view.image - _expected(view, pose_from_angles(right, up)))
     # Bilinear over 5.6 degrees: the chord lies below the arc by 0.3, and rounding adds up to 1.
     assert error.max() < 2.5
 

@@ -9,12 +9,12 @@ from helpers.panoramas import ROUND, all_round
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.views import View
 from worldstereo_ros.imaging.codecs import ImageError
-from worldstereo_ros.panorama.perspective_views import look, rings
+from worldstereo_ros.panorama.perspective_views import pose_from_angles, rings
 from worldstereo_ros.panorama.stitching import (
     closure,
-    look_up,
     panorama_directions,
     panorama_from_views,
+    project_directions,
     view_difference,
 )
 
@@ -25,7 +25,7 @@ def test_rings_show_the_whole_sphere(camera):
     white = np.zeros((camera.height, camera.width, 3), np.uint8)
     shown = np.zeros(directions.shape[:2], int)
     for pose in all_round(camera):
-        shown += look_up(View(white, camera, pose), np.eye(4), directions)[2]
+        shown += project_directions(View(white, camera, pose), np.eye(4), directions)[2]
     assert shown.min() >= 1
     assert np.median(shown) >= 2
     assert [len(ring) for ring in rings(camera)[-2:]] == [1, 1]
@@ -34,7 +34,7 @@ def test_rings_show_the_whole_sphere(camera):
 def test_views_go_back_to_the_panorama_they_were_cut_from(box, box_views):
     image, distance = box
     panorama = panorama_from_views(box_views[::-1], 128, world_from_camera=np.eye(4))
-    assert panorama.known.all()
+    assert panorama.covered.all()
     assert panorama.observed.all()
     error = np.abs(panorama.image.astype(int) - image)
     assert error.mean() < 1.0  # interpolated twice, rounded twice
@@ -46,7 +46,7 @@ def test_views_go_back_to_the_panorama_they_were_cut_from(box, box_views):
 
 def test_a_panorama_can_stand_otherwise_than_its_views(box, box_views):
     image, _ = box
-    turned = panorama_from_views(box_views, 128, world_from_camera=look(np.pi / 2, 0))
+    turned = panorama_from_views(box_views, 128, world_from_camera=pose_from_angles(np.pi / 2, 0))
     expected = np.roll(image, -64, axis=1)  # what was to the right is in the middle now
     assert np.abs(turned.image.astype(int) - expected).mean() < 1.0
 
@@ -77,23 +77,23 @@ def test_what_a_sensor_saw_goes_before_what_was_imagined():
 
     def plain(value: int, observed: bool) -> View:
         mask = None if observed else np.zeros((36, 48), bool)
-        return View(np.full((36, 48, 3), value, np.uint8), camera, look(0, 0), observed=mask)
+        return View(np.full((36, 48, 3), value, np.uint8), camera, pose_from_angles(0, 0), observed=mask)
 
     both = panorama_from_views([plain(200, False), plain(100, True), plain(200, False)], 64, align=False)
-    assert both.known.any()
-    assert (both.observed == both.known).all()
-    assert both.image[both.known].max() <= 104
+    assert both.covered.any()
+    assert (both.observed == both.covered).all()
+    assert both.image[both.covered].max() <= 104
     imagined = panorama_from_views([plain(200, False)], 64)
     assert not imagined.observed.any()
-    assert (imagined.image[imagined.known] == 200).all()
+    assert (imagined.image[imagined.covered] == 200).all()
 
 
 def test_views_that_do_not_cover_the_sphere_say_so_and_the_rest_is_smooth(box_views):
     panorama = panorama_from_views(box_views[:1], 64)
-    assert 0.03 < panorama.known.mean() < 0.2
-    assert not panorama.observed[~panorama.known].any()
-    assert (panorama.distance[~panorama.known] == 0).all()
-    assert panorama.image[~panorama.known].min() > 20  # filled, not black
+    assert 0.03 < panorama.covered.mean() < 0.2
+    assert not panorama.observed[~panorama.covered].any()
+    assert (panorama.distance[~panorama.covered] == 0).all()
+    assert panorama.image[~panorama.covered].min() > 20  # filled, not black
     picture = panorama.image.astype(int)
     assert np.abs(np.diff(picture[:, [-1, 0]], axis=1)).max() < 12
     assert np.ptp(picture[0], axis=0).max() < 12  # a pole is one place
@@ -107,7 +107,7 @@ def test_views_that_make_no_panorama_are_refused(box_views):
             panorama_from_views(box_views[:1], height)
     with pytest.raises(ImageError, match="are accepted"):
         panorama_from_views(box_views[:1], 100_000)
-    aside = look(0.3, 0)
+    aside = pose_from_angles(0.3, 0)
     aside[0, 3] = 0.5
     with pytest.raises(ValueError, match=r"0\.50 m from the panorama's place"):
         panorama_from_views([box_views[0], replace(box_views[1], world_from_camera=aside)])

@@ -1,18 +1,18 @@
-"""An equirectangular panorama as perspective views, which seed the memories.
+"""Perspective views of an equirectangular panorama, for the memories and for depth models.
 
-The panorama is taken for a camera whose optical axis points at the middle of the picture: x right, y down, z forward
-(the centre column). Columns go once around from left (behind) over the centre (ahead) to the right (behind again), rows
-from straight up to straight down. `world_from_camera` is the pose of that camera.
+The panorama belongs to a camera whose optical axis points at the centre of the image: x right, y down, z forward.
+Columns go once around from left (behind) over the centre (ahead) to the right (behind again), rows from straight up to
+straight down. `world_from_camera` is the pose of that camera.
 
-The 27 views are those of the published WorldStereo panorama banks: nine directions 40 degrees apart, each level, and
-tilted up and down by atan(1/2) = 26.57 degrees; 120 x 90 degrees of 832x480 pixels. They see everything but two caps
-of 18 degrees around the poles.
+The default 27 views are those of WorldStereo's published panorama banks: nine directions 40 degrees apart, each level,
+and tilted up and down by atan(1/2) = 26.57 degrees; 120 x 90 degrees, 832x480 pixels. They cover everything but two
+caps of 18 degrees around the poles.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import cv2
 import numpy as np
@@ -22,17 +22,17 @@ from worldstereo_ros.geometry.views import View
 from worldstereo_ros.imaging.codecs import ImageError, check_size
 from worldstereo_ros.utils.errors import InputError
 
-BANK_SIZE = (832, 480)
-BANK_FOV = (math.radians(120), math.radians(90))
-_STEP, _TILT = math.radians(40), math.atan(0.5)
+BANK_SIZE_PX = (832, 480)
+BANK_FOV_RAD = (math.radians(120), math.radians(90))
+_BANK_STEP_RAD, _BANK_TILT_RAD = math.radians(40), math.atan(0.5)
 
-# Views all round, where the layout is ours to choose: those that are imagined, or shown to a depth model.
-FIELD = math.radians(75)  # across, of the views that are imagined
-ASPECT = 4 / 3
-LEVEL_STEP, TILTED_STEP = 0.4, 0.65  # from view to view, as parts of what a view shows across
-RISE = 5 / 6  # from ring to ring, as part of what a view shows from top to bottom
+# Views of the full sphere that are imagined, or given to a depth model
+STITCHING_FOV_RAD = math.radians(75)  # horizontal
+STITCHING_ASPECT = 4 / 3
+LEVEL_STEP, TILTED_STEP = 0.4, 0.65  # angle between neighbours in a ring, as fraction of the horizontal field of view
+RING_STEP = 5 / 6  # angle between rings, as fraction of the vertical field of view
 
-# The published banks lie in a world with z up, in which the middle of the panorama points along -x.
+# The published banks have a world with z up, in which the centre of the panorama points along -x.
 PUBLISHED_WORLD_FROM_PANORAMA = np.array([[0, 0, -1, 0], [1, 0, 0, 0], [0, -1, 0, 0], [0, 0, 0, 1]], dtype=np.float64)
 
 
@@ -41,64 +41,69 @@ def bank_poses() -> np.ndarray:
 
     Straight ahead: level, up, down; then the other eight directions to the right, all level, all up, all down.
     """
-    turns = np.arange(1, 9) * _STEP
-    angles = [(0.0, 0.0), (0.0, _TILT), (0.0, -_TILT)]
-    angles += [(turn, tilt) for tilt in (0.0, _TILT, -_TILT) for turn in turns]
-    return np.stack([look(turn, tilt) for turn, tilt in angles])
+    directions = np.arange(1, 9) * _BANK_STEP_RAD
+    tilts = (0.0, _BANK_TILT_RAD, -_BANK_TILT_RAD)
+    angles = [(0.0, tilt) for tilt in tilts] + [(right, tilt) for tilt in tilts for right in directions]
+    return np.stack([pose_from_angles(right, up) for right, up in angles])
 
 
-def bank_camera(width: int = BANK_SIZE[0], height: int = BANK_SIZE[1]) -> Camera:
-    """120 degrees wide and 90 high, whatever the size."""
-    fx = 0.5 * width / math.tan(0.5 * BANK_FOV[0])
-    fy = 0.5 * height / math.tan(0.5 * BANK_FOV[1])
+def bank_camera(width: int = BANK_SIZE_PX[0], height: int = BANK_SIZE_PX[1]) -> Camera:
+    """The camera of the published layout at any size: 120 degrees wide and 90 degrees high."""
+    fx = 0.5 * width / math.tan(0.5 * BANK_FOV_RAD[0])
+    fy = 0.5 * height / math.tan(0.5 * BANK_FOV_RAD[1])
     return Camera(width, height, fx, fy, 0.5 * (width - 1), 0.5 * (height - 1))
 
 
-def seed_camera(height: int) -> Camera:
-    """The published camera, no finer than a panorama of so many rows."""
-    width = min(BANK_SIZE[0], 2 * math.ceil(math.tan(0.5 * BANK_FOV[0]) * max(height, 8) / math.pi))
-    return bank_camera(width, round(width * BANK_SIZE[1] / BANK_SIZE[0]))
+def observation_camera(height: int) -> Camera:
+    """The published camera, with no finer resolution than a panorama of `height` rows."""
+    width = min(BANK_SIZE_PX[0], 2 * math.ceil(math.tan(0.5 * BANK_FOV_RAD[0]) * max(height, 8) / math.pi))
+    return bank_camera(width, round(width * BANK_SIZE_PX[1] / BANK_SIZE_PX[0]))
 
 
-def look(right: float, up: float) -> np.ndarray:
-    """(4, 4) panorama_from_camera of a camera turned to the right, then tilted up (radians)."""
+def pose_from_angles(right: float, up: float) -> np.ndarray:
+    """(4, 4) panorama_from_camera of a camera turned to the right, then tilted up, in radians."""
     c, s, d, t = math.cos(right), math.sin(right), math.cos(up), math.sin(up)
     pose = np.eye(4)
     pose[:3, :3] = np.array([[c, 0, s], [0, 1, 0], [-s, 0, c]]) @ np.array([[1, 0, 0], [0, d, -t], [0, t, d]])
     return pose
 
 
-def round_camera(height: int) -> Camera:
-    """The camera whose middle is as fine as a panorama of so many rows.
+def stitching_camera(height: int) -> Camera:
+    """A camera for views to stitch, with the resolution of a panorama of `height` rows at its centre.
 
     Raises:
-        ValueError: fewer rows than 8.
+        InputError: `height` is less than 8.
     """
     if not height >= 8:
         raise InputError(f"The panorama's height is {height}; a whole number of at least 8 rows was expected.")
-    width = max(16, 2 * math.ceil(math.tan(FIELD / 2) * height / math.pi))
-    return Camera.from_fov(width, round(width / ASPECT), FIELD)
+    width = max(16, 2 * math.ceil(math.tan(STITCHING_FOV_RAD / 2) * height / math.pi))
+    return Camera.from_fov(width, round(width / STITCHING_ASPECT), STITCHING_FOV_RAD)
 
 
 def rings(camera: Camera) -> list[list[tuple[float, float]]]:
-    """(right, up) angles in radians of views that together show the whole sphere: level, then above, below, and so on.
+    """Angles of views that together cover the full sphere.
 
-    The last two lists hold one view each, straight up and straight down.
+    Returns:
+        One list of (right, up) angles in radians for each ring: level, then above, below, and so on. The last two lists
+        hold one view each, straight up and straight down.
     """
-    across, upright = (2 * math.atan(0.5 * size / focal) for size, focal in _sizes(camera))
-    level = _ring(math.ceil(2 * math.pi / (LEVEL_STEP * across)), 0.0)
-    found = [level]
-    tilt = RISE * upright
-    # Straight up, a view shows what is nearer to the pole than half of its smaller angle.
-    while not (found[1:] and tilt - RISE * upright + 0.5 * upright > 0.5 * math.pi - 0.4 * min(across, upright)):
+    horizontal, vertical = (
+        2 * math.atan(0.5 * size / focal) for size, focal in ((camera.width, camera.fx), (camera.height, camera.fy))
+    )
+    found = [_ring(math.ceil(2 * math.pi / (LEVEL_STEP * horizontal)), 0.0)]
+    tilt = RING_STEP * vertical
+    # The view straight up covers a cap with a radius of half its smaller field of view.
+    while not (
+        found[1:] and tilt - RING_STEP * vertical + 0.5 * vertical > 0.5 * math.pi - 0.4 * min(horizontal, vertical)
+    ):
         tilt = min(tilt, 0.5 * math.pi)
-        ahead = math.cos(tilt) + math.sin(tilt) * math.tan(0.5 * upright)
-        shown = 2 * math.atan2(math.tan(0.5 * across), ahead)
-        count = math.ceil(2 * math.pi / (TILTED_STEP * shown))
+        ahead = math.cos(tilt) + math.sin(tilt) * math.tan(0.5 * vertical)
+        covered = 2 * math.atan2(math.tan(0.5 * horizontal), ahead)
+        count = math.ceil(2 * math.pi / (TILTED_STEP * covered))
         found += [_ring(count, tilt), _ring(count, -tilt)]
         if tilt >= 0.5 * math.pi:
             break
-        tilt += RISE * upright
+        tilt += RING_STEP * vertical
     return [*found, [(0.0, 0.5 * math.pi)], [(0.0, -0.5 * math.pi)]]
 
 
@@ -111,21 +116,21 @@ def panorama_views(
     panorama_from_camera: np.ndarray | None = None,
     stamp_ns: int = 0,
 ) -> Iterator[View]:
-    """Perspective views of a panorama, one at a time.
+    """Renders perspective views of a panorama.
 
     Args:
         image: (H, 2 H, 3) uint8 RGB, the full sphere.
-        distance: (H, 2 H) float32 metres along the ray (not along an axis), 0 = unknown.
-        world_from_camera: (4, 4) pose of the panorama (see the module); the origin of the world where None.
-        camera: of every view; the published one where None.
-        panorama_from_camera: (N, 4, 4) of the views; the 27 published ones where None.
+        distance: (h, 2 h) float32 metres along the ray (not along an axis), 0 = unknown; None: views without depth.
+        world_from_camera: (4, 4) pose of the panorama (see the module); None: the origin of the world.
+        camera: of every view; None: the published one.
+        panorama_from_camera: (N, 4, 4) poses of the views; None: the 27 published ones.
         stamp_ns: of every view.
 
-    Yields:
-        Views, with depth along their optical axes where `distance` is given.
+    Returns:
+        An iterator over N views, with depth along their optical axes if `distance` is given.
 
     Raises:
-        ImageError: no full sphere, another type, or too large. Before the first view.
+        ImageError: the image is not a full sphere, not uint8 RGB, or too large; raised before the first view.
     """
     _check(image, distance)
     camera = bank_camera() if camera is None else camera
@@ -142,20 +147,20 @@ def _views(
     origin: np.ndarray,
     stamp_ns: int,
 ) -> Iterator[View]:
-    image, oversampling = _for_camera(image, camera)
-    fine = camera.resized(camera.width * oversampling, camera.height * oversampling)
+    image, supersampling = _limit_resolution(image, camera)
+    fine = camera.resized(camera.width * supersampling, camera.height * supersampling)
     fine_rays, rays = fine.rays(), camera.rays()
     length = np.linalg.norm(rays, axis=-1)
-    padded = _wrapped(image)
+    padded = _pad_sphere(image)
     for pose in local:
-        column, row = _pixels(fine_rays @ pose[:3, :3].T.astype(np.float32), image.shape[0])
-        colour = cv2.remap(padded, column + _PAD, row + _PAD, cv2.INTER_LINEAR)
-        if oversampling > 1:
+        column, row = _project_sphere(fine_rays @ pose[:3, :3].T.astype(np.float32), image.shape[0])
+        colour = cv2.remap(padded, column + _PAD_PX, row + _PAD_PX, cv2.INTER_LINEAR)
+        if supersampling > 1:
             colour = cv2.resize(colour, (camera.width, camera.height), interpolation=cv2.INTER_AREA)
         depth = None
         if distance is not None:
             height, width = distance.shape
-            column, row = _pixels(rays @ pose[:3, :3].T.astype(np.float32), height)
+            column, row = _project_sphere(rays @ pose[:3, :3].T.astype(np.float32), height)
             nearest = distance[np.clip(np.rint(row), 0, height - 1).astype(int), np.rint(column).astype(int) % width]
             depth = np.where(np.isfinite(nearest) & (nearest > 0), nearest / length, 0).astype(np.float32)
         yield View(colour, camera, origin @ pose, depth, stamp_ns=stamp_ns)
@@ -168,24 +173,24 @@ def _check(image: np.ndarray, distance: np.ndarray | None) -> None:
     check_size(width, height, "The panorama")
     if abs(width - 2 * height) > 2 or height < 8:
         raise ImageError(
-            f"The panorama is {width}x{height}; an equirectangular picture of the full sphere is twice as wide as "
-            "high. Pad a panorama that shows less, or send an ordinary picture as `image`."
+            f"The panorama is {width}x{height}; an equirectangular image of the full sphere is twice as wide as high. "
+            "Pad a panorama that covers less, or send a perspective image as `image`."
         )
     if distance is not None and (distance.ndim != 2 or abs(distance.shape[1] - 2 * distance.shape[0]) > 2):
         raise ImageError(f"The panorama's distances have shape {distance.shape}; (H, 2 H) was expected.")
 
 
-_PAD = 2
+_PAD_PX = 2
 
 
-def _wrapped(image: np.ndarray) -> np.ndarray:
-    """The picture with two pixels more on every side: around the seam, and over the poles to the other side."""
-    over = np.roll(image, image.shape[1] // 2, axis=1)
-    tall = np.concatenate([over[:_PAD][::-1], image, over[-_PAD:][::-1]])
-    return np.concatenate([tall[:, -_PAD:], tall, tall[:, :_PAD]], axis=1)
+def _pad_sphere(image: np.ndarray) -> np.ndarray:
+    """Pads two pixels on every side: around the seam, and over the poles from the opposite side."""
+    opposite = np.roll(image, image.shape[1] // 2, axis=1)
+    tall = np.concatenate([opposite[:_PAD_PX][::-1], image, opposite[-_PAD_PX:][::-1]])
+    return np.concatenate([tall[:, -_PAD_PX:], tall, tall[:, :_PAD_PX]], axis=1)
 
 
-def _pixels(directions: np.ndarray, height: int) -> tuple[np.ndarray, np.ndarray]:
+def _project_sphere(directions: np.ndarray, height: int) -> tuple[np.ndarray, np.ndarray]:
     """Column and row (float32, pixel centres at integers) of directions (H, W, 3) in panorama axes."""
     x, y, z = directions[..., 0], directions[..., 1], directions[..., 2]
     width = 2 * height
@@ -194,14 +199,14 @@ def _pixels(directions: np.ndarray, height: int) -> tuple[np.ndarray, np.ndarray
     return column, row
 
 
-def _for_camera(image: np.ndarray, camera: Camera) -> tuple[np.ndarray, int]:
-    """The picture, and how many samples a pixel (along each axis) are averaged so that nothing aliases.
+def _limit_resolution(image: np.ndarray, camera: Camera) -> tuple[np.ndarray, int]:
+    """The image, and the supersampling (along each axis) that avoids aliasing.
 
-    The middle of a view is its coarsest part. A picture more than twice as fine as that is reduced first: its finest
-    details are lost at the edges of a view, where they would be seen stretched, and another view has them anyway.
+    Resolution per radian is lowest at the centre of a view. An image more than twice as fine is reduced first: this
+    loses details only near the borders of a view, and a neighbouring view has these closer to its centre.
     """
     height = image.shape[0]
-    density = height / math.pi  # pixels a radian
+    density = height / math.pi  # pixels per radian
     coarsest = min(camera.fx, camera.fy)
     if density > 2 * coarsest:
         height = max(8, math.ceil(2 * coarsest * math.pi))
@@ -212,7 +217,3 @@ def _for_camera(image: np.ndarray, camera: Camera) -> tuple[np.ndarray, int]:
 
 def _ring(count: int, tilt: float) -> list[tuple[float, float]]:
     return [(2 * math.pi * index / count, tilt) for index in range(count)]
-
-
-def _sizes(camera: Camera) -> Sequence[tuple[int, float]]:
-    return (camera.width, camera.fx), (camera.height, camera.fy)

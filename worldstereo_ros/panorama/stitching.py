@@ -1,9 +1,9 @@
-"""Perspective views taken at one place, put together to an equirectangular panorama: the inverse of `panorama.py`.
+"""Stitches perspective views of one place to an equirectangular panorama: the inverse of `perspective_views.py`.
 
-Every direction is looked up in every view that shows it. Broad colours are blended over the whole overlap of two views
-and details over its middle alone (two of the bands of Burt and Adelson's multiresolution spline, 1983), so that neither
-a step in brightness nor a doubled edge is left at a joint. Before that the views are brought to one exposure
-(`photometry.py`). What a sensor saw goes before what was imagined. Axes of the panorama: see `panorama.py`.
+Every direction is looked up in every view that shows it. Low frequencies are blended over the whole overlap of two
+views and high frequencies over its middle (two bands of the multiresolution spline of Burt and Adelson, 1983), which
+leaves neither a step in brightness nor a doubled edge at a joint. Exposure is aligned before (`imaging/exposure.py`).
+Observed pixels take precedence over imagined ones. Axes of the panorama: see `perspective_views.py`.
 """
 
 from __future__ import annotations
@@ -21,29 +21,29 @@ from worldstereo_ros.imaging.inpainting import push_pull
 from worldstereo_ros.imaging.overlap import Overlap
 from worldstereo_ros.utils.errors import InputError
 
-APART = 0.01  # metres between views that count as taken at one place
-BROAD, SHARP = 1.0, 8.0  # powers of the weight that falls from the middle of a view to its border: colours, details
-BLUR = 0.04  # of a view's width: what is smoother than this is blended broadly
-IMAGINED_WEIGHT = 0.01  # of imagined pixels where a sensor saw the direction
+MAX_BASELINE_M = 0.01  # distance of a view from the panorama's place
+LOW_POWER, HIGH_POWER = 1.0, 8.0  # powers of the border weight, for low and for high frequencies
+BLUR = 0.04  # standard deviation that separates the two bands, in view widths
+IMAGINED_WEIGHT = 0.01  # of imagined pixels, relative to observed ones
 SAME_SURFACE = 0.05  # relative difference of two distances that are averaged
-SAMPLES = 4000  # directions that two views are compared at
-FEWEST = 40  # directions without which two views are not compared
+MAX_SAMPLES = 4000  # directions at which two views are compared
+MIN_SAMPLES = 40  # common directions of two views that are compared
 
 
 @dataclass(frozen=True)
 class Panorama:
-    """A picture of the full sphere and what is known of it.
+    """An equirectangular image of the full sphere.
 
     Attributes:
         image: (H, 2 H, 3) uint8 RGB.
-        known: (H, 2 H) bool, True where a view shows the direction; the rest of `image` is filled smoothly.
-        observed: (H, 2 H) bool, True where a sensor saw what is there.
-        distance: (H, 2 H) float32 metres along the ray, 0 = unknown; None where no view has depth.
-        world_from_camera: (4, 4) its pose.
+        covered: (H, 2 H) bool, True where a view shows the direction; the rest of `image` is filled smoothly.
+        observed: (H, 2 H) bool, True where the pixel shows what a sensor observed.
+        distance: (H, 2 H) float32 metres along the ray, 0 = unknown; None if no view has depth.
+        world_from_camera: (4, 4) pose.
     """
 
     image: np.ndarray
-    known: np.ndarray
+    covered: np.ndarray
     observed: np.ndarray
     distance: np.ndarray | None
     world_from_camera: np.ndarray
@@ -61,59 +61,59 @@ def panorama_from_views(
     world_from_camera: np.ndarray | None = None,
     align: bool = True,
 ) -> Panorama:
-    """Views from one place as a panorama.
+    """Stitches views of one place to a panorama.
 
     Args:
-        views: all taken within a centimetre of each other, of any cameras, in any order.
+        views: within `MAX_BASELINE_M` of the panorama's place, of any cameras, in any order.
         height: rows of the panorama; it has twice as many columns.
-        world_from_camera: (4, 4) pose of the panorama; its position must be that of the views. None: of the first view.
-        align: bring the views to one exposure.
+        world_from_camera: (4, 4) pose of the panorama, at the place of the views; None: that of the first view.
+        align: align the exposure of the views.
 
     Raises:
-        ValueError: no views, views of several places, or a height below 8 or too large. (Bad images and poses are
-            refused by `View`.)
+        InputError: there are no views, the views are of several places, the height is less than 8 or too large, or the
+            pose is not finite.
     """
     views = list(views)
     _check(views, height)
     pose = views[0].world_from_camera if world_from_camera is None else np.asarray(world_from_camera, np.float64)
     if pose.shape != (4, 4) or not np.isfinite(pose).all():
-        raise InputError("world_from_camera of the panorama must be a finite 4x4 matrix.")
-    away = max(float(np.linalg.norm(view.world_from_camera[:3, 3] - pose[:3, 3])) for view in views)
-    if away > APART:
+        raise InputError(f"world_from_camera of the panorama is not a finite 4x4 matrix; its shape is {pose.shape}.")
+    baseline = max(float(np.linalg.norm(view.world_from_camera[:3, 3] - pose[:3, 3])) for view in views)
+    if baseline > MAX_BASELINE_M:
         raise InputError(
-            f"A view was taken {away:.2f} m from the panorama's place; views of one place (within {APART} m) are put "
-            "together. Views along a path overlap with parallax and make no panorama."
+            f"A view is {baseline:.2f} m from the panorama's place; at most {MAX_BASELINE_M} m were expected. Views "
+            "along a path overlap with parallax and cannot be stitched."
         )
     gains = align_exposure(len(views), _overlaps(views) if align else {})
     directions = panorama_directions(height)
-    broad, sharp = np.zeros((height, 2 * height, 4), np.float32), np.zeros((height, 2 * height, 4), np.float32)
+    low, high = np.zeros((height, 2 * height, 4), np.float32), np.zeros((height, 2 * height, 4), np.float32)
     observed = np.zeros((height, 2 * height), np.float32)
     for view, gain in zip(views, gains, strict=True):
-        view = _no_finer_than(view, height)
-        columns, rows, inside = look_up(view, pose, directions)
+        view = _limit_resolution(view, height)
+        columns, rows, inside = project_directions(view, pose, directions)
         border = border_weight(columns, rows, view) * inside
-        seen = sample(view.observed_mask.astype(np.float32), columns, rows, nearest=True)
-        trust = border * (IMAGINED_WEIGHT + (1 - IMAGINED_WEIGHT) * seen)
-        picture = view.image.astype(np.float32) * gain.astype(np.float32)
-        smooth = cv2.GaussianBlur(picture, (0, 0), BLUR * view.camera.width, borderType=cv2.BORDER_REPLICATE)
-        for sums, layer, power in ((broad, smooth, BROAD), (sharp, picture - smooth, SHARP)):
-            weight = trust * border ** (power - 1)
-            sums[..., :3] += weight[..., None] * sample(layer, columns, rows)
-            sums[..., 3] += weight
-        observed += trust * border ** (SHARP - 1) * seen
-    known = broad[..., 3] > 0
+        view_observed = sample(view.observed_mask.astype(np.float32), columns, rows, nearest=True)
+        weight = border * (IMAGINED_WEIGHT + (1 - IMAGINED_WEIGHT) * view_observed)
+        colours = view.image.astype(np.float32) * gain.astype(np.float32)
+        smooth = cv2.GaussianBlur(colours, (0, 0), BLUR * view.camera.width, borderType=cv2.BORDER_REPLICATE)
+        for sums, band, power in ((low, smooth, LOW_POWER), (high, colours - smooth, HIGH_POWER)):
+            band_weight = weight * border ** (power - 1)
+            sums[..., :3] += band_weight[..., None] * sample(band, columns, rows)
+            sums[..., 3] += band_weight
+        observed += weight * border ** (HIGH_POWER - 1) * view_observed
+    covered = low[..., 3] > 0
     image = np.zeros((height, 2 * height, 3), np.float32)
-    image[known] = broad[known][:, :3] / broad[known][:, 3:]
-    # Weights of details underflow in the outermost corners of a view; the smooth colours are all there is then.
-    detailed = sharp[..., 3] > 1e-20
-    image[detailed] += sharp[detailed][:, :3] / sharp[detailed][:, 3:]
-    if known.any() and not known.all():
-        image = fill_sphere(image, known)
+    image[covered] = low[covered][:, :3] / low[covered][:, 3:]
+    # Weights of the high band underflow in the outermost corners of a view, which get the low band alone.
+    detailed = high[..., 3] > 1e-20
+    image[detailed] += high[detailed][:, :3] / high[detailed][:, 3:]
+    if covered.any() and not covered.all():
+        image = fill_sphere(image, covered)
     return Panorama(
         image=np.clip(np.rint(image), 0, 255).astype(np.uint8),
-        known=known,
-        observed=known & (observed > 0.5 * sharp[..., 3]),
-        distance=_distance(views, pose, directions),
+        covered=covered,
+        observed=covered & (observed > 0.5 * high[..., 3]),
+        distance=_blend_distance(views, pose, directions),
         world_from_camera=pose,
     )
 
@@ -127,13 +127,22 @@ def panorama_directions(height: int) -> np.ndarray:
     return np.stack([across * np.sin(longitude), np.sin(latitude), across * np.cos(longitude)], -1).astype(np.float32)
 
 
-def look_up(view: View, pose: np.ndarray, directions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(column, row, inside): where a view shows directions (..., 3) in the axes of `pose`, both taken at one place.
+def project_directions(
+    view: View, pose: np.ndarray, directions: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Projects directions into a view of the same place.
 
-    Columns and rows are float32 with pixel centres at integers; 0 where not inside.
+    Args:
+        view: the view.
+        pose: (4, 4) world_from_camera of the axes of `directions`; only its rotation is used.
+        directions: (..., 3).
+
+    Returns:
+        Columns and rows (...) float32, pixel centres at integers, 0 where not inside; inside (...) bool, True where the
+        view shows the direction.
     """
-    turn = view.world_from_camera[:3, :3].T @ pose[:3, :3]
-    x, y, z = np.moveaxis(directions @ turn.T.astype(np.float32), -1, 0)
+    rotation = view.world_from_camera[:3, :3].T @ pose[:3, :3]
+    x, y, z = np.moveaxis(directions @ rotation.T.astype(np.float32), -1, 0)
     camera = view.camera
     ahead = z > 1e-3
     depth = np.where(ahead, z, np.float32(1))
@@ -144,11 +153,12 @@ def look_up(view: View, pose: np.ndarray, directions: np.ndarray) -> tuple[np.nd
 
 
 def view_difference(one: View, other: View) -> float | None:
-    """Mean absolute difference (grey levels) of two views of one place, over the directions that both show.
+    """Mean absolute difference in grey levels of two views of one place, over their overlap.
 
-    None where they share too little to say.
+    Returns:
+        None if they overlap too little.
     """
-    colours = _common(one, other)
+    colours = _overlap_colours(one, other)
     return None if colours is None else float(np.abs(colours[:, 0] - colours[:, 1]).mean())
 
 
@@ -157,8 +167,8 @@ class Closure:
     """How well a turn closes.
 
     Attributes:
-        seam: mean absolute difference (grey levels) of the two views that close the turn, where they overlap.
-        inner: the mean of the same figure over all other joints.
+        seam: mean absolute difference in grey levels of the two views that close the turn, over their overlap.
+        inner: mean of this difference over all other pairs of neighbours.
     """
 
     seam: float
@@ -166,47 +176,52 @@ class Closure:
 
     @property
     def ratio(self) -> float:
-        """Seam over inner joints: about 1 where there is no seam."""
+        """`seam` over `inner`: about 1 if there is no visible seam."""
         return self.seam / max(self.inner, 1e-6)
 
 
 def closure(ring: Sequence[View], seam: int = -1) -> Closure | None:
-    """The joint that closes a full turn, against the other joints.
+    """Compares the joint that closes a full turn with the other joints.
 
     Args:
-        ring: views of one place in the order in which one turns.
-        seam: which joint closes it: that of `ring[seam]` with the next view.
+        ring: views of one place in the order of a turn.
+        seam: the joint of `ring[seam]` with the next view closes the turn.
 
     Returns:
-        None where neighbours do not overlap.
+        None if neighbours do not overlap, or there are fewer than three views.
     """
-    joints = [view_difference(one, other) for one, other in zip(ring, [*ring[1:], *ring[:1]], strict=True)]
-    known = [joint for joint in joints if joint is not None]
-    if len(ring) < 3 or len(known) < len(ring):
+    pairs = zip(ring, [*ring[1:], *ring[:1]], strict=True)
+    differences = [d for d in (view_difference(one, other) for one, other in pairs) if d is not None]
+    if len(ring) < 3 or len(differences) < len(ring):
         return None
-    last = known.pop(seam)
-    return Closure(last, float(np.mean(known)))
+    closing = differences.pop(seam)
+    return Closure(closing, float(np.mean(differences)))
 
 
-def fill_sphere(values: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """Equirectangular `values` (H, 2 H, C) float32, smoothly filled where they are not `known`, across the seam too."""
+def fill_sphere(values: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    """Fills an equirectangular image smoothly, also across its seam.
+
+    Args:
+        values: (H, 2 H, C) float32.
+        valid: (H, 2 H) bool, True = keep the value.
+    """
     width = values.shape[1]
 
-    def thrice(array: np.ndarray) -> np.ndarray:
+    def repeat(array: np.ndarray) -> np.ndarray:
         return np.concatenate([array] * 3, axis=1)
 
-    # Three turns side by side: in the middle one, both borders see what lies beyond them.
-    filled = push_pull(thrice(np.where(known[..., None], values, np.float32(0))), thrice(known).astype(np.float32))
+    # Of three turns side by side, the middle one has its neighbourhood on both borders.
+    filled = push_pull(repeat(np.where(valid[..., None], values, np.float32(0))), repeat(valid).astype(np.float32))
     filled = filled[:, width : 2 * width]
-    # At a pole all columns are one place: towards it a row gives way to its mean.
+    # All columns meet at a pole: towards it, a row blends into its mean.
     latitude = np.abs((np.arange(len(values)) + 0.5) / len(values) - 0.5) * 180
     share = np.clip((latitude - 70) / 20, 0, 1).astype(np.float32)[:, None, None]
     level = (1 - share) * filled + share * filled.mean(axis=1, keepdims=True)
-    return np.where(known[..., None], values, level)
+    return np.where(valid[..., None], values, level)
 
 
 def border_weight(columns: np.ndarray, rows: np.ndarray, view: View) -> np.ndarray:
-    """(...) float32: 1 in the middle of a view, falling to a little more than 0 at its border."""
+    """(...) float32 weight of pixels: 1 at the centre of a view, nearly 0 at its border."""
     width, height = view.camera.width, view.camera.height
     across = np.minimum(columns + 0.5, width - 0.5 - columns) / (0.5 * width)
     down = np.minimum(rows + 0.5, height - 0.5 - rows) / (0.5 * height)
@@ -214,37 +229,37 @@ def border_weight(columns: np.ndarray, rows: np.ndarray, view: View) -> np.ndarr
 
 
 def sample(layer: np.ndarray, columns: np.ndarray, rows: np.ndarray, *, nearest: bool = False) -> np.ndarray:
-    """A layer (H, W) or (H, W, C) at columns and rows, between pixels or at the nearest."""
+    """Samples a layer (H, W) or (H, W, C) at columns and rows, bilinearly or at the nearest pixel."""
     interpolation = cv2.INTER_NEAREST if nearest else cv2.INTER_LINEAR
     return cv2.remap(layer, columns, rows, interpolation, borderMode=cv2.BORDER_REPLICATE)
 
 
-# --- inside ----------------------------------------------------------------------------------------------------------
+# --- internals -------------------------------------------------------------------------------------------------------
 
 
 def _check(views: list[View], height: int) -> None:
     if not views:
-        raise InputError("No views were given; a panorama needs at least one.")
+        raise InputError("There are no views to stitch; at least one was expected.")
     if not 8 <= int(height) == height:
         raise InputError(f"The panorama's height is {height}; a whole number of at least 8 rows was expected.")
     check_size(2 * height, height, "The panorama")
 
 
-def _no_finer_than(view: View, height: int) -> View:
-    """The view, shrunk where the panorama would skip its pixels."""
+def _limit_resolution(view: View, height: int) -> View:
+    """The view, downsampled if the panorama would skip its pixels."""
     finer = min(view.camera.fx, view.camera.fy) * np.pi / height
     if finer <= 1.5:
         return view
     return view.resized(max(2, round(view.camera.width / finer)), max(2, round(view.camera.height / finer)))
 
 
-def _common(one: View, other: View) -> np.ndarray | None:
-    """(N, 2, 3) float64 colours of directions that both views show; None where they are too few."""
+def _overlap_colours(one: View, other: View) -> np.ndarray | None:
+    """(N, 2, 3) float64 colours of N directions that both views show; None if there are too few."""
     camera = one.camera
-    stride = max(1, round((camera.width * camera.height / SAMPLES) ** 0.5))
+    stride = max(1, round((camera.width * camera.height / MAX_SAMPLES) ** 0.5))
     grid = (slice(stride // 2, None, stride),) * 2
-    columns, rows, inside = look_up(other, one.world_from_camera, camera.rays()[grid])
-    if inside.sum() < FEWEST:
+    columns, rows, inside = project_directions(other, one.world_from_camera, camera.rays()[grid])
+    if inside.sum() < MIN_SAMPLES:
         return None
     colours = sample(other.image, columns, rows)
     return np.stack([one.image[grid][inside], colours[inside]], axis=1).astype(np.float64)
@@ -254,14 +269,14 @@ def _overlaps(views: list[View]) -> dict[tuple[int, int], Overlap]:
     pairs = {}
     for i, one in enumerate(views):
         for j, other in enumerate(views):
-            colours = _common(one, other) if i < j else None
+            colours = _overlap_colours(one, other) if i < j else None
             if colours is not None:
                 pairs[i, j] = Overlap(colours, float("nan"))
     return pairs
 
 
-def _distance(views: list[View], pose: np.ndarray, directions: np.ndarray) -> np.ndarray | None:
-    """(H, 2 H) float32 metres: of the view that shows a direction best, averaged with those that agree."""
+def _blend_distance(views: list[View], pose: np.ndarray, directions: np.ndarray) -> np.ndarray | None:
+    """(H, 2 H) float32 metres: of the view with the direction nearest to its centre, averaged with those that agree."""
     if all(view.depth is None for view in views):
         return None
     shape = directions.shape[:2]
@@ -271,7 +286,7 @@ def _distance(views: list[View], pose: np.ndarray, directions: np.ndarray) -> np
         for view in views:
             if view.depth is None:
                 continue
-            columns, rows, inside = look_up(view, pose, directions)
+            columns, rows, inside = project_directions(view, pose, directions)
             length = np.linalg.norm(view.camera.rays(), axis=-1).astype(np.float32)
             ray = sample((view.depth * length).astype(np.float32), columns, rows, nearest=True)
             weight = np.where(inside & (ray > 0), border_weight(columns, rows, view), np.float32(0))
