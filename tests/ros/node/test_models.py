@@ -35,7 +35,7 @@ def test_goal_with_a_checkpoint(checkpoint):
         )
         assert result.views_done == 6
         assert 0 < result.observed_fraction <= result.coverage <= 1
-        assert {"denoising", "decoding"} <= {item.stage for item in feedback}
+        assert {"encoding", "denoising", "decoding"} <= {item.stage for item in feedback}
         assert max(item.steps for item in feedback if item.stage == "denoising") == 4
         assert wait_for(lambda: len(views) >= 6)
         # A cancelled goal ends between two steps, and the next one runs.
