@@ -82,4 +82,5 @@ def test_doctor_examines_every_required_dependency():
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     required = {dependency.split(">")[0].split("=")[0] for dependency in project["dependencies"]}
     examined = {package.distribution for package in PACKAGES if not package.extra}
+    assert examined <= required
     assert required - examined == {"typer", "rich", "imageio"}  # the doctor itself runs on the first two

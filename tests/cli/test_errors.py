@@ -37,7 +37,7 @@ from worldstereo_ros.utils.errors import InputError
 )
 def test_command_ends_with_one_sentence(arguments, words, tmp_path, monkeypatch):
     if arguments[0] == "demo":
-        pytest.importorskip("rclpy", reason="the demo needs ROS 2")
+        pytest.importorskip("worldstereo_ros.action", reason="the demo needs ROS 2 and the built messages")
     write_sequence(tmp_path / "seq", textured_wall_views())
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(app, [argument.format(seq=tmp_path / "seq") for argument in arguments])
