@@ -1,4 +1,4 @@
-"""Writes a tiny checkpoint in the exact published layout, with a tiny base model beside it."""
+"""Tiny checkpoints in the published layout, with a tiny base model beside them."""
 
 import json
 from pathlib import Path
@@ -45,7 +45,7 @@ CONTROL = {
     "camera_embedding_dim": 7,
     "ref_embedding": False,
 }
-SETTINGS = {
+CONFIG = {
     "base_model": "base",
     "nframe": 5,
     "scale_map": [[64, 96], [80, 80], [96, 64]],
@@ -64,7 +64,7 @@ SMALL_BACKBONE = {
     "added_kv_proj_dim": None,
 }
 SMALL_CONTROL = {**CONTROL, "conv_out_dim": SMALL_WIDTH, "time_embed_dim": SMALL_WIDTH, "layout_channels": 20}
-SMALL_SETTINGS = {
+SMALL_CONFIG = {
     "base_model": "base",
     "nframe": 5,
     "scale_map": [[48, 64], [32, 64]],
@@ -77,21 +77,21 @@ DMD = {"dmd_start_steps": 250, "dmd_end_steps": 1000, "gen_shift": 5.0, "dmd_ste
 
 
 def tiny_transformer(seed: int = 0, control: dict | None = CONTROL, **changes) -> WorldStereoTransformer:
-    """With random numbers everywhere, also where training starts from zero."""
+    """Makes a transformer with random parameters, also those that are initialised with zero."""
     generator = torch.Generator().manual_seed(seed)
     model = WorldStereoTransformer(**{**BACKBONE, "controlnet_cfg": control, **changes}).eval()
     with torch.no_grad():
         for name, parameter in sorted(model.named_parameters()):
-            start = 1.0 if "norm" in name and name.endswith(".weight") and parameter.ndim == 1 else 0.0
+            mean = 1.0 if "norm" in name and name.endswith(".weight") and parameter.ndim == 1 else 0.0
             scale = 0.1 if parameter.ndim < 2 else parameter[0].numel() ** -0.5
-            parameter.copy_(start + scale * torch.randn(parameter.shape, generator=generator))
+            parameter.copy_(mean + scale * torch.randn(parameter.shape, generator=generator))
     return model
 
 
 def tiny_inputs(
     model: WorldStereoTransformer, seed: int = 1, batch: int = 1, frames: int = 4, ref_index=(1, 0, 1)
 ) -> dict[str, torch.Tensor]:
-    """Everything that the model's forward takes, for 4x6 latents."""
+    """Makes all inputs of the transformer's forward, for 4x6 latents."""
     generator = torch.Generator().manual_seed(seed)
     h, w, R, config = 4, 6, len(ref_index), model.config
 
@@ -122,7 +122,7 @@ def tiny_inputs(
 
 
 def frozen(name: str) -> bool:
-    """Backbone tensors that the published training leaves to the base model."""
+    """Whether the published checkpoints leave a tensor to the base model."""
     return name.startswith("blocks.") and (".attn2." in name or ".ffn." in name)
 
 
@@ -136,21 +136,21 @@ def write_checkpoint(
     max_shard_bytes: int | None = None,
     dtype: torch.dtype | None = None,
 ) -> WorldStereoTransformer:
-    """Writes `<root>/<variant>` and `<root>/base`; gives back the transformer that is in them.
+    """Writes `<root>/<variant>` and `<root>/base`, and returns their transformer.
 
-    Text and image encoders and the tokenizer need transformers and take a second or two: only with `encoders`.
+    `encoders` also writes tokenizer, text and image encoder, which needs transformers and takes a second or two.
     """
     control = {**CONTROL, "main_camera_embedding": variant != "worldstereo-camera"}
     model = tiny_transformer(seed, control)
-    settings = {**SETTINGS, **(DMD if variant.endswith("dmd") else {})}
-    # The base is another model than the one that was trained on it: only its frozen part may be taken.
+    config = {**CONFIG, **(DMD if variant.endswith("dmd") else {})}
+    # Only the frozen tensors of the base model are those of the variant: loading others from it is an error.
     base = tiny_transformer(seed + 1, control)
     trained = model.state_dict()
     base.load_state_dict({name: t for name, t in trained.items() if frozen(name)}, strict=False)
     save_variant(
         model,
         root / variant,
-        settings,
+        config,
         keep=lambda name: not frozen(name),
         max_shard_bytes=max_shard_bytes,
         dtype=dtype,
@@ -173,30 +173,30 @@ def write_small_checkpoint(
     max_shard_bytes: int | None = None,
     layout: bool = True,
 ) -> Path:
-    """Writes an untrained model of toy size in the layout of the small model that ships; gives back its root.
+    """Writes an untrained tiny model in the layout of the bundled small model, and returns its root.
 
-    No text and no image encoder, pictures encoded one by one, and variants that hold the whole backbone.
+    It has no text and image encoders, an image autoencoder, and variants with the whole backbone.
     """
     for variant in variants:
         control = {**SMALL_CONTROL, "main_camera_embedding": variant != CAMERA}
         if not layout:
             del control["layout_channels"]
         model = tiny_transformer(seed, control, **SMALL_BACKBONE)
-        settings = {**SMALL_SETTINGS, **(DMD if variant == DMD_VARIANT else {})}
-        save_variant(model, root / variant, settings, dtype=dtype, max_shard_bytes=max_shard_bytes)
+        config = {**SMALL_CONFIG, **(DMD if variant == DMD_VARIANT else {})}
+        save_variant(model, root / variant, config, dtype=dtype, max_shard_bytes=max_shard_bytes)
         save_base(model, root / "base", weights=False)
     write_scheduler(root / "base")
     torch.manual_seed(seed)
     autoencoder = ImageAutoencoder(widths=(8, 8, 8))
     tensors = {name: tensor.to(dtype or tensor.dtype) for name, tensor in autoencoder.state_dict().items()}
     save_weights(root / "base" / "vae", BASE_STEM, tensors, max_shard_bytes=max_shard_bytes)
-    config = {key: value for key, value in autoencoder.config.items() if not key.startswith("_")}
-    write_json(root / "base" / "vae" / "config.json", {"_class_name": "ImageAutoencoder", **config})
+    autoencoder_config = {key: value for key, value in autoencoder.config.items() if not key.startswith("_")}
+    write_json(root / "base" / "vae" / "config.json", {"_class_name": "ImageAutoencoder", **autoencoder_config})
     return root
 
 
 def tiny_wan_autoencoder(seed: int = 0):
-    """diffusers' AutoencoderKLWan of toy size, published latent statistics, no norm left at one."""
+    """Makes a tiny AutoencoderKLWan with the published latent statistics and random norms."""
     from diffusers import AutoencoderKLWan
 
     torch.manual_seed(seed)
@@ -209,7 +209,7 @@ def tiny_wan_autoencoder(seed: int = 0):
 
 
 def write_scheduler(base: Path) -> None:
-    """What Wan's 480P model ships with."""
+    """Writes the scheduler of Wan's 480P model."""
     from diffusers import UniPCMultistepScheduler
 
     UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0).save_pretrained(
@@ -218,7 +218,7 @@ def write_scheduler(base: Path) -> None:
 
 
 def write_encoders(base: Path, seed: int = 0) -> None:
-    """Tokenizer, UMT5, CLIP and its image processor, of toy size."""
+    """Writes tiny versions of tokenizer, UMT5, CLIP and its image processor."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import (
         CLIPImageProcessor,
@@ -257,23 +257,23 @@ def write_encoders(base: Path, seed: int = 0) -> None:
 
 
 def change_config(folder: Path, **changes) -> None:
-    """Rewrites entries of a `config.json`; None removes one."""
+    """Changes entries of a `config.json`; None removes one."""
     file = folder / "config.json"
     content = {**json.loads(file.read_text()), **changes}
     file.write_text(json.dumps({k: v for k, v in content.items() if v is not None}))
 
 
-def edit(file, change):
-    """Rewrites a safetensors file through `change(dict)`."""
+def edit_tensors(file, change):
+    """Rewrites a safetensors file with `change(tensors)`."""
     tensors = load_file(file)
     change(tensors)
     save_file(tensors, file)
 
 
-def refuse(root, sentence, **where):
-    """Loading ends with one sentence that says `sentence`."""
-    with pytest.raises(CheckpointError, match=sentence) as caught:
-        load_transformer(find_checkpoint(root, **where))
-    message = str(caught.value)
-    assert message.endswith("."), message
-    assert "\n" not in message
+def assert_load_fails(root, message, **arguments):
+    """Loading raises a CheckpointError whose one-line message matches `message`."""
+    with pytest.raises(CheckpointError, match=message) as caught:
+        load_transformer(find_checkpoint(root, **arguments))
+    text = str(caught.value)
+    assert text.endswith("."), text
+    assert "\n" not in text

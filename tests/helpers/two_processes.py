@@ -1,6 +1,6 @@
-"""What `test_parallel.py` runs in two processes: writes what the first one found as JSON.
+"""Runs in two processes for `test_sequence_parallel.py`; rank 0 writes its measurements as JSON.
 
-Arguments: folder of a checkpoint, file for the findings.
+Arguments: folder of a checkpoint, JSON file to write.
 """
 
 import json
@@ -23,19 +23,19 @@ from worldstereo_ros.pipelines.diffusion.sequence_parallel import enable_sequenc
 from worldstereo_ros.pipelines.worldstereo.pipeline import WorldStereoPipeline
 from worldstereo_ros.world import WorldModel
 
-FROZEN = {**CONTROL, "update_ref": False}
+FROZEN_REFERENCES = {**CONTROL, "update_ref": False}
 CASES = {
-    "references carried on": (CONTROL, {}, {}),
-    "references frozen": (FROZEN, {}, {}),
+    "references updated": (CONTROL, {}, {}),
+    "references frozen": (FROZEN_REFERENCES, {}, {}),
     "no references": (CONTROL, {}, {"ref_index": ()}),
     "paired": (CONTROL, {"reference_attention": "paired"}, {}),
     "backbone alone": (None, {}, {"ref_index": ()}),
 }
-TOKENS: list[int] = []  # that the feed-forwards of this process worked on
+TOKENS: list[int] = []  # number of tokens in each feed-forward of this process
 
 
-def odd(inputs):
-    """The same with 6x6 latents of three keyframes: 27 tokens, which two processes cannot share evenly."""
+def with_odd_token_count(inputs):
+    """Replaces the latents by 6x6 ones: 27 tokens in three keyframes, not a multiple of two processes."""
     sizes = {4: 6, 32: 48}
     return {
         name: torch.randn(*t.shape[:-2], sizes[t.shape[-2]], sizes.get(t.shape[-1], t.shape[-1])) if t.ndim == 5 else t
@@ -44,24 +44,25 @@ def odd(inputs):
 
 
 @torch.no_grad()
-def compare(model, inputs, share):
-    alone = model(**inputs, return_dict=False)[0]
-    share(model)
+def max_difference(model, inputs, parallelize):
+    """Maximum difference of two parallel forwards from one before the model is parallelized."""
+    expected = model(**inputs, return_dict=False)[0]
+    parallelize(model)
     for block in model.blocks:
         block.ffn.register_forward_pre_hook(lambda _m, args: TOKENS.append(args[0].shape[1]))
-    together = [model(**inputs, return_dict=False)[0] for _ in range(2)]
-    return max(float((alone - t).abs().max()) for t in together) if float(alone.abs().max()) > 0.1 else float("inf")
+    actual = [model(**inputs, return_dict=False)[0] for _ in range(2)]
+    return max(float((expected - t).abs().max()) for t in actual) if float(expected.abs().max()) > 0.1 else float("inf")
 
 
-def both(mesh):
-    def share(model):
+def tokens_and_weights(mesh):
+    def parallelize(model):
         shard_weights(model, mesh)
         enable_sequence_parallel(model)
 
-    return share
+    return parallelize
 
 
-def imagined(pipeline):
+def imagine_images(pipeline):
     camera = Camera.from_fov(60, 45, 1.2)
     world = WorldModel(pipeline)
     image = np.random.default_rng(3).integers(30, 220, (45, 60, 3), dtype=np.uint8)
@@ -73,48 +74,50 @@ def imagined(pipeline):
 def main() -> None:
     torch.set_num_threads(1)
     checkpoint, file = sys.argv[1:]
-    found = {}
-    distributed._join("cpu")
+    results = {}
+    distributed.init_process_groups("cpu")
     mesh = init_device_mesh("cpu", (2,))
-    for name, (control, settings, inputs) in CASES.items():
-        model = tiny_transformer(0, control, **settings)
-        found[name] = compare(model, tiny_inputs(model, **inputs), enable_sequence_parallel)
-    found["tokens"] = TOKENS[0]  # of 4 keyframes and 3 references, 6 tokens each
+    for name, (control, options, inputs) in CASES.items():
+        model = tiny_transformer(0, control, **options)
+        results[name] = max_difference(model, tiny_inputs(model, **inputs), enable_sequence_parallel)
+    results["tokens"] = TOKENS[0]  # of 4 keyframes and 3 references, 6 tokens each
     model = tiny_transformer()
     enable_sequence_parallel(model)
     model.controlnet = tiny_transformer().controlnet
     try:
         model(**tiny_inputs(model))
     except ValueError as error:
-        found["replaced"] = str(error)
+        results["replaced"] = str(error)
     try:
         enable_sequence_parallel(tiny_transformer(0, {**CONTROL, "num_heads": 1}))
     except ValueError as error:
-        found["heads"] = str(error)
+        results["heads"] = str(error)
     torch.manual_seed(0)
     model = tiny_transformer()
-    found["uneven"] = compare(model, odd(tiny_inputs(model, frames=3)), enable_sequence_parallel)
+    results["uneven"] = max_difference(
+        model, with_odd_token_count(tiny_inputs(model, frames=3)), enable_sequence_parallel
+    )
     model = tiny_transformer()
-    whole = sum(p.numel() for p in model.parameters())
-    found["weights"] = compare(model, tiny_inputs(model), lambda m: shard_weights(m, mesh))
+    total = sum(p.numel() for p in model.parameters())
+    results["weights"] = max_difference(model, tiny_inputs(model), lambda m: shard_weights(m, mesh))
     model.reshard()
-    found["held"] = sum(p.to_local().numel() for p in model.parameters()) / whole
+    results["held_weights"] = sum(p.to_local().numel() for p in model.parameters()) / total
     model = tiny_transformer()
     for parameter_name, parameter in model.named_parameters():
         parameter.data = parameter.data.to(parameter_dtype(parameter_name, torch.bfloat16))
-    found["mixed types"] = compare(model.requires_grad_(False), tiny_inputs(model), both(mesh))
+    results["mixed types"] = max_difference(model.requires_grad_(False), tiny_inputs(model), tokens_and_weights(mesh))
     model = tiny_transformer()
-    found["weights and tokens"] = compare(model, tiny_inputs(model), both(mesh))
+    results["weights and tokens"] = max_difference(model, tiny_inputs(model), tokens_and_weights(mesh))
     if dist.get_rank() > 0:
         assert distributed.is_worker()
         distributed.run_worker()
         return
-    alone = imagined(WorldStereoPipeline.from_pretrained(checkpoint, parallel=False))
-    together = imagined(WorldStereoPipeline.from_pretrained(checkpoint))
-    found["pipeline"] = int(np.abs(alone - together).max())
+    expected = imagine_images(WorldStereoPipeline.from_pretrained(checkpoint, parallel=False))
+    actual = imagine_images(WorldStereoPipeline.from_pretrained(checkpoint))
+    results["pipeline"] = int(np.abs(expected - actual).max())
     os.environ[distributed.SHARD_WEIGHTS_ENV] = "0"
     distributed.stop_workers()
-    Path(file).write_text(json.dumps(found))
+    Path(file).write_text(json.dumps(results))
 
 
 if __name__ == "__main__":

@@ -40,11 +40,11 @@ def random_image(height: int, width: int, seed: int = 0) -> np.ndarray:
     return cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
 
 
-# --- forward and predict -----------------------------------------------------------------------------------------------------
+# --- forward and predict ---
 
 
 @pytest.mark.parametrize(("height", "width"), [(96, 128), (80, 144), (32, 48), (160, 96)])
-def test_maps_are_as_large_as_the_random_image(height, width):
+def test_maps_have_the_size_of_the_image(height, width):
     model = random_network()
     maps = model(torch.rand(2, 3, height, width) * 2 - 1, torch.tensor([[width / 2, height / 2]] * 2))
     for values in (maps.log_depth, maps.log_scale, maps.hit):
@@ -94,7 +94,7 @@ def test_depth_depends_on_the_principal_point():
     assert (first - second).abs().max() > 1e-3
 
 
-# --- weights -----------------------------------------------------------------------------------------------------
+# --- weights ---
 
 
 def test_saved_network_loads_the_same(run):

@@ -1,4 +1,4 @@
-"""The samplers: exact on a straight flow, resumable, configured by a checkpoint."""
+"""The schedulers: exact on a straight flow, resumable, configured by a checkpoint."""
 
 import json
 
@@ -11,7 +11,7 @@ from worldstereo_ros.models.schedulers import DMDScheduler, make_scheduler
 
 
 def denoise(scheduler, clean, noise, steps=None):
-    """A model that knows the answer: velocity = noise - clean everywhere on the straight line between them."""
+    """Denoises with a perfect model: velocity = noise - clean everywhere on the line between them."""
     scheduler.set_timesteps(steps)
     sample = noise.clone()
     for timestep in scheduler.timesteps:
@@ -25,22 +25,22 @@ def pair():
     return torch.randn(1, 4, 2, 3, 3, generator=generator), torch.randn(1, 4, 2, 3, 3, generator=generator)
 
 
-def test_published_schedule():
+def test_default_timesteps_are_the_published_ones():
     assert DMDScheduler().timesteps.tolist() == pytest.approx([1000, 937.5, 833.3333, 625], abs=1e-3)
 
 
 @pytest.mark.parametrize("steps", [None, 1, 7])
-def test_straight_flow_is_solved(pair, steps):
+def test_dmd_solves_a_straight_flow(pair, steps):
     clean, noise = pair
     torch.testing.assert_close(denoise(DMDScheduler(), clean, noise, steps), clean, atol=1e-5, rtol=1e-5)
 
 
-def test_unipc_solves_it_too(pair):
+def test_unipc_solves_a_straight_flow(pair):
     clean, noise = pair
     torch.testing.assert_close(denoise(make_scheduler({}), clean, noise, 8), clean, atol=1e-3, rtol=1e-3)
 
 
-def test_noise_lies_on_the_line(pair):
+def test_add_noise_interpolates(pair):
     clean, noise = pair
     scheduler = DMDScheduler()
     both = scheduler.add_noise(clean.repeat(2, 1, 1, 1, 1), noise.repeat(2, 1, 1, 1, 1), torch.tensor([1000.0, 250.0]))
@@ -48,8 +48,8 @@ def test_noise_lies_on_the_line(pair):
     torch.testing.assert_close(both[1], 0.75 * clean[0] + 0.25 * noise[0])
 
 
-def test_a_step_in_the_middle(pair):
-    """The index follows from the timestep, as in diffusers: image-to-image begins late."""
+def test_steps_can_start_in_the_middle(pair):
+    """The step index is derived from the timestep, as in diffusers, for image-to-image."""
     clean, noise = pair
     scheduler = DMDScheduler()
     timestep = scheduler.timesteps[2]
@@ -66,19 +66,19 @@ def test_a_step_in_the_middle(pair):
     torch.testing.assert_close(last, clean, atol=1e-5, rtol=1e-5)
 
 
-def test_half_precision_stays(pair):
+def test_step_keeps_the_dtype(pair):
     scheduler = DMDScheduler()
     sample = scheduler.step(pair[0].bfloat16(), scheduler.timesteps[0], pair[1].bfloat16()).prev_sample
     assert sample.dtype == torch.bfloat16
 
 
-def test_saved_and_loaded(tmp_path):
+def test_save_pretrained_round_trip(tmp_path):
     DMDScheduler(start_timestep=100, shift=3.0, steps=8).save_pretrained(tmp_path)
     again = DMDScheduler.from_pretrained(tmp_path)
     torch.testing.assert_close(again.timesteps, DMDScheduler(100, 1000, 3.0, 8).timesteps)
 
 
-def test_the_checkpoint_chooses(tmp_path):
+def test_make_scheduler_from_checkpoint_config(tmp_path):
     distilled = make_scheduler({**DMD, "dmd_steps": 3, "gen_shift": 2.0})
     assert isinstance(distilled, DMDScheduler)
     torch.testing.assert_close(distilled.timesteps, DMDScheduler(shift=2.0, steps=3).timesteps)
@@ -95,6 +95,6 @@ def test_the_checkpoint_chooses(tmp_path):
 
 
 @pytest.mark.parametrize("wrong", [{"start_timestep": 2000}, {"shift": 0}, {"num_train_timesteps": 0}, {"steps": 0}])
-def test_impossible_schedules_get_a_sentence(wrong):
+def test_invalid_schedules_raise(wrong):
     with pytest.raises(ValueError, match=r"needed\."):
         DMDScheduler(**wrong)

@@ -193,7 +193,7 @@ class HubDepth:
         try:
             from transformers import AutoImageProcessor, AutoModelForDepthEstimation, pipeline
         except ImportError as error:
-            raise DepthError("Depth models need transformers: pip install 'worldstereo_ros[depth]'.") from error
+            raise DepthError("Depth models need transformers: run pip install 'transformers>=5'.") from error
         network, processor = self._load(AutoModelForDepthEstimation, AutoImageProcessor, revision, local_files_only)
         self.output = output or _output_of(network.config, self.model)
         try:

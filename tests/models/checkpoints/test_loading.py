@@ -1,4 +1,4 @@
-"""Checkpoints in the published layout: found, inspected, loaded and saved."""
+"""Checkpoints in the published layout: locating, inspecting, loading and saving."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from helpers.checkpoints import (
     CAMERA,
     MEMORY,
     change_config,
-    edit,
+    edit_tensors,
     frozen,
     tiny_inputs,
     tiny_transformer,
@@ -29,7 +29,7 @@ from worldstereo_ros.models.checkpoints.weights import CheckpointError, open_wei
 
 @pytest.fixture(autouse=True)
 def _offline(monkeypatch):
-    """No test may wait for the network."""
+    """Keeps the tests off the network."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
 
 
@@ -43,8 +43,8 @@ def root(tmp_path):
 
 
 @pytest.mark.parametrize("variant", [CAMERA, MEMORY, DMD])
-def test_loads_what_was_saved(tmp_path, variant):
-    """A part of the backbone is in the base alone, and nothing of the base is taken beside that part."""
+def test_load_transformer_equals_saved_model(tmp_path, variant):
+    """Part of the backbone is in the base model only, and nothing else is loaded from it."""
     model = write_checkpoint(tmp_path, variant, autoencoder=False)
     checkpoint = find_checkpoint(tmp_path)
     assert checkpoint.variant == variant
@@ -58,7 +58,7 @@ def test_loads_what_was_saved(tmp_path, variant):
         torch.testing.assert_close(loaded(**inputs).sample, model(**inputs).sample)
 
 
-def test_every_tensor_is_accounted_for(root):
+def test_progress_counts_every_tensor(root):
     steps = []
     load_transformer(find_checkpoint(root), on_progress=lambda *step: steps.append(step))
     report = compare_state_dicts(find_checkpoint(root))
@@ -68,7 +68,7 @@ def test_every_tensor_is_accounted_for(root):
     assert len(steps) == len(tiny_transformer().state_dict())
 
 
-def test_shards_and_types(tmp_path):
+def test_shards_and_dtypes(tmp_path):
     model = write_checkpoint(tmp_path, MEMORY, autoencoder=False, max_shard_bytes=100_000, dtype=torch.bfloat16)
     folder = tmp_path / MEMORY
     shards = sorted(folder.glob("model-*.safetensors"))
@@ -87,15 +87,15 @@ def test_shards_and_types(tmp_path):
     assert (sample.float() - expected).abs().max() < 0.1 * expected.abs().max()
 
 
-def test_the_memory_taken_is_known_before(root):
+def test_reported_memory_equals_loaded_memory(root):
     checkpoint = find_checkpoint(root)
     for dtype in (torch.float32, torch.bfloat16):
         model = load_transformer(checkpoint, dtype=dtype)
-        taken = sum(p.nbytes for p in model.parameters())
-        assert inspect_checkpoint(checkpoint).memory[str(dtype).removeprefix("torch.")] == taken
+        nbytes = sum(p.nbytes for p in model.parameters())
+        assert inspect_checkpoint(checkpoint).memory[str(dtype).removeprefix("torch.")] == nbytes
 
 
-def test_sizes_are_known_without_memory(root):
+def test_build_transformer_allocates_no_memory(root):
     model = build_transformer(find_checkpoint(root))
     assert all(parameter.is_meta for parameter in model.parameters())
     assert not list(model.buffers())
@@ -103,12 +103,12 @@ def test_sizes_are_known_without_memory(root):
 
 def test_too_large_for_the_device(root, monkeypatch):
     monkeypatch.setattr(loading, "free_memory", lambda device: 1000)
-    monkeypatch.setattr(loading, "set_parameter", lambda *_: pytest.fail("memory was taken"))
-    with pytest.raises(CheckpointError, match=r"take 0\.0 GiB and cpu has 0\.0 GiB free; use a smaller type"):
+    monkeypatch.setattr(loading, "set_parameter", lambda *_: pytest.fail("memory was allocated"))
+    with pytest.raises(CheckpointError, match=r"take 0\.0 GiB and cpu has 0\.0 GiB free; use a smaller dtype"):
         load_transformer(find_checkpoint(root))
 
 
-def test_a_whole_checkpoint_needs_no_base_weights(tmp_path):
+def test_complete_checkpoint_needs_no_base_weights(tmp_path):
     model = tiny_transformer()
     save_variant(model, tmp_path / "mine" / MEMORY, {"base_model": "../base"})
     save_base(model, tmp_path / "mine" / "base", weights=False)
@@ -117,7 +117,7 @@ def test_a_whole_checkpoint_needs_no_base_weights(tmp_path):
     torch.testing.assert_close(loaded.state_dict(), model.state_dict())
 
 
-def test_diffusers_reads_the_base(root):
+def test_diffusers_loads_the_base(root):
     from diffusers import WanTransformer3DModel
 
     wan = WanTransformer3DModel.from_pretrained(root / "base" / "transformer")
@@ -125,19 +125,19 @@ def test_diffusers_reads_the_base(root):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("flat", [False, True], ids=["wan", "flat"])
-def test_autoencoder(tmp_path, flat):
+@pytest.mark.parametrize("converted", [False, True], ids=["wan", "keyframe"])
+def test_load_autoencoder(tmp_path, converted):
     from worldstereo_ros.models.autoencoders.keyframe import KeyframeAutoencoder
 
     write_checkpoint(tmp_path)
     original = KeyframeAutoencoder.from_wan(_wan(tmp_path))
-    if flat:
+    if converted:
         original.save_pretrained(tmp_path / "base" / "vae")
     loaded = load_autoencoder(find_checkpoint(tmp_path))
     frames = torch.rand(2, 3, 16, 24) * 2 - 1
     torch.testing.assert_close(loaded.encode(frames), original.encode(frames))
     file = tmp_path / "base" / "vae" / "diffusion_pytorch_model.safetensors"
-    edit(file, lambda t: t.pop("decoder.conv_in.bias"))
+    edit_tensors(file, lambda t: t.pop("decoder.conv_in.bias"))
     with pytest.raises(CheckpointError, match=r"do not fit its config\.json; 1 tensor missing: decoder\.conv_in\.bias"):
         load_autoencoder(find_checkpoint(tmp_path))
 
@@ -148,8 +148,8 @@ def _wan(root):
     return AutoencoderKLWan.from_pretrained(root / "base" / "vae")
 
 
-def test_encoders_of_the_tiny_base_load(tmp_path):
-    """The fixture is what the pipelines are tested with: its parts load as those of a published base do."""
+def test_encoders_of_the_tiny_base_model_load(tmp_path):
+    """The tiny base model of the pipeline tests can be loaded in the same way as a published one."""
     transformers = pytest.importorskip("transformers")
     write_checkpoint(tmp_path, encoders=True, autoencoder=False)
     base = find_checkpoint(tmp_path).base("text_encoder", "image_encoder", "tokenizer", "image_processor")
@@ -166,20 +166,20 @@ def test_encoders_of_the_tiny_base_load(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("camera", "picture"),
+    ("camera_size", "expected"),
     [((480, 640), (512, 720)), ((1080, 1920), (480, 768)), ((900, 900), (608, 608)), ((9, 4), (768, 480))],
 )
-def test_the_picture_nearest_in_shape_is_taken(root, camera, picture):
-    change_config(root / DMD, scale_map=None, nframe=None)  # as published, where the file does not say
-    settings = find_checkpoint(root).config
-    assert settings.nframe == 21
-    assert settings.image_size_for(*camera) == picture
+def test_image_size_has_the_nearest_aspect_ratio(root, camera_size, expected):
+    change_config(root / DMD, scale_map=None, nframe=None)  # the defaults are the published values
+    config = find_checkpoint(root).config
+    assert config.nframe == 21
+    assert config.image_size_for(*camera_size) == expected
 
 
 # --- inspecting ---
 
 
-def test_report(root):
+def test_report_contents(root):
     report = inspect_checkpoint(root)
     assert report.usable
     assert (report.variant, report.from_base) == (DMD, 2 * 19)
@@ -189,9 +189,9 @@ def test_report(root):
         assert words in text, text
 
 
-def test_report_names_what_is_wrong_without_raising(root):
+def test_report_lists_problems_without_raising(root):
     file = root / DMD / "model.safetensors"
-    edit(file, lambda t: (t.pop("controlnet.proj_in.bias"), t.update(stray=torch.zeros(1))))
+    edit_tensors(file, lambda t: (t.pop("controlnet.proj_in.bias"), t.update(stray=torch.zeros(1))))
     report = inspect_checkpoint(root)
     assert report.missing_keys == ["controlnet.proj_in.bias"]
     assert report.unexpected_keys == ["stray"]
@@ -201,7 +201,7 @@ def test_report_names_what_is_wrong_without_raising(root):
 # --- saving ---
 
 
-def test_old_shards_do_not_stay(tmp_path):
+def test_save_weights_removes_old_shards(tmp_path):
     tensors = {f"t{i}": torch.full((100,), float(i)) for i in range(5)}
     assert len(save_weights(tmp_path, "model", tensors, max_shard_bytes=900)) == 3
     assert open_weights(tmp_path, "model").tensors.keys() == tensors.keys()

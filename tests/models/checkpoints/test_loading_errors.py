@@ -1,11 +1,11 @@
-"""Checkpoints that cannot be used: each gets one sentence, and none gets memory or runs code."""
+"""Unusable checkpoints: one-line errors, no memory allocated, no code executed."""
 
 import json
 import struct
 
 import pytest
 import torch
-from helpers.checkpoints import CAMERA, MEMORY, change_config, edit, frozen, refuse, write_checkpoint
+from helpers.checkpoints import CAMERA, MEMORY, assert_load_fails, change_config, edit_tensors, frozen, write_checkpoint
 from helpers.checkpoints import DMD_VARIANT as DMD
 
 from worldstereo_ros.models.checkpoints.hub import find_checkpoint
@@ -16,7 +16,7 @@ from worldstereo_ros.models.checkpoints.weights import CheckpointError, open_wei
 
 @pytest.fixture(autouse=True)
 def _offline(monkeypatch):
-    """No test may wait for the network."""
+    """Keeps the tests off the network."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
 
 
@@ -26,62 +26,67 @@ def root(tmp_path):
     return tmp_path
 
 
-def test_missing_and_unexpected_keys_are_named_and_counted(root):
+def test_missing_and_unexpected_keys(root):
     file = root / DMD / "model.safetensors"
 
-    def break_it(tensors):
+    def break_tensors(tensors):
         for name in [n for n in tensors if n.startswith("controlnet.controlnet_blocks.0.self_attn")]:
             del tensors[name]
         tensors["extra.weight"] = torch.zeros(2)
 
-    edit(file, break_it)
-    refuse(
+    edit_tensors(file, break_tensors)
+    assert_load_fails(
         root,
-        r"has 1 tensor that the model does not: extra\.weight\. .* lacks 10 tensors: .*self_attn\.to_q\.weight, .* and 7 more",
+        r"has 1 tensor that the model does not: extra\.weight\. "
+        r".* lacks 10 tensors: .*self_attn\.to_q\.weight, .* and 7 more",
     )
 
 
-def test_unused_published_keys_are_no_problem(root):
-    edit(root / DMD / "model.safetensors", lambda t: t.update({"ref_index_embedding.weight": torch.zeros(21, 48)}))
+def test_unused_published_keys_are_ignored(root):
+    edit_tensors(
+        root / DMD / "model.safetensors", lambda t: t.update({"ref_index_embedding.weight": torch.zeros(21, 48)})
+    )
     load_transformer(find_checkpoint(root))
 
 
-def test_backbone_keys_that_are_nowhere(root):
-    edit(
+def test_missing_backbone_keys(root):
+    edit_tensors(
         root / "base" / "transformer" / "diffusion_pytorch_model.safetensors", lambda t: t.pop(next(filter(frozen, t)))
     )
-    refuse(root, "and its base model lack 1 tensor: blocks.0.attn2")
+    assert_load_fails(root, "and its base model lack 1 tensor: blocks.0.attn2")
 
 
 def test_base_without_weights(root):
     (root / "base" / "transformer" / "diffusion_pytorch_model.safetensors").unlink()
-    refuse(root, "leaves 38 tensors to its base model .* has neither")
+    assert_load_fails(root, "leaves 38 tensors to its base model .* has neither")
 
 
-def test_wrong_shapes_are_named(root):
-    edit(root / DMD / "model.safetensors", lambda t: t.update({"proj_out.bias": torch.zeros(7)}))
-    refuse(root, r"The shape of 1 tensor .* is wrong: proj_out\.bias is \(7,\) and should be \(64,\)")
+def test_wrong_shapes(root):
+    edit_tensors(root / DMD / "model.safetensors", lambda t: t.update({"proj_out.bias": torch.zeros(7)}))
+    assert_load_fails(root, r"The shape of 1 tensor .* is wrong: proj_out\.bias is \(7,\) and should be \(64,\)")
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
-def test_numbers_that_are_not_finite(root, number):
-    edit(root / DMD / "model.safetensors", lambda t: t["proj_out.weight"][3, 4].fill_(number))
-    refuse(root, r"1 of 3072 numbers of proj_out\.weight are not finite")
+def test_non_finite_numbers(root, number):
+    edit_tensors(root / DMD / "model.safetensors", lambda t: t["proj_out.weight"][3, 4].fill_(number))
+    assert_load_fails(root, r"1 of 3072 numbers of proj_out\.weight are not finite")
 
 
-def test_whole_numbers_are_no_weights(root):
-    edit(root / DMD / "model.safetensors", lambda t: t.update({"proj_out.bias": torch.zeros(64, dtype=torch.int8)}))
-    refuse(root, r"not in floating point \(I8\): proj_out\.bias")
+def test_integer_weights(root):
+    edit_tensors(
+        root / DMD / "model.safetensors", lambda t: t.update({"proj_out.bias": torch.zeros(64, dtype=torch.int8)})
+    )
+    assert_load_fails(root, r"not in floating point \(I8\): proj_out\.bias")
 
 
 @pytest.mark.parametrize("keep", [0, 7, 8, 300, -1])
-def test_truncated(root, keep):
+def test_truncated_file(root, keep):
     file = root / DMD / "model.safetensors"
     file.write_bytes(file.read_bytes()[:keep])
-    refuse(root, "not a complete safetensors file.*truncated; download it again")
+    assert_load_fails(root, "not a complete safetensors file.*truncated; download it again")
 
 
-def hostile(header, body=b"", length=None):
+def malformed_file(header, body=b"", length=None):
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     return struct.pack("<Q", len(text) if length is None else length) + text + body
 
@@ -89,45 +94,45 @@ def hostile(header, body=b"", length=None):
 @pytest.mark.parametrize(
     "content",
     [
-        hostile(b"", length=2**63),
-        hostile(b"[]"),
-        hostile({"a": {"dtype": "F32", "shape": [2**62, 4], "data_offsets": [0, 8]}}, b"\0" * 8),
-        hostile({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 2**40]}}, b"\0" * 8),
-        hostile({"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 8]}}, b"\0" * 8),
-        hostile({"a": {"dtype": "F32", "shape": [2], "data_offsets": [8, 0]}}, b"\0" * 8),
-        hostile({"a": {"dtype": "X9", "shape": [2], "data_offsets": [0, 8]}}, b"\0" * 8),
-        hostile(b"{" * 50_000),
+        malformed_file(b"", length=2**63),
+        malformed_file(b"[]"),
+        malformed_file({"a": {"dtype": "F32", "shape": [2**62, 4], "data_offsets": [0, 8]}}, b"\0" * 8),
+        malformed_file({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 2**40]}}, b"\0" * 8),
+        malformed_file({"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 8]}}, b"\0" * 8),
+        malformed_file({"a": {"dtype": "F32", "shape": [2], "data_offsets": [8, 0]}}, b"\0" * 8),
+        malformed_file({"a": {"dtype": "X9", "shape": [2], "data_offsets": [0, 8]}}, b"\0" * 8),
+        malformed_file(b"{" * 50_000),
     ],
     ids=["length", "list", "shape", "offset", "size", "backwards", "type", "nested"],
 )
-def test_hostile_headers(root, content):
+def test_malformed_headers(root, content):
     (root / DMD / "model.safetensors").write_bytes(content)
-    refuse(root, "not a complete safetensors file")
+    assert_load_fails(root, "not a complete safetensors file")
 
 
-def test_a_file_without_tensors(root):
-    (root / DMD / "model.safetensors").write_bytes(hostile({}))
-    refuse(root, "holds no tensors")
+def test_file_without_tensors(root):
+    (root / DMD / "model.safetensors").write_bytes(malformed_file({}))
+    assert_load_fails(root, "holds no tensors")
 
 
 @pytest.mark.parametrize("suffix", [".bin", ".pt", ".ckpt", ".pth"])
-def test_pickles_are_never_opened(root, suffix):
+def test_pickles_are_not_opened(root, suffix):
     folder = root / DMD
     (folder / "model.safetensors").unlink()
-    bomb = folder / f"pytorch_model{suffix}"
-    bomb.write_bytes(b"cos\nsystem\n(S'exit 1'\ntR.")
-    refuse(root, "a pickle, which can execute code when it is opened")
+    pickle = folder / f"pytorch_model{suffix}"
+    pickle.write_bytes(b"cos\nsystem\n(S'exit 1'\ntR.")
+    assert_load_fails(root, "a pickle, which can execute code when it is opened")
     with pytest.raises(CheckpointError, match="is a pickle"):
-        find_checkpoint(bomb)
+        find_checkpoint(pickle)
 
 
-def test_no_weights_at_all(root):
+def test_missing_weights(root):
     (root / DMD / "model.safetensors").unlink()
-    refuse(root, r"has neither model\.safetensors nor model\.safetensors\.index\.json")
+    assert_load_fails(root, r"has neither model\.safetensors nor model\.safetensors\.index\.json")
 
 
 @pytest.mark.parametrize(
-    ("weight_map", "sentence"),
+    ("weight_map", "message"),
     [
         ({"a": "../../secret.safetensors"}, "names the shard '../../secret.safetensors'; a .safetensors file beside"),
         ({"a": "/etc/passwd"}, "names the shard '/etc/passwd'"),
@@ -139,14 +144,14 @@ def test_no_weights_at_all(root):
         ({"a": "part.safetensors"}, "does not name 1 tensor of its shards: b"),
     ],
 )
-def test_hostile_indices(tmp_path, weight_map, sentence):
+def test_malformed_indices(tmp_path, weight_map, message):
     save_weights(tmp_path, "part", {"a": torch.zeros(2), "b": torch.zeros(2)})
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
-    with pytest.raises(CheckpointError, match=sentence):
+    with pytest.raises(CheckpointError, match=message):
         open_weights(tmp_path, "model")
 
 
-def test_wrong_variants(root):
+def test_other_variants(root):
     with pytest.raises(CheckpointError, match=f"has no checkpoint {CAMERA}; it has {DMD}"):
         find_checkpoint(root, "camera")
     with pytest.raises(CheckpointError, match="'video' does not exist"):
@@ -161,11 +166,11 @@ def test_wrong_variants(root):
     content = camera.read_bytes(), memory.read_bytes()
     memory.write_bytes(content[0])
     camera.write_bytes(content[1])
-    refuse(other, "are of the camera variant .*describes a memory variant", variant="memory")
-    refuse(other, "are of a memory variant .*describes the camera variant", variant="camera")
+    assert_load_fails(other, "are of the camera variant .*describes a memory variant", variant="memory")
+    assert_load_fails(other, "are of a memory variant .*describes the camera variant", variant="camera")
 
 
-def test_the_fewest_steps_are_taken_where_there_are_several(root):
+def test_default_variant_has_the_fewest_steps(root):
     write_checkpoint(root, CAMERA, autoencoder=False)
     assert find_checkpoint(root).variant == DMD
     assert find_checkpoint(root, "camera").variant == CAMERA
@@ -173,7 +178,7 @@ def test_the_fewest_steps_are_taken_where_there_are_several(root):
 
 
 @pytest.mark.parametrize(
-    ("change", "sentence"),
+    ("change", "message"),
     [
         ({"base_model": None}, "lacks base_model"),
         ({"base_model": "nowhere"}, "neither a folder below .* nor a hub id"),
@@ -194,13 +199,13 @@ def test_the_fewest_steps_are_taken_where_there_are_several(root):
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
-def test_wrong_configs(root, change, sentence):
+def test_invalid_configs(root, change, message):
     change_config(root / DMD, **change)
-    refuse(root, sentence)
+    assert_load_fails(root, message)
 
 
 @pytest.mark.parametrize(
-    ("change", "sentence"),
+    ("change", "message"),
     [
         ({"num_layers": 10**9}, "num_layers is 1000000000"),
         ({"num_attention_heads": 500, "attention_head_dim": 4096}, "at most 65536 in all"),
@@ -213,32 +218,32 @@ def test_wrong_configs(root, change, sentence):
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
-def test_wrong_bases(root, change, sentence):
+def test_invalid_base_configs(root, change, message):
     change_config(root / "base" / "transformer", **change)
-    refuse(root, sentence)
+    assert_load_fails(root, message)
 
 
 @pytest.mark.parametrize("content", [b"{", b"[]", b"\xff\xfe", b"[" * 100_000])
-def test_broken_configs(root, content):
+def test_malformed_configs(root, content):
     (root / DMD / "config.json").write_bytes(content)
-    refuse(root, "could not be read as JSON|an object")
+    assert_load_fails(root, "could not be read as JSON|an object")
 
 
 @pytest.mark.parametrize(
-    ("model", "sentence"),
+    ("model", "message"),
     [
         ("no/such/folder/here", "neither an existing folder nor a hub id such as hanshanxue/WorldStereo"),
         ("hanshanxue/never-fetched", "\\(the checkpoint\\) is not available: it was not downloaded before"),
         (f"owner/name/{CAMERA}", "owner/name \\(the checkpoint\\) is not available"),
     ],
 )
-def test_models_that_are_not_there(model, sentence, tmp_path, monkeypatch):
+def test_missing_models(model, message, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(CheckpointError, match=sentence):
+    with pytest.raises(CheckpointError, match=message):
         find_checkpoint(model)
 
 
-def test_an_empty_folder_and_a_file(tmp_path):
+def test_empty_folder_and_file(tmp_path):
     with pytest.raises(CheckpointError, match=r"it has no folder of a variant with a config\.json"):
         find_checkpoint(tmp_path)
     (tmp_path / "notes.txt").write_text("hello")
@@ -246,19 +251,19 @@ def test_an_empty_folder_and_a_file(tmp_path):
         find_checkpoint(tmp_path / "notes.txt")
 
 
-def test_from_the_hub_only_what_is_needed_is_asked_for(root, monkeypatch):
-    asked = []
+def test_only_needed_files_are_downloaded(root, monkeypatch):
+    requests = []
 
     def snapshot_download(repository, allow_patterns, local_files_only):
-        asked.append((repository, tuple(allow_patterns), local_files_only))
+        requests.append((repository, tuple(allow_patterns), local_files_only))
         return str(root)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
     change_config(root / DMD, base_model="owner/wan")
     (root / "transformer").symlink_to(root / "base" / "transformer")
     load_transformer(find_checkpoint("owner/name", "memory-dmd", local_files_only=True))
-    assert {repository for repository, _, _ in asked} == {"owner/name", "owner/wan"}
-    assert all(only for _, _, only in asked)
-    patterns = {pattern for _, those, _ in asked for pattern in those}
+    assert {repository for repository, _, _ in requests} == {"owner/name", "owner/wan"}
+    assert all(only for _, _, only in requests)
+    patterns = {pattern for _, those, _ in requests for pattern in those}
     assert all(p.startswith((f"{DMD}/", "transformer/")) for p in patterns)
     assert not any(p.endswith(("*", ".bin", ".pt")) for p in patterns)

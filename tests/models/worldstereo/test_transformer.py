@@ -12,9 +12,9 @@ from worldstereo_ros.models.worldstereo.correspondence import reference_points
 from worldstereo_ros.models.worldstereo.masks import (
     Correspondence,
     TokenGrid,
+    additive_mask,
     dense_mask,
     make_mask_mod,
-    additive_mask,
     plan_groups,
 )
 from worldstereo_ros.models.worldstereo.transformer import WorldStereoTransformer

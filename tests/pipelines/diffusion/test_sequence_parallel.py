@@ -1,4 +1,4 @@
-"""Two processes give what one gives."""
+"""Sequence parallelism: two processes compute what one computes."""
 
 import json
 import os
@@ -13,11 +13,11 @@ from worldstereo_ros.pipelines.diffusion.distributed import is_worker, process_c
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory):
-    """What two processes under torchrun found, each with one thread."""
+def results(tmp_path_factory):
+    """Measurements of two processes under torchrun, each with one thread."""
     folder = tmp_path_factory.mktemp("parallel")
     write_checkpoint(folder / "model", DMD_VARIANT, encoders=True)
-    file = folder / "found.json"
+    file = folder / "results.json"
     run = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(HELPERS / "two_processes.py")]
     environment = {
         **os.environ,
@@ -25,21 +25,21 @@ def found(tmp_path_factory):
         "OMP_NUM_THREADS": "1",
         "NUMBA_NUM_THREADS": "1",
     }
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, *run, str(folder / "model"), str(file)],
         env=environment,
         capture_output=True,
         text=True,
         timeout=240,
     )
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert process.returncode == 0, process.stdout + process.stderr
     return json.loads(file.read_text())
 
 
 @pytest.mark.parametrize(
     "case",
     [
-        "references carried on",
+        "references updated",
         "references frozen",
         "no references",
         "paired",
@@ -50,33 +50,33 @@ def found(tmp_path_factory):
         "mixed types",
     ],
 )
-def test_two_processes_give_what_one_gives(found, case):
-    assert found[case] <= 1e-5
+def test_two_processes_equal_one(results, case):
+    assert results[case] <= 1e-5
 
 
-def test_each_process_works_on_its_part_of_the_tokens(found):
-    assert found["tokens"] == (4 + 3) * 6 / 2
+def test_each_process_computes_half_of_the_tokens(results):
+    assert results["tokens"] == (4 + 3) * 6 / 2
 
 
-def test_what_cannot_be_shared_is_a_sentence(found):
-    assert "2 and 1 heads, which do not divide among 2 processes" in found["heads"]
-    assert "control_backend torch" in found["replaced"]
+def test_unsupported_models_raise(results):
+    assert "2 and 1 heads, which are not multiples of 2 processes" in results["heads"]
+    assert "control_backend torch" in results["replaced"]
 
 
-def test_each_process_holds_its_part_of_the_weights(found):
-    assert 0.4 < found["held"] < 0.6
+def test_each_process_holds_half_of_the_weights(results):
+    assert 0.4 < results["held_weights"] < 0.6
 
 
-def test_first_process_imagines_with_the_help_of_the_other(found):
-    assert found["pipeline"] <= 1
+def test_pipeline_on_two_processes_equals_one(results):
+    assert results["pipeline"] <= 1
 
 
-@pytest.mark.parametrize(("rank", "size", "follows"), [("0", "2", False), ("1", "2", True), ("0", "1", False)])
-def test_who_follows(monkeypatch, rank, size, follows):
+@pytest.mark.parametrize(("rank", "size", "expected"), [("0", "2", False), ("1", "2", True), ("0", "1", False)])
+def test_is_worker(monkeypatch, rank, size, expected):
     values = {"RANK": rank, "WORLD_SIZE": size, "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
     for name, value in values.items():
         monkeypatch.setenv(name, value)
-    assert is_worker() is follows
+    assert is_worker() is expected
     monkeypatch.delenv("MASTER_PORT")
     assert process_count() == 1
     assert not is_worker()

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 from helpers.checkpoints import CAMERA as CAMERA_VARIANT
-from helpers.checkpoints import DMD_VARIANT, change_config, edit, write_checkpoint
+from helpers.checkpoints import DMD_VARIANT, change_config, edit_tensors, write_checkpoint
 from helpers.walls import ODD_WALL as WALL
 from typer.testing import CliRunner
 
@@ -30,7 +30,7 @@ def poison(root):
         name = next(name for name in tensors if name.startswith("blocks.0.attn1"))
         tensors[name][...] = float("nan")
 
-    edit(root / DMD_VARIANT / "model.safetensors", change)
+    edit_tensors(root / DMD_VARIANT / "model.safetensors", change)
 
 
 def other_variant(root):
@@ -43,7 +43,7 @@ def truncate_text(root):
 
 
 def drop_text_tensor(root):
-    edit(root / "base" / "text_encoder" / "model.safetensors", lambda t: t.pop(sorted(t)[0]))
+    edit_tensors(root / "base" / "text_encoder" / "model.safetensors", lambda t: t.pop(sorted(t)[0]))
 
 
 def drop(*parts):
@@ -154,7 +154,7 @@ def test_imagine_and_inspect_on_the_command_line(published_checkpoints, tmp_path
 
 def test_inspect_fails_where_the_checkpoint_cannot_be_loaded(tmp_path):
     write_checkpoint(tmp_path, CAMERA_VARIANT, autoencoder=False)
-    edit(tmp_path / CAMERA_VARIANT / "model.safetensors", lambda t: t.pop("controlnet.proj_in.weight"))
+    edit_tensors(tmp_path / CAMERA_VARIANT / "model.safetensors", lambda t: t.pop("controlnet.proj_in.weight"))
     result = CliRunner().invoke(app, ["inspect", str(tmp_path)])
     assert result.exit_code == 1
     assert "controlnet.proj_in.weight" in result.output

@@ -103,13 +103,13 @@ def test_same_seed_same_views_and_another_another(pipeline):
 
 def test_prompt_is_encoded_once_and_matters(pipeline):
     text, world = pipeline.text_encoder, WALL.world(pipeline)
-    before = text.encoded
+    before = text.num_encoded
     one = list(world.imagine(away(2), CAMERA, prompt="a red kitchen"))
-    assert text.encoded == before + 1
+    assert text.num_encoded == before + 1
     list(world.imagine(away(2), CAMERA, prompt=" a red  kitchen "))
-    assert text.encoded == before + 1
+    assert text.num_encoded == before + 1
     other = list(world.imagine(away(2), CAMERA, prompt="A forest, 3 o'clock"))
-    assert text.encoded == before + 2
+    assert text.num_encoded == before + 2
     assert difference(one, other) > 0
     embedding = text("a red kitchen")
     assert embedding.shape[:2] == (1, 512)

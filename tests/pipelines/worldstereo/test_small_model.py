@@ -155,7 +155,7 @@ def test_a_prompt_is_ignored_and_that_is_said_once(small_checkpoint, caplog):
             prompted = list(WALL.world(pipeline).imagine(away(2), CAMERA, prompt=prompt))
             for one, other in zip(plain, prompted, strict=True):
                 np.testing.assert_array_equal(one.image, other.image)
-    assert [record.getMessage() for record in caplog.records] == ["The prompt is ignored: this model takes no words."]
+    assert [record.getMessage() for record in caplog.records] == ["The prompt is ignored: this model has no text conditioning."]
 
 
 def test_a_base_with_image_embedding_needs_text(tmp_path):
@@ -253,7 +253,7 @@ def test_options_reach_the_pipeline(installed):
 def test_an_installation_without_it_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(worldstereo_ros, "__path__", [str(tmp_path)])
     for ask in (load_pipeline, find_checkpoint, inspect_checkpoint, WorldStereoPipeline.from_pretrained):
-        with pytest.raises(CheckpointError, match=r"'small' comes with the package .* lacks it") as caught:
+        with pytest.raises(CheckpointError, match=r"bundled model 'small' is not installed: the folder .* is missing") as caught:
             ask("small")
         assert str(tmp_path / "weights" / "small") in str(caught.value)
         assert "geometric" in str(caught.value)

@@ -60,7 +60,7 @@ def test_sample_view_gives_depth_of_the_new_camera():
 
 
 def test_clean_view_is_unchanged(training_worlds):
-    world = WorldDataset(training_worlds, "training", 4).of_one_size(1, np.random.default_rng(0))[0]
+    world = WorldDataset(training_worlds, "training", 4).sample_worlds(1, np.random.default_rng(0))[0]
     image, depth, focal, centre = sample_view(world, np.random.default_rng(1), clean=True)
     index = [i for i in range(len(world.image)) if np.array_equal(world.image[i].permute(1, 2, 0), image)]
     assert index
