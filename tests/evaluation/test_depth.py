@@ -47,16 +47,16 @@ def test_depth_baselines():
 
 def test_depth_errors_compares_estimators_with_baselines():
     sequence = world_sequence("validation", 0, views=3, camera=Camera.from_fov(64, 48, 1.2))
-    shown = []
+    examples = []
     truths = {view.image.tobytes(): view.depth for view in sequence}
-    rows = depth_errors([sequence], {"truth": lambda image, camera: truths[image.tobytes()] * 1.2}, shown=shown)
+    rows = depth_errors([sequence], {"truth": lambda image, camera: truths[image.tobytes()] * 1.2}, examples=examples)
     found = {row.estimator: row for row in rows}
     assert found["truth"].abs_rel == pytest.approx(0.2, rel=1e-3)
     assert found["truth"].aligned_abs_rel == pytest.approx(0, abs=1e-4)
     assert found["truth"].scale == pytest.approx(1 / 1.2, rel=1e-3)
     assert found["truth"].frames == found["constant"].frames == 3
     assert found["constant"].abs_rel > 0.05
-    assert len(shown) == 1
+    assert len(examples) == 1
     assert means(rows) == []
 
 
