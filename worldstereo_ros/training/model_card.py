@@ -28,6 +28,7 @@ TRAINED_PARTS = {
     "depth": "monocular depth network",
 }
 KIND_NAMES = {"lot": "parking lot"}
+METRIC_NAMES = {"psnr_holes": "psnr in holes", "aligned_absrel": "aligned absrel"}
 
 
 def write_card(root: Path, run: Path, settings: TrainingConfig, evaluation: Path | None) -> None:
@@ -86,9 +87,9 @@ those of the last period. Validation values are those of the last validation: PS
 the mean relative error (absrel) and the fraction of pixels within 25 % of the true depth (delta), the former also after
 scale alignment.
 {_periods(run)}
-{_hardware(run)} Random seed {settings.seed}, precision {settings.precision}, shift of the noise schedule
-{settings.shift:g}. The training guide, `docs/guides/train_small_model.md` of worldstereo_ros, describes how to resume
-training.
+{_hardware(run)}
+Random seed {settings.seed}, precision {settings.precision}, noise schedule with shift {settings.shift:g}. The training
+guide, `docs/guides/train_small_model.md` of worldstereo_ros, describes how to resume training.
 {_evaluation(evaluation)}
 ## Licence
 
@@ -161,7 +162,7 @@ def _stages(run: Path, settings: TrainingConfig) -> str:
                 str(used["batch"]),
                 "-" if name in ("autoencoder", "depth") else str(used["frames"]),
                 f"{used['learning_rate']:g}",
-                ", ".join(f"{key.replace('_', ' in ')} {value:.3f}" for key, value in metrics.items()) or "-",
+                ", ".join(f"{METRIC_NAMES.get(key, key)} {value:.3f}" for key, value in metrics.items()) or "-",
             )
         )
     headings = ("stage", "trains", "steps", "minutes", "batch", "keyframes", "learning rate", "validation")
@@ -177,8 +178,12 @@ def _periods(run: Path) -> str:
         previous: dict[str, Any] = {}
         for number, period in enumerate(periods, start=1):
             settings = period.header.get("settings", {})
-            changes = {key: value for key, value in settings.items() if previous and previous.get(key) != value}
-            clips = settings.get("precomputed_clips")
+            clips = settings.get("precomputed_clips")  # has its own column
+            changes = {
+                key: value
+                for key, value in settings.items()
+                if previous and previous.get(key) != value and key != "precomputed_clips"
+            }
             rows.append(
                 (
                     name,
