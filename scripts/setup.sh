@@ -40,6 +40,9 @@ if [ "$(cat $stamp 2>/dev/null)" != "$wanted" ]; then
   .venv/bin/python -m pip install -q --upgrade pip
   .venv/bin/python -m pip install -q torch==2.13.0  # first and exact: later requirements are then content with it
   .venv/bin/python -m pip install -q -r requirements-ros.txt
+  # pip and colcon both install under this name; pip would remove what colcon built. So all of it goes and is built again.
+  rm -rf .venv/lib/python3*/site-packages/worldstereo_ros* .venv/lib/python3*/site-packages/__editable__.worldstereo_ros* \
+    build/colcon/worldstereo_ros .venv/.worldstereo_interfaces
   # compat: a plain path entry, so that files added later are found beside the built messages
   .venv/bin/python -m pip install -q --config-settings editable_mode=compat -e '.[view,export,dev]'
   echo "$wanted" > $stamp
@@ -50,13 +53,14 @@ stamp=.venv/.worldstereo_interfaces
 wanted=$( (cat CMakeLists.txt package.xml cmake/* msg/* srv/* action/* scripts/setup.sh scripts/write_tf2_msgs.py; pwd) | sha256sum)
 if [ "$(cat $stamp 2>/dev/null)" != "$wanted" ]; then
   say "building the ROS interfaces with colcon"
+  rm -rf .venv/lib/python3*/site-packages/worldstereo_ros  # links to modules of an earlier version
   .venv/bin/python scripts/write_tf2_msgs.py build/overlay
   prefix=$PWD/.venv
   PATH="$prefix/bin:$PATH" AMENT_PREFIX_PATH=$prefix CMAKE_PREFIX_PATH=$prefix COLCON_LOG_PATH=build/log \
     .venv/bin/colcon build --base-paths . build/overlay --build-base build/colcon \
     --merge-install --install-base .venv --symlink-install --event-handlers console_cohesion- console_direct- \
     --cmake-args -GNinja "-DPython3_EXECUTABLE=$prefix/bin/python" -DBUILD_TESTING=OFF -DCMAKE_BUILD_TYPE=Release \
-    "-DCMAKE_PROJECT_worldstereo_ros_INCLUDE=$PWD/cmake/pip_environment.cmake" \
+    "-DCMAKE_PROJECT_worldstereo_ros_INCLUDE=$PWD/cmake/pip_environment.cmake" -DPYTHON_MODULES_FROM_CHECKOUT=ON \
     "-DCMAKE_PROJECT_tf2_msgs_INCLUDE=$PWD/cmake/pip_environment.cmake" \
     || die "colcon could not build the interfaces; the log is in build/log/latest_build."
   echo "$wanted" > $stamp
