@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 from worldstereo_ros.models.autoencoders.keyframe import KeyframeAutoencoder
-from worldstereo_ros.models.checkpoints.loading import parameter_dtype, set_parameter
+from worldstereo_ros.models.checkpoints.parameters import parameter_dtype, set_parameter
 from worldstereo_ros.models.worldstereo.transformer import WorldStereoTransformer
 
 TEXT_TOKENS, IMAGE_TOKENS = 512, 257

@@ -17,7 +17,7 @@ from helpers.checkpoints import CONTROL, tiny_inputs, tiny_transformer
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.trajectories import trajectory
 from worldstereo_ros.geometry.views import View
-from worldstereo_ros.models.checkpoints.loading import parameter_dtype
+from worldstereo_ros.models.checkpoints.parameters import parameter_dtype
 from worldstereo_ros.pipelines.diffusion import distributed
 from worldstereo_ros.pipelines.diffusion.sequence_parallel import enable_sequence_parallel, shard_weights
 from worldstereo_ros.pipelines.worldstereo.pipeline import WorldStereoPipeline

@@ -34,7 +34,7 @@ from worldstereo_ros.export.metadata import (
 )
 from worldstereo_ros.export.onnx_wrappers import ControlBranchWrapper, DecoderWrapper, EncoderWrapper
 from worldstereo_ros.models.autoencoders.keyframe import KeyframeAutoencoder
-from worldstereo_ros.models.checkpoints.loading import parameter_dtype
+from worldstereo_ros.models.checkpoints.parameters import parameter_dtype
 from worldstereo_ros.models.worldstereo.control import ControlBlock, ControlBranch
 
 __all__ = [

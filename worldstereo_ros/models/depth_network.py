@@ -25,7 +25,8 @@ from torch.nn import functional
 
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.models.blocks import Downsample, ResidualBlock, Upsample, zero_module
-from worldstereo_ros.models.checkpoints.loading import BASE_STEM, load_weights
+from worldstereo_ros.models.checkpoints.loading import BASE_STEM
+from worldstereo_ros.models.checkpoints.parameters import load_weights
 from worldstereo_ros.models.checkpoints.weights import CheckpointError, open_weights, read_json
 from worldstereo_ros.utils.errors import InputError
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import torch
 
-from worldstereo_ros.models.checkpoints.loading import BASE_STEM, check_finite, parameter_dtype
+from worldstereo_ros.models.checkpoints.loading import BASE_STEM
+from worldstereo_ros.models.checkpoints.parameters import check_finite, parameter_dtype
 from worldstereo_ros.models.checkpoints.saving import save_weights, write_json
 from worldstereo_ros.models.checkpoints.weights import CheckpointError, open_weights, read_json
 from worldstereo_ros.models.depth_network import load_depth_network

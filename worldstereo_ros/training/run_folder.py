@@ -29,7 +29,8 @@ from diffusers import UniPCMultistepScheduler
 
 from worldstereo_ros.models import WorldStereoTransformer
 from worldstereo_ros.models.autoencoders.image import ImageAutoencoder
-from worldstereo_ros.models.checkpoints.loading import BASE_STEM, check_finite, load_image_autoencoder
+from worldstereo_ros.models.checkpoints.loading import BASE_STEM, load_image_autoencoder
+from worldstereo_ros.models.checkpoints.parameters import check_finite
 from worldstereo_ros.models.checkpoints.saving import save_base, save_variant, save_weights, write_json
 from worldstereo_ros.models.checkpoints.weights import CheckpointError, count_tensors, format_names, open_weights
 from worldstereo_ros.models.depth_network import DepthNetwork, load_depth_network

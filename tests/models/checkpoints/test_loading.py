@@ -14,7 +14,7 @@ from helpers.checkpoints import (
 )
 from helpers.checkpoints import DMD_VARIANT as DMD
 
-from worldstereo_ros.models.checkpoints import loading
+from worldstereo_ros.models.checkpoints import loading, parameters
 from worldstereo_ros.models.checkpoints.hub import find_checkpoint
 from worldstereo_ros.models.checkpoints.inspection import inspect_checkpoint
 from worldstereo_ros.models.checkpoints.loading import (
@@ -102,7 +102,7 @@ def test_build_transformer_allocates_no_memory(root):
 
 
 def test_too_large_for_the_device(root, monkeypatch):
-    monkeypatch.setattr(loading, "free_memory", lambda device: 1000)
+    monkeypatch.setattr(parameters, "free_memory", lambda device: 1000)
     monkeypatch.setattr(loading, "set_parameter", lambda *_: pytest.fail("memory was allocated"))
     with pytest.raises(CheckpointError, match=r"take 0\.0 GiB and cpu has 0\.0 GiB free; use a smaller dtype"):
         load_transformer(find_checkpoint(root))

@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 
 from worldstereo_ros.models.checkpoints.hub import Checkpoint, find_checkpoint
-from worldstereo_ros.models.checkpoints.loading import build_transformer, compare_state_dicts, memory_needed
+from worldstereo_ros.models.checkpoints.loading import build_transformer, compare_state_dicts
+from worldstereo_ros.models.checkpoints.parameters import memory_needed
 from worldstereo_ros.models.checkpoints.weights import format_names
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

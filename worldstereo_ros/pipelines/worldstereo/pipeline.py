@@ -34,7 +34,7 @@ from worldstereo_ros.models import (
     load_transformer,
     make_scheduler,
 )
-from worldstereo_ros.models.checkpoints.loading import default_dtype
+from worldstereo_ros.models.checkpoints.parameters import default_dtype
 from worldstereo_ros.models.checkpoints.weights import CheckpointError
 from worldstereo_ros.pipelines.base import Conditioning, ModelError, OnStep, PipelineFrame
 from worldstereo_ros.pipelines.diffusion.denoising import denoise, guide
