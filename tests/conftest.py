@@ -1,4 +1,4 @@
-"""What the tests share: where the development data lies, a single thread, and models of toy size."""
+"""Shared fixtures: the development data, a single thread, models of toy size, and panoramas."""
 
 import os
 import signal
@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 from helpers.paths import SHARED
 
-# A shell that starts something in the background has it ignore Ctrl-C, and so all that it starts; the tests of Ctrl-C
-# are to pass there too.
+# Processes that a shell starts in the background inherit an ignored SIGINT; the tests of Ctrl-C must pass there, too.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -39,7 +38,7 @@ def shared_golden() -> Path:
 
 @contextmanager
 def single_thread() -> Iterator[None]:
-    """Tensors of toy size are slower on many, above all where others use them too."""
+    """Small tensors are slower on many threads, in particular on a machine under load."""
     import torch
 
     threads = torch.get_num_threads()
@@ -50,17 +49,17 @@ def single_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
-    """For a whole file: `pytestmark = pytest.mark.usefixtures("one_thread")`."""
+    """Limits a whole test file to one thread: `pytestmark = pytest.mark.usefixtures("one_thread")`."""
     with single_thread():
         yield
 
 
-# --- checkpoints; what tests change they copy ---
+# --- checkpoints; tests copy what they change ---
 
 
 @pytest.fixture(scope="session")
 def small_checkpoint(tmp_path_factory) -> Path:
-    """The small model at toy size with all its variants, in folders as the package has it."""
+    """The small model at toy size with all variants, in the folder layout of the package."""
     from helpers.checkpoints import write_small_checkpoint
 
     return write_small_checkpoint(tmp_path_factory.mktemp("package") / "weights" / "small")
@@ -68,7 +67,7 @@ def small_checkpoint(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def published_checkpoints(tmp_path_factory) -> Path:
-    """A folder in the published layout with all three variants and their base."""
+    """A folder in the published layout with all three variants and their base model."""
     from helpers.checkpoints import MEMORY, change_config, write_checkpoint
 
     from worldstereo_ros.models import VARIANTS
@@ -76,14 +75,14 @@ def published_checkpoints(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("checkpoints")
     for index, variant in enumerate(VARIANTS):
         write_checkpoint(root, variant, encoders=index == 0)
-    # One variant each of the two ways to tell the model its first frame.
+    # One variant for each mode of the condition latents.
     change_config(root / MEMORY, latent_cond_mode="first_frame_only")
     return root
 
 
 @pytest.fixture(scope="session")
 def published_pipelines(published_checkpoints) -> dict[str, Any]:
-    """Variant to pipeline; loaded once, and four steps where there would be forty."""
+    """Pipelines by variant, loaded once, with four steps instead of forty."""
     from worldstereo_ros.models import VARIANTS
     from worldstereo_ros.pipelines.auto import load_pipeline
 
@@ -99,7 +98,7 @@ def published_pipelines(published_checkpoints) -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def training_worlds(tmp_path_factory) -> Path:
-    """A folder with all worlds that it wants."""
+    """A folder with all worlds of the configuration."""
     from helpers.training_runs import render_smoke_worlds
 
     folder = tmp_path_factory.mktemp("worlds")
@@ -110,7 +109,7 @@ def training_worlds(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory, training_worlds) -> Path:
-    """The folder of a run of all stages; what tests change is `trained_copy`."""
+    """The folder of a training run of all stages; tests that change it use `trained_copy`."""
     from helpers.training_runs import train_all
 
     folder = tmp_path_factory.mktemp("runs") / "small"
@@ -128,23 +127,23 @@ def trained_copy(trained, tmp_path) -> Path:
     return folder
 
 
-# --- what the viewer shows ---
+# --- viewer ---
 
 
 @pytest.fixture
 def wall_views() -> list[Any]:
-    """Four views on the way to a wall."""
+    """Four views on a path towards a wall."""
     from helpers.viewer import POSES, wall_view
 
     return [wall_view(pose, number=10 * i) for i, pose in enumerate(POSES)]
 
 
-# --- a panorama ---
+# --- panoramas ---
 
 
 @pytest.fixture(scope="session")
 def box() -> tuple[Any, Any]:
-    """Colour and distance all round inside a box."""
+    """Colours and distances of a panorama inside a box."""
     from helpers.panoramas import box_panorama
 
     return box_panorama(128)
@@ -152,7 +151,7 @@ def box() -> tuple[Any, Any]:
 
 @pytest.fixture(scope="session")
 def box_views(box) -> list[Any]:
-    """Views of it that show the whole sphere."""
+    """Views of the box panorama that cover the sphere."""
     from helpers.panoramas import ROUND, all_round
 
     from worldstereo_ros.panorama.perspective_views import panorama_views

@@ -1,4 +1,4 @@
-"""A wall of coloured squares, which models of toy size are shown, and the way that they are asked for."""
+"""A wall of coloured squares and a path that turns away from it, for models of toy size."""
 
 from dataclasses import dataclass
 
@@ -12,13 +12,13 @@ from worldstereo_ros.world import WorldModel
 
 @dataclass(frozen=True)
 class Wall:
-    """It stands 2 m ahead; `square` is how many pixels of the camera each of its squares is wide and high."""
+    """A wall 2 m ahead of the camera; `square` is the size of its squares in pixels."""
 
     camera: Camera
     square: int
 
     def view(self, stamp: int = 1, sideways: float = 0.0) -> View:
-        """What the camera sees, from so many metres to the right."""
+        """The wall as seen from `sideways` metres to the right."""
         height, width = self.camera.height, self.camera.width
         squares = (height // self.square, width // self.square, 3)
         image = np.random.default_rng(3).integers(30, 220, squares, dtype=np.uint8)
@@ -28,21 +28,21 @@ class Wall:
         return View(image, self.camera, pose, np.full((height, width), 2.0, np.float32), stamp_ns=stamp)
 
     def views(self) -> list[View]:
-        """From two places."""
+        """Views from two positions."""
         return [self.view(1), self.view(2, 0.2)]
 
     def world(self, pipeline) -> WorldModel:
-        """One that has seen both views."""
+        """A world model with both views."""
         world = WorldModel(pipeline)
         for view in self.views():
             world.observe(view)
         return world
 
 
-WALL = Wall(Camera.from_fov(64, 48, np.radians(70)), 8)  # of the small model's sizes at toy size
-ODD_WALL = Wall(Camera.from_fov(60, 45, np.radians(70)), 5)  # of a size that has to be fitted to a model's
+WALL = Wall(Camera.from_fov(64, 48, np.radians(70)), 8)  # a size of the toy-size small model
+ODD_WALL = Wall(Camera.from_fov(60, 45, np.radians(70)), 5)  # a size that the models must resize
 
 
 def away(count: int, angle: float = 2.0) -> np.ndarray:
-    """A path that turns away from what was seen."""
+    """A path that turns away from the wall."""
     return trajectory("turn", np.eye(4), count, angle=angle)

@@ -1,4 +1,4 @@
-"""A panorama imagined at another place, without distances, and by the command."""
+"""Imagining panoramas: at another place, with estimated distances, and by the command."""
 
 import json
 
@@ -18,10 +18,10 @@ from worldstereo_ros.panorama.perspective_views import panorama_views, pose_from
 from worldstereo_ros.pipelines.geometric.pipeline import GeometricPipeline
 from worldstereo_ros.world import EmptyMemoryError, WorldModel
 
-# --- imagined somewhere else ---
+# --- at another place ---
 
 
-def test_orders_of_a_ring():
+def test_ring_order_visits_every_view_once():
     for order in ORDERS:
         for count in (3, 8, 11, 12):
             assert sorted(ring_order(count, order)) == list(range(count))
@@ -33,18 +33,18 @@ def test_orders_of_a_ring():
 
 
 @pytest.fixture(scope="module")
-def seeded(box):
+def world(box):
     world = WorldModel(GeometricPipeline())
     assert observe_panorama(world, *box) > 1000
     return world
 
 
-def test_a_panorama_is_imagined_at_another_place(seeded):
-    points, views = len(seeded.cloud), len(seeded.bank)
+def test_imagine_panorama_at_another_place(world):
+    points, views = len(world.cloud), len(world.bank)
     place = np.eye(4)
     place[:3, 3] = 0.5, 0.0, 0.4
-    found = imagine_panorama(seeded, place, height=64)
-    assert (len(seeded.cloud), len(seeded.bank)) == (points, views)  # nothing is remembered unless asked for
+    found = imagine_panorama(world, place, height=64)
+    assert (len(world.cloud), len(world.bank)) == (points, views)  # not remembered by default
     directions = sphere_directions(64)
     with np.errstate(divide="ignore"):
         reach = np.where(directions > 0, np.array([2.5, 1.5, 1.6]), np.array([3.5, 1.5, 2.4])) / np.abs(directions)
@@ -63,22 +63,22 @@ def test_a_panorama_is_imagined_at_another_place(seeded):
         )
 
 
-def test_a_place_that_is_none_is_refused(seeded):
+def test_imagine_panorama_rejects_invalid_arguments(world):
     with pytest.raises(ValueError, match="The panorama's place"):
-        imagine_panorama(seeded, np.full((4, 4), np.nan))
+        imagine_panorama(world, np.full((4, 4), np.nan))
     with pytest.raises(ValueError, match="at least 8 rows"):
-        imagine_panorama(seeded, np.eye(4), height=2)
+        imagine_panorama(world, np.eye(4), height=2)
     with pytest.raises(ValueError, match="is not known"):
-        imagine_panorama(seeded, np.eye(4), height=64, order="zigzag")
+        imagine_panorama(world, np.eye(4), height=64, order="zigzag")
     with pytest.raises(EmptyMemoryError):
         imagine_panorama(WorldModel(GeometricPipeline()), np.eye(4), height=64)
 
 
-# --- without distances ---
+# --- estimated distances ---
 
 
-class _Guess:
-    """The depth of the box, in a scale and with a shift of inverse depth that are others in every view."""
+class _PerturbedDepth:
+    """The depth of the box, with a random scale and shift of inverse depth in every view."""
 
     def __init__(self, views: list[View], spread: float) -> None:
         self.views, self.spread = views, spread
@@ -91,35 +91,35 @@ class _Guess:
             return np.where(true > 0, scale / (1 / true + shift * self.spread), 0).astype(np.float32)
 
 
-def test_guessed_depths_agree_all_round(box, box_views):
+def test_panorama_distance_aligns_the_views(box, box_views):
     image, distance = box
 
     def spread(align: bool) -> float:
-        found = panorama_distance(image, _Guess(box_views, 0.5), camera=ROUND, align=align)
+        found = panorama_distance(image, _PerturbedDepth(box_views, 0.5), camera=ROUND, align=align)
         assert (found > 0).all()
         return float(np.log(found / distance).std())
 
     assert spread(True) < 0.05
     assert spread(True) < 0.3 * spread(False)
 
-    class Sky(_Guess):
-        def __call__(self, picture: np.ndarray, camera: Camera) -> np.ndarray:
-            depth = super().__call__(picture, camera)
-            pose = next(view.world_from_camera for view in self.views if np.array_equal(view.image, picture))
+    class Sky(_PerturbedDepth):
+        def __call__(self, image: np.ndarray, camera: Camera) -> np.ndarray:
+            depth = super().__call__(image, camera)
+            pose = next(view.world_from_camera for view in self.views if np.array_equal(view.image, image))
             return np.where((camera.rays() @ pose[:3, :3].T)[..., 1] < -0.8, np.float32(0), depth)
 
     open_above = panorama_distance(image, Sky(box_views, 0.2), camera=ROUND)
-    assert (open_above[:24] == 0).all()  # nothing is made up there
+    assert (open_above[:24] == 0).all()  # no distances are invented
     assert (open_above[64:] > 0).all()
 
 
-def test_a_panorama_without_distances_takes_the_scale_of_what_is_known(box, box_views, seeded):
+def test_estimated_distances_take_the_scale_of_memory(box, box_views):
     image, distance = box
 
     class Doubled:
-        def __call__(self, picture: np.ndarray, camera: Camera) -> np.ndarray:
-            cut = panorama_views(image, 2 * distance, camera=camera, panorama_from_camera=all_round(camera))
-            return next(view.depth for view in cut if np.array_equal(view.image, picture))
+        def __call__(self, image: np.ndarray, camera: Camera) -> np.ndarray:
+            views = panorama_views(box[0], 2 * distance, camera=camera, panorama_from_camera=all_round(camera))
+            return next(view.depth for view in views if np.array_equal(view.image, image))
 
     world = WorldModel(GeometricPipeline(), depth_estimator=Doubled())
     observe_panorama(world, *box)
@@ -128,16 +128,16 @@ def test_a_panorama_without_distances_takes_the_scale_of_what_is_known(box, box_
     outside = (np.abs(world.cloud.points) > np.array([3.3, 1.8, 2.3])).any(axis=1)
     assert outside.mean() < 0.02
     assert len(world.cloud) < 1.7 * before
-    nothing = WorldModel(GeometricPipeline())
+    empty = WorldModel(GeometricPipeline())
     with pytest.raises(ValueError, match="no distances and no depth estimator"):
-        observe_panorama(nothing, image)
-    assert len(nothing.cloud) == len(nothing.bank) == 0
+        observe_panorama(empty, image)
+    assert len(empty.cloud) == len(empty.bank) == 0
 
 
 # --- the command ---
 
 
-def test_the_command_leaves_a_panorama_its_mask_and_figures(box, tmp_path):
+def test_panorama_command_writes_panorama_mask_and_figures(box, tmp_path):
     write_image(tmp_path / "given.png", box[0])
     np.save(tmp_path / "distance.npy", box[1])
     arguments = ["--distance", str(tmp_path / "distance.npy"), "--model", "geometric", "--height", "64"]
@@ -154,7 +154,7 @@ def test_the_command_leaves_a_panorama_its_mask_and_figures(box, tmp_path):
     assert read_distance(out / "distance.png").shape == (64, 128)
 
 
-def test_what_the_command_cannot_use_is_one_sentence(box, tmp_path):
+def test_panorama_command_rejects_invalid_input_with_one_line(box, tmp_path):
     write_image(tmp_path / "given.png", box[0])
     write_image(tmp_path / "plain.png", box[0][:, :90])
     np.save(tmp_path / "cube.npy", np.zeros((4, 8, 2)))

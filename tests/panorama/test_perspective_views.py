@@ -29,7 +29,7 @@ def _expected(view, panorama_from_camera: np.ndarray) -> np.ndarray:
     return (rays / np.linalg.norm(rays, axis=-1, keepdims=True) + 1) * 127
 
 
-def test_the_layout_is_that_of_the_published_banks(shared_golden):
+def test_bank_poses_equal_the_published_banks(shared_golden):
     golden = load_file(shared_golden / "geometry.safetensors")
     ours = PUBLISHED_WORLD_FROM_PANORAMA @ bank_poses()
     np.testing.assert_allclose(ours, invert_pose(golden["ret.bank_w2c"].astype(np.float64)), atol=1e-6)
@@ -38,24 +38,24 @@ def test_the_layout_is_that_of_the_published_banks(shared_golden):
     np.testing.assert_allclose(golden["ret.bank_K"], np.repeat(K[None], 27, axis=0), atol=1e-4)
 
 
-def test_turning_and_tilting():
+def test_pose_from_angles_turns_right_and_up():
     np.testing.assert_allclose(pose_from_angles(np.pi / 2, 0)[:3, 2], [1, 0, 0], atol=1e-12)  # to the right
     np.testing.assert_allclose(pose_from_angles(0, np.pi / 2)[:3, 2], [0, -1, 0], atol=1e-12)  # up
     axes = bank_poses()[:, :3, 2]
     assert len(np.unique(np.round(axes, 6), axis=0)) == 27
-    # Wherever one looks outside the caps around the poles, a view has it within its frame.
+    # The views cover all directions outside the caps around the poles.
     directions = sphere_directions(48)
-    caught = np.zeros(directions.shape[:2], dtype=bool)
+    covered = np.zeros(directions.shape[:2], dtype=bool)
     for pose in bank_poses():
         x, y, z = np.moveaxis(directions @ pose[:3, :3], -1, 0)
         with np.errstate(divide="ignore", invalid="ignore"):
-            caught |= (z > 0) & (np.abs(x / z) <= np.tan(np.pi / 3)) & (np.abs(y / z) <= 1)
+            covered |= (z > 0) & (np.abs(x / z) <= np.tan(np.pi / 3)) & (np.abs(y / z) <= 1)
     elevation = np.degrees(np.arcsin(-directions[..., 1]))
-    assert caught[np.abs(elevation) < 71].all()
-    assert not caught[np.abs(elevation) > 84].any()
+    assert covered[np.abs(elevation) < 71].all()
+    assert not covered[np.abs(elevation) > 84].any()
 
 
-def test_every_pixel_of_every_view_shows_its_direction():
+def test_pixels_show_their_direction():
     panorama = _as_colour(sphere_directions(HEIGHT))
     views = list(panorama_views(panorama, camera=bank_camera(208, 120)))
     assert len(views) == 27
@@ -66,8 +66,8 @@ def test_every_pixel_of_every_view_shows_its_direction():
 
 
 @pytest.mark.parametrize(("right", "up"), [(np.pi, 0.0), (np.pi - 0.3, 0.4), (0.7, np.pi / 2), (2.0, -np.pi / 2)])
-def test_the_seam_and_the_poles_are_closed(right, up):
-    """A camera that looks at the seam or at a pole sees no edge, however coarse the panorama."""
+def test_views_are_continuous_at_the_seam_and_the_poles(right, up):
+    """Views of the seam or of a pole have no edge, even for a coarse panorama."""
     height = 32
     panorama = _as_colour(sphere_directions(height))
     camera = Camera.from_fov(101, 101, np.radians(60))
@@ -77,7 +77,7 @@ def test_the_seam_and_the_poles_are_closed(right, up):
     assert error.max() < 2.5
 
 
-def test_fine_patterns_are_averaged_and_do_not_alias():
+def test_fine_patterns_do_not_alias():
     """Stripes of one pixel in a panorama eight times finer than the view are grey, not a pattern of their own."""
     height = 1024
     stripes = np.zeros((height, 2 * height, 3), np.uint8)
@@ -88,8 +88,8 @@ def test_fine_patterns_are_averaged_and_do_not_alias():
     assert view.image.astype(float).std() < 12
 
 
-def test_distances_become_depth_along_the_axis():
-    """Inside a box, the distance along the ray gives back the planes of its walls."""
+def test_distances_become_depth_along_the_optical_axis():
+    """Inside a box, depth reproduces the planes of its walls."""
     directions = sphere_directions(HEIGHT)
     half = np.array([3.0, 1.5, 2.0])
     with np.errstate(divide="ignore"):
@@ -108,7 +108,7 @@ def test_distances_become_depth_along_the_axis():
         assert np.isfinite(view.depth).all()
 
 
-def test_views_stand_where_the_panorama_was_taken():
+def test_views_have_the_position_of_the_panorama():
     origin = pose_from_quaternion((1, 2, 3), (0, 0, np.sin(0.3), np.cos(0.3)))
     panorama = _as_colour(sphere_directions(16))
     views = list(panorama_views(panorama, world_from_camera=origin, camera=bank_camera(26, 15), stamp_ns=7))
@@ -120,7 +120,7 @@ def test_views_stand_where_the_panorama_was_taken():
 
 
 @pytest.mark.parametrize(
-    ("image", "sentence"),
+    ("image", "message"),
     [
         (np.zeros((100, 150, 3), np.uint8), "is 150x100; .* twice as wide as high"),
         (np.zeros((100, 200), np.uint8), "uint8 .* was expected"),
@@ -129,14 +129,14 @@ def test_views_stand_where_the_panorama_was_taken():
         (np.zeros((1, 2, 3), np.uint8), "2x1"),
     ],
 )
-def test_what_is_no_full_sphere_is_refused_at_once(image, sentence):
-    with pytest.raises(ImageError, match=sentence):
+def test_panorama_views_rejects_partial_panoramas_immediately(image, message):
+    with pytest.raises(ImageError, match=message):
         panorama_views(image)
     with pytest.raises(ImageError, match="distances have shape"):
         panorama_views(np.zeros((100, 200, 3), np.uint8), np.zeros((100, 100)))
 
 
-def test_a_real_panorama(shared_data):
+def test_overlapping_views_of_a_real_panorama_agree(shared_data):
     """Overlapping views of a real panorama agree where they see the same directions."""
     panorama = read_image(shared_data / "panorama_braunschweig" / "panorama.jpg")
     views = list(panorama_views(panorama, panorama_from_camera=bank_poses()[[0, 3, 7]]))

@@ -1,4 +1,4 @@
-"""Views become a panorama again: whole, even in exposure, closed, and honest about what is not known."""
+"""Stitching views to a panorama: coverage, exposure, closure and provenance."""
 
 from dataclasses import replace
 
@@ -20,18 +20,18 @@ from worldstereo_ros.panorama.stitching import (
 
 
 @pytest.mark.parametrize("camera", [ROUND, Camera.from_fov(80, 45, np.radians(70)), Camera.from_fov(60, 60, 1.0)])
-def test_rings_show_the_whole_sphere(camera):
+def test_rings_cover_the_sphere(camera):
     directions = panorama_directions(48)
     white = np.zeros((camera.height, camera.width, 3), np.uint8)
-    shown = np.zeros(directions.shape[:2], int)
+    count = np.zeros(directions.shape[:2], int)
     for pose in all_round(camera):
-        shown += project_directions(View(white, camera, pose), np.eye(4), directions)[2]
-    assert shown.min() >= 1
-    assert np.median(shown) >= 2
+        count += project_directions(View(white, camera, pose), np.eye(4), directions)[2]
+    assert count.min() >= 1
+    assert np.median(count) >= 2
     assert [len(ring) for ring in rings(camera)[-2:]] == [1, 1]
 
 
-def test_views_go_back_to_the_panorama_they_were_cut_from(box, box_views):
+def test_stitching_reproduces_the_panorama_of_the_views(box, box_views):
     image, distance = box
     panorama = panorama_from_views(box_views[::-1], 128, world_from_camera=np.eye(4))
     assert panorama.covered.all()
@@ -44,20 +44,20 @@ def test_views_go_back_to_the_panorama_they_were_cut_from(box, box_views):
     assert np.quantile(off, 0.95) < 0.05
 
 
-def test_a_panorama_can_stand_otherwise_than_its_views(box, box_views):
+def test_panorama_may_have_another_rotation_than_its_views(box, box_views):
     image, _ = box
     turned = panorama_from_views(box_views, 128, world_from_camera=pose_from_angles(np.pi / 2, 0))
-    expected = np.roll(image, -64, axis=1)  # what was to the right is in the middle now
+    expected = np.roll(image, -64, axis=1)  # the right side moves to the centre
     assert np.abs(turned.image.astype(int) - expected).mean() < 1.0
 
 
-def test_the_left_and_the_right_border_of_a_stitched_panorama_join(box_views):
-    picture = panorama_from_views(box_views, 128).image.astype(int)
-    steps = np.abs(np.diff(picture, axis=1)).mean(axis=(0, 2))
-    assert np.abs(picture[:, 0] - picture[:, -1]).mean() <= steps.max()
+def test_left_and_right_border_are_continuous(box_views):
+    image = panorama_from_views(box_views, 128).image.astype(int)
+    steps = np.abs(np.diff(image, axis=1)).mean(axis=(0, 2))
+    assert np.abs(image[:, 0] - image[:, -1]).mean() <= steps.max()
 
 
-def test_exposures_that_differ_from_view_to_view_leave_no_steps(box, box_views):
+def test_exposure_differences_between_views_leave_no_steps(box, box_views):
     random = np.random.default_rng(0)
     gains = np.exp(random.uniform(-0.25, 0.25, (len(box_views), 1, 1, 1)))
     uneven = [
@@ -72,7 +72,7 @@ def test_exposures_that_differ_from_view_to_view_leave_no_steps(box, box_views):
     assert unevenness(True) < 0.4 * unevenness(False)
 
 
-def test_what_a_sensor_saw_goes_before_what_was_imagined():
+def test_observed_pixels_take_precedence_over_imagined_ones():
     camera = Camera.from_fov(48, 36, np.radians(75))
 
     def plain(value: int, observed: bool) -> View:
@@ -88,18 +88,18 @@ def test_what_a_sensor_saw_goes_before_what_was_imagined():
     assert (imagined.image[imagined.covered] == 200).all()
 
 
-def test_views_that_do_not_cover_the_sphere_say_so_and_the_rest_is_smooth(box_views):
+def test_uncovered_directions_are_marked_and_filled_smoothly(box_views):
     panorama = panorama_from_views(box_views[:1], 64)
     assert 0.03 < panorama.covered.mean() < 0.2
     assert not panorama.observed[~panorama.covered].any()
     assert (panorama.distance[~panorama.covered] == 0).all()
     assert panorama.image[~panorama.covered].min() > 20  # filled, not black
-    picture = panorama.image.astype(int)
-    assert np.abs(np.diff(picture[:, [-1, 0]], axis=1)).max() < 12
-    assert np.ptp(picture[0], axis=0).max() < 12  # a pole is one place
+    image = panorama.image.astype(int)
+    assert np.abs(np.diff(image[:, [-1, 0]], axis=1)).max() < 12
+    assert np.ptp(image[0], axis=0).max() < 12  # a pole is one place
 
 
-def test_views_that_make_no_panorama_are_refused(box_views):
+def test_stitching_rejects_invalid_views(box_views):
     with pytest.raises(ValueError, match="at least one"):
         panorama_from_views([])
     for height in (4, 0, -8, 64.5):
@@ -115,12 +115,12 @@ def test_views_that_make_no_panorama_are_refused(box_views):
         panorama_from_views(box_views[:1], 64, world_from_camera=np.full((4, 4), np.nan))
 
 
-def test_the_seam_of_a_turn_is_measured(box_views):
+def test_closure_measures_the_seam_of_a_turn(box_views):
     ring = box_views[: len(rings(ROUND)[0])]
     closed = closure(ring)
     assert 0.3 < closed.ratio < 2
     assert closed.inner < 3
-    # Colours that drift all the way round differ a little at every joint, and much where the ends meet.
+    # Colours that drift along the turn differ little at inner joints and much at the seam.
     drifting = [
         replace(view, image=np.clip(view.image * (1 + 0.03 * index), 0, 255).astype(np.uint8))
         for index, view in enumerate(ring)
@@ -129,5 +129,5 @@ def test_the_seam_of_a_turn_is_measured(box_views):
     rolled = [*drifting[3:], *drifting[:3]]
     assert closure(rolled, seam=len(ring) - 4).ratio == pytest.approx(closure(drifting).ratio)
     assert closure(ring[:2]) is None
-    assert closure([ring[0], ring[6], ring[3]]) is None  # no overlap, nothing to say
+    assert closure([ring[0], ring[6], ring[3]]) is None  # no overlap
     assert view_difference(ring[0], ring[6]) is None

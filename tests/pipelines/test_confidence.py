@@ -1,4 +1,4 @@
-"""How sure imagined views say they are: what must always hold, whatever the fitted numbers are."""
+"""Per-pixel confidence: properties that hold for any fitted weights, and its way through memory and files."""
 
 import json
 from dataclasses import replace
@@ -37,21 +37,23 @@ from worldstereo_ros.world import WorldModel
 PIPELINES = ("geometric", "small")
 
 
-def a_view(width: int, height: int, seen: np.ndarray, *, depth: float | None = 3.0, seeds: int = 1):
-    """(frame, conditioning) of one plain grey view; `seen` (height, width) says where a sensor saw it."""
+def grey_view(width: int, height: int, observed: np.ndarray, *, depth: float | None = 3.0, references: int = 1):
+    """(frame, conditioning) of a uniform grey view; `observed` is (height, width) bool."""
     camera = Camera.from_fov(width, height, 1.2)
     grey = np.full((height, width, 3), 120, np.uint8)
     plane = np.full((height, width), depth or 0, np.float32)
     pose = np.eye(4)
     renders = Rendering(
-        colour=torch.from_numpy(np.where(seen[..., None], grey, np.uint8(128)))[None],
-        depth=torch.from_numpy(np.where(seen, plane, np.float32(0)))[None],
-        covered=torch.from_numpy(seen)[None],
-        observed=torch.from_numpy(seen)[None],
+        colour=torch.from_numpy(np.where(observed[..., None], grey, np.uint8(128)))[None],
+        depth=torch.from_numpy(np.where(observed, plane, np.float32(0)))[None],
+        covered=torch.from_numpy(observed)[None],
+        observed=torch.from_numpy(observed)[None],
     )
-    views = [View(grey, camera, pose, plane) for _ in range(max(1, seeds))]
-    conditioning = Conditioning(views[0], renders, camera, pose[None], views[:seeds], np.array([0 if seeds else -1]))
-    frame = PipelineFrame(grey, None if depth is None else plane, seen)
+    views = [View(grey, camera, pose, plane) for _ in range(max(1, references))]
+    conditioning = Conditioning(
+        views[0], renders, camera, pose[None], views[:references], np.array([0 if references else -1])
+    )
+    frame = PipelineFrame(grey, None if depth is None else plane, observed)
     return frame, conditioning
 
 
@@ -59,25 +61,25 @@ def a_view(width: int, height: int, seen: np.ndarray, *, depth: float | None = 3
 
 
 @pytest.mark.parametrize("name", PIPELINES)
-def test_farther_from_the_evidence_is_never_surer(name):
-    seen = np.zeros((120, 160), bool)
-    seen[:, :40] = True
-    frame, conditioning = a_view(160, 120, seen)
-    if name == "small":  # it is told of planes, which are the less likely to go on
-        away = np.clip((np.arange(160, dtype=np.float32) - 40) / 120, 0, 1)
-        frame = replace(frame, plane_absence=np.tile(1 - np.exp(-away), (120, 1)))
+def test_confidence_does_not_increase_with_distance_from_the_evidence(name):
+    observed = np.zeros((120, 160), bool)
+    observed[:, :40] = True
+    frame, conditioning = grey_view(160, 120, observed)
+    if name == "small":  # it knows planes, which extend less and less
+        distance = np.clip((np.arange(160, dtype=np.float32) - 40) / 120, 0, 1)
+        frame = replace(frame, plane_absence=np.tile(1 - np.exp(-distance), (120, 1)))
     row = load_confidence(name)(frame, conditioning, 0)[60]
     assert (np.diff(row[42:]) <= 1e-6).all()
-    assert row[42] > row[-1] + 0.02  # an even grey is easily guessed
+    assert row[42] > row[-1] + 0.02  # a uniform grey is easy to predict
     assert 1 - row[-1] > 2 * (1 - row[42])
-    assert row[:36].min() >= row[44:].max() - 1e-6  # and what was observed is the surest
+    assert row[:36].min() >= row[44:].max() - 1e-6  # observed pixels have the highest confidence
 
 
 @pytest.mark.parametrize("name", PIPELINES)
-def test_a_guess_that_is_full_of_contrast_loses_more_with_the_distance(name):
-    seen = np.zeros((120, 160), bool)
-    seen[:, :40] = True
-    frame, conditioning = a_view(160, 120, seen)
+def test_confidence_decreases_with_distance_in_textured_images(name):
+    observed = np.zeros((120, 160), bool)
+    observed[:, :40] = True
+    frame, conditioning = grey_view(160, 120, observed)
     squares = np.random.default_rng(0).integers(60, 180, (15, 20, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
     confidence = load_confidence(name)(replace(frame, image=squares), conditioning, 0)
     assert confidence[:, 42].mean() > confidence[:, 120:].mean() + 0.1
@@ -86,19 +88,19 @@ def test_a_guess_that_is_full_of_contrast_loses_more_with_the_distance(name):
 @pytest.mark.parametrize("name", PIPELINES)
 @given(st.integers(0, 2**32 - 1))
 @settings(max_examples=30, deadline=None)
-def test_nothing_that_speaks_against_a_pixel_makes_it_surer(name, seed):
+def test_confidence_does_not_increase_with_any_feature(name, seed):
     random = np.random.default_rng(seed)
-    evidence = random.uniform(0, 1.5, len(FEATURES)).astype(np.float32)
-    worse = evidence + random.uniform(0, 1, len(FEATURES)).astype(np.float32) * (random.random(len(FEATURES)) < 0.3)
+    values = random.uniform(0, 1.5, len(FEATURES)).astype(np.float32)
+    worse = values + random.uniform(0, 1, len(FEATURES)).astype(np.float32) * (random.random(len(FEATURES)) < 0.3)
     model = load_confidence(name)
     for scale in (model.imagined, model.observed):
-        one, other = (np.interp(e @ scale.weights, scale.scores, scale.confidence) for e in (evidence, worse))
+        one, other = (np.interp(e @ scale.weights, scale.scores, scale.confidence) for e in (values, worse))
         assert other <= one + 1e-6
         assert 0 <= other <= 1
 
 
 @pytest.mark.parametrize("name", PIPELINES)
-def test_the_expected_error_goes_with_the_confidence(name):
+def test_expected_error_is_consistent_with_confidence(name):
     model = load_confidence(name)
     for scale, observed in ((model.imagined, False), (model.observed, True)):
         error = model.expected_error(scale.confidence, np.full(len(scale.confidence), observed))
@@ -109,13 +111,17 @@ def test_the_expected_error_goes_with_the_confidence(name):
 
 @pytest.mark.parametrize("size", [(8, 6), (53, 37), (640, 480), (90, 300)])
 @pytest.mark.parametrize("case", ["all", "none", "half", "no depth", "no reference"])
-def test_every_size_and_case_gives_finite_numbers(size, case):
+def test_features_and_confidence_are_finite_for_all_sizes_and_cases(size, case):
     width, height = size
-    seen = np.full((height, width), case == "all")
+    observed = np.full((height, width), case == "all")
     if case == "half":
-        seen[height // 2 :] = True
-    arguments = a_view(
-        width, height, seen, depth=None if case == "no depth" else 3.0, seeds=0 if case == "no reference" else 2
+        observed[height // 2 :] = True
+    arguments = grey_view(
+        width,
+        height,
+        observed,
+        depth=None if case == "no depth" else 3.0,
+        references=0 if case == "no reference" else 2,
     )
     found = features(*arguments, 0)
     assert max(found.shape[:2]) == min(MAX_SIZE_PX, max(size))
@@ -129,10 +135,10 @@ def test_every_size_and_case_gives_finite_numbers(size, case):
     assert 0 <= confidence.min() <= confidence.max() <= 1
 
 
-def test_a_picture_unlike_what_memory_paints_is_less_sure():
-    seen = np.zeros((120, 160), bool)
-    seen[:, :40] = True
-    frame, conditioning = a_view(160, 120, seen)
+def test_confidence_is_lower_where_the_image_differs_from_memory():
+    observed = np.zeros((120, 160), bool)
+    observed[:, :40] = True
+    frame, conditioning = grey_view(160, 120, observed)
     other = frame.image.copy()
     other[:, 100:] = 250
     same = load_confidence("small")(replace(frame, memory_image=frame.image), conditioning, 0)
@@ -141,7 +147,7 @@ def test_a_picture_unlike_what_memory_paints_is_less_sure():
     np.testing.assert_allclose(differs[:, :90], same[:, :90], atol=1e-6)
 
 
-def test_functions_that_run_the_wrong_way_are_refused():
+def test_scale_rejects_functions_that_are_not_monotone():
     good = load_confidence("geometric").imagined
     assert Scale.from_dict(json.loads(json.dumps(good.to_dict()))).confidence.shape == good.confidence.shape
     for name, value in (
@@ -157,19 +163,19 @@ def test_functions_that_run_the_wrong_way_are_refused():
     assert isinstance(ConfidenceModel(good, good), ConfidenceModel)
 
 
-def test_a_weight_of_an_unknown_feature_is_rejected():
+def test_scale_rejects_weights_of_unknown_features():
     raw = load_confidence("small").imagined.to_dict()
     raw["weights"]["no such feature"] = 0.1
     with pytest.raises(ValueError, match="unknown features: no such feature"):
         Scale.from_dict(raw)
 
 
-# --- through the loop ------------------------------------------------------------------------------------------------
+# --- world model ---------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def wall() -> tuple[WorldModel, list[ImaginedView]]:
-    """A robot that saw a wall three metres ahead, and the views of a way that leads it past the wall's end."""
+    """A world model that observed a wall three metres ahead, and views of a path beyond the end of the wall."""
     random = np.random.default_rng(0)
     camera = Camera.from_fov(160, 120, 1.2)
     texture = cv2.resize(random.integers(0, 255, (12, 16, 3), dtype=np.uint8), (160, 120))
@@ -179,7 +185,7 @@ def wall() -> tuple[WorldModel, list[ImaginedView]]:
     return world, list(world.imagine(path, camera, remember=True))
 
 
-def test_every_imagined_view_says_how_sure_it_is(wall):
+def test_imagined_views_have_confidence(wall):
     for view in wall[1]:
         assert view.confidence is not None
         assert view.confidence.shape == view.image.shape[:2]
@@ -189,9 +195,9 @@ def test_every_imagined_view_says_how_sure_it_is(wall):
     assert last.confidence[last.observed].mean() > last.confidence[~last.observed].mean() + 0.1
 
 
-def test_a_pipeline_that_knows_better_is_believed():
-    class Sure:
-        name, clip_length = "sure", 1
+def test_confidence_of_the_pipeline_takes_precedence():
+    class WithConfidence:
+        name, clip_length = "with confidence", 1
 
         def __call__(self, conditioning, **_):
             shape = conditioning.camera.height, conditioning.camera.width
@@ -199,13 +205,13 @@ def test_a_pipeline_that_knows_better_is_believed():
             yield PipelineFrame(image, None, np.zeros(shape, bool), confidence=np.full(shape, 0.25, np.float32))
 
     camera = Camera.from_fov(64, 48, 1.2)
-    world = WorldModel(Sure())
+    world = WorldModel(WithConfidence())
     world.observe(View(np.zeros((48, 64, 3), np.uint8), camera, np.eye(4), np.ones((48, 64), np.float32)))
     (view,) = world.imagine(np.eye(4)[None], camera)
     assert (view.confidence == 0.25).all()
 
 
-def test_imagined_points_remember_it_and_a_map_brings_it_back(wall, tmp_path):
+def test_imagined_points_keep_confidence_in_memory_and_maps(wall, tmp_path):
     cloud = wall[0].cloud
     assert (~cloud.observed).sum() > 100
     assert (cloud.confidence[cloud.observed] == 1).all()
@@ -246,16 +252,16 @@ def test_voxels_average_confidence_and_observing_sets_it_to_one():
     np.testing.assert_allclose(cloud.confidence, [0.4], atol=1e-4)
     cloud.insert_points(point, colour, False, weight=2.0, confidence=0.8)
     np.testing.assert_allclose(cloud.confidence, [0.6], atol=1e-4)
-    for _ in range(300):  # a mean that is kept in whole numbers must not stop on the way
+    for _ in range(300):  # the mean of integers must converge
         cloud.insert_points(point, colour, False, confidence=0.9)
     np.testing.assert_allclose(cloud.confidence, [0.9], atol=2e-3)
     cloud.insert_points(point, colour, True)
     assert cloud.confidence.tolist() == [1.0]
-    cloud.insert_points(point, colour, False, confidence=0.1)  # does not touch what was observed
+    cloud.insert_points(point, colour, False, confidence=0.1)  # observed points stay unchanged
     assert cloud.confidence.tolist() == [1.0]
 
 
-def test_points_that_move_up_keep_theirs():
+def test_pruning_keeps_the_confidence_of_other_points():
     cloud = CloudMemory(voxel_size=0.1, max_radius=5.0)
     points = np.array([[100.0, 0, 0], [1, 0, 0], [2, 0, 0]])
     cloud.insert_points(points, np.zeros((3, 3), np.uint8), False, confidence=np.array([0.1, 0.2, 0.3]))
@@ -277,22 +283,22 @@ def test_a_confidence_out_of_range_is_rejected(wrong):
 # --- files and messages ----------------------------------------------------------------------------------------------
 
 
-def test_written_views_bring_it_back(wall, tmp_path):
+def test_written_views_keep_confidence(wall, tmp_path):
     write_sequence(tmp_path / "imagined", wall[1])
     view = wall[1][-1]
-    picture = cv2.imread(str(tmp_path / "imagined" / "confidence" / "000003.png"), cv2.IMREAD_UNCHANGED)
-    np.testing.assert_allclose(picture / 255, view.confidence, atol=1 / 255)
+    image = cv2.imread(str(tmp_path / "imagined" / "confidence" / "000003.png"), cv2.IMREAD_UNCHANGED)
+    np.testing.assert_allclose(image / 255, view.confidence, atol=1 / 255)
     back = load_viewable(tmp_path / "imagined").imagined[-1]
     np.testing.assert_allclose(back.confidence, view.confidence, atol=1 / 255)
 
 
-def test_resizing_keeps_it(wall):
+def test_resizing_keeps_confidence(wall):
     view = wall[1][0].resized(80, 60)
     assert view.confidence.shape == (60, 80)
     assert set(np.unique(view.confidence)) <= set(np.unique(wall[1][0].confidence))
 
 
-def test_messages_carry_it(wall):
+def test_messages_contain_confidence(wall):
     pytest.importorskip("worldstereo_ros.msg", reason="the ROS interfaces are not built")
     from std_msgs.msg import Header
 
@@ -303,12 +309,12 @@ def test_messages_carry_it(wall):
     message = view_message(view, Header(frame_id="camera"), "map")
     assert (message.confidence.encoding, message.confidence.header.frame_id) == ("mono8", "camera")
     np.testing.assert_allclose(view_from_message(message).confidence, view.confidence, atol=0.51 / 255)
-    silent = view_message(replace(view, confidence=None), Header(), "map")
-    assert len(silent.confidence.data) == 0
-    assert view_from_message(silent).confidence is None
+    without = view_message(replace(view, confidence=None), Header(), "map")
+    assert len(without.confidence.data) == 0
+    assert view_from_message(without).confidence is None
 
 
-def test_clouds_carry_it():
+def test_point_clouds_contain_confidence():
     clouds = pytest.importorskip("worldstereo_ros.ros.conversions.clouds", reason="ROS is not installed")
     from std_msgs.msg import Header
 

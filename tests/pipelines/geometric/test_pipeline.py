@@ -63,20 +63,20 @@ def imagine(world: WorldModel, pose: np.ndarray):
 # --- the pipeline ----------------------------------------------------------------------------------------------------
 
 
-def test_the_seed_comes_back_as_it_was():
-    seed = two_planes(0.0)
-    view = imagine(world_of(seed), seed.world_from_camera)
-    same = np.abs(view.image.astype(int) - seed.image).max(axis=2) <= 1
-    assert (~same).sum() <= 4  # the corners of the board: memory refuses points that hang between two surfaces
-    interior = seed.depth == FAR
+def test_view_from_the_observed_pose_equals_the_observation():
+    start = two_planes(0.0)
+    view = imagine(world_of(start), start.world_from_camera)
+    same = np.abs(view.image.astype(int) - start.image).max(axis=2) <= 1
+    assert (~same).sum() <= 4  # corners of the board: memory skips flying pixels
+    interior = start.depth == FAR
     np.testing.assert_allclose(view.depth[interior & view.covered], FAR, rtol=0.02)
     assert view.observed_mask.mean() > 0.9
 
 
-def test_what_the_board_hid_is_never_called_observed_and_is_filled_from_the_wall():
-    seed, truth = two_planes(0.0), two_planes(0.3)
-    view = imagine(world_of(seed), truth.world_from_camera)
-    # The wall point of each pixel of the truth, seen from the seed: hidden where the board stands before it.
+def test_hidden_pixels_are_not_observed_and_filled_from_the_background():
+    start, truth = two_planes(0.0), two_planes(0.3)
+    view = imagine(world_of(start), truth.world_from_camera)
+    # The wall point of each pixel of the truth, seen from the first view: hidden where the board stands before it.
     rays = CAMERA.rays()
     wx, wy = rays[..., 0] * FAR + 0.3, rays[..., 1] * FAR
     shadow = (truth.depth == FAR) & (np.abs(wx * NEAR / FAR) < 0.28) & (np.abs(wy * NEAR / FAR) < 0.23)
@@ -93,29 +93,29 @@ def test_what_the_board_hid_is_never_called_observed_and_is_filled_from_the_wall
     assert (np.abs(view.depth - truth.depth) < 0.15)[certain].mean() > 0.99
 
 
-def test_every_view_is_whole():
+def test_views_have_no_holes():
     view = imagine(world_of(two_planes(0.0)), pose_at(0.0, 0.0, -1.0))
     assert (view.depth > 0).all()
     assert view.image.shape == (72, 96, 3)
     assert not view.observed_mask[0, 0]
 
 
-def test_exposure_of_the_nearest_reference_is_kept_and_seams_vanish():
+def test_exposure_is_aligned_and_the_nearest_reference_keeps_its_own():
     dark, bright = two_planes(-0.4, gain=0.6), two_planes(0.4, gain=1.2)
     truth = two_planes(0.0, gain=0.85)
     aligned = imagine(world_of(dark, bright), pose_at(0.0))
     plain = imagine(world_of(dark, bright, align=False), pose_at(0.0))
 
-    def spread(view):  # of the brightness relative to the truth, over the picture
+    def spread(view):  # of the brightness relative to the truth, over the image
         return float(np.std(view.image.astype(float).mean(axis=2) / truth.image.mean(axis=2)))
 
     assert spread(aligned) < 0.7 * spread(plain)
     back = imagine(world_of(dark, bright), bright.world_from_camera)
-    # One of two references gives most of its own picture, so its exposure is nearly untouched.
+    # One of two references contributes most of its own image, so its exposure is nearly unchanged.
     assert abs(back.image.mean() - bright.image.mean()) < 0.15 * abs(bright.image.mean() - dark.image.mean()) + 2
 
 
-def test_it_is_deterministic_and_does_not_depend_on_threads():
+def test_views_do_not_depend_on_threads():
     views = two_planes(-0.2), two_planes(0.3)
     one = imagine(world_of(*views, threads=1), pose_at(0.1))
     three = imagine(world_of(*views, threads=3), pose_at(0.1))
@@ -123,7 +123,7 @@ def test_it_is_deterministic_and_does_not_depend_on_threads():
     np.testing.assert_array_equal(one.observed_mask, three.observed_mask)
 
 
-def test_nothing_in_memory_gives_a_plain_picture():
+def test_empty_memory_gives_a_uniform_image():
     empty = Rendering(
         torch.full((1, 72, 96, 3), 128, dtype=torch.uint8),
         torch.zeros(1, 72, 96),
@@ -137,7 +137,7 @@ def test_nothing_in_memory_gives_a_plain_picture():
     assert frame.image.std() < 1
 
 
-def test_it_can_be_cancelled():
+def test_pipeline_can_be_cancelled():
     world = world_of(two_planes(0.0))
 
     def stop(stage, step, steps):
@@ -151,7 +151,7 @@ def test_it_can_be_cancelled():
 # --- references ------------------------------------------------------------------------------------------------------
 
 
-def test_references_are_chosen_by_what_they_show():
+def test_select_references_prefers_views_that_show_the_scene():
     here, beside = two_planes(0.0), two_planes(0.2)
     away = pose_at(0.0)
     away[:3, :3] = np.diag([-1.0, 1.0, -1.0])  # looks the other way
@@ -167,34 +167,34 @@ def test_references_are_chosen_by_what_they_show():
 # --- provenance ------------------------------------------------------------------------------------------------------
 
 
-def label_provenance(target: View, witnesses: list[View], error: float = 0.0) -> np.ndarray:
-    asked = [SupportingView(view, (view.depth > 0).astype(np.uint8), error) for view in witnesses]
-    seen = np.ones(target.depth.shape, bool)
-    return observed_pixels(target.depth, seen, CAMERA, target.world_from_camera, asked)
+def label_provenance(target: View, views: list[View], error: float = 0.0) -> np.ndarray:
+    supporting_views = [SupportingView(view, (view.depth > 0).astype(np.uint8), error) for view in views]
+    observed = np.ones(target.depth.shape, bool)
+    return observed_pixels(target.depth, observed, CAMERA, target.world_from_camera, supporting_views)
 
 
-def test_a_hole_of_the_sensor_is_no_witness():
+def test_pixels_without_measured_depth_do_not_support():
     target, supporting_view = two_planes(0.0), two_planes(0.0)
     assert label_provenance(target, [supporting_view])[5, 5]
     supporting_view.depth[3:8, 3:8] = 0
     assert not label_provenance(target, [supporting_view])[5, 5]
 
 
-def test_memory_is_believed_where_nobody_looks_and_not_where_it_is_imagined():
+def test_unseen_observed_points_are_observed_and_imagined_ones_are_not():
     target = two_planes(0.0)
     away = pose_at(100.0)
     far_off = View(target.image, CAMERA, away, target.depth)
     assert label_provenance(target, [far_off]).mean() > 0.9
-    asked = [SupportingView(target, (target.depth > 0).astype(np.uint8), 0.0)]
+    supporting_views = [SupportingView(target, (target.depth > 0).astype(np.uint8), 0.0)]
     imagined = np.zeros(target.depth.shape, bool)
-    assert not observed_pixels(target.depth, imagined, CAMERA, target.world_from_camera, asked).any()
+    assert not observed_pixels(target.depth, imagined, CAMERA, target.world_from_camera, supporting_views).any()
 
 
 def floor(turn: float = 0.0) -> View:
-    """A floor 1 m below a level camera that is turned downwards by `turn` more than it believes, radians."""
+    """A floor 1 m below a level camera whose true pitch is lower by `turn` radians than its pose says."""
     angle = np.arctan2(CAMERA.rays()[..., 1], 1.0) + turn
     distance = np.where(angle > 0.02, 1.0 / np.tan(np.maximum(angle, 0.02)), 0)
-    depth = distance * (np.cos(angle - turn) / np.cos(angle))  # along the believed optical axis
+    depth = distance * (np.cos(angle - turn) / np.cos(angle))  # along the optical axis of the pose
     image = np.full((72, 96, 3), 128, np.uint8)
     return View(image, CAMERA, np.eye(4), np.where((depth > 0) & (depth < 20), depth, 0).astype(np.float32))
 
@@ -205,19 +205,19 @@ def test_a_slanted_surface_needs_good_registration():
     assert well[62, 48]
     assert not badly[62, 48]  # seen at 18 degrees: 0.9 degrees of error move it beyond the tolerance
     assert badly[71, 48]  # at 24 degrees they do not
-    assert label_provenance(view, [view, view], np.radians(0.9))[62, 48]  # two witnesses that agree are enough
+    assert label_provenance(view, [view, view], np.radians(0.9))[62, 48]  # two views that agree are enough
 
 
-def test_space_behind_a_surface_is_not_looked_through():
-    # The witness sees a board from the front. From the side, the line of sight to the wall passes behind the board.
+def test_lines_of_sight_through_hidden_space_are_not_observed():
+    # The supporting view sees a board from the front. From the side, the line of sight to the wall passes behind it.
     supporting_view = two_planes(0.0)
     side = np.eye(4)
     side[:3, :3] = np.array([[0.0, 0, 1], [0, 1, 0], [-1, 0, 0]])  # looks along +x
     side[:3, 3] = (-0.9, 0.0, 2.0)
     depth = np.full((72, 96), 0, np.float32)
-    depth[30:42, 40:56] = 1.9  # points at x = 1.0, z about 2: memory claims to know something there
-    asked = [SupportingView(supporting_view, np.ones((72, 96), np.uint8), 0.0)]
-    assert not observed_pixels(depth, depth > 0, CAMERA, side, asked).any()
+    depth[30:42, 40:56] = 1.9  # points at x = 1.0, z about 2 that memory holds as observed
+    supporting_views = [SupportingView(supporting_view, np.ones((72, 96), np.uint8), 0.0)]
+    assert not observed_pixels(depth, depth > 0, CAMERA, side, supporting_views).any()
 
 
 # --- overlaps and exposure -------------------------------------------------------------------------------------------
@@ -242,7 +242,7 @@ def test_misalignment_is_measured_from_the_overlap():
     assert errors[2] == ASSUMED_ERROR_RAD
 
 
-def test_gains_bring_views_to_one_exposure():
+def test_align_exposure_brings_views_to_one_exposure():
     views = [two_planes(x, gain) for x, gain in ((0.0, 1.0), (0.1, 0.6), (0.2, 1.3))]
     pairs = {(i, j): measure_overlap(views[i], views[j]) for i in range(3) for j in range(3) if i != j}
     gains = align_exposure(3, pairs)
@@ -255,7 +255,7 @@ def test_gains_bring_views_to_one_exposure():
 # --- fills -----------------------------------------------------------------------------------------------------------
 
 
-def test_fill_keeps_what_is_known_and_stays_between_it():
+def test_push_pull_keeps_valid_values_and_interpolates():
     values = np.zeros((32, 48, 1), np.float32)
     weight = np.zeros((32, 48), np.float32)
     values[:, :8], weight[:, :8] = 10, 1
@@ -268,7 +268,7 @@ def test_fill_keeps_what_is_known_and_stays_between_it():
     assert out[16, 10] < 12 < 18 < out[16, 38]
 
 
-def test_depth_is_filled_from_the_background():
+def test_fill_depth_prefers_the_background():
     depth = np.zeros((32, 48), np.float32)
     depth[:, :20], depth[:, 28:] = 1.0, 4.0
     out = fill_depth(depth)
@@ -277,7 +277,7 @@ def test_depth_is_filled_from_the_background():
     assert (fill_depth(np.zeros((8, 8), np.float32)) == 0).all()
 
 
-def test_prior_takes_over_far_from_everything_known():
+def test_push_pull_approaches_the_prior_far_from_valid_values():
     values, weight = np.zeros((128, 128, 1), np.float32), np.zeros((128, 128), np.float32)
     values[:4, :4], weight[:4, :4] = 100, 1
     prior = np.full((128, 128, 1), 50, np.float32)
@@ -288,15 +288,15 @@ def test_prior_takes_over_far_from_everything_known():
     np.testing.assert_allclose(nothing, 50)
 
 
-def test_conditioning_without_references_uses_the_clouds_colours():
-    seed = two_planes(0.0)
+def test_without_references_colours_are_those_of_the_cloud():
+    start = two_planes(0.0)
     renders = SimpleNamespace(
-        depth=torch.from_numpy(seed.depth)[None],
-        colour=torch.from_numpy(seed.image)[None],
+        depth=torch.from_numpy(start.depth)[None],
+        colour=torch.from_numpy(start.image)[None],
         covered=torch.ones(1, 72, 96, dtype=torch.bool),
         observed=torch.ones(1, 72, 96, dtype=torch.bool),
     )
-    conditioning = Conditioning(seed, renders, CAMERA, np.eye(4)[None], [], np.array([-1]))
+    conditioning = Conditioning(start, renders, CAMERA, np.eye(4)[None], [], np.array([-1]))
     (frame,) = GeometricPipeline()(conditioning, prompt="", generator=torch.Generator(), on_step=lambda *a: None)
-    np.testing.assert_array_equal(frame.image, seed.image)
+    np.testing.assert_array_equal(frame.image, start.image)
     assert frame.observed.all()

@@ -1,4 +1,4 @@
-"""Checkpoints in the published layout that are not right, names of models, and the command line."""
+"""Invalid checkpoints in the published layout, names of models, and the command line."""
 
 import json
 
@@ -25,7 +25,7 @@ def truncate(root):
     file.write_bytes(file.read_bytes()[:-1000])
 
 
-def poison(root):
+def insert_nan(root):
     def change(tensors):
         name = next(name for name in tensors if name.startswith("blocks.0.attn1"))
         tensors[name][...] = float("nan")
@@ -54,7 +54,7 @@ def drop(*parts):
     return remove
 
 
-def spoil_tokenizer(root):
+def corrupt_tokenizer(root):
     for file in (root / "base" / "tokenizer").iterdir():
         file.write_text("{")
 
@@ -65,10 +65,10 @@ def pickled_text(root):
 
 
 @pytest.mark.parametrize(
-    ("harm", "sentence"),
+    ("damage", "message"),
     [
         (truncate, "model.safetensors"),
-        (poison, "not finite"),
+        (insert_nan, "not finite"),
         (other_variant, "worldstereo-memory-dmd was requested"),
         (truncate_text, "text_encoder"),
         (drop_text_tensor, "text_encoder lacks 1 tensor"),
@@ -76,25 +76,25 @@ def pickled_text(root):
         (drop("image_encoder"), "no image_encoder"),
         (drop("tokenizer"), "no tokenizer"),
         (drop("vae"), "vae"),
-        (spoil_tokenizer, "tokenizer"),
+        (corrupt_tokenizer, "tokenizer"),
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )
-def test_bad_checkpoints_get_a_sentence(published_checkpoints, tmp_path, harm, sentence):
+def test_invalid_checkpoints_raise_a_one_line_error(published_checkpoints, tmp_path, damage, message):
     import shutil
 
     root = tmp_path / "model"
     shutil.copytree(published_checkpoints, root)
-    harm(root)
-    with pytest.raises(CheckpointError, match=sentence) as caught:
+    damage(root)
+    with pytest.raises(CheckpointError, match=message) as caught:
         load_pipeline(str(root), variant="memory-dmd")
-    message = str(caught.value)
-    assert message.endswith(".")
-    assert "\n" not in message
+    text = str(caught.value)
+    assert text.endswith(".")
+    assert "\n" not in text
 
 
 @pytest.mark.parametrize(
-    ("arguments", "sentence"),
+    ("arguments", "message"),
     [
         ({"model": "geometricc"}, "'geometricc' is not known"),
         ({"model": "no/such folder"}, "neither|no model"),
@@ -103,12 +103,12 @@ def test_bad_checkpoints_get_a_sentence(published_checkpoints, tmp_path, harm, s
         ({"model": ".", "variant": "video"}, "'video' does not exist"),
     ],
 )
-def test_names_that_mean_nothing(arguments, sentence):
-    with pytest.raises(ValueError, match=sentence):
+def test_load_pipeline_rejects_unknown_names(arguments, message):
+    with pytest.raises(ValueError, match=message):
         load_pipeline(**arguments)
 
 
-def test_variant_behind_a_name(tmp_path):
+def test_split_variant_splits_names_but_not_existing_paths(tmp_path):
     assert split_variant("owner/name:memory") == ("owner/name", "memory")
     assert split_variant("owner/name", "camera") == ("owner/name", "camera")
     odd = tmp_path / "a:memory"
@@ -134,7 +134,7 @@ def write_source(root):
     return root
 
 
-def test_imagine_and_inspect_on_the_command_line(published_checkpoints, tmp_path):
+def test_imagine_and_inspect_commands(published_checkpoints, tmp_path):
     source = write_source(tmp_path / "scene")
     out = tmp_path / "out"
     arguments = ["imagine", str(source), "--model", str(published_checkpoints), "--variant", "memory-dmd"]
@@ -152,7 +152,7 @@ def test_imagine_and_inspect_on_the_command_line(published_checkpoints, tmp_path
     assert CAMERA_VARIANT in result.output
 
 
-def test_inspect_fails_where_the_checkpoint_cannot_be_loaded(tmp_path):
+def test_inspect_command_fails_for_invalid_checkpoints(tmp_path):
     write_checkpoint(tmp_path, CAMERA_VARIANT, autoencoder=False)
     edit_tensors(tmp_path / CAMERA_VARIANT / "model.safetensors", lambda t: t.pop("controlnet.proj_in.weight"))
     result = CliRunner().invoke(app, ["inspect", str(tmp_path)])

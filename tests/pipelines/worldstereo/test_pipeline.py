@@ -1,4 +1,4 @@
-"""A published-layout checkpoint of toy size through the loop, and what can go wrong on the way."""
+"""The WorldStereo pipeline in the world model, with tiny checkpoints in the published layout, and its errors."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture
 def pipeline(published_pipelines):
-    """The distilled variant, as it is loaded."""
+    """The distilled variant with default options."""
     pipeline = published_pipelines[DMD_VARIANT]
     yield pipeline
     pipeline.steps, pipeline.compose_observed, pipeline.callback_on_step_end = 4, True, None
@@ -32,12 +32,12 @@ def difference(one, other) -> float:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_variant_imagines_a_path(published_pipelines, variant):
     world = WALL.world(published_pipelines[variant])
-    seen = []
-    views = list(world.imagine(away(4), CAMERA, prompt="a hall", on_step=lambda *step: seen.append(step)))
+    steps = []
+    views = list(world.imagine(away(4), CAMERA, prompt="a hall", on_step=lambda *step: steps.append(step)))
     assert published_pipelines[variant].name == variant
     assert [view.image.shape for view in views] == [(45, 60, 3)] * 4
-    assert [step for stage, step, _ in seen if stage == "denoising"] == [0, 1, 2, 3]
-    assert [step for stage, step, _ in seen if stage == "decoding"] == [0, 1, 2, 3]
+    assert [step for stage, step, _ in steps if stage == "denoising"] == [0, 1, 2, 3]
+    assert [step for stage, step, _ in steps if stage == "decoding"] == [0, 1, 2, 3]
     assert views[0].observed_fraction > 0.8
     assert views[-1].observed_fraction < 0.05
     for view in views:
@@ -63,7 +63,7 @@ def test_steps_and_guidance_are_those_of_the_variant(published_checkpoints, publ
     assert steps[-1] == 40
 
 
-def test_frames_come_as_they_are_decoded(pipeline):
+def test_frames_are_decoded_lazily(pipeline):
     stages = []
     frames = WALL.world(pipeline).imagine(away(4), CAMERA, on_step=lambda stage, *_: stages.append(stage))
     next(frames)
@@ -72,36 +72,36 @@ def test_frames_come_as_they_are_decoded(pipeline):
     assert stages.count("decoding") == 2
 
 
-def test_long_path_goes_in_clips_that_begin_where_the_last_ended(pipeline):
+def test_long_path_is_split_into_clips_that_start_at_the_last_view(pipeline):
     world = WALL.world(pipeline)
-    seeds, original = [], type(pipeline).__call__
+    start_views, original = [], type(pipeline).__call__
 
     class Spy:
         name, clip_length, selects_references = pipeline.name, pipeline.clip_length, True
 
         def __call__(self, conditioning, **arguments):
-            seeds.append(conditioning.start_view)
+            start_views.append(conditioning.start_view)
             return original(pipeline, conditioning, **arguments)
 
     world.pipeline = Spy()
     views = list(world.imagine(away(10), CAMERA, remember=True))
     assert [view.index for view in views] == list(range(10))
     assert pipeline.clip_length == 4
-    assert len(seeds) == 3
-    assert seeds[0].observed is None
-    assert seeds[1] is views[3]
-    assert seeds[2] is views[7]
+    assert len(start_views) == 3
+    assert start_views[0].observed is None
+    assert start_views[1] is views[3]
+    assert start_views[2] is views[7]
     assert not world.cloud.observed.all()
 
 
-def test_same_seed_same_views_and_another_another(pipeline):
+def test_views_are_reproducible_by_seed(pipeline):
     world = WALL.world(pipeline)
     one, two, other = (list(world.imagine(away(3), CAMERA, seed=seed)) for seed in (5, 5, 6))
     assert difference(one, two) == 0
     assert difference(one, other) > 0
 
 
-def test_prompt_is_encoded_once_and_matters(pipeline):
+def test_prompt_is_encoded_once_and_changes_views(pipeline):
     text, world = pipeline.text_encoder, WALL.world(pipeline)
     before = text.num_encoded
     one = list(world.imagine(away(2), CAMERA, prompt="a red kitchen"))
@@ -119,7 +119,7 @@ def test_prompt_is_encoded_once_and_matters(pipeline):
 
 
 @pytest.mark.parametrize(("stage", "step"), [("denoising", 2), ("decoding", 1)])
-def test_cancelling_leaves_memory_as_it_was_and_the_next_goal_runs(pipeline, stage, step):
+def test_cancelling_keeps_memory_unchanged(pipeline, stage, step):
     world = WALL.world(pipeline)
     before = {name: array.copy() for name, array in world.cloud.state().items()}
 
@@ -152,29 +152,29 @@ def test_callback_may_replace_the_latents(pipeline):
     assert difference(plain, changed) > 0
 
 
-def test_references_reach_the_memory_variants_alone(published_pipelines):
+def test_only_memory_variants_get_references(published_pipelines):
     for variant in (MEMORY, CAMERA_VARIANT):
-        given, pipeline = [], published_pipelines[variant]
-        watch = pipeline.transformer.register_forward_pre_hook(
-            lambda _module, _args, kwargs, given=given: given.append(kwargs), with_kwargs=True
+        calls, pipeline = [], published_pipelines[variant]
+        hook = pipeline.transformer.register_forward_pre_hook(
+            lambda _module, _args, kwargs, calls=calls: calls.append(kwargs), with_kwargs=True
         )
         try:
             list(WALL.world(pipeline).imagine(away(3), CAMERA))
         finally:
-            watch.remove()
-        references = given[0].get("reference_latent")
+            hook.remove()
+        references = calls[0].get("reference_latent")
         if variant == CAMERA_VARIANT:
             assert references is None
-            assert "camera_qt" not in given[0]
+            assert "camera_qt" not in calls[0]
         else:
             assert references.shape[:2] == (1, 36)
             assert torch.equal(references[:, :16], references[:, 20:])
             assert (references[:, 16:20] == 1).all()
-            assert len(given[0]["ref_index"]) == references.shape[2] <= 8
-        assert len(given) == 8  # four steps with and without the prompt
+            assert len(calls[0]["ref_index"]) == references.shape[2] <= 8
+        assert len(calls) == 8  # four steps with and without the prompt
 
 
-def test_without_composing_nothing_is_called_observed(pipeline):
+def test_without_compositing_no_pixel_is_observed(pipeline):
     world = WALL.world(pipeline)
     pipeline.compose_observed = False
     views = list(world.imagine(away(2), CAMERA))
@@ -182,21 +182,21 @@ def test_without_composing_nothing_is_called_observed(pipeline):
     assert (views[0].depth > 0).all()
 
 
-def test_filling_the_clip_gives_as_many_views_as_were_asked(pipeline):
+def test_fill_clip_returns_the_requested_views(pipeline):
     shapes = []
-    watch = pipeline.transformer.register_forward_pre_hook(lambda _m, args: shapes.append(args[0].shape))
+    hook = pipeline.transformer.register_forward_pre_hook(lambda _m, args: shapes.append(args[0].shape))
     try:
         list(WALL.world(pipeline).imagine(away(2), CAMERA))
         pipeline.fill_clip = True
         views = list(WALL.world(pipeline).imagine(away(2), CAMERA))
     finally:
-        watch.remove()
+        hook.remove()
     assert len(views) == 2
     assert (shapes[0][2], shapes[-1][2]) == (3, 5)
 
 
 @pytest.mark.parametrize("mode", ["paired", "correspondence"])
-def test_other_receptive_fields(published_checkpoints, mode):
+def test_reference_attention_modes_change_views(published_checkpoints, mode):
     pipeline = load_pipeline(str(published_checkpoints), variant="memory-dmd", reference_attention=mode)
     views = list(WALL.world(pipeline).imagine(away(2), CAMERA))
     full = load_pipeline(str(published_checkpoints), variant="memory-dmd")
@@ -204,7 +204,7 @@ def test_other_receptive_fields(published_checkpoints, mode):
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_half_precision_is_near_single(published_checkpoints, pipeline, dtype):
+def test_half_precision_is_close_to_single(published_checkpoints, pipeline, dtype):
     pipeline.compose_observed = False
     half = load_pipeline(str(published_checkpoints), dtype=dtype, compose_observed=False)
     assert half.transformer.dtype == getattr(torch, dtype)
@@ -213,26 +213,26 @@ def test_half_precision_is_near_single(published_checkpoints, pipeline, dtype):
     assert np.abs(one.image.astype(float) - two.image).mean() < 4
 
 
-# --- what can go wrong ---
+# --- errors ---
 
 
-def test_numbers_that_are_not_finite_are_an_error(pipeline):
+def test_non_finite_latents_raise_model_error(pipeline):
     world = WALL.world(pipeline)
     pipeline.callback_on_step_end = lambda _p, step, _t, tensors: {"latents": tensors["latents"] * float("nan")}
     with pytest.raises(ModelError, match=r"not finite in step 2 of 4\. It runs in float32"):
         list(world.imagine(away(1), CAMERA))
 
 
-def test_too_little_memory_is_a_sentence_with_what_was_needed(pipeline):
+def test_out_of_memory_error_says_what_was_needed(pipeline):
     world = WALL.world(pipeline)
 
-    def full(*_):
+    def out_of_memory(*_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 12.00 GiB.\nmore")
 
-    pipeline.callback_on_step_end = full
+    pipeline.callback_on_step_end = out_of_memory
     with pytest.raises(ModelError, match=r"4 keyframes of 96x64 with \d references.*Tried to allocate 12") as caught:
         list(world.imagine(away(3), CAMERA))
     assert "\n" not in str(caught.value)
-    assert caught.value.__context__ is None  # it would keep the tensors
+    assert caught.value.__context__ is None  # its traceback would keep the tensors alive
     pipeline.callback_on_step_end = None
     assert len(list(world.imagine(away(3), CAMERA))) == 3

@@ -1,4 +1,4 @@
-"""The small model: its kind of checkpoint, at toy size and untrained, and the weights that ship with the package."""
+"""The small model: checkpoints of its kind at toy size, and the bundled weights."""
 
 import json
 import logging
@@ -45,7 +45,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture
 def installed(small_checkpoint, monkeypatch):
-    """The toy model stands in the place of the one that ships."""
+    """Installs the toy model in place of the bundled one."""
     monkeypatch.setattr(worldstereo_ros, "__path__", [str(small_checkpoint.parents[1]), *worldstereo_ros.__path__])
     return small_checkpoint
 
@@ -55,24 +55,24 @@ def pipeline(small_checkpoint):
     return WorldStereoPipeline.from_pretrained(small_checkpoint, "memory-dmd")
 
 
-def given_to(pipeline, **arguments) -> list[tuple[tuple, dict]]:
-    """What the transformer was given, one row a forward."""
+def transformer_calls(pipeline, **arguments) -> list[tuple[tuple, dict]]:
+    """The arguments of the transformer, one row for each forward pass."""
     rows = []
-    watch = pipeline.transformer.register_forward_pre_hook(
+    hook = pipeline.transformer.register_forward_pre_hook(
         lambda _module, args, kwargs: rows.append((args, kwargs)), with_kwargs=True
     )
     try:
         list(WALL.world(pipeline).imagine(away(3), CAMERA, **arguments))
     finally:
-        watch.remove()
+        hook.remove()
     return rows
 
 
-# --- what config.json may say ---
+# --- config.json ---
 
 
 @pytest.mark.parametrize(("variant", "guidance"), [(CAMERA_VARIANT, 5.0), (MEMORY, 5.0), (DMD_VARIANT, 1.0)])
-def test_without_the_keys_it_is_a_published_checkpoint(tmp_path, variant, guidance):
+def test_config_defaults_are_those_of_published_checkpoints(tmp_path, variant, guidance):
     write_checkpoint(tmp_path, variant, autoencoder=False)
     settings = find_checkpoint(tmp_path).config
     assert (settings.text_encoder, settings.guidance_scale, settings.render_fill) == ("umt5", None, "grey")
@@ -81,7 +81,7 @@ def test_without_the_keys_it_is_a_published_checkpoint(tmp_path, variant, guidan
     assert settings.guidance == guidance
 
 
-def test_the_keys_are_read(small_checkpoint):
+def test_config_keys_of_small_models_are_read(small_checkpoint):
     settings = find_checkpoint(small_checkpoint, "memory").config
     assert not settings.uses_text
     assert settings.fills_render_holes
@@ -91,7 +91,7 @@ def test_the_keys_are_read(small_checkpoint):
     assert "prompts are ignored" in report
 
 
-def test_without_text_there_is_no_guidance_unless_a_file_says_so(tmp_path):
+def test_guidance_is_off_without_text_unless_configured(tmp_path):
     write_checkpoint(tmp_path, MEMORY, autoencoder=False)
     change_config(tmp_path / MEMORY, text_encoder="none")
     assert find_checkpoint(tmp_path).config.guidance == 1.0
@@ -101,7 +101,7 @@ def test_without_text_there_is_no_guidance_unless_a_file_says_so(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changes", "sentence"),
+    ("changes", "message"),
     [
         ({"text_encoder": "bert"}, "text_encoder is 'bert'; umt5 or none was expected"),
         ({"text_encoder": ["none"]}, r"text_encoder is \['none'\]"),
@@ -115,10 +115,10 @@ def test_without_text_there_is_no_guidance_unless_a_file_says_so(tmp_path):
         ({"guidance_scale": 5}, "guidance_scale is 5 and text_encoder is none; .* must be 1"),
     ],
 )
-def test_values_that_mean_nothing_are_refused(tmp_path, changes, sentence):
+def test_config_rejects_invalid_values(tmp_path, changes, message):
     root = write_small_checkpoint(tmp_path, (MEMORY,))
     change_config(root / MEMORY, **changes)
-    with pytest.raises(CheckpointError, match=sentence) as caught:
+    with pytest.raises(CheckpointError, match=message) as caught:
         find_checkpoint(root)
     assert str(caught.value).endswith(".")
 
@@ -127,7 +127,7 @@ def test_values_that_mean_nothing_are_refused(tmp_path, changes, sentence):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_every_variant_imagines_without_encoders(small_checkpoint, variant):
+def test_variants_imagine_without_text_and_image_encoders(small_checkpoint, variant):
     assert {folder.name for folder in (small_checkpoint / "base").iterdir()} == {"transformer", "vae", "scheduler"}
     pipeline = WorldStereoPipeline.from_pretrained(small_checkpoint, variant, steps=4)
     views = list(WALL.world(pipeline).imagine(away(6), CAMERA))
@@ -138,15 +138,15 @@ def test_every_variant_imagines_without_encoders(small_checkpoint, variant):
     assert views[-1].image.std() > 1
 
 
-def test_the_transformer_gets_one_token_of_zeros_and_is_asked_once_a_step(small_checkpoint):
-    rows = given_to(load_pipeline(str(small_checkpoint), variant="memory", steps=3), prompt="a hall")
-    assert len(rows) == 3  # guidance would ask twice
-    for (_, _, words), _ in rows:
-        assert words.shape == (1, 1, SMALL_TEXT_DIM)
-        assert not words.any()
+def test_transformer_gets_one_zero_token_and_runs_once_per_step(small_checkpoint):
+    rows = transformer_calls(load_pipeline(str(small_checkpoint), variant="memory", steps=3), prompt="a hall")
+    assert len(rows) == 3  # guidance would run it twice
+    for (_, _, text), _ in rows:
+        assert text.shape == (1, 1, SMALL_TEXT_DIM)
+        assert not text.any()
 
 
-def test_a_prompt_is_ignored_and_that_is_said_once(small_checkpoint, caplog):
+def test_ignored_prompt_is_logged_once(small_checkpoint, caplog):
     pipeline = WorldStereoPipeline.from_pretrained(small_checkpoint)
     with caplog.at_level(logging.INFO, logger="worldstereo_ros"):
         plain = list(WALL.world(pipeline).imagine(away(2), CAMERA, prompt=" "))
@@ -155,54 +155,56 @@ def test_a_prompt_is_ignored_and_that_is_said_once(small_checkpoint, caplog):
             prompted = list(WALL.world(pipeline).imagine(away(2), CAMERA, prompt=prompt))
             for one, other in zip(plain, prompted, strict=True):
                 np.testing.assert_array_equal(one.image, other.image)
-    assert [record.getMessage() for record in caplog.records] == ["The prompt is ignored: this model has no text conditioning."]
+    assert [record.getMessage() for record in caplog.records] == [
+        "The prompt is ignored: this model has no text conditioning."
+    ]
 
 
-def test_a_base_with_image_embedding_needs_text(tmp_path):
+def test_base_with_image_embedding_needs_text(tmp_path):
     write_checkpoint(tmp_path, DMD_VARIANT, encoders=True)
     change_config(tmp_path / DMD_VARIANT, text_encoder="none")
     with pytest.raises(CheckpointError, match="text_encoder none, but its base has an image embedding"):
         WorldStereoPipeline.from_pretrained(tmp_path)
 
 
-def test_pictures_encoded_one_by_one_need_no_video_autoencoder(tmp_path, pipeline):
+def test_full_vae_without_video_autoencoder_encodes_frames_one_by_one(tmp_path, pipeline):
     root = write_small_checkpoint(tmp_path, (DMD_VARIANT,))
     change_config(root / DMD_VARIANT, latent_cond_mode="full_vae")
     other = WorldStereoPipeline.from_pretrained(root)
     assert other.video_condition is None
-    for one, two in zip(given_to(pipeline), given_to(other), strict=True):
+    for one, two in zip(transformer_calls(pipeline), transformer_calls(other), strict=True):
         assert torch.equal(one[0][0], two[0][0])
 
 
 # --- holes ---
 
 
-def test_memory_paints_what_is_encoded_and_holes_stay_holes(tmp_path, pipeline):
+def test_smooth_fill_changes_hole_latents_and_keeps_the_hole_mask(tmp_path, pipeline):
     root = write_small_checkpoint(tmp_path, (DMD_VARIANT,), layout=False)
     change_config(root / DMD_VARIANT, render_fill=None)
-    (_, smooth), (_, grey) = (given_to(p)[0] for p in (pipeline, WorldStereoPipeline.from_pretrained(root)))
+    (_, smooth), (_, grey) = (transformer_calls(p)[0] for p in (pipeline, WorldStereoPipeline.from_pretrained(root)))
     assert torch.equal(smooth["render_mask"], grey["render_mask"])
     with_holes = smooth["render_mask"].flatten(3).any(3)[0, 0]
     changed = (smooth["render_latent"] != grey["render_latent"]).flatten(3).any(3)[0].any(0)
     assert changed[with_holes].all()
-    assert changed.tolist()[0] is False  # the seed itself
+    assert changed.tolist()[0] is False  # the start view
     assert with_holes[-1]
 
 
-def test_a_model_without_layout_is_shown_the_smooth_fill_and_one_with_it_both(tmp_path, pipeline):
+def test_model_with_layout_gets_planes_and_smooth_fill(tmp_path, pipeline):
     plain = WorldStereoPipeline.from_pretrained(write_small_checkpoint(tmp_path, (DMD_VARIANT,), layout=False))
-    (_, both), (_, smooth) = (given_to(p)[0] for p in (pipeline, plain))
+    (_, both), (_, smooth) = (transformer_calls(p)[0] for p in (pipeline, plain))
     assert smooth.get("layout") is None
-    difference, marks = both["layout"].split((16, 4), dim=1)
+    difference, channels = both["layout"].split((16, 4), dim=1)
     torch.testing.assert_close(both["render_latent"] + difference, smooth["render_latent"], atol=1e-5, rtol=1e-5)
-    assert not both["layout"][:, :, 0].any()  # the seed itself
-    # The wall goes on to the sides of what was seen of it.
-    likely = marks[0, 1]
-    assert likely.amax((1, 2)).max() > 0.5
-    assert difference[0, :, likely.amax((1, 2)).argmax()].abs().max() > 0.01
+    assert not both["layout"][:, :, 0].any()  # the start view
+    # The wall is extrapolated to both sides of its observed part.
+    probability = channels[0, 1]
+    assert probability.amax((1, 2)).max() > 0.5
+    assert difference[0, :, probability.amax((1, 2)).argmax()].abs().max() > 0.01
 
 
-def test_a_layout_needs_a_smooth_fill(tmp_path):
+def test_layout_needs_smooth_fill(tmp_path):
     root = write_small_checkpoint(tmp_path, (DMD_VARIANT,))
     change_config(root / DMD_VARIANT, render_fill="grey")
     with pytest.raises(CheckpointError, match=r"layout_channels is 20 and render_fill grey; .* must be smooth"):
@@ -214,20 +216,20 @@ def test_a_layout_needs_a_smooth_fill(tmp_path):
         find_checkpoint(tmp_path / "b")
 
 
-def test_what_was_observed_is_what_memory_alone_shows(pipeline):
-    for mine, memory in zip(
+def test_observed_pixels_equal_those_of_the_geometric_pipeline(pipeline):
+    for view, memory in zip(
         WALL.world(pipeline).imagine(away(4), CAMERA),
         WALL.world(GeometricPipeline()).imagine(away(4), CAMERA),
         strict=True,
     ):
-        np.testing.assert_array_equal(mine.observed, memory.observed)
-        np.testing.assert_array_equal(mine.image[mine.observed], memory.image[mine.observed])
+        np.testing.assert_array_equal(view.observed, memory.observed)
+        np.testing.assert_array_equal(view.image[view.observed], memory.image[view.observed])
 
 
-# --- by its name ---
+# --- the name `small` ---
 
 
-def test_small_is_the_model_that_comes_with_the_package(installed, tmp_path, monkeypatch):
+def test_small_is_the_bundled_model(installed, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "small").mkdir()  # a folder of that name is ./small
     assert find_checkpoint("small").root == installed
@@ -239,7 +241,7 @@ def test_small_is_the_model_that_comes_with_the_package(installed, tmp_path, mon
     assert load_pipeline("small", variant="camera").config.variant == CAMERA_VARIANT
 
 
-def test_options_reach_the_pipeline(installed):
+def test_load_pipeline_passes_options_on(installed):
     pipeline = load_pipeline("small", variant="memory", steps=2, reference_attention="paired", compose_observed=False)
     assert pipeline.transformer.config.reference_attention == "paired"
     stages = []
@@ -250,16 +252,18 @@ def test_options_reach_the_pipeline(installed):
         load_pipeline("small", steps=0)
 
 
-def test_an_installation_without_it_says_so(tmp_path, monkeypatch):
+def test_missing_bundled_model_is_reported(tmp_path, monkeypatch):
     monkeypatch.setattr(worldstereo_ros, "__path__", [str(tmp_path)])
-    for ask in (load_pipeline, find_checkpoint, inspect_checkpoint, WorldStereoPipeline.from_pretrained):
-        with pytest.raises(CheckpointError, match=r"bundled model 'small' is not installed: the folder .* is missing") as caught:
-            ask("small")
+    for load in (load_pipeline, find_checkpoint, inspect_checkpoint, WorldStereoPipeline.from_pretrained):
+        with pytest.raises(
+            CheckpointError, match=r"bundled model 'small' is not installed: the folder .* is missing"
+        ) as caught:
+            load("small")
         assert str(tmp_path / "weights" / "small") in str(caught.value)
         assert "geometric" in str(caught.value)
 
 
-def test_commands_take_it(installed, tmp_path):
+def test_commands_accept_small(installed, tmp_path):
     def run(*arguments):
         result = CliRunner().invoke(app, [str(argument) for argument in arguments])
         assert result.exit_code == 0, result.output
@@ -274,7 +278,7 @@ def test_commands_take_it(installed, tmp_path):
     assert CAMERA_VARIANT not in run("inspect", "small:memory")
 
 
-def test_it_is_evaluated_by_its_name(installed, tmp_path):
+def test_evaluate_command_accepts_small(installed, tmp_path):
     write_sequence(tmp_path / "scene", [WALL.view(stamp, 0.1 * stamp) for stamp in range(4)])
     arguments = ["evaluate", "--data", tmp_path / "scene", "--protocol", "single", "--pipeline", "small"]
     result = CliRunner().invoke(app, [str(part) for part in (*arguments, "--json", tmp_path / "rows.json")])
@@ -283,32 +287,32 @@ def test_it_is_evaluated_by_its_name(installed, tmp_path):
     assert row["psnr"] > 5
 
 
-def the_doctor_on_small():
+def small_model_finding():
     return next(finding for finding in examine() if finding.name == "small model")
 
 
-def test_the_doctor_looks_at_it(installed, tmp_path, monkeypatch):
-    finding = the_doctor_on_small()
+def test_doctor_checks_the_bundled_model(installed, tmp_path, monkeypatch):
+    finding = small_model_finding()
     assert finding.ok
     size = sum(file.stat().st_size for file in installed.rglob("*") if file.is_file())
     assert f"{size / MEGABYTE:.1f} MB" in finding.state
     assert DMD_VARIANT in finding.state
     monkeypatch.setattr(worldstereo_ros, "__path__", [str(tmp_path)])
-    finding = the_doctor_on_small()
+    finding = small_model_finding()
     assert not finding.ok
     assert not finding.required
     assert finding.fix
     write_small_checkpoint(tmp_path / "weights" / "small", (DMD_VARIANT,))
     file = tmp_path / "weights" / "small" / DMD_VARIANT / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
-    finding = the_doctor_on_small()
+    finding = small_model_finding()
     assert not finding.ok
     assert "truncated" in finding.state
 
 
 @pytest.mark.slow
-def test_a_wheel_has_the_weights(tmp_path):
-    """Built from a copy: what pip installs, with the toy model in the place of the one that ships."""
+def test_wheel_contains_the_weights(tmp_path):
+    """Builds a wheel from a copy of the package, with the toy model in place of the bundled one."""
     source = tmp_path / "source"
     (source / "worldstereo_ros").mkdir(parents=True)
     for name in ("pyproject.toml", "setup.py", "README.md"):
@@ -316,7 +320,7 @@ def test_a_wheel_has_the_weights(tmp_path):
     shutil.copy(REPOSITORY / "worldstereo_ros" / "__init__.py", source / "worldstereo_ros")
     weights = write_small_checkpoint(source / "worldstereo_ros" / "weights" / "small", max_shard_bytes=100_000)
     (weights / "README.md").write_text("A card.\n")
-    (weights / "notes.bin").write_bytes(b"not shipped")
+    (weights / "notes.bin").write_bytes(b"not packaged")
     command = [sys.executable, "-m", "pip", "wheel", str(source), "--no-deps", "--no-build-isolation", "-q"]
     subprocess.run([*command, "-w", str(tmp_path)], check=True)
     (wheel,) = tmp_path.glob("*.whl")
@@ -327,14 +331,14 @@ def test_a_wheel_has_the_weights(tmp_path):
     assert packed == {name for name in there if not name.endswith(".bin")}
 
 
-# --- the weights that ship ---
+# --- the bundled weights ---
 
 
 def weights_of(folder: Path) -> list[Path]:
     return sorted(folder.rglob("*.safetensors"))
 
 
-def test_what_ships_is_small_whole_and_described():
+def test_bundled_weights_are_small_complete_and_documented():
     files = [file for file in BUNDLED.rglob("*") if file.is_file()]
     assert sum(file.stat().st_size for file in files) <= 48 * MEGABYTE
     assert max(file.stat().st_size for file in files) <= 16 * MEGABYTE
@@ -358,18 +362,20 @@ def test_what_ships_is_small_whole_and_described():
 
 
 @pytest.mark.parametrize("shape", [(64, 48), (80, 45)], ids=["4:3", "16:9"])
-def test_what_ships_imagines_in_one_step(shape):
+def test_bundled_model_imagines_in_one_step(shape):
     width, height = shape
-    story = scene_scenario("room", 3, 4, given=4, width=2 * width, height=2 * height)
+    scenario = scene_scenario("room", 3, 4, given=4, width=2 * width, height=2 * height)
     pipeline = load_pipeline("small", local_files_only=True)
     stages = []
 
     def imagine(pipeline, seed):
         world = WorldModel(pipeline)
-        for view in story.observed_views:
+        for view in scenario.observed_views:
             world.observe(view)
         return list(
-            world.imagine(story.path, story.observed_views[0].camera, seed=seed, on_step=lambda *s: stages.append(s))
+            world.imagine(
+                scenario.path, scenario.observed_views[0].camera, seed=seed, on_step=lambda *s: stages.append(s)
+            )
         )
 
     views = imagine(pipeline, 5)
@@ -377,14 +383,14 @@ def test_what_ships_imagines_in_one_step(shape):
     again, other, memory = imagine(pipeline, 5), imagine(pipeline, 6), imagine(GeometricPipeline(), 5)
     assert len(views) == 4
     assert any((view.image != different.image).any() for view, different in zip(views, other, strict=True))
-    for view, same, remembered in zip(views, again, memory, strict=True):
+    for view, same, from_memory in zip(views, again, memory, strict=True):
         assert view.image.shape == (2 * height, 2 * width, 3)
         assert np.isfinite(view.depth).all()
         np.testing.assert_array_equal(view.image, same.image)
-        np.testing.assert_array_equal(view.observed, remembered.observed)
-        np.testing.assert_array_equal(view.image[view.observed], remembered.image[view.observed])
+        np.testing.assert_array_equal(view.observed, from_memory.observed)
+        np.testing.assert_array_equal(view.image[view.observed], from_memory.image[view.observed])
         assert not (view.observed & ~view.covered).any()
 
 
-def test_the_doctor_finds_what_ships():
-    assert the_doctor_on_small().ok
+def test_doctor_accepts_the_bundled_model():
+    assert small_model_finding().ok

@@ -1,4 +1,4 @@
-"""Views are given away as they are made: nothing is done for a later one before its time, and nothing is kept."""
+"""Views are computed lazily, and no tensors stay alive after a clip."""
 
 import gc
 import weakref
@@ -26,7 +26,7 @@ def pipeline(small_checkpoint):
 
 
 def make_world(pipeline) -> WorldModel:
-    """Two pictures of the wall, with a board before it that hides a part."""
+    """A world model with two views of the wall and a board before it."""
     world = WorldModel(pipeline)
     depth = np.full((48, 64), 2.0, np.float32)
     depth[16:32, 24:40] = 1.0
@@ -36,24 +36,24 @@ def make_world(pipeline) -> WorldModel:
 
 
 def counted(monkeypatch, owner, name: str) -> list:
-    """The arguments of every call of a method from now on."""
+    """Records the arguments of every call of a method."""
     calls, method = [], getattr(owner, name)
-    monkeypatch.setattr(owner, name, lambda *given, **named: (calls.append(given), method(*given, **named))[1])
+    monkeypatch.setattr(owner, name, lambda *args, **kwargs: (calls.append(args), method(*args, **kwargs))[1])
     return calls
 
 
-def test_a_view_waits_for_no_later_one(pipeline, monkeypatch):
+def test_views_are_decoded_and_labelled_one_by_one(pipeline, monkeypatch):
     decoded = counted(monkeypatch, pipeline.autoencoder, "decode_latents")
-    judged = counted(monkeypatch, pipeline.geometric, "label_provenance")
+    labelled = counted(monkeypatch, pipeline.geometric, "label_provenance")
     for number, view in enumerate(make_world(pipeline).imagine(TURN, CAMERA), start=1):
         assert view.index == number - 1
         assert sum(len(latents) for (latents,) in decoded) == number
-        assert len(judged) == number
+        assert len(labelled) == number
     assert number == VIEWS
 
 
 @pytest.mark.parametrize("compose_observed", [True, False])
-def test_late_work_gives_the_views_of_a_plain_loop(small_checkpoint, pipeline, compose_observed):
+def test_lazy_views_equal_those_of_a_plain_loop(small_checkpoint, pipeline, compose_observed):
     plain = WorldStereoPipeline.from_pretrained(small_checkpoint, "memory-dmd")
     plain.__class__ = PlainPipeline
     pipeline.compose_observed = compose_observed
@@ -62,7 +62,7 @@ def test_late_work_gives_the_views_of_a_plain_loop(small_checkpoint, pipeline, c
         np.testing.assert_array_equal(view.depth, other.depth)
         if compose_observed:
             np.testing.assert_array_equal(view.observed, other.observed)
-            # Convolutions of several pictures at once may round otherwise.
+            # Convolutions of a batch may round differently.
             assert np.abs(view.image.astype(int) - other.image).max() <= 1
     if not compose_observed:
         assert not any(view.observed.any() for view, _ in pairs)
@@ -70,71 +70,71 @@ def test_late_work_gives_the_views_of_a_plain_loop(small_checkpoint, pipeline, c
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-def test_views_painted_side_by_side_are_those_painted_in_turn(threads):
-    class Both(GeometricPipeline):
+def test_warp_all_equals_warping_in_turn(threads):
+    class CompareBoth(GeometricPipeline):
         clip_length = VIEWS
 
         def __call__(self, conditioning, **arguments):
             steps = []
-            paintings = self.warp_all(conditioning, lambda *step: steps.append(step))
+            warped_views = self.warp_all(conditioning, lambda *step: steps.append(step))
             assert steps == [("warping", index, VIEWS) for index in range(VIEWS)]
             turns = GeometricPipeline(threads=1)(conditioning, **arguments)
-            for index, (painting, frame) in enumerate(zip(paintings, turns, strict=True)):
-                mine = self.label_provenance(conditioning, index, painting)
+            for index, (warped, frame) in enumerate(zip(warped_views, turns, strict=True)):
+                labelled = self.label_provenance(conditioning, index, warped)
                 for name in ("image", "depth", "observed"):
-                    np.testing.assert_array_equal(getattr(mine, name), getattr(frame, name))
-                yield mine
+                    np.testing.assert_array_equal(getattr(labelled, name), getattr(frame, name))
+                yield labelled
 
-    views = list(make_world(Both(threads=threads)).imagine(TURN, CAMERA))
+    views = list(make_world(CompareBoth(threads=threads)).imagine(TURN, CAMERA))
     assert len(views) == VIEWS
     assert 0.05 < views[0].observed_fraction < 1
 
 
-def test_what_cannot_be_painted_is_an_error_and_no_view_is_begun_after_it(pipeline, monkeypatch):
+def test_warping_error_is_raised_and_starts_no_further_view(pipeline, monkeypatch):
     pipeline.geometric.threads = 1
-    begun = counted(monkeypatch, pipeline.geometric, "_warp")
+    started = counted(monkeypatch, pipeline.geometric, "_warp")
 
-    def spoilt(*_):
-        raise ValueError("spoilt")
+    def fail(*_):
+        raise ValueError("preparation failed")
 
-    monkeypatch.setattr(pipeline.geometric._cache, "prepare", spoilt)
-    with pytest.raises(ValueError, match="spoilt"):
+    monkeypatch.setattr(pipeline.geometric._cache, "prepare", fail)
+    with pytest.raises(ValueError, match="preparation failed"):
         list(make_world(pipeline).imagine(TURN, CAMERA))
-    assert not begun
+    assert not started
 
 
 @pytest.mark.parametrize(("stage", "step"), [("warping", 1), ("denoising", 1), ("decoding", 2)])
-def test_a_goal_that_is_cancelled_leaves_nothing_behind(pipeline, monkeypatch, stage, step):
-    paintings, latents = [], []
-    paint, decode = pipeline.geometric._warp, pipeline.autoencoder.decode_frames
+def test_cancelling_frees_all_tensors(pipeline, monkeypatch, stage, step):
+    images, latents = [], []
+    warp, decode = pipeline.geometric._warp, pipeline.autoencoder.decode_frames
 
-    def watched_paint(*arguments):
-        made = paint(*arguments)
-        paintings.append(weakref.ref(made[0]))
-        return made
+    def recorded_warp(*arguments):
+        result = warp(*arguments)
+        images.append(weakref.ref(result[0]))
+        return result
 
-    def watched_decode(tensor):
+    def recorded_decode(tensor):
         latents.append(weakref.ref(tensor))
         return decode(tensor)
 
-    monkeypatch.setattr(pipeline.geometric, "_warp", watched_paint)
-    monkeypatch.setattr(pipeline.autoencoder, "decode_frames", watched_decode)
+    monkeypatch.setattr(pipeline.geometric, "_warp", recorded_warp)
+    monkeypatch.setattr(pipeline.autoencoder, "decode_frames", recorded_decode)
 
     def stop(at, number, _count):
         if (at, number) == (stage, step):
             raise Cancelled
 
-    given = []
+    views = []
     with pytest.raises(Cancelled):
-        given.extend(make_world(pipeline).imagine(TURN, CAMERA, on_step=stop))
-    given.clear()
+        views.extend(make_world(pipeline).imagine(TURN, CAMERA, on_step=stop))
+    views.clear()
     gc.collect()
-    assert paintings
+    assert images
     assert (len(latents) == 1) == (stage == "decoding")
-    assert not [reference for reference in (*paintings, *latents) if reference() is not None]
+    assert not [reference for reference in (*images, *latents) if reference() is not None]
 
 
-def test_views_that_nobody_takes_are_not_made(pipeline, monkeypatch):
+def test_closing_the_iterator_stops_decoding(pipeline, monkeypatch):
     decoded = counted(monkeypatch, pipeline.autoencoder, "decode_latents")
     views = make_world(pipeline).imagine(TURN, CAMERA)
     first = next(views)
