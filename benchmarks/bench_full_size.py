@@ -1,13 +1,13 @@
-"""What a clip costs at the size of the published models, stage by stage, and how near that is to what the GPU can do.
+"""Time of a clip at the size of the published models, by stage, and its fraction of the GPU's matrix rate.
 
-    python benchmarks/bench_full_size.py                                  # on a GPU: full size, as the pipeline runs it
-    python benchmarks/bench_full_size.py --try all --json full.json       # one switch after the other
+    python benchmarks/bench_full_size.py                                  # on a GPU: full size, as in the pipeline
+    python benchmarks/bench_full_size.py --try all --json full.json       # all switches in turn
     python benchmarks/bench_full_size.py --attention _native_cudnn --compile default --fp8 scaled_mm
     python benchmarks/bench_full_size.py --autoencoder loop               # diffusers' video autoencoder, frame by frame
 
-Weights are random: time does not depend on them. Stages are timed with the device idle before and after; the fastest of
-`--repeats` counts. The matrix rate is measured in the same run. Without a GPU a toy size runs, so that the script is
-tried; its figures say nothing about speed.
+Weights are random: time does not depend on them. Stages are timed with an idle device before and after; the fastest of
+`--repeats` counts. The matrix rate is measured in the same run. Without a GPU, a toy size tests the script; its figures
+say nothing about speed.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from full_size import (
 from worldstereo_ros.models.schedulers import DMDScheduler
 
 SWITCHES = ("attention", "compile", "cuda_graph", "fuse", "fp8", "control_backend", "autoencoder", "vae_batch")
-# Each is the plain run with these switches.
+# Switches that differ from the plain run.
 TRIES: dict[str, dict[str, Any]] = {
     "plain": {},
     "autoencoder in a loop": {"autoencoder": "loop"},
@@ -55,7 +55,7 @@ TRIES: dict[str, dict[str, Any]] = {
     "fp8, cudnn attention": {"fp8": "scaled_mm", "compile": "default", "attention": "_native_cudnn"},
     "fp8 by torchao": {"fp8": "torchao", "compile": "default"},
 }
-AIM = 0.70  # of the matrix rate, in the transformer
+TARGET = 0.70  # fraction of the matrix rate, in the transformer
 
 
 class Stopwatch:
@@ -65,7 +65,7 @@ class Stopwatch:
         self.device, self.best = device, {}
 
     def time(self, stage: str, work: Callable[[], Any]) -> Any:
-        """Runs it with an idle device before and after."""
+        """Times `work` with an idle device before and after."""
         self._wait()
         start = time.perf_counter()
         result = work()
@@ -82,7 +82,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if device.type != "cuda":
-        print("No CUDA GPU is used: this is the toy size, which tries the script and says nothing about speed.")
+        print("No CUDA GPU: running the toy size, which tests the script and says nothing about speed.")
     if options.threads:
         torch.set_num_threads(options.threads)
     size = FULL if options.size == "full" or (options.size == "auto" and device.type == "cuda") else TOY
@@ -102,7 +102,7 @@ def main(arguments: list[str] | None = None) -> None:
     }
     clip = f"{size.frames} keyframes of {size.height}x{size.width}"
     print(f"{machine}, torch {torch.__version__}, {report['dtype']}, {size.name} size, {clip}, {options.steps} steps")
-    print(f"matrix products here: {rate / 1e12:.4g} TFLOP/s")
+    print(f"matrix products: {rate / 1e12:.4g} TFLOP/s")
     chosen = {name: getattr(options, name) for name in SWITCHES}
     runs = {"as asked": {}} if not options.tries else TRIES if "all" in options.tries else pick(options.tries)
     for name, change in runs.items():
@@ -111,9 +111,9 @@ def main(arguments: list[str] | None = None) -> None:
         try:
             report["runs"][name] = run(size, device, dtype, rate, given, options)
         except (RuntimeError, ValueError, ImportError, AttributeError, TypeError) as error:
-            # What one switch cannot do on a machine must not take the others' figures with it.
+            # A switch that fails on this machine must not lose the figures of the others.
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            print(f"  not possible here: {reason}")
+            print(f"  not available: {reason}")
             report["runs"][name] = {"failed": reason}
         gc.collect()
         torch.compiler.reset()
@@ -172,7 +172,7 @@ def one_clip(
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     forward: Callable[..., torch.Tensor] = lambda **kw: transformer(**kw).sample  # noqa: E731
-    forward(**inputs)  # compiles, chooses kernels
+    forward(**inputs)  # compiles and selects kernels
     if given["cuda_graph"]:
         if device.type != "cuda":
             raise RuntimeError("CUDA graphs need a CUDA device.")
@@ -223,18 +223,18 @@ def tell(
         memory = f", at most {figures['peak_gib']:.1f} GiB"
     stages = ", ".join(f"{name} {seconds:.4g} s" for name, seconds in best.items())
     print(f"  {references} references: clip {total:.4g} s ({stages}){memory}")
-    aim = "reached" if achieved >= AIM * rate else f"aim {AIM:.0%}"
-    share = f"{achieved / rate:.1%} of the matrix rate, {aim}" if device.type == "cuda" else "toy"
+    target = "reached" if achieved >= TARGET * rate else f"target {TARGET:.0%}"
+    share = f"{achieved / rate:.1%} of the matrix rate, {target}" if device.type == "cuda" else "toy"
     print(f"    {flops / 1e12:.4g} TFLOP a step, {achieved / 1e12:.4g} TFLOP/s ({share})")
     if not figures["finite"]:
-        print("    the result is not finite: these figures may not be used")
+        print("    the result is not finite: these figures are invalid")
     return figures
 
 
 def autoencoder_ways(
     flat: Any, size: Size, device: torch.device, dtype: torch.dtype, given: dict[str, Any]
 ) -> tuple[Callable[[torch.Tensor], torch.Tensor], Callable[[torch.Tensor], torch.Tensor]]:
-    """Encode and decode of (N, 3, H, W) and (N, 16, h, w): ours side by side, or diffusers' frame by frame."""
+    """Encode and decode of (N, 3, H, W) and (N, 16, h, w): ours in batches, or diffusers' frame by frame."""
     if given["autoencoder"] == "flat":
         batch = given["vae_batch"] or None
         return lambda x: flat.encode(x, batch_size=batch), lambda z: flat.decode(z, batch_size=batch)
@@ -250,35 +250,35 @@ def autoencoder_ways(
 def pick(names: list[str]) -> dict[str, dict[str, Any]]:
     unknown = [name for name in names if name not in TRIES]
     if unknown:
-        raise SystemExit(f"There is no try '{unknown[0]}'; choose from: {', '.join(TRIES)}, all.")
+        raise SystemExit(f"'{unknown[0]}' is not known; --try takes one of: {', '.join(TRIES)}, all.")
     return {name: TRIES[name] for name in names}
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="", help="cpu or cuda; empty: cuda where there is one")
+    parser.add_argument("--device", default="", help="cpu or cuda; empty: cuda if available")
     parser.add_argument("--size", choices=["auto", "full", "toy"], default="auto")
     parser.add_argument("--dtype", choices=["bfloat16", "float16", "float32"], default="")
-    parser.add_argument("--frames", type=int, default=0, help="0: of the size")
-    parser.add_argument("--resolution", default="", help="HEIGHTxWIDTH, multiples of 16; empty: of the size")
+    parser.add_argument("--frames", type=int, default=0, help="0: those of the size")
+    parser.add_argument("--resolution", default="", help="HEIGHTxWIDTH, multiples of 16; empty: that of the size")
     parser.add_argument("--references", type=int, nargs="+", default=[0, 4, 8])
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--repeats", type=int, default=1)
-    parser.add_argument("--threads", type=int, default=0, help="of the CPU; 0: as torch chooses")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: the default of torch")
     parser.add_argument("--attention", default="", help="a backend of diffusers: native, _native_cudnn, _flash_3, ...")
     parser.add_argument(
         "--compile",
         default="none",
         choices=["none", "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"],
     )
-    parser.add_argument("--cuda-graph", action="store_true", help="one forward is one launch")
+    parser.add_argument("--cuda-graph", action="store_true", help="run the transformer as a CUDA graph")
     parser.add_argument("--fuse", action="store_true", help="query, key and value in one product")
     parser.add_argument("--fp8", choices=["none", "scaled_mm", "torchao"], default="none")
     parser.add_argument("--control-backend", choices=["torch", "onnxruntime", "tensorrt"], default="torch")
     parser.add_argument("--autoencoder", choices=["flat", "loop"], default="flat")
-    parser.add_argument("--vae-batch", type=int, default=0, help="pictures side by side; 0: all")
+    parser.add_argument("--vae-batch", type=int, default=0, help="images that are encoded together; 0: all")
     parser.add_argument("--try", dest="tries", action="append", default=[], help="a named set of switches, or all")
-    parser.add_argument("--json", type=Path, default=None, help="write the figures here, after every run")
+    parser.add_argument("--json", type=Path, default=None, help="file for the figures, written after every run")
     return parser.parse_args(arguments)
 
 

@@ -15,12 +15,12 @@ from worldstereo_ros.models.checkpoints.parameters import parameter_dtype, set_p
 from worldstereo_ros.models.worldstereo.transformer import WorldStereoTransformer
 
 TEXT_TOKENS, IMAGE_TOKENS = 512, 257
-FP8_MOST = 448.0  # largest number of float8_e4m3fn
+FP8_MAX = 448.0  # largest value of float8_e4m3fn
 
 
 @dataclass(frozen=True)
 class Size:
-    """What is built: arguments of the transformer, of the autoencoder, and the clip."""
+    """A model and clip size: arguments of the transformer and of the autoencoder, frames, height and width."""
 
     name: str
     backbone: dict[str, Any]
@@ -47,7 +47,7 @@ def _control(dim: int, layers: int, heads: int, width: int, mid: int) -> dict[st
     }
 
 
-# The shape of the published models on Wan 2.1's 14 B image-to-video transformer.
+# The size of the published models on Wan 2.1's 14B image-to-video transformer.
 FULL = Size(
     "full",
     {"image_dim": 1280, "added_kv_proj_dim": 5120},
@@ -80,7 +80,7 @@ TOY = Size(
 def build(
     size: Size, device: torch.device, dtype: torch.dtype, seed: int = 0
 ) -> tuple[WorldStereoTransformer, KeyframeAutoencoder]:
-    """Both models with random weights, made where they will run: time does not depend on what the weights are."""
+    """Builds both models with random weights, directly on the device."""
     generator = torch.Generator(device).manual_seed(seed)
     with torch.device("meta"):
         transformer = WorldStereoTransformer(**size.backbone, controlnet_cfg=size.control).eval()
@@ -104,7 +104,7 @@ def make_inputs(
     device: torch.device,
     dtype: torch.dtype,
 ) -> dict[str, torch.Tensor]:
-    """What the transformer's forward takes, from a normal distribution; half of the picture was not rendered."""
+    """Random inputs of the transformer's forward; half of every image is a hole."""
     h, w = height // 8, width // 8
 
     def noise(*shape: int) -> torch.Tensor:
@@ -124,7 +124,7 @@ def make_inputs(
     }
     if references:
         inputs["reference_latent"] = noise(1, model.config.in_channels, references, h, w)
-        inputs["ref_index"] = torch.linspace(0, frames - 2, references).long()  # read number by number: on the CPU
+        inputs["ref_index"] = torch.linspace(0, frames - 2, references).long()  # read as Python numbers, so on the CPU
         inputs["camera_qt_ref"] = noise(1, references, 7)
     return inputs
 
@@ -140,24 +140,24 @@ def count_flops(
     image_tokens: int = IMAGE_TOKENS,
 ) -> dict[str, int]:
     """Floating-point operations of one forward of the transformer, by part: two for each multiplication of a matrix
-    product, a convolution or an attention; what is done element by element is not counted.
+    product, a convolution or an attention; element-wise operations are not counted.
 
     Args:
         config: of the transformer; attention over references is `full`.
         frames, height, width: the clip in pixels.
-        references: remembered views.
-        text_tokens, image_tokens: of the prompt and the seed; 0 image tokens: none are given.
+        references: number of references.
+        text_tokens, image_tokens: of the prompt and of the start view; 0 image tokens: no image embedding.
     """
     heads, head = config.num_attention_heads, config.attention_head_dim
     dim, ffn, layers = heads * head, config.ffn_dim, config.num_layers
     patch = math.prod(config.patch_size)
     per_frame = (height // 8 // config.patch_size[1]) * (width // 8 // config.patch_size[2])
-    targets, remembered = frames * per_frame, references * per_frame
+    targets, reference_tokens = frames * per_frame, references * per_frame
     control = config.controlnet_cfg or {}
-    everything = targets + remembered
-    asking = everything if control.get("update_ref") else targets
+    tokens = targets + reference_tokens
+    queries = tokens if control.get("update_ref") else targets
 
-    embed = everything * dim * config.in_channels * patch + targets * dim * config.out_channels * patch
+    embed = tokens * dim * config.in_channels * patch + targets * dim * config.out_channels * patch
     embed += config.freq_dim * dim + dim * dim + dim * 6 * dim + text_tokens * (config.text_dim * dim + dim * dim)
     if config.image_dim:
         embed += image_tokens * (config.image_dim**2 + config.image_dim * dim)
@@ -165,14 +165,14 @@ def count_flops(
         poses = control.get("camera_embedding_dim", 7)
         embed += (frames + references) * (poses * (dim // 2) + (dim // 2) * dim + dim * dim)
 
-    shown = text_tokens + (image_tokens if config.added_kv_proj_dim else 0)
+    keys = text_tokens + (image_tokens if config.added_kv_proj_dim else 0)
     flops = {
         "embedding": embed,
-        "self-attention linear": layers * 2 * (asking + everything) * dim * dim,
-        "self-attention": layers * 2 * asking * everything * dim,
-        "cross-attention linear": layers * (2 * targets + 2 * shown) * dim * dim,
-        "cross-attention": layers * 2 * targets * shown * dim,
-        "feed-forward": layers * 2 * asking * dim * ffn,
+        "self-attention linear": layers * 2 * (queries + tokens) * dim * dim,
+        "self-attention": layers * 2 * queries * tokens * dim,
+        "cross-attention linear": layers * (2 * targets + 2 * keys) * dim * dim,
+        "cross-attention": layers * 2 * targets * keys * dim,
+        "feed-forward": layers * 2 * queries * dim * ffn,
     }
     if control:
         inner, width_in, blocks = control["dim"], control["conv_out_dim"], control["num_layers"]
@@ -193,21 +193,21 @@ def count_flops(
 
 
 class Float8Linear(nn.Module):
-    """A linear layer whose product is taken in float8: one scale a row of the weight, one a token, found as it runs."""
+    """A linear layer with a float8 product: one scale for each row of the weight, and one for each token, dynamic."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         weight = linear.weight.detach().float()
-        scale = weight.abs().amax(1, keepdim=True).clamp(min=1e-12) / FP8_MOST
+        scale = weight.abs().amax(1, keepdim=True).clamp(min=1e-12) / FP8_MAX
         self.register_buffer("weight8", (weight / scale).to(torch.float8_e4m3fn))
         self.register_buffer("scale", scale.t().contiguous())
         self.bias = linear.bias
         self.out_features = linear.out_features
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(..., in) to (..., out) in the type of x; bfloat16 is what the product comes out in."""
+        """(..., in) to (..., out) in the dtype of x; the product is bfloat16."""
         rows = x.reshape(-1, x.shape[-1])
-        scale = (rows.abs().amax(1, keepdim=True).float() / FP8_MOST).clamp(min=1e-12)
+        scale = (rows.abs().amax(1, keepdim=True).float() / FP8_MAX).clamp(min=1e-12)
         rows8 = (rows.float() / scale).to(torch.float8_e4m3fn)
         out = torch._scaled_mm(
             rows8, self.weight8.t(), scale_a=scale, scale_b=self.scale, out_dtype=torch.bfloat16, use_fast_accum=True
@@ -226,7 +226,7 @@ def use_float8(model: nn.Module, how: str) -> int:
     Raises:
         RuntimeError: torchao is not installed.
     """
-    wanted = [
+    layers = [
         (name, module)
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear)
@@ -240,30 +240,30 @@ def use_float8(model: nn.Module, how: str) -> int:
             from torchao.quantization import Float8DynamicActivationFloat8WeightConfig, PerRow, quantize_
         except ImportError:
             raise RuntimeError("torchao is not installed; run pip install torchao, or use scaled_mm.") from None
-        names = {name for name, _ in wanted}
+        names = {name for name, _ in layers}
         config = Float8DynamicActivationFloat8WeightConfig(granularity=PerRow())
         quantize_(model, config, filter_fn=lambda module, name: name in names)
-        return len(wanted)
-    for name, module in wanted:
+        return len(layers)
+    for name, module in layers:
         owner, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(owner), leaf, Float8Linear(module))
-    return len(wanted)
+    return len(layers)
 
 
 def fuse_projections(model: WorldStereoTransformer) -> None:
-    """One product for query, key and value; the separate weights are let go."""
+    """Fuses the query, key and value projections and frees the separate weights."""
     model.fuse_qkv_projections()
     for module in model.modules():
         if getattr(module, "fused_projections", False):
-            spent = ("to_k", "to_v", "add_k_proj", "add_v_proj")
-            for name in spent if module.is_cross_attention else (*spent, "to_q"):
+            unused = ("to_k", "to_v", "add_k_proj", "add_v_proj")
+            for name in unused if module.is_cross_attention else (*unused, "to_q"):
                 if isinstance(getattr(module, name, None), nn.Linear):
-                    # The processor asks whether there is an added projection, and then takes the fused one.
+                    # The processor checks that an added projection exists, then uses the fused one.
                     setattr(module, name, nn.Identity())
 
 
 class Graphed:
-    """One forward as a CUDA graph: no launch is waited for. Inputs of the same shapes are copied into its own."""
+    """A forward pass as a CUDA graph, without launch overhead. Inputs are copied into its buffers."""
 
     def __init__(self, model: nn.Module, inputs: dict[str, torch.Tensor]) -> None:
         self.inputs = {name: tensor.clone() for name, tensor in inputs.items()}
@@ -277,7 +277,7 @@ class Graphed:
             self.sample = model(**self.inputs).sample
 
     def __call__(self, **inputs: torch.Tensor) -> torch.Tensor:
-        """The velocity; overwritten by the next call."""
+        """The velocity; the next call overwrites it."""
         for name, tensor in inputs.items():
             if tensor.is_cuda and tensor.data_ptr() != self.inputs[name].data_ptr():
                 self.inputs[name].copy_(tensor)
@@ -286,7 +286,7 @@ class Graphed:
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype, side: int, seconds: float) -> float:
-    """The best rate of a square matrix product on this machine, operations a second."""
+    """The best measured rate of a square matrix product, operations per second."""
     import time
 
     a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
@@ -299,6 +299,6 @@ def matmul_rate(device: torch.device, dtype: torch.dtype, side: int, seconds: fl
             functional.linear(a, b)
         if device.type == "cuda":
             torch.cuda.synchronize()
-        taken = time.perf_counter() - start
-        best, spent = min(best, taken / 10), spent + taken
+        elapsed = time.perf_counter() - start
+        best, spent = min(best, elapsed / 10), spent + elapsed
     return 2 * side**3 / best
