@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import re
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -47,8 +49,23 @@ _domains = iter(range(10_000))
 
 
 def next_domain() -> int:
-    """Returns a ROS domain of its own for every node, so that tests do not receive each other's messages."""
-    return 1 + (os.getpid() * 7 + next(_domains)) % 100
+    """Returns another ROS domain at each call, from 1 to 90."""
+    return 1 + (os.getpid() * 7 + next(_domains)) % 90
+
+
+@contextlib.contextmanager
+def reserved_domain() -> Iterator[int]:
+    """Reserves a ROS domain that no other test process of this machine uses, so that nodes do not hear each other."""
+    for _ in range(90):
+        domain = next_domain()
+        with (Path(tempfile.gettempdir()) / f"worldstereo_ros_{os.getuid()}_domain_{domain}.lock").open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                continue
+            yield domain
+            return
+    raise RuntimeError("All ROS domains from 1 to 90 are in use by other tests.")
 
 
 def scene(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -176,7 +193,7 @@ class Robot:
         self.received: dict[str, list] = {}
         self._subscriptions: dict[str, object] = {}
         self._discovered: set[str] = set()
-        self.listen("/diagnostics", DiagnosticArray, qos.DIAGNOSTICS)
+        self.subscribe("/diagnostics", DiagnosticArray, qos.DIAGNOSTICS)
         self._executor = SingleThreadedExecutor(context=self.context)
         self._executor.add_node(self.node)
         self._thread = threading.Thread(target=self._spin, daemon=True)
@@ -194,7 +211,7 @@ class Robot:
 
     # --- outputs of the node ---
 
-    def listen(self, topic: str, kind: type, profile: object) -> list:
+    def subscribe(self, topic: str, kind: type, profile: object) -> list:
         """Returns a list that collects the messages of a topic from now on. Replaces an earlier subscription."""
         if topic in self._subscriptions:
             self.node.destroy_subscription(self._subscriptions[topic])
@@ -348,8 +365,7 @@ def running(
     parameters: dict[str, object] | None = None, *, script: Path | None = None, ready: bool = True
 ) -> Iterator[tuple[NodeProcess, Robot]]:
     """Runs a node in its own process and domain, and a robot that is connected to it."""
-    domain = next_domain()
-    with pytest.MonkeyPatch.context() as patch:
+    with reserved_domain() as domain, pytest.MonkeyPatch.context() as patch:
         for name, value in environment_of(domain).items():
             patch.setenv(name, value)
         # Most tests are about the node and not the model, so they use the pipeline that loads fastest.
@@ -385,6 +401,7 @@ __all__ = [
     "assert_goal_succeeds",
     "camera_at",
     "next_domain",
+    "reserved_domain",
     "running",
     "scene",
     "straight_path",

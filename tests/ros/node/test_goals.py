@@ -58,8 +58,8 @@ def test_goal_publishes_every_output(geometric):
         "map": (PointCloud2, qos.MAP),
         "views": (MarkerArray, qos.MAP),
     }
-    received = {name: robot.listen(f"{NODE}/{name}", *kind) for name, kind in kinds.items()}
-    transforms = robot.listen("/tf", TFMessage, qos.TF)
+    received = {name: robot.subscribe(f"{NODE}/{name}", *kind) for name, kind in kinds.items()}
+    transforms = robot.subscribe("/tf", TFMessage, qos.TF)
     wait_for(lambda: received["map"] and received["views"])  # latched, so received on connection
     time.sleep(0.3)  # discovery of the volatile topics
     feedback: list = []
@@ -112,7 +112,7 @@ def test_goal_publishes_every_output(geometric):
 
 def test_map_is_in_world_frame(geometric):
     _, robot = geometric
-    received = robot.listen(f"{NODE}/map", PointCloud2, qos.MAP)
+    received = robot.subscribe(f"{NODE}/map", PointCloud2, qos.MAP)
     assert wait_for(lambda: received)
     cloud = received[-1]
     assert cloud.header.frame_id == "map"
@@ -128,7 +128,7 @@ def test_map_is_in_world_frame(geometric):
 
 def test_points_are_in_base_frame_at_stamp_of_its_transform(geometric):
     _, robot = geometric
-    received = robot.listen(f"{NODE}/points", PointCloud2, qos.CLOUD)
+    received = robot.subscribe(f"{NODE}/points", PointCloud2, qos.CLOUD)
     time.sleep(0.3)
     robot.send_tf(0.0)
     robot.imagine(robot.goal(length=0.0, poses=1))
@@ -145,7 +145,7 @@ def test_points_are_in_base_frame_at_stamp_of_its_transform(geometric):
 def test_markers_show_observed_and_imagined_views(geometric):
     _, robot = geometric
     robot.imagine()
-    received = robot.listen(f"{NODE}/views", MarkerArray, qos.MAP)
+    received = robot.subscribe(f"{NODE}/views", MarkerArray, qos.MAP)
     assert wait_for(lambda: received and any(m.ns == "imagined path" and m.points for m in received[-1].markers))
     by_name = {marker.ns: marker for marker in received[-1].markers}
     assert set(by_name) == {"observed views", "imagined views", "imagined path"}
@@ -158,7 +158,7 @@ def test_late_subscriber_receives_map(geometric):
     _node, robot = geometric
     late = Robot(robot.context.get_domain_id(), "late")
     try:
-        received = late.listen(f"{NODE}/map", PointCloud2, qos.MAP)
+        received = late.subscribe(f"{NODE}/map", PointCloud2, qos.MAP)
         assert wait_for(lambda: received)
         assert received[0].width > 1000
     finally:
@@ -167,8 +167,8 @@ def test_late_subscriber_receives_map(geometric):
 
 def test_remembered_views_are_in_imagined_map_only(geometric):
     _, robot = geometric
-    imagined = robot.listen(f"{NODE}/map/imagined", PointCloud2, qos.MAP)
-    observed = robot.listen(f"{NODE}/map", PointCloud2, qos.MAP)
+    imagined = robot.subscribe(f"{NODE}/map/imagined", PointCloud2, qos.MAP)
+    observed = robot.subscribe(f"{NODE}/map", PointCloud2, qos.MAP)
     assert wait_for(lambda: imagined and observed)
     before = observed[-1].width
     # Sideways, so that the views contain areas that the memory lacks.
@@ -183,7 +183,7 @@ def test_remembered_views_are_in_imagined_map_only(geometric):
 
 def test_path_topic_starts_job(geometric):
     _, robot = geometric
-    views = robot.listen(f"{NODE}/view", ImaginedView, qos.VIEW)
+    views = robot.subscribe(f"{NODE}/view", ImaginedView, qos.VIEW)
     time.sleep(0.3)
     robot.path.publish(robot.goal(poses=3).path)
     assert wait_for(lambda: len(views) == 3)
@@ -205,7 +205,7 @@ def test_imagine_view_service_returns_view(geometric):
 
 def test_same_random_seed_gives_same_views(geometric):
     _, robot = geometric
-    views = robot.listen(f"{NODE}/view", ImaginedView, qos.VIEW)
+    views = robot.subscribe(f"{NODE}/view", ImaginedView, qos.VIEW)
     time.sleep(0.3)
     for _ in range(2):
         robot.imagine(robot.goal(poses=2, seed=7))

@@ -146,8 +146,8 @@ def test_failing_model_ends_goal_with_error(faulty, prompt, code, word, done):
 
 def test_non_finite_depth_is_not_published(faulty):  # (19)
     _, robot = faulty
-    points = robot.listen(f"{NODE}/points", PointCloud2, qos.CLOUD)
-    imagined = robot.listen(f"{NODE}/map/imagined", PointCloud2, qos.MAP)
+    points = robot.subscribe(f"{NODE}/points", PointCloud2, qos.CLOUD)
+    imagined = robot.subscribe(f"{NODE}/map/imagined", PointCloud2, qos.MAP)
     time.sleep(0.3)
     status, _ = robot.imagine(robot.goal(remember=True, prompt="nan"))
     assert status == SUCCEEDED

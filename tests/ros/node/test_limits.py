@@ -116,7 +116,7 @@ def test_invalid_parameters_are_rejected_and_change_nothing(pair, values, word):
 
 def test_live_parameter_takes_effect(pair):
     _, robot = pair
-    views = robot.listen(f"{NODE}/camera_info", type(robot.view()[1]), qos.VIEW)
+    views = robot.subscribe(f"{NODE}/camera_info", type(robot.view()[1]), qos.VIEW)
     time.sleep(0.3)
     assert robot.set(view_width=32) == (True, "")
     assert_goal_succeeds(robot)
@@ -128,7 +128,7 @@ def test_live_parameter_takes_effect(pair):
 
 def test_path_pose_frame_camera(pair):
     _, robot = pair
-    views = robot.listen(f"{NODE}/view", messages.ImaginedViewMessage, qos.VIEW)
+    views = robot.subscribe(f"{NODE}/view", messages.ImaginedViewMessage, qos.VIEW)
     time.sleep(0.3)
     assert robot.set(path_pose_frame="camera") == (True, "")
     try:
@@ -144,7 +144,7 @@ def test_path_pose_frame_camera(pair):
 
 def test_clouds_are_bounded(pair):  # (29)
     _, robot = pair
-    received = robot.listen(f"{NODE}/map", PointCloud2, qos.MAP)
+    received = robot.subscribe(f"{NODE}/map", PointCloud2, qos.MAP)
     assert wait_for(lambda: received)
     assert received[-1].width > 1000
     assert robot.set(cloud_points=1000)[0]

@@ -22,7 +22,7 @@ def checkpoint(tmp_path_factory):
 def test_goal_with_a_checkpoint(checkpoint):
     with running({"model": checkpoint, "variant": "memory-dmd", "device": "cpu"}) as (node, robot):
         robot.publish_view()
-        views = robot.listen(f"{NODE}/view", ImaginedView, qos.VIEW)
+        views = robot.subscribe(f"{NODE}/view", ImaginedView, qos.VIEW)
         assert wait_for(lambda: robot.node.count_publishers(f"{NODE}/view"))
         feedback: list = []
         robot.prompt = "a hall"

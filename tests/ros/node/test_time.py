@@ -135,7 +135,7 @@ def test_transform_between_two_stamps_is_interpolated(pair):
     before = robot.observations_taken()
     publish(robot, later(start, 0.1), transform=False)
     assert wait_for(lambda: robot.observations_taken() > before)
-    received = robot.listen(f"{NODE}/map", PointCloud2, qos.MAP)
+    received = robot.subscribe(f"{NODE}/map", PointCloud2, qos.MAP)
     # The wall is 2 m ahead of the camera, the camera 0.1 m ahead of the base, the base half way at 0.5.
     assert wait_for(lambda: received and received[-1].width > 1000)
     assert np.median(cloud_arrays(received[-1])[0][:, 0]) == pytest.approx(2.6, abs=0.05)
@@ -185,9 +185,9 @@ def test_pose_topic_replaces_missing_tf():
         time.sleep(0.1)
         publish(robot, stamp, transform=False)
         assert wait_for(lambda: robot.observations_taken() == 1), robot.diagnostics()
-        received = robot.listen(f"{NODE}/map", PointCloud2, qos.MAP)
-        views = robot.listen(f"{NODE}/view", ImaginedView, qos.VIEW)
-        points = robot.listen(f"{NODE}/points", PointCloud2, qos.CLOUD)
+        received = robot.subscribe(f"{NODE}/map", PointCloud2, qos.MAP)
+        views = robot.subscribe(f"{NODE}/view", ImaginedView, qos.VIEW)
+        points = robot.subscribe(f"{NODE}/points", PointCloud2, qos.CLOUD)
         assert wait_for(lambda: received and received[-1].width > 1000)
         assert np.median(cloud_arrays(received[-1])[0][:, 0]) == pytest.approx(3.1, abs=0.05)
         assert robot.imagine(robot.goal(poses=1))[0] == SUCCEEDED
@@ -222,7 +222,7 @@ def test_sim_time_without_clock_warns_and_continues():  # (14)
         assert wait_for(lambda: robot.observations_taken() == 1)
         assert robot.imagine(robot.goal(poses=1))[0] == SUCCEEDED
         # With a clock its time is in the headers; a backward jump of the clock is reported.
-        views = robot.listen(f"{NODE}/view", ImaginedView, qos.VIEW)
+        views = robot.subscribe(f"{NODE}/view", ImaginedView, qos.VIEW)
         clock = robot.node.create_publisher(Clock, "/clock", qos.VIEW)
         assert wait_for(lambda: clock.get_subscription_count() > 0)
         clock.publish(Clock(clock=Time(sec=1000)))
@@ -252,7 +252,7 @@ def test_row_padding_and_byte_order_are_respected(pair):
     robot.send_tf(0.0, image.header.stamp)
     for publisher, message in ((robot.info, info), (robot.depth, depth), (robot.image, image)):
         publisher.publish(message)
-    received = robot.listen(f"{NODE}/map", PointCloud2, qos.MAP)
+    received = robot.subscribe(f"{NODE}/map", PointCloud2, qos.MAP)
     assert wait_for(lambda: received and received[-1].width > 1000)
     points, colours = cloud_arrays(received[-1])
     assert np.median(points[:, 0]) == pytest.approx(2.1, abs=0.05)

