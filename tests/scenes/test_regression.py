@@ -1,4 +1,4 @@
-"""The worlds of rooms, corridors and warehouses stay what they are: published figures were measured on them."""
+"""Rooms, corridors and warehouses must not change: published figures were measured on them."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.scenes import make_path, make_scene, seed_of
 from worldstereo_ros.scenes.raytracing.render import render_scene
 
-# Of each world: a digest of all whole numbers and names, sums of places, sizes, texture starts, materials and
-# pictures, and the mean depth and colours of a tiny picture.
+# For each world: a digest of all integers and names; sums of positions, sizes, texture origins, materials and images;
+# mean depth and mean colour of a tiny rendering.
 PINNED = {
     ("room", 0): ("d779f4ab5385ac25", (-79.9581150707812, -40.24396564888211, 89.61687509291097),
                   (13657.228204866988, 308217.697459677), 3.487805275634552, (121.764974, 122.910156, 112.840495)),
@@ -31,7 +31,7 @@ PINNED = {
 
 
 @pytest.mark.parametrize(("kind", "index"), list(PINNED))
-def test_known_worlds_have_not_changed(kind, index):
+def test_pinned_worlds_are_unchanged(kind, index):
     digest, places, tables, depth, colours = PINNED[kind, index]
     scene = make_scene(kind, seed_of("demo", index))
     p = scene.primitives
@@ -40,7 +40,7 @@ def test_known_worlds_have_not_changed(kind, index):
     weight = torch.cos(torch.arange(len(p), dtype=torch.float64))[:, None]
     sums = [float((weight * part).sum()) for part in (p.centre, p.half, p.shift)]
     assert sums == pytest.approx(places, abs=1e-8)
-    assert [float(part.double().sum()) for part in (scene.materials, scene.pictures)] == pytest.approx(tables, rel=1e-6)
+    assert [float(part.double().sum()) for part in (scene.materials, scene.images)] == pytest.approx(tables, rel=1e-6)
     camera = Camera.from_fov(32, 24, math.radians(80))
     frames = render_scene(scene, camera, make_path(scene, "handheld", 2, seed=0), light="plain")
     assert float(frames.depth.double().mean()) == pytest.approx(depth, rel=1e-4)

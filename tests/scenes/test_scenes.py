@@ -1,4 +1,4 @@
-"""Procedural worlds: exact geometry against analytic answers, consistency, determinism, paths."""
+"""Procedural worlds: geometry against analytic results, consistency, determinism, paths."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from worldstereo_ros.scenes import (
     render_batch,
     seed_of,
 )
-from worldstereo_ros.scenes.paths import CLEARANCE, look
+from worldstereo_ros.scenes.paths import CLEARANCE_M, camera_pose
 from worldstereo_ros.scenes.raytracing.bake import Ambient
-from worldstereo_ros.scenes.raytracing.light import lay_out, texels
+from worldstereo_ros.scenes.raytracing.light import allocate_texels, place_texels
 from worldstereo_ros.scenes.raytracing.primitives import BOX, CYLINDER, Builder, Material
 from worldstereo_ros.scenes.raytracing.render import pack_cached, render_scene, render_view
 from worldstereo_ros.scenes.raytracing.scene import Sky
@@ -51,7 +51,7 @@ def world_rays(camera: Camera, pose: np.ndarray) -> np.ndarray:
 
 
 def slow_depth(scene: Scene, camera: Camera, pose: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Depth and instance in float64, every ray against every primitive, by formulas of its own."""
+    """Depth and instance by brute force: every ray against every primitive, in float64, with independent formulas."""
     rays, eye = world_rays(camera, pose).reshape(-1, 3), pose[:3, 3]
     best, who = np.full(len(rays), np.inf), np.zeros(len(rays), dtype=int)
     p = scene.primitives
@@ -76,16 +76,16 @@ def slow_depth(scene: Scene, camera: Camera, pose: np.ndarray) -> tuple[np.ndarr
 
 
 class TestExactness:
-    def test_depth_of_a_wall_is_along_the_optical_axis(self):
+    def test_depth_is_measured_along_the_optical_axis(self):
         scene = build(lambda b: b.box((3.1, 0, 0), (0.2, 40, 40), GREY, name="wall"))
-        frames = render_scene(scene, CAMERA, look(np.zeros(3), 0.0))
-        # The same everywhere: z-depth, not the length of the ray.
+        frames = render_scene(scene, CAMERA, camera_pose(np.zeros(3), 0.0))
+        # Constant: z-depth, not the length of the ray.
         assert torch.allclose(frames.depth, torch.tensor(3.0), atol=1e-5)
         assert torch.allclose(frames.normals, torch.tensor([-1.0, 0.0, 0.0]), atol=1e-6)
 
-    def test_a_slanted_floor_follows_its_plane(self):
+    def test_floor_depth_matches_the_analytic_plane(self):
         scene = build(lambda b: b.box((0, 0, -0.5), (400, 400, 1), GREY, name="floor"))
-        pose = look(np.array([0.3, -0.2, 1.5]), 0.4, -0.6, 0.1)
+        pose = camera_pose(np.array([0.3, -0.2, 1.5]), 0.4, -0.6, 0.1)
         frames = render_scene(scene, CAMERA, pose)
         down = world_rays(CAMERA, pose)[..., 2]
         expected = np.where(down < -0.01, -1.5 / np.minimum(down, -0.01), 0)
@@ -93,11 +93,11 @@ class TestExactness:
         np.testing.assert_allclose(frames.depth[0].numpy()[seen], expected[seen], rtol=1e-5)
         assert not frames.depth[0].numpy()[down > 0].any()
 
-    def test_sphere(self):
+    def test_sphere_matches_the_analytic_intersection(self):
         centre, radius = np.array([4.0, 0.3, 0.2]), 0.7
         scene = build(lambda b: b.sphere(centre, radius, GREY, name="ball"))
-        frames = render_scene(scene, CAMERA, look(np.zeros(3), 0.0))
-        rays = world_rays(CAMERA, look(np.zeros(3), 0.0))
+        frames = render_scene(scene, CAMERA, camera_pose(np.zeros(3), 0.0))
+        rays = world_rays(CAMERA, camera_pose(np.zeros(3), 0.0))
         a, b, c = (rays**2).sum(-1), rays @ centre, centre @ centre - radius**2
         square = b * b - a * c
         inside = square > 1e-3
@@ -108,11 +108,11 @@ class TestExactness:
         normal = (rays * expected[..., None] - centre) / radius
         np.testing.assert_allclose(frames.normals[0].numpy()[inside], normal[inside], atol=1e-3)
 
-    def test_a_small_sphere_far_away_keeps_its_shape(self):
+    def test_small_distant_sphere_keeps_its_shape(self):
         scene = build(lambda b: b.sphere((80, 0, 0), 0.05, GREY, name="ball"))
         narrow = Camera.from_fov(64, 64, 0.002)
-        depth = render_scene(scene, narrow, look(np.zeros(3), 0.0)).depth[0].numpy()
-        exact, _ = slow_depth(scene, narrow, look(np.zeros(3), 0.0))
+        depth = render_scene(scene, narrow, camera_pose(np.zeros(3), 0.0)).depth[0].numpy()
+        exact, _ = slow_depth(scene, narrow, camera_pose(np.zeros(3), 0.0))
         both = (depth > 0) & (exact > 0)
         assert both.sum() > 0.98 * max((depth > 0).sum(), (exact > 0).sum()) > 1000
         np.testing.assert_allclose(depth[both], exact[both], atol=2e-3)
@@ -126,37 +126,37 @@ class TestExactness:
         depth, instance = slow_depth(scene, camera, pose)
         got = frames.depth[0].numpy()
         close = np.abs(got - depth) <= 1e-4 * (1 + depth)
-        # On silhouettes a ray may pass on either side of an edge.
+        # At silhouettes rounding decides on which side of an edge a ray passes.
         assert close.mean() > 0.997
         assert (frames.instance[0].numpy() == instance)[close].mean() > 0.998
 
-    def test_the_size_of_tiles_changes_nothing(self, rooms):
-        from worldstereo_ros.scenes.raytracing.geometry import RayFrames, Tiles, cast
+    def test_tile_size_does_not_change_the_result(self, rooms):
+        from worldstereo_ros.scenes.raytracing.geometry import RayFrames, Tiles, cast_rays
 
         geometry = pack_cached(rooms[0], light="plain").geometry
         pose = torch.from_numpy(make_path(rooms[0], "drone", 2, seed=3))
-        frames = RayFrames.see(geometry, torch.zeros(2, dtype=torch.int64), pose)
+        frames = RayFrames.from_cameras(geometry, torch.zeros(2, dtype=torch.int64), pose)
         images = []
-        for height, width, at_once in ((8, 16, 4), (120, 160, 7), (13, 11, 16)):
-            tiles = Tiles.of(CAMERA, torch.device("cpu"), height, width)
-            images.append(tiles.image(cast(geometry, frames, tiles, at_once).depth.flatten(), CAMERA))
+        for height, width, batch_size in ((8, 16, 4), (120, 160, 7), (13, 11, 16)):
+            tiles = Tiles.from_camera(CAMERA, torch.device("cpu"), height, width)
+            images.append(tiles.image(cast_rays(geometry, frames, tiles, batch_size).depth.flatten(), CAMERA))
         for image in images[1:]:
             same = torch.isclose(image, images[0], rtol=1e-5)
             assert same.float().mean() > 0.999
 
-    def test_a_camera_inside_a_solid_sees_past_it(self):
+    def test_camera_inside_a_solid_does_not_see_it(self):
         def fill(b: Builder) -> None:
             b.box((0, 0, 0), (1, 1, 1), GREY, name="around")
             b.box((2.5, 0, 0), (1, 9, 9), GREY, name="behind")
 
-        frames = render_scene(build(fill), CAMERA, look(np.zeros(3), 0.0))
+        frames = render_scene(build(fill), CAMERA, camera_pose(np.zeros(3), 0.0))
         assert (frames.instance == 2).all()
 
     def test_rays_along_the_faces_of_boxes_give_no_nan(self):
         camera = Camera(9, 9, 10.0, 10.0, 4.0, 4.0)
         scene = build(lambda b: b.box((3, 0, 0), (2, 2, 2), GREY, name="box"))
         for y, z in ((1.0, 0.0), (1.0, 1.0), (0.0, 0.0), (1.0 - 1e-7, 0.0)):
-            frames = render_scene(scene, camera, look(np.array([0, y, z]), 0.0))
+            frames = render_scene(scene, camera, camera_pose(np.array([0, y, z]), 0.0))
             assert torch.isfinite(frames.depth).all()
             assert torch.isfinite(frames.normals).all()
         assert frames.depth[0, 4, 4] == pytest.approx(2.0)
@@ -173,12 +173,12 @@ class TestFrames:
         rays = torch.from_numpy(np.stack([world_rays(CAMERA, pose) for pose in poses]))
         assert ((rays * frames.normals).sum(-1)[hit] < 1e-3).all()
 
-    def test_two_views_agree_about_what_both_see(self, rooms):
+    def test_two_views_agree_on_common_surfaces(self, rooms):
         a, b = make_path(rooms[0], "orbit", 4, seed=5)[[0, 3]]
         frames = render_scene(rooms[0], CAMERA, np.stack([a, b]), light="plain")
         depth = frames.depth.numpy()
         points = unproject(depth[0], CAMERA, a)[depth[0] > 0].astype(np.float64)
-        # A fresh ray straight at each point meets the scene there, or nearer where something hides it.
+        # A new ray at each point hits the scene there, or nearer at an occluder.
         uv, z = project(points, CAMERA, b)
         whole = np.rint(uv).astype(int)
         seen = (z > 0.1) & (whole >= 0).all(1) & (whole[:, 0] < 160) & (whole[:, 1] < 120)
@@ -208,7 +208,7 @@ class TestFrames:
         difference = (one.image.float() - four.image.float()).abs().mean()
         assert 0 < difference < 6
 
-    def test_pictures_have_contrast_and_are_well_exposed(self):
+    def test_images_have_contrast_and_are_well_exposed(self):
         for kind in KINDS:
             scene = make_scene(kind, seed_of("demo", 3))
             image = render_scene(
@@ -217,7 +217,7 @@ class TestFrames:
             assert 60 < image.mean() < 210
             assert image.std() > 25
 
-    def test_soft_light_darkens_under_a_table_and_in_corners(self):
+    def test_soft_light_is_darker_under_a_table(self):
         def fill(b: Builder) -> None:
             b.box((0, 0, -0.1), (6, 6, 0.2), GREY, name="floor")
             b.box((0, 0, 0.8), (1.2, 1.2, 0.05), GREY, name="table")
@@ -227,12 +227,12 @@ class TestFrames:
         camera = Camera(1, 1, 1.0, 1.0, 0.0, 0.0)
         under, open_ = (np.array([0.0, 0.0, 0.6]), np.array([1.6, 0.0, 0.6]))
         bright = [
-            float(render_scene(scene, camera, look(at, 0.0, -math.pi / 2)).image.float().mean())
+            float(render_scene(scene, camera, camera_pose(at, 0.0, -math.pi / 2)).image.float().mean())
             for at in (under, open_)
         ]
         assert bright[0] < 0.75 * bright[1]
 
-    def test_view_carries_the_same_depth(self, rooms):
+    def test_render_view_has_the_depth_of_render_scene(self, rooms):
         pose = make_path(rooms[0], "handheld", 1, seed=0)[0]
         view = render_view(rooms[0], CAMERA.resized(40, 30), pose, stamp_ns=7)
         assert view.stamp_ns == 7
@@ -240,12 +240,12 @@ class TestFrames:
         frames = render_scene(rooms[0], CAMERA.resized(40, 30), pose)
         np.testing.assert_array_equal(view.depth, frames.depth[0].numpy())
 
-    def test_texture_far_away_does_not_flicker(self):
-        """A checkered floor in the distance is its mean, not noise: neighbouring pixels hardly differ."""
+    def test_distant_texture_is_antialiased(self):
+        """A distant checkered floor shows its mean colour: neighbouring pixels hardly differ."""
         checks = Material(a=(0.9, 0.9, 0.9), b=(0.05, 0.05, 0.05), pattern="checks", cell=(0.1, 0.1), noise=0.0)
         scene = build(lambda b: b.box((0, 0, -0.1), (300, 300, 0.2), checks, name="floor"))
         high, low = (
-            render_scene(scene, CAMERA, look(np.array([0, 0, z]), 0.0), light="plain").image[0].float()
+            render_scene(scene, CAMERA, camera_pose(np.array([0, 0, z]), 0.0), light="plain").image[0].float()
             for z in (1.5, 0.4)
         )
         far, near = high[66:70], low[-10:]
@@ -279,7 +279,7 @@ class TestBatches:
         packed, poses = pack_cached(rooms[0], light="plain"), torch.from_numpy(make_path(rooms[0], "orbit", 5, seed=1))
         table, small = torch.zeros(5, dtype=torch.int64), CAMERA.resized(48, 36)
         whole = render_packed(packed, small, poses, table)
-        parts = render_packed(packed, small, poses, table, rays_at_once=2000)
+        parts = render_packed(packed, small, poses, table, max_rays=2000)
         assert torch.equal(whole.depth, parts.depth)
         assert (whole.image.int() - parts.image.int()).abs().max() <= 1
 
@@ -289,7 +289,7 @@ class TestBatches:
 
     @pytest.mark.gpu
     @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-    def test_the_same_on_a_gpu(self, rooms):
+    def test_gpu_matches_cpu(self, rooms):
         poses = make_path(rooms[0], "drone", 3, seed=2)
         cpu, gpu = render_scene(rooms[0], CAMERA, poses), render_scene(rooms[0], CAMERA, poses, device="cuda")
         close = torch.isclose(gpu.depth.cpu(), cpu.depth, rtol=1e-4, atol=1e-4)
@@ -299,7 +299,7 @@ class TestBatches:
 
 class TestSeeds:
     @pytest.mark.parametrize("kind", list(KINDS))
-    def test_a_seed_is_a_world(self, kind):
+    def test_same_seed_gives_the_same_world(self, kind):
         torch.manual_seed(1)
         before = torch.get_rng_state()
         first = make_scene(kind, 5)
@@ -309,7 +309,7 @@ class TestSeeds:
         for name in ("centre", "half", "rotation", "material", "instance", "shift"):
             assert torch.equal(getattr(first.primitives, name), getattr(second.primitives, name))
         assert torch.equal(first.materials, second.materials)
-        assert torch.equal(first.pictures, second.pictures)
+        assert torch.equal(first.images, second.images)
         assert first.bounds != other.bounds
         pose = make_path(first, "ground", 1, seed=0)
         small = CAMERA.resized(40, 30)
@@ -323,7 +323,7 @@ class TestSeeds:
         assert all(a.stop <= b.start for a, b in pairwise(ranges))
         assert seed_of("test", 3) in SPLITS["test"]
 
-    def test_wrong_names_are_refused(self, rooms):
+    def test_invalid_names_and_shapes_are_rejected(self, rooms):
         with pytest.raises(ValueError, match="no kind of scene"):
             make_scene("castle", 0)
         with pytest.raises(ValueError, match="no split"):
@@ -343,7 +343,7 @@ class TestSeeds:
 class TestPaths:
     @pytest.mark.parametrize("kind", PATHS)
     @pytest.mark.parametrize("world", list(KINDS))
-    def test_paths_bump_into_nothing_and_move_gently(self, world, kind):
+    def test_paths_are_collision_free_and_smooth(self, world, kind):
         scene = make_scene(world, seed_of("demo", 2))
         path = make_path(scene, kind, 40, seed=3)
         assert path.shape == (40, 4, 4)
@@ -352,16 +352,16 @@ class TestPaths:
         at = path[:, :3, 3]
         low, high = np.array(scene.bounds)
         assert ((at > low) & (at < high)).all()
-        # Between the poses too.
+        # Also between the poses.
         between = np.concatenate([at, (at[1:] + at[:-1]) / 2])
         away = clearance(scene, between)
-        assert away.min() > (min(CLEARANCE[kind], at[:, 2].min()) if kind == "ground" else CLEARANCE[kind]) - 0.03
+        assert away.min() > (min(CLEARANCE_M[kind], at[:, 2].min()) if kind == "ground" else CLEARANCE_M[kind]) - 0.03
         assert np.linalg.norm(np.diff(at, axis=0), axis=1).max() < 0.2
         cosine = np.einsum("nij,nij->n", rotation[1:], rotation[:-1])
         assert np.degrees(np.arccos(np.clip((cosine - 1) / 2, -1, 1))).max() < 25
         np.testing.assert_array_equal(path, make_path(scene, kind, 40, seed=3))
 
-    def test_ground_robots_keep_their_height_and_get_somewhere(self):
+    def test_ground_paths_keep_their_height_and_cover_distance(self):
         heights, lengths = [], []
         for i in range(6):
             scene = make_scene("room", seed_of("demo", i))
@@ -384,7 +384,7 @@ def test_texels_lie_on_their_surfaces():
         b.sphere((0, -2, 1), 0.6, GREY, name="ball")
 
     scene = build(fill)
-    points = texels(scene.primitives, lay_out(scene.primitives, 2000))
+    points = place_texels(scene.primitives, allocate_texels(scene.primitives, 2000))
     for i, (name, expect) in enumerate((("box", 7.0), ("drum", 2.5 * math.pi), ("ball", 1.44 * math.pi))):
         mine = points.primitive == i
         assert mine.sum() > 50, (name, expect)

@@ -1,4 +1,4 @@
-"""Sensor noise: as strong as it says, missing where it says, the same for the same seed."""
+"""Sensor noise: amplitudes, missing depth, determinism."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.scenes import SceneFrames, make_path, make_scene, seed_of
 from worldstereo_ros.scenes.raytracing.primitives import Random
 from worldstereo_ros.scenes.raytracing.render import render_scene
-from worldstereo_ros.scenes.sensor import NONE, SensorNoise, add_noise, motion_blur
+from worldstereo_ros.scenes.sensor import NO_NOISE, SensorNoise, add_noise, motion_blur
 
 CAMERA = Camera.from_fov(160, 120, math.radians(80))
 POSE = torch.eye(4, dtype=torch.float64)
@@ -35,8 +35,8 @@ def room() -> tuple[SceneFrames, np.ndarray]:
 
 
 def only(**fields) -> SensorNoise:
-    """A sensor with nothing wrong but this."""
-    return SensorNoise(**{**NONE.__dict__, **fields})
+    """A sensor with this effect only."""
+    return SensorNoise(**{**NO_NOISE.__dict__, **fields})
 
 
 class TestDepth:
@@ -45,30 +45,30 @@ class TestDepth:
         for z in (1.0, 2.0, 4.0):
             noisy = add_noise(plane(z), CAMERA, 0, noise=only(disparity=0.05, patch=1)).depth
             spread[z] = float((noisy - z).std())
-            # By first order: z^2 / (f b) times the error of the match.
+            # First order: z^2 / (f b) times the matching error.
             assert spread[z] == pytest.approx(z * z / (CAMERA.fx * 0.075) * 0.05, rel=0.12)
         assert spread[4.0] > 12 * spread[1.0]
 
-    def test_neighbours_err_together_but_no_less(self):
+    def test_errors_are_correlated_within_the_patch_at_the_same_variance(self):
         alone, together = (
             add_noise(plane(2.0), CAMERA, 1, noise=only(disparity=0.05, patch=n)).depth[0] - 2 for n in (1, 5)
         )
         assert float(together.std() / alone.std()) == pytest.approx(1.0, abs=0.12)
 
-        def likeness(error: torch.Tensor) -> float:
+        def correlation(error: torch.Tensor) -> float:
             return float(torch.corrcoef(torch.stack([error[:, :-1].flatten(), error[:, 1:].flatten()]))[0, 1])
 
-        assert likeness(together) > 0.6
-        assert abs(likeness(alone)) < 0.05
+        assert correlation(together) > 0.6
+        assert abs(correlation(alone)) < 0.05
 
-    def test_steps_are_those_of_the_disparity(self):
+    def test_depth_is_quantised_in_disparity_steps(self):
         frames = plane(1.0)
         frames.depth[0] = torch.linspace(1, 6, 160)
         steps = CAMERA.fx * 0.075 / add_noise(frames, CAMERA, 0, noise=only(subpixel=8)).depth * 8
         torch.testing.assert_close(steps, steps.round(), atol=1e-3, rtol=0)
         assert len(steps.round().unique()) > 10
 
-    def test_what_is_too_near_or_too_far_is_missing(self):
+    def test_depth_outside_the_range_is_missing(self):
         for z, there in ((0.1, False), (1.0, True), (9.0, False)):
             noisy = add_noise(plane(z), CAMERA, 0, noise=only(near=0.2, far=8.0))
             assert bool((noisy.depth > 0).all()) == there
@@ -88,7 +88,7 @@ class TestDepth:
         assert missing > 0.5
         assert (add_noise(plane(2.0), CAMERA, 0, noise=noise, world_from_camera=POSE[None]).depth > 0).all()
 
-    def test_an_ordinary_sensor_keeps_most_of_a_room(self, room):
+    def test_default_sensor_keeps_most_of_the_depth_of_a_room(self, room):
         frames, poses = room
         noisy = add_noise(frames, CAMERA, 0, world_from_camera=torch.from_numpy(poses))
         there = (noisy.depth > 0) & (frames.depth > 0)
@@ -101,7 +101,7 @@ class TestDepth:
 
 
 class TestImage:
-    def test_noise_grows_with_the_light_and_has_a_floor(self):
+    def test_noise_grows_with_the_light_above_the_read_noise(self):
         spread = {}
         for grey in (40, 200):
             noisy = add_noise(plane(2.0, grey), CAMERA, 0, noise=only(shot=0.03, read=0.002)).image.double() / 255
@@ -110,7 +110,7 @@ class TestImage:
             assert spread[grey] == pytest.approx(math.sqrt(0.002**2 + 0.03**2 * light), rel=0.12)
         assert spread[200] > 2 * spread[40]
 
-    def test_exposure_colour_and_corners(self):
+    def test_exposure_white_balance_and_vignetting(self):
         def mean(**fields) -> torch.Tensor:
             return (add_noise(plane(2.0, 120), CAMERA, 0, noise=only(**fields)).image.double() / 255).pow(2.2)[0]
 
@@ -121,13 +121,13 @@ class TestImage:
         dark = mean(vignetting=0.3)
         assert float(dark[0, 0].mean() / dark[60, 80].mean()) == pytest.approx(0.7, abs=0.03)
 
-    def test_blur_follows_the_camera(self, room):
+    def test_motion_blur_follows_the_camera_motion(self, room):
         frames, _ = room
         poses = np.tile(np.eye(4), (3, 1, 1))
         assert torch.equal(motion_blur(frames, CAMERA, torch.from_numpy(poses), shutter=0.0).image, frames.image)
         still = motion_blur(frames, CAMERA, torch.from_numpy(poses)).image.int()
         assert (still - frames.image.int()).abs().max() <= 1
-        # A camera that moves to the right smears upright edges and leaves level ones.
+        # Motion to the right blurs vertical edges and keeps horizontal ones.
         stripes = plane(2.0)
         stripes.image[:, :, ::8], stripes.image[:, :, 4::8] = 255, 0
         poses[:, 0, 3] = [0.0, 0.2, 0.4]
@@ -141,14 +141,14 @@ class TestImage:
         assert kept.std() > 0.95 * turned.image.float().std()
 
 
-def test_nothing_wrong_changes_nothing(room):
+def test_no_noise_changes_nothing(room):
     frames, poses = room
-    same = add_noise(frames, CAMERA, 0, noise=NONE, world_from_camera=torch.from_numpy(poses))
+    same = add_noise(frames, CAMERA, 0, noise=NO_NOISE, world_from_camera=torch.from_numpy(poses))
     assert (same.image.int() - frames.image.int()).abs().max() <= 1
     assert torch.equal(same.depth, frames.depth)
 
 
-def test_a_seed_gives_the_same_noise_and_another_seed_another(room):
+def test_noise_depends_on_the_seed_only(room):
     frames, _ = room
     first, second, other = (add_noise(frames, CAMERA, seed) for seed in (4, 4, 5))
     assert torch.equal(first.image, second.image)
@@ -158,7 +158,7 @@ def test_a_seed_gives_the_same_noise_and_another_seed_another(room):
     assert SensorNoise.draw(Random(1)) == SensorNoise.draw(Random(1)) != SensorNoise.draw(Random(2))
 
 
-def test_impossible_sensors_are_refused(room):
+def test_invalid_sensors_are_rejected(room):
     frames, poses = room
     for fields in ({"vignetting": 1.5}, {"far": 0.1}, {"shot": -1.0}, {"white_balance": (0.0, 1.0)}, {"patch": 0}):
         with pytest.raises(ValueError, match=r"expected|negative"):

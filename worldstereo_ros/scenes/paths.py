@@ -1,7 +1,7 @@
-"""Paths of cameras through scenes that bump into nothing.
+"""Collision-free camera paths through scenes.
 
-A path is pieced together from short moves (a straight run, a turn in place, an S, a look around); a move that would
-come too near to something is drawn again. World axes x forward, y left, z up; poses are those of OpenCV cameras.
+A path is a sequence of short random moves (straight, turn in place, curve, S-curve); moves that come too close to an
+obstacle are rejected. World axes are x forward, y left, z up; poses are those of OpenCV cameras.
 """
 
 from __future__ import annotations
@@ -11,19 +11,19 @@ from collections.abc import Callable
 
 import numpy as np
 
-from worldstereo_ros.scenes.raytracing.motion import Times, as_times
+from worldstereo_ros.scenes.raytracing.motion import Times, check_times
 from worldstereo_ros.scenes.raytracing.primitives import Primitives, Random
 from worldstereo_ros.scenes.raytracing.scene import Scene
 from worldstereo_ros.utils.errors import InputError
 
 PATHS = ("ground", "drone", "orbit", "handheld")
 
-CLEARANCE = {"ground": 0.25, "drone": 0.25, "orbit": 0.15, "handheld": 0.2}
-"""Metres that each kind of path keeps from everything solid."""
+CLEARANCE_M = {"ground": 0.25, "drone": 0.25, "orbit": 0.15, "handheld": 0.2}
+"""Minimum distance of each kind of path to obstacles, metres."""
 
 
-def look(position: np.ndarray, yaw: float, pitch: float = 0.0, roll: float = 0.0) -> np.ndarray:
-    """(4, 4) float64 world_from_camera of a camera that looks along yaw (from x towards y) and pitch (up), radians."""
+def camera_pose(position: np.ndarray, yaw: float, pitch: float = 0.0, roll: float = 0.0) -> np.ndarray:
+    """(4, 4) float64 world_from_camera from a position, yaw (from x towards y), pitch (up) and roll, radians."""
     forward = np.array([math.cos(yaw) * math.cos(pitch), math.sin(yaw) * math.cos(pitch), math.sin(pitch)])
     level = np.array([math.sin(yaw), -math.cos(yaw), 0.0])
     down = np.cross(forward, level)
@@ -35,30 +35,33 @@ def look(position: np.ndarray, yaw: float, pitch: float = 0.0, roll: float = 0.0
 
 
 def clearance(scene: Scene, points: np.ndarray, times: Times | None = None) -> np.ndarray:
-    """Distance to the nearest solid primitive.
+    """Distance from points to the nearest obstacle.
 
     Args:
         scene: the world.
         points: (N, 3) metres.
-        times: (N,) seconds; with them, what moves counts too, where it is then.
+        times: (N,) seconds; with them moving objects count too, at their place at that time.
 
     Returns:
-        (N,) float64 metres; 0 inside something. For balls and cylinders that of their boxes, so never too large.
+        (N,) float64 metres; 0 inside an obstacle. Spheres and cylinders count as their boxes, so the distance is never
+        overestimated.
     """
-    still = distance(scene.primitives.select(scene.primitives.solid), points)
-    if times is None or not scene.movers:
-        return still
+    clear_distance = box_distance(scene.primitives.select(scene.primitives.solid), points)
+    if times is None or not scene.moving_objects:
+        return clear_distance
     points = np.asarray(points, dtype=np.float64).reshape(-1, 3)
-    for mover in scene.movers:
-        # The points as the mover has them, where it is at time 0.
-        back = np.linalg.inv(mover.motion(as_times(times, len(points))).numpy())
-        local = np.einsum("nij,nj->ni", back[:, :3, :3], points) + back[:, :3, 3]
-        still = np.minimum(still, distance(scene.primitives.select(scene.primitives.body == mover.body), local))
-    return still
+    for mover in scene.moving_objects:
+        # Move the points into the frame of the object at time 0.
+        start_from_time = np.linalg.inv(mover.motion(check_times(times, len(points))).numpy())
+        local = np.einsum("nij,nj->ni", start_from_time[:, :3, :3], points) + start_from_time[:, :3, 3]
+        clear_distance = np.minimum(
+            clear_distance, box_distance(scene.primitives.select(scene.primitives.body == mover.body), local)
+        )
+    return clear_distance
 
 
-def distance(primitives: Primitives, points: np.ndarray) -> np.ndarray:
-    """(N,) float64 metres from points (N, 3) to the nearest of the primitives' boxes; 0 inside, inf where none is."""
+def box_distance(primitives: Primitives, points: np.ndarray) -> np.ndarray:
+    """(N,) float64 distance in metres from points (N, 3) to the nearest primitive's box; 0 inside, inf without any."""
     if not len(primitives):
         return np.full(len(points), np.inf)
     points = np.asarray(points, dtype=np.float64).reshape(-1, 3)
@@ -72,36 +75,36 @@ def distance(primitives: Primitives, points: np.ndarray) -> np.ndarray:
 
 
 def make_path(scene: Scene, kind: str, count: int, seed: int, *, step: float = 0.12, turn: float = 0.14) -> np.ndarray:
-    """A path of a camera that keeps clear of everything and stays inside the scene.
+    """Create a collision-free camera path inside the bounds of a scene.
 
     Args:
         scene: the world.
-        kind: "ground" (a wheeled robot: one height between 0.2 and 1.2 m, straight runs, turns in place, S-curves),
-            "drone" (in three dimensions, leaning as it flies), "orbit" (about a thing in the room, looking at it)
-            or "handheld" (a person's walk: looks around, bobs, shakes a little).
+        kind: "ground" (wheeled robot: constant height of 0.2 to 1.2 m, straight runs, turns in place, S-curves),
+            "drone" (moves in three dimensions and banks), "orbit" (around a point, looking at it) or "handheld" (a
+            walking person: looks around, bobs, shakes).
         count: number of poses.
-        seed: the same scene and seed give the same path.
-        step: metres between poses at most.
-        turn: radians between poses at most.
+        seed: random seed; the same scene and seed give the same path.
+        step: maximum distance between poses, metres.
+        turn: maximum rotation between poses, radians.
 
     Returns:
         (count, 4, 4) float64 world_from_camera, OpenCV axes.
 
     Raises:
-        ValueError: a kind that does not exist, no pose asked for, or a world too full to start in.
+        InputError: the kind does not exist, `count` is below 1, or the scene has no free place to start.
     """
     if kind not in PATHS:
-        raise InputError(f"There is no kind of path {kind!r}. Choose one of {', '.join(PATHS)}.")
+        raise InputError(f"There is no kind of path {kind!r}; choose one of {', '.join(PATHS)}.")
     if count < 1:
-        raise InputError(f"{count} poses were asked for; at least 1 is needed.")
+        raise InputError(f"The number of poses is {count}; expected at least 1.")
     random = Random(seed * 1_000_003 + scene.seed)
     if kind == "orbit":
         return _orbit(scene, count, random, step, turn)
     return _walk(scene, kind, count, random, step, turn)
 
 
-def _start(scene: Scene, random: Random, radius: float, low: float, high: float, column: np.ndarray) -> np.ndarray:
-    """A free point with a height from low to high, and free at these heights above it."""
+def _free_start(scene: Scene, random: Random, radius: float, low: float, high: float, column: np.ndarray) -> np.ndarray:
+    """A random free point with a height from `low` to `high`, free at the heights in `column` above it too."""
     (x0, y0, _), (x1, y1, top) = scene.bounds
     for attempt in range(40):
         points = np.array(
@@ -114,29 +117,29 @@ def _start(scene: Scene, random: Random, radius: float, low: float, high: float,
                 for _ in range(24)
             ]
         )
-        every = points[:, None] * [1, 1, float(len(column) == 1 and column[0] == 0)] + column[:, None] * [[0, 0, 1]]
-        free = clearance(scene, every).reshape(len(points), -1).min(axis=1)
-        # Some room to move is better than none; after many attempts any free place will do.
+        checked = points[:, None] * [1, 1, float(len(column) == 1 and column[0] == 0)] + column[:, None] * [[0, 0, 1]]
+        free = clearance(scene, checked).reshape(len(points), -1).min(axis=1)
+        # Prefer a place with some room to move; after many attempts accept any free place.
         good = np.flatnonzero(free > radius * (1.5 if attempt < 20 else 1.02))
         if len(good):
             return points[good[0]]
-    raise InputError(f"No free place was found in the {scene.kind} of seed {scene.seed}; choose another seed.")
+    raise InputError(f"Found no free place in the {scene.kind} with seed {scene.seed}; choose another seed.")
 
 
-def _reach(at: np.ndarray, angle: float, free: Callable[[np.ndarray], np.ndarray]) -> int:
-    """How many steps of a quarter of a metre are free in a direction, at most 14."""
+def _free_steps(at: np.ndarray, angle: float, free: Callable[[np.ndarray], np.ndarray]) -> int:
+    """Number of free steps of 0.25 m in a direction, at most 14."""
     ahead = at + np.arange(1, 15)[:, None] * 0.25 * np.array([math.cos(angle), math.sin(angle), 0.0])
     return int(np.argmin(np.append(free(ahead), False)))
 
 
 def _inside(scene: Scene, points: np.ndarray, margin: float) -> np.ndarray:
-    """(N,) bool: inside the bounds, with a margin."""
+    """(N,) bool: inside the bounds of the scene, with a margin in metres."""
     low, high = (np.array(corner) for corner in scene.bounds)
     return ((points > low + np.array([margin, margin, 0.05])) & (points < high - margin)).all(axis=1)
 
 
-def _move(random: Random, kind: str, step: float, turn: float) -> tuple[np.ndarray, np.ndarray]:
-    """Steps forward (n,) and turns (n,) of one move."""
+def _draw_move(random: Random, kind: str, step: float, turn: float) -> tuple[np.ndarray, np.ndarray]:
+    """A random move: forward steps (n,) in metres and turns (n,) in radians."""
     style = random.integer(0, 5)
     if kind == "ground" and style == 0:
         n = random.integer(4, 12)
@@ -148,53 +151,53 @@ def _move(random: Random, kind: str, step: float, turn: float) -> tuple[np.ndarr
     bend = turn * random.uniform(0.2, 0.7) * random.choice([-1, 1])
     if style == 3:
         return ahead, np.full(n, bend)
-    # An S: one way, then the other.
+    # S-curve.
     return ahead, bend * np.sin(2 * math.pi * (np.arange(n) + 0.5) / n)
 
 
 def _walk(scene: Scene, kind: str, count: int, random: Random, step: float, turn: float) -> np.ndarray:
-    radius = CLEARANCE[kind]
+    radius = CLEARANCE_M[kind]
     low, high = {"ground": (0.2, 1.2), "drone": (0.6, 2.2), "handheld": (1.35, 1.7)}[kind]
     column = np.zeros((1, 3))
     if kind == "ground":
-        # The robot's body stands below its camera: it keeps clear all the way down, the floor apart.
+        # The robot's body below the camera must be free too, down to just above the floor.
         height = random.uniform(low, high)
         foot = radius + 0.05
         column = np.zeros((max(1, math.ceil((height - foot) / 0.3) + 1), 3))
         column[:, 2] = np.linspace(foot, max(height, foot), len(column))
-        at = _start(scene, random, radius, foot, foot, column[:, 2])
+        at = _free_start(scene, random, radius, foot, foot, column[:, 2])
         at[2] = 0.0
     else:
-        at = _start(scene, random, radius, low, high, column[:, 2])
+        at = _free_start(scene, random, radius, low, high, column[:, 2])
 
     def free(points: np.ndarray) -> np.ndarray:
-        every = points[:, None] + column[None]
-        # A walker sways by a few centimetres.
-        room = clearance(scene, every.reshape(-1, 3)).reshape(len(points), -1).min(1) > radius + 0.03
-        return room & _inside(scene, every[:, -1], radius)
+        checked = points[:, None] + column[None]
+        # Handheld cameras sway by a few centimetres.
+        room = clearance(scene, checked.reshape(-1, 3)).reshape(len(points), -1).min(1) > radius + 0.03
+        return room & _inside(scene, checked[:, -1], radius)
 
-    start = max((random.uniform(-math.pi, math.pi) for _ in range(6)), key=lambda angle: _reach(at, angle, free))
+    start = max((random.uniform(-math.pi, math.pi) for _ in range(6)), key=lambda angle: _free_steps(at, angle, free))
     positions, yaws = [at], [start]
     while len(positions) < count:
-        here, ahead = positions[-1], yaws[-1]
+        position, ahead = positions[-1], yaws[-1]
         choices: list[tuple[np.ndarray, np.ndarray]] = []
         for _ in range(12):
-            forward, turns = _move(random, kind, step, turn)
+            forward, turns = _draw_move(random, kind, step, turn)
             slope = random.normal(0.25) if kind == "drone" else 0.0
             angles = ahead + np.cumsum(turns)
             moves = np.stack([forward * np.cos(angles), forward * np.sin(angles), slope * forward], axis=1)
-            points = here + np.cumsum(moves, axis=0)
+            points = position + np.cumsum(moves, axis=0)
             if free(points).all():
                 choices.append((points, angles))
             if len(choices) == 3:
                 break
         if not choices:
-            # Nothing ahead is free: turn in place, which is always possible.
+            # No move is free: turn in place.
             for way in (-1, 1):
                 n = random.integer(6, 14)
-                choices.append((np.repeat(here[None], n, axis=0), ahead + way * turn * np.arange(1, n + 1)))
-        # The one after which there is most to see and most space to go on.
-        points, angles = max(choices, key=lambda move: _reach(move[0][-1], float(move[1][-1]), free))
+                choices.append((np.repeat(position[None], n, axis=0), ahead + way * turn * np.arange(1, n + 1)))
+        # Choose the move with the most free space ahead.
+        points, angles = max(choices, key=lambda move: _free_steps(move[0][-1], float(move[1][-1]), free))
         positions.extend(points)
         yaws.extend(angles)
     at, yaw = np.array(positions[:count]), np.array(yaws[:count])
@@ -203,7 +206,7 @@ def _walk(scene: Scene, kind: str, count: int, random: Random, step: float, turn
         pitch, roll = np.full(count, random.uniform(-0.2, 0.05)), np.zeros(count)
     else:
         time = np.arange(count)
-        sway = [_wander(random, time, 24.0), _wander(random, time, 20.0), _wander(random, time, 17.0)]
+        sway = [_smooth_noise(random, time, 24.0), _smooth_noise(random, time, 20.0), _smooth_noise(random, time, 17.0)]
         amount = 0.1 if kind == "drone" else 0.16
         pitch, roll = -0.08 + amount * sway[0], 0.35 * amount * sway[1]
         if kind == "drone":
@@ -215,18 +218,18 @@ def _walk(scene: Scene, kind: str, count: int, random: Random, step: float, turn
             at = at + np.stack([0.01 * sway[1], 0.01 * sway[0], bob], axis=1)
             shake = np.array([[random.normal(0.004) for _ in range(3)] for _ in range(count)])
             yaw, pitch, roll = yaw + shake[:, 0], pitch + shake[:, 1], roll + shake[:, 2]
-    return np.stack([look(*pose) for pose in zip(at, yaw, pitch, roll, strict=True)])
+    return np.stack([camera_pose(*pose) for pose in zip(at, yaw, pitch, roll, strict=True)])
 
 
-def _wander(random: Random, time: np.ndarray, period: float) -> np.ndarray:
-    """A slow smooth wobble between -1 and 1."""
+def _smooth_noise(random: Random, time: np.ndarray, period: float) -> np.ndarray:
+    """(N,) smooth periodic noise between -1 and 1."""
     a, b = random.uniform(0, 6.28), random.uniform(0, 6.28)
     return 0.6 * np.sin(2 * math.pi * time / period + a) + 0.4 * np.sin(2 * math.pi * time / (0.43 * period) + b)
 
 
 def _orbit(scene: Scene, count: int, random: Random, step: float, turn: float) -> np.ndarray:
-    """Part of a circle around a point in the room, as far as it stays free."""
-    radius = CLEARANCE["orbit"]
+    """Part of a circle around a random point, as far as it is free."""
+    radius = CLEARANCE_M["orbit"]
     best: np.ndarray | None = None
     for _ in range(60):
         (x0, y0, _), (x1, y1, top) = scene.bounds
@@ -235,18 +238,18 @@ def _orbit(scene: Scene, count: int, random: Random, step: float, turn: float) -
         )
         distance = random.uniform(0.8, min(2.8, 0.8 * max(x1 - x0, y1 - y0)))
         height = random.uniform(0.6, min(1.8, top - 0.4))
-        pace = random.choice([-1, 1]) * min(turn, step / distance)
-        angles = random.uniform(-math.pi, math.pi) + pace * np.arange(count)
+        angle_step = random.choice([-1, 1]) * min(turn, step / distance)
+        angles = random.uniform(-math.pi, math.pi) + angle_step * np.arange(count)
         rise = 0.15 * np.sin(np.arange(count) * random.uniform(0.02, 0.08))
         points = centre + np.stack(
             [distance * np.cos(angles), distance * np.sin(angles), height - centre[2] + rise], axis=1
         )
         free = _inside(scene, points, radius) & (clearance(scene, points) > radius)
         length = int(np.argmin(np.append(free, False)))
-        found = (
+        views = (
             np.stack(
                 [
-                    look(
+                    camera_pose(
                         p, math.atan2(*(centre - p)[1::-1]), math.atan2(centre[2] - p[2], math.hypot(*(centre - p)[:2]))
                     )
                     for p in points[: max(length, 1)]
@@ -255,12 +258,12 @@ def _orbit(scene: Scene, count: int, random: Random, step: float, turn: float) -
             if length
             else None
         )
-        if found is not None and (best is None or len(found) > len(best)):
-            best = found
+        if views is not None and (best is None or len(views) > len(best)):
+            best = views
         if best is not None and len(best) == count:
             return best
     if best is None or len(best) < 2:
         return _walk(scene, "handheld", count, random, step, turn)
-    # Where the circle is blocked, go back along it.
-    there_and_back = np.abs((np.arange(count) + len(best) - 1) % (2 * len(best) - 2) - (len(best) - 1))
-    return best[there_and_back]
+    # Reverse direction where the circle is blocked.
+    index = np.abs((np.arange(count) + len(best) - 1) % (2 * len(best) - 2) - (len(best) - 1))
+    return best[index]

@@ -1,4 +1,4 @@
-"""Which seeds are for what. The one place that says so: a world is its kind and its seed, nothing else."""
+"""Ranges of scene seeds for training, validation, tests and demos. A world is defined by its kind and seed."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ TRAINING = range(0, 1_000_000_000)
 VALIDATION = range(1_000_000_000, 1_100_000_000)
 TEST = range(1_100_000_000, 1_200_000_000)
 DEMO = range(1_200_000_000, 1_200_001_000)
-"""Worlds for demos and for the tests of this package: no model is trained, chosen or measured on them."""
+"""For demos and the tests of this package; not used to train, select or evaluate models."""
 
 SPLITS: dict[str, range] = {"training": TRAINING, "validation": VALIDATION, "test": TEST, "demo": DEMO}
 
 
 def seed_of(split: str, index: int) -> int:
-    """The seed of world `index` of a split.
+    """Seed of world `index` of a split.
 
     Args:
         split: "training", "validation", "test" or "demo".
-        index: which world, from 0.
+        index: number of the world, from 0.
 
     Raises:
-        ValueError: for a split that does not exist, or an index outside it.
+        InputError: the split does not exist, or the index is outside it.
     """
     if split not in SPLITS:
-        raise InputError(f"There is no split {split!r}. Choose one of {', '.join(SPLITS)}.")
+        raise InputError(f"There is no split {split!r}; choose one of {', '.join(SPLITS)}.")
     seeds = SPLITS[split]
     if not 0 <= index < len(seeds):
         raise InputError(f"World {index} is outside the {split} split, which has {len(seeds)} worlds.")

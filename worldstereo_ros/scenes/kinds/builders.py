@@ -1,4 +1,4 @@
-"""The kinds of worlds, by name. A new kind is a function from a seed to a scene, and a line here."""
+"""Kinds of scenes by name. To add one, write a function from a seed to a `Scene` and register it here."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from worldstereo_ros.scenes.kinds.corridor import corridor
 from worldstereo_ros.scenes.kinds.lot import lot
 from worldstereo_ros.scenes.kinds.room import room
 from worldstereo_ros.scenes.kinds.warehouse import warehouse
-from worldstereo_ros.scenes.objects.movers import with_movers
+from worldstereo_ros.scenes.objects.moving_objects import add_moving_objects
 from worldstereo_ros.scenes.raytracing.scene import Scene
 from worldstereo_ros.utils.errors import InputError
 
 KINDS: dict[str, Callable[[int], Scene]] = {"room": room, "corridor": corridor, "warehouse": warehouse, "lot": lot}
 
 
-def make_scene(kind: str, seed: int, movers: int = 0) -> Scene:
-    """The world of a kind and a seed: always the same one, on every machine, whatever was drawn before.
+def make_scene(kind: str, seed: int, moving_objects: int = 0) -> Scene:
+    """Create the world of a kind and a seed. The result depends on nothing else and is the same on every machine.
 
     Args:
         kind: "room", "corridor", "warehouse" or "lot".
-        seed: a whole number; `splits` says which are for training, validation, tests and demos.
-        movers: how many things move through it, see `movers.with_movers`; `Scene.render` takes the times.
+        seed: an integer; `splits.seed_of` gives those for training, validation, tests and demos.
+        moving_objects: number of moving objects, see `add_moving_objects`; `render_scene` takes the times.
 
     Raises:
-        ValueError: for a kind that does not exist, or more movers than there is room for.
+        InputError: the kind does not exist, or there is no room for so many moving objects.
     """
     if kind not in KINDS:
-        raise InputError(f"There is no kind of scene {kind!r}. Choose one of {', '.join(KINDS)}.")
+        raise InputError(f"There is no kind of scene {kind!r}; choose one of {', '.join(KINDS)}.")
     scene = KINDS[kind](int(seed))
-    return with_movers(scene, movers) if movers else scene
+    return add_moving_objects(scene, moving_objects) if moving_objects else scene

@@ -6,15 +6,15 @@ import math
 
 from worldstereo_ros.scenes.objects import furniture, materials, posters
 from worldstereo_ros.scenes.objects.building import (
+    FloorPlan,
     Opening,
-    Plan,
-    corners,
-    daytime,
+    add_skirting,
+    add_surroundings,
     door,
-    outside,
+    draw_daylight,
     sign,
-    skirting,
     wall,
+    wall_corners,
     window,
 )
 from worldstereo_ros.scenes.objects.furniture import WHITE
@@ -23,11 +23,11 @@ from worldstereo_ros.scenes.raytracing.scene import Scene
 
 
 def corridor(seed: int) -> Scene:
-    """A corridor of 12 to 22 m with doors, numbers, lamps, benches and a window at its end."""
+    """A corridor of 12 to 22 m with doors, signs, lamps, benches and windows at its ends."""
     b = Builder(seed)
     r = b.random
     half_x, half_y, height = r.uniform(6, 11), r.uniform(0.95, 1.5), r.uniform(2.5, 2.9)
-    sky, ambient, sun = daytime(r, azimuth=r.choice([0.0, math.pi]))
+    sky, ambient, sun = draw_daylight(r, azimuth=r.choice([0.0, math.pi]))
     paint, lower = materials.plaster(r), materials.plaster(r, r.colour((0.1, 0.45), (0.4, 0.7)))
     trim = varied(WHITE, r, 0.05) if r.chance(0.5) else materials.metal(r, hsv(r.uniform(), 0.3, 0.5))
     wainscot = (r.uniform(0.9, 1.2), lower) if r.chance(0.7) else None
@@ -46,7 +46,7 @@ def corridor(seed: int) -> Scene:
     b.box((0, 0, height + 0.1), (2 * half_x + 0.36, 2 * half_y + 0.36, 0.2), tiles, name="ceiling", anchored=True)
     walls = []
     step = r.uniform(2.6, 3.6)
-    for i, (start, end) in enumerate(corners(half_x, half_y)):
+    for i, (start, end) in enumerate(wall_corners(half_x, half_y)):
         length = math.dist(start, end)
         openings = []
         if i % 2 == 0:
@@ -71,9 +71,9 @@ def corridor(seed: int) -> Scene:
                 wainscot if i % 2 == 0 else None,
             )
         )
-        skirting(walls[-1], trim)
+        add_skirting(walls[-1], trim)
     number = 100 * r.integer(1, 4)
-    plan = Plan(half_x, half_y, [])
+    plan = FloorPlan(half_x, half_y, [])
     leaf = r.choice([materials.wood, lambda r: materials.plaster(r, r.colour((0.2, 0.6), (0.3, 0.7)))])(r)
     ground, ink = r.choice(
         [
@@ -84,7 +84,7 @@ def corridor(seed: int) -> Scene:
     )
     for w in walls:
         for o in w.openings:
-            if o.use == "door":
+            if o.kind == "door":
                 number += 1
                 door(w, o, leaf, trim)
                 plan.claim_at(w, o.middle, 1.0, 0.3)
@@ -96,22 +96,22 @@ def corridor(seed: int) -> Scene:
         at = 0.7
         while at < w.length - 0.7:
             thing = r.integer(0, 5)
-            if thing == 0 and w.free(at, 0.4, 0, 1.3) and plan.claim_at(w, at, 0.3, 0.2):
+            if thing == 0 and w.is_free(at, 0.4, 0, 1.3) and plan.claim_at(w, at, 0.3, 0.2):
                 furniture.extinguisher(w.mount(at, 0, "extinguisher"))
                 sign(w, at, 1.5, "FIRE", 0.2, 0.12, (0.6, 0.03, 0.02), (0.95, 0.95, 0.95))
-            elif thing == 1 and half_y > 1.15 and w.free(at, 0.7, 0, 1.0) and plan.claim_at(w, at, 1.2, 0.4):
+            elif thing == 1 and half_y > 1.15 and w.is_free(at, 0.7, 0, 1.0) and plan.claim_at(w, at, 1.2, 0.4):
                 top = materials.wood(r)
                 furniture.table(
                     w.mount(at, 0, "bench").at(0.22, 0, 0, math.pi / 2), 1.15, 0.36, 0.44, top, materials.metal(r)
                 )
-            elif thing == 2 and w.free(at, 0.3, 0, 1.0) and plan.claim_at(w, at, 0.4, 0.4):
+            elif thing == 2 and w.is_free(at, 0.3, 0, 1.0) and plan.claim_at(w, at, 0.4, 0.4):
                 furniture.plant(w.mount(at, 0, "plant").at(0.22, 0), r.uniform(0.9, 1.5))
-            elif thing in (3, 4) and w.free(at, 0.6, 1.0, 2.1):
+            elif thing in (3, 4) and w.is_free(at, 0.6, 1.0, 2.1):
                 wide = r.uniform(0.5, 0.85)
                 tall = wide * r.uniform(0.7, 1.3)
-                image = materials.picture(b.picture(posters.poster(r, wide / tall)))
+                image = materials.image(b.add_image(posters.poster(r, wide / tall)))
                 furniture.frame(w.mount(at, 1.55, "picture"), wide, tall, image, materials.wood(r))
-            elif thing == 5 and w.free(at, 0.3, 0, 0.6) and plan.claim_at(w, at, 0.34, 0.34):
+            elif thing == 5 and w.is_free(at, 0.3, 0, 0.6) and plan.claim_at(w, at, 0.34, 0.34):
                 furniture.bin_(w.mount(at, 0, "bin").at(0.18, 0))
             at += r.uniform(0.9, 1.8)
     count = max(3, round(2 * half_x / r.uniform(2.4, 3.2)))
@@ -126,6 +126,6 @@ def corridor(seed: int) -> Scene:
             colour,
             0.0 if r.chance(0.1) else r.uniform(0.7, 1.1),
         )
-    outside(b, half_x, half_y, sun)
+    add_surroundings(b, half_x, half_y, sun)
     return Scene.build(b, "corridor", seed, ambient=ambient, sky=sky, key=r.uniform(0.54, 0.64),
                        bounds=((-half_x, -half_y, 0.0), (half_x, half_y, height)))  # fmt: skip

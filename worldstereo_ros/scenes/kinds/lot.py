@@ -1,4 +1,4 @@
-"""Lots: the outdoors between buildings, as a car park, a works yard or a court."""
+"""Lots: outdoor areas between buildings, as a car park, a works yard or a court."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from itertools import pairwise
 import numpy as np
 
 from worldstereo_ros.scenes.objects import furniture, materials, outdoors, vehicles
-from worldstereo_ros.scenes.objects.building import Plan, corners, daytime, outside
+from worldstereo_ros.scenes.objects.building import FloorPlan, add_surroundings, draw_daylight, wall_corners
 from worldstereo_ros.scenes.objects.facade import front
 from worldstereo_ros.scenes.raytracing.bake import Ambient
 from worldstereo_ros.scenes.raytracing.primitives import Builder, Colour, Material, Random, hsv
 from worldstereo_ros.scenes.raytracing.scene import Scene, Sky
 
 PAINT = Material(a=(0.78, 0.78, 0.75), b=(0.5, 0.5, 0.49), noise=0.2, blend=0.7, frequency=(7, 7))
-"""Of lines on the ground, worn."""
+"""Worn line markings."""
 
-PAVEMENT = 1.5
-"""Metres of pavement before a front."""
+PAVEMENT_M = 1.5
+"""Width of the pavement in front of a building, metres."""
 
 
 @dataclass(frozen=True)
 class Weather:
-    """Sky and light: direction to the sun, its colour, strength and angular radius; lamps shine where `lit`."""
+    """Sky and light: direction to the sun, its colour, irradiance and angular radius; `lit` = street lamps are on."""
 
     sky: Sky
     ambient: Ambient
@@ -36,8 +36,8 @@ class Weather:
 
     @staticmethod
     def draw(r: Random) -> Weather:
-        """A clear day, an overcast one, or dusk."""
-        sky, _, sun = daytime(r, azimuth=r.uniform(0, 2 * math.pi))
+        """Draw a clear day, an overcast day, or dusk."""
+        sky, _, sun = draw_daylight(r, azimuth=r.uniform(0, 2 * math.pi))
         hour = r.uniform()
         if hour < 0.62:
             return Weather(sky, Ambient((0.6, 0.7, 0.88), (0.62, 0.72, 0.9), 0.3), sun, (1.0, 0.93, 0.82),
@@ -55,7 +55,7 @@ class Weather:
 
 
 def lot(seed: int) -> Scene:
-    """A lot of some 24 x 18 m under the open sky: a car park, a works yard or a court, closed off on its sides."""
+    """An outdoor lot of about 24 x 18 m with closed sides: a car park, a works yard or a court."""
     b = Builder(seed)
     r = b.random
     style = r.choice(["park", "park", "yard", "yard", "court"])
@@ -69,7 +69,7 @@ def lot(seed: int) -> Scene:
     floor = r.choice(ground)(r)
     b.box((0, 0, -0.1), (2 * half_x, 2 * half_y, 0.2), floor, name="floor", anchored=True)
     kerb = materials.concrete(r, slab=1.0)
-    plan = Plan(half_x - 0.2, half_y - 0.2, [])
+    plan = FloorPlan(half_x - 0.2, half_y - 0.2, [])
     fronts = _sides(b, half_x, half_y, style, plan, kerb)
     if style == "park":
         _bays(b, half_x, half_y, fronts, plan, weather, kerb)
@@ -80,15 +80,15 @@ def lot(seed: int) -> Scene:
     _patches(b, half_x, half_y, floor)
     _clutter(b, half_x, half_y, style, plan)
     _lamps(b, half_x, half_y, plan, weather)
-    outside(b, half_x + 5.5, half_y + 5.5, weather.sun)
+    add_surroundings(b, half_x + 5.5, half_y + 5.5, weather.sun)
     b.lights.pop()
     b.sun(weather.sun, weather.colour, weather.power, weather.angle)
     return Scene.build(b, "lot", seed, ambient=weather.ambient, sky=weather.sky, key=r.uniform(0.37, 0.46),
                        texel_budget=90_000, bounds=((-half_x, -half_y, 0.0), (half_x, half_y, 4.5)))  # fmt: skip
 
 
-def _sides(b: Builder, half_x: float, half_y: float, style: str, plan: Plan, kerb: Material) -> list[bool]:
-    """What closes the four sides; says of each whether a house stands there. One side has a way out."""
+def _sides(b: Builder, half_x: float, half_y: float, style: str, plan: FloorPlan, kerb: Material) -> list[bool]:
+    """Add the four sides, one with an exit; returns for each side whether it is a building."""
     r = b.random
     fronts = [r.chance(0.6 if style != "yard" else 0.5) for _ in range(4)]
     fronts[r.integer(0, 3)] = True
@@ -96,7 +96,7 @@ def _sides(b: Builder, half_x: float, half_y: float, style: str, plan: Plan, ker
     fronts[gap_at] = False
     stone = r.choice([materials.brick, materials.concrete, materials.plaster])(r)
     open_kind = r.choice(["fence", "wall", "hedge", "high wall"])
-    for i, (start, end) in enumerate(corners(half_x, half_y)):
+    for i, (start, end) in enumerate(wall_corners(half_x, half_y)):
         length, yaw = math.dist(start, end), 0.5 * math.pi * i
         edge = b.at(start[0], start[1], 0.0, yaw)
         if fronts[i]:
@@ -107,9 +107,9 @@ def _sides(b: Builder, half_x: float, half_y: float, style: str, plan: Plan, ker
                 front(edge.at(low, 0), high - low, storeys, industrial)
             if style != "yard":
                 walk = edge.at(0, 0, name="pavement")
-                walk.span((0, 0, 0), (length, PAVEMENT - 0.15, 0.12), materials.paving(r), anchored=True)
-                walk.span((0, PAVEMENT - 0.15, 0), (length, PAVEMENT, 0.125), kerb)
-            _claim_side(plan, half_x, half_y, i, PAVEMENT if style != "yard" else 0.8)
+                walk.span((0, 0, 0), (length, PAVEMENT_M - 0.15, 0.12), materials.paving(r), anchored=True)
+                walk.span((0, PAVEMENT_M - 0.15, 0), (length, PAVEMENT_M, 0.125), kerb)
+            _claim_side(plan, half_x, half_y, i, PAVEMENT_M if style != "yard" else 0.8)
             continue
         parts = [(0.0, length)]
         if i == gap_at:
@@ -131,15 +131,15 @@ def _sides(b: Builder, half_x: float, half_y: float, style: str, plan: Plan, ker
     return fronts
 
 
-def _claim_side(plan: Plan, half_x: float, half_y: float, side: int, depth: float) -> None:
-    """Keep a strip along a side free of things."""
+def _claim_side(plan: FloorPlan, half_x: float, half_y: float, side: int, depth: float) -> None:
+    """Reserve a strip along a side."""
     x, y = [(0.0, -half_y), (half_x, 0.0), (0.0, half_y), (-half_x, 0.0)][side]
     long, deep = (half_x, depth) if side % 2 == 0 else (depth, half_y)
-    plan.taken.append((x - long, y - deep, x + long, y + deep))
+    plan.occupied.append((x - long, y - deep, x + long, y + deep))
 
 
 def _way_out(b: Builder, wide: float, stone: Material) -> None:
-    """A drive that leads out, posts beside it, sometimes a barrier."""
+    """Add an exit: road, gate posts, sometimes a barrier."""
     r = b.random
     road = materials.asphalt(r)
     out = b.at(0, 0, outdoor=True, solid=False)
@@ -156,16 +156,16 @@ def _way_out(b: Builder, wide: float, stone: Material) -> None:
         arm.cylinder(((wide - 0.8) / 2, 0, 0.92), 0.045, wide - 0.9, stripes, axis="x")
 
 
-def _bays(b: Builder, half_x: float, half_y: float, fronts: list[bool], plan: Plan, weather: Weather,
+def _bays(b: Builder, half_x: float, half_y: float, fronts: list[bool], plan: FloorPlan, weather: Weather,
           kerb: Material) -> None:  # fmt: skip
-    """Rows of bays with cars along both long sides, an island with trees between, arrows on the lane."""
+    """Add parking bays with cars along the long sides, planted islands, and lane markings."""
     r = b.random
     wide, deep = r.uniform(2.45, 2.7), r.uniform(4.9, 5.2)
     count = int((2 * half_x - 5.0) / wide)
     left, share = -count * wide / 2, r.uniform(0.35, 0.75)
     rows = [-1, 1] if half_y > 8.3 or r.chance(0.3) else [r.choice([-1, 1])]
     for row in rows:
-        back = half_y - (PAVEMENT + 0.1 if fronts[0 if row < 0 else 2] else 0.9)
+        back = half_y - (PAVEMENT_M + 0.1 if fronts[0 if row < 0 else 2] else 0.9)
         lines = b.at(0, 0, name="line", solid=False)
         for k in range(count + 1):
             lines.box((left + k * wide, row * (back - deep / 2), 0.002), (0.1, deep, 0.004), PAINT)
@@ -204,8 +204,8 @@ def _bays(b: Builder, half_x: float, half_y: float, fronts: list[bool], plan: Pl
             b.box((x, 0.9 * (k - 2.5), 0.002), (2.2, 0.45, 0.004), PAINT, name="line", solid=False)
 
 
-def _yard(b: Builder, half_x: float, half_y: float, plan: Plan) -> None:
-    """Containers along the edges, a lorry, pallets and crates in stacks."""
+def _yard(b: Builder, half_x: float, half_y: float, plan: FloorPlan) -> None:
+    """Add containers along the edges, vehicles and lane markings."""
     r = b.random
     for _ in range(r.integer(2, 4)):
         row, x = r.choice([-1, 1]), r.uniform(-half_x + 4.2, half_x - 4.2)
@@ -228,8 +228,8 @@ def _yard(b: Builder, half_x: float, half_y: float, plan: Plan) -> None:
         lines.box((0, y, 0.002), (2 * half_x - 3.0, 0.12, 0.004), colour)
 
 
-def _court(b: Builder, half_x: float, half_y: float, plan: Plan, kerb: Material) -> None:
-    """Beds with trees, planters, benches, a few parked cars."""
+def _court(b: Builder, half_x: float, half_y: float, plan: FloorPlan, kerb: Material) -> None:
+    """Add beds with trees, planters, benches and parked cars."""
     r = b.random
     for x, y in r.shuffled([(-0.45, -0.3), (0.45, -0.3), (-0.45, 0.35), (0.45, 0.35), (0.0, 0.0)])[: r.integer(2, 4)]:
         x, y, long = x * half_x, y * half_y, r.uniform(2.2, 4.2)
@@ -250,7 +250,7 @@ def _court(b: Builder, half_x: float, half_y: float, plan: Plan, kerb: Material)
 
 
 def _patches(b: Builder, half_x: float, half_y: float, floor: Material) -> None:
-    """Manhole covers, drains and mended places of the ground."""
+    """Add manhole covers, drains and patches to the ground."""
     r = b.random
     iron = Material(a=(0.1, 0.1, 0.1), b=(0.03, 0.03, 0.03), pattern="checks", cell=(0.05, 0.05), noise=0.1)
     for _ in range(r.integer(1, 3)):
@@ -269,8 +269,8 @@ def _patches(b: Builder, half_x: float, half_y: float, floor: Material) -> None:
         b.box((x, y, 0.001), size, shade, name="patch", solid=False, anchored=True)
 
 
-def _clutter(b: Builder, half_x: float, half_y: float, style: str, plan: Plan) -> None:
-    """Small things, most of them near the sides."""
+def _clutter(b: Builder, half_x: float, half_y: float, style: str, plan: FloorPlan) -> None:
+    """Add small objects, most of them near the sides."""
     r = b.random
     things = {
         "park": ["bins", "sign", "cones", "bollards", "bins", "planter"],
@@ -280,7 +280,7 @@ def _clutter(b: Builder, half_x: float, half_y: float, style: str, plan: Plan) -
     for _ in range({"park": 9, "yard": 18, "court": 9}[style]):
         thing, side = r.choice(things), r.integer(0, 3)
         yaw = 0.5 * math.pi * (side + 1)
-        # Near a side, its front towards the middle; sometimes anywhere.
+        # Mostly near a side, with the front towards the centre.
         inward = r.uniform(1.1, 2.6) if r.chance(0.75) else r.uniform(2.6, 6.0)
         along = r.uniform(-0.85, 0.85) * (half_x if side % 2 == 0 else half_y)
         x, y = [(along, inward - half_y), (half_x - inward, along), (along, half_y - inward), (inward - half_x, along)][
@@ -317,8 +317,8 @@ def _clutter(b: Builder, half_x: float, half_y: float, style: str, plan: Plan) -
             outdoors.barrels(place.at(0, 0, 0, r.uniform(0, 1.5)), r.integer(1, 4))
 
 
-def _lamps(b: Builder, half_x: float, half_y: float, plan: Plan, weather: Weather) -> None:
-    """Lamp posts along the sides, their arms inwards."""
+def _lamps(b: Builder, half_x: float, half_y: float, plan: FloorPlan, weather: Weather) -> None:
+    """Add lamp posts along the sides, with their arms towards the centre."""
     r = b.random
     colour, height = (materials.WARM if r.chance(0.6) else materials.COOL), r.uniform(4.2, 5.4)
     for x, y, yaw in r.shuffled([
@@ -328,4 +328,4 @@ def _lamps(b: Builder, half_x: float, half_y: float, plan: Plan, weather: Weathe
         place_y = y * (half_y - 0.55 if abs(y) == 1 else half_y)
         outdoors.lamp_post(b.at(place_x, place_y, 0, yaw * math.pi, name="lamp post"), height, colour,
                            r.uniform(14, 22) if weather.lit else 0.0)  # fmt: skip
-        plan.taken.append((place_x - 0.1, place_y - 0.1, place_x + 0.1, place_y + 0.1))
+        plan.occupied.append((place_x - 0.1, place_y - 0.1, place_x + 0.1, place_y + 0.1))

@@ -8,16 +8,16 @@ from functools import partial
 
 from worldstereo_ros.scenes.objects import furniture, materials, posters
 from worldstereo_ros.scenes.objects.building import (
+    FloorPlan,
     Opening,
-    Plan,
     Wall,
-    corners,
+    add_skirting,
+    add_surroundings,
     curtains,
-    daytime,
     door,
-    outside,
-    skirting,
+    draw_daylight,
     wall,
+    wall_corners,
     window,
 )
 from worldstereo_ros.scenes.objects.furniture import WHITE
@@ -26,7 +26,7 @@ from worldstereo_ros.scenes.raytracing.scene import Scene
 
 
 def room(seed: int) -> Scene:
-    """A living room or office of about 5 x 4 m: furniture along the walls and in the middle, windows, a door."""
+    """A living room or office of about 5 x 4 m with furniture, windows and a door."""
     b = Builder(seed)
     r = b.random
     half_x, half_y, height = r.uniform(2.3, 3.6), r.uniform(1.9, 3.0), r.uniform(2.45, 3.0)
@@ -34,11 +34,11 @@ def room(seed: int) -> Scene:
     accent = r.choice([materials.brick, materials.panels, materials.plaster, materials.panels])(r)
     trim = varied(WHITE, r, 0.05) if r.chance(0.6) else materials.wood(r)
     wooden, legs = materials.wood(r), r.choice([materials.metal(r), materials.wood(r), furniture.DARK])
-    sky, ambient, sun = daytime(r, azimuth=(window_wall := r.integer(0, 3)) * math.pi / 2 - math.pi / 2)
+    sky, ambient, sun = draw_daylight(r, azimuth=(window_wall := r.integer(0, 3)) * math.pi / 2 - math.pi / 2)
     door_wall = (window_wall + r.integer(1, 3)) % 4
     second = (window_wall + r.choice([1, 3])) % 4
 
-    plan = Plan(half_x, half_y, [])
+    plan = FloorPlan(half_x, half_y, [])
     b.box((0, 0, -0.1), (2 * half_x + 0.36, 2 * half_y + 0.36, 0.2), materials.floor(r), name="floor", anchored=True)
     b.box(
         (0, 0, height + 0.1),
@@ -50,7 +50,7 @@ def room(seed: int) -> Scene:
     walls: list[Wall] = []
     accent_wall = r.integer(0, 3)
     wainscot = (r.uniform(0.8, 1.1), materials.panels(r)) if r.chance(0.25) else None
-    for i, (start, end) in enumerate(corners(half_x, half_y)):
+    for i, (start, end) in enumerate(wall_corners(half_x, half_y)):
         length = math.dist(start, end)
         openings = []
         if i == window_wall or (i == second and i != door_wall and r.chance(0.45)):
@@ -66,12 +66,12 @@ def room(seed: int) -> Scene:
             middle = r.uniform(0.9, length - 0.9)
             openings.append(Opening(middle - 0.45, middle + 0.45, 0.0, 2.05, "door"))
         walls.append(wall(b, start, end, height, openings, accent if i == accent_wall else paint, paint, wainscot))
-        skirting(walls[-1], trim)
+        add_skirting(walls[-1], trim)
     leaf = varied(trim, r) if r.chance(0.5) else materials.wood(r)
     drapes = materials.cloth(r) if r.chance(0.6) else None
     for w in walls:
         for o in w.openings:
-            if o.use == "door":
+            if o.kind == "door":
                 door(w, o, leaf, trim)
                 plan.claim_at(w, o.middle, 0.9, 0.9)
             else:
@@ -95,13 +95,13 @@ def room(seed: int) -> Scene:
             (0, 0, -0.05), 0.24, 0.1, materials.lamp(colour, 0.9), casts=False
         )
         b.light((0, 0, height - 0.2), colour, r.uniform(1.6, 3.0), size=(0.24, 0.24))
-    outside(b, half_x, half_y, sun)
+    add_surroundings(b, half_x, half_y, sun)
     return Scene.build(b, "room", seed, ambient=ambient, sky=sky, key=r.uniform(0.54, 0.64),
                        bounds=((-half_x, -half_y, 0.0), (half_x, half_y, height)))  # fmt: skip
 
 
-def _furnish_middle(b: Builder, plan: Plan, half_x: float, half_y: float, wood: Material, legs: Material) -> None:
-    """A rug, and a table with chairs or a low table."""
+def _furnish_middle(b: Builder, plan: FloorPlan, half_x: float, half_y: float, wood: Material, legs: Material) -> None:
+    """Add a rug, and a table with chairs or a low table."""
     r = b.random
     x, y = r.normal(0.25), r.normal(0.2)
     if r.chance(0.7):
@@ -117,7 +117,7 @@ def _furnish_middle(b: Builder, plan: Plan, half_x: float, half_y: float, wood: 
         width = 1.0 if round_ else r.uniform(0.7, 0.9)
         if plan.claim(x, y, length / 2 + 0.35, width / 2 + 0.45):
             furniture.table(b.at(x, y, name="table"), length, width, 0.74, wood, legs)
-            furniture.things_on_table(b.at(x, y), length, width, 0.74)
+            furniture.tabletop_objects(b.at(x, y), length, width, 0.74)
             seat = materials.cloth(r) if r.chance(0.5) else varied(wood, r)
             for k in range(4):
                 if r.chance(0.8):
@@ -126,11 +126,13 @@ def _furnish_middle(b: Builder, plan: Plan, half_x: float, half_y: float, wood: 
                     furniture.chair(b.at(cx, cy, 0, -side * math.pi / 2 + r.normal(0.25), name="chair"), seat, legs)
     elif plan.claim(x, y, 0.6, 0.4):
         furniture.table(b.at(x, y, name="low table"), 1.1, 0.65, 0.4, wood, legs)
-        furniture.things_on_table(b.at(x, y), 1.1, 0.65, 0.4)
+        furniture.tabletop_objects(b.at(x, y), 1.1, 0.65, 0.4)
 
 
-def _furnish_walls(b: Builder, plan: Plan, walls: list[Wall], height: float, wood: Material, legs: Material) -> None:
-    """Shelves, a sofa, a desk, cabinets, plants and lamps along the walls where there is room."""
+def _furnish_walls(
+    b: Builder, plan: FloorPlan, walls: list[Wall], height: float, wood: Material, legs: Material
+) -> None:
+    """Add shelves, a sofa, a desk, cabinets, plants and lamps along the walls where there is space."""
     r = b.random
 
     def place(width: float, depth: float, tall: float, name: str, build: Callable[[Builder], None]) -> None:
@@ -139,8 +141,8 @@ def _furnish_walls(b: Builder, plan: Plan, walls: list[Wall], height: float, woo
             if w.length <= width + 0.2:
                 continue
             along = r.uniform(width / 2 + 0.06, w.length - width / 2 - 0.06)
-            if w.free(along, width / 2 + 0.25, 0.0, tall) and plan.claim_at(w, along, width, depth):
-                w.covered.append((along - width / 2, along + width / 2, tall))
+            if w.is_free(along, width / 2 + 0.25, 0.0, tall) and plan.claim_at(w, along, width, depth):
+                w.occupied.append((along - width / 2, along + width / 2, tall))
                 build(w.mount(along, 0.0, name).at(0.02, 0))
                 return
 
@@ -179,7 +181,7 @@ def _furnish_walls(b: Builder, plan: Plan, walls: list[Wall], height: float, woo
 
 
 def _decorate(b: Builder, walls: list[Wall], height: float) -> None:
-    """Posters, paintings and a clock where walls are bare."""
+    """Add posters, paintings and clocks to free parts of the walls."""
     r = b.random
     for w in walls:
         at = r.uniform(0.4, 0.9)
@@ -190,14 +192,14 @@ def _decorate(b: Builder, walls: list[Wall], height: float) -> None:
             along = at + width / 2
             if (
                 along + width / 2 < w.length - 0.15
-                and w.free(along, width / 2 + 0.3, z - tall / 2, z + tall / 2)
+                and w.is_free(along, width / 2 + 0.3, z - tall / 2, z + tall / 2)
                 and r.chance(0.75)
             ):
                 if r.chance(0.15):
-                    face = materials.picture(b.picture(posters.clock(r)))
+                    face = materials.image(b.add_image(posters.clock(r)))
                     place = w.mount(along, z + 0.25, "clock", solid=False)
                     place.cylinder((0.02, 0, 0), 0.16, 0.04, furniture.DARK, axis="x", faces={"+z": face})
                 else:
-                    image = materials.picture(b.picture(posters.poster(r, width / tall)))
+                    image = materials.image(b.add_image(posters.poster(r, width / tall)))
                     furniture.frame(w.mount(along, z, "picture"), width, tall, image, materials.wood(r))
             at += width + r.uniform(0.4, 1.2)

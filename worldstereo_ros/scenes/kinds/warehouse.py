@@ -6,16 +6,16 @@ import math
 
 from worldstereo_ros.scenes.objects import furniture, materials, posters
 from worldstereo_ros.scenes.objects.building import (
+    FloorPlan,
     Opening,
-    Plan,
     Wall,
-    corners,
-    daytime,
+    add_surroundings,
     door,
+    draw_daylight,
     gate,
-    outside,
     sign,
     wall,
+    wall_corners,
     window,
 )
 from worldstereo_ros.scenes.objects.furniture import WHITE
@@ -24,11 +24,11 @@ from worldstereo_ros.scenes.raytracing.scene import Scene
 
 
 def warehouse(seed: int) -> Scene:
-    """A hall of about 22 x 14 m: racks with loads, pallets, pillars, gates, painted lanes."""
+    """A hall of about 22 x 14 m with racks, loads, pallets, pillars, gates and painted lanes."""
     b = Builder(seed)
     r = b.random
     half_x, half_y, height = r.uniform(9, 13), r.uniform(6, 8), r.uniform(5.0, 6.5)
-    sky, ambient, sun = daytime(r, azimuth=r.choice([0.5, -0.5]) * math.pi)
+    sky, ambient, sun = draw_daylight(r, azimuth=r.choice([0.5, -0.5]) * math.pi)
     b.box(
         (0, 0, -0.1),
         (2 * half_x + 0.36, 2 * half_y + 0.36, 0.2),
@@ -48,7 +48,7 @@ def warehouse(seed: int) -> Scene:
         (r.uniform(1.0, 2.2), materials.brick(r) if r.chance(0.6) else materials.concrete(r)),
     )
     walls: list[Wall] = []
-    for i, (start, end) in enumerate(corners(half_x, half_y)):
+    for i, (start, end) in enumerate(wall_corners(half_x, half_y)):
         length = math.dist(start, end)
         openings = []
         if i == 0 or (i == 2 and r.chance(0.5)):
@@ -62,14 +62,14 @@ def warehouse(seed: int) -> Scene:
                 middle = length * (k + 0.5) / 3
                 openings.append(Opening(middle - 1.0, middle + 1.0, height - 1.9, height - 0.8, "window"))
         walls.append(wall(b, start, end, height, openings, siding, siding, base))
-    trim, plan = materials.metal(r, r.colour((0.3, 0.7), (0.2, 0.6))), Plan(half_x - 0.2, half_y - 0.2, [])
+    trim, plan = materials.metal(r, r.colour((0.3, 0.7), (0.2, 0.6))), FloorPlan(half_x - 0.2, half_y - 0.2, [])
     for k, w in enumerate(walls):
         for j, o in enumerate(w.openings):
-            if o.use == "gate":
+            if o.kind == "gate":
                 gate(w, o, trim, r.uniform(0.9, 1.4), (0.85, 0.93, 1.0), r.choice([0.05, 0.05, 0.5, 1.0]))
                 plan.claim_at(w, o.middle, 3.6, 2.5)
                 sign(w, o.middle, 4.1, f"GATE {4 * k + j + 1}", 1.6, 0.45, (0.02, 0.1, 0.3), (0.9, 0.9, 0.9))
-            elif o.use == "door":
+            elif o.kind == "door":
                 door(w, o, materials.metal(r, (0.12, 0.3, 0.2)), trim)
                 plan.claim_at(w, o.middle, 1.2, 1.5)
                 sign(w, o.middle, 2.35, "EXIT", 0.6, 0.26, (0.01, 0.3, 0.1), (0.95, 0.95, 0.95))
@@ -78,7 +78,7 @@ def warehouse(seed: int) -> Scene:
     frame_colour = materials.metal(r, r.choice([(0.02, 0.1, 0.4), (0.05, 0.25, 0.12), (0.1, 0.1, 0.12)]))
     beam_colour = materials.metal(r, r.choice([(0.75, 0.22, 0.02), (0.7, 0.45, 0.02), (0.5, 0.5, 0.52)]))
     yellow = Material(a=(0.75, 0.52, 0.03), b=(0.6, 0.42, 0.04), noise=0.2, blend=0.5, frequency=(3, 3))
-    # Racks stand in rows along x, with lanes between them.
+    # Rows of racks along x with lanes between them.
     bays = int((2 * half_x - 6.0) // 2.8)
     rows = [-0.05 * half_y, half_y - 1.0] if half_y < 6.8 else [-0.2 * half_y, 0.38 * half_y, half_y - 0.7]
     left = -bays * 1.4
@@ -92,8 +92,8 @@ def warehouse(seed: int) -> Scene:
                 rack.box((0, side, 1.8), (0.1, 0.09, 3.6), frame_colour)
             for z in (0.6, 1.7, 2.8):
                 rack.box((0, 0, z), (0.05, 1.0, 0.05), frame_colour)
-            tag = materials.picture(
-                b.picture(posters.sign(f"{'ABC'[number]}{bay + 1}", (0.8, 0.55, 0.03), (0.03, 0.03, 0.03), 1.0))
+            tag = materials.image(
+                b.add_image(posters.sign(f"{'ABC'[number]}{bay + 1}", (0.8, 0.55, 0.03), (0.03, 0.03, 0.03), 1.0))
             )
             rack.box((0, -0.553, 1.5), (0.22, 0.012, 0.22), WHITE, faces={"-y": tag})
             if bay == bays:
@@ -134,6 +134,6 @@ def warehouse(seed: int) -> Scene:
             lamp.cylinder((0, 0, height - 0.68), 0.26, 0.14, furniture.DARK, casts=False)
             lamp.cylinder((0, 0, height - 0.75), 0.23, 0.03, materials.lamp(materials.COOL, 1.0), casts=False)
             lamp.light((0, 0, height - 0.8), materials.COOL, r.uniform(4.0, 6.0), normal=(0, 0, -1), size=(0.25, 0.25))
-    outside(b, half_x, half_y, sun)
+    add_surroundings(b, half_x, half_y, sun)
     return Scene.build(b, "warehouse", seed, ambient=ambient, sky=sky, key=r.uniform(0.52, 0.62), texel_budget=70_000,
                        bounds=((-half_x, -half_y, 0.0), (half_x, half_y, height)))  # fmt: skip

@@ -1,4 +1,4 @@
-"""Walls with doors and windows, what is outside them, and a floor plan that keeps things apart."""
+"""Walls with doors and windows, the surroundings of a building, and a floor plan that avoids collisions."""
 
 from __future__ import annotations
 
@@ -15,49 +15,49 @@ from worldstereo_ros.scenes.raytracing.bake import Ambient
 from worldstereo_ros.scenes.raytracing.primitives import Builder, Colour, Material, Random, hsv
 from worldstereo_ros.scenes.raytracing.scene import Sky
 
-THICKNESS = 0.18
-"""Of walls, metres."""
+WALL_THICKNESS_M = 0.18
+"""Thickness of walls, metres."""
 
 
 @dataclass(frozen=True)
 class Opening:
-    """A hole in a wall, from `start` to `end` along it and from `low` to `high`: a "door", "window" or "gate"."""
+    """An opening in a wall, from `start` to `end` along it and `low` to `high`: a "door", "window" or "gate"."""
 
     start: float
     end: float
     low: float
     high: float
-    use: str
+    kind: str
 
     @property
     def middle(self) -> float:
-        """Along the wall, metres."""
+        """Centre along the wall, metres."""
         return 0.5 * (self.start + self.end)
 
     @property
     def width(self) -> float:
-        """Metres."""
+        """Width, metres."""
         return self.end - self.start
 
 
 @dataclass(frozen=True)
 class Wall:
-    """A wall in the frame of its builder: x runs along it from 0 to `length`, y points into the room, z up."""
+    """A wall in the frame of its builder: x along the wall from 0 to `length`, y into the room, z up."""
 
     builder: Builder
     length: float
     height: float
     openings: tuple[Opening, ...]
-    covered: list[tuple[float, float, float]] = field(default_factory=list)
-    """What stands before it: from and to along the wall, and how high."""
+    occupied: list[tuple[float, float, float]] = field(default_factory=list)
+    """Objects in front of the wall: start and end along it, and height, metres."""
 
     def mount(self, along: float, z: float, name: str, **options) -> Builder:
-        """A builder for a thing on the wall: back at x = 0, front towards +x, into the room."""
+        """A builder for an object on the wall: back at x = 0, front towards +x, into the room."""
         return self.builder.at(along, 0.0, z, math.pi / 2, name=name, **options)
 
-    def free(self, along: float, half: float, low: float, high: float) -> bool:
-        """No opening between these places and heights, and nothing that stands before them."""
-        hidden = any(start < along + half and end > along - half and tall > low for start, end, tall in self.covered)
+    def is_free(self, along: float, half: float, low: float, high: float) -> bool:
+        """Whether this part of the wall has no opening and no object in front of it."""
+        hidden = any(start < along + half and end > along - half and tall > low for start, end, tall in self.occupied)
         return not hidden and not any(
             o.start < along + half and o.end > along - half and o.low < high and o.high > low for o in self.openings
         )
@@ -65,9 +65,9 @@ class Wall:
 
 def wall(b: Builder, start: Sequence[float], end: Sequence[float], height: float, openings: Sequence[Opening],
          inside: Material, outside: Material, wainscot: tuple[float, Material] | None = None) -> Wall:  # fmt: skip
-    """A wall from start to end (x, y), the room on its left hand, in pieces around its openings.
+    """Add a wall from start to end (x, y), with the room on its left, in pieces around its openings.
 
-    `wainscot` gives the lower part, up to a height, another material.
+    `wainscot` is a height and the material of the wall below it.
     """
     dx, dy = end[0] - start[0], end[1] - start[1]
     length = math.hypot(dx, dy)
@@ -77,22 +77,22 @@ def wall(b: Builder, start: Sequence[float], end: Sequence[float], height: float
     def piece(x0: float, x1: float, z0: float, z1: float) -> None:
         limits = [z0, z1] if wainscot is None or not z0 < wainscot[0] < z1 else [z0, wainscot[0], z1]
         for low, high in pairwise(limits):
-            chosen = wainscot[1] if wainscot is not None and high <= wainscot[0] else inside
+            material = wainscot[1] if wainscot is not None and high <= wainscot[0] else inside
             faces = {"-y": outside, "-x": WHITE, "+x": WHITE, "-z": WHITE}
-            place.span((x0, -THICKNESS, low), (x1, 0.0, high), chosen, faces=faces, anchored=True)
+            place.span((x0, -WALL_THICKNESS_M, low), (x1, 0.0, high), material, faces=faces, anchored=True)
 
-    at = -THICKNESS
+    at = -WALL_THICKNESS_M
     for opening in openings:
         piece(at, opening.start, 0.0, height)
         piece(opening.start, opening.end, 0.0, opening.low)
         piece(opening.start, opening.end, opening.high, height)
         at = opening.end
-    piece(at, length + THICKNESS, 0.0, height)
+    piece(at, length + WALL_THICKNESS_M, 0.0, height)
     return Wall(b.at(start[0], start[1], 0.0, math.atan2(dy, dx)), length, height, tuple(openings))
 
 
-def skirting(w: Wall, material: Material, height: float = 0.09) -> None:
-    """A board along the foot of a wall, not across its doors."""
+def add_skirting(w: Wall, material: Material, height: float = 0.09) -> None:
+    """Add a skirting board, interrupted at doors."""
     place, at = w.builder.at(0, 0, name="skirting"), 0.0
     for opening in [o for o in w.openings if o.low < height]:
         place.span((at, 0.0, 0.0), (opening.start - 0.07, 0.016, height), material)
@@ -101,12 +101,12 @@ def skirting(w: Wall, material: Material, height: float = 0.09) -> None:
 
 
 def door(w: Wall, o: Opening, leaf: Material, trim: Material) -> None:
-    """A closed door in its opening: leaf with panels and handle, trim around it."""
+    """Add a closed door: leaf with panels and handle, trim."""
     place = w.builder.at(o.start, 0.0, name="door")
     for x in (-0.03, o.width + 0.03):
         place.box((x, 0.008, o.high / 2), (0.07, 0.03, o.high), trim)
     place.box((o.width / 2, 0.008, o.high + 0.035), (o.width + 0.13, 0.03, 0.07), trim)
-    # The leaf reaches a little into the wall all around: no daylight through the gap.
+    # The leaf overlaps the wall on all sides, so that no daylight passes through a gap.
     hinge, wide = place.at(0.0, -0.06), o.width
     hinge.box((wide / 2, -0.04, o.high / 2), (wide + 0.02, 0.08, o.high + 0.02), leaf)
     for low, high in ((0.12, 0.45), (0.52, 0.93)):
@@ -118,10 +118,10 @@ def door(w: Wall, o: Opening, leaf: Material, trim: Material) -> None:
 
 
 def window(w: Wall, o: Opening, trim: Material, daylight: float, tint: Colour) -> None:
-    """A window without glass: frame, bars, sill; daylight falls in through it."""
+    """Add a window without glass: frame, bars, sill, and a panel light for daylight."""
     place = w.builder.at(o.start, 0.0, name="window")
     tall, wide = o.high - o.low, o.width
-    y, deep, bar = -THICKNESS * 0.6, 0.06, 0.045
+    y, deep, bar = -WALL_THICKNESS_M * 0.6, 0.06, 0.045
     for x in (bar / 2, wide - bar / 2):
         place.box((x, y, o.low + tall / 2), (bar, deep, tall), trim)
     for z in (o.low + bar / 2, o.high - bar / 2):
@@ -138,7 +138,7 @@ def window(w: Wall, o: Opening, trim: Material, daylight: float, tint: Colour) -
 
 
 def curtains(w: Wall, o: Opening, cloth: Material) -> None:
-    """A rod and two curtains drawn aside."""
+    """Add a rod and two open curtains."""
     place = w.builder.at(o.start, 0.0, name="curtains", solid=False)
     place.cylinder((o.width / 2, 0.09, o.high + 0.12), 0.014, o.width + 0.9, DARK, axis="x")
     for x in (-0.16, o.width + 0.16):
@@ -147,7 +147,7 @@ def curtains(w: Wall, o: Opening, cloth: Material) -> None:
 
 
 def gate(w: Wall, o: Opening, trim: Material, daylight: float, tint: Colour, drop: float) -> None:
-    """A loading gate; its shutter hangs down by a share of the height."""
+    """Add a loading gate; `drop` is the closed fraction of its shutter."""
     place = w.builder.at(o.start, 0.0, name="gate")
     stripes = Material(a=(0.8, 0.55, 0.02), b=(0.03, 0.03, 0.03), pattern="stripes", cell=(0.15, 1e3))
     for x in (-0.08, o.width + 0.08):
@@ -166,18 +166,18 @@ def gate(w: Wall, o: Opening, trim: Material, daylight: float, tint: Colour, dro
 
 
 @dataclass
-class Plan:
-    """Which rectangles of a floor are taken: x0, y0, x1, y1 in metres."""
+class FloorPlan:
+    """Occupied rectangles of a floor: x0, y0, x1, y1 in metres."""
 
     half_x: float
     half_y: float
-    taken: list[tuple[float, float, float, float]]
+    occupied: list[tuple[float, float, float, float]]
 
     def claim(self, x: float, y: float, half_x: float, half_y: float, margin: float = 0.08) -> bool:
-        """Take a rectangle if it is free and inside; says whether it was."""
+        """Reserve a rectangle if it is free and inside the floor; returns whether it was."""
         if abs(x) + half_x > self.half_x + 1e-6 or abs(y) + half_y > self.half_y + 1e-6:
             return False
-        for x0, y0, x1, y1 in self.taken:
+        for x0, y0, x1, y1 in self.occupied:
             if (
                 x - half_x - margin < x1
                 and x + half_x + margin > x0
@@ -185,25 +185,25 @@ class Plan:
                 and y + half_y + margin > y0
             ):
                 return False
-        self.taken.append((x - half_x, y - half_y, x + half_x, y + half_y))
+        self.occupied.append((x - half_x, y - half_y, x + half_x, y + half_y))
         return True
 
     def claim_at(self, w: Wall, along: float, width: float, depth: float, margin: float = 0.08) -> bool:
-        """Take the floor before a wall, `width` along it and `depth` into the room."""
+        """Reserve the floor in front of a wall, `width` along it and `depth` into the room, as `claim`."""
         middle = w.builder.origin + w.builder.rotation @ np.array([along, depth / 2 + 0.02, 0.0])
         half = np.abs(w.builder.rotation @ np.array([width / 2, depth / 2, 0.0]))
         return self.claim(float(middle[0]), float(middle[1]), float(half[0]), float(half[1]), margin)
 
 
-def outside(b: Builder, half_x: float, half_y: float, sun: np.ndarray) -> None:
-    """Lawn, trees and houses around a building of this half size, and the sun."""
+def add_surroundings(b: Builder, half_x: float, half_y: float, sun: np.ndarray) -> None:
+    """Add ground, trees and houses around a building of this half size, and the sun."""
     r: Random = b.random
     out = b.at(0, 0, outdoor=True, solid=False)
     ground = materials.grass(r) if r.chance(0.6) else materials.concrete(r, slab=2.5)
     out.box((0, 0, -0.6), (160, 160, 1.0), ground, name="ground", anchored=True)
 
     def edge(angle: float) -> float:
-        """Where the building ends in this direction."""
+        """Distance of the building's edge in a direction."""
         return min(half_x / max(abs(math.cos(angle)), 1e-6), half_y / max(abs(math.sin(angle)), 1e-6))
 
     for _ in range(r.integer(5, 8)):
@@ -227,14 +227,14 @@ def outside(b: Builder, half_x: float, half_y: float, sun: np.ndarray) -> None:
         front = materials.brick(r) if r.chance(0.4) else materials.plaster(r)
         colour = tuple(0.5 * (x + y) for x, y in zip(front.a, front.b, strict=True))
         drawn = posters.facade(r, colour, max(2, round(wide / 2.4)), max(1, round(tall / 2.8)))
-        facade = materials.picture(b.picture(drawn))
+        facade = materials.image(b.add_image(drawn))
         house.box((0, 0, tall / 2), (deep, wide, tall), front, faces={"-x": facade, "-y": facade, "+y": facade})
         house.box((0, 0, tall + 0.15), (deep + 0.5, wide + 0.5, 0.3), materials.metal(r, hsv(0.03, 0.4, 0.4)))
     b.sun(sun, (1.0, 0.93, 0.82), r.uniform(2.2, 3.6))
 
 
-def daytime(random: Random, azimuth: float) -> tuple[Sky, Ambient, np.ndarray]:
-    """Sky, ambient light and the direction to the sun for a time of day; the sun stands about this azimuth."""
+def draw_daylight(random: Random, azimuth: float) -> tuple[Sky, Ambient, np.ndarray]:
+    """Draw sky, ambient light and direction to the sun for a daytime with the sun near this azimuth (radians)."""
     elevation, azimuth = random.uniform(0.3, 0.85), azimuth + random.normal(0.45)
     sun = np.array(
         [math.cos(azimuth) * math.cos(elevation), math.sin(azimuth) * math.cos(elevation), math.sin(elevation)]
@@ -249,14 +249,14 @@ def daytime(random: Random, azimuth: float) -> tuple[Sky, Ambient, np.ndarray]:
 
 
 def sign(w: Wall, along: float, z: float, text: str, width: float, height: float, ground: Colour, ink: Colour) -> None:
-    """A sign on a wall."""
-    image = w.builder.picture(posters.sign(text, ground, ink, width / height))
+    """Add a sign to a wall."""
+    image = w.builder.add_image(posters.sign(text, ground, ink, width / height))
     w.mount(along, z, "sign", solid=False).box(
-        (0.008, 0, 0), (0.016, width, height), WHITE, faces={"+x": materials.picture(image)}
+        (0.008, 0, 0), (0.016, width, height), WHITE, faces={"+x": materials.image(image)}
     )
 
 
-def corners(half_x: float, half_y: float) -> list[tuple[tuple[float, float], tuple[float, float]]]:
-    """Start and end of the four walls, the room on the left hand: the -y, +x, +y and -x sides."""
+def wall_corners(half_x: float, half_y: float) -> list[tuple[tuple[float, float], tuple[float, float]]]:
+    """Start and end of the four walls, with the room on their left: the -y, +x, +y and -x sides."""
     c = [(-half_x, -half_y), (half_x, -half_y), (half_x, half_y), (-half_x, half_y)]
     return [(c[i], c[(i + 1) % 4]) for i in range(4)]

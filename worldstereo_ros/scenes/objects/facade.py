@@ -1,6 +1,6 @@
-"""Fronts of houses and halls as seen from the street: doors, windows, shutters, signs, on one side of a solid block.
+"""Street fronts of houses and halls: doors, windows, shutters and signs on one side of a solid block.
 
-A front runs along x from 0 to its length and faces +y; the block stands behind it.
+A front runs along x from 0 to its length and faces +y; the block is behind it.
 """
 
 from __future__ import annotations
@@ -9,16 +9,16 @@ import math
 
 from worldstereo_ros.scenes.objects import materials, posters
 from worldstereo_ros.scenes.objects.furniture import DARK, WHITE
-from worldstereo_ros.scenes.objects.vehicles import CHROME, plank
+from worldstereo_ros.scenes.objects.vehicles import CHROME, slab
 from worldstereo_ros.scenes.raytracing.primitives import Builder, Material, hsv, varied
 
-STOREY = 3.1
-"""Metres from floor to floor."""
+STOREY_M = 3.1
+"""Height of a storey, metres."""
 
 
 def pane(b: Builder, x: float, low: float, wide: float, tall: float, trim: Material, glass: Material) -> None:
     """A window: surround, glass, bars, sill."""
-    # What lies flat on something else casts no shadow: it would darken the rim of what it covers.
+    # Flat attachments cast no shadow: it would darken the texels around them.
     place, middle = b.at(x, 0, low, name="window", casts=False), tall / 2
     place.box((0, 0.02, middle), (wide + 0.16, 0.05, tall + 0.16), trim)
     place.box((0, 0.03, middle), (wide, 0.05, tall), glass)
@@ -76,19 +76,18 @@ def shop(b: Builder, x: float, wide: float, trim: Material, glass: Material) -> 
     for side in (-1, 1):
         place.box((side * wide / 4, 0.05, 1.45), (wide / 2 - 0.14, 0.06, 1.9), glass, casts=False)
     ground = r.colour((0.5, 0.9), (0.2, 0.6))
-    image = materials.picture(b.picture(posters.sign(r.choice(posters.WORDS), ground, (0.9, 0.9, 0.86), wide / 0.5)))
-    # Seen from the front, u of this face runs the right way.
+    image = materials.image(b.add_image(posters.sign(r.choice(posters.WORDS), ground, (0.9, 0.9, 0.86), wide / 0.5)))
     place.box((0, 0.08, 2.95), (wide, 0.16, 0.5), trim, faces={"+y": image})
     if r.chance(0.6):
         light = (0.85, 0.85, 0.82) if r.chance(0.6) else ground
         cloth = Material(a=ground, b=light, pattern="checks", cell=(1e3, 0.25), noise=0.05)
         hem = Material(a=ground, b=light, pattern="stripes", cell=(0.25, 1e3), noise=0.05)
-        plank(place.at(0, 0, 0, math.pi / 2), (0.16, 2.7), (1.2, 2.25), wide, 0.03, cloth)
+        slab(place.at(0, 0, 0, math.pi / 2), (0.16, 2.7), (1.2, 2.25), wide, 0.03, cloth)
         place.box((0, 1.2, 2.18), (wide, 0.02, 0.16), hem)
 
 
 def extras(b: Builder, x: float, front: Material) -> None:
-    """What else is on a wall between its openings: a pipe, a cooler, a sign, a meter box."""
+    """Add an attachment to a facade: a cooler, a sign, a meter box or a poster."""
     r = b.random
     thing = r.integer(0, 3)
     if thing == 0:
@@ -98,20 +97,20 @@ def extras(b: Builder, x: float, front: Material) -> None:
     elif thing == 1:
         ground, ink = r.choice([((0.02, 0.12, 0.4), (0.9, 0.9, 0.9)), ((0.75, 0.72, 0.1), (0.03, 0.03, 0.03))])
         text = r.choice(["P", "P1", "EXIT", "NO 4", "GATE", "STAFF", "24 H"])
-        image = materials.picture(b.picture(posters.sign(text, ground, ink, 1.5)))
+        image = materials.image(b.add_image(posters.sign(text, ground, ink, 1.5)))
         b.box((x, 0.015, 1.8), (0.75, 0.03, 0.5), WHITE, faces={"+y": image}, name="sign", solid=False)
     elif thing == 2:
         b.box((x, 0.1, 0.85), (0.6, 0.2, 0.9), materials.metal(r, hsv(0.3, 0.08, 0.65)), name="meter box")
     else:
         wide, tall = 1.1, 1.5
-        image = materials.picture(b.picture(posters.poster(r, wide / tall)))
+        image = materials.image(b.add_image(posters.poster(r, wide / tall)))
         b.box((x, 0.012, 1.5), (wide, 0.024, tall), WHITE, faces={"+y": image}, name="poster", solid=False)
 
 
 def front(b: Builder, length: float, storeys: int, industrial: bool, depth: float = 6.0) -> None:
-    """A whole front: a solid block, and on it bays of some three metres with doors, windows, shops or shutters."""
+    """Add a front: a solid block with bays of about three metres with doors, windows, shops or shutters."""
     r = b.random
-    height = storeys * STOREY + 0.5
+    height = storeys * STOREY_M + 0.5
     wall = r.choice([materials.sheet, materials.sheet, materials.brick] if industrial else
                     [materials.plaster, materials.brick, materials.plaster])(r)  # fmt: skip
     trim = varied(WHITE, r, 0.05) if r.chance(0.6) else materials.metal(r, hsv(r.uniform(), 0.3, 0.3))
@@ -123,12 +122,12 @@ def front(b: Builder, length: float, storeys: int, industrial: bool, depth: floa
     block.span((-0.15, -depth, height), (length + 0.15, 0.22, height + 0.22), trim)
     if not industrial:
         for level in range(1, storeys):
-            block.span((0, 0, level * STOREY + 0.02), (length, 0.05, level * STOREY + 0.14), trim)
+            block.span((0, 0, level * STOREY_M + 0.02), (length, 0.05, level * STOREY_M + 0.14), trim)
     b.cylinder((0.25, 0.07, height / 2), 0.05, height, CHROME, name="pipe", solid=False)
     bays = max(1, int(length / r.uniform(2.9, 3.5)))
     step, shuttered = length / bays, not industrial and r.chance(0.4)
     wide, tall = r.uniform(0.95, 1.35), r.uniform(1.25, 1.55)
-    # One line of windows over another; what is on the ground floor differs from bay to bay.
+    # Upper floors have windows only; the ground floor differs from bay to bay.
     kinds = (
         ["gate", "gate", "window", "door", "extras"] if industrial else ["window", "window", "door", "shop", "extras"]
     )
@@ -146,7 +145,7 @@ def front(b: Builder, length: float, storeys: int, industrial: bool, depth: floa
         else:
             extras(b, x, wall)
         for level in range(1, storeys):
-            low = level * STOREY + (1.3 if industrial else 0.95)
+            low = level * STOREY_M + (1.3 if industrial else 0.95)
             pane(b, x, low, 1.9 if industrial else wide, 0.9 if industrial else tall, trim, glass)
             if shuttered:
                 blinds(b, x, low, wide, tall, paint)

@@ -1,6 +1,6 @@
-"""Things that stand in worlds. Each function builds one thing at the origin of the builder's frame, on its floor.
+"""Furniture and small objects. Each function builds one object at the origin of the builder's frame, on its floor.
 
-A thing against a wall has its back at x = 0 and its front towards +x; others are about their middle.
+Objects for a wall have their back at x = 0 and their front towards +x; others are centred.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ WHITE = Material(a=(0.8, 0.8, 0.78), b=(0.74, 0.74, 0.72), noise=0.02)
 
 
 def table(b: Builder, length: float, width: float, height: float, top: Material, legs: Material) -> None:
-    """A table with four legs; a round one where length equals width."""
+    """A table with four legs; a round one if length equals width."""
     if abs(length - width) < 1e-6:
         b.cylinder((0, 0, height - 0.02), length / 2, 0.04, top)
         b.cylinder((0, 0, height / 2), 0.05, height - 0.04, legs)
@@ -31,8 +31,8 @@ def table(b: Builder, length: float, width: float, height: float, top: Material,
             )
 
 
-def things_on_table(b: Builder, length: float, width: float, height: float) -> None:
-    """A few small things on a table top."""
+def tabletop_objects(b: Builder, length: float, width: float, height: float) -> None:
+    """A few small objects on a table top."""
     r = b.random
     spots = r.shuffled([(x, y) for x in (-0.32, 0.0, 0.32) for y in (-0.28, 0.28)])[: r.integer(2, 5)]
     for x, y in spots:
@@ -89,7 +89,7 @@ def sofa(b: Builder, width: float, cover: Material) -> None:
 
 
 def bookshelf(b: Builder, width: float, height: float, shelves: int, wood: Material) -> None:
-    """A bookshelf, back at x = 0, with rows of books and things."""
+    """A bookshelf with books, boxes and balls, back at x = 0."""
     r, deep = b.random, 0.32
     b.box((0.01, 0, height / 2), (0.02, width, height), wood)
     for y in (-1, 1):
@@ -107,7 +107,7 @@ def bookshelf(b: Builder, width: float, height: float, shelves: int, wood: Mater
             middle = left + long / 2
             if r.chance(0.65):
                 tall = r.uniform(0.6, 0.85) * (step - 0.03)
-                front = materials.picture(b.picture(posters.books(r, long / tall)))
+                front = materials.image(b.add_image(posters.books(r, long / tall)))
                 block = place.at(0, 0, name="books")
                 block.box((0.02 + 0.11, middle, tall / 2), (0.22, long, tall), materials.cloth(r), faces={"+x": front})
             elif r.chance(0.6):
@@ -159,14 +159,14 @@ def floor_lamp(b: Builder, colour: Colour, power: float) -> None:
 
 
 def pendant(b: Builder, ceiling: float, drop: float, colour: Colour, power: float) -> None:
-    """A lamp that hangs from the ceiling."""
+    """A pendant lamp."""
     b.cylinder((0, 0, ceiling - drop / 2), 0.008, drop, DARK, casts=False)
     b.sphere((0, 0, ceiling - drop - 0.1), 0.14, materials.lamp(colour, 0.8), casts=False)
     b.light((0, 0, ceiling - drop - 0.1), colour, power, size=(0.14, 0.14))
 
 
 def ceiling_panel(b: Builder, ceiling: float, length: float, width: float, colour: Colour, power: float) -> None:
-    """A flat lamp under the ceiling."""
+    """A flat ceiling lamp."""
     b.box((0, 0, ceiling - 0.02), (length + 0.06, width + 0.06, 0.04), WHITE, casts=False)
     b.box((0, 0, ceiling - 0.03), (length, width, 0.04), materials.lamp(colour, 1.0), casts=False)
     b.light((0, 0, ceiling - 0.1), colour, power, normal=(0, 0, -1), size=(length / 2, width / 2))
@@ -177,25 +177,25 @@ def desk(b: Builder, wood: Material, legs: Material) -> None:
     r = b.random
     inner = b.at(0.36, 0, yaw=math.pi / 2)
     table(inner, 1.4, 0.7, 0.74, wood, legs)
-    shown = materials.picture(b.picture(posters.screen(r, 1.7)), emission=0.35)
+    display = materials.image(b.add_image(posters.screen(r, 1.7)), emission=0.35)
     place = b.at(0.2, r.uniform(-0.2, 0.2), 0.74, r.normal(0.1), name="screen")
     place.box((0, 0, 0.01), (0.18, 0.24, 0.02), DARK)
     place.box((0, 0, 0.1), (0.03, 0.06, 0.2), DARK)
     place.box((0.01, 0, 0.34), (0.03, 0.6, 0.36), DARK)
-    place.box((0.024, 0, 0.34), (0.008, 0.57, 0.33), shown)
+    place.box((0.024, 0, 0.34), (0.008, 0.57, 0.33), display)
     place.box((0.3, 0, 0.012), (0.14, 0.42, 0.02), DARK, name="keyboard")
     b.cylinder((0.5, 0.5, 0.79), 0.04, 0.1, materials.metal(r, r.colour((0.4, 0.9), (0.4, 0.9))), name="cup")
 
 
 def frame(b: Builder, width: float, height: float, image: Material, wood: Material) -> None:
-    """A framed picture on a wall, its back at x = 0, its middle at z = 0."""
+    """A framed image on a wall, back at x = 0, centre at z = 0."""
     b.box((0.012, 0, 0), (0.024, width + 0.07, height + 0.07), wood, solid=False)
     b.box((0.016, 0, 0), (0.026, width, height), WHITE, faces={"+x": image}, solid=False)
 
 
 def cardboard_box(b: Builder, size: tuple[float, float, float]) -> None:
     """A cardboard box with a printed side towards +x."""
-    image = materials.picture(b.picture(posters.label(b.random)))
+    image = materials.image(b.add_image(posters.label(b.random)))
     plain = materials.cardboard(b.random)
     b.box((0, 0, size[2] / 2), size, plain, faces={"+x": image, "-x": image})
     b.box((0, 0, size[2] + 0.001), (size[0] * 0.99, 0.05, 0.003), Material(a=(0.5, 0.36, 0.2), b=(0.5, 0.36, 0.2)))
@@ -249,7 +249,7 @@ def bin_(b: Builder) -> None:
 
 
 def cone(b: Builder) -> None:
-    """A traffic cone, of stacked discs."""
+    """A traffic cone made of stacked discs."""
     orange, white = Material(a=(0.85, 0.2, 0.02), b=(0.85, 0.2, 0.02)), WHITE
     b.box((0, 0, 0.015), (0.34, 0.34, 0.03), orange)
     for i in range(6):

@@ -1,15 +1,15 @@
-"""Surfaces that worlds are made of: each function draws one of a family."""
+"""Families of materials; each function draws a random one."""
 
 from __future__ import annotations
 
 from worldstereo_ros.scenes.raytracing.primitives import Colour, Material, Random, hsv
 
 WARM, COOL = (1.0, 0.78, 0.52), (0.92, 0.97, 1.0)
-"""Colours of lamps."""
+"""Colours of warm and cool lamps, linear RGB."""
 
 
 def plaster(random: Random, colour: Colour | None = None) -> Material:
-    """A painted wall, slightly blotched."""
+    """Painted plaster with slight variations."""
     a = colour or hsv(random.uniform(), random.uniform(0.02, 0.35), random.uniform(0.72, 0.95))
     return Material(a=a, b=tuple(0.85 * c for c in a), noise=0.05, blend=0.25, frequency=(1.6, 1.6))
 
@@ -26,7 +26,7 @@ def brick(random: Random) -> Material:
 
 
 def panels(random: Random) -> Material:
-    """Wallpaper with stripes, or wooden boards upright."""
+    """Striped wallpaper, or vertical wooden boards."""
     if random.chance(0.5):
         a = hsv(random.uniform(), random.uniform(0.1, 0.35), random.uniform(0.75, 0.92))
         return Material(
@@ -39,7 +39,7 @@ def panels(random: Random) -> Material:
 
 
 def wood(random: Random, plank: float | None = None) -> Material:
-    """Wood; with a width of planks, boards laid end to end."""
+    """Wood; with a plank width, floor boards."""
     hue, value = random.uniform(0.055, 0.1), random.uniform(0.35, 0.85)
     saturation = random.uniform(0.35, 0.65)
     a, b = hsv(hue, saturation, value), hsv(hue - 0.012, saturation + 0.1, value * 0.72)
@@ -52,7 +52,7 @@ def wood(random: Random, plank: float | None = None) -> Material:
 
 
 def floor(random: Random) -> Material:
-    """A floor: boards, tiles, checks, herringbone-like parquet or a carpet."""
+    """A floor: boards, tiles, checks or carpet."""
     style = random.integer(0, 4)
     if style <= 1:
         return wood(random, plank=random.uniform(0.09, 0.19))
@@ -77,7 +77,7 @@ def tiles(random: Random, size: float | None = None) -> Material:
 
 
 def concrete(random: Random, slab: float = 0.0) -> Material:
-    """Concrete, with joints of slabs where a size is given."""
+    """Concrete; with a slab size, with joints."""
     value = random.uniform(0.5, 0.72)
     a = hsv(random.uniform(0.05, 0.6), 0.05, value)
     return Material(a=a, b=tuple(0.68 * c for c in a), joint=tuple(0.4 * c for c in a), cell=(slab or 1e3, slab or 1e3),
@@ -159,15 +159,15 @@ def paving(random: Random) -> Material:
 
 
 def glass(random: Random) -> Material:
-    """Glass seen from outside: dark, with blurred brighter places as if something were mirrored."""
+    """Window glass seen from outside: dark, with blurred brighter areas that look like reflections."""
     return Material(a=hsv(0.58, 0.35, random.uniform(0.14, 0.24)), b=hsv(0.57, 0.25, random.uniform(0.4, 0.6)),
                     noise=0.0, blend=0.9, frequency=(0.9, 0.5), gloss=0.4)  # fmt: skip
 
 
 def car_paint(random: Random) -> Material:
-    """The paint of a car: mostly white, grey or black, else a colour."""
+    """Car paint: mostly white, grey or black, else a colour."""
     grey = hsv(random.uniform(0.55, 0.65), 0.06, random.choice([0.9, 0.72, 0.5, 0.3, 0.16]))
-    # Reds, blues, greens and sand, as they are common on the road.
+    # Common car colours.
     hue, saturation, value = random.choice(
         [(0.99, 0.85, 0.6), (0.6, 0.75, 0.5), (0.58, 0.5, 0.65), (0.38, 0.5, 0.35), (0.1, 0.35, 0.7), (0.05, 0.8, 0.7)]
     )
@@ -186,12 +186,10 @@ def cardboard(random: Random) -> Material:
 
 
 def lamp(colour: Colour, strength: float = 1.0) -> Material:
-    """Something that shines."""
+    """An emissive material."""
     return Material(a=colour, b=colour, noise=0.0, emission=3.0 * strength)
 
 
-def picture(index: int, emission: float = 0.0) -> Material:
-    """A picture stretched over the face."""
-    return Material(
-        a=(0.9, 0.9, 0.9), b=(0.9, 0.9, 0.9), noise=0.03, frequency=(6, 6), picture=index, emission=emission
-    )
+def image(index: int, emission: float = 0.0) -> Material:
+    """An image stretched over the face."""
+    return Material(a=(0.9, 0.9, 0.9), b=(0.9, 0.9, 0.9), noise=0.03, frequency=(6, 6), image=index, emission=emission)

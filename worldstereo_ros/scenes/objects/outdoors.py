@@ -1,7 +1,7 @@
-"""Things that stand outdoors: trees, lamp posts, containers, crates, kerbs, and what closes a yard off.
+"""Outdoor objects: trees, lamp posts, containers, crates, kerbs, fences, hedges and low walls.
 
-As in `furniture`, each function builds one thing in its builder's frame. What runs along an edge (fences, walls,
-fronts of houses) runs along x, from 0 to a length, its front towards +y.
+As in `furniture`, each function builds one object in the builder's frame. Fences, hedges and walls run along x from 0
+to a length, with their front towards +y.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ SOIL = Material(a=(0.06, 0.04, 0.025), b=(0.03, 0.02, 0.012), noise=0.25, blend=
 
 
 def tree(b: Builder, height: float) -> None:
-    """A tree: trunk and crown; round, pointed or tall and narrow."""
+    """A tree with a round, conical or narrow crown."""
     r = b.random
     bark = Material(a=(0.16, 0.11, 0.07), b=(0.07, 0.05, 0.035), noise=0.25, blend=0.8, frequency=(14, 3))
     leaf, trunk = materials.leaves(r), 0.022 * height + 0.03
@@ -52,7 +52,7 @@ def shrub(b: Builder, size: float) -> None:
 
 
 def lamp_post(b: Builder, height: float, colour: Colour, power: float) -> None:
-    """A lamp post whose arm reaches towards +x; by night it shines (power > 0)."""
+    """A lamp post with its arm towards +x; lit if power > 0."""
     paint = materials.metal(b.random, b.random.choice([(0.06, 0.09, 0.08), (0.3, 0.31, 0.32), (0.05, 0.05, 0.055)]))
     b.cylinder((0, 0, 0.35), 0.085, 0.7, paint)
     b.cylinder((0, 0, height / 2), 0.05, height, paint)
@@ -104,7 +104,7 @@ def crate(b: Builder, size: float) -> None:
 
 
 def barrels(b: Builder, count: int) -> None:
-    """Up to four barrels close together."""
+    """A group of up to four barrels."""
     r = b.random
     paint = materials.metal(r, r.colour((0.5, 0.9), (0.25, 0.7)))
     for x, y in [(-0.31, -0.31), (0.31, -0.31), (-0.31, 0.31), (0.31, 0.31)][:count]:
@@ -129,7 +129,7 @@ def wheeled_bins(b: Builder, count: int) -> None:
 
 
 def bench(b: Builder) -> None:
-    """A bench along y that looks towards +x."""
+    """A bench along y that faces +x."""
     wood, iron = materials.wood(b.random), DARK
     for k in range(3):
         b.box((-0.08 + 0.15 * k, 0, 0.44), (0.12, 1.7, 0.04), wood)
@@ -141,7 +141,7 @@ def bench(b: Builder) -> None:
 
 
 def planter(b: Builder, length: float, width: float) -> None:
-    """A trough along x with bushes in it."""
+    """A planter along x with shrubs."""
     stone = materials.concrete(b.random) if b.random.chance(0.6) else materials.wood(b.random)
     b.box((0, 0, 0.25), (length, width, 0.5), stone)
     b.box((0, 0, 0.501), (length - 0.14, width - 0.14, 0.01), SOIL)
@@ -170,9 +170,9 @@ def bollards(b: Builder, length: float, step: float) -> None:
 
 
 def post_sign(b: Builder, text: str, ground: Colour, ink: Colour) -> None:
-    """A sign on a post, read from +x."""
+    """A sign on a post, facing +x."""
     b.cylinder((-0.03, 0, 1.2), 0.025, 2.4, CHROME)
-    image = materials.picture(b.picture(posters.sign(text, ground, ink, 1.0)))
+    image = materials.image(b.add_image(posters.sign(text, ground, ink, 1.0)))
     b.box((0, 0, 2.1), (0.02, 0.55, 0.55), CHROME, faces={"+x": image})
 
 
@@ -206,7 +206,7 @@ def fence(b: Builder, length: float) -> None:
 
 
 def hedge(b: Builder, length: float, height: float) -> None:
-    """A trimmed hedge, its top and front a little uneven."""
+    """A trimmed hedge with a slightly uneven top and front."""
     leaf = materials.leaves(b.random)
     b.span((0, -0.75, 0), (length, -0.1, height), leaf)
     count = max(2, round(length / 1.1))

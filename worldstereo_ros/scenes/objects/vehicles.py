@@ -1,4 +1,4 @@
-"""Vehicles, of boxes and cylinders. Each stands about the origin of the builder's frame, on its floor, and faces +x."""
+"""Vehicles made of boxes and cylinders, centred at the origin of the builder's frame, on its floor, facing +x."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ HEADLIGHT = Material(a=(0.75, 0.78, 0.8), b=(0.55, 0.58, 0.62), noise=0.05, glos
 TAILLIGHT = Material(a=(0.45, 0.01, 0.01), b=(0.3, 0.01, 0.01), noise=0.05, gloss=0.5)
 
 
-def plank(b: Builder, start: tuple[float, float], end: tuple[float, float], width: float, thick: float,
+def slab(b: Builder, start: tuple[float, float], end: tuple[float, float], width: float, thick: float,
           material: Material, y: float = 0.0, **options) -> None:  # fmt: skip
-    """A slab across y whose upper side runs from `start` to `end` (x, z), start behind end; `width` along y."""
+    """Add a slab whose upper side runs from `start` to `end` (x, z), start behind end, with `width` along y."""
     dx, dz = end[0] - start[0], end[1] - start[1]
     length = math.hypot(dx, dz)
     c, s = dx / length, dz / length
@@ -29,7 +29,7 @@ def plank(b: Builder, start: tuple[float, float], end: tuple[float, float], widt
 
 
 def wheels(b: Builder, axles: tuple[float, ...], width: float, radius: float, arch: bool = True) -> None:
-    """A pair of wheels at each of the places along x; `width` over the outsides of the tyres."""
+    """Add a pair of wheels at each axle position along x; `width` is measured outside the tyres."""
     for x in axles:
         for side in (-1, 1):
             y = side * (width / 2 - 0.1)
@@ -40,17 +40,17 @@ def wheels(b: Builder, axles: tuple[float, ...], width: float, radius: float, ar
 
 
 def number_plate(b: Builder, x: float, z: float) -> None:
-    """A number plate that faces away from the origin along x."""
+    """Add a number plate that faces away from the origin along x."""
     r = b.random
     text = f"{r.choice('ABDEFHKLMNPRSTUVX')}{r.choice('ABCDEFGH')} {r.integer(100, 999)}"
-    image = materials.picture(b.picture(posters.sign(text, (0.8, 0.8, 0.78), (0.02, 0.02, 0.03), 4.7, border=False)))
+    image = materials.image(b.add_image(posters.sign(text, (0.8, 0.8, 0.78), (0.02, 0.02, 0.03), 4.7, border=False)))
     b.box((x, 0, z), (0.02, 0.52, 0.11), WHITE, faces={"+x": image, "-x": image})
 
 
 @dataclass(frozen=True)
 class Shape:
-    """The outline of a car, metres: its size, heights of the bonnet and of the belt under the windows, and along x
-    where windscreen and rear window begin and end.
+    """Outline of a car, metres: size, ground clearance, heights of bonnet and belt line, start and end of windscreen
+    and rear window along x, wheel radius.
     """
 
     length: float
@@ -65,7 +65,7 @@ class Shape:
 
     @staticmethod
     def draw(random: Random) -> Shape:
-        """One of a hatchback, a saloon, an estate and a tall car."""
+        """Draw a hatchback, a saloon, an estate or a tall car."""
         style = random.integer(0, 3)
         length = random.uniform(*((3.8, 4.15), (4.4, 4.75), (4.5, 4.8), (4.2, 4.6))[style])
         height = random.uniform(*((1.42, 1.5), (1.38, 1.46), (1.42, 1.5), (1.62, 1.74))[style])
@@ -83,12 +83,12 @@ class Shape:
 
 
 def car(b: Builder) -> None:
-    """A car of some four metres and a half: one of four outlines."""
+    """A car of about 4.5 m in one of four outlines."""
     r = b.random
     s, paint, glass = Shape.draw(r), materials.car_paint(r), materials.glass(r)
     front, side, top = s.length / 2, s.width / 2, s.height - 0.05
     trunk = s.belt - 0.02 if s.rear[0] > -front + 0.4 else s.belt
-    # The body: the middle up to the belt, a lower nose, rounded edges before and behind, a dark sill below.
+    # Body: centre up to the belt line, lower nose, rounded ends, dark sill.
     b.span((-front + 0.1, -side, s.clear), (front - 0.1, side, s.bonnet - 0.1), paint)
     b.span((-front + 0.1, -side, s.bonnet - 0.1), (front - 0.1, side, s.bonnet), paint)
     meet = s.screen[1] - (s.screen[1] - s.screen[0]) * (trunk - s.bonnet) / (top - s.bonnet)
@@ -106,16 +106,16 @@ def car(b: Builder) -> None:
             else:
                 b.box((end - 0.09, y * (side - 0.14), high - 0.19), (0.05, 0.24, 0.2), TAILLIGHT)
     b.box((front, 0, s.bonnet - 0.24), (0.03, 0.8, 0.1), DARK)
-    # The windows: an upright core, a slanted pane before and behind it, pillars along them, and a roof.
+    # Greenhouse: upright core, slanted front and rear windows, pillars, roof.
     inner = s.width - 0.2
     b.span((s.rear[1], -inner / 2, s.bonnet), (s.screen[0], inner / 2, top), glass, casts=False)
     b.span((s.rear[1] - 0.06, -inner / 2 - 0.01, top - 0.03), (s.screen[0] + 0.06, inner / 2 + 0.01, s.height), paint)
-    plank(b, (s.rear[0], trunk), (s.rear[1], top), inner, 0.3, glass, casts=False)
-    plank(b, (s.screen[0], top), (s.screen[1], s.bonnet), inner, 0.3, glass, casts=False)
+    slab(b, (s.rear[0], trunk), (s.rear[1], top), inner, 0.3, glass, casts=False)
+    slab(b, (s.screen[0], top), (s.screen[1], s.bonnet), inner, 0.3, glass, casts=False)
     for y in (-1, 1):
         edge = y * (inner / 2 - 0.02)
-        plank(b, (s.rear[0], trunk + 0.01), (s.rear[1], top + 0.01), 0.07, 0.3, paint, edge)
-        plank(b, (s.screen[0], top + 0.01), (s.screen[1], s.bonnet + 0.01), 0.06, 0.07, paint, edge)
+        slab(b, (s.rear[0], trunk + 0.01), (s.rear[1], top + 0.01), 0.07, 0.3, paint, edge)
+        slab(b, (s.screen[0], top + 0.01), (s.screen[1], s.bonnet + 0.01), 0.06, 0.07, paint, edge)
     pillar = 0.5 * (s.rear[1] + s.screen[0]) - 0.05
     for x, wide in ((pillar, 0.09), (s.rear[1], 0.12)):
         b.box((x, 0, 0.5 * (s.belt + top)), (wide, inner + 0.012, top - s.belt), paint)
@@ -131,7 +131,7 @@ def car(b: Builder) -> None:
 
 
 def van(b: Builder) -> None:
-    """A delivery van with a word on its sides."""
+    """A delivery van, usually with lettering."""
     r = b.random
     paint = materials.car_paint(r) if r.chance(0.4) else Material(a=(0.75, 0.75, 0.74), b=(0.7, 0.7, 0.7), noise=0.03)
     length, width, height, glass = r.uniform(4.8, 5.5), r.uniform(1.9, 2.0), r.uniform(1.95, 2.4), materials.glass(r)
@@ -142,8 +142,8 @@ def van(b: Builder) -> None:
     b.cylinder((front - 0.12, 0, bonnet - 0.12), 0.12, width - 0.02, paint, axis="y")
     b.span((front - 0.1, -side + 0.01, 0.3), (front + 0.04, side - 0.01, 0.62), DARK)
     b.span((-front - 0.05, -side + 0.01, 0.3), (-front, side - 0.01, 0.55), DARK)
-    plank(b, (brow - 0.02, height), (cowl, bonnet), width - 0.06, 0.7, paint)
-    plank(b, (brow + 0.06, height - 0.09), (cowl + 0.012, bonnet + 0.02), width - 0.3, 0.05, glass)
+    slab(b, (brow - 0.02, height), (cowl, bonnet), width - 0.06, 0.7, paint)
+    slab(b, (brow + 0.06, height - 0.09), (cowl + 0.012, bonnet + 0.02), width - 0.3, 0.05, glass)
     for y in (-1, 1):
         b.box((brow - 0.1, y * side, 1.45), (0.8, 0.012, 0.5), glass)
         b.box((brow - 0.62, y * side, 1.05), (0.014, 0.008, 1.3), DARK)
@@ -160,15 +160,15 @@ def van(b: Builder) -> None:
 
 
 def lettering(b: Builder, r: Random, x: float, z: float, long: float, side: float, ground: Material) -> None:
-    """A word on both sides of a vehicle or container."""
+    """Add a word to both sides of a vehicle or container."""
     ink = r.colour((0.6, 0.95), (0.2, 0.6)) if sum(ground.a) > 0.6 else (0.85, 0.85, 0.83)
     text, tall = r.choice(posters.WORDS), long / r.uniform(3.2, 4.5)
-    image = materials.picture(b.picture(posters.sign(text, ground.a, ink, long / tall, border=False)))
+    image = materials.image(b.add_image(posters.sign(text, ground.a, ink, long / tall, border=False)))
     b.box((x, 0, z), (long, 2 * side + 0.008, tall), ground, faces={"-y": image, "+y": image})
 
 
 def lorry(b: Builder) -> None:
-    """A lorry with a box or a tarpaulin, some seven metres long."""
+    """A lorry of about 7 m with a box or a tarpaulin."""
     r = b.random
     paint, glass = materials.car_paint(r), materials.glass(r)
     cargo, wide, tall = r.uniform(4.3, 5.2), 2.3, r.uniform(2.2, 2.5)
@@ -181,11 +181,11 @@ def lorry(b: Builder) -> None:
         b.box((back + cargo / 2, 0, z), (cargo + 0.02, wide + 0.02, 0.1), CHROME)
     if r.chance(0.8):
         lettering(b, r, back + cargo / 2, 0.95 + 0.55 * tall, 0.6 * cargo, wide / 2, cover)
-    # The cab, tilted a little backwards above the belt.
+    # Cab with a slanted windscreen.
     b.span((cab, -1.08, 0.5), (cab + 1.7, 1.08, 1.5), paint)
     b.span((cab, -1.08, 1.5), (cab + 1.42, 1.08, 2.55), paint)
-    plank(b, (cab + 1.4, 2.55), (cab + 1.7, 1.5), 2.16, 0.3, paint)
-    plank(b, (cab + 1.46, 2.42), (cab + 1.71, 1.55), 1.9, 0.06, glass)
+    slab(b, (cab + 1.4, 2.55), (cab + 1.7, 1.5), 2.16, 0.3, paint)
+    slab(b, (cab + 1.46, 2.42), (cab + 1.71, 1.55), 1.9, 0.06, glass)
     for y in (-1, 1):
         b.box((cab + 0.95, y * 1.08, 1.95), (0.8, 0.014, 0.66), glass)
         b.box((cab + 0.5, y * 1.08, 1.5), (0.014, 0.01, 1.6), DARK)
@@ -198,7 +198,7 @@ def lorry(b: Builder) -> None:
 
 
 def cart(b: Builder, length: float = 0.8) -> None:
-    """A hand cart: platform, four wheels, a push bar behind, boxes on it."""
+    """A hand cart: platform, four wheels, push bar, boxes."""
     r = b.random
     width, frame = 0.65 * length, materials.metal(r, r.colour((0.5, 0.9), (0.3, 0.8)))
     b.box((0, 0, 0.2), (length, width, 0.05), frame)
@@ -214,7 +214,7 @@ def cart(b: Builder, length: float = 0.8) -> None:
 
 
 def robot(b: Builder) -> None:
-    """A little delivery robot: body, six wheels, an eye bar, a flag."""
+    """A small delivery robot: body, six wheels, sensor bar, flag."""
     r = b.random
     paint = materials.car_paint(r)
     b.box((0, 0, 0.32), (0.62, 0.44, 0.28), paint)

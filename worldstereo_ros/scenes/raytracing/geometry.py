@@ -1,9 +1,9 @@
-"""Ray casting against many convex primitives at once, in torch.
+"""Vectorised ray casting against convex primitives, in torch.
 
-Every primitive is a slab problem in its own unit frame: a ray enters and leaves three pairs of planes (a box), or
-a quadric and one pair (cylinder, sphere). Rays are cast in tiles; a tile tests only primitives that its wedge of
-space can meet, nearest first, a few at a time, and stops when all its rays are nearer than what is left.
-The culling is conservative, so the result is exact: that of testing every ray against every primitive.
+A ray is intersected with a primitive in the primitive's unit frame, by the slab method for boxes and by a quadric and
+one slab for cylinders and spheres. Rays are cast in tiles. A tile tests only primitives that intersect its frustum,
+front to back, in small batches, and stops when all its hits are nearer than the remaining primitives. Culling is
+conservative: the result is that of testing every ray against every primitive.
 """
 
 from __future__ import annotations
@@ -16,20 +16,21 @@ import torch
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.scenes.raytracing.primitives import BOX, SPHERE
 
-NEAR = 1e-3
-"""Metres along the optical axis before which nothing is seen."""
+NEAR_M = 1e-3
+"""Near plane, metres along the optical axis."""
 
-HUGE = 1e12
+MAX_RECIPROCAL = 1e12
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """Primitives of T tables (a table is a scene, or a moving scene at one time), padded to P, on a device.
+    """Primitives of T tables (one per scene), padded to P, on a device.
 
     Attributes:
         kind: (T, P) int64; -1 where padded.
-        centre, half: (T, P, 3) float64; rotation: (T, P, 3, 3) float64.
-        casts: (T, P) bool.
+        centre, half: (T, P, 3) float64 metres.
+        rotation: (T, P, 3, 3) float64 world_from_local.
+        casts: (T, P) bool, casts shadows.
     """
 
     kind: torch.Tensor
@@ -40,11 +41,11 @@ class Geometry:
 
     @property
     def device(self) -> torch.device:
-        """Where the tensors are."""
+        """Device of the tensors."""
         return self.kind.device
 
     def unit_from_world(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """(T, P, 3, 3) and (T, P, 3) float64: the maps into the unit frames, q = M x + m."""
+        """Maps into the unit frames, q = M x + m: M (T, P, 3, 3) and m (T, P, 3), float64."""
         matrix = self.rotation.transpose(-1, -2) / self.half[..., :, None]
         return matrix, -(matrix @ self.centre[..., None])[..., 0]
 
@@ -52,23 +53,23 @@ class Geometry:
 def interval(
     direction: torch.Tensor, origin: torch.Tensor, kind: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Where rays enter and leave primitives, in units of their directions.
+    """Ray parameters at which rays enter and leave primitives, in units of the directions.
 
     Args:
         direction: (T, 3, K, N) in the unit frames; overwritten.
         origin: (T, 3, K, N) or (T, 3, K, 1) in the unit frames.
-        kind: (T, K) of round primitives; None where all are boxes.
+        kind: (T, K) kinds of round primitives; None if all are boxes.
 
     Returns:
         enter, leave: (T, K, N); a ray misses where leave < enter.
     """
     if kind is None:
-        inverse = direction.reciprocal_().clamp_(-HUGE, HUGE)
+        inverse = direction.reciprocal_().clamp_(-MAX_RECIPROCAL, MAX_RECIPROCAL)
         low, high = (-1.0 - origin) * inverse, (1.0 - origin) * inverse
         enter, leave = torch.minimum(low, high), torch.maximum(low, high, out=inverse)
         return enter.amax(dim=1), leave.amin(dim=1)
-    # The quadric is solved about the point of the ray that is nearest to the centre: without that, a small sphere
-    # far away loses its surface to rounding.
+    # The quadric is solved about the point of the ray nearest to the centre; else rounding destroys the surface of
+    # small, distant spheres.
     ball = (kind == SPHERE).to(direction.dtype)[:, :, None]
     dx, dy, dz = direction.unbind(1)
     ox, oy, oz = origin.unbind(1)
@@ -78,23 +79,24 @@ def interval(
     square = (1.0 - (px * px + py * py + pz * pz)) / a
     reach = square.clamp_min(0.0).sqrt_()
     reach = torch.where(square >= 0, reach, torch.full_like(reach, -1.0))
-    inverse = dz.reciprocal().clamp_(-HUGE, HUGE)
+    inverse = dz.reciprocal().clamp_(-MAX_RECIPROCAL, MAX_RECIPROCAL)
     low, high = (-1.0 - oz) * inverse, (1.0 - oz) * inverse
     flat_enter, flat_leave = torch.minimum(low, high), torch.maximum(low, high)
-    enter = torch.maximum(nearest - reach, torch.where(ball > 0, torch.full_like(reach, -HUGE), flat_enter))
-    leave = torch.minimum(nearest + reach, torch.where(ball > 0, torch.full_like(reach, HUGE), flat_leave))
-    # A missed quadric has a negative reach: enter > leave.
+    enter = torch.maximum(nearest - reach, torch.where(ball > 0, torch.full_like(reach, -MAX_RECIPROCAL), flat_enter))
+    leave = torch.minimum(nearest + reach, torch.where(ball > 0, torch.full_like(reach, MAX_RECIPROCAL), flat_leave))
+    # A missed quadric has negative reach, so enter > leave.
     return enter, leave
 
 
-def ragged(mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The columns that are true, row after row.
+def ragged_columns(mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Column indices of the true entries, row by row.
 
     Args:
         mask: (T, P) bool.
 
     Returns:
-        column: (M,) int64, in row order; start, count: (T,) int64 of each row's run.
+        column: (M,) int64, in row order.
+        start, count: (T,) int64 first entry and number of entries of each row.
     """
     count = mask.sum(dim=1)
     return mask.nonzero()[:, 1], count.cumsum(0) - count, count
@@ -102,11 +104,11 @@ def ragged(mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor
 
 @dataclass(frozen=True)
 class Hits:
-    """What rays met, tile by tile.
+    """Nearest hits of rays, tile by tile.
 
     Attributes:
-        depth: (T, N) float32 metres along the optical axis, inf where nothing was met.
-        row: (T, N) int64 into the (frames * P) rows of `RayFrames`, -1 where nothing was met.
+        depth: (T, N) float32 metres along the optical axis, inf without a hit.
+        row: (T, N) int64 index into the (frames * P) rows of `RayFrames`, -1 without a hit.
     """
 
     depth: torch.Tensor
@@ -115,13 +117,14 @@ class Hits:
 
 @dataclass(frozen=True)
 class RayFrames:
-    """Primitives as each of F frames sees them: what depends on frame and primitive alone, kept in float64 so far.
+    """Primitives in the cameras of F frames. Computed in float64 and stored in float32.
 
     Attributes:
-        table: (F,) int64, which table of the geometry a frame sees.
-        matrix: (F, P, 3, 3) float32, unit_from_camera.
-        origin: (F, P, 3) float32, the camera's centre in the unit frames.
-        centre: (F, P, 3) float32, in the camera's axes; axes: (F, P, 3, 3) float32, its columns the half axes.
+        table: (F,) int64 table of the geometry of each frame.
+        matrix: (F, P, 3, 3) float32 unit_from_camera.
+        origin: (F, P, 3) float32 camera centre in the unit frames.
+        centre: (F, P, 3) float32 metres, camera axes.
+        axes: (F, P, 3, 3) float32, columns are the half axes in camera axes.
     """
 
     table: torch.Tensor
@@ -131,20 +134,23 @@ class RayFrames:
     axes: torch.Tensor
 
     @staticmethod
-    def see(
+    def from_cameras(
         geometry: Geometry, table: torch.Tensor, world_from_camera: torch.Tensor, motion: torch.Tensor | None = None
     ) -> RayFrames:
-        """The primitives of `table` (F,) as cameras at (F, 4, 4) float64 see them.
+        """Transform primitives into cameras.
 
-        `motion` (F, P, 4, 4) float64 carries each primitive from where the geometry has it to where it is; None leaves
-        all of them there.
+        Args:
+            geometry: the primitives.
+            table: (F,) int64 table of each frame.
+            world_from_camera: (F, 4, 4) float64.
+            motion: (F, P, 4, 4) float64 motion of each primitive since time 0; None if all are static.
         """
         camera_from_world = world_from_camera[:, None, :3, :3].transpose(-1, -2)
-        where, rotation = geometry.centre[table], geometry.rotation[table]
+        position, rotation = geometry.centre[table], geometry.rotation[table]
         if motion is not None:
-            where = (motion[..., :3, :3] @ where[..., None])[..., 0] + motion[..., :3, 3]
+            position = (motion[..., :3, :3] @ position[..., None])[..., 0] + motion[..., :3, 3]
             rotation = motion[..., :3, :3] @ rotation
-        offset = where - world_from_camera[:, None, :3, 3]
+        offset = position - world_from_camera[:, None, :3, 3]
         centre = (camera_from_world @ offset[..., None])[..., 0]
         half = geometry.half[table]
         axes = (camera_from_world @ rotation) * half[..., None, :]
@@ -155,13 +161,13 @@ class RayFrames:
 
 @dataclass(frozen=True)
 class Tiles:
-    """How an image is cut into tiles of `height` x `width` rays.
+    """Division of an image into tiles of `height` x `width` rays.
 
     Attributes:
-        rows, columns: tiles down and across; the last ones may hang over the image's edge.
-        inner: (3, N) float32: the ray of each pixel of a tile against the tile's first, z = 1 (to be added to it).
-        first: (rows * columns, 2) float32: x and y of the first ray of each tile.
-        x_edges, y_edges: (columns + 1,), (rows + 1,) float32: the tiles' borders, x and y at z = 1.
+        rows, columns: number of tiles down and across; the last ones may exceed the image.
+        inner: (3, N) float32 ray of each pixel of a tile relative to the tile's first ray, with z = 1.
+        first: (rows * columns, 2) float32 x and y of the first ray of each tile.
+        x_edges, y_edges: (columns + 1,), (rows + 1,) float32 borders of the tiles, x and y at z = 1.
     """
 
     height: int
@@ -174,7 +180,7 @@ class Tiles:
     y_edges: torch.Tensor
 
     @staticmethod
-    def of(camera: Camera, device: torch.device, height: int, width: int) -> Tiles:
+    def from_camera(camera: Camera, device: torch.device, height: int, width: int) -> Tiles:
         """The tiles of a camera's image."""
         rows, columns = -(-camera.height // height), -(-camera.width // width)
         kind: dict[str, Any] = {"dtype": torch.float64, "device": device}
@@ -198,19 +204,19 @@ class Tiles:
         return rays
 
     def image(self, values: torch.Tensor, camera: Camera) -> torch.Tensor:
-        """Values (F * tiles * N, ...) as images (F, H, W, ...)."""
+        """Rearrange values (F * tiles * N, ...) to images (F, H, W, ...)."""
         rest = values.shape[1:]
         cut = values.reshape(-1, self.rows, self.columns, self.height, self.width, *rest).transpose(2, 3)
         whole = cut.reshape(-1, self.rows * self.height, self.columns * self.width, *rest)
         return whole[:, : camera.height, : camera.width].contiguous()
 
 
-def overlaps(frames: RayFrames, tiles: Tiles) -> tuple[torch.Tensor, torch.Tensor]:
-    """Which tiles may see which primitives.
+def tile_overlaps(frames: RayFrames, tiles: Tiles) -> tuple[torch.Tensor, torch.Tensor]:
+    """Conservative visibility of primitives in tiles.
 
     Returns:
-        overlap: (F, rows, columns, P) bool, true wherever the primitive's box meets the tile's wedge.
-        nearest: (F, P) float32, the smallest depth of the primitive's box.
+        overlap: (F, rows, columns, P) bool, True where the primitive's box intersects the tile's frustum.
+        nearest: (F, P) float32 smallest depth of the primitive's box.
     """
     x, y, z = frames.centre.unbind(-1)
     ax, ay, az = frames.axes.unbind(-2)
@@ -224,28 +230,28 @@ def overlaps(frames: RayFrames, tiles: Tiles) -> tuple[torch.Tensor, torch.Tenso
         return (middle[:, :-1] + extent[:, :-1] >= 0) & (middle[:, 1:] - extent[:, 1:] <= 0)
 
     across, down = sides(x, ax, tiles.x_edges), sides(y, ay, tiles.y_edges)
-    across &= (z + reach > NEAR)[:, None]
+    across &= (z + reach > NEAR_M)[:, None]
     return down[:, :, None] & across[:, None], z - reach - slack
 
 
-def cast(geometry: Geometry, frames: RayFrames, tiles: Tiles, at_once: int | None = None) -> Hits:
-    """The nearest primitive along every ray of every frame.
+def cast_rays(geometry: Geometry, frames: RayFrames, tiles: Tiles, batch_size: int | None = None) -> Hits:
+    """Find the nearest primitive along every ray of every frame.
 
     Args:
         geometry: T tables of P primitives.
         frames: F frames of them.
-        tiles: how the image is cut.
-        at_once: primitives that a tile tests in one go.
+        tiles: division of the image.
+        at_once: primitives that a tile tests in one step; None: as suits the device.
     """
-    at_once = at_once or (6 if geometry.device.type == "cpu" else 16)
-    overlap, nearest = overlaps(frames, tiles)
+    batch_size = batch_size or (6 if geometry.device.type == "cpu" else 16)
+    overlap, nearest = tile_overlaps(frames, tiles)
     kind = geometry.kind[frames.table]
     nearest, order = nearest.sort(dim=1)
     kind = kind.gather(1, order)
     overlap = overlap.gather(3, order[:, None, None, :].expand_as(overlap))
     count = overlap.shape[1] * overlap.shape[2]
     F, P = order.shape
-    # Row F * P is a primitive that nothing meets: it fills up the last round of a tile.
+    # Row F * P is a dummy primitive that no ray hits; it pads the last batch of a tile.
     matrix = torch.cat([frames.matrix.reshape(-1, 3, 3), frames.matrix.new_zeros(1, 3, 3)])
     origin = torch.cat([frames.origin.reshape(-1, 3), frames.origin.new_full((1, 3), 2.0)])
     kinds = torch.cat([geometry.kind[frames.table].reshape(-1), kind.new_full((1,), BOX)])
@@ -256,32 +262,34 @@ def cast(geometry: Geometry, frames: RayFrames, tiles: Tiles, at_once: int | Non
     row = torch.full((F * count, N), -1, dtype=torch.int64, device=order.device)
     for boxes in (True, False):
         chosen = (overlap & ((kind == BOX) if boxes else (kind > BOX))[:, None, None]).reshape(F * count, P)
-        column, start, left = ragged(chosen)
+        column, start, left = ragged_columns(chosen)
         if column.shape[0] == 0:
             continue
         frame_of = torch.arange(F * count, device=order.device) // count
         active = left.nonzero()[:, 0]
         step = 0
         while active.shape[0]:
-            slot = step + torch.arange(at_once, device=order.device)[None]
+            slot = step + torch.arange(batch_size, device=order.device)[None]
             inside = slot < left[active, None]
             picked = column[(start[active, None] + slot).clamp_max_(column.shape[0] - 1)]
             candidate = torch.where(inside, row_of[frame_of[active, None], picked], F * P)
-            depth, which = _test(matrix, origin, kinds if not boxes else None, candidate, first[active], tiles.inner)
+            depth, which = _intersect_candidates(
+                matrix, origin, kinds if not boxes else None, candidate, first[active], tiles.inner
+            )
             before = best[active]
             nearer = depth < before
             best[active] = torch.where(nearer, depth, before)
             row[active] = torch.where(nearer, candidate.gather(1, which), row[active])
-            step += at_once
+            step += batch_size
             active = active[left[active] > step]
             if active.shape[0]:
-                # Candidates come nearest first, so the next one bounds all that are left.
+                # Candidates are sorted by depth: the next one bounds all that remain.
                 following = nearest[frame_of[active], column[start[active] + step]]
                 active = active[following < best[active].amax(dim=1)]
     return Hits(best, row)
 
 
-def _test(
+def _intersect_candidates(
     matrix: torch.Tensor,
     origin: torch.Tensor,
     kinds: torch.Tensor | None,
@@ -289,24 +297,24 @@ def _test(
     first: torch.Tensor,
     inner: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The nearest of (T, K) candidates along the rays of T tiles: depth (T, N) and which candidate (T, N)."""
+    """Nearest of (T, K) candidates along the rays of T tiles: depth (T, N) and index of the candidate (T, N)."""
     T, K = candidate.shape
     N = inner.shape[1]
     depth = torch.empty(T, N, device=inner.device)
     which = torch.empty(T, N, dtype=torch.int64, device=inner.device)
-    # Few enough at a time to stay in the cache of a core; on a GPU, to bound memory.
+    # Chunks fit into the cache of a CPU core; on a GPU they bound memory.
     size = max(1, (1 << 18 if inner.device.type == "cpu" else 1 << 25) // (3 * K * N))
     for low in range(0, T, size):
         part = candidate[low : low + size]
         A = matrix[part].transpose(1, 2)
         corner = first[low : low + size, None, None]
-        # The tile's corner goes into the matrix, so that all tiles share one small right-hand side.
+        # Fold the tile's corner into the matrix, so that all tiles share one small right-hand side.
         A = torch.cat([A[..., :2], (A[..., :2] * corner).sum(-1, keepdim=True) + A[..., 2:]], dim=-1)
         direction = (A.reshape(-1, 3) @ inner).view(-1, 3, K, N)
         enter, leave = interval(
             direction, origin[part].transpose(1, 2)[..., None], None if kinds is None else kinds[part]
         )
-        # From inside a solid nothing of it is seen.
-        enter = torch.where((enter <= leave) & (enter > NEAR), enter, torch.inf)
+        # A camera inside a solid does not see that solid.
+        enter = torch.where((enter <= leave) & (enter > NEAR_M), enter, torch.inf)
         depth[low : low + size], which[low : low + size] = enter.min(dim=1)
     return depth, which

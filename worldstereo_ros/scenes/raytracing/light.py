@@ -1,4 +1,4 @@
-"""Where light is kept: a grid of texels over every face of every primitive, worked out once per world by `bake`."""
+"""Light maps: a grid of texels on every face of every primitive, filled by `bake`."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ _AXES = torch.tensor([[1, 2], [1, 2], [0, 2], [0, 2], [0, 1], [0, 1]])
 
 
 @dataclass(frozen=True)
-class Layout:
-    """Where each face of each primitive keeps its light.
+class TexelLayout:
+    """Texel grid of each face of each primitive.
 
     Attributes:
-        base, columns, rows: (P, 6) int64: first texel, and how many along u and v.
-        total: texels in all.
+        base: (P, 6) int64 index of the first texel.
+        columns, rows: (P, 6) int64 number of texels along u and v.
+        total: number of texels.
     """
 
     base: torch.Tensor
@@ -29,15 +30,15 @@ class Layout:
 
 
 def half_sizes(primitives: Primitives) -> torch.Tensor:
-    """(P, 6, 2) float64 half sizes of the faces along u and v, metres; the mantle of a round one is its face 0."""
+    """(P, 6, 2) float64 half sizes of the faces along u and v, metres; the curved surface of a round one is face 0."""
     half = primitives.half[:, _AXES]
     mantle = torch.stack([math.pi * primitives.half[:, :2].mean(1), primitives.half[:, 2]], dim=-1)
     half[:, 0] = torch.where((primitives.kind != BOX)[:, None], mantle, half[:, 0])
     return half
 
 
-def lay_out(primitives: Primitives, budget: int) -> Layout:
-    """Share about `budget` texels out over the faces, by area; outdoors they are coarser."""
+def allocate_texels(primitives: Primitives, budget: int) -> TexelLayout:
+    """Distribute about `budget` texels over the faces by area; outdoor faces get coarser ones."""
     half = half_sizes(primitives)
     used = torch.ones(len(primitives), 6, dtype=torch.bool)
     used[:, 1:] &= (primitives.kind == BOX)[:, None]
@@ -50,24 +51,29 @@ def lay_out(primitives: Primitives, budget: int) -> Layout:
     number = count.prod(-1) * used
     ends = number.flatten().cumsum(0).reshape(number.shape)
     base = torch.where(used, ends - number, torch.zeros_like(ends))
-    return Layout(base, count[..., 0], count[..., 1], int(ends[-1, -1]))
+    return TexelLayout(base, count[..., 0], count[..., 1], int(ends[-1, -1]))
 
 
 @dataclass(frozen=True)
 class Texels:
-    """Points of surfaces where light is worked out: (L, 3) float32 points and normals, (L, 9) neighbours in a face."""
+    """Surface points at which light is baked.
+
+    Attributes:
+        point, normal: (L, 3) float32, world axes.
+        neighbours: (L, 9) int64 texels of the 3x3 neighbourhood on the same face.
+        order: (L,) int64 permutation that puts neighbouring texels next to each other.
+        primitive: (L,) int64 index of the primitive.
+    """
 
     point: torch.Tensor
     normal: torch.Tensor
     neighbours: torch.Tensor
     order: torch.Tensor
-    """(L,) int64: texels that are near each other follow each other."""
     primitive: torch.Tensor
-    """(L,) int64: whose surface it is."""
 
 
-def texels(primitives: Primitives, layout: Layout) -> Texels:
-    """The middle of every texel, a millimetre above its surface."""
+def place_texels(primitives: Primitives, layout: TexelLayout) -> Texels:
+    """The centres of all texels, one millimetre above their surfaces."""
     number = torch.where(
         (layout.base.flatten() > 0) | (torch.arange(layout.base.numel()) == 0),
         layout.columns.flatten() * layout.rows.flatten(),
@@ -86,7 +92,7 @@ def texels(primitives: Primitives, layout: Layout) -> Texels:
     every = torch.arange(layout.total)
     axis = side // 2
     unit[every, axis] = sign
-    # A cap is square in u and v; what lies beyond its rim is drawn in.
+    # A cap is square in u and v: texels outside its rim are moved inside.
     inward = torch.where(kind == CYLINDER, 0.97 / torch.sqrt(u * u + v * v).clamp_min(0.97), torch.ones_like(u))
     unit[every, _AXES[side, 0]] = u * inward
     unit[every, _AXES[side, 1]] = v * inward
@@ -102,7 +108,7 @@ def texels(primitives: Primitives, layout: Layout) -> Texels:
     normal = torch.nn.functional.normalize((rotation @ normal[..., None])[..., 0], dim=-1)
     point = primitives.centre[owner] + (rotation @ (unit * half)[..., None])[..., 0] + 1e-3 * normal
     di, dj = torch.meshgrid(torch.tensor([-1, 0, 1]), torch.tensor([-1, 0, 1]), indexing="ij")
-    # At an edge, nothing is averaged across it: that would shift the light of one side only, and show as a seam.
+    # No averaging across a face's edge: it would shift the light of one side only and show as a seam.
     ni = i[:, None] + di.flatten() * ((i > 0) & (i < columns - 1))[:, None]
     nj = j[:, None] + dj.flatten() * ((j > 0) & (j < rows - 1))[:, None]
     neighbours = layout.base.flatten()[face][:, None] + nj * columns[:, None] + ni

@@ -1,7 +1,6 @@
-"""Motion that is known exactly: where things that move are at any time, and where a point on them was or will be.
+"""Analytic motion of rigid objects.
 
-A mover is one rigid object. Its track is a closed formula of time, so that no time is special and none is stored:
-poses are worked out when asked for, in float64.
+A track is a closed-form function of time: poses at any time are computed on demand, in float64.
 """
 
 from __future__ import annotations
@@ -16,23 +15,25 @@ import torch
 from worldstereo_ros.utils.errors import InputError
 
 Times = Sequence[float] | np.ndarray | torch.Tensor | float
-"""Seconds: one number, or one for each of several frames or points."""
+"""Seconds: one number, or one for each frame or point."""
 
 HEADINGS = ("along", "fixed", "roll", "spin")
 
 
 @dataclass(frozen=True)
 class Track:
-    """A smooth periodic way: centre + a cos(angle) + b sin(turns * angle) + lift sin(2 angle) up.
+    """A smooth periodic track: centre + a cos(angle) + b sin(turns * angle), with height + lift sin(2 angle).
 
     Attributes:
-        centre, a, b: metres, world axes. b = 0 goes to and fro on a line, `turns` 1 is an ellipse, 2 an eight.
-        period: seconds; phase: radians, the angle at time 0.
+        centre, a, b: metres, world axes. With b = 0 the track is a line; else `turns` = 1 is an ellipse and 2 a figure
+            eight.
+        period: seconds.
+        phase: radians, the angle at time 0.
         turns: 1 or 2.
-        lift: metres up and down, of what flies.
-        heading: "along" looks where it goes, "fixed" along a, "spin" turns evenly (`rate`, radians a second), "roll" is
-            a ball of radius `rate` that rolls on a line without slipping.
-        rate: see `heading`.
+        lift: amplitude of the vertical motion, metres.
+        heading: "along" faces the direction of motion, "fixed" faces along a, "spin" rotates at `rate`, "roll" is a
+            ball of radius `rate` that rolls on a line without slipping.
+        rate: radians per second for "spin", metres for "roll".
     """
 
     centre: tuple[float, float, float]
@@ -76,7 +77,7 @@ class Track:
         poses[:, 0, 0], poses[:, 0, 1] = torch.cos(yaw), -torch.sin(yaw)
         poses[:, 1, 0], poses[:, 1, 1] = torch.sin(yaw), torch.cos(yaw)
         if self.heading == "roll":
-            # On a line along a: about the level axis across it, by the way covered over the radius.
+            # About the horizontal axis across the line, by the distance covered divided by the radius.
             turn = math.hypot(*self.a) * torch.cos(angle) / self.rate
             rolled = torch.eye(3, dtype=torch.float64).repeat(len(angle), 1, 1)
             rolled[:, 0, 0], rolled[:, 0, 2] = torch.cos(turn), torch.sin(turn)
@@ -87,13 +88,14 @@ class Track:
 
 
 @dataclass(frozen=True)
-class Mover:
+class MovingObject:
     """A rigid object that moves.
 
     Attributes:
-        instance: its id, as in `SceneFrames.instance`; body: the one of its primitives, `Primitives.body`.
-        kind: what it is, as in `Scene.names`.
-        track: its way.
+        instance: object id, as in `SceneFrames.instance`.
+        body: index in `Primitives.body`.
+        kind: name of the object, as in `Scene.names`.
+        track: its motion.
     """
 
     instance: int
@@ -102,40 +104,43 @@ class Mover:
     track: Track
 
     def motion(self, times: torch.Tensor) -> torch.Tensor:
-        """(N, 4, 4) float64 rigid motions that carry its points from where they are at time 0 to times (N,)."""
+        """(N, 4, 4) float64 rigid motions in world axes from time 0 to times (N,) seconds."""
         start = self.track.poses(torch.zeros(1, dtype=torch.float64))
         return self.track.poses(times) @ torch.linalg.inv(start)
 
 
-def body_motions(movers: Sequence[Sequence[Mover]], table: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
-    """Motions of all bodies of F frames.
+def body_motions(
+    moving_objects: Sequence[Sequence[MovingObject]], table: torch.Tensor, times: torch.Tensor
+) -> torch.Tensor:
+    """Motions of all bodies for F frames.
 
     Args:
-        movers: of each table.
-        table: (F,) int64 which table a frame sees; times: (F,) seconds.
+        moving_objects: the moving objects of each scene.
+        table: (F,) int64 index of the scene of each frame.
+        times: (F,) seconds.
 
     Returns:
-        (F, bodies, 4, 4) float64; body 0 is the world, which stays where it is.
+        (F, bodies, 4, 4) float64 motions since time 0; body 0 is static.
     """
-    most = 1 + max((mover.body for each in movers for mover in each), default=0)
-    motions = torch.eye(4, dtype=torch.float64).repeat(len(table), most, 1, 1)
-    for index, each in enumerate(movers):
+    count = 1 + max((mover.body for each in moving_objects for mover in each), default=0)
+    motions = torch.eye(4, dtype=torch.float64).repeat(len(table), count, 1, 1)
+    for index, each in enumerate(moving_objects):
         rows = (table == index).nonzero()[:, 0]
         for mover in each:
             motions[rows, mover.body] = mover.motion(times[rows])
     return motions
 
 
-def as_times(times: Times, count: int) -> torch.Tensor:
-    """(count,) float64 seconds, from one number or one a frame.
+def check_times(times: Times, count: int) -> torch.Tensor:
+    """Validate times and expand them to one per frame, (count,) float64 seconds.
 
     Raises:
-        ValueError: another number of times, or times that are not finite.
+        InputError: the number of times does not match, or a time is not finite.
     """
-    given = torch.as_tensor(times, dtype=torch.float64).cpu()
-    if given.ndim > 1 or (given.ndim == 1 and len(given) != count) or not bool(torch.isfinite(given).all()):
+    seconds = torch.as_tensor(times, dtype=torch.float64).cpu()
+    if seconds.ndim > 1 or (seconds.ndim == 1 and len(seconds) != count) or not bool(torch.isfinite(seconds).all()):
         raise InputError(
-            f"The times have shape {tuple(given.shape)}; one finite number of seconds for each of the {count} frames "
-            "was expected, or one for all."
+            f"The times have shape {tuple(seconds.shape)}; expected finite seconds, one number or one for each of the "
+            f"{count} frames."
         )
-    return given.expand(count)
+    return seconds.expand(count)

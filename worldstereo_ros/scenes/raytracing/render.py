@@ -1,4 +1,4 @@
-"""Pictures of scenes: rays are cast, what they hit is coloured and lit, and the result is tone-mapped."""
+"""Rendering of scenes: cast rays, shade the hits with baked light, tone-map."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import torch
 
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.views import View
-from worldstereo_ros.scenes.raytracing.geometry import RayFrames, Tiles, cast
-from worldstereo_ros.scenes.raytracing.motion import Times, as_times, body_motions
-from worldstereo_ros.scenes.raytracing.packing import Packed, pack, pack_cached
+from worldstereo_ros.scenes.raytracing.geometry import RayFrames, Tiles, cast_rays
+from worldstereo_ros.scenes.raytracing.motion import Times, body_motions, check_times
+from worldstereo_ros.scenes.raytracing.packing import PackedScenes, pack, pack_cached
 from worldstereo_ros.scenes.raytracing.primitives import BOX, CYLINDER
 from worldstereo_ros.scenes.raytracing.scene import Scene, SceneFrames
-from worldstereo_ros.scenes.raytracing.textures import COLUMNS, sample_pictures, sky, surface
+from worldstereo_ros.scenes.raytracing.textures import COLUMNS, sample_images, sky, surface
 from worldstereo_ros.utils.errors import InputError
 
-PICTURE, GLOSS = COLUMNS.index("picture"), COLUMNS.index("gloss")
+IMAGE_COLUMN, GLOSS_COLUMN = COLUMNS.index("image"), COLUMNS.index("gloss")
 
 
 def render_scene(
@@ -32,20 +32,21 @@ def render_scene(
     light: str = "soft",
     times: Times | None = None,
 ) -> SceneFrames:
-    """What a camera sees from F places.
+    """Render F frames of one scene.
 
     Args:
-        camera: intrinsics; its size is that of the frames.
+        scene: the world; its packed form is cached.
+        camera: intrinsics and size of the frames.
         world_from_camera: (F, 4, 4) or (4, 4), OpenCV axes.
-        device: where to work; None = the CPU.
-        supersample: colours are the mean of supersample^2 rays a pixel; depth, normals and ids are always those
-            of the ray through the pixel's centre.
-        light: "soft" (shadows, darker corners), or "plain" (none: a world is ready at once).
-        times: seconds, one a frame or one for all: when each is taken. None = all at time 0. Light stays that of
-            time 0 (what moves is lit evenly, a little more from above), and what moves casts no shadow.
+        device: torch device; None = the CPU.
+        supersample: colours are the mean of supersample^2 rays per pixel; depth, normals and ids are those of the ray
+            through the pixel centre.
+        light: "soft" (soft shadows, ambient occlusion) or "plain" (none; no baking time).
+        times: seconds at which the frames are taken, one per frame or one for all; None = time 0. Baked light is that
+            of time 0; moving objects are lit uniformly, more from above, and cast no shadows.
 
     Raises:
-        ValueError: poses of the wrong shape, or that are not finite; another number of times than of poses.
+        InputError: the poses have the wrong shape or are not finite, or the number of times does not match.
     """
     poses = torch.as_tensor(np.asarray(world_from_camera), dtype=torch.float64).reshape(-1, 4, 4)
     return render_packed(
@@ -56,7 +57,7 @@ def render_scene(
 
 def render_view(scene: Scene, camera: Camera, world_from_camera: np.ndarray, stamp_ns: int = 0, *, supersample: int = 2,
          device: torch.device | str | None = None, time: float | None = None) -> View:  # fmt: skip
-    """One picture with its depth, as a sensor would give it without noise; `time` is in seconds."""
+    """Render one view with depth, as an ideal RGB-D sensor measures it; `time` is in seconds."""
     frames = render_scene(
         scene, camera, np.asarray(world_from_camera)[None], device=device, supersample=supersample, times=time
     )
@@ -67,7 +68,7 @@ def render_view(scene: Scene, camera: Camera, world_from_camera: np.ndarray, sta
 
 
 def render_batch(
-    scenes: Sequence[Scene] | Packed,
+    scenes: Sequence[Scene] | PackedScenes,
     camera: Camera,
     world_from_camera: np.ndarray | torch.Tensor,
     *,
@@ -76,32 +77,32 @@ def render_batch(
     light: str = "soft",
     times: torch.Tensor | np.ndarray | None = None,
 ) -> SceneFrames:
-    """Frames of many scenes at once.
+    """Render frames of several scenes in one call.
 
     Args:
-        scenes: B scenes, or what `pack` made of them (which keeps their light for more calls).
-        camera: one for all.
+        scenes: B scenes, or the result of `pack`, which keeps the baked light for further calls.
+        camera: intrinsics and size of all frames.
         world_from_camera: (B, F, 4, 4), OpenCV axes.
-        device, supersample, light: as in `Scene.render`; device and light are those of the pack where one is given.
+        device, supersample, light: see `render_scene`; ignored (device and light) for packed scenes.
         times: (B, F) seconds; None = time 0.
 
     Returns:
-        SceneFrames whose tensors begin with (B, F, ...).
+        SceneFrames with tensors of shape (B, F, ...).
 
     Raises:
-        ValueError: poses or times of the wrong shape.
+        InputError: the poses or times have the wrong shape.
     """
     poses = torch.as_tensor(world_from_camera, dtype=torch.float64)
-    B = scenes.exposure.shape[0] if isinstance(scenes, Packed) else len(scenes)
+    B = scenes.exposure.shape[0] if isinstance(scenes, PackedScenes) else len(scenes)
     if poses.ndim != 4 or poses.shape[0] != B or poses.shape[2:] != (4, 4):
-        raise InputError(f"The poses have shape {tuple(poses.shape)}; (B, F, 4, 4) with B = {B} scenes was expected.")
-    packed = scenes if isinstance(scenes, Packed) else pack(scenes, device=device or "cpu", light=light)
+        raise InputError(f"The poses have shape {tuple(poses.shape)}; expected (B, F, 4, 4) with B = {B} scenes.")
+    packed = scenes if isinstance(scenes, PackedScenes) else pack(scenes, device=device or "cpu", light=light)
     F = poses.shape[1]
     table = torch.arange(B).repeat_interleave(F)
     if times is not None:
         times = torch.as_tensor(times, dtype=torch.float64)
         if times.shape != (B, F):
-            raise InputError(f"The times have shape {tuple(times.shape)}; {(B, F)} as of the poses was expected.")
+            raise InputError(f"The times have shape {tuple(times.shape)}; expected {(B, F)}, as the poses.")
         times = times.reshape(-1)
     frames = render_packed(packed, camera, poses.reshape(-1, 4, 4), table, supersample=supersample, times=times)
     return SceneFrames(
@@ -110,60 +111,58 @@ def render_batch(
 
 
 def render_packed(
-    packed: Packed,
+    packed: PackedScenes,
     camera: Camera,
     world_from_camera: torch.Tensor,
     table: torch.Tensor,
     *,
     supersample: int = 1,
-    rays_at_once: int | None = None,
+    max_rays: int | None = None,
     times: Times | None = None,
 ) -> SceneFrames:
-    """Frames of packed scenes.
+    """Render frames of packed scenes.
 
     Args:
         packed: the scenes.
-        camera: one for all frames.
+        camera: intrinsics and size of all frames.
         world_from_camera: (F, 4, 4) float64.
-        table: (F,) int64, which scene each frame looks at.
-        supersample: rays a pixel along each side.
-        rays_at_once: bounds memory: about 600 bytes a ray; None = as many as suit the device.
+        table: (F,) int64 index of the scene of each frame.
+        supersample: rays per pixel along each axis, 1 to 8.
+        rays_at_once: rays per chunk, which bounds memory (about 600 bytes a ray); None: as suits the device.
         times: (F,) seconds, or one for all; None = time 0.
 
     Raises:
-        ValueError: poses of the wrong shape or not finite; a supersample outside 1..8; times that do not fit.
+        InputError: the poses, `supersample` or the times are not valid.
     """
     if world_from_camera.shape[1:] != (4, 4) or not bool(torch.isfinite(world_from_camera).all()):
-        raise InputError(
-            f"The poses have shape {tuple(world_from_camera.shape)}; finite (F, 4, 4) matrices were expected."
-        )
+        raise InputError(f"The poses have shape {tuple(world_from_camera.shape)}; expected finite (F, 4, 4) matrices.")
     if not 1 <= supersample <= 8:
-        raise InputError(f"supersample is {supersample}; it must be a whole number from 1 to 8.")
+        raise InputError(f"supersample is {supersample}; expected an integer from 1 to 8.")
     device = packed.geometry.device
     motions: torch.Tensor | None = None
     if times is not None:
-        when = as_times(times, len(table))
-        if any(packed.movers):
-            motions = body_motions(packed.movers, table.cpu(), when).to(device)
+        when = check_times(times, len(table))
+        if any(packed.moving_objects):
+            motions = body_motions(packed.moving_objects, table.cpu(), when).to(device)
     poses, table = world_from_camera.to(device), table.to(device)
-    limit = rays_at_once or (1 << 16 if device.type == "cpu" else 1 << 22)
+    limit = max_rays or (1 << 16 if device.type == "cpu" else 1 << 22)
     size = max(1, limit // (camera.width * camera.height * supersample**2))
     parts = []
     for low in range(0, len(poses), size):
         part, pose = table[low : low + size], poses[low : low + size]
-        motion = each = None
+        motion = primitive_motion = None
         if motions is not None:
             motion = motions[low : low + size]
-            each = motion[torch.arange(len(part), device=device)[:, None], packed.body[part]]
-        frames = RayFrames.see(packed.geometry, part, pose, each)
-        surface_ = _hit(packed, camera, frames, pose, motion)
+            primitive_motion = motion[torch.arange(len(part), device=device)[:, None], packed.body[part]]
+        frames = RayFrames.from_cameras(packed.geometry, part, pose, primitive_motion)
+        surface_ = _intersect(packed, camera, frames, pose, motion)
         if supersample == 1:
-            image = _picture(packed, camera, surface_)
+            image = _colour_image(packed, camera, surface_)
         else:
             fine = camera.resized(camera.width * supersample, camera.height * supersample)
-            image = _picture(packed, fine, _hit(packed, fine, frames, pose, motion))
+            image = _colour_image(packed, fine, _intersect(packed, fine, frames, pose, motion))
             image = image.reshape(-1, camera.height, supersample, camera.width, supersample, 3).mean((2, 4))
-        parts.append(((image * 255 + 0.5).to(torch.uint8), *_exact(packed, camera, surface_)))
+        parts.append(((image * 255 + 0.5).to(torch.uint8), *_geometry_images(packed, camera, surface_)))
     if not parts:
         H, W = camera.height, camera.width
         return SceneFrames(
@@ -175,23 +174,26 @@ def render_packed(
 
 @dataclass(frozen=True)
 class _Surface:
-    """What N rays of F frames met, in the order of their tiles; where `met` is false the rest means nothing.
+    """Surface hits of N rays of F frames, in tile order; fields are undefined where `hit` is False.
 
     Attributes:
-        tiles: how the image is cut; frames: what is seen.
-        met: (N,) bool; all_met: whether every ray met something.
-        depth: (N,) float32, 1 where nothing was met.
-        direction: three (N,) float32, world axes, of length 1 along the optical axis.
-        eye: (F, 3) float32.
+        tiles: division of the image.
+        frames: primitives in the cameras.
+        hit: (N,) bool.
+        all_hit: whether every ray hit a surface.
+        depth: (N,) float32 metres, 1 without a hit.
+        direction: three (N,) float32, ray direction in world axes, with length 1 along the optical axis.
+        eye: (F, 3) float32 camera centres.
         normal: (N, 3) float32.
-        face: (N, 8) float32 of `Packed.faces`, and row: (N,) int64 into them.
-        u, v: (N,) float32 where on the face, -1..1.
+        face: (N, 8) float32, see `PackedScenes.faces`.
+        row: (N,) int64 index of the face.
+        u, v: (N,) float32 position on the face, -1..1.
     """
 
     tiles: Tiles
     frames: RayFrames
-    met: torch.Tensor
-    all_met: bool
+    hit: torch.Tensor
+    all_hit: bool
     depth: torch.Tensor
     direction: list[torch.Tensor]
     eye: torch.Tensor
@@ -201,32 +203,32 @@ class _Surface:
     u: torch.Tensor
     v: torch.Tensor
 
-    def each(self, values: torch.Tensor) -> torch.Tensor:
-        """A value a frame (F,) as a value a ray (N,)."""
+    def per_ray(self, values: torch.Tensor) -> torch.Tensor:
+        """Expand one value per frame (F,) to one per ray (N,)."""
         return values[:, None].expand(-1, len(self.depth) // len(values)).reshape(-1)
 
 
-def _hit(
-    packed: Packed, camera: Camera, frames: RayFrames, poses: torch.Tensor, motion: torch.Tensor | None = None
+def _intersect(
+    packed: PackedScenes, camera: Camera, frames: RayFrames, poses: torch.Tensor, motion: torch.Tensor | None = None
 ) -> _Surface:
-    """What the rays of frames meet; `motion` (F, bodies, 4, 4) says where bodies are."""
+    """Cast the rays of frames; `motion` (F, bodies, 4, 4) is that of the moving bodies since time 0."""
     device = packed.geometry.device
     tall, wide = (8, 16) if camera.width * camera.height <= 100_000 else (16, 32)
-    tiles = Tiles.of(camera, device, tall, wide)
-    hits = cast(packed.geometry, frames, tiles)
+    tiles = Tiles.from_camera(camera, device, tall, wide)
+    hits = cast_rays(packed.geometry, frames, tiles)
     F, P = frames.matrix.shape[:2]
-    met = hits.row.flatten() >= 0
-    all_met = bool(met.all())
+    hit = hits.row.flatten() >= 0
+    all_hit = bool(hit.all())
     depth, row = hits.depth.flatten(), hits.row.flatten()
-    if not all_met:
-        depth, row = torch.where(met, depth, 1.0), row.clamp_min(0)
+    if not all_hit:
+        depth, row = torch.where(hit, depth, 1.0), row.clamp_min(0)
     dx, dy = (part.flatten() for part in tiles.rays().unbind(1)[:2])
     turn = poses[:, :3, :3].float()[..., None]
     direction = [(turn[:, i, 0] * dx + turn[:, i, 1] * dy + turn[:, i, 2]).flatten() for i in range(3)]
     dx, dy = dx.repeat(F), dy.repeat(F)
     step = (frames.table - torch.arange(F, device=device)) * P
     solid = row + step[:, None].expand(F, len(row) // F).reshape(-1)
-    if not all_met:
+    if not all_hit:
         solid = solid.clamp_(0, len(packed.solids) - 1)
 
     # The hit in the unit frame of its primitive: q = origin + depth * matrix (dx, dy, 1).
@@ -235,7 +237,7 @@ def _hit(
         maps[:, 9 + i] + depth * (maps[:, 3 * i] * dx + maps[:, 3 * i + 1] * dy + maps[:, 3 * i + 2]) for i in range(3)
     )
     ax, ay, az = qx.abs(), qy.abs(), qz.abs()
-    # A box is met where one coordinate is 1 in size: that one is the largest.
+    # On a box, the coordinate of the hit face has absolute value 1, which is the largest.
     on_z, on_y = az >= torch.maximum(ax, ay), ay >= ax
     side = torch.where(on_z, qz, torch.where(on_y, qy, qx)) > 0
     face = torch.where(on_z, 4, torch.where(on_y, 2, 0)) + side
@@ -261,82 +263,84 @@ def _hit(
     if curved_normal is not None:
         normal = normal.index_copy(0, *curved_normal)
     if motion is not None:
-        # Normals are kept as at time 0: those of what moves turn with it.
+        # Normals are stored for time 0; those of moving bodies rotate with them.
         body = packed.body.flatten().index_select(0, solid)
         moved = (body > 0).nonzero()[:, 0]
         turned = motion[moved // (len(row) // F), body[moved], :3, :3].float() @ normal[moved, :, None]
         normal = normal.index_copy(0, moved, turned[..., 0])
     eye = poses[:, :3, 3].float()
-    return _Surface(tiles, frames, met, all_met, depth, direction, eye, normal, faces, row, u, v)
+    return _Surface(tiles, frames, hit, all_hit, depth, direction, eye, normal, faces, row, u, v)
 
 
-def _exact(packed: Packed, camera: Camera, s: _Surface) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Depth, normals and instances as images."""
+def _geometry_images(
+    packed: PackedScenes, camera: Camera, s: _Surface
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Depth, normals and instance ids as images."""
     depth, normal = s.depth, s.normal
     instance = packed.instance.index_select(0, s.row // 6)
-    if not s.all_met:
-        depth = torch.where(s.met, depth, 0.0)
-        normal, instance = normal * s.met[:, None], instance * s.met
+    if not s.all_hit:
+        depth = torch.where(s.hit, depth, 0.0)
+        normal, instance = normal * s.hit[:, None], instance * s.hit
     return s.tiles.image(depth, camera), s.tiles.image(normal, camera), s.tiles.image(instance, camera)
 
 
-def _picture(packed: Packed, camera: Camera, s: _Surface) -> torch.Tensor:
-    """(F, H, W, 3) float32 display values 0..1."""
+def _colour_image(packed: PackedScenes, camera: Camera, s: _Surface) -> torch.Tensor:
+    """(F, H, W, 3) float32 display colours 0..1."""
     colours = _shade(packed, camera, s)
-    if not s.all_met:
-        miss = (~s.met).nonzero()[:, 0]
+    if not s.all_hit:
+        miss = (~s.hit).nonzero()[:, 0]
         away = torch.stack([part[miss] for part in s.direction], dim=1)
         which = s.frames.table[miss // (len(s.depth) // len(s.eye))]
-        colours[miss] = _tone(sky(torch.nn.functional.normalize(away, dim=1), packed.sky[which]), 1.5)
+        colours[miss] = _tone_map(sky(torch.nn.functional.normalize(away, dim=1), packed.sky[which]), 1.5)
     return s.tiles.image(colours, camera)
 
 
-def _tone(radiance: torch.Tensor, exposure: torch.Tensor | float) -> torch.Tensor:
-    """Display values 0..1: a film-like shoulder, then gamma."""
+def _tone_map(radiance: torch.Tensor, exposure: torch.Tensor | float) -> torch.Tensor:
+    """Display colours 0..1: exponential tone curve, then gamma."""
     return torch.expm1(radiance * -exposure).neg_().clamp_(0, 1).pow_(1 / 2.2)
 
 
-def _shade(packed: Packed, camera: Camera, s: _Surface) -> torch.Tensor:
-    """(N, 3) display colours of what was met."""
+def _shade(packed: PackedScenes, camera: Camera, s: _Surface) -> torch.Tensor:
+    """(N, 3) display colours of the hits."""
     dx, dy, dz = s.direction
     normal, faces = s.normal, s.face
     length = (dx * dx + dy * dy + dz * dz).sqrt()
     cosine = -(dx * normal[:, 0] + dy * normal[:, 1] + dz * normal[:, 2]) / length
-    # The pixel on the surface, stretched by the slant: between its short and its long side.
+    # Size of the pixel on the surface, between the short and the long axis of its slanted footprint.
     footprint = (s.depth * length * (1 / camera.fx) / cosine.clamp(0.06, 1).pow_(0.7)).clamp_min_(1e-5)
-    where = packed.where.index_select(0, s.row)
-    rows = packed.materials.index_select(0, where[:, 0])
+    face_row = packed.face_table.index_select(0, s.row)
+    rows = packed.materials.index_select(0, face_row[:, 0])
     half_u, half_v = faces[:, 3], faces[:, 4]
     albedo, emission = surface(rows, s.u * half_u + faces[:, 5], s.v * half_v + faces[:, 6], footprint)
-    pictured = (rows[:, PICTURE] >= 0).nonzero()[:, 0]
-    if pictured.shape[0]:
-        across, down = 0.5 + 0.5 * s.u[pictured] * faces[pictured, 7], 0.5 - 0.5 * s.v[pictured]
-        pixel = footprint[pictured] / (2 * torch.sqrt(half_u[pictured] * half_v[pictured]))
-        index = rows[pictured, PICTURE].long()
-        drawn = sample_pictures(packed.pictures, packed.side, index, across, down, pixel)
-        # The material's noise stays: paper and canvas are not perfectly even.
-        albedo[pictured] = (drawn * (albedo[pictured] / rows[pictured, 0:3].clamp_min(0.02))).clamp_(0, 1)
-    light = _look_up(packed.light, where, s.u, s.v)
-    if any(packed.movers):
+    textured = (rows[:, IMAGE_COLUMN] >= 0).nonzero()[:, 0]
+    if textured.shape[0]:
+        across, down = 0.5 + 0.5 * s.u[textured] * faces[textured, 7], 0.5 - 0.5 * s.v[textured]
+        pixel = footprint[textured] / (2 * torch.sqrt(half_u[textured] * half_v[textured]))
+        index = rows[textured, IMAGE_COLUMN].long()
+        image_colour = sample_images(packed.images, packed.image_size, index, across, down, pixel)
+        # Keep the material's noise: paper and canvas are not perfectly uniform.
+        albedo[textured] = (image_colour * (albedo[textured] / rows[textured, 0:3].clamp_min(0.02))).clamp_(0, 1)
+    light = _interpolate_light(packed.light, face_row, s.u, s.v)
+    if any(packed.moving_objects):
         moving = packed.body.flatten().index_select(0, s.row // 6) > 0
         light = light * torch.where(moving, 0.8 + 0.35 * normal[:, 2], 1.0)[:, None]
-    exposure = s.each(packed.exposure[s.frames.table])
-    shown = albedo * light * exposure[:, None]
-    glossy = (rows[:, GLOSS] > 0).nonzero()[:, 0]
+    exposure = s.per_ray(packed.exposure[s.frames.table])
+    radiance = albedo * light * exposure[:, None]
+    glossy = (rows[:, GLOSS_COLUMN] > 0).nonzero()[:, 0]
     if glossy.shape[0]:
         frame = glossy // (len(s.depth) // len(s.eye))
         eye, far, near = s.eye.index_select(0, frame), 1 / length[glossy], s.depth[glossy]
         ahead = [part[glossy] for part in s.direction]
         point = [eye[:, i] + near * ahead[i] for i in range(3)]
         view = [part * far for part in ahead]
-        sheen = _sheen(packed.lamps, s.frames.table[frame], point, view, normal[glossy], cosine[glossy])
-        # What shades the surface shades its sheen.
+        sheen = _specular(packed.lamps, s.frames.table[frame], point, view, normal[glossy], cosine[glossy])
+        # Shadow attenuates the highlight too.
         shade = (light[glossy].mean(1) * exposure[glossy]).clamp_max_(2.0)
-        shown[glossy] += (rows[glossy, GLOSS] * sheen * shade)[:, None]
-    return _tone(shown.addcmul_(albedo, emission[:, None]), 1.0)
+        radiance[glossy] += (rows[glossy, GLOSS_COLUMN] * sheen * shade)[:, None]
+    return _tone_map(radiance.addcmul_(albedo, emission[:, None]), 1.0)
 
 
-def _sheen(
+def _specular(
     lamps: torch.Tensor,
     table: torch.Tensor,
     point: list[torch.Tensor],
@@ -344,7 +348,7 @@ def _sheen(
     normal: torch.Tensor,
     cosine: torch.Tensor,
 ) -> torch.Tensor:
-    """(N,) a soft highlight under the lamps, after Blinn and Phong, stronger at a slant after Schlick."""
+    """(N,) Blinn-Phong highlight of the lamps with Schlick's Fresnel term."""
     total = torch.zeros_like(cosine)
     nx, ny, nz = normal.unbind(1)
     for lamp in lamps.unbind(1):
@@ -359,12 +363,12 @@ def _sheen(
     return total * (0.25 + 0.75 * (1 - cosine.clamp(0, 1)).pow_(5))
 
 
-def _look_up(light: torch.Tensor, where: torch.Tensor, qu: torch.Tensor, qv: torch.Tensor) -> torch.Tensor:
-    """(N, 3) light at places -1..1 of faces, blended between texels."""
-    first, columns, rows = where[:, 1], where[:, 2], where[:, 3]
+def _interpolate_light(light: torch.Tensor, face_row: torch.Tensor, qu: torch.Tensor, qv: torch.Tensor) -> torch.Tensor:
+    """(N, 3) light at positions -1..1 on faces, bilinear between texels."""
+    first, columns, rows = face_row[:, 1], face_row[:, 2], face_row[:, 3]
     x = (qu * 0.5 + 0.5) * columns - 0.5
     y = (qv * 0.5 + 0.5) * rows - 0.5
-    # Beyond the middle of the last texel the slope goes on, so that light runs through from wall to wall.
+    # Extrapolate beyond the centre of the last texel, so that light is continuous from one wall piece to the next.
     x0 = x.long().minimum(columns - 2).clamp_min_(0)
     y0 = y.long().minimum(rows - 2).clamp_min_(0)
     fx, fy = (x - x0)[:, None], (y - y0)[:, None]

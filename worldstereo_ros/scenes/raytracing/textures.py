@@ -1,8 +1,8 @@
-"""What a surface looks like at a point: one shader for all materials, without branches per material.
+"""Colour of surfaces: one vectorised shader for all materials.
 
-A material is a row of numbers (`Material.row`). Each point finds its cell of a grid (brick, tile, plank, check,
-stripe), the joint around it, and value noise in three octaves. Edges and octaves fade with the pixel's footprint on
-the surface, so that a far wall turns into its mean colour rather than into a moiré.
+A material is a row of numbers (`Material.row`). The shader finds for each point its cell in a grid (brick, tile, plank,
+check, stripe), the joint around it, and value noise in several octaves. Edges and octaves fade with the pixel's
+footprint on the surface, so that a distant wall shows its mean colour instead of a moiré pattern.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ import torch
 
 COLUMNS = (
     "ar", "ag", "ab", "br", "bg", "bb", "jr", "jg", "jb", "inv_cu", "inv_cv", "shift", "joint", "pattern", "variance",
-    "noise", "blend", "fu", "fv", "grain", "ripple", "gloss", "emission", "picture", "seed",
+    "noise", "blend", "fu", "fv", "grain", "ripple", "gloss", "emission", "image", "seed",
 )  # fmt: skip
-"""Names of the columns of a table of materials."""
+"""Columns of a table of materials."""
 
 SIZE = 256
-"""The lattice of the noise repeats after so many cells."""
+"""Cells after which the noise lattice repeats."""
 
 
 @lru_cache(maxsize=4)
 def lattice(device: torch.device) -> torch.Tensor:
-    """(SIZE * SIZE, 4) float32: the lattice of the value noise, each row with its right, lower and diagonal neighbours.
+    """(SIZE * SIZE, 4) float32 lattice of the value noise: each value with its right, lower and diagonal neighbour.
 
-    Uniform in -1..1, the same in every world: worlds differ in where they look into it.
+    Uniform in -1..1 and the same in every world; materials sample it at different offsets.
     """
     values = torch.rand(SIZE, SIZE, generator=torch.Generator().manual_seed(20)) * 2 - 1
     right, below = values.roll(-1, 1), values.roll(-1, 0)
@@ -33,12 +33,12 @@ def lattice(device: torch.device) -> torch.Tensor:
 
 
 def _cell(row: torch.Tensor, column: torch.Tensor) -> torch.Tensor:
-    """Index into the lattice of whole numbers given as floats."""
+    """Index into the lattice for integer coordinates stored as floats."""
     return (row.to(torch.int32).bitwise_and_(SIZE - 1) * SIZE).add_(column.to(torch.int32).bitwise_and_(SIZE - 1))
 
 
 def value_noise(u: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    """(N,) noise in -1..1 at lattice coordinates (N,): bilinear between random values, smoothed."""
+    """(N,) value noise in -1..1 at lattice coordinates (N,), with smoothstep interpolation."""
     column, row = u.floor(), v.floor()
     corners = lattice(u.device).index_select(0, _cell(row, column))
     s, t = u - column, v - row
@@ -48,7 +48,7 @@ def value_noise(u: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
 
 
 def _line(distance: torch.Tensor, width: torch.Tensor, footprint: torch.Tensor, density: torch.Tensor) -> torch.Tensor:
-    """How much of a pixel a line covers: its distance and width, the pixel's size, and lines a metre."""
+    """(N,) coverage of pixels by a line: distance and width of the line, size of the pixel, lines per metre."""
     sharp = ((0.5 * width - distance) / footprint + 0.5).clamp_(0, 1) * (width / footprint).clamp_max_(1)
     far = (footprint * density * 2 - 0.6).clamp_(0, 1)
     return torch.lerp(sharp, (width * density).clamp_max_(1), far)
@@ -60,15 +60,15 @@ def surface(
     v: torch.Tensor,
     footprint: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Colours of points on surfaces.
+    """Evaluate the materials at points on surfaces.
 
     Args:
         rows: (N, len(COLUMNS)) float32, the material of each point.
-        u, v: (N,) float32 where on the surface, metres.
-        footprint: (N,) float32 size of a pixel there, metres.
+        u, v: (N,) float32 position on the surface, metres.
+        footprint: (N,) float32 size of the pixel on the surface, metres.
 
     Returns:
-        albedo (N, 3) linear 0..1 and emission (N,).
+        albedo: (N, 3) linear RGB 0..1; emission: (N,).
     """
     column = dict(zip(COLUMNS, rows.unbind(1), strict=True))
     inv_cu, inv_cv, seed = column["inv_cu"], column["inv_cv"], column["seed"]
@@ -76,7 +76,7 @@ def surface(
     cell_v = v * inv_cv
     row = cell_v.floor()
     part_v = cell_v - row
-    # A negative shift moves each row by a random part of a cell: floor boards.
+    # A negative shift offsets each row by a random part of a cell, as floor boards are.
     random_row = lattice(u.device)[:, 0].index_select(0, _cell(row + seed * 3, seed * 7))
     shift = column["shift"]
     cell_u = u * inv_cu + torch.where(shift < 0, random_row * -shift, shift * row)
@@ -85,7 +85,7 @@ def surface(
     corners = lattice(u.device).index_select(0, _cell(row + seed, col + seed * 5))
     random_cell, random_mix = corners[:, 0], corners[:, 1]
 
-    # Checks and stripes: a square wave, its edges as wide as a pixel.
+    # Checks and stripes: a square wave with edges one pixel wide.
     edge_u, edge_v = (0.5 - (part_u - 0.5).abs()) / inv_cu, (0.5 - (part_v - 0.5).abs()) / inv_cv
     half_pixel = 0.5 * footprint
     wave_u = (1 - 4 * (col * 0.5 - (col * 0.5).floor())) * (edge_u / half_pixel).clamp_(0, 1)
@@ -96,7 +96,7 @@ def surface(
     wave = torch.where(pattern > 1.5, wave_u, wave_u * wave_v)
     mix = 0.5 + 0.5 * torch.where(pattern > 0.5, wave, random_mix)
 
-    # Noise: a broad stain, the main octave and a fine one; what a pixel cannot resolve is left out.
+    # Noise octaves from coarse to fine; those finer than a pixel are faded out.
     fu, fv = column["fu"], column["fv"]
     own = column["grain"] * random_cell * 97.0
     nu, nv = u * fu + seed + own, v * fv + seed * 2 + own
@@ -118,38 +118,38 @@ def surface(
     return albedo.clamp_(0, 1), column["emission"]
 
 
-def mip_chain(pictures: torch.Tensor) -> torch.Tensor:
-    """(n, S, S, 3) pictures, S a power of two, as (n, texels, 3): all levels one after another, largest first."""
-    levels = [pictures.permute(0, 3, 1, 2)]
+def mip_chain(images: torch.Tensor) -> torch.Tensor:
+    """Mip maps of (n, S, S, 3) images, S a power of two: (n, texels, 3), all levels in sequence, largest first."""
+    levels = [images.permute(0, 3, 1, 2)]
     while levels[-1].shape[-1] > 1:
         levels.append(torch.nn.functional.avg_pool2d(levels[-1], 2))
-    return torch.cat([level.permute(0, 2, 3, 1).reshape(len(pictures), -1, 3) for level in levels], dim=1)
+    return torch.cat([level.permute(0, 2, 3, 1).reshape(len(images), -1, 3) for level in levels], dim=1)
 
 
-def sample_pictures(
+def sample_images(
     chain: torch.Tensor, size: int, index: torch.Tensor, s: torch.Tensor, t: torch.Tensor, pixel: torch.Tensor
 ) -> torch.Tensor:
-    """Colours of pictures, blended between texels and between levels.
+    """Sample images with trilinear filtering.
 
     Args:
-        chain: (n * texels, 3) of `mip_chain`.
+        chain: (n * texels, 3) mip maps of `mip_chain`.
         size: S of the largest level.
-        index: (N,) int64 picture.
+        index: (N,) int64 index of the image.
         s, t: (N,) float32 in 0..1 from the left and from the top.
-        pixel: (N,) float32 size of a pixel as a fraction of the picture.
+        pixel: (N,) float32 size of a pixel as a fraction of the image.
 
     Returns:
         (N, 3) float32.
     """
     count = size.bit_length()
-    texels = (4 * size * size - 1) // 3
+    texels_per_image = (4 * size * size - 1) // 3
     level = torch.log2((pixel * size).clamp_min(1.0)).clamp_max(count - 1.001)
     lower = level.floor()
 
     def at(which: torch.Tensor) -> torch.Tensor:
         side = torch.pow(2.0, (count - 1) - which)
-        # The levels before this one hold S^2 + (S/2)^2 + ... texels.
-        start = ((4.0 * size * size - 4.0 * side * side) / 3.0).round().long() + index * texels
+        # The larger levels hold S^2 + (S/2)^2 + ... texels.
+        start = ((4.0 * size * size - 4.0 * side * side) / 3.0).round().long() + index * texels_per_image
         x = (s * side - 0.5).clamp_min(0).minimum(side - 1)
         y = (t * side - 0.5).clamp_min(0).minimum(side - 1)
         x0, y0 = x.floor(), y.floor()
@@ -166,19 +166,20 @@ def sample_pictures(
 
 
 def sky(direction: torch.Tensor, settings: torch.Tensor) -> torch.Tensor:
-    """The colour of the sky: a gradient from the horizon up, clouds, and a sun's glow.
+    """Colour of the sky: a vertical gradient, clouds, and the glow of the sun.
 
     Args:
         direction: (N, 3) float32 unit vectors, world axes.
-        settings: (N, 11) float32: colour at the zenith, at the horizon, amount of clouds, direction to the sun, seed.
+        settings: (N, 11) float32 of `Sky.row`: colours at zenith and horizon, amount of clouds, direction to the sun,
+            seed.
 
     Returns:
-        (N, 3) linear.
+        (N, 3) linear RGB.
     """
     up = direction[:, 2].clamp_min(0)
     height = (1 - up).pow(4)[:, None]
     colour = torch.lerp(settings[:, 0:3], settings[:, 3:6], height)
-    # Clouds lie on a plane overhead.
+    # Clouds lie on a plane above the scene.
     reach = 2.2 / (up + 0.15)
     x, y = direction[:, 0] * reach + settings[:, 10], direction[:, 1] * reach + settings[:, 10]
     cloud = value_noise(x, y) + 0.5 * value_noise(x * 2.3 + 7, y * 2.3 + 3) + 0.25 * value_noise(x * 5.1, y * 5.1 + 9)
