@@ -1,10 +1,10 @@
-"""How much faster the flat keyframe autoencoder is than diffusers' video autoencoder, frame by frame.
+"""Speed of the keyframe autoencoder compared with diffusers' video autoencoder, frame by frame.
 
     python benchmarks/bench_autoencoder.py
     python benchmarks/bench_autoencoder.py --device cuda --dtype bfloat16 --size 480x768 --frames 21
 
-Weights are random: time does not depend on them. All ways are timed in turn within one run, and the fastest counts:
-whatever else runs on the machine only adds.
+Weights are random, since time does not depend on them. The variants take turns within one run, and the fastest time of
+each is reported: other processes on the machine only add to it.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from diffusers import AutoencoderKLWan
 from worldstereo_ros.models.autoencoders.keyframe import KeyframeAutoencoder
 
 
-def ways(
-    wan: AutoencoderKLWan, flat: KeyframeAutoencoder, frames: torch.Tensor, batch: int
+def variants(
+    wan: AutoencoderKLWan, keyframe_vae: KeyframeAutoencoder, frames: torch.Tensor, batch: int
 ) -> dict[str, dict[str, Callable[[], torch.Tensor]]]:
     count = frames.shape[2]
-    latents = flat.encode(frames, batch_size=batch)
+    latents = keyframe_vae.encode(frames, batch_size=batch)
     mean, std = (
         torch.tensor(n).view(1, -1, 1, 1, 1).to(frames) for n in (wan.config.latents_mean, wan.config.latents_std)
     )
@@ -40,13 +40,13 @@ def ways(
     return {
         "encode": {
             "video autoencoder, one by one": encode,
-            "flat, one by one": lambda: flat.encode(frames, batch_size=1),
-            f"flat, {batch} at a time": lambda: flat.encode(frames, batch_size=batch),
+            "keyframe, one by one": lambda: keyframe_vae.encode(frames, batch_size=1),
+            f"keyframe, {batch} at a time": lambda: keyframe_vae.encode(frames, batch_size=batch),
         },
         "decode": {
             "video autoencoder, one by one": decode,
-            "flat, one by one": lambda: flat.decode(latents, batch_size=1),
-            f"flat, {batch} at a time": lambda: flat.decode(latents, batch_size=batch),
+            "keyframe, one by one": lambda: keyframe_vae.decode(latents, batch_size=1),
+            f"keyframe, {batch} at a time": lambda: keyframe_vae.decode(latents, batch_size=batch),
         },
     }
 
@@ -66,11 +66,11 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--size", default="64x96", help="height x width in pixels")
     parser.add_argument("--frames", type=int, default=4)
-    parser.add_argument("--batch", type=int, default=0, help="frames side by side; 0: all")
+    parser.add_argument("--batch", type=int, default=0, help="frames in one batch; 0: all")
     parser.add_argument("--base-dim", type=int, default=96, help="96 is the published width")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=0, help="0: as torch chooses")
-    parser.add_argument("--json", default="", help="write the figures here too")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: the default of torch")
+    parser.add_argument("--json", default="", help="also write the results to this file")
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -78,7 +78,7 @@ def main() -> None:
     dtype = getattr(torch, options.dtype)
     torch.manual_seed(0)
     wan = torch.nn.Module.to(AutoencoderKLWan(base_dim=options.base_dim).eval(), options.device, dtype)
-    flat = KeyframeAutoencoder.from_wan(wan)
+    keyframe_vae = KeyframeAutoencoder.from_wan(wan)
     frames = (torch.rand(1, 3, options.frames, height, width) * 2 - 1).to(options.device, dtype)
 
     print(
@@ -86,8 +86,8 @@ def main() -> None:
         f"torch {torch.__version__}, {torch.get_num_threads()} threads"
     )
     figures = {}
-    for task, candidates in ways(wan, flat, frames, options.batch or options.frames).items():
-        results = {name: work().float() for name, work in candidates.items()}  # warms up, and shows that they agree
+    for task, candidates in variants(wan, keyframe_vae, frames, options.batch or options.frames).items():
+        results = {name: work().float() for name, work in candidates.items()}  # warm-up, and outputs to compare
         first = next(iter(results.values()))
         times: dict[str, list[float]] = {name: [] for name in candidates}
         for _ in range(options.repeats):

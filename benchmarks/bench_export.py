@@ -1,10 +1,10 @@
-"""How fast exported models are beside torch: the control branch and the autoencoder, both in one run.
+"""Speed of exported models compared with torch: the control branch and the autoencoder, in one run.
 
     python benchmarks/bench_export.py
     python benchmarks/bench_export.py --device cuda --dtype float16 --layers 20 --dim 1024 --frames 21 --size 480x768
 
-Weights are random. Torch and onnxruntime take turns on the same inputs, and the fastest of each counts: whatever else
-runs on the machine only adds. Both attentions of the export are timed.
+Weights are random. Torch and onnxruntime take turns on the same inputs, and the fastest time of each is reported: other
+processes on the machine only add to it. Both attention implementations of the export are timed.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ def build_control(dim: int, layers: int, width: int) -> ControlBranch:
     return branch.requires_grad_(False).eval()
 
 
-def race(ways: dict[str, Callable[[], Any]], repeats: int, device: torch.device) -> dict[str, float]:
-    """Seconds of the fastest turn of each."""
-    best = dict.fromkeys(ways, float("inf"))
+def fastest_seconds(variants: dict[str, Callable[[], Any]], repeats: int, device: torch.device) -> dict[str, float]:
+    """Seconds of the fastest run of each variant."""
+    best = dict.fromkeys(variants, float("inf"))
     for repeat in range(repeats + 1):  # the first warms up
-        for name, work in ways.items():
+        for name, work in variants.items():
             start = time.perf_counter()
             work()
             if device.type == "cuda":
@@ -74,67 +74,69 @@ def main(arguments: list[str] | None = None) -> None:
         f"{options.frames} frames of {height}x{width}, {options.dtype} on {device}, torch {torch.__version__}, "
         f"{torch.get_num_threads()} threads"
     )
-    figures: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
-        control(branch, Path(folder), (1, options.frames, height // 16, width // 16), device, dtype, options, figures)
-        halves(autoencoder, Path(folder), (options.frames, height // 8, width // 8), device, options, figures)
-    for name, made in figures.items():
-        base = made["seconds"]["torch"]
-        for way, seconds in made["seconds"].items():
-            error = "" if way == "torch" else f"  error {made['error'][way]:.1e}"
-            print(f"{name:<10} {way:<32} {seconds:8.4f} s  {base / seconds:5.2f}x{error}")
+        time_control(
+            branch, Path(folder), (1, options.frames, height // 16, width // 16), device, dtype, options, results
+        )
+        time_autoencoder(autoencoder, Path(folder), (options.frames, height // 8, width // 8), device, options, results)
+    for name, result in results.items():
+        base = result["seconds"]["torch"]
+        for variant, seconds in result["seconds"].items():
+            error = "" if variant == "torch" else f"  error {result['error'][variant]:.1e}"
+            print(f"{name:<10} {variant:<32} {seconds:8.4f} s  {base / seconds:5.2f}x{error}")
     if options.json:
-        options.json.write_text(json.dumps(figures, indent=2), encoding="utf-8")
+        options.json.write_text(json.dumps(results, indent=2), encoding="utf-8")
 
 
-def control(
+def time_control(
     branch: ControlBranch,
     folder: Path,
     size: tuple[int, int, int, int],
     device: torch.device,
     dtype: torch.dtype,
     options: Any,
-    figures: dict[str, Any],
+    results: dict[str, Any],
 ) -> None:
-    ways: dict[str, Callable[[], list[torch.Tensor]]] = {}
-    given: list[torch.Tensor] = []
-    ways["torch"] = lambda: branch(*given)
+    variants: dict[str, Callable[[], list[torch.Tensor]]] = {}
+    inputs: list[torch.Tensor] = []
+    variants["torch"] = lambda: branch(*inputs)
     for attention in options.attention:
         exported = export_control(branch, folder / f"{attention}.onnx", dtype=dtype, attention=attention)
         runner = OnnxRuntimeRunner(exported.path, device)
         session = ExportedControlBranch(runner, exported.metadata, branch.proj_out)
-        if not given:
-            given.extend(t.to(device) for t in control_example_inputs(exported.metadata, size, dtype))
-        ways[f"onnxruntime, {attention} attention"] = lambda session=session: session(*given)
-    want = ways["torch"]()
-    errors = {name: difference(way(), want) for name, way in ways.items()}
-    figures["control"] = {"seconds": race(ways, options.repeats, device), "error": errors}
+        if not inputs:
+            inputs.extend(t.to(device) for t in control_example_inputs(exported.metadata, size, dtype))
+        variants[f"onnxruntime, {attention} attention"] = lambda session=session: session(*inputs)
+    expected = variants["torch"]()
+    errors = {name: max_difference(work(), expected) for name, work in variants.items()}
+    results["control"] = {"seconds": fastest_seconds(variants, options.repeats, device), "error": errors}
 
 
-def halves(
+def time_autoencoder(
     model: KeyframeAutoencoder,
     folder: Path,
     size: tuple[int, int, int],
     device: torch.device,
     options: Any,
-    figures: dict[str, Any],
+    results: dict[str, Any],
 ) -> None:
-    for half in ("encoder", "decoder"):
-        exported = export_autoencoder(model, folder / f"{half}.onnx", part=f"autoencoder-{half}")
-        session = ExportedAutoencoder.of(model, **{half: OnnxRuntimeRunner(exported.path, device)})
-        (given,) = (t.to(device) for t in autoencoder_example_inputs(exported.metadata, size, torch.float32))
-        name = "encode" if half == "encoder" else "decode"
-        ways = {
-            way: lambda call=getattr(owner, name): call(given, batch_size=options.batch)  # noqa: B023 - run at once
-            for way, owner in (("torch", model), ("onnxruntime", session))
+    for part in ("encoder", "decoder"):
+        exported = export_autoencoder(model, folder / f"{part}.onnx", part=f"autoencoder-{part}")
+        session = ExportedAutoencoder.of(model, **{part: OnnxRuntimeRunner(exported.path, device)})
+        (inputs,) = (t.to(device) for t in autoencoder_example_inputs(exported.metadata, size, torch.float32))
+        name = "encode" if part == "encoder" else "decode"
+        variants = {
+            variant: lambda call=getattr(owner, name): call(inputs, batch_size=options.batch)  # noqa: B023 - run at once
+            for variant, owner in (("torch", model), ("onnxruntime", session))
         }
-        error = difference([ways["onnxruntime"]()], [ways["torch"]()])
-        seconds = race(ways, options.repeats, device)
-        figures[name] = {"seconds": seconds, "error": {"onnxruntime": error}}
+        error = max_difference([variants["onnxruntime"]()], [variants["torch"]()])
+        seconds = fastest_seconds(variants, options.repeats, device)
+        results[name] = {"seconds": seconds, "error": {"onnxruntime": error}}
 
 
-def difference(got: list[torch.Tensor], want: list[torch.Tensor]) -> float:
-    return max(float((a.float() - b.float()).abs().max()) for a, b in zip(got, want, strict=True))
+def max_difference(actual: list[torch.Tensor], expected: list[torch.Tensor]) -> float:
+    return max(float((a.float() - b.float()).abs().max()) for a, b in zip(actual, expected, strict=True))
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -147,10 +149,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--base-dim", type=int, default=32, help="of the autoencoder; 96 in the published one")
     parser.add_argument("--frames", type=int, default=6)
     parser.add_argument("--size", default="128x160", help="HEIGHTxWIDTH, multiples of 16")
-    parser.add_argument("--batch", type=int, default=1, help="pictures through the autoencoder side by side")
+    parser.add_argument("--batch", type=int, default=1, help="frames in one batch of the autoencoder")
     parser.add_argument("--attention", nargs="+", choices=["fused", "standard"], default=["fused", "standard"])
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=0, help="0: as torch chooses")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: the default of torch")
     parser.add_argument("--json", type=Path, default=None)
     return parser.parse_args(arguments)
 
