@@ -104,12 +104,12 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"{machine}, torch {torch.__version__}, {report['dtype']}, {size.name} size, {clip}, {options.steps} steps")
     print(f"matrix products: {rate / 1e12:.4g} TFLOP/s")
     chosen = {name: getattr(options, name) for name in SWITCHES}
-    runs = {"as asked": {}} if not options.tries else TRIES if "all" in options.tries else pick(options.tries)
+    runs = {"options": {}} if not options.tries else TRIES if "all" in options.tries else pick(options.tries)
     for name, change in runs.items():
-        given = {**chosen, **change}
-        print(f"\n{name}: {', '.join(f'{k}={v}' for k, v in given.items() if v not in (None, False, 'none'))}")
+        switches = {**chosen, **change}
+        print(f"\n{name}: {', '.join(f'{k}={v}' for k, v in switches.items() if v not in (None, False, 'none'))}")
         try:
-            report["runs"][name] = run(size, device, dtype, rate, given, options)
+            report["runs"][name] = run(size, device, dtype, rate, switches, options)
         except (RuntimeError, ValueError, ImportError, AttributeError, TypeError) as error:
             # A switch that fails on this machine must not lose the figures of the others.
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -121,39 +121,39 @@ def main(arguments: list[str] | None = None) -> None:
             torch.cuda.empty_cache()
         if options.json:
             options.json.write_text(json.dumps(report, indent=2), encoding="utf-8")
-    if all("failed" in made for made in report["runs"].values()):
+    if all("failed" in figures for figures in report["runs"].values()):
         raise SystemExit("No run was possible.")
 
 
 @torch.inference_mode()
 def run(
-    size: Size, device: torch.device, dtype: torch.dtype, rate: float, given: dict[str, Any], options: Any
+    size: Size, device: torch.device, dtype: torch.dtype, rate: float, switches: dict[str, Any], options: Any
 ) -> dict[str, Any]:
     """Figures of one set of switches, by number of references."""
     transformer, autoencoder = build(size, device, dtype)
     parameters = sum(p.numel() for p in transformer.parameters())
-    encode, decode = autoencoder_ways(autoencoder, size, device, dtype, given)
-    if given["attention"]:
-        transformer.set_attention_backend(given["attention"])
-    if given["fuse"]:
+    encode, decode = autoencoder_functions(autoencoder, size, device, dtype, switches)
+    if switches["attention"]:
+        transformer.set_attention_backend(switches["attention"])
+    if switches["fuse"]:
         fuse_projections(transformer)
-    if given["control_backend"] != "torch":
+    if switches["control_backend"] != "torch":
         from worldstereo_ros.export.runtime import use_control_backend
 
-        use_control_backend(transformer, given["control_backend"])
-    if given["fp8"] != "none":
-        print(f"  {use_float8(transformer, given['fp8'])} linear layers in float8")
-    if given["compile"] != "none":
-        transformer.compile_repeated_blocks(fullgraph=False, mode=given["compile"])
+        use_control_backend(transformer, switches["control_backend"])
+    if switches["fp8"] != "none":
+        print(f"  {use_float8(transformer, switches['fp8'])} linear layers in float8")
+    if switches["compile"] != "none":
+        transformer.compile_repeated_blocks(fullgraph=False, mode=switches["compile"])
     figures: dict[str, Any] = {"parameters": parameters}
     for references in options.references:
-        figures[str(references)] = one_clip(
-            transformer, encode, decode, size, references, device, dtype, rate, given, options
+        figures[str(references)] = measure_clip(
+            transformer, encode, decode, size, references, device, dtype, rate, switches, options
         )
     return figures
 
 
-def one_clip(
+def measure_clip(
     transformer: Any,
     encode: Callable[[torch.Tensor], torch.Tensor],
     decode: Callable[[torch.Tensor], torch.Tensor],
@@ -162,53 +162,53 @@ def one_clip(
     device: torch.device,
     dtype: torch.dtype,
     rate: float,
-    given: dict[str, Any],
+    switches: dict[str, Any],
     options: Any,
 ) -> dict[str, Any]:
     inputs = make_inputs(transformer, size.frames, size.height, size.width, references, device, dtype)
-    pictures = torch.rand(size.frames + references, 3, size.height, size.width, device=device, dtype=dtype) * 2 - 1
+    images = torch.rand(size.frames + references, 3, size.height, size.width, device=device, dtype=dtype) * 2 - 1
     scheduler = DMDScheduler(steps=options.steps)
-    watch = Stopwatch(device)
+    stopwatch = Stopwatch(device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     forward: Callable[..., torch.Tensor] = lambda **kw: transformer(**kw).sample  # noqa: E731
     forward(**inputs)  # compiles and selects kernels
-    if given["cuda_graph"]:
+    if switches["cuda_graph"]:
         if device.type != "cuda":
             raise RuntimeError("CUDA graphs need a CUDA device.")
         forward = Graphed(transformer, inputs)
     sample = None
     for repeat in range(options.repeats + 1):
         if repeat == 1:
-            watch.best.clear()  # the first round warms up
-        watch.time("encode pictures", lambda: encode(pictures))
+            stopwatch.best.clear()  # the first round warms up
+        stopwatch.time("encode images", lambda: encode(images))
         scheduler.set_timesteps(device=device)
         sample = torch.randn(1, 16, *inputs["hidden_states"].shape[2:], device=device, dtype=torch.float32)
-        rest = inputs["hidden_states"][:, 16:]
-        for moment in scheduler.timesteps:
-            hidden = torch.cat((sample.to(dtype), rest), dim=1)
-            step = {**inputs, "hidden_states": hidden, "timestep": moment.expand(1)}
-            velocity = watch.time("one step", lambda step=step: forward(**step))
-            sample = scheduler.step(velocity, moment, sample, return_dict=False)[0]
-        watch.time("decode pictures", lambda z=sample: decode(z[0].transpose(0, 1).to(dtype)))
-    return tell(references, transformer.config, size, sample, watch, device, rate, options.steps)
+        condition = inputs["hidden_states"][:, 16:]
+        for timestep in scheduler.timesteps:
+            hidden = torch.cat((sample.to(dtype), condition), dim=1)
+            step = {**inputs, "hidden_states": hidden, "timestep": timestep.expand(1)}
+            velocity = stopwatch.time("one step", lambda step=step: forward(**step))
+            sample = scheduler.step(velocity, timestep, sample, return_dict=False)[0]
+        stopwatch.time("decode images", lambda z=sample: decode(z[0].transpose(0, 1).to(dtype)))
+    return report_clip(references, transformer.config, size, sample, stopwatch, device, rate, options.steps)
 
 
-def tell(
+def report_clip(
     references: int,
     config: Any,
     size: Size,
     sample: torch.Tensor,
-    watch: Stopwatch,
+    stopwatch: Stopwatch,
     device: torch.device,
     rate: float,
     steps: int,
 ) -> dict[str, Any]:
     """Prints and returns the figures of one clip."""
     parts = count_flops(config, size.frames, size.height, size.width, references)
-    flops, best = sum(parts.values()), watch.best
+    flops, best = sum(parts.values()), stopwatch.best
     achieved = flops / best["one step"]
-    total = best["encode pictures"] + steps * best["one step"] + best["decode pictures"]
+    total = best["encode images"] + steps * best["one step"] + best["decode images"]
     figures: dict[str, Any] = {
         "seconds": {**best, "clip": total},
         "tflop_per_step": flops / 1e12,
@@ -231,12 +231,12 @@ def tell(
     return figures
 
 
-def autoencoder_ways(
-    flat: Any, size: Size, device: torch.device, dtype: torch.dtype, given: dict[str, Any]
+def autoencoder_functions(
+    flat: Any, size: Size, device: torch.device, dtype: torch.dtype, switches: dict[str, Any]
 ) -> tuple[Callable[[torch.Tensor], torch.Tensor], Callable[[torch.Tensor], torch.Tensor]]:
     """Encode and decode of (N, 3, H, W) and (N, 16, h, w): ours in batches, or diffusers' frame by frame."""
-    if given["autoencoder"] == "flat":
-        batch = given["vae_batch"] or None
+    if switches["autoencoder"] == "flat":
+        batch = switches["vae_batch"] or None
         return lambda x: flat.encode(x, batch_size=batch), lambda z: flat.decode(z, batch_size=batch)
     from diffusers import AutoencoderKLWan
 

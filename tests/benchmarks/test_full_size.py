@@ -96,7 +96,7 @@ def test_the_script_runs_and_writes_its_figures(tmp_path, capsys):
     assert set(report["runs"]) == {"plain", "fused projections"}
     for made in report["runs"].values():
         assert made["4"]["tflop_per_step"] > made["0"]["tflop_per_step"]
-        assert set(made["0"]["seconds"]) == {"encode pictures", "one step", "decode pictures", "clip"}
+        assert set(made["0"]["seconds"]) == {"encode images", "one step", "decode images", "clip"}
         assert made["0"]["finite"] is True
         assert made["0"]["tflops"] > 0
 
@@ -104,7 +104,7 @@ def test_the_script_runs_and_writes_its_figures(tmp_path, capsys):
     report = json.loads(file.read_text())
     assert "CUDA" in report["runs"]["cuda graph"]["failed"]
     assert "0" in report["runs"]["autoencoder in a loop"]
-    with pytest.raises(SystemExit, match="There is no try 'faster'"):
+    with pytest.raises(SystemExit, match="'faster' is not known"):
         bench_full_size.main([*common, "--try", "faster"])
     with pytest.raises(SystemExit, match="No run was possible"):
         bench_full_size.main([*common, "--cuda-graph"])

@@ -345,8 +345,8 @@ class WorldStereoPipeline:
         Depth is that of an extrapolated plane where one is likely and the depth network agrees within a factor of
         `MAX_DEPTH_RATIO`, else that of the network.
         """
-        covered = conditioning.renders.covered[index].cpu().numpy()
-        if frame.depth is None or covered.all():
+        covered, depth = conditioning.renders.covered[index].cpu().numpy(), frame.depth
+        if depth is None or covered.all():
             return frame
         pose, threads = conditioning.world_from_camera[index], self.geometric.threads
         planes = None
@@ -359,7 +359,7 @@ class WorldStereoPipeline:
             estimated = self.depth(frame.image, conditioning.camera)
         except DepthError:  # nothing but sky
             return frame
-        known = np.where(covered, frame.depth, np.float32(0))
+        known = np.where(covered, depth, np.float32(0))
         if planes is not None:
             coarse = (slice(None, None, DEPTH_STRIDE_PX),) * 2
             completed = complete_depth(known[coarse], estimated[coarse])
