@@ -39,4 +39,4 @@ docs: setup ## write the generated pages and build the site into site/
 	$(PY) -m mkdocs build --strict
 
 clean: ## remove what setup, build and demo made
-	rm -rf .venv build install log demo_out
+	rm -rf .venv build install log demo_out site

@@ -1,4 +1,4 @@
-"""A world model for robots: imagines views along a path and marks every pixel as observed, estimated or imagined."""
+"""A world model for robots that says of every pixel whether it was observed or imagined."""
 
 import os
 from pkgutil import extend_path
