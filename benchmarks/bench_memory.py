@@ -3,8 +3,8 @@
     python benchmarks/bench_memory.py [--points N] [--plot FILE.png] [--threads N]
 
 A camera moves along an endless wavy wall; about half of each frame is new. It continues when the memory is full, so
-that each new point evicts an old one. Open3D down-samples the cloud together with the points of the new frame, which is how
-to fuse frames without a spatial hash.
+that each new point evicts an old one. Open3D down-samples the cloud together with the points of the new frame, which
+is how to fuse frames without a spatial hash.
 """
 
 from __future__ import annotations
