@@ -36,7 +36,7 @@ def main() -> None:
     """Observe what the robot saw and imagine a turn to the left at its last pose."""
     OUT.mkdir(parents=True, exist_ok=True)
     bag = Path(sys.argv[1]) if len(sys.argv) > 1 else record_drive(OUT / "drive")
-    views = list(read_views(bag, wanted=8))  # the topics are found by their types; read_views has options for each
+    views = list(read_views(bag, max_views=8))  # the topics are found by their types; read_views has options for each
 
     world = WorldModel(load_pipeline("small"))
     for view in views:
