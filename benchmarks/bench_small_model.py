@@ -70,7 +70,9 @@ def load(options: argparse.Namespace, dtype: str, plain: bool = False) -> WorldS
 def measure(size: tuple[int, int], options: argparse.Namespace, rate: float, copying: float) -> dict[str, Any]:
     """Prints and returns the figures of one size."""
     device = torch.device(options.device)
-    scenario = scene_scenario(options.kind, 0, options.views, given=OBSERVATIONS, width=size[0], height=size[1])
+    scenario = scene_scenario(
+        options.kind, 0, options.views, observed_count=OBSERVATIONS, width=size[0], height=size[1]
+    )
     worlds = {
         "pipeline": make_world(load(options, options.dtype), scenario, device),
         "plain": make_world(load(options, "float32", plain=True), scenario, device),

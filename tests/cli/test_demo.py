@@ -25,7 +25,7 @@ def demo_run(tmp_path_factory):
     """The output folder and the figures of a small demo."""
 
     def small_scenario(kind, seed, views):
-        return make_scenario(kind, seed, views, given=4, width=160, height=120)
+        return make_scenario(kind, seed, views, observed_count=4, width=160, height=120)
 
     out = tmp_path_factory.mktemp("demo")
     with pytest.MonkeyPatch.context() as patch:
@@ -72,7 +72,7 @@ def test_demo_imagines_the_same_path_with_other_pipelines(demo_run):
 def test_demo_fails_at_once_if_the_node_cannot_be_configured(tmp_path, monkeypatch):
     monkeypatch.setenv("ROS_DOMAIN_ID", "92")
     monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
-    scenario = make_scenario("room", 0, 2, given=2, width=64, height=48)
+    scenario = make_scenario("room", 0, 2, observed_count=2, width=64, height=48)
     monkeypatch.setattr(demo_scenarios, "scene_scenario", lambda *_: scenario)
     with pytest.raises(demo.DemoError, match=r"could not be configured\. The model 'crystal-ball' is not known"):
         demo.run_demo(tmp_path, model="crystal-ball")

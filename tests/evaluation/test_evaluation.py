@@ -1,3 +1,5 @@
+"""Metrics, baselines, protocols and the report of the evaluation."""
+
 import json
 from dataclasses import replace
 
@@ -20,20 +22,20 @@ CAMERA = Camera(40, 30, 40.0, 40.0, 19.5, 14.5)
 
 
 def wall(depth: float, x: float = 0.0, colour: int = 100) -> View:
-    """A view of a wall `depth` metres ahead, from `x` metres to the right."""
+    """A view of a wall at a depth in metres, from a camera shifted by `x` metres to the right."""
     pose = np.eye(4)
     pose[0, 3] = x
     image = np.full((30, 40, 3), colour, np.uint8)
     return View(image, CAMERA, pose, np.full((30, 40), depth, np.float32))
 
 
-# --- figures ---------------------------------------------------------------------------------------------------------
+# --- metrics ---------------------------------------------------------------------------------------------------------
 
 
 def test_psnr_of_a_known_error():
     a = np.full((10, 10, 3), 100, np.uint8)
     b = a.copy()
-    b[0, 0] += 10  # one of a hundred pixels is off by ten
+    b[0, 0] += 10  # one of a hundred pixels differs by ten
     assert m.psnr(b, a) == pytest.approx(10 * np.log10(255**2 / 1.0))
     assert m.psnr(a, a) == m.MAX_PSNR_DB
     mask = np.zeros((10, 10), bool)
@@ -42,14 +44,14 @@ def test_psnr_of_a_known_error():
     assert m.psnr(b, a, mask) == pytest.approx(10 * np.log10(255**2 / 100.0))
 
 
-def test_ssim_of_flat_images_is_its_luminance_term():
+def test_ssim_of_constant_images_is_the_luminance_term():
     a, b = np.full((20, 20, 3), 100, np.uint8), np.full((20, 20, 3), 150, np.uint8)
     c1 = (0.01 * 255) ** 2
     assert m.ssim(a, b) == pytest.approx((2 * 100 * 150 + c1) / (100**2 + 150**2 + c1))
     assert m.ssim(a, a) == pytest.approx(1.0)
 
 
-def test_ssim_of_a_single_window_by_hand():
+def test_ssim_of_a_single_window_equals_the_formula():
     rng = np.random.default_rng(1)
     a = rng.integers(0, 256, (7, 7, 3), dtype=np.uint8)
     b = rng.integers(0, 256, (7, 7, 3), dtype=np.uint8)
@@ -90,7 +92,7 @@ def test_depth_error_counts_only_pixels_known_in_both():
     assert m.depth_error(np.zeros((1, 4), np.float32), truth) == (None, None)
 
 
-def test_seen_is_decided_by_the_seeds_depth():
+def test_seen_pixels_depend_on_the_depth_of_the_observed_view():
     truth = wall(2.0)
     assert m.seen_pixels(truth, [wall(2.0)]).all()
     assert m.seen_pixels(truth, [wall(2.11)]).all()  # 5 % + 2 cm of 2.11 m is more than 11 cm
@@ -98,18 +100,18 @@ def test_seen_is_decided_by_the_seeds_depth():
     assert not m.seen_pixels(truth, []).any()
 
 
-def test_seen_moves_with_the_seed():
-    # A seed half a metre to the right sees the wall from 0.5 * 40 / 2 = 10 pixels further to the right on.
+def test_seen_pixels_follow_the_pose_of_the_observed_view():
+    # A camera half a metre to the right sees the wall from column 0.5 * 40 / 2 = 10 on.
     seen = m.seen_pixels(wall(2.0), [wall(2.0, x=0.5)])
     assert not seen[:, :10].any()
     assert seen[:, 10:].all()
 
 
-def test_a_hole_of_the_seed_sees_nothing_and_a_hole_of_the_truth_is_not_counted():
-    seed, truth = wall(2.0), wall(2.0)
-    seed.depth[5, 6] = 0
+def test_pixels_without_depth_are_not_seen():
+    observed, truth = wall(2.0), wall(2.0)
+    observed.depth[5, 6] = 0
     truth.depth[7, 8] = 0
-    seen = m.seen_pixels(truth, [seed])
+    seen = m.seen_pixels(truth, [observed])
     assert not seen[5, 6]
     assert not seen[7, 8]
     assert seen.sum() == seen.size - 2
@@ -123,7 +125,7 @@ def test_cloud_scores_of_known_shifts():
     half = plane[plane[:, 0] < 0.5]
     precision, recall, f1 = m.cloud_scores(half, plane)
     assert precision == 1.0
-    assert recall == pytest.approx(0.55, abs=0.011)  # half of it and the 5 cm (two columns) beside
+    assert recall == pytest.approx(0.55, abs=0.011)  # half of it and 5 cm (two columns) next to it
     assert f1 == pytest.approx(2 * recall / (1 + recall))
     assert m.cloud_scores(np.zeros((0, 3)), plane) == (0.0, 0.0, 0.0)
 
@@ -131,13 +133,13 @@ def test_cloud_scores_of_known_shifts():
 # --- baselines -------------------------------------------------------------------------------------------------------
 
 
-def test_one_pixel_projection_of_the_seed_itself_is_the_seed():
+def test_projection_from_the_observed_pose_is_the_observed_image():
     rng = np.random.default_rng(0)
-    seed = replace(wall(2.0), image=rng.integers(0, 256, (30, 40, 3), dtype=np.uint8))
-    shown = Open3DTelea([seed])(CAMERA, np.eye(4))
-    same = (shown.image == seed.image).all(axis=2)
+    observed = replace(wall(2.0), image=rng.integers(0, 256, (30, 40, 3), dtype=np.uint8))
+    view = Open3DTelea([observed])(CAMERA, np.eye(4))
+    same = (view.image == observed.image).all(axis=2)
     assert same.mean() > 0.95  # points on pixel borders may fall to either side
-    np.testing.assert_allclose(shown.depth[shown.depth > 0], 2.0, rtol=1e-5)
+    np.testing.assert_allclose(view.depth[view.depth > 0], 2.0, rtol=1e-5)
 
 
 def test_splat_covers_four_pixels_and_the_nearer_point_wins():
@@ -152,7 +154,7 @@ def test_splat_covers_four_pixels_and_the_nearer_point_wins():
     assert (shown.image[14, 19] == 10).all()
 
 
-def test_telea_of_nothing_is_grey():
+def test_telea_of_an_empty_image_is_grey():
     image = np.zeros((9, 9, 3), np.uint8)
     assert (telea(image, np.ones((9, 9), bool)) == EMPTY_GREY).all()
 
@@ -178,7 +180,7 @@ def make_sequence(folder, count=8):
     return folder
 
 
-def test_protocols_give_and_ask_what_they_say(tmp_path):
+def test_protocols_observe_and_evaluate_the_documented_frames(tmp_path):
     sequence = open_posed(make_sequence(tmp_path / "walk"))
     single = make_scenario(sequence, "single")
     assert len(single.observed_views) == 1
@@ -197,7 +199,7 @@ def test_protocols_give_and_ask_what_they_say(tmp_path):
         make_scenario(sequence, "double")
 
 
-def test_evaluation_from_end_to_end(tmp_path):
+def test_evaluate_end_to_end(tmp_path):
     folder = make_sequence(tmp_path / "walk")
     rows = evaluate([folder], ["sparse", "revisit", "cloud", "mono"], ["geometric"], depth_model="none")
     found = {(row.protocol, row.pipeline): row for row in rows}
@@ -221,14 +223,14 @@ def test_evaluation_from_end_to_end(tmp_path):
     assert format_table(rows).row_count == len(rows)
 
 
-def test_mean_over_sequences_leaves_out_what_does_not_apply():
+def test_means_ignore_missing_values():
     rows = [Row("a", "single", "x", 2, psnr=10.0, ssim=None), Row("b", "single", "x", 3, psnr=20.0, ssim=0.5)]
     (average,) = means(rows)
     assert (average.sequence, average.frames, average.psnr, average.ssim) == ("mean", 5, 15.0, 0.5)
     assert average.abs_rel is None
 
 
-def test_unknown_names_are_refused(tmp_path):
+def test_unknown_names_are_rejected(tmp_path):
     folder = make_sequence(tmp_path / "walk", 3)
     with pytest.raises(ValueError, match="not known"):
         evaluate([folder], ["single"], ["magic"])
@@ -242,7 +244,7 @@ def test_unknown_names_are_refused(tmp_path):
 
 
 @pytest.mark.slow
-def test_reference_figures_and_quality_on_real_sequences(shared_data):
+def test_reference_metrics_and_quality_on_real_sequences(shared_data):
     folders = [shared_data / "rgbd_hololens_office_a", shared_data / "rgbd_tum_fr3_cabinet"]
     rows = evaluate(folders, ["single", "sparse"], ["geometric"], every=3)
     reference = {

@@ -1,4 +1,4 @@
-"""Several seeds in any order, and long ways that come back to where they began."""
+"""Observed views in any order, and long paths that return to their start."""
 
 from dataclasses import replace
 
@@ -31,59 +31,59 @@ def pipelines(small_checkpoint):
     return {"geometric": GeometricPipeline(), "model": load_pipeline(str(small_checkpoint))}
 
 
-# --- several seeds in any order ---
+# --- order of the observed views ---
 
 
 @pytest.mark.parametrize("name", ["geometric", "model"])
 @pytest.mark.parametrize("exposures", [(1, 1, 1, 1, 1), (0.8, 1.1, 0.9, 1.2, 1.0)])
-def test_the_order_of_the_seeds_hardly_matters(walk, pipelines, name, exposures):
-    seeds = [walk[index] for index in (0, 3, 7, 10, 14)]
-    seeds = [
+def test_order_of_observed_views_hardly_matters(walk, pipelines, name, exposures):
+    observed = [walk[index] for index in (0, 3, 7, 10, 14)]
+    observed = [
         replace(view, image=np.clip(view.image * gain, 0, 255).astype(np.uint8), stamp_ns=number)
-        for number, (view, gain) in enumerate(zip(seeds, exposures, strict=True))
+        for number, (view, gain) in enumerate(zip(observed, exposures, strict=True))
     ]
-    shown = []
+    imagined = []
     for order in ORDERS:
         world = WorldModel(pipelines[name])
         for index in order:
-            world.observe(seeds[index])
-        shown.append(list(world.imagine(walk.poses[[1, 5, 8, 12]], SMALL)))
-    for others in shown[1:]:
-        for first, other in zip(shown[0], others, strict=True):
+            world.observe(observed[index])
+        imagined.append(list(world.imagine(walk.poses[[1, 5, 8, 12]], SMALL)))
+    for others in imagined[1:]:
+        for first, other in zip(imagined[0], others, strict=True):
             assert psnr(other.image, first.image) > 33
             assert (other.observed_mask == first.observed_mask).mean() > 0.97
 
 
-def test_a_clip_goes_on_from_the_seed_that_shows_most_of_it(walk, pipelines):
-    asked = []
+def test_clip_starts_from_the_observed_view_with_most_overlap(walk, pipelines):
+    start_views = []
 
-    class Asking:
-        name, clip_length, selects_references = "asking", 12, True
+    class Recorder:
+        name, clip_length, selects_references = "recorder", 12, True
 
         def __call__(self, conditioning, **_):
-            asked.append(conditioning.start_view)
+            start_views.append(conditioning.start_view)
             yield from pipelines["geometric"](conditioning, **_)
 
-    world = WorldModel(Asking())
+    world = WorldModel(Recorder())
     for index in (14, 0, 7):
         world.observe(walk[index])
     for index in (0, 7, 14):
-        list(world.imagine(walk.poses[index][None], SMALL, remember=True))  # what is imagined there is no seed
-        assert asked[-1] is not None
-        np.testing.assert_allclose(asked[-1].world_from_camera, walk.poses[index])
-        assert asked[-1].observed is None
-    # Where nothing overlaps it is the newest.
+        list(world.imagine(walk.poses[index][None], SMALL, remember=True))  # imagined views are never start views
+        assert start_views[-1] is not None
+        np.testing.assert_allclose(start_views[-1].world_from_camera, walk.poses[index])
+        assert start_views[-1].observed is None
+    # Without overlap it is the newest observed view.
     away = walk.poses[0].copy()
     away[:3, 3] += 1000.0
     list(world.imagine(away[None], SMALL))
-    np.testing.assert_allclose(asked[-1].world_from_camera, walk.poses[7])
+    np.testing.assert_allclose(start_views[-1].world_from_camera, walk.poses[7])
 
 
-# --- back to the start ---
+# --- loop closure ---
 
 
-def test_a_picture_taken_in_the_very_place_is_right_whatever_stands_before_it(walk, pipelines):
-    """A wrong guess that was remembered in front of what a sensor saw does not show from where it was seen."""
+def test_observed_view_is_reproduced_despite_imagined_points_in_front_of_it(walk, pipelines):
+    """Wrong imagined points in front of observed surfaces are not rendered from the observed pose."""
     world = WorldModel(pipelines["geometric"])
     world.observe(walk[0])
     pose = walk.poses[0].copy()
@@ -93,21 +93,21 @@ def test_a_picture_taken_in_the_very_place_is_right_whatever_stands_before_it(wa
     board = View(red, SMALL, pose, depth, np.zeros((48, 64), bool))
     world.cloud.insert(board)
     world.bank.add(board)
-    (there,) = world.imagine(walk.poses[0][None], SMALL)
-    assert psnr(there.image, walk[0].image) > 35
-    assert not there.observed_mask[world_red(there.conditioning)].any()
-    # From elsewhere it stands where it was put.
-    (aside,) = world.imagine(pose[None], SMALL)
-    assert psnr(aside.image, red) > 35
+    (from_observed_pose,) = world.imagine(walk.poses[0][None], SMALL)
+    assert psnr(from_observed_pose.image, walk[0].image) > 35
+    assert not from_observed_pose.observed_mask[red_pixels(from_observed_pose.conditioning)].any()
+    # From the board's own pose it is rendered.
+    (from_board_pose,) = world.imagine(pose[None], SMALL)
+    assert psnr(from_board_pose.image, red) > 35
 
 
-def world_red(picture: np.ndarray) -> np.ndarray:
-    red = (picture[..., 0] > 200) & (picture[..., 1] < 60)
+def red_pixels(image: np.ndarray) -> np.ndarray:
+    red = (image[..., 0] > 200) & (image[..., 1] < 60)
     assert red.any()
     return red
 
 
-def test_a_loop_leaves_turns_round_and_comes_back(walk):
+def test_loop_goes_out_turns_and_returns(walk):
     scenario = make_scenario(walk, "loop")
     assert len(scenario.legs) == 1
     assert len(scenario.path) == 3 * LOOP_VIEWS == len(scenario.target_views) == len(scenario.evaluated)
@@ -123,7 +123,7 @@ def test_a_loop_leaves_turns_round_and_comes_back(walk):
     np.testing.assert_allclose(np.diff(np.unwrap(headings, period=360)), -30, atol=1e-6)  # to the right
 
 
-def test_what_was_imagined_comes_back_after_a_loop(walk):
+def test_imagined_views_are_repeated_after_a_loop(walk):
     row = next(row for row in evaluate([walk], ["loop"], ["geometric"]) if row.pipeline == "geometric")
     assert row.frames == 3 * LOOP_VIEWS
     assert row.psnr_revisited_imagined > 25
@@ -133,7 +133,7 @@ def test_what_was_imagined_comes_back_after_a_loop(walk):
     assert all(len(values) == 3 * LOOP_VIEWS for values in row.curves.values())
 
 
-def test_a_panorama_protocol_gives_a_panorama_and_asks_all_round_elsewhere(walk, monkeypatch):
+def test_panorama_protocol_imagines_a_ring_at_another_place(walk, monkeypatch):
     monkeypatch.setattr(protocols_module, "PANORAMA_HEIGHT_PX", 64)
     scenario = make_scenario(walk, "panorama")
     assert len(scenario.observed_views) == 27
@@ -156,12 +156,12 @@ def test_a_panorama_protocol_gives_a_panorama_and_asks_all_round_elsewhere(walk,
         make_scenario(Recorded(), "panorama")
 
 
-def test_the_true_panorama_of_a_world_is_what_a_camera_sees(walk):
+def test_world_panorama_agrees_with_rendered_views(walk):
     panorama = world_panorama(walk, walk.poses[4], 96)
     assert panorama.covered.all()
     from worldstereo_ros.panorama.perspective_views import panorama_views
 
-    (cut,) = panorama_views(
+    (view,) = panorama_views(
         panorama.image,
         panorama.distance,
         world_from_camera=walk.poses[4],
@@ -169,12 +169,12 @@ def test_the_true_panorama_of_a_world_is_what_a_camera_sees(walk):
         panorama_from_camera=np.eye(4)[None],
     )
     true = walk[4]
-    assert psnr(cut.image, true.image) > 24  # resampled twice
-    both = (cut.depth > 0) & (true.depth > 0)
-    assert np.median(np.abs(cut.depth[both] / true.depth[both] - 1)) < 0.02
+    assert psnr(view.image, true.image) > 24  # resampled twice
+    both = (view.depth > 0) & (true.depth > 0)
+    assert np.median(np.abs(view.depth[both] / true.depth[both] - 1)) < 0.02
 
 
-def test_colour_and_contrast_are_measured():
+def test_colour_and_contrast():
     random = np.random.default_rng(0)
     truth = random.integers(60, 180, (20, 30, 3)).astype(np.uint8)
     mask = np.zeros((20, 30), bool)
@@ -182,7 +182,7 @@ def test_colour_and_contrast_are_measured():
     assert colour_and_contrast(truth, truth, mask) == (0, pytest.approx(1))
     offset, contrast = colour_and_contrast(truth + np.uint8(9), truth, mask)
     assert (offset, contrast) == (pytest.approx(9), pytest.approx(1))
-    dull = (truth.astype(int) // 2 + 60).astype(np.uint8)
-    assert colour_and_contrast(dull, truth, mask)[1] == pytest.approx(0.5, abs=0.02)
+    low_contrast = (truth.astype(int) // 2 + 60).astype(np.uint8)
+    assert colour_and_contrast(low_contrast, truth, mask)[1] == pytest.approx(0.5, abs=0.02)
     assert colour_and_contrast(truth, truth, np.zeros_like(mask)) == (None, None)
     assert colour_and_contrast(truth, np.full_like(truth, 7))[1] is None

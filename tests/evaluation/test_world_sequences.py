@@ -1,4 +1,4 @@
-"""Procedural worlds as data, pipelines with options, revisits, sheets and the table of the stages."""
+"""Procedural worlds as sequences, pipelines with options, revisits, contact sheets and the ablation table."""
 
 import json
 import re
@@ -28,16 +28,15 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(scope="module")
 def walk():
-    """The first test world, small and short; views are drawn once for all tests."""
+    """The first test world, small and short; views are rendered once for all tests."""
     return world_sequence("test", 0, views=9, camera=SMALL)
 
 
 # --- worlds ---
 
 
-def test_a_world_is_a_sequence_of_views_with_depth(walk):
+def test_world_sequence_has_views_with_depth(walk):
     assert walk.path.name == "test0-room-ground"
-    assert walk._scene.seed == seed_of("test", 0)
     assert len(walk) == 9
     assert walk.posed
     assert walk.has_depth
@@ -48,13 +47,13 @@ def test_a_world_is_a_sequence_of_views_with_depth(walk):
     assert (view.depth > 0).mean() > 0.9
     part = walk.subset([5, 3])
     assert list(part.indices) == [5, 3]
-    assert part[1] is view  # drawn once, kept for all subsets
+    assert part[1] is view  # rendered once, shared by all subsets
     assert [v.stamp_ns for v in part] == [walk[5].stamp_ns, view.stamp_ns]
     with pytest.raises(IndexError, match="9"):
         walk[9]
 
 
-def test_kinds_and_paths_come_in_turn():
+def test_kinds_and_paths_take_turns():
     names = [world_sequence("test", index, views=2).path.name for index in range(len(KINDS) + 1)]
     assert [name.split("-")[1] for name in names] == [*KINDS, next(iter(KINDS))]
     assert [name.split("-")[2] for name in names] == [
@@ -62,7 +61,7 @@ def test_kinds_and_paths_come_in_turn():
     ]
 
 
-def test_worlds_are_named_by_split_and_count():
+def test_open_worlds_takes_split_and_count():
     found = open_worlds("worlds:validation:2")
     assert [sequence.path.name.split("-")[0] for sequence in found] == ["validation0", "validation1"]
     assert {(s.camera.width, s.camera.height, len(s)) for s in found} == {(320, 240, worlds_module.VIEWS)}
@@ -73,22 +72,22 @@ def test_worlds_are_named_by_split_and_count():
             open_data(wrong)
 
 
-def test_a_world_too_full_to_walk_in_is_passed_over(monkeypatch):
+def test_worlds_without_a_free_path_are_skipped(monkeypatch):
     make_path = worlds_module.make_path
 
-    def full(scene, *arguments, **more):
+    def make_path_or_fail(scene, *arguments, **more):
         if scene.seed == seed_of("test", 0):
             raise ValueError("No free place was found.")
         return make_path(scene, *arguments, **more)
 
-    monkeypatch.setattr(worlds_module, "make_path", full)
+    monkeypatch.setattr(worlds_module, "make_path", make_path_or_fail)
     assert [s.path.name.split("-")[0] for s in open_worlds("worlds:test:1")] == ["test1"]
 
 
 # --- names ---
 
 
-def test_a_name_is_taken_apart():
+def test_pipeline_name_is_parsed():
     name = PipelineName.parse("runs/small:memory?steps=40&compose=false&reference_attention=paired&guidance=1.5")
     assert name.model == "runs/small:memory"
     assert name.options == {"steps": 40, "compose": False, "reference_attention": "paired", "guidance": 1.5}
@@ -96,7 +95,7 @@ def test_a_name_is_taken_apart():
 
 
 @pytest.mark.parametrize(
-    ("text", "sentence"),
+    ("text", "message"),
     [
         ("m?steps=0", "a whole number in 1..1000 was expected"),
         ("m?steps=4.0", "a whole number"),
@@ -111,13 +110,13 @@ def test_a_name_is_taken_apart():
         ("open3d+telea?compose=false", "takes no options"),
     ],
 )
-def test_what_a_name_cannot_say_is_refused(text, sentence):
-    with pytest.raises(ValueError, match=re.escape(sentence)) as caught:
+def test_invalid_pipeline_name_is_rejected(text, message):
+    with pytest.raises(ValueError, match=re.escape(message)) as caught:
         PipelineName.parse(text)
     assert str(caught.value).endswith(".")
 
 
-def test_options_of_another_kind_of_model_are_refused(small_checkpoint):
+def test_options_that_a_model_does_not_support_are_rejected(small_checkpoint):
     with pytest.raises(ValueError, match="takes no references"):
         Pipelines([f"{small_checkpoint}:camera?memory=false"])
 
@@ -133,18 +132,18 @@ def imagined(loaded, name, walk, steps=()):
         return np.stack([view.image for view in world.imagine(walk.poses[5:8], SMALL)])
 
 
-def test_options_change_what_is_shown_and_nothing_afterwards(small_checkpoint, walk):
+def test_options_change_the_images_and_are_restored_afterwards(small_checkpoint, walk):
     memory = f"{small_checkpoint}:memory"
     short = f"{memory}?steps=2&compose=false"
     names = [f"{memory}?steps=2", short, f"{short}&control=false", f"{short}&memory=false"]
     names += [f"{short}&reference_attention=paired", f"{short}&guidance=3", f"{memory}?steps=3&compose=false"]
     loaded = Pipelines(names)
     assert len(loaded._loaded) == 1
-    pictures = {name: imagined(loaded, name, walk) for name in names}
+    images = {name: imagined(loaded, name, walk) for name in names}
     for name in names:
         if name not in (short, f"{short}&guidance=3"):
-            assert not np.array_equal(pictures[name], pictures[short]), name
-    assert np.array_equal(imagined(loaded, short, walk), pictures[short])
+            assert not np.array_equal(images[name], images[short]), name
+    assert np.array_equal(imagined(loaded, short, walk), images[short])
     (pipeline,) = loaded._loaded.values()
     assert pipeline.transformer.controlnet is not None
     assert pipeline.transformer.config.controlnet_cfg
@@ -153,23 +152,23 @@ def test_options_change_what_is_shown_and_nothing_afterwards(small_checkpoint, w
     assert pipeline.compose_observed
 
 
-def test_without_control_what_the_cloud_shows_does_not_matter(small_checkpoint, walk):
-    """The backbone alone sees the seed and nothing else: another cloud, the same pictures."""
+def test_without_control_the_cloud_has_no_effect(small_checkpoint, walk):
+    """The backbone depends on the start frame only: another cloud gives the same images."""
     camera = f"{small_checkpoint}:camera?steps=2&compose=false"
     loaded = Pipelines([f"{camera}&control=false", camera])
 
-    def pictures(name, depth):
+    def images(name, depth):
         with loaded.use(name) as pipeline:
             world = WorldModel(pipeline)
             world.observe(replace(walk[0], depth=walk[0].depth * depth))
             return np.stack([view.image for view in world.imagine(walk.poses[1:3], SMALL)])
 
-    alone, controlled = loaded._names
-    assert np.array_equal(pictures(alone, 1.0), pictures(alone, 0.6))
-    assert not np.array_equal(pictures(controlled, 1.0), pictures(controlled, 0.6))
+    backbone, controlled = f"{camera}&control=false", camera
+    assert np.array_equal(images(backbone, 1.0), images(backbone, 0.6))
+    assert not np.array_equal(images(controlled, 1.0), images(controlled, 0.6))
 
 
-def test_options_are_taken_back_after_a_failure(small_checkpoint):
+def test_options_are_restored_after_an_error(small_checkpoint):
     name = f"{small_checkpoint}:memory?control=false&compose=false"
     loaded = Pipelines([name])
 
@@ -188,7 +187,7 @@ def test_options_are_taken_back_after_a_failure(small_checkpoint):
 # --- evaluation ---
 
 
-def test_the_way_back_is_a_call_of_its_own(walk):
+def test_way_back_is_a_separate_call(walk):
     scenario = make_scenario(walk, "revisit")
     out, back = scenario.legs
     assert len(out) + len(back) == len(scenario.path)
@@ -199,30 +198,30 @@ def test_the_way_back_is_a_call_of_its_own(walk):
     np.testing.assert_allclose(back[-1], walk.poses[0])
 
 
-def test_worlds_are_evaluated_with_models_and_their_options(small_checkpoint, walk):
-    said, arrived = [], []
+def test_evaluate_on_worlds_with_options(small_checkpoint, walk):
+    progress, arrived = [], []
     names = ["geometric", f"{small_checkpoint}:memory?steps=2&compose=false", f"{small_checkpoint}:memory-dmd"]
     rows = evaluate(
-        [walk], ["single", "sparse", "revisit"], names, every=2, progress=said.append, on_row=arrived.append
+        [walk], ["single", "sparse", "revisit"], names, every=2, progress=progress.append, on_row=arrived.append
     )
     assert arrived == rows
     found = {(row.protocol, row.pipeline): row for row in rows}
     assert len(found) == 12
-    assert found["single", "geometric"].psnr > found["single", names[1]].psnr  # which was never trained
+    assert found["single", "geometric"].psnr > found["single", names[1]].psnr  # an untrained model
     assert found["single", "geometric"].steps is None
     assert found["single", names[1]].steps == 2
     assert found["single", names[2]].steps == 4
-    assert found["single", names[1]].observed_recall == 0  # it claims nothing
+    assert found["single", names[1]].observed_recall == 0  # no pixel is marked as observed
     assert found["single", names[2]].observed_precision > 0.9
-    assert any("denoising 2 of 2" in text and "view 1 of 4" in text for text in said)
-    # Geometry alone brings back what it imagined; untrained noise does not.
-    again = {name: found["revisit", name].psnr_revisited_imagined for name in names}
-    assert again["geometric"] > 20 > again[names[1]]
+    assert any("denoising 2 of 2" in text and "view 1 of 4" in text for text in progress)
+    # The geometric pipeline repeats what it imagined; an untrained model does not.
+    revisited = {name: found["revisit", name].psnr_revisited_imagined for name in names}
+    assert revisited["geometric"] > 20 > revisited[names[1]]
     assert found["revisit", "open3d+telea"].psnr_revisited_imagined is None
     assert found["single", "geometric"].psnr_revisited_imagined is None
 
 
-def test_the_command_writes_rows_and_a_sheet(tmp_path, walk, monkeypatch):
+def test_command_writes_rows_and_contact_sheet(tmp_path, walk, monkeypatch):
     monkeypatch.setattr(worlds_module, "world_sequence", lambda split, index: walk)
     arguments = ["evaluate", "--data", "worlds:test:1", "--protocol", "single", "--every", "3"]
     arguments += ["--json", str(tmp_path / "rows.json"), "--sheet", str(tmp_path / "sheet.png")]
@@ -241,7 +240,7 @@ def test_the_command_writes_rows_and_a_sheet(tmp_path, walk, monkeypatch):
 # --- sheets ---
 
 
-def test_a_sheet_shows_the_pictures_and_outlines_what_was_unseen(walk, tmp_path):
+def test_contact_sheet_outlines_unseen_regions(walk, tmp_path):
     sheets = ContactSheets()
     unseen = [np.zeros((48, 64), bool) for _ in range(3)]
     unseen[1][10:40, 30:60] = True
@@ -275,7 +274,7 @@ def test_a_sheet_shows_the_pictures_and_outlines_what_was_unseen(walk, tmp_path)
 # --- the table ---
 
 
-def test_names_of_the_stages_can_be_parsed_and_differ(small_checkpoint):
+def test_stage_pipelines_have_different_lines(small_checkpoint):
     names = stage_pipelines(small_checkpoint)
     lines = [describe(name) for name in names]
     assert len(set(lines)) == len(names)
@@ -289,7 +288,7 @@ def test_names_of_the_stages_can_be_parsed_and_differ(small_checkpoint):
 
 
 def stage_rows(ssm=15.0, sequence="test0-room-ground"):
-    """Figures as they should come out, of all stages."""
+    """Rows of all stages that meet all expectations."""
     quality = {":camera?control=false": 12.0, ":camera": 14.0, ":memory": ssm, ":memory-dmd": 14.8}
     rows = [Row(sequence, p, "geometric", 4, psnr=13.0, psnr_unseen=9.5, psnr_seen=20.0) for p in ("single", "sparse")]
     for name, psnr in quality.items():
@@ -304,7 +303,7 @@ def stage_rows(ssm=15.0, sequence="test0-room-ground"):
     return rows
 
 
-def test_the_table_has_a_line_for_each_pipeline_and_says_whether_the_order_holds():
+def test_table_has_a_line_for_each_pipeline_and_findings():
     rows = stage_rows()
     text = small_model_table(rows)
     assert "### Unseen worlds" in text
@@ -331,7 +330,7 @@ def test_the_table_has_a_line_for_each_pipeline_and_says_whether_the_order_holds
     assert "| + GGM | yes | 9.00 |" in small_model_table([*rows, *later])
 
 
-def test_attention_has_a_table_of_its_own():
+def test_attention_modes_have_their_own_table():
     rows = stage_rows()
     full = [row for row in rows if row.pipeline == "r:memory?compose=false"]
     paired = [
@@ -344,7 +343,7 @@ def test_attention_has_a_table_of_its_own():
     assert "0.70 |" in second
 
 
-def test_two_pipelines_never_share_a_line():
+def test_pipelines_with_the_same_line_are_rejected():
     rows = stage_rows()
     with pytest.raises(ValueError, match="same line"):
         small_model_table([*rows, replace(rows[-1], pipeline="other:memory-dmd?compose=false")])
@@ -352,7 +351,7 @@ def test_two_pipelines_never_share_a_line():
         small_model_table([])
 
 
-def test_the_script_fills_the_page_from_the_rows(tmp_path):
+def test_script_writes_the_tables_into_the_page(tmp_path):
     import write_small_model as script
 
     page, rows = tmp_path / "page.md", tmp_path / "rows.json"

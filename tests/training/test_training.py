@@ -164,7 +164,7 @@ def test_training_resumes_from_weights_with_other_random_numbers(trained_copy, t
     moved = {key for key in before if not torch.equal(before[key], after[key])}
     assert moved
     assert all(key.startswith("base/transformer") for key in moved)
-    assert toy_stage(trained_copy, training_worlds, "video").run.seeds("video") == [SMOKE.seed, 1, 2]
+    assert toy_stage(trained_copy, training_worlds, "video").run.random_seed("video") == [SMOKE.seed, 1, 2]
 
 
 # --- failures and interruptions ---

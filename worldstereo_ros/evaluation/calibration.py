@@ -66,8 +66,8 @@ class Calibration:
         indices = self._random.choice(error.size, min(SAMPLED_PIXELS, error.size), replace=False)
         samples = [array.reshape(-1)[indices] for array in arrays]
         self._pixels.setdefault((sequence, pipeline), PixelSamples()).add(*samples)
-        *values, observed_fraction = (block_means(array) for array in arrays)
-        self._blocks.setdefault((sequence, pipeline), PixelSamples()).add(*values, observed_fraction > 0.5)
+        blocks = [block_means(array) for array in arrays]
+        self._blocks.setdefault((sequence, pipeline), PixelSamples()).add(*blocks[:3], blocks[3] > 0.5)
 
     def rows(self) -> list[CalibrationRow]:
         """One row for each kind of data, and one for each sequence of kinds with several."""

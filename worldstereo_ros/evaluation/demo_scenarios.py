@@ -38,7 +38,7 @@ class DemoScenario:
 
 
 def scene_scenario(
-    kind: str, seed: int, views: int, *, given: int = 10, width: int = 640, height: int = 480
+    kind: str, seed: int, views: int, *, observed_count: int = 10, width: int = 640, height: int = 480
 ) -> DemoScenario:
     """A robot drives through a procedural world; the scenario's path is the rest of its way.
 
@@ -46,7 +46,7 @@ def scene_scenario(
         kind: one of `scenes.KINDS`.
         seed: random seed of the world.
         views: poses of the path.
-        given: observed views.
+        observed_count: number of observed views.
         width, height: pixels.
 
     Raises:
@@ -57,15 +57,18 @@ def scene_scenario(
     scene = make_scene(kind, seed_of("demo", seed))
     camera = Camera.from_fov(width, height, np.radians(75))
     drive = make_path(scene, "ground", 240, seed_of("demo", seed))
-    observed = [render_view(scene, camera, pose) for pose in interpolate_poses(drive[:120], given)]
+    observed = [render_view(scene, camera, pose) for pose in interpolate_poses(drive[:120], observed_count)]
     path = interpolate_poses(drive[110:], views)
     truth = list(render_scene(scene, camera, path).image.cpu().numpy())
     return DemoScenario(
-        f"a procedural {kind}, seed {seed}: {given} observed views, {views} views to imagine", observed, path, truth
+        f"a procedural {kind}, seed {seed}: {observed_count} observed views, {views} views to imagine",
+        observed,
+        path,
+        truth,
     )
 
 
-def sequence_scenario(folder: Path, views: int, *, given: int = 12) -> DemoScenario:
+def sequence_scenario(folder: Path, views: int, *, observed_count: int = 12) -> DemoScenario:
     """Evenly spaced frames of a posed RGB-D sequence are observed, frames between them are imagined.
 
     Raises:
@@ -76,14 +79,14 @@ def sequence_scenario(folder: Path, views: int, *, given: int = 12) -> DemoScena
     sequence = open_sequence(folder)
     if not (sequence.has_depth and sequence.posed):
         raise InputError(f"{folder} has no depth or no poses; the demo needs a posed RGB-D sequence.")
-    return _held_out(folder.name, list(range(len(sequence))), lambda i: sequence[i], views, given)
+    return _held_out(folder.name, list(range(len(sequence))), lambda i: sequence[i], views, observed_count)
 
 
 def bag_scenario(
     bag: Path,
     views: int,
     *,
-    given: int = 12,
+    observed_count: int = 12,
     image_topic: str = "",
     depth_topic: str = "",
     camera_info_topic: str = "",
@@ -97,13 +100,13 @@ def bag_scenario(
             bag, image_topic, depth_topic=depth_topic, camera_info_topic=camera_info_topic, pose_topic=pose_topic
         )
     )
-    return _held_out(bag.name, list(range(len(frames))), lambda i: frames[i], views, given)
+    return _held_out(bag.name, list(range(len(frames))), lambda i: frames[i], views, observed_count)
 
 
-def _held_out(name: str, frames: list[int], load, views: int, given: int) -> DemoScenario:
+def _held_out(name: str, frames: list[int], load, views: int, observed_count: int) -> DemoScenario:
     if len(frames) < 4:
         raise InputError(f"{name} has {len(frames)} frames; the demo needs at least 4.")
-    observed = sorted({int(i) for i in np.linspace(0, len(frames) - 1, min(given, len(frames) // 2)).round()})
+    observed = sorted({int(i) for i in np.linspace(0, len(frames) - 1, min(observed_count, len(frames) // 2)).round()})
     others = [i for i in frames if i not in observed]
     targets = [others[int(i)] for i in np.linspace(0, len(others) - 1, min(views, len(others))).round()]
     truth = [_limit_width(load(i)) for i in targets]

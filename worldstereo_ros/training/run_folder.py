@@ -289,21 +289,21 @@ class RunFolder:
 
     # --- randomness, batches, speed ---
 
-    def seeds(self, stage: str) -> list[int]:
+    def random_seed(self, stage: str) -> list[int]:
         """Random seed of a stage; different each time that the stage is trained, so that resuming repeats nothing."""
         return [self.settings.seed, STAGES.index(stage), len(read_log(self.folder / "logs" / f"{stage}.jsonl"))]
 
-    def generator(self, seeds: list[int]) -> torch.Generator:
+    def generator(self, seed: list[int]) -> torch.Generator:
         """A random number generator on the training device."""
-        state = np.random.SeedSequence(seeds).generate_state(1, np.uint64)[0]
+        state = np.random.SeedSequence(seed).generate_state(1, np.uint64)[0]
         return torch.Generator(self.device).manual_seed(int(state) >> 1)
 
-    def stream(self, sampler: BatchSampler[T], dataset: WorldDataset, seeds: list[int]) -> BatchStream[T]:
+    def stream(self, sampler: BatchSampler[T], dataset: WorldDataset, seed: list[int]) -> BatchStream[T]:
         """A stream of training batches, with loader processes if the settings have some."""
         loaders = self.settings.worlds.loaders
         if loaders:
-            return PrefetchingStream(sampler, dataset, seeds, self.device, loaders)
-        return BatchStream(sampler, dataset, seeds, self.device)
+            return PrefetchingStream(sampler, dataset, seed, self.device, loaders)
+        return BatchStream(sampler, dataset, seed, self.device)
 
     def compile(self, model: WorldStereoTransformer | ImageAutoencoder) -> None:
         """Compiles a network, if the settings say so and the device is CUDA. Parameters keep their names."""

@@ -105,7 +105,7 @@ def _train_stage(
     set_seed(run.settings.seed)
     training.refresh()
     header = {
-        "round": run.seeds(name)[-1],
+        "round": run.random_seed(name)[-1],
         "resumed": run.has(name),
         "seed": run.settings.seed,
         "hardware": hardware(run.device),

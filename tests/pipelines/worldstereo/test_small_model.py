@@ -364,7 +364,7 @@ def test_bundled_weights_are_small_complete_and_documented():
 @pytest.mark.parametrize("shape", [(64, 48), (80, 45)], ids=["4:3", "16:9"])
 def test_bundled_model_imagines_in_one_step(shape):
     width, height = shape
-    scenario = scene_scenario("room", 3, 4, given=4, width=2 * width, height=2 * height)
+    scenario = scene_scenario("room", 3, 4, observed_count=4, width=2 * width, height=2 * height)
     pipeline = load_pipeline("small", local_files_only=True)
     stages = []
 

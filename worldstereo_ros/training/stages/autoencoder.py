@@ -35,9 +35,9 @@ class AutoencoderStage:
         new = not run.has(self.name)
         self.model = run.autoencoder(trained=True)
         run.compile(self.model)
-        seeds = run.seeds(self.name)
-        self.random = np.random.default_rng([*seeds, 1])
-        self.generator = run.generator([*seeds, 2])
+        seed = run.random_seed(self.name)
+        self.random = np.random.default_rng([*seed, 1])
+        self.generator = run.generator([*seed, 2])
         self.parameter_groups = [
             ParameterGroup("autoencoder", parameters_of(self.model), self._loss, self.settings.learning_rate)
         ]
@@ -47,7 +47,7 @@ class AutoencoderStage:
         if new:
             same_size = [batch for batch in self._validation if batch.shape == self._validation[0].shape]
             self.model.calibrate(torch.cat(same_size).to(run.device))
-        self._stream = run.stream(ImageSampler(self.settings.batch), training, [*seeds, 3])
+        self._stream = run.stream(ImageSampler(self.settings.batch), training, [*seed, 3])
 
     def start_step(self) -> None:
         """Samples the images of a step."""

@@ -76,11 +76,11 @@ class DepthStage:
 
     def __init__(self, run: RunFolder, training: WorldDataset, validation: WorldDataset) -> None:
         self.run, self.settings = run, run.settings.stages[self.name]
-        seeds = run.seeds(self.name)
-        self._random = np.random.default_rng([*seeds, 1])
+        seed = run.random_seed(self.name)
+        self._random = np.random.default_rng([*seed, 1])
         typical: dict[str, Any] = {}
         if not run.has(self.name):
-            random = np.random.default_rng([*seeds, 2])
+            random = np.random.default_rng([*seed, 2])
             typical = typical_of([DepthSampler(32)(training, random, torch.device("cpu")) for _ in range(8)])
         self.model = run.depth_network(typical)
         self.parameter_groups = [
@@ -88,7 +88,7 @@ class DepthStage:
         ]
         random = np.random.default_rng(0)
         self._validation = [DepthSampler(16, clean=True)(validation, random, run.device) for _ in range(8)]
-        self._stream = run.stream(DepthSampler(self.settings.batch), training, [*seeds, 3])
+        self._stream = run.stream(DepthSampler(self.settings.batch), training, [*seed, 3])
 
     def start_step(self) -> None:
         """Samples and augments the views of a step."""

@@ -50,9 +50,9 @@ class DiffusionStage:
         self.control, self.memory = name != "video", name in ("memory", "distill", "finetune")
         self.autoencoder = run.autoencoder()
         self.model = run.transformer(name)
-        seeds = run.seeds(name)
-        self.random = np.random.default_rng([*seeds, 1])
-        self.generator = run.generator([*seeds, 2])
+        seed = run.random_seed(name)
+        self.random = np.random.default_rng([*seed, 1])
+        self.generator = run.generator([*seed, 2])
         self.clips: LatentClips
         self._steps = 0
         self._validation_batches: list[tuple[ClipBatch, LatentClips]] = []
@@ -71,9 +71,9 @@ class DiffusionStage:
         self.stream: BatchStream[ClipBatch] | None = None
         self._precomputed: PrecomputedClips | None = None
         if self.settings.precomputed_clips:
-            self._precomputed = self._precompute(training, [*seeds, 3])
+            self._precomputed = self._precompute(training, [*seed, 3])
         else:
-            self.stream = run.stream(self._sampler, training, [*seeds, 3])
+            self.stream = run.stream(self._sampler, training, [*seed, 3])
 
     def _make_parameter_groups(self) -> list[ParameterGroup]:
         return [ParameterGroup(self.name, parameters_of(self.model), self._loss, self.settings.learning_rate)]
@@ -119,7 +119,7 @@ class DiffusionStage:
             sample_batch,
             self.encode,
             # Without the number of the training period: all periods use the same clips.
-            seed=[*self.run.seeds(self.name)[:2], PRECOMPUTED_SEED],
+            seed=[*self.run.random_seed(self.name)[:2], PRECOMPUTED_SEED],
             source={name: str(value) for name, value in source.items()},
         )
         return PrecomputedClips(files, seed, self.run.device)
