@@ -45,8 +45,9 @@ from small_model import (
 )
 
 from worldstereo_ros.evaluation.demo_scenarios import DemoScenario, scene_scenario
-from worldstereo_ros.geometry.views import ImaginedView
+from worldstereo_ros.geometry.views import ImaginedView, View
 from worldstereo_ros.pipelines.auto import load_pipeline
+from worldstereo_ros.pipelines.geometric.references import ReferenceCache
 from worldstereo_ros.pipelines.worldstereo.pipeline import WorldStereoPipeline
 from worldstereo_ros.world import WorldModel, warm_up
 
@@ -100,14 +101,13 @@ def measure(size: tuple[int, int], options: argparse.Namespace, rate: float, cop
     parts = Breakdown(device)
     with parts.watching(world):
         whole, _, _ = imagine_path(world, scenario, scenario.path)
-    pipeline: Any = world.pipeline
-    prepare, reference_counts = pipeline.geometric._cache.prepare, []
+    prepare, reference_counts = ReferenceCache.prepare, []
 
-    def counted(views: list[Any]) -> Any:
+    def counted(cache: ReferenceCache, views: list[View]) -> Any:
         reference_counts.append(len(views))
-        return prepare(views)
+        return prepare(cache, views)
 
-    with patch.object(pipeline.geometric._cache, "prepare", counted):
+    with patch.object(ReferenceCache, "prepare", counted):
         flops = flops_of(world, scenario)
     moved = bytes_of_memory(world, scenario, statistics.fmean(reference_counts))
     total, first = median(rows["pipeline"], 0), median(rows["pipeline"], 1)

@@ -11,6 +11,7 @@ from small_model import PlainPipeline
 
 from worldstereo_ros.pipelines.base import Cancelled
 from worldstereo_ros.pipelines.geometric.pipeline import GeometricPipeline
+from worldstereo_ros.pipelines.geometric.references import ReferenceCache
 from worldstereo_ros.pipelines.worldstereo.pipeline import WorldStereoPipeline
 from worldstereo_ros.world import WorldModel
 
@@ -97,7 +98,7 @@ def test_warping_error_is_raised_and_starts_no_further_view(pipeline, monkeypatc
     def fail(*_):
         raise ValueError("preparation failed")
 
-    monkeypatch.setattr(pipeline.geometric._cache, "prepare", fail)
+    monkeypatch.setattr(ReferenceCache, "prepare", fail)
     with pytest.raises(ValueError, match="preparation failed"):
         list(make_world(pipeline).imagine(TURN, CAMERA))
     assert not started
@@ -106,18 +107,18 @@ def test_warping_error_is_raised_and_starts_no_further_view(pipeline, monkeypatc
 @pytest.mark.parametrize(("stage", "step"), [("warping", 1), ("denoising", 1), ("decoding", 2)])
 def test_cancelling_frees_all_tensors(pipeline, monkeypatch, stage, step):
     images, latents = [], []
-    warp, decode = pipeline.geometric._warp, pipeline.autoencoder.decode_frames
+    warp, decode = pipeline.geometric.warp, pipeline.autoencoder.decode_frames
 
-    def recorded_warp(*arguments):
-        result = warp(*arguments)
-        images.append(weakref.ref(result[0]))
-        return result
+    def recorded_warp(*arguments, **options):
+        warped = warp(*arguments, **options)
+        images.append(weakref.ref(warped.image))
+        return warped
 
     def recorded_decode(tensor):
         latents.append(weakref.ref(tensor))
         return decode(tensor)
 
-    monkeypatch.setattr(pipeline.geometric, "_warp", recorded_warp)
+    monkeypatch.setattr(pipeline.geometric, "warp", recorded_warp)
     monkeypatch.setattr(pipeline.autoencoder, "decode_frames", recorded_decode)
 
     def stop(at, number, _count):
