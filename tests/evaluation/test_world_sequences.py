@@ -37,6 +37,7 @@ def walk():
 
 def test_world_sequence_has_views_with_depth(walk):
     assert walk.path.name == "test0-room-ground"
+    assert walk.scene.seed == seed_of("test", 0)
     assert len(walk) == 9
     assert walk.posed
     assert walk.has_depth

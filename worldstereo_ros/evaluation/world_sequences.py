@@ -68,6 +68,7 @@ class WorldSequence:
     """A walk through a procedural world. Views are rendered on first access and cached.
 
     Attributes:
+        scene: the procedural world.
         path: the name, as a path that does not exist.
         camera: intrinsics of all views.
         poses: (N, 4, 4) float64 world_from_camera, OpenCV axes, metres.
@@ -92,7 +93,7 @@ class WorldSequence:
         self.path = Path(name)
         self.camera, self.poses = camera, poses
         self.indices = np.arange(len(poses)) if indices is None else indices
-        self._scene, self._cache = scene, {} if cache is None else cache
+        self.scene, self._cache = scene, {} if cache is None else cache
 
     def __len__(self) -> int:
         return len(self.poses)
@@ -103,7 +104,7 @@ class WorldSequence:
             raise IndexError(f"{self.path} has {len(self)} views; there is no view {key}.")
         number = int(self.indices[key])
         if number not in self._cache:
-            self._cache[number] = render_view(self._scene, self.camera, self.poses[key], stamp_ns=number * PERIOD_NS)
+            self._cache[number] = render_view(self.scene, self.camera, self.poses[key], stamp_ns=number * PERIOD_NS)
         return self._cache[number]
 
     def __iter__(self) -> Iterator[View]:
@@ -113,16 +114,16 @@ class WorldSequence:
         """The views at these positions, in this order. Raises IndexError."""
         rows = np.arange(len(self))[list(indices)]
         return WorldSequence(
-            self._scene, str(self.path), self.camera, self.poses[rows], indices=self.indices[rows], cache=self._cache
+            self.scene, str(self.path), self.camera, self.poses[rows], indices=self.indices[rows], cache=self._cache
         )
 
     def instances(self) -> np.ndarray:
         """(N, H, W) int32 instance segmentation: the object at each pixel, 0 for none (sky)."""
-        return render_scene(self._scene, self.camera, self.poses).instance.cpu().numpy()
+        return render_scene(self.scene, self.camera, self.poses).instance.cpu().numpy()
 
     def seen_from(self, poses: np.ndarray, camera: Camera | None = None) -> WorldSequence:
         """Views of the same world from other poses (N, 4, 4); `camera` defaults to the sequence's."""
-        return WorldSequence(self._scene, str(self.path), camera or self.camera, np.asarray(poses, np.float64))
+        return WorldSequence(self.scene, str(self.path), camera or self.camera, np.asarray(poses, np.float64))
 
 
 def world_panorama(sequence: WorldSequence, world_from_camera: np.ndarray, height: int) -> Panorama:
