@@ -66,8 +66,9 @@ class Calibration:
         indices = self._random.choice(error.size, min(SAMPLED_PIXELS, error.size), replace=False)
         samples = [array.reshape(-1)[indices] for array in arrays]
         self._pixels.setdefault((sequence, pipeline), PixelSamples()).add(*samples)
-        blocks = [block_means(array) for array in arrays]
-        self._blocks.setdefault((sequence, pipeline), PixelSamples()).add(*blocks[:3], blocks[3] > 0.5)
+        confidences, expectations, errors, observed_fractions = (block_means(array) for array in arrays)
+        blocks = self._blocks.setdefault((sequence, pipeline), PixelSamples())
+        blocks.add(confidences, expectations, errors, observed_fractions > 0.5)
 
     def rows(self) -> list[CalibrationRow]:
         """One row for each kind of data, and one for each sequence of kinds with several."""
