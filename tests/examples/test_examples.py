@@ -7,6 +7,10 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -21,18 +25,26 @@ from worldstereo_ros.memory.archive import load_archive
 
 EXAMPLES = sorted((REPOSITORY / "examples").glob("*.py"))
 MAX_LINES = 60
+HAS_ROS = importlib.util.find_spec("rclpy") is not None
 TIMEOUT_S = 240  # a hang; the examples say less than a minute on two idle cores
 
 
-def run(name: str, folder: Path, **environment: str) -> str:
-    """Run an example without arguments in `folder` and return what it prints."""
-    script = REPOSITORY / "examples" / f"{name}.py"
-    # `python script` puts the script's folder on the path and not the repository; an installation makes up for that.
+@dataclass(frozen=True)
+class Finished:
+    """What an example printed, and the folder it ran in."""
+
+    stdout: str
+    folder: Path
+
+
+def run(script: Path, folder: Path, environment: dict[str, str]) -> Finished:
+    """Run an example without arguments in `folder`."""
+    # `python script` puts the script's folder on the path, not the repository; an installed package needs neither.
     path = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH", "")]))
     result = subprocess.run(
         [sys.executable, str(script)],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": path, **environment},
+        env={"OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": path, **environment},
         capture_output=True,
         text=True,
         timeout=TIMEOUT_S,
@@ -40,7 +52,26 @@ def run(name: str, folder: Path, **environment: str) -> str:
     assert result.returncode == 0, f"{result.stdout}\n{result.stderr}"
     for written in re.findall(r"example_out/[\w./]+", result.stdout):
         assert (folder / written).exists(), f"{written} was not written"
-    return result.stdout
+    return Finished(result.stdout, folder)
+
+
+@pytest.fixture(scope="module")
+def finished(request, tmp_path_factory) -> Iterator[Callable[[str], Finished]]:
+    """Results of the examples by name. Two run at a time: most of their time is spent on imports by one thread."""
+    selected = {item.originalname for item in request.session.items if item.path == Path(__file__)}
+    runs: dict[str, Future[Finished]] = {}
+    with ExitStack() as stack:
+        pool = stack.enter_context(ThreadPoolExecutor(max_workers=2))
+        for script in EXAMPLES:
+            name, environment = script.stem[3:], {}
+            if f"test_example_{name}" not in selected or (name == "ros_client" and not HAS_ROS):
+                continue
+            if name == "ros_client":
+                from helpers.node_harness import environment_of, reserved_domain
+
+                environment = environment_of(stack.enter_context(reserved_domain()))
+            runs[name] = pool.submit(run, script, tmp_path_factory.mktemp(name), environment)
+        yield lambda name: runs[name].result()
 
 
 def assert_image(path: Path, min_size: int = 100) -> None:
@@ -74,79 +105,77 @@ def test_every_example_has_a_test():
     assert {path.stem[3:] for path in EXAMPLES} <= tested
 
 
-def test_example_imagine_from_photo(tmp_path):
-    out = run("00_imagine_from_photo", tmp_path)
-    assert "view 8/8" in out
-    assert_image(tmp_path / "example_out/photo/photo.png")
-    assert_results(tmp_path / "example_out/photo", 8)
+def test_example_imagine_from_photo(finished):
+    example = finished("imagine_from_photo")
+    assert "view 8/8" in example.stdout
+    assert_image(example.folder / "example_out/photo/photo.png")
+    assert_results(example.folder / "example_out/photo", 8)
 
 
-def test_example_imagine_from_bag(tmp_path):
-    out = run("01_imagine_from_bag", tmp_path)
-    assert "observed 8 views" in out
-    assert_results(tmp_path / "example_out/bag", 8)
-    with Bag(tmp_path / "example_out/bag/drive") as bag:
+def test_example_imagine_from_bag(finished):
+    example = finished("imagine_from_bag")
+    assert "observed 8 views" in example.stdout
+    assert_results(example.folder / "example_out/bag", 8)
+    with Bag(example.folder / "example_out/bag/drive") as bag:
         assert set(bag.topics) == {"/camera/image", "/camera/depth", "/camera/camera_info", "/tf"}
 
 
-def test_example_imagine_panorama(tmp_path):
-    out = run("02_imagine_panorama", tmp_path)
-    assert "of the panorama is observed" in out
-    panorama = cv2.imread(str(tmp_path / "example_out/panorama/panorama.png"))
+def test_example_imagine_panorama(finished):
+    example = finished("imagine_panorama")
+    assert "of the panorama is observed" in example.stdout
+    panorama = cv2.imread(str(example.folder / "example_out/panorama/panorama.png"))
     assert panorama.shape == (256, 512, 3)
-    assert_image(tmp_path / "example_out/panorama/sheet.png")
+    assert_image(example.folder / "example_out/panorama/sheet.png")
 
 
-def test_example_own_trajectory(tmp_path):
-    out = run("03_own_trajectory", tmp_path)
-    assert "imagined 8 views" in out
-    assert_results(tmp_path / "example_out/trajectory", 8)
+def test_example_own_trajectory(finished):
+    example = finished("own_trajectory")
+    assert "imagined 8 views" in example.stdout
+    assert_results(example.folder / "example_out/trajectory", 8)
 
 
-def test_example_save_and_load_map(tmp_path):
-    out = run("04_save_and_load_map", tmp_path)
-    assert "the loaded map gives the same images: True" in out
-    folder = tmp_path / "example_out/map"
+def test_example_save_and_load_map(finished):
+    example = finished("save_and_load_map")
+    assert "the loaded map gives the same images: True" in example.stdout
+    folder = example.folder / "example_out/map"
     archive = load_archive(folder / "room.wsmap")
     assert len(archive.bank) == 8
     assert len(read_point_cloud(folder / "room.ply")[0]) == len(archive.cloud)
     assert_image(folder / "overview.png")
 
 
-def test_example_provenance_and_confidence(tmp_path):
-    out = run("05_provenance_and_confidence", tmp_path)
+def test_example_provenance_and_confidence(finished):
+    example = finished("provenance_and_confidence")
     errors = [
         (float(observed), float(imagined))
-        for observed, imagined in re.findall(r"error ([\d.]+) where observed, ([\d.]+) where imagined", out)
+        for observed, imagined in re.findall(r"error ([\d.]+) where observed, ([\d.]+) where imagined", example.stdout)
     ]
     assert len(errors) == 5
     assert all(observed < imagined for observed, imagined in errors)
-    assert_image(tmp_path / "example_out/provenance/provenance.png")
+    assert_image(example.folder / "example_out/provenance/provenance.png")
 
 
 @pytest.mark.ros
-@pytest.mark.skipif(importlib.util.find_spec("rclpy") is None, reason="rclpy is not installed")
-def test_example_ros_client(tmp_path):
-    from helpers.node_harness import environment_of, next_domain
-
-    out = run("06_ros_client", tmp_path, **environment_of(next_domain()))
-    assert "imagined 6 views" in out
-    assert "error code 0" in out
-    assert load_archive(tmp_path / "example_out/ros/room.wsmap").metadata["pipeline"] == "small"
-    assert_image(tmp_path / "example_out/ros/views.png")
+@pytest.mark.skipif(not HAS_ROS, reason="rclpy is not installed")
+def test_example_ros_client(finished):
+    example = finished("ros_client")
+    assert "imagined 6 views" in example.stdout
+    assert "error code 0" in example.stdout
+    assert load_archive(example.folder / "example_out/ros/room.wsmap").metadata["pipeline"] == "small"
+    assert_image(example.folder / "example_out/ros/views.png")
 
 
-def test_example_checkpoint(tmp_path):
-    out = run("07_checkpoint", tmp_path)
-    assert re.search(r"parameters +7,276,800", out)
-    assert "a clip has up to 12 views" in out
-    assert_image(tmp_path / "example_out/checkpoint/views.png")
+def test_example_checkpoint(finished):
+    example = finished("checkpoint")
+    assert re.search(r"parameters +7,276,800", example.stdout)
+    assert "a clip has up to 12 views" in example.stdout
+    assert_image(example.folder / "example_out/checkpoint/views.png")
 
 
-def test_example_export_onnx(tmp_path):
+def test_example_export_onnx(finished):
     pytest.importorskip("onnxruntime")
     onnx = pytest.importorskip("onnx")
-    out = run("08_export_onnx", tmp_path)
-    assert "onnxruntime agrees with torch" in out
-    model = onnx.load(str(tmp_path / "example_out/export/control.onnx"))
+    example = finished("export_onnx")
+    assert "onnxruntime agrees with torch" in example.stdout
+    model = onnx.load(str(example.folder / "example_out/export/control.onnx"))
     assert [node.name for node in model.graph.input] == ["latent", "volume", "temb"]
