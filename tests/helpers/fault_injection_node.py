@@ -15,7 +15,7 @@ import numpy as np
 
 from worldstereo_ros.pipelines.base import ModelError, PipelineFrame
 from worldstereo_ros.ros.node import subscriptions, world_factory
-from worldstereo_ros.ros.node.node import main
+from worldstereo_ros.ros.node.main import main
 
 
 class FaultyPipeline:

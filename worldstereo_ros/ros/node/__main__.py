@@ -1,6 +1,6 @@
 """`python -m worldstereo_ros.ros.node` runs the node."""
 
-from worldstereo_ros.ros.node.node import main
+from worldstereo_ros.ros.node.main import main
 
 if __name__ == "__main__":
     main()

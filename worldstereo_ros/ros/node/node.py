@@ -10,26 +10,18 @@ interface.
 from __future__ import annotations
 
 import functools
-import os
-import signal
 import sys
-import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from types import FrameType
 from typing import Any
 
-import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
 from lifecycle_msgs.srv import ChangeState
 from rclpy.clock import Clock, ClockType, JumpThreshold
 from rclpy.duration import Duration
-from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
-from rclpy.signals import SignalHandlerOptions
 
-from worldstereo_ros.pipelines.diffusion.distributed import is_worker, process_count, run_worker, stop_workers
 from worldstereo_ros.ros.conversions import qos
 from worldstereo_ros.ros.node.diagnostics import NodeDiagnostics
 from worldstereo_ros.ros.node.jobs import ErrorCode, JobResult
@@ -49,7 +41,6 @@ TICK_PERIOD_S = 0.05
 STOP_TIMEOUT_S = 3.0  # for running work when the node is deactivated or shut down
 HUNG_STOP_TIMEOUT_S = 0.1  # for work that was waited for already
 CLOCK_JUMP_S = 0.5  # a clock that jumps back by more clears what waits
-FLUSH_S = 0.3  # for sending the results of ended jobs before the process ends
 SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
 
 
@@ -358,48 +349,3 @@ class WorldStereoNode(LifecycleNode):
         array.header.stamp = self.get_clock().now().to_msg()
         array.status = self.diagnostics.statuses(self.get_fully_qualified_name(), self.state_label, values)
         self._diagnostics_publisher.publish(array)
-
-
-def spin(node: WorldStereoNode, executor: SingleThreadedExecutor, until: Callable[[], bool]) -> None:
-    """Spins until `until` returns True. Exceptions of callbacks are reported."""
-    while rclpy.ok() and not until():
-        try:
-            executor.spin_once(timeout_sec=0.1)
-        except ExternalShutdownException:
-            return
-        except Exception as error:  # from callbacks of rclpy, which are not guarded
-            node.diagnostics.on_fault("executor", error)
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """Runs the node until SIGINT or SIGTERM, then ends running work and sends the results to its clients."""
-    if is_worker():  # of several processes only the first one runs a node
-        run_worker()
-        return
-    rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
-    stop = threading.Event()
-
-    def on_signal(number: int, frame: FrameType | None) -> None:
-        if stop.is_set():  # the second signal ends the process at once
-            os._exit(130)
-        stop.set()
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, on_signal)
-    node = WorldStereoNode()
-    executor = SingleThreadedExecutor()
-    executor.add_node(node)
-    if node.get_parameter("autostart").value:
-        node.start()
-    spin(node, executor, stop.is_set)
-    stopped = node.close()
-    flush_until = time.monotonic() + FLUSH_S
-    spin(node, executor, lambda: time.monotonic() > flush_until)
-    if not stopped:
-        node.get_logger().error("The worker thread hangs; ending the process.")
-        os._exit(1)
-    executor.shutdown(timeout_sec=1.0)
-    node.destroy_node()
-    rclpy.try_shutdown()
-    if process_count() > 1:
-        stop_workers()
