@@ -26,7 +26,7 @@ RUN apt-get update && apt-get install -y --no-install-recommends \
 # Numerical Python packages come from PyPI into one virtual environment, in one consistent set; rosdep skips them.
 COPY package.xml .
 RUN apt-get update && rosdep update --rosdistro jazzy && rosdep install --from-paths . --ignore-src -y -r \
-        --skip-keys "python3-opencv python3-scipy python3-transforms3d python3-numba python3-rich python3-typer python3-imageio" \
+        --skip-keys "python3-opencv python3-scipy python3-numba python3-rich python3-typer python3-imageio" \
     && rm -rf /var/lib/apt/lists/*
 # The environment sees ROS's own Python packages. NumPy stays below 2: Jazzy's messages are compiled against NumPy 1.
 RUN python3 -m venv --system-site-packages /opt/venv
