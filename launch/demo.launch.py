@@ -27,7 +27,7 @@ def generate_launch_description() -> LaunchDescription:
             DeclareLaunchArgument("seed", default_value="0", description="Random seed of the procedural world."),
             DeclareLaunchArgument("views", default_value="24", description="Views to imagine along the path."),
             DeclareLaunchArgument(
-                "overlay", default_value=share("config", "cpu_demo.yaml"), description="Parameters if no params_file is given."
+                "overlay", default_value=share("config", "cpu_demo.yaml"), description="Default of params_file."
             ),
             OpaqueFunction(function=set_default_params_file),
             shared_memory(),
