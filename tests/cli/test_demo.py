@@ -16,6 +16,8 @@ from worldstereo_ros.memory.archive import load_archive
 
 pytest.importorskip("rclpy", reason="the demo needs ROS 2: run `make setup`")
 pytest.importorskip("worldstereo_ros.action", reason="the demo needs the built messages: run `make setup`")
+from helpers.node_harness import reserved_domain
+
 pytestmark = pytest.mark.ros
 make_scenario = demo_scenarios.scene_scenario
 
@@ -28,8 +30,8 @@ def demo_run(tmp_path_factory):
         return make_scenario(kind, seed, views, observed_count=4, width=160, height=120)
 
     out = tmp_path_factory.mktemp("demo")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ROS_DOMAIN_ID", "91")
+    with pytest.MonkeyPatch.context() as patch, reserved_domain() as domain:
+        patch.setenv("ROS_DOMAIN_ID", str(domain))
         patch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
         patch.setattr(demo_scenarios, "scene_scenario", small_scenario)
         # A toy model replaces the bundled one in this process; the node's pipeline is geometric.
@@ -70,11 +72,14 @@ def test_demo_imagines_the_same_path_with_other_pipelines(demo_run):
 
 
 def test_demo_fails_at_once_if_the_node_cannot_be_configured(tmp_path, monkeypatch):
-    monkeypatch.setenv("ROS_DOMAIN_ID", "92")
     monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
     scenario = make_scenario("room", 0, 2, observed_count=2, width=64, height=48)
     monkeypatch.setattr(demo_scenarios, "scene_scenario", lambda *_: scenario)
-    with pytest.raises(demo.DemoError, match=r"could not be configured\. The model 'crystal-ball' is not known"):
+    with (
+        reserved_domain() as domain,
+        pytest.raises(demo.DemoError, match=r"could not be configured\. The model 'crystal-ball' is not known"),
+    ):
+        monkeypatch.setenv("ROS_DOMAIN_ID", str(domain))
         demo.run_demo(tmp_path, model="crystal-ball")
 
 
