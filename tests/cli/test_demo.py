@@ -75,12 +75,10 @@ def test_demo_fails_at_once_if_the_node_cannot_be_configured(tmp_path, monkeypat
     monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
     scenario = make_scenario("room", 0, 2, observed_count=2, width=64, height=48)
     monkeypatch.setattr(demo_scenarios, "scene_scenario", lambda *_: scenario)
-    with (
-        reserved_domain() as domain,
-        pytest.raises(demo.DemoError, match=r"could not be configured\. The model 'crystal-ball' is not known"),
-    ):
+    with reserved_domain() as domain:
         monkeypatch.setenv("ROS_DOMAIN_ID", str(domain))
-        demo.run_demo(tmp_path, model="crystal-ball")
+        with pytest.raises(demo.DemoError, match=r"could not be configured\. The model 'crystal-ball' is not known"):
+            demo.run_demo(tmp_path, model="crystal-ball")
 
 
 def test_demo_writes_views_as_posed_sequences(demo_run):
