@@ -19,13 +19,13 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.parametrize(("change", "message"), [
-    ({"sizes": [[30, 48]]}, "30x48 is no multiple of 16"),
+    ({"sizes": [[30, 48]]}, "30x48 is not a multiple of 16"),
     ({"sizes": [[32]]}, "pairs of height and width"),
-    ({"colour": "red"}, "colour is not known; keys are"),
+    ({"colour": "red"}, "colour is unknown; keys are"),
     ({"worlds": {"cache_size": "many"}}, "worlds: cache_size is 'many'; a int was expected"),
     ({"worlds": {"cache_size": 0}}, "must be 1 or more"),
-    ({"stages": {"vide": {}}}, "the stage 'vide' is not known"),
-    ({"stages": {"video": {"learnrate": 1.0}}}, "learnrate is not known"),
+    ({"stages": {"vide": {}}}, "the stage 'vide' is unknown"),
+    ({"stages": {"video": {"learnrate": 1.0}}}, "learnrate is unknown"),
     ({"stages": {"video": {"batch": 0}}}, "batch of video is 0"),
     ({"stages": {"video": {"frames": 1}}}, "frames of video is 1"),
     ({"stages": {"video": {"ema": 1.0}}}, "ema of 0 to below 1"),
@@ -76,5 +76,5 @@ def test_folder_without_worlds_and_other_file_are_rejected(tmp_path):
     with pytest.raises(ValueError, match="no training worlds in"):
         WorldDataset(tmp_path, "training", 4)
     save_file({"image": torch.zeros(1)}, tmp_path / "training-000000000.safetensors")
-    with pytest.raises(ValueError, match="is no rendered world: it has the tensors"):
+    with pytest.raises(ValueError, match="is not a rendered world: it has the tensors"):
         RenderedWorld.load(tmp_path / "training-000000000.safetensors")

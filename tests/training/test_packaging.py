@@ -82,6 +82,6 @@ def test_large_damaged_or_foreign_files_are_not_packaged(trained_copy, tmp_path)
     assert before == {file: file.read_bytes() for file in out.rglob("*") if file.is_file()}
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("x")
-    with pytest.raises(ValueError, match="is no earlier package"):
+    with pytest.raises(ValueError, match="is not an earlier package"):
         package_weights(trained_copy, tmp_path / "mine")
     assert (tmp_path / "mine" / "thesis.txt").is_file()

@@ -76,10 +76,10 @@ def test_precomputing_resumes_after_an_interruption(tmp_path, sampler, encode):
     assert sorted((tmp_path / "parts").iterdir()) == parts
 
 
-def test_clips_of_other_settings_are_rejected(tmp_path, sampler, encode):
+def test_clips_of_another_configuration_are_rejected(tmp_path, sampler, encode):
     precompute_clips(tmp_path, 2, sampler, encode, seed=[0], source=SOURCE, console=QUIET)
     changed = {**SOURCE, "autoencoder": "another hash"}
-    with pytest.raises(TrainingConfigError, match=r"or weights \(autoencoder changed\); delete the folder"):
+    with pytest.raises(TrainingConfigError, match=r"or other weights \(autoencoder changed\); delete the folder"):
         precompute_clips(tmp_path, 2, sampler, encode, seed=[0], source=changed, console=QUIET)
 
 
@@ -118,11 +118,11 @@ def test_finetune_trains_on_precomputed_clips(trained_copy, training_worlds):
 
 def test_all_training_periods_use_the_same_precomputed_clips(trained_copy, training_worlds):
     stage = dataclasses.replace(SMOKE.stages["finetune"], precomputed_clips=4, steps=3)
-    settings = dataclasses.replace(SMOKE, stages={**SMOKE.stages, "finetune": stage}, notes="a second period")
+    config = dataclasses.replace(SMOKE, stages={**SMOKE.stages, "finetune": stage}, notes="a second period")
     folder = trained_copy / "clips" / "finetune"
     contents = []
     for _ in range(2):
-        train_stages(["finetune"], settings, trained_copy, worlds=training_worlds, console=QUIET)
+        train_stages(["finetune"], config, trained_copy, worlds=training_worlds, console=QUIET)
         contents.append({file: file.stat().st_mtime_ns for file in folder.iterdir()})
     assert contents[0] == contents[1]
     assert len(contents[0]) == 2

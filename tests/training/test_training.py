@@ -55,8 +55,8 @@ def test_minutes_are_divided_among_the_stages(tmp_path, training_worlds, monkeyp
 
     monkeypatch.setattr(runner, "train", fake_train)
     stages = {"autoencoder": dataclasses.replace(SMOKE.stages["autoencoder"], minutes=1.0)}
-    settings = dataclasses.replace(SMOKE, stages=stages)
-    train_stages(["autoencoder"] * 3, settings, tmp_path, minutes=30, worlds=training_worlds, console=QUIET)
+    config = dataclasses.replace(SMOKE, stages=stages)
+    train_stages(["autoencoder"] * 3, config, tmp_path, minutes=30, worlds=training_worlds, console=QUIET)
     # No time passes, so each stage gets its part of the whole budget: a third, a half, all of it.
     assert budgets == pytest.approx([10, 15, 30], abs=0.5)
     assert budgets[2] < 30

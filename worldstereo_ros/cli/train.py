@@ -91,12 +91,12 @@ def _train_command(name: str) -> Callable[..., None]:
 
         previous_handler = signal.signal(signal.SIGTERM, _interrupt)
         try:
-            settings = read_training_config(config or _default_config(out))
+            training_config = read_training_config(config or _default_config(out))
             if name == ALL:
-                stages = [stage for stage in STAGES if stage not in OPTIONAL_STAGES or stage in settings.stages]
+                stages = [stage for stage in STAGES if stage not in OPTIONAL_STAGES or stage in training_config.stages]
             else:
                 stages = [name]
-            train_stages(stages, settings, out, minutes=minutes, steps=steps, worlds=worlds)
+            train_stages(stages, training_config, out, minutes=minutes, steps=steps, worlds=worlds)
         finally:
             signal.signal(signal.SIGTERM, previous_handler)
         typer.echo(f"{', '.join(stages)} trained; weights, logs and images are in {out}")
@@ -166,6 +166,11 @@ def package(
     from worldstereo_ros.training.config import read_training_config
     from worldstereo_ros.training.packaging import package_weights
 
-    settings = read_training_config(config) if config else None
-    size = package_weights(run, out, variants=variant or ("memory-dmd",), evaluation=evaluation, settings=settings)
+    size = package_weights(
+        run,
+        out,
+        variants=variant or ("memory-dmd",),
+        evaluation=evaluation,
+        config=read_training_config(config) if config else None,
+    )
     typer.echo(f"wrote {size / 1e6:.1f} MB to {out}")

@@ -18,7 +18,7 @@ from worldstereo_ros.utils.errors import WorldStereoError
 from worldstereo_ros.utils.resources import find_resource
 
 STAGES = ("autoencoder", "video", "control", "memory", "distill", "finetune", "depth")
-OPTIONAL_STAGES = ("depth",)  # `train all` leaves them out if the configuration has no settings for them
+OPTIONAL_STAGES = ("depth",)  # `train all` leaves them out if the configuration does not have them
 CLIP_STAGES = ("video", "control", "memory", "distill", "finetune")  # they train on encoded video clips
 PRECISIONS = ("no", "bf16")
 
@@ -65,14 +65,14 @@ class StageConfig:
         noise_reuse: consecutive steps on the same clips with new noise, which saves sampling on slow machines.
         learning_rate: maximum.
         warmup: steps of linear warm-up.
-        weight_decay: of AdamW.
+        weight_decay: weight decay of AdamW.
         ema: decay of the exponential moving average of the weights, which is what is saved.
         clip_norm: maximum norm of the gradient.
         validate_minutes: interval of validation and saving.
         critic_updates: updates of the fake score per update of the student (distill).
-        critic_learning_rate: of the fake score (distill); 0: `learning_rate`.
+        critic_learning_rate: learning rate of the fake score (distill); 0: `learning_rate`.
         regression: weight of the regression to the true clip (distill).
-        denoising_steps: of the fine-tuned model (finetune); 0: `dmd_steps`.
+        denoising_steps: denoising steps of the fine-tuned model (finetune); 0: `dmd_steps`.
         pixel_share: 0: all latent channels have the same weight in the loss; 1: they are weighted by their effect on
             the decoded image (finetune).
         covered_weight: weight of pixels that the cloud covers, relative to holes (finetune). At inference, covered
@@ -111,10 +111,10 @@ class TrainingConfig:
         transformer: arguments of `models.WorldStereoTransformer` without its control branch.
         control: `controlnet_cfg` of the checkpoint.
         depth: arguments of `models.depth_network.DepthNetwork`.
-        shift: of the noise schedule, in training and at inference.
+        shift: shift of the noise schedule, in training and at inference.
         dmd_steps: denoising steps of the distilled model.
         worlds: where training views come from.
-        stages: by name, see `STAGES`.
+        stages: configuration of each stage by name, see `STAGES`.
         device: cpu, cuda or auto (CUDA if available).
         precision: no or bf16 (mixed precision of accelerate).
         compile: torch.compile for the networks, on CUDA only.
@@ -167,9 +167,9 @@ def read_training_config(file: str | Path) -> TrainingConfig:
         raise TrainingConfigError(f"{path} could not be read as YAML: {error}.") from None
     if not isinstance(raw, dict):
         raise TrainingConfigError(f"{path} holds a {type(raw).__name__}; keys and values were expected.")
-    settings = _build(TrainingConfig, raw, path.name)
-    _check(settings, path.name)
-    return settings
+    config = _build(TrainingConfig, raw, path.name)
+    _check(config, path.name)
+    return config
 
 
 def _config_folders() -> list[Path]:
@@ -178,11 +178,13 @@ def _config_folders() -> list[Path]:
     return [] if folder is None else [folder]
 
 
-def _check(settings: TrainingConfig, where: str) -> None:
+def _check(config: TrainingConfig, where: str) -> None:
     """Raises TrainingConfigError for values out of range."""
-    for name, stage in settings.stages.items():
+    for name, stage in config.stages.items():
         if name not in STAGES:
-            raise TrainingConfigError(f"{where}: the stage '{name}' is not known; stages are {', '.join(STAGES)}.")
+            raise TrainingConfigError(
+                f"{where}: the stage '{name}' is unknown; one of {', '.join(STAGES)} was expected."
+            )
         for key in ("batch", "noise_reuse", "critic_updates"):
             if getattr(stage, key) < 1:
                 raise TrainingConfigError(
@@ -211,21 +213,21 @@ def _check(settings: TrainingConfig, where: str) -> None:
                 f"{where}: {name} has learning_rate {stage.learning_rate:g} and ema {stage.ema:g}; a rate above 0 and "
                 "an ema of 0 to below 1 were expected."
             )
-    if not settings.sizes or any(len(size) != 2 for size in settings.sizes):
-        raise TrainingConfigError(f"{where}: sizes is {settings.sizes!r}; pairs of height and width were expected.")
-    unknown = sorted(set(settings.worlds.kinds) - set(KINDS))
+    if not config.sizes or any(len(size) != 2 for size in config.sizes):
+        raise TrainingConfigError(f"{where}: sizes is {config.sizes!r}; pairs of height and width were expected.")
+    unknown = sorted(set(config.worlds.kinds) - set(KINDS))
     if unknown:
         raise TrainingConfigError(
             f"{where}: there is no kind of scene {', '.join(unknown)}; some of {', '.join(KINDS)} were expected."
         )
-    for height, width in settings.sizes:
+    for height, width in config.sizes:
         if height % 16 or width % 16 or min(height, width) < 16:
-            raise TrainingConfigError(f"{where}: the size {height}x{width} is no multiple of 16 in both directions.")
-    if settings.precision not in PRECISIONS:
+            raise TrainingConfigError(f"{where}: the size {height}x{width} is not a multiple of 16 in both directions.")
+    if config.precision not in PRECISIONS:
         raise TrainingConfigError(
-            f"{where}: precision is '{settings.precision}'; {' or '.join(PRECISIONS)} was expected."
+            f"{where}: precision is '{config.precision}'; {' or '.join(PRECISIONS)} was expected."
         )
-    if settings.worlds.cache_size < 1 or settings.worlds.validation < 1:
+    if config.worlds.cache_size < 1 or config.worlds.validation < 1:
         raise TrainingConfigError(f"{where}: worlds.cache_size and worlds.validation must be 1 or more.")
 
 
@@ -236,7 +238,7 @@ def _build(kind: Any, raw: Any, where: str) -> Any:
     hints = typing.get_type_hints(kind)
     unknown = sorted(set(raw) - set(hints))
     if unknown:
-        raise TrainingConfigError(f"{where}: {', '.join(unknown)} is not known; keys are {', '.join(sorted(hints))}.")
+        raise TrainingConfigError(f"{where}: {', '.join(unknown)} is unknown; keys are {', '.join(sorted(hints))}.")
     try:
         return kind(**{key: _cast(hints[key], value, f"{where}: {key}") for key, value in raw.items()})
     except TypeError as error:
@@ -267,7 +269,7 @@ def _cast(kind: Any, value: Any, where: str) -> Any:
     return value
 
 
-def describe(settings: TrainingConfig) -> dict[str, Any]:
+def describe(config: TrainingConfig) -> dict[str, Any]:
     """The configuration as plain dicts, lists and values, for logs and model cards."""
 
     def plain(value: Any) -> Any:
@@ -277,4 +279,4 @@ def describe(settings: TrainingConfig) -> dict[str, Any]:
             return {k: plain(v) for k, v in value.items()}
         return [plain(v) for v in value] if isinstance(value, tuple) else value
 
-    return plain(settings)
+    return plain(config)

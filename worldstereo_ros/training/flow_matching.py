@@ -49,7 +49,7 @@ def encode_clips(
     Args:
         batch: the clips.
         autoencoder: encodes images.
-        text_dim: of the text embeddings, which are 0.
+        text_dim: dimension of the text embeddings, which are 0.
         control: whether the transformer has a control branch.
         memory: whether it has a memory branch.
         layout: whether it takes extrapolated planes.

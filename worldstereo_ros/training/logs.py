@@ -23,10 +23,10 @@ class TrainingPeriod:
     """One period of training, from a call of `train` to the weights that it saved last.
 
     Attributes:
-        header: the first line, with settings and hardware; {} if the log has none.
+        header: the first line, with configuration and hardware; {} if the log has none.
         steps: number of steps.
         seconds: duration, validation and saving included.
-        metrics: of the last validation.
+        metrics: metrics of the last validation.
     """
 
     header: dict[str, Any] = field(default_factory=dict)

@@ -31,20 +31,20 @@ KIND_NAMES = {"lot": "parking lot"}
 METRIC_NAMES = {"psnr_holes": "psnr in holes", "aligned_absrel": "aligned absrel"}
 
 
-def write_card(root: Path, run: Path, settings: TrainingConfig, evaluation: Path | None) -> None:
+def write_card(root: Path, run: Path, config: TrainingConfig, evaluation: Path | None) -> None:
     """Writes `README.md` of a checkpoint root.
 
     Args:
         root: the packaged checkpoint.
         run: folder of the run, for its logs.
-        settings: configuration of the run.
+        config: configuration of the run.
         evaluation: results of `worldstereo evaluate --json`.
 
     Raises:
         InputError: the evaluation cannot be read.
     """
     variants = [name.removeprefix("worldstereo-") for name in list_variants(root)]
-    sizes = " and ".join(f"{height}x{width}" for height, width in settings.sizes)
+    sizes = " and ".join(f"{height}x{width}" for height, width in config.sizes)
     text = f"""---
 license: apache-2.0
 library_name: worldstereo_ros
@@ -55,8 +55,8 @@ tags: [novel-view-synthesis, camera-control, world-model, robotics]
 
 A model with the architecture and checkpoint format of WorldStereo, small enough for a robot's CPU: a transformer over
 keyframe latents with a control branch (renders of a point cloud, hole masks, Plücker rays) and a memory branch
-(reference views). It generates {settings.nframe} keyframes of {sizes} pixels (height x width); `memory-dmd` takes
-{_steps(settings, run)}. It has no text encoder.
+(reference views). It generates {config.nframe} keyframes of {sizes} pixels (height x width); `memory-dmd` takes
+{_steps(config, run)}. It has no text encoder.
 
 ```python
 from worldstereo_ros.pipelines.worldstereo.pipeline import WorldStereoPipeline
@@ -72,23 +72,23 @@ All weights are bfloat16, except norms, modulation tables and the time embedding
 
 ## Training data
 
-Procedural worlds of `worldstereo_ros.scenes` only: {_kinds(settings)}, each with {WALKS} walks of
+Procedural worlds of `worldstereo_ros.scenes` only: {_kinds(config)}, each with {WALKS} walks of
 {WALK_VIEWS} views. No photographs, no output of other models and no personal data. The random seeds of training worlds
 are {_range("training")}, those of validation worlds {_range("validation")}; the test worlds
 {_range("test")} are used for evaluation only.
 
 ## Training
 
-{_stages(run, settings)}
+{_stages(run, config)}
 
 Steps and minutes are sums over all training periods; minutes include validation. Batch, keyframes and learning rate are
 those of the last period. Validation values are those of the last validation: PSNR in dB of decoded images
-(autoencoder) or of keyframes sampled in {_sampled(settings)} steps, over the whole image and over holes; for depth,
+(autoencoder) or of keyframes sampled in {_sampled(config)} steps, over the whole image and over holes; for depth,
 the mean relative error (absrel) and the fraction of pixels within 25 % of the true depth (delta), the former also after
 scale alignment.
 {_periods(run)}
 {_hardware(run)}
-Random seed {settings.seed}, precision {settings.precision}, noise schedule with shift {settings.shift:g}. The training
+Random seed {config.seed}, precision {config.precision}, noise schedule with shift {config.shift:g}. The training
 guide, `docs/guides/train_small_model.md` of worldstereo_ros, describes how to resume training.
 {_evaluation(evaluation)}
 ## Licence
@@ -119,8 +119,8 @@ def _files(root: Path, variants: Sequence[str]) -> str:
     return _table(("folder", "content", "parameters", "MB"), rows)
 
 
-def _kinds(settings: TrainingConfig) -> str:
-    weights = settings.worlds.kinds or KIND_WEIGHTS
+def _kinds(config: TrainingConfig) -> str:
+    weights = config.worlds.kinds or KIND_WEIGHTS
     return ", ".join(
         f"{KIND_NAMES.get(kind, kind)}s ({weight / sum(weights.values()):.0%})" for kind, weight in weights.items()
     )
@@ -130,28 +130,28 @@ def _range(split: str) -> str:
     return f"{SPLITS[split].start} to {SPLITS[split].stop - 1}"
 
 
-def _sampled(settings: TrainingConfig) -> str:
+def _sampled(config: TrainingConfig) -> str:
     from worldstereo_ros.training.stages.diffusion import VALIDATION_STEPS
 
-    finetune = settings.stages.get("finetune")
-    last = (finetune.denoising_steps if finetune else 0) or settings.dmd_steps
-    return f"{VALIDATION_STEPS} (distill: {settings.dmd_steps}, finetune: {last})"
+    finetune = config.stages.get("finetune")
+    last = (finetune.denoising_steps if finetune else 0) or config.dmd_steps
+    return f"{VALIDATION_STEPS} (distill: {config.dmd_steps}, finetune: {last})"
 
 
-def _steps(settings: TrainingConfig, run: Path) -> str:
+def _steps(config: TrainingConfig, run: Path) -> str:
     """Denoising steps of the packaged memory-dmd, the fine-tuned model if there is one."""
-    finetune = settings.stages.get("finetune") if (run / VARIANT_OF["finetune"]).is_dir() else None
-    steps = (finetune.denoising_steps if finetune else 0) or settings.dmd_steps
+    finetune = config.stages.get("finetune") if (run / VARIANT_OF["finetune"]).is_dir() else None
+    steps = (finetune.denoising_steps if finetune else 0) or config.dmd_steps
     return "one denoising step" if steps == 1 else f"{steps} denoising steps"
 
 
-def _stages(run: Path, settings: TrainingConfig) -> str:
+def _stages(run: Path, config: TrainingConfig) -> str:
     rows = []
     for name in STAGES:
         periods = since_last_restart(read_log(run / LOGS_FOLDER / f"{name}.jsonl"))
-        if not periods or name not in settings.stages:
+        if not periods or name not in config.stages:
             continue
-        used = {**vars(settings.stages[name]), **periods[-1].header.get("settings", {})}
+        used = {**vars(config.stages[name]), **periods[-1].header.get("settings", {})}
         metrics = next((period.metrics for period in reversed(periods) if period.metrics), {})
         rows.append(
             (
@@ -177,11 +177,11 @@ def _periods(run: Path) -> str:
         several |= len(periods) > 1 or any(period.header.get("notes") for period in periods)
         previous: dict[str, Any] = {}
         for number, period in enumerate(periods, start=1):
-            settings = period.header.get("settings", {})
-            clips = settings.get("precomputed_clips")  # has its own column
+            stage_config = period.header.get("settings", {})
+            clips = stage_config.get("precomputed_clips")  # has its own column
             changes = {
                 key: value
-                for key, value in settings.items()
+                for key, value in stage_config.items()
                 if previous and previous.get(key) != value and key != "precomputed_clips"
             }
             rows.append(
@@ -196,7 +196,7 @@ def _periods(run: Path) -> str:
                     period.header.get("notes") or "-",
                 )
             )
-            previous = settings
+            previous = stage_config
     if not several:
         return ""
     headings = ("stage", "period", "steps", "minutes", "worlds", "precomputed clips", "changed settings", "notes")

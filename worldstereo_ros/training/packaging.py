@@ -30,7 +30,7 @@ def package_weights(
     *,
     variants: Sequence[str] = VARIANTS[:1],
     evaluation: Path | None = None,
-    settings: TrainingConfig | None = None,
+    config: TrainingConfig | None = None,
     max_bytes: int = MAX_BYTES,
 ) -> int:
     """Packages a run as a checkpoint root for `from_pretrained`.
@@ -42,9 +42,9 @@ def package_weights(
     Args:
         run: folder of the run.
         out: output folder; it must not exist, be empty or have an earlier package.
-        variants: of `VARIANTS`.
+        variants: some of `VARIANTS`.
         evaluation: results of `worldstereo evaluate --json`, for the model card.
-        settings: configuration of the run; None: that in its folder.
+        config: configuration of the run; None: that in its folder.
         max_bytes: maximum size of all files together.
 
     Returns:
@@ -52,15 +52,15 @@ def package_weights(
 
     Raises:
         CheckpointError: weights of the run are missing or damaged, or the package cannot be loaded.
-        TrainingConfigError: the run's settings are missing or invalid.
+        TrainingConfigError: the configuration of the run is missing or invalid.
         InputError: a variant is unknown, the files are too large, or `out` has other files.
     """
     unknown = [name for name in variants if name not in VARIANTS]
     if unknown or not variants:
         raise InputError(f"The variants {list(variants)} were given; some of {', '.join(VARIANTS)} were expected.")
     if out.exists() and any(out.iterdir()) and not ((out / CARD).is_file() and (out / "base").is_dir()):
-        raise InputError(f"{out} has files and is no earlier package; give a folder that does not exist yet.")
-    settings = settings or read_training_config(run / SETTINGS_FILE)
+        raise InputError(f"{out} has files and is not an earlier package; give a folder that does not exist yet.")
+    config = config or read_training_config(run / SETTINGS_FILE)
     out.parent.mkdir(parents=True, exist_ok=True)
     part, old = (out.with_name(f"{out.name}.{ending}") for ending in ("part", "old"))
     for stale in (part, old):
@@ -71,7 +71,7 @@ def package_weights(
             _check_loading(part, name)
         if (part / "base" / "depth").is_dir():
             load_depth_network(part / "base" / "depth")
-        write_card(part, run, settings, evaluation)
+        write_card(part, run, config, evaluation)
         files = [file for file in part.rglob("*") if file.is_file()]
         for file in files:
             file.chmod(0o644)  # safetensors writes files that only their owner can read

@@ -46,13 +46,13 @@ def precompute_clips(
     Batch i has its own random numbers, so that an interruption does not change the clips.
 
     Args:
-        folder: of the files.
+        folder: folder of the files.
         count: number of clips.
         sample: samples a batch.
         encode: encodes a batch.
         seed: random seed.
-        source: what the clips depend on, such as settings and a hash of the autoencoder. Files with another source are
-            rejected.
+        source: what the clips depend on, such as the configuration and a hash of the autoencoder. Files with
+            another source are rejected.
         console: for the progress bar.
 
     Returns:
@@ -94,9 +94,9 @@ class PrecomputedClips:
     """An endless stream of precomputed batches, in a new random order in each epoch.
 
     Args:
-        files: of `precompute_clips`.
+        files: result of `precompute_clips`.
         seed: random seed.
-        device: of the tensors.
+        device: device of the tensors.
     """
 
     def __init__(self, files: list[Path], seed: list[int], device: torch.device) -> None:
@@ -163,8 +163,8 @@ def _check_file(file: Path, source: Mapping[str, str]) -> int:
         if found != dict(source):
             changed = sorted(key for key in {*found, *source} if found.get(key) != source.get(key))
             raise TrainingConfigError(
-                f"The clips in {file.parent} were made with other settings or weights ({', '.join(changed)} changed); "
-                "delete the folder to make new ones."
+                f"The clips in {file.parent} were made with another configuration or other weights "
+                f"({', '.join(changed)} changed); delete the folder to make new ones."
             )
         return reader.get_slice("latents").get_shape()[0]
 

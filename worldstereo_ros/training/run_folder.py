@@ -74,12 +74,12 @@ class RunFolder:
 
     Attributes:
         folder: its path.
-        settings: configuration of the run.
+        config: configuration of the run.
         accelerator: device and mixed precision.
     """
 
     folder: Path
-    settings: TrainingConfig
+    config: TrainingConfig
     accelerator: Accelerator
 
     @property
@@ -90,7 +90,7 @@ class RunFolder:
     @property
     def shard_bytes(self) -> int:
         """Maximum size of a weights file."""
-        return self.settings.max_shard_mb * 1_000_000
+        return self.config.max_shard_mb * 1_000_000
 
     @property
     def base(self) -> Path:
@@ -109,11 +109,11 @@ class RunFolder:
             trained: whether it is to be trained, with gradients; else it is frozen and must exist.
 
         Raises:
-            CheckpointError: the saved one is missing, damaged or does not match the settings.
+            CheckpointError: the saved one is missing, damaged or does not match the configuration.
         """
         if self.has("autoencoder"):
             model = load_image_autoencoder(self.base / "vae", self.device, torch.float32)
-            for key, value in self.settings.autoencoder.items():
+            for key, value in self.config.autoencoder.items():
                 if _as_list(model.config[key]) != _as_list(value):
                     raise CheckpointError(
                         f"{self.base / 'vae'} has {key} {_as_list(model.config[key])} and the configuration "
@@ -122,8 +122,8 @@ class RunFolder:
         elif not trained:
             raise CheckpointError(f"{self.base / 'vae'} has no autoencoder; train the stage autoencoder first.")
         else:
-            torch.manual_seed(self.settings.seed)
-            model = ImageAutoencoder(**self.settings.autoencoder).to(self.device)
+            torch.manual_seed(self.config.seed)
+            model = ImageAutoencoder(**self.config.autoencoder).to(self.device)
         if trained:
             model.requires_grad_(True)
             model.to(self.device, memory_format=torch.channels_last)  # faster convolutions
@@ -142,21 +142,21 @@ class RunFolder:
             typical: `typical_log` and `typical_depth` of a new one.
 
         Raises:
-            CheckpointError: the saved one is damaged or does not match the settings.
+            CheckpointError: the saved one is damaged or does not match the configuration.
         """
         folder = self.base / "depth"
         if self.has("depth"):
             model = load_depth_network(folder, self.device)
-            for key, value in self.settings.depth.items():
+            for key, value in self.config.depth.items():
                 if _as_list(model.config[key]) != _as_list(value):
                     raise CheckpointError(
                         f"{folder} has {key} {_as_list(model.config[key])} and the configuration {_as_list(value)}; "
                         "use the configuration of this run, or train in another folder."
                     )
         else:
-            torch.manual_seed(self.settings.seed)
-            height, width = self.settings.sizes[0]
-            model = DepthNetwork(**{"pixels": height * width, **typical, **self.settings.depth})
+            torch.manual_seed(self.config.seed)
+            height, width = self.config.sizes[0]
+            model = DepthNetwork(**{"pixels": height * width, **typical, **self.config.depth})
         return model.requires_grad_(True).to(self.device, memory_format=torch.channels_last)
 
     def save_depth_network(self, model: DepthNetwork) -> None:
@@ -169,13 +169,13 @@ class RunFolder:
 
     def schedule(self, stage: str) -> dict[str, Any]:
         """Arguments of `DMDScheduler` for the model of a stage."""
-        steps = self.settings.dmd_steps
+        steps = self.config.dmd_steps
         if stage == "finetune":
-            steps = self.settings.stages[stage].denoising_steps or steps
+            steps = self.config.stages[stage].denoising_steps or steps
         return {
             "start_timestep": 1000 / steps,
             "num_train_timesteps": 1000,
-            "shift": self.settings.shift,
+            "shift": self.config.shift,
             "steps": steps,
         }
 
@@ -190,13 +190,13 @@ class RunFolder:
         Raises:
             CheckpointError: weights are damaged, or those of an earlier stage are missing.
         """
-        control = dict(self.settings.control)
-        torch.manual_seed(self.settings.seed)
+        control = dict(self.config.control)
+        torch.manual_seed(self.config.seed)
         if stage == "video":
             control = {}
         elif stage == "control":
             control = {k: v for k, v in control.items() if k not in MEMORY_SWITCHES}
-        model = WorldStereoTransformer(**self.settings.transformer, controlnet_cfg=control or None)
+        model = WorldStereoTransformer(**self.config.transformer, controlnet_cfg=control or None)
         sources = [self.base / "transformer"] if stage != "video" or self.has("video") else []
         if stage in ("memory", "distill", "finetune", "teacher") or (stage == "control" and self.has("control")):
             sources.append(self.folder / VARIANT_OF["control"])
@@ -247,7 +247,7 @@ class RunFolder:
         if stage == "video":
             save_base(model, self.base, max_shard_bytes=self.shard_bytes)
             scheduler = UniPCMultistepScheduler(
-                prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=self.settings.shift
+                prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=self.config.shift
             )
             scheduler.save_pretrained(self.base / "scheduler")
             return
@@ -260,8 +260,8 @@ class RunFolder:
         variant = {
             "model_type": Path(VARIANT_OF[stage]).name,
             "base_model": "base",
-            "nframe": self.settings.nframe,
-            "scale_map": [list(size) for size in self.settings.sizes],
+            "nframe": self.config.nframe,
+            "scale_map": [list(size) for size in self.config.sizes],
             "latent_cond_mode": "first_frame_only",
             "negative_prompt": "",
             "freeze_backbone": stage == "control",
@@ -291,7 +291,7 @@ class RunFolder:
 
     def random_seed(self, stage: str) -> list[int]:
         """Random seed of a stage; different each time that the stage is trained, so that resuming repeats nothing."""
-        return [self.settings.seed, STAGES.index(stage), len(read_log(self.folder / "logs" / f"{stage}.jsonl"))]
+        return [self.config.seed, STAGES.index(stage), len(read_log(self.folder / "logs" / f"{stage}.jsonl"))]
 
     def generator(self, seed: list[int]) -> torch.Generator:
         """A random number generator on the training device."""
@@ -299,15 +299,15 @@ class RunFolder:
         return torch.Generator(self.device).manual_seed(int(state) >> 1)
 
     def stream(self, sampler: BatchSampler[T], dataset: WorldDataset, seed: list[int]) -> BatchStream[T]:
-        """A stream of training batches, with loader processes if the settings have some."""
-        loaders = self.settings.worlds.loaders
+        """A stream of training batches, with loader processes if the configuration has some."""
+        loaders = self.config.worlds.loaders
         if loaders:
             return PrefetchingStream(sampler, dataset, seed, self.device, loaders)
         return BatchStream(sampler, dataset, seed, self.device)
 
     def compile(self, model: WorldStereoTransformer | ImageAutoencoder) -> None:
-        """Compiles a network, if the settings say so and the device is CUDA. Parameters keep their names."""
-        if not self.settings.compile or self.device.type != "cuda":
+        """Compiles a network, if the configuration says so and the device is CUDA. Parameters keep their names."""
+        if not self.config.compile or self.device.type != "cuda":
             return
         torch._dynamo.config.suppress_errors = True  # fall back to eager execution
         torch._dynamo.config.recompile_limit = MAX_COMPILED

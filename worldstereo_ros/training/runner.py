@@ -32,7 +32,7 @@ MIN_STAGE_MINUTES = 0.02  # of a stage, even if the budget is used up
 
 def train_stages(
     stages: Sequence[str],
-    settings: TrainingConfig,
+    config: TrainingConfig,
     folder: Path,
     *,
     minutes: float | None = None,
@@ -43,12 +43,12 @@ def train_stages(
     """Trains stages one after the other. Each resumes from its weights in the run's folder, if there are any.
 
     Args:
-        stages: of `config.STAGES`, in order.
-        settings: configuration of the run.
-        folder: of the run, see `run_folder`.
+        stages: some of `config.STAGES`, in order.
+        config: configuration of the run.
+        folder: folder of the run, see `run_folder`.
         minutes: time for all stages together, including rendering of worlds and precomputing of clips; divided in
             proportion to the stages' `minutes`. None: each stage takes its own `minutes`.
-        steps: maximum of every stage, instead of the settings'. With steps alone and without worker and loader
+        steps: maximum of every stage, instead of the configured one. With steps alone and without worker and loader
             processes, training is reproducible bit for bit.
         worlds: folder of rendered worlds, which several runs may share; None: in the run's folder.
         console: for progress.
@@ -57,27 +57,27 @@ def train_stages(
         Metrics of the last validation of every stage.
 
     Raises:
-        TrainingConfigError: a stage is unknown or has no settings, or the device is not available.
+        TrainingConfigError: a stage is unknown or not configured, or the device is not available.
         CheckpointError: weights of an earlier stage are missing, damaged or of another configuration.
         TrainingError: values are NaN or infinite, or (`TrainingInterruptedError`) Ctrl-C was pressed.
     """
     for stage in stages:
         if stage not in STAGES:
-            raise TrainingConfigError(f"The stage '{stage}' is not known; one of {', '.join(STAGES)} was expected.")
-        if stage not in settings.stages:
-            raise TrainingConfigError(f"The configuration has no settings for the stage {stage}.")
+            raise TrainingConfigError(f"The stage '{stage}' is unknown; one of {', '.join(STAGES)} was expected.")
+        if stage not in config.stages:
+            raise TrainingConfigError(f"The configuration has no stage {stage}.")
     for name, value in (("minutes", minutes), ("steps", steps)):
         if value is not None and value <= 0:
             raise TrainingConfigError(f"{value} {name} were given; more than 0 were expected.")
     console = console or Console()
     begin = time.monotonic()
-    run = RunFolder(folder, settings, _accelerator(settings, folder))
+    run = RunFolder(folder, config, _accelerator(config, folder))
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / SETTINGS_FILE).write_text(json.dumps(describe(settings), indent=1) + "\n", encoding="utf-8")
-    weights = [settings.stages[name].minutes or 1.0 for name in stages]
+    (folder / SETTINGS_FILE).write_text(json.dumps(describe(config), indent=1) + "\n", encoding="utf-8")
+    weights = [config.stages[name].minutes or 1.0 for name in stages]
     metrics: dict[str, dict[str, float]] = {}
     try:
-        with rendered_worlds(settings, worlds or folder / WORLDS_FOLDER, console) as (training, validation):
+        with rendered_worlds(config, worlds or folder / WORLDS_FOLDER, console) as (training, validation):
             for index, name in enumerate(stages):
                 stage_minutes = None
                 if minutes is not None:  # the remaining stages share the remaining time
@@ -87,7 +87,7 @@ def train_stages(
     except KeyboardInterrupt:
         raise TrainingInterruptedError("Training was interrupted between two stages; all weights are intact.") from None
     finally:
-        if settings.log_with:
+        if config.log_with:
             run.accelerator.end_training()
     return metrics
 
@@ -102,17 +102,17 @@ def _train_stage(
     console: Console,
 ) -> dict[str, float]:
     begin = time.monotonic()
-    set_seed(run.settings.seed)
+    set_seed(run.config.seed)
     training.refresh()
     header = {
         "round": run.random_seed(name)[-1],
         "resumed": run.has(name),
-        "seed": run.settings.seed,
+        "seed": run.config.seed,
         "hardware": hardware(run.device),
-        "precision": run.settings.precision,
+        "precision": run.config.precision,
         "worlds": len(training.worlds),
-        "settings": describe(run.settings)["stages"][name],
-        "notes": run.settings.notes,
+        "settings": describe(run.config)["stages"][name],
+        "notes": run.config.notes,
     }
     stage = make_stage(name, run, training, validation)
     try:
@@ -156,29 +156,29 @@ def make_stage(name: str, run: RunFolder, training: WorldDataset, validation: Wo
     return DiffusionStage(name, run, training, validation)
 
 
-def _accelerator(settings: TrainingConfig, folder: Path) -> Accelerator:
-    if settings.device not in ("auto", "cpu", "cuda"):
-        raise TrainingConfigError(f"device is '{settings.device}'; auto, cpu or cuda was expected.")
-    if settings.device == "cuda" and not torch.cuda.is_available():
+def _accelerator(config: TrainingConfig, folder: Path) -> Accelerator:
+    if config.device not in ("auto", "cpu", "cuda"):
+        raise TrainingConfigError(f"device is '{config.device}'; auto, cpu or cuda was expected.")
+    if config.device == "cuda" and not torch.cuda.is_available():
         raise TrainingConfigError(
             "The configuration has device: cuda and this machine has no usable CUDA GPU; use device: auto, or the "
             "configuration cpu."
         )
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
+    if config.threads:
+        torch.set_num_threads(config.threads)
     try:
         accelerator = Accelerator(
-            mixed_precision=settings.precision,
-            cpu=settings.device == "cpu",
-            log_with=settings.log_with or None,
+            mixed_precision=config.precision,
+            cpu=config.device == "cpu",
+            log_with=config.log_with or None,
             project_dir=folder / LOGS_FOLDER,
         )
     except ValueError as error:
-        raise TrainingConfigError(f"log_with is '{settings.log_with}': {error}") from None
-    if settings.log_with:
+        raise TrainingConfigError(f"log_with is '{config.log_with}': {error}") from None
+    if config.log_with:
         if not accelerator.log_with:
-            raise TrainingConfigError(f"log_with is '{settings.log_with}', and that package is not installed.")
+            raise TrainingConfigError(f"log_with is '{config.log_with}', and that package is not installed.")
         accelerator.init_trackers("worldstereo")
-    if accelerator.device.type == "cuda" and settings.precision != "no":
+    if accelerator.device.type == "cuda" and config.precision != "no":
         torch.set_float32_matmul_precision("high")
     return accelerator

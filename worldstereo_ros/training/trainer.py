@@ -66,7 +66,7 @@ class Stage(Protocol):
     """What the training loop needs of a stage."""
 
     name: str
-    settings: StageConfig
+    config: StageConfig
     parameter_groups: list[ParameterGroup]
 
     def start_step(self) -> None:
@@ -123,7 +123,7 @@ def train(
         stage: the stage.
         accelerator: device, mixed precision and trackers.
         log_folder: for `<stage>.jsonl` (see `logs`) and `<stage>.png`.
-        minutes, steps: override those of the stage's settings. With steps alone, training is reproducible, since
+        minutes, steps: override those of the configuration. With steps alone, training is reproducible, since
             nothing depends on the clock.
         header: first line of the log.
         refresh: called once a minute, to load new worlds.
@@ -136,10 +136,10 @@ def train(
         TrainingError: values are NaN or infinite, or (`TrainingInterruptedError`) Ctrl-C was pressed.
         InputError: neither minutes nor steps are given.
     """
-    settings = stage.settings
+    config = stage.config
     if minutes is None:
-        minutes = settings.minutes if steps is None else 0.0
-    max_steps = settings.steps if steps is None else steps
+        minutes = config.minutes if steps is None else 0.0
+    max_steps = config.steps if steps is None else steps
     if minutes <= 0 and max_steps <= 0:
         raise InputError(f"The stage {stage.name} has neither minutes nor steps; set one of them.")
     console = console or Console()
@@ -150,14 +150,14 @@ def train(
             group.parameters,
             lr=group.learning_rate,
             betas=(0.9, 0.99),
-            weight_decay=settings.weight_decay,
+            weight_decay=config.weight_decay,
             fused=group.parameters[0].device.type == "cuda",
         )
         group.optimizer = accelerator.prepare(group.optimizer)
         if group.averaged:
             group.ema = EMAModel(
                 group.parameters,
-                decay=settings.ema,
+                decay=config.ema,
                 use_ema_warmup=True,
                 power=0.75,
                 foreach=group.parameters[0].device.type == "cuda",
@@ -188,17 +188,17 @@ def train(
                 done = max(spent / minutes if minutes > 0 else 0.0, step / max_steps if max_steps > 0 else 0.0)
                 if done >= 1:
                     break
-                factor = min(1.0, (step + 1) / max(settings.warmup, 1)) * _decay(done)
+                factor = min(1.0, (step + 1) / max(config.warmup, 1)) * _decay(done)
                 stage.start_step()
                 finite = True
                 for group in stage.parameter_groups:
                     for _ in range(group.updates):
-                        finite &= _update(group, accelerator, settings.clip_norm, factor, recent)
+                        finite &= _update(group, accelerator, config.clip_norm, factor, recent)
                 failures = 0 if finite else failures + 1
                 if failures >= MAX_FAILED_STEPS:
                     raise TrainingError(
                         f"{stage.name}: {failures} consecutive steps had values that are not finite, at step {step}; "
-                        f"lower its learning_rate ({settings.learning_rate:g}) or train with precision: no. The "
+                        f"lower its learning_rate ({config.learning_rate:g}) or train with precision: no. The "
                         "weights that were saved last are intact."
                     )
                 step += 1
@@ -208,7 +208,7 @@ def train(
                 if now - last_refresh > REFRESH_PERIOD_S:
                     refresh()
                     last_refresh = now
-                if settings.validate_minutes > 0 and now - last_validation > 60 * settings.validate_minutes:
+                if config.validate_minutes > 0 and now - last_validation > 60 * config.validate_minutes:
                     metrics = _validate_and_save(stage, accelerator, log, step, now - begin)
                     last_validation = time.monotonic()
                     reserved = min(reserved, last_validation - now)

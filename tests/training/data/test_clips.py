@@ -51,8 +51,8 @@ def test_loaders_are_deterministic_and_report_errors(training_worlds, tmp_path):
 
 def test_recent_batches_are_replayed_while_no_new_one_is_ready(trained, training_worlds):
     stage = toy_stage(trained, training_worlds, "video")
-    settings = dataclasses.replace(stage.run.settings, worlds=dataclasses.replace(SMOKE.worlds, loaders=1, replay=2))
-    stage.run.settings = settings
+    config = dataclasses.replace(stage.run.config, worlds=dataclasses.replace(SMOKE.worlds, loaders=1, replay=2))
+    stage.run.config = config
     stage.replay = type(stage.replay)(maxlen=2)
     waited, take = [], stage.stream.take
 

@@ -94,7 +94,7 @@ def sample_clips(
         count: number of clips.
         frames: keyframes of each, the start frame included.
         random: random number generator.
-        device: of the tensors.
+        device: device of the tensors.
         renders: False leaves out renders and cameras, which the backbone does not use.
         references: reference views of every clip.
         clean: no sensor noise and no errors of depth, for validation.

@@ -135,7 +135,7 @@ class BatchStream(Generic[T]):
         sampler: samples a batch.
         dataset: the worlds.
         seed: random seed.
-        device: of the batches.
+        device: device of the batches.
     """
 
     def __init__(self, sampler: BatchSampler[T], dataset: WorldDataset, seed: list[int], device: torch.device) -> None:

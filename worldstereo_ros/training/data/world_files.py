@@ -88,7 +88,7 @@ class RenderedWorld:
             expected = {f.name for f in fields(cls)}
             if names != expected:
                 raise InputError(
-                    f"{file} is no rendered world: it has the tensors {sorted(names)} instead of {sorted(expected)}."
+                    f"{file} is not a rendered world: it has the tensors {sorted(names)} instead of {sorted(expected)}."
                 )
             return cls(**{name: reader.get_tensor(name) for name in expected})
 
@@ -110,7 +110,7 @@ def render_world(
         sizes: ((height, width), ...) to choose from; the first is as frequent as all others together.
         shadow_prob: fraction of the worlds with shadows, which take a second to compute.
         kinds: relative frequency of each kind of scene; None: `KIND_WEIGHTS`.
-        device: of the renderer.
+        device: device of the renderer.
 
     Raises:
         ValueError: the world has no free path.

@@ -27,23 +27,23 @@ SPARE_WORLDS = 20  # of each worker, beyond `cache_size`, so that no file is del
 
 @contextmanager
 def rendered_worlds(
-    settings: TrainingConfig, folder: Path, console: Console
+    config: TrainingConfig, folder: Path, console: Console
 ) -> Iterator[tuple[WorldDataset, WorldDataset]]:
     """Context manager: training and validation worlds. Worker processes render further worlds inside the block.
 
     Args:
-        settings: of the run.
-        folder: of the worlds.
+        config: configuration of the run.
+        folder: folder of the worlds.
         console: for the progress bar.
 
     Raises:
         TrainingError: the workers stopped before there were enough worlds.
     """
-    worlds = settings.worlds
+    worlds = config.worlds
     context = multiprocessing.get_context("spawn")  # a forked process must not use CUDA
     processes = [
         context.Process(
-            target=_render_continuously, args=(folder, worlds, settings.sizes, worker, os.getpid()), daemon=True
+            target=_render_continuously, args=(folder, worlds, config.sizes, worker, os.getpid()), daemon=True
         )
         for worker in range(worlds.workers)
     ]
@@ -53,7 +53,7 @@ def rendered_worlds(
         if processes:
             _wait_for_worlds(worlds, folder, processes, console)
         else:
-            _render_all(settings, folder, console)
+            _render_all(config, folder, console)
         yield WorldDataset(folder, "training", worlds.cache_size), WorldDataset(folder, "validation", worlds.validation)
     finally:
         for process in processes:
@@ -69,14 +69,14 @@ def _progress(console: Console) -> Progress:
     return Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
 
 
-def _render_all(settings: TrainingConfig, folder: Path, console: Console) -> None:
+def _render_all(config: TrainingConfig, folder: Path, console: Console) -> None:
     """Renders all missing worlds."""
-    worlds = settings.worlds
+    worlds = config.worlds
     with _progress(console) as bar:
         task = bar.add_task("rendering worlds", total=_missing_count(folder, worlds.cache_size, worlds.validation))
         for split, number in (("validation", worlds.validation), ("training", worlds.cache_size)):
             for index in range(number):
-                bar.advance(task, _render(folder, split, [index], settings.sizes, worlds))
+                bar.advance(task, _render(folder, split, [index], config.sizes, worlds))
 
 
 def _wait_for_worlds(worlds: WorldConfig, folder: Path, processes: Sequence[BaseProcess], console: Console) -> None:

@@ -31,7 +31,7 @@ class AutoencoderStage:
     name = "autoencoder"
 
     def __init__(self, run: RunFolder, training: WorldDataset, validation: WorldDataset) -> None:
-        self.run, self.settings = run, run.settings.stages[self.name]
+        self.run, self.config = run, run.config.stages[self.name]
         new = not run.has(self.name)
         self.model = run.autoencoder(trained=True)
         run.compile(self.model)
@@ -39,7 +39,7 @@ class AutoencoderStage:
         self.random = np.random.default_rng([*seed, 1])
         self.generator = run.generator([*seed, 2])
         self.parameter_groups = [
-            ParameterGroup("autoencoder", parameters_of(self.model), self._loss, self.settings.learning_rate)
+            ParameterGroup("autoencoder", parameters_of(self.model), self._loss, self.config.learning_rate)
         ]
         random = np.random.default_rng(0)
         batches = [sample_images(validation, VALIDATION_BATCH, random) for _ in range(VALIDATION_BATCHES)]
@@ -47,7 +47,7 @@ class AutoencoderStage:
         if new:
             same_size = [batch for batch in self._validation if batch.shape == self._validation[0].shape]
             self.model.calibrate(torch.cat(same_size).to(run.device))
-        self._stream = run.stream(ImageSampler(self.settings.batch), training, [*seed, 3])
+        self._stream = run.stream(ImageSampler(self.config.batch), training, [*seed, 3])
 
     def start_step(self) -> None:
         """Samples the images of a step."""

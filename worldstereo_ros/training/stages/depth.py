@@ -75,7 +75,7 @@ class DepthStage:
     name = "depth"
 
     def __init__(self, run: RunFolder, training: WorldDataset, validation: WorldDataset) -> None:
-        self.run, self.settings = run, run.settings.stages[self.name]
+        self.run, self.config = run, run.config.stages[self.name]
         seed = run.random_seed(self.name)
         self._random = np.random.default_rng([*seed, 1])
         typical: dict[str, Any] = {}
@@ -84,11 +84,11 @@ class DepthStage:
             typical = typical_of([DepthSampler(32)(training, random, torch.device("cpu")) for _ in range(8)])
         self.model = run.depth_network(typical)
         self.parameter_groups = [
-            ParameterGroup("depth", parameters_of(self.model), self._loss, self.settings.learning_rate)
+            ParameterGroup("depth", parameters_of(self.model), self._loss, self.config.learning_rate)
         ]
         random = np.random.default_rng(0)
         self._validation = [DepthSampler(16, clean=True)(validation, random, run.device) for _ in range(8)]
-        self._stream = run.stream(DepthSampler(self.settings.batch), training, [*seed, 3])
+        self._stream = run.stream(DepthSampler(self.config.batch), training, [*seed, 3])
 
     def start_step(self) -> None:
         """Samples and augments the views of a step."""

@@ -46,7 +46,7 @@ class DiffusionStage:
     """
 
     def __init__(self, name: str, run: RunFolder, training: WorldDataset, validation: WorldDataset) -> None:
-        self.name, self.run, self.settings = name, run, run.settings.stages[name]
+        self.name, self.run, self.config = name, run, run.config.stages[name]
         self.control, self.memory = name != "video", name in ("memory", "distill", "finetune")
         self.autoencoder = run.autoencoder()
         self.model = run.transformer(name)
@@ -60,27 +60,27 @@ class DiffusionStage:
         self.parameter_groups = self._make_parameter_groups()
         if name not in ("distill", "finetune"):  # they are too short to make up for the time of compiling
             run.compile(self.model)
-        self.replay: deque[LatentClips] = deque(maxlen=max(1, run.settings.worlds.replay))
+        self.replay: deque[LatentClips] = deque(maxlen=max(1, run.config.worlds.replay))
         self._sampler = ClipSampler(
-            self.settings.batch,
-            self.settings.frames,
+            self.config.batch,
+            self.config.frames,
             self.control,
             self.memory,
-            short_clip_prob=self.settings.short_clip_prob,
+            short_clip_prob=self.config.short_clip_prob,
         )
         self.stream: BatchStream[ClipBatch] | None = None
         self._precomputed: PrecomputedClips | None = None
-        if self.settings.precomputed_clips:
+        if self.config.precomputed_clips:
             self._precomputed = self._precompute(training, [*seed, 3])
         else:
             self.stream = run.stream(self._sampler, training, [*seed, 3])
 
     def _make_parameter_groups(self) -> list[ParameterGroup]:
-        return [ParameterGroup(self.name, parameters_of(self.model), self._loss, self.settings.learning_rate)]
+        return [ParameterGroup(self.name, parameters_of(self.model), self._loss, self.config.learning_rate)]
 
     def start_step(self) -> None:
         """Takes the next batch of clips; with `noise_reuse`, every n-th step."""
-        if self._steps % self.settings.noise_reuse == 0:
+        if self._steps % self.config.noise_reuse == 0:
             self.clips = self._next_clips()
         self._steps += 1
 
@@ -88,7 +88,7 @@ class DiffusionStage:
         if self._precomputed is not None:
             return self._precomputed.take()
         assert self.stream is not None
-        replay = self.run.settings.worlds.replay
+        replay = self.run.config.worlds.replay
         batch = self.stream.take(wait=not replay or len(self.replay) < min(replay, MIN_REPLAY))
         if batch is None:
             return self.replay[int(self.random.integers(len(self.replay)))]
@@ -103,19 +103,19 @@ class DiffusionStage:
             training.refresh()
             return self._sampler(training, random, self.run.device)
 
-        settings = self.run.settings
+        config = self.run.config
         source = {
-            "seed": settings.seed,
-            "sizes": settings.sizes,
-            "text_dim": settings.transformer["text_dim"],
-            "layout_channels": settings.control.get("layout_channels", 0),
-            "precision": settings.precision,
-            **{name: getattr(self.settings, name) for name in ("batch", "frames", "short_clip_prob")},
+            "seed": config.seed,
+            "sizes": config.sizes,
+            "text_dim": config.transformer["text_dim"],
+            "layout_channels": config.control.get("layout_channels", 0),
+            "precision": config.precision,
+            **{name: getattr(self.config, name) for name in ("batch", "frames", "short_clip_prob")},
             "autoencoder": hash_weights(self.run.base / "vae"),
         }
         files = precompute_clips(
             self.run.folder / "clips" / self.name,
-            self.settings.precomputed_clips,
+            self.config.precomputed_clips,
             sample_batch,
             self.encode,
             # Without the number of the training period: all periods use the same clips.
@@ -126,7 +126,7 @@ class DiffusionStage:
 
     def encode(self, batch: ClipBatch) -> LatentClips:
         """Encodes a batch."""
-        text_dim = self.run.settings.transformer["text_dim"]
+        text_dim = self.run.config.transformer["text_dim"]
         with self.run.accelerator.autocast():
             return encode_clips(
                 batch,
@@ -134,18 +134,18 @@ class DiffusionStage:
                 text_dim,
                 control=self.control,
                 memory=self.memory,
-                layout=self.control and bool(self.run.settings.control.get("layout_channels")),
+                layout=self.control and bool(self.run.config.control.get("layout_channels")),
             )
 
     def _loss(self) -> tuple[torch.Tensor, dict[str, float]]:
-        return flow_loss(self.model, self.clips, self.run.settings.shift, self.generator), {}
+        return flow_loss(self.model, self.clips, self.run.config.shift, self.generator), {}
 
     # --- validation ---
 
     def levels(self) -> torch.Tensor:
         """Noise levels of the denoising steps in validation."""
         even = torch.linspace(1, 1 / VALIDATION_STEPS, VALIDATION_STEPS)
-        return shifted(even, self.run.settings.shift)
+        return shifted(even, self.run.config.shift)
 
     def validate(self) -> tuple[dict[str, float], np.ndarray]:
         """Flow loss at fixed noise levels, and PSNR of sampled views over the whole image and over holes.
@@ -154,7 +154,7 @@ class DiffusionStage:
         """
         if not self._validation_batches:
             random = np.random.default_rng(0)
-            sampler = ClipSampler(VALIDATION_BATCH, self.settings.frames, self.control, self.memory, clean=True)
+            sampler = ClipSampler(VALIDATION_BATCH, self.config.frames, self.control, self.memory, clean=True)
             for _ in range(VALIDATION_CLIPS // VALIDATION_BATCH):
                 batch = sampler(self._validation, random, self.run.device)
                 self._validation_batches.append((batch, self.encode(batch)))

@@ -39,13 +39,13 @@ class DistillStage(DiffusionStage):
         self.fake.controlnet = control
         for name, parameter in self.fake.named_parameters():
             parameter.requires_grad_(is_trained("distill", name))
-        critic_rate = self.settings.critic_learning_rate or self.settings.learning_rate
+        critic_rate = self.config.critic_learning_rate or self.config.learning_rate
         critic = ParameterGroup(
-            "fake", parameters_of(self.fake), self._fake_loss, critic_rate, self.settings.critic_updates, averaged=False
+            "fake", parameters_of(self.fake), self._fake_loss, critic_rate, self.config.critic_updates, averaged=False
         )
         return [
             critic,
-            ParameterGroup("student", parameters_of(self.model), self._student_loss, self.settings.learning_rate),
+            ParameterGroup("student", parameters_of(self.model), self._student_loss, self.config.learning_rate),
         ]
 
     def levels(self) -> torch.Tensor:
@@ -72,7 +72,7 @@ class DistillStage(DiffusionStage):
     def _fake_loss(self) -> tuple[torch.Tensor, dict[str, float]]:
         clips = self.clips
         generated = LatentClips(self._generate(clips, gradient=False), clips.condition, clips.inputs)
-        return flow_loss(self.fake, generated, self.run.settings.shift, self.generator), {}
+        return flow_loss(self.fake, generated, self.run.config.shift, self.generator), {}
 
     def _student_loss(self) -> tuple[torch.Tensor, dict[str, float]]:
         clips = self.clips
@@ -80,7 +80,7 @@ class DistillStage(DiffusionStage):
         with torch.no_grad():
             b, device = len(generated), generated.device
             level = MIN_LEVEL + (MAX_LEVEL - MIN_LEVEL) * torch.rand(b, generator=self.generator, device=device)
-            level = shifted(level, self.run.settings.shift)
+            level = shifted(level, self.run.config.shift)
             noisy = noised(generated.detach(), self._noise(clips), level)
             level_of_clip = level.view(-1, 1, 1, 1, 1)
             real = noisy - level_of_clip * velocity(self.teacher, noisy, level, clips)
@@ -89,7 +89,7 @@ class DistillStage(DiffusionStage):
             direction = (fake - real) / scale
         matching = 0.5 * functional.mse_loss(generated, (generated - direction).detach())
         regression = functional.mse_loss(generated, clips.latents)
-        return matching + self.settings.regression * regression, {
+        return matching + self.config.regression * regression, {
             "matching": float(matching.detach()),
             "regression": float(regression.detach()),
         }

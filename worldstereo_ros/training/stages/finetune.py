@@ -31,7 +31,7 @@ class FinetuneStage(DistillStage):
         super().__init__(run, training, validation, "finetune")
 
     def _make_parameter_groups(self) -> list[ParameterGroup]:
-        return [ParameterGroup("student", parameters_of(self.model), self._regression, self.settings.learning_rate)]
+        return [ParameterGroup("student", parameters_of(self.model), self._regression, self.config.learning_rate)]
 
     def _regression(self) -> tuple[torch.Tensor, dict[str, float]]:
         clips = self.clips
@@ -40,14 +40,14 @@ class FinetuneStage(DistillStage):
 
     def loss_weights(self, clips: LatentClips) -> torch.Tensor:
         """(b, channels, F, h, w), or broadcastable to it: weights of the squared error, with mean 1."""
-        shape, settings = clips.latents.shape, self.settings
-        if settings.pixel_share == 0 and settings.covered_weight == 1:
+        shape, config = clips.latents.shape, self.config
+        if config.pixel_share == 0 and config.covered_weight == 1:
             return torch.ones(1, device=clips.latents.device)
         if self._channel_weights is None:
             energy = channel_energy(self.autoencoder, clips.latents[:1, :, :PROBED_FRAMES])
-            self._channel_weights = 1 + settings.pixel_share * (energy * len(energy) - 1).view(1, -1, 1, 1, 1)
+            self._channel_weights = 1 + config.pixel_share * (energy * len(energy) - 1).view(1, -1, 1, 1, 1)
         holes = functional.adaptive_avg_pool3d(clips.inputs["render_mask"].float(), (shape[2], shape[3], shape[4]))
-        position_weights = settings.covered_weight + (1 - settings.covered_weight) * holes
+        position_weights = config.covered_weight + (1 - config.covered_weight) * holes
         return self._channel_weights * (position_weights / position_weights.mean().clamp_min(1e-6))
 
 
