@@ -250,7 +250,7 @@ def autoencoder_functions(
 def pick(names: list[str]) -> dict[str, dict[str, Any]]:
     unknown = [name for name in names if name not in TRIES]
     if unknown:
-        raise SystemExit(f"'{unknown[0]}' is not known; --try takes one of: {', '.join(TRIES)}, all.")
+        raise SystemExit(f"'{unknown[0]}' is unknown; --try takes one of: {', '.join(TRIES)}, all.")
     return {name: TRIES[name] for name in names}
 
 

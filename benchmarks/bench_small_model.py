@@ -168,7 +168,7 @@ def try_all(world: WorldModel, scenario: DemoScenario, options: argparse.Namespa
     found: dict[str, Any] = {}
     for name in names:
         if name not in TRIES:
-            raise SystemExit(f"'{name}' is not known; --try takes one of: {', '.join(TRIES)}, all.")
+            raise SystemExit(f"'{name}' is unknown; --try takes one of: {', '.join(TRIES)}, all.")
         change, dtype = TRIES[name]
         try:
             start = now()

@@ -104,7 +104,7 @@ def test_the_script_runs_and_writes_its_figures(tmp_path, capsys):
     report = json.loads(file.read_text())
     assert "CUDA" in report["runs"]["cuda graph"]["failed"]
     assert "0" in report["runs"]["autoencoder in a loop"]
-    with pytest.raises(SystemExit, match="'faster' is not known"):
+    with pytest.raises(SystemExit, match="'faster' is unknown"):
         bench_full_size.main([*common, "--try", "faster"])
     with pytest.raises(SystemExit, match="No run was possible"):
         bench_full_size.main([*common, "--cuda-graph"])

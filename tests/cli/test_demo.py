@@ -77,7 +77,7 @@ def test_demo_fails_at_once_if_the_node_cannot_be_configured(tmp_path, monkeypat
     monkeypatch.setattr(demo_scenarios, "scene_scenario", lambda *_: scenario)
     with reserved_domain() as domain:
         monkeypatch.setenv("ROS_DOMAIN_ID", str(domain))
-        with pytest.raises(demo.DemoError, match=r"could not be configured\. The model 'crystal-ball' is not known"):
+        with pytest.raises(demo.DemoError, match=r"could not be configured\. The model 'crystal-ball' is unknown"):
             demo.run_demo(tmp_path, model="crystal-ball")
 
 

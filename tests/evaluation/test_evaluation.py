@@ -195,7 +195,7 @@ def test_protocols_observe_and_evaluate_the_documented_frames(tmp_path):
     assert revisit.remember
     np.testing.assert_allclose(revisit.path[revisit.evaluated[0]], sequence.poses[0])
     assert np.linalg.norm(revisit.path[:, :3, 3] - sequence.poses[0, :3, 3], axis=1).max() >= 1.0
-    with pytest.raises(ValueError, match="not known"):
+    with pytest.raises(ValueError, match="is unknown"):
         make_scenario(sequence, "double")
 
 
@@ -232,9 +232,9 @@ def test_means_ignore_missing_values():
 
 def test_unknown_names_are_rejected(tmp_path):
     folder = make_sequence(tmp_path / "walk", 3)
-    with pytest.raises(ValueError, match="not known"):
+    with pytest.raises(ValueError, match="is unknown"):
         evaluate([folder], ["single"], ["magic"])
-    with pytest.raises(ValueError, match="not known"):
+    with pytest.raises(ValueError, match="is unknown"):
         evaluate([folder], ["doubled"], ["geometric"])
     with pytest.raises(ValueError, match="no posed sequence"):
         evaluate([tmp_path / "nowhere"], ["single"], ["geometric"])

@@ -28,7 +28,7 @@ def test_ring_order_visits_every_view_once():
     both = ring_order(8, "both")
     assert both == [0, 1, 7, 2, 6, 3, 5, 4]
     assert {both[-1], both[-2]} == {seam_joint(8, "both"), seam_joint(8, "both") + 1}
-    with pytest.raises(ValueError, match="'spiral' is not known"):
+    with pytest.raises(ValueError, match="'spiral' is unknown"):
         ring_order(8, "spiral")
 
 
@@ -68,7 +68,7 @@ def test_imagine_panorama_rejects_invalid_arguments(world):
         imagine_panorama(world, np.full((4, 4), np.nan))
     with pytest.raises(ValueError, match="at least 8 rows"):
         imagine_panorama(world, np.eye(4), height=2)
-    with pytest.raises(ValueError, match="is not known"):
+    with pytest.raises(ValueError, match="is unknown"):
         imagine_panorama(world, np.eye(4), height=64, order="zigzag")
     with pytest.raises(EmptyMemoryError):
         imagine_panorama(WorldModel(GeometricPipeline()), np.eye(4), height=64)

@@ -125,7 +125,7 @@ def export_model(
         One result for each size that was verified.
 
     Raises:
-        ModelExportError: an argument is not known, the part cannot be exported, or onnxruntime and torch differ; the
+        ModelExportError: an argument is unknown, the part cannot be exported, or onnxruntime and torch differ; the
             file is removed then.
         CheckpointError: the checkpoint cannot be loaded.
     """
@@ -138,9 +138,9 @@ def export_model(
     from worldstereo_ros.models.checkpoints.loading import load_autoencoder, load_transformer
 
     if part not in PARTS:
-        raise ModelExportError(f"The part '{part}' is not known; choose one of {', '.join(PARTS)}.")
+        raise ModelExportError(f"The part '{part}' is unknown; one of {', '.join(PARTS)} was expected.")
     if dtype not in DTYPES:
-        raise ModelExportError(f"The type '{dtype}' is not known; choose one of {', '.join(DTYPES)}.")
+        raise ModelExportError(f"The type '{dtype}' is unknown; one of {', '.join(DTYPES)} was expected.")
     if target.suffix.lower() != ".onnx":
         raise ModelExportError(f"{target} ends in '{target.suffix}'; a model is exported to an .onnx file.")
     console = console or Console()

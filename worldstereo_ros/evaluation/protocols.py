@@ -73,7 +73,7 @@ def make_scenario(sequence: Posed, protocol: str, every: int = 1) -> Scenario:
         InputError: the protocol is unknown, or the sequence has no poses, no depth or too few frames.
     """
     if protocol not in PROTOCOLS:
-        raise InputError(f"The protocol '{protocol}' is not known; it is one of {', '.join(PROTOCOLS)}.")
+        raise InputError(f"The protocol '{protocol}' is unknown; one of {', '.join(PROTOCOLS)} was expected.")
     if not sequence.posed or not sequence.has_depth:
         raise InputError(
             f"{sequence.path} has no {'depth' if sequence.posed else 'poses'}; a sequence with both was expected."

@@ -133,7 +133,7 @@ def evaluate(
     protocols = [protocols] if isinstance(protocols, str) else list(protocols)
     for protocol in protocols:
         if protocol not in PROTOCOLS:
-            raise InputError(f"The protocol '{protocol}' is not known; one of {', '.join(PROTOCOLS)} was expected.")
+            raise InputError(f"The protocol '{protocol}' is unknown; one of {', '.join(PROTOCOLS)} was expected.")
     names = list(dict.fromkeys([BASELINE, *pipelines]))
     sequences = [sequence for one in data for sequence in open_data(one)]
     loaded = Pipelines(names, device)

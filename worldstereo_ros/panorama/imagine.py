@@ -153,7 +153,7 @@ def ring_order(count: int, order: str) -> list[int]:
         InputError: the order is unknown.
     """
     if order not in ORDERS:
-        raise InputError(f"The order '{order}' is not known; choose one of {', '.join(ORDERS)}.")
+        raise InputError(f"The order '{order}' is unknown; one of {', '.join(ORDERS)} was expected.")
     if order == "both":
         return sorted(range(count), key=lambda index: (min(index, count - index), index))
     return list(range(count)) if order == "round" else [*range(0, count, 2), *range(1, count, 2)]

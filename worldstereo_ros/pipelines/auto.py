@@ -49,13 +49,13 @@ def load_pipeline(
 
         return GeometricPipeline()
     if dtype not in DTYPES:
-        raise InputError(f"The dtype '{dtype}' is not known; choose one of {', '.join(DTYPES)}.")
+        raise InputError(f"The dtype '{dtype}' is unknown; one of {', '.join(DTYPES)} was expected.")
     model, variant = split_variant(model, variant)
     if model in BUNDLED:
         options = {"name": model, **options}
     elif "/" not in model and not Path(model).expanduser().exists():
         raise InputError(
-            f"The model '{model}' is not known: it is neither one of {', '.join(NAMES)}, nor a folder on this machine, "
+            f"The model '{model}' is unknown: it is neither one of {', '.join(NAMES)}, nor a folder on this machine, "
             "nor a hub id (owner/name)."
         )
     import torch
@@ -96,7 +96,7 @@ def check_device(device: str) -> None:
     try:
         kind = torch.device(device).type
     except RuntimeError:
-        raise InputError(f"The device '{device}' is not known; use cpu, cuda or cuda:N.") from None
+        raise InputError(f"The device '{device}' is unknown; use cpu, cuda or cuda:N.") from None
     if kind not in ("cpu", "cuda"):
         raise InputError(f"The device '{device}' is not supported; use cpu, cuda or cuda:N.")
     if kind == "cuda":

@@ -96,9 +96,9 @@ def test_invalid_checkpoints_raise_a_one_line_error(published_checkpoints, tmp_p
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"model": "geometricc"}, "'geometricc' is not known"),
+        ({"model": "geometricc"}, "'geometricc' is unknown"),
         ({"model": "no/such folder"}, "neither|no model"),
-        ({"model": ".", "dtype": "int8"}, "'int8' is not known"),
+        ({"model": ".", "dtype": "int8"}, "'int8' is unknown"),
         ({"model": "a/b:memory", "variant": "camera"}, "camera was asked for"),
         ({"model": ".", "variant": "video"}, "'video' does not exist"),
     ],

@@ -77,5 +77,5 @@ def test_colour_points_marks_imagined_points():
     blue, orange = colour_points(colours, observed, PROVENANCE).astype(int)
     assert blue[2] > blue[0]
     assert orange[0] > orange[2]
-    with pytest.raises(ValueError, match="The colouring 'mauve' is not known"):
+    with pytest.raises(ValueError, match="The colouring 'mauve' is unknown"):
         colour_points(colours, observed, "mauve")

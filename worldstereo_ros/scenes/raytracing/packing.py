@@ -88,7 +88,7 @@ def pack(scenes: Sequence[Scene], *, device: torch.device | str = "cpu", light: 
         light: "soft" (soft shadows, ambient occlusion) or "plain" (none; fast).
 
     Raises:
-        InputError: there is no scene, or `light` is not known.
+        InputError: there is no scene, or `light` is unknown.
     """
     if not scenes:
         raise InputError("There are no scenes to pack; at least one was expected.")

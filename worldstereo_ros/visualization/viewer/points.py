@@ -95,7 +95,7 @@ def colour_points(colours: np.ndarray, observed: np.ndarray, colouring: str) -> 
         (N, 3) uint8.
 
     Raises:
-        InputError: the colouring is not known.
+        InputError: the colouring is unknown.
     """
     if colouring == NATURAL or len(colours) == 0:
         return colours
@@ -106,4 +106,4 @@ def colour_points(colours: np.ndarray, observed: np.ndarray, colouring: str) -> 
     if colouring == PROVENANCE:
         grey = colours.astype(np.float32).mean(axis=1, keepdims=True) / 255
         return np.clip(tint * (0.45 + 0.9 * grey), 0, 255).astype(np.uint8)
-    raise InputError(f"The colouring '{colouring}' is not known; it is one of {', '.join(COLOURINGS)}.")
+    raise InputError(f"The colouring '{colouring}' is unknown; one of {', '.join(COLOURINGS)} was expected.")
