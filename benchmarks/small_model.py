@@ -23,12 +23,13 @@ import worldstereo_ros.pipelines.worldstereo.pipeline as module
 from worldstereo_ros.evaluation.demo_scenarios import DemoScenario
 from worldstereo_ros.evaluation.metrics import psnr
 from worldstereo_ros.geometry.views import ImaginedView
+from worldstereo_ros.imaging.resizing import resize_image
 from worldstereo_ros.pipelines.base import Conditioning, OnStep, PipelineFrame
 from worldstereo_ros.pipelines.confidence import ConfidenceModel
 from worldstereo_ros.pipelines.geometric.pipeline import GeometricPipeline
 from worldstereo_ros.pipelines.geometric.plane_extrapolation import estimate_layout
 from worldstereo_ros.pipelines.geometric.warped_view import WarpedView
-from worldstereo_ros.pipelines.worldstereo.compositing import compose, mix_with_memory, resize_image
+from worldstereo_ros.pipelines.worldstereo.compositing import compose, mix_with_memory
 from worldstereo_ros.pipelines.worldstereo.model_inputs import build_model_inputs
 from worldstereo_ros.pipelines.worldstereo.pipeline import WorldStereoPipeline
 from worldstereo_ros.world import WorldModel
@@ -65,9 +66,10 @@ class PlainPipeline(WorldStereoPipeline):
         decoded = ((decoded.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
         images = decoded.permute(0, 2, 3, 1).cpu().numpy()
         size = (conditioning.camera.width, conditioning.camera.height)
+        resized = [resize_image(image, *size, enlarge=cv2.INTER_CUBIC) for image in images]
         yield from [
-            compose(frame, mix_with_memory(resize_image(image, *size), warped_views[index], conditioning, index))
-            for index, (frame, image) in enumerate(zip(frames, images, strict=True))
+            compose(frame, mix_with_memory(image, warped_views[index], conditioning, index))
+            for index, (frame, image) in enumerate(zip(frames, resized, strict=True))
         ]
 
 

@@ -191,11 +191,12 @@ class _Recording:
 def _read_source(folder: Path, observations: int, *, depth_required: bool) -> _Recording:
     """Evenly spaced views of a posed sequence, an example folder or an image."""
     from worldstereo_ros.io.datasets import open_sequence
+    from worldstereo_ros.utils.indices import evenly_spaced_indices
 
     sequence = open_sequence(folder)
     if not sequence.posed and len(sequence) > 1:
         raise InputError(f"{folder} has {len(sequence)} frames and no poses; name one of its images instead.")
-    observed_views = [sequence[i] for i in _even_indices(len(sequence), observations)]
+    observed_views = [sequence[i] for i in evenly_spaced_indices(len(sequence), observations)]
     if depth_required and any(view.depth is None for view in observed_views):
         raise InputError(
             f"{folder} has no depth, which the cloud memory needs, and --depth-model none disables its estimation. "
@@ -208,15 +209,6 @@ def _read_source(folder: Path, observations: int, *, depth_required: bool) -> _R
         return None
 
     return _Recording(folder.name, observed_views, find_path, sequence.prompt)
-
-
-def _even_indices(count: int, wanted: int) -> list[int]:
-    """At most `wanted` of the indices 0 .. count - 1, evenly spaced; index 0 if one is wanted."""
-    import numpy as np
-
-    if wanted == 1:
-        return [0]
-    return sorted({int(i) for i in np.linspace(0, count - 1, min(wanted, count)).round()})
 
 
 def _read_bag(bag: Path, observations: int, **topics: Any) -> _Recording:

@@ -16,7 +16,9 @@ import numpy as np
 from worldstereo_ros.evaluation import metrics
 from worldstereo_ros.evaluation.ablations import describe
 from worldstereo_ros.geometry.views import View
+from worldstereo_ros.imaging.resizing import resize_image
 from worldstereo_ros.io.images import write_image
+from worldstereo_ros.utils.indices import evenly_spaced_indices
 from worldstereo_ros.visualization.contact_sheet import FAINT, INK, PAPER
 from worldstereo_ros.visualization.images import IMAGINED_COLOUR
 from worldstereo_ros.visualization.text import draw_text
@@ -86,7 +88,7 @@ class ContactSheets:
         """
         if len(truths) < 2:
             return None
-        frames = sorted({int(i) for i in np.linspace(0, len(truths) - 1, min(MAX_COLUMNS, len(truths))).round()})
+        frames = evenly_spaced_indices(len(truths), MAX_COLUMNS)
         section = SheetSection(
             sequence, protocol, observed_views, frames, [truths[i].image for i in frames], [unseen[i] for i in frames]
         )
@@ -149,8 +151,7 @@ def _caption(image: np.ndarray, truth: np.ndarray, unseen: np.ndarray) -> str:
 
 def _cell(image: np.ndarray, size: tuple[int, int], unseen: np.ndarray | None, tint: float = 0.0) -> np.ndarray:
     """The image at the size (width, height) of a cell, with unseen regions outlined and tinted."""
-    shrinks = size[0] < image.shape[1]
-    cell = cv2.resize(image, size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
+    cell = resize_image(image, *size, enlarge=cv2.INTER_CUBIC)
     if unseen is None:
         return cell
     mask = cv2.resize(unseen.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)

@@ -16,6 +16,7 @@ from worldstereo_ros.geometry.poses import interpolate_poses
 from worldstereo_ros.geometry.views import View
 from worldstereo_ros.scenes.raytracing.render import render_scene, render_view
 from worldstereo_ros.utils.errors import InputError
+from worldstereo_ros.utils.indices import evenly_spaced_indices
 
 MAX_WIDTH_PX = 640
 
@@ -106,9 +107,9 @@ def bag_scenario(
 def _held_out(name: str, frames: list[int], load, views: int, observed_count: int) -> DemoScenario:
     if len(frames) < 4:
         raise InputError(f"{name} has {len(frames)} frames; the demo needs at least 4.")
-    observed = sorted({int(i) for i in np.linspace(0, len(frames) - 1, min(observed_count, len(frames) // 2)).round()})
+    observed = evenly_spaced_indices(len(frames), min(observed_count, len(frames) // 2))
     others = [i for i in frames if i not in observed]
-    targets = [others[int(i)] for i in np.linspace(0, len(others) - 1, min(views, len(others))).round()]
+    targets = [others[i] for i in evenly_spaced_indices(len(others), views)]
     truth = [_limit_width(load(i)) for i in targets]
     return DemoScenario(
         f"{name}: {len(observed)} of {len(frames)} frames observed, {len(targets)} others to imagine",

@@ -16,6 +16,7 @@ from worldstereo_ros.geometry.views import View
 from worldstereo_ros.panorama.imagine import ring_order, seam_joint
 from worldstereo_ros.panorama.perspective_views import observation_camera, panorama_views, pose_from_angles, rings
 from worldstereo_ros.utils.errors import InputError
+from worldstereo_ros.utils.indices import evenly_spaced_indices
 
 PROTOCOLS = ("single", "sparse", "mono", "revisit", "loop", "panorama", "cloud")
 SPARSE_VIEWS = 5
@@ -105,7 +106,7 @@ def make_scenario(sequence: Posed, protocol: str, every: int = 1) -> Scenario:
 
 def sparse_indices(count: int) -> list[int]:
     """Indices of `SPARSE_VIEWS` evenly spaced frames of `count`, shuffled with a fixed random seed."""
-    even = np.unique(np.linspace(0, count - 1, min(SPARSE_VIEWS, count)).round().astype(int))
+    even = evenly_spaced_indices(count, SPARSE_VIEWS)
     return [int(index) for index in np.random.default_rng(0).permutation(even)]
 
 

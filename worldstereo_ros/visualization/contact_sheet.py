@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
+from worldstereo_ros.imaging.resizing import resize_image
 from worldstereo_ros.visualization.images import depth_image, provenance_overlay
 from worldstereo_ros.visualization.text import FAINT, INK, PAPER, draw_text, text_width
 
@@ -62,8 +63,7 @@ def contact_sheet(
             if cell is None:
                 continue
             x = left + column * (cell_width + GAP_PX)
-            interpolation = cv2.INTER_AREA if cell.shape[1] > cell_width else cv2.INTER_CUBIC
-            resized = cv2.resize(cell, (cell_width, cell_height), interpolation=interpolation)
+            resized = resize_image(cell, cell_width, cell_height, enlarge=cv2.INTER_CUBIC)
             sheet[y : y + cell_height, x : x + cell_width] = resized
     return sheet
 

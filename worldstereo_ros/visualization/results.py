@@ -15,6 +15,7 @@ from worldstereo_ros.io.posed_sequences import write_sequence
 from worldstereo_ros.io.video import write_video
 from worldstereo_ros.memory.cloud import CloudMemory
 from worldstereo_ros.utils.errors import InputError
+from worldstereo_ros.utils.indices import evenly_spaced_indices
 from worldstereo_ros.visualization.cloud_overview import cloud_overview
 from worldstereo_ros.visualization.contact_sheet import contact_sheet
 from worldstereo_ros.visualization.images import provenance_overlay
@@ -52,7 +53,7 @@ def view_contact_sheet(
     Raises:
         InputError: another model has more or fewer views.
     """
-    shown = np.unique(np.linspace(0, len(imagined) - 1, min(rows, len(imagined))).round().astype(int))
+    shown = evenly_spaced_indices(len(imagined), rows)
     shown_observed = np.linspace(0, len(observed_views) - 1, len(shown)).round().astype(int)
     by_model = dict(sorted({**(other_models or {}), model: imagined}.items()))
     for name, views in by_model.items():

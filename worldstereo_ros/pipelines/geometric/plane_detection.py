@@ -18,6 +18,7 @@ import numpy as np
 
 from worldstereo_ros.geometry.views import View
 from worldstereo_ros.imaging.inpainting import push_pull
+from worldstereo_ros.imaging.resizing import resize_image
 
 # Sampling
 GRID_WIDTH = 96  # columns of the grid on which a view's depth is sampled
@@ -128,9 +129,8 @@ def sample_view(view: View) -> SampledView:
     measured = np.where(view.depth > 0, view.depth, 0).astype(np.float32)
     # Means of inverse depth, which is linear over a plane.
     inverse = np.where(measured > 0, 1 / np.where(measured > 0, measured, 1), 0).astype(np.float32)
-    interpolation = cv2.INTER_AREA if camera.width > GRID_WIDTH else cv2.INTER_LINEAR
-    fraction = cv2.resize((measured > 0).astype(np.float32), size, interpolation=interpolation)
-    inverse = cv2.resize(inverse, size, interpolation=interpolation) / np.maximum(fraction, 1e-6)
+    fraction = resize_image((measured > 0).astype(np.float32), *size)
+    inverse = resize_image(inverse, *size) / np.maximum(fraction, 1e-6)
     valid = (fraction > 0.5).astype(np.uint8)
     depth = cv2.resize(measured, size, interpolation=cv2.INTER_NEAREST)
     depth = np.where((depth == 0) & (fraction > MIN_MEASURED), 1 / np.maximum(inverse, 1e-3), depth).astype(np.float32)

@@ -24,6 +24,7 @@ import numpy as np
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.views import View
 from worldstereo_ros.imaging.inpainting import push_pull
+from worldstereo_ros.imaging.resizing import resize_image
 from worldstereo_ros.pipelines.geometric.plane_detection import (
     GRID_WIDTH,
     TEXTURE_CELLS,
@@ -35,6 +36,7 @@ from worldstereo_ros.pipelines.geometric.plane_detection import (
     texture_plane,
 )
 from worldstereo_ros.pipelines.geometric.warped_view import WarpedView
+from worldstereo_ros.utils.indices import evenly_spaced_indices
 from worldstereo_ros.utils.jit import compiled, run_in_threads, split_range
 
 MAX_VIEWS = 24  # observations that are sampled for planes and for free space
@@ -173,10 +175,7 @@ def _select_observations(views: Sequence[View]) -> list[View]:
     """At most `MAX_VIEWS` observations with depth, evenly over time."""
     # Observed pixels of an imagined view are copies. Without them the layout stays the same while views are imagined.
     observations = [view for view in views if view.depth is not None and view.observed is None]
-    if len(observations) > MAX_VIEWS:
-        chosen = np.linspace(0, len(observations) - 1, MAX_VIEWS).round().astype(int)
-        observations = [observations[index] for index in chosen]
-    return observations
+    return [observations[index] for index in evenly_spaced_indices(len(observations), MAX_VIEWS)]
 
 
 def _layout_from_samples(views: list[SampledView]) -> Layout:
@@ -249,8 +248,7 @@ def _render_one(layout: Layout, warped: WarpedView, camera: Camera, pose: np.nda
     size = (fine.width, fine.height)
     image, valid, filled = warped.image, warped.valid_mask, warped.depth
     if image.shape[:2] != size[::-1]:
-        interpolation = cv2.INTER_AREA if fine.width < image.shape[1] else cv2.INTER_LINEAR
-        image = cv2.resize(image, size, interpolation=interpolation)
+        image = resize_image(image, *size)
         valid = cv2.resize(valid.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST) > 0
         filled = cv2.resize(filled, size, interpolation=cv2.INTER_NEAREST)
     out, filled_depth = image.astype(np.float32), np.maximum(filled, NEAR_M)

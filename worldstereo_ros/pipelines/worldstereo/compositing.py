@@ -62,11 +62,3 @@ def mix_with_memory(imagined: np.ndarray, warped: WarpedView, conditioning: Cond
     weight = cv2.blur(weight, (WEIGHT_BLUR_PX, WEIGHT_BLUR_PX))[..., None]
     mixed = weight * warped.image + (1 - weight) * imagined
     return np.rint(mixed).astype(np.uint8)
-
-
-def resize_image(image: np.ndarray, width: int, height: int) -> np.ndarray:
-    """Resizes an image to (height, width, 3) uint8: area averaging down, cubic interpolation up."""
-    if image.shape[:2] == (height, width):
-        return np.ascontiguousarray(image)
-    interpolation = cv2.INTER_AREA if width < image.shape[1] else cv2.INTER_CUBIC
-    return cv2.resize(image, (width, height), interpolation=interpolation)

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 import torch
 from torch.nn import functional
@@ -20,6 +19,7 @@ from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.poses import invert_pose
 from worldstereo_ros.geometry.view_overlap import retrieval_scores
 from worldstereo_ros.geometry.views import View
+from worldstereo_ros.imaging.resizing import resize_image
 from worldstereo_ros.models.worldstereo.camera_embedding import normalise_cameras, plucker_embedding, pose_vectors
 from worldstereo_ros.pipelines.base import Conditioning
 from worldstereo_ros.pipelines.geometric.plane_extrapolation import Layout, render_layout
@@ -97,7 +97,7 @@ def make_keyframes(
     if warped_views is None:
         images, holes = fit_renders(renders.colour, renders.covered, size)
     else:
-        resized = [_resize(warped.image, width, height) for warped in warped_views]
+        resized = [resize_image(warped.image, width, height) for warped in warped_views]
         images = torch.stack([_to_tensor(image, renders.colour.device) for image in resized])
         holes = (_fit(renders.covered[:, None].float(), size) < MIN_COVERAGE)[:, 0].float()
     poses = np.concatenate([conditioning.start_view.world_from_camera[None], conditioning.world_from_camera])
@@ -207,11 +207,6 @@ def _fit(images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     if tuple(images.shape[2:]) == tuple(size):
         return images
     return functional.interpolate(images, size, mode="bilinear", antialias=True)
-
-
-def _resize(image: np.ndarray, width: int, height: int) -> np.ndarray:
-    shrinks = width < image.shape[1]
-    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
 
 
 def _to_tensor(image: np.ndarray, device: torch.device) -> torch.Tensor:

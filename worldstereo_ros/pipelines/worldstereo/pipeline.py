@@ -26,6 +26,7 @@ import torch
 from worldstereo_ros.depth.alignment import DepthError, complete_depth
 from worldstereo_ros.depth.estimators import DepthEstimator, load_small_depth
 from worldstereo_ros.imaging.inpainting import fill_depth
+from worldstereo_ros.imaging.resizing import resize_image
 from worldstereo_ros.models import (
     CheckpointConfig,
     WorldStereoTransformer,
@@ -49,7 +50,7 @@ from worldstereo_ros.pipelines.diffusion.text_encoders import (
 from worldstereo_ros.pipelines.geometric.pipeline import GeometricPipeline
 from worldstereo_ros.pipelines.geometric.plane_extrapolation import Layout, LayoutEstimator
 from worldstereo_ros.pipelines.geometric.warped_view import WarpedView
-from worldstereo_ros.pipelines.worldstereo.compositing import compose, mix_with_memory, resize_image
+from worldstereo_ros.pipelines.worldstereo.compositing import compose, mix_with_memory
 from worldstereo_ros.pipelines.worldstereo.conditioning import make_keyframes
 from worldstereo_ros.pipelines.worldstereo.model_inputs import MASK_CHANNELS, ModelInputs, build_model_inputs
 from worldstereo_ros.pipelines.worldstereo.video_condition import VideoCondition, load_video_condition
@@ -321,7 +322,8 @@ class WorldStereoPipeline:
             decoded = (decoded.float().clamp(-1, 1).add(1).mul(127.5).round()).to(torch.uint8)
             image = decoded.permute(1, 2, 0).cpu().numpy()
             frame = self._frame_of_memory(conditioning, index, warped_views[index] if warped_views else None)
-            image = resize_image(image, conditioning.camera.width, conditioning.camera.height)
+            camera = conditioning.camera
+            image = resize_image(image, camera.width, camera.height, enlarge=cv2.INTER_CUBIC)
             if warped_views and self.compose_observed:
                 image = mix_with_memory(image, warped_views[index], conditioning, index)
             composed = self._with_depth(compose(frame, image), conditioning, index, layout)

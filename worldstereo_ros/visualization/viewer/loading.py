@@ -18,6 +18,7 @@ from worldstereo_ros.io.point_clouds import CloudFileError, read_point_cloud
 from worldstereo_ros.io.posed_sequences import open_posed
 from worldstereo_ros.io.view_sequence import ViewSequence
 from worldstereo_ros.utils.errors import WorldStereoError
+from worldstereo_ros.utils.indices import evenly_spaced_indices
 from worldstereo_ros.visualization.result_files import IMAGINED_FOLDER, MAP_FILE, OBSERVED_FOLDER
 
 MAP_SUFFIX = ".wsmap"
@@ -119,7 +120,7 @@ def _load_map(path: Path) -> Viewable:
             raise ViewableError(str(error)) from error
         raise ViewableError(f"{path} is of an unknown kind. {EXPECTED}") from error
     cloud, views = archive.cloud, archive.bank.views
-    kept, notes = _even_indices(len(views), MAX_SHOWN_VIEWS), []
+    kept, notes = evenly_spaced_indices(len(views), MAX_SHOWN_VIEWS), []
     if len(kept) < len(views):
         notes.append(f"{len(kept)} of the {len(views)} remembered views are shown.")
     shown = tuple(shrink(views[i]) for i in kept)
@@ -198,18 +199,18 @@ def _read_views(folder: Path) -> tuple[tuple[View, ...], np.ndarray, list[str]]:
     views, poses, notes = _load_views(sequence)
     if not (folder / "observed").is_dir():
         return views, poses, notes
-    kept = _even_indices(len(sequence), MAX_SHOWN_VIEWS)
+    kept = evenly_spaced_indices(len(sequence), MAX_SHOWN_VIEWS)
     imagined = tuple(
         _read_imagined_view(folder, view, int(sequence.indices[i]), i, len(sequence))
-        for view, i in zip(views, kept.tolist(), strict=True)
+        for view, i in zip(views, kept, strict=True)
     )
     return imagined, poses, notes
 
 
 def _load_views(sequence: ViewSequence) -> tuple[tuple[View, ...], np.ndarray, list[str]]:
-    kept = _even_indices(len(sequence), MAX_SHOWN_VIEWS)
+    kept = evenly_spaced_indices(len(sequence), MAX_SHOWN_VIEWS)
     notes = [f"{len(kept)} of its {len(sequence)} views are shown."] if len(kept) < len(sequence) else []
-    return tuple(shrink(sequence[int(i)]) for i in kept), sequence.poses, notes
+    return tuple(shrink(sequence[i]) for i in kept), sequence.poses, notes
 
 
 def _read_imagined_view(folder: Path, view: View, number: int, index: int, count: int) -> ImaginedView:
@@ -262,10 +263,11 @@ def _fuse(sequence: ViewSequence, notes: list[str]) -> Viewable:
     if not with_depth:
         notes.append("There is no depth: only cameras and images are shown.")
         return empty
-    kept = [with_depth[i] for i in _even_indices(len(with_depth), MAX_FUSED_FRAMES)]
+    kept = [with_depth[i] for i in evenly_spaced_indices(len(with_depth), MAX_FUSED_FRAMES)]
     if len(kept) < len(with_depth):
         notes.append(f"{len(kept)} of the {len(with_depth)} frames with depth were fused into the cloud.")
     first = sequence[kept[0]]
+    assert first.depth is not None
     median_depth = float(np.median(first.depth[first.depth > 0])) if (first.depth > 0).any() else 2.0
     cloud = CloudMemory(voxel_size=0.01 if sequence.metric else median_depth / 300)
     for index in kept:
@@ -303,11 +305,6 @@ def _load_cloud_file(path: Path) -> Viewable:
 
 
 # --- helpers ----------------------------------------------------------------------------------------------------------
-
-
-def _even_indices(count: int, max_count: int) -> np.ndarray:
-    """At most `max_count` of the indices 0 .. count - 1, evenly spaced, first and last included."""
-    return np.unique(np.linspace(0, count - 1, min(count, max_count)).round().astype(np.int64))
 
 
 def _up_direction(world_from_camera: np.ndarray) -> np.ndarray:
