@@ -28,7 +28,7 @@ from worldstereo_ros.evaluation.world_sequences import WorldSequence, world_sequ
 from worldstereo_ros.geometry.views import View
 from worldstereo_ros.pipelines.auto import load_pipeline
 from worldstereo_ros.pipelines.base import Conditioning, OnStep, Pipeline, PipelineFrame
-from worldstereo_ros.pipelines.confidence import TOLERANCE, ConfidenceModel, Scale, confidence_file, features
+from worldstereo_ros.pipelines.confidence import COLOUR_TOLERANCE, ConfidenceModel, Scale, confidence_file, features
 from worldstereo_ros.scenes.raytracing.primitives import Random
 from worldstereo_ros.scenes.sensor import SensorNoise, noisy_depth, noisy_image
 from worldstereo_ros.world import WorldModel
@@ -183,7 +183,9 @@ def fit(samples: Samples) -> Scale:
     groups = np.array_split(order, KNOTS)
     scores = np.array([score[group].mean() for group in groups])
     error = isotonic_regression([samples.error[group].mean() for group in groups]).x
-    right = isotonic_regression([(samples.error[group] <= TOLERANCE).mean() for group in groups], increasing=False).x
+    right = isotonic_regression(
+        [(samples.error[group] <= COLOUR_TOLERANCE).mean() for group in groups], increasing=False
+    ).x
     distinct = np.concatenate([[True], np.diff(scores) > 1e-3])
     # Strictly monotone: of two pixels, the one with the higher score never gets an equal confidence.
     slope = 1e-4 * np.arange(int(distinct.sum()))
@@ -221,7 +223,7 @@ def main() -> None:
         console.print(f"{sequence.path.name}: {time.monotonic() - begin:.0f} s", style="dim")
     path = confidence_file()
     content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"pipelines": {}}
-    content |= {"tolerance": TOLERANCE, "made_by": "scripts/fit_confidence.py, worlds of the validation split"}
+    content |= {"tolerance": COLOUR_TOLERANCE, "made_by": "scripts/fit_confidence.py, worlds of the validation split"}
     table = Table(title="Rank correlation, cross-validated over worlds")
     for heading in ("pipeline", "pixels", "number", "mean error", "right", "rank", "with spread", "weights"):
         table.add_column(heading, overflow="fold")
@@ -243,7 +245,7 @@ def main() -> None:
                 kind,
                 str(len(some.error)),
                 f"{some.error.mean():.3f}",
-                f"{(some.error <= TOLERANCE).mean():.2f}",
+                f"{(some.error <= COLOUR_TOLERANCE).mean():.2f}",
                 f"{rank:.3f}",
                 spread,
                 ", ".join(f"{key} {value:.2f}" for key, value in scale.to_dict()["weights"].items()),

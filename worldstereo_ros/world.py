@@ -36,8 +36,8 @@ from worldstereo_ros.pipelines.confidence import load_confidence
 from worldstereo_ros.rendering.splatting import Rendering, render
 from worldstereo_ros.utils.errors import InputError, WorldStereoError
 
-# With remember=True, so many views of each clip join the view bank, evenly spaced and never the first (WorldStereo 2.0
-# keeps 8 of 20). A path that a pipeline imagines view by view counts as one clip.
+# With remember=True, this many views of each clip join the view bank, evenly spaced and never the first (WorldStereo
+# 2.0 keeps 8 of 20). A path that a pipeline imagines view by view counts as one clip.
 BANK_VIEWS_PER_CLIP = 8
 
 
@@ -70,7 +70,7 @@ class WorldModel:
         """Creates a world model; memories that are not given are empty.
 
         Args:
-            pipeline: of `pipelines.auto.load_pipeline`.
+            pipeline: a pipeline, such as `pipelines.auto.load_pipeline` returns.
             cloud, bank, depth_estimator, device: see the class.
         """
         self.pipeline = pipeline
@@ -249,7 +249,7 @@ class WorldModel:
         an observation showed to be free.
 
         Args:
-            view: of `imagine`.
+            view: one that `imagine` returned.
             in_bank: also add the view to the view bank.
         """
         if view.depth is not None and view.covered is not None and not view.covered.all():
@@ -264,7 +264,7 @@ class WorldModel:
             self.bank.add(view)
 
     def _depth_of_new_surfaces(self, view: ImaginedView) -> np.ndarray:
-        """(H, W) float32 depth of the pixels that memory does not cover by now, 0 elsewhere.
+        """(H, W) float32 depth of the pixels that memory does not cover yet, 0 elsewhere.
 
         Views of a clip are imagined independently, and their depth estimates of a new surface differ. The first view
         that shows the surface adds it to the cloud; the depth of later ones is aligned to it.

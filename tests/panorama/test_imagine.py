@@ -64,7 +64,7 @@ def test_imagine_panorama_at_another_place(world):
 
 
 def test_imagine_panorama_rejects_invalid_arguments(world):
-    with pytest.raises(ValueError, match="The panorama's place"):
+    with pytest.raises(ValueError, match="The panorama pose"):
         imagine_panorama(world, np.full((4, 4), np.nan))
     with pytest.raises(ValueError, match="at least 8 rows"):
         imagine_panorama(world, np.eye(4), height=2)

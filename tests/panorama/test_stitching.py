@@ -109,7 +109,7 @@ def test_stitching_rejects_invalid_views(box_views):
         panorama_from_views(box_views[:1], 100_000)
     aside = pose_from_angles(0.3, 0)
     aside[0, 3] = 0.5
-    with pytest.raises(ValueError, match=r"0\.50 m from the panorama's place"):
+    with pytest.raises(ValueError, match=r"0\.50 m from the position of the panorama"):
         panorama_from_views([box_views[0], replace(box_views[1], world_from_camera=aside)])
     with pytest.raises(ValueError, match="finite 4x4"):
         panorama_from_views(box_views[:1], 64, world_from_camera=np.full((4, 4), np.nan))

@@ -22,9 +22,9 @@ from worldstereo_ros.memory.cloud import CloudMemory
 from worldstereo_ros.pipelines.auto import load_pipeline
 from worldstereo_ros.pipelines.base import Conditioning, PipelineFrame
 from worldstereo_ros.pipelines.confidence import (
+    COLOUR_TOLERANCE,
     FEATURES,
     MAX_SIZE_PX,
-    TOLERANCE,
     ConfidenceModel,
     Scale,
     features,
@@ -349,7 +349,9 @@ def _judged(honest: bool) -> calibration.CalibrationRow:
         observed = np.zeros((64, 64), bool)
         error = model.expected_error(confidence, observed)
         if honest:  # as many right as it says, and in the same order
-            level = 255 * np.where(random.random(error.shape) < confidence, error * TOLERANCE, TOLERANCE + error)
+            level = 255 * np.where(
+                random.random(error.shape) < confidence, error * COLOUR_TOLERANCE, COLOUR_TOLERANCE + error
+            )
         else:
             level = 255 * random.random(error.shape)
         image = np.rint(level)[..., None].repeat(3, axis=2).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""`worldstereo panorama`: from one panorama, the panorama at another place."""
+"""`worldstereo panorama`: from one panorama, the panorama at another position."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def panorama(
     ] = 512,
     out: Out = Path("panorama_out"),
 ) -> None:
-    """Imagine the panorama at another place than the one where it was taken.
+    """Imagine the panorama at another position than the one where it was taken.
 
     The output folder holds panorama.png, observed.png (mask), distance.png (millimetres), sheet.png, figures.json,
     world.wsmap (the memories), and the folder imagined/ (the perspective views, a posed sequence).

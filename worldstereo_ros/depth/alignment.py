@@ -58,8 +58,8 @@ def align_depth(
         reference: (H, W) metres, 0 = unknown: a sparse sensor, or the memory rendered at the same pose.
         kind: "disparity" or "depth", the content of `predicted`.
         tolerance: largest relative error in inverse depth of an inlier.
-        min_references: least number of pixels with prediction and reference.
-        min_inliers: least fraction of inliers.
+        min_references: minimum number of pixels with prediction and reference.
+        min_inliers: minimum fraction of inliers.
         hypotheses: number of RANSAC hypotheses.
         seed: random seed; equal seeds give equal results.
 

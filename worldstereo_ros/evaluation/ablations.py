@@ -150,7 +150,7 @@ def small_model_table(rows: Sequence[Row]) -> str:
     """The tables in Markdown: unseen worlds, real sequences, attention over references, and the findings.
 
     Args:
-        rows: of `evaluate`, for any of the pipelines of `stage_pipelines`; of several rows of the same sequence,
+        rows: result of `evaluate`, for any of the pipelines of `stage_pipelines`; of several rows of the same sequence,
             protocol and pipeline the last one counts.
 
     Raises:

@@ -24,7 +24,7 @@ from worldstereo_ros.evaluation.calibration_metrics import (
 from worldstereo_ros.evaluation.calibration_plot import plot_calibration
 from worldstereo_ros.evaluation.tables import Column, build_table
 from worldstereo_ros.io.images import write_image
-from worldstereo_ros.pipelines.confidence import TOLERANCE, load_confidence
+from worldstereo_ros.pipelines.confidence import COLOUR_TOLERANCE, load_confidence
 from worldstereo_ros.utils.errors import InputError
 
 SAMPLED_PIXELS = 4000  # of a frame; neighbouring pixels add little
@@ -102,10 +102,10 @@ class Calibration:
             raise InputError("No pipeline gave a confidence; there is no calibration to write.")
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix.lower() == ".json":
-            content = {"tolerance": TOLERANCE, "rows": [asdict(row) for row in self.rows()]}
+            content = {"tolerance": COLOUR_TOLERANCE, "rows": [asdict(row) for row in self.rows()]}
             path.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
         else:
-            write_image(path, plot_calibration(self.totals(), TOLERANCE))
+            write_image(path, plot_calibration(self.totals(), COLOUR_TOLERANCE))
 
 
 def check_ending(path: Path) -> None:
@@ -134,5 +134,5 @@ COLUMNS = [
 
 def calibration_table(rows: list[CalibrationRow]) -> Table:
     """A table for the terminal."""
-    title = f"Calibration; correct = within {TOLERANCE:g} of the colour range. See docs/concepts/confidence.md"
+    title = f"Calibration; correct = within {COLOUR_TOLERANCE:g} of the colour range. See docs/concepts/confidence.md"
     return build_table(rows, COLUMNS, title=title)

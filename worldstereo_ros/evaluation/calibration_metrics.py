@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy.stats import spearmanr
 
-from worldstereo_ros.pipelines.confidence import TOLERANCE
+from worldstereo_ros.pipelines.confidence import COLOUR_TOLERANCE
 
 BLOCK_PX = 16  # planners use areas rather than single pixels
 BINS = 10
@@ -114,7 +114,7 @@ def calibration_row(data: str, pipeline: str, pixels: PixelSamples, blocks: Pixe
     """
     confidence, expected, error, observed = pixels.concatenated()
     _, block_expected, block_error, block_observed = blocks.concatenated()
-    right = error <= TOLERANCE
+    right = error <= COLOUR_TOLERANCE
     bins = [
         Bin(float(mask.mean()), float(confidence[mask].mean()), float(right[mask].mean()))
         for number in range(BINS)

@@ -14,7 +14,7 @@ from worldstereo_ros.visualization.images import IMAGINED_COLOUR, OBSERVED_COLOU
 from worldstereo_ros.visualization.text import draw_text, text_width
 
 PANEL_PX, LEFT_PX, TOP_PX, BOTTOM_PX, GAP_PX = 360, 92, 92, 64, 40  # of a panel and around it
-MIN_SHARE = 0.002  # fraction of all pixels below which a bin is not drawn
+MIN_FRACTION = 0.002  # fraction of all pixels below which a bin is not drawn
 COLOURS = (OBSERVED_COLOUR, IMAGINED_COLOUR, (110, 90, 170), (60, 140, 80), FAINT)
 
 
@@ -24,7 +24,7 @@ def plot_calibration(rows: Sequence[CalibrationRow], tolerance: float) -> np.nda
     The area of a dot is the fraction of the pixels; dots of a perfectly calibrated pipeline lie on the diagonal.
 
     Args:
-        rows: of whole kinds of data, see `Calibration.totals`.
+        rows: rows of whole kinds of data, see `Calibration.totals`.
         tolerance: largest error of a correct pixel, as a fraction of the colour range.
 
     Returns:
@@ -54,7 +54,7 @@ def plot_calibration(rows: Sequence[CalibrationRow], tolerance: float) -> np.nda
             x0, y0 = LEFT_PX + column * panel_width, top + TOP_PX
             _draw_axes(canvas, x0, y0, limit, x_title, y_title)
             for row, colour in zip(members, colours, strict=True):
-                bins = [part for part in getattr(row, name) if part.share >= MIN_SHARE]
+                bins = [part for part in getattr(row, name) if part.share >= MIN_FRACTION]
                 points = [
                     (round(x0 + PANEL_PX * part.predicted / limit), round(y0 + PANEL_PX * (1 - part.actual / limit)))
                     for part in bins

@@ -26,9 +26,9 @@ from worldstereo_ros.visualization.text import draw_text
 MAX_COLUMNS = 5
 CELL_PX = 240  # width of an image
 LEFT_PX, TOP_PX, MARGIN_PX, GAP_PX, CAPTION_PX = 168, 84, 24, 10, 20
-LINE_LETTERS = 20  # of a row's name
-MIN_REGION = 0.004  # fraction of the image; smaller unseen regions are not outlined
-TINT = 0.25  # of unseen regions in the ground truth
+MAX_LINE_CHARS = 20  # of a row's name
+MIN_REGION_FRACTION = 0.004  # fraction of the image; smaller unseen regions are not outlined
+TINT_OPACITY = 0.25  # of unseen regions in the ground truth
 SMOOTHING_PX = 7  # thinner unseen regions, and thinner gaps between them, are removed
 
 
@@ -123,11 +123,13 @@ def draw(section: SheetSection) -> np.ndarray:
 
     def draw_cell(row: int, column: int, image: np.ndarray, caption: str, unseen: np.ndarray | None = None) -> None:
         x, y = MARGIN_PX + LEFT_PX + column * (CELL_PX + GAP_PX), TOP_PX + row * row_height
-        sheet[y : y + height, x : x + CELL_PX] = _cell(image, (CELL_PX, height), unseen, tint=TINT if row == 1 else 0.0)
+        sheet[y : y + height, x : x + CELL_PX] = _cell(
+            image, (CELL_PX, height), unseen, tint=TINT_OPACITY if row == 1 else 0.0
+        )
         draw_text(sheet, caption, (x, y + height + 14), 0.4, FAINT)
 
     def draw_name(row: int, text: str) -> None:
-        for number, line in enumerate(textwrap.wrap(text, LINE_LETTERS)[:5]):
+        for number, line in enumerate(textwrap.wrap(text, MAX_LINE_CHARS)[:5]):
             draw_text(sheet, line, (MARGIN_PX, TOP_PX + row * row_height + 18 + 19 * number), 0.46, INK)
 
     draw_name(0, "observed")
@@ -158,7 +160,7 @@ def _cell(image: np.ndarray, size: tuple[int, int], unseen: np.ndarray | None, t
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (SMOOTHING_PX, SMOOTHING_PX))
     mask = cv2.morphologyEx(cv2.morphologyEx(mask, cv2.MORPH_CLOSE, kernel), cv2.MORPH_OPEN, kernel)
     outlines, _ = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-    large = [outline for outline in outlines if cv2.contourArea(outline) >= MIN_REGION * mask.size]
+    large = [outline for outline in outlines if cv2.contourArea(outline) >= MIN_REGION_FRACTION * mask.size]
     cell[mask > 0] = (1 - tint) * cell[mask > 0] + tint * np.array(IMAGINED_COLOUR)
     # A light line inside a dark one is visible on every background.
     cv2.drawContours(cell, large, -1, INK, 2, cv2.LINE_AA)

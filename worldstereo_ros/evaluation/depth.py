@@ -25,7 +25,7 @@ from worldstereo_ros.depth.estimators import NONE, SMALL, DepthEstimator, load_d
 from worldstereo_ros.evaluation.depth_baselines import BASELINES, CONSTANT_M, HEIGHT_M, WALL_M
 from worldstereo_ros.evaluation.metrics import depth_error
 from worldstereo_ros.evaluation.tables import Column, build_table
-from worldstereo_ros.evaluation.world_sequences import Posed, open_data
+from worldstereo_ros.evaluation.world_sequences import PosedSequence, open_data
 from worldstereo_ros.geometry.views import View
 from worldstereo_ros.imaging.inpainting import fill_depth
 from worldstereo_ros.io.images import write_image
@@ -35,7 +35,7 @@ from worldstereo_ros.visualization.images import depth_image
 from worldstereo_ros.world import WorldModel
 
 CELL_PX, MAX_COLUMNS = 260, 6  # of the contact sheet: width of an image, images side by side
-TABLE_WIDTH = 160  # characters, where the output is no terminal
+TABLE_WIDTH = 160  # characters, where the output is not a terminal
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class DepthRow:
     Attributes:
         sequence, estimator: names.
         frames: number of frames with an estimate.
-        refused: number of frames without one, such as images of the sky alone.
+        refused: number of frames without an estimate, such as images of the sky alone.
         abs_rel, delta_1_25: metric errors, see `metrics.depth_error`.
         aligned_abs_rel, aligned_delta_1_25: errors after median scaling.
         scale: median over frames of the scale factor; 1 = metric.
@@ -83,7 +83,7 @@ class _FrameErrors:
 
 
 def depth_errors(
-    data: Sequence[str | Path | Posed],
+    data: Sequence[str | Path | PosedSequence],
     estimators: dict[str, DepthEstimator],
     *,
     every: int = 1,
@@ -94,7 +94,7 @@ def depth_errors(
 
     Args:
         data: see `world_sequences.open_data`.
-        estimators: by name.
+        estimators: estimators by name.
         every: evaluate every n-th frame.
         progress: called with a line of text.
         examples: list to which the middle frame of every sequence is added, with the depth of each estimator.
@@ -116,7 +116,7 @@ def depth_errors(
             with_depth += 1
             progress(f"{sequence.path.name}: frame {number + 1} of {len(sequence)}")
             predictions: dict[str, np.ndarray] = {}
-            if not warmed_up:  # the first call compiles and allocates, which is no part of a frame's time
+            if not warmed_up:  # the first call compiles and allocates, which is not part of the time of a frame
                 warmed_up = True
                 for estimator in all_estimators.values():
                     with suppress(DepthError):
@@ -144,7 +144,7 @@ def depth_errors(
 
 
 def imagined_errors(
-    data: Sequence[str | Path | Posed],
+    data: Sequence[str | Path | PosedSequence],
     pipelines: Sequence[str],
     *,
     every: int = 1,
@@ -160,7 +160,7 @@ def imagined_errors(
         data: see `world_sequences.open_data`.
         pipelines: names of `load_pipeline`.
         every: imagine every n-th frame.
-        device: of the pipelines.
+        device: device of the pipelines.
         progress: called with a line of text.
 
     Raises:
@@ -265,7 +265,7 @@ def run(
         json_file: file for the rows.
         sheet: file for the contact sheet of images, true and estimated depth.
         pipelines: evaluate the depth of views that these imagine instead, see `imagined_errors`.
-        device: of torch.
+        device: torch device.
 
     Raises:
         InputError: a model or sequence is unknown, or a sequence has no depth.

@@ -35,7 +35,7 @@ def ground_depth(camera: Camera, height: float, wall: float) -> np.ndarray:
 
     Args:
         camera: intrinsics.
-        height: of the camera above the floor, metres.
+        height: height of the camera above the floor, metres.
         wall: distance of the wall, metres.
     """
     below = (np.arange(camera.height) - camera.cy) / camera.fy

@@ -16,7 +16,7 @@ from worldstereo_ros.utils.errors import InputError
 
 # A pixel was seen by a view if its depth agrees with the view's within this ratio plus this distance.
 SEEN_DEPTH_RATIO, SEEN_DEPTH_M = 0.05, 0.02
-SSIM_WINDOW = 7
+SSIM_WINDOW_PX = 7
 MAX_PSNR_DB = 100.0
 
 
@@ -100,13 +100,13 @@ def ssim(image: np.ndarray, truth: np.ndarray) -> float:
     import cv2
 
     _check_images(image, truth)
-    if min(image.shape[:2]) < SSIM_WINDOW:
+    if min(image.shape[:2]) < SSIM_WINDOW_PX:
         raise InputError(f"The images are {image.shape[1]}x{image.shape[0]}; SSIM needs at least 7x7 pixels.")
     a, b = image.astype(np.float64), truth.astype(np.float64)
-    border = SSIM_WINDOW // 2
+    border = SSIM_WINDOW_PX // 2
     inside = (slice(border, image.shape[0] - border), slice(border, image.shape[1] - border))
-    means = [cv2.blur(values, (SSIM_WINDOW, SSIM_WINDOW))[inside] for values in (a, b, a * a, b * b, a * b)]
-    count = SSIM_WINDOW**2
+    means = [cv2.blur(values, (SSIM_WINDOW_PX, SSIM_WINDOW_PX))[inside] for values in (a, b, a * a, b * b, a * b)]
+    count = SSIM_WINDOW_PX**2
     return float(ssim_from_means(*means, peak=255.0, bias_correction=count / (count - 1)).mean())
 
 

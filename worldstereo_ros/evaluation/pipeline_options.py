@@ -112,7 +112,7 @@ class PipelineName:
             except ValueError as expected:
                 raise InputError(f"The pipeline '{text}' has {name}={value}; {expected} was expected.") from None
         if options and model in ("geometric", UNALIGNED, *BASELINES):
-            raise InputError(f"'{model}' is no checkpoint and takes no options; '{text}' has {', '.join(options)}.")
+            raise InputError(f"'{model}' is not a checkpoint and takes no options; '{text}' has {', '.join(options)}.")
         return cls(text, model, options)
 
 
@@ -194,7 +194,7 @@ def _check(name: PipelineName, pipeline: Any) -> None:
         return
     config = getattr(pipeline, "config", None)
     if config is None:
-        raise InputError(f"'{name.model}' is no checkpoint and takes no options; remove those of '{name.text}'.")
+        raise InputError(f"'{name.model}' is not a checkpoint and takes no options; remove those of '{name.text}'.")
     memory_options = [option for option in ("memory", "reference_attention") if option in name.options]
     if memory_options and not config.has_memory_branch:
         raise InputError(

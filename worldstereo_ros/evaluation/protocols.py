@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from worldstereo_ros.evaluation.world_sequences import Posed, WorldSequence, world_panorama
+from worldstereo_ros.evaluation.world_sequences import PosedSequence, WorldSequence, world_panorama
 from worldstereo_ros.geometry.poses import estimate_up_direction, interpolate_poses
 from worldstereo_ros.geometry.views import View
 from worldstereo_ros.panorama.imagine import ring_order, seam_joint
@@ -47,7 +47,7 @@ class Scenario:
     """
 
     observed_views: list[View]
-    target_views: Posed
+    target_views: PosedSequence
     path: np.ndarray
     evaluated: list[int]
     remember: bool = False
@@ -62,7 +62,7 @@ class Scenario:
         return np.split(self.path, self.cuts)
 
 
-def make_scenario(sequence: Posed, protocol: str, every: int = 1) -> Scenario:
+def make_scenario(sequence: PosedSequence, protocol: str, every: int = 1) -> Scenario:
     """Makes the scenario of a protocol on a posed sequence.
 
     Args:
@@ -110,7 +110,7 @@ def sparse_indices(count: int) -> list[int]:
     return [int(index) for index in np.random.default_rng(0).permutation(even)]
 
 
-def _loop(sequence: Posed) -> Scenario:
+def _loop(sequence: PosedSequence) -> Scenario:
     """Out along recorded frames, a full turn on the spot, and back to the first frame, all in one call."""
     last = len(_first_metres(sequence.poses, LOOP_LENGTH_M)) - 1
     frames = [int(index) for index in np.unique(np.linspace(1, last, min(LOOP_VIEWS, last)).round())]
@@ -122,7 +122,7 @@ def _loop(sequence: Posed) -> Scenario:
     pairs = [(first, back_start + out_end - 2 - first) for first in range(out_end - 1)]
     pairs.append((out_end - 1, back_start - 1))
     if isinstance(sequence, WorldSequence):
-        targets: Posed = sequence.seen_from(path)
+        targets: PosedSequence = sequence.seen_from(path)
         evaluated = list(range(len(path)))
     else:  # a recorded sequence has no ground truth of the turn
         targets = sequence.subset([*frames, *back])
@@ -130,8 +130,8 @@ def _loop(sequence: Posed) -> Scenario:
     return Scenario([sequence[0]], targets, path, evaluated, remember=True, pairs=tuple(pairs))
 
 
-def _panorama(sequence: Posed) -> Scenario:
-    """A panorama at the first pose is observed; the panorama of another place on the walk is imagined, ring by ring."""
+def _panorama(sequence: PosedSequence) -> Scenario:
+    """A panorama at the first pose is observed; one at another position on the walk is imagined, ring by ring."""
     if not isinstance(sequence, WorldSequence):
         raise InputError(
             f"{sequence.path} is a recorded sequence; the protocol panorama needs procedural worlds (worlds:test:4), "

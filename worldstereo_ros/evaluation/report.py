@@ -24,7 +24,8 @@ class Row:
         psnr, ssim: means over whole frames; PSNR in dB.
         psnr_seen, psnr_unseen: PSNR over the pixels that an observed view saw, and over those that none saw.
         coverage: fraction of the pixels that memory covers.
-        observed_precision, observed_recall: of the mask of observed pixels, against the pixels that were seen.
+        observed_precision, observed_recall: precision and recall of the mask of observed pixels, against the pixels
+            that were seen.
         abs_rel, delta_1_25: depth errors, see `metrics.depth_error`.
         seconds_per_view: time of a view.
         cloud_precision, cloud_recall, cloud_f1: see `metrics.cloud_scores`, within 5 cm.

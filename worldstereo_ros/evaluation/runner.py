@@ -21,14 +21,14 @@ from worldstereo_ros.evaluation.pipeline_options import Pipelines
 from worldstereo_ros.evaluation.protocols import PROTOCOLS, Scenario, make_scenario
 from worldstereo_ros.evaluation.report import Row, format_table, one_line, write_json
 from worldstereo_ros.evaluation.scoring import EvaluatedView, Scorer, observed_world
-from worldstereo_ros.evaluation.world_sequences import Posed, WorldSequence, open_data
+from worldstereo_ros.evaluation.world_sequences import PosedSequence, WorldSequence, open_data
 from worldstereo_ros.pipelines.base import Pipeline
 from worldstereo_ros.pipelines.geometric.pipeline import GeometricPipeline
 from worldstereo_ros.utils.errors import InputError
 
 BASELINE = "open3d+telea"
 TRUTH_VOXEL_M = 0.02  # down-sampling of each frame's part of the ground-truth cloud
-TABLE_WIDTH = 240  # characters, where the output is no terminal
+TABLE_WIDTH = 240  # characters, where the output is not a terminal
 
 
 def run(
@@ -84,7 +84,7 @@ def run(
             sheets=sheets,
             calibration=calibration,
         )
-    # Rich assumes 80 columns where the output is no terminal, which would cut the table.
+    # Rich assumes 80 columns where the output is not a terminal, which would cut the table.
     (console if console.is_terminal else Console(width=TABLE_WIDTH)).print(format_table(rows))
     if any(row.frames == 0 for row in rows):
         console.print("Rows without metrics: the protocol mono needs a depth model; --depth-model none disables it.")
@@ -99,7 +99,7 @@ def run(
 
 
 def evaluate(
-    data: Sequence[str | Path | Posed],
+    data: Sequence[str | Path | PosedSequence],
     protocols: str | list[str],
     pipelines: list[str],
     *,
@@ -119,9 +119,9 @@ def evaluate(
         pipelines: names of `load_pipeline` with options after a `?` (see `pipeline_options`), `geometric-unaligned`, or
             baselines.
         every: evaluate every n-th held-out frame.
-        depth_model: for the protocol mono, see `depth.load_depth_estimator`; "" for the bundled network. With "none"
-            the rows of mono have no metrics.
-        device: of the pipelines.
+        depth_model: depth estimator for the protocol mono, see `depth.load_depth_estimator`; "" for the bundled
+            network. With "none" the rows of mono have no metrics.
+        device: device of the pipelines.
         progress: called with a line of text before each part, and between denoising steps.
         on_row: called with each row when it is ready.
         sheets: collects images of some frames.
@@ -192,7 +192,7 @@ def _imagined_views(
     pipeline: Pipeline, scenario: Scenario, device: str, progress: Callable[[str], None] | None, where: str
 ) -> Iterator[EvaluatedView]:
     world, camera = observed_world(scenario, pipeline, device), scenario.target_views.camera
-    # The first call compiles loops and prepares references, which is no part of a view's time.
+    # The first call compiles loops and prepares references, which is not part of the time of a view.
     next(world.imagine(scenario.path[:1], camera))
     done, steps = 0, None
 
@@ -215,7 +215,7 @@ def _imagined_views(
             start = time.perf_counter()
 
 
-def _cloud_rows(sequence: Posed, scenario: Scenario, progress: Callable[[str], None] | None) -> list[Row]:
+def _cloud_rows(sequence: PosedSequence, scenario: Scenario, progress: Callable[[str], None] | None) -> list[Row]:
     """The cloud in memory and two fusions by Open3D, against the cloud of all frames."""
     if progress:
         progress(f"cloud, {sequence.path.name}: fusing {len(sequence)} frames")

@@ -88,7 +88,7 @@ class Scorer:
         """Means over views; precision and recall of observed pixels are over the pixels of all views together."""
         values: dict[str, list[float | None]] = {}
         curves: dict[str, list[float | None]] = {}
-        correct = claimed = seen_count = 0
+        correct = labelled_count = seen_count = 0
         has_provenance = True
         compared = {index for pair in self.scenario.pairs for index in pair} | set(self.scenario.ring)
         images: dict[int, np.ndarray] = {}
@@ -127,7 +127,7 @@ class Scorer:
                 has_provenance = False
             else:
                 correct += int((view.observed & seen).sum())
-                claimed += int((view.observed & (truth.depth > 0)).sum())
+                labelled_count += int((view.observed & (truth.depth > 0)).sum())
                 seen_count += int(seen.sum())
         means: dict[str, Any] = {name: mean(of_views) for name, of_views in values.items()}
         return Row(
@@ -135,7 +135,7 @@ class Scorer:
             self.protocol,
             pipeline,
             len(self.truths),
-            observed_precision=correct / claimed if has_provenance and claimed else None,
+            observed_precision=correct / labelled_count if has_provenance and labelled_count else None,
             observed_recall=correct / seen_count if has_provenance and seen_count else None,
             curves=curves if self.protocol == "loop" else None,
             **(means | self._revisit_metrics(images) | self._closure_metrics(images)),

@@ -31,7 +31,7 @@ PERIOD_NS = 200_000_000
 FACE_FOV_RAD = math.radians(100)  # of the six views of a panorama; with 90 degrees they would not overlap
 
 
-class Posed(Protocol):
+class PosedSequence(Protocol):
     """A posed sequence of views, as evaluation needs it."""
 
     @property
@@ -60,7 +60,7 @@ class Posed(Protocol):
 
     def __iter__(self) -> Iterator[View]: ...
 
-    def subset(self, indices: Iterable[int]) -> Posed:
+    def subset(self, indices: Iterable[int]) -> PosedSequence:
         """The views at these positions."""
 
 
@@ -188,7 +188,7 @@ def open_worlds(text: str) -> list[WorldSequence]:
     return found
 
 
-def open_data(data: str | Path | Posed) -> list[Posed]:
+def open_data(data: str | Path | PosedSequence) -> list[PosedSequence]:
     """Opens the sequences of one `--data` option.
 
     Args:
@@ -206,5 +206,5 @@ def open_data(data: str | Path | Posed) -> list[Posed]:
         return [open_posed(path)]
     found = sorted(file.parent for file in path.glob("*/poses.txt") if (file.parent / "depth").is_dir())
     if not found:
-        raise InputError(f"{path} is no posed sequence (poses.txt, frames/, depth/) and contains none.")
+        raise InputError(f"{path} is not a posed sequence (poses.txt, frames/, depth/) and contains none.")
     return [open_posed(folder) for folder in found]

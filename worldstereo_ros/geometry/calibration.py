@@ -15,7 +15,7 @@ _DISTORTION_MODELS = {"plumb_bob": (4, 5), "rational_polynomial": (8, 12, 14), "
 
 
 @dataclass(frozen=True)
-class Calibration:
+class CameraCalibration:
     """Intrinsics and lens distortion of a camera.
 
     Attributes:
@@ -53,7 +53,7 @@ class Calibration:
         return image, depth
 
 
-def calibration_from_info(info: Any) -> Calibration:
+def calibration_from_info(info: Any) -> CameraCalibration:
     """Reads the calibration from a `sensor_msgs/CameraInfo`.
 
     Args:
@@ -79,11 +79,11 @@ def calibration_from_info(info: Any) -> Calibration:
     if not np.isfinite(coefficients).all():
         raise InputError("The camera_info has a distortion coefficient that is not finite.")
     if not coefficients.any():
-        return Calibration(camera, np.zeros(0), "")
+        return CameraCalibration(camera, np.zeros(0), "")
     model = info.distortion_model or "plumb_bob"
     if coefficients.size not in _DISTORTION_MODELS.get(model, ()):
         raise InputError(
             f"The camera_info has distortion model '{model}' with {coefficients.size} coefficients; supported models "
             f"are {', '.join(_DISTORTION_MODELS)}. Rectify the images first (image_proc)."
         )
-    return Calibration(camera, coefficients, model)
+    return CameraCalibration(camera, coefficients, model)

@@ -23,7 +23,7 @@ class View:
         stamp_ns: time of the measurement in nanoseconds; of an imagined view the time of the newest observation that
             it is based on.
         confidence: (H, W) float32 in 0..1, probability that the pixel's colour is right within
-            `pipelines.confidence.TOLERANCE`; None if unavailable, as for every observation.
+            `pipelines.confidence.COLOUR_TOLERANCE`; None if unavailable, as for every observation.
     """
 
     image: np.ndarray

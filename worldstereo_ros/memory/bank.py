@@ -70,7 +70,7 @@ class ViewBank:
     appearance, imagined views first. The newest observation is never evicted. Not thread-safe.
 
     Args:
-        max_views: largest number of views.
+        max_views: maximum number of views.
         feature: maps an image (H, W, 3) uint8 to a 1-D descriptor; similarity is the cosine of two descriptors.
 
     Raises:
@@ -181,7 +181,7 @@ class ViewBank:
         Args:
             camera: intrinsics and size of the target views.
             world_from_camera: (F, 4, 4) poses of the target views.
-            limit: largest number of different views, >= 1.
+            limit: maximum number of different views, >= 1.
 
         Raises:
             InputError: the poses are not finite rigid transforms, or the limit is below 1.

@@ -30,7 +30,7 @@ class CloudMemory:
 
     Args:
         voxel_size: edge of a voxel, metres. Coordinates may reach a million voxels from the origin.
-        max_points: largest number of points. 20 to 40 bytes per point are allocated at once, 60 more as it fills.
+        max_points: maximum number of points. 20 to 40 bytes per point are allocated at once, 60 more as it fills.
         max_radius: metres; points farther than this from the last camera are removed. None = no limit.
         max_age: seconds; points last updated this long before the last view are removed. None = no limit.
         edge_tolerance: depth step between neighbouring pixels, relative to depth, that counts as a depth edge.

@@ -22,7 +22,7 @@ def in_free_space(points: np.ndarray, views: Iterable[View]) -> np.ndarray:
         views: views to test against; only observations with depth are used.
 
     Returns:
-        (N,) bool, True = an observation shows that the point's place is empty.
+        (N,) bool, True = an observation shows that the space at the point is free.
     """
     free = np.zeros(len(points), dtype=bool)
     for view in views:

@@ -45,7 +45,7 @@ class DepthMaps:
     Attributes:
         log_depth: (N, H, W) logarithm of the depth in metres for a camera of focal length `CANONICAL_FOCAL_PX`.
         log_scale: (N, H, W) logarithm of the scale of a Laplace distribution around `log_depth`.
-        hit: (N, H, W) logit of the probability that the ray hits a surface (the sky is no surface).
+        hit: (N, H, W) logit of the probability that the ray hits a surface (the sky is not a surface).
     """
 
     log_depth: torch.Tensor
@@ -224,7 +224,7 @@ class TransformerBlock(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Maps (N, L, C) to the same shape."""
         qkv = self.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        # Not scaled_dot_product_attention: for so few tokens its backward pass takes as long as all of the rest.
+        # Not scaled_dot_product_attention: for this few tokens its backward pass takes as long as all of the rest.
         scores = (qkv[0] @ qkv[1].transpose(-1, -2)) * qkv.shape[-1] ** -0.5
         attended = scores.softmax(-1).to(qkv.dtype) @ qkv[2]
         x = x + self.out(attended.transpose(1, 2).flatten(2))

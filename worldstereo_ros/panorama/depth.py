@@ -37,7 +37,7 @@ def panorama_distance(
     Args:
         image: (H, 2 H, 3) uint8 RGB, the full sphere.
         estimator: estimates the depth of perspective views.
-        camera: of these views; None: 75 degrees wide, 320x240.
+        camera: camera of these views; None: 75 degrees wide, 320x240.
         align: bring the views to one scale before blending.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Imagines a panorama at a place that was not observed: views in all directions, stitched.
+"""Imagines a panorama at a position that was not observed: views in all directions, stitched.
 
 The camera turns once on the spot, level, then tilted up and down in as many rings as it needs, then straight up and
 down. Each ring is one path, remembered before the next, so that the rings agree. A level ring is one clip of the small
@@ -32,7 +32,7 @@ from worldstereo_ros.world import WorldModel
 
 ORDERS = ("round", "both", "alternate")
 MEMORY_HEIGHT_PX = 128  # of the panorama of memory that gives estimated distances their scale
-MIN_MEMORY_PIXELS = 500  # with distance in both
+MIN_MEMORY_PX = 500  # with distance in both
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def observe_panorama(
         world: remembers the views; its depth estimator is used if there is no distance.
         image: (H, 2 H, 3) uint8 RGB, the full sphere.
         distance: (h, 2 h) float32 metres along the ray, 0 = unknown; None: estimated, in one scale for all directions,
-            that of the memory if it covers the place.
+            that of the memory if it covers the surroundings.
         world_from_camera: (4, 4) pose of the panorama; None: the origin of the world.
         stamp_ns: time of the measurement in nanoseconds.
 
@@ -78,7 +78,7 @@ def observe_panorama(
         InputError: there is neither distance nor a depth estimator. The memory is unchanged.
     """
     pose = np.eye(4) if world_from_camera is None else np.asarray(world_from_camera, np.float64)
-    pose = check_poses(pose[None], "The panorama's place")[0]
+    pose = check_poses(pose[None], "The panorama pose")[0]
     camera = observation_camera(image.shape[0])
     views = panorama_views(
         image, distance, world_from_camera=pose, camera=camera, stamp_ns=stamp_ns
@@ -106,14 +106,14 @@ def imagine_panorama(
     remember: bool = False,
     on_step: OnStep | None = None,
 ) -> ImaginedPanorama:
-    """Imagines the full sphere around a place.
+    """Imagines the full sphere around a position.
 
     Args:
         world: a world model with at least one observation.
         world_from_camera: (4, 4) pose of the panorama; it should be upright (its y axis down).
         height: rows of the panorama; it has twice as many columns.
-        camera: of the imagined views; None: 75 degrees wide, 4:3, with the resolution of the panorama.
-        order: of the views of a ring, one of `ORDERS`, see `ring_order`.
+        camera: camera of the imagined views; None: 75 degrees wide, 4:3, with the resolution of the panorama.
+        order: order of the views of a ring, one of `ORDERS`, see `ring_order`.
         prompt, seed, on_step: see `WorldModel.imagine`.
         remember: add the imagined views to the memories of `world`; else they stay unchanged.
 
@@ -122,7 +122,7 @@ def imagine_panorama(
         InputError: the pose is not a finite rigid transform, the height is below 8, or the order is unknown.
         ModelError: the pipeline failed.
     """
-    pose = check_poses(np.asarray(world_from_camera, np.float64)[None], "The panorama's place")[0]
+    pose = check_poses(np.asarray(world_from_camera, np.float64)[None], "The panorama pose")[0]
     camera = stitching_camera(height) if camera is None else camera
     # Rings agree only through memory: without `remember`, they are remembered in a copy.
     memory = world if remember else scratch_copy(world)
@@ -189,6 +189,6 @@ def _scale_to_memory(distance: np.ndarray, world: WorldModel, pose: np.ndarray) 
     assert known is not None
     estimated = cv2.resize(distance, (2 * MEMORY_HEIGHT_PX, MEMORY_HEIGHT_PX), interpolation=cv2.INTER_NEAREST)
     both = (known > 0) & (estimated > 0)
-    if both.sum() < MIN_MEMORY_PIXELS:
+    if both.sum() < MIN_MEMORY_PX:
         return distance
     return (distance * np.median(known[both] / estimated[both])).astype(np.float32)

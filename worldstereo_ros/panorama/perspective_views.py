@@ -122,9 +122,9 @@ def panorama_views(
         image: (H, 2 H, 3) uint8 RGB, the full sphere.
         distance: (h, 2 h) float32 metres along the ray (not along an axis), 0 = unknown; None: views without depth.
         world_from_camera: (4, 4) pose of the panorama (see the module); None: the origin of the world.
-        camera: of every view; None: the published one.
+        camera: camera of every view; None: the published one.
         panorama_from_camera: (N, 4, 4) poses of the views; None: the 27 published ones.
-        stamp_ns: of every view.
+        stamp_ns: stamp of every view in nanoseconds.
 
     Returns:
         An iterator over N views, with depth along their optical axes if `distance` is given.

@@ -1,4 +1,4 @@
-"""Stitches perspective views of one place to an equirectangular panorama: the inverse of `perspective_views.py`.
+"""Stitches perspective views from one position into an equirectangular panorama: the inverse of `perspective_views.py`.
 
 Every direction is looked up in every view that shows it. Low frequencies are blended over the whole overlap of two
 views and high frequencies over its middle (two bands of the multiresolution spline of Burt and Adelson, 1983), which
@@ -21,11 +21,11 @@ from worldstereo_ros.imaging.inpainting import push_pull
 from worldstereo_ros.imaging.overlap import Overlap
 from worldstereo_ros.utils.errors import InputError
 
-MAX_BASELINE_M = 0.01  # distance of a view from the panorama's place
+MAX_BASELINE_M = 0.01  # distance of a view from the position of the panorama
 LOW_POWER, HIGH_POWER = 1.0, 8.0  # powers of the border weight, for low and for high frequencies
-BLUR = 0.04  # standard deviation that separates the two bands, in view widths
+BAND_SIGMA_WIDTHS = 0.04  # standard deviation that separates the two bands, in view widths
 IMAGINED_WEIGHT = 0.01  # of imagined pixels, relative to observed ones
-SAME_SURFACE = 0.05  # relative difference of two distances that are averaged
+SURFACE_TOLERANCE_RATIO = 0.05  # relative difference of two distances that are averaged
 MAX_SAMPLES = 4000  # directions at which two views are compared
 MIN_SAMPLES = 40  # common directions of two views that are compared
 
@@ -61,17 +61,17 @@ def panorama_from_views(
     world_from_camera: np.ndarray | None = None,
     align: bool = True,
 ) -> Panorama:
-    """Stitches views of one place to a panorama.
+    """Stitches views from one position into a panorama.
 
     Args:
-        views: within `MAX_BASELINE_M` of the panorama's place, of any cameras, in any order.
+        views: within `MAX_BASELINE_M` of the position of the panorama, of any cameras, in any order.
         height: rows of the panorama; it has twice as many columns.
-        world_from_camera: (4, 4) pose of the panorama, at the place of the views; None: that of the first view.
+        world_from_camera: (4, 4) pose of the panorama, at the position of the views; None: that of the first view.
         align: align the exposure of the views.
 
     Raises:
-        InputError: there are no views, the views are of several places, the height is less than 8 or too large, or the
-            pose is not finite.
+        InputError: there are no views, the views are from several positions, the height is less than 8 or too large,
+            or the pose is not finite.
     """
     views = list(views)
     _check(views, height)
@@ -81,8 +81,8 @@ def panorama_from_views(
     baseline = max(float(np.linalg.norm(view.world_from_camera[:3, 3] - pose[:3, 3])) for view in views)
     if baseline > MAX_BASELINE_M:
         raise InputError(
-            f"A view is {baseline:.2f} m from the panorama's place; at most {MAX_BASELINE_M} m were expected. Views "
-            "along a path overlap with parallax and cannot be stitched."
+            f"A view is {baseline:.2f} m from the position of the panorama; at most {MAX_BASELINE_M} m were expected. "
+            "Views along a path overlap with parallax and cannot be stitched."
         )
     gains = align_exposure(len(views), _overlaps(views) if align else {})
     directions = panorama_directions(height)
@@ -95,7 +95,9 @@ def panorama_from_views(
         view_observed = sample(view.observed_mask.astype(np.float32), columns, rows, nearest=True)
         weight = border * (IMAGINED_WEIGHT + (1 - IMAGINED_WEIGHT) * view_observed)
         colours = view.image.astype(np.float32) * gain.astype(np.float32)
-        smooth = cv2.GaussianBlur(colours, (0, 0), BLUR * view.camera.width, borderType=cv2.BORDER_REPLICATE)
+        smooth = cv2.GaussianBlur(
+            colours, (0, 0), BAND_SIGMA_WIDTHS * view.camera.width, borderType=cv2.BORDER_REPLICATE
+        )
         for sums, band, power in ((low, smooth, LOW_POWER), (high, colours - smooth, HIGH_POWER)):
             band_weight = weight * border ** (power - 1)
             sums[..., :3] += band_weight[..., None] * sample(band, columns, rows)
@@ -130,7 +132,7 @@ def panorama_directions(height: int) -> np.ndarray:
 def project_directions(
     view: View, pose: np.ndarray, directions: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Projects directions into a view of the same place.
+    """Projects directions into a view from the same position.
 
     Args:
         view: the view.
@@ -153,7 +155,7 @@ def project_directions(
 
 
 def view_difference(one: View, other: View) -> float | None:
-    """Mean absolute difference in grey levels of two views of one place, over their overlap.
+    """Mean absolute difference in grey levels of two views from one position, over their overlap.
 
     Returns:
         None if they overlap too little.
@@ -184,7 +186,7 @@ def closure(ring: Sequence[View], seam: int = -1) -> Closure | None:
     """Compares the joint that closes a full turn with the other joints.
 
     Args:
-        ring: views of one place in the order of a turn.
+        ring: views from one position in the order of a turn.
         seam: the joint of `ring[seam]` with the next view closes the turn.
 
     Returns:
@@ -291,7 +293,7 @@ def _blend_distance(views: list[View], pose: np.ndarray, directions: np.ndarray)
             ray = sample((view.depth * length).astype(np.float32), columns, rows, nearest=True)
             weight = np.where(inside & (ray > 0), border_weight(columns, rows, view), np.float32(0))
             if average:
-                weight = weight * (np.abs(ray - best) <= SAME_SURFACE * best)
+                weight = weight * (np.abs(ray - best) <= SURFACE_TOLERANCE_RATIO * best)
                 total += weight * ray
                 weights += weight
             else:

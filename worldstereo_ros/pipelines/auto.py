@@ -28,9 +28,9 @@ def load_pipeline(
         model: `geometric`, `small` (the bundled model), or a WorldStereo checkpoint: a folder or a hub id. All but the
             first may end in `:variant`.
         device: cpu, cuda or cuda:N.
-        variant: of a checkpoint: camera, memory or memory-dmd. Empty: that of the name, else the available one with
-            the fewest steps.
-        dtype: of a checkpoint's networks, one of `DTYPES`; auto: bfloat16 on CUDA, float32 on the CPU.
+        variant: variant of a checkpoint: camera, memory or memory-dmd. Empty: that of the name, else the available
+            one with the fewest steps.
+        dtype: dtype of a checkpoint's networks, one of `DTYPES`; auto: bfloat16 on CUDA, float32 on the CPU.
         control_backend: runs a checkpoint's control branch: torch, onnxruntime or tensorrt (docs/guides/export.md).
         options: keyword arguments of `WorldStereoPipeline.from_pretrained`.
 
@@ -81,7 +81,7 @@ def split_variant(model: str, variant: str = "") -> tuple[str, str]:
     if not colon or Path(model).expanduser().exists():
         return model, variant
     if variant and variant.removeprefix("worldstereo-") != suffix.removeprefix("worldstereo-"):
-        raise InputError(f"'{model}' names the variant {suffix}, but {variant} was asked for.")
+        raise InputError(f"'{model}' names the variant {suffix}, but {variant} was requested.")
     return name, suffix
 
 
@@ -101,9 +101,9 @@ def check_device(device: str) -> None:
         raise InputError(f"The device '{device}' is not supported; use cpu, cuda or cuda:N.")
     if kind == "cuda":
         if not torch.cuda.is_available():
-            raise InputError(f"The device '{device}' was asked for, but this machine has no usable CUDA GPU. Use cpu.")
+            raise InputError(f"The device '{device}' was requested, but this machine has no usable CUDA GPU. Use cpu.")
         index = torch.device(device).index or 0
         if index >= torch.cuda.device_count():
             raise InputError(
-                f"The device '{device}' was asked for, but this machine has {torch.cuda.device_count()} GPUs."
+                f"The device '{device}' was requested, but this machine has {torch.cuda.device_count()} GPUs."
             )

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 OnStep = Callable[[str, int, int], None]
 
 
-class Cancelled(Exception):  # noqa: N818 - a cancellation is no error
+class Cancelled(Exception):  # noqa: N818 - a cancellation is not an error
     """Raised by an `on_step` callback to stop a pipeline between two steps."""
 
 
@@ -83,7 +83,7 @@ class Pipeline(Protocol):
     A pipeline may set `selects_references = True` to get all views of the bank as references.
 
     Attributes:
-        name: for logs and tables.
+        name: name for logs and tables.
         clip_length: maximum number of views of one call; the world model splits longer paths into clips.
     """
 

@@ -1,9 +1,9 @@
 """Per-pixel confidence of imagined views, estimated without running a model again.
 
 The *expected error* of a pixel is the mean absolute difference of its colour from the true one over the three channels,
-1 = from black to white. Its *confidence* is the probability that this difference is at most `TOLERANCE`. Both are
-monotone functions of one score: a sum of `FEATURES` with non-negative weights. Every feature grows with uncertainty, so
-a pixel with less evidence, all else equal, never gets a higher confidence.
+1 = from black to white. Its *confidence* is the probability that this difference is at most `COLOUR_TOLERANCE`. Both
+are monotone functions of one score: a sum of `FEATURES` with non-negative weights. Every feature grows with
+uncertainty, so a pixel with less evidence, all else equal, never gets a higher confidence.
 
 Weights and functions are in `weights/confidence.json`, written by `scripts/fit_confidence.py`: for each pipeline, one
 set for observed pixels and one for imagined pixels.
@@ -26,12 +26,12 @@ from worldstereo_ros.imaging.inpainting import fill_depth, push_pull
 from worldstereo_ros.pipelines.base import Conditioning, PipelineFrame
 from worldstereo_ros.utils.errors import InputError
 
-TOLERANCE = 0.1  # colour error, as fraction of the range, up to which a pixel counts as right
+COLOUR_TOLERANCE = 0.1  # colour error, as fraction of the range, up to which a pixel counts as right
 MAX_SIZE_PX = 160  # longer side at which features are computed
-GRID_SIZE = 80  # longer side at which points are looked up in the remembered views
+GRID_SIZE_PX = 80  # longer side at which points are looked up in the remembered views
 MAX_REFERENCES = 8  # remembered views that are looked up, the nearest ones
 METRES_PER_RADIAN = 1.0  # weight of rotation in the distance between two views
-MAX_DISTANCE = 2.0  # in image widths, to the nearest evidence if there is none
+MAX_DISTANCE_WIDTHS = 2.0  # in image widths, to the nearest evidence if there is none
 
 # The names are keys of weights/confidence.json.
 FEATURES = (
@@ -127,9 +127,9 @@ class ConfidenceModel:
         """Estimates the confidence of each pixel of a view.
 
         Args:
-            frame: of the pipeline.
+            frame: frame that the pipeline returned.
             conditioning: what memory holds about the clip.
-            index: of the view in the clip.
+            index: index of the view in the clip.
 
         Returns:
             (H, W) float32 in 0..1.
@@ -193,9 +193,9 @@ def features(frame: PipelineFrame, conditioning: Conditioning, index: int) -> np
     """Computes the features of each pixel of a view.
 
     Args:
-        frame: of the pipeline.
+        frame: frame that the pipeline returned.
         conditioning: what memory holds about the clip.
-        index: of the view in the clip.
+        index: index of the view in the clip.
 
     Returns:
         (h, w, len(FEATURES)) float32, non-negative, in the order of `FEATURES`; the longer side has at most
@@ -238,7 +238,7 @@ def features(frame: PipelineFrame, conditioning: Conditioning, index: int) -> np
         put("difference", _log_scale(np.abs(image - memory_image).mean(axis=2)))
     if frame.plane_absence is not None:
         put("plane_absence", _downsample(frame.plane_absence, size))
-    grid_scale = min(1.0, GRID_SIZE / max(size))
+    grid_scale = min(1.0, GRID_SIZE_PX / max(size))
     grid = (max(2, round(width * grid_scale)), max(2, round(height * grid_scale)))
     grid_depth = cv2.resize(depth, grid, interpolation=cv2.INTER_NEAREST)
     for name, value in _reference_features(grid_depth, conditioning, index).items():
@@ -257,9 +257,9 @@ def _downsample(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def _distance(mask: np.ndarray) -> np.ndarray:
-    """(h, w) float32 pixels to the nearest True; `MAX_DISTANCE` widths if there is none."""
+    """(h, w) float32 pixels to the nearest True; `MAX_DISTANCE_WIDTHS` widths if there is none."""
     if not mask.any():
-        return np.full(mask.shape, MAX_DISTANCE * mask.shape[1], np.float32)
+        return np.full(mask.shape, MAX_DISTANCE_WIDTHS * mask.shape[1], np.float32)
     return cv2.distanceTransform((~mask).astype(np.uint8), cv2.DIST_L2, 3)
 
 
@@ -279,7 +279,7 @@ def _reference_features(depth: np.ndarray, conditioning: Conditioning, index: in
 
     Args:
         depth: (h, w) float32 metres of the view.
-        conditioning, index: as of `features`.
+        conditioning, index: see `features`.
     """
     height, width = depth.shape
     pose = conditioning.world_from_camera[index]

@@ -350,7 +350,7 @@ def splat(points, colours, observed, spacing, camera_values, settings, out, buff
         settings: (largest disc radius in pixels, 1 + surface tolerance, surface thickness in spacings, depth ratio of
             separate surfaces or 0 to keep holes, number of weight grades).
         out: (colour, depth, covered, observed), C-contiguous arrays to write.
-        buffers: from `scratch`.
+        buffers: result of `scratch`.
     """
     cap, tolerance, slab, jump, grades = settings
     zbufs, accs = buffers

@@ -85,7 +85,7 @@ def render(
         close_holes: close cracks and pinholes up to five pixels wide that are surrounded by a surface.
         near: near plane, metres.
         backend: "numba" (CPU only), "torch", or "auto" (numba on the CPU if it is installed).
-        threads: largest number of CPU threads; None = as many as torch uses.
+        threads: maximum number of CPU threads; None = as many as torch uses.
 
     Raises:
         InputError: shapes or types do not fit, or the backend does not support the device.

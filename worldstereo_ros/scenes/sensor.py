@@ -31,7 +31,7 @@ class SensorNoise:
         vignetting: fraction of the light lost in the corners.
         shot: standard deviation of shot noise at full scale; it grows with the square root of the light.
         read: standard deviation of read noise, fraction of full scale.
-        baseline: of the depth sensor, metres; its focal length is that of the camera.
+        baseline: baseline of the depth sensor, metres; its focal length is that of the camera.
         disparity: standard deviation of the matching error, pixels. The depth error grows with the square of the depth.
         patch: size of the matching window, pixels, over which errors are correlated.
         subpixel: disparity steps per pixel; 0 = not quantised.

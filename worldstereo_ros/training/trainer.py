@@ -25,10 +25,10 @@ from worldstereo_ros.training.logs import VALIDATION_PREFIX, append_log
 from worldstereo_ros.utils.errors import InputError, WorldStereoError
 
 MAX_FAILED_STEPS = 10  # consecutive steps with infinite or NaN values before training stops
-FINAL_RATE = 0.05  # learning rate at the end, relative to the maximum
-LOG_STEPS = 20
+FINAL_LEARNING_RATE_RATIO = 0.05  # learning rate at the end, relative to the maximum
+LOG_PERIOD_STEPS = 20
 REFRESH_PERIOD_S = 60.0  # of the worlds
-MAX_RESERVED_SHARE = 0.1  # of the time, for the last validation
+MAX_RESERVED_FRACTION = 0.1  # of the time, for the last validation
 
 
 class TrainingError(WorldStereoError, RuntimeError):
@@ -184,7 +184,7 @@ def train(
             while True:
                 now = time.monotonic()
                 # The time of the last validation is reserved, as estimated from earlier ones.
-                spent = (now - begin + min(reserved, MAX_RESERVED_SHARE * 60 * minutes)) / 60
+                spent = (now - begin + min(reserved, MAX_RESERVED_FRACTION * 60 * minutes)) / 60
                 done = max(spent / minutes if minutes > 0 else 0.0, step / max_steps if max_steps > 0 else 0.0)
                 if done >= 1:
                     break
@@ -203,7 +203,7 @@ def train(
                     )
                 step += 1
                 bar.update(task, completed=done)
-                if step % LOG_STEPS == 0:
+                if step % LOG_PERIOD_STEPS == 0:
                     _log_means(stage, accelerator, log, step, now - begin, factor, recent)
                 if now - last_refresh > REFRESH_PERIOD_S:
                     refresh()
@@ -276,10 +276,12 @@ def _update(
 
 
 def _decay(done: float) -> float:
-    """Learning-rate factor: constant for a third of the run, then a cosine decay to `FINAL_RATE`."""
+    """Learning-rate factor: constant for a third of the run, then a cosine decay to `FINAL_LEARNING_RATE_RATIO`."""
     if done < 1 / 3:
         return 1.0
-    return FINAL_RATE + (1 - FINAL_RATE) * 0.5 * (1 + math.cos(math.pi * (done - 1 / 3) * 1.5))
+    return FINAL_LEARNING_RATE_RATIO + (1 - FINAL_LEARNING_RATE_RATIO) * 0.5 * (
+        1 + math.cos(math.pi * (done - 1 / 3) * 1.5)
+    )
 
 
 @contextmanager

@@ -99,7 +99,7 @@ def test_invalid_checkpoints_raise_a_one_line_error(published_checkpoints, tmp_p
         ({"model": "geometricc"}, "'geometricc' is unknown"),
         ({"model": "no/such folder"}, "neither|no model"),
         ({"model": ".", "dtype": "int8"}, "'int8' is unknown"),
-        ({"model": "a/b:memory", "variant": "camera"}, "camera was asked for"),
+        ({"model": "a/b:memory", "variant": "camera"}, "camera was requested"),
         ({"model": ".", "variant": "video"}, "'video' does not exist"),
     ],
 )

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from worldstereo_ros.geometry.calibration import Calibration, calibration_from_info
+from worldstereo_ros.geometry.calibration import CameraCalibration, calibration_from_info
 from worldstereo_ros.geometry.pose_tracks import PoseTrack, TransformTree, UnknownPoseError
 from worldstereo_ros.geometry.poses import pose_from_quaternion
 from worldstereo_ros.geometry.views import View
@@ -76,7 +76,7 @@ def read_views(
         world_frame: frame of the returned poses from transforms; "" = the root above the image's frame.
         base_frame: frame of a PoseStamped, if it is not the camera's; transforms give the pose of the camera.
         tolerance: largest difference between stamps that belong together, seconds.
-        max_views: largest number of views, evenly spaced; 0 = all.
+        max_views: maximum number of views, evenly spaced; 0 = all.
 
     Yields:
         Views with their stamps, undistorted.
@@ -228,7 +228,7 @@ def _load(
     index: _Index,
     pairs: dict[int, int | None],
     poses: dict[int, np.ndarray],
-    calibration: Calibration,
+    calibration: CameraCalibration,
 ) -> Iterator[View]:
     """The second pass over a bag: decodes the images in `pairs` with their depth images."""
     waiting_images: dict[int, set[int]] = {}
@@ -269,7 +269,7 @@ def _view(
     depth_message: Any,
     pose: np.ndarray,
     stamp_ns: int,
-    calibration: Calibration,
+    calibration: CameraCalibration,
     image_topic: str,
     depth_topic: str,
 ) -> View:
@@ -288,7 +288,7 @@ def _view(
     return View(image, calibration.camera, pose, depth, stamp_ns=stamp_ns)
 
 
-def _check_size(array: np.ndarray, calibration: Calibration, what: str) -> None:
+def _check_size(array: np.ndarray, calibration: CameraCalibration, what: str) -> None:
     height, width = array.shape[:2]
     camera = calibration.camera
     if (width, height) != (camera.width, camera.height):

@@ -35,7 +35,7 @@ class CheckpointConfig:
         nframe: keyframes of a clip.
         scale_map: ((height, width), ...) image sizes that the model was trained on.
         latent_cond_mode: `full_vae` or `first_frame_only`, how the condition video is encoded.
-        negative_prompt: for classifier-free guidance; the distilled model has none.
+        negative_prompt: prompt for classifier-free guidance; the distilled model has none.
         raw: the whole file.
         text_encoder: `umt5`, or `none` for models without text conditioning.
         guidance_scale: scale of classifier-free guidance, 1 = none; None = the default of the variant, see `guidance`.

@@ -105,7 +105,7 @@ def build_transformer(checkpoint: Checkpoint) -> WorldStereoTransformer:
     """Builds the transformer of a checkpoint on the meta device, without allocating its weights.
 
     Args:
-        checkpoint: from `find_checkpoint`.
+        checkpoint: result of `find_checkpoint`.
 
     Raises:
         CheckpointError: the sizes of checkpoint and base model do not fit each other.
@@ -132,7 +132,7 @@ def compare_state_dicts(checkpoint: Checkpoint, model: nn.Module | None = None) 
     """Compares the tensors of a model with those of the files; only headers are read.
 
     Args:
-        checkpoint: from `find_checkpoint`.
+        checkpoint: result of `find_checkpoint`.
         model: its transformer, on any device; None = built by `build_transformer`.
 
     Raises:
@@ -183,7 +183,7 @@ def load_transformer(
     in float32.
 
     Args:
-        checkpoint: from `find_checkpoint`.
+        checkpoint: result of `find_checkpoint`.
         device: device of the model.
         dtype: dtype of the weights; None = bfloat16 on CUDA, float32 on the CPU.
         reference_attention: `full`, `paired` or `correspondence`, see `models.worldstereo.masks`.
@@ -220,7 +220,7 @@ def load_autoencoder(
     """Loads the autoencoder of the base model, in evaluation mode, without gradients.
 
     Args:
-        checkpoint: from `find_checkpoint`.
+        checkpoint: result of `find_checkpoint`.
         device: device of the model.
         dtype: dtype of the weights; None = bfloat16 on CUDA, float32 on the CPU.
 

@@ -34,7 +34,7 @@ def denoise(
         latents: noise of any shape, float32.
         on_step: called as on_step("denoising", step, steps) before each step; may raise `Cancelled`.
         on_step_end: called after each step; may replace `latents`.
-        name, dtype: of the model, for error messages.
+        name, dtype: name and dtype of the model, for error messages.
 
     Raises:
         ModelError: latents are not finite after a step.

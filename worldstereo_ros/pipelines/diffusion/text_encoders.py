@@ -126,7 +126,7 @@ def load_text_encoder(
     """Loads tokenizer and UMT5 of the base model.
 
     Args:
-        checkpoint: from `find_checkpoint`.
+        checkpoint: result of `find_checkpoint`.
         device: device of the embeddings.
         dtype: dtype of the encoder; float16, in which it overflows, is replaced by bfloat16.
         offload: see `TextEncoder`.
@@ -153,7 +153,7 @@ def load_image_encoder(checkpoint: Checkpoint, device: torch.device, dtype: torc
     """Loads CLIP and its image processor of the base model.
 
     Args:
-        checkpoint: from `find_checkpoint`.
+        checkpoint: result of `find_checkpoint`.
         device: device of the encoder.
         dtype: dtype of the encoder.
 

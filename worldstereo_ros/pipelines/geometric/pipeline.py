@@ -107,7 +107,7 @@ class GeometricPipeline:
 
         Args:
             conditioning: what memory holds about the clip.
-            index: of the view in the clip.
+            index: index of the view in the clip.
             threads: number of threads to use; None: `self.threads`.
         """
         renders, pose = conditioning.renders, conditioning.world_from_camera[index]
@@ -125,14 +125,14 @@ class GeometricPipeline:
 
         Args:
             conditioning: what memory holds about the clip.
-            index: of the view in the clip.
+            index: index of the view in the clip.
             warped: the result of `warp`.
         """
         camera, pose = conditioning.camera, conditioning.world_from_camera[index]
         supporting_views = [
             supporting_view(reference, error)
             for reference, error in zip(warped.references, warped.registration_errors, strict=True)
-            if reference.view.observed is None  # an imagined view is no evidence for what was observed
+            if reference.view.observed is None  # an imagined view is not evidence of what was observed
         ]
         observed = conditioning.renders.observed[index].cpu().numpy()
         observed = observed_pixels(warped.rendered_depth, observed, camera, pose, supporting_views, self.threads)

@@ -23,19 +23,19 @@ from worldstereo_ros.imaging.resizing import resize_image
 # Sampling
 GRID_WIDTH = 96  # columns of the grid on which a view's depth is sampled
 MAX_FLAT_RESIDUAL = 0.01  # RMS deviation of inverse depth from a local plane, relative
-MIN_MEASURED = 0.25  # fraction of a sample's pixels with depth; with fewer, the view saw no surface there (sky)
+MIN_MEASURED_FRACTION = 0.25  # fraction of a sample's pixels with depth; with fewer, the view saw no surface (sky)
 TOLERANCE_M, TOLERANCE_PER_M = 0.02, 0.012  # distance of an inlier from its plane: constant, and per metre of depth
 MAX_SAMPLE_AREA_M2 = 0.02
 # RANSAC
 MAX_SAMPLES = 9000  # of all views
 MAX_PLANES = 16
-TRIALS = 256
+RANSAC_TRIALS = 256
 MIN_NORMAL_COSINE = 0.97  # between the normals of an inlier and of its plane: 14 degrees
-MIN_WEIGHT = 0.01  # of a plane, as fraction of the weight of all samples
+MIN_WEIGHT_FRACTION = 0.01  # of a plane, as fraction of the weight of all samples
 MIN_SAMPLES, MIN_INLIERS = 12, 6
 REFITS = 6
 CAUCHY_SCALE = 1.5  # distance from the plane at which a sample counts half, in median distances
-REMOVAL_FACTOR = 1.5  # samples within so many tolerances of a plane are removed with it
+REMOVAL_FACTOR = 1.5  # samples within this many tolerances of a plane are removed with it
 # Textures
 TEXTURE_CELLS = 48  # along each side
 MIN_CELL_M = 0.04
@@ -45,7 +45,7 @@ MIN_AREA_M2 = 0.15
 
 
 class PlaneSamples(NamedTuple):
-    """N flat places of observations, world frame.
+    """N samples of locally flat surfaces in observations, world frame.
 
     Attributes:
         points: (N, 3) metres.
@@ -77,7 +77,7 @@ class SampledView(NamedTuple):
     """An observation on its sampling grid.
 
     Attributes:
-        samples: its flat places.
+        samples: its samples.
         grid_from_world: (3, 4) from world points to (column, row, 1) of the grid, times depth.
         depth: (rows, GRID_WIDTH) float32 metres, 0 = none was measured.
     """
@@ -133,7 +133,9 @@ def sample_view(view: View) -> SampledView:
     inverse = resize_image(inverse, *size) / np.maximum(fraction, 1e-6)
     valid = (fraction > 0.5).astype(np.uint8)
     depth = cv2.resize(measured, size, interpolation=cv2.INTER_NEAREST)
-    depth = np.where((depth == 0) & (fraction > MIN_MEASURED), 1 / np.maximum(inverse, 1e-3), depth).astype(np.float32)
+    depth = np.where((depth == 0) & (fraction > MIN_MEASURED_FRACTION), 1 / np.maximum(inverse, 1e-3), depth).astype(
+        np.float32
+    )
     complete = cv2.erode(valid, np.ones((5, 5), np.uint8), borderType=cv2.BORDER_CONSTANT, borderValue=0) > 0
     # 1 / z = m . (x, y, 1) with m = normal / offset and (x, y, 1) on the line of sight, fitted to 5x5 samples.
     ramp, mean = np.arange(-2, 3, dtype=np.float32) / 10, np.full(5, 0.2, np.float32)
@@ -165,7 +167,7 @@ def detect_planes(samples: PlaneSamples, random: np.random.Generator) -> list[De
     """Detects planes by RANSAC, the one with the largest area first.
 
     Args:
-        samples: of all views.
+        samples: samples of all views.
         random: draws the trials.
     """
     chosen = np.arange(len(samples.points))
@@ -179,7 +181,7 @@ def detect_planes(samples: PlaneSamples, random: np.random.Generator) -> list[De
     planes: list[DetectedPlane] = []
     while len(planes) < MAX_PLANES and remaining.sum() >= MIN_SAMPLES:
         rest = np.flatnonzero(remaining)
-        trials = rest[random.integers(0, len(rest), TRIALS)]
+        trials = rest[random.integers(0, len(rest), RANSAC_TRIALS)]
         distances = np.abs(normals[trials] @ points[rest].T - offsets[trials, None])
         inliers = (distances < thinned.tolerance[rest]) & (normals[trials] @ normals[rest].T > MIN_NORMAL_COSINE)
         best = trials[int((inliers @ thinned.weights[rest]).argmax())]
@@ -190,7 +192,7 @@ def detect_planes(samples: PlaneSamples, random: np.random.Generator) -> list[De
                 break
             normal, offset = _refit(thinned.points[on_plane], thinned.weights[on_plane], normal, offset)
         on_plane = remaining & _inliers(thinned, normal, offset)
-        if thinned.weights[on_plane].sum() < MIN_WEIGHT * total or on_plane.sum() < MIN_INLIERS:
+        if thinned.weights[on_plane].sum() < MIN_WEIGHT_FRACTION * total or on_plane.sum() < MIN_INLIERS:
             break
         remaining &= ~_inliers(thinned, normal, offset, REMOVAL_FACTOR)
         planes.append(DetectedPlane(normal, offset, _inliers(samples, normal, offset)))
@@ -217,14 +219,14 @@ def texture_plane(normal: np.ndarray, offset: float, samples: PlaneSamples) -> P
     """The texture of a plane; None if too little of it was observed.
 
     Args:
-        normal, offset: of the plane, world frame.
+        normal, offset: normal (3,) and offset (metres) of the plane, world frame.
         samples: its inliers.
     """
     # Axes follow the samples, not the world, so that the result does not depend on the world frame.
     centred = samples.points - samples.points.mean(axis=0)
     first = np.linalg.eigh(centred.T @ centred)[1][:, 2]
     first -= (first @ normal) * normal
-    if np.linalg.norm(first) < 0.5:  # the samples lie on a line across the plane, or in one place
+    if np.linalg.norm(first) < 0.5:  # the samples lie on a line across the plane, or coincide
         return None
     first /= np.linalg.norm(first)
     axes = np.stack([first, np.cross(normal, first)])

@@ -45,7 +45,7 @@ EXTENT_SCALE = 1.2  # distance at which the probability is 1 / e, in sides of a 
 MIN_EXTENT_M = 1e-3  # the same for a plane that is bounded all around
 BORDER_CELLS = 2.5  # width of the border around the observed part that is checked for free space
 BOUNDED_POWER = 3.0  # of the unbounded fraction of the border: a table top extends less than a floor
-FREE_SPACE_RATIO, FREE_SPACE_M = 1.08, 0.08  # a point so far before the measured depth is in free space
+FREE_SPACE_RATIO, FREE_SPACE_M = 1.08, 0.08  # a point this much nearer than the measured depth is in free space
 # Ray casting
 NEAR_M = 0.05
 MIN_PROBABILITY = 0.02  # below, a plane is ignored
@@ -56,7 +56,7 @@ PLANE_CHANNELS = 4  # see `LayoutRender`
 BLEND_PX = 5  # over which extrapolated planes blend into the smooth fill
 MAX_LOG_DEPTH = 2.0  # limit of the channels that are logarithms
 REFERENCE_DEPTH_M = 3.0  # whose logarithm is 0
-DEPTH_TOLERANCE, DEPTH_TOLERANCE_M = 0.05, 0.05  # two depths within it are of one surface
+DEPTH_TOLERANCE_RATIO, DEPTH_TOLERANCE_M = 0.05, 0.05  # two depths within it are of one surface
 TEXTURE_PRIOR_WEIGHT = 0.05  # how soon colours return to the texture, away from remembered pixels
 
 
@@ -103,7 +103,7 @@ class Layout:
         """Renders the extrapolated planes from a camera.
 
         Args:
-            camera, world_from_camera: of the view.
+            camera, world_from_camera: camera and (4, 4) pose of the view.
             mask: (H, W) bool, the pixels to render; None: all.
             threads: number of threads to use.
         """
@@ -143,7 +143,7 @@ def estimate_layout(views: Sequence[View]) -> Layout:
     """Estimates the planes of a place; there may be none.
 
     Args:
-        views: of memory; only observations with depth are used.
+        views: views of the memory; only observations with depth are used.
     """
     return _layout_from_samples([sample_view(view) for view in _select_observations(views)])
 
@@ -231,9 +231,9 @@ def render_layout(
     """Renders the layout into the views of a clip.
 
     Args:
-        layout: of everything remembered.
+        layout: layout of the whole memory.
         warped_views: the F views as warped from memory, at any size.
-        camera: of the model's images; height and width are multiples of `LATENT_PX`.
+        camera: camera of the model's images; height and width are multiples of `LATENT_PX`.
         poses: (F, 4, 4) world_from_camera.
     """
     parts = [
@@ -257,7 +257,7 @@ def _render_one(layout: Layout, warped: WarpedView, camera: Camera, pose: np.nda
         planes = layout.render_view(fine, pose)
         hit = planes.depth > 0
         same_surface = (
-            valid & hit & (np.abs(filled - planes.depth) < DEPTH_TOLERANCE * planes.depth + DEPTH_TOLERANCE_M)
+            valid & hit & (np.abs(filled - planes.depth) < DEPTH_TOLERANCE_RATIO * planes.depth + DEPTH_TOLERANCE_M)
         )
         # Near remembered pixels of the same plane, the texture takes over their exact colours.
         difference = np.where(same_surface[..., None], out - planes.colour, np.float32(0))
@@ -294,7 +294,7 @@ def _cast_rays(
         intrinsics: (4,) float32: 1 / fx, 1 / fy, cx, cy.
         pose: (3, 4) float32 world from camera.
         mask: (H, W) bool, the pixels to do.
-        planes, colours, distance, views, depths: of `Layout` (views: `grid_from_world`).
+        planes, colours, distance, views, depths: attributes of `Layout` (views: `grid_from_world`).
         out_colour: (H, W, 3) float32, out_depth, out_probability: (H, W) float32: zeros, written where a plane is.
     """
     cells = colours.shape[1]

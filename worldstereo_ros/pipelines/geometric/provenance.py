@@ -4,7 +4,7 @@ A pixel is observed if all of this holds:
 
 - **Memory shows observed points there**, not imagined ones.
 - **A supporting view measured this very point.** The one measured pixel that the point falls on must agree with its
-  depth (5 % + 2 cm). A pixel where the sensor measured nothing is no support.
+  depth (5 % + 2 cm). A pixel where the sensor measured nothing does not support it.
 - **With a margin.** The nearest and the farthest depth of the 3 x 3 pixels around must agree with a supporting view
   too, since an edge may lie a pixel beside where it is rendered. Two supporting views make up for this and for the
   next.
@@ -83,7 +83,7 @@ def observed_pixels(
     Args:
         depth: (H, W) float32 metres rendered from memory, 0 = none.
         observed: (H, W) bool, True where memory shows observed points.
-        camera, pose: of the view; `pose` is world_from_camera.
+        camera, pose: camera and pose of the view; `pose` is world_from_camera.
         supporting_views: observations that may look there.
         threads: number of threads to use.
     """
@@ -96,26 +96,26 @@ def observed_pixels(
     far = cv2.dilate(depth, kernel)
     near = cv2.erode(np.where(depth > 0, depth, np.float32(1e9)), kernel)
     slant = rotation_sensitivity(depth, camera.fx, camera.fy)
-    looked, certain = np.zeros(shape, bool), np.zeros(shape, bool)
+    looking, well_registered = np.zeros(shape, bool), np.zeros(shape, bool)
     agreeing = np.zeros(shape, np.uint8)
     for support in supporting_views:
         A, b = pixel_transform(camera, pose, support.view.camera, support.view.world_from_camera)
         result = np.zeros(shape, np.uint8)
         source = (support.view.depth, support.measured)
-        arguments = (depth, near, far, A, b, *source, RELATIVE_, ABSOLUTE_, result)
+        arguments = (depth, near, far, A, b, *source, _TOLERANCE_RATIO, _TOLERANCE_M, result)
         run_in_threads(_compare_depth, [(start, stop, *arguments) for start, stop in split_range(shape[0], threads)])
-        looked |= result != OUTSIDE
+        looking |= result != OUTSIDE
         agreeing += (result == AGREES) | (result == AGREES_AROUND)
-        certain |= (result == AGREES_AROUND) & (
+        well_registered |= (result == AGREES_AROUND) & (
             slant * SIGMA_PER_MAD * support.registration_error * depth
             <= DEPTH_TOLERANCE_RATIO * depth + DEPTH_TOLERANCE_M
         )
-    passed &= (certain | (agreeing > 1) | ~looked) & ~_crosses_hidden(depth, camera, pose, supporting_views)
+    passed &= (well_registered | (agreeing > 1) | ~looking) & ~_crosses_hidden(depth, camera, pose, supporting_views)
     window = (NEIGHBOURHOOD_PX, NEIGHBOURHOOD_PX)
     return passed & (cv2.blur(passed.astype(np.float32), window) > MIN_NEIGHBOURS)
 
 
-RELATIVE_, ABSOLUTE_ = np.float32(DEPTH_TOLERANCE_RATIO), np.float32(DEPTH_TOLERANCE_M)
+_TOLERANCE_RATIO, _TOLERANCE_M = np.float32(DEPTH_TOLERANCE_RATIO), np.float32(DEPTH_TOLERANCE_M)
 
 
 @compiled
@@ -179,7 +179,7 @@ def _crosses_hidden(
     for support in supporting_views:
         A, b = pixel_transform(camera, pose, support.view.camera, support.view.world_from_camera)
         full_from_coarse = np.array([[RAY_STRIDE_PX, 0, offset], [0, RAY_STRIDE_PX, offset], [0, 0, 1]], np.float32)
-        source = (support.view.depth, support.measured, RELATIVE_, ABSOLUTE_)
+        source = (support.view.depth, support.measured, _TOLERANCE_RATIO, _TOLERANCE_M)
         _mark_free_and_hidden(
             coarse, A @ full_from_coarse, b, *source, np.float32(RAY_START_M), RAY_STEPS, free, hidden
         )
@@ -196,7 +196,7 @@ def _mark_free_and_hidden(
 
     Args:
         depth: (H, W) float32 target depth, 0 = none.
-        A, b: of `pixel_transform` from target to source.
+        A, b: result of `pixel_transform` from target to source.
         source_depth: (h, w) float32. source_measured: (h, w) uint8.
         relative, absolute: depth tolerance, fraction and metres.
         near: where the lines of sight begin, metres.

@@ -19,7 +19,7 @@ CACHE_SIZE = 64  # prepared views
 EDGE_MARGIN_PX = 3  # pixels beside a depth edge whose colour may belong to the other side
 EDGE_WEIGHT = 0.03  # of such pixels
 IMAGINED_WEIGHT = 0.01  # of imagined pixels
-EDGE_STEP = 0.08  # relative step in depth that is an edge
+EDGE_STEP_RATIO = 0.08  # relative step in depth that is an edge
 
 MAX_PARALLAX_PX = 1.0  # displacement by a wrong depth that does no harm
 NOMINAL_DEPTH_M = 2.0  # where nothing at all is rendered
@@ -58,7 +58,7 @@ def select_references(
     Args:
         views: all views of memory; those without depth are ignored.
         depth: (H, W) float32 metres rendered from memory, 0 = none; filled smoothly for the look-up.
-        camera, world_from_camera: of the view to warp.
+        camera, world_from_camera: camera and (4, 4) pose of the view to warp.
         limit: maximum number of references.
 
     Returns:
@@ -107,7 +107,7 @@ def _visibility_scores(
         MAX_PARALLAX_PX * measured * z / (camera.fx * max(baseline, 1e-6)),
     )
     agrees = inside & (measured > 0) & (np.abs(measured - z) <= allowed)
-    # An image without depth there, or of a place whose depth is only filled, may still contribute colour.
+    # An image without depth there, or whose depth there is only filled, may still contribute colour.
     uncertain = inside & ((measured == 0) | ~rendered)
     from_target, from_view = points - world_from_camera[:3, 3], points - view.world_from_camera[:3, 3]
     lengths = np.linalg.norm(from_target, axis=1), np.linalg.norm(from_view, axis=1)
@@ -182,7 +182,7 @@ def _prepare(view: View, number: int) -> Reference:
     measured = (depth > 0) & (view.observed is None)
     completed = fill_depth(depth)
     kernel = np.ones((2 * EDGE_MARGIN_PX + 1,) * 2, np.uint8)
-    edge = cv2.dilate(completed, np.ones((3, 3))) > cv2.erode(completed, np.ones((3, 3))) * (1 + EDGE_STEP)
+    edge = cv2.dilate(completed, np.ones((3, 3))) > cv2.erode(completed, np.ones((3, 3))) * (1 + EDGE_STEP_RATIO)
     near_edge = cv2.dilate(edge.astype(np.uint8), kernel) > 0
     weight = np.where(near_edge, np.float32(EDGE_WEIGHT), np.float32(1)) * np.where(
         view.observed_mask, np.float32(1), np.float32(IMAGINED_WEIGHT)

@@ -48,7 +48,7 @@ def mix_with_memory(imagined: np.ndarray, warped: WarpedView, conditioning: Cond
         imagined: (H, W, 3) uint8 of the model.
         warped: the view warped from memory.
         conditioning: what memory holds about the clip.
-        index: of the view in the clip.
+        index: index of the view in the clip.
 
     Returns:
         (H, W, 3) uint8.

@@ -84,7 +84,7 @@ def make_keyframes(
         size: (height, width) of the model's images in pixels.
         device: where the tensors go.
         use_references: whether the model takes references.
-        min_count: a shorter clip is extended to so many keyframes by repeating its last view; None: as many as there
+        min_count: a shorter clip is extended to this many keyframes by repeating its last view; None: as many as there
             are.
         correspondence_tokens: (rows, columns) of tokens, for models that attend by correspondence.
         warped_views: views that the geometric pipeline filled from memory. They replace the renders with grey holes;

@@ -58,8 +58,8 @@ from worldstereo_ros.utils.errors import InputError
 
 STEPS = 40  # of the variants that are not distilled
 PATCH_PX = 16  # pixels of a token along each side
-# Depth of an extrapolated plane is used if the plane is at least so likely, and if it differs from the network's depth
-# by no more than this factor. The two are compared at every fourth pixel.
+# Depth of an extrapolated plane is used if the plane is at least this likely, and if it differs from the depth of the
+# network by no more than this factor. The two are compared at every fourth pixel.
 MIN_PLANE_PROBABILITY, MAX_DEPTH_RATIO, DEPTH_STRIDE_PX = 0.6, 2.0, 4
 
 # (pipeline, step, timestep, {"latents": ...}) to a dict with the tensors to replace, or None; as in diffusers.
@@ -73,7 +73,7 @@ class WorldStereoPipeline:
     (`diffusion/distributed.py`).
 
     Attributes:
-        config: of the checkpoint.
+        config: configuration of the checkpoint.
         name: name for logs and tables; the variant by default.
         clip_length: views of one call: the keyframes of the model without the first, which is the start view.
         distilled: whether the model was distilled to few steps.
@@ -111,7 +111,7 @@ class WorldStereoPipeline:
         """Assembles the pipeline from loaded parts; `from_pretrained` loads them.
 
         Args:
-            config: of the checkpoint.
+            config: configuration of the checkpoint.
             transformer, autoencoder, scheduler, text_encoder: models on `device`, and a diffusers scheduler.
             image_encoder: None for a backbone without image embedding.
             video_condition: makes the condition latents of `full_vae`; None: every frame is encoded on its own.
@@ -122,7 +122,7 @@ class WorldStereoPipeline:
             InputError: `steps` is less than 1.
         """
         if steps is not None and steps < 1:
-            raise InputError(f"{steps} denoising steps were asked for; at least one is needed.")
+            raise InputError(f"{steps} denoising steps were requested; at least one is needed.")
         self.config = config
         self.transformer, self.autoencoder, self.scheduler = transformer, autoencoder, scheduler
         self.text_encoder, self.image_encoder = text_encoder, image_encoder
@@ -159,7 +159,7 @@ class WorldStereoPipeline:
             model: `small`, a folder or a hub id, see `models.find_checkpoint`.
             variant: one of `models.VARIANTS`, with or without `worldstereo-`; None: see `models.find_checkpoint`.
             device: where it runs.
-            dtype: of the networks; None: bfloat16 on CUDA, float32 on the CPU.
+            dtype: dtype of the networks; None: bfloat16 on CUDA, float32 on the CPU.
             reference_attention: full, paired or correspondence.
             offload: keep the text encoder in main memory and move it to the device only for a new prompt.
             local_files_only: never download from the hub.

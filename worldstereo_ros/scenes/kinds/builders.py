@@ -24,7 +24,7 @@ def make_scene(kind: str, seed: int, moving_objects: int = 0) -> Scene:
         moving_objects: number of moving objects, see `add_moving_objects`; `render_scene` takes the times.
 
     Raises:
-        InputError: the kind does not exist, or there is no room for so many moving objects.
+        InputError: the kind does not exist, or there is not enough room for the moving objects.
     """
     if kind not in KINDS:
         raise InputError(f"There is no kind of scene {kind!r}; choose one of {', '.join(KINDS)}.")

@@ -26,7 +26,7 @@ MARGIN_M = 0.06
 """Minimum distance of moving objects to everything else, metres."""
 
 MAX_STEP_OVER_M = 0.02
-"""Static objects up to this height (floors, rugs, painted lines) are no obstacles, metres."""
+"""Static objects up to this height (floors, rugs, painted lines) are not obstacles, metres."""
 
 TRACK_SAMPLES = 96
 """Samples of a track for collision checks."""
@@ -48,7 +48,7 @@ class MovingObjectKind:
         speed: lowest and highest speed, metres per second.
         headings: possible headings, see `Track`.
         flies: whether its height is free.
-        radius: of a ball, metres; 0 for other kinds.
+        radius: radius of a ball, metres; 0 for other kinds.
     """
 
     build: Callable[[Builder], None]
@@ -190,7 +190,7 @@ def add_moving_objects(scene: Scene, count: int) -> Scene:
         A new scene.
 
     Raises:
-        InputError: the scene already has moving objects, the count is negative, or there is no room for so many.
+        InputError: the scene already has moving objects, the count is negative, or there is not enough room for them.
     """
     if scene.moving_objects:
         raise InputError(f"The scene has {len(scene.moving_objects)} moving objects already; expected one without.")

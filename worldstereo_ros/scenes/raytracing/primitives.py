@@ -85,7 +85,7 @@ class Material:
         variance: relative difference in brightness between cells.
         noise: relative amplitude of the value noise on the brightness.
         blend: amplitude of the value noise on the mix of a and b.
-        frequency: of the value noise along u and v, cycles per metre.
+        frequency: frequency of the value noise along u and v, cycles per metre.
         grain: 1 = each cell has its own noise (planks), 0 = the noise is continuous.
         ripple: amplitude of a shading ripple along u, one period per cell (corrugated sheet).
         gloss: strength of the specular highlight, 0..1.

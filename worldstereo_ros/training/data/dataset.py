@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from worldstereo_ros.evaluation.metrics import SSIM_WINDOW, psnr_from_mse, ssim_from_means
+from worldstereo_ros.evaluation.metrics import SSIM_WINDOW_PX, psnr_from_mse, ssim_from_means
 from worldstereo_ros.training.data.world_files import RenderedWorld
 from worldstereo_ros.utils.errors import InputError
 
@@ -110,7 +110,7 @@ def ssim(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     The formula is that of `evaluation.metrics.ssim`, with the biased instead of the sample covariance.
     """
     a, b = a.float() * 0.5 + 0.5, b.float() * 0.5 + 0.5
-    means = (functional.avg_pool2d(values, SSIM_WINDOW, 1) for values in (a, b, a * a, b * b, a * b))
+    means = (functional.avg_pool2d(values, SSIM_WINDOW_PX, 1) for values in (a, b, a * a, b * b, a * b))
     return ssim_from_means(*means, peak=1.0).mean()
 
 

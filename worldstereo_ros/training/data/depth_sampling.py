@@ -1,6 +1,6 @@
 """Single views with depth for the depth network.
 
-Views are rotated and zoomed as if another camera had been at the same place, which exact depth allows. Colours,
+Views are rotated and zoomed as if another camera had been at the same position, which exact depth allows. Colours,
 sharpness and texture are augmented far beyond real cameras, so that the network learns shape rather than the style of
 these worlds.
 """
