@@ -240,7 +240,11 @@ class HubDepth:
         return depth
 
     def predict(self, image: np.ndarray) -> np.ndarray:
-        """Returns the (H, W) float32 output of the model: metres, or inverse depth of an arbitrary unit."""
+        """Returns the (H, W) float32 output of the model: metres, or inverse depth of an arbitrary unit.
+
+        Raises:
+            DepthError: the output is of another size or not finite.
+        """
         import torch
 
         height, width = image.shape[:2]

@@ -96,6 +96,9 @@ def ssim(image: np.ndarray, truth: np.ndarray) -> float:
 
     Args:
         image, truth: (H, W, 3) uint8, at least 7x7 pixels.
+
+    Raises:
+        InputError: the images are too small or do not fit.
     """
     import cv2
 
@@ -114,7 +117,7 @@ def seen_pixels(truth: View, observed_views: Iterable[View]) -> np.ndarray:
     """Which pixels of a view at least one observed view saw.
 
     The true 3-D point of a pixel is projected into each observed view. It was seen if the pixel it falls on has depth
-    that differs by at most 5 % + 2 cm from the point's.
+    that differs by at most 5 % + 2 cm from that of the point.
 
     Args:
         truth: the view, with true depth.
@@ -122,6 +125,9 @@ def seen_pixels(truth: View, observed_views: Iterable[View]) -> np.ndarray:
 
     Returns:
         (H, W) bool; False where true depth is unknown.
+
+    Raises:
+        InputError: `truth` has no depth.
     """
     if truth.depth is None:
         raise InputError("The target view has no true depth; without it, seen pixels cannot be determined.")

@@ -42,7 +42,7 @@ class Camera:
 
     @classmethod
     def from_matrix(cls, K: np.ndarray, width: int, height: int) -> Camera:
-        """Builds a camera from a (3, 3) intrinsic matrix in pixels."""
+        """Builds a camera from a (3, 3) intrinsic matrix in pixels. Raises InputError for another shape."""
         K = np.asarray(K, dtype=np.float64)
         if K.shape != (3, 3):
             raise InputError(f"The intrinsic matrix has shape {K.shape}; (3, 3) was expected.")
@@ -50,7 +50,15 @@ class Camera:
 
     @classmethod
     def from_fov(cls, width: int, height: int, horizontal_fov: float) -> Camera:
-        """Builds a camera with square pixels and a centred principal point; `horizontal_fov` in radians, below pi."""
+        """Builds a camera with square pixels and a centred principal point.
+
+        Args:
+            width, height: image size in pixels.
+            horizontal_fov: horizontal field of view in radians, between 0 and pi.
+
+        Raises:
+            InputError: the field of view is out of range.
+        """
         if not 0 < horizontal_fov < np.pi:
             raise InputError(f"The horizontal field of view is {horizontal_fov} rad; it must lie between 0 and pi.")
         focal = 0.5 * width / np.tan(0.5 * horizontal_fov)
@@ -91,6 +99,9 @@ def unproject(depth: np.ndarray, camera: Camera, world_from_camera: np.ndarray) 
 
     Returns:
         (H, W, 3) float32 world points in metres; undefined where depth is 0.
+
+    Raises:
+        InputError: the depth is of another size than the camera.
     """
     if depth.shape != (camera.height, camera.width):
         raise InputError(

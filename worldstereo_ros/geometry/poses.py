@@ -89,6 +89,9 @@ def interpolate_poses(poses: np.ndarray, count: int, *, metres_per_radian: float
 
     Returns:
         (count, 4, 4) float64.
+
+    Raises:
+        InputError: see `check_poses`, or the count is less than 1.
     """
     from scipy.spatial.transform import Rotation, Slerp
 

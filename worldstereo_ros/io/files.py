@@ -47,7 +47,11 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_prompt(path: Path) -> str:
-    """Reads the text prompt from `prompt.json` or `traj_caption.json`; empty if the file does not exist."""
+    """Reads the text prompt from `prompt.json` or `traj_caption.json`; empty if the file does not exist.
+
+    Raises:
+        DatasetError: the file is damaged or has no prompt.
+    """
     if not path.is_file():
         return ""
     content = read_json(path)

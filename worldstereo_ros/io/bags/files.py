@@ -84,7 +84,11 @@ class Bag:
         return self.topics[topic]
 
     def messages(self, topics: Iterable[str]) -> Iterator[tuple[str, int, memoryview]]:
-        """Yields (topic, receive time in nanoseconds, serialized message) of these topics in recorded order."""
+        """Yields (topic, receive time in nanoseconds, serialized message) of these topics in recorded order.
+
+        Raises:
+            BagError: the bag is damaged.
+        """
         assert self._reader is not None, "Open the bag first: `with Bag(path) as bag`."
         selected = set(topics)
         connections = [c for c in self._reader.connections if c.topic in selected]
@@ -217,7 +221,7 @@ class BagWriter:
         return self._store.types[type_name](**fields)
 
     def close(self) -> None:
-        """Writes the index and closes the bag. Repeated calls are ignored."""
+        """Writes the index and closes the bag. Repeated calls are ignored. Raises BagError."""
         writer, self._writer = self._writer, None
         if writer is not None:
             try:

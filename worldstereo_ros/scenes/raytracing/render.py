@@ -57,7 +57,13 @@ def render_scene(
 
 def render_view(scene: Scene, camera: Camera, world_from_camera: np.ndarray, stamp_ns: int = 0, *, supersample: int = 2,
          device: torch.device | str | None = None, time: float | None = None) -> View:  # fmt: skip
-    """Render one view with depth, as an ideal RGB-D sensor measures it; `time` is in seconds."""
+    """Render one view with depth, as an ideal RGB-D sensor measures it; arguments as in `render_scene`.
+
+    Args:
+        world_from_camera: (4, 4) pose.
+        stamp_ns: stamp of the view in nanoseconds.
+        time: seconds, for moving objects.
+    """
     frames = render_scene(
         scene, camera, np.asarray(world_from_camera)[None], device=device, supersample=supersample, times=time
     )
