@@ -133,7 +133,7 @@ def run_demo(
     from worldstereo_ros.visualization.results import write_results
 
     try:
-        from worldstereo_ros.ros.client.client import NodeSilentError, WorldStereoClient
+        from worldstereo_ros.ros.client.client import NodeTimeoutError, WorldStereoClient
         from worldstereo_ros.ros.client.recorder import Recorder
     except ImportError as error:
         raise DemoError(f"The demo runs the real node, which needs ROS 2 ({error}). Run `make setup`.") from error
@@ -156,7 +156,7 @@ def run_demo(
             if len(result.views) != len(scenario.path):
                 raise DemoError(f"{len(result.views)} views arrived, {len(scenario.path)} were expected.")
             _save_map(client, MAP_FILE)
-    except NodeSilentError as error:
+    except NodeTimeoutError as error:
         raise DemoError(f"{error} The node's log is {out / 'node.log'}.") from error
     other_views, other_figures = {}, {}
     for name in _other_pipelines(model):
@@ -249,16 +249,16 @@ def _wait_until_ready(client: Any, model: str, log: Path) -> None:
 
     Raises:
         DemoError: the node cannot be configured.
-        NodeSilentError: the node is not active in time.
+        NodeTimeoutError: the node is not active in time.
     """
-    from worldstereo_ros.ros.client.client import NodeSilentError
+    from worldstereo_ros.ros.client.client import NodeTimeoutError
 
     timeout = BUNDLED_STARTUP_TIMEOUT_S if model in _pipeline_names() else CHECKPOINT_STARTUP_TIMEOUT_S
     deadline = time.monotonic() + timeout
     while True:
         try:
             return client.wait_until_ready(2.0)
-        except NodeSilentError:
+        except NodeTimeoutError:
             reason = re.search(r"Not configured\. (.*)", log.read_text(errors="replace"))
             if reason:
                 raise DemoError(f"The node could not be configured. {reason[1]}") from None

@@ -25,7 +25,7 @@ def arguments(**defaults: str) -> list[DeclareLaunchArgument]:
     """Declares the arguments of every launch file.
 
     Args:
-        defaults: by name; replace the defaults below.
+        defaults: defaults by name; replace those below.
     """
     rows = (
         ("params_file", "", "YAML file that overrides config/worldstereo.yaml, such as config/cpu_demo.yaml."),

@@ -7,7 +7,7 @@ import pytest
 from helpers.node_harness import CAMERA, running, scene, wait_for
 
 from worldstereo_ros.geometry.views import View
-from worldstereo_ros.ros.client.client import NodeSilentError, WorldStereoClient
+from worldstereo_ros.ros.client.client import NodeTimeoutError, WorldStereoClient
 
 pytestmark = pytest.mark.ros
 
@@ -32,7 +32,7 @@ def test_add_observation_raises_for_rejected_view():
     with running() as (_, robot), WorldStereoClient("/worldstereo") as client:
         client.wait_until_ready()
         no_depth = dataclasses.replace(view(0), depth=np.zeros_like(view(0).depth))
-        with pytest.raises(NodeSilentError, match=r"published 2 times, 0\.4 s apart"):
+        with pytest.raises(NodeTimeoutError, match=r"published 2 times, 0\.4 s apart"):
             client.add_observation(no_depth, timeout=0.4, attempts=2)
         assert wait_for(lambda: robot.diagnostics().get("image rejected") == "2")
         client.add_observation(view(0))

@@ -60,7 +60,7 @@ LAST_VIEWS_TIMEOUT_S = 10.0  # for views that arrive after the result of their g
 FeedbackCallback = Callable[[ImaginePath.Feedback], None]
 
 
-class NodeSilentError(WorldStereoError, RuntimeError):
+class NodeTimeoutError(WorldStereoError, RuntimeError):
     """The node did not answer in time."""
 
 
@@ -70,8 +70,8 @@ class ImagineResult:
 
     Attributes:
         views: the imagined views in the order of the path.
-        error_code, error_msg: of the action; 0 and empty if it succeeded.
-        seconds: from acceptance of the goal to its end. seconds_to_first: to the first view.
+        error_code, error_msg: error code and message of the action; 0 and empty if it succeeded.
+        seconds: time from acceptance of the goal to its end. seconds_to_first: time to the first view.
         arrivals: seconds from the request to the arrival of each view.
     """
 
@@ -171,7 +171,7 @@ class WorldStereoClient:
             timeout: seconds.
 
         Raises:
-            NodeSilentError: the node is not ready within `timeout`.
+            NodeTimeoutError: the node is not ready within `timeout`.
         """
         deadline = time.monotonic() + timeout
         state = "not found"
@@ -182,7 +182,7 @@ class WorldStereoClient:
                 if state == "active" and self._is_connected() and self._action.server_is_ready():
                     return
             time.sleep(0.05)
-        raise NodeSilentError(f"The node {self.node_name} was not active within {timeout:g} s; it is {state}.")
+        raise NodeTimeoutError(f"The node {self.node_name} was not active within {timeout:g} s; it is {state}.")
 
     def _is_connected(self) -> bool:
         """Whether the node subscribes to every topic of this client and all subscribers are matched."""
@@ -229,13 +229,13 @@ class WorldStereoClient:
             Its stamp in nanoseconds.
 
         Raises:
-            NodeSilentError: the node remembered none of the attempts.
+            NodeTimeoutError: the node remembered none of the attempts.
         """
         for _ in range(attempts):
             stamp_ns = self.publish_view(view)
             if self._wait_remembered(stamp_ns, timeout):
                 return stamp_ns
-        raise NodeSilentError(
+        raise NodeTimeoutError(
             f"The node {self.node_name} did not remember an observation published {attempts} times, {timeout:g} s "
             "apart; see its log for the reason."
         )
@@ -266,7 +266,7 @@ class WorldStereoClient:
             The views; with an error code if the goal was rejected, failed or was superseded.
 
         Raises:
-            NodeSilentError: the node did not answer or end the goal in time.
+            NodeTimeoutError: the node did not answer or end the goal in time.
         """
         with self._lock:
             self._views.clear()
@@ -277,14 +277,14 @@ class WorldStereoClient:
         feedback_callback = None if on_feedback is None else (lambda message: on_feedback(message.feedback))
         handle = self._wait(self._action.send_goal_async(goal, feedback_callback=feedback_callback), GOAL_TIMEOUT_S)
         if handle is None:
-            raise NodeSilentError(f"The node {self.node_name} did not answer the goal within {GOAL_TIMEOUT_S:g} s.")
+            raise NodeTimeoutError(f"The node {self.node_name} did not answer the goal within {GOAL_TIMEOUT_S:g} s.")
         if not handle.accepted:
             message = "The node rejected the goal: it is not active."
             return ImagineResult([], ImaginePath.Result.INACTIVE, message, 0.0, 0.0)
         response = self._wait(handle.get_result_async(), timeout)
         if response is None:
             handle.cancel_goal_async()
-            raise NodeSilentError(f"The node {self.node_name} did not end the goal within {timeout:g} s.")
+            raise NodeTimeoutError(f"The node {self.node_name} did not end the goal within {timeout:g} s.")
         result = response.result
         imagined = self._collect_views(result.views_done)
         with self._lock:
@@ -307,7 +307,7 @@ class WorldStereoClient:
             (success, message).
 
         Raises:
-            NodeSilentError: no response within `timeout` seconds.
+            NodeTimeoutError: no response within `timeout` seconds.
         """
         response = self._call(self._save_map, SaveMap.Request(name=name), timeout)
         return response.success, response.message
@@ -325,7 +325,7 @@ class WorldStereoClient:
     def _call(self, client, request, timeout: float):
         response = self._wait(client.call_async(request), timeout) if client.wait_for_service(timeout_sec=5) else None
         if response is None:
-            raise NodeSilentError(f"The service {client.srv_name} did not answer within {timeout:g} s.")
+            raise NodeTimeoutError(f"The service {client.srv_name} did not answer within {timeout:g} s.")
         return response
 
     @staticmethod

@@ -36,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     from worldstereo_ros.geometry.cameras import Camera
     from worldstereo_ros.geometry.poses import interpolate_poses
-    from worldstereo_ros.ros.client.client import NodeSilentError, WorldStereoClient
+    from worldstereo_ros.ros.client.client import NodeTimeoutError, WorldStereoClient
     from worldstereo_ros.scenes import make_path, make_scene, seed_of
 
     world = make_scene(options.scene, seed_of("demo", options.seed))
@@ -53,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
                 print(f"published observation {number + 1} of {options.observations}", flush=True)
                 time.sleep(OBSERVATION_PERIOD_S)
             result = client.imagine(imagined_poses, remember=True)
-        except NodeSilentError as error:
+        except NodeTimeoutError as error:
             print(f"robot: {error}", file=sys.stderr)
             return 1
         if result.error_code:

@@ -25,8 +25,8 @@ class Recorder:
     Messages are written as the middleware delivers them, without deserialisation, on the client's thread.
 
     Args:
-        client: of the node to record; its ROS node subscribes to the topics.
-        folder: of the bag; must not exist.
+        client: client of the node to record; its ROS node subscribes to the topics.
+        folder: folder of the bag; must not exist.
     """
 
     def __init__(self, client: WorldStereoClient, folder: Path) -> None:

@@ -57,7 +57,7 @@ class DeferredService:
     """A service whose handler gets a `DeferredReply`, which it may send at any time.
 
     Args:
-        node: on which the service is created.
+        node: node on which the service is created.
         kind: type of the service.
         name: name of the service.
         handler: called with the request and the reply.
@@ -121,7 +121,7 @@ class DeferredActionServer(ActionServer):
     `execute()` of a goal handle sets the state to executing and runs nothing.
 
     Args:
-        node: on which the server is created.
+        node: node on which the server is created.
         kind: type of the action.
         name: name of the action.
         on_accepted: called with the handle of each goal; every goal is accepted.
@@ -158,7 +158,7 @@ class DeferredActionServer(ActionServer):
         """Ends a goal from any thread.
 
         Args:
-            handle: of the goal.
+            handle: handle of the goal.
             state: "succeed", "abort" or "canceled"; "canceled" becomes "abort" unless a client requested it.
             result: the result message.
         """

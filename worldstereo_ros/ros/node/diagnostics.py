@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 
 RECENT_S = 5.0  # how long a rejected message sets the level WARN; a fault sets ERROR for twice as long
-LOG_PERIOD_S = 5.0  # least time between two log lines with the same key
+LOG_PERIOD_S = 5.0  # minimum time between two log lines with the same key
 MAX_LOG_KEYS = 256
 _NUMBERS = re.compile(r"[\d.]+")
 
@@ -93,7 +93,7 @@ class NodeDiagnostics:
         Args:
             code: name of the `ErrorCode`.
             views: number of finished views.
-            seconds: of work.
+            seconds: seconds of work.
             coverage: mean of the finished views, 0..1.
         """
         with self._lock:

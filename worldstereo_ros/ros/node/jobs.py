@@ -42,7 +42,8 @@ class JobResult:
         code, message: NONE and empty if the job succeeded.
         views_done: number of finished views.
         coverage, observed_fraction: means over the finished views, 0..1.
-        seconds: from acceptance to the end. seconds_to_first: from acceptance to the first view; 0 if there is none.
+        seconds: time from acceptance to the end. seconds_to_first: time from acceptance to the first view; 0 if there
+            is none.
         view: the last finished view.
     """
 

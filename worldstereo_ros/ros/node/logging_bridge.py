@@ -25,7 +25,7 @@ class NodeLogHandler(logging.Handler):
     """Forwards the package's log messages of level info and above until `close`.
 
     Args:
-        logger: of the node.
+        logger: logger of the node.
     """
 
     def __init__(self, logger: RosLogger) -> None:

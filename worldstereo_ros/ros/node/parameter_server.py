@@ -28,7 +28,7 @@ class ParameterServer:
     """Declares the rows of `parameters.table` on a node.
 
     Args:
-        node: on which the parameters are declared.
+        node: node on which the parameters are declared.
         is_configured: returns whether the node is configured.
         apply: called with all values after a change while the node is configured.
 

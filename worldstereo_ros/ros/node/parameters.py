@@ -131,7 +131,7 @@ class NodeParameters:
     # --- input ---
     sync_tolerance: float = _row(
         0.02,
-        "Largest difference between the stamps of an image and its depth, camera_info and pose.",
+        "Maximum difference between the stamps of an image and its depth, camera_info and pose.",
         unit="s",
         low=0.0,
         high=1.0,
@@ -140,10 +140,10 @@ class NodeParameters:
         0.3, "Time that an image waits for its depth and camera_info.", unit="s", low=0.0, high=10.0
     )
     min_observation_period: float = _row(
-        0.0, "Least time between two observations; 0 = no limit.", unit="s", low=0.0, high=3600.0
+        0.0, "Minimum time between two observations; 0 = no limit.", unit="s", low=0.0, high=3600.0
     )
     max_image_pixels: int = _row(
-        8_300_000, "Largest size of an input image; larger ones are rejected.", unit="pixels", low=1, high=64_000_000
+        8_300_000, "Maximum size of an input image; larger ones are rejected.", unit="pixels", low=1, high=64_000_000
     )
     no_input_warning_period: float = _row(
         5.0,
@@ -157,7 +157,7 @@ class NodeParameters:
     voxel_size: float = _row(0.01, "Voxel size of the cloud memory.", unit="m", low=0.001, high=1.0, applies=CONFIGURE)
     max_points: int = _row(
         2_000_000,
-        "Largest number of points in the cloud memory.",
+        "Maximum number of points in the cloud memory.",
         unit="points",
         low=1000,
         high=50_000_000,
@@ -175,7 +175,7 @@ class NodeParameters:
         0.0, "Points older than this are removed; 0 = no limit.", unit="s", low=0.0, high=1e7, applies=CONFIGURE
     )
     max_bank_views: int = _row(
-        64, "Largest number of views in the view bank.", unit="views", low=1, high=4096, applies=CONFIGURE
+        64, "Maximum number of views in the view bank.", unit="views", low=1, high=4096, applies=CONFIGURE
     )
     map_directory: str = _row(
         "", "Folder of save_map and load_map; empty = worldstereo in ROS_HOME (~/.ros).", applies=CONFIGURE
@@ -189,11 +189,11 @@ class NodeParameters:
         low=0,
         high=4096,
     )
-    max_views: int = _row(512, "Largest number of views of a job.", unit="views", low=1, high=100_000)
-    max_path_poses: int = _row(20_000, "Largest number of poses of a path.", unit="poses", low=1, high=1_000_000)
+    max_views: int = _row(512, "Maximum number of views of a job.", unit="views", low=1, high=100_000)
+    max_path_poses: int = _row(20_000, "Maximum number of poses of a path.", unit="poses", low=1, high=1_000_000)
     max_job_pixels: int = _row(
         500_000_000,
-        "Largest size of a job: views x width x height.",
+        "Maximum size of a job: views x width x height.",
         unit="pixels",
         low=1,
         high=100_000_000_000,
@@ -217,10 +217,10 @@ class NodeParameters:
     )
 
     # --- output ---
-    map_period: float = _row(1.0, "Least time between two published maps.", unit="s", low=0.05, high=3600.0)
+    map_period: float = _row(1.0, "Minimum time between two published maps.", unit="s", low=0.05, high=3600.0)
     cloud_points: int = _row(
         600_000,
-        "Largest number of points of a published cloud; larger clouds are subsampled evenly.",
+        "Maximum number of points of a published cloud; larger clouds are subsampled evenly.",
         unit="points",
         low=1000,
         high=10_000_000,
@@ -251,7 +251,7 @@ def check_value(row: Field[Any], value: object) -> Value:
     """Checks a value and converts it to the row's type.
 
     Args:
-        row: of the table.
+        row: row of the table.
         value: as ROS or YAML gives it.
 
     Raises:
@@ -300,7 +300,7 @@ def make_parameters(values: Mapping[str, object]) -> NodeParameters:
     """Checks values one by one and together.
 
     Args:
-        values: by name; parameters that are missing have their defaults.
+        values: values by name; parameters that are missing have their defaults.
 
     Raises:
         ConfigurationError: a value is not usable, or two values contradict each other.

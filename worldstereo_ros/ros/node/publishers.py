@@ -59,8 +59,8 @@ class Publishers:
     memories, calls `publish_view`, `publish_remembered` and `publish_maps`.
 
     Args:
-        node: on which the publishers are created.
-        parameters: of the node.
+        node: node on which the publishers are created.
+        parameters: parameters of the node.
         pose_resolver: gives the robot's pose for `~/points`.
     """
 

@@ -43,8 +43,8 @@ class Servers:
     Jobs are rejected with INACTIVE unless `accept_jobs` is set.
 
     Args:
-        node: on which the servers are created.
-        parameters: of the node.
+        node: node on which the servers are created.
+        parameters: parameters of the node.
         pose_resolver: converts paths and poses to camera poses.
         diagnostics: counts messages, rejections and faults.
         get_worker: returns the current worker; the node replaces one that hangs.

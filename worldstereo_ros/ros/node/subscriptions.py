@@ -42,8 +42,8 @@ class Subscriptions:
     """Subscribes to the inputs from its construction to `close` and offers observations to the worker.
 
     Args:
-        node: on which the subscriptions are created.
-        parameters: of the node.
+        node: node on which the subscriptions are created.
+        parameters: parameters of the node.
         pose_resolver: looks up the pose of each image.
         diagnostics: counts messages and rejections.
         offer: takes a complete observation.

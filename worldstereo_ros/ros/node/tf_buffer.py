@@ -227,7 +227,7 @@ def open_transforms(node: Node, cache_time: float, on_time_jump: Callable[[], No
     """Subscribes to the transforms: by tf2_ros where it is installed, else by `TransformBuffer`.
 
     Args:
-        node: on whose executor the topics are read.
+        node: node whose executor reads the topics.
         cache_time: seconds that transforms are kept.
         on_time_jump: called when time jumped back; not by tf2_ros, which handles jumps itself.
     """

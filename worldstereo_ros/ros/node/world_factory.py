@@ -21,7 +21,7 @@ def build_world(parameters: NodeParameters) -> WorldModel:
     """Loads and warms up the pipeline and creates empty memories.
 
     Args:
-        parameters: of the node.
+        parameters: parameters of the node.
 
     Raises:
         ConfigurationError: a model, device or folder is not usable; the message says what to change.
