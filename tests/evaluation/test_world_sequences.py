@@ -154,7 +154,7 @@ def test_options_change_the_images_and_are_restored_afterwards(small_checkpoint,
 
 
 def test_without_control_the_cloud_has_no_effect(small_checkpoint, walk):
-    """The backbone depends on the start frame only: another cloud gives the same images."""
+    """The backbone depends on the start view only: another cloud gives the same images."""
     camera = f"{small_checkpoint}:camera?steps=2&compose=false"
     loaded = Pipelines([f"{camera}&control=false", camera])
 

@@ -58,7 +58,7 @@ class StageConfig:
         minutes: maximum training time; 0: no limit.
         steps: maximum number of steps; 0: no limit.
         batch: images (autoencoder, depth) or clips of a step.
-        frames: keyframes of a training clip, the start frame included.
+        frames: keyframes of a training clip, the start view included.
         short_clip_prob: fraction of the batches with shorter clips, larger camera motion between views, and more clips.
         precomputed_clips: number of clips to sample and encode before training and to keep on disk, in the run's folder
             `clips`; 0: clips are sampled and encoded during training. Not for autoencoder and depth.
@@ -192,7 +192,7 @@ def _check(config: TrainingConfig, where: str) -> None:
                 )
         if name not in ("autoencoder", "depth") and stage.frames < 2:
             raise TrainingConfigError(
-                f"{where}: frames of {name} is {stage.frames}; at least 2 were expected, a start frame and one more."
+                f"{where}: frames of {name} is {stage.frames}; at least 2 were expected, a start view and one more."
             )
         if stage.precomputed_clips < 0 or (stage.precomputed_clips and name not in CLIP_STAGES):
             raise TrainingConfigError(

@@ -76,7 +76,7 @@ def test_planes_are_extrapolated_into_holes_only(training_worlds):
     batches = [sampler(WorldDataset(training_worlds, "training", 4), random, torch.device("cpu")) for _ in range(4)]
     for batch in batches:
         assert batch.layouts.shape == batch.renders.shape
-        assert torch.equal(batch.layouts[:, :, 0], batch.images[:, :, 0])  # the start frame
+        assert torch.equal(batch.layouts[:, :, 0], batch.images[:, :, 0])  # the start view
         assert not batch.plane_channels[:, :, 0].any()
         assert batch.plane_channels.shape[3] * 8 == batch.images.shape[3]
     changed = [((b.layouts - b.renders).abs().amax(1) > 0.1).float() for b in batches]

@@ -37,8 +37,8 @@ REVISIT_PROB = 0.6  # of the other references: taken near the keyframe, as on a 
 BLURRED_PROB = 0.4  # of the other references: blurred like imagined views
 MIN_OVERLAP, MAX_OVERLAP = 0.3, 0.9  # of a reference with its keyframe, else
 FIRST_KEYFRAME_PROB = 0.6  # probability that a single reference belongs to the first keyframe after the start
-JUMP_PROB = 0.3  # probability that the start frame is not at the start of the path
-CLOUD_VIEWS_PROB = (0.35, 0.2, 0.15, 0.15, 0.15)  # of 0, 1, ... views of the cloud in addition to the start frame
+JUMP_PROB = 0.3  # probability that the start view is not at the start of the path
+CLOUD_VIEWS_PROB = (0.35, 0.2, 0.15, 0.15, 0.15)  # of 0, 1, ... views of the cloud in addition to the start view
 NEAR_PLANE_M = 0.03
 OVERLAP_STRIDE_PX = 8
 
@@ -48,15 +48,15 @@ class ClipBatch:
     """b clips of F keyframes, float32 on the training device; images in [-1, 1].
 
     Attributes:
-        images: (b, 3, F, H, W), ground truth; the first is the start frame.
-        renders: (b, 3, F, H, W), views warped from memory with holes inpainted; the first is the start frame.
+        images: (b, 3, F, H, W), ground truth; the first is the start view.
+        renders: (b, 3, F, H, W), views warped from memory with holes inpainted; the first is the start view.
         layouts: (b, 3, F, H, W), the same with planes extrapolated into holes (`geometric.plane_extrapolation`).
         plane_channels: (b, 4, F, H / 8, W / 8), description of the extrapolated planes; 0 in the first frame.
         holes: (b, 1, F, H, W), 1 = not rendered.
         plucker: (b, 6, F, H, W), Plücker embedding of the cameras.
         poses: (b, F, 7), see `pose_vectors`.
         references: (b, 3, R, H, W), reference views; R may be 0.
-        reference_index: (R,), the keyframe of each reference, from 0 for the first after the start frame.
+        reference_index: (R,), the keyframe of each reference, from 0 for the first after the start view.
         reference_poses: (b, R, 7).
         cameras: (b, F, 4, 4) float64, normalised camera_from_world, from which `plucker` and `poses` follow.
         intrinsics: (b, 3, 3) float64, in pixels, principal point as `plucker_embedding` expects it.
@@ -92,7 +92,7 @@ def sample_clips(
     Args:
         dataset: the worlds.
         count: number of clips.
-        frames: keyframes of each, the start frame included.
+        frames: keyframes of each, the start view included.
         random: random number generator.
         device: device of the tensors.
         renders: False leaves out renders and cameras, which the backbone does not use.
@@ -185,14 +185,14 @@ def _as_float(images: torch.Tensor) -> torch.Tensor:
 
 
 def _sample_path(world: RenderedWorld, frames: int, random: np.random.Generator) -> np.ndarray:
-    """Views of a clip: the start frame, then a part of a walk, forwards or backwards, at a random stride."""
+    """Views of a clip: the start view, then a part of a walk, forwards or backwards, at a random stride."""
     walks = world.walk.numpy()
     views = np.flatnonzero(walks == random.choice(np.unique(walks)))
     if random.random() < 0.5:
         views = views[::-1]
     max_stride = max(1, (len(views) - 1) // (frames - 1))
     stride = int(random.integers(1, max_stride + 1))
-    # The start frame needs a fine view, of which the cloud is made.
+    # The start view needs a fine view, of which the cloud is made.
     has_fine = np.isin(views, world.fine.numpy())
     starts = np.flatnonzero(has_fine[: len(views) - stride * (frames - 1)])
     start = int(random.choice(starts)) if len(starts) else 0
@@ -205,7 +205,7 @@ def _sample_path(world: RenderedWorld, frames: int, random: np.random.Generator)
 def choose_cloud_views(
     world: RenderedWorld, path: np.ndarray, random: np.random.Generator, min_count: int
 ) -> list[int]:
-    """Views that the cloud is made of: the start frame and others, most of them near the path.
+    """Views that the cloud is made of: the start view and others, most of them near the path.
 
     Args:
         world: the rendered world.

@@ -68,7 +68,7 @@ class ClipSampler:
 
     Attributes:
         count: clips of a batch.
-        frames: keyframes of each, the start frame included.
+        frames: keyframes of each, the start view included.
         renders: whether clips have renders of the cloud and cameras.
         memory: whether most batches have reference views.
         clean: no noise, for validation; see `sample_clips`.
