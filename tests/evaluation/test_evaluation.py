@@ -76,6 +76,10 @@ def test_training_metrics_agree_with_those_of_the_evaluation():
     assert float(dataset.ssim(*tensors)) == pytest.approx(m.ssim(a, b), abs=1e-4)
 
 
+def test_psnr_of_nan_is_nan_and_not_the_maximum():
+    assert np.isnan(m.psnr_from_mse(float("nan"), 2.0))
+
+
 def test_images_that_do_not_fit_are_rejected():
     with pytest.raises(ValueError, match="one shape"):
         m.psnr(np.zeros((4, 4, 3), np.uint8), np.zeros((4, 5, 3), np.uint8))

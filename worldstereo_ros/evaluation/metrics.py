@@ -24,10 +24,11 @@ def psnr_from_mse(mse: float, peak: float) -> float:
     """PSNR in dB of a mean squared error, at most `MAX_PSNR_DB`, so that it can be averaged and written as JSON.
 
     Args:
-        mse: mean squared error.
+        mse: mean squared error; NaN gives NaN.
         peak: range of the values: 255 for uint8, 2 for images in [-1, 1].
     """
-    return MAX_PSNR_DB if mse == 0 else min(MAX_PSNR_DB, float(10 * np.log10(peak**2 / mse)))
+    # In this order, min returns NaN for NaN: the other order would give a diverged model the maximum.
+    return MAX_PSNR_DB if mse == 0 else min(float(10 * np.log10(peak**2 / mse)), MAX_PSNR_DB)
 
 
 def ssim_from_means(a: Any, b: Any, aa: Any, bb: Any, ab: Any, *, peak: float, bias_correction: float = 1.0) -> Any:
