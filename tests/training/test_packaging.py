@@ -61,6 +61,13 @@ def test_model_card_lists_the_periods_of_a_run_with_their_settings_and_notes(tra
     assert f"| {first.steps + 2300} | {(first.seconds + 120) / 60:.1f} |" in card
 
 
+def test_model_card_shows_a_dash_for_metrics_that_are_not_finite(trained_copy, tmp_path):
+    log = trained_copy / "logs" / "memory.jsonl"
+    append_log(log, {"step": 9, "seconds": 1.0, "validation_loss": 0.5, "validation_psnr_holes": float("nan")})
+    package_weights(trained_copy, tmp_path / "packed")
+    assert "loss 0.500, psnr in holes - |" in (tmp_path / "packed" / "README.md").read_text()
+
+
 def test_large_damaged_or_foreign_files_are_not_packaged(trained_copy, tmp_path):
     out = tmp_path / "packed"
     package_weights(trained_copy, out)

@@ -162,7 +162,10 @@ def _stages(run: Path, config: TrainingConfig) -> str:
                 str(used["batch"]),
                 "-" if name in ("autoencoder", "depth") else str(used["frames"]),
                 f"{used['learning_rate']:g}",
-                ", ".join(f"{METRIC_NAMES.get(key, key)} {value:.3f}" for key, value in metrics.items()) or "-",
+                ", ".join(
+                    f"{METRIC_NAMES.get(key, key)} {format_value(value, '{:.3f}')}" for key, value in metrics.items()
+                )
+                or "-",
             )
         )
     headings = ("stage", "trains", "steps", "minutes", "batch", "keyframes", "learning rate", "validation")
