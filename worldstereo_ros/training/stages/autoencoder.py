@@ -6,17 +6,10 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from worldstereo_ros.training.data.dataset import (
-    WorldDataset,
-    as_uint8,
-    augment_colours,
-    image_grid,
-    psnr,
-    sample_images,
-    ssim,
-)
+from worldstereo_ros.training.data.dataset import WorldDataset, augment_colours, sample_images
 from worldstereo_ros.training.data.loaders import ImageSampler
 from worldstereo_ros.training.run_folder import RunFolder
+from worldstereo_ros.training.tensor_images import as_uint8, image_grid, psnr, ssim
 from worldstereo_ros.training.trainer import ParameterGroup, parameters_of
 
 LATENT_NOISE = 0.08  # standard deviation of noise on latents, for robustness to the remaining noise of denoising

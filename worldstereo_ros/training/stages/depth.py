@@ -13,9 +13,10 @@ import torch
 from torch.nn import functional
 
 from worldstereo_ros.models.depth_network import CANONICAL_FOCAL_PX, DepthMaps
-from worldstereo_ros.training.data.dataset import WorldDataset, as_uint8, image_grid
+from worldstereo_ros.training.data.dataset import WorldDataset
 from worldstereo_ros.training.data.depth_sampling import DepthBatch, DepthSampler, augment_appearance
 from worldstereo_ros.training.run_folder import RunFolder
+from worldstereo_ros.training.tensor_images import as_uint8, image_grid
 from worldstereo_ros.training.trainer import ParameterGroup, parameters_of
 from worldstereo_ros.visualization.images import depth_image
 

@@ -9,7 +9,7 @@ import torch
 
 from worldstereo_ros.evaluation.metrics import psnr_from_mse
 from worldstereo_ros.training.data.clip_sampling import ClipBatch
-from worldstereo_ros.training.data.dataset import WorldDataset, as_uint8, image_grid, psnr
+from worldstereo_ros.training.data.dataset import WorldDataset
 from worldstereo_ros.training.data.loaders import BatchStream, ClipSampler
 from worldstereo_ros.training.flow_matching import (
     LatentClips,
@@ -22,6 +22,7 @@ from worldstereo_ros.training.flow_matching import (
 )
 from worldstereo_ros.training.precomputed_clips import PrecomputedClips, hash_weights, precompute_clips
 from worldstereo_ros.training.run_folder import RunFolder
+from worldstereo_ros.training.tensor_images import as_uint8, image_grid, psnr
 from worldstereo_ros.training.trainer import ParameterGroup, parameters_of
 
 VALIDATION_CLIPS, VALIDATION_BATCH = 12, 3
