@@ -1,4 +1,4 @@
-"""`worldstereo demo`: the real node, a robot that drives through a place, and the images of what the node imagined."""
+"""`worldstereo demo`: the real node, a robot that drives through a scene, and the images of what the node imagined."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def demo(
     ] = DEFAULT_MODEL,
     out: Out = Path("demo_out"),
 ) -> None:
-    """Run the node, drive a robot through a place, imagine the path ahead.
+    """Run the node, drive a robot through a scene, imagine the path ahead.
 
     The output folder holds imagined.mp4, contact_sheet.png, cloud.ply, cloud.png, world.wsmap (the memories),
     figures.json, node.log, and the folders imagined/ and observed/ (posed sequences) and bag/ (an MCAP bag of all that

@@ -33,7 +33,7 @@ def panorama(
         tuple[float, float, float],
         typer.Option(
             metavar="X Y Z",
-            help="Position to imagine, in metres to the right, down and ahead of the panorama's own.",
+            help="Position to imagine, in metres to the right, down and ahead of the source panorama.",
             rich_help_panel=PATH,
         ),
     ] = (0.0, 0.0, 1.0),
