@@ -8,7 +8,7 @@ import torch
 from helpers.training_runs import SMOKE, toy_stage
 
 from worldstereo_ros.training.data.dataset import WorldDataset
-from worldstereo_ros.training.data.loaders import ClipSampler, PrefetchingStream
+from worldstereo_ros.training.data.loaders import ClipSampler, LoaderError, PrefetchingStream
 from worldstereo_ros.training.stages.finetune import channel_energy
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -43,7 +43,8 @@ def test_loaders_are_deterministic_and_report_errors(training_worlds, tmp_path):
     dataset.folder = tmp_path
     stream = PrefetchingStream(sampler, dataset, [0, 1, 0], device, 1)
     try:
-        with pytest.raises(RuntimeError, match="no training worlds in"):
+        # One line, and no unexpected error, for the command line.
+        with pytest.raises(LoaderError, match=r"^A loader process failed: [^\n]*no training worlds in [^\n]*$"):
             stream.take()
     finally:
         stream.close()

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from worldstereo_ros.training.data.clip_sampling import ClipBatch, sample_clips
 from worldstereo_ros.training.data.dataset import WorldDataset, sample_images
+from worldstereo_ros.utils.errors import WorldStereoError
 
 T = TypeVar("T", covariant=True)
 MAX_REFERENCES = 4  # of a training clip
@@ -28,6 +29,10 @@ MIN_FRAMES = 4  # of a short clip
 NO_REFERENCES_PROB = 0.15  # probability that a batch has no references
 REFRESH_PERIOD_S = 30.0  # of the worlds in a loader process
 PREFETCHED_BATCHES = 2
+
+
+class LoaderError(WorldStereoError, RuntimeError):
+    """A loader process failed."""
 
 
 class BatchSampler(Protocol[T]):
@@ -187,7 +192,7 @@ class PrefetchingStream(BatchStream[T]):
         """The next batch; None if `wait` is False and none is ready.
 
         Raises:
-            RuntimeError: a loader process failed.
+            LoaderError: a loader process failed.
         """
         try:
             packed = self._ready.get(block=wait)
@@ -195,7 +200,8 @@ class PrefetchingStream(BatchStream[T]):
             return None
         if isinstance(packed, Exception):
             self._ready.put(packed)
-            raise RuntimeError(f"A loader process failed: {packed}") from packed
+            reason = str(packed).strip().splitlines() or [type(packed).__name__]
+            raise LoaderError(f"A loader process failed: {reason[-1]}") from packed  # lines before it are a traceback
         tensors = {name: torch.from_numpy(array) for name, array in packed.items()}
         if self.device.type == "cuda":
             tensors = {name: t.pin_memory().to(self.device, non_blocking=True) for name, t in tensors.items()}
