@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import worldstereo_ros
 from worldstereo_ros.evaluation import calibration
 from worldstereo_ros.evaluation.calibration import Calibration
 from worldstereo_ros.geometry.cameras import Camera
@@ -20,7 +21,7 @@ from worldstereo_ros.memory.archive import write_archive
 from worldstereo_ros.memory.bank import ViewBank
 from worldstereo_ros.memory.cloud import CloudMemory
 from worldstereo_ros.pipelines.auto import load_pipeline
-from worldstereo_ros.pipelines.base import Conditioning, PipelineFrame
+from worldstereo_ros.pipelines.base import Conditioning, ModelError, PipelineFrame
 from worldstereo_ros.pipelines.confidence import (
     COLOUR_TOLERANCE,
     FEATURES,
@@ -168,6 +169,12 @@ def test_scale_rejects_weights_of_unknown_features():
     raw["weights"]["no such feature"] = 0.1
     with pytest.raises(ValueError, match="unknown features: no such feature"):
         Scale.from_dict(raw)
+
+
+def test_missing_confidence_file_is_a_model_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(worldstereo_ros, "__path__", [str(tmp_path)])
+    with pytest.raises(ModelError, match=r"confidence\.json cannot be read .* Reinstall the package"):
+        load_confidence.__wrapped__("small")  # without its cache
 
 
 # --- world model ---------------------------------------------------------------------------------------------------

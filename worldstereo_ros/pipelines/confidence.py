@@ -23,7 +23,7 @@ import numpy as np
 import worldstereo_ros
 from worldstereo_ros.geometry.views import View
 from worldstereo_ros.imaging.inpainting import fill_depth, push_pull
-from worldstereo_ros.pipelines.base import Conditioning, PipelineFrame
+from worldstereo_ros.pipelines.base import Conditioning, ModelError, PipelineFrame
 from worldstereo_ros.utils.errors import InputError
 
 COLOUR_TOLERANCE = 0.1  # colour error, as fraction of the range, up to which a pixel counts as right
@@ -176,7 +176,7 @@ def load_confidence(pipeline: str) -> ConfidenceModel:
     """Loads the confidence model of a pipeline by name. Unknown models use that of the small one.
 
     Raises:
-        RuntimeError: the package's file is missing or damaged.
+        ModelError: the package's file is missing or damaged.
     """
     path = confidence_file()
     try:
@@ -184,7 +184,7 @@ def load_confidence(pipeline: str) -> ConfidenceModel:
         found = content["geometric" if pipeline.startswith("geometric") else "small"]
         return ConfidenceModel(*(Scale.from_dict(found[kind]) for kind in ("imagined", "observed")))
     except (OSError, KeyError, TypeError, ValueError) as error:
-        raise RuntimeError(
+        raise ModelError(
             f"{path} cannot be read ({error!r}). Reinstall the package, or run scripts/fit_confidence.py."
         ) from None
 
