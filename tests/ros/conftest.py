@@ -6,11 +6,13 @@ import pytest
 
 HAS_ROS = importlib.util.find_spec("rclpy") is not None
 collect_ignore_glob = [] if HAS_ROS else ["test_*.py", "*/test_*.py"]
+WITHOUT_PROCESSES = {"test_jobs.py", "test_parameters.py", "test_tf_buffer.py"}  # in node/; they start no node
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if "ros/node" in item.nodeid or "test_launch" in item.nodeid:
+        in_node = item.path.parent.name == "node" and item.path.name not in WITHOUT_PROCESSES
+        if in_node or item.path.name == "test_launch.py":
             item.add_marker(pytest.mark.ros)
 
 

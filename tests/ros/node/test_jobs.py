@@ -30,6 +30,10 @@ def job(results: list | None = None, **options) -> Job:
     return Job(POSES, **values)
 
 
+def test_tests_without_a_node_have_no_marker_ros(request):
+    assert request.node.get_closest_marker("ros") is None  # `-m "not ros"` runs them
+
+
 def test_mailbox_keeps_newest_and_counts_dropped():
     box = Mailbox()
     assert box.take() is None
