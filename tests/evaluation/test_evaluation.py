@@ -16,7 +16,7 @@ from worldstereo_ros.evaluation.report import means
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.views import View
 from worldstereo_ros.io.posed_sequences import open_posed
-from worldstereo_ros.training.data import dataset
+from worldstereo_ros.training import tensor_images
 
 CAMERA = Camera(40, 30, 40.0, 40.0, 19.5, 14.5)
 
@@ -70,10 +70,10 @@ def test_training_metrics_agree_with_those_of_the_evaluation():
     a = rng.integers(0, 256, (24, 32, 3), dtype=np.uint8)
     b = np.clip(a.astype(int) + rng.integers(-40, 40, a.shape), 0, 255).astype(np.uint8)
     tensors = [torch.from_numpy(image).permute(2, 0, 1)[None].double() / 127.5 - 1 for image in (a, b)]
-    assert float(dataset.psnr(*tensors)) == pytest.approx(m.psnr(a, b), abs=1e-4)
-    assert float(dataset.psnr(tensors[0], tensors[0])) == m.psnr(a, a) == m.MAX_PSNR_DB
+    assert float(tensor_images.psnr(*tensors)) == pytest.approx(m.psnr(a, b), abs=1e-4)
+    assert float(tensor_images.psnr(tensors[0], tensors[0])) == m.psnr(a, a) == m.MAX_PSNR_DB
     # Training uses the biased covariance, which differs by a factor of 49 / 48 from the sample covariance.
-    assert float(dataset.ssim(*tensors)) == pytest.approx(m.ssim(a, b), abs=1e-4)
+    assert float(tensor_images.ssim(*tensors)) == pytest.approx(m.ssim(a, b), abs=1e-4)
 
 
 def test_psnr_of_nan_is_nan_and_not_the_maximum():
