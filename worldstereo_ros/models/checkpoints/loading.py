@@ -236,7 +236,8 @@ def load_autoencoder(
     if class_name == "ImageAutoencoder":
         return load_image_autoencoder(folder, device, dtype)
     if class_name not in ("AutoencoderKLWan", "KeyframeAutoencoder"):
-        raise CheckpointError(f"{folder} has a {class_name}; an AutoencoderKLWan or KeyframeAutoencoder was expected.")
+        expected = "an AutoencoderKLWan, KeyframeAutoencoder or ImageAutoencoder"
+        raise CheckpointError(f"{folder} has the class {class_name}; {expected} was expected.")
     model = _build_autoencoder(KeyframeAutoencoder, folder)
     weights = open_weights(folder, BASE_STEM)
     actual = {n: s for n, info in weights.tensors.items() if (s := flattened_shape(n, info.shape)) is not None}
