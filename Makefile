@@ -34,7 +34,7 @@ bench: setup ## speed beside a peer, as ratios of one run
 
 docs: setup ## write the generated pages and build the site into site/
 	@$(PY) -c 'import mkdocs, material, mkdocstrings_handlers.python' 2>/dev/null || \
-		$(PY) -m pip install -q --config-settings editable_mode=compat -e '.[docs]'
+		$(PY) -m pip install -q -r docs/requirements.txt
 	$(PY) scripts/write_docs.py
 	$(PY) -m mkdocs build --strict
 
