@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -178,3 +179,26 @@ def test_ros_declaration_equals_table():
         node.destroy_node()
     finally:
         context.try_shutdown()
+
+
+def test_unknown_parameters_are_reported_with_a_suggestion():
+    import rclpy
+
+    from worldstereo_ros.ros.node.parameter_server import ParameterServer
+
+    context = rclpy.Context()
+    given = ["path_poses:=camera", "zzz:=1", "voxel_size:=0.02", "use_sim_time:=false", "qos_overrides./image.depth:=3"]
+    rclpy.init(context=context, args=["--ros-args", *(word for value in given for word in ("-p", value))])
+    warnings: list[str] = []
+    try:
+        node = rclpy.create_node("unknown", context=context)
+        node.get_logger = lambda: SimpleNamespace(warning=warnings.append)
+        server = ParameterServer(node, is_configured=lambda: False, apply=lambda _: None)
+        assert server.read() == NodeParameters(voxel_size=0.02)
+        node.destroy_node()
+    finally:
+        context.try_shutdown()
+    path_poses, zzz = sorted(warnings)
+    assert path_poses.startswith("The parameter 'path_poses' is unknown and has no effect. Similar names: ")
+    assert "path_pose_frame" in path_poses
+    assert zzz == "The parameter 'zzz' is unknown and has no effect."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable
 from dataclasses import Field
 from typing import Any
@@ -46,6 +47,7 @@ class ParameterServer:
         self._apply = apply
         for row in table():
             self._declare(row)
+        self._warn_of_unknown_names()
         node.add_on_set_parameters_callback(self._validate)
         if hasattr(node, "add_post_set_parameters_callback"):
             node.add_post_set_parameters_callback(self._on_set)
@@ -65,6 +67,19 @@ class ParameterServer:
         except ParameterException as error:  # ROS rounds ranges differently
             self.problems[row.name] = f"The parameter '{row.name}' is {value}: {error}."
             self._node.declare_parameter(row.name, default, descriptor, ignore_override=True)
+
+    def _warn_of_unknown_names(self) -> None:
+        """Logs names given at the start that no parameter has; rclpy ignores them without a word.
+
+        A warning and not an error: a parameter file for `/**` may hold parameters of other nodes.
+        """
+        names = [row.name for row in table()]
+        for name in self._node._parameter_overrides:
+            if self._node.has_parameter(name) or name.startswith("qos_overrides."):
+                continue
+            similar = difflib.get_close_matches(name, names, n=3)
+            hint = f" Similar names: {', '.join(similar)}." if similar else ""
+            self._node.get_logger().warning(f"The parameter '{name}' is unknown and has no effect.{hint}")
 
     def read(self) -> NodeParameters:
         """Returns the current values.
