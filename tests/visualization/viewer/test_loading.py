@@ -79,6 +79,7 @@ def test_saved_map_has_cloud_and_observed_views(tmp_path, wall_views):
     np.testing.assert_array_equal(shown.observed, cloud.observed)
     assert 0.2 < shown.observed.mean() < 0.8
     assert len(shown.observed_views) == 1
+    assert not any("no observed/" in note for note in shown.notes)
     np.testing.assert_array_equal(shown.observed_views[0].image, wall_views[0].image)
 
 
@@ -100,6 +101,7 @@ def test_results_have_observed_and_imagined_views(tmp_path, wall_views):
     assert len(from_cloud_file.points) == len(cloud)
     assert from_cloud_file.provenance_known
     assert len(shown.observed_views) == 1
+    assert not any("no observed/" in note for note in shown.notes)
     assert len(shown.imagined) == 3
     np.testing.assert_array_equal(shown.imagined[1].image, wall_views[2].image)
     np.testing.assert_array_equal(shown.imagined[1].observed, imagined[1].observed)
@@ -112,6 +114,7 @@ def test_results_without_map_or_cloud_fuse_the_imagined_views(tmp_path, wall_vie
     assert shown.kind == "results"
     assert len(shown.points) > 300
     assert not shown.observed.any()
+    assert any("no observed/" in note for note in shown.notes)
 
 
 @pytest.mark.parametrize("name", ["cloud.ply", "cloud.pcd"])

@@ -143,6 +143,10 @@ def _load_results(folder: Path) -> Viewable:
     if (folder / OBSERVED_FOLDER / "poses.txt").is_file():
         observed_views, _, more_notes = _read_views(folder / OBSERVED_FOLDER)
         notes += more_notes
+    else:
+        notes.append(
+            f"The folder has no {OBSERVED_FOLDER}/; observed cameras are those of the saved map, if there is one."
+        )
     maps = [folder / MAP_FILE, *list_files(folder, (MAP_SUFFIX,))]
     clouds = [folder / "cloud.ply", *list_files(folder, CLOUD_SUFFIXES)]
     source = next((p for p in (*maps, *clouds) if p.is_file()), None)
