@@ -37,7 +37,7 @@ class ErrorReportingGroup(TyperGroup):
 
 
 def describe_error(error: Exception) -> str:
-    """The sentence for the user: what went wrong and, for errors that are not his, what to do next."""
+    """The sentence for the user: what went wrong and, for other errors than bad input, what to do next."""
     if isinstance(error, WorldStereoError):
         return f"Error: {error}"
     if isinstance(error, OSError):

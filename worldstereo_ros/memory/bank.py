@@ -100,7 +100,7 @@ class ViewBank:
     def add(self, view: View) -> int:
         """Adds a view. If the bank is full, another view is evicted and the indices after it decrease by one.
 
-        The conditioning of an imagined view is not stored.
+        The conditioning and the confidence of an imagined view are not stored.
 
         Returns:
             The index of the view; -1 if the view itself was evicted (an imagined view that is redundant).
