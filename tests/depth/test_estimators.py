@@ -10,8 +10,10 @@ from worldstereo_ros.depth.alignment import DepthError, align_depth
 from worldstereo_ros.depth.estimators import (
     ASSUMED_FAR_M,
     ASSUMED_NEAR_M,
+    DepthEstimate,
     HubDepth,
     SmallDepth,
+    estimate_depth,
     load_depth_estimator,
     load_small_depth,
 )
@@ -226,3 +228,16 @@ def test_observe_estimates_missing_depth_or_rejects_the_view(image):
     assert len(world.cloud) > 100
     with pytest.raises(ValueError, match="no depth estimator"):
         WorldModel(GeometricPipeline(), depth_estimator=load_depth_estimator("none")).observe(view)
+
+
+def test_estimate_depth_gives_confidence_where_the_estimator_has_it(image):
+    found = estimate_depth(load_depth_estimator("small"), image, CAMERA)
+    assert isinstance(found, DepthEstimate)
+    np.testing.assert_array_equal(found.depth, load_depth_estimator("small")(image, CAMERA))
+    assert found.confidence.shape == found.depth.shape
+    assert found.confidence.dtype == np.float32
+    assert ((found.confidence >= 0) & (found.confidence <= 1)).all()
+    assert (found.confidence[found.depth == 0] == 0).all()
+    plain = estimate_depth(lambda image, camera: np.ones(image.shape[:2], np.float32), image, CAMERA)
+    assert plain.confidence is None
+    assert (plain.depth == 1).all()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -28,6 +30,24 @@ _METRIC_MODELS = ("depth_pro", "glpn", "prompt_depth_anything", "zoedepth", "chm
 _INVERSE_MODELS = ("dpt", "tipsv2_dpt")
 
 
+# Depth is right if the ratio to the truth is at most this, either way (the δ<1.25 of the benchmarks).
+DEPTH_TOLERANCE = 1.25
+
+
+@dataclass(frozen=True)
+class DepthEstimate:
+    """Depth of one image, and how sure its estimator is of it.
+
+    Attributes:
+        depth: (H, W) float32 metres along the optical axis, 0 = unknown.
+        confidence: (H, W) float32 in [0, 1]: probability that the depth is right within `DEPTH_TOLERANCE`, 0 where the
+            depth is unknown; None if the estimator does not say.
+    """
+
+    depth: np.ndarray
+    confidence: np.ndarray | None
+
+
 class DepthEstimator(Protocol):
     """Estimates the depth of an image."""
 
@@ -41,6 +61,24 @@ class DepthEstimator(Protocol):
         Returns:
             (H, W) float32 metres along the optical axis, 0 = unknown.
         """
+
+
+def estimate_depth(estimator: DepthEstimator, image: np.ndarray, camera: Camera) -> DepthEstimate:
+    """Estimates depth with its confidence, for estimators with and without a method `estimate` that gives one.
+
+    Args:
+        estimator: estimator.
+        image: (H, W, 3) uint8 RGB, undistorted.
+        camera: intrinsics of the image.
+
+    Raises:
+        DepthError: the estimator gives no depth for this image.
+    """
+    estimate = getattr(estimator, "estimate", None)
+    if estimate is not None:
+        found: DepthEstimate = estimate(image, camera)
+        return found
+    return DepthEstimate(estimator(image, camera), None)
 
 
 def load_depth_estimator(name: str = "", device: Any = "cpu") -> DepthEstimator | None:
@@ -125,10 +163,20 @@ class SmallDepth:
         Raises:
             DepthError: the network is unavailable, or classifies every pixel as sky.
         """
-        depth = clean_depth(self.predict(image, camera).depth)
+        return self.estimate(image, camera).depth
+
+    def estimate(self, image: np.ndarray, camera: Camera) -> DepthEstimate:
+        """Estimates depth with its confidence.
+
+        Raises:
+            DepthError: the network is unavailable, or classifies every pixel as sky.
+        """
+        predicted = self.predict(image, camera)
+        depth = clean_depth(predicted.depth)
         if not depth.any():
             raise DepthError("The depth network classifies every pixel of this image as sky, so it gives no depth.")
-        return depth
+        confidence = laplace_confidence(predicted.scale)
+        return DepthEstimate(depth, np.where(depth > 0, confidence, 0).astype(np.float32))
 
     def predict(self, image: np.ndarray, camera: Camera) -> MonocularDepth:
         """Estimates depth with its uncertainty.
@@ -140,6 +188,15 @@ class SmallDepth:
         if not np.isfinite(estimate.depth).all():
             raise DepthError(f"The depth network in {self.folder} returned values that are not finite.")
         return estimate
+
+
+def laplace_confidence(scale: np.ndarray) -> np.ndarray:
+    """Probability that a Laplace distribution of log depth puts the depth within `DEPTH_TOLERANCE`.
+
+    Args:
+        scale: (...) positive scale of the distribution, the expected absolute error of log depth.
+    """
+    return -np.expm1(-math.log(DEPTH_TOLERANCE) / scale)
 
 
 def load_small_depth(folder: Path, device: Any = "cpu") -> SmallDepth | None:
