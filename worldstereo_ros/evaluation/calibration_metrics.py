@@ -96,12 +96,62 @@ def block_means(array: np.ndarray) -> np.ndarray:
     return cut.reshape(rows, BLOCK_PX, columns, BLOCK_PX).mean(axis=(1, 3)).reshape(-1)
 
 
+def rank_correlation(confidence: np.ndarray, error: np.ndarray) -> float | None:
+    """Spearman correlation of confidence with correctness: 1 = every pixel of higher confidence has a smaller error.
+
+    Args:
+        confidence: (N,) higher = more certain.
+        error: (N,) smaller = better: a colour error, or a ratio of depths.
+
+    Returns:
+        The correlation of `confidence` and `-error`; None with fewer than three pixels or without any variation.
+    """
+    if len(confidence) < 3 or np.ptp(confidence) == 0 or np.ptp(error) == 0:
+        return None
+    return float(spearmanr(confidence, -np.asarray(error)).statistic)
+
+
+def expected_calibration_error(confidence: np.ndarray, right: np.ndarray, bins: int = BINS) -> float | None:
+    """Expected calibration error (ECE): mean distance of confidence and share of right pixels over bins of confidence.
+
+    Args:
+        confidence: (N,) in 0..1.
+        right: (N,) bool, or the probability that each pixel is right.
+        bins: number of bins of equal width, each weighted by its number of pixels.
+
+    Returns:
+        The error in 0..1; None without pixels. Source: Naeini et al., AAAI 2015.
+    """
+    if len(confidence) == 0:
+        return None
+    number = np.minimum((confidence * bins).astype(int), bins - 1)
+    # Sum of (confidence - right) of a bin = its number of pixels times the distance of the means.
+    distance = np.bincount(number, np.asarray(confidence, np.float64) - right, minlength=bins)
+    return float(np.abs(distance).sum() / len(confidence))
+
+
+def depth_ratio(depth: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """The factor by which a depth is wrong, at least 1: the larger over the smaller of the two.
+
+    Args:
+        depth, truth: (...) metres, 0 = unknown.
+
+    Returns:
+        (...) float32; infinite where only the depth is unknown, NaN where the true depth is.
+    """
+    depth, truth = np.asarray(depth, np.float32), np.asarray(truth, np.float32)
+    ratio = np.full(truth.shape, np.nan, np.float32)
+    known = truth > 0
+    ratio[known] = np.inf
+    both = known & (depth > 0)
+    ratio[both] = np.maximum(depth[both] / truth[both], truth[both] / depth[both])
+    return ratio
+
+
 def _rank_correlation(expected: np.ndarray, error: np.ndarray, mask: np.ndarray | None = None) -> float | None:
     if mask is not None:
         expected, error = expected[mask], error[mask]
-    if len(expected) < 3 or np.ptp(expected) == 0 or np.ptp(error) == 0:
-        return None
-    return float(spearmanr(expected, error).statistic)
+    return rank_correlation(-expected, error)
 
 
 def calibration_row(data: str, pipeline: str, pixels: PixelSamples, blocks: PixelSamples) -> CalibrationRow:
