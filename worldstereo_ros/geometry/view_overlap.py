@@ -1,10 +1,17 @@
-"""Overlap of camera frusta, and the retrieval scores of WorldStereo's view memory."""
+"""Overlap of camera frusta, the retrieval scores of WorldStereo's view memory, and views from nearly the same pose."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 
 from worldstereo_ros.geometry.poses import invert_pose
+from worldstereo_ros.geometry.views import View
+
+# Views closer than this show the same: a parked robot whose pose is known to a few millimetres takes such views.
+SAME_POSE_M, SAME_POSE_RAD = 0.01, np.radians(0.5)
+SAME_FOCAL_RATIO = 0.02  # relative difference of focal lengths, at one image size
 
 
 def frustum_corners(
@@ -66,3 +73,60 @@ def retrieval_scores(
     cosine = np.asarray(target_world_to_camera)[:, 2, :3] @ np.asarray(memory_world_to_camera)[:, 2, :3].T
     angles = np.degrees(np.arccos(np.clip(cosine, -1, 1)))
     return iou * np.clip(np.exp(5 * (90 - angles) / 180), 0, 1), angles
+
+
+def near_identical(view: View, others: Sequence[View]) -> np.ndarray:
+    """Which views show what a view shows, from nearly the same pose: such views are one piece of evidence, not several.
+
+    Poses are nearly the same within `SAME_POSE_M` and `SAME_POSE_RAD`. Views of another kind (observed, imagined) or
+    with another field of view are never near-identical.
+
+    Args:
+        view: the view.
+        others: M views.
+
+    Returns:
+        (M,) bool.
+    """
+    if not others:
+        return np.zeros(0, bool)
+    pose = view.world_from_camera
+    poses = np.stack([other.world_from_camera for other in others])
+    near = np.linalg.norm(poses[:, :3, 3] - pose[:3, 3], axis=1) <= SAME_POSE_M
+    # |R1 - R2| = 2 sqrt(2) sin(angle / 2) (Frobenius) is precise for small angles, where the trace is not.
+    difference = np.linalg.norm(poses[:, :3, :3] - pose[:3, :3], axis=(1, 2))
+    near &= difference <= 2 * np.sqrt(2) * np.sin(SAME_POSE_RAD / 2)
+    for index in np.flatnonzero(near):
+        near[index] = _same_kind(view, others[index])
+    return near
+
+
+def _same_kind(one: View, other: View) -> bool:
+    if (one.observed is None) != (other.observed is None):
+        return False
+    a, b = one.camera, other.camera.resized(one.camera.width, one.camera.height)
+    offset = max(abs(a.cx - b.cx), abs(a.cy - b.cy)) / a.fx
+    return max(abs(a.fx / b.fx - 1), abs(a.fy / b.fy - 1), offset) <= SAME_FOCAL_RATIO
+
+
+def newest_view(views: Sequence[View]) -> int:
+    """Index of the view with the newest stamp, the last of equal ones."""
+    return max(range(len(views)), key=lambda index: (views[index].stamp_ns, index))
+
+
+def distinct_viewpoints(views: Sequence[View], limit: int | None = None) -> list[View]:
+    """The newest view of each group of near-identical ones, so that a view that was taken twice counts once.
+
+    Args:
+        views: views in order of preference; each group has the place of its first.
+        limit: maximum number of views to return; None: all.
+    """
+    remaining, distinct = list(views), []
+    while remaining and (limit is None or len(distinct) < limit):
+        group = near_identical(remaining[0], remaining)
+        group[0] = True
+        newest = [view for view, same in zip(remaining, group, strict=True) if same]
+        distinct.append(newest[newest_view(newest)])
+        group |= near_identical(distinct[-1], remaining)
+        remaining = [view for view, same in zip(remaining, group, strict=True) if not same]
+    return distinct

@@ -28,10 +28,13 @@ class Overlap:
         colours: (N, 2, 3) float64 RGB in 0..255 of the same points in the first and in the second view.
         misalignment: angle in radians by which the second view would have to turn for the depths to agree, the median
             over slanted surfaces; NaN with too few of them.
+        baseline: distance of the two camera centres, relative to that of the common surface points (median) from the
+            first; NaN if there are none.
     """
 
     colours: np.ndarray
     misalignment: float
+    baseline: float = float("nan")
 
 
 def measure_overlap(one: View, other: View) -> Overlap | None:
@@ -74,7 +77,11 @@ def measure_overlap(one: View, other: View) -> Overlap | None:
     misalignment = float("nan")
     if slanted.sum() >= MIN_POINTS:
         misalignment = float(np.median(difference[slanted] / z[slanted] / sensitivity[slanted]))
-    return Overlap(colours, misalignment)
+    baseline = float("nan")
+    if same.any():
+        distance = float(np.median(np.linalg.norm(local[inside][same], axis=1)))
+        baseline = float(np.linalg.norm(one.world_from_camera[:3, 3] - other.world_from_camera[:3, 3])) / distance
+    return Overlap(colours, misalignment, baseline)
 
 
 def _sensitivity_at(depth: np.ndarray, camera: Camera, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:

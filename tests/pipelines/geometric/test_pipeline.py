@@ -1,3 +1,4 @@
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -205,7 +206,9 @@ def test_a_slanted_surface_needs_good_registration():
     assert well[62, 48]
     assert not badly[62, 48]  # seen at 18 degrees: 0.9 degrees of error move it beyond the tolerance
     assert badly[71, 48]  # at 24 degrees they do not
-    assert label_provenance(view, [view, view], np.radians(0.9))[62, 48]  # two views that agree are enough
+    assert not label_provenance(view, [view, view], np.radians(0.9))[62, 48]  # the same view is no second witness
+    beside = replace(view, world_from_camera=pose_at(0.4))
+    assert label_provenance(view, [view, beside], np.radians(0.9))[62, 48]  # two viewpoints that agree are enough
 
 
 def test_lines_of_sight_through_hidden_space_are_not_observed():
@@ -237,7 +240,7 @@ def test_misalignment_is_measured_from_the_overlap():
     good, turned = floor(), floor(np.radians(1.0))
     assert measure_overlap(good, good).misalignment < 1e-3
     assert np.degrees(measure_overlap(turned, good).misalignment) == pytest.approx(1.0, rel=0.35)
-    errors = registration_errors(3, {(0, 1): Overlap(np.zeros((0, 2, 3)), np.radians(2.0))})
+    errors = registration_errors(3, {(0, 1): Overlap(np.zeros((0, 2, 3)), np.radians(2.0), baseline=0.2)})
     assert errors[0] == errors[1] == pytest.approx(np.radians(2.0))
     assert errors[2] == ASSUMED_ERROR_RAD
 

@@ -6,7 +6,7 @@ A pixel is observed if all of this holds:
 - **A supporting view measured this very point.** The one measured pixel that the point falls on must agree with its
   depth (5 % + 2 cm). A pixel where the sensor measured nothing does not support it.
 - **With a margin.** The nearest and the farthest depth of the 3 x 3 pixels around must agree with a supporting view
-  too, since an edge may lie a pixel beside where it is rendered. Two supporting views make up for this and for the
+  too, since an edge may lie a pixel beside where it is rendered. Two supporting viewpoints make up for this and for the
   next.
 - **With good registration.** Poses are never exact. How far two remembered views disagree about shared surfaces,
   expressed as an angle, is their registration error; it moves a slanted surface in depth. If it moves the point by more
@@ -24,6 +24,7 @@ import cv2
 import numpy as np
 
 from worldstereo_ros.geometry.cameras import Camera
+from worldstereo_ros.geometry.poses import invert_pose
 from worldstereo_ros.geometry.views import View
 from worldstereo_ros.imaging.overlap import DEPTH_TOLERANCE_M, DEPTH_TOLERANCE_RATIO, Overlap, rotation_sensitivity
 from worldstereo_ros.imaging.warping import pixel_transform
@@ -34,6 +35,9 @@ from worldstereo_ros.utils.jit import compiled, run_in_threads, split_range
 OUTSIDE, AGREES, AGREES_AROUND, DISAGREES = 0, 1, 2, 3
 
 ASSUMED_ERROR_RAD = np.radians(0.5)  # of a view that shares too little with others to be checked
+# Two views are two witnesses of a point if their camera centres are farther apart than this, relative to the distance
+# of the point. The errors of closer ones are the same: they share the pose error, the line of sight and the sensor's.
+MIN_BASELINE = 0.05
 SIGMA_PER_MAD = 1.5  # standard deviations in a median absolute deviation: registration errors are medians
 NEIGHBOURHOOD_PX, MIN_NEIGHBOURS = 7, 0.5  # window around a pixel, and fraction of it that must pass
 # Search for hidden space along the lines of sight
@@ -59,10 +63,13 @@ class SupportingView:
 
 
 def registration_errors(count: int, overlaps: dict[tuple[int, int], Overlap]) -> np.ndarray:
-    """(count,) median misalignment of each view with the others, radians; `ASSUMED_ERROR_RAD` if unknown."""
+    """(count,) median misalignment of each view with the others, radians; `ASSUMED_ERROR_RAD` if unknown.
+
+    Overlaps of views from the same place are left out: a view agrees with its copy whatever its pose is.
+    """
     errors: list[list[float]] = [[] for _ in range(count)]
     for (i, j), shared in overlaps.items():
-        if np.isfinite(shared.misalignment):
+        if np.isfinite(shared.misalignment) and shared.baseline >= MIN_BASELINE:
             errors[i].append(shared.misalignment)
             errors[j].append(shared.misalignment)
     return np.array([float(np.median(values)) if values else ASSUMED_ERROR_RAD for values in errors])
@@ -97,20 +104,21 @@ def observed_pixels(
     near = cv2.erode(np.where(depth > 0, depth, np.float32(1e9)), kernel)
     slant = rotation_sensitivity(depth, camera.fx, camera.fy)
     looking, well_registered = np.zeros(shape, bool), np.zeros(shape, bool)
-    agreeing = np.zeros(shape, np.uint8)
-    for support in supporting_views:
+    agrees = np.zeros((len(supporting_views), *shape), np.uint8)
+    for index, support in enumerate(supporting_views):
         A, b = pixel_transform(camera, pose, support.view.camera, support.view.world_from_camera)
         result = np.zeros(shape, np.uint8)
         source = (support.view.depth, support.measured)
         arguments = (depth, near, far, A, b, *source, _TOLERANCE_RATIO, _TOLERANCE_M, result)
         run_in_threads(_compare_depth, [(start, stop, *arguments) for start, stop in split_range(shape[0], threads)])
         looking |= result != OUTSIDE
-        agreeing += (result == AGREES) | (result == AGREES_AROUND)
+        agrees[index] = (result == AGREES) | (result == AGREES_AROUND)
         well_registered |= (result == AGREES_AROUND) & (
             slant * SIGMA_PER_MAD * support.registration_error * depth
             <= DEPTH_TOLERANCE_RATIO * depth + DEPTH_TOLERANCE_M
         )
-    passed &= (well_registered | (agreeing > 1) | ~looking) & ~_crosses_hidden(depth, camera, pose, supporting_views)
+    confirmed = _from_two_viewpoints(depth, passed & ~well_registered, agrees, camera, pose, supporting_views, threads)
+    passed &= (well_registered | confirmed | ~looking) & ~_crosses_hidden(depth, camera, pose, supporting_views)
     window = (NEIGHBOURHOOD_PX, NEIGHBOURHOOD_PX)
     return passed & (cv2.blur(passed.astype(np.float32), window) > MIN_NEIGHBOURS)
 
@@ -166,6 +174,70 @@ def _compare_depth(row0, row1, depth, near, far, A, b, source_depth, measured, r
             if q < 0 or measured[q, p] == 0 or abs(source_depth[q, p] - z) > relative * z + absolute:
                 continue
             out[y, x] = AGREES_AROUND
+
+
+def _from_two_viewpoints(
+    depth: np.ndarray,
+    needed: np.ndarray,
+    agrees: np.ndarray,
+    camera: Camera,
+    pose: np.ndarray,
+    supporting_views: list[SupportingView],
+    threads: int,
+) -> np.ndarray:
+    """(H, W) bool: of the pixels `needed`, those where two views agree that are `MIN_BASELINE` apart.
+
+    Args:
+        depth: (H, W) float32 metres.
+        needed: (H, W) bool.
+        agrees: (S, H, W) uint8, 1 where supporting view S measured the depth of the pixel.
+        camera, pose: of the view.
+        supporting_views: the S views.
+        threads: number of threads to use.
+    """
+    camera_from_world = invert_pose(pose)
+    centres = np.stack([support.view.world_from_camera[:3, 3] for support in supporting_views])
+    centres = (centres @ camera_from_world[:3, :3].T + camera_from_world[:3, 3]).astype(np.float32)
+    out = np.zeros(depth.shape, np.uint8)
+    geometry = np.array([1 / camera.fx, 1 / camera.fy, camera.cx, camera.cy, MIN_BASELINE], np.float32)
+    arguments = (depth, needed.astype(np.uint8), agrees, centres, geometry, out)
+    run_in_threads(
+        _mark_two_viewpoints, [(start, stop, *arguments) for start, stop in split_range(depth.shape[0], threads)]
+    )
+    return out > 0
+
+
+@compiled
+def _mark_two_viewpoints(row0, row1, depth, needed, agrees, centres, geometry, out):
+    """Sets `out` to 1 in rows row0..row1 where two of the agreeing views are far enough apart.
+
+    Args:
+        depth, needed, agrees: see `_from_two_viewpoints`; `needed` is uint8.
+        centres: (S, 3) float32 camera centres of the supporting views in the axes of the view.
+        geometry: (5,) float32: 1 / fx, 1 / fy, cx, cy, and the baseline relative to the distance of the point.
+        out: (H, W) uint8.
+    """
+    count = agrees.shape[0]
+    for y in range(row0, row1):
+        for x in range(depth.shape[1]):
+            if needed[y, x] == 0:
+                continue
+            d = depth[y, x]
+            px = (np.float32(x) - geometry[2]) * geometry[0] * d
+            py = (np.float32(y) - geometry[3]) * geometry[1] * d
+            for i in range(count):
+                if agrees[i, y, x] == 0:
+                    continue
+                dx, dy, dz = px - centres[i, 0], py - centres[i, 1], d - centres[i, 2]
+                least = geometry[4] * geometry[4] * (dx * dx + dy * dy + dz * dz)
+                for j in range(count):
+                    if agrees[j, y, x] == 0:
+                        continue
+                    bx = centres[j, 0] - centres[i, 0]
+                    by = centres[j, 1] - centres[i, 1]
+                    bz = centres[j, 2] - centres[i, 2]
+                    if bx * bx + by * by + bz * bz >= least:
+                        out[y, x] = 1
 
 
 def _crosses_hidden(

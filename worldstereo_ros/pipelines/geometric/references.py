@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 
 from worldstereo_ros.geometry.cameras import Camera, project
+from worldstereo_ros.geometry.view_overlap import near_identical, newest_view
 from worldstereo_ros.geometry.views import View
 from worldstereo_ros.imaging.exposure import align_exposure
 from worldstereo_ros.imaging.inpainting import fill_depth
@@ -53,7 +54,8 @@ def select_references(
     """Selects the views that together show most of what a camera sees; views that show none of it are left out.
 
     A grid of points is looked up in every view. Selection is greedy: the second view that shows a point counts half as
-    much for it as the first, the third a quarter, and so on.
+    much for it as the first, the third a quarter, and so on. Of near-identical views (`geometry/view_overlap.py`), such
+    as those of a parked robot, only the newest is selected.
 
     Args:
         views: all views of memory; those without depth are ignored.
@@ -76,14 +78,17 @@ def select_references(
         return []
     scores = np.stack([_visibility_scores(view, points, rendered, world_from_camera) for view in candidates])
     selected: list[int] = []
-    discount = np.ones(len(points))
+    discount, available = np.ones(len(points)), np.ones(len(candidates), bool)
     while len(selected) < min(limit, len(candidates)):
-        gain = (scores * discount).sum(axis=1)
-        gain[selected] = 0
+        gain = (scores * discount).sum(axis=1) * available
         best = int(gain.argmax())
         if gain[best] <= 0:
             break
+        group = np.flatnonzero(near_identical(candidates[best], candidates) & available)
+        best = int(group[newest_view([candidates[index] for index in group])])
         selected.append(best)
+        available[group] = False
+        available &= ~near_identical(candidates[best], candidates)
         discount = discount * np.where(scores[best] > 0.05, 0.5, 1.0)
     return [candidates[index] for index in sorted(selected)]
 
@@ -179,7 +184,7 @@ def supporting_view(reference: Reference, registration_error: float) -> Supporti
 
 def _prepare(view: View, number: int) -> Reference:
     depth = np.ascontiguousarray(view.depth, np.float32)
-    measured = (depth > 0) & (view.observed is None)
+    measured = (depth > 0) & view.is_observation & ~view.estimated_mask
     completed = fill_depth(depth)
     kernel = np.ones((2 * EDGE_MARGIN_PX + 1,) * 2, np.uint8)
     edge = cv2.dilate(completed, np.ones((3, 3))) > cv2.erode(completed, np.ones((3, 3))) * (1 + EDGE_STEP_RATIO)
