@@ -6,6 +6,9 @@
                 imagined views ◄── compose ◄── pipeline (diffusion or geometric)
                        └──── back into both memories, labelled as imagined
 
+Every pixel and point has a class (`geometry/provenance.py`): *observed* (colour seen, distance measured), *estimated*
+(colour seen, distance estimated by a model) or *imagined*.
+
 Read this file first: `WorldModel` is the whole loop, in the order observe, imagine, remember, save and load.
 
 Conventions: camera axes are OpenCV's (x right, y down, z forward), poses are `world_from_camera` 4x4 matrices, lengths
@@ -21,7 +24,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from worldstereo_ros.depth.alignment import align_to_memory, complete_depth
+from worldstereo_ros.depth.alignment import complete_depth
+from worldstereo_ros.depth.estimated_views import correct_estimated_views, insert_estimated, with_estimated_depth
 from worldstereo_ros.depth.estimators import DepthEstimator
 from worldstereo_ros.geometry.cameras import Camera, unproject
 from worldstereo_ros.geometry.poses import check_poses
@@ -34,7 +38,7 @@ from worldstereo_ros.memory.insert_report import InsertReport
 from worldstereo_ros.pipelines.base import Conditioning, ModelError, OnStep, Pipeline, PipelineFrame
 from worldstereo_ros.pipelines.confidence import load_confidence
 from worldstereo_ros.rendering.splatting import Rendering, render
-from worldstereo_ros.utils.errors import InputError, WorldStereoError
+from worldstereo_ros.utils.errors import WorldStereoError
 
 # With remember=True, this many views of each clip join the view bank, evenly spaced and never the first (WorldStereo
 # 2.0 keeps 8 of 20). A path that a pipeline imagines view by view counts as one clip.
@@ -84,6 +88,10 @@ class WorldModel:
     def observe(self, view: View) -> InsertReport:
         """Remembers a view that a sensor took: its points in the cloud, the view itself in the bank.
 
+        Measured depth is remembered as *observed*. A view without depth gets that of the depth estimator, aligned to
+        memory, and is remembered as *estimated*. Measured depth replaces estimated depth, also in views that were
+        observed before.
+
         Args:
             view: with depth, or without if there is a depth estimator.
 
@@ -93,30 +101,19 @@ class WorldModel:
         Raises:
             InputError: the view has no depth and there is no depth estimator. The memory is unchanged.
         """
-        view = self._with_depth(view)
-        report = self.cloud.insert(view)
+        if view.depth is not None and (view.depth > 0).any():
+            report = self.cloud.insert(view)
+            correct_estimated_views(self.cloud, self.bank, view, self.device)
+        else:
+            view = with_estimated_depth(view, self.depth_estimator, self.cloud, self.device)
+            report = insert_estimated(self.cloud, view, self.device)
         self.bank.add(view)
         return report
 
     @property
     def newest_observation(self) -> View | None:
         """The observation that was added last; None before the first."""
-        return next((view for view in reversed(self.bank.views) if view.observed is None), None)
-
-    def _with_depth(self, view: View) -> View:
-        """The view, with estimated depth if it has none."""
-        if view.depth is not None and (view.depth > 0).any():
-            return view
-        if self.depth_estimator is None:
-            raise InputError(
-                "The image has no depth and no depth estimator is loaded. Send a depth image registered to the colour "
-                "image, or choose a model that estimates it (parameter `depth_model`)."
-            )
-        depth = self.depth_estimator(view.image, view.camera)
-        if len(self.cloud):  # memory corrects the scale, which a monocular model only estimates
-            rendering = self.render_memory(view.camera, view.world_from_camera[None])
-            depth = align_to_memory(depth, rendering.depth[0].cpu().numpy())
-        return replace(view, depth=depth)
+        return next((view for view in reversed(self.bank.views) if view.is_observation), None)
 
     # --- imagine -----------------------------------------------------------------------------------------------------
 
@@ -230,15 +227,8 @@ class WorldModel:
             Colour, depth, coverage and provenance of F images, on `device`.
         """
         cloud = self.cloud
-        return render(
-            cloud.points,
-            cloud.colours,
-            cloud.observed,
-            cloud.spacing,
-            camera,
-            world_from_camera,
-            device=self.device,
-        )
+        arrays = cloud.points, cloud.colours, cloud.provenance, cloud.spacing
+        return render(*arrays, camera, world_from_camera, device=self.device)
 
     # --- remember ----------------------------------------------------------------------------------------------------
 
@@ -259,7 +249,8 @@ class WorldModel:
             free = in_free_space(points, self.bank.views)
             depth[rows[free], columns[free]] = 0
             if depth.any():
-                self.cloud.insert(replace(view, depth=depth, observed=np.zeros_like(view.covered)))
+                nowhere = np.zeros_like(view.covered)
+                self.cloud.insert(replace(view, depth=depth, observed=nowhere, estimated=None))
         if in_bank:
             self.bank.add(view)
 
@@ -338,6 +329,8 @@ def _imagined_view(
         observed=frame.observed,
         stamp_ns=stamp_ns,
         confidence=frame.confidence,
+        estimated=frame.estimated,
+        depth_confidence=frame.depth_confidence,
         conditioning=renders.colour[offset].cpu().numpy(),
         covered=renders.covered[offset].cpu().numpy(),
         index=index,

@@ -163,8 +163,8 @@ def _rewrite(path: Path, change) -> None:
 
 
 def test_read_archive_asks_to_update_for_newer_versions(saved):
-    _rewrite(saved, lambda about, manifest, header: about.update(version="3"))
-    with pytest.raises(ArchiveError, match=r"version 3.*reads up to 2.*Update"):
+    _rewrite(saved, lambda about, manifest, header: about.update(version="4"))
+    with pytest.raises(ArchiveError, match=r"version 4.*reads up to 3.*Update"):
         read_archive(saved)
 
 

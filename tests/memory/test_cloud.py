@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.trajectories import trajectory
+from worldstereo_ros.geometry.provenance import Provenance
 from worldstereo_ros.geometry.views import View
 from worldstereo_ros.memory import _voxels_numba, cloud
 from worldstereo_ros.memory.cloud import CloudMemory
@@ -44,12 +45,12 @@ def check(memory):
         assert keys[memory._table_points[slot]] == key
     previous, following = memory._links
     walked = 0
-    for kind in (0, 1):
+    for kind in range(3):
         at, before = memory._state[_voxels_numba.HEAD + kind], -1
         turns = []
         while at != -1:
             assert previous[at] == before
-            assert memory.observed[at] == bool(kind)
+            assert memory.provenance[at] == kind + 1
             turns.append(memory._arrays["turns"][at])
             before, at = at, following[at]
             walked += 1
@@ -64,24 +65,24 @@ class Plain:
     def __init__(self, cap):
         self.cap, self.voxels = cap, {}
 
-    def insert(self, points, colours, observed, weights):
-        for point, colour, seen, weight in zip(points, colours, observed, weights, strict=True):
+    def insert(self, points, colours, classes, weights):
+        for point, colour, kind, weight in zip(points, colours, classes, weights, strict=True):
             key = tuple(keys_of(point))
             old = self.voxels.get(key)
-            if old is None or (seen and not old[2]):
-                self.voxels[key] = (point.astype(float), colour.astype(float), seen, min(weight, self.cap))
-            elif seen == old[2]:
+            if old is None or kind > old[2]:
+                self.voxels[key] = (point.astype(float), colour.astype(float), kind, min(weight, self.cap))
+            elif kind == old[2]:
                 share = weight / (old[3] + weight)
                 self.voxels[key] = (
                     old[0] + share * (point - old[0]),
                     old[1] + share * (colour - old[1]),
-                    seen,
+                    kind,
                     min(old[3] + weight, self.cap),
                 )
 
 
 batches = st.lists(
-    st.tuples(st.integers(0, 2**31), st.integers(1, 60), st.sampled_from(["observed", "imagined", "mixed"])),
+    st.tuples(st.integers(0, 2**31), st.integers(1, 60), st.sampled_from(["observed", "estimated", "imagined", "mixed"])),
     min_size=1,
     max_size=8,
 )
@@ -93,8 +94,10 @@ def draw(seed, count, kind, extent=4):
         np.float32
     )
     colours = rng.integers(0, 256, (count, 3), dtype=np.uint8)
-    observed = {"observed": np.ones(count, bool), "imagined": np.zeros(count, bool), "mixed": rng.random(count) < 0.5}
-    return points, colours, observed[kind], rng.uniform(0.1, 2, count).astype(np.float32)
+    classes = rng.integers(1, 4, count, dtype=np.uint8)
+    if kind != "mixed":
+        classes[:] = Provenance[kind.upper()]
+    return points, colours, classes, rng.uniform(0.1, 2, count).astype(np.float32)
 
 
 @settings(max_examples=60, deadline=None)
@@ -107,37 +110,37 @@ def test_fusion_matches_a_plain_dictionary(parts):
         plain.insert(*arrays)
     check(memory)
     assert len(memory) == len(plain.voxels)
-    for key, point, colour, seen, weight in zip(
-        keys_of(memory.points), memory.points, memory.colours, memory.observed, memory.weight, strict=True
+    for key, point, colour, kind, weight in zip(
+        keys_of(memory.points), memory.points, memory.colours, memory.provenance, memory.weight, strict=True
     ):
         expected = plain.voxels[tuple(key)]
         np.testing.assert_allclose(point, expected[0], atol=1e-5)
         assert np.abs(colour - expected[1]).max() <= 0.55
-        assert seen == expected[2]
+        assert kind == expected[2]
         assert weight == pytest.approx(expected[3], rel=1e-4)
 
 
 @settings(max_examples=60, deadline=None)
 @given(batches, st.integers(1, 80))
-def test_memory_is_bounded_and_evicts_imagined_points_first(parts, budget):
+def test_memory_is_bounded_and_evicts_lower_classes_first(parts, budget):
     memory = CloudMemory(VOXEL, budget)
     for part in parts:
-        points, colours, observed, weights = draw(*part)
-        held = {tuple(k) for k, seen in zip(keys_of(memory.points), memory.observed, strict=True) if seen}
-        had_imagined = len(memory) - memory.observed_count
-        report = memory.insert_points(points, colours, observed, weights)
+        points, colours, classes, weights = draw(*part)
+        held = dict(zip(map(tuple, keys_of(memory.points)), memory.provenance.tolist(), strict=True))
+        report = memory.insert_points(points, colours, classes, weights)
         check(memory)
         assert len(memory) <= budget
         assert report.count == len(memory)
         # Every point of the batch is counted exactly once.
         counted = report.added + report.merged + report.promoted + report.rejected + report.dropped
         assert counted == len(points)
-        now = {tuple(k) for k, seen in zip(keys_of(memory.points), memory.observed, strict=True) if seen}
-        new_observed = {tuple(k) for k in keys_of(points[observed])} - held
-        if not observed.any() or len(new_observed) <= had_imagined:
-            assert held <= now, (
-                "an observed point was evicted although imagined points existed, or no observation was inserted"
-            )
+        now = {tuple(key) for key in keys_of(memory.points)}
+        for kind in (Provenance.ESTIMATED, Provenance.OBSERVED):
+            held_higher = {key for key, old in held.items() if old >= kind}
+            held_lower = sum(old < kind for old in held.values())
+            new_higher = {tuple(key) for key in keys_of(points[classes >= kind])} - held_higher
+            if len(new_higher) <= held_lower:
+                assert held_higher <= now, "a point was evicted although points of a lower class existed"
 
 
 @settings(max_examples=40, deadline=None)
@@ -147,7 +150,7 @@ def test_provenance_is_independent_of_insertion_order(parts, random):
         memory = CloudMemory(VOXEL, 10_000)
         for part in order:
             memory.insert_points(*draw(*part))
-        return {tuple(k): bool(s) for k, s in zip(keys_of(memory.points), memory.observed, strict=True)}
+        return dict(zip(map(tuple, keys_of(memory.points)), memory.provenance.tolist(), strict=True))
 
     shuffled = list(parts)
     random.shuffle(shuffled)
@@ -163,7 +166,7 @@ def test_imagined_points_never_change_observed_ones(parts):
     for seed, count, _ in parts:
         memory.insert_points(*draw(seed, count, "imagined"))
     after = memory.state()
-    for name in ("points", "colours", "weight", "confidence", "stamp_ns", "spacing", "observed"):
+    for name in ("points", "colours", "weight", "confidence", "stamp_ns", "spacing", "provenance"):
         np.testing.assert_array_equal(after[name][: len(before["keys"])], before[name])
 
 

@@ -8,13 +8,14 @@ from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
 from worldstereo_ros.geometry.cameras import Camera, unproject
+from worldstereo_ros.geometry.provenance import Provenance
 from worldstereo_ros.geometry.trajectories import trajectory
 from worldstereo_ros.rendering import _splat_torch, splatting
 from worldstereo_ros.rendering.splatting import render
 
 CAMERA = Camera.from_fov(64, 48, 1.2)
 HERE = np.eye(4)[None]
-LAYERS = ("colour", "depth", "covered", "observed")
+LAYERS = ("colour", "depth", "covered", "provenance")
 
 
 def cloud(points, colour=(200, 50, 20), observed=True, spacing=0.01):
@@ -153,6 +154,24 @@ def test_colours_of_observed_and_imagined_points_are_not_mixed():
     assert 0.4 < frame.observed.float().mean() < 0.6
 
 
+def test_estimated_points_lie_between_observed_and_imagined_points_of_a_surface():
+    observed, estimated, imagined = (
+        (*wall(distance, colour=(grey, grey, grey))[:2], kind, wall(2.0)[3])
+        for distance, grey, kind in ((2.0, 10, 3), (1.995, 100, 2), (1.99, 250, 1))
+    )
+
+    def shown(*walls):
+        arrays = [np.concatenate([w[k] for w in walls]) for k in (0, 1, 3)]
+        kinds = np.concatenate([np.full(len(w[0]), w[2], np.uint8) for w in walls])
+        frame = render(arrays[0], arrays[1], kinds, arrays[2], CAMERA, HERE)
+        return set(frame.provenance.unique().tolist()), set(frame.colour.unique().tolist())
+
+    assert shown(imagined, estimated, observed) == ({Provenance.OBSERVED}, {10})
+    assert shown(imagined, estimated) == ({Provenance.ESTIMATED}, {100})
+    assert shown(imagined, observed) == ({Provenance.OBSERVED}, {10})
+    assert shown(imagined) == ({Provenance.IMAGINED}, {250})
+
+
 def random_cloud(seed, count=3000):
     rng = np.random.default_rng(seed)
     points = rng.normal(0, 1, (count, 3)) + np.array([0, 0, 2])
@@ -162,7 +181,7 @@ def random_cloud(seed, count=3000):
     return (
         points.astype(np.float32),
         rng.integers(0, 256, (count, 3), dtype=np.uint8),
-        rng.random(count) < 0.6,
+        rng.choice(np.array([1, 2, 3], np.uint8), count, p=(0.2, 0.3, 0.5)),
         rng.uniform(1e-3, 0.2, count).astype(np.float32),
     )
 
@@ -273,7 +292,7 @@ def test_render_works_without_numba(monkeypatch):
         (0, np.zeros((5, 3), np.int32), "points"),
         (1, np.zeros((5, 3), np.float32), "colours"),
         (1, np.zeros((4, 3), np.uint8), "colours"),
-        (2, np.zeros(5, np.float32), "observed"),
+        (2, np.zeros(5, np.float32), "provenance"),
         (3, np.zeros(4, np.float32), "spacing"),
     ],
 )

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from worldstereo_ros.geometry.cameras import Camera
+from worldstereo_ros.geometry.provenance import Provenance
 from worldstereo_ros.utils.errors import InputError
 
 
@@ -19,11 +20,15 @@ class View:
         camera: intrinsics for this image size.
         world_from_camera: (4, 4) float64, OpenCV axes (x right, y down, z forward), metres.
         depth: (H, W) float32 metres along the optical axis, 0 = unknown; None without a depth image.
-        observed: (H, W) bool, True = seen by a sensor, False = imagined. None = all observed.
+        observed: (H, W) bool, True = seen by a camera and measured by a depth sensor. None for an observation: a sensor
+            took the image, and its depth is measured except where `estimated` is True.
         stamp_ns: time of the measurement in nanoseconds; of an imagined view the time of the newest observation that
             it is based on.
         confidence: (H, W) float32 in 0..1, probability that the pixel's colour is right within
             `pipelines.confidence.COLOUR_TOLERANCE`; None if unavailable, as for every observation.
+        estimated: (H, W) bool, True = seen by a camera, the distance is estimated by a model. None = nowhere.
+        depth_confidence: (H, W) float32 in 0..1, probability that the depth is within a factor of
+            `provenance.DEPTH_TOLERANCE` of the true one; None if unavailable.
     """
 
     image: np.ndarray
@@ -33,6 +38,8 @@ class View:
     observed: np.ndarray | None = None
     stamp_ns: int = 0
     confidence: np.ndarray | None = None
+    estimated: np.ndarray | None = None
+    depth_confidence: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         shape = (self.camera.height, self.camera.width)
@@ -42,7 +49,7 @@ class View:
                 f"expected for a camera of {shape[1]}x{shape[0]}. Resize the image and the camera together "
                 "(View.resized)."
             )
-        for name in ("depth", "observed", "confidence"):
+        for name in ("depth", "observed", "confidence", "estimated", "depth_confidence"):
             array = getattr(self, name)
             if array is not None and array.shape != shape:
                 raise InputError(f"The {name} has shape {array.shape}; {shape}, the image's size, was expected.")
@@ -52,11 +59,28 @@ class View:
         object.__setattr__(self, "world_from_camera", pose)
 
     @property
+    def is_observation(self) -> bool:
+        """Whether a sensor took the image; False for an imagined view."""
+        return self.observed is None
+
+    @property
     def observed_mask(self) -> np.ndarray:
-        """(H, W) bool, True = observed; all True for an observation."""
-        if self.observed is None:
-            return np.ones(self.image.shape[:2], dtype=bool)
-        return self.observed
+        """(H, W) bool, True = observed; for an observation all pixels whose depth is not estimated."""
+        observed = np.ones(self.image.shape[:2], dtype=bool) if self.observed is None else self.observed
+        return observed if self.estimated is None else observed & ~self.estimated
+
+    @property
+    def estimated_mask(self) -> np.ndarray:
+        """(H, W) bool, True = seen by a camera, at a distance that a model estimated."""
+        return np.zeros(self.image.shape[:2], dtype=bool) if self.estimated is None else self.estimated
+
+    @property
+    def provenance(self) -> np.ndarray:
+        """(H, W) uint8 values of `Provenance`: imagined, estimated or observed."""
+        out = np.where(self.observed_mask, np.uint8(Provenance.OBSERVED), np.uint8(Provenance.IMAGINED))
+        if self.estimated is not None:
+            out[self.estimated] = Provenance.ESTIMATED
+        return out
 
     def resized(self, width: int, height: int) -> View:
         """Returns the view at another image size.
@@ -83,6 +107,8 @@ class View:
             depth=nearest(self.depth),
             observed=nearest(self.observed),
             confidence=nearest(self.confidence),
+            estimated=nearest(self.estimated),
+            depth_confidence=nearest(self.depth_confidence),
         )
 
 
@@ -93,7 +119,7 @@ class ImaginedView(View):
     Attributes:
         conditioning: (H, W, 3) uint8 RGB, the memory rendered at this pose: the input of the pipeline. Holes are
             mid-grey (128).
-        covered: (H, W) bool, True where memory (observed or imagined) covers the pixel.
+        covered: (H, W) bool, True where memory (observed, estimated or imagined) covers the pixel.
         index: position of this view on the path, from 0.
         count: number of views on the path.
         references: indices into the view bank of the views that were retrieved as references.
@@ -114,3 +140,8 @@ class ImaginedView(View):
     def observed_fraction(self) -> float:
         """Fraction of observed pixels, 0..1."""
         return float(self.observed_mask.mean())
+
+    @property
+    def estimated_fraction(self) -> float:
+        """Fraction of estimated pixels, 0..1."""
+        return float(self.estimated_mask.mean())

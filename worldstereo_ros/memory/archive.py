@@ -33,7 +33,9 @@ if TYPE_CHECKING:
 
 SUFFIX = ".wsmap"
 FORMAT = "worldstereo_ros map"
-VERSION = 2  # since version 2 the cloud's fusion weight is called `weight`, its confidence `confidence`
+# Version 2 renamed the cloud's fusion weight to `weight` and its confidence to `confidence`; version 3 has the class
+# `provenance` of each point and its `depth_confidence`.
+VERSION = 3
 MAX_BYTES = 4 * 2**30
 MAX_HEADER_BYTES = 16 * 2**20
 MAX_ARRAYS = 100_000

@@ -114,7 +114,15 @@ class ViewBank:
                 f"The image feature has shape {feature.shape}; finite numbers, one length for all views, were expected."
             )
         if type(view) is not View:
-            view = View(view.image, view.camera, view.world_from_camera, view.depth, view.observed, view.stamp_ns)
+            view = View(
+                view.image,
+                view.camera,
+                view.world_from_camera,
+                view.depth,
+                view.observed,
+                view.stamp_ns,
+                estimated=view.estimated,
+            )
         self._views.append(view)
         self._features.append(_unit(feature))
         if len(self._views) > self.max_views:
@@ -123,6 +131,10 @@ class ViewBank:
             if evicted == len(self._views):
                 return -1
         return len(self._views) - 1
+
+    def replace(self, index: int, view: View) -> None:
+        """Replaces a view by one with the same image, such as one with better depth. Raises IndexError."""
+        self._views[index] = view
 
     def _most_redundant(self) -> int:
         """Returns the index of the view to evict."""
@@ -166,7 +178,7 @@ class ViewBank:
             InputError: the poses are not finite rigid transforms.
         """
         poses = check_poses(world_from_camera)
-        observations = np.flatnonzero([view.observed is None for view in self._views])
+        observations = np.flatnonzero([view.is_observation for view in self._views])
         if not len(observations):
             return None
         total = self.scores(camera, poses)[0].sum(axis=0)[observations]
@@ -241,8 +253,10 @@ class ViewBank:
             state[f"{i}.stamp_ns"] = np.array(view.stamp_ns, np.int64)
             if view.depth is not None:
                 state[f"{i}.depth"] = view.depth
-            if view.observed is not None:
-                state[f"{i}.observed"] = view.observed
+            for name in ("observed", "estimated"):
+                mask = getattr(view, name)
+                if mask is not None:
+                    state[f"{i}.{name}"] = mask
         return state
 
     @classmethod
@@ -263,17 +277,19 @@ class ViewBank:
             numbers = np.asarray(state[f"{i}.camera"], np.float64).reshape(-1)
             if len(numbers) != 6 or not np.isfinite(numbers).all():
                 raise InputError(f"View {i} of the saved bank has a camera that is not six finite numbers.")
-            depth, observed = state.get(f"{i}.depth"), state.get(f"{i}.observed")
+            depth, observed, estimated = (state.get(f"{i}.{name}") for name in ("depth", "observed", "estimated"))
             if depth is not None and not np.issubdtype(depth.dtype, np.floating):
                 raise InputError(f"View {i} of the saved bank has a depth of type {depth.dtype}; float32 was expected.")
-            if observed is not None and observed.dtype != np.bool_:
-                raise InputError(
-                    f"View {i} of the saved bank has an observed mask of type {observed.dtype}; bool was expected."
-                )
+            for name, mask in (("observed", observed), ("estimated", estimated)):
+                if mask is not None and mask.dtype != np.bool_:
+                    raise InputError(
+                        f"View {i} of the saved bank has the mask {name} of type {mask.dtype}; bool was expected."
+                    )
             camera = Camera(int(numbers[0]), int(numbers[1]), *numbers[2:].tolist())
             pose = check_poses(np.asarray(state[f"{i}.world_from_camera"])[None], f"View {i} of the saved bank")[0]
             stamp = _read_integer(state, f"{i}.stamp_ns")
-            bank.add(View(np.asarray(state[f"{i}.image"]), camera, pose, depth, observed, stamp))
+            image = np.asarray(state[f"{i}.image"])
+            bank.add(View(image, camera, pose, depth, observed, stamp, estimated=estimated))
         return bank
 
 

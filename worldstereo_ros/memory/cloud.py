@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from worldstereo_ros.geometry.provenance import Provenance
 from worldstereo_ros.geometry.views import View
 from worldstereo_ros.memory import _lift_numba, _voxels_numba
 from worldstereo_ros.memory._cloud_state import ARRAYS, CONFIDENCE_LEVELS, SETTINGS, upgrade_state, validate_state
+from worldstereo_ros.memory._point_columns import checked_columns, confidence_levels
 from worldstereo_ros.memory.insert_report import InsertReport
 from worldstereo_ros.utils.errors import InputError
 from worldstereo_ros.utils.jit import run_in_threads, split_range
@@ -20,13 +22,13 @@ class CloudMemory:
     """A voxel-hashed point cloud with colour, weight, confidence, age and provenance, bounded in size.
 
     A voxel holds one point: the weighted mean of the pixels in it. The weight of a pixel is the cosine of the viewing
-    angle, divided by the squared distance beyond one metre. An observation replaces an imagined point; an imagined
-    point never changes, moves or evicts an observed one. When the memory is full, the least recently updated imagined
-    points are evicted first, then the least recently updated observed points. The cost of an insertion does not depend
-    on the number of points in memory.
+    angle, divided by the squared distance beyond one metre. A point replaces one of a lower class (imagined, estimated,
+    observed); it never changes, moves or evicts one of a higher class. When the memory is full, the least recently
+    updated imagined points are evicted first, then estimated, then observed ones. The cost of an insertion does not
+    depend on the number of points in memory.
 
-    The array attributes except `confidence` are views of the memory, not copies: the next insertion changes them. Not
-    thread-safe.
+    `points`, `colours`, `provenance`, `weight`, `stamp_ns` and `spacing` are views of the memory, not copies: the next
+    insertion changes them. Not thread-safe.
 
     Args:
         voxel_size: edge of a voxel, metres. Coordinates may reach a million voxels from the origin.
@@ -35,7 +37,7 @@ class CloudMemory:
         max_age: seconds; points last updated this long before the last view are removed. None = no limit.
         edge_tolerance: depth step between neighbouring pixels, relative to depth, that counts as a depth edge.
         max_weight: cap of the accumulated weight; a lower cap lets old points follow a changed world faster.
-        carve: an observation removes imagined points in the free space in front of it.
+        carve: measured depth removes imagined and estimated points in the free space in front of it.
 
     Raises:
         InputError: a setting is out of range.
@@ -81,8 +83,8 @@ class CloudMemory:
         self._table_keys.fill(0)
         self._table_points.fill(0)
         self._state = np.zeros(_voxels_numba.STATE_SIZE, np.int64)
-        self._state[_voxels_numba.HEAD : _voxels_numba.HEAD + 2] = -1
-        self._state[_voxels_numba.TAIL : _voxels_numba.TAIL + 2] = -1
+        self._state[_voxels_numba.HEAD : _voxels_numba.HEAD + 3] = -1
+        self._state[_voxels_numba.TAIL : _voxels_numba.TAIL + 3] = -1
         self._camera_centre: np.ndarray | None = None
         self._last_ns = 0
 
@@ -102,9 +104,19 @@ class CloudMemory:
         return self._arrays["colours"][: len(self)]
 
     @property
+    def provenance(self) -> np.ndarray:
+        """(N,) uint8 values of `Provenance`: imagined, estimated or observed."""
+        return self._arrays["provenance"][: len(self)]
+
+    @property
     def observed(self) -> np.ndarray:
-        """(N,) bool, True = seen by a sensor, False = imagined."""
-        return self._arrays["observed"][: len(self)]
+        """(N,) bool, a copy: True = seen by a camera and measured by a depth sensor."""
+        return self.provenance == Provenance.OBSERVED
+
+    @property
+    def estimated(self) -> np.ndarray:
+        """(N,) bool, a copy: True = seen by a camera, at a distance that a model estimated."""
+        return self.provenance == Provenance.ESTIMATED
 
     @property
     def weight(self) -> np.ndarray:
@@ -115,13 +127,27 @@ class CloudMemory:
     def confidence(self) -> np.ndarray:
         """(N,) float32 in 0..1, a copy: weighted mean of `View.confidence` over the pixels of each point.
 
-        Observed points have confidence 1; imagined pixels without a confidence count as 0.
+        It is about the colour: points that a camera saw have confidence 1; imagined pixels without a confidence count
+        as 0. That of an imagined point never rises by imagining it again.
         """
         return self.confidence_at(slice(None))
+
+    @property
+    def depth_confidence(self) -> np.ndarray:
+        """(N,) float32 in 0..1, a copy: weighted mean of `View.depth_confidence` over the pixels of each point.
+
+        Observed points have confidence 1; other pixels without a confidence count as 0. That of an imagined point never
+        rises by imagining it again.
+        """
+        return self.depth_confidence_at(slice(None))
 
     def confidence_at(self, index: np.ndarray | slice) -> np.ndarray:
         """(K,) float32, `confidence` of the points at `index`."""
         return self._arrays["confidence"][: len(self)][index] * np.float32(1 / CONFIDENCE_LEVELS)
+
+    def depth_confidence_at(self, index: np.ndarray | slice) -> np.ndarray:
+        """(K,) float32, `depth_confidence` of the points at `index`."""
+        return self._arrays["depth_confidence"][: len(self)][index] * np.float32(1 / CONFIDENCE_LEVELS)
 
     @property
     def stamp_ns(self) -> np.ndarray:
@@ -136,7 +162,12 @@ class CloudMemory:
     @property
     def observed_count(self) -> int:
         """Number of observed points."""
-        return int(self._state[_voxels_numba.LENGTH + 1])
+        return int(self._state[_voxels_numba.LENGTH + Provenance.OBSERVED - 1])
+
+    @property
+    def estimated_count(self) -> int:
+        """Number of estimated points."""
+        return int(self._state[_voxels_numba.LENGTH + Provenance.ESTIMATED - 1])
 
     def clear(self) -> None:
         """Removes all points and frees their memory."""
@@ -145,7 +176,7 @@ class CloudMemory:
     # --- insertion ---------------------------------------------------------------------------------------------------
 
     def insert(self, view: View) -> InsertReport:
-        """Fuses the depth image of a view; `view.observed_mask` gives the provenance of the pixels.
+        """Fuses the depth image of a view; `view.provenance` gives the classes of the pixels.
 
         Pixels with depth 0, NaN or infinity are unknown. Flying pixels between a near and a far surface are skipped.
 
@@ -158,15 +189,18 @@ class CloudMemory:
         """
         depth = self._checked_depth(view)
         points, keys, weight, spacing, counts = self._lift(view, depth)
-        observed = np.ascontiguousarray(view.observed_mask, dtype=np.bool_)
+        provenance = view.provenance
         colours = np.ascontiguousarray(view.image).reshape(-1, 3)
         stamps = np.array([view.stamp_ns], np.int64)
-        confidence = _confidence_levels(view.confidence, observed)
+        levels = (
+            confidence_levels(view.confidence, provenance, Provenance.ESTIMATED),
+            confidence_levels(view.depth_confidence, provenance, Provenance.OBSERVED),
+        )
         # The memory changes from here on; nothing below raises.
         self._camera_centre = view.world_from_camera[:3, 3].copy()
         self._last_ns = int(view.stamp_ns)
-        swept = self._sweep(view, depth, observed, SWEEP_POINTS)
-        fused = self._fuse(points, colours, observed.reshape(-1), keys, weight, spacing, stamps, confidence)
+        swept = self._sweep(view, depth, view.observed_mask, SWEEP_POINTS)
+        fused = self._fuse(points, colours, provenance.reshape(-1), keys, weight, spacing, stamps, *levels)
         unknown, flying, _, _, too_far = (int(number) for number in counts)
         return InsertReport(**fused, **swept, unknown=unknown, flying=flying, too_far=too_far, count=len(self))
 
@@ -174,22 +208,24 @@ class CloudMemory:
         self,
         points: np.ndarray,
         colours: np.ndarray,
-        observed: np.ndarray | bool,
+        provenance: np.ndarray | int,
         weight: np.ndarray | float = 1.0,
         stamp_ns: np.ndarray | int = 0,
         spacing: np.ndarray | float | None = None,
         confidence: np.ndarray | float | None = None,
+        depth_confidence: np.ndarray | float | None = None,
     ) -> InsertReport:
         """Fuses points of another source: a map, a lidar, a reconstruction.
 
         Args:
             points: (N, 3) world coordinates, metres; points that are not finite are skipped (reported as unknown).
             colours: (N, 3) uint8 RGB.
-            observed: (N,) bool, or one value for all points.
+            provenance: (N,) uint8 `Provenance`, or bool with True = observed and False = imagined; or one value.
             weight: (N,) positive, or one value for all points.
             stamp_ns: (N,) nanoseconds, or one value for all points.
             spacing: (N,) metres between neighbours, or one value for all points; None = the voxel size.
-            confidence: (N,) in 0..1, or one value for all points; None = 1 for observed points, 0 for others.
+            confidence: (N,) in 0..1, or one value for all points; None = 0 for imagined points, 1 for others.
+            depth_confidence: (N,) in 0..1, or one value for all points; None = 1 for observed points, 0 for others.
 
         Returns:
             What happened to the points.
@@ -199,30 +235,10 @@ class CloudMemory:
                 lie beyond the range of the voxel keys. The memory is unchanged.
         """
         points = np.asarray(points)
-        if points.ndim != 2 or points.shape[1] != 3:
-            raise InputError(f"The points have shape {points.shape}; (N, 3) was expected.")
-        count = len(points)
-        colours = np.asarray(colours)
-        if colours.shape != (count, 3) or colours.dtype != np.uint8:
-            raise InputError(f"The colours are {colours.dtype} {colours.shape}; uint8 {(count, 3)} was expected.")
-        named = {
-            "observed": (observed, np.bool_),
-            "weight": (weight, np.float32),
-            "stamp_ns": (stamp_ns, np.int64),
-            "spacing": (self.voxel_size if spacing is None else spacing, np.float32),
-            "confidence": (observed if confidence is None else confidence, np.float32),
-        }
-        columns: dict[str, np.ndarray] = {}
-        for name, (value, dtype) in named.items():
-            array = np.asarray(value)
-            if array.shape not in ((), (count,)):
-                raise InputError(f"The {name} has shape {array.shape}; ({count},) or a scalar was expected.")
-            columns[name] = np.ascontiguousarray(np.broadcast_to(array, (count,)), dtype=dtype)
-        for name in ("weight", "spacing"):
-            if not (np.isfinite(columns[name]) & (columns[name] > 0)).all():
-                raise InputError(f"The {name} has values that are not positive numbers.")
-        if not ((columns["confidence"] >= 0) & (columns["confidence"] <= 1)).all():
-            raise InputError("The confidence has values that are not in 0..1.")
+        positive = {"weight": weight, "spacing": self.voxel_size if spacing is None else spacing}
+        confidences = {"confidence": confidence, "depth_confidence": depth_confidence}
+        columns = checked_columns(points, colours, provenance, positive, confidences, stamp_ns)
+        count, kinds = len(points), columns["provenance"]
         with np.errstate(over="ignore", invalid="ignore"):
             points = np.ascontiguousarray(points, dtype=np.float32)
         keys = np.empty(count, np.int64)
@@ -230,10 +246,22 @@ class CloudMemory:
         outside = _lift_numba.point_keys(points, 1.0 / self.voxel_size, keys) - int((~finite).sum())
         self._check_range(outside)
         fused = self._fuse(
-            points, np.ascontiguousarray(colours), columns["observed"], keys, columns["weight"],
-            columns["spacing"], columns["stamp_ns"], _confidence_levels(columns["confidence"], columns["observed"]),
+            points, columns["colours"], kinds, keys, columns["weight"], columns["spacing"], columns["stamp_ns"],
+            confidence_levels(columns.get("confidence"), kinds, Provenance.ESTIMATED),
+            confidence_levels(columns.get("depth_confidence"), kinds, Provenance.OBSERVED),
         )  # fmt: skip
         return InsertReport(**fused, unknown=int((~finite).sum()), count=len(self))
+
+    def remove_estimated(self, view: View) -> int:
+        """Removes the estimated points that `insert(view)` added or updated; returns their number.
+
+        For a view whose estimated depth is superseded. Points of higher classes are unchanged.
+
+        Raises:
+            InputError: see `insert`. The memory is unchanged.
+        """
+        _, keys, *_ = self._lift(view, self._checked_depth(view))
+        return int(_voxels_numba.remove_at(*self._core(), keys, Provenance.ESTIMATED.value))
 
     def prune(self) -> int:
         """Applies `max_radius` and `max_age` to all points and returns the number of removed points.
@@ -296,10 +324,12 @@ class CloudMemory:
         """The leading arguments of the functions in `_voxels_numba`."""
         return ((*self._arrays.values(), *self._links), self._table_keys, self._table_points, self._state)
 
-    def _fuse(self, points, colours, observed, keys, weight, spacing, stamps, confidence) -> dict[str, int]:
+    def _fuse(
+        self, points, colours, provenance, keys, weight, spacing, stamps, confidence, depth_confidence
+    ) -> dict[str, int]:
         counts = np.zeros(6, np.int64)
         _voxels_numba.fuse(
-            *self._core(), points, colours, observed, keys, weight, spacing, stamps, confidence,
+            *self._core(), points, colours, provenance, keys, weight, spacing, stamps, confidence, depth_confidence,
             np.float32(self.max_weight), np.float32(self.voxel_size), counts,
         )  # fmt: skip
         names = ("added", "merged", "promoted", "rejected", "evicted", "dropped")
@@ -308,8 +338,7 @@ class CloudMemory:
     def _sweep(self, view: View | None, depth: np.ndarray, observed: np.ndarray, quota: int) -> dict[str, int]:
         """Removes expired and carved points among the next `quota` points; see `_voxels_numba.sweep`."""
         counts = np.zeros(2, np.int64)
-        imagined = len(self) - self.observed_count
-        carving = self.carve and imagined > 0 and bool(observed.any())
+        carving = self.carve and len(self) > self.observed_count and bool(observed.any())
         if carving or self.max_radius is not None or self.max_age is not None:
             frame = np.zeros(13)
             if carving and view is not None:
@@ -364,14 +393,3 @@ class CloudMemory:
         memory._camera_centre = centre.copy() if centre.shape == (3,) and np.isfinite(centre).all() else None
         memory._last_ns = int(np.asarray(state["last_ns"]).reshape(-1)[0])
         return memory
-
-
-def _confidence_levels(confidence: np.ndarray | None, observed: np.ndarray) -> np.ndarray:
-    """Returns (N,) or (1,) uint16 levels of a (...) confidence in 0..1; None means 1 if observed, else 0."""
-    if confidence is None:
-        if observed.all():
-            return np.array([CONFIDENCE_LEVELS], np.uint16)
-        return np.where(observed.reshape(-1), np.uint16(CONFIDENCE_LEVELS), np.uint16(0))
-    # NaN counts as confidence 0.
-    level = np.nan_to_num(np.asarray(confidence, np.float32).reshape(-1))
-    return (np.clip(level, 0, 1) * np.float32(CONFIDENCE_LEVELS) + np.float32(0.5)).astype(np.uint16)

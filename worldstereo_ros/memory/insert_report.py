@@ -11,16 +11,16 @@ class InsertReport:
 
     Attributes:
         added: new points.
-        merged: pixels averaged into a point of their own provenance.
-        promoted: points that changed from imagined to observed.
-        rejected: imagined pixels ignored because their voxel holds an observed point.
+        merged: pixels averaged into a point of their own class.
+        promoted: points that changed to a higher class, such as from imagined to observed.
+        rejected: pixels ignored because their voxel holds a point of a higher class.
         unknown: pixels without depth.
         flying: flying pixels at depth edges, skipped.
         too_far: pixels beyond the radius, skipped.
         evicted: points removed to make room for new ones.
         dropped: pixels that found the memory full.
         expired: points removed because of radius or age.
-        carved: imagined points removed because they lie in free space of this view.
+        carved: imagined or estimated points removed because they lie in free space of this view.
         count: points in memory afterwards.
     """
 
@@ -46,10 +46,7 @@ class InsertReport:
         if self.inserted == 0:
             return (
                 f"Nothing was inserted: {self.unknown} pixels have no depth, {self.flying} lie on depth edges, "
-                f"{self.too_far} are too far, {self.rejected} are imagined in voxels with an observed point, "
+                f"{self.too_far} are too far, {self.rejected} lie in voxels with a point of a higher class, "
                 f"{self.dropped} found the memory full."
             )
-        return (
-            f"{self.added} points added, {self.merged} merged, {self.promoted} promoted to observed; "
-            f"{self.count} in memory."
-        )
+        return f"{self.added} points added, {self.merged} merged, {self.promoted} promoted; {self.count} in memory."

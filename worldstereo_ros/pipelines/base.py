@@ -39,7 +39,7 @@ class Conditioning:
     Attributes:
         start_view: the view from which the clip starts: the observation that shows most of it, or the last view of the
             clip before.
-        renders: the cloud memory rendered by the F cameras (colour, depth, covered, observed).
+        renders: the cloud memory rendered by the F cameras (colour, depth, covered, provenance).
         camera: intrinsics and size of the F views.
         world_from_camera: (F, 4, 4) poses of the F views, OpenCV axes, metres.
         references: distinct views of the bank, at most 8; all views of the bank for pipelines with
@@ -62,11 +62,13 @@ class PipelineFrame:
     Attributes:
         image: (H, W, 3) uint8 RGB.
         depth: (H, W) float32 metres, 0 = unknown; None if the pipeline gives no depth.
-        observed: (H, W) bool, True where the pixel shows what a sensor observed.
+        observed: (H, W) bool, True where the pixel shows what a camera saw and a sensor measured.
         memory_image: (H, W, 3) uint8 RGB, the view from memory alone; None if it equals `image`.
         confidence: (H, W) float32 in 0..1, see `confidence.py`; None: the world model estimates it.
         plane_absence: (H, W) float32 in 0..1, 1 - P(a known plane extends here), 0 where memory covers the pixel;
             None if the pipeline does not estimate it.
+        estimated: (H, W) bool, True where a camera saw the colour and a model estimated the distance; None = nowhere.
+        depth_confidence: (H, W) float32 in 0..1, see `confidence.py`; None: the world model estimates it.
     """
 
     image: np.ndarray
@@ -75,6 +77,8 @@ class PipelineFrame:
     memory_image: np.ndarray | None = None
     confidence: np.ndarray | None = None
     plane_absence: np.ndarray | None = None
+    estimated: np.ndarray | None = None
+    depth_confidence: np.ndarray | None = None
 
 
 class Pipeline(Protocol):

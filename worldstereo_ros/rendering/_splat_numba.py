@@ -12,6 +12,8 @@ from worldstereo_ros.rendering._hole_closing import MIN_AXES, REACH_PX, SECTOR_A
 from worldstereo_ros.utils.jit import compiled, run_in_threads, split_range
 
 EMPTY = np.int32(0x7F800000)  # the bits of +inf: no point covers this pixel
+# Values of `geometry.provenance.Provenance`, as numba needs them.
+IMAGINED, ESTIMATED, OBSERVED = np.uint8(1), np.uint8(2), np.uint8(3)
 BLOCK_SIZE = 512  # points projected at once; intermediate values stay in the L1 cache
 
 
@@ -83,8 +85,18 @@ def _project(p, s, cam, cap, width, height, start, stop, projected, bounds, sele
 
 
 @compiled
-def _depth_pass(p, s, observed, cam, cap, tolerance, zbuf, start, stop):
-    """First pass: nearest depth per pixel as the bits of its float32; the last bit is set for imagined points."""
+def _set_back(z, gap, provenance, tolerance):
+    """Depth at which a point competes: points of lower classes are set back, so that higher ones are in front."""
+    if provenance == OBSERVED:
+        return z
+    if provenance == ESTIMATED:
+        return z * (np.float32(0.5) + np.float32(0.5) * tolerance) + np.float32(0.5) * gap
+    return z * tolerance + gap
+
+
+@compiled
+def _depth_pass(p, s, provenance, cam, cap, tolerance, zbuf, start, stop):
+    """First pass: nearest depth per pixel as the bits of its float32; the last two bits are 3 - provenance."""
     height, width = zbuf.shape
     flat = zbuf.reshape(-1)
     projected = np.empty((4, BLOCK_SIZE), np.float32)
@@ -100,10 +112,8 @@ def _depth_pass(p, s, observed, cam, cap, tolerance, zbuf, start, stop):
             u = projected[0, j]
             v = projected[1, j]
             z = projected[2, j]
-            if observed[i]:
-                key = np.float32(z).view(np.int32) & np.int32(-2)
-            else:
-                key = np.float32(z * tolerance + s[i]).view(np.int32) | np.int32(1)
+            rank = np.int32(OBSERVED - provenance[i])
+            key = (np.float32(_set_back(z, s[i], provenance[i], tolerance)).view(np.int32) & np.int32(-4)) | rank
             r = projected[3, j] + np.float32(0.25)
             r = r * r
             for y in range(bounds[2, j], bounds[3, j] + 1):
@@ -118,11 +128,11 @@ def _depth_pass(p, s, observed, cam, cap, tolerance, zbuf, start, stop):
 
 
 @compiled
-def _front_surface(zbufs, tolerance, front, limit, y0, y1):
+def _front_surface(zbufs, tolerance, front, limit, kinds, y0, y1):
     """Merges the depth buffers of the threads and empties them for the next frame.
 
-    Writes the front depth to `front`, and to `limit` the largest depth that belongs to the front surface, negative if
-    the surface is imagined.
+    Writes the depth of the front surface to `front`, the largest depth that belongs to it to `limit`, and its
+    provenance to `kinds`.
     """
     layers = zbufs.shape[0]
     for y in range(y0, y1):
@@ -134,21 +144,22 @@ def _front_surface(zbufs, tolerance, front, limit, y0, y1):
                 zbufs[k, y, x] = EMPTY
             z = np.int32(key).view(np.float32)
             front[y, x] = z
-            limit[y, x] = -(z * tolerance) if key & np.int32(1) else z * tolerance
+            limit[y, x] = z * tolerance
+            kinds[y, x] = OBSERVED - np.uint8(key & np.int32(3))
 
 
 @compiled
-def _colour_pass(p, s, colours, observed, cam, cap, tolerance, slab, grades, front, limit, acc, start, stop):
+def _colour_pass(p, s, colours, provenance, cam, cap, tolerance, slab, grades, front, limit, kinds, acc, start, stop):
     """Second pass: adds to each pixel the points on its front surface that have its provenance.
 
     acc[..., 0] = red << 28 | 1, then green, blue and depth / front depth in 4096ths, each times the point weight,
     which decreases from 1 + `grades` in the middle of the footprint to 1 at its border.
     """
     height, width = front.shape
-    one = np.float32(1.0)
     flat = acc.reshape(-1, 4)
     flat_front = front.reshape(-1)
     flat_limit = limit.reshape(-1)
+    flat_kinds = kinds.reshape(-1)
     projected = np.empty((4, BLOCK_SIZE), np.float32)
     bounds = np.empty((4, BLOCK_SIZE), np.int32)
     selected = np.empty(BLOCK_SIZE, np.int32)
@@ -162,9 +173,8 @@ def _colour_pass(p, s, colours, observed, cam, cap, tolerance, slab, grades, fro
             u = projected[0, j]
             v = projected[1, j]
             z = projected[2, j]
-            is_observed = observed[i]
-            sign = one if is_observed else -one
-            nearest = (z if is_observed else z * tolerance + s[i]) - slab * s[i]
+            kind = provenance[i]
+            nearest = _set_back(z, s[i], kind, tolerance) - slab * s[i]
             nearest = max(nearest, np.float32(1e-9))
             r = projected[3, j] + np.float32(0.25)
             r = r * r
@@ -181,7 +191,7 @@ def _colour_pass(p, s, colours, observed, cam, cap, tolerance, slab, grades, fro
                     dx = np.float32(x) - u
                     d = dx * dx + dy
                     at = row + np.uint64(x)
-                    if d <= r and nearest <= sign * flat_limit[at]:
+                    if d <= r and nearest <= flat_limit[at] and kind == flat_kinds[at]:
                         weight = 1 + grades - np.int64(d * fall)
                         depth = np.int64(quantum / flat_front[at])
                         flat[at, 0] += red * weight
@@ -191,7 +201,7 @@ def _colour_pass(p, s, colours, observed, cam, cap, tolerance, slab, grades, fro
 
 
 @compiled
-def _resolve(accs, front, limit, hole, colour, depth, observed, y0, y1):
+def _resolve(accs, front, kinds, hole, colour, depth, provenance, y0, y1):
     """Divides the sums by their weights and clears them for the next frame.
 
     Pixels that no point covers become mid-grey with the depth `hole`.
@@ -216,14 +226,14 @@ def _resolve(accs, front, limit, hole, colour, depth, observed, y0, y1):
                 colour[y, x, 1] = 128
                 colour[y, x, 2] = 128
                 depth[y, x] = hole
-                observed[y, x] = False
+                provenance[y, x] = 0
                 continue
             half = weight >> 1
             colour[y, x, 0] = ((red >> 28) + half) // weight
             colour[y, x, 1] = (green + half) // weight
             colour[y, x, 2] = (blue + half) // weight
             depth[y, x] = front[y, x] * (np.float32(offset / weight) * np.float32(1.0 / 4096.0))
-            observed[y, x] = limit[y, x] > 0
+            provenance[y, x] = kinds[y, x]
 
 
 @compiled
@@ -261,13 +271,13 @@ def _nearer(surface, y, x, sector, limit):
 
 
 @compiled
-def _close(colour, surface, observed, jump, out_colour, out_depth, out_covered, out_observed, y0, y1):
+def _close(colour, surface, provenance, jump, out_colour, out_depth, out_covered, out_provenance, y0, y1):
     """Closes holes and pinholes of up to five pixels that are surrounded by a nearer surface.
 
     Searches eight directions for a surface nearer than the pixel by the factor `jump` (any surface, if the pixel is a
     hole). If at least MIN_AXES of the four axes meet one at both ends, the pixel is a pinhole or crack of that surface
-    and becomes the weighted mean of the hits, without those nearer than the farthest hit by `jump`. `surface` is the
-    depth, infinite in holes.
+    and becomes the weighted mean of the hits, without those nearer than the farthest hit by `jump`, with the lowest
+    provenance among them. `surface` is the depth, infinite in holes.
     """
     width = surface.shape[1]
     rows = np.empty(width, np.float32)
@@ -284,7 +294,7 @@ def _close(colour, surface, observed, jump, out_colour, out_depth, out_covered, 
             out_colour[y, x, 2] = colour[y, x, 2]
             out_depth[y, x] = np.float32(0.0) if is_hole else z
             out_covered[y, x] = not is_hole
-            out_observed[y, x] = observed[y, x]
+            out_provenance[y, x] = provenance[y, x]
             limit = infinite if is_hole else z * jump
             if not around[x] < limit:
                 continue
@@ -310,7 +320,7 @@ def _close(colour, surface, observed, jump, out_colour, out_depth, out_covered, 
             green = np.int64(0)
             blue = np.int64(0)
             mean = np.float32(0.0)
-            all_observed = True
+            lowest = OBSERVED
             for k in range(8):
                 n = hits[k]
                 if n < 0:
@@ -326,14 +336,14 @@ def _close(colour, surface, observed, jump, out_colour, out_depth, out_covered, 
                 green += w * colour[yy, xx, 1]
                 blue += w * colour[yy, xx, 2]
                 mean += np.float32(w) * near
-                all_observed = all_observed and observed[yy, xx]
+                lowest = min(lowest, provenance[yy, xx])
             half = weight >> 1
             out_colour[y, x, 0] = (red + half) // weight
             out_colour[y, x, 1] = (green + half) // weight
             out_colour[y, x, 2] = (blue + half) // weight
             out_depth[y, x] = mean / np.float32(weight)
             out_covered[y, x] = True
-            out_observed[y, x] = all_observed
+            out_provenance[y, x] = lowest
 
 
 def scratch(threads: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
@@ -341,15 +351,15 @@ def scratch(threads: int, height: int, width: int) -> tuple[np.ndarray, np.ndarr
     return np.full((threads, height, width), EMPTY, dtype=np.int32), np.zeros((threads, height, width, 4), np.int64)
 
 
-def splat(points, colours, observed, spacing, camera_values, settings, out, buffers):
+def splat(points, colours, provenance, spacing, camera_values, settings, out, buffers):
     """Renders one frame.
 
     Args:
-        points, colours, observed, spacing: arrays of the cloud, see `splatting.render`.
+        points, colours, provenance, spacing: arrays of the cloud, see `splatting.render`.
         camera_values: the 21 float32 values of `splatting._camera_values`.
         settings: (largest disc radius in pixels, 1 + surface tolerance, surface thickness in spacings, depth ratio of
             separate surfaces or 0 to keep holes, number of weight grades).
-        out: (colour, depth, covered, observed), C-contiguous arrays to write.
+        out: (colour, depth, covered, provenance), C-contiguous arrays to write.
         buffers: result of `scratch`.
     """
     cap, tolerance, slab, jump, grades = settings
@@ -359,20 +369,21 @@ def splat(points, colours, observed, spacing, camera_values, settings, out, buff
     bands = split_range(height, threads)
     run_in_threads(
         _depth_pass,
-        [(points, spacing, observed, camera_values, cap, tolerance, zbufs[k], *p) for k, p in enumerate(parts)],
+        [(points, spacing, provenance, camera_values, cap, tolerance, zbufs[k], *p) for k, p in enumerate(parts)],
     )
     front = np.empty((height, width), np.float32)
     limit = np.empty((height, width), np.float32)
-    run_in_threads(_front_surface, [(zbufs, tolerance, front, limit, *band) for band in bands])
-    shared = (points, spacing, colours, observed, camera_values, cap, tolerance, slab, grades, front, limit)
+    kinds = np.empty((height, width), np.uint8)
+    run_in_threads(_front_surface, [(zbufs, tolerance, front, limit, kinds, *band) for band in bands])
+    shared = (points, spacing, colours, provenance, camera_values, cap, tolerance, slab, grades, front, limit, kinds)
     run_in_threads(_colour_pass, [(*shared, accs[k], *part) for k, part in enumerate(parts)])
-    colour, depth, covered, out_observed = out
+    colour, depth, covered, out_provenance = out
     if jump <= 0:
         run_in_threads(
-            _resolve, [(accs, front, limit, np.float32(0), colour, depth, out_observed, *band) for band in bands]
+            _resolve, [(accs, front, kinds, np.float32(0), colour, depth, out_provenance, *band) for band in bands]
         )
         np.greater(depth, 0, out=covered)
         return
-    unclosed = (np.empty_like(colour), np.empty_like(depth), np.empty_like(out_observed))
-    run_in_threads(_resolve, [(accs, front, limit, np.float32(np.inf), *unclosed, *band) for band in bands])
+    unclosed = (np.empty_like(colour), np.empty_like(depth), np.empty_like(out_provenance))
+    run_in_threads(_resolve, [(accs, front, kinds, np.float32(np.inf), *unclosed, *band) for band in bands])
     run_in_threads(_close, [(*unclosed, jump, *out, *band) for band in bands])

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 import torch
 
+from worldstereo_ros.geometry.provenance import Provenance
 from worldstereo_ros.rendering._hole_closing import MIN_AXES, REACH_PX, SECTORS
 
 EMPTY = 0x7F800000  # the bits of +inf: no point covers this pixel
@@ -65,17 +66,27 @@ def splat(
     """Renders one frame.
 
     Args:
-        cloud: (points, colours, observed, spacing), see `splatting.render`; tensors on one device.
+        cloud: (points, colours, provenance, spacing), see `splatting.render`; tensors on one device.
         camera_values: the 21 float32 values of `splatting._camera_values` on that device.
         width, height: image size in pixels.
         settings: see `_splat_numba.splat`.
 
     Returns:
-        colour (H, W, 3) uint8, depth (H, W) float32, covered (H, W) bool, observed (H, W) bool.
+        colour (H, W, 3) uint8, depth (H, W) float32, covered (H, W) bool, provenance (H, W) uint8.
     """
-    points, colours, observed, spacing = cloud
+    points, colours, provenance, spacing = cloud
     cap, tolerance, slab, jump, grades = settings
     device, pixels = points.device, width * height
+
+    def set_back(index: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+        # Depth at which a point competes: points of lower classes are set back, so that higher ones are in front.
+        kind, gap = provenance[index], spacing[index]
+        estimated = z * (0.5 + 0.5 * tolerance) + 0.5 * gap
+        return torch.where(
+            kind == Provenance.OBSERVED,
+            z,
+            torch.where(kind == Provenance.ESTIMATED, estimated, z * tolerance + gap),
+        )
 
     def pairs() -> Iterator[tuple[torch.Tensor, ...]]:
         # Computed again in each pass, because memory would grow with the number of points.
@@ -83,20 +94,17 @@ def splat(
 
     nearest = torch.full((pixels,), EMPTY, dtype=torch.int32, device=device)
     for index, pixel, z, _, _ in pairs():
-        # Imagined points are set back a little, so that an observed point of the same surface is in front.
-        key = torch.where(
-            observed[index], z.view(torch.int32) & -2, (z * tolerance + spacing[index]).view(torch.int32) | 1
-        )
+        rank = Provenance.OBSERVED - provenance[index].to(torch.int32)
+        key = (set_back(index, z).view(torch.int32) & -4) | rank
         nearest.scatter_reduce_(0, pixel, key, "amin")
     front = nearest.view(torch.float32)
-    imagined = (nearest & 1).bool()
+    kinds = (Provenance.OBSERVED - (nearest & 3)).to(torch.uint8)
     limit = front * tolerance
 
     sums = torch.zeros((4, pixels), dtype=torch.int64, device=device)
     for index, pixel, z, distance, radius in pairs():
-        is_observed = observed[index]
-        depth = torch.where(is_observed, z, z * tolerance + spacing[index]) - slab * spacing[index]
-        on_front = (depth <= limit[pixel]) & (is_observed != imagined[pixel])
+        depth = (set_back(index, z) - slab * spacing[index]).clamp(min=1e-9)
+        on_front = (depth <= limit[pixel]) & (provenance[index] == kinds[pixel])
         index, pixel, z, distance, radius = (t[on_front] for t in (index, pixel, z, distance, radius))
         weight = 1 + grades - (distance * (torch.full_like(radius, grades) / radius)).to(torch.int64)
         relative_depth = ((z * 4096.0) / front[pixel]).to(torch.int64).clamp(max=8191)
@@ -114,13 +122,15 @@ def splat(
     colour = torch.where(covered, colour, 128).T.reshape(height, width, 3).contiguous()
     ratio = (sums[3].double() / divisor.double()).float() * (1.0 / 4096.0)
     depth = torch.where(covered, front * ratio, 0.0).reshape(height, width)
-    out_observed = (covered & ~imagined).reshape(height, width)
+    out_provenance = torch.where(covered, kinds, 0).to(torch.uint8).reshape(height, width)
     if jump > 0:
-        return _close(colour, depth, out_observed, jump)
-    return colour, depth, covered.reshape(height, width), out_observed
+        return _close(colour, depth, out_provenance, jump)
+    return colour, depth, covered.reshape(height, width), out_provenance
 
 
-def _close(colour: torch.Tensor, depth: torch.Tensor, observed: torch.Tensor, jump: float) -> tuple[torch.Tensor, ...]:
+def _close(
+    colour: torch.Tensor, depth: torch.Tensor, provenance: torch.Tensor, jump: float
+) -> tuple[torch.Tensor, ...]:
     """Closes small holes and pinholes, see `_splat_numba._close`."""
     height, width = depth.shape
     limit = torch.where(depth > 0, depth * jump, torch.inf)
@@ -128,13 +138,13 @@ def _close(colour: torch.Tensor, depth: torch.Tensor, observed: torch.Tensor, ju
     around = (REACH_PX, REACH_PX, REACH_PX, REACH_PX)
     padded_depth = pad(depth, around)
     padded_colour = pad(colour.to(torch.int64).permute(2, 0, 1), around)
-    padded_observed = pad(observed, around)
+    padded_provenance = pad(provenance, around)
     directions = []
     for sector in SECTORS:
         hit = torch.zeros_like(depth)
         weight = torch.zeros(depth.shape, dtype=torch.int64, device=depth.device)
         rgb = torch.zeros((3, height, width), dtype=torch.int64, device=depth.device)
-        hit_observed = torch.zeros_like(observed)
+        hit_provenance = torch.zeros_like(provenance)
         for dx, dy, pixel_weight in sector:
             rows = slice(REACH_PX + dy, REACH_PX + dy + height)
             columns = slice(REACH_PX + dx, REACH_PX + dx + width)
@@ -143,24 +153,24 @@ def _close(colour: torch.Tensor, depth: torch.Tensor, observed: torch.Tensor, ju
             hit = torch.where(first, near, hit)
             weight = torch.where(first, pixel_weight, weight)
             rgb = torch.where(first, padded_colour[:, rows, columns], rgb)
-            hit_observed = torch.where(first, padded_observed[rows, columns], hit_observed)
-        directions.append((hit, weight, rgb, hit_observed))
+            hit_provenance = torch.where(first, padded_provenance[rows, columns], hit_provenance)
+        directions.append((hit, weight, rgb, hit_provenance))
     hits = torch.stack([d[0] for d in directions])
     surrounded = ((hits[:4] > 0) & (hits[4:] > 0)).sum(0) >= MIN_AXES
     nearest_kept = hits.amax(0) * jump
     total = torch.zeros(depth.shape, dtype=torch.int64, device=depth.device)
     sums = torch.zeros((3, height, width), dtype=torch.int64, device=depth.device)
     mean = torch.zeros_like(depth)
-    all_observed = torch.ones_like(observed)
-    for hit, weight, rgb, hit_observed in directions:
+    lowest = torch.full_like(provenance, Provenance.OBSERVED)
+    for hit, weight, rgb, hit_provenance in directions:
         kept = (hit > 0) & (hit >= nearest_kept)
         weight = torch.where(kept, weight, 0)
         total += weight
         sums += weight * rgb
         mean = mean + weight.float() * hit
-        all_observed &= hit_observed | ~kept
+        lowest = torch.where(kept, torch.minimum(lowest, hit_provenance), lowest)
     divisor = total.clamp(min=1)
     closed = ((sums + (total >> 1)) // divisor).to(torch.uint8).permute(1, 2, 0)
     depth = torch.where(surrounded, mean / divisor.float(), depth)
     colour = torch.where(surrounded[..., None], closed, colour)
-    return colour, depth, depth > 0, torch.where(surrounded, all_observed, observed)
+    return colour, depth, depth > 0, torch.where(surrounded, lowest, provenance)

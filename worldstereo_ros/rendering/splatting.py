@@ -15,6 +15,7 @@ import torch
 
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.poses import check_poses
+from worldstereo_ros.geometry.provenance import Provenance
 from worldstereo_ros.rendering import _splat_torch
 from worldstereo_ros.utils.errors import InputError
 
@@ -38,20 +39,30 @@ class Rendering:
         colour: (F, H, W, 3) uint8 RGB, holes mid-grey (128).
         depth: (F, H, W) float32 metres along the optical axis, 0 in holes.
         covered: (F, H, W) bool, True where the cloud covers the pixel.
-        observed: (F, H, W) bool, True where the pixel shows observed points; False for imagined points and holes.
+        provenance: (F, H, W) uint8 `Provenance` of the points that the pixel shows, 0 (unknown) in holes.
     """
 
     colour: torch.Tensor
     depth: torch.Tensor
     covered: torch.Tensor
-    observed: torch.Tensor
+    provenance: torch.Tensor
+
+    @property
+    def observed(self) -> torch.Tensor:
+        """(F, H, W) bool, True where the pixel shows observed points."""
+        return self.provenance == Provenance.OBSERVED
+
+    @property
+    def estimated(self) -> torch.Tensor:
+        """(F, H, W) bool, True where the pixel shows estimated points."""
+        return self.provenance == Provenance.ESTIMATED
 
 
 @torch.no_grad()
 def render(
     points: np.ndarray | torch.Tensor,
     colours: np.ndarray | torch.Tensor,
-    observed: np.ndarray | torch.Tensor,
+    provenance: np.ndarray | torch.Tensor,
     spacing: np.ndarray | torch.Tensor,
     camera: Camera,
     world_from_camera: np.ndarray,
@@ -67,13 +78,14 @@ def render(
 ) -> Rendering:
     """Renders a cloud into F cameras.
 
-    Observed points occlude imagined points of the same surface, and their colours are not mixed in a pixel. The result
+    On the same surface, observed points occlude estimated ones and these occlude imagined ones; a pixel shows points of
+    one class only. The result
     does not depend on the order of the points, the number of threads, or the backend.
 
     Args:
         points: (N, 3) float32, world, metres. Points that are not finite are skipped.
         colours: (N, 3) uint8 RGB.
-        observed: (N,) bool, True = seen by a sensor.
+        provenance: (N,) uint8 `Provenance`, or bool with True = observed and False = imagined.
         spacing: (N,) float32 metres between neighbouring points; determines the size of the discs.
         camera: intrinsics and image size of all frames.
         world_from_camera: (F, 4, 4) poses, OpenCV axes.
@@ -98,7 +110,7 @@ def render(
     if backend == "numba" and (device.type != "cpu" or _splat_numba is None):
         raise InputError(f"The numba backend needs numba and the CPU, the device is {device}; use backend='auto'.")
     poses = check_poses(world_from_camera)
-    cloud = _validate_cloud(points, colours, observed, spacing, device)
+    cloud = _validate_cloud(points, colours, provenance, spacing, device)
     # The sums of a pixel are 63-bit integers: they hold weights of 1 to 16 for up to 8 million points in a pixel.
     grades = 15 if len(cloud[0]) < 1 << 23 else 0
     jump = SEPARATE_SURFACE_RATIO if close_holes else 0.0
@@ -111,9 +123,9 @@ def render(
         colour=torch.empty((*size, 3), dtype=torch.uint8, device=device),
         depth=torch.empty(size, dtype=torch.float32, device=device),
         covered=torch.empty(size, dtype=torch.bool, device=device),
-        observed=torch.empty(size, dtype=torch.bool, device=device),
+        provenance=torch.empty(size, dtype=torch.uint8, device=device),
     )
-    layers = (result.colour, result.depth, result.covered, result.observed)
+    layers = (result.colour, result.depth, result.covered, result.provenance)
     all_camera_values = [_camera_values(camera, pose, near, closure) for pose in poses]
     if backend == "numba" and _splat_numba is not None:
         arrays = [tensor.numpy() for tensor in cloud]
@@ -133,13 +145,16 @@ def render(
     return result
 
 
-def _validate_cloud(points, colours, observed, spacing, device) -> tuple[torch.Tensor, ...]:
+def _validate_cloud(points, colours, provenance, spacing, device) -> tuple[torch.Tensor, ...]:
     """Returns the cloud as contiguous tensors on the device; raises InputError if shapes or types do not fit."""
-    named = {"points": points, "colours": colours, "observed": observed, "spacing": spacing}
+    named = {"points": points, "colours": colours, "provenance": provenance, "spacing": spacing}
     tensors = {name: torch.as_tensor(array) for name, array in named.items()}
+    if tensors["provenance"].dtype == torch.bool:
+        kinds = torch.where(tensors["provenance"], int(Provenance.OBSERVED), int(Provenance.IMAGINED))
+        tensors["provenance"] = kinds.to(torch.uint8)
     count = tensors["points"].shape[0] if tensors["points"].ndim else 0
-    shapes = {"points": (count, 3), "colours": (count, 3), "observed": (count,), "spacing": (count,)}
-    types = {"points": torch.float32, "colours": torch.uint8, "observed": torch.bool, "spacing": torch.float32}
+    shapes = {"points": (count, 3), "colours": (count, 3), "provenance": (count,), "spacing": (count,)}
+    types = {"points": torch.float32, "colours": torch.uint8, "provenance": torch.uint8, "spacing": torch.float32}
     for name, tensor in tensors.items():
         if tuple(tensor.shape) != shapes[name]:
             raise InputError(f"The cloud's {name} have shape {tuple(tensor.shape)}; {shapes[name]} was expected.")
