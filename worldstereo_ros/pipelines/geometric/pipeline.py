@@ -1,6 +1,6 @@
 """The geometric pipeline, without weights: geometry from the cloud, colours from the references, smooth fills.
 
-For each view:
+A view from the very pose of an observation is the image of that observation (`coincidence.py`). Every other view:
 
 1. The rendered cloud gives the depth. Where memory has an image but no depth (glass, screens, distant walls), completed
    depth of the references is warped into the view; the rest is filled smoothly, background first.
@@ -27,6 +27,7 @@ from worldstereo_ros.imaging.inpainting import background_weight, fill_depth, pu
 from worldstereo_ros.imaging.overlap import DEPTH_TOLERANCE_M, DEPTH_TOLERANCE_RATIO
 from worldstereo_ros.imaging.warping import gather_rows, normalise_rows, pixel_transform, splat_depth
 from worldstereo_ros.pipelines.base import Conditioning, OnStep, PipelineFrame
+from worldstereo_ros.pipelines.geometric.coincidence import coincident_observation
 from worldstereo_ros.pipelines.geometric.provenance import observed_pixels
 from worldstereo_ros.pipelines.geometric.references import (
     MAX_PARALLAX_PX,
@@ -117,17 +118,31 @@ class GeometricPipeline:
         with self._lock:
             references, gains, errors = self._cache.prepare(views)
         threads = threads or self.threads
+        coincident = coincident_observation(
+            [*conditioning.references, conditioning.start_view], conditioning.camera, pose
+        )
+        if coincident is not None:
+            completed = _complete_depth(depth, conditioning.camera, pose, references)
+            if coincident.depth is not None:
+                completed = np.where(coincident.depth > 0, coincident.depth, completed).astype(np.float32, copy=False)
+            everywhere = np.ones(depth.shape, bool)
+            image = coincident.image.copy()
+            return WarpedView(image, everywhere, completed, depth, references, errors, coincident)
         image, valid, filled = self._warp(depth, colour, conditioning.camera, pose, references, gains, threads)
         return WarpedView(image, valid, filled, depth, references, errors)
 
     def label_provenance(self, conditioning: Conditioning, index: int, warped: WarpedView) -> PipelineFrame:
-        """The warped view as a frame, with its observed pixels labelled.
+        """The warped view as a frame, with its observed and its estimated pixels labelled.
 
         Args:
             conditioning: what memory holds about the clip.
             index: index of the view in the clip.
             warped: the result of `warp`.
         """
+        if warped.coincident is not None:
+            source = warped.coincident
+            measured = (source.depth > 0) & source.observed_mask if source.depth is not None else ~warped.valid_mask
+            return PipelineFrame(warped.image, warped.depth, measured, estimated=~measured)
         camera, pose = conditioning.camera, conditioning.world_from_camera[index]
         supporting_views = [
             supporting_view(reference, error)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from worldstereo_ros.geometry.views import View
 from worldstereo_ros.pipelines.geometric.references import Reference
 
 
@@ -21,6 +22,8 @@ class WarpedView:
         rendered_depth: (H, W) float32 metres of the cloud, 0 = none.
         references: the R views that it was warped from.
         registration_errors: (R,) radians.
+        coincident: the observation that was taken from the pose of this view, at its size, whose image is this image;
+            None if there is none.
     """
 
     image: np.ndarray
@@ -29,3 +32,4 @@ class WarpedView:
     rendered_depth: np.ndarray
     references: list[Reference]
     registration_errors: np.ndarray
+    coincident: View | None = None

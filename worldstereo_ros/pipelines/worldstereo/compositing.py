@@ -1,4 +1,4 @@
-"""Compositing: observed pixels come from memory, all others from the model."""
+"""Compositing: pixels that a camera saw come from memory, all others from the model."""
 
 from __future__ import annotations
 
@@ -19,23 +19,25 @@ WEIGHT_BLUR_PX = 9
 # Imagined points that cover less than MIN_DENSITY of the window around them are so close to the camera that they are
 # separate dots; they get no weight.
 DENSITY_WINDOW_PX, MIN_DENSITY = 19, 0.95
-FEATHER_PX = 12.0  # over which observed pixels blend into imagined ones, outside the observed region
+FEATHER_PX = 12.0  # over which seen pixels blend into imagined ones, outside the seen region
 
 
 def compose(memory_frame: PipelineFrame, imagined: np.ndarray) -> PipelineFrame:
-    """Replaces the observed pixels of an imagined image by those of memory.
+    """Replaces the observed and the estimated pixels of an imagined image, whose colours a camera saw, by memory's.
 
-    The model's colours are slightly off. Their difference on observed pixels is extrapolated smoothly to the others,
-    and the images blend outside the observed region.
+    The model's colours are slightly off. Their difference on these pixels is extrapolated smoothly to the others, and
+    the images blend outside their region.
 
     Args:
-        memory_frame: the view from memory alone, with depth and observed pixels.
+        memory_frame: the view from memory alone, with depth, observed and estimated pixels.
         imagined: (H, W, 3) uint8 of the model.
     """
-    observed = memory_frame.observed
-    if observed.any():
-        imagined = match_colours(imagined, memory_frame.image, observed)
-        imagined = feather(imagined, memory_frame.image, observed, FEATHER_PX)
+    seen = memory_frame.observed
+    if memory_frame.estimated is not None:
+        seen = seen | memory_frame.estimated
+    if seen.any():
+        imagined = match_colours(imagined, memory_frame.image, seen)
+        imagined = feather(imagined, memory_frame.image, seen, FEATHER_PX)
     return replace(memory_frame, image=imagined, memory_image=memory_frame.image)
 
 

@@ -6,8 +6,9 @@ For each clip:
    transformer (`model_inputs.py`).
 2. The transformer denoises the latents of the clip: 40 steps with guidance, or 4 steps of the distilled model.
 3. Keyframes are decoded lazily, one by one, and yielded at once.
-4. Observed pixels of memory, at full resolution, replace those of the model and fade into them (`compositing.py`).
-   Only these pixels are labelled as observed. Depth is that of the cloud, completed by planes and the depth network.
+4. Observed and estimated pixels of memory, at full resolution, replace those of the model and fade into them
+   (`compositing.py`). Only these pixels are labelled as such. Depth is that of the cloud, completed by planes and the
+   depth network.
 """
 
 from __future__ import annotations
@@ -79,8 +80,8 @@ class WorldStereoPipeline:
         distilled: whether the model was distilled to few steps.
         steps: denoising steps; None: those of the variant.
         guidance: scale of classifier-free guidance, 1 = none; that of the checkpoint by default.
-        compose_observed: replace observed pixels by those of memory and label them as observed. If False, every pixel
-            is the model's, and imagined.
+        compose_observed: replace pixels that a camera saw by those of memory and label them as observed or estimated.
+            If False, every pixel is the model's, and imagined.
         fill_clip: extend every clip to the number of keyframes that the model was trained with, by repeating the last
             pose. A shorter path then costs as much as a full one.
         callback_on_step_end: called after every step as in diffusers; may replace `latents`.
@@ -347,7 +348,7 @@ class WorldStereoPipeline:
         Depth is that of an extrapolated plane where one is likely and the depth network agrees within a factor of
         `MAX_DEPTH_RATIO`, else that of the network.
         """
-        covered, depth = conditioning.renders.covered[index].cpu().numpy(), frame.depth
+        covered, depth = conditioning.renders.covered[index].cpu().numpy() | frame.observed, frame.depth
         if depth is None or covered.all():
             return frame
         pose, threads = conditioning.world_from_camera[index], self.geometric.threads

@@ -1,0 +1,76 @@
+"""Coincidence: a camera that stands where an observation was taken sees the image of that observation.
+
+No depth is needed for that, and no other view can add to it: what the camera saw from there is known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from worldstereo_ros.geometry.cameras import Camera
+from worldstereo_ros.geometry.poses import invert_pose
+from worldstereo_ros.geometry.view_overlap import newest_view
+from worldstereo_ros.geometry.views import View
+
+MAX_DISPLACEMENT_PX = 0.25  # of any pixel of the view between an observation and the view that shows it
+# The nearest depth of a view: this quantile of it, since single pixels are noise, or a bound if it has none.
+NEAREST_QUANTILE, DEFAULT_NEAREST_M = 0.01, 0.3
+MAX_ANGLE_PX = 4.0  # rotations beyond are told apart without looking at depth
+
+
+def coincident_observation(views: Sequence[View], camera: Camera, world_from_camera: np.ndarray) -> View | None:
+    """The newest observation that was taken where a camera stands, at the size of that camera.
+
+    A view coincides with the camera if no pixel moves by more than `MAX_DISPLACEMENT_PX` from one to the other, at the
+    nearest depth of the view or at infinity. Their fields of view are then the same; their sizes may differ.
+
+    Args:
+        views: all views of memory; imagined ones are ignored, views without depth are not.
+        camera: intrinsics and size of the camera.
+        world_from_camera: (4, 4) pose of the camera.
+
+    Returns:
+        The observation, resized to `camera`; None if none coincides.
+    """
+    axis = world_from_camera[:3, 2]
+    largest = 2 * np.sin(MAX_ANGLE_PX / camera.fx / 2)
+    near = [view for view in views if np.linalg.norm(view.world_from_camera[:3, 2] - axis) < largest]
+    found = [
+        view
+        for view in near
+        if view.is_observation and displacement(view, camera, world_from_camera) <= MAX_DISPLACEMENT_PX
+    ]
+    return found[newest_view(found)].resized(camera.width, camera.height) if found else None
+
+
+def displacement(view: View, camera: Camera, world_from_camera: np.ndarray) -> float:
+    """How far pixels of a camera lie from the same pixels of a view, at most, in pixels of the camera.
+
+    Both images are compared at the size of the camera, at the nearest depth of the view and at infinity.
+
+    Args:
+        view: the view.
+        camera, world_from_camera: intrinsics and (4, 4) pose of the camera.
+    """
+    columns, rows = np.meshgrid(np.linspace(0, camera.width - 1, 5), np.linspace(0, camera.height - 1, 5))
+    rays = np.stack([(columns - camera.cx) / camera.fx, (rows - camera.cy) / camera.fy, np.ones_like(rows)], axis=-1)
+    view_from_camera = invert_pose(view.world_from_camera) @ world_from_camera
+    source = view.camera.resized(camera.width, camera.height)
+    largest = 0.0
+    for inverse_depth in (0.0, 1 / nearest_depth(view)):
+        points = rays @ view_from_camera[:3, :3].T + view_from_camera[:3, 3] * inverse_depth
+        if points[..., 2].min() <= 1e-6:
+            return float("inf")
+        x = source.fx * points[..., 0] / points[..., 2] + source.cx
+        y = source.fy * points[..., 1] / points[..., 2] + source.cy
+        largest = max(largest, float(np.hypot(x - columns, y - rows).max()))
+    return largest
+
+
+def nearest_depth(view: View) -> float:
+    """Nearest depth of a view in metres, without outliers; `DEFAULT_NEAREST_M` if it has no depth."""
+    known = view.depth[::4, ::4] if view.depth is not None else np.zeros(0)
+    known = known[known > 0]
+    return float(np.quantile(known, NEAREST_QUANTILE)) if len(known) else DEFAULT_NEAREST_M
