@@ -9,6 +9,7 @@ import numpy as np
 
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.poses import invert_pose
+from worldstereo_ros.imaging.exposure import CLIP_END, CLIP_START
 from worldstereo_ros.utils.jit import compiled
 
 
@@ -49,7 +50,8 @@ def gather_rows(
         depth: (H, W) float32 target depth, 0 = none.
         A, b: `pixel_transform` from target to source.
         image: (h, w, 3) uint8 RGB of the source.
-        gain: (3,) float32 exposure gain per channel.
+        gain: (3,) float32 exposure gain per channel. As in `imaging.exposure.apply_gain`, clipped pixels get its
+            brightness alone.
         source_depth: (h, w) float32 metres, completed where it was not measured.
         is_measured: (h, w) uint8, 1 = the source depth is measured.
         source_weight: (h, w) float32 weight of the source pixels.
@@ -57,14 +59,17 @@ def gather_rows(
             the source depth is completed; width of the border feathering in pixels; sharpness of the angle weight;
             parallax in pixels below which depths may differ, because the colour is right at any depth.
         geometry: (7,) float32: 1 / fx, 1 / fy, cx, cy of the target; source camera centre in target axes.
-        measured: (H, W, 4) float32, updated: weighted RGB and weight of look-ups with measured depth.
-        completed: (H, W, 4) float32, updated: the same for look-ups with completed depth.
+        measured: (H, W, 5) float32, updated: sums over the look-ups with measured depth of weighted RGB, weight, and
+            weighted share of clipping.
+        completed: (H, W, 5) float32, updated: the same for look-ups with completed depth.
     """
     one = np.float32(1.0)
     zero = np.float32(0.0)
     height, width = source_depth.shape
     right, bottom = np.float32(width - 1), np.float32(height - 1)
     half = np.float32(0.5)
+    neutral = np.float32((gain[0] * gain[1] * gain[2]) ** (1 / 3))
+    clip_start, clip_scale = np.float32(CLIP_START), np.float32(1 / (CLIP_END - CLIP_START))
     baseline = np.sqrt(geometry[4] * geometry[4] + geometry[5] * geometry[5] + geometry[6] * geometry[6])
     # Difference of inverse depths that shifts the look-up by less than the allowed parallax.
     parallax_tolerance = settings[5] * geometry[0] / max(baseline, np.float32(1e-6))
@@ -89,7 +94,7 @@ def gather_rows(
             fy = v - np.float32(y0)
             measured_tolerance = settings[0] * z + settings[1]
             completed_tolerance = settings[2] * z
-            measured_weight, total, red, green, blue = zero, zero, zero, zero, zero
+            measured_weight, total, red, green, blue, clipped = zero, zero, zero, zero, zero, zero
             for j in range(2):
                 for i in range(2):
                     q, p = y0 + j, x0 + i
@@ -104,9 +109,12 @@ def gather_rows(
                     w += np.float32(1e-9)
                     total += w
                     measured_weight += w if has_measurement else zero
-                    red += w * np.float32(image[q, p, 0])
-                    green += w * np.float32(image[q, p, 1])
-                    blue += w * np.float32(image[q, p, 2])
+                    r, g, b_ = np.float32(image[q, p, 0]), np.float32(image[q, p, 1]), np.float32(image[q, p, 2])
+                    c = min(one, max(zero, (max(r, g, b_) - clip_start) * clip_scale))
+                    red += w * r * (gain[0] + c * (neutral - gain[0]))
+                    green += w * g * (gain[1] + c * (neutral - gain[1]))
+                    blue += w * b_ * (gain[2] + c * (neutral - gain[2]))
+                    clipped += w * c
             if total == 0:
                 continue
             px = (at_x - geometry[2]) * geometry[0] * d
@@ -119,10 +127,11 @@ def gather_rows(
             weight = total * border * scale * scale / (angle * angle)
             share = weight / total
             out = measured if measured_weight > half * total else completed
-            out[y, x, 0] += share * gain[0] * red
-            out[y, x, 1] += share * gain[1] * green
-            out[y, x, 2] += share * gain[2] * blue
+            out[y, x, 0] += share * red
+            out[y, x, 1] += share * green
+            out[y, x, 2] += share * blue
             out[y, x, 3] += weight
+            out[y, x, 4] += share * clipped
 
 
 @compiled
@@ -164,20 +173,24 @@ def normalise_rows(row0, row1, measured, completed, exposure, rendered, colour, 
 
     Args:
         row0, row1: first row and end of the rows to process.
-        measured, completed: (H, W, 4) float32 sums of `gather_rows`.
-        exposure: (3,) float32 exposure gain of the target view, by which the colours are divided.
+        measured, completed: (H, W, 5) float32 sums of `gather_rows`.
+        exposure: (3,) float32 exposure gain of the target view, by which the colours are divided; clipped ones by its
+            brightness alone.
         rendered: (H, W) float32 depth of the rendered cloud, 0 = hole.
         colour: (H, W, 3) uint8 RGB of the rendered cloud.
-        out: (H, W, 3) float32 RGB, written where a colour is available.
+        out: (H, W, 3) float32 RGB in 0..255, written where a colour is available.
         valid: (H, W) uint8, set to 1 where a colour is available.
     """
+    neutral = np.float32((exposure[0] * exposure[1] * exposure[2]) ** (1 / 3))
     for y in range(row0, row1):
         for x in range(out.shape[1]):
             sums = measured if measured[y, x, 3] > np.float32(0.0) else completed
             weight = sums[y, x, 3]
             if weight > np.float32(0.0):
+                clipped = sums[y, x, 4] / weight
                 for c in range(3):
-                    out[y, x, c] = sums[y, x, c] / (weight * exposure[c])
+                    divisor = exposure[c] + clipped * (neutral - exposure[c])
+                    out[y, x, c] = min(sums[y, x, c] / (weight * divisor), np.float32(255.0))
                 valid[y, x] = 1
             elif rendered[y, x] > np.float32(0.0):
                 for c in range(3):

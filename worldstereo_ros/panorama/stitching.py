@@ -16,7 +16,7 @@ import numpy as np
 
 from worldstereo_ros.geometry.views import View
 from worldstereo_ros.imaging.codecs import check_size
-from worldstereo_ros.imaging.exposure import align_exposure
+from worldstereo_ros.imaging.exposure import align_exposure, apply_gain
 from worldstereo_ros.imaging.inpainting import push_pull
 from worldstereo_ros.imaging.overlap import Overlap
 from worldstereo_ros.utils.errors import InputError
@@ -94,7 +94,7 @@ def panorama_from_views(
         border = border_weight(columns, rows, view) * inside
         view_observed = sample(view.observed_mask.astype(np.float32), columns, rows, nearest=True)
         weight = border * (IMAGINED_WEIGHT + (1 - IMAGINED_WEIGHT) * view_observed)
-        colours = view.image.astype(np.float32) * gain.astype(np.float32)
+        colours = apply_gain(view.image, gain.astype(np.float32))
         smooth = cv2.GaussianBlur(
             colours, (0, 0), BAND_SIGMA_WIDTHS * view.camera.width, borderType=cv2.BORDER_REPLICATE
         )

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from worldstereo_ros.geometry.cameras import Camera
+from worldstereo_ros.imaging.exposure import apply_gain
 from worldstereo_ros.imaging.inpainting import background_weight, fill_depth, push_pull
 from worldstereo_ros.imaging.overlap import DEPTH_TOLERANCE_M, DEPTH_TOLERANCE_RATIO
 from worldstereo_ros.imaging.warping import gather_rows, normalise_rows, pixel_transform, splat_depth
@@ -165,7 +166,7 @@ class GeometricPipeline:
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Image (H, W, 3) uint8, valid mask (H, W) bool (False = smooth fill), and depth (H, W) float32."""
         depth = _complete_depth(rendered, camera, pose, references)
-        measured = np.zeros((*depth.shape, 4), np.float32)
+        measured = np.zeros((*depth.shape, 5), np.float32)
         assumed = np.zeros_like(measured)
         contributions = np.zeros(len(references))
         for index, reference in enumerate(references):
@@ -182,8 +183,10 @@ class GeometricPipeline:
         )
         valid = found > 0
         if not valid.all():
-            means = [_mean_colour(reference) * gain for reference, gain in zip(references, gains, strict=True)]
-            prior = (np.mean(means, axis=0) / exposure if means else np.full(3, 128.0)).astype(np.float32)
+            means = [
+                _mean_colour(reference, gain / exposure) for reference, gain in zip(references, gains, strict=True)
+            ]
+            prior = (np.mean(means, axis=0) if means else np.full(3, 128.0)).astype(np.float32)
             image = push_pull(image, background_weight(depth, valid), prior=prior, prior_weight=PRIOR_WEIGHT)
         np.clip(np.rint(image, out=image), 0, 255, out=image)
         return image.astype(np.uint8), valid, depth
@@ -249,5 +252,6 @@ def _exposure(gains: np.ndarray, contributions: np.ndarray) -> np.ndarray:
     return np.exp((np.log(gains) * (share / share.sum())[:, None]).sum(axis=0)).astype(np.float32)
 
 
-def _mean_colour(reference: Reference) -> np.ndarray:
-    return reference.view.image[::4, ::4].reshape(-1, 3).mean(axis=0)
+def _mean_colour(reference: Reference, gain: np.ndarray) -> np.ndarray:
+    """(3,) mean colour of a reference in the exposure of the view."""
+    return np.clip(apply_gain(reference.view.image[::4, ::4], gain), 0, 255).mean(axis=(0, 1))
