@@ -15,6 +15,7 @@ from worldstereo_ros.evaluation import calibration
 from worldstereo_ros.evaluation.calibration import Calibration
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.trajectories import trajectory
+from worldstereo_ros.geometry.provenance import Provenance
 from worldstereo_ros.geometry.views import ImaginedView, View
 from worldstereo_ros.io.posed_sequences import write_sequence
 from worldstereo_ros.memory.archive import write_archive
@@ -48,7 +49,7 @@ def grey_view(width: int, height: int, observed: np.ndarray, *, depth: float | N
         colour=torch.from_numpy(np.where(observed[..., None], grey, np.uint8(128)))[None],
         depth=torch.from_numpy(np.where(observed, plane, np.float32(0)))[None],
         covered=torch.from_numpy(observed)[None],
-        observed=torch.from_numpy(observed)[None],
+        provenance=torch.from_numpy(np.where(observed, np.uint8(Provenance.OBSERVED), np.uint8(0)))[None],
     )
     views = [View(grey, camera, pose, plane) for _ in range(max(1, references))]
     conditioning = Conditioning(
@@ -238,6 +239,8 @@ def test_maps_of_version_1_still_load(wall, tmp_path, has_confidence):
     cloud, bank = wall[0].cloud.state(), ViewBank().state()
     levels, weight = cloud.pop("confidence"), cloud.pop("weight")
     cloud |= {"confidence": weight, "max_confidence": cloud.pop("max_weight")}
+    del cloud["depth_confidence"]
+    cloud["observed"] = cloud.pop("provenance") == Provenance.OBSERVED
     if has_confidence:
         cloud["certainty"] = levels
     write_archive(tmp_path / "old.wsmap", cloud, bank, {})
@@ -251,19 +254,25 @@ def test_maps_of_version_1_still_load(wall, tmp_path, has_confidence):
 # --- the cloud -------------------------------------------------------------------------------------------------------
 
 
-def test_voxels_average_confidence_and_observing_sets_it_to_one():
+def test_imagining_a_voxel_again_never_raises_its_confidence_and_observing_sets_it_to_one():
     cloud = CloudMemory(voxel_size=0.1)
     point, colour = np.array([[0.05, 0.05, 0.05]]), np.full((1, 3), 9, np.uint8)
-    cloud.insert_points(point, colour, False, confidence=0.2)
-    cloud.insert_points(point, colour, False, confidence=0.6)
+    cloud.insert_points(point, colour, False, confidence=0.6, depth_confidence=0.4)
+    cloud.insert_points(point, colour, False, confidence=0.2, depth_confidence=0.8)
     np.testing.assert_allclose(cloud.confidence, [0.4], atol=1e-4)
-    cloud.insert_points(point, colour, False, weight=2.0, confidence=0.8)
-    np.testing.assert_allclose(cloud.confidence, [0.6], atol=1e-4)
+    np.testing.assert_allclose(cloud.depth_confidence, [0.4], atol=1e-4)
+    for _ in range(300):  # however often it is imagined
+        cloud.insert_points(point, colour, False, confidence=0.9, depth_confidence=0.9)
+    np.testing.assert_allclose(cloud.confidence, [0.4], atol=1e-4)
+    np.testing.assert_allclose(cloud.depth_confidence, [0.4], atol=1e-4)
     for _ in range(300):  # the mean of integers must converge
-        cloud.insert_points(point, colour, False, confidence=0.9)
-    np.testing.assert_allclose(cloud.confidence, [0.9], atol=2e-3)
+        cloud.insert_points(point, colour, False, confidence=0.1)
+    np.testing.assert_allclose(cloud.confidence, [0.1], atol=2e-3)
+    cloud.insert_points(point, colour, int(Provenance.ESTIMATED), depth_confidence=0.7)
+    assert cloud.confidence.tolist() == [1.0]  # a camera saw the colour
+    np.testing.assert_allclose(cloud.depth_confidence, [0.7], atol=1e-4)
     cloud.insert_points(point, colour, True)
-    assert cloud.confidence.tolist() == [1.0]
+    assert (cloud.confidence.tolist(), cloud.depth_confidence.tolist()) == ([1.0], [1.0])
     cloud.insert_points(point, colour, False, confidence=0.1)  # observed points stay unchanged
     assert cloud.confidence.tolist() == [1.0]
 

@@ -40,12 +40,19 @@ class Rendering:
         depth: (F, H, W) float32 metres along the optical axis, 0 in holes.
         covered: (F, H, W) bool, True where the cloud covers the pixel.
         provenance: (F, H, W) uint8 `Provenance` of the points that the pixel shows, 0 (unknown) in holes.
+
+    Raises:
+        InputError: the provenance is not uint8.
     """
 
     colour: torch.Tensor
     depth: torch.Tensor
     covered: torch.Tensor
     provenance: torch.Tensor
+
+    def __post_init__(self) -> None:
+        if self.provenance.dtype != torch.uint8:
+            raise InputError(f"The provenance is {self.provenance.dtype}; uint8 values of Provenance were expected.")
 
     @property
     def observed(self) -> torch.Tensor:

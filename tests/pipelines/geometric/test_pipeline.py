@@ -129,7 +129,7 @@ def test_empty_memory_gives_a_uniform_image():
         torch.full((1, 72, 96, 3), 128, dtype=torch.uint8),
         torch.zeros(1, 72, 96),
         torch.zeros(1, 72, 96, dtype=torch.bool),
-        torch.zeros(1, 72, 96, dtype=torch.bool),
+        torch.zeros(1, 72, 96, dtype=torch.uint8),
     )
     conditioning = Conditioning(two_planes(0.0), empty, CAMERA, np.eye(4)[None], [], np.array([-1]))
     (frame,) = GeometricPipeline()(conditioning, prompt="", generator=torch.Generator(), on_step=lambda *a: None)

@@ -26,7 +26,7 @@ def test_mix_with_memory_ignores_sparse_imagined_points() -> None:
     warped = WarpedView(white, dots | dense, np.ones(shape, np.float32), depth[0].numpy(), [], np.zeros(0))
 
     def mixed(observed: torch.Tensor) -> np.ndarray:
-        renders = Rendering(colour, depth, covered, observed)
+        renders = Rendering(colour, depth, covered, covered.to(torch.uint8) + 2 * observed.to(torch.uint8))
         start = View(white, camera, np.eye(4))
         return mix_with_memory(
             black, warped, Conditioning(start, renders, camera, np.eye(4)[None], [], np.array([-1])), 0
