@@ -13,7 +13,7 @@ API_PAGES = {
     "geometry": "Cameras, poses, trajectories and views.",
     "memory": "The cloud memory, the view bank, saved maps and free space.",
     "rendering": "Point splatting on the CPU and on CUDA.",
-    "imaging": "Image codecs, inpainting, warping, exposure and overlap.",
+    "imaging": "Image codecs, inpainting, warping, exposure, overlap and borders.",
     "pipelines": "The pipeline protocol, the geometric and the WorldStereo pipeline, and per-pixel confidence.",
     "depth": "Depth estimators, alignment and completion.",
     "panorama": "Equirectangular images to perspective views and back.",

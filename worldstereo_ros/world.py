@@ -17,6 +17,7 @@ are metres. Depth is float32 metres along the optical axis, 0 = unknown.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +31,7 @@ from worldstereo_ros.depth.estimators import DepthEstimator
 from worldstereo_ros.geometry.cameras import Camera, unproject
 from worldstereo_ros.geometry.poses import check_poses
 from worldstereo_ros.geometry.views import ImaginedView, View
+from worldstereo_ros.imaging.borders import valid_area
 from worldstereo_ros.memory.archive import load_archive, save_archive
 from worldstereo_ros.memory.bank import ViewBank
 from worldstereo_ros.memory.cloud import CloudMemory
@@ -39,6 +41,8 @@ from worldstereo_ros.pipelines.base import Conditioning, ModelError, OnStep, Pip
 from worldstereo_ros.pipelines.confidence import load_confidence
 from worldstereo_ros.rendering.splatting import Rendering, render
 from worldstereo_ros.utils.errors import WorldStereoError
+
+logger = logging.getLogger(__name__)
 
 # With remember=True, this many views of each clip join the view bank, evenly spaced and never the first (WorldStereo
 # 2.0 keeps 8 of 20). A path that a pipeline imagines view by view counts as one clip.
@@ -82,6 +86,7 @@ class WorldModel:
         self.bank = ViewBank() if bank is None else bank
         self.depth_estimator = depth_estimator
         self.device = torch.device(device)
+        self._border_reported = False
 
     # --- observe -----------------------------------------------------------------------------------------------------
 
@@ -90,7 +95,7 @@ class WorldModel:
 
         Measured depth is remembered as *observed*. A view without depth gets that of the depth estimator, aligned to
         memory, and is remembered as *estimated*. Measured depth replaces estimated depth, also in views that were
-        observed before.
+        observed before. A white or black border around the image is cut off first (`imaging.borders`).
 
         Args:
             view: with depth, or without if there is a depth estimator.
@@ -101,6 +106,7 @@ class WorldModel:
         Raises:
             InputError: the view has no depth and there is no depth estimator. The memory is unchanged.
         """
+        view = self._without_border(view)
         if view.depth is not None and (view.depth > 0).any():
             report = self.cloud.insert(view)
             correct_estimated_views(self.cloud, self.bank, view, self.device)
@@ -109,6 +115,19 @@ class WorldModel:
             report = insert_estimated(self.cloud, view, self.device)
         self.bank.add(view)
         return report
+
+    def _without_border(self, view: View) -> View:
+        rows, columns = valid_area(view.image)
+        if (rows, columns) == (slice(0, view.camera.height), slice(0, view.camera.width)):
+            return view
+        if not self._border_reported:
+            self._border_reported = True
+            logger.info(
+                "The image has a white or black border: rows %d to %d and columns %d to %d are used. Further images "
+                "with a border are cropped without a message.",
+                *(rows.start, rows.stop - 1, columns.start, columns.stop - 1),
+            )
+        return view.cropped(rows, columns)
 
     @property
     def newest_observation(self) -> View | None:

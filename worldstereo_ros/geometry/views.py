@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
@@ -110,6 +110,29 @@ class View:
             estimated=nearest(self.estimated),
             depth_confidence=nearest(self.depth_confidence),
         )
+
+    def cropped(self, rows: slice, columns: slice) -> View:
+        """Returns the part of the view in a window; the camera stays where it is.
+
+        Args:
+            rows, columns: the window in pixels, without a step, such as `imaging.borders.valid_area` returns.
+
+        Raises:
+            InputError: the window is empty or has a step.
+        """
+        (top, bottom, down), (left, right, across) = (
+            rows.indices(self.camera.height),
+            columns.indices(self.camera.width),
+        )
+        if down != 1 or across != 1 or bottom <= top or right <= left:
+            raise InputError(f"The window {rows}, {columns} is no part of an image of shape {self.image.shape[:2]}.")
+        arrays = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "world_from_camera"}
+        layers = {
+            name: np.ascontiguousarray(array[top:bottom, left:right])
+            for name, array in arrays.items()
+            if isinstance(array, np.ndarray)
+        }
+        return replace(self, camera=self.camera.cropped(left, top, right - left, bottom - top), **layers)
 
 
 @dataclass(frozen=True)
