@@ -7,6 +7,7 @@ import numpy as np
 
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.poses import quaternion_from_pose
+from worldstereo_ros.geometry.provenance import Provenance
 from worldstereo_ros.geometry.trajectories import trajectory
 from worldstereo_ros.geometry.views import ImaginedView, View
 from worldstereo_ros.visualization.viewer.loading import Viewable
@@ -49,12 +50,18 @@ def write_sequence(folder, views, *, observed=None, conditioning=False, depth=Tr
 
 
 def imagined_viewable(views, count=3):
-    """A room with floor, wall and ceiling, its right half (y < 0) imagined, and a path through it."""
+    """A room with floor, wall and ceiling and a path through it.
+
+    Its left half (y > 0) is observed, the right one imagined, and a strip of 0.3 m at the right end estimated. The
+    confidences of what is not observed grow with the distance along x, from 0 to 1.
+    """
     rng = np.random.default_rng(1)
     floor = np.stack([rng.uniform(0, 3, 4000), rng.uniform(-1.5, 1.5, 4000), np.zeros(4000)], 1)
     wall = np.stack([np.full(4000, 3.0), rng.uniform(-1.5, 1.5, 4000), rng.uniform(0, 2.6, 4000)], 1)
     ceiling = floor + np.array([0, 0, 2.6])
     points = np.concatenate([floor, wall, ceiling]).astype(np.float32)
+    provenance = np.where(points[:, 1] > 0, Provenance.OBSERVED, Provenance.IMAGINED).astype(np.uint8)
+    provenance[points[:, 1] < -1.2] = Provenance.ESTIMATED
     half = np.zeros((30, 40), bool)
     half[:, :20] = True
     imagined = tuple(
@@ -66,7 +73,9 @@ def imagined_viewable(views, count=3):
         "results",
         points,
         np.full((12000, 3), 100, np.uint8),
-        points[:, 1] > 0,
+        provenance,
+        confidence=np.where(provenance == Provenance.IMAGINED, points[:, 0] / 3, np.float32(1)),
+        depth_confidence=np.where(provenance == Provenance.OBSERVED, np.float32(1), points[:, 0] / 3),
         observed_views=(views[0],),
         imagined=imagined,
         path=POSES[:count],

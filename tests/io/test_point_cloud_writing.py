@@ -1,4 +1,4 @@
-"""Writing of point clouds: exact content, atomic writes, errors."""
+"""Writing of point clouds and reading them back: exact content, atomic writes, errors."""
 
 import resource
 import subprocess
@@ -9,7 +9,8 @@ import numpy as np
 import open3d as o3d
 import pytest
 
-from worldstereo_ros.io.point_clouds import CloudFileError, write_point_cloud
+from worldstereo_ros.geometry.provenance import Provenance
+from worldstereo_ros.io.point_clouds import CloudFileError, read_point_cloud, write_point_cloud
 
 
 def _cloud(count: int = 500) -> SimpleNamespace:
@@ -17,8 +18,9 @@ def _cloud(count: int = 500) -> SimpleNamespace:
     return SimpleNamespace(
         points=rng.normal(size=(count, 3)).astype(np.float32) * 100,
         colours=rng.integers(0, 256, (count, 3), dtype=np.uint8),
-        observed=rng.random(count) < 0.3,
+        provenance=rng.integers(1, 4, count, dtype=np.uint8),
         confidence=rng.random(count).astype(np.float32),
+        depth_confidence=rng.random(count).astype(np.float32),
         weight=rng.random(count).astype(np.float32),
     )
 
@@ -30,10 +32,45 @@ def test_write_point_cloud_stores_all_arrays_exactly(tmp_path, name):
     back = o3d.t.io.read_point_cloud(str(path)).point
     np.testing.assert_array_equal(back["positions"].numpy(), cloud.points)
     np.testing.assert_array_equal(back["colors"].numpy(), cloud.colours)
-    np.testing.assert_array_equal(back["observed"].numpy()[:, 0], cloud.observed)
-    np.testing.assert_array_equal(back["confidence"].numpy()[:, 0], cloud.confidence)
-    np.testing.assert_array_equal(back["weight"].numpy()[:, 0], cloud.weight)
+    np.testing.assert_array_equal(back["observed"].numpy()[:, 0], cloud.provenance == 3)
+    for name in ("provenance", "confidence", "depth_confidence", "weight"):
+        np.testing.assert_array_equal(back[name].numpy()[:, 0], getattr(cloud, name))
     assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("name", ["a.ply", "a.pcd"])
+def test_written_clouds_are_read_back(tmp_path, name):
+    cloud = _cloud()
+    write_point_cloud(cloud, tmp_path / name)
+    back = read_point_cloud(tmp_path / name)
+    for attribute in ("points", "colours", "provenance", "confidence", "depth_confidence"):
+        read = getattr(back, attribute)
+        np.testing.assert_array_equal(read, getattr(cloud, attribute))
+        assert read.dtype == getattr(cloud, attribute).dtype
+
+
+def _write_ply(path, **columns):
+    """An ASCII file of two points with further properties, as another program writes it."""
+    header = "".join(f"property float {axis}\n" for axis in "xyz")
+    header += "".join(f"property {kind} {name}\n" for name, (kind, _) in columns.items())
+    rows = [" ".join(["0", "0", str(i), *(str(values[i]) for _, values in columns.values())]) for i in range(2)]
+    path.write_text(f"ply\nformat ascii 1.0\nelement vertex 2\n{header}end_header\n" + "\n".join(rows) + "\n")
+    return read_point_cloud(path)
+
+
+def test_clouds_with_observed_alone_have_the_provenance_observed_and_imagined(tmp_path):
+    cloud = _write_ply(tmp_path / "a.ply", observed=("uchar", (1, 0)))
+    assert cloud.provenance.tolist() == [Provenance.OBSERVED, Provenance.IMAGINED]
+    assert cloud.confidence is None
+    assert _write_ply(tmp_path / "b.ply").provenance is None
+
+
+def test_attributes_with_another_meaning_are_ignored(tmp_path):
+    assert _write_ply(tmp_path / "a.ply", provenance=("int", (17, 4))).provenance is None
+    assert _write_ply(tmp_path / "b.ply", provenance=("float", ("nan", 2))).provenance is None
+    assert _write_ply(tmp_path / "c.ply", confidence=("float", (0.5, 80))).confidence is None
+    assert _write_ply(tmp_path / "d.ply", confidence=("uchar", (0, 1))).confidence is None
+    assert _write_ply(tmp_path / "e.ply", depth_confidence=("float", (0.5, "nan"))).depth_confidence is None
 
 
 @pytest.mark.parametrize("name", ["a.ply", "a.pcd"])
@@ -50,8 +87,11 @@ def test_file_headers_name_the_fields(tmp_path):
     write_point_cloud(_cloud(), tmp_path / "a.pcd")
     header = (tmp_path / "a.ply").read_bytes().split(b"end_header")[0].decode()
     assert "element vertex 500" in header
-    assert "property uchar observed" in header
-    assert b"observed" in (tmp_path / "a.pcd").read_bytes().split(b"DATA")[0]
+    names = ("provenance", "observed", "confidence", "depth_confidence", "weight")
+    types = dict(zip(names, ("uchar", "uchar", "float", "float", "float"), strict=True))
+    for name, kind in types.items():
+        assert f"property {kind} {name}" in header
+        assert f" {name}".encode() in (tmp_path / "a.pcd").read_bytes().split(b"DATA")[0]
 
 
 def test_write_point_cloud_accepts_a_cloud_memory(tmp_path):
@@ -60,12 +100,13 @@ def test_write_point_cloud_accepts_a_cloud_memory(tmp_path):
     cloud = _cloud()
     memory = CloudMemory(voxel_size=0.01)
     memory.insert_points(
-        cloud.points, cloud.colours, cloud.observed, cloud.confidence, np.zeros(500, np.int64), np.full(500, 0.01)
+        cloud.points, cloud.colours, cloud.provenance, cloud.weight, depth_confidence=cloud.depth_confidence
     )
     write_point_cloud(memory, tmp_path / "a.ply")
     back = o3d.t.io.read_point_cloud(str(tmp_path / "a.ply")).point
     np.testing.assert_array_equal(back["positions"].numpy(), memory.points)
-    np.testing.assert_array_equal(back["observed"].numpy()[:, 0], memory.observed)
+    for name in ("provenance", "observed", "confidence", "depth_confidence", "weight"):
+        np.testing.assert_array_equal(back[name].numpy()[:, 0], getattr(memory, name))
 
 
 def test_write_point_cloud_rejects_invalid_clouds_without_a_file(tmp_path):
@@ -94,7 +135,9 @@ signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
 ones = np.ones((100_000, 3))
 line = ones[:, 0]
-cloud = SimpleNamespace(points=ones, colours=ones, observed=line, confidence=line, weight=line)
+cloud = SimpleNamespace(
+    points=ones, colours=ones, provenance=line, confidence=line, depth_confidence=line, weight=line
+)
 try:
     write_point_cloud(cloud, sys.argv[1])
 except CloudFileError as error:

@@ -1,13 +1,19 @@
 """Posed sequences: what is written is read back."""
 
+import shutil
+from dataclasses import replace
+
 import cv2
 import numpy as np
 import pytest
 from helpers.textured_wall import CAMERA, half_imagined, textured_wall_views
+from PIL import Image
 
+from worldstereo_ros.geometry.provenance import Provenance
 from worldstereo_ros.geometry.views import ImaginedView
-from worldstereo_ros.io.datasets import open_sequence
+from worldstereo_ros.io.datasets import DatasetError, open_sequence
 from worldstereo_ros.io.posed_sequences import write_sequence
+from worldstereo_ros.io.view_labels import PROVENANCE_COLOURS
 
 
 def test_written_sequence_is_read_back(tmp_path):
@@ -22,6 +28,99 @@ def test_written_sequence_is_read_back(tmp_path):
     mask = cv2.imread(str(tmp_path / "observed" / "000001.png"), cv2.IMREAD_UNCHANGED)
     assert (mask[:, :40] == 255).all()
     assert (mask[:, 40:] == 0).all()
+
+
+def test_labels_are_read_back(tmp_path):
+    rng = np.random.default_rng(0)
+    views = [
+        replace(
+            view,
+            estimated=rng.random((60, 80)) < 0.3,
+            confidence=rng.random((60, 80), dtype=np.float32),
+            depth_confidence=rng.random((60, 80), dtype=np.float32),
+        )
+        for view in half_imagined(textured_wall_views())
+    ]
+    write_sequence(tmp_path, views)
+    for view, read in zip(views, open_sequence(tmp_path), strict=True):
+        assert not read.is_observation
+        np.testing.assert_array_equal(read.provenance, view.provenance)
+        assert set(np.unique(read.provenance)) == {1, 2, 3}
+        np.testing.assert_allclose(read.confidence, view.confidence, atol=0.5 / 255 + 1e-6)
+        np.testing.assert_allclose(read.depth_confidence, view.depth_confidence, atol=0.5 / 255 + 1e-6)
+    # A subset reads the labels of its own views.
+    np.testing.assert_array_equal(open_sequence(tmp_path)[2:][0].provenance, views[2].provenance)
+
+
+def test_provenance_images_hold_the_classes_and_show_them(tmp_path):
+    (view, *_) = half_imagined(textured_wall_views())
+    view = replace(view, estimated=np.arange(60)[:, None].repeat(80, 1) < 20)
+    write_sequence(tmp_path, [view])
+    path = tmp_path / "provenance" / "000000.png"
+    np.testing.assert_array_equal(np.asarray(Image.open(path)), view.provenance)
+    shown = cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB)
+    for kind in (Provenance.IMAGINED, Provenance.ESTIMATED, Provenance.OBSERVED):
+        assert (shown[view.provenance == kind] == PROVENANCE_COLOURS[kind]).all()
+
+
+def test_observation_with_estimated_depth_is_read_as_such(tmp_path):
+    measured, photo = textured_wall_views()[:2]
+    photo = replace(photo, estimated=np.ones((60, 80), bool), depth_confidence=np.full((60, 80), 0.4, np.float32))
+    write_sequence(tmp_path, [measured, photo])
+    first, second = open_sequence(tmp_path)
+    assert first.is_observation
+    assert second.is_observation
+    assert first.observed_mask.all()
+    assert first.depth_confidence is None
+    assert second.estimated_mask.all()
+    np.testing.assert_allclose(second.depth_confidence, 0.4, atol=1 / 255)
+
+
+def test_sequences_without_provenance_have_their_observed_masks(tmp_path):
+    views = half_imagined(textured_wall_views())
+    write_sequence(tmp_path, views)
+    shutil.rmtree(tmp_path / "provenance")
+    (read, *_) = open_sequence(tmp_path)
+    np.testing.assert_array_equal(read.observed, views[0].observed)
+    assert not read.estimated_mask.any()
+
+
+def test_labels_of_an_earlier_sequence_are_removed(tmp_path):
+    views = textured_wall_views()
+    write_sequence(tmp_path, half_imagined(views))
+    write_sequence(tmp_path, [replace(view, depth=None) for view in views])
+    for view in open_sequence(tmp_path):
+        assert view.is_observation
+        assert view.depth is None
+
+
+def test_confidence_of_a_sensor_is_not_read_as_a_label(tmp_path):
+    write_sequence(tmp_path, textured_wall_views())
+    (tmp_path / "confidence").mkdir()
+    cv2.imwrite(str(tmp_path / "confidence" / "000000.png"), np.full((60, 80), 2, np.uint8))
+    assert open_sequence(tmp_path)[0].confidence is None
+
+
+@pytest.mark.parametrize(
+    ("broken", "words"),
+    [
+        (np.full((60, 80), 7, np.uint8), "0 .unknown., 1 .imagined."),
+        (np.ones((60, 80, 3), np.uint8), "0 .unknown., 1 .imagined."),
+        (np.ones((6, 8), np.uint8), "provenance is 8x6|estimated is 8x6"),
+        (None, "cannot be read"),
+    ],
+)
+def test_invalid_provenance_is_an_error(tmp_path, broken, words):
+    write_sequence(tmp_path, half_imagined(textured_wall_views()))
+    path = tmp_path / "provenance" / "000001.png"
+    if broken is None:
+        path.write_bytes(b"no image")
+    else:
+        cv2.imwrite(str(path), broken)
+    sequence = open_sequence(tmp_path)
+    with pytest.raises(DatasetError, match=words):
+        sequence[1]
+    assert sequence[0].observed.any()
 
 
 def test_coverage_is_nan_without_a_coverage_mask():

@@ -4,6 +4,8 @@ import numpy as np
 from helpers.textured_wall import textured_wall_views
 
 from worldstereo_ros.geometry.poses import estimate_up_direction
+from worldstereo_ros.geometry.provenance import Provenance
+from worldstereo_ros.io.view_labels import PROVENANCE_COLOURS
 from worldstereo_ros.visualization.cloud_overview import cloud_overview
 
 
@@ -16,3 +18,16 @@ def test_cloud_overview_shows_points_and_path():
     image = cloud_overview(points, colours, np.ones(500, bool), np.full(500, 0.05, np.float32), path, up=up)
     assert ((image[..., 1] > 150) & (image[..., 0] < 60)).sum() > 100  # the green points
     assert ((image[..., 0] > 180) & (image[..., 1] < 90)).sum() > 20  # the red path
+
+
+def test_cloud_overview_tints_what_is_not_observed():
+    points = np.stack([np.linspace(-2, 2, 500), np.full(500, 1.0), np.linspace(1, 4, 500)], axis=1).astype(np.float32)
+    colours, spacing = np.full((500, 3), 128, np.uint8), np.full(500, 0.05, np.float32)
+    path = np.stack([view.world_from_camera for view in textured_wall_views()])
+    images = {
+        kind: cloud_overview(points, colours, np.full(500, kind, np.uint8), spacing, path, up=[0, -1, 0], tint=1.0)
+        for kind in (Provenance.IMAGINED, Provenance.ESTIMATED, Provenance.OBSERVED)
+    }
+    for kind, image in images.items():
+        expected = (128, 128, 128) if kind == Provenance.OBSERVED else PROVENANCE_COLOURS[kind]
+        assert (np.abs(image.astype(int) - expected).max(axis=-1) <= 2).sum() > 100, kind

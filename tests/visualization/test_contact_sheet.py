@@ -23,3 +23,12 @@ def test_contact_sheet_keeps_column_titles_within_their_column(title):
     titles = (sheet[50:80] != PAPER).any(axis=(0, 2))
     assert titles[first : second - 8].any()
     assert not titles[second:].any()
+
+
+def test_contact_sheet_draws_the_legend_at_the_upper_right():
+    image = np.zeros((60, 80, 3), np.uint8)
+    red, blue = (200, 20, 20), (20, 20, 200)
+    sheet = contact_sheet([[image] * 3], [""] * 3, [""], title="t", legend=[(red, "one"), (blue, "two")])
+    columns = [np.flatnonzero((sheet[:50] == colour).all(axis=2).any(axis=0)) for colour in (red, blue)]
+    assert len(columns[0]) == len(columns[1]) > 10
+    assert sheet.shape[1] / 2 < columns[0].max() < columns[1].min()

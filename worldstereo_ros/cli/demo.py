@@ -171,6 +171,8 @@ def run_demo(
         cloud = load_archive(out / MAP_FILE).cloud
         figures = {"scenario": scenario.title, "model": model, **_compute_figures(scenario, result.views)} | {
             "points": len(cloud),
+            "points_observed": cloud.observed_count,
+            "points_estimated": cloud.estimated_count,
             "seconds_to_first_view": round(result.seconds_to_first, 3),
             "seconds_per_view": round(result.seconds / len(result.views), 3),
             "seconds_until_ready": round(startup_seconds, 1),
@@ -339,21 +341,25 @@ def _compute_figures(scenario: DemoScenario, views: Sequence[ImaginedView]) -> d
 
     from worldstereo_ros.evaluation.metrics import psnr, ssim
 
+    scores: dict[str, list[float]] = {"psnr": [], "ssim": []}
+    scores |= {f"psnr_{name}": [] for name in ("observed", "estimated", "imagined")}
     figures: dict[str, Any] = {
         "views": len(views),
         "observed_fraction": round(float(np.mean([view.observed_fraction for view in views])), 4),
-        "psnr": None,
-        "ssim": None,
-        "psnr_observed": None,
-        "psnr_imagined": None,
+        "estimated_fraction": round(float(np.mean([view.estimated_fraction for view in views])), 4),
+        **dict.fromkeys(scores),
     }
     if scenario.truth is None:
         return figures
-    scores: dict[str, list[float]] = {"psnr": [], "ssim": [], "psnr_observed": [], "psnr_imagined": []}
     for view, truth in zip(views, scenario.truth, strict=True):
         scores["ssim"].append(ssim(view.image, truth))
-        observed = view.observed_mask
-        masks = {"psnr": np.ones_like(observed), "psnr_observed": observed, "psnr_imagined": ~observed}
+        observed, estimated = view.observed_mask, view.estimated_mask
+        masks = {
+            "psnr": np.ones_like(observed),
+            "psnr_observed": observed,
+            "psnr_estimated": estimated,
+            "psnr_imagined": ~(observed | estimated),
+        }
         for name, mask in masks.items():
             value = psnr(view.image, truth, mask)
             if value is not None and mask.mean() > MIN_SCORED_FRACTION:
@@ -369,11 +375,15 @@ def _print_figures(console: Console, figures: dict[str, Any], out: Path) -> None
     labels = {
         "views": "imagined views",
         "observed_fraction": "fraction of observed pixels",
+        "estimated_fraction": "fraction of estimated pixels",
         "psnr": "PSNR, all pixels (dB)",
         "ssim": "SSIM",
         "psnr_observed": "PSNR, observed pixels (dB)",
+        "psnr_estimated": "PSNR, estimated pixels (dB)",
         "psnr_imagined": "PSNR, imagined pixels (dB)",
         "points": "points in the cloud",
+        "points_observed": "  observed",
+        "points_estimated": "  estimated",
         "seconds_to_first_view": "seconds to the first view",
         "seconds_per_view": "seconds per view",
         "seconds_in_all": "seconds in total",

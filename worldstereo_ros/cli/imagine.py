@@ -11,7 +11,7 @@ import typer
 
 from worldstereo_ros.cli.options import INPUT, MODEL, PATH, DepthModel, Device, Model, Out, Prompt, Seed, Variant
 from worldstereo_ros.utils.errors import InputError
-from worldstereo_ros.visualization.result_files import MAP_FILE
+from worldstereo_ros.visualization.result_files import MAP_FILE, OBSERVED_FOLDER
 from worldstereo_ros.weights.bundled import DEFAULT_MODEL
 
 if TYPE_CHECKING:
@@ -121,8 +121,10 @@ def imagine(
     folders imagined/ and observed/ (posed sequences).
     """
     from rich.console import Console
+    from rich.markup import escape
     from rich.progress import track
 
+    from worldstereo_ros.cli.summaries import estimated_depth_warning, pixel_shares, point_counts
     from worldstereo_ros.depth.estimators import BUNDLED_NETWORK, NONE, SMALL, load_depth_estimator
     from worldstereo_ros.pipelines.auto import load_pipeline
     from worldstereo_ros.visualization.results import write_results
@@ -144,16 +146,23 @@ def imagine(
     else:
         raise InputError("Name one source: a folder or image, or a bag with --bag.")
     observed_views = recording.observed_views
-    estimator = None
+    estimator, estimator_name = None, depth_model or BUNDLED_NETWORK
     if depth_model != NONE and any(view.depth is None or not view.depth.any() for view in observed_views):
         estimator = load_depth_estimator(depth_model or SMALL, device)
-        console.print(f"The source has no depth; estimating it with {depth_model or BUNDLED_NETWORK}.")
+        console.print(f"Depth is missing; estimating it with {estimator_name}.")
     pipeline = load_pipeline(model, device, variant=variant, dtype=dtype, control_backend=control_backend)
     world = WorldModel(pipeline, depth_estimator=estimator, device=device)
     poses = _choose_path(path, recording, views, distance)
+    remembered = []
     for view in track(observed_views, description="observing", console=console, disable=len(observed_views) < 4):
         world.observe(view)
-    console.print(f"[bold]{recording.name}[/]: {len(observed_views)} observed views, {len(world.cloud)} points")
+        remembered.append(world.newest_observation or view)
+    observed_views = _with_newest_depth(remembered, world.bank.views)
+    observed_count = f"{len(observed_views)} observed view{'s' if len(observed_views) > 1 else ''}"
+    console.print(f"[bold]{recording.name}[/]: {observed_count}, {point_counts(world.cloud)}")
+    warning = estimated_depth_warning(observed_views, estimator_name)
+    if warning:
+        console.print(f"[yellow]{escape(warning)}[/]", highlight=False)
     imagined = list(
         track(
             world.imagine(
@@ -164,9 +173,10 @@ def imagine(
             console=console,
         )
     )
+    console.print(f"Imagined {len(imagined)} views: {pixel_shares(imagined)}; now {point_counts(world.cloud)}")
     out.mkdir(parents=True, exist_ok=True)
     world.save(out / MAP_FILE)
-    subtitle = f"{recording.name}, {len(observed_views)} observed views, path: {path}"
+    subtitle = f"{recording.name}, {observed_count}{' (depth estimated)' if warning else ''}, path: {path}"
     write_results(out, imagined, observed_views, world.cloud, title="worldstereo imagine", subtitle=subtitle)
     console.print(f"See [bold]{out / 'contact_sheet.png'}[/]; in the browser: worldstereo view {out}")
 
@@ -188,6 +198,12 @@ class _Recording:
     prompt: str
 
 
+def _with_newest_depth(remembered: list[View], bank_views: list[View]) -> list[View]:
+    """The remembered views; those whose estimated depth was corrected by later measurements as they are now."""
+    newest = {id(view.image): view for view in bank_views}  # a correction keeps the image
+    return [newest.get(id(view.image), view) for view in remembered]
+
+
 def _read_source(folder: Path, observations: int, *, depth_required: bool) -> _Recording:
     """Evenly spaced views of a posed sequence, an example folder or an image."""
     from worldstereo_ros.io.datasets import open_sequence
@@ -197,6 +213,11 @@ def _read_source(folder: Path, observations: int, *, depth_required: bool) -> _R
     if not sequence.posed and len(sequence) > 1:
         raise InputError(f"{folder} has {len(sequence)} frames and no poses; name one of its images instead.")
     observed_views = [sequence[i] for i in evenly_spaced_indices(len(sequence), observations)]
+    if not all(view.is_observation for view in observed_views):
+        raise InputError(
+            f"{folder} holds imagined views, which are no observations. Name a recording, such as the folder "
+            f"{OBSERVED_FOLDER}/ of the same results."
+        )
     if depth_required and any(view.depth is None for view in observed_views):
         raise InputError(
             f"{folder} has no depth, which the cloud memory needs, and --depth-model none disables its estimation. "

@@ -7,16 +7,19 @@ and all files are written by Open3D.
 from __future__ import annotations
 
 import secrets
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
 import numpy as np
 
+from worldstereo_ros.geometry.provenance import Provenance
 from worldstereo_ros.utils.errors import WorldStereoError
 
 SUFFIXES = (".ply", ".pcd")
 MAX_POINTS = 100_000_000
 MAX_HEADER_BYTES = 64 * 1024
+ATTRIBUTES = ("provenance", "observed", "confidence", "depth_confidence", "weight")
 _PLY_TYPES = {
     "char": "i1", "uchar": "u1", "short": "i2", "ushort": "u2", "int": "i4", "uint": "u4", "float": "f4",
     "double": "f8", "int8": "i1", "uint8": "u1", "int16": "i2", "uint16": "u2", "int32": "i4", "uint32": "u4",
@@ -28,12 +31,30 @@ class CloudFileError(WorldStereoError, ValueError):
     """A point cloud file that cannot be read or written."""
 
 
-def read_point_cloud(path: str | Path) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Reads points, colours and provenance of a .ply (ASCII or binary, vertices first) or .pcd file.
+@dataclass(frozen=True)
+class CloudFile:
+    """The content of a point cloud file.
 
-    Returns:
-        (points (N, 3) float32; colours (N, 3) uint8, light grey if the file has none; observed (N,) bool, None if the
-        file has no such attribute). Coordinates may be NaN or infinite, as in organised clouds.
+    Attributes:
+        points: (N, 3) float32, in the unit of the file. They may be NaN or infinite, as in organised clouds.
+        colours: (N, 3) uint8, light grey if the file has none.
+        provenance: (N,) uint8 values of `Provenance`; None if the file does not have it.
+        confidence: (N,) float32 in 0..1, of the colour; None if the file does not have it.
+        depth_confidence: (N,) float32 in 0..1; None if the file does not have it.
+    """
+
+    points: np.ndarray
+    colours: np.ndarray
+    provenance: np.ndarray | None = None
+    confidence: np.ndarray | None = None
+    depth_confidence: np.ndarray | None = None
+
+
+def read_point_cloud(path: str | Path) -> CloudFile:
+    """Reads a .ply (ASCII or binary, vertices first) or .pcd file.
+
+    Attributes of the same name, but with values that are not those of this package, are ignored. Files that say only
+    `observed` (1 or 0) have the provenance observed and imagined.
 
     Raises:
         CloudFileError: the file has no points, another format, is damaged or truncated.
@@ -51,8 +72,29 @@ def read_point_cloud(path: str | Path) -> tuple[np.ndarray, np.ndarray, np.ndarr
     points = np.stack([columns[axis] for axis in "xyz"], axis=1).astype(np.float32)
     if len(points) == 0:
         raise CloudFileError(f"{path} has no points.")
+    return CloudFile(
+        points,
+        _colours(columns, len(points)),
+        _provenance(columns),
+        _confidence(columns.get("confidence")),
+        _confidence(columns.get("depth_confidence")),
+    )
+
+
+def _provenance(columns: dict[str, np.ndarray]) -> np.ndarray | None:
+    kinds = columns.get("provenance")
+    if kinds is not None and np.isin(kinds, [int(kind) for kind in Provenance]).all():
+        return kinds.astype(np.uint8)
     observed = columns.get("observed")
-    return points, _colours(columns, len(points)), None if observed is None else observed > 0
+    if observed is None:
+        return None
+    return np.where(observed > 0, np.uint8(Provenance.OBSERVED), np.uint8(Provenance.IMAGINED))
+
+
+def _confidence(values: np.ndarray | None) -> np.ndarray | None:
+    if values is None or values.dtype.kind != "f" or not ((values >= 0) & (values <= 1)).all():
+        return None
+    return values.astype(np.float32)
 
 
 def _colours(columns: dict[str, np.ndarray], count: int) -> np.ndarray:
@@ -141,8 +183,7 @@ def _read_pcd(path: Path) -> dict[str, np.ndarray]:
     columns = {axis: arrays["positions"][:, at] for at, axis in enumerate("xyz")}
     if "colors" in arrays:
         columns |= {name: arrays["colors"][:, at] for at, name in enumerate(("red", "green", "blue"))}
-    if "observed" in arrays:
-        columns["observed"] = arrays["observed"].reshape(count, -1)[:, 0]
+    columns |= {name: arrays[name].reshape(count, -1)[:, 0] for name in ATTRIBUTES if name in arrays}
     return columns
 
 
@@ -170,8 +211,8 @@ class Cloud(Protocol):
         """(N, 3) uint8 RGB."""
 
     @property
-    def observed(self) -> np.ndarray:
-        """(N,) bool, True = seen by a sensor, False = imagined."""
+    def provenance(self) -> np.ndarray:
+        """(N,) uint8 values of `Provenance`."""
 
     @property
     def weight(self) -> np.ndarray:
@@ -181,9 +222,16 @@ class Cloud(Protocol):
     def confidence(self) -> np.ndarray:
         """(N,) float32 in 0..1, probability that the colour is right."""
 
+    @property
+    def depth_confidence(self) -> np.ndarray:
+        """(N,) float32 in 0..1, probability that the distance is right within 25 %."""
+
 
 def write_point_cloud(cloud: Cloud, path: str | Path) -> None:
-    """Writes a cloud with colours, `observed` (1 = seen by a sensor, 0 = imagined), `confidence` and `weight`.
+    """Writes a cloud with its colours and attributes.
+
+    The attributes are `provenance` (1 = imagined, 2 = estimated, 3 = observed), `observed` (1 = observed, 0 = not, for
+    programs that filter by yes or no), `confidence`, `depth_confidence` and `weight`.
 
     Args:
         cloud: points in the world frame, metres.
@@ -197,13 +245,19 @@ def write_point_cloud(cloud: Cloud, path: str | Path) -> None:
     path = Path(path)
     _check_suffix(path)
     # Each array is read once, because a memory may compute it.
-    points, colours = np.asarray(cloud.points), np.asarray(cloud.colours)
-    observed, confidence, weight = (np.asarray(a) for a in (cloud.observed, cloud.confidence, cloud.weight))
+    points, colours, provenance = (np.asarray(a) for a in (cloud.points, cloud.colours, cloud.provenance))
+    attributes = {
+        "provenance": provenance.astype(np.uint8),
+        "observed": (provenance == Provenance.OBSERVED).astype(np.uint8),
+        "confidence": np.asarray(cloud.confidence, dtype=np.float32),
+        "depth_confidence": np.asarray(cloud.depth_confidence, dtype=np.float32),
+        "weight": np.asarray(cloud.weight, dtype=np.float32),
+    }
     count = len(points)
-    shapes = (points.shape, colours.shape, observed.shape, confidence.shape, weight.shape)
-    if shapes != ((count, 3), (count, 3), (count,), (count,), (count,)):
+    shapes = (points.shape, colours.shape, *(array.shape for array in attributes.values()))
+    if shapes != ((count, 3), (count, 3), *((count,) for _ in attributes)):
         raise CloudFileError(
-            f"The cloud has arrays of shapes {shapes}; (N, 3), (N, 3), (N,), (N,), (N,) were expected."
+            f"The cloud has arrays of shapes {shapes}; (N, 3), (N, 3) and (N,) for each attribute were expected."
         )
     if count == 0:
         raise CloudFileError(f"The cloud has no points, so {path} was not written.")
@@ -212,9 +266,8 @@ def write_point_cloud(cloud: Cloud, path: str | Path) -> None:
     tensor = o3d.t.geometry.PointCloud()
     tensor.point["positions"] = o3d.core.Tensor.from_numpy(np.ascontiguousarray(points, dtype=np.float32))
     tensor.point["colors"] = o3d.core.Tensor.from_numpy(np.ascontiguousarray(colours, dtype=np.uint8))
-    tensor.point["observed"] = o3d.core.Tensor.from_numpy(observed.astype(np.uint8)[:, None])
-    tensor.point["confidence"] = o3d.core.Tensor.from_numpy(confidence.astype(np.float32)[:, None])
-    tensor.point["weight"] = o3d.core.Tensor.from_numpy(weight.astype(np.float32)[:, None])
+    for name, array in attributes.items():
+        tensor.point[name] = o3d.core.Tensor.from_numpy(np.ascontiguousarray(array)[:, None])
     partial = path.with_name(f".{path.stem}.{secrets.token_hex(8)}{path.suffix.lower()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

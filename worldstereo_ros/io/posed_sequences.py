@@ -14,12 +14,15 @@ from worldstereo_ros.geometry.poses import pose_from_quaternion, quaternion_from
 from worldstereo_ros.geometry.views import ImaginedView, View
 from worldstereo_ros.io.files import IMAGE_SUFFIXES, DatasetError, list_files, read_json, read_prompt, read_rows
 from worldstereo_ros.io.images import image_size, write_image
+from worldstereo_ros.io.view_labels import write_labels
 from worldstereo_ros.io.view_sequence import ViewSequence
 from worldstereo_ros.utils.errors import InputError
 
 
 def open_posed(path: str | Path) -> ViewSequence:
     """Opens a folder with `frames/`, `poses.txt`, `intrinsics.json`, and optionally `depth/` and `timestamps.txt`.
+
+    Views keep the provenance and confidences that `write_sequence` wrote beside them (`io/view_labels.py`).
 
     Raises:
         DatasetError: a file is missing or invalid (the message names the line), or files contradict each other.
@@ -54,6 +57,7 @@ def open_posed(path: str | Path) -> ViewSequence:
         depth_scale=float(content.get("depth_scale", 1000.0)),
         metric=bool(content.get("metric", True)),
         prompt=read_prompt(path / "prompt.json"),
+        labels=path,
     )
 
 
@@ -111,7 +115,8 @@ def write_sequence(folder: Path, views: Sequence[View]) -> None:
 
     Writes frames/*.png, depth/*.png (uint16 millimetres, 0 = unknown), poses.txt (index, translation, quaternion
     x y z w; world_from_camera) and intrinsics.json. For imagined views also observed/*.png (255 = observed),
-    confidence/*.png (255 = 1) if available, and conditioning/*.png.
+    provenance/*.png (`view_labels.write_provenance`) and conditioning/*.png; for observations provenance/*.png if some
+    of their depth is estimated. If available, confidence/*.png and depth_confidence/*.png (255 = 1).
 
     Args:
         folder: folder to write into; created if it does not exist.
@@ -127,14 +132,13 @@ def write_sequence(folder: Path, views: Sequence[View]) -> None:
     for index, view in enumerate(views):
         name = f"{index:06d}.png"
         _write(folder / "frames" / name, view.image)
+        (folder / "depth" / name).unlink(missing_ok=True)  # of an earlier sequence
         if view.depth is not None:
             _write(folder / "depth" / name, np.clip(np.round(view.depth * 1000), 0, 65535).astype(np.uint16))
-        if isinstance(view, ImaginedView):
-            _write(folder / "observed" / name, view.observed_mask.astype(np.uint8) * 255)
-            if view.confidence is not None:
-                _write(folder / "confidence" / name, np.rint(view.confidence * 255).astype(np.uint8))
-            if view.conditioning is not None:
-                _write(folder / "conditioning" / name, view.conditioning)
+        write_labels(folder, name, view)
+        (folder / "conditioning" / name).unlink(missing_ok=True)
+        if isinstance(view, ImaginedView) and view.conditioning is not None:
+            _write(folder / "conditioning" / name, view.conditioning)
         translation, quaternion = quaternion_from_pose(view.world_from_camera)
         lines.append(f"{index} " + " ".join(f"{number:.9f}" for number in (*translation, *quaternion)))
     (folder / "poses.txt").write_text("\n".join(lines) + "\n")

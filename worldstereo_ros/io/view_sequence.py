@@ -16,6 +16,7 @@ from worldstereo_ros.imaging.codecs import ImageError
 from worldstereo_ros.io.files import VIDEO_SUFFIXES, DatasetError
 from worldstereo_ros.io.images import read_depth, read_image
 from worldstereo_ros.io.video import read_video
+from worldstereo_ros.io.view_labels import read_labels
 from worldstereo_ros.io.worldstereo_examples import Trajectory
 
 
@@ -40,6 +41,8 @@ class ViewSequence:
         camera_known: intrinsics are known; otherwise a field of view of 60 degrees along the longer side is assumed.
         prompt: text prompt that describes the place, or empty.
         trajectories: camera trajectories that come with the data, by name.
+        labels: folder with provenance and confidences of the views, see `io/view_labels.py`; None = all views are
+            observations, and their depth is measured.
     """
 
     path: Path
@@ -56,6 +59,7 @@ class ViewSequence:
     camera_known: bool = True
     prompt: str = ""
     trajectories: dict[str, Trajectory] = field(default_factory=dict)
+    labels: Path | None = None
 
     @property
     def camera(self) -> Camera:
@@ -91,9 +95,12 @@ class ViewSequence:
             if (file := self.depths[index]) is not None:
                 depth = read_depth(file, self.depth_scale)
                 self._check_size(file, depth, camera)
+            labels = {} if self.labels is None else read_labels(self.labels, int(self.indices[index]))
+            for name, array in labels.items():
+                self._check_size(self.labels / name, array, camera)
         except ImageError as error:
             raise DatasetError(str(error)) from error
-        return View(image, camera, self.poses[index], depth, stamp_ns=int(self.stamps_ns[index]))
+        return View(image, camera, self.poses[index], depth, stamp_ns=int(self.stamps_ns[index]), **labels)
 
     def __iter__(self) -> Iterator[View]:
         return (self[index] for index in range(len(self)))

@@ -6,8 +6,9 @@ import cv2
 import numpy as np
 
 from worldstereo_ros.geometry.cameras import Camera, project
+from worldstereo_ros.geometry.provenance import Provenance
 from worldstereo_ros.rendering.splatting import render
-from worldstereo_ros.visualization.images import IMAGINED_COLOUR, PATH_COLOUR
+from worldstereo_ros.visualization.images import PATH_COLOUR, as_classes, provenance_colours
 from worldstereo_ros.visualization.text import PAPER
 
 CEILING_CLEARANCE_M = 0.35  # above the highest camera; points above it would hide what is below
@@ -20,7 +21,7 @@ FOV_RAD, PITCH_RAD = np.radians(50), np.radians(50)
 def cloud_overview(
     points: np.ndarray,
     colours: np.ndarray,
-    observed: np.ndarray,
+    provenance: np.ndarray,
     spacing: np.ndarray,
     path: np.ndarray,
     *,
@@ -28,17 +29,19 @@ def cloud_overview(
     size: tuple[int, int] = (960, 640),
     tint: float = 0.35,
 ) -> np.ndarray:
-    """Draws the cloud from behind and above the path, without the ceiling, imagined points tinted orange.
+    """Draws the cloud from behind and above the path, without the ceiling.
+
+    Imagined points are tinted orange, estimated ones yellow.
 
     Args:
         points: (N, 3) world points, metres.
         colours: (N, 3) uint8.
-        observed: (N,) bool.
+        provenance: (N,) uint8 values of `Provenance`, or bool with True = observed and False = imagined.
         spacing: (N,) distance between neighbours, metres.
         path: (F, 4, 4) world_from_camera, drawn as a line with frusta.
         up: (3,) unit vector, up in the world.
         size: width and height in pixels.
-        tint: weight of the tint of imagined points, 0 to 1.
+        tint: weight of the tint of points that are not observed, 0 to 1.
 
     Returns:
         (H, W, 3) uint8.
@@ -47,13 +50,13 @@ def cloud_overview(
     heights = points @ up
     path_heights = path[:, :3, 3] @ up
     keep = heights < path_heights.max() + CEILING_CLEARANCE_M
-    points, colours, observed, spacing = points[keep], colours[keep], observed[keep], spacing[keep]
-    tinted = (1 - tint) * colours + tint * np.array(IMAGINED_COLOUR)
-    colours = np.where(observed[:, None], colours, tinted).astype(np.uint8)
+    points, colours, provenance, spacing = points[keep], colours[keep], as_classes(provenance[keep]), spacing[keep]
+    tinted = (1 - tint) * colours + tint * provenance_colours(provenance)
+    colours = np.where((provenance == Provenance.OBSERVED)[:, None], colours, tinted).astype(np.uint8)
 
     camera = Camera.from_fov(*size, FOV_RAD)
     world_from_camera = _pose_above(points, path, up, camera)
-    rendering = render(points.astype(np.float32), colours, observed, spacing, camera, world_from_camera[None])
+    rendering = render(points.astype(np.float32), colours, provenance, spacing, camera, world_from_camera[None])
     covered = rendering.covered[0].cpu().numpy()
     image = np.where(covered[..., None], rendering.colour[0].cpu().numpy(), np.array(PAPER)).astype(np.uint8)
     _draw_path(image, path, camera, world_from_camera)

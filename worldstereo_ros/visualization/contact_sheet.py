@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 MARGIN_PX, GAP_PX = 24, 8  # around the sheet, between its cells
 ROW_TITLE_WIDTH_PX = 92
+LEGEND_SQUARE_PX = 14
 PANORAMA_GAP_PX = 6
 
 
@@ -27,6 +28,7 @@ def contact_sheet(
     *,
     title: str,
     subtitle: str = "",
+    legend: Sequence[tuple[Sequence[int], str]] = (),
     cell_width: int = 260,
 ) -> np.ndarray:
     """Draws a labelled grid of images.
@@ -37,6 +39,7 @@ def contact_sheet(
         row_titles: one for each row; lines after the first are drawn in grey.
         title: heading of the sheet.
         subtitle: line below the heading.
+        legend: (RGB colour, meaning), drawn at the upper right.
         cell_width: pixels.
 
     Returns:
@@ -51,6 +54,7 @@ def contact_sheet(
     draw_text(sheet, title, (MARGIN_PX, 38), 0.8, INK, 2)
     if subtitle:
         draw_text(sheet, subtitle, (MARGIN_PX, 62), 0.46, FAINT)
+    _draw_legend(sheet, legend, width - MARGIN_PX, 38)
     for column, text in enumerate(column_titles):
         position = (left + column * (cell_width + GAP_PX), top - 12)
         _draw_fitted(sheet, text, position, 0.5, INK, cell_width)
@@ -58,7 +62,7 @@ def contact_sheet(
         y = top + r * (cell_height + GAP_PX)
         for line_number, line in enumerate(text.split("\n")):
             colour = INK if line_number == 0 else FAINT
-            _draw_fitted(sheet, line, (MARGIN_PX, y + 20 + 20 * line_number), 0.46, colour, ROW_TITLE_WIDTH_PX - 4)
+            _draw_fitted(sheet, line, (MARGIN_PX, y + 20 + 20 * line_number), 0.46, colour, ROW_TITLE_WIDTH_PX - GAP_PX)
         for column, cell in enumerate(row):
             if cell is None:
                 continue
@@ -66,6 +70,15 @@ def contact_sheet(
             resized = resize_image(cell, cell_width, cell_height, enlarge=cv2.INTER_CUBIC)
             sheet[y : y + cell_height, x : x + cell_width] = resized
     return sheet
+
+
+def _draw_legend(sheet: np.ndarray, legend: Sequence[tuple[Sequence[int], str]], right: int, baseline: int) -> None:
+    """Draws squares with their meaning in one line that ends at column `right`."""
+    for colour, text in reversed(legend):
+        left = right - text_width(text, 0.5) - LEGEND_SQUARE_PX - GAP_PX
+        sheet[baseline - LEGEND_SQUARE_PX + 1 : baseline + 1, left : left + LEGEND_SQUARE_PX] = colour
+        draw_text(sheet, text, (left + LEGEND_SQUARE_PX + GAP_PX, baseline), 0.5, INK)
+        right = left - 2 * GAP_PX
 
 
 def _draw_fitted(

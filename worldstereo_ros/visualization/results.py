@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from worldstereo_ros.geometry.poses import estimate_up_direction
+from worldstereo_ros.geometry.provenance import Provenance
 from worldstereo_ros.geometry.views import ImaginedView, View
 from worldstereo_ros.io.images import write_image
 from worldstereo_ros.io.point_clouds import write_point_cloud
@@ -18,7 +19,7 @@ from worldstereo_ros.utils.errors import InputError
 from worldstereo_ros.utils.indices import evenly_spaced_indices
 from worldstereo_ros.visualization.cloud_overview import cloud_overview
 from worldstereo_ros.visualization.contact_sheet import contact_sheet
-from worldstereo_ros.visualization.images import provenance_overlay
+from worldstereo_ros.visualization.images import provenance_legend, provenance_overlay
 from worldstereo_ros.visualization.result_files import IMAGINED_FOLDER, MAP_FILE, OBSERVED_FOLDER
 
 __all__ = ["MAP_FILE", "view_contact_sheet", "write_results"]
@@ -39,7 +40,7 @@ def view_contact_sheet(
 
     Args:
         imagined: the views of one path, in order.
-        observed_views: the views that a sensor took; evenly spaced ones fill the first column from top to bottom.
+        observed_views: the views that a camera took; evenly spaced ones fill the first column from top to bottom.
         ground_truth: (H, W, 3) uint8 for each imagined view, where it is known.
         model: name of the model that imagined the views; empty to leave it out.
         other_models: views that other models imagined along the same path, by name. Columns are sorted by name.
@@ -64,21 +65,25 @@ def view_contact_sheet(
         f"input ({count} view{'s' if count > 1 else ''})",
         "memory only",
         *(f"imagined ({name})" if name else "imagined" for name in by_model),
-        "provenance: blue observed, orange imagined",
+        "provenance",
     ]
     if ground_truth is not None:
         columns.append("ground truth")
+    shown_classes = {Provenance(kind) for index in shown for kind in np.unique(imagined[index].provenance)}
     cells, row_titles = [], []
     for row, index in enumerate(shown):
         view = imagined[index]
         images = [observed_views[shown_observed[row]].image, view.conditioning]
         images += [views[index].image for views in by_model.values()]
-        images.append(provenance_overlay(view.image, view.observed_mask))
+        images.append(provenance_overlay(view.image, view.provenance))
         if ground_truth is not None:
             images.append(ground_truth[index])
         cells.append(images)
         row_titles.append(f"view {index + 1}/{len(imagined)}\n{view.observed_fraction:.0%} observed")
-    return contact_sheet(cells, columns, row_titles, title=title, subtitle=subtitle)
+        if Provenance.ESTIMATED in shown_classes:
+            row_titles[-1] += f"\n{view.estimated_fraction:.0%} estimated"
+    legend = provenance_legend(shown_classes)
+    return contact_sheet(cells, columns, row_titles, title=title, subtitle=subtitle, legend=legend)
 
 
 def write_results(
@@ -101,7 +106,8 @@ def write_results(
     Args:
         folder: created if it is missing.
         imagined: the views of one path, in order.
-        observed_views: the views that a sensor took.
+        observed_views: the views that a camera took; with the estimated depth of those without measured depth, if it is
+            to be written.
         cloud: the cloud memory, written as cloud.ply and drawn as cloud.png.
         ground_truth: see `view_contact_sheet`.
         title: heading of the contact sheet.
@@ -124,7 +130,7 @@ def write_results(
     )
     write_image(folder / "contact_sheet.png", sheet)
     frames = [
-        np.concatenate([view.image, provenance_overlay(view.image, view.observed_mask)], axis=1)[
+        np.concatenate([view.image, provenance_overlay(view.image, view.provenance)], axis=1)[
             : view.camera.height // 2 * 2, : view.camera.width // 2 * 4
         ]
         for view in imagined
@@ -133,5 +139,5 @@ def write_results(
     write_point_cloud(cloud, folder / "cloud.ply")
     path = np.stack([view.world_from_camera for view in imagined])
     up = estimate_up_direction(np.stack([view.world_from_camera for view in observed_views]))
-    overview = cloud_overview(cloud.points, cloud.colours, cloud.observed, cloud.spacing, path, up=up)
+    overview = cloud_overview(cloud.points, cloud.colours, cloud.provenance, cloud.spacing, path, up=up)
     write_image(folder / "cloud.png", overview)

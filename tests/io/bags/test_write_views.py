@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -50,6 +52,22 @@ def test_views_without_depth_write_no_depth_messages(tmp_path):
     with Bag(tmp_path / "bag") as bag:
         assert set(bag.topics) == {"/front/image", "/front/camera_info", "/tf"}
     assert [view.depth for view in read_views(tmp_path / "bag", world_frame="odom")] == [None, None]
+
+
+def test_depth_that_was_not_measured_is_not_written(tmp_path):
+    """A reader takes the depth of a bag as measured."""
+    partly, photo, imagined = drive(3)
+    left = np.arange(32)[None].repeat(24, 0) < 16
+    views = [
+        replace(partly, estimated=~left),
+        replace(photo, estimated=np.ones((24, 32), bool)),
+        replace(imagined, observed=left),
+    ]
+    write_views(tmp_path / "bag", views)
+    first, second, third = read_views(tmp_path / "bag")
+    for view, written in ((first, partly), (third, imagined)):
+        np.testing.assert_array_equal(view.depth, np.where(left, written.depth, 0))
+    assert not second.depth.any()
 
 
 def test_write_views_rejects_existing_folders(tmp_path):

@@ -17,6 +17,7 @@ import pytest
 from helpers.viewer import CAMERA, POSES, imagined_viewable
 
 from worldstereo_ros.geometry.poses import invert_pose
+from worldstereo_ros.geometry.provenance import Provenance
 from worldstereo_ros.visualization.viewer.app import check_address, open_page, serve
 from worldstereo_ros.visualization.viewer.points import COLOURINGS
 
@@ -42,24 +43,27 @@ def test_page_is_served_and_has_its_nodes(page):
         assert scene.get_handle_by_name(name) is not None, name
     clouds = page.scene.clouds
     assert sum(len(cloud.handle.points) for cloud in clouds) == 12000 == page.scene.point_count
-    for observed, above in ((True, False), (True, True), (False, False), (False, True)):
-        assert any(cloud.observed == observed and cloud.above_ceiling == above for cloud in clouds)
+    for kind in (Provenance.IMAGINED, Provenance.ESTIMATED, Provenance.OBSERVED):
+        for above in (False, True):
+            assert any(cloud.provenance == kind and cloud.above_ceiling == above for cloud in clouds)
 
 
 def test_toggles_show_and_hide_nodes(page):
     scene = page.scene
     assert not any(cloud.handle.visible for cloud in scene.clouds if cloud.above_ceiling)
     scene.hide_ceiling = False
-    scene.show_imagined_points = scene.show_observed_cameras = False
-    scene.refresh()
-    assert all(cloud.handle.visible == cloud.observed for cloud in scene.clouds)
+    scene.show_observed_cameras = False
+    for kind in (Provenance.IMAGINED, Provenance.ESTIMATED, Provenance.OBSERVED):
+        scene.shown_classes = {kind}
+        scene.refresh()
+        assert all(cloud.handle.visible == (cloud.provenance == kind) for cloud in scene.clouds)
     assert not scene.observed_frusta[0][0].visible
     assert scene.path_frusta[0][0].visible
 
 
 def test_colours_sizes_and_images_reach_the_nodes(page):
     scene = page.scene
-    imagined = next(cloud for cloud in scene.clouds if not cloud.observed)
+    imagined = next(cloud for cloud in scene.clouds if cloud.provenance == Provenance.IMAGINED)
     colours = set()
     for colouring in COLOURINGS:
         scene.recolour(colouring)
@@ -72,6 +76,44 @@ def test_colours_sizes_and_images_reach_the_nodes(page):
     assert scene.path_frusta[0][0].image is None
     scene.show_images(True)
     assert scene.path_frusta[0][0].image is not None
+
+
+def test_thresholds_hide_points_of_low_confidence(page):
+    scene = page.scene
+    total = {kind: np.sum(page.viewable.provenance == kind) for kind in page.viewable.classes}
+
+    def shown():
+        counts = dict.fromkeys(total, 0)
+        for cloud in scene.clouds:
+            if not cloud.empty:
+                counts[cloud.provenance] += len(cloud.handle.points)
+                assert len(cloud.handle.colors) == len(cloud.handle.points)
+        return counts
+
+    scene.filter_points(0.5, 0.0)
+    assert shown()[Provenance.OBSERVED] == total[Provenance.OBSERVED]
+    assert shown()[Provenance.ESTIMATED] == total[Provenance.ESTIMATED]  # a camera saw their colour
+    assert 0.5 < shown()[Provenance.IMAGINED] / total[Provenance.IMAGINED] < 0.8
+    scene.filter_points(0.0, 0.5)
+    assert 0.5 < shown()[Provenance.ESTIMATED] / total[Provenance.ESTIMATED] < 0.8
+    scene.recolour(COLOURINGS[-1])  # keeps the thresholds
+    assert 0.5 < shown()[Provenance.ESTIMATED] / total[Provenance.ESTIMATED] < 0.8
+    scene.filter_points(1.0, 1.0)
+    assert shown()[Provenance.OBSERVED] == total[Provenance.OBSERVED]
+    scene.filter_points(0.0, 0.0)
+    assert shown() == total
+
+
+def test_controls_have_a_checkbox_for_each_class_and_a_slider_for_each_confidence(page):
+    controls = {handle.label: handle for handle in page.server.gui._gui_input_handle_from_uuid.values()}
+    assert {"Observed points", "Estimated points", "Imagined points"} <= controls.keys()
+    controls["Imagined points"].value = False
+    assert page.scene.shown_classes == {Provenance.OBSERVED, Provenance.ESTIMATED}
+    controls["Depth confidence"].value = 0.5
+    assert all((cloud.depth_confidence.min() >= 0.5) or len(cloud.handle.points) < len(cloud.points)
+               for cloud in page.scene.clouds)  # fmt: skip
+    controls["Colour confidence"].value = 0.5
+    assert page.scene._thresholds == (0.5, 0.5)
 
 
 def test_select_moves_the_frustum_and_changes_the_images(page, wall_views):
@@ -152,9 +194,11 @@ def test_stop_frees_the_port_and_ends_the_thread(wall_views):
 
 def test_page_without_cameras_and_page_without_points_are_served(wall_views):
     full = imagined_viewable(wall_views)
-    bare = replace(full, observed_views=(), imagined=(), path=POSES[:0], observed=np.ones(12000, bool))
-    cameras = replace(full, points=full.points[:0], colours=full.colours[:0], observed=full.observed[:0])
-    for viewable in (bare, cameras):
+    kinds = full.provenance
+    bare = replace(full, observed_views=(), imagined=(), path=POSES[:0], provenance=np.full_like(kinds, 3))
+    unknown = replace(bare, provenance=np.zeros_like(kinds), confidence=None, depth_confidence=None)
+    cameras = replace(full, points=full.points[:0], colours=full.colours[:0], provenance=kinds[:0])
+    for viewable in (bare, unknown, cameras):
         page = open_page(viewable, port=0)
         try:
             assert get(page.url)[0] == 200

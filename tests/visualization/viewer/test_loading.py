@@ -8,6 +8,7 @@ import pytest
 from helpers.viewer import LEVEL, POSES, imagined_views, write_sequence
 
 from worldstereo_ros.geometry.cameras import Camera
+from worldstereo_ros.geometry.provenance import Provenance
 from worldstereo_ros.geometry.views import ImaginedView
 from worldstereo_ros.visualization.viewer.loading import (
     MAX_IMAGE_WIDTH_PX,
@@ -99,13 +100,36 @@ def test_results_have_observed_and_imagined_views(tmp_path, wall_views):
     assert shown.name == "out"
     np.testing.assert_array_equal(shown.points, cloud.points)
     assert len(from_cloud_file.points) == len(cloud)
-    assert from_cloud_file.provenance_known
+    np.testing.assert_array_equal(np.sort(from_cloud_file.provenance), np.sort(cloud.provenance))
     assert len(shown.observed_views) == 1
     assert not any("no observed/" in note for note in shown.notes)
     assert len(shown.imagined) == 3
     np.testing.assert_array_equal(shown.imagined[1].image, wall_views[2].image)
     np.testing.assert_array_equal(shown.imagined[1].observed, imagined[1].observed)
     np.testing.assert_allclose(shown.path, POSES[1:], atol=1e-6)
+
+
+def test_results_of_a_photo_without_depth_are_estimated(tmp_path, wall_views):
+    from worldstereo_ros.memory.cloud import CloudMemory
+    from worldstereo_ros.visualization.results import write_results
+
+    whole = np.ones((30, 40), bool)
+    sure = np.full((30, 40), 0.4, np.float32)
+    photo = replace(wall_views[0], estimated=whole, depth_confidence=sure)
+    imagined = [replace(view, observed=~whole, estimated=view.observed) for view in imagined_views(wall_views)]
+    cloud = CloudMemory(0.01)
+    cloud.insert(photo)
+    write_results(tmp_path / "out", imagined, [photo], cloud, title="test")
+    shown = load_viewable(tmp_path / "out")
+    assert shown.classes == (Provenance.ESTIMATED,)
+    np.testing.assert_allclose(shown.depth_confidence, 0.4, atol=1e-3)
+    assert (shown.confidence == 1).all()
+    (read,) = shown.observed_views
+    assert read.is_observation
+    assert read.estimated_mask.all()
+    np.testing.assert_allclose(read.depth_confidence, 0.4, atol=1 / 255)
+    np.testing.assert_array_equal(shown.imagined[0].provenance, imagined[0].provenance)
+    assert shown.imagined[0].estimated_fraction == 0.5
 
 
 def test_results_without_map_or_cloud_fuse_the_imagined_views(tmp_path, wall_views):
@@ -132,8 +156,9 @@ def test_cloud_files(tmp_path, name, with_observed):
     shown = load_viewable(tmp_path / name)
     np.testing.assert_allclose(shown.points, points, atol=1e-6)
     np.testing.assert_array_equal(shown.colours, colours)
-    np.testing.assert_array_equal(shown.observed, points[:, 0] > 0 if with_observed else np.ones(50, bool))
-    assert shown.provenance_known == with_observed
+    # A file that does not say what was observed claims nothing.
+    expected = np.where(points[:, 0] > 0, Provenance.OBSERVED, Provenance.IMAGINED) if with_observed else np.zeros(50)
+    np.testing.assert_array_equal(shown.provenance, expected)
     assert with_observed or "does not say" in shown.notes[-1]
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from worldstereo_ros.geometry.provenance import Provenance
 from worldstereo_ros.visualization.viewer.points import (
     NATURAL,
     PROVENANCE,
@@ -34,6 +35,13 @@ def test_thin_points_prefers_observed_points():
     kept = thin_points(points, observed, 2000)
     assert observed[kept].all()
     np.testing.assert_array_equal(thin_points(points, observed, 10_000), np.arange(len(points)))
+
+
+def test_thin_points_prefers_estimated_points_to_imagined_ones():
+    grid = np.stack(np.meshgrid(np.arange(60), np.arange(60), [0]), -1).reshape(-1, 3).astype(np.float32)
+    kinds = np.repeat([Provenance.IMAGINED, Provenance.ESTIMATED], len(grid)).astype(np.uint8)
+    kept = thin_points(np.concatenate([grid, grid]), kinds, 2000)
+    assert (kinds[kept] == Provenance.ESTIMATED).all()
 
 
 def test_thin_points_with_distances_keeps_more_near_points():
@@ -77,5 +85,10 @@ def test_colour_points_marks_imagined_points():
     blue, orange = colour_points(colours, observed, PROVENANCE).astype(int)
     assert blue[2] > blue[0]
     assert orange[0] > orange[2]
+    kinds = np.array([Provenance.UNKNOWN, Provenance.ESTIMATED], np.uint8)
+    unknown, yellow = colour_points(colours, kinds, PROVENANCE).astype(int)
+    assert np.ptp(unknown) == 0
+    assert yellow[:2].min() > 1.5 * yellow[2]
+    np.testing.assert_array_equal(colour_points(colours, kinds, TINTED)[0], colours[0])
     with pytest.raises(ValueError, match="The colouring 'mauve' is unknown"):
         colour_points(colours, observed, "mauve")

@@ -58,14 +58,16 @@ def test_overview_ignores_distant_points(wall_views):
     outside = np.random.default_rng(0).uniform([20, -3, 0], [25, 3, 2], (3000, 3)).astype(np.float32)
     points = np.concatenate([viewable.points, outside])
     with_garden = replace(
-        viewable, points=points, colours=np.zeros((15000, 3), np.uint8), observed=np.ones(15000, bool)
+        viewable, points=points, colours=np.zeros((15000, 3), np.uint8), provenance=np.full(15000, 3, np.uint8)
     )
     room, garden = overview(viewable), overview(with_garden)
     assert np.linalg.norm(garden.position - room.position) < 0.2 * np.linalg.norm(room.position - room.look_at)
 
 
 def test_overview_is_finite_without_points_or_without_cameras(wall_views):
-    empty = Viewable("a", "posed sequence", np.zeros((0, 3), np.float32), np.zeros((0, 3), np.uint8), np.zeros(0, bool))
+    empty = Viewable(
+        "a", "posed sequence", np.zeros((0, 3), np.float32), np.zeros((0, 3), np.uint8), np.zeros(0, np.uint8)
+    )
     nowhere = replace(imagined_viewable(wall_views), path=POSES[:0], observed_views=())
     for viewable in (replace(empty, path=POSES), nowhere, empty):
         viewpoint = overview(viewable)

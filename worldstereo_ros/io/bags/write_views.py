@@ -30,7 +30,8 @@ def write_views(
 
     Args:
         path: folder of the bag, which must not exist.
-        views: views in the order of their stamps. No depth message is written for views without depth.
+        views: views in the order of their stamps. Only measured depth is written; pixels whose depth is estimated or
+            imagined have depth 0. No depth message is written for views without depth.
         namespace: namespace of the topics `image`, `depth` (32FC1, metres) and `camera_info`.
         world_frame: parent frame of the transforms on `/tf`.
         camera_frame: child frame of the transforms and frame_id of the images.
@@ -54,7 +55,9 @@ def write_views(
             bag.write("/tf", _transform(bag, stamp_ns, world_frame, camera_frame, view.world_from_camera), stamp_ns)
             bag.write(topics["camera_info"], _camera_info(bag, header, view.camera), stamp_ns)
             if view.depth is not None:
-                bag.write(topics["depth"], _image(bag, header, codecs.encode_depth(view.depth)), stamp_ns)
+                # A reader of the bag takes all depth as measured, as that of a camera driver.
+                measured = np.where(view.observed_mask, view.depth, np.float32(0))
+                bag.write(topics["depth"], _image(bag, header, codecs.encode_depth(measured)), stamp_ns)
             bag.write(topics["image"], _image(bag, header, codecs.encode_colour(view.image)), stamp_ns)
             count += 1
     return count

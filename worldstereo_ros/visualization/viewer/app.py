@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from worldstereo_ros.geometry.poses import interpolate_poses
+from worldstereo_ros.geometry.provenance import Provenance
 from worldstereo_ros.geometry.views import View
 from worldstereo_ros.utils.errors import WorldStereoError
 from worldstereo_ros.visualization.images import OBSERVED_COLOUR
@@ -281,11 +282,12 @@ class Page:
                 self._strip = gui.add_html("")
             panel.float(x=14, y=-14, width=212 * max(len(view_images(viewable.slider_views[0])), 2))
         with gui.add_folder("Show"):
-            if (~viewable.observed).any():
-                self._add_toggle("Observed points", "show_observed_points")
-                self._add_toggle("Imagined points", "show_imagined_points")
+            if set(viewable.classes) - {Provenance.UNKNOWN, Provenance.OBSERVED}:
+                for kind in viewable.classes:
+                    self._add_class_toggle(kind)
                 colouring = gui.add_dropdown("Colours", COLOURINGS)
                 colouring.on_update(lambda _: scene.recolour(colouring.value))
+                self._add_thresholds()
             if len(viewable.points):
                 size = gui.add_slider("Point size", 0.2, 3.0, 0.1, 1.0)
                 size.on_update(lambda _: scene.resize_points(size.value))
@@ -324,6 +326,33 @@ class Page:
                 self.scene.refresh()
 
         box.on_update(update)
+
+    def _add_class_toggle(self, kind: Provenance) -> None:
+        """Adds a checkbox for the points of a class."""
+        box = self.server.gui.add_checkbox(f"{kind.name.capitalize()} points", True)
+
+        def update(_: Any) -> None:
+            with self._lock:
+                (self.scene.shown_classes.add if box.value else self.scene.shown_classes.discard)(kind)
+                self.scene.refresh()
+
+        box.on_update(update)
+
+    def _add_thresholds(self) -> None:
+        """Adds sliders that hide points of low confidence, for the confidences that the points have."""
+        named = {"Colour confidence": self.viewable.confidence, "Depth confidence": self.viewable.depth_confidence}
+        sliders = {
+            label: self.server.gui.add_slider(label, 0.0, 1.0, 0.05, 0.0, hint="Hides points of lower confidence.")
+            for label, values in named.items()
+            if values is not None
+        }
+
+        def update(_: Any) -> None:
+            with self._lock, self.server.atomic():
+                self.scene.filter_points(*(sliders[label].value if label in sliders else 0.0 for label in named))
+
+        for slider in sliders.values():
+            slider.on_update(update)
 
     def _on_slider(self) -> None:
         with self._lock:

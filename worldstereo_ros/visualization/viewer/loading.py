@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from worldstereo_ros.geometry.poses import estimate_up_direction
+from worldstereo_ros.geometry.provenance import Provenance
 from worldstereo_ros.geometry.views import ImaginedView, View
 from worldstereo_ros.imaging.codecs import ImageError
 from worldstereo_ros.io.datasets import DatasetError, open_sequence
@@ -44,8 +45,9 @@ class Viewable:
         kind: saved map, results, cloud file, or posed sequence.
         points: (N, 3) float32 world points, in metres or the unit of the sequence.
         colours: (N, 3) uint8.
-        observed: (N,) bool, True = observed by a sensor, False = imagined.
-        provenance_known: False for a cloud file without the attribute `observed`.
+        provenance: (N,) uint8 values of `Provenance`; unknown for a cloud file that does not say it.
+        confidence: (N,) float32 in 0..1, of the colours; None if unavailable.
+        depth_confidence: (N,) float32 in 0..1, of the distances; None if unavailable.
         observed_views: views of the view bank or the sequence.
         imagined: views along the path, in order.
         path: (F, 4, 4) float64 world_from_camera, F may be 0.
@@ -57,13 +59,24 @@ class Viewable:
     kind: str
     points: np.ndarray
     colours: np.ndarray
-    observed: np.ndarray
-    provenance_known: bool = True
+    provenance: np.ndarray
+    confidence: np.ndarray | None = None
+    depth_confidence: np.ndarray | None = None
     observed_views: tuple[View, ...] = ()
     imagined: tuple[View, ...] = ()
     path: np.ndarray = field(default_factory=lambda: np.zeros((0, 4, 4)))
     up: np.ndarray = field(default_factory=lambda: np.array([0.0, 0.0, 1.0]))
     notes: tuple[str, ...] = ()
+
+    @property
+    def observed(self) -> np.ndarray:
+        """(N,) bool, True = observed."""
+        return self.provenance == Provenance.OBSERVED
+
+    @property
+    def classes(self) -> tuple[Provenance, ...]:
+        """The classes of its points, the best known first."""
+        return tuple(Provenance(kind) for kind in np.unique(self.provenance)[::-1])
 
     @property
     def slider_views(self) -> tuple[View, ...]:
@@ -129,7 +142,9 @@ def _load_map(path: Path) -> Viewable:
         kind="saved map",
         points=np.asarray(cloud.points, dtype=np.float32),
         colours=np.asarray(cloud.colours, dtype=np.uint8),
-        observed=np.asarray(cloud.observed, dtype=bool),
+        provenance=cloud.provenance,
+        confidence=cloud.confidence,
+        depth_confidence=cloud.depth_confidence,
         observed_views=shown,
         up=_up_direction(np.stack([view.world_from_camera for view in shown])) if shown else np.array([0.0, 0.0, 1.0]),
         notes=tuple(notes),
@@ -198,14 +213,14 @@ def _load_sequence(folder: Path) -> Viewable:
 
 
 def _read_views(folder: Path) -> tuple[tuple[View, ...], np.ndarray, list[str]]:
-    """Reads a posed sequence with masks, confidence and conditioning; returns (views, all poses (F, 4, 4), notes)."""
+    """Reads a posed sequence with its labels and conditioning; returns (views, all poses (F, 4, 4), notes)."""
     sequence = open_posed(folder)
     views, poses, notes = _load_views(sequence)
-    if not (folder / "observed").is_dir():
+    if all(view.is_observation for view in views):
         return views, poses, notes
     kept = evenly_spaced_indices(len(sequence), MAX_SHOWN_VIEWS)
     imagined = tuple(
-        _read_imagined_view(folder, view, int(sequence.indices[i]), i, len(sequence))
+        _as_imagined_view(folder, view, int(sequence.indices[i]), i, len(sequence))
         for view, i in zip(views, kept, strict=True)
     )
     return imagined, poses, notes
@@ -217,43 +232,19 @@ def _load_views(sequence: ViewSequence) -> tuple[tuple[View, ...], np.ndarray, l
     return tuple(shrink(sequence[i]) for i in kept), sequence.poses, notes
 
 
-def _read_imagined_view(folder: Path, view: View, number: int, index: int, count: int) -> ImaginedView:
-    """Adds mask, confidence and conditioning to a view, at the view's size."""
+def _as_imagined_view(folder: Path, view: View, number: int, index: int, count: int) -> ImaginedView:
+    """The view with its conditioning, at the view's size."""
     import cv2
 
-    size = (view.camera.width, view.camera.height)
-    mask, conditioning, confidence = _read_observed_mask(folder, number, size), None, None
-    if (file := folder / "confidence" / f"{number:06d}.png").is_file():
-        level = cv2.resize(read_image(file)[..., 0], size, interpolation=cv2.INTER_AREA)
-        confidence = level.astype(np.float32) / 255
+    conditioning = None
     if (file := folder / "conditioning" / f"{number:06d}.png").is_file():
+        size = (view.camera.width, view.camera.height)
         conditioning = cv2.resize(read_image(file), size, interpolation=cv2.INTER_AREA)
-    return ImaginedView(
-        view.image,
-        view.camera,
-        view.world_from_camera,
-        view.depth,
-        mask,
-        view.stamp_ns,
-        confidence,
-        conditioning=conditioning,
-        index=index,
-        count=count,
-    )
-
-
-def _read_observed_mask(folder: Path, number: int, size: tuple[int, int]) -> np.ndarray | None:
-    """(H, W) bool of `observed/NNNNNN.png` (255 = observed) at this (width, height); None if there is no file."""
-    import cv2
-
-    file = folder / "observed" / f"{number:06d}.png"
-    if not file.is_file():
-        return None
-    return cv2.resize(read_image(file)[..., 0], size, interpolation=cv2.INTER_NEAREST_EXACT) > 127
+    return ImaginedView(**vars(view), conditioning=conditioning, index=index, count=count)
 
 
 def _fuse(sequence: ViewSequence, notes: list[str]) -> Viewable:
-    """Fuses the depth of a sequence into a cloud; pixels outside the observed mask become imagined points."""
+    """Fuses the depth of a sequence into a cloud; its points have the provenance of the pixels."""
     from worldstereo_ros.memory.cloud import CloudMemory
 
     with_depth = [i for i, depth in enumerate(sequence.depths) if depth is not None]
@@ -262,7 +253,7 @@ def _fuse(sequence: ViewSequence, notes: list[str]) -> Viewable:
         "posed sequence",
         np.zeros((0, 3), np.float32),
         np.zeros((0, 3), np.uint8),
-        np.zeros(0, bool),
+        np.zeros(0, np.uint8),
     )
     if not with_depth:
         notes.append("There is no depth: only cameras and images are shown.")
@@ -275,35 +266,40 @@ def _fuse(sequence: ViewSequence, notes: list[str]) -> Viewable:
     median_depth = float(np.median(first.depth[first.depth > 0])) if (first.depth > 0).any() else 2.0
     cloud = CloudMemory(voxel_size=0.01 if sequence.metric else median_depth / 300)
     for index in kept:
-        view = sequence[index]
-        size = (view.camera.width, view.camera.height)
-        mask = (
-            _read_observed_mask(sequence.path, int(sequence.indices[index]), size) if sequence.kind == "posed" else None
-        )
-        cloud.insert(replace(view, observed=mask))
-    return replace(empty, points=cloud.points, colours=cloud.colours, observed=cloud.observed)
+        cloud.insert(sequence[index])
+    return replace(
+        empty,
+        points=cloud.points,
+        colours=cloud.colours,
+        provenance=cloud.provenance,
+        confidence=cloud.confidence,
+        depth_confidence=cloud.depth_confidence,
+    )
 
 
 # --- cloud files ------------------------------------------------------------------------------------------------------
 
 
 def _load_cloud_file(path: Path) -> Viewable:
-    points, colours, observed = read_point_cloud(path)
-    finite = np.isfinite(points).all(axis=1)
+    cloud = read_point_cloud(path)
+    finite = np.isfinite(cloud.points).all(axis=1)
     if not finite.any():
         raise ViewableError(f"{path} has no point with finite coordinates.")
     notes = (
         [] if finite.all() else [f"{int((~finite).sum()):,} points with coordinates that are not finite are left out."]
     )
-    if observed is None:
-        notes.append("The file does not say which points were observed; all are shown as observed.")
+    provenance = cloud.provenance
+    if provenance is None:
+        notes.append("The file does not say which points were observed.")
+        provenance = np.full(len(finite), Provenance.UNKNOWN, np.uint8)
     return Viewable(
         name=path.name,
         kind="cloud file",
-        points=points[finite],
-        colours=colours[finite],
-        observed=np.ones(int(finite.sum()), dtype=bool) if observed is None else observed[finite],
-        provenance_known=observed is not None,
+        points=cloud.points[finite],
+        colours=cloud.colours[finite],
+        provenance=provenance[finite],
+        confidence=None if cloud.confidence is None else cloud.confidence[finite],
+        depth_confidence=None if cloud.depth_confidence is None else cloud.depth_confidence[finite],
         notes=tuple(notes),
     )
 

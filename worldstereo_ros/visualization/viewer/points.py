@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import numpy as np
 
+from worldstereo_ros.geometry.provenance import Provenance
 from worldstereo_ros.utils.errors import InputError
-from worldstereo_ros.visualization.images import IMAGINED_COLOUR, OBSERVED_COLOUR
+from worldstereo_ros.visualization.images import as_classes, provenance_colours
 
 MAX_POINTS = 600_000  # sent to a browser: 9 MB, fluid on a laptop without a graphics card
-TINTED, NATURAL, PROVENANCE = "image colours, imagined tinted", "image colours", "blue observed, orange imagined"
+TINTED, NATURAL, PROVENANCE = "image colours, tinted by provenance", "image colours", "provenance"
+TINT = {Provenance.IMAGINED: 0.5, Provenance.ESTIMATED: 0.35}  # weight of the class's colour if tinted
 COLOURINGS = (TINTED, NATURAL, PROVENANCE)
 
 
 def thin_points(
-    points: np.ndarray, observed: np.ndarray, max_points: int = MAX_POINTS, distance: np.ndarray | None = None
+    points: np.ndarray, provenance: np.ndarray, max_points: int = MAX_POINTS, distance: np.ndarray | None = None
 ) -> np.ndarray:
     """Chooses at most `max_points` points, one per voxel, so that surfaces stay evenly covered.
 
     Args:
         points: (N, 3).
-        observed: (N,) bool; of the points in a voxel an observed one is kept.
+        provenance: (N,) uint8 values of `Provenance`, or bool with True = observed; of the points in a voxel one of the
+            highest class is kept.
         max_points: at least 1.
         distance: (N,) distance of each point from the nearest camera. The voxel size doubles with every doubling of it
             beyond the median, so that distant points do not use up the budget. None for one voxel size.
@@ -29,7 +32,7 @@ def thin_points(
     """
     if len(points) <= max_points:
         return np.arange(len(points))
-    order = np.argsort(~observed, kind="stable")
+    order = np.argsort(-as_classes(provenance).astype(np.int8), kind="stable")
     ordered = points[order].astype(np.float64)
     level = np.zeros(len(ordered), dtype=np.int64)
     if distance is not None:
@@ -83,12 +86,12 @@ def point_sizes(points: np.ndarray) -> np.ndarray:
     return np.clip(size, 0.3 * median, 3 * median)
 
 
-def colour_points(colours: np.ndarray, observed: np.ndarray, colouring: str) -> np.ndarray:
+def colour_points(colours: np.ndarray, provenance: np.ndarray, colouring: str) -> np.ndarray:
     """Applies a colouring.
 
     Args:
         colours: (N, 3) uint8.
-        observed: (N,) bool.
+        provenance: (N,) uint8 values of `Provenance`, or bool with True = observed and False = imagined.
         colouring: one of `COLOURINGS`.
 
     Returns:
@@ -99,9 +102,10 @@ def colour_points(colours: np.ndarray, observed: np.ndarray, colouring: str) -> 
     """
     if colouring == NATURAL or len(colours) == 0:
         return colours
-    tint = np.where(observed[:, None], OBSERVED_COLOUR, IMAGINED_COLOUR).astype(np.float32)
+    classes = as_classes(provenance)
+    tint = provenance_colours(classes).astype(np.float32)
     if colouring == TINTED:
-        strength = np.where(observed, 0.0, 0.5)[:, None]
+        strength = np.array([TINT.get(kind, 0.0) for kind in Provenance])[classes][:, None]
         return ((1 - strength) * colours + strength * tint).astype(np.uint8)
     if colouring == PROVENANCE:
         grey = colours.astype(np.float32).mean(axis=1, keepdims=True) / 255

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -9,8 +10,9 @@ import numpy as np
 
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.poses import quaternion_from_pose
+from worldstereo_ros.geometry.provenance import Provenance
 from worldstereo_ros.geometry.views import View
-from worldstereo_ros.visualization.images import IMAGINED_COLOUR, OBSERVED_COLOUR, PATH_COLOUR
+from worldstereo_ros.visualization.images import ESTIMATED_COLOUR, IMAGINED_COLOUR, OBSERVED_COLOUR, PATH_COLOUR
 from worldstereo_ros.visualization.viewer.loading import Viewable
 from worldstereo_ros.visualization.viewer.points import (
     MAX_POINTS,
@@ -27,30 +29,47 @@ if TYPE_CHECKING:
 
 POINT_SIZE_BINS = 4  # viser draws all points of a cloud in one size, so points are split into clouds by size
 FRUSTUM_SCALE, SELECTED_FRUSTUM_SCALE = 0.06, 0.11  # of the scene's size
+CONFIDENCE_STEP = 1e-4  # confidences of 1 pass the threshold 1 in spite of rounding
 THUMBNAIL_WIDTH_PX, SELECTED_THUMBNAIL_WIDTH_PX = 160, 400
 
 
 @dataclass
-class _CloudNode:
+class CloudNode:
     """A cloud of the page.
 
     Attributes:
         handle: viser's handle.
+        points: (N, 3) float32.
         colours: (N, 3) uint8 image colours.
-        observed: whether its points were observed.
+        confidence, depth_confidence: (N,) float32 in 0..1; None if unknown.
+        provenance: the class of all its points.
         above_ceiling: whether its points are above the ceiling height.
         point_size: size at which points touch each other.
+        empty: whether the thresholds of confidence leave none of its points.
     """
 
     handle: Any
+    points: np.ndarray
     colours: np.ndarray
-    observed: bool
+    confidence: np.ndarray | None
+    depth_confidence: np.ndarray | None
+    provenance: Provenance
     above_ceiling: bool
     point_size: float
+    empty: bool = False
+
+    def confident(self, min_confidence: float, min_depth_confidence: float) -> np.ndarray:
+        """(N,) bool, True for points of at least these confidences. Points without a confidence pass."""
+        passed = np.ones(len(self.points), dtype=bool)
+        limits = ((self.confidence, min_confidence), (self.depth_confidence, min_depth_confidence))
+        for confidence, limit in limits:
+            if confidence is not None:
+                passed &= confidence >= limit - CONFIDENCE_STEP
+        return passed
 
 
 class ViewerScene:
-    """The nodes of the page and their visibility. Call `refresh` after a change of the attributes `show_...`.
+    """The nodes of the page and their visibility. Call `refresh` after a change of the attributes below.
 
     Attributes:
         clouds: the clouds, split by provenance, height and point size.
@@ -59,7 +78,8 @@ class ViewerScene:
         has_ceiling: whether some points are above the ceiling height.
         observed_frusta: (handle, view) of the observed views that are drawn.
         path_frusta: (handle, view) of the imagined views that are drawn.
-        show_observed_points, show_imagined_points, show_observed_cameras, show_path: visibility.
+        shown_classes: the classes of the points that are shown.
+        show_observed_cameras, show_path: visibility.
         hide_ceiling: whether points above the ceiling height are hidden.
         following: whether the browsers look through the cameras of the path.
     """
@@ -70,7 +90,8 @@ class ViewerScene:
         viewpoint = overview(viewable)
         self.size = float(np.linalg.norm(viewpoint.position - viewpoint.look_at) * np.tan(0.5 * viewpoint.fov))
         server.scene.set_up_direction(viewable.up)
-        self.clouds: list[_CloudNode] = []
+        self.clouds: list[CloudNode] = []
+        self._colouring, self._thresholds = TINTED, (0.0, 0.0)
         self.point_count = self._add_points()
         self.has_ceiling = any(cloud.above_ceiling for cloud in self.clouds)
         self._grid = self._add_grid()
@@ -78,14 +99,15 @@ class ViewerScene:
         self.path_frusta = self._add_frusta("/path/cameras", viewable.imagined, IMAGINED_COLOUR)
         self._line = self._add_line()
         self._selected: Any = None
-        self.show_observed_points = self.show_imagined_points = self.show_observed_cameras = self.show_path = True
+        self.shown_classes = set(viewable.classes)
+        self.show_observed_cameras = self.show_path = True
         self.hide_ceiling, self.following = self.has_ceiling, False
         self.refresh()
 
     def refresh(self) -> None:
         """Shows and hides the nodes according to the attributes."""
         for cloud in self.clouds:
-            shown = self.show_observed_points if cloud.observed else self.show_imagined_points
+            shown = cloud.provenance in self.shown_classes and not cloud.empty
             # A camera of the path is below the ceiling and inside a frustum: show the one, hide the other.
             cloud.handle.visible = shown and not (cloud.above_ceiling and self.hide_ceiling and not self.following)
         for handle, _ in self.observed_frusta:
@@ -98,9 +120,23 @@ class ViewerScene:
 
     def recolour(self, colouring: str) -> None:
         """Applies one of `COLOURINGS` to the points."""
+        self._colouring = colouring
+        self.filter_points(*self._thresholds)
+
+    def filter_points(self, min_confidence: float, min_depth_confidence: float) -> None:
+        """Shows only points whose colour and whose distance have at least these confidences, 0..1.
+
+        Points that were observed have confidence 1 in both.
+        """
+        self._thresholds = (min_confidence, min_depth_confidence)
         for cloud in self.clouds:
-            observed = np.full(len(cloud.colours), cloud.observed)
-            cloud.handle.colors = colour_points(cloud.colours, observed, colouring)
+            kept = cloud.confident(*self._thresholds)
+            cloud.empty = not kept.any()
+            if not cloud.empty:
+                classes = np.full(int(kept.sum()), cloud.provenance)
+                cloud.handle.points = cloud.points[kept]
+                cloud.handle.colors = colour_points(cloud.colours[kept], classes, self._colouring)
+        self.refresh()
 
     def resize_points(self, factor: float) -> None:
         """Draws the points `factor` times as large as they need to be to touch each other."""
@@ -130,32 +166,33 @@ class ViewerScene:
         viewable, cameras = self.viewable, camera_poses(self.viewable)
         too_many = len(viewable.points) > MAX_POINTS
         distance = camera_distance(viewable.points, cameras) if len(cameras) and too_many else None
-        kept = thin_points(viewable.points, viewable.observed, distance=distance)
-        points, colours, observed = viewable.points[kept], viewable.colours[kept], viewable.observed[kept]
+        kept = thin_points(viewable.points, viewable.provenance, distance=distance)
+        points, colours, provenance = viewable.points[kept], viewable.colours[kept], viewable.provenance[kept]
         if len(points) == 0:
             return 0
+        confidence, depth_confidence = (
+            None if values is None else values[kept] for values in (viewable.confidence, viewable.depth_confidence)
+        )
         sizes = point_sizes(points)
         edges = np.quantile(sizes, np.linspace(0, 1, POINT_SIZE_BINS + 1)[1:-1])
         size_bin = np.searchsorted(edges, sizes)
         above = points @ viewable.up > ceiling_height(viewable)
-        for is_observed in (True, False):
-            for is_above in (False, True):
-                for number in range(POINT_SIZE_BINS):
-                    mask = (observed == is_observed) & (above == is_above) & (size_bin == number)
-                    if not mask.any():
-                        continue
-                    size = 0.95 * float(np.quantile(sizes[mask], 0.8))
-                    provenance = "observed" if is_observed else "imagined"
-                    handle = self._scene.add_point_cloud(
-                        f"/cloud/{provenance}/{'ceiling' if is_above else 'room'}/{number}",
-                        points[mask],
-                        colour_points(colours[mask], observed[mask], TINTED),
-                        point_size=size,
-                        point_shape="rounded",
-                        point_shading="flat",
-                        precision="float32",
-                    )
-                    self.clouds.append(_CloudNode(handle, colours[mask], is_observed, is_above, size))
+        for kind, is_above, number in itertools.product(viewable.classes, (False, True), range(POINT_SIZE_BINS)):
+            mask = (provenance == kind) & (above == is_above) & (size_bin == number)
+            if not mask.any():
+                continue
+            size = 0.95 * float(np.quantile(sizes[mask], 0.8))
+            handle = self._scene.add_point_cloud(
+                f"/cloud/{kind.name.lower()}/{'ceiling' if is_above else 'room'}/{number}",
+                points[mask],
+                colour_points(colours[mask], provenance[mask], TINTED),
+                point_size=size,
+                point_shape="rounded",
+                point_shading="flat",
+                precision="float32",
+            )
+            layers = (None if values is None else values[mask] for values in (confidence, depth_confidence))
+            self.clouds.append(CloudNode(handle, points[mask], colours[mask], *layers, kind, is_above, size))
         return len(points)
 
     def _add_frusta(self, root: str, views: tuple[View, ...], colour: tuple[int, int, int]) -> list[tuple[Any, View]]:
@@ -163,8 +200,11 @@ class ViewerScene:
         poses = np.array([view.world_from_camera for view in views]).reshape(-1, 4, 4)
         for index in select_frusta(poses, 0.08 * self.size):
             view = views[index]
-            # The bank of a saved map also holds imagined views.
-            view_colour = colour if view.observed_mask.mean() > 0.5 else IMAGINED_COLOUR
+            view_colour = colour
+            if not view.is_observation:  # the bank of a saved map also holds imagined views
+                view_colour = IMAGINED_COLOUR
+            elif view.estimated_mask.mean() > 0.5:
+                view_colour = ESTIMATED_COLOUR
             handle = self._add_frustum(f"{root}/{index:04d}", view, FRUSTUM_SCALE, view_colour, THUMBNAIL_WIDTH_PX)
             frusta.append((handle, view))
         return frusta
