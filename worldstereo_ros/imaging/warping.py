@@ -43,7 +43,8 @@ def gather_rows(
 
     The four source pixels around the projection are interpolated, except those on another surface. The weight grows
     with the agreement of both viewing directions, the resolution of the source, and the distance from its border and
-    from depth edges.
+    from depth edges. It also grows, without bound, as the parallax of the pixel vanishes: the colour is then right at
+    any depth, and it counts as if depth were measured.
 
     Args:
         row0, row1: first row and end of the rows to process.
@@ -55,9 +56,10 @@ def gather_rows(
         source_depth: (h, w) float32 metres, completed where it was not measured.
         is_measured: (h, w) uint8, 1 = the source depth is measured.
         source_weight: (h, w) float32 weight of the source pixels.
-        settings: (6,) float32: relative depth tolerance; absolute depth tolerance in metres; relative tolerance where
+        settings: (7,) float32: relative depth tolerance; absolute depth tolerance in metres; relative tolerance where
             the source depth is completed; width of the border feathering in pixels; sharpness of the angle weight;
-            parallax in pixels below which depths may differ, because the colour is right at any depth.
+            parallax in pixels below which depths may differ, because the colour is right at any depth; parallax in
+            pixels at which the weight is doubled, 0 for sources that are no observations.
         geometry: (7,) float32: 1 / fx, 1 / fy, cx, cy of the target; source camera centre in target axes.
         measured: (H, W, 5) float32, updated: sums over the look-ups with measured depth of weighted RGB, weight, and
             weighted share of clipping.
@@ -92,6 +94,14 @@ def gather_rows(
             y0 = min(int(v), height - 2)
             fx = u - np.float32(x0)
             fy = v - np.float32(y0)
+            px = (at_x - geometry[2]) * geometry[0] * d
+            py = (at_y - geometry[3]) * geometry[1] * d
+            # The parallax between the point and one at infinity, in target pixels.
+            squared = px * px + py * py + d * d
+            along = px * geometry[4] + py * geometry[5] + d * geometry[6]
+            across = max(baseline * baseline - along * along / squared, zero)
+            ratio = settings[6] * settings[6] * geometry[0] * geometry[0] * squared / max(across, np.float32(1e-12))
+            seen = min(ratio * ratio, np.float32(1e6))
             measured_tolerance = settings[0] * z + settings[1]
             completed_tolerance = settings[2] * z
             measured_weight, total, red, green, blue, clipped = zero, zero, zero, zero, zero, zero
@@ -105,10 +115,12 @@ def gather_rows(
                     )
                     if abs(source_depth[q, p] - z) > allowed:
                         continue
-                    w = (fx if i else one - fx) * (fy if j else one - fy) * source_weight[q, p]
+                    # Beside depth edges, too, the colour is right if there is no parallax.
+                    trust = max(source_weight[q, p], min(seen, one))
+                    w = (fx if i else one - fx) * (fy if j else one - fy) * trust
                     w += np.float32(1e-9)
                     total += w
-                    measured_weight += w if has_measurement else zero
+                    measured_weight += w if has_measurement or seen >= one else zero
                     r, g, b_ = np.float32(image[q, p, 0]), np.float32(image[q, p, 1]), np.float32(image[q, p, 2])
                     c = min(one, max(zero, (max(r, g, b_) - clip_start) * clip_scale))
                     red += w * r * (gain[0] + c * (neutral - gain[0]))
@@ -117,14 +129,12 @@ def gather_rows(
                     clipped += w * c
             if total == 0:
                 continue
-            px = (at_x - geometry[2]) * geometry[0] * d
-            py = (at_y - geometry[3]) * geometry[1] * d
             sx, sy, sz = px - geometry[4], py - geometry[5], d - geometry[6]
-            cosine = (px * sx + py * sy + d * sz) / np.sqrt((px * px + py * py + d * d) * (sx * sx + sy * sy + sz * sz))
+            cosine = (px * sx + py * sy + d * sz) / np.sqrt(squared * (sx * sx + sy * sy + sz * sz))
             angle = one + settings[4] * max(one - cosine, zero)
             border = min(one, (min(min(u, right - u), min(v, bottom - v)) + one) / settings[3])
             scale = min(one, d / z)
-            weight = total * border * scale * scale / (angle * angle)
+            weight = total * border * scale * scale / (angle * angle) * (one + seen)
             share = weight / total
             out = measured if measured_weight > half * total else completed
             out[y, x, 0] += share * red

@@ -298,6 +298,7 @@ def test_without_references_colours_are_those_of_the_cloud():
         colour=torch.from_numpy(start.image)[None],
         covered=torch.ones(1, 72, 96, dtype=torch.bool),
         observed=torch.ones(1, 72, 96, dtype=torch.bool),
+        estimated=torch.zeros(1, 72, 96, dtype=torch.bool),
     )
     conditioning = Conditioning(start, renders, CAMERA, np.eye(4)[None], [], np.array([-1]))
     (frame,) = GeometricPipeline()(conditioning, prompt="", generator=torch.Generator(), on_step=lambda *a: None)

@@ -8,7 +8,7 @@ A view from the very pose of an observation is the image of that observation (`c
    by angle, resolution, and distance from image borders and depth edges, and only count if the reference's depth
    agrees.
 3. What no reference shows is filled smoothly from its surroundings, background first.
-4. Pixels are labelled as observed by the rules of `provenance.py`.
+4. Pixels are labelled as observed by the rules of `provenance.py`, as estimated by those of `estimated.py`.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from worldstereo_ros.imaging.overlap import DEPTH_TOLERANCE_M, DEPTH_TOLERANCE_R
 from worldstereo_ros.imaging.warping import gather_rows, normalise_rows, pixel_transform, splat_depth
 from worldstereo_ros.pipelines.base import Conditioning, OnStep, PipelineFrame
 from worldstereo_ros.pipelines.geometric.coincidence import coincident_observation
+from worldstereo_ros.pipelines.geometric.estimated import estimated_pixels
 from worldstereo_ros.pipelines.geometric.provenance import observed_pixels
 from worldstereo_ros.pipelines.geometric.references import (
     MAX_PARALLAX_PX,
@@ -119,9 +120,7 @@ class GeometricPipeline:
         with self._lock:
             references, gains, errors = self._cache.prepare(views)
         threads = threads or self.threads
-        coincident = coincident_observation(
-            [*conditioning.references, conditioning.start_view], conditioning.camera, pose
-        )
+        coincident = coincident_observation(conditioning.references, conditioning.camera, pose)
         if coincident is not None:
             completed = _complete_depth(depth, conditioning.camera, pose, references)
             if coincident.depth is not None:
@@ -148,11 +147,13 @@ class GeometricPipeline:
         supporting_views = [
             supporting_view(reference, error)
             for reference, error in zip(warped.references, warped.registration_errors, strict=True)
-            if reference.view.observed is None  # an imagined view is not evidence of what was observed
+            if reference.view.is_observation  # an imagined view is not evidence of what was observed
         ]
-        observed = conditioning.renders.observed[index].cpu().numpy()
+        renders = conditioning.renders
+        observed, estimated = (layer[index].cpu().numpy() for layer in (renders.observed, renders.estimated))
         observed = observed_pixels(warped.rendered_depth, observed, camera, pose, supporting_views, self.threads)
-        return PipelineFrame(warped.image, warped.depth, observed)
+        estimated = estimated_pixels(warped, estimated, observed, camera, pose, self.threads)
+        return PipelineFrame(warped.image, warped.depth, observed, estimated=estimated)
 
     def _warp(
         self,
@@ -215,6 +216,7 @@ class GeometricPipeline:
                 BORDER_FEATHER_PX,
                 ANGLE_SHARPNESS,
                 MAX_PARALLAX_PX,
+                MAX_PARALLAX_PX if view.is_observation else 0.0,
             ],
             np.float32,
         )
