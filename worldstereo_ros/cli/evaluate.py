@@ -40,6 +40,23 @@ def evaluate(
             rich_help_panel="Protocol",
         ),
     ] = False,
+    truth: Annotated[
+        bool,
+        typer.Option(
+            "--truth",
+            help="Evaluate provenance instead: precision, recall and calibration of observed, estimated and imagined "
+            "pixels. Protocols by default: single, sparse, mono and revisit.",
+            rich_help_panel="Protocol",
+        ),
+    ] = False,
+    remember: Annotated[
+        bool,
+        typer.Option(
+            "--remember",
+            help="With --truth: request the views three times, add them to memory each time, and evaluate the last.",
+            rich_help_panel="Protocol",
+        ),
+    ] = False,
     pipeline: Annotated[
         list[str] | None,
         typer.Option(
@@ -80,6 +97,24 @@ def evaluate(
     ] = None,
 ) -> None:
     """Evaluate pipelines on sequences with ground truth, beside a baseline."""
+    if remember and not truth:
+        raise InputError("--remember needs --truth.")
+    if truth:
+        if depth or stages or sheet or reliability:
+            raise InputError("--truth evaluates provenance only; remove --depth, --stages, --sheet and --reliability.")
+        from worldstereo_ros.evaluation.truth_runner import TRUTH_PROTOCOLS, run_truth
+
+        run_truth(
+            data,
+            protocol or TRUTH_PROTOCOLS,
+            pipeline or ["geometric"],
+            json_file=json,
+            remember=remember,
+            every=every,
+            depth_model=depth_model,
+            device=device,
+        )
+        return
     if depth:
         if protocol or stages:
             raise InputError("--depth evaluates depth only; remove --protocol and --stages.")

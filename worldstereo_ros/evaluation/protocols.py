@@ -34,7 +34,7 @@ class Scenario:
     """One sequence under one protocol.
 
     Attributes:
-        observed_views: views that the pipeline is given, in order.
+        observed_views: views that the pipeline is given, in order; without depth in the protocol mono.
         target_views: ground truth, one view for each evaluated pose of `path`.
         path: (F, 4, 4) world_from_camera of the views to imagine.
         evaluated: indices into `path`, one for each of `target_views`.
@@ -44,6 +44,7 @@ class Scenario:
         pairs: (first, second) indices into `path` of the same pose on the way out and on the way back.
         ring: indices into `path` of the views of one full turn, in order.
         seam: the joint of the ring that closes the turn: that of view `ring[seam]` with the next one.
+        true_views: the observed views with their depth, if the protocol withholds it; otherwise empty.
     """
 
     observed_views: list[View]
@@ -55,11 +56,39 @@ class Scenario:
     pairs: tuple[tuple[int, int], ...] = ()
     ring: tuple[int, ...] = ()
     seam: int = -1
+    true_views: tuple[View, ...] = ()
+
+    @property
+    def views_with_depth(self) -> list[View]:
+        """The observed views with their depth, also if the protocol withholds it from the pipeline."""
+        return list(self.true_views) or self.observed_views
 
     @property
     def legs(self) -> list[np.ndarray]:
         """(F, 4, 4) poses of each call to the pipeline."""
         return np.split(self.path, self.cuts)
+
+
+def repeated(scenario: Scenario, times: int) -> Scenario:
+    """The same views requested several times, each time remembered; those of the last time are evaluated.
+
+    Args:
+        scenario: any.
+        times: number of requests; each is a call of its own.
+    """
+    count = len(scenario.path)
+    first = (times - 1) * count  # of the last request
+    starts = [request * count for request in range(times)]
+    cuts = [start + cut for start in starts for cut in ((0, *scenario.cuts) if start else scenario.cuts)]
+    return replace(
+        scenario,
+        path=np.concatenate([scenario.path] * times),
+        evaluated=[first + index for index in scenario.evaluated],
+        remember=True,
+        cuts=tuple(cuts),
+        pairs=tuple((first + a, first + b) for a, b in scenario.pairs),
+        ring=tuple(first + index for index in scenario.ring),
+    )
 
 
 def make_scenario(sequence: PosedSequence, protocol: str, every: int = 1) -> Scenario:
@@ -99,9 +128,11 @@ def make_scenario(sequence: PosedSequence, protocol: str, every: int = 1) -> Sce
             f"{sequence.path} has {count} frames; {protocol} observes {len(observed)} of them and needs more."
         )
     views = [sequence[index] for index in observed]
+    scenario = Scenario(views, sequence.subset(held_out), sequence.poses[held_out], list(range(len(held_out))))
     if protocol == "mono":
-        views = [replace(view, depth=None) for view in views]
-    return Scenario(views, sequence.subset(held_out), sequence.poses[held_out], list(range(len(held_out))))
+        without_depth = [replace(view, depth=None) for view in views]
+        return replace(scenario, observed_views=without_depth, true_views=tuple(views))
+    return scenario
 
 
 def sparse_indices(count: int) -> list[int]:

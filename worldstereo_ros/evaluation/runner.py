@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from worldstereo_ros.depth.estimators import SMALL, load_depth_estimator
+from worldstereo_ros.depth.estimators import SMALL, DepthEstimator, load_depth_estimator
 from worldstereo_ros.evaluation import metrics
 from worldstereo_ros.evaluation.ablations import stage_pipelines
 from worldstereo_ros.evaluation.baseline import BASELINES, fuse_by_tsdf, fuse_by_voxels, merge_point_clouds
@@ -20,9 +21,8 @@ from worldstereo_ros.evaluation.contact_sheets import ContactSheets
 from worldstereo_ros.evaluation.pipeline_options import Pipelines
 from worldstereo_ros.evaluation.protocols import PROTOCOLS, Scenario, make_scenario
 from worldstereo_ros.evaluation.report import Row, format_table, one_line, write_json
-from worldstereo_ros.evaluation.scoring import EvaluatedView, Scorer, observed_world
+from worldstereo_ros.evaluation.scoring import EvaluatedView, Scorer, imagined_views, observed_world
 from worldstereo_ros.evaluation.world_sequences import PosedSequence, WorldSequence, open_data
-from worldstereo_ros.pipelines.base import Pipeline
 from worldstereo_ros.pipelines.geometric.pipeline import GeometricPipeline
 from worldstereo_ros.utils.errors import InputError
 
@@ -154,17 +154,12 @@ def evaluate(
             if protocol == "cloud":
                 add(*_cloud_rows(sequence, scenario, progress))
                 continue
-            if protocol == "mono":
-                if estimator is None:
-                    add(*(Row(sequence.path.name, protocol, name, 0) for name in names))
-                    continue
-                estimated = [
-                    replace(view, depth=estimator(view.image, view.camera)) for view in scenario.observed_views
-                ]
-                scenario = replace(scenario, observed_views=estimated)
+            if protocol == "mono" and estimator is None:
+                add(*(Row(sequence.path.name, protocol, name, 0) for name in names))
+                continue
             truths = list(scenario.target_views)
-            # Seen pixels follow from true depth, even where the pipeline is given estimated depth.
-            observed = [sequence[0]] if protocol == "mono" else scenario.observed_views
+            # Seen pixels follow from true depth, even where the pipeline is given none.
+            observed = scenario.views_with_depth
             kind = "unseen worlds" if isinstance(sequence, WorldSequence) else "recordings"
             score = Scorer(sequence.path.name, protocol, kind, scenario, truths, observed, sheets, calibration)
             for name in names:
@@ -172,47 +167,29 @@ def evaluate(
                 if progress:
                     progress(f"{where} on {len(scenario.path)} views")
                 if name in BASELINES:
-                    add(score(name, _baseline_views(name, scenario)))
+                    add(score(name, _baseline_views(name, scenario, estimator)))
                     continue
                 with loaded.use(name) as pipeline:
-                    add(score(name, _imagined_views(pipeline, scenario, device, progress, where)))
+                    on_progress = None if progress is None else functools.partial(_report, progress, where)
+                    add(score(name, imagined_views(pipeline, scenario, device, estimator, on_progress)))
     return rows
 
 
-def _baseline_views(name: str, scenario: Scenario) -> Iterator[EvaluatedView]:
-    baseline = BASELINES[name](scenario.observed_views)
+def _report(progress: Callable[[str], None], where: str, text: str) -> None:
+    progress(f"{where}, {text}")
+
+
+def _baseline_views(name: str, scenario: Scenario, estimator: DepthEstimator | None) -> Iterator[EvaluatedView]:
+    views = [
+        replace(view, depth=estimator(view.image, view.camera)) if view.depth is None and estimator else view
+        for view in scenario.observed_views
+    ]
+    baseline = BASELINES[name](views)
     for index in scenario.evaluated:
         start = time.perf_counter()
         view = baseline(scenario.target_views.camera, scenario.path[index])
         seconds = time.perf_counter() - start
         yield EvaluatedView(index, view.image, view.depth, float((view.depth > 0).mean()), None, seconds)
-
-
-def _imagined_views(
-    pipeline: Pipeline, scenario: Scenario, device: str, progress: Callable[[str], None] | None, where: str
-) -> Iterator[EvaluatedView]:
-    world, camera = observed_world(scenario, pipeline, device), scenario.target_views.camera
-    # The first call compiles loops and prepares references, which is not part of the time of a view.
-    next(world.imagine(scenario.path[:1], camera))
-    done, steps = 0, None
-
-    def on_step(stage: str, step: int, count: int) -> None:
-        nonlocal steps
-        if stage == "denoising":
-            steps = count
-        if progress:
-            progress(f"{where}, view {done + 1} of {len(scenario.path)}, {stage} {step + 1} of {count}")
-
-    start = time.perf_counter()
-    for leg, poses in enumerate(scenario.legs):
-        # Each leg has its own random seed: with the same noise, views would agree without memory.
-        for view in world.imagine(poses, camera, seed=leg, remember=scenario.remember, on_step=on_step):
-            seconds = time.perf_counter() - start
-            yield EvaluatedView(
-                done, view.image, view.depth, view.coverage, view.observed_mask, seconds, steps, view.confidence
-            )
-            done += 1
-            start = time.perf_counter()
 
 
 def _cloud_rows(sequence: PosedSequence, scenario: Scenario, progress: Callable[[str], None] | None) -> list[Row]:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from worldstereo_ros.depth.estimators import DepthEstimator
 from worldstereo_ros.evaluation import metrics
 from worldstereo_ros.evaluation.calibration import Calibration
 from worldstereo_ros.evaluation.contact_sheets import ContactSheets
 from worldstereo_ros.evaluation.protocols import Scenario
 from worldstereo_ros.evaluation.report import Row, mean
+from worldstereo_ros.geometry.provenance import Provenance
 from worldstereo_ros.geometry.views import View
 from worldstereo_ros.panorama.stitching import closure
+from worldstereo_ros.pipelines.base import Pipeline
 from worldstereo_ros.pipelines.geometric.pipeline import GeometricPipeline
 from worldstereo_ros.rendering.splatting import render
 from worldstereo_ros.world import WorldModel
@@ -29,20 +33,26 @@ class EvaluatedView:
         image: (H, W, 3) uint8.
         depth: (H, W) float32 metres, 0 = unknown; None if unavailable.
         coverage: fraction of the pixels that memory covers.
-        observed: (H, W) bool, True = observed by a sensor; None if unavailable.
+        provenance: (H, W) uint8 values of `Provenance`; None if unavailable.
         seconds: computation time.
         steps: denoising steps of its clip; None for pipelines without.
-        confidence: (H, W) float32 in 0..1; None if unavailable.
+        confidence, depth_confidence: (H, W) float32 in 0..1, see `View`; None if unavailable.
     """
 
     index: int
     image: np.ndarray
     depth: np.ndarray | None
     coverage: float
-    observed: np.ndarray | None
+    provenance: np.ndarray | None
     seconds: float
     steps: int | None = None
     confidence: np.ndarray | None = None
+    depth_confidence: np.ndarray | None = None
+
+    @property
+    def observed(self) -> np.ndarray | None:
+        """(H, W) bool, True = observed; None if unavailable."""
+        return None if self.provenance is None else self.provenance == Provenance.OBSERVED
 
 
 class Scorer:
@@ -53,7 +63,7 @@ class Scorer:
         kind: group of the sequence for calibration.
         scenario: what is evaluated.
         truths: ground truth of `scenario.evaluated`.
-        observed_views: views with depth that decide which pixels were seen.
+        observed_views: the observed views with true depth, which decide which pixels were seen.
         sheets: collects images, if given.
         calibration: collects confidences and errors, if given.
     """
@@ -119,15 +129,16 @@ class Scorer:
                 curves.setdefault(name, []).append(value)
             if self.sheet_section is not None:
                 self.sheet_section.add(pipeline, number, view.image)
-            if self.calibration is not None and view.confidence is not None and view.observed is not None:
+            labelled = view.observed
+            if self.calibration is not None and view.confidence is not None and labelled is not None:
                 self.calibration.add(
-                    self.sequence, self.kind, pipeline, view.image, truth.image, view.confidence, view.observed
+                    self.sequence, self.kind, pipeline, view.image, truth.image, view.confidence, labelled
                 )
-            if view.observed is None:
+            if labelled is None:
                 has_provenance = False
             else:
-                correct += int((view.observed & seen).sum())
-                labelled_count += int((view.observed & (truth.depth > 0)).sum())
+                correct += int((labelled & seen).sum())
+                labelled_count += int((labelled & (truth.depth > 0)).sum())
                 seen_count += int(seen.sum())
         means: dict[str, Any] = {name: mean(of_views) for name, of_views in values.items()}
         return Row(
@@ -172,9 +183,59 @@ def _uncovered_pixels(scenario: Scenario) -> list[np.ndarray]:
     return list(~covered.numpy())
 
 
-def observed_world(scenario: Scenario, pipeline: Any, device: str = "cpu") -> WorldModel:
-    """A world model that has observed the scenario's views."""
-    world = WorldModel(pipeline, device=device)
+def observed_world(
+    scenario: Scenario, pipeline: Any, device: str = "cpu", depth_estimator: DepthEstimator | None = None
+) -> WorldModel:
+    """A world model that has observed the scenario's views; those without depth need an estimator."""
+    world = WorldModel(pipeline, depth_estimator=depth_estimator, device=device)
     for view in scenario.observed_views:
         world.observe(view)
     return world
+
+
+def imagined_views(
+    pipeline: Pipeline,
+    scenario: Scenario,
+    device: str,
+    depth_estimator: DepthEstimator | None = None,
+    on_progress: Callable[[str], None] | None = None,
+) -> Iterator[EvaluatedView]:
+    """Imagines the views of a scenario, in order.
+
+    Args:
+        pipeline: generates the views.
+        scenario: what is observed and imagined.
+        device: device of the pipeline.
+        depth_estimator: for observations without depth.
+        on_progress: called with a line of text between denoising steps.
+    """
+    world, camera = observed_world(scenario, pipeline, device, depth_estimator), scenario.target_views.camera
+    # The first call compiles loops and prepares references, which is not part of the time of a view.
+    next(world.imagine(scenario.path[:1], camera))
+    done, steps = 0, None
+
+    def on_step(stage: str, step: int, count: int) -> None:
+        nonlocal steps
+        if stage == "denoising":
+            steps = count
+        if on_progress:
+            on_progress(f"view {done + 1} of {len(scenario.path)}, {stage} {step + 1} of {count}")
+
+    start = time.perf_counter()
+    for leg, poses in enumerate(scenario.legs):
+        # Each leg has its own random seed: with the same noise, views would agree without memory.
+        for view in world.imagine(poses, camera, seed=leg, remember=scenario.remember, on_step=on_step):
+            seconds = time.perf_counter() - start
+            yield EvaluatedView(
+                index=done,
+                image=view.image,
+                depth=view.depth,
+                coverage=view.coverage,
+                provenance=view.provenance,
+                seconds=seconds,
+                steps=steps,
+                confidence=view.confidence,
+                depth_confidence=view.depth_confidence,
+            )
+            done += 1
+            start = time.perf_counter()
