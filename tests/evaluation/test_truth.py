@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from worldstereo_ros.cli.main import app
-from worldstereo_ros.evaluation import truth_runner
+from worldstereo_ros.evaluation import evaluate, truth_runner
 from worldstereo_ros.evaluation.protocols import make_scenario, repeated
 from worldstereo_ros.evaluation.scoring import EvaluatedView, imagined_views
 from worldstereo_ros.evaluation.truth import (
@@ -294,6 +294,16 @@ def test_a_photo_without_depth_gives_estimated_pixels(walk):
     assert rows["estimated"].share == 1  # the only held-out view is the photo itself
     assert rows["estimated"].right_colour == 1
     assert rows["estimated"].precision == pytest.approx(rows["estimated"].recall)
+
+
+def test_evaluation_of_mono_counts_no_pixel_as_observed(walk):
+    baseline, ours = evaluate([walk], "mono", ["geometric"], every=4)
+    assert ours.frames == baseline.frames == 2
+    assert ours.observed_precision is None  # no pixel is labelled as observed
+    assert ours.observed_recall == 0
+    assert ours.abs_rel is not None
+    assert baseline.psnr is not None  # the baseline gets estimated depth
+    assert baseline.coverage > 0
 
 
 def test_rows_are_written_and_read(tmp_path):

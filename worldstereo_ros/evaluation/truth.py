@@ -357,6 +357,11 @@ def to_dict(row: TruthRow) -> dict[str, Any]:
     return {"class" if name == "label" else name: value for name, value in asdict(row).items()}
 
 
+def from_dict(row: dict[str, Any]) -> TruthRow:
+    """The inverse of `to_dict`. Raises TypeError if keys are missing or unknown."""
+    return TruthRow(**{"label" if name == "class" else name: value for name, value in row.items()})
+
+
 def write_truth(rows: Sequence[TruthRow], path: Path) -> None:
     """Writes {"rows": [...], "means": [...]}, null where a figure does not apply."""
     content = {"rows": [to_dict(row) for row in rows], "means": [to_dict(row) for row in truth_means(rows)]}
@@ -372,6 +377,6 @@ def read_truth(path: Path) -> list[TruthRow]:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))["rows"]
-        return [TruthRow(**{"label" if name == "class" else name: row[name] for name in row}) for row in content]
-    except (KeyError, TypeError, ValueError) as error:
+        return [from_dict(row) for row in content]
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} holds no rows of `worldstereo evaluate --truth --json` ({error}).") from None
