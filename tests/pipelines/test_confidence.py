@@ -14,8 +14,8 @@ import worldstereo_ros
 from worldstereo_ros.evaluation import calibration
 from worldstereo_ros.evaluation.calibration import Calibration
 from worldstereo_ros.geometry.cameras import Camera
-from worldstereo_ros.geometry.trajectories import trajectory
 from worldstereo_ros.geometry.provenance import Provenance
+from worldstereo_ros.geometry.trajectories import trajectory
 from worldstereo_ros.geometry.views import ImaginedView, View
 from worldstereo_ros.io.posed_sequences import write_sequence
 from worldstereo_ros.memory.archive import write_archive
