@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from worldstereo_ros.geometry.cameras import Camera
-from worldstereo_ros.geometry.trajectories import trajectory
 from worldstereo_ros.geometry.provenance import Provenance
+from worldstereo_ros.geometry.trajectories import trajectory
 from worldstereo_ros.geometry.views import View
 from worldstereo_ros.memory import _voxels_numba, cloud
 from worldstereo_ros.memory.cloud import CloudMemory
@@ -82,7 +82,9 @@ class Plain:
 
 
 batches = st.lists(
-    st.tuples(st.integers(0, 2**31), st.integers(1, 60), st.sampled_from(["observed", "estimated", "imagined", "mixed"])),
+    st.tuples(
+        st.integers(0, 2**31), st.integers(1, 60), st.sampled_from(["observed", "estimated", "imagined", "mixed"])
+    ),
     min_size=1,
     max_size=8,
 )

@@ -37,7 +37,7 @@ def with_estimated_depth(
         device: where the cloud is rendered.
 
     Returns:
-        The view with depth, labelled as estimated, and with the confidence of that depth if the estimator has one.
+        The view with depth, all of it labelled as estimated, and with its confidence if the estimator has one.
 
     Raises:
         InputError: there is no estimator.
@@ -58,7 +58,9 @@ def with_estimated_depth(
             known = np.where(observed, known, np.float32(0))
         if (known > 0).sum() >= MIN_KNOWN_PX:
             depth = align_to_memory(depth, known)
-    return replace(view, depth=depth, estimated=depth > 0, depth_confidence=estimate.confidence)
+    # Pixels without an estimate, such as sky, were not measured either; a later correction may give them a depth.
+    everywhere = np.ones(depth.shape, dtype=bool)
+    return replace(view, depth=depth, observed=None, estimated=everywhere, depth_confidence=estimate.confidence)
 
 
 def insert_estimated(cloud: CloudMemory, view: View, device: str | torch.device = "cpu") -> InsertReport:

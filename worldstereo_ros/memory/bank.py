@@ -251,12 +251,10 @@ class ViewBank:
             )
             state[f"{i}.world_from_camera"] = view.world_from_camera
             state[f"{i}.stamp_ns"] = np.array(view.stamp_ns, np.int64)
-            if view.depth is not None:
-                state[f"{i}.depth"] = view.depth
-            for name in ("observed", "estimated"):
-                mask = getattr(view, name)
-                if mask is not None:
-                    state[f"{i}.{name}"] = mask
+            for name in ("depth", "observed", "estimated", "depth_confidence"):
+                array = getattr(view, name)
+                if array is not None:
+                    state[f"{i}.{name}"] = array
         return state
 
     @classmethod
@@ -277,9 +275,14 @@ class ViewBank:
             numbers = np.asarray(state[f"{i}.camera"], np.float64).reshape(-1)
             if len(numbers) != 6 or not np.isfinite(numbers).all():
                 raise InputError(f"View {i} of the saved bank has a camera that is not six finite numbers.")
-            depth, observed, estimated = (state.get(f"{i}.{name}") for name in ("depth", "observed", "estimated"))
-            if depth is not None and not np.issubdtype(depth.dtype, np.floating):
-                raise InputError(f"View {i} of the saved bank has a depth of type {depth.dtype}; float32 was expected.")
+            depth, observed, estimated, depth_confidence = (
+                state.get(f"{i}.{name}") for name in ("depth", "observed", "estimated", "depth_confidence")
+            )
+            for name, array in (("depth", depth), ("depth_confidence", depth_confidence)):
+                if array is not None and not np.issubdtype(array.dtype, np.floating):
+                    raise InputError(
+                        f"View {i} of the saved bank has a {name} of type {array.dtype}; float32 was expected."
+                    )
             for name, mask in (("observed", observed), ("estimated", estimated)):
                 if mask is not None and mask.dtype != np.bool_:
                     raise InputError(
@@ -289,7 +292,8 @@ class ViewBank:
             pose = check_poses(np.asarray(state[f"{i}.world_from_camera"])[None], f"View {i} of the saved bank")[0]
             stamp = _read_integer(state, f"{i}.stamp_ns")
             image = np.asarray(state[f"{i}.image"])
-            bank.add(View(image, camera, pose, depth, observed, stamp, estimated=estimated))
+            labels = {"estimated": estimated, "depth_confidence": depth_confidence}
+            bank.add(View(image, camera, pose, depth, observed, stamp, **labels))
         return bank
 
 
