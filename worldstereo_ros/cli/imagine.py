@@ -157,11 +157,10 @@ def imagine(
     for view in track(observed_views, description="observing", console=console, disable=len(observed_views) < 4):
         world.observe(view)
         remembered.append(world.newest_observation or view)
-    observed_views = _with_newest_depth(remembered, world.bank.views)
+    remembered = _with_newest_depth(remembered, world.bank.views)
     observed_count = f"{len(observed_views)} observed view{'s' if len(observed_views) > 1 else ''}"
     console.print(f"[bold]{recording.name}[/]: {observed_count}, {point_counts(world.cloud)}")
-    warning = estimated_depth_warning(observed_views, estimator_name)
-    if warning:
+    if warning := estimated_depth_warning(remembered, estimator_name):
         console.print(f"[yellow]{escape(warning)}[/]", highlight=False)
     imagined = list(
         track(
@@ -176,7 +175,13 @@ def imagine(
     console.print(f"Imagined {len(imagined)} views: {pixel_shares(imagined)}; now {point_counts(world.cloud)}")
     out.mkdir(parents=True, exist_ok=True)
     world.save(out / MAP_FILE)
-    subtitle = f"{recording.name}, {observed_count}{' (depth estimated)' if warning else ''}, path: {path}"
+    estimated_count = sum(bool(view.estimated_mask.any()) for view in remembered)
+    note = f" ({estimated_count} with estimated depth)" if estimated_count else ""
+    subtitle = f"{recording.name}, {observed_count}{note}, path: {path}"
+    # Views that were cropped differ in size, and a sequence has one camera; they are written as they came.
+    observed_views = [
+        now if now.camera == view.camera else view for now, view in zip(remembered, observed_views, strict=True)
+    ]
     write_results(out, imagined, observed_views, world.cloud, title="worldstereo imagine", subtitle=subtitle)
     console.print(f"See [bold]{out / 'contact_sheet.png'}[/]; in the browser: worldstereo view {out}")
 

@@ -1,0 +1,36 @@
+"""Sentences about provenance for the console."""
+
+from dataclasses import replace
+
+import numpy as np
+from helpers.textured_wall import half_imagined, textured_wall_views
+
+from worldstereo_ros.cli.summaries import estimated_depth_warning, pixel_shares, point_counts
+from worldstereo_ros.memory.cloud import CloudMemory
+
+EVERYWHERE = np.ones((60, 80), bool)
+
+
+def test_point_counts_name_each_class():
+    cloud = CloudMemory(voxel_size=1.0)
+    points = np.arange(18).reshape(6, 3) + 0.5
+    cloud.insert_points(points, np.zeros((6, 3), np.uint8), np.array([1, 2, 2, 3, 3, 3], np.uint8))
+    assert point_counts(cloud) == "3 observed, 2 estimated, 1 imagined points"
+
+
+def test_pixel_shares_are_means_over_the_views():
+    views = half_imagined(textured_wall_views())[:2]
+    views[0] = replace(views[0], estimated=EVERYWHERE)
+    assert pixel_shares(views) == "25% observed, 50% estimated, 25% imagined pixels"
+
+
+def test_warning_of_estimated_depth_says_how_many_views_and_how_sure():
+    measured, photo, other = textured_wall_views()[:3]
+    assert estimated_depth_warning([measured], "x") == ""
+    photo = replace(photo, estimated=EVERYWHERE, depth_confidence=np.full((60, 80), 0.25, np.float32))
+    text = estimated_depth_warning([photo], "the network")
+    assert text.startswith("There is no measured depth: all distances are estimated")
+    assert text.endswith("the network is within 25 % of the true distance for 25% of the pixels.")
+    text = estimated_depth_warning([measured, replace(other, estimated=EVERYWHERE)], "A hub model")
+    assert text.startswith("1 of 2 views have no measured depth")
+    assert text.endswith("A hub model does not say how sure it is of them.")
