@@ -94,7 +94,9 @@ def correct_estimated_views(
         known = _observed_depth(cloud, view, device)
         if scores[best] <= 0 or view.depth is None or (known > 0).sum() < MIN_KNOWN_PX:
             continue
-        corrected = replace(view, depth=complete_depth(known, view.depth))
+        # Where nothing is known, nothing is filled in: sky stays sky.
+        depth = np.where((known > 0) | (view.depth > 0), complete_depth(known, view.depth), np.float32(0))
+        corrected = replace(view, depth=depth)
         cloud.remove_estimated(view)
         _insert_beside(cloud, corrected, known)
         bank.replace(indices[best], corrected)
