@@ -182,7 +182,8 @@ def test_bundled_network_returns_metres(image):
     assert depth.dtype == np.float32
     assert 0.2 < np.median(depth) < 20
     twice = Camera(CAMERA.width, CAMERA.height, 2 * CAMERA.fx, 2 * CAMERA.fy, CAMERA.cx, CAMERA.cy)
-    np.testing.assert_allclose(estimator(image, twice), 2 * depth, rtol=1e-4)
+    alone = estimator.predict(image, CAMERA).depth
+    np.testing.assert_allclose(estimator.predict(image, twice).depth, 2 * alone, rtol=1e-4)
 
 
 def test_load_depth_estimator_selects_by_name(checkpoints, network_folder, monkeypatch, tmp_path):
@@ -208,6 +209,23 @@ def test_load_depth_estimator_rejects_damaged_networks(network_folder):
     weights.write_bytes(weights.read_bytes()[:5000])
     with pytest.raises(DepthError, match="cannot be loaded"):
         load_depth_estimator(str(network_folder))
+
+
+def test_load_depth_estimator_rejects_damaged_statistics(network_folder):
+    config = json.loads((network_folder / "config.json").read_text())
+    config["familiar"]["mean"] = config["familiar"]["mean"][:3]
+    (network_folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(DepthError, match="cannot be loaded: the statistics of the training images"):
+        load_depth_estimator(str(network_folder))
+
+
+def test_network_without_statistics_is_believed(network_folder, image):
+    config = json.loads((network_folder / "config.json").read_text())
+    del config["familiar"]
+    (network_folder / "config.json").write_text(json.dumps(config))
+    estimator = load_depth_estimator(str(network_folder))
+    assert estimator.familiarity(image) == 1
+    np.testing.assert_allclose(estimator(image, CAMERA), estimator.predict(image, CAMERA).depth, rtol=1e-5)
 
 
 def test_small_depth_rejects_images_of_sky_only(network_folder, image, monkeypatch):

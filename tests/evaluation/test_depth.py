@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from worldstereo_ros.depth.estimators import DepthEstimate
 from worldstereo_ros.evaluation import evaluate
-from worldstereo_ros.evaluation.depth import depth_errors, errors_of, means
+from worldstereo_ros.evaluation.depth import depth_errors, depth_table, errors_of, means
 from worldstereo_ros.evaluation.depth_baselines import CONSTANT_M, ConstantDepth, GroundPlane, fit_ground, ground_depth
 from worldstereo_ros.evaluation.world_sequences import world_sequence
 from worldstereo_ros.geometry.cameras import Camera
@@ -58,6 +59,53 @@ def test_depth_errors_compares_estimators_with_baselines():
     assert found["constant"].abs_rel > 0.05
     assert len(examples) == 1
     assert means(rows) == []
+
+
+class _Sure:
+    """The true depth in the left half, twice that in the right one, with given confidence."""
+
+    def __init__(self, truths: dict[bytes, np.ndarray], left: float, right: float) -> None:
+        self.truths, self.left, self.right = truths, left, right
+
+    def estimate(self, image, camera):
+        depth = self.truths[image.tobytes()].copy()
+        middle = depth.shape[1] // 2
+        depth[:, middle:] *= 2
+        confidence = np.full(depth.shape, self.left, np.float32)
+        confidence[:, middle:] = self.right
+        return DepthEstimate(depth, confidence)
+
+    def __call__(self, image, camera):
+        return self.estimate(image, camera).depth
+
+
+def test_depth_errors_shows_the_calibration_of_estimators_that_have_it():
+    sequences = [
+        world_sequence("validation", number, views=2, camera=Camera.from_fov(64, 48, 1.2)) for number in (0, 4)
+    ]
+    truths = {view.image.tobytes(): view.depth for sequence in sequences for view in sequence}
+    known = [(depth > 0) for depth in truths.values()]
+    share = np.mean([mask[:, :32].sum() / mask.sum() for mask in known])  # of the left half
+    estimators = {
+        "calibrated": _Sure(truths, 1.0, 0.0),
+        "sure": _Sure(truths, 0.9, 0.9),
+        "silent": lambda i, c: truths[i.tobytes()],
+    }
+    rows = depth_errors(sequences, estimators)
+    for row in (*rows, *means(rows)):
+        if row.estimator == "calibrated":
+            assert row.calibration_error == pytest.approx(0, abs=1e-9)
+            assert row.confidence == pytest.approx(row.delta_1_25, abs=1e-6)
+        elif row.estimator == "sure":
+            assert row.confidence == pytest.approx(0.9, abs=1e-6)
+            assert row.calibration_error == pytest.approx(0.9 - share, abs=0.1)
+            assert np.sum(row.calibration, axis=0)[:2] == pytest.approx([1, 0.9])
+        else:
+            assert row.confidence is None
+            assert row.calibration_error is None
+    text = str([column.header for column in depth_table(rows).columns])
+    assert "confidence" in text
+    assert "ECE" in text
 
 
 def test_protocol_mono_needs_no_download():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -12,8 +11,10 @@ import numpy as np
 from PIL import Image
 
 from worldstereo_ros.depth.alignment import DepthError
+from worldstereo_ros.depth.familiarity import Familiarity, fuse_with_typical
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.imaging.codecs import clean_depth
+from worldstereo_ros.imaging.resizing import resize_image
 from worldstereo_ros.weights.bundled import BUNDLED, bundled_folder
 
 if TYPE_CHECKING:
@@ -30,18 +31,14 @@ _METRIC_MODELS = ("depth_pro", "glpn", "prompt_depth_anything", "zoedepth", "chm
 _INVERSE_MODELS = ("dpt", "tipsv2_dpt")
 
 
-# Depth is right if the ratio to the truth is at most this, either way (the δ<1.25 of the benchmarks).
-DEPTH_TOLERANCE = 1.25
-
-
 @dataclass(frozen=True)
 class DepthEstimate:
     """Depth of one image, and how sure its estimator is of it.
 
     Attributes:
         depth: (H, W) float32 metres along the optical axis, 0 = unknown.
-        confidence: (H, W) float32 in [0, 1]: probability that the depth is right within `DEPTH_TOLERANCE`, 0 where the
-            depth is unknown; None if the estimator does not say.
+        confidence: (H, W) float32 in [0, 1]: probability that the depth is right within
+            `provenance.DEPTH_TOLERANCE`, 0 where the depth is unknown; None if the estimator does not say.
     """
 
     depth: np.ndarray
@@ -135,6 +132,7 @@ class SmallDepth:
         self.folder = bundled_folder(SMALL) / "base" / "depth" if folder is None else folder
         self.device = device
         self._network: DepthNetwork | None = None
+        self._familiarity: Familiarity | None = None
 
     def load(self) -> DepthNetwork:
         """Returns the network, loading it on the first call.
@@ -152,13 +150,16 @@ class SmallDepth:
                     "depth model (parameter `depth_model`, option --depth-model)."
                 )
             try:
-                self._network = load_depth_network(self.folder, self.device)
-            except (CheckpointError, RuntimeError) as error:
+                network = load_depth_network(self.folder, self.device)
+                if network.config.familiar is not None:
+                    self._familiarity = Familiarity.from_config(network.config.familiar)
+            except (CheckpointError, RuntimeError, ValueError) as error:
                 raise DepthError(f"The depth network cannot be loaded: {error}") from None
+            self._network = network
         return self._network
 
     def __call__(self, image: np.ndarray, camera: Camera) -> np.ndarray:
-        """Estimates depth, see `DepthEstimator`. Depth is proportional to the focal length of the camera.
+        """Estimates depth, see `estimate`.
 
         Raises:
             DepthError: the network is unavailable, or classifies every pixel as sky.
@@ -168,18 +169,40 @@ class SmallDepth:
     def estimate(self, image: np.ndarray, camera: Camera) -> DepthEstimate:
         """Estimates depth with its confidence.
 
+        In an image unlike those that the network was trained on, depth falls back towards the median depth of the
+        training images, see `familiarity`. There, the depth is not proportional to the focal length of the camera.
+
         Raises:
             DepthError: the network is unavailable, or classifies every pixel as sky.
         """
         predicted = self.predict(image, camera)
-        depth = clean_depth(predicted.depth)
-        if not depth.any():
+        surface = predicted.depth > 0
+        if not surface.any():
             raise DepthError("The depth network classifies every pixel of this image as sky, so it gives no depth.")
-        confidence = laplace_confidence(predicted.scale)
+        log_depth = np.log(np.where(surface, predicted.depth, np.float32(1)))
+        familiarity = self.familiarity(image)
+        fused, confidence = fuse_with_typical(log_depth, predicted.scale, familiarity, self.load().config.typical_depth)
+        depth = clean_depth(np.where(surface, np.exp(fused), np.float32(0)))
         return DepthEstimate(depth, np.where(depth > 0, confidence, 0).astype(np.float32))
 
+    def familiarity(self, image: np.ndarray) -> float:
+        """How typical an image (H, W, 3) uint8 RGB is of those that the network was trained on, in [0, 1].
+
+        1 for a network without statistics of its training images.
+
+        Raises:
+            DepthError: the network is unavailable.
+        """
+        network = self.load()
+        if self._familiarity is None:
+            return 1.0
+        rows, columns = network.input_size(*image.shape[:2])
+        return self._familiarity(resize_image(image, columns, rows))
+
     def predict(self, image: np.ndarray, camera: Camera) -> MonocularDepth:
-        """Estimates depth with its uncertainty.
+        """The depth of the network with its own uncertainty, as it is: without falling back in unfamiliar images.
+
+        It is proportional to the focal length of the camera.
 
         Raises:
             DepthError: the network is unavailable, or its output is not finite.
@@ -188,15 +211,6 @@ class SmallDepth:
         if not np.isfinite(estimate.depth).all():
             raise DepthError(f"The depth network in {self.folder} returned values that are not finite.")
         return estimate
-
-
-def laplace_confidence(scale: np.ndarray) -> np.ndarray:
-    """Probability that a Laplace distribution of log depth puts the depth within `DEPTH_TOLERANCE`.
-
-    Args:
-        scale: (...) positive scale of the distribution, the expected absolute error of log depth.
-    """
-    return -np.expm1(-math.log(DEPTH_TOLERANCE) / scale)
 
 
 def load_small_depth(folder: Path, device: Any = "cpu") -> SmallDepth | None:

@@ -1,7 +1,8 @@
 """Evaluation of depth from single images, beside baselines that do not use the image.
 
 Errors of metric depth are computed as they are and after median scaling (Zhou et al. 2017), since the scale of a single
-image is ambiguous. Means are over pixels with known depth, then over frames.
+image is ambiguous. Means are over pixels with known depth, then over frames. Estimators that say how sure they are get
+the calibration of that, over all pixels of a sequence.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,13 @@ from rich.console import Console
 from rich.table import Table
 
 from worldstereo_ros.depth.alignment import DepthError
-from worldstereo_ros.depth.estimators import NONE, SMALL, DepthEstimator, load_depth_estimator
+from worldstereo_ros.depth.estimators import NONE, SMALL, DepthEstimator, estimate_depth, load_depth_estimator
+from worldstereo_ros.evaluation.calibration_metrics import BINS, depth_ratio
 from worldstereo_ros.evaluation.depth_baselines import BASELINES, CONSTANT_M, HEIGHT_M, WALL_M
 from worldstereo_ros.evaluation.metrics import depth_error
 from worldstereo_ros.evaluation.tables import Column, build_table
 from worldstereo_ros.evaluation.world_sequences import PosedSequence, open_data
+from worldstereo_ros.geometry.provenance import DEPTH_TOLERANCE
 from worldstereo_ros.geometry.views import View
 from worldstereo_ros.imaging.inpainting import fill_depth
 from worldstereo_ros.io.images import write_image
@@ -50,6 +53,11 @@ class DepthRow:
         aligned_abs_rel, aligned_delta_1_25: errors after median scaling.
         scale: median over frames of the scale factor; 1 = metric.
         seconds: time of a frame.
+        confidence: mean probability, by the estimator, that depth is right within a factor of 1.25; δ<1.25 is the share
+            that is. None for estimators that do not say.
+        calibration_error: expected calibration error of it, see `calibration_metrics.expected_calibration_error`.
+        calibration: for each bin of the confidence its share of the pixels, and its sums of the confidence and of the
+            right pixels, as shares of all pixels.
     """
 
     sequence: str
@@ -62,6 +70,9 @@ class DepthRow:
     aligned_delta_1_25: float | None = None
     scale: float | None = None
     seconds: float | None = None
+    confidence: float | None = None
+    calibration_error: float | None = None
+    calibration: list[list[float]] | None = None
 
 
 @dataclass
@@ -70,6 +81,18 @@ class _FrameErrors:
 
     errors: list[tuple[float, ...]] = field(default_factory=list)
     refused: int = 0
+    confidences: list[float] = field(default_factory=list)
+    bins: np.ndarray = field(default_factory=lambda: np.zeros((BINS, 3)))
+
+    def add_confidence(self, confidence: np.ndarray, depth: np.ndarray, truth: np.ndarray) -> None:
+        """Counts the pixels of a frame, all (H, W), by their confidence."""
+        valid = (depth > 0) & (truth > 0)
+        of_pixels = confidence[valid].astype(np.float64)
+        right = depth_ratio(depth[valid], truth[valid]) <= DEPTH_TOLERANCE
+        number = np.minimum((of_pixels * BINS).astype(int), BINS - 1)
+        for column, weights in enumerate((None, of_pixels, right)):
+            self.bins[:, column] += np.bincount(number, weights, minlength=BINS)
+        self.confidences.append(float(of_pixels.mean()))
 
     def row(self, sequence: str, estimator: str) -> DepthRow:
         if not self.errors:
@@ -77,9 +100,23 @@ class _FrameErrors:
         table = np.array(self.errors)
         abs_rel, delta, aligned, aligned_delta = (float(n) for n in table[:, :4].mean(axis=0))
         scale, seconds = float(np.median(table[:, 4])), float(table[:, 5].mean())
-        return DepthRow(
+        row = DepthRow(
             sequence, estimator, len(table), self.refused, abs_rel, delta, aligned, aligned_delta, scale, seconds
         )
+        if not self.confidences:
+            return row
+        calibration = self.bins / self.bins[:, 0].sum()
+        return replace(
+            row,
+            confidence=float(np.mean(self.confidences)),
+            calibration_error=_calibration_error(calibration),
+            calibration=calibration.tolist(),
+        )
+
+
+def _calibration_error(calibration: np.ndarray) -> float:
+    """Expected calibration error of bins (BINS, 3), see `DepthRow.calibration`."""
+    return float(np.abs(calibration[:, 1] - calibration[:, 2]).sum())
 
 
 def depth_errors(
@@ -124,17 +161,19 @@ def depth_errors(
             for name, estimator in all_estimators.items():
                 begin = time.perf_counter()
                 try:
-                    depth = estimator(view.image, view.camera)
+                    estimate = estimate_depth(estimator, view.image, view.camera)
                 except DepthError:
                     frames[name].refused += 1
                     continue
                 seconds = time.perf_counter() - begin
-                errors = errors_of(depth, view.depth)
+                errors = errors_of(estimate.depth, view.depth)
                 if errors is None:
                     frames[name].refused += 1
                     continue
                 frames[name].errors.append((*errors, seconds))
-                predictions[name] = depth
+                if estimate.confidence is not None:
+                    frames[name].add_confidence(estimate.confidence, estimate.depth, view.depth)
+                predictions[name] = estimate.depth
             if examples is not None and number == numbers[len(numbers) // 2]:
                 examples.append((view, predictions))
         if not with_depth:
@@ -212,7 +251,10 @@ def errors_of(depth: np.ndarray, truth: np.ndarray) -> tuple[float, float, float
 
 
 def means(rows: Sequence[DepthRow]) -> list[DepthRow]:
-    """One row for each estimator: means over sequences; no rows for a single sequence."""
+    """One row for each estimator: means over sequences; no rows for a single sequence.
+
+    The calibration is that of the pixels of all sequences, each sequence with the same weight.
+    """
     if len({row.sequence for row in rows}) < 2:
         return []
     averages = []
@@ -223,8 +265,15 @@ def means(rows: Sequence[DepthRow]) -> list[DepthRow]:
             return float(np.mean([getattr(row, key) for row in members])) if members else None
 
         keys = ("abs_rel", "delta_1_25", "aligned_abs_rel", "aligned_delta_1_25", "scale", "seconds")
+        if members and all(row.calibration is not None for row in members):
+            keys = (*keys, "confidence")
         frames, refused = sum(row.frames for row in members), sum(row.refused for row in rows if row.estimator == name)
-        averages.append(DepthRow("mean", name, frames, refused, *(mean(key) for key in keys)))
+        average = DepthRow("mean", name, frames, refused, *(mean(key) for key in keys))
+        if average.confidence is not None:
+            calibration = np.mean([row.calibration for row in members], axis=0)
+            error, bins = _calibration_error(calibration), calibration.tolist()
+            average = replace(average, calibration_error=error, calibration=bins)
+        averages.append(average)
     return averages
 
 
@@ -237,6 +286,8 @@ COLUMNS = [
     Column("AbsRel aligned", attrgetter("aligned_abs_rel"), "{:.3f}"),
     Column("δ<1.25 aligned", attrgetter("aligned_delta_1_25"), "{:.3f}"),
     Column("scale", attrgetter("scale"), "{:.2f}"),
+    Column("confidence", attrgetter("confidence"), "{:.2f}"),
+    Column("ECE", attrgetter("calibration_error"), "{:.3f}"),
     Column("s/frame", attrgetter("seconds"), "{:.3f}"),
 ]
 

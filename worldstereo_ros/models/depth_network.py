@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -76,7 +77,8 @@ class DepthNetwork(ModelMixin, ConfigMixin):
         heads: attention heads.
         pixels: number of pixels of the training images; other sizes are resized to about that many.
         typical_log: initial output of `log_depth` for every pixel.
-        typical_depth: median depth over the training worlds in metres, a baseline for evaluation.
+        typical_depth: median depth over the training worlds in metres, to fall back to in unfamiliar images.
+        familiar: statistics of the training images (`depth.familiarity.Familiarity`); None = unknown.
 
     Raises:
         InputError: an argument has the wrong length, or the heads do not divide the last width.
@@ -92,6 +94,7 @@ class DepthNetwork(ModelMixin, ConfigMixin):
         pixels: int = 12_288,
         typical_log: float = 1.0,
         typical_depth: float = 2.7,
+        familiar: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         if len(widths) != 3 or len(blocks) != 2 or widths[2] % heads:

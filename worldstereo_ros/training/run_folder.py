@@ -135,11 +135,11 @@ class RunFolder:
         save_weights(self.base / "vae", BASE_STEM, model.state_dict(), max_shard_bytes=self.shard_bytes)
         write_json(self.base / "vae" / "config.json", {"_class_name": "ImageAutoencoder", **config})
 
-    def depth_network(self, typical: Mapping[str, float]) -> DepthNetwork:
+    def depth_network(self, typical: Mapping[str, Any]) -> DepthNetwork:
         """The saved depth network, or a new one, with gradients.
 
         Args:
-            typical: `typical_log` and `typical_depth` of a new one.
+            typical: `typical_log`, `typical_depth` and `familiar` of a new one.
 
         Raises:
             CheckpointError: the saved one is damaged or does not match the configuration.

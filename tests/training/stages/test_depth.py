@@ -7,6 +7,7 @@ from accelerate import Accelerator
 from helpers.training_runs import SMOKE
 from safetensors.torch import load_file
 
+from worldstereo_ros.depth.familiarity import Familiarity
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.models import CheckpointError
 from worldstereo_ros.models.depth_network import CANONICAL_FOCAL_PX, DepthMaps, load_depth_network
@@ -137,7 +138,11 @@ def test_stage_trains_resumes_and_checks_its_configuration(tmp_path, training_wo
     assert config.typical_depth == pytest.approx(float(batch.depth[known].median()), rel=0.3)
     canonical = batch.depth / batch.focal[:, None, None] * CANONICAL_FOCAL_PX
     assert config.typical_log == pytest.approx(float(canonical[known].log().median()), abs=0.4)
+    familiarity = Familiarity.from_config(config.familiar)
+    assert np.mean([familiarity(image.permute(1, 2, 0).numpy()) for image in batch.images]) > 0.5
+    assert familiarity(np.zeros((32, 48, 3), np.uint8)) == 0
     train_stages(["depth"], SMOKE, tmp_path, steps=2, worlds=training_worlds)
+    assert load_depth_network(folder).config.familiar == config.familiar
     after = load_file(folder / WEIGHTS)
     assert any(not torch.equal(before[name], after[name]) for name in before)
     wider = {**vars(SMOKE), "depth": {**SMOKE.depth, "widths": (8, 8, 32)}}

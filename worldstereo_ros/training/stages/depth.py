@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from worldstereo_ros.depth.familiarity import Familiarity
 from worldstereo_ros.models.depth_network import CANONICAL_FOCAL_PX, DepthMaps
 from worldstereo_ros.training.data.dataset import WorldDataset
 from worldstereo_ros.training.data.depth_sampling import DepthBatch, DepthSampler, augment_appearance
@@ -83,6 +84,8 @@ class DepthStage:
         if not run.has(self.name):
             random = np.random.default_rng([*seed, 2])
             typical = typical_of([DepthSampler(32)(training, random, torch.device("cpu")) for _ in range(8)])
+            as_rendered = [DepthSampler(32, clean=True)(training, random, torch.device("cpu")) for _ in range(16)]
+            typical["familiar"] = familiarity_of(as_rendered).to_config()
         self.model = run.depth_network(typical)
         self.parameter_groups = [
             ParameterGroup("depth", parameters_of(self.model), self._loss, self.config.learning_rate)
@@ -144,6 +147,11 @@ def typical_of(batches: list[DepthBatch]) -> dict[str, float]:
     logs = torch.cat([batch.log_depth()[batch.depth > 0] for batch in batches])
     metres = torch.cat([batch.depth[batch.depth > 0] for batch in batches])
     return {"typical_log": round(float(logs.median()), 4), "typical_depth": round(float(metres.median()), 3)}
+
+
+def familiarity_of(batches: list[DepthBatch]) -> Familiarity:
+    """Statistics of the training images, which tell the network's users what it was not trained on."""
+    return Familiarity.fit(image.permute(1, 2, 0).numpy() for batch in batches for image in batch.images)
 
 
 def coloured(depth: torch.Tensor) -> np.ndarray:
