@@ -1,5 +1,7 @@
 """The world model as a user of the library runs it, on a procedural world with ground truth."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -151,6 +153,60 @@ def test_observe_rejects_a_view_without_depth_and_keeps_memory(world, observatio
         with pytest.raises(ValueError, match="no depth"):
             world.observe(View(view.image, CAMERA, view.world_from_camera, depth))
     assert len(world.cloud) == points
+
+
+@pytest.mark.parametrize("pipeline", ["geometric", "small"])
+def test_a_photo_without_depth_is_estimated_and_never_observed(observations, path, pipeline):
+    """The guessed distances are wrong by a fifth, as those of networks often are."""
+    truth = observations[2]
+    world = WorldModel(load_pipeline(pipeline), depth_estimator=lambda image, camera: 1.2 * truth.depth)
+    report = world.observe(replace(truth, depth=None))
+    assert report.inserted > 1000
+    assert world.cloud.observed_count == 0
+    assert world.cloud.estimated.all()
+    photo = world.newest_observation
+    assert photo.estimated_mask.all()
+    assert not photo.observed_mask.any()
+    at_photo, *beside = world.imagine(path[12:20:3], CAMERA, remember=True)
+    for view in (at_photo, *beside):
+        assert view.observed_fraction == 0
+    assert at_photo.estimated_fraction > 0.9
+    np.testing.assert_array_equal(at_photo.image[at_photo.estimated_mask], truth.image[at_photo.estimated_mask])
+    assert world.cloud.observed_count == 0
+
+
+def test_measured_depth_replaces_the_estimated_depth_of_the_same_frame(observations):
+    """A colour frame that arrives before the depth sensor starts leaves no second surface."""
+    truth = observations[2]
+    world = WorldModel(load_pipeline("geometric"), depth_estimator=lambda image, camera: 1.4 * truth.depth)
+    world.observe(replace(truth, depth=None))
+    guessed = len(world.cloud)
+    assert guessed > 1000
+    world.observe(truth)
+    alone = WorldModel(load_pipeline("geometric"))
+    alone.observe(truth)
+    assert world.cloud.observed_count == alone.cloud.observed_count
+    assert world.cloud.estimated_count < 0.02 * guessed
+    # A later frame without depth adds nothing where memory has an observed surface.
+    before = world.cloud.estimated_count
+    world.observe(replace(truth, depth=None, stamp_ns=truth.stamp_ns + 1))
+    assert world.cloud.estimated_count - before < 0.02 * guessed
+
+
+def test_estimated_depth_is_no_evidence_for_observed_pixels(observations, path):
+    """Frames without depth do not change what is called observed."""
+
+    def observed(views):
+        world = WorldModel(load_pipeline("geometric"), depth_estimator=lambda image, camera: 2.5 * truth.depth)
+        for view in views:
+            world.observe(view)
+        return next(iter(world.imagine(path[27][None], CAMERA))).observed_mask
+
+    truth = observations[3]
+    with_depth = observed([observations[4]])
+    assert with_depth.any()
+    with_photo = observed([observations[4], replace(truth, depth=None)])
+    assert (with_photo & ~with_depth).mean() < 0.01
 
 
 def test_imagine_rejects_invalid_paths_immediately(world):
