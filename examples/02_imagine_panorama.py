@@ -38,15 +38,17 @@ def main() -> None:
     """Observe a panorama, imagine one beside it, write both."""
     OUT.mkdir(parents=True, exist_ok=True)
     world = WorldModel(load_pipeline("small"), depth_estimator=load_depth_estimator())
-    given = None if len(sys.argv) > 1 else render_panorama()
-    image, distance = (read_image(Path(sys.argv[1])), None) if given is None else (given.image, given.distance)
-    points = observe_panorama(world, image, distance)
-    print(f"observed a panorama of {image.shape[1]}x{image.shape[0]} pixels: {points} points")
+    rendered = None if len(sys.argv) > 1 else render_panorama()
+    image, distance = (read_image(Path(sys.argv[1])), None) if rendered is None else (rendered.image, rendered.distance)
+    given = observe_panorama(world, image, distance)
+    print(f"a panorama of {image.shape[1]}x{image.shape[0]} pixels: {given.points} points in {given.views} views")
 
     place = np.eye(4)
     place[2, 3] = 0.7  # metres ahead; x is right, y down, z ahead
     result = imagine_panorama(world, place, height=HEIGHT)
-    print(f"imagined {len(result.views)} views; {result.panorama.observed.mean():.0%} of the panorama is observed")
+    panorama = result.panorama
+    print(f"imagined {len(result.views)} views")
+    print(f"{panorama.observed.mean():.0%} of the panorama is observed, {panorama.estimated.mean():.0%} estimated")
 
     write_image(OUT / "panorama.png", result.panorama.image)
     write_image(OUT / "sheet.png", panorama_sheet(image, result))

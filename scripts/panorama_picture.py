@@ -14,8 +14,8 @@ import numpy as np
 from worldstereo_ros.evaluation.protocols import PANORAMA_DISTANCE_M, panorama_poses
 from worldstereo_ros.evaluation.world_sequences import world_panorama, world_sequence
 from worldstereo_ros.io.images import write_image
+from worldstereo_ros.panorama.closure import closure
 from worldstereo_ros.panorama.imagine import ORDERS, imagine_panorama, observe_panorama, seam_joint
-from worldstereo_ros.panorama.stitching import closure
 from worldstereo_ros.pipelines.auto import load_pipeline
 from worldstereo_ros.visualization.contact_sheet import panorama_sheet
 from worldstereo_ros.world import WorldModel

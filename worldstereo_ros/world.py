@@ -98,7 +98,8 @@ class WorldModel:
         observed before. A white or black border around the image is cut off first (`imaging.borders`).
 
         Args:
-            view: with depth, or without if there is a depth estimator.
+            view: with depth, or without if there is a depth estimator. If all of its depth is labelled as estimated, it
+                is remembered so.
 
         Returns:
             What happened to the pixels in the cloud.
@@ -107,11 +108,13 @@ class WorldModel:
             InputError: the view has no depth and there is no depth estimator. The memory is unchanged.
         """
         view = self._without_border(view)
-        if view.depth is not None and (view.depth > 0).any():
+        has_depth = view.depth is not None and (view.depth > 0).any()
+        if view.depth is not None and ((view.depth > 0) & ~view.estimated_mask).any():
             report = self.cloud.insert(view)
             correct_estimated_views(self.cloud, self.bank, view, self.device)
         else:
-            view = with_estimated_depth(view, self.depth_estimator, self.cloud, self.device)
+            if not has_depth:
+                view = with_estimated_depth(view, self.depth_estimator, self.cloud, self.device)
             report = insert_estimated(self.cloud, view, self.device)
         self.bank.add(view)
         return report

@@ -9,9 +9,12 @@ from typer.testing import CliRunner
 
 from worldstereo_ros.cli.main import app
 from worldstereo_ros.cli.panorama import read_distance
+from worldstereo_ros.depth.estimators import DepthEstimate
 from worldstereo_ros.geometry.cameras import Camera
+from worldstereo_ros.geometry.provenance import Provenance
 from worldstereo_ros.geometry.views import View
 from worldstereo_ros.io.images import read_image, write_image
+from worldstereo_ros.io.view_labels import read_provenance
 from worldstereo_ros.panorama.depth import panorama_distance
 from worldstereo_ros.panorama.imagine import ORDERS, imagine_panorama, observe_panorama, ring_order, seam_joint
 from worldstereo_ros.panorama.perspective_views import panorama_views, pose_from_angles, rings
@@ -19,6 +22,12 @@ from worldstereo_ros.pipelines.geometric.pipeline import GeometricPipeline
 from worldstereo_ros.world import EmptyMemoryError, WorldModel
 
 # --- at another place ---
+
+
+def pose_at(x: float) -> np.ndarray:
+    pose = np.eye(4)
+    pose[0, 3] = x
+    return pose
 
 
 def test_ring_order_visits_every_view_once():
@@ -35,7 +44,10 @@ def test_ring_order_visits_every_view_once():
 @pytest.fixture(scope="module")
 def world(box):
     world = WorldModel(GeometricPipeline())
-    assert observe_panorama(world, *box) > 1000
+    remembered = observe_panorama(world, *box)
+    assert remembered.points > 1000
+    assert remembered.views == 29
+    assert remembered.estimated is None
     return world
 
 
@@ -95,7 +107,7 @@ def test_panorama_distance_aligns_the_views(box, box_views):
     image, distance = box
 
     def spread(align: bool) -> float:
-        found = panorama_distance(image, _PerturbedDepth(box_views, 0.5), camera=ROUND, align=align)
+        found = panorama_distance(image, _PerturbedDepth(box_views, 0.5), camera=ROUND, align=align).distance
         assert (found > 0).all()
         return float(np.log(found / distance).std())
 
@@ -108,7 +120,7 @@ def test_panorama_distance_aligns_the_views(box, box_views):
             pose = next(view.world_from_camera for view in self.views if np.array_equal(view.image, image))
             return np.where((camera.rays() @ pose[:3, :3].T)[..., 1] < -0.8, np.float32(0), depth)
 
-    open_above = panorama_distance(image, Sky(box_views, 0.2), camera=ROUND)
+    open_above = panorama_distance(image, Sky(box_views, 0.2), camera=ROUND).distance
     assert (open_above[:24] == 0).all()  # no distances are invented
     assert (open_above[64:] > 0).all()
 
@@ -134,6 +146,66 @@ def test_estimated_distances_take_the_scale_of_memory(box, box_views):
     assert len(empty.cloud) == len(empty.bank) == 0
 
 
+class _SureDepth(_PerturbedDepth):
+    """With a confidence of 0.8 everywhere."""
+
+    def estimate(self, image: np.ndarray, camera: Camera) -> DepthEstimate:
+        depth = self(image, camera)
+        return DepthEstimate(depth, np.full(depth.shape, 0.8, np.float32))
+
+
+def test_confidence_falls_where_views_disagree(box, box_views):
+    agreeing = panorama_distance(box[0], _SureDepth(box_views, 0.0), camera=ROUND, align=False)
+    assert np.median(agreeing.confidence) == pytest.approx(0.8, abs=0.01)
+    disagreeing = panorama_distance(box[0], _SureDepth(box_views, 1.0), camera=ROUND, align=False)
+    assert np.median(disagreeing.confidence) < 0.6
+    assert disagreeing.agreement.within < 0.7 < agreeing.agreement.within
+    aligned = panorama_distance(box[0], _SureDepth(box_views, 1.0), camera=ROUND)
+    assert np.median(aligned.confidence) > np.median(disagreeing.confidence) + 0.1
+    assert aligned.unaligned.median > 3 * aligned.agreement.median
+    assert panorama_distance(box[0], _PerturbedDepth(box_views, 0.5), camera=ROUND).confidence is None
+
+
+class _LensDepth:
+    """True depth of the box for views of any camera, and no confidence."""
+
+    def __init__(self, box: tuple[np.ndarray, np.ndarray]) -> None:
+        self.box = box
+
+    def __call__(self, image: np.ndarray, camera: Camera) -> np.ndarray:
+        views = panorama_views(*self.box, camera=camera, panorama_from_camera=all_round(camera))
+        return next(view.depth for view in views if np.array_equal(view.image, image))
+
+
+def test_estimated_distances_are_never_observed(box):
+    world = WorldModel(GeometricPipeline(), depth_estimator=_LensDepth(box))
+    remembered = observe_panorama(world, box[0])
+    assert remembered.views == len(world.bank) == 29
+    assert remembered.estimated.agreement.median < 0.02
+    assert not world.cloud.observed.any()
+    assert world.cloud.estimated.all()
+    assert all(view.is_observation and view.estimated_mask.all() for view in world.bank.views)
+    # The caps around the poles are remembered too.
+    elevation = np.degrees(np.arcsin(-world.cloud.points[:, 1] / np.linalg.norm(world.cloud.points, axis=1)))
+    assert (elevation > 80).sum() > 20
+    assert (elevation < -80).sum() > 20
+    found = imagine_panorama(world, pose_at(0.3), height=64)
+    assert not found.panorama.observed.any()
+    assert found.panorama.estimated.mean() > 0.7
+    assert not any(view.observed_mask.any() for view in found.views)
+    # Measured distances take over.
+    observe_panorama(world, *box)
+    assert world.cloud.observed.mean() > 0.8
+    assert imagine_panorama(world, pose_at(0.3), height=64).panorama.observed.mean() > 0.7
+
+
+def test_directions_without_any_distance_are_left_out(box):
+    distance = box[1].copy()
+    distance[:47] = 0  # more than the view straight up shows
+    remembered = observe_panorama(WorldModel(GeometricPipeline()), box[0], distance)
+    assert remembered.views == 28
+
+
 # --- the command ---
 
 
@@ -147,11 +219,35 @@ def test_panorama_command_writes_panorama_mask_and_figures(box, tmp_path):
     )
     assert done.exit_code == 0, done.output
     assert read_image(out / "panorama.png").shape == (64, 128, 3)
-    assert {"observed.png", "distance.png", "sheet.png", "world.wsmap", "imagined"} <= {p.name for p in out.iterdir()}
+    files = {"observed.png", "estimated.png", "provenance.png", "distance.png", "sheet.png", "world.wsmap", "imagined"}
+    assert files <= {path.name for path in out.iterdir()}
+    provenance = read_provenance(out / "provenance.png")
     figures = json.loads((out / "figures.json").read_text())
+    assert figures["observed"] == pytest.approx((provenance == Provenance.OBSERVED).mean(), abs=1e-4)
+    assert figures["observed"] > 0.5
+    assert figures["estimated"] < 0.03  # completed between measured distances
+    assert figures["distance_joint"] < 0.05
+    assert "distance_agreement" not in figures
     assert figures["at"] == [-0.5, 0.0, 0.3]
     assert figures["ratio"] == pytest.approx(figures["seam"] / figures["joint"])
     assert read_distance(out / "distance.png").shape == (64, 128)
+
+
+def test_panorama_command_says_that_distances_are_estimated(box, tmp_path):
+    write_image(tmp_path / "given.png", box[0])
+    out = tmp_path / "out"
+    arguments = ["--at", "0.05", "0", "0", "--model", "geometric", "--height", "64", "--out", str(out)]
+    done = CliRunner().invoke(app, ["panorama", str(tmp_path / "given.png"), *arguments])
+    assert done.exit_code == 0, done.output
+    said = " ".join(done.output.split())
+    assert "no point counts as observed" in said
+    assert "0% is observed" in said
+    provenance = read_provenance(out / "provenance.png")
+    assert not (provenance == Provenance.OBSERVED).any()
+    assert (provenance == Provenance.ESTIMATED).mean() > 0.5
+    figures = json.loads((out / "figures.json").read_text())
+    assert figures["observed"] == 0 < figures["estimated"]
+    assert 0 < figures["distance_agreement"]["median"] < figures["distance_agreement"]["percentile_90"]
 
 
 def test_panorama_command_rejects_invalid_input_with_one_line(box, tmp_path):

@@ -13,6 +13,7 @@ from worldstereo_ros.panorama.perspective_views import (
     PUBLISHED_WORLD_FROM_PANORAMA,
     bank_camera,
     bank_poses,
+    observation_poses,
     panorama_views,
     pose_from_angles,
 )
@@ -153,3 +154,35 @@ def test_overlapping_views_of_a_real_panorama_agree(shared_data):
     assert error.mean() < 6
     unrelated = np.abs(views[2].image.astype(int) - a.image.astype(int)).mean()
     assert unrelated > 5 * error.mean()
+
+
+def test_observed_views_cover_the_sphere():
+    directions = sphere_directions(48)
+    covered = np.zeros(directions.shape[:2], dtype=bool)
+    poses = observation_poses()
+    np.testing.assert_array_equal(poses[:27], bank_poses())
+    for pose in poses:
+        x, y, z = np.moveaxis(directions @ pose[:3, :3], -1, 0)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            covered |= (z > 0) & (np.abs(x / z) <= np.tan(np.pi / 3)) & (np.abs(y / z) <= 1)
+    assert covered.all()
+
+
+def test_estimated_distances_label_the_views():
+    panorama = _as_colour(sphere_directions(64))
+    distance = np.full((32, 64), 2, np.float32)
+    confidence = np.linspace(0, 1, 64, dtype=np.float32)[None].repeat(32, axis=0)
+    poses = bank_poses()[[0, 3]]
+    for view, measured in zip(
+        panorama_views(panorama, distance, panorama_from_camera=poses, estimated=True, confidence=confidence),
+        panorama_views(panorama, distance, panorama_from_camera=poses),
+        strict=True,
+    ):
+        assert view.is_observation
+        assert view.estimated_mask.all()
+        assert not view.observed_mask.any()
+        np.testing.assert_array_equal(view.depth, measured.depth)
+        assert measured.observed_mask.all()
+        assert 0 <= view.depth_confidence.min() < view.depth_confidence.max() <= 1
+    with pytest.raises(ImageError, match="confidence"):
+        panorama_views(panorama, distance, confidence=confidence[:5])

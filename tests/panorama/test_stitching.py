@@ -7,11 +7,12 @@ import pytest
 from helpers.panoramas import ROUND, all_round
 
 from worldstereo_ros.geometry.cameras import Camera
+from worldstereo_ros.geometry.provenance import Provenance
 from worldstereo_ros.geometry.views import View
 from worldstereo_ros.imaging.codecs import ImageError
+from worldstereo_ros.panorama.closure import closure
 from worldstereo_ros.panorama.perspective_views import pose_from_angles, rings
 from worldstereo_ros.panorama.stitching import (
-    closure,
     panorama_directions,
     panorama_from_views,
     project_directions,
@@ -83,6 +84,14 @@ def test_observed_pixels_take_precedence_over_imagined_ones():
     assert both.covered.any()
     assert (both.observed == both.covered).all()
     assert both.image[both.covered].max() <= 104
+    guessed = replace(plain(120, True), estimated=np.ones((36, 48), bool))
+    between = panorama_from_views([plain(200, False), guessed, plain(200, False)], 64, align=False)
+    assert (between.estimated == between.covered).all()
+    assert not between.observed.any()
+    assert between.image[between.covered].max() < 140
+    assert (between.provenance[~between.covered] == Provenance.UNKNOWN).all()
+    all_three = panorama_from_views([guessed, plain(100, True), plain(200, False)], 64, align=False)
+    assert (all_three.observed == all_three.covered).all()
     imagined = panorama_from_views([plain(200, False)], 64)
     assert not imagined.observed.any()
     assert (imagined.image[imagined.covered] == 200).all()

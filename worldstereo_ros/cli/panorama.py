@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,6 +17,8 @@ from worldstereo_ros.weights.bundled import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from worldstereo_ros.panorama.depth import PanoramaDistance
 
 
 def panorama(
@@ -57,15 +60,18 @@ def panorama(
 ) -> None:
     """Imagine the panorama at another position than the one where it was taken.
 
-    The output folder holds panorama.png, observed.png (mask), distance.png (millimetres), sheet.png, figures.json,
-    world.wsmap (the memories), and the folder imagined/ (the perspective views, a posed sequence).
+    The output folder holds panorama.png, observed.png and estimated.png (masks), provenance.png, distance.png
+    (millimetres), sheet.png, figures.json, world.wsmap (the memories), and the folder imagined/ (the perspective views,
+    a posed sequence). Without --distance the distances are estimated, and nothing counts as observed.
     """
     import numpy as np
     from rich.console import Console
 
-    from worldstereo_ros.depth.estimators import load_depth_estimator
+    from worldstereo_ros.cli.summaries import point_counts
+    from worldstereo_ros.depth.estimators import BUNDLED_NETWORK, load_depth_estimator
     from worldstereo_ros.io.images import read_image, write_image
     from worldstereo_ros.io.posed_sequences import write_sequence
+    from worldstereo_ros.io.view_labels import write_provenance
     from worldstereo_ros.panorama.imagine import imagine_panorama, observe_panorama
     from worldstereo_ros.pipelines.auto import load_pipeline
     from worldstereo_ros.visualization.contact_sheet import panorama_sheet
@@ -80,8 +86,10 @@ def panorama(
     pipeline = load_pipeline(model, device, variant=variant)
     world = WorldModel(pipeline, depth_estimator=estimator, device=device)
     with console.status("observing") as status:
-        observe_panorama(world, image, distances)
-        console.print(f"[bold]{source.name}[/]: {len(world.cloud)} points")
+        observed = observe_panorama(world, image, distances)
+        console.print(f"[bold]{source.name}[/]: {observed.views} views, {point_counts(world.cloud)}")
+        if observed.estimated is not None:
+            console.print(f"[yellow]{estimate_sentence(observed.estimated, depth_model or BUNDLED_NETWORK)}[/]")
         world_from_panorama = np.eye(4)
         world_from_panorama[:3, 3] = at
         start = time.perf_counter()
@@ -100,6 +108,8 @@ def panorama(
     result = imagined.panorama
     write_image(out / "panorama.png", result.image)
     _write_single_channel(out / "observed.png", result.observed.astype(np.uint8) * 255)
+    _write_single_channel(out / "estimated.png", result.estimated.astype(np.uint8) * 255)
+    write_provenance(out / "provenance.png", result.provenance)
     if result.distance is not None:
         millimetres = np.clip(np.rint(result.distance * 1000), 0, 65535).astype(np.uint16)
         _write_single_channel(out / "distance.png", millimetres)
@@ -111,7 +121,14 @@ def panorama(
         "views": len(imagined.views),
         "seconds": round(seconds, 2),
         "observed": round(float(result.observed.mean()), 4),
+        "estimated": round(float(result.estimated.mean()), 4),
     }
+    console.print(
+        f"Of the panorama, {result.observed.mean():.0%} is observed, {result.estimated.mean():.0%} estimated, and "
+        f"{1 - (result.observed | result.estimated).mean():.0%} imagined."
+    )
+    if observed.estimated is not None and observed.estimated.agreement is not None:
+        figures["distance_agreement"] = asdict(observed.estimated.agreement)
     closure = imagined.closure
     if closure is not None:
         figures |= {"seam": closure.seam, "joint": closure.inner, "ratio": closure.ratio}
@@ -119,8 +136,35 @@ def panorama(
             f"Closure of the ring of views: {closure.seam:.2f} grey levels of difference at the closing seam, "
             f"{closure.inner:.2f} at the other seams (ratio {closure.ratio:.2f})."
         )
+        if closure.distance_seam is not None and closure.distance_inner is not None:
+            figures |= {"distance_seam": closure.distance_seam, "distance_joint": closure.distance_inner}
+            console.print(
+                f"Distances differ by {closure.distance_seam:.1%} at the closing seam, by {closure.distance_inner:.1%} "
+                "at the other seams."
+            )
     (out / "figures.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     console.print(f"See [bold]{out / 'sheet.png'}[/]; in the browser: worldstereo view {out / MAP_FILE}")
+
+
+def estimate_sentence(estimated: PanoramaDistance, estimator: str) -> str:
+    """Says that distances are estimated, how far the views they come from agree, and how sure the estimator is.
+
+    Args:
+        estimated: the distances.
+        estimator: name of the depth estimator.
+    """
+    text = "The distances are estimated: no point counts as observed, and straight edges may bend."
+    agreement = estimated.agreement
+    if agreement is not None:
+        text += (
+            f" Overlapping views differ by {agreement.median:.1%} in the median and {agreement.percentile_90:.1%} in "
+            f"the 90th percentile, {agreement.worst_joint:.1%} at the worst of {agreement.joints} seams"
+        )
+        text += f" ({estimated.unaligned.median:.1%} before alignment)." if estimated.unaligned is not None else "."
+    if estimated.confidence is None:
+        return f"{text} {estimator} does not say how sure it is of them."
+    sure = float(estimated.confidence[estimated.distance > 0].mean())
+    return f"{text} By the account of {estimator}, {sure:.0%} of them are within 25 % of the truth."
 
 
 def read_distance(path: Path) -> np.ndarray:

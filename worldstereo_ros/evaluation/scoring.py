@@ -17,7 +17,7 @@ from worldstereo_ros.evaluation.protocols import Scenario
 from worldstereo_ros.evaluation.report import Row, mean
 from worldstereo_ros.geometry.provenance import Provenance
 from worldstereo_ros.geometry.views import View
-from worldstereo_ros.panorama.stitching import closure
+from worldstereo_ros.panorama.closure import closure
 from worldstereo_ros.pipelines.base import Pipeline
 from worldstereo_ros.pipelines.geometric.pipeline import GeometricPipeline
 from worldstereo_ros.rendering.splatting import render

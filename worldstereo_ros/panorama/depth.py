@@ -1,23 +1,34 @@
 """Distances of a panorama, estimated by a monocular depth model from perspective views of it.
 
-Such a model is accurate in each view up to a scale and, to a lesser extent, a shift of inverse depth, which differ from
-view to view. Overlapping views share directions: least squares over the overlaps brings all views to one scale, each is
-then aligned to its neighbours in scale and shift, and blending removes the remaining differences.
+Such a model is accurate in each view up to a scale and a smooth distortion, which differ from view to view. Overlapping
+views share directions: least squares over the overlaps brings all views to one scale, then smooth corrections of all
+views are solved jointly (`distances.align_distances`), and blending removes the remaining differences. These are
+measured before blending hides them, and lower the confidence.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 
-from worldstereo_ros.depth.alignment import DepthError, align_depth
-from worldstereo_ros.depth.estimators import DepthEstimator
+from worldstereo_ros.depth.alignment import DepthError
+from worldstereo_ros.depth.estimators import DepthEstimator, estimate_depth
 from worldstereo_ros.geometry.cameras import Camera
+from worldstereo_ros.geometry.provenance import DEPTH_TOLERANCE
 from worldstereo_ros.geometry.views import View
 from worldstereo_ros.imaging.codecs import clean_depth
 from worldstereo_ros.imaging.exposure import solve_pairwise_offsets
+from worldstereo_ros.panorama.distances import (
+    DistanceAgreement,
+    align_distances,
+    distance_agreement,
+    distances_seen_by,
+    ray_distances,
+)
 from worldstereo_ros.panorama.perspective_views import STITCHING_FOV_RAD, panorama_views, pose_from_angles, rings
 from worldstereo_ros.panorama.stitching import border_weight, panorama_directions, project_directions, sample
 
@@ -27,21 +38,41 @@ MAX_HEIGHT_PX = 256  # of the result: distances are smooth
 MIN_OVERLAP = 50  # common directions of two views that are compared
 BLEND_POWER = 3.0  # of the weight that decreases from the centre of a view to its border
 PRIOR_WEIGHT = 100.0  # of the model's own scale, in directions
+MIN_FREEDOM = 0.02  # 1 - the sum of squared shares of the views in a direction; less is as good as one view
+
+
+@dataclass(frozen=True)
+class PanoramaDistance:
+    """Estimated distances of a panorama.
+
+    Attributes:
+        distance: (h, 2 h) float32 metres along the ray, 0 where the model gives none, as in the sky.
+        confidence: (h, 2 h) float32 in 0..1, probability that the distance is within a factor of `DEPTH_TOLERANCE` of
+            the true one, by the model, times the probability that by this measure the views of the direction agree.
+            None if the model gives no confidence.
+        agreement: of the distances of overlapping views after alignment, before blending; None if none overlap.
+        unaligned: the same before alignment.
+    """
+
+    distance: np.ndarray
+    confidence: np.ndarray | None
+    agreement: DistanceAgreement | None
+    unaligned: DistanceAgreement | None
 
 
 def panorama_distance(
     image: np.ndarray, estimator: DepthEstimator, *, camera: Camera | None = None, align: bool = True
-) -> np.ndarray:
+) -> PanoramaDistance:
     """Estimates distances along the ray, in the scale of the depth model.
 
     Args:
         image: (H, 2 H, 3) uint8 RGB, the full sphere.
         estimator: estimates the depth of perspective views.
         camera: camera of these views; None: 75 degrees wide, 320x240.
-        align: bring the views to one scale before blending.
+        align: bring the views into agreement before blending.
 
     Returns:
-        (h, 2 h) float32 metres, h = min(H, 256); 0 where the model gives none, as in the sky.
+        Distances (h, 2 h), h = min(H, 256).
 
     Raises:
         ImageError: the image is not a full sphere.
@@ -49,37 +80,63 @@ def panorama_distance(
     """
     camera = Camera.from_fov(WIDTH_PX, HEIGHT_PX, STITCHING_FOV_RAD) if camera is None else camera
     poses = np.stack([pose_from_angles(*angles) for ring in rings(camera) for angles in ring])
-    views = [
-        replace(view, depth=clean_depth(estimator(view.image, camera)))
-        for view in panorama_views(image, camera=camera, panorama_from_camera=poses)
-    ]
+    views = [_with_depth(view, estimator) for view in panorama_views(image, camera=camera, panorama_from_camera=poses)]
     views = [view for view in views if view.depth is not None and (view.depth > 0).any()]
     if not views:
         raise DepthError("The depth model returned no depth for any view of the panorama.")
+    unaligned = distance_agreement(views)
     if align and len(views) > 1:
-        views = _align_to_neighbours(_equalise_scales(views))
-    return _blend(views, min(image.shape[0], MAX_HEIGHT_PX))
+        views = align_distances(_equalise_scales(views))
+    distance, confidence = _blend(views, min(image.shape[0], MAX_HEIGHT_PX))
+    return PanoramaDistance(distance, confidence, distance_agreement(views), unaligned)
 
 
-def _blend(views: Sequence[View], height: int) -> np.ndarray:
-    """(H, 2 H) float32: the weighted geometric mean of the views' distances; 0 where most have none."""
+def _with_depth(view: View, estimator: DepthEstimator) -> View:
+    estimate = estimate_depth(estimator, view.image, view.camera)
+    return replace(view, depth=clean_depth(estimate.depth), depth_confidence=estimate.confidence)
+
+
+def _blend(views: Sequence[View], height: int) -> tuple[np.ndarray, np.ndarray | None]:
+    """Distance and confidence (H, 2 H) float32.
+
+    The distance is the weighted geometric mean of those of the views; 0 where most have none. The confidence is the
+    weighted mean of theirs, lowered by the spread of their distances.
+    """
     directions = panorama_directions(height)
-    total, weights, coverage = (np.zeros((height, 2 * height), np.float32) for _ in range(3))
+    total, squares, weights, squared_weights, coverage, confidence = (
+        np.zeros((height, 2 * height), np.float32) for _ in range(6)
+    )
+    has_confidence = all(view.depth_confidence is not None for view in views)
     for view in views:
         columns, rows, inside = project_directions(view, np.eye(4), directions)
-        distance = sample(_distances(view), columns, rows, nearest=True)
+        distance = sample(ray_distances(view), columns, rows, nearest=True)
         weight = inside * border_weight(columns, rows, view) ** BLEND_POWER
         coverage += weight
         weight = np.where(distance > 0, weight, np.float32(0))
-        total += weight * np.log(np.where(distance > 0, distance, np.float32(1)))
+        log = np.log(np.where(distance > 0, distance, np.float32(1)))
+        total += weight * log
+        squares += weight * log * log
         weights += weight
+        squared_weights += weight * weight
+        if has_confidence and view.depth_confidence is not None:
+            confidence += weight * sample(view.depth_confidence.astype(np.float32), columns, rows)
     valid = weights > 0.5 * coverage
-    return np.where(valid, np.exp(total / np.where(valid, weights, np.float32(1))), 0).astype(np.float32)
+    divisor = np.where(valid, weights, np.float32(1))
+    mean = total / divisor
+    distance = np.where(valid, np.exp(mean), 0).astype(np.float32)
+    if not has_confidence:
+        return distance, None
+    # Unbiased variance: a view with nearly all the weight is compared with the little weight of the others.
+    freedom = np.maximum(1 - squared_weights / divisor**2, MIN_FREEDOM)
+    spread = np.sqrt(np.maximum(squares / divisor - mean * mean, 0) / freedom)
+    confidence = confidence / divisor * _probability_of_agreement(spread)
+    return distance, np.where(valid, confidence, 0).astype(np.float32)
 
 
-def _distances(view: View) -> np.ndarray:
-    """(H, W) float32 metres along the ray of a view with depth, 0 = unknown."""
-    return (_depth(view) * np.linalg.norm(view.camera.rays(), axis=-1)).astype(np.float32)
+def _probability_of_agreement(spread: np.ndarray) -> np.ndarray:
+    """Probability that a normal error of a standard deviation `spread` (log distance) is within `DEPTH_TOLERANCE`."""
+    ratio = math.log(DEPTH_TOLERANCE) / (math.sqrt(2) * np.maximum(spread, 1e-6))
+    return torch.erf(torch.from_numpy(ratio)).numpy()
 
 
 def _equalise_scales(views: list[View]) -> list[View]:
@@ -87,11 +144,11 @@ def _equalise_scales(views: list[View]) -> list[View]:
     small = [view.resized(*ALIGNMENT_SIZE_PX) for view in views]
     ratios = []
     for i, one in enumerate(small):
-        distances = _distances(one)
+        distances = ray_distances(one)
         for j, other in enumerate(small):
             if i >= j:
                 continue
-            others = _distances_seen_by(other, one)
+            others = distances_seen_by(other, one)
             both = (distances > 0) & (others > 0)
             if both.sum() >= MIN_OVERLAP:
                 ratios.append((i, j, int(both.sum()), float(np.median(np.log(others[both] / distances[both])))))
@@ -102,36 +159,6 @@ def _equalise_scales(views: list[View]) -> list[View]:
     ]
 
 
-def _align_to_neighbours(views: list[View]) -> list[View]:
-    """Aligns each view in scale and shift to the mean of its neighbours, one after the other."""
-    small = [view.resized(*ALIGNMENT_SIZE_PX) for view in views]
-    aligned = list(views)
-    for i, one in enumerate(small):
-        logs, counts = np.zeros(one.image.shape[:2], np.float32), np.zeros(one.image.shape[:2], np.float32)
-        for j, other in enumerate(small):
-            distances = _distances_seen_by(other, one) if i != j else np.zeros(logs.shape, np.float32)
-            logs += np.log(np.where(distances > 0, distances, np.float32(1)))
-            counts += distances > 0
-        length = np.linalg.norm(one.camera.rays(), axis=-1)
-        target = np.where(counts > 0, np.exp(logs / np.maximum(counts, 1)) / length, 0).astype(np.float32)
-        try:
-            found = align_depth(_depth(one), target, kind="depth", tolerance=0.08, min_inliers=0.4, hypotheses=100)
-        except DepthError:  # the neighbours disagree too much
-            continue
-        small[i] = replace(one, depth=found.depth)
-        with np.errstate(divide="ignore"):
-            inverse = found.scale / _depth(views[i]) + found.shift
-            depth = np.where((_depth(views[i]) > 0) & (inverse > 0), 1 / inverse, 0)
-        aligned[i] = replace(views[i], depth=clean_depth(depth))
-    return aligned
-
-
 def _depth(view: View) -> np.ndarray:
     assert view.depth is not None
     return view.depth
-
-
-def _distances_seen_by(other: View, view: View) -> np.ndarray:
-    """(H, W) float32 metres along the ray that `other` has for the pixels of `view`, 0 = none."""
-    columns, rows, inside = project_directions(other, view.world_from_camera, view.camera.rays())
-    return np.where(inside, sample(_distances(other), columns, rows, nearest=True), np.float32(0))

@@ -7,25 +7,28 @@ model, which sees both ends of the turn at once (measured in docs/guides/panoram
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
 
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.poses import check_poses
+from worldstereo_ros.geometry.provenance import Provenance
 from worldstereo_ros.geometry.views import ImaginedView, View
 from worldstereo_ros.memory.bank import ViewBank
 from worldstereo_ros.memory.cloud import CloudMemory
-from worldstereo_ros.panorama.depth import panorama_distance
+from worldstereo_ros.panorama.closure import Closure, closure
+from worldstereo_ros.panorama.depth import PanoramaDistance, panorama_distance
 from worldstereo_ros.panorama.perspective_views import (
     observation_camera,
+    observation_poses,
     panorama_views,
     pose_from_angles,
     rings,
     stitching_camera,
 )
-from worldstereo_ros.panorama.stitching import Closure, Panorama, closure, panorama_from_views
+from worldstereo_ros.panorama.stitching import Panorama, panorama_from_views
 from worldstereo_ros.pipelines.base import OnStep
 from worldstereo_ros.utils.errors import InputError
 from worldstereo_ros.world import WorldModel
@@ -36,14 +39,29 @@ MIN_MEMORY_PX = 500  # with distance in both
 
 
 @dataclass(frozen=True)
+class ObservedPanorama:
+    """What was remembered of a panorama.
+
+    Attributes:
+        points: number of points that were added, merged or confirmed.
+        views: number of perspective views in memory; directions without any distance have none.
+        estimated: the estimated distances; None if they were given.
+    """
+
+    points: int
+    views: int
+    estimated: PanoramaDistance | None
+
+
+@dataclass(frozen=True)
 class ImaginedPanorama:
     """An imagined panorama and its views.
 
     Attributes:
-        panorama: the stitched image, with its observed pixels.
+        panorama: the stitched image, with its provenance.
         views: all imagined views, in the order in which they were imagined.
         ring: the level views, in the order of a turn to the right.
-        closure: how well the level ring closes; None if neighbouring views do not overlap.
+        closure: how well the level ring closes, in colour and in distance; None if neighbouring views do not overlap.
     """
 
     panorama: Panorama
@@ -59,19 +77,19 @@ def observe_panorama(
     *,
     world_from_camera: np.ndarray | None = None,
     stamp_ns: int = 0,
-) -> int:
-    """Adds a panorama that a camera took to a world model, as perspective views (`panorama_views`).
+) -> ObservedPanorama:
+    """Adds a panorama that a camera took to a world model, as perspective views (`observation_poses`).
 
     Args:
         world: remembers the views; its depth estimator is used if there is no distance.
         image: (H, 2 H, 3) uint8 RGB, the full sphere.
-        distance: (h, 2 h) float32 metres along the ray, 0 = unknown; None: estimated, in one scale for all directions,
-            that of the memory if it covers the surroundings.
+        distance: (h, 2 h) float32 metres along the ray, measured, 0 = unknown; None: estimated, in one scale for all
+            directions, that of the memory if it covers the surroundings. The views are then labelled as estimated.
         world_from_camera: (4, 4) pose of the panorama; None: the origin of the world.
         stamp_ns: time of the measurement in nanoseconds.
 
     Returns:
-        The number of points that were added, merged or confirmed.
+        What was remembered.
 
     Raises:
         ImageError: the image is not a full sphere. The memory is unchanged.
@@ -79,19 +97,29 @@ def observe_panorama(
     """
     pose = np.eye(4) if world_from_camera is None else np.asarray(world_from_camera, np.float64)
     pose = check_poses(pose[None], "The panorama pose")[0]
-    camera = observation_camera(image.shape[0])
-    views = panorama_views(
-        image, distance, world_from_camera=pose, camera=camera, stamp_ns=stamp_ns
-    )  # checks the input
+    settings = {
+        "world_from_camera": pose,
+        "camera": observation_camera(image.shape[0]),
+        "panorama_from_camera": observation_poses(),
+        "stamp_ns": stamp_ns,
+    }
+    views = panorama_views(image, distance, **settings)  # checks the input
+    estimated = None
     if distance is None:
         if world.depth_estimator is None:
             raise InputError(
                 "The panorama has no distances and no depth estimator is loaded. Send distances, or choose a model "
                 "that estimates them (parameter `depth_model`)."
             )
-        distance = _scale_to_memory(panorama_distance(image, world.depth_estimator), world, pose)
-    views = panorama_views(image, distance, world_from_camera=pose, camera=camera, stamp_ns=stamp_ns)
-    return sum(world.observe(view).inserted for view in views)
+        estimated = panorama_distance(image, world.depth_estimator)
+        estimated = replace(estimated, distance=_scale_to_memory(estimated.distance, world, pose))
+        views = panorama_views(image, estimated.distance, estimated=True, confidence=estimated.confidence, **settings)
+    points = count = 0
+    for view in views:
+        if view.depth is not None and (view.depth > 0).any():
+            points += world.observe(view).inserted
+            count += 1
+    return ObservedPanorama(points, count, estimated)
 
 
 def imagine_panorama(
@@ -174,21 +202,27 @@ def scratch_copy(world: WorldModel) -> WorldModel:
 
 
 def _scale_to_memory(distance: np.ndarray, world: WorldModel, pose: np.ndarray) -> np.ndarray:
-    """Scales estimated distances (h, 2 h) to the memory around `pose`, if it covers enough of it."""
+    """Scales estimated distances (h, 2 h) to the memory around `pose`, if it covers enough of it.
+
+    Observed distances determine the scale, estimated ones if there are too few.
+    """
     if not len(world.cloud):
         return distance
     camera = stitching_camera(MEMORY_HEIGHT_PX)
     poses = np.stack([pose @ pose_from_angles(*angles) for ring in rings(camera) for angles in ring])
     rendering = world.render_memory(camera, poses)
-    layers = (layer.cpu().numpy() for layer in (rendering.colour, rendering.depth, rendering.observed))
-    views = [
-        View(colour, camera, view_pose, np.where(observed, depth, np.float32(0)))
-        for view_pose, colour, depth, observed in zip(poses, *layers, strict=True)
-    ]
-    known = panorama_from_views(views, MEMORY_HEIGHT_PX, world_from_camera=pose, align=False).distance
-    assert known is not None
+    colours, depths, classes = (
+        layer.cpu().numpy() for layer in (rendering.colour, rendering.depth, rendering.provenance)
+    )
     estimated = cv2.resize(distance, (2 * MEMORY_HEIGHT_PX, MEMORY_HEIGHT_PX), interpolation=cv2.INTER_NEAREST)
-    both = (known > 0) & (estimated > 0)
-    if both.sum() < MIN_MEMORY_PX:
-        return distance
-    return (distance * np.median(known[both] / estimated[both])).astype(np.float32)
+    for lowest in (Provenance.OBSERVED, Provenance.ESTIMATED):
+        views = [
+            View(colour, camera, view_pose, np.where(kinds >= lowest, depth, np.float32(0)))
+            for view_pose, colour, depth, kinds in zip(poses, colours, depths, classes, strict=True)
+        ]
+        known = panorama_from_views(views, MEMORY_HEIGHT_PX, world_from_camera=pose, align=False).distance
+        assert known is not None
+        both = (known > 0) & (estimated > 0)
+        if both.sum() >= MIN_MEMORY_PX:
+            return (distance * np.median(known[both] / estimated[both])).astype(np.float32)
+    return distance

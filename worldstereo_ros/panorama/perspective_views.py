@@ -47,6 +47,15 @@ def bank_poses() -> np.ndarray:
     return np.stack([pose_from_angles(right, up) for right, up in angles])
 
 
+def observation_poses() -> np.ndarray:
+    """(29, 4, 4) panorama_from_camera of the views that are observed: the published ones, straight up, straight down.
+
+    The published ones leave out two caps around the poles.
+    """
+    caps = [pose_from_angles(0.0, up) for up in (0.5 * math.pi, -0.5 * math.pi)]
+    return np.concatenate([bank_poses(), np.stack(caps)])
+
+
 def bank_camera(width: int = BANK_SIZE_PX[0], height: int = BANK_SIZE_PX[1]) -> Camera:
     """The camera of the published layout at any size: 120 degrees wide and 90 degrees high."""
     fx = 0.5 * width / math.tan(0.5 * BANK_FOV_RAD[0])
@@ -114,6 +123,8 @@ def panorama_views(
     world_from_camera: np.ndarray | None = None,
     camera: Camera | None = None,
     panorama_from_camera: np.ndarray | None = None,
+    estimated: bool = False,
+    confidence: np.ndarray | None = None,
     stamp_ns: int = 0,
 ) -> Iterator[View]:
     """Renders perspective views of a panorama.
@@ -124,6 +135,8 @@ def panorama_views(
         world_from_camera: (4, 4) pose of the panorama (see the module); None: the origin of the world.
         camera: camera of every view; None: the published one.
         panorama_from_camera: (N, 4, 4) poses of the views; None: the 27 published ones.
+        estimated: the distances were estimated, not measured: label the views so.
+        confidence: (h, 2 h) float32 in 0..1 of the distances, for `View.depth_confidence`.
         stamp_ns: stamp of every view in nanoseconds.
 
     Returns:
@@ -132,19 +145,21 @@ def panorama_views(
     Raises:
         ImageError: the image is not a full sphere, not uint8 RGB, or too large; raised before the first view.
     """
-    _check(image, distance)
+    _check(image, distance, confidence)
     camera = bank_camera() if camera is None else camera
     local = bank_poses() if panorama_from_camera is None else np.asarray(panorama_from_camera, dtype=np.float64)
     origin = np.eye(4) if world_from_camera is None else np.asarray(world_from_camera, dtype=np.float64)
-    return _views(image, distance, camera, local, origin, stamp_ns)
+    return _views(image, distance, confidence, camera, local, origin, estimated, stamp_ns)
 
 
 def _views(
     image: np.ndarray,
     distance: np.ndarray | None,
+    confidence: np.ndarray | None,
     camera: Camera,
     local: np.ndarray,
     origin: np.ndarray,
+    estimated: bool,
     stamp_ns: int,
 ) -> Iterator[View]:
     image, supersampling = _limit_resolution(image, camera)
@@ -157,16 +172,26 @@ def _views(
         colour = cv2.remap(padded, column + _PAD_PX, row + _PAD_PX, cv2.INTER_LINEAR)
         if supersampling > 1:
             colour = cv2.resize(colour, (camera.width, camera.height), interpolation=cv2.INTER_AREA)
-        depth = None
+        depth = depth_confidence = None
         if distance is not None:
             height, width = distance.shape
             column, row = _project_sphere(rays @ pose[:3, :3].T.astype(np.float32), height)
-            nearest = distance[np.clip(np.rint(row), 0, height - 1).astype(int), np.rint(column).astype(int) % width]
+            pixels = np.clip(np.rint(row), 0, height - 1).astype(int), np.rint(column).astype(int) % width
+            nearest = distance[pixels]
             depth = np.where(np.isfinite(nearest) & (nearest > 0), nearest / length, 0).astype(np.float32)
-        yield View(colour, camera, origin @ pose, depth, stamp_ns=stamp_ns)
+            depth_confidence = None if confidence is None else confidence[pixels].astype(np.float32)
+        yield View(
+            colour,
+            camera,
+            origin @ pose,
+            depth,
+            stamp_ns=stamp_ns,
+            estimated=np.ones(colour.shape[:2], bool) if estimated else None,
+            depth_confidence=depth_confidence,
+        )
 
 
-def _check(image: np.ndarray, distance: np.ndarray | None) -> None:
+def _check(image: np.ndarray, distance: np.ndarray | None, confidence: np.ndarray | None) -> None:
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise ImageError(f"The panorama is {image.dtype} of shape {image.shape}; uint8 (H, W, 3) was expected.")
     height, width = image.shape[:2]
@@ -178,6 +203,11 @@ def _check(image: np.ndarray, distance: np.ndarray | None) -> None:
         )
     if distance is not None and (distance.ndim != 2 or abs(distance.shape[1] - 2 * distance.shape[0]) > 2):
         raise ImageError(f"The panorama's distances have shape {distance.shape}; (H, 2 H) was expected.")
+    if confidence is not None and (distance is None or confidence.shape != distance.shape):
+        raise ImageError(
+            f"The confidence of the panorama's distances has shape {confidence.shape}; the shape of the distances, "
+            f"{None if distance is None else distance.shape}, was expected."
+        )
 
 
 _PAD_PX = 2

@@ -3,7 +3,8 @@
 Every direction is looked up in every view that shows it. Low frequencies are blended over the whole overlap of two
 views and high frequencies over its middle (two bands of the multiresolution spline of Burt and Adelson, 1983), which
 leaves neither a step in brightness nor a doubled edge at a joint. Exposure is aligned before (`imaging/exposure.py`).
-Observed pixels take precedence over imagined ones. Axes of the panorama: see `perspective_views.py`.
+Observed pixels take precedence over estimated ones, and these over imagined ones. Axes of the panorama: see
+`perspective_views.py`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from worldstereo_ros.geometry.provenance import Provenance
 from worldstereo_ros.geometry.views import View
 from worldstereo_ros.imaging.codecs import check_size
 from worldstereo_ros.imaging.exposure import align_exposure, apply_gain
@@ -24,7 +26,8 @@ from worldstereo_ros.utils.errors import InputError
 MAX_BASELINE_M = 0.01  # distance of a view from the position of the panorama
 LOW_POWER, HIGH_POWER = 1.0, 8.0  # powers of the border weight, for low and for high frequencies
 BAND_SIGMA_WIDTHS = 0.04  # standard deviation that separates the two bands, in view widths
-IMAGINED_WEIGHT = 0.01  # of imagined pixels, relative to observed ones
+# Of pixels of a class, relative to observed ones
+CLASS_WEIGHTS = {Provenance.OBSERVED: 1.0, Provenance.ESTIMATED: 0.1, Provenance.IMAGINED: 0.01}
 SURFACE_TOLERANCE_RATIO = 0.05  # relative difference of two distances that are averaged
 MAX_SAMPLES = 4000  # directions at which two views are compared
 MIN_SAMPLES = 40  # common directions of two views that are compared
@@ -37,16 +40,26 @@ class Panorama:
     Attributes:
         image: (H, 2 H, 3) uint8 RGB.
         covered: (H, 2 H) bool, True where a view shows the direction; the rest of `image` is filled smoothly.
-        observed: (H, 2 H) bool, True where the pixel shows what a sensor observed.
+        provenance: (H, 2 H) uint8 values of `Provenance`; unknown where no view shows the direction.
         distance: (H, 2 H) float32 metres along the ray, 0 = unknown; None if no view has depth.
         world_from_camera: (4, 4) pose.
     """
 
     image: np.ndarray
     covered: np.ndarray
-    observed: np.ndarray
+    provenance: np.ndarray
     distance: np.ndarray | None
     world_from_camera: np.ndarray
+
+    @property
+    def observed(self) -> np.ndarray:
+        """(H, 2 H) bool, True where a camera saw the pixel and a sensor measured its distance."""
+        return self.provenance == Provenance.OBSERVED
+
+    @property
+    def estimated(self) -> np.ndarray:
+        """(H, 2 H) bool, True where a camera saw the pixel, at a distance that a model estimated."""
+        return self.provenance == Provenance.ESTIMATED
 
     @property
     def height(self) -> int:
@@ -87,13 +100,16 @@ def panorama_from_views(
     gains = align_exposure(len(views), _overlaps(views) if align else {})
     directions = panorama_directions(height)
     low, high = np.zeros((height, 2 * height, 4), np.float32), np.zeros((height, 2 * height, 4), np.float32)
-    observed = np.zeros((height, 2 * height), np.float32)
+    shares = {kind: np.zeros((height, 2 * height), np.float32) for kind in CLASS_WEIGHTS}
     for view, gain in zip(views, gains, strict=True):
         view = _limit_resolution(view, height)
         columns, rows, inside = project_directions(view, pose, directions)
         border = border_weight(columns, rows, view) * inside
-        view_observed = sample(view.observed_mask.astype(np.float32), columns, rows, nearest=True)
-        weight = border * (IMAGINED_WEIGHT + (1 - IMAGINED_WEIGHT) * view_observed)
+        classes = sample(view.provenance, columns, rows, nearest=True)
+        weight = np.zeros_like(border)
+        for kind, class_weight in CLASS_WEIGHTS.items():
+            weight[classes == kind] = class_weight
+        weight *= border
         colours = apply_gain(view.image, gain.astype(np.float32))
         smooth = cv2.GaussianBlur(
             colours, (0, 0), BAND_SIGMA_WIDTHS * view.camera.width, borderType=cv2.BORDER_REPLICATE
@@ -102,7 +118,8 @@ def panorama_from_views(
             band_weight = weight * border ** (power - 1)
             sums[..., :3] += band_weight[..., None] * sample(band, columns, rows)
             sums[..., 3] += band_weight
-        observed += weight * border ** (HIGH_POWER - 1) * view_observed
+        for kind, share in shares.items():
+            share += weight * border ** (HIGH_POWER - 1) * (classes == kind)
     covered = low[..., 3] > 0
     image = np.zeros((height, 2 * height, 3), np.float32)
     image[covered] = low[covered][:, :3] / low[covered][:, 3:]
@@ -111,10 +128,11 @@ def panorama_from_views(
     image[detailed] += high[detailed][:, :3] / high[detailed][:, 3:]
     if covered.any() and not covered.all():
         image = fill_sphere(image, covered)
+    kinds = np.array(list(shares), np.uint8)
     return Panorama(
         image=np.clip(np.rint(image), 0, 255).astype(np.uint8),
         covered=covered,
-        observed=covered & (observed > 0.5 * high[..., 3]),
+        provenance=np.where(covered, kinds[np.stack(list(shares.values())).argmax(axis=0)], np.uint8(0)),
         distance=_blend_distance(views, pose, directions),
         world_from_camera=pose,
     )
@@ -162,42 +180,6 @@ def view_difference(one: View, other: View) -> float | None:
     """
     colours = _overlap_colours(one, other)
     return None if colours is None else float(np.abs(colours[:, 0] - colours[:, 1]).mean())
-
-
-@dataclass(frozen=True)
-class Closure:
-    """How well a turn closes.
-
-    Attributes:
-        seam: mean absolute difference in grey levels of the two views that close the turn, over their overlap.
-        inner: mean of this difference over all other pairs of neighbours.
-    """
-
-    seam: float
-    inner: float
-
-    @property
-    def ratio(self) -> float:
-        """`seam` over `inner`: about 1 if there is no visible seam."""
-        return self.seam / max(self.inner, 1e-6)
-
-
-def closure(ring: Sequence[View], seam: int = -1) -> Closure | None:
-    """Compares the joint that closes a full turn with the other joints.
-
-    Args:
-        ring: views from one position in the order of a turn.
-        seam: the joint of `ring[seam]` with the next view closes the turn.
-
-    Returns:
-        None if neighbours do not overlap, or there are fewer than three views.
-    """
-    pairs = zip(ring, [*ring[1:], *ring[:1]], strict=True)
-    differences = [d for d in (view_difference(one, other) for one, other in pairs) if d is not None]
-    if len(ring) < 3 or len(differences) < len(ring):
-        return None
-    closing = differences.pop(seam)
-    return Closure(closing, float(np.mean(differences)))
 
 
 def fill_sphere(values: np.ndarray, valid: np.ndarray) -> np.ndarray:

@@ -107,7 +107,7 @@ def panorama_sheet(
     last = ground_truth
     if last is None:
         last = depth_image(np.zeros(size[::-1], np.float32) if panorama.distance is None else panorama.distance)
-    cells = [observed, panorama.image, provenance_overlay(panorama.image, panorama.observed), last]
+    cells = [observed, panorama.image, provenance_overlay(panorama.image, panorama.provenance), last]
     cells = [cv2.resize(cell, size, interpolation=cv2.INTER_AREA) for cell in cells]
     column_gap = np.full((size[1], PANORAMA_GAP_PX, 3), 255, np.uint8)
     rows = [np.concatenate([cells[i], column_gap, cells[i + 1]], axis=1) for i in (0, 2)]
