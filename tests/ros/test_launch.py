@@ -97,7 +97,8 @@ def test_rviz_qos_matches_publishers():
         latched = profiles[topic["Value"]].durability == DurabilityPolicy.TRANSIENT_LOCAL
         assert topic["Durability Policy"] == ("Transient Local" if latched else "Volatile"), name
         assert topic["Reliability Policy"] == "Reliable", name
-    names = ("map", "map/imagined", "views", "image", "observed", "points")
+    names = ("map", "map/estimated", "map/imagined", "views", "image", "observed", "points")
+    names += ("provenance", "provenance/colour")
     assert displayed >= {f"/worldstereo/{name}" for name in names}
 
 
@@ -126,5 +127,8 @@ def test_nav2_layer_marks_observed_points_only():
         assert source["obstacle_max_range"] > 2.5
         assert not source["clearing"]
     assert layer["observed_map"]["marking"]
+    # Of all topics only these two hold nothing but observed points.
+    marked = {layer[name]["topic"] for name in sources if layer[name]["marking"]}
+    assert marked <= {"/worldstereo/map", "/worldstereo/points/observed"}
     assert layer["observed_map"]["sensor_frame"] == "base_link"
     assert not layer["imagined_view"]["marking"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import dataclasses
 import math
 
 import numpy as np
@@ -16,6 +17,7 @@ from worldstereo_ros.srv import ImagineView
 
 from worldstereo_ros.geometry.calibration import calibration_from_info
 from worldstereo_ros.geometry.cameras import Camera
+from worldstereo_ros.geometry.provenance import Provenance
 from worldstereo_ros.geometry.views import ImaginedView, View
 from worldstereo_ros.imaging.codecs import COLOUR_ENCODINGS, DEPTH_ENCODINGS, ImageError
 from worldstereo_ros.ros.conversions import clouds, markers, messages
@@ -202,6 +204,24 @@ def test_non_finite_points_are_removed(bad):
     np.testing.assert_array_equal(kept[:, 4], np.delete(np.arange(10) % 2 == 0, 4))
 
 
+def test_attributes_of_points_are_fields():
+    points = np.arange(30, dtype=np.float32).reshape(10, 3)
+    points[4, 1] = np.nan
+    classes = (np.arange(10) % 3 + 1).astype(np.uint8)
+    confidence = np.linspace(0, 1, 10, dtype=np.float32)
+    message = clouds.cloud_message(
+        points, np.zeros((10, 3), np.uint8), HEADER, depth_confidence=confidence, provenance=classes
+    )
+    fields = [(field.name, field.offset, field.datatype) for field in message.fields[4:]]
+    assert fields == [("depth_confidence", 16, PointField.FLOAT32), ("provenance", 20, PointField.UINT8)]
+    assert message.point_step == 24
+    raw = np.frombuffer(message.data, np.uint8).reshape(9, 24)
+    np.testing.assert_array_equal(raw[:, 20], np.delete(classes, 4))
+    assert not raw[:, 21:].any()
+    np.testing.assert_array_equal(raw[:, 16:20].copy().view("<f4")[:, 0], np.delete(confidence, 4))
+    np.testing.assert_array_equal(clouds.cloud_arrays(message)[0], np.delete(points, 4, axis=0))
+
+
 def test_large_finite_points_are_kept():
     points = np.full((4, 3), 3e38, np.float32)  # their sum overflows
     assert clouds.cloud_message(points, np.zeros((4, 3), np.uint8), HEADER).width == 4
@@ -274,6 +294,36 @@ def test_view_without_depth_has_unknown_depth():
     assert messages.nanoseconds(message.observation_stamp) == 7
 
 
+def test_views_survive_the_message():
+    random = np.random.default_rng(4)
+    observed, estimated = np.zeros((2, 6, 8), bool)
+    observed[:2], estimated[2:4] = True, True
+    view = dataclasses.replace(
+        imagined(1.0),
+        depth=random.uniform(1, 5, (6, 8)).astype(np.float32),
+        observed=observed,
+        estimated=estimated,
+        confidence=random.random((6, 8), np.float32),
+        depth_confidence=random.random((6, 8), np.float32),
+    )
+    message = messages.view_message(view, HEADER, "map")
+    assert set(message.provenance.data) == {message.IMAGINED, message.ESTIMATED, message.OBSERVED}
+    assert message.estimated_fraction == message.observed_fraction == pytest.approx(1 / 3)
+    back = messages.view_from_message(message)
+    for name in ("image", "depth", "observed", "estimated", "provenance", "world_from_camera"):
+        np.testing.assert_array_equal(getattr(back, name), getattr(view, name), err_msg=name)
+    for name in ("confidence", "depth_confidence"):
+        np.testing.assert_allclose(getattr(back, name), getattr(view, name), atol=0.51 / 255, err_msg=name)
+    plain = messages.view_from_message(messages.view_message(imagined(), HEADER, "map"))
+    assert plain.estimated is plain.confidence is plain.depth_confidence is None
+    assert not plain.observed.any()
+
+
+def test_message_has_the_values_of_provenance():
+    message = messages.ImaginedViewMessage()
+    assert {kind.name: getattr(message, kind.name) for kind in Provenance} == {kind.name: kind for kind in Provenance}
+
+
 def test_frusta_point_along_optical_axis():
     view = imagined(1.0)
     corners = markers.corners(view, 2.0)
@@ -281,9 +331,12 @@ def test_frusta_point_along_optical_axis():
     np.testing.assert_allclose(corners[1:].mean(axis=0), [1, 0, 2.0], atol=1e-9)
     np.testing.assert_allclose(corners[2, 0] - corners[1, 0], 2.0 * 8 / 5)
     observation = View(view.image, view.camera, np.eye(4))
-    marker_array = markers.frusta([observation, view], [imagined(0.0), view], HEADER)
+    estimated = dataclasses.replace(observation, estimated=np.ones((6, 8), bool))
+    marker_array = markers.frusta([observation, view, estimated, estimated], [imagined(0.0), view], HEADER)
     counts = {marker.ns: len(marker.points) for marker in marker_array.markers}
-    assert counts == {"observed views": 16, "imagined views": 32, "imagined path": 2}
+    assert counts == {"observed views": 16, "estimated views": 32, "imagined views": 32, "imagined path": 2}
+    colours = [(m.color.r, m.color.g, m.color.b) for m in marker_array.markers[:3]]
+    assert len(set(colours)) == 3
 
 
 def test_empty_markers_delete_previous_ones():

@@ -20,8 +20,10 @@ from worldstereo_ros.action import ImaginePath
 from worldstereo_ros.msg import ImaginedView
 from worldstereo_ros.srv import ImagineView
 
+from worldstereo_ros.geometry.provenance import Provenance
 from worldstereo_ros.ros.conversions import messages, qos
 from worldstereo_ros.ros.conversions.clouds import cloud_arrays
+from worldstereo_ros.visualization.images import provenance_colours
 
 SUCCEEDED, ABORTED, CANCELED = GoalStatus.STATUS_SUCCEEDED, GoalStatus.STATUS_ABORTED, GoalStatus.STATUS_CANCELED
 Result = ImaginePath.Result
@@ -51,7 +53,10 @@ def test_goal_publishes_every_output(geometric):
         "camera_info": (CameraInfo, qos.VIEW),
         "depth": (Image, qos.VIEW),
         "observed": (Image, qos.VIEW),
+        "provenance": (Image, qos.VIEW),
+        "provenance/colour": (Image, qos.VIEW),
         "confidence": (Image, qos.VIEW),
+        "depth_confidence": (Image, qos.VIEW),
         "conditioning": (Image, qos.VIEW),
         "view": (ImaginedView, qos.VIEW),
         "points": (PointCloud2, qos.CLOUD),
@@ -69,15 +74,16 @@ def test_goal_publishes_every_output(geometric):
     assert result.views_done == 5
     assert 0.5 < result.coverage <= 1.0
     assert 0.3 < result.observed_fraction <= 1.0
+    assert result.estimated_fraction < 0.05  # all depth was measured; gaps of it between surfaces are estimated
     assert 0 < result.seconds_to_first <= result.seconds
     assert feedback[0].stage == "waiting"
     assert {item.stage for item in feedback} >= {"rendering", "imagining"}
     assert [item.views_done for item in feedback] == sorted(item.views_done for item in feedback)
     assert feedback[-1].views == 5
 
-    per_view = ("image", "camera_info", "depth", "view", "observed", "conditioning", "confidence")
+    per_view = tuple(name for name, (_, profile) in kinds.items() if profile is qos.VIEW)
     assert wait_for(lambda: all(len(received[name]) >= 5 for name in per_view) and received["points"])
-    image_topics = ("image", "camera_info", "depth", "observed", "conditioning")
+    image_topics = tuple(name for name in per_view if name != "view")
     for index, view in enumerate(received["view"]):
         headers = [received[name][index].header for name in image_topics]
         assert all(header == view.header for header in headers)
@@ -92,10 +98,19 @@ def test_goal_publishes_every_output(geometric):
         assert (view.observed.encoding, len(view.observed.data)) == ("mono8", WIDTH * HEIGHT)
         assert set(np.unique(view.observed.data)) <= {0, 255}
         assert abs(np.mean(view.observed.data) / 255 - view.observed_fraction) < 1e-4
+        classes = messages.grey_array(view.provenance)
+        assert set(np.unique(classes)) <= {Provenance.IMAGINED, Provenance.ESTIMATED, Provenance.OBSERVED}
+        np.testing.assert_array_equal((classes == Provenance.OBSERVED).ravel(), np.asarray(view.observed.data) == 255)
+        assert (classes == Provenance.ESTIMATED).mean() == pytest.approx(view.estimated_fraction, abs=1e-6)
+        assert view.provenance == received["provenance"][index]
+        colours = messages.image_array(received["provenance/colour"][index])
+        np.testing.assert_array_equal(colours, provenance_colours(classes))
+        assert view.depth_confidence == received["depth_confidence"][index]
         assert view.confidence == received["confidence"][index]
         assert (view.confidence.encoding, len(view.confidence.data)) == ("mono8", WIDTH * HEIGHT)
-        observed_confidence = np.asarray(view.confidence.data)[np.asarray(view.observed.data) == 255]
-        assert observed_confidence.mean() > np.mean(view.confidence.data)
+        observed = classes == Provenance.OBSERVED
+        confidence = messages.grey_array(view.confidence)
+        assert observed.all() or confidence[observed].mean() > confidence[~observed].mean()
         np.testing.assert_allclose(view.camera_info.k, CAMERA.matrix.reshape(-1))
     # The first pose is that of the observation: observed pixels must equal those of the observation.
     first = messages.image_array(received["view"][0].image).astype(int)
@@ -135,8 +150,9 @@ def test_points_are_in_base_frame_at_stamp_of_its_transform(geometric):
     assert wait_for(lambda: received)
     cloud = received[-1]
     assert cloud.header.frame_id == "base_link"
-    assert [field.name for field in cloud.fields] == ["x", "y", "z", "rgb", "observed", "confidence"]
-    points = np.frombuffer(cloud.data, "<f4").reshape(-1, 6)
+    names = ["x", "y", "z", "rgb", "observed", "confidence", "depth_confidence", "provenance"]
+    assert [field.name for field in cloud.fields] == names
+    points = np.frombuffer(cloud.data, "<f4").reshape(-1, 8)
     assert np.isclose(np.median(points[:, 0]), 2.1, atol=0.05)
     assert set(np.unique(points[:, 4])) <= {0.0, 1.0}
     assert 0 <= points[:, 5].min() < points[:, 5].max() <= 1
@@ -148,7 +164,8 @@ def test_markers_show_observed_and_imagined_views(geometric):
     received = robot.subscribe(f"{NODE}/views", MarkerArray, qos.MAP)
     assert wait_for(lambda: received and any(m.ns == "imagined path" and m.points for m in received[-1].markers))
     by_name = {marker.ns: marker for marker in received[-1].markers}
-    assert set(by_name) == {"observed views", "imagined views", "imagined path"}
+    assert set(by_name) == {"observed views", "estimated views", "imagined views", "imagined path"}
+    assert by_name["estimated views"].action == Marker.DELETE
     assert len(by_name["observed views"].points) % 16 == 0
     assert by_name["observed views"].header.frame_id == "map"
     assert by_name["imagined path"].type == Marker.LINE_STRIP

@@ -270,6 +270,7 @@ class RecordedEvents:
 
 class StubView:
     coverage = observed_fraction = 0.5
+    estimated_fraction = 0.25
     count = 3
 
     def __init__(self, index: int) -> None:

@@ -4,7 +4,7 @@ with WorldStereoClient() as client:
     client.wait_until_ready()
     client.add_observation(view)             # View: image, depth, camera, pose
     result = client.imagine(path, views=21)  # path: (N, 4, 4) camera poses
-    for view in result.views:                # ImaginedView: image, depth, observed, confidence
+    for view in result.views:                # ImaginedView: image, depth, provenance, confidence
         ...
 """
 
@@ -31,25 +31,22 @@ from std_srvs.srv import Trigger
 from tf2_msgs.msg import TFMessage
 
 from worldstereo_ros.action import ImaginePath
-from worldstereo_ros.geometry.calibration import calibration_from_info
 from worldstereo_ros.geometry.poses import invert_pose
 from worldstereo_ros.geometry.views import ImaginedView, View
 from worldstereo_ros.msg import ImaginedView as ImaginedViewMessage
 from worldstereo_ros.ros.conversions import qos
 from worldstereo_ros.ros.conversions.messages import (
     colour_message,
-    confidence_array,
-    depth_array,
     depth_message,
     image_array,
     info_message,
     nanoseconds,
-    pose_matrix,
     pose_message,
     transform_message,
+    view_from_message,
 )
 from worldstereo_ros.srv import LoadMap, SaveMap
-from worldstereo_ros.utils.errors import WorldStereoError
+from worldstereo_ros.utils.errors import InputError, WorldStereoError
 
 # A camera at the origin of the base that looks along x: optical axes (x right, y down, z forward) in REP 103 axes.
 BASE_FROM_CAMERA = np.array([[0, 0, 1, 0], [-1, 0, 0, 0], [0, -1, 0, 0], [0, 0, 0, 1]], dtype=np.float64)
@@ -71,6 +68,7 @@ class ImagineResult:
     Attributes:
         views: the imagined views in the order of the path.
         error_code, error_msg: error code and message of the action; 0 and empty if it succeeded.
+        observed_fraction, estimated_fraction: means over the views, 0..1.
         seconds: time from acceptance of the goal to its end. seconds_to_first: time to the first view.
         arrivals: seconds from the request to the arrival of each view.
     """
@@ -81,6 +79,8 @@ class ImagineResult:
     seconds: float
     seconds_to_first: float
     arrivals: list[float] = field(default_factory=list)
+    observed_fraction: float = 0.0
+    estimated_fraction: float = 0.0
 
 
 class WorldStereoClient:
@@ -201,19 +201,28 @@ class WorldStereoClient:
         The node may drop it when it is busy. `add_observation` waits until it is in the memories.
 
         Args:
-            view: image, camera, pose and, optionally, depth.
+            view: image, camera, pose and, optionally, depth. Only measured depth is published, since the node cannot
+                tell estimated depth from it.
 
         Returns:
             Its stamp (now) in nanoseconds.
+
+        Raises:
+            InputError: the view is imagined.
         """
+        if not view.is_observation:
+            raise InputError("The view is imagined; the node would remember it as observed. Publish observations only.")
         stamp = self.node.get_clock().now()
         header = Header(stamp=stamp.to_msg(), frame_id=self.camera_frame)
         world = Header(stamp=header.stamp, frame_id=self.world_frame)
         world_from_base = view.world_from_camera @ invert_pose(self.base_from_camera)
         self._tf.publish(TFMessage(transforms=[transform_message(world_from_base, world, self.base_frame)]))
         self._info.publish(info_message(view.camera, header))
-        if view.depth is not None:
-            self._depth.publish(depth_message(view.depth, header))
+        depth = view.depth
+        if depth is not None and view.estimated is not None:
+            depth = np.where(view.estimated, np.float32(0), depth) if (depth[~view.estimated] > 0).any() else None
+        if depth is not None:
+            self._depth.publish(depth_message(depth, header))
         self._image.publish(colour_message(view.image, header))
         return stamp.nanoseconds
 
@@ -221,7 +230,7 @@ class WorldStereoClient:
         """Publishes an observation and waits until it is in the node's memories. Publishes it again if it got lost.
 
         Args:
-            view: image, camera, pose and, optionally, depth.
+            view: see `publish_view`.
             timeout: seconds to wait after each attempt.
             attempts: number of attempts.
 
@@ -229,6 +238,7 @@ class WorldStereoClient:
             Its stamp in nanoseconds.
 
         Raises:
+            InputError: the view is imagined.
             NodeTimeoutError: the node remembered none of the attempts.
         """
         for _ in range(attempts):
@@ -290,7 +300,14 @@ class WorldStereoClient:
         with self._lock:
             arrivals = [received_at - started for received_at, _ in self._views]
         return ImagineResult(
-            imagined, result.error_code, result.error_msg, result.seconds, result.seconds_to_first, arrivals
+            imagined,
+            result.error_code,
+            result.error_msg,
+            result.seconds,
+            result.seconds_to_first,
+            arrivals,
+            result.observed_fraction,
+            result.estimated_fraction,
         )
 
     def path_message(self, world_from_camera: np.ndarray) -> Path:
@@ -370,29 +387,3 @@ class WorldStereoClient:
         with self._lock:
             views = [(message, self._conditioning.get(nanoseconds(message.header.stamp))) for _, message in self._views]
         return [view_from_message(message, conditioning) for message, conditioning in views]
-
-
-def view_from_message(message: ImaginedViewMessage, conditioning: np.ndarray | None = None) -> ImaginedView:
-    """Converts a message of `~/view` to a view.
-
-    Args:
-        message: the message.
-        conditioning: (H, W, 3) uint8 image of `~/conditioning` with the same stamp.
-
-    Raises:
-        ValueError: an image, the camera or the pose of the message is invalid.
-    """
-    observed = image_array(message.observed)
-    observed = (observed[..., 0] if observed.ndim == 3 else observed) > 127
-    return ImaginedView(
-        image=image_array(message.image),
-        camera=calibration_from_info(message.camera_info).camera,
-        world_from_camera=pose_matrix(message.pose.pose),
-        depth=depth_array(message.depth),
-        observed=observed,
-        stamp_ns=nanoseconds(message.observation_stamp),
-        confidence=confidence_array(message.confidence),
-        conditioning=conditioning,
-        index=message.index,
-        count=message.count,
-    )

@@ -59,7 +59,11 @@ def main(arguments: list[str] | None = None) -> int:
         if result.error_code:
             print(f"robot: the goal ended with error {result.error_code}: {result.error_msg}", file=sys.stderr)
             return 1
-        print(f"{len(result.views)} views in {result.seconds:.1f} s; the map is on {options.node}/map", flush=True)
+        print(
+            f"{len(result.views)} views in {result.seconds:.1f} s: {result.observed_fraction:.0%} of the pixels "
+            f"observed, {result.estimated_fraction:.0%} estimated; the map is on {options.node}/map",
+            flush=True,
+        )
         try:
             while not options.once:  # RViz needs the robot's transforms to be recent
                 client.publish_view(last)

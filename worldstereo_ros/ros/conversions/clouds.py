@@ -38,6 +38,8 @@ def cloud_message(
     *,
     observed: np.ndarray | None = None,
     confidence: np.ndarray | None = None,
+    depth_confidence: np.ndarray | None = None,
+    provenance: np.ndarray | None = None,
 ) -> PointCloud2:
     """Packs points and colours into an unordered PointCloud2.
 
@@ -45,8 +47,10 @@ def cloud_message(
         points: (N, 3) float32 metres in the header's frame; points with a non-finite coordinate are removed.
         colours: (N, 3) uint8 RGB; packed as the bits 0x00RRGGBB of a float32.
         header: frame and time.
-        observed: (N,) bool; adds a field `observed`: 1 = a sensor saw the point, 0 = imagined.
-        confidence: (N,) probability in 0..1; adds a field `confidence`.
+        observed: (N,) bool; adds a float32 field `observed`: 1 = seen and measured by a sensor, else 0. Filters such as
+            PCL's PassThrough accept float32 fields only.
+        confidence, depth_confidence: (N,) probabilities in 0..1; add float32 fields of these names.
+        provenance: (N,) uint8 values of `Provenance`; adds a uint8 field `provenance`.
 
     Raises:
         ValueError: points and colours are not both of shape (N, 3).
@@ -59,20 +63,27 @@ def cloud_message(
     data = array.array("B", b"\0") * (len(points) * 16)
     if not _pack(np.frombuffer(data, dtype=np.uint32), points.reshape(-1).view(np.uint32), colours.reshape(-1)):
         finite = np.isfinite(points).all(axis=1)
-        observed = None if observed is None else observed[finite]
-        confidence = None if confidence is None else confidence[finite]
-        return cloud_message(points[finite], colours[finite], header, observed=observed, confidence=confidence)
-    extra = {name: value for name, value in (("observed", observed), ("confidence", confidence)) if value is not None}
-    words = 4 + len(extra)
-    if extra:
+        layers = {"observed": observed, "confidence": confidence, "depth_confidence": depth_confidence}
+        kept = {name: None if layer is None else layer[finite] for name, layer in layers.items()}
+        kept["provenance"] = None if provenance is None else provenance[finite]
+        return cloud_message(points[finite], colours[finite], header, **kept)
+    # One word of four bytes per field; the byte `provenance` is last, padded to a word.
+    layers = {"observed": observed, "confidence": confidence, "depth_confidence": depth_confidence}
+    extra = {name: layer for name, layer in layers.items() if layer is not None}
+    names = ["x", "y", "z", "rgb", *extra]
+    words = len(names) + (provenance is not None)
+    if words > 4:
         rows = np.empty((len(points), words), np.float32)
         rows[:, :4] = np.frombuffer(data, dtype=np.float32).reshape(-1, 4)
-        for column, value in enumerate(extra.values()):
-            rows[:, 4 + column] = value
+        for column, layer in enumerate(extra.values()):
+            rows[:, 4 + column] = layer
+        if provenance is not None:
+            rows.view(np.uint32)[:, -1] = provenance  # little endian: the value is in the first byte
         data = array.array("B", rows.tobytes())
     message = PointCloud2(header=header, height=1, width=len(points), point_step=4 * words, row_step=len(data))
-    names = ("x", "y", "z", "rgb", *extra)
     message.fields = [PointField(name=name, offset=4 * i, datatype=_FLOAT32, count=1) for i, name in enumerate(names)]
+    if provenance is not None:
+        message.fields.append(PointField(name="provenance", offset=4 * len(names), datatype=PointField.UINT8, count=1))
     message.is_dense = True
     message.is_bigendian = False
     message.data = data

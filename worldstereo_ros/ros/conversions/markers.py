@@ -11,27 +11,33 @@ from visualization_msgs.msg import Marker, MarkerArray
 
 from worldstereo_ros.geometry.views import View
 
-# The same colours as in all figures of the project: blue = observed, orange = imagined.
+# The same hues as in all figures of the project: blue = observed, yellow = estimated, orange = imagined.
 OBSERVED = ColorRGBA(r=0.20, g=0.55, b=1.00, a=0.9)
+ESTIMATED = ColorRGBA(r=1.00, g=0.90, b=0.25, a=0.9)
 IMAGINED = ColorRGBA(r=1.00, g=0.60, b=0.15, a=0.9)
 FRUSTUM_LENGTH_M = 0.25  # from the camera centre to the drawn image plane
 _EDGES = ((0, 1), (0, 2), (0, 3), (0, 4), (1, 2), (2, 3), (3, 4), (4, 1))
 
 
 def frusta(bank: Sequence[View], imagined: Sequence[View], header: Header) -> MarkerArray:
-    """Draws the frusta of observed and imagined views and the path of the imagined ones.
+    """Draws the frusta of views and the path of the imagined ones.
 
-    Always three markers, whatever the number of views: line lists draw fast, and an update replaces them.
+    Always four markers, whatever the number of views: line lists draw fast, and an update replaces them.
 
     Args:
-        bank: views of the view bank; imagined ones among them are skipped.
+        bank: views of the view bank; imagined ones among them are skipped. Observations with estimated depth are drawn
+            apart from those with measured depth.
         imagined: imagined views, in the order of their path.
         header: world frame and time.
     """
-    observed = [view for view in bank if view.observed is None]
+    observations = [view for view in bank if view.is_observation]
+    is_estimated = [bool(view.estimated_mask.any()) for view in observations]
+    observed = [view for view, estimated in zip(observations, is_estimated, strict=True) if not estimated]
+    estimated = [view for view, estimated in zip(observations, is_estimated, strict=True) if estimated]
     return MarkerArray(
         markers=[
             _lines("observed views", observed, OBSERVED, header),
+            _lines("estimated views", estimated, ESTIMATED, header),
             _lines("imagined views", imagined, IMAGINED, header),
             _path(imagined, header),
         ]

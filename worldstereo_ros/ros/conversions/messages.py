@@ -16,7 +16,9 @@ from nav_msgs.msg import Path
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Header
 
+from worldstereo_ros.geometry.calibration import calibration_from_info
 from worldstereo_ros.geometry.cameras import Camera
+from worldstereo_ros.geometry.provenance import Provenance
 from worldstereo_ros.geometry.views import ImaginedView
 from worldstereo_ros.imaging import codecs
 from worldstereo_ros.imaging.codecs import ImageError
@@ -202,8 +204,13 @@ def confidence_array(message: Image) -> np.ndarray | None:
     """Converts a mono8 image to (H, W) float32 in 0..1; None if it has no pixels. Raises ImageError."""
     if message.width * message.height == 0:
         return None
+    return grey_array(message).astype(np.float32) / 255
+
+
+def grey_array(message: Image) -> np.ndarray:
+    """Converts a mono8 image to (H, W) uint8. Raises ImageError."""
     grey = image_array(message)
-    return grey.reshape(*grey.shape[:2], -1)[..., 0].astype(np.float32) / 255
+    return grey.reshape(*grey.shape[:2], -1)[..., 0]
 
 
 def _image(header: Header, encoding: str, height: int, width: int, step: int, data: np.ndarray) -> Image:
@@ -237,13 +244,23 @@ class ViewImages:
 
     @functools.cached_property
     def observed(self) -> Image:
-        """Observed mask, mono8: 255 = observed, 0 = imagined."""
+        """Observed mask, mono8: 255 = observed, else 0."""
         return mask_message(self._view.observed_mask, self._header)
+
+    @functools.cached_property
+    def provenance(self) -> Image:
+        """Provenance, mono8: values of `Provenance`."""
+        return colour_message(self._view.provenance, self._header)
 
     @functools.cached_property
     def confidence(self) -> Image:
         """Confidence, mono8: 255 = 1; no pixels if the view has no confidence."""
         return confidence_message(self._view.confidence, self._header)
+
+    @functools.cached_property
+    def depth_confidence(self) -> Image:
+        """Confidence of the depth, mono8: 255 = 1; no pixels if the view has none."""
+        return confidence_message(self._view.depth_confidence, self._header)
 
     @functools.cached_property
     def camera_info(self) -> CameraInfo:
@@ -269,7 +286,36 @@ def view_message(
     message.camera_info = images.camera_info
     message.image, message.depth, message.observed = images.image, images.depth, images.observed
     message.coverage = view.coverage
-    message.observed_fraction = view.observed_fraction
+    message.observed_fraction, message.estimated_fraction = view.observed_fraction, view.estimated_fraction
     message.index, message.count = view.index, view.count
-    message.confidence = images.confidence
+    message.confidence, message.depth_confidence = images.confidence, images.depth_confidence
+    message.provenance = images.provenance
     return message
+
+
+def view_from_message(message: ImaginedViewMessage, conditioning: np.ndarray | None = None) -> ImaginedView:
+    """Converts a message of `~/view` to a view, the inverse of `view_message`.
+
+    Args:
+        message: the message.
+        conditioning: (H, W, 3) uint8 image of `~/conditioning` with the same stamp.
+
+    Raises:
+        ValueError: an image, the camera or the pose of the message is invalid.
+    """
+    provenance = grey_array(message.provenance)
+    estimated = provenance == Provenance.ESTIMATED
+    return ImaginedView(
+        image=image_array(message.image),
+        camera=calibration_from_info(message.camera_info).camera,
+        world_from_camera=pose_matrix(message.pose.pose),
+        depth=depth_array(message.depth),
+        observed=provenance == Provenance.OBSERVED,
+        stamp_ns=nanoseconds(message.observation_stamp),
+        confidence=confidence_array(message.confidence),
+        estimated=estimated if estimated.any() else None,
+        depth_confidence=confidence_array(message.depth_confidence),
+        conditioning=conditioning,
+        index=message.index,
+        count=message.count,
+    )

@@ -49,7 +49,7 @@ class NodeDiagnostics:
         self._jobs: Counter[str] = Counter()
         self._last_fault = ""
         self._last_fault_at = -1e9
-        self._last_coverage = 0.0
+        self._last_fractions = (0.0, 0.0, 0.0)
         self.problem = ""
         self.faults = 0
 
@@ -87,20 +87,20 @@ class NodeDiagnostics:
             self._logged_at[key] = now
         self._warn(text)
 
-    def on_job_ended(self, code: str, views: int, seconds: float, coverage: float) -> None:
+    def on_job_ended(self, code: str, views: int, seconds: float, fractions: tuple[float, float, float]) -> None:
         """Counts a job by the name of its error code.
 
         Args:
             code: name of the `ErrorCode`.
             views: number of finished views.
             seconds: seconds of work.
-            coverage: mean of the finished views, 0..1.
+            fractions: (coverage, observed fraction, estimated fraction), means over the finished views, 0..1.
         """
         with self._lock:
             self._jobs["succeeded" if code == "NONE" else code.lower()] += 1
             if views:
                 self._view_seconds.append(seconds / views)
-                self._last_coverage = coverage
+                self._last_fractions = fractions
 
     def last_at(self, topic: str) -> float | None:
         """`time.monotonic()` of the last message on a topic; None if there was none."""
@@ -120,11 +120,14 @@ class NodeDiagnostics:
         now = time.monotonic()
         with self._lock:
             topics = dict(self._topics)
+            coverage, observed, estimated = self._last_fractions
             node_values = {
                 "state": state,
                 **values,
                 "seconds per view": _mean(self._view_seconds),
-                "coverage of the last job": f"{self._last_coverage:.3f}",
+                "coverage of the last job": f"{coverage:.3f}",
+                "observed fraction of the last job": f"{observed:.3f}",
+                "estimated fraction of the last job": f"{estimated:.3f}",
                 "faults": self.faults,
                 "last fault": self._last_fault,
                 "process memory [MB]": f"{resident_megabytes():.0f}",

@@ -41,7 +41,7 @@ class JobResult:
     Attributes:
         code, message: NONE and empty if the job succeeded.
         views_done: number of finished views.
-        coverage, observed_fraction: means over the finished views, 0..1.
+        coverage, observed_fraction, estimated_fraction: means over the finished views, 0..1.
         seconds: time from acceptance to the end. seconds_to_first: time from acceptance to the first view; 0 if there
             is none.
         view: the last finished view.
@@ -52,6 +52,7 @@ class JobResult:
     views_done: int = 0
     coverage: float = 0.0
     observed_fraction: float = 0.0
+    estimated_fraction: float = 0.0
     seconds: float = 0.0
     seconds_to_first: float = 0.0
     view: ImaginedView | None = None
@@ -93,7 +94,7 @@ class Job:
     Attributes:
         accepted_at: `time.monotonic()` of its creation.
         deadline: `time.monotonic()` by which it must be done.
-        views_done: number of finished views. coverage_sum: sum of their coverage.
+        views_done: number of finished views.
     """
 
     def __init__(
@@ -115,7 +116,7 @@ class Job:
         self.timeout = timeout
         self.deadline = self.accepted_at + timeout
         self.views_done = 0
-        self.coverage_sum = self._observed_sum = 0.0
+        self._coverage_sum = self._observed_sum = self._estimated_sum = 0.0
         self._seconds_to_first: float | None = None
         self._last_view: ImaginedView | None = None
         self._on_progress, self._on_end = on_progress, on_end
@@ -127,6 +128,12 @@ class Job:
     def views(self) -> int:
         """Number of requested views."""
         return len(self.world_from_camera)
+
+    @property
+    def fractions(self) -> tuple[float, float, float]:
+        """(coverage, observed fraction, estimated fraction): means over the finished views, 0 without one."""
+        count = max(self.views_done, 1)
+        return self._coverage_sum / count, self._observed_sum / count, self._estimated_sum / count
 
     @property
     def ended(self) -> bool:
@@ -160,8 +167,9 @@ class Job:
     def add_view(self, view: ImaginedView) -> None:
         """Counts a finished view."""
         self.views_done += 1
-        self.coverage_sum += view.coverage
+        self._coverage_sum += view.coverage
         self._observed_sum += view.observed_fraction
+        self._estimated_sum += view.estimated_fraction
         self._last_view = view
         if self._seconds_to_first is None:
             self._seconds_to_first = time.monotonic() - self.accepted_at
@@ -185,12 +193,13 @@ class Job:
             if self._ended:
                 return False
             self._ended = True
-        count = max(self.views_done, 1)
+        coverage, observed_fraction, estimated_fraction = self.fractions
         result = replace(
             result,
             views_done=self.views_done,
-            coverage=self.coverage_sum / count,
-            observed_fraction=self._observed_sum / count,
+            coverage=coverage,
+            observed_fraction=observed_fraction,
+            estimated_fraction=estimated_fraction,
             seconds=time.monotonic() - self.accepted_at,
             seconds_to_first=self._seconds_to_first or 0.0,
             view=self._last_view,

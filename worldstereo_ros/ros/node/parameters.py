@@ -86,16 +86,16 @@ class NodeParameters:
     device: str = _row("auto", "Device: auto (CUDA if available), cpu, cuda or cuda:N.", applies=CONFIGURE)
     depth_source: str = _row(
         "auto",
-        "Source of depth: sensor (the topic depth; images without depth are rejected), model (always depth_model), or "
-        "auto (the topic depth, else depth_model).",
+        "Source of depth: sensor (the topic depth; images without depth are rejected), model (always depth_model; all "
+        "points are estimated, none observed), or auto (the topic depth, else depth_model).",
         choices=("auto", "sensor", "model"),
         applies=CONFIGURE,
     )
     depth_model: str = _row(
         "",
         "Depth model for images without a depth image: small (the bundled network), the name or folder of a depth "
-        "estimation model, or none (such images are rejected); empty = small until the first depth image arrives, then "
-        "none.",
+        "estimation model, or none (such images are rejected; nothing is estimated); empty = small until the first "
+        "depth image arrives, then none. Points of such images are estimated: on ~/map/estimated, never on ~/map.",
         applies=CONFIGURE,
     )
 

@@ -15,12 +15,14 @@ from tf2_msgs.msg import TFMessage
 from visualization_msgs.msg import MarkerArray
 
 from worldstereo_ros.geometry.cameras import Camera
+from worldstereo_ros.geometry.provenance import Provenance
 from worldstereo_ros.geometry.views import ImaginedView
 from worldstereo_ros.msg import ImaginedView as ImaginedViewMessage
 from worldstereo_ros.ros.conversions import clouds, markers, messages, qos
 from worldstereo_ros.ros.node.parameters import NodeParameters
 from worldstereo_ros.ros.node.pose_resolver import PoseResolver
 from worldstereo_ros.ros.node.tf_buffer import TransformUnavailableError
+from worldstereo_ros.visualization.images import provenance_colours
 from worldstereo_ros.world import WorldModel
 
 OUTPUTS = (
@@ -28,27 +30,64 @@ OUTPUTS = (
     ("~/image", Image, qos.VIEW, "imagined image, rgb8"),
     ("~/camera_info", CameraInfo, qos.VIEW, "camera of the imagined image, with the same header"),
     ("~/depth", Image, qos.VIEW, "depth of the imagined image, 32FC1 metres, NaN = unknown, with the same header"),
-    ("~/observed", Image, qos.VIEW, "mono8 mask: 255 = observed by a sensor, 0 = imagined, with the same header"),
+    (
+        "~/observed",
+        Image,
+        qos.VIEW,
+        "mono8 mask: 255 = observed (seen and measured by sensors), 0 = not, with the same header",
+    ),
+    (
+        "~/provenance",
+        Image,
+        qos.VIEW,
+        "mono8: 0 = unknown, 1 = imagined, 2 = estimated, 3 = observed, with the same header",
+    ),
+    (
+        "~/provenance/colour",
+        Image,
+        qos.VIEW,
+        "the same as rgb8, to look at: grey = unknown, orange = imagined, yellow = estimated, blue = observed",
+    ),
     (
         "~/confidence",
         Image,
         qos.VIEW,
         "mono8: 255 * probability that the colour is right, with the same header; no pixels = unknown",
     ),
+    (
+        "~/depth_confidence",
+        Image,
+        qos.VIEW,
+        "mono8: 255 * probability that the depth is right, with the same header; no pixels = unknown",
+    ),
     ("~/view", ImaginedViewMessage, qos.VIEW, "an imagined view in one message"),
     ("~/conditioning", Image, qos.VIEW, "the memory rendered from the view's pose, rgb8; holes are grey"),
-    ("~/map", PointCloud2, qos.MAP, "observed points in `world_frame`: x y z rgb"),
-    ("~/map/imagined", PointCloud2, qos.MAP, "imagined points in `world_frame`: x y z rgb confidence"),
+    ("~/map", PointCloud2, qos.MAP, "observed points (seen and measured by sensors) in `world_frame`: x y z rgb"),
+    (
+        "~/map/estimated",
+        PointCloud2,
+        qos.MAP,
+        "estimated points (seen by a camera, at a distance that a model estimated) in `world_frame`: x y z rgb "
+        "confidence depth_confidence",
+    ),
+    ("~/map/imagined", PointCloud2, qos.MAP, "imagined points in `world_frame`: x y z rgb confidence depth_confidence"),
     (
         "~/points",
         PointCloud2,
         qos.CLOUD,
-        "points of the newest imagined view in `points_frame`: x y z rgb observed confidence",
+        "points of the newest imagined view in `points_frame`: x y z rgb observed confidence depth_confidence, and the "
+        "uint8 field provenance with the values of `~/provenance`",
     ),
+    ("~/points/observed", PointCloud2, qos.CLOUD, "the observed points of `~/points` alone, with the same fields"),
     ("~/views", MarkerArray, qos.MAP, "frusta of the view bank and of the imagined views"),
     ("~/remembered", Header, qos.MAP, "stamp and frame_id of each image once it is in the memories"),
 )
-MAPS = ("~/map", "~/map/imagined", "~/views")
+MAP_CLASSES = {
+    "~/map": Provenance.OBSERVED,
+    "~/map/estimated": Provenance.ESTIMATED,
+    "~/map/imagined": Provenance.IMAGINED,
+}
+MAPS = (*MAP_CLASSES, "~/views")
 MAX_FRUSTA = 256  # imagined views in ~/views; older ones are removed
 
 
@@ -113,9 +152,13 @@ class Publishers:
             "~/camera_info": lambda: images.camera_info,
             "~/depth": lambda: images.depth,
             "~/observed": lambda: images.observed,
+            "~/provenance": lambda: images.provenance,
+            "~/provenance/colour": lambda: messages.colour_message(provenance_colours(view.provenance), header),
             "~/confidence": lambda: images.confidence,
+            "~/depth_confidence": lambda: images.depth_confidence,
             "~/image": lambda: images.image,
             "~/points": lambda: self._points_message(view, header),
+            "~/points/observed": lambda: self._points_message(view, header, Provenance.OBSERVED),
         }
         if view.conditioning is not None:
             conditioning = view.conditioning
@@ -131,10 +174,13 @@ class Publishers:
         transform = messages.transform_message(view.world_from_camera, world, self._parameters.imagined_frame)
         self._tf.publish(TFMessage(transforms=[transform]))
 
-    def _points_message(self, view: ImaginedView, header: Header) -> PointCloud2:
+    def _points_message(
+        self, view: ImaginedView, header: Header, lowest: Provenance = Provenance.UNKNOWN
+    ) -> PointCloud2:
         """The view's points in the base frame at the stamp of its newest transform, as a costmap needs them.
 
-        In the imagined camera's frame if `points_frame` says so or TF has no transform of the base.
+        In the imagined camera's frame if `points_frame` says so or TF has no transform of the base. Only points of the
+        class `lowest` and higher ones.
         """
         depth = messages.view_depth(view)
         pose = np.eye(4)
@@ -147,14 +193,22 @@ class Publishers:
             except TransformUnavailableError:
                 pass
         points = unproject_depth(depth, view.camera, pose).reshape(-1, 3)
-        colours, observed = view.image.reshape(-1, 3), view.observed_mask.reshape(-1)
-        # Without an estimate, observed pixels have confidence 1 and imagined ones 0.
-        confidence = observed if view.confidence is None else view.confidence.reshape(-1)
-        index = np.flatnonzero(depth > 0)
-        if len(index) < depth.size or len(index) > self._parameters.cloud_points:
-            index = index[clouds.subsample(len(index), self._parameters.cloud_points)]
-            points, colours, observed, confidence = (a[index] for a in (points, colours, observed, confidence))
-        return clouds.cloud_message(points, colours, header, observed=observed, confidence=confidence)
+        provenance = view.provenance
+        kept = np.flatnonzero((depth > 0) & (provenance >= lowest))
+        kept = kept[clouds.subsample(len(kept), self._parameters.cloud_points)]
+        index = slice(None) if len(kept) == depth.size else kept  # without a copy if all are kept
+        provenance = provenance.reshape(-1)[index]
+        # Without an estimate, what a camera saw and what a sensor measured have confidence 1, and the rest 0.
+        colour, measure = view.confidence, view.depth_confidence
+        return clouds.cloud_message(
+            points[index],
+            view.image.reshape(-1, 3)[index],
+            header,
+            observed=provenance == Provenance.OBSERVED,
+            confidence=provenance >= Provenance.ESTIMATED if colour is None else colour.reshape(-1)[index],
+            depth_confidence=provenance == Provenance.OBSERVED if measure is None else measure.reshape(-1)[index],
+            provenance=provenance,
+        )
 
     # --- maps ---
 
@@ -183,7 +237,7 @@ class Publishers:
         return any(self._has_subscribers(name) for name in tuple(self._stale))
 
     def publish_maps(self, world: WorldModel) -> None:
-        """Publishes the stale ones of both maps and the frusta. Called on the worker's thread."""
+        """Publishes the stale ones of the maps and the frusta. Called on the worker's thread."""
         self._maps_published_at = time.monotonic()
         header = Header(stamp=self._now(), frame_id=self._parameters.world_frame)
         for name in [name for name in MAPS if name in self._stale and self._has_subscribers(name)]:
@@ -194,11 +248,13 @@ class Publishers:
         if name == "~/views":
             return markers.frusta(world.bank.views, self._imagined_views, header)
         cloud = world.cloud
-        observed = np.asarray(cloud.observed)
-        index = np.flatnonzero(observed if name == "~/map" else ~observed)
+        index = np.flatnonzero(cloud.provenance == MAP_CLASSES[name])
         index = index[clouds.subsample(len(index), self._parameters.cloud_points)]
-        confidence = cloud.confidence_at(index) if name == "~/map/imagined" else None
-        return clouds.cloud_message(cloud.points[index], cloud.colours[index], header, confidence=confidence)
+        points, colours = cloud.points[index], cloud.colours[index]
+        if name == "~/map":
+            return clouds.cloud_message(points, colours, header)
+        confidences = cloud.confidence_at(index), cloud.depth_confidence_at(index)
+        return clouds.cloud_message(points, colours, header, confidence=confidences[0], depth_confidence=confidences[1])
 
 
 def unproject_depth(depth: np.ndarray, camera: Camera, pose: np.ndarray) -> np.ndarray:

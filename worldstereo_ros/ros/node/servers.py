@@ -162,7 +162,8 @@ class Servers:
         state = {ErrorCode.NONE: "succeed", ErrorCode.CANCELED: "canceled"}.get(result.code, "abort")
         message = ImaginePath.Result(error_code=int(result.code), error_msg=result.message)
         message.views_done = result.views_done
-        message.coverage, message.observed_fraction = result.coverage, result.observed_fraction
+        message.coverage = result.coverage
+        message.observed_fraction, message.estimated_fraction = result.observed_fraction, result.estimated_fraction
         message.seconds, message.seconds_to_first = result.seconds, result.seconds_to_first
         self._action.conclude(handle, state, message)
 

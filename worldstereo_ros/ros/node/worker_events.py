@@ -31,6 +31,7 @@ class WorkerEventHandler:
         self._parameters = NodeParameters()
         self.publishers: Publishers | None = None
         self.memory_status: dict[str, object] = {}
+        self._depth_of_newest = ""
 
     def apply(self, parameters: NodeParameters) -> None:
         """Applies new parameters."""
@@ -41,7 +42,22 @@ class WorkerEventHandler:
         if self.publishers is not None:
             self.publishers.memory_changed()
             self.publishers.publish_remembered(observation.stamp_ns, observation.image.header.frame_id)
+        self._log_depth_change(world)
         self.between_steps(world)
+
+    def _log_depth_change(self, world: WorldModel) -> None:
+        """Logs when observations begin to have estimated or measured depth, since ~/map has measured points only."""
+        newest = world.newest_observation
+        if newest is None:
+            return
+        depth = "estimated" if newest.estimated_mask.any() else "measured"
+        if depth != (self._depth_of_newest or "measured"):
+            self._log(
+                "Observations have no measured depth; their points are estimated: on ~/map/estimated, not on ~/map."
+                if depth == "estimated"
+                else "Observations have measured depth; it replaces estimated depth, and their points are on ~/map."
+            )
+        self._depth_of_newest = depth
 
     def on_observation_rejected(self, topic: str, reason: str) -> None:
         """Counts and logs an observation that is not usable."""
@@ -58,8 +74,13 @@ class WorkerEventHandler:
 
     def between_steps(self, world: WorldModel) -> None:
         """Updates `memory_status` and publishes the maps if they are due."""
+        cloud = world.cloud
         self.memory_status = {
-            "points": len(world.cloud),
+            "points": len(cloud),
+            "observed points": cloud.observed_count,
+            "estimated points": cloud.estimated_count,
+            "imagined points": len(cloud) - cloud.observed_count - cloud.estimated_count,
+            "depth of the newest observation": self._depth_of_newest or "none",
             "views in the bank": len(world.bank.views),
             "device in use": str(world.device),
         }
@@ -75,6 +96,7 @@ class WorkerEventHandler:
 
     def on_memory_replaced(self, world: WorldModel) -> None:
         """Publishes the memories after they were reset or loaded from a file."""
+        self._depth_of_newest = ""
         if self.publishers is not None:
             self.publishers.memory_replaced()
         self.between_steps(world)
@@ -82,13 +104,14 @@ class WorkerEventHandler:
     def on_job_ended(self, job: Job, result: JobResult, seconds: float) -> None:
         """Counts the job, and logs it if it succeeded."""
         count = max(job.views_done, 1)
-        self._diagnostics.on_job_ended(result.code.name, job.views_done, seconds, job.coverage_sum / count)
+        self._diagnostics.on_job_ended(result.code.name, job.views_done, seconds, job.fractions)
         if self.publishers is not None:
             self.publishers.memory_changed()
         if result.code == ErrorCode.NONE:
+            _, observed, estimated = job.fractions
             self._log(
                 f"Imagined {job.views_done} views for {job.origin} in {seconds:.2f} s "
-                f"({seconds / count:.3f} s per view)."
+                f"({seconds / count:.3f} s per view): {observed:.0%} of the pixels observed, {estimated:.0%} estimated."
             )
 
     def on_fault(self, where: str, error: Exception) -> None:

@@ -68,7 +68,7 @@ def describe_depth_source(parameters: NodeParameters) -> str:
     model = "the bundled depth network" if bundled else f"the depth model '{parameters.depth_model}'"
     until_depth = parameters.depth_source == "auto" and not parameters.depth_model
     until = " until the first depth image arrives" if until_depth else ""
-    return f"Depth of images without a depth image is estimated by {model}{until}."
+    return f"Depth of images without a depth image is estimated by {model}{until}; such points are never on ~/map."
 
 
 def _warm_up(pipeline: Pipeline, device: str) -> None:
