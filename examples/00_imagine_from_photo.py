@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Imagine the views along a path from one photo without depth.
+"""Imagine the views along a path from one photo without depth: all its distances are estimated, none is observed.
 
 python examples/00_imagine_from_photo.py [PHOTO]
 
@@ -37,15 +37,19 @@ def main() -> None:
     view = open_image(photo)[0]  # no intrinsics beside the photo: a horizontal field of view of 60 degrees is assumed
 
     world = WorldModel(load_pipeline("small"), depth_estimator=load_depth_estimator())
-    report = world.observe(view)  # the bundled network estimates the depth
-    print(f"observed {photo.name}: {report.inserted} points")
+    world.observe(view)  # the bundled network estimates the depth
+    observed = world.newest_observation  # the photo with its depth, which is labelled as estimated
+    sure = observed.depth_confidence[observed.depth > 0].mean()
+    cloud = world.cloud
+    print(f"remembered {photo.name}: {cloud.estimated_count} estimated points, {cloud.observed_count} observed")
+    print(f"the network claims {sure:.0%} of its distances to be right within 25 %")
 
     path = trajectory("orbit", view.world_from_camera, 8, angle=0.35, radius=2.5)
     imagined = list(world.imagine(path, view.camera, seed=0, remember=True))
     for each in imagined:
-        print(f"view {each.index + 1}/{each.count}: {each.observed_fraction:.0%} observed")
+        print(f"view {each.index + 1}/{each.count}: {each.estimated_fraction:.0%} estimated, the rest imagined")
 
-    write_results(OUT, imagined, [view], world.cloud, title="imagined from one photo")
+    write_results(OUT, imagined, [observed], cloud, title="imagined from one photo")
     print(f"wrote {OUT / 'contact_sheet.png'}, {OUT / 'imagined.mp4'} and {OUT / 'cloud.ply'}")
 
 

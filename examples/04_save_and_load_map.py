@@ -44,8 +44,8 @@ def main() -> None:
     print(f"the loaded map gives the same images: {np.array_equal(before, after)}")
 
     cloud = loaded.cloud
-    write_point_cloud(cloud, OUT / "room.ply")  # with observed, confidence and weight of every point
-    parts = (cloud.points, cloud.colours, cloud.observed, cloud.spacing)
+    write_point_cloud(cloud, OUT / "room.ply")  # with provenance, confidences and weight of every point
+    parts = (cloud.points, cloud.colours, cloud.provenance, cloud.spacing)
     overview = cloud_overview(*parts, poses, up=estimate_up_direction(poses), size=(640, 480))
     write_image(OUT / "overview.png", overview)
     print(f"wrote {OUT / 'room.wsmap'}, {OUT / 'room.ply'} and {OUT / 'overview.png'}")

@@ -3,8 +3,9 @@
 
 python examples/05_provenance_and_confidence.py
 
-Provenance says which pixels a sensor observed; confidence is the probability that a pixel's colour is right. Only the
-procedural world knows the truth. The result is in example_out/provenance/.
+Provenance is observed (seen by a camera, measured by a sensor), estimated (the distance is a model's; not here) or
+imagined. Confidence is the probability that a pixel's colour is right. Only the procedural world knows the truth. The
+result is in example_out/provenance/.
 """
 
 from pathlib import Path
@@ -13,6 +14,7 @@ import cv2
 import numpy as np
 
 from worldstereo_ros.geometry.cameras import Camera
+from worldstereo_ros.geometry.provenance import Provenance
 from worldstereo_ros.geometry.trajectories import trajectory
 from worldstereo_ros.io.images import write_image
 from worldstereo_ros.pipelines.auto import load_pipeline
@@ -42,11 +44,12 @@ def main() -> None:
     for view in world.imagine(trajectory("turn", start, 5, angle=0.8), camera):
         truth = render_view(scene, camera, view.world_from_camera).image
         error = np.abs(view.image.astype(float) - truth).mean(axis=-1) / 255
-        by_provenance = [f"{error[mask].mean():.3f}" if mask.any() else "-" for mask in (view.observed, ~view.observed)]
+        masks = (view.provenance == kind for kind in (Provenance.OBSERVED, Provenance.IMAGINED))
+        by_provenance = [f"{error[mask].mean():.3f}" if mask.any() else "-" for mask in masks]
         sure = view.confidence >= np.median(view.confidence)
         print(f"view {view.index}: {view.observed_fraction:.0%} observed; error {by_provenance[0]} where observed, "
               f"{by_provenance[1]} where imagined; {error[sure].mean():.3f} in the more confident half")  # fmt: skip
-        overlay = provenance_overlay(view.image, view.observed)
+        overlay = provenance_overlay(view.image, view.provenance)
         rows.append([view.image, overlay, heat(view.confidence), heat(np.clip(4 * error, 0, 1)), truth])
         names.append(f"view {view.index}")
     write_image(OUT / "provenance.png", contact_sheet(rows, COLUMNS, names, title="what is known of every pixel"))

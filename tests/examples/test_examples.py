@@ -17,6 +17,7 @@ import cv2
 import pytest
 from helpers.paths import REPOSITORY
 
+from worldstereo_ros.geometry.provenance import Provenance
 from worldstereo_ros.io.bags.files import Bag
 from worldstereo_ros.io.point_clouds import read_point_cloud
 from worldstereo_ros.io.posed_sequences import open_posed
@@ -82,15 +83,16 @@ def assert_image(path: Path, min_size: int = 100) -> None:
     assert image.std() > 10
 
 
-def assert_results(folder: Path, views: int) -> None:
-    """The files of `write_results` open and agree on the number of views."""
+def assert_results(folder: Path, views: int, best: Provenance = Provenance.OBSERVED) -> None:
+    """The files of `write_results` open and agree on the number of views; the best known points are of class `best`."""
     assert_image(folder / "contact_sheet.png")
     assert video_size(folder / "imagined.mp4")[2] == views
     assert len(open_posed(folder / "imagined")) == views
-    points, _, observed = read_point_cloud(folder / "cloud.ply")
-    assert len(points) > 10_000
-    assert observed is not None
-    assert observed.any()
+    cloud = read_point_cloud(folder / "cloud.ply")
+    assert len(cloud.points) > 10_000
+    assert cloud.provenance is not None
+    assert (cloud.provenance == best).any()
+    assert cloud.provenance.max() == best
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
@@ -109,7 +111,8 @@ def test_example_imagine_from_photo(finished):
     example = finished("imagine_from_photo")
     assert "view 8/8" in example.stdout
     assert_image(example.folder / "example_out/photo/photo.png")
-    assert_results(example.folder / "example_out/photo", 8)
+    assert re.search(r"remembered photo.png: \d+ estimated points, 0 observed", example.stdout)
+    assert_results(example.folder / "example_out/photo", 8, best=Provenance.ESTIMATED)
 
 
 def test_example_imagine_from_bag(finished):
@@ -140,18 +143,16 @@ def test_example_save_and_load_map(finished):
     folder = example.folder / "example_out/map"
     archive = load_archive(folder / "room.wsmap")
     assert len(archive.bank) == 8
-    assert len(read_point_cloud(folder / "room.ply")[0]) == len(archive.cloud)
+    assert len(read_point_cloud(folder / "room.ply").points) == len(archive.cloud)
     assert_image(folder / "overview.png")
 
 
 def test_example_provenance_and_confidence(finished):
     example = finished("provenance_and_confidence")
-    errors = [
-        (float(observed), float(imagined))
-        for observed, imagined in re.findall(r"error ([\d.]+) where observed, ([\d.]+) where imagined", example.stdout)
-    ]
+    errors = re.findall(r"error ([\d.]+) where observed, ([\d.]+|-) where imagined", example.stdout)
     assert len(errors) == 5
-    assert all(observed < imagined for observed, imagined in errors)
+    assert errors[0] == ("0.000", "-")  # at the pose of the observation
+    assert all(float(observed) < float(imagined) for observed, imagined in errors[1:])
     assert_image(example.folder / "example_out/provenance/provenance.png")
 
 
