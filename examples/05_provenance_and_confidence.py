@@ -3,9 +3,8 @@
 
 python examples/05_provenance_and_confidence.py
 
-Provenance is observed (seen by a camera, measured by a sensor), estimated (the distance is a model's; not here) or
-imagined. Confidence is the probability that a pixel's colour is right. Only the procedural world knows the truth. The
-result is in example_out/provenance/.
+Provenance is observed, estimated (seen, but not measured; not here) or imagined; confidence is the probability that a
+pixel's colour is right. Only the procedural world knows the truth. The result is in example_out/provenance/.
 """
 
 from pathlib import Path
@@ -34,24 +33,24 @@ def heat(values: np.ndarray) -> np.ndarray:
 
 def main() -> None:
     """Observe one view, imagine a turn away from it, and show what is known of every pixel."""
-    OUT.mkdir(parents=True, exist_ok=True)
     scene, camera = make_scene("room", seed_of("demo", 5)), Camera.from_fov(320, 240, 1.2)
     start = make_path(scene, "handheld", 1, seed=2)[0]
     world = WorldModel(load_pipeline("small"))
     world.observe(render_view(scene, camera, start))
 
-    rows, names = [], []
+    rows = []
     for view in world.imagine(trajectory("turn", start, 5, angle=0.8), camera):
         truth = render_view(scene, camera, view.world_from_camera).image
         error = np.abs(view.image.astype(float) - truth).mean(axis=-1) / 255
-        masks = (view.provenance == kind for kind in (Provenance.OBSERVED, Provenance.IMAGINED))
+        masks = view.observed_mask, view.provenance == Provenance.IMAGINED
         by_provenance = [f"{error[mask].mean():.3f}" if mask.any() else "-" for mask in masks]
         sure = view.confidence >= np.median(view.confidence)
         print(f"view {view.index}: {view.observed_fraction:.0%} observed; error {by_provenance[0]} where observed, "
               f"{by_provenance[1]} where imagined; {error[sure].mean():.3f} in the more confident half")  # fmt: skip
         overlay = provenance_overlay(view.image, view.provenance)
         rows.append([view.image, overlay, heat(view.confidence), heat(np.clip(4 * error, 0, 1)), truth])
-        names.append(f"view {view.index}")
+    OUT.mkdir(parents=True, exist_ok=True)
+    names = [f"view {index}" for index in range(len(rows))]
     write_image(OUT / "provenance.png", contact_sheet(rows, COLUMNS, names, title="what is known of every pixel"))
     print(f"wrote {OUT / 'provenance.png'}")
 
