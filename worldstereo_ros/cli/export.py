@@ -87,12 +87,13 @@ def export(
         raise InputError(
             f"{source} is a folder of a model and {target} is not an .onnx file; name an output that ends in .onnx."
         )
+    from worldstereo_ros.cli.summaries import point_counts
     from worldstereo_ros.io.point_clouds import write_point_cloud
     from worldstereo_ros.memory.archive import load_archive
 
     cloud = load_archive(Path(source)).cloud
     write_point_cloud(cloud, target)
-    typer.echo(f"wrote {len(cloud)} points to {target}")
+    typer.echo(f"wrote {point_counts(cloud)} to {target}")
 
 
 def export_model(

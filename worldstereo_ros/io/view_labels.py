@@ -98,7 +98,8 @@ def read_labels(folder: Path, number: int) -> dict[str, np.ndarray]:
     Raises:
         ImageError: a file is not an image, or has invalid values.
     """
-    name, labels = f"{number:06d}.png", {}
+    name = f"{number:06d}.png"
+    labels: dict[str, np.ndarray] = {}
     if (file := folder / "observed" / name).is_file():
         labels["observed"] = read_image(file)[..., 0] > 127
     if (file := folder / "provenance" / name).is_file():

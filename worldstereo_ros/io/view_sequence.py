@@ -6,7 +6,7 @@ import operator
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 
@@ -95,12 +95,10 @@ class ViewSequence:
             if (file := self.depths[index]) is not None:
                 depth = read_depth(file, self.depth_scale)
                 self._check_size(file, depth, camera)
-            labels = {} if self.labels is None else read_labels(self.labels, int(self.indices[index]))
-            for name, array in labels.items():
-                self._check_size(self.labels / name, array, camera)
+            view = View(image, camera, self.poses[index], depth, stamp_ns=int(self.stamps_ns[index]))
+            return view if self.labels is None else self._labelled(view, self.labels, int(self.indices[index]))
         except ImageError as error:
             raise DatasetError(str(error)) from error
-        return View(image, camera, self.poses[index], depth, stamp_ns=int(self.stamps_ns[index]), **labels)
 
     def __iter__(self) -> Iterator[View]:
         return (self[index] for index in range(len(self)))
@@ -124,6 +122,12 @@ class ViewSequence:
         if not -len(self) <= index < len(self):
             raise IndexError(f"View {index} is out of range; {self.path} has {len(self)} views.")
         return index % len(self)
+
+    def _labelled(self, view: View, folder: Path, number: int) -> View:
+        labels: dict[str, Any] = read_labels(folder, number)
+        for name, array in labels.items():
+            self._check_size(folder / name, array, view.camera)
+        return replace(view, **labels)
 
     def _load_image(self, index: int) -> np.ndarray:
         path = self.frames[index]

@@ -191,8 +191,17 @@ class ViewerScene:
                 point_shading="flat",
                 precision="float32",
             )
-            layers = (None if values is None else values[mask] for values in (confidence, depth_confidence))
-            self.clouds.append(CloudNode(handle, points[mask], colours[mask], *layers, kind, is_above, size))
+            cloud = CloudNode(
+                handle,
+                points[mask],
+                colours[mask],
+                confidence=None if confidence is None else confidence[mask],
+                depth_confidence=None if depth_confidence is None else depth_confidence[mask],
+                provenance=kind,
+                above_ceiling=is_above,
+                point_size=size,
+            )
+            self.clouds.append(cloud)
         return len(points)
 
     def _add_frusta(self, root: str, views: tuple[View, ...], colour: tuple[int, int, int]) -> list[tuple[Any, View]]:
