@@ -31,6 +31,14 @@ def test_summary_claims_nothing_of_points_of_unknown_provenance(wall_views):
     assert "of the points" not in summary(unknown, 12000)
 
 
+def test_summary_leaves_out_confidences_that_nothing_gave(wall_views):
+    viewable = imagined_viewable(wall_views)
+    without = replace(viewable, depth_confidence=viewable.observed.astype(np.float32))
+    text = summary(without, 12000)
+    assert "of its distances" not in text
+    assert "Mean confidence of its colours 0." in text
+
+
 def test_view_images_have_captions(wall_views):
     assert len(view_images(wall_views[0])) == 2
     imagined = imagined_views(wall_views)[0]

@@ -65,7 +65,9 @@ def _class_row(viewable: Viewable, kind: Provenance) -> str:
         named = {"colours": viewable.confidence, "distances": viewable.depth_confidence}
         if kind == Provenance.ESTIMATED:
             del named["colours"]  # a camera saw them
-        sure = [f"of its {what} {values[mask].mean():.2f}" for what, values in named.items() if values is not None]
+        known = {what: values[mask] for what, values in named.items() if values is not None}
+        # All zero: nothing said how sure it is, which the cloud stores as 0.
+        sure = [f"of its {what} {values.mean():.2f}" for what, values in known.items() if values.any()]
         text += f" Mean confidence {', '.join(sure)}." if sure else ""
     return _legend_row(PROVENANCE_COLOURS[kind], text)
 
