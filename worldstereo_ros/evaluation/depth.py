@@ -265,14 +265,18 @@ def means(rows: Sequence[DepthRow]) -> list[DepthRow]:
             return float(np.mean([getattr(row, key) for row in members])) if members else None
 
         keys = ("abs_rel", "delta_1_25", "aligned_abs_rel", "aligned_delta_1_25", "scale", "seconds")
-        if members and all(row.calibration is not None for row in members):
-            keys = (*keys, "confidence")
         frames, refused = sum(row.frames for row in members), sum(row.refused for row in rows if row.estimator == name)
-        average = DepthRow("mean", name, frames, refused, *(mean(key) for key in keys))
-        if average.confidence is not None:
-            calibration = np.mean([row.calibration for row in members], axis=0)
-            error, bins = _calibration_error(calibration), calibration.tolist()
-            average = replace(average, calibration_error=error, calibration=bins)
+        values: dict[str, Any] = {key: mean(key) for key in keys}
+        average = DepthRow("mean", name, frames, refused, **values)
+        calibrations = [row.calibration for row in members if row.calibration is not None]
+        if members and len(calibrations) == len(members):
+            calibration = np.mean(calibrations, axis=0)
+            average = replace(
+                average,
+                confidence=mean("confidence"),
+                calibration_error=_calibration_error(calibration),
+                calibration=calibration.tolist(),
+            )
         averages.append(average)
     return averages
 

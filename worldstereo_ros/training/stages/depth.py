@@ -83,9 +83,9 @@ class DepthStage:
         typical: dict[str, Any] = {}
         if not run.has(self.name):
             random = np.random.default_rng([*seed, 2])
-            typical = typical_of([DepthSampler(32)(training, random, torch.device("cpu")) for _ in range(8)])
+            sampled = [DepthSampler(32)(training, random, torch.device("cpu")) for _ in range(8)]
             as_rendered = [DepthSampler(32, clean=True)(training, random, torch.device("cpu")) for _ in range(16)]
-            typical["familiar"] = familiarity_of(as_rendered).to_config()
+            typical = {**typical_of(sampled), "familiar": familiarity_of(as_rendered).to_config()}
         self.model = run.depth_network(typical)
         self.parameter_groups = [
             ParameterGroup("depth", parameters_of(self.model), self._loss, self.config.learning_rate)
