@@ -141,7 +141,7 @@ def test_imagined_views_are_repeated_after_a_loop(walk):
 def test_panorama_protocol_imagines_a_ring_at_another_place(walk, monkeypatch):
     monkeypatch.setattr(protocols_module, "PANORAMA_HEIGHT_PX", 64)
     scenario = make_scenario(walk, "panorama")
-    assert len(scenario.observed_views) == 27
+    assert len(scenario.observed_views) == 29
     assert len(scenario.legs) > 3
     ring = scenario.path[list(scenario.ring)]
     assert 0.5 < np.linalg.norm(ring[0, :3, 3] - scenario.observed_views[0].world_from_camera[:3, 3]) < 1.5

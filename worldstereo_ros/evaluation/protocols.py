@@ -14,7 +14,13 @@ from worldstereo_ros.evaluation.world_sequences import PosedSequence, WorldSeque
 from worldstereo_ros.geometry.poses import estimate_up_direction, interpolate_poses
 from worldstereo_ros.geometry.views import View
 from worldstereo_ros.panorama.imagine import ring_order, seam_joint
-from worldstereo_ros.panorama.perspective_views import observation_camera, panorama_views, pose_from_angles, rings
+from worldstereo_ros.panorama.perspective_views import (
+    observation_camera,
+    observation_poses,
+    panorama_views,
+    pose_from_angles,
+    rings,
+)
 from worldstereo_ros.utils.errors import InputError
 from worldstereo_ros.utils.indices import evenly_spaced_indices
 
@@ -178,7 +184,11 @@ def _panorama(sequence: PosedSequence) -> Scenario:
     poses = np.stack(path)
     camera = observation_camera(PANORAMA_HEIGHT_PX)
     views = panorama_views(
-        observed.image, observed.distance, world_from_camera=observed.world_from_camera, camera=camera
+        observed.image,
+        observed.distance,
+        world_from_camera=observed.world_from_camera,
+        camera=camera,
+        panorama_from_camera=observation_poses(),
     )
     return Scenario(
         list(views),

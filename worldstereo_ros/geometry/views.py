@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 
@@ -127,7 +128,7 @@ class View:
         if down != 1 or across != 1 or bottom <= top or right <= left:
             raise InputError(f"The window {rows}, {columns} is no part of an image of shape {self.image.shape[:2]}.")
         arrays = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "world_from_camera"}
-        layers = {
+        layers: dict[str, Any] = {
             name: np.ascontiguousarray(array[top:bottom, left:right])
             for name, array in arrays.items()
             if isinstance(array, np.ndarray)
