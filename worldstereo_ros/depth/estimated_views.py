@@ -117,5 +117,12 @@ def _observed_depth(cloud: CloudMemory, view: View, device: str | torch.device) 
 def _render(cloud: CloudMemory, view: View, lowest: Provenance, device: str | torch.device) -> Rendering:
     """The points of the class `lowest` and higher ones, from the pose of a view."""
     chosen = cloud.provenance >= lowest
-    layers = (layer[chosen] for layer in (cloud.points, cloud.colours, cloud.provenance, cloud.spacing))
-    return render(*layers, view.camera, view.world_from_camera[None], device=device)
+    return render(
+        cloud.points[chosen],
+        cloud.colours[chosen],
+        cloud.provenance[chosen],
+        cloud.spacing[chosen],
+        view.camera,
+        view.world_from_camera[None],
+        device=device,
+    )

@@ -121,7 +121,8 @@ def distinct_viewpoints(views: Sequence[View], limit: int | None = None) -> list
         views: views in order of preference; each group has the place of its first.
         limit: maximum number of views to return; None: all.
     """
-    remaining, distinct = list(views), []
+    remaining = list(views)
+    distinct: list[View] = []
     while remaining and (limit is None or len(distinct) < limit):
         group = near_identical(remaining[0], remaining)
         group[0] = True
