@@ -122,6 +122,12 @@ def test_small_model_tables_are_up_to_date():
     assert write_small_model.main(["--check"]) == 0, "run scripts/write_small_model.py"
 
 
+def test_provenance_tables_are_up_to_date():
+    import write_provenance
+
+    assert write_provenance.main(["--check"]) == 0, "run scripts/write_provenance.py"
+
+
 @pytest.mark.parametrize("page", WITH_README, ids=name_of)
 def test_named_source_files_exist(page):
     for path in re.findall(r"`((?:[\w]+/)+\w+\.py|config/[\w/.]+)`", page.read_text()):

@@ -1,0 +1,129 @@
+"""Precision and recall of provenance as a client of the node receives it, against ground truth.
+
+    python benchmarks/bench_node_truth.py [--data worlds:test:1] [--protocol single] [--pipeline small] [--every 8]
+
+The node runs in its own process, over DDS on this machine. For each scenario the client resets it, adds the
+observations, requests the held-out views, and compares the received provenance, depth and confidence with ground truth,
+as `worldstereo evaluate --truth` does for the library. Prints the table; --json FILE writes the rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from worldstereo_ros.ros.client.client import ImagineResult, WorldStereoClient
+
+DOMAIN = 102  # outside the range that the tests use
+PROTOCOLS = ("single", "sparse", "mono")
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", action="append", help="as of worldstereo evaluate; default worlds:test:1")
+    parser.add_argument("--protocol", action="append", help=f"default {', '.join(PROTOCOLS)}")
+    parser.add_argument("--pipeline", action="append", help="default geometric")
+    parser.add_argument("--every", type=int, default=8, help="request every n-th held-out view")
+    parser.add_argument("--json", type=Path, help="write the rows to this file")
+    options = parser.parse_args()
+    os.environ.update(
+        ROS_DOMAIN_ID=str(DOMAIN),
+        ROS_AUTOMATIC_DISCOVERY_RANGE="LOCALHOST",
+        # Shared memory that holds whole images, as in the launch files, so that no view is lost.
+        FASTRTPS_DEFAULT_PROFILES_FILE=str(ROOT / "config" / "fastdds.xml"),
+    )
+    return measure(options)
+
+
+@contextlib.contextmanager
+def running_node(**parameters: str) -> Iterator[None]:
+    """Runs the node in a process of its own."""
+    command = [sys.executable, "-m", "worldstereo_ros.ros.node", "--ros-args"]
+    for name, value in parameters.items():
+        command += ["-p", f"{name}:={value}"]
+    node = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    try:
+        yield
+    finally:
+        node.terminate()
+        try:
+            node.wait(10)
+        except subprocess.TimeoutExpired:
+            node.kill()
+            node.wait()
+
+
+def request(client: WorldStereoClient, poses: np.ndarray, seed: int, remember: bool) -> ImagineResult:
+    """Requests views; once more if the node's answer to the goal was lost, which rclpy does now and then."""
+    from worldstereo_ros.ros.client.client import NodeTimeoutError
+
+    try:
+        return client.imagine(poses, seed=seed, remember=remember)
+    except NodeTimeoutError:
+        if remember:  # the node may have remembered the views
+            raise
+        return client.imagine(poses, seed=seed)
+
+
+def measure(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from worldstereo_ros.evaluation.protocols import make_scenario
+    from worldstereo_ros.evaluation.truth import TruthRow, TruthScorer, find_seen, truth_line, truth_table, write_truth
+    from worldstereo_ros.evaluation.world_sequences import open_data
+    from worldstereo_ros.ros.client.client import WorldStereoClient
+
+    sequences = [sequence for data in options.data or ["worlds:test:1"] for sequence in open_data(data)]
+    protocols = options.protocol or list(PROTOCOLS)
+    rows: list[TruthRow] = []
+    lost = 0
+    for pipeline in options.pipeline or ["geometric"]:
+        for protocol in protocols:
+            # A node that may estimate depth would do so for an image whose depth is late.
+            depth_model = "small" if protocol == "mono" else "none"
+            with running_node(model=pipeline, depth_model=depth_model), WorldStereoClient() as client:
+                client.wait_until_ready(120)
+                for sequence in sequences:
+                    scenario = make_scenario(sequence, protocol, options.every)
+                    scorer = TruthScorer(sequence.path.name, protocol, pipeline)
+                    client.reset()
+                    for view in scenario.observed_views:
+                        client.add_observation(view)
+                    start = 0
+                    for leg, poses in enumerate(scenario.legs):
+                        result = request(client, poses, leg, scenario.remember)
+                        if result.error_code:
+                            print(f"A goal failed with error {result.error_code}: {result.error_msg}", file=sys.stderr)
+                            return 1
+                        views = {view.index: view for view in result.views}
+                        lost += len(poses) - len(views)
+                        for offset, received in views.items():
+                            index = start + offset
+                            if index in scenario.evaluated:
+                                truth = scenario.target_views[scenario.evaluated.index(index)]
+                                seen = find_seen(truth, scenario.observed_views, scenario.views_with_depth)
+                                scorer.add(received, truth, seen)
+                        start += len(poses)
+                    for row in scorer.rows():
+                        print(truth_line(row), flush=True)
+                        rows.append(row)
+                    if options.json is not None:
+                        write_truth(rows, options.json)
+    Console(width=240).print(truth_table(rows))
+    if lost:
+        print(f"{lost} views were lost on the way and are missing in the table.", file=sys.stderr)
+    return int(lost > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
