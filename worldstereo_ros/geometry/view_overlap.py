@@ -97,7 +97,7 @@ def near_identical(view: View, others: Sequence[View]) -> np.ndarray:
     difference = np.linalg.norm(poses[:, :3, :3] - pose[:3, :3], axis=(1, 2))
     near &= difference <= 2 * np.sqrt(2) * np.sin(SAME_POSE_RAD / 2)
     for index in np.flatnonzero(near):
-        near[index] = _same_kind(view, others[index])
+        near[index] = _same_kind(view, others[int(index)])
     return near
 
 
