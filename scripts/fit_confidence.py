@@ -1,47 +1,63 @@
 #!/usr/bin/env python3
 """Fits the confidence model (docs/concepts/confidence.md) and writes worldstereo_ros/weights/confidence.json.
 
-Pipelines imagine views of procedural worlds of the *validation* split; nothing is fitted on test worlds or on
-recordings. Each world is observed with its own simulated sensors, from nearly noise-free to poor: camera noise and
-automatic exposure, depth errors, and pose errors.
+Pipelines imagine views of procedural worlds of the *validation* split, recorded as `simulated_recordings.py` says;
+nothing is fitted on test worlds or on recordings. Two processes can share the work:
+
+    python scripts/fit_confidence.py --worlds 30 --save a.npz
+    python scripts/fit_confidence.py --worlds 30 --first 30 --save b.npz
+    python scripts/fit_confidence.py --samples a.npz b.npz
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
-from scipy.optimize import isotonic_regression, lsq_linear
+from scipy.optimize import isotonic_regression, minimize
 from scipy.spatial.transform import Rotation
-from scipy.stats import spearmanr
+from simulated_recordings import SimulatedRecording
 
+from worldstereo_ros.depth.estimators import SMALL, load_depth_estimator
+from worldstereo_ros.evaluation.calibration_metrics import depth_ratio, expected_calibration_error, rank_correlation
 from worldstereo_ros.evaluation.protocols import make_scenario
-from worldstereo_ros.evaluation.world_sequences import WorldSequence, world_sequence
-from worldstereo_ros.geometry.views import View
+from worldstereo_ros.evaluation.world_sequences import PERIOD_NS, world_sequence
 from worldstereo_ros.pipelines.auto import load_pipeline
 from worldstereo_ros.pipelines.base import Conditioning, OnStep, Pipeline, PipelineFrame
-from worldstereo_ros.pipelines.confidence import COLOUR_TOLERANCE, ConfidenceModel, Scale, confidence_file, features
-from worldstereo_ros.scenes.raytracing.primitives import Random
-from worldstereo_ros.scenes.sensor import SensorNoise, noisy_depth, noisy_image
+from worldstereo_ros.pipelines.confidence import (
+    CLASSES,
+    COLOUR_TOLERANCE,
+    DEPTH_TOLERANCE,
+    FEATURES,
+    QUANTITIES,
+    Scale,
+    StatisticsCache,
+    compute_features,
+    confidence_file,
+)
 from worldstereo_ros.world import WorldModel
 
-PROTOCOLS = ("single", "sparse")
-VIEWS = 81  # of a walk, which then reaches unobserved places
-# Standard deviations of the poorest sensor
-POSE_M, POSE_DEG = 0.01, 0.5  # of observed poses
-EXPOSURE_STOPS = 0.3  # of the exposure between frames
-PIXELS = 3000  # samples of a frame
-ERROR_FLOOR = 0.05  # added to an error before its logarithm; smaller errors hardly differ
-KNOTS = 12
-RIDGE = 1e-2  # regularisation of the weights, relative to the number of samples
+PROTOCOLS = ("single", "sparse", "mono")
+MONO_EVERY = 3  # the protocol mono is used in every third world
+LONG_WALK, SHORT_WALK = 81, 41  # views; a long walk reaches unobserved places
+TARGETS = 4  # views of a walk that are imagined
+TURNS_DEG = (180, 90)  # further views of the same places, turned away
+PIXELS = 500  # samples of a class in a frame
+QUANTILES = (0.0, 0.08, 0.2, 0.35, 0.5, 0.65, 0.8, 0.92, 0.99)  # of a feature, the knots of its function
+RIDGE = 3e-4  # regularisation of the functions' steps
+MIN_STEP = 0.01  # of a function over its whole range; smaller ones are left out
+FOLDS = 4  # of worlds, in cross-validation
+ERROR_KNOTS = 12
 
 
 @dataclass(frozen=True)
@@ -49,29 +65,35 @@ class Samples:
     """N pixels of imagined views.
 
     Attributes:
-        features: (N, F), see `confidence.FEATURES`.
-        error: (N,) in 0..1.
-        observed: (N,) bool, labelled as observed.
-        world: (N,) number of the world.
-        spread: (N,) standard deviation over random seeds, 0 with a single seed.
+        features: (N, F) float32, see `FEATURES`.
+        error: (N,) float32, colour error in 0..1.
+        ratio: (N,) float32, see `depth_ratio`; NaN without true depth.
+        label: (N,) uint8 index into `CLASSES`.
+        world: (N,) int32 number of the world.
+        scenario: (N,) int32 number of the world and of the protocol.
+        weight: (N,) float32, what a sample stands for: a share of a frame.
+        pipeline: (N,) uint8 index of the pipeline.
     """
 
     features: np.ndarray
     error: np.ndarray
-    observed: np.ndarray
+    ratio: np.ndarray
+    label: np.ndarray
     world: np.ndarray
-    spread: np.ndarray
+    scenario: np.ndarray
+    weight: np.ndarray
+    pipeline: np.ndarray
 
     def subset(self, chosen: np.ndarray) -> Samples:
         """The samples of a mask."""
-        return Samples(*(values[chosen] for values in vars(self).values()))
+        return Samples(*(getattr(self, field.name)[chosen] for field in fields(self)))
 
 
 class RecordingPipeline:
     """A pipeline that records its frames and the features of their pixels."""
 
     def __init__(self, pipeline: Pipeline) -> None:
-        self._pipeline = pipeline
+        self._pipeline, self._statistics = pipeline, StatisticsCache()
         self.name, self.clip_length = pipeline.name, pipeline.clip_length
         self.selects_references = getattr(pipeline, "selects_references", False)
         self.recorded: list[tuple[PipelineFrame, np.ndarray]] = []
@@ -82,180 +104,235 @@ class RecordingPipeline:
         """Yields the frames of the clip in order."""
         frames = self._pipeline(conditioning, prompt=prompt, generator=generator, on_step=on_step)
         for index, frame in enumerate(frames):
-            self.recorded.append((frame, features(frame, conditioning, index)))
-            yield replace(frame, confidence=np.zeros(frame.observed.shape, np.float32))
+            self.recorded.append((frame, compute_features(frame, conditioning, index, self._statistics)))
+            nothing = np.zeros(frame.observed.shape, np.float32)
+            yield replace(frame, confidence=nothing, depth_confidence=nothing)
 
 
-class NoisySensors:
-    """Simulated sensors, deterministic for one seed."""
-
-    def __init__(self, seed: int) -> None:
-        self._random = np.random.default_rng(seed)
-        self._generator = torch.Generator().manual_seed(seed)
-        self._level = self._random.uniform(0, 1)
-        self._noise = replace(SensorNoise.draw(Random(seed)), drift=EXPOSURE_STOPS * self._level)
-
-    def image(self, image: np.ndarray) -> np.ndarray:
-        """(H, W, 3) uint8 as the camera takes it."""
-        return noisy_image(torch.from_numpy(image)[None], self._noise, self._generator)[0].numpy()
-
-    def observe(self, view: View) -> View:
-        """A view with errors of image, depth and pose."""
-        assert view.depth is not None
-        depth = noisy_depth(torch.from_numpy(view.depth)[None], view.camera, self._noise, self._generator)[0].numpy()
-        rotation = self._random.normal(scale=np.radians(POSE_DEG) * self._level, size=3)
-        pose = view.world_from_camera.copy()
-        pose[:3, :3] = pose[:3, :3] @ Rotation.from_rotvec(rotation).as_matrix()
-        pose[:3, 3] += self._random.normal(scale=POSE_M * self._level, size=3)
-        return replace(view, image=self.image(view.image), depth=depth, world_from_camera=pose)
+def recording_of(index: int) -> tuple[SimulatedRecording, int]:
+    """How world `index` is recorded, and the number of views of the walk: exact, usual, and poor ones take turns."""
+    random = np.random.default_rng(index)
+    low, high = ((0.0, 0.0), (0.0, 0.5), (0.3, 1.0))[index % 3]
+    sensor, clutter = random.uniform(low, high), random.uniform(0.5 * low, high)
+    return SimulatedRecording(1000 + index, sensor, clutter), SHORT_WALK if index % 2 else LONG_WALK
 
 
-def collect(
-    sequence: WorldSequence, pipelines: dict[str, Pipeline], every: int, seed: int, runs: int
-) -> Iterator[tuple[str, Samples]]:
-    """The samples of each pipeline in one world, for each protocol; models imagine each view `runs` times."""
-    for protocol in PROTOCOLS:
-        scenario = make_scenario(sequence, protocol, every)
-        sensors = NoisySensors(seed)
-        observations, truths = (
-            [sensors.observe(view) for view in scenario.observed_views],
-            [sensors.image(view.image) for view in scenario.target_views],
-        )
-        for name, pipeline in pipelines.items():
-            recording = RecordingPipeline(pipeline)
-            world = WorldModel(recording)
+def collect(index: int, pipelines: dict[str, Pipeline], estimator) -> Iterator[Samples]:
+    """Samples of one world, for each protocol and pipeline. Raises ValueError: the world has no free path."""
+    recording, views = recording_of(index)
+    sequence = world_sequence("validation", index, views=views)
+    for number, protocol in enumerate(PROTOCOLS):
+        if protocol == "mono" and index % MONO_EVERY:
+            continue
+        scenario = make_scenario(sequence, protocol, every=math.ceil((views - 1) / TARGETS))
+        last = views * PERIOD_NS
+        observed = scenario.true_views or scenario.observed_views
+        observations = [recording.observe(view, view.stamp_ns / last) for view in observed]
+        if protocol == "mono":
+            observations = [replace(view, depth=None) for view in observations]
+        times = [view.stamp_ns / last for view in scenario.target_views]
+        turned, turned_times = turned_poses(scenario.path, times)
+        true_path, times = np.concatenate([scenario.path, turned]), [*times, *turned_times]
+        targets = list(sequence.seen_from(true_path))
+        images = [recording.image(view, time) for view, time in zip(targets, times, strict=True)]
+        path = np.stack([recording.pose(pose, time) for pose, time in zip(true_path, times, strict=True)])
+        for which, pipeline in enumerate(pipelines.values()):
+            recorder = RecordingPipeline(pipeline)
+            world = WorldModel(recorder, depth_estimator=estimator)
             for view in observations:
                 world.observe(view)
-            for run in range(1 if name == "geometric" else runs):
-                for _ in world.imagine(scenario.path, scenario.target_views.camera, seed=run):
-                    pass
-            yield name, sample_pixels(recording.recorded, truths, seed)
+            for _ in world.imagine(path, sequence.camera):
+                pass
+            random = np.random.default_rng(index)
+            for (frame, features), view, image in zip(recorder.recorded, targets, images, strict=True):
+                yield sample_pixels(frame, features, view.depth, image, (index, 3 * index + number, which), random)
 
 
-def sample_pixels(recorded: list[tuple[PipelineFrame, np.ndarray]], truths: list[np.ndarray], world: int) -> Samples:
-    """Samples pixels of frames with ground truth; frames of further runs follow those of the first."""
-    parts, random = [], np.random.default_rng(world)
-    for number, truth in enumerate(truths):
-        frame, values = recorded[number]
-        images = np.stack([other.image for other, _ in recorded[number :: len(truths)]]).astype(np.float32)
-        spread = cv2.blur(images.std(axis=0).mean(axis=2) / 255, (9, 9))
-        error = np.abs(frame.image.astype(np.float32) - truth).mean(axis=2) / 255
-        height, width = error.shape
-        chosen = random.choice(error.size, min(PIXELS, error.size), replace=False)
-        rows, columns = chosen // width, chosen % width
-        at = rows * values.shape[0] // height, columns * values.shape[1] // width
-        layers = (layer[rows, columns] for layer in (error, frame.observed))
-        parts.append(Samples(values[at], *layers, np.full(len(rows), world), spread[rows, columns]))
-    return concatenate(parts)
+def turned_poses(path: np.ndarray, times: list[float]) -> tuple[np.ndarray, list[float]]:
+    """(N, 4, 4) some poses of a path, turned about the vertical axis towards what was not observed, and their times."""
+    chosen = range(0, len(path), max(1, len(path) // len(TURNS_DEG)))[: len(TURNS_DEG)]
+    poses = path[list(chosen)].copy()
+    for pose, angle in zip(poses, TURNS_DEG, strict=False):
+        pose[:3, :3] = Rotation.from_rotvec([0, 0, math.radians(angle)]).as_matrix() @ pose[:3, :3]
+    return poses, [times[index] for index in chosen]
+
+
+def sample_pixels(
+    frame: PipelineFrame,
+    features: np.ndarray,
+    depth: np.ndarray,
+    image: np.ndarray,
+    numbers: tuple[int, int, int],
+    random: np.random.Generator,
+) -> Samples:
+    """Samples pixels of a frame with true depth and image, of each class; numbers of the world, scenario, pipeline."""
+    error = np.abs(frame.image.astype(np.float32) - image).mean(axis=2) / 255
+    ratio = depth_ratio(frame.depth, depth)
+    estimated = np.zeros_like(frame.observed) if frame.estimated is None else frame.estimated
+    labels = np.select([frame.observed, estimated], [0, 1], 2)
+    height, width = error.shape
+    parts, weights = [], []
+    for label in range(len(CLASSES)):
+        candidates = np.flatnonzero(labels == label)
+        if len(candidates):
+            parts.append(random.choice(candidates, min(PIXELS, len(candidates)), replace=False))
+            weights.append(np.full(len(parts[-1]), len(candidates) / error.size / len(parts[-1])))
+    chosen = np.concatenate(parts)
+    rows, columns = chosen // width, chosen % width
+    count = len(chosen)
+    return Samples(
+        features[rows * features.shape[0] // height, columns * features.shape[1] // width],
+        error[rows, columns],
+        ratio[rows, columns],
+        labels[rows, columns].astype(np.uint8),
+        np.full(count, numbers[0], np.int32),
+        np.full(count, numbers[1], np.int32),
+        np.concatenate(weights).astype(np.float32),
+        np.full(count, numbers[2], np.uint8),
+    )
 
 
 def concatenate(parts: list[Samples]) -> Samples:
     """All samples in one object."""
-    return Samples(*(np.concatenate([getattr(part, name) for part in parts]) for name in vars(parts[0])))
+    return Samples(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(Samples)))
 
 
-def fit_weights(values: np.ndarray, error: np.ndarray) -> np.ndarray:
-    """(F,) float32 non-negative weights that predict the logarithm of the error."""
-    target = np.log(error + ERROR_FLOOR)
-    matrix = np.concatenate([values, np.ones((len(target), 1), np.float32)], axis=1).astype(np.float64)
-    damping = np.sqrt(RIDGE * len(target)) * np.eye(matrix.shape[1])[:-1]
-    lower = np.array([0.0] * values.shape[1] + [-np.inf])
-    found = lsq_linear(
-        np.concatenate([matrix, damping]), np.concatenate([target, np.zeros(len(damping))]), (lower, np.inf)
-    )
-    return np.where(found.x[:-1] < 5e-3, 0, found.x[:-1]).astype(np.float32)
+def balanced_weights(samples: Samples) -> np.ndarray:
+    """Weights of the fit: a scenario with four times as many pixels counts twice as much."""
+    totals = np.bincount(samples.scenario, samples.weight)
+    return samples.weight / np.sqrt(totals)[samples.scenario]
 
 
-def cross_validated_rank(values: np.ndarray, error: np.ndarray, world: np.ndarray) -> float:
-    """Rank correlation of score and error, each world with weights fitted on all others."""
-    score = np.zeros(len(error), np.float32)
-    for one in np.unique(world):
-        here = world == one
-        score[here] = values[here] @ fit_weights(values[~here], error[~here])
-    return float(spearmanr(score, error).statistic)
+def quantity_of(samples: Samples, quantity: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(known, error, right) of colour or depth: bool, float and bool (N,)."""
+    if quantity == "colour":
+        return np.ones(len(samples.error), bool), samples.error, samples.error <= COLOUR_TOLERANCE
+    return ~np.isnan(samples.ratio), samples.ratio, samples.ratio <= DEPTH_TOLERANCE
 
 
-def fit(samples: Samples) -> Scale:
-    """Fits the weights and both functions of the score."""
-    weights = fit_weights(samples.features, samples.error)
-    score = samples.features @ weights
-    order = np.argsort(score, kind="stable")
-    groups = np.array_split(order, KNOTS)
-    scores = np.array([score[group].mean() for group in groups])
-    error = isotonic_regression([samples.error[group].mean() for group in groups]).x
-    right = isotonic_regression(
-        [(samples.error[group] <= COLOUR_TOLERANCE).mean() for group in groups], increasing=False
+def fit(features: np.ndarray, right: np.ndarray, error: np.ndarray, weight: np.ndarray) -> Scale:
+    """Fits a scale by regularised logistic regression; each function is a sum of ramps with non-negative steps.
+
+    Args:
+        features: (N, F) float32.
+        right: (N,) bool.
+        error: (N,) what the expected error is about.
+        weight: (N,) of the samples.
+    """
+    knots, columns, owners = {}, [], []
+    for index, name in enumerate(FEATURES):
+        found = np.unique(np.round(np.quantile(features[:, index], QUANTILES), 4))
+        if len(found) > 1:
+            knots[name] = found
+            for low, high in itertools.pairwise(found):
+                columns.append(np.clip((features[:, index] - low) / (high - low), 0, 1))
+                owners.append(name)
+    ramps = np.stack([*columns, np.ones(len(features), np.float32)], axis=1).astype(np.float32)
+    weight = weight / weight.sum()
+
+    def objective(steps: np.ndarray) -> tuple[float, np.ndarray]:
+        score = ramps @ steps.astype(np.float32)
+        probability = 1 / (1 + np.exp(np.clip(score, -30, 30)))
+        likelihood = np.log(np.maximum(np.where(right, probability, 1 - probability), 1e-12))
+        gradient = (weight * (right - probability)).astype(np.float32) @ ramps
+        ridge = np.append(steps[:-1], 0)
+        return float(RIDGE * ridge @ ridge - weight @ likelihood), gradient.astype(np.float64) + 2 * RIDGE * ridge
+
+    bounds = [(0, None)] * len(owners) + [(None, None)]
+    steps = minimize(objective, np.zeros(len(bounds)), jac=True, method="L-BFGS-B", bounds=bounds).x
+    functions = {}
+    for name, found in knots.items():
+        values = np.cumsum([0, *steps[:-1][[owner == name for owner in owners]]])
+        if values[-1] >= MIN_STEP:
+            functions[name] = found, values
+    scale = Scale(float(steps[-1]), functions, np.array([0.5]), np.array([0.0]))
+    return replace(scale, **expected_errors(scale(features), np.minimum(error, 10), weight))
+
+
+def expected_errors(confidence: np.ndarray, error: np.ndarray, weight: np.ndarray) -> dict[str, np.ndarray]:
+    """`confidence` and `expected_error` of a scale."""
+    groups = [group for group in np.array_split(np.argsort(confidence, kind="stable"), ERROR_KNOTS) if len(group)]
+    levels = np.round([np.average(confidence[group], weights=weight[group]) for group in groups], 4)
+    errors = isotonic_regression(
+        [np.average(error[group], weights=weight[group]) for group in groups], increasing=False
     ).x
-    distinct = np.concatenate([[True], np.diff(scores) > 1e-3])
-    # Strictly monotone: of two pixels, the one with the higher score never gets an equal confidence.
-    slope = 1e-4 * np.arange(int(distinct.sum()))
-    return Scale(weights, scores[distinct], error[distinct] + slope, np.clip(right[distinct] - slope, 0, 1))
+    distinct = np.concatenate([[True], np.diff(levels) > 1e-3])
+    # Strictly monotone: of two pixels, the one with the higher confidence never has an equal expected error.
+    return {"confidence": levels[distinct], "expected_error": errors[distinct] + 1e-4 * np.arange(distinct.sum())[::-1]}
+
+
+def cross_validate(samples: Samples, quantity: str) -> np.ndarray:
+    """(N,) confidence of each sample by a fit on other worlds; NaN where the quantity is unknown."""
+    known, error, right = quantity_of(samples, quantity)
+    weight = balanced_weights(samples)
+    out = np.full(len(error), np.nan, np.float32)
+    for fold in range(FOLDS):
+        here = samples.world // 3 % FOLDS == fold  # each fold has all qualities of sensors
+        train = known & ~here
+        scale = fit(samples.features[train], right[train], error[train], weight[train])
+        out[known & here] = scale(samples.features[known & here])
+    return out
 
 
 def main() -> None:
-    """Collects samples, fits, writes, and prints the cross-validated rank correlation."""
+    """Collects samples, fits, writes, and prints the cross-validated calibration."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--worlds", type=int, default=20, help="number of worlds of the validation split")
-    parser.add_argument("--every", type=int, default=20, help=f"evaluate every n-th of {VIEWS} frames")
-    parser.add_argument("--samples", default="", help="also write the samples: PREFIX-PIPELINE.npz")
-    parser.add_argument(
-        "--runs",
-        type=int,
-        default=1,
-        help="runs of a model; 2 or more: print what the spread over random seeds would add, and write nothing",
-    )
-    parser.add_argument("--pipeline", action="append", help="geometric, small; default: both")
+    parser.add_argument("--worlds", type=int, default=60, help="number of worlds of the validation split")
+    parser.add_argument("--first", type=int, default=0, help="the first of them")
+    parser.add_argument("--save", type=Path, help="write the samples to a file and fit nothing")
+    parser.add_argument("--samples", type=Path, nargs="+", default=[], help="fit to samples of these files")
+    parser.add_argument("--no-validation", action="store_true", help="skip the cross-validation")
     options = parser.parse_args()
-    names = options.pipeline or ["geometric", "small"]
     console, begin = Console(), time.monotonic()
     if not console.is_terminal:
-        console = Console(width=240)  # without a terminal, do not wrap the table
-    pipelines = {name: load_pipeline(name) for name in names}
-    found: dict[str, list[Samples]] = {name: [] for name in names}
-    for index in range(options.worlds):
-        try:
-            sequence = world_sequence("validation", index, views=VIEWS)
-        except ValueError as error:  # no free path
-            console.print(str(error), style="dim")
-            continue
-        for name, samples in collect(sequence, pipelines, options.every, index, options.runs):
-            found[name].append(samples)
-        console.print(f"{sequence.path.name}: {time.monotonic() - begin:.0f} s", style="dim")
-    path = confidence_file()
-    content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"pipelines": {}}
-    content |= {"tolerance": COLOUR_TOLERANCE, "made_by": "scripts/fit_confidence.py, worlds of the validation split"}
-    table = Table(title="Rank correlation, cross-validated over worlds")
-    for heading in ("pipeline", "pixels", "number", "mean error", "right", "rank", "with spread", "weights"):
-        table.add_column(heading, overflow="fold")
-    for name, parts in found.items():
-        samples = concatenate(parts)
-        if options.samples:
-            np.savez(f"{options.samples}-{name}.npz", **vars(samples))
-        scales = {}
-        for kind, chosen in (("imagined", ~samples.observed), ("observed", samples.observed)):
-            some = samples.subset(chosen)
-            scale = scales[kind] = fit(some)
-            rank = cross_validated_rank(some.features, some.error, some.world)
-            spread = "-"
-            if some.spread.any():
-                more = np.concatenate([some.features, np.log1p(20 * some.spread)[:, None]], axis=1)
-                spread = f"{cross_validated_rank(more, some.error, some.world):.3f}"
-            table.add_row(
-                name,
-                kind,
-                str(len(some.error)),
-                f"{some.error.mean():.3f}",
-                f"{(some.error <= COLOUR_TOLERANCE).mean():.2f}",
-                f"{rank:.3f}",
-                spread,
-                ", ".join(f"{key} {value:.2f}" for key, value in scale.to_dict()["weights"].items()),
-            )
-        ConfidenceModel(scales["imagined"], scales["observed"])
-        content["pipelines"][name] = {kind: scale.to_dict() for kind, scale in scales.items()}
-    console.print(table)
-    if options.runs > 1:
+        console = Console(width=200)  # without a terminal, do not wrap the table
+    names = ["geometric", "small"]
+    parts = []
+    for path in options.samples:
+        with np.load(path) as content:
+            parts.append(Samples(*(content[field.name] for field in fields(Samples))))
+    if not parts:
+        pipelines, estimator = {name: load_pipeline(name) for name in names}, load_depth_estimator(SMALL)
+        for index in range(options.first, options.first + options.worlds):
+            try:
+                parts.extend(collect(index, pipelines, estimator))
+            except ValueError as error:  # no free path
+                console.print(str(error), style="dim")
+                continue
+            console.print(f"world {index}: {time.monotonic() - begin:.0f} s", style="dim")
+    samples = concatenate(parts)
+    if options.save:
+        np.savez(options.save, **{field.name: getattr(samples, field.name) for field in fields(Samples)})
         return
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    table = Table(title="Cross-validated over worlds; ECE: expected calibration error")
+    for heading in ("pipeline", "class", "quantity", "pixels", "right", "confidence", "ECE", "rank", "functions"):
+        table.add_column(heading, overflow="fold")
+    content: dict = {
+        "tolerance": {"colour": COLOUR_TOLERANCE, "depth": DEPTH_TOLERANCE},
+        "made_by": "scripts/fit_confidence.py, worlds of the validation split",
+        "pipelines": {name: {label: {} for label in CLASSES} for name in names},
+    }
+    for which, name in enumerate(names):
+        for label, class_name in enumerate(CLASSES):
+            some = samples.subset((samples.pipeline == which) & (samples.label == label))
+            for quantity in QUANTITIES:
+                known, error, right = quantity_of(some, quantity)
+                weight = balanced_weights(some)
+                scale = fit(some.features[known], right[known], error[known], weight[known])
+                content["pipelines"][name][class_name][quantity] = scale.to_dict()
+                row = [name, class_name, quantity, str(int(known.sum())), f"{right[known].mean():.2f}"]
+                if not options.no_validation:
+                    found = cross_validate(some, quantity)[known]
+                    ece = expected_calibration_error(found, right[known])
+                    rank = rank_correlation(found, error[known])
+                    row += [f"{found.mean():.2f}", f"{ece:.3f}", "-" if rank is None else f"{rank:.2f}"]
+                console.print(*row)
+                ranges = {key: values[-1] for key, (_, values) in scale.functions.items()}
+                top = sorted(ranges, key=ranges.get, reverse=True)[:8]
+                table.add_row(*row, *[""] * (8 - len(row)), ", ".join(f"{key} {ranges[key]:.1f}" for key in top))
+    console.print(table)
+    path = confidence_file()
+    path.write_text(json.dumps(content, separators=(",", ":")) + "\n", encoding="utf-8")
     console.print(f"Wrote {path} after {time.monotonic() - begin:.0f} s.")
 
 

@@ -30,6 +30,7 @@ from worldstereo_ros.depth.estimated_views import correct_estimated_views, inser
 from worldstereo_ros.depth.estimators import DepthEstimator
 from worldstereo_ros.geometry.cameras import Camera, unproject
 from worldstereo_ros.geometry.poses import check_poses
+from worldstereo_ros.geometry.provenance import Provenance
 from worldstereo_ros.geometry.views import ImaginedView, View
 from worldstereo_ros.imaging.borders import valid_area
 from worldstereo_ros.memory.archive import load_archive, save_archive
@@ -201,9 +202,7 @@ class WorldModel:
             frames = self.pipeline(conditioning, prompt=prompt, generator=generator, on_step=on_step)
             views = []
             for offset, frame in enumerate(frames):
-                if frame.confidence is None:
-                    estimate_confidence = load_confidence(self.pipeline.name)
-                    frame = replace(frame, confidence=estimate_confidence(frame, conditioning, offset))
+                frame = self._with_confidence(frame, conditioning, offset)
                 reference = int(bank_index[offset])
                 view = _imagined_view(frame, conditioning, offset, first + offset, count, stamp_ns, reference)
                 views.append(view)
@@ -217,6 +216,17 @@ class WorldModel:
                 for view in views:
                     self.remember(view, in_bank=view.index in for_bank)
             start_view = views[-1]
+
+    def _with_confidence(self, frame: PipelineFrame, conditioning: Conditioning, offset: int) -> PipelineFrame:
+        """The frame with the confidences that the pipeline does not provide."""
+        if frame.confidence is not None and (frame.depth_confidence is not None or frame.depth is None):
+            return frame
+        found = load_confidence(self.pipeline.name)(frame, conditioning, offset)
+        return replace(
+            frame,
+            confidence=found.colour if frame.confidence is None else frame.confidence,
+            depth_confidence=found.depth if frame.depth_confidence is None else frame.depth_confidence,
+        )
 
     def _condition(self, poses: np.ndarray, camera: Camera, start_view: View) -> tuple[Conditioning, np.ndarray]:
         """Collects what memory holds about a clip: renders of the cloud and references from the bank.
@@ -235,6 +245,8 @@ class WorldModel:
             world_from_camera=poses,
             references=[self.bank.views[i] for i in offered],
             reference_index=np.array([offered.index(i) if i >= 0 else -1 for i in retrieval.index]),
+            observations=[view for view in self.bank.views if view.is_observation],
+            stored_confidence=self._render_confidence(camera, poses),
         )
         return conditioning, retrieval.index
 
@@ -251,6 +263,17 @@ class WorldModel:
         cloud = self.cloud
         arrays = cloud.points, cloud.colours, cloud.provenance, cloud.spacing
         return render(*arrays, camera, world_from_camera, device=self.device)
+
+    def _render_confidence(self, camera: Camera, poses: np.ndarray) -> np.ndarray | None:
+        """(F, H, W, 2) float32, confidence of colour and depth of the points in view; None if all were observed."""
+        cloud = self.cloud
+        if (cloud.provenance == Provenance.OBSERVED).all():
+            return None
+        levels = np.zeros((len(cloud), 3), np.uint8)  # rounded down, so that rendering raises no confidence
+        levels[:, 0], levels[:, 1] = cloud.confidence * 255, cloud.depth_confidence * 255
+        arrays = cloud.points, levels, cloud.provenance, cloud.spacing
+        rendering = render(*arrays, camera, poses, device=self.device)
+        return rendering.colour[..., :2].cpu().numpy().astype(np.float32) / 255
 
     # --- remember ----------------------------------------------------------------------------------------------------
 

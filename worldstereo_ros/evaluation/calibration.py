@@ -19,12 +19,13 @@ from worldstereo_ros.evaluation.calibration_metrics import (
     PixelSamples,
     block_means,
     calibration_row,
+    depth_ratio,
     merge_samples,
 )
 from worldstereo_ros.evaluation.calibration_plot import plot_calibration
 from worldstereo_ros.evaluation.tables import Column, build_table
 from worldstereo_ros.io.images import write_image
-from worldstereo_ros.pipelines.confidence import COLOUR_TOLERANCE, load_confidence
+from worldstereo_ros.pipelines.confidence import COLOUR_TOLERANCE, DEPTH_TOLERANCE, load_confidence
 from worldstereo_ros.utils.errors import InputError
 
 SAMPLED_PIXELS = 4000  # of a frame; neighbouring pixels add little
@@ -48,6 +49,10 @@ class Calibration:
         truth: np.ndarray,
         confidence: np.ndarray,
         observed: np.ndarray,
+        *,
+        depth_confidence: np.ndarray | None = None,
+        depth: np.ndarray | None = None,
+        true_depth: np.ndarray | None = None,
     ) -> None:
         """Adds a frame.
 
@@ -58,17 +63,24 @@ class Calibration:
             image, truth: (H, W, 3) uint8.
             confidence: (H, W) float32 in 0..1.
             observed: (H, W) bool.
+            depth_confidence: (H, W) float32 in 0..1, with the next two; None = not evaluated.
+            depth, true_depth: (H, W) float32 metres, 0 = unknown.
         """
         self._kinds[sequence] = kind
         expected = load_confidence(pipeline).expected_error(confidence, observed)
         error = np.abs(image.astype(np.float32) - truth).mean(axis=2) / 255
-        arrays = (confidence, expected, error, observed)
+        unknown = np.full(error.shape, np.nan, np.float32)
+        ratio = unknown if depth is None or true_depth is None else depth_ratio(depth, true_depth)
+        arrays = (
+            *(confidence, expected, error, observed),
+            *(unknown if depth_confidence is None else depth_confidence, ratio),
+        )
         indices = self._random.choice(error.size, min(SAMPLED_PIXELS, error.size), replace=False)
         samples = [array.reshape(-1)[indices] for array in arrays]
         self._pixels.setdefault((sequence, pipeline), PixelSamples()).add(*samples)
-        confidences, expectations, errors, observed_fractions = (block_means(array) for array in arrays)
+        confidences, expectations, errors, observed_fractions, *depths = (block_means(array) for array in arrays)
         blocks = self._blocks.setdefault((sequence, pipeline), PixelSamples())
-        blocks.add(confidences, expectations, errors, observed_fractions > 0.5)
+        blocks.add(confidences, expectations, errors, observed_fractions > 0.5, *depths)
 
     def rows(self) -> list[CalibrationRow]:
         """One row for each kind of data, and one for each sequence of kinds with several."""
@@ -127,6 +139,13 @@ COLUMNS = [
     Column("confidence", attrgetter("confidence"), "{:.2f}"),
     Column("accuracy", attrgetter("right"), "{:.2f}"),
     Column("ECE", attrgetter("calibration_error"), "{:.2f}"),
+    Column("imagined: confidence", attrgetter("confidence_imagined"), "{:.2f}"),
+    Column("accuracy", attrgetter("right_imagined"), "{:.2f}"),
+    Column("ECE", attrgetter("calibration_error_imagined"), "{:.2f}"),
+    Column("depth: confidence", attrgetter("depth_confidence_imagined"), "{:.2f}"),
+    Column("accuracy", attrgetter("right_depth_imagined"), "{:.2f}"),
+    Column("ECE", attrgetter("calibration_error_depth_imagined"), "{:.2f}"),
+    Column("rank corr.", attrgetter("rank_depth_imagined"), "{:.2f}"),
     Column("expected error", attrgetter("expected"), "{:.3f}"),
     Column("error", attrgetter("error"), "{:.3f}"),
 ]
@@ -134,5 +153,8 @@ COLUMNS = [
 
 def calibration_table(rows: list[CalibrationRow]) -> Table:
     """A table for the terminal."""
-    title = f"Calibration; correct = within {COLOUR_TOLERANCE:g} of the colour range. See docs/concepts/confidence.md"
+    title = (
+        f"Calibration; correct = colour within {COLOUR_TOLERANCE:g} of its range, depth within a factor of "
+        f"{DEPTH_TOLERANCE:g}. See docs/concepts/confidence.md"
+    )
     return build_table(rows, COLUMNS, title=title)

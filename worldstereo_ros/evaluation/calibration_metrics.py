@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy.stats import spearmanr
 
+from worldstereo_ros.geometry.provenance import DEPTH_TOLERANCE
 from worldstereo_ros.pipelines.confidence import COLOUR_TOLERANCE
 
 BLOCK_PX = 16  # planners use areas rather than single pixels
@@ -16,20 +17,29 @@ BINS = 10
 
 @dataclass
 class PixelSamples:
-    """Samples of frames: confidence, expected and actual error (N,) float32 in 0..1, observed (N,) bool."""
+    """Samples of frames.
+
+    Attributes:
+        confidence, expected, error: (N,) float32 in 0..1 of each frame: of colour, expected and actual error.
+        observed: (N,) bool.
+        depth_confidence: (N,) float32 in 0..1, NaN where unavailable.
+        ratio: (N,) float32, see `depth_ratio`.
+    """
 
     confidence: list[np.ndarray] = field(default_factory=list)
     expected: list[np.ndarray] = field(default_factory=list)
     error: list[np.ndarray] = field(default_factory=list)
     observed: list[np.ndarray] = field(default_factory=list)
+    depth_confidence: list[np.ndarray] = field(default_factory=list)
+    ratio: list[np.ndarray] = field(default_factory=list)
 
-    def add(self, confidence: np.ndarray, expected: np.ndarray, error: np.ndarray, observed: np.ndarray) -> None:
-        """Adds the samples of a frame."""
-        for values, new in zip(vars(self).values(), (confidence, expected, error, observed), strict=True):
+    def add(self, *arrays: np.ndarray) -> None:
+        """Adds the samples of a frame, in the order of the attributes."""
+        for values, new in zip(vars(self).values(), arrays, strict=True):
             values.append(new)
 
     def concatenated(self) -> tuple[np.ndarray, ...]:
-        """(confidence, expected, error, observed) of all frames."""
+        """The samples of all frames, in the order of the attributes."""
         return tuple(np.concatenate(values) for values in vars(self).values())
 
 
@@ -57,8 +67,12 @@ class CalibrationRow:
         confidence: mean.
         right: fraction of the pixels whose error is within the tolerance.
         calibration_error: expected calibration error (ECE): mean distance of confidence and accuracy over bins.
+        confidence_imagined, right_imagined, calibration_error_imagined: the same over imagined pixels.
+        depth_confidence_imagined, right_depth_imagined, calibration_error_depth_imagined, rank_depth_imagined: the same
+            of depth over imagined pixels with true depth; None if the pipeline gives no confidence of depth.
         expected, error: mean absolute errors of colour, 1 = from black to white.
         confidence_bins: confidence against the fraction of correct pixels, bins of equal width.
+        imagined_bins, depth_bins: the same over imagined pixels, of colour and of depth.
         error_bins: expected against actual error, bins of equal number.
     """
 
@@ -74,9 +88,18 @@ class CalibrationRow:
     confidence: float
     right: float
     calibration_error: float
+    confidence_imagined: float | None
+    right_imagined: float | None
+    calibration_error_imagined: float | None
+    depth_confidence_imagined: float | None
+    right_depth_imagined: float | None
+    calibration_error_depth_imagined: float | None
+    rank_depth_imagined: float | None
     expected: float
     error: float
     confidence_bins: list[Bin]
+    imagined_bins: list[Bin]
+    depth_bins: list[Bin]
     error_bins: list[Bin]
 
 
@@ -148,6 +171,17 @@ def depth_ratio(depth: np.ndarray, truth: np.ndarray) -> np.ndarray:
     return ratio
 
 
+def _bins(confidence: np.ndarray, right: np.ndarray) -> list[Bin]:
+    """Confidence against the fraction of right pixels in bins of equal width; empty bins are left out."""
+    number = np.minimum((confidence * BINS).astype(int), BINS - 1)
+    masks = [mask for index in range(BINS) if (mask := number == index).any()]
+    return [Bin(float(mask.mean()), float(confidence[mask].mean()), float(right[mask].mean())) for mask in masks]
+
+
+def _mean(values: np.ndarray) -> float | None:
+    return float(values.mean()) if len(values) else None
+
+
 def _rank_correlation(expected: np.ndarray, error: np.ndarray, mask: np.ndarray | None = None) -> float | None:
     if mask is not None:
         expected, error = expected[mask], error[mask]
@@ -162,14 +196,12 @@ def calibration_row(data: str, pipeline: str, pixels: PixelSamples, blocks: Pixe
         pixels: samples of pixels.
         blocks: means over blocks, see `block_means`.
     """
-    confidence, expected, error, observed = pixels.concatenated()
-    _, block_expected, block_error, block_observed = blocks.concatenated()
-    right = error <= COLOUR_TOLERANCE
-    bins = [
-        Bin(float(mask.mean()), float(confidence[mask].mean()), float(right[mask].mean()))
-        for number in range(BINS)
-        if (mask := np.minimum((confidence * BINS).astype(int), BINS - 1) == number).any()
-    ]
+    confidence, expected, error, observed, depth_confidence, ratio = pixels.concatenated()
+    _, block_expected, block_error, block_observed, *_ = blocks.concatenated()
+    right, right_depth = error <= COLOUR_TOLERANCE, ratio <= DEPTH_TOLERANCE
+    bins = _bins(confidence, right)
+    imagined = ~observed
+    with_depth = imagined & ~np.isnan(ratio) & ~np.isnan(depth_confidence)
     groups = [group for group in np.array_split(np.argsort(expected, kind="stable"), BINS) if len(group)]
     return CalibrationRow(
         data=data,
@@ -184,9 +216,20 @@ def calibration_row(data: str, pipeline: str, pixels: PixelSamples, blocks: Pixe
         confidence=float(confidence.mean()),
         right=float(right.mean()),
         calibration_error=sum(part.share * abs(part.predicted - part.actual) for part in bins),
+        confidence_imagined=_mean(confidence[imagined]),
+        right_imagined=_mean(right[imagined]),
+        calibration_error_imagined=expected_calibration_error(confidence[imagined], right[imagined]),
+        depth_confidence_imagined=_mean(depth_confidence[with_depth]),
+        right_depth_imagined=_mean(right_depth[with_depth]),
+        calibration_error_depth_imagined=expected_calibration_error(
+            depth_confidence[with_depth], right_depth[with_depth]
+        ),
+        rank_depth_imagined=rank_correlation(depth_confidence[with_depth], ratio[with_depth]),
         expected=float(expected.mean()),
         error=float(error.mean()),
         confidence_bins=bins,
+        imagined_bins=_bins(confidence[imagined], right[imagined]),
+        depth_bins=_bins(depth_confidence[with_depth], right_depth[with_depth]),
         error_bins=[
             Bin(len(group) / len(error), float(expected[group].mean()), float(error[group].mean())) for group in groups
         ],

@@ -1,4 +1,4 @@
-"""Plots of calibration: confidence against accuracy, expected against actual error."""
+"""Plots of calibration: confidence of colour and of depth against accuracy, expected against actual error."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 
 from worldstereo_ros.evaluation.calibration_metrics import CalibrationRow
+from worldstereo_ros.geometry.provenance import DEPTH_TOLERANCE
 from worldstereo_ros.visualization.contact_sheet import FAINT, INK, PAPER
 from worldstereo_ros.visualization.images import IMAGINED_COLOUR, OBSERVED_COLOUR
 from worldstereo_ros.visualization.text import draw_text, text_width
@@ -19,9 +20,11 @@ COLOURS = (OBSERVED_COLOUR, IMAGINED_COLOUR, (110, 90, 170), (60, 140, 80), FAIN
 
 
 def plot_calibration(rows: Sequence[CalibrationRow], tolerance: float) -> np.ndarray:
-    """Plots two panels for each kind of data: confidence against accuracy, expected against actual error.
+    """Plots three panels for each kind of data.
 
-    The area of a dot is the fraction of the pixels; dots of a perfectly calibrated pipeline lie on the diagonal.
+    They show the confidence of imagined pixels against their accuracy, of colour and of depth, and the expected against
+    the actual error of all pixels. The area of a dot is the fraction of the pixels; dots of a perfectly calibrated
+    pipeline lie on the diagonal.
 
     Args:
         rows: rows of whole kinds of data, see `Calibration.totals`.
@@ -33,11 +36,12 @@ def plot_calibration(rows: Sequence[CalibrationRow], tolerance: float) -> np.nda
     kinds = list(dict.fromkeys(row.data for row in rows))
     pipelines = list(dict.fromkeys(row.pipeline for row in rows))
     panel_width, row_height = LEFT_PX + PANEL_PX + GAP_PX, TOP_PX + PANEL_PX + BOTTOM_PX
-    canvas = np.full((len(kinds) * row_height + 16, 2 * panel_width, 3), PAPER, np.uint8)
+    canvas = np.full((len(kinds) * row_height + 16, 3 * panel_width, 3), PAPER, np.uint8)
     max_error = max([0.1, *(max(part.predicted, part.actual) for row in rows for part in row.error_bins)])
     max_error = float(np.ceil(max_error * 20) / 20)
     panels = (
-        ("confidence_bins", "confidence", f"accuracy (error within {tolerance:g})", 1.0),
+        ("imagined_bins", "confidence, imagined pixels", f"accuracy (error within {tolerance:g})", 1.0),
+        ("depth_bins", "confidence of depth, imagined", f"accuracy (within a factor of {DEPTH_TOLERANCE:g})", 1.0),
         ("error_bins", "expected error", "actual error", max_error),
     )
     for number, kind in enumerate(kinds):
@@ -46,10 +50,12 @@ def plot_calibration(rows: Sequence[CalibrationRow], tolerance: float) -> np.nda
         members = [row for row in rows if row.data == kind]
         colours = [COLOURS[pipelines.index(row.pipeline) % len(COLOURS)] for row in members]
         for index, (row, colour) in enumerate(zip(members, colours, strict=True)):
-            rank = "" if row.rank is None else f", rank {row.rank:.2f}"
+            rank = "" if row.rank_imagined is None else f", rank {row.rank_imagined:.2f}"
+            eces = [row.calibration_error_imagined, row.calibration_error_depth_imagined]
+            ece = ", ".join("-" if value is None else f"{value:.2f}" for value in eces)
             x, y = LEFT_PX + index * 290, top + 66
             cv2.circle(canvas, (x + 6, y - 5), 6, colour, -1, cv2.LINE_AA)
-            draw_text(canvas, f"{row.pipeline}: ECE {row.calibration_error:.2f}{rank}", (x + 20, y), 0.46, INK)
+            draw_text(canvas, f"{row.pipeline}: ECE {ece}{rank}", (x + 20, y), 0.46, INK)
         for column, (name, x_title, y_title, limit) in enumerate(panels):
             x0, y0 = LEFT_PX + column * panel_width, top + TOP_PX
             _draw_axes(canvas, x0, y0, limit, x_title, y_title)

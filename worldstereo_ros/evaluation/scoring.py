@@ -132,7 +132,10 @@ class Scorer:
             labelled = view.observed
             if self.calibration is not None and view.confidence is not None and labelled is not None:
                 self.calibration.add(
-                    self.sequence, self.kind, pipeline, view.image, truth.image, view.confidence, labelled
+                    *(self.sequence, self.kind, pipeline, view.image, truth.image, view.confidence, labelled),
+                    depth_confidence=view.depth_confidence,
+                    depth=view.depth,
+                    true_depth=truth.depth,
                 )
             if labelled is None:
                 has_provenance = False

@@ -6,7 +6,7 @@ All pipelines are interchangeable in `WorldModel`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -45,6 +45,9 @@ class Conditioning:
         references: distinct views of the bank, at most 8; all views of the bank for pipelines with
             `selects_references = True`.
         reference_index: (F,) index into `references` of the best one for each view, -1 = none.
+        observations: all observations of the bank, whatever the pipeline gets as references.
+        stored_confidence: (F, H, W, 2) float32 in 0..1, confidence of colour and of depth of the points that `renders`
+            shows; None if memory holds observed points only.
     """
 
     start_view: View
@@ -53,6 +56,8 @@ class Conditioning:
     world_from_camera: np.ndarray
     references: list[View]
     reference_index: np.ndarray
+    observations: list[View] = field(default_factory=list)
+    stored_confidence: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -64,11 +69,11 @@ class PipelineFrame:
         depth: (H, W) float32 metres, 0 = unknown; None if the pipeline gives no depth.
         observed: (H, W) bool, True where the pixel shows what a camera saw and a sensor measured.
         memory_image: (H, W, 3) uint8 RGB, the view from memory alone; None if it equals `image`.
-        confidence: (H, W) float32 in 0..1, see `confidence.py`; None: the world model estimates it.
-        plane_absence: (H, W) float32 in 0..1, 1 - P(a known plane extends here), 0 where memory covers the pixel;
-            None if the pipeline does not estimate it.
+        confidence: (H, W) float32 in 0..1, see `confidence`; None: the world model estimates it.
+        plane_absence: (H, W) float32 in 0..1, 1 - P(a known plane extends here), 0 where memory has a point that a
+            camera saw; None if the pipeline does not estimate it.
         estimated: (H, W) bool, True where a camera saw the colour and a model estimated the distance; None = nowhere.
-        depth_confidence: (H, W) float32 in 0..1, see `confidence.py`; None: the world model estimates it.
+        depth_confidence: (H, W) float32 in 0..1, see `confidence`; None: the world model estimates it.
     """
 
     image: np.ndarray

@@ -117,6 +117,11 @@ class GeometricPipeline:
         depth = renders.depth[index].cpu().numpy().astype(np.float32, copy=False)
         colour = renders.colour[index].cpu().numpy()
         views = select_references(conditioning.references, depth, conditioning.camera, pose)
+        if not all(view.is_observation for view in views):
+            # Imagined views come in addition: an observation that they displace could not support what it observed.
+            observations = [view for view in conditioning.references if view.is_observation]
+            seen = select_references(observations, depth, conditioning.camera, pose)
+            views = [*seen, *(view for view in views if not view.is_observation)]
         with self._lock:
             references, gains, errors = self._cache.prepare(views)
         threads = threads or self.threads

@@ -26,6 +26,7 @@ import torch
 
 from worldstereo_ros.depth.alignment import DepthError, complete_depth
 from worldstereo_ros.depth.estimators import DepthEstimator, load_small_depth
+from worldstereo_ros.geometry.provenance import Provenance
 from worldstereo_ros.imaging.inpainting import fill_depth
 from worldstereo_ros.imaging.resizing import resize_image
 from worldstereo_ros.models import (
@@ -349,14 +350,17 @@ class WorldStereoPipeline:
         `MAX_DEPTH_RATIO`, else that of the network.
         """
         covered, depth = conditioning.renders.covered[index].cpu().numpy() | frame.observed, frame.depth
-        if depth is None or covered.all():
+        # A plane that was imagined before is not more certain for that.
+        provenance = conditioning.renders.provenance[index].cpu().numpy()
+        seen = (provenance >= Provenance.ESTIMATED) | frame.observed
+        if depth is None or seen.all():
             return frame
         pose, threads = conditioning.world_from_camera[index], self.geometric.threads
         planes = None
         if layout is not None:
-            planes = layout.render_view(conditioning.camera, pose, mask=~covered, threads=threads)
-            frame = replace(frame, plane_absence=np.where(covered, np.float32(0), 1 - planes.probability).clip(0, 1))
-        if self.depth is None:
+            planes = layout.render_view(conditioning.camera, pose, mask=~seen, threads=threads)
+            frame = replace(frame, plane_absence=np.where(seen, np.float32(0), 1 - planes.probability).clip(0, 1))
+        if self.depth is None or covered.all():
             return frame
         try:
             estimated = self.depth(frame.image, conditioning.camera)
@@ -368,7 +372,8 @@ class WorldStereoPipeline:
             completed = complete_depth(known[coarse], estimated[coarse])
             completed = cv2.resize(completed, known.shape[::-1], interpolation=cv2.INTER_NEAREST)
             agrees = (planes.depth < completed * MAX_DEPTH_RATIO) & (planes.depth * MAX_DEPTH_RATIO > completed)
-            known = np.where((planes.probability > MIN_PLANE_PROBABILITY) & agrees, planes.depth, known)
+            likely = ~covered & (planes.probability > MIN_PLANE_PROBABILITY)
+            known = np.where(likely & agrees, planes.depth, known)
         return replace(frame, depth=complete_depth(known, estimated))
 
     # --- memory of the device ----------------------------------------------------------------------------------------
