@@ -14,8 +14,8 @@ from worldstereo_ros.geometry.views import View
 from worldstereo_ros.imaging.overlap import Overlap, measure_overlap
 from worldstereo_ros.io.datasets import open_sequence
 from worldstereo_ros.pipelines.geometric.pipeline import GeometricPipeline
-from worldstereo_ros.pipelines.geometric.provenance import ASSUMED_ERROR_RAD, MIN_BASELINE, registration_errors
 from worldstereo_ros.pipelines.geometric.references import select_references
+from worldstereo_ros.pipelines.geometric.supporting_views import ASSUMED_ERROR_RAD, MIN_BASELINE, registration_errors
 from worldstereo_ros.world import WorldModel
 
 CAMERA = Camera.from_fov(160, 120, np.radians(75))
@@ -111,7 +111,9 @@ def test_an_overlap_with_a_copy_does_not_measure_the_pose_error(walk):
     assert measure_overlap(walk[0], walk[2]).baseline == pytest.approx(expected, rel=0.3)
     colours = np.zeros((0, 2, 3))
     copy, apart = Overlap(colours, 1e-4, 0.0), Overlap(colours, 0.02, 2 * MIN_BASELINE)
-    np.testing.assert_array_equal(registration_errors(2, {(0, 1): copy}), [ASSUMED_ERROR_RAD] * 2)
-    np.testing.assert_array_equal(
-        registration_errors(3, {(0, 1): copy, (0, 2): apart}), [0.02, ASSUMED_ERROR_RAD, 0.02]
-    )
+    errors, checked = registration_errors(2, {(0, 1): copy})
+    np.testing.assert_array_equal(errors, [ASSUMED_ERROR_RAD] * 2)
+    assert not checked.any()
+    errors, checked = registration_errors(3, {(0, 1): copy, (0, 2): apart})
+    np.testing.assert_array_equal(errors, [0.02] * 3)  # what cannot be checked is assumed to be as good as the others
+    np.testing.assert_array_equal(checked, [True, False, True])

@@ -43,7 +43,7 @@ def estimated_pixels(
     """
     bits = np.zeros(warped.depth.shape, np.uint8)
     depth = np.ascontiguousarray(warped.depth, np.float32)
-    skip = np.ascontiguousarray(observed, np.uint8)
+    needs = np.where(observed, np.uint8(0), np.where(estimated, np.uint8(2), np.uint8(1)))
     for reference in warped.references:
         view = reference.view
         if not view.is_observation:
@@ -52,8 +52,9 @@ def estimated_pixels(
         centre = world_from_camera[:3, :3].T @ (view.world_from_camera[:3, 3] - world_from_camera[:3, 3])
         geometry = np.array([1 / camera.fx, 1 / camera.fy, camera.cx, camera.cy, *centre], np.float32)
         settings = np.array([DEPTH_TOLERANCE_RATIO, DEPTH_TOLERANCE_M, MAX_PARALLAX_PX], np.float32)
-        known = np.ascontiguousarray(view.depth > 0, np.uint8) if view.depth is not None else np.zeros_like(skip)
-        arguments = (depth, skip, A, b, reference.depth, known, settings, geometry, bits)
+        assert view.depth is not None  # views without depth are no references
+        known = np.ascontiguousarray(view.depth > 0, np.uint8)
+        arguments = (depth, needs, A, b, reference.depth, known, settings, geometry, bits)
         run_in_threads(_look_up, [(start, stop, *arguments) for start, stop in split_range(camera.height, threads)])
     shown = estimated & ((bits & AGREES > 0) | (bits & LOOKS == 0))
     out = ~observed & warped.valid_mask & (shown | (bits & NO_PARALLAX > 0))
@@ -64,11 +65,12 @@ def estimated_pixels(
 
 
 @compiled
-def _look_up(row0, row1, depth, skip, A, b, source_depth, known, settings, geometry, out):
+def _look_up(row0, row1, depth, needs, A, b, source_depth, known, settings, geometry, out):
     """Looks up rows row0..row1 in one observation and adds the bits LOOKS, AGREES and NO_PARALLAX to `out`.
 
     Args:
-        depth: (H, W) float32 target depth, 0 = none. skip: (H, W) uint8, 1 = leave out.
+        depth: (H, W) float32 target depth, 0 = none.
+        needs: (H, W) uint8: 0 = nothing, 1 = NO_PARALLAX alone, 2 = all bits.
         A, b: `pixel_transform` from target to source.
         source_depth: (h, w) float32, completed. known: (h, w) uint8, 1 where it is not completed.
         settings: (3,) float32: depth tolerance, fraction and metres; parallax in pixels.
@@ -82,7 +84,15 @@ def _look_up(row0, row1, depth, skip, A, b, source_depth, known, settings, geome
     for y in range(row0, row1):
         for x in range(depth.shape[1]):
             d, fx, fy = depth[y, x], np.float32(x), np.float32(y)
-            if d <= zero or skip[y, x] != 0:
+            if d <= zero or needs[y, x] == 0:
+                continue
+            # The angle at the point between the two lines of sight.
+            px, py = (fx - geometry[2]) * geometry[0], (fy - geometry[3]) * geometry[1]
+            ray = px * px + py * py + np.float32(1.0)
+            along = px * bx + py * by + bz
+            across = max(baseline - along * along / ray, zero)
+            limit = settings[2] * settings[2] * geometry[0] * geometry[0] * ray
+            if needs[y, x] == 1 and across > limit * d * d:
                 continue
             z = (A[2, 0] * fx + A[2, 1] * fy + A[2, 2]) * d + b[2]
             if z < np.float32(0.05):
@@ -96,12 +106,6 @@ def _look_up(row0, row1, depth, skip, A, b, source_depth, known, settings, geome
             s = source_depth[q, p]
             if known[q, p] != 0 and abs(s - z) <= settings[0] * z + settings[1]:
                 out[y, x] |= AGREES
-            # The angle at the point between the two lines of sight; of the nearer one if the source shows another.
-            px, py = (fx - geometry[2]) * geometry[0], (fy - geometry[3]) * geometry[1]
-            ray = px * px + py * py + np.float32(1.0)
-            along = px * bx + py * by + bz
-            across = max(baseline - along * along / ray, zero)
-            nearest = min(d, max(s - bz, np.float32(0.05)))
-            limit = settings[2] * geometry[0] * nearest
-            if across <= limit * limit * ray:
+            nearest = min(d, max(s - bz, np.float32(0.05)))  # the nearer surface if the source shows another
+            if across <= limit * nearest * nearest:
                 out[y, x] |= NO_PARALLAX

@@ -123,7 +123,7 @@ class GeometricPipeline:
             seen = select_references(observations, depth, conditioning.camera, pose)
             views = [*seen, *(view for view in views if not view.is_observation)]
         with self._lock:
-            references, gains, errors = self._cache.prepare(views)
+            references, gains, (errors, checked) = self._cache.prepare(views)
         threads = threads or self.threads
         coincident = coincident_observation(conditioning.references, conditioning.camera, pose)
         if coincident is not None:
@@ -132,9 +132,9 @@ class GeometricPipeline:
                 completed = np.where(coincident.depth > 0, coincident.depth, completed).astype(np.float32, copy=False)
             everywhere = np.ones(depth.shape, bool)
             image = coincident.image.copy()
-            return WarpedView(image, everywhere, completed, depth, references, errors, coincident)
+            return WarpedView(image, everywhere, completed, depth, references, errors, coincident, checked)
         image, valid, filled = self._warp(depth, colour, conditioning.camera, pose, references, gains, threads)
-        return WarpedView(image, valid, filled, depth, references, errors)
+        return WarpedView(image, valid, filled, depth, references, errors, checked=checked)
 
     def label_provenance(self, conditioning: Conditioning, index: int, warped: WarpedView) -> PipelineFrame:
         """The warped view as a frame, with its observed and its estimated pixels labelled.
@@ -150,8 +150,10 @@ class GeometricPipeline:
             return PipelineFrame(warped.image, warped.depth, measured, estimated=~measured)
         camera, pose = conditioning.camera, conditioning.world_from_camera[index]
         supporting_views = [
-            supporting_view(reference, error)
-            for reference, error in zip(warped.references, warped.registration_errors, strict=True)
+            supporting_view(reference, float(error), bool(checked))
+            for reference, error, checked in zip(
+                warped.references, warped.registration_errors, warped.checked, strict=True
+            )
             if reference.view.is_observation  # an imagined view is not evidence of what was observed
         ]
         renders = conditioning.renders

@@ -1,78 +1,57 @@
 """Provenance: which pixels of a warped view may be labelled as observed.
 
-A pixel is observed if all of this holds:
+A pixel may be observed only if memory shows observed points there, not imagined ones, and a *supporting view* measured
+this very point: the one measured pixel that the point falls on agrees with its depth (5 % + 2 cm). Then reasons to
+doubt it are added up, each in units of log-odds of being wrong:
 
-- **Memory shows observed points there**, not imagined ones.
-- **A supporting view measured this very point.** The one measured pixel that the point falls on must agree with its
-  depth (5 % + 2 cm). A pixel where the sensor measured nothing does not support it.
-- **With a margin.** The nearest and the farthest depth of the 3 x 3 pixels around must agree with a supporting view
-  too, since an edge may lie a pixel beside where it is rendered. Two supporting viewpoints make up for this and for the
-  next.
-- **With good registration.** Poses are never exact. How far two remembered views disagree about shared surfaces,
-  expressed as an angle, is their registration error; it moves a slanted surface in depth. If it moves the point by more
-  than the tolerance, one supporting view is not enough.
-- **With its neighbours.** Half of the 7 x 7 pixels around must pass as well; isolated pixels are noise.
-- **Nothing hidden before it.** The line of sight must not cross space that every view looking there saw only as hidden
-  behind a surface.
+- **Poses are never exact.** How far a view disagrees with others about shared surfaces, as an angle, is its
+  registration error. It moves a slanted surface in depth, edges sideways, and the border of what was seen. A view that
+  shares too little with others to be checked is assumed to be off, the more so the farther the camera moved from it.
+- **One witness** may be wrong, the more so if it did not measure the nearest and the farthest depth within 3 x 3 pixels
+  as well: an edge or a gap may lie a pixel beside where it is rendered. Two views count as two witnesses only from two
+  viewpoints (`MIN_BASELINE`).
+- **Depth is noisy.** Noise within the depth image of the supporting view, and a difference close to the tolerance.
+- **Something may stand before it.** Along the line of sight, space that every view which looks there saw only as hidden
+  behind a surface, and space that no view saw to be free.
+
+A pixel is observed if its doubts are at most `MAX_DOUBT` and half of the 7 x 7 pixels around pass as well. The weights
+are those of a logistic regression on procedural worlds with wrong poses and noisy depth and on two recordings, adjusted
+by hand; docs/concepts/provenance.md has the figures.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 
 import cv2
 import numpy as np
 
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.poses import invert_pose
-from worldstereo_ros.geometry.views import View
-from worldstereo_ros.imaging.overlap import DEPTH_TOLERANCE_M, DEPTH_TOLERANCE_RATIO, Overlap, rotation_sensitivity
+from worldstereo_ros.imaging.overlap import DEPTH_TOLERANCE_M, DEPTH_TOLERANCE_RATIO, rotation_sensitivity
 from worldstereo_ros.imaging.warping import pixel_transform
+from worldstereo_ros.pipelines.geometric.sight_lines import STRIDE_PX, unknown_lengths
+from worldstereo_ros.pipelines.geometric.supporting_views import MIN_BASELINE, SupportingView
 from worldstereo_ros.utils.jit import compiled, run_in_threads, split_range
 
-# What a supporting view measured at a point: outside its image; the same surface; the same surface in the 3 x 3 pixels
-# around, too; another surface or nothing.
-OUTSIDE, AGREES, AGREES_AROUND, DISAGREES = 0, 1, 2, 3
+MAX_DOUBT = 4.2
+SLANT_DOUBT = 1.1  # per unit of log(1 + displacement in depth by the registration error, in tolerances)
+EDGE_DOUBT, EDGE_REACH = 1.9, 4.0  # at a depth edge; decays over so many registration errors
+BORDER_DOUBT, BORDER_REACH = 2.5, 2.0  # at the border of what was seen
+SINGLE_DOUBT = 0.8  # for one witness
+AROUND_DOUBT = 2.0  # for one witness that did not measure the nearest or the farthest depth within 3 x 3 pixels
+UNCHECKED_DOUBT = 0.1  # for views that cannot be checked against others
+ALONE_DOUBT = 1.0  # instead, if no view can: nothing is known of the poses then
+RESIDUAL_DOUBT = 0.2  # at the depth tolerance; grows with the square
+UNSEEN_DOUBT, MAX_UNSEEN_M = 0.15, 4.0  # per metre of the line of sight
+HIDDEN_DOUBT, MAX_HIDDEN_M = 2.0, 0.3  # per MAX_HIDDEN_M, beyond which nothing is observed
 
-ASSUMED_ERROR_RAD = np.radians(0.5)  # of a view that shares too little with others to be checked
-# Two views are two witnesses of a point if their camera centres are farther apart than this, relative to the distance
-# of the point. The errors of closer ones are the same: they share the pose error, the line of sight and the sensor's.
-MIN_BASELINE = 0.05
-SIGMA_PER_MAD = 1.5  # standard deviations in a median absolute deviation: registration errors are medians
+EDGE_STEP_RATIO = 0.08  # relative step of depth between neighbouring pixels that is an edge
+SMOOTHING_PX = 5  # of the depth in which edges and slant are looked for
 NEIGHBOURHOOD_PX, MIN_NEIGHBOURS = 7, 0.5  # window around a pixel, and fraction of it that must pass
-# Search for hidden space along the lines of sight
-RAY_STEPS = 16
-RAY_STRIDE_PX = 4  # of every fourth row and column
-RAY_START_M = 0.1
-MAX_HIDDEN_M = 0.3  # of hidden space that a line of sight may cross
-
-
-@dataclass(frozen=True)
-class SupportingView:
-    """A remembered view as evidence for what was observed.
-
-    Attributes:
-        view: the view, with depth.
-        measured: (h, w) uint8, 1 where a sensor measured the depth.
-        registration_error: radians.
-    """
-
-    view: View
-    measured: np.ndarray
-    registration_error: float
-
-
-def registration_errors(count: int, overlaps: dict[tuple[int, int], Overlap]) -> np.ndarray:
-    """(count,) median misalignment of each view with the others, radians; `ASSUMED_ERROR_RAD` if unknown.
-
-    Overlaps of views from the same place are left out: a view agrees with its copy whatever its pose is.
-    """
-    errors: list[list[float]] = [[] for _ in range(count)]
-    for (i, j), shared in overlaps.items():
-        if np.isfinite(shared.misalignment) and shared.baseline >= MIN_BASELINE:
-            errors[i].append(shared.misalignment)
-            errors[j].append(shared.misalignment)
-    return np.array([float(np.median(values)) if values else ASSUMED_ERROR_RAD for values in errors])
+MAX_SUPPORTING_VIEWS = 32  # bits of a mask
+_FAR = 99.0
 
 
 def observed_pixels(
@@ -91,39 +70,115 @@ def observed_pixels(
         depth: (H, W) float32 metres rendered from memory, 0 = none.
         observed: (H, W) bool, True where memory shows observed points.
         camera, pose: camera and pose of the view; `pose` is world_from_camera.
-        supporting_views: observations that may look there.
+        supporting_views: observations that may look there, at most `MAX_SUPPORTING_VIEWS`.
         threads: number of threads to use.
     """
-    shape = depth.shape
     depth = np.ascontiguousarray(depth, np.float32)
-    passed = observed & (depth > 0)
-    if not supporting_views or not passed.any():
-        return passed
+    candidates = observed & (depth > 0)
+    supporting_views = supporting_views[:MAX_SUPPORTING_VIEWS]
+    if not supporting_views or not candidates.any():
+        return candidates
+    evidence = _compare(depth, candidates, camera, pose, supporting_views, threads)
+    passed = np.zeros(depth.shape, np.uint8)
+    hidden, unseen = unknown_lengths(depth, camera, pose, [(s.view, s.measured) for s in supporting_views])
+    # The noise of single pixels is neither slant nor an edge. Half the resolution is enough for both.
+    half = np.ascontiguousarray(cv2.medianBlur(depth, SMOOTHING_PX)[::2, ::2])
+    slant = rotation_sensitivity(half, camera.fx / 2, camera.fy / 2, reach=2)
+    edge, border = _distances(half)
+    camera_from_world = invert_pose(pose)
+    centres = np.stack([support.view.world_from_camera[:3, 3] for support in supporting_views])
+    centres = (centres @ camera_from_world[:3, :3].T + camera_from_world[:3, 3]).astype(np.float32)
+    geometry = np.array([1 / camera.fx, 1 / camera.fy, camera.cx, camera.cy], np.float32)
+    unchecked_doubt = UNCHECKED_DOUBT
+    if not any(support.checked for support in supporting_views):
+        unchecked_doubt = ALONE_DOUBT * min(support.remoteness(pose) for support in supporting_views)
+    arrays = (
+        depth,
+        evidence.agrees,
+        evidence.around,
+        evidence.error,
+        evidence.residual,
+        evidence.doubt,
+        evidence.checked,
+    )
+    arguments = (*arrays, slant, edge, border, hidden, unseen, centres, geometry, unchecked_doubt, passed)
+    run_in_threads(_add_doubts, [(start, stop, *arguments) for start, stop in split_range(depth.shape[0], threads)])
+    # Points beside what a view shows are not those of an evicted view, but lie on its border.
+    beside = cv2.dilate(evidence.looks, np.ones((NEIGHBOURHOOD_PX, NEIGHBOURHOOD_PX), np.uint8))
+    accepted = (passed > 0) | (candidates & (beside == 0))
+    window = (NEIGHBOURHOOD_PX, NEIGHBOURHOOD_PX)
+    return accepted & (cv2.blur(accepted.astype(np.float32), window) > MIN_NEIGHBOURS)
+
+
+@dataclass(frozen=True)
+class _Evidence:
+    """What the supporting views say about each pixel, (H, W) arrays; the best of those that agree.
+
+    Attributes:
+        looks: uint8, 1 = some supporting view looks there.
+        agrees: uint32, one bit for each supporting view that measured the point.
+        around: uint8, 1 = one of them measured the nearest and the farthest depth within 3 x 3 pixels, too.
+        checked: uint8, 1 = one of them could be checked against others.
+        error: float32 registration error, radians.
+        residual: float32 difference in depth, in tolerances.
+        doubt: float32, see `sensor_doubt`.
+    """
+
+    shape: tuple[int, int]
+    looks: np.ndarray = field(init=False)
+    agrees: np.ndarray = field(init=False)
+    around: np.ndarray = field(init=False)
+    checked: np.ndarray = field(init=False)
+    error: np.ndarray = field(init=False)
+    residual: np.ndarray = field(init=False)
+    doubt: np.ndarray = field(init=False)
+
+    def __post_init__(self) -> None:
+        for name, dtype in (("looks", np.uint8), ("agrees", np.uint32), ("around", np.uint8), ("checked", np.uint8)):
+            object.__setattr__(self, name, np.zeros(self.shape, dtype))
+        for name in ("error", "residual", "doubt"):
+            object.__setattr__(self, name, np.full(self.shape, _FAR, np.float32))
+
+
+def _compare(
+    depth: np.ndarray,
+    candidates: np.ndarray,
+    camera: Camera,
+    pose: np.ndarray,
+    supporting_views: list[SupportingView],
+    threads: int,
+) -> _Evidence:
+    evidence = _Evidence(depth.shape)
+    skip = (~candidates).astype(np.uint8)
     kernel = np.ones((3, 3), np.uint8)
     far = cv2.dilate(depth, kernel)
     near = cv2.erode(np.where(depth > 0, depth, np.float32(1e9)), kernel)
-    slant = rotation_sensitivity(depth, camera.fx, camera.fy)
-    looking, well_registered = np.zeros(shape, bool), np.zeros(shape, bool)
-    agrees = np.zeros((len(supporting_views), *shape), np.uint8)
     for index, support in enumerate(supporting_views):
-        A, b = pixel_transform(camera, pose, support.view.camera, support.view.world_from_camera)
-        result = np.zeros(shape, np.uint8)
-        source = (support.view.depth, support.measured)
-        arguments = (depth, near, far, A, b, *source, _TOLERANCE_RATIO, _TOLERANCE_M, result)
-        run_in_threads(_compare_depth, [(start, stop, *arguments) for start, stop in split_range(shape[0], threads)])
-        looking |= result != OUTSIDE
-        agrees[index] = (result == AGREES) | (result == AGREES_AROUND)
-        well_registered |= (result == AGREES_AROUND) & (
-            slant * SIGMA_PER_MAD * support.registration_error * depth
-            <= DEPTH_TOLERANCE_RATIO * depth + DEPTH_TOLERANCE_M
-        )
-    confirmed = _from_two_viewpoints(depth, passed & ~well_registered, agrees, camera, pose, supporting_views, threads)
-    passed &= (well_registered | confirmed | ~looking) & ~_crosses_hidden(depth, camera, pose, supporting_views)
-    window = (NEIGHBOURHOOD_PX, NEIGHBOURHOOD_PX)
-    return passed & (cv2.blur(passed.astype(np.float32), window) > MIN_NEIGHBOURS)
+        view = support.view
+        A, b = pixel_transform(camera, pose, view.camera, view.world_from_camera)
+        doubt = np.zeros((1, 1), np.float32) if support.doubt is None else support.doubt
+        tolerance = DEPTH_TOLERANCE_RATIO, DEPTH_TOLERANCE_M
+        settings = np.array([*tolerance, support.error_at(pose), support.checked], np.float32)
+        source = (view.depth, support.measured, doubt, np.uint32(1 << index), settings)
+        flags = (evidence.looks, evidence.agrees, evidence.around, evidence.checked)
+        out = (*flags, evidence.error, evidence.residual, evidence.doubt)
+        arguments = (depth, near, far, skip, A, b, *source, *out)
+        run_in_threads(_look_up, [(start, stop, *arguments) for start, stop in split_range(depth.shape[0], threads)])
+    return evidence
 
 
-_TOLERANCE_RATIO, _TOLERANCE_M = np.float32(DEPTH_TOLERANCE_RATIO), np.float32(DEPTH_TOLERANCE_M)
+def _distances(depth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Two (h, w) float32 distances in pixels: to the nearest depth edge, and to the border of what memory shows."""
+    known = (depth > 0).astype(np.uint8)
+    kernel = np.ones((3, 3), np.uint8)
+    far = cv2.dilate(depth, kernel)
+    near = cv2.erode(np.where(known > 0, depth, np.float32(1e9)), kernel)
+    edge = (known > 0) & (far > near * (1 + EDGE_STEP_RATIO))
+    closed = cv2.morphologyEx(known, cv2.MORPH_CLOSE, kernel)
+    return (
+        cv2.distanceTransform((~edge).astype(np.uint8), cv2.DIST_L2, 3),
+        cv2.distanceTransform(closed, cv2.DIST_L2, 3),
+    )
 
 
 @compiled
@@ -144,164 +199,115 @@ def _project(rx, ry, rz, d, b0, b1, b2, right, bottom):
 
 
 @compiled
-def _compare_depth(row0, row1, depth, near, far, A, b, source_depth, measured, relative, absolute, out):
-    """Compares rows row0..row1 with one supporting view; `near` and `far` are the extremes of depth around a pixel."""
+def _look_up(
+    row0, row1, depth, near, far, skip, A, b, source_depth, measured, source_doubt, bit, settings, looks, agrees,
+    around, checked, error, residual, doubt
+):  # fmt: skip
+    """Compares rows row0..row1 with one supporting view.
+
+    Args:
+        depth, near, far: (H, W) float32 target depth, and its extremes within 3 x 3 pixels.
+        skip: (H, W) uint8, 1 = leave out.
+        A, b: `pixel_transform` from target to source.
+        source_depth: (h, w) float32. measured: (h, w) uint8. source_doubt: (h, w) float32, or (1, 1) for none.
+        bit: uint32 mask of this view.
+        settings: (4,) float32: depth tolerance, fraction and metres; registration error; 1 if it was checked.
+        looks, agrees, around, checked, error, residual, doubt: (H, W) arrays of `_Evidence`, updated.
+    """
     bottom, right = np.float32(source_depth.shape[0]), np.float32(source_depth.shape[1])
     b0, b1, b2 = b[0], b[1], b[2]
+    relative, absolute = settings[0], settings[1]
+    has_doubt = source_doubt.shape[0] > 1
     for y in range(row0, row1):
         fy = np.float32(y)
-        ox = A[0, 1] * fy + A[0, 2]
-        oy = A[1, 1] * fy + A[1, 2]
-        oz = A[2, 1] * fy + A[2, 2]
         for x in range(depth.shape[1]):
-            d = depth[y, x]
-            if d <= np.float32(0.0):
+            if skip[y, x] != 0:
                 continue
             fx = np.float32(x)
-            rx, ry, rz = A[0, 0] * fx + ox, A[1, 0] * fx + oy, A[2, 0] * fx + oz
-            z, q, p = _project(rx, ry, rz, d, b0, b1, b2, right, bottom)
+            rx = A[0, 0] * fx + A[0, 1] * fy + A[0, 2]
+            ry = A[1, 0] * fx + A[1, 1] * fy + A[1, 2]
+            rz = A[2, 0] * fx + A[2, 1] * fy + A[2, 2]
+            z, q, p = _project(rx, ry, rz, depth[y, x], b0, b1, b2, right, bottom)
             if q < 0:
-                out[y, x] = OUTSIDE
                 continue
-            if measured[q, p] == 0 or abs(source_depth[q, p] - z) > relative * z + absolute:
-                out[y, x] = DISAGREES
+            looks[y, x] = 1
+            difference = abs(source_depth[q, p] - z) / (relative * z + absolute)
+            if measured[q, p] == 0 or difference > np.float32(1.0):
                 continue
-            out[y, x] = AGREES
+            agrees[y, x] |= bit
+            if settings[3] > np.float32(0.5):
+                checked[y, x] = 1
+            error[y, x] = min(error[y, x], settings[2])
+            residual[y, x] = min(residual[y, x], difference)
+            doubt[y, x] = min(doubt[y, x], source_doubt[q, p] if has_doubt else np.float32(0.0))
+            if around[y, x] != 0:
+                continue
             z, q, p = _project(rx, ry, rz, near[y, x], b0, b1, b2, right, bottom)
             if q < 0 or measured[q, p] == 0 or abs(source_depth[q, p] - z) > relative * z + absolute:
                 continue
             z, q, p = _project(rx, ry, rz, far[y, x], b0, b1, b2, right, bottom)
             if q < 0 or measured[q, p] == 0 or abs(source_depth[q, p] - z) > relative * z + absolute:
                 continue
-            out[y, x] = AGREES_AROUND
+            around[y, x] = 1
 
 
-def _from_two_viewpoints(
-    depth: np.ndarray,
-    needed: np.ndarray,
-    agrees: np.ndarray,
-    camera: Camera,
-    pose: np.ndarray,
-    supporting_views: list[SupportingView],
-    threads: int,
-) -> np.ndarray:
-    """(H, W) bool: of the pixels `needed`, those where two views agree that are `MIN_BASELINE` apart.
+@compiled
+def _add_doubts(
+    row0, row1, depth, agrees, around, error, residual, sensor_doubts, checked, slant, edge, border, hidden, unseen,
+    centres, geometry, unchecked_doubt, out
+):  # fmt: skip
+    """Sets `out` (H, W) uint8 to 1 in rows row0..row1 where a view agrees and the doubts are small enough.
 
     Args:
         depth: (H, W) float32 metres.
-        needed: (H, W) bool.
-        agrees: (S, H, W) uint8, 1 where supporting view S measured the depth of the pixel.
-        camera, pose: of the view.
-        supporting_views: the S views.
-        threads: number of threads to use.
-    """
-    camera_from_world = invert_pose(pose)
-    centres = np.stack([support.view.world_from_camera[:3, 3] for support in supporting_views])
-    centres = (centres @ camera_from_world[:3, :3].T + camera_from_world[:3, 3]).astype(np.float32)
-    out = np.zeros(depth.shape, np.uint8)
-    geometry = np.array([1 / camera.fx, 1 / camera.fy, camera.cx, camera.cy, MIN_BASELINE], np.float32)
-    arguments = (depth, needed.astype(np.uint8), agrees, centres, geometry, out)
-    run_in_threads(
-        _mark_two_viewpoints, [(start, stop, *arguments) for start, stop in split_range(depth.shape[0], threads)]
-    )
-    return out > 0
-
-
-@compiled
-def _mark_two_viewpoints(row0, row1, depth, needed, agrees, centres, geometry, out):
-    """Sets `out` to 1 in rows row0..row1 where two of the agreeing views are far enough apart.
-
-    Args:
-        depth, needed, agrees: see `_from_two_viewpoints`; `needed` is uint8.
+        agrees, around, error, residual, sensor_doubts, checked: see `_Evidence`.
+        slant: (H / 2, W / 2) float32 of `rotation_sensitivity`.
+        edge, border: (H / 2, W / 2) float32 pixels of that size, see `_distances`.
+        hidden, unseen: float32 metres, see `unknown_lengths`.
         centres: (S, 3) float32 camera centres of the supporting views in the axes of the view.
-        geometry: (5,) float32: 1 / fx, 1 / fy, cx, cy, and the baseline relative to the distance of the point.
-        out: (H, W) uint8.
+        geometry: (4,) float32: 1 / fx, 1 / fy, cx, cy of the view.
+        unchecked_doubt: where no view that agrees could be checked against others.
     """
-    count = agrees.shape[0]
     for y in range(row0, row1):
         for x in range(depth.shape[1]):
-            if needed[y, x] == 0:
+            v, u = min(y // STRIDE_PX, hidden.shape[0] - 1), min(x // STRIDE_PX, hidden.shape[1] - 1)
+            if agrees[y, x] == 0 or hidden[v, u] > MAX_HIDDEN_M:
                 continue
-            d = depth[y, x]
-            px = (np.float32(x) - geometry[2]) * geometry[0] * d
-            py = (np.float32(y) - geometry[3]) * geometry[1] * d
-            for i in range(count):
-                if agrees[i, y, x] == 0:
+            q, p = y // 2, x // 2
+            d, e = depth[y, x], error[y, x]
+            reach = 0.5 * e / geometry[0]  # pixels of half the resolution
+            moved = slant[q, p] * e * d / (DEPTH_TOLERANCE_RATIO * d + DEPTH_TOLERANCE_M)
+            doubt = SLANT_DOUBT * math.log1p(moved)
+            doubt += EDGE_DOUBT * math.exp(-edge[q, p] / (EDGE_REACH * reach))
+            doubt += BORDER_DOUBT * math.exp(-border[q, p] / (BORDER_REACH * reach))
+            doubt += RESIDUAL_DOUBT * residual[y, x] * residual[y, x]
+            doubt += sensor_doubts[y, x]
+            doubt += UNSEEN_DOUBT * min(unseen[v, u], MAX_UNSEEN_M) + HIDDEN_DOUBT * hidden[v, u] / MAX_HIDDEN_M
+            if checked[y, x] == 0:
+                doubt += unchecked_doubt
+            if doubt > MAX_DOUBT:
+                continue
+            if doubt + SINGLE_DOUBT + (0.0 if around[y, x] else AROUND_DOUBT) > MAX_DOUBT:
+                px = (np.float32(x) - geometry[2]) * geometry[0] * d
+                py = (np.float32(y) - geometry[3]) * geometry[1] * d
+                if not _from_two_viewpoints(px, py, d, agrees[y, x], centres):
                     continue
-                dx, dy, dz = px - centres[i, 0], py - centres[i, 1], d - centres[i, 2]
-                least = geometry[4] * geometry[4] * (dx * dx + dy * dy + dz * dz)
-                for j in range(count):
-                    if agrees[j, y, x] == 0:
-                        continue
-                    bx = centres[j, 0] - centres[i, 0]
-                    by = centres[j, 1] - centres[i, 1]
-                    bz = centres[j, 2] - centres[i, 2]
-                    if bx * bx + by * by + bz * bz >= least:
-                        out[y, x] = 1
-
-
-def _crosses_hidden(
-    depth: np.ndarray, camera: Camera, pose: np.ndarray, supporting_views: list[SupportingView]
-) -> np.ndarray:
-    """(H, W) bool: the line of sight crosses space that is hidden in every supporting view that looks there."""
-    offset = RAY_STRIDE_PX // 2
-    coarse = np.ascontiguousarray(depth[offset::RAY_STRIDE_PX, offset::RAY_STRIDE_PX])
-    free = np.zeros((*coarse.shape, RAY_STEPS), np.uint8)
-    hidden = np.zeros_like(free)
-    for support in supporting_views:
-        A, b = pixel_transform(camera, pose, support.view.camera, support.view.world_from_camera)
-        full_from_coarse = np.array([[RAY_STRIDE_PX, 0, offset], [0, RAY_STRIDE_PX, offset], [0, 0, 1]], np.float32)
-        source = (support.view.depth, support.measured, _TOLERANCE_RATIO, _TOLERANCE_M)
-        _mark_free_and_hidden(
-            coarse, A @ full_from_coarse, b, *source, np.float32(RAY_START_M), RAY_STEPS, free, hidden
-        )
-    length = (hidden & (1 - free)).sum(axis=2) * np.maximum(coarse - RAY_START_M, 0) / RAY_STEPS
-    rejected = (length > MAX_HIDDEN_M).astype(np.uint8)
-    return cv2.resize(rejected, depth.shape[::-1], interpolation=cv2.INTER_NEAREST) > 0
+            out[y, x] = 1
 
 
 @compiled
-def _mark_free_and_hidden(
-    depth, A, b, source_depth, source_measured, relative, absolute, near, steps, out_free, out_hidden
-):
-    """Marks which parts of the lines of sight of a target view one source observed as free, and which it saw hidden.
-
-    Args:
-        depth: (H, W) float32 target depth, 0 = none.
-        A, b: result of `pixel_transform` from target to source.
-        source_depth: (h, w) float32. source_measured: (h, w) uint8.
-        relative, absolute: depth tolerance, fraction and metres.
-        near: where the lines of sight begin, metres.
-        steps: samples along each line, even in depth from `near` to the target depth.
-        out_free, out_hidden: (H, W, steps) uint8, set to 1; never set to 0.
-    """
-    height, width = source_depth.shape
-    half = np.float32(0.5)
-    for y in range(depth.shape[0]):
-        for x in range(depth.shape[1]):
-            if depth[y, x] <= near:
+def _from_two_viewpoints(px, py, pz, agrees, centres):
+    """Whether two of the agreeing views are `MIN_BASELINE` apart, relative to the distance of the point."""
+    for i in range(centres.shape[0]):
+        if (agrees >> np.uint32(i)) & np.uint32(1) == 0:
+            continue
+        dx, dy, dz = px - centres[i, 0], py - centres[i, 1], pz - centres[i, 2]
+        least = MIN_BASELINE * MIN_BASELINE * (dx * dx + dy * dy + dz * dz)
+        for j in range(centres.shape[0]):
+            if (agrees >> np.uint32(j)) & np.uint32(1) == 0:
                 continue
-            fx, fy = np.float32(x), np.float32(y)
-            rx = A[0, 0] * fx + A[0, 1] * fy + A[0, 2]
-            ry = A[1, 0] * fx + A[1, 1] * fy + A[1, 2]
-            rz = A[2, 0] * fx + A[2, 1] * fy + A[2, 2]
-            step = (depth[y, x] - near) / np.float32(steps)
-            for k in range(steps):
-                d = near + step * (np.float32(k) + half)
-                z = rz * d + b[2]
-                if z < np.float32(0.05):
-                    continue
-                inverse = np.float32(1.0) / z
-                u = (rx * d + b[0]) * inverse + half
-                v = (ry * d + b[1]) * inverse + half
-                if not (u >= 0 and v >= 0 and u < width and v < height):
-                    continue
-                q, p = int(v), int(u)
-                if source_measured[q, p] == 0:
-                    continue
-                s = source_depth[q, p]
-                tolerance = relative * s + absolute
-                if z < s + np.float32(0.25) * tolerance:
-                    out_free[y, x, k] = 1
-                elif z > s + tolerance:
-                    out_hidden[y, x, k] = 1
+            bx, by = centres[j, 0] - centres[i, 0], centres[j, 1] - centres[i, 1]
+            bz = centres[j, 2] - centres[i, 2]
+            if bx * bx + by * by + bz * bz >= least:
+                return True
+    return False

@@ -14,7 +14,7 @@ from worldstereo_ros.geometry.views import View
 from worldstereo_ros.imaging.exposure import align_exposure
 from worldstereo_ros.imaging.inpainting import fill_depth
 from worldstereo_ros.imaging.overlap import DEPTH_TOLERANCE_M, DEPTH_TOLERANCE_RATIO, Overlap, measure_overlap
-from worldstereo_ros.pipelines.geometric.provenance import SupportingView, registration_errors
+from worldstereo_ros.pipelines.geometric.supporting_views import SupportingView, registration_errors, sensor_doubt
 
 CACHE_SIZE = 64  # prepared views
 EDGE_MARGIN_PX = 3  # pixels beside a depth edge whose colour may belong to the other side
@@ -38,6 +38,7 @@ class Reference:
         measured: (h, w) uint8, 1 where a sensor measured the depth. 0 everywhere in imagined views: their observed
             pixels are slightly blurred copies of what other views measured.
         weight: (h, w) float32 in 0..1, low beside depth edges and for imagined pixels.
+        doubt: (h, w) float32, doubt about the measured depth (`supporting_views.sensor_doubt`).
         number: unique among all views that the cache has prepared.
     """
 
@@ -45,6 +46,7 @@ class Reference:
     depth: np.ndarray
     measured: np.ndarray
     weight: np.ndarray
+    doubt: np.ndarray
     number: int
 
 
@@ -137,13 +139,13 @@ class ReferenceCache:
         self._prepared: OrderedDict[int, Reference] = OrderedDict()
         self._pairs: dict[tuple[int, int], Overlap | None] = {}
         self._count = 0
-        self._last: tuple[tuple[int, ...], np.ndarray, np.ndarray] | None = None
+        self._last: tuple[tuple[int, ...], np.ndarray, tuple[np.ndarray, np.ndarray]] | None = None
 
-    def prepare(self, views: list[View]) -> tuple[list[Reference], np.ndarray, np.ndarray]:
+    def prepare(self, views: list[View]) -> tuple[list[Reference], np.ndarray, tuple[np.ndarray, np.ndarray]]:
         """Prepares R views with depth.
 
         Returns:
-            The references, their exposure gains (R, 3) and their registration errors (R,) in radians.
+            The references, their exposure gains (R, 3), and the result of `registration_errors`.
         """
         references = [self._reference(view) for view in views]
         pairs: dict[tuple[int, int], Overlap] = {}
@@ -177,9 +179,9 @@ class ReferenceCache:
         return reference
 
 
-def supporting_view(reference: Reference, registration_error: float) -> SupportingView:
+def supporting_view(reference: Reference, registration_error: float, checked: bool) -> SupportingView:
     """The reference as evidence for what was observed."""
-    return SupportingView(reference.view, reference.measured, registration_error)
+    return SupportingView(reference.view, reference.measured, registration_error, checked, reference.doubt)
 
 
 def _prepare(view: View, number: int) -> Reference:
@@ -192,4 +194,6 @@ def _prepare(view: View, number: int) -> Reference:
     weight = np.where(near_edge, np.float32(EDGE_WEIGHT), np.float32(1)) * np.where(
         view.observed_mask, np.float32(1), np.float32(IMAGINED_WEIGHT)
     )
-    return Reference(view, completed, measured.astype(np.uint8), weight.astype(np.float32), number)
+    measured = measured.astype(np.uint8)
+    doubt = sensor_doubt(depth) if measured.any() else np.zeros(depth.shape, np.float32)
+    return Reference(view, completed, measured, weight.astype(np.float32), doubt, number)

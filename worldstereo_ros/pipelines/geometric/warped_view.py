@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -24,6 +24,7 @@ class WarpedView:
         registration_errors: (R,) radians.
         coincident: the observation that was taken from the pose of this view, at its size, whose image is this image;
             None if there is none.
+        checked: (R,) bool, whether each registration error was measured; else it is assumed.
     """
 
     image: np.ndarray
@@ -33,3 +34,4 @@ class WarpedView:
     references: list[Reference]
     registration_errors: np.ndarray
     coincident: View | None = None
+    checked: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
