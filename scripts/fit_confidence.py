@@ -56,6 +56,7 @@ PIXELS = 500  # samples of a class in a frame
 QUANTILES = (0.0, 0.08, 0.2, 0.35, 0.5, 0.65, 0.8, 0.92, 0.99)  # of a feature, the knots of its function
 RIDGE = 3e-4  # regularisation of the functions' steps
 MIN_STEP = 0.01  # of a function over its whole range; smaller ones are left out
+POOR_ALONE = 2.0  # weight of poor recordings with one observation, which cannot show how poor they are
 FOLDS = 4  # of worlds, in cross-validation
 ERROR_KNOTS = 12
 
@@ -200,7 +201,10 @@ def concatenate(parts: list[Samples]) -> Samples:
 def balanced_weights(samples: Samples) -> np.ndarray:
     """Weights of the fit: a scenario with four times as many pixels counts twice as much."""
     totals = np.bincount(samples.scenario, samples.weight)
-    return samples.weight / np.sqrt(totals)[samples.scenario]
+    weight = samples.weight / np.sqrt(totals)[samples.scenario]
+    poor = samples.world % 3 == 2  # see `recording_of`
+    alone = samples.scenario % len(PROTOCOLS) != PROTOCOLS.index("sparse")
+    return np.where(poor & alone, POOR_ALONE * weight, weight)
 
 
 def quantity_of(samples: Samples, quantity: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
