@@ -56,9 +56,9 @@ class TruthRow:
         confidence, depth_confidence: means over the pixels of this class.
         ece_colour: expected calibration error of the confidence; a pixel is right if its colour is.
         ece_depth: the same of the confidence of depth; a pixel is right if its depth is.
-        rank_all: Spearman correlation of confidence and correctness of colour over the pixels of all classes.
+        rank_all: Spearman correlation of confidence and negative colour error over the pixels of all classes.
         rank_imagined: the same over imagined pixels; in their row only.
-        rank_depth: Spearman correlation of the confidence of depth and its correctness over the pixels of this class.
+        rank_depth: the same of the confidence of depth and the negative error of depth, over the pixels of this class.
         unseen_views: views that are more than `UNSEEN_VIEW` unseen; in the row of imagined pixels only.
         unseen_confidence, unseen_right_colour: means over the imagined pixels of these views.
     """
