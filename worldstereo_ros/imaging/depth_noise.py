@@ -11,14 +11,16 @@ from worldstereo_ros.utils.jit import compiled
 REACH_PX = 5  # distance of the pixels that a pixel is compared with; the noise of closer ones is correlated
 WINDOW_PX = 9  # over which the noise is averaged
 MAX_RESIDUAL = 2.0  # larger residuals, in tolerances, are depth edges
+MEAN_PER_MINIMUM = 1.71  # of the absolute values of two normal variables
 MIN_SUPPORT = 0.05  # fraction of the pixels of the window with neighbours
 
 
 def depth_noise(depth: np.ndarray) -> np.ndarray:
     """How far depths are from the line through their neighbours on both sides, relative to the depth tolerance.
 
-    The mean over a window of the second differences along rows and columns. A plane is nearly straight in depth, so
-    what is left is noise or quantisation, and fine structure that a sensor hardly resolves.
+    The mean over a window of second differences. A plane is nearly straight in depth, so what is left is noise or
+    quantisation. Edges and ledges bend depth in one direction, noise in both: of the second differences along rows and
+    columns, the smaller one counts.
 
     Args:
         depth: (H, W) metres, 0 = unknown.
@@ -36,13 +38,18 @@ def depth_noise(depth: np.ndarray) -> np.ndarray:
 
 @compiled
 def _second_differences(depth, relative, absolute, total, count):
-    """Adds |a - 2 b + c| in tolerances to `total`, and 1 to `count`, for pixel b between a and c in both directions."""
+    """Sets `total` to |a - 2 b + c| in tolerances and `count` to 1, for pixels b between two others a and c.
+
+    Of rows and columns the smaller difference counts, scaled to the mean of both for independent noise.
+    """
     height, width = depth.shape
+    one, two = np.float32(1), np.float32(2)
     for y in range(height):
         for x in range(width):
             b = depth[y, x]
             if b <= 0:
                 continue
+            smallest, found = np.float32(MAX_RESIDUAL), 0
             for axis in range(2):
                 dy, dx = (0, REACH_PX) if axis == 0 else (REACH_PX, 0)
                 if y < dy or x < dx or y + dy >= height or x + dx >= width:
@@ -50,7 +57,11 @@ def _second_differences(depth, relative, absolute, total, count):
                 a, c = depth[y - dy, x - dx], depth[y + dy, x + dx]
                 if a <= 0 or c <= 0:
                     continue
-                residual = abs(a - np.float32(2) * b + c) / (relative * b + absolute)
+                residual = abs(a - two * b + c) / (relative * b + absolute)
                 if residual < MAX_RESIDUAL:
-                    total[y, x] += min(residual, np.float32(1))
-                    count[y, x] += np.float32(1)
+                    smallest = min(smallest, residual)
+                    found += 1
+            if found > 0:
+                scale = np.float32(MEAN_PER_MINIMUM) if found == 2 else one
+                total[y, x] = min(scale * smallest, one)
+                count[y, x] = one

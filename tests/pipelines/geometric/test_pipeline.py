@@ -1,3 +1,4 @@
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,7 +13,7 @@ from worldstereo_ros.imaging.overlap import Overlap, measure_overlap, rotation_s
 from worldstereo_ros.pipelines.base import Cancelled, Conditioning
 from worldstereo_ros.pipelines.geometric.pipeline import GeometricPipeline
 from worldstereo_ros.pipelines.geometric.references import select_references
-from worldstereo_ros.pipelines.geometric.supporting_views import registration_errors
+from worldstereo_ros.pipelines.geometric.registration import measure_registration
 from worldstereo_ros.rendering.splatting import Rendering
 from worldstereo_ros.world import WorldModel
 
@@ -149,9 +150,12 @@ def test_misalignment_is_measured_from_the_overlap():
     good, turned = floor(), floor(np.radians(1.0))
     assert measure_overlap(good, good).misalignment < 1e-3
     assert np.degrees(measure_overlap(turned, good).misalignment) == pytest.approx(1.0, rel=0.35)
-    errors, checked = registration_errors(3, {(0, 1): Overlap(np.zeros((0, 2, 3)), np.radians(2.0), baseline=0.2)})
-    assert errors[0] == errors[1] == pytest.approx(np.radians(2.0))
-    np.testing.assert_array_equal(checked, [True, True, False])
+    shared = Overlap(np.zeros((0, 2, 3)), np.radians(2.0), baseline=0.2)
+    registration = measure_registration([good, turned, floor()], {(0, 1): shared})
+    np.testing.assert_allclose(registration.errors, np.radians(2.0))  # the third is assumed to be as good as the others
+    np.testing.assert_array_equal(registration.checked, [True, True, False])
+    imagined = replace(turned, observed=np.ones(turned.depth.shape, bool))
+    assert not measure_registration([good, imagined], {(0, 1): shared}).known  # imagination is no evidence
 
 
 def test_align_exposure_brings_views_to_one_exposure():

@@ -17,6 +17,7 @@ from worldstereo_ros.pipelines.geometric.plane_extrapolation import (
     estimate_layout,
     render_layout,
 )
+from worldstereo_ros.pipelines.geometric.registration import Registration
 from worldstereo_ros.pipelines.geometric.warped_view import WarpedView
 
 CAMERA = Camera.from_fov(160, 120, np.radians(75))
@@ -58,7 +59,7 @@ def warped_views(count: int = 1, valid: bool = False) -> list[WarpedView]:
     shape = (CAMERA.height, CAMERA.width)
     grey, valid_mask = np.full((*shape, 3), 128, np.uint8), np.full(shape, valid)
     depth = np.full(shape, 2, np.float32)
-    return [WarpedView(grey, valid_mask, depth, depth * valid, [], np.zeros(0))] * count
+    return [WarpedView(grey, valid_mask, depth, depth * valid, [], Registration.unknown(0))] * count
 
 
 def test_estimate_layout_finds_floor_ceiling_and_walls():

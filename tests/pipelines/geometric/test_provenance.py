@@ -98,10 +98,10 @@ def test_pixels_beside_edges_need_good_registration():
     profile = 3 * np.exp(-1.5 * (rows - CAMERA.cy) / CAMERA.fy) * np.where(rows < 45, 1, 0.5)
     view = replace(floor(), depth=np.repeat(profile.astype(np.float32)[:, None], CAMERA.width, axis=1))
     target = replace(view, world_from_camera=pose_at(0.2))
-    well, badly = labels(target, [view], 0.1)[:, 30:60], labels(target, [view], 8.0)[:, 30:60]
-    assert well[38:43].all()
-    assert not badly[38:43].any()
-    assert badly[18:24].all()
+    well, badly = labels(target, [view], 0.1)[:, 30:60], labels(target, [view], 10.0)[:, 30:60]
+    assert well[41:44].all()
+    assert not badly[41:44].any()
+    assert badly[18:30].all()
 
 
 def test_lines_of_sight_through_hidden_space_are_not_observed():
@@ -136,8 +136,9 @@ def test_depth_noise_of_a_plane_is_its_noise():
         noisy = plane + rng.normal(0, sigma * tolerance, plane.shape).astype(np.float32)
         # Mean absolute second difference of independent noise: sigma * sqrt(6) * sqrt(2 / pi).
         assert np.median(depth_noise(noisy)) == pytest.approx(sigma * 1.95, rel=0.15)
-    quantised = np.round(plane / 0.25) * np.float32(0.25)
-    assert np.median(depth_noise(quantised)) > 0.1
+    ledges = plane.copy()
+    ledges[::12] += 0.1
+    assert np.median(depth_noise(ledges)) < 0.02  # structure in one direction is no noise
     assert (depth_noise(np.zeros((8, 8), np.float32)) == 1).all()
 
 

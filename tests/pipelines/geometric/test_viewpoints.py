@@ -15,7 +15,12 @@ from worldstereo_ros.imaging.overlap import Overlap, measure_overlap
 from worldstereo_ros.io.datasets import open_sequence
 from worldstereo_ros.pipelines.geometric.pipeline import GeometricPipeline
 from worldstereo_ros.pipelines.geometric.references import select_references
-from worldstereo_ros.pipelines.geometric.supporting_views import ASSUMED_ERROR_RAD, MIN_BASELINE, registration_errors
+from worldstereo_ros.pipelines.geometric.registration import (
+    ASSUMED_ERROR_RAD,
+    MIN_BASELINE,
+    NeighbourOverlaps,
+    measure_registration,
+)
 from worldstereo_ros.world import WorldModel
 
 CAMERA = Camera.from_fov(160, 120, np.radians(75))
@@ -111,9 +116,23 @@ def test_an_overlap_with_a_copy_does_not_measure_the_pose_error(walk):
     assert measure_overlap(walk[0], walk[2]).baseline == pytest.approx(expected, rel=0.3)
     colours = np.zeros((0, 2, 3))
     copy, apart = Overlap(colours, 1e-4, 0.0), Overlap(colours, 0.02, 2 * MIN_BASELINE)
-    errors, checked = registration_errors(2, {(0, 1): copy})
-    np.testing.assert_array_equal(errors, [ASSUMED_ERROR_RAD] * 2)
-    assert not checked.any()
-    errors, checked = registration_errors(3, {(0, 1): copy, (0, 2): apart})
-    np.testing.assert_array_equal(errors, [0.02] * 3)  # what cannot be checked is assumed to be as good as the others
-    np.testing.assert_array_equal(checked, [True, False, True])
+    registration = measure_registration([walk[0], walk[1]], {(0, 1): copy})
+    np.testing.assert_array_equal(registration.errors, [ASSUMED_ERROR_RAD] * 2)
+    assert not registration.checked.any()
+    assert not registration.known
+    registration = measure_registration([walk[0], walk[1], walk[2]], {(0, 1): copy, (0, 2): apart})
+    np.testing.assert_array_equal(registration.checked, [True, False, True])
+    assert registration.known
+
+
+def test_views_are_checked_against_their_neighbours_in_memory(walk):
+    views = [walk[0], walk[4], walk[8], walk[8]]
+    neighbours = NeighbourOverlaps()
+    overlaps = neighbours(views)
+    pairs = [(walk[0], walk[4]), (walk[4], walk[0]), (walk[8], walk[4])]
+    assert set(overlaps) <= {(id(one), id(other)) for one, other in [*pairs, (walk[4], walk[8])]}
+    assert len(overlaps) == 3  # the copy adds none
+    registration = measure_registration([walk[8]], {}, overlaps)  # a camera that sees one of the views alone
+    assert registration.known
+    assert neighbours(views) == overlaps  # cached
+    assert NeighbourOverlaps()([walk[0]]) == {}

@@ -10,6 +10,7 @@ from helpers.walls import ODD_WALL, WALL
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.views import View
 from worldstereo_ros.pipelines.base import Conditioning, PipelineFrame
+from worldstereo_ros.pipelines.geometric.registration import Registration
 from worldstereo_ros.pipelines.geometric.warped_view import WarpedView
 from worldstereo_ros.pipelines.worldstereo.compositing import COVERED_WEIGHT, compose, mix_with_memory
 from worldstereo_ros.pipelines.worldstereo.pipeline import WorldStereoPipeline
@@ -28,7 +29,7 @@ def test_mix_with_memory_ignores_sparse_imagined_points() -> None:
     colour, depth = torch.zeros((1, *shape, 3), dtype=torch.uint8), covered.float()
     camera = Camera.from_fov(shape[1], shape[0], 1.2)
     white, black = np.full((*shape, 3), 255, np.uint8), np.zeros((*shape, 3), np.uint8)
-    warped = WarpedView(white, dots | dense, np.ones(shape, np.float32), depth[0].numpy(), [], np.zeros(0))
+    warped = WarpedView(white, dots | dense, np.ones(shape, np.float32), depth[0].numpy(), [], Registration.unknown(0))
 
     def mixed(observed: torch.Tensor) -> np.ndarray:
         renders = Rendering(colour, depth, covered, covered.to(torch.uint8) + 2 * observed.to(torch.uint8))

@@ -123,7 +123,7 @@ class GeometricPipeline:
             seen = select_references(observations, depth, conditioning.camera, pose)
             views = [*seen, *(view for view in views if not view.is_observation)]
         with self._lock:
-            references, gains, (errors, checked) = self._cache.prepare(views)
+            references, gains, registration = self._cache.prepare(views, conditioning.references)
         threads = threads or self.threads
         coincident = coincident_observation(conditioning.references, conditioning.camera, pose)
         if coincident is not None:
@@ -132,9 +132,9 @@ class GeometricPipeline:
                 completed = np.where(coincident.depth > 0, coincident.depth, completed).astype(np.float32, copy=False)
             everywhere = np.ones(depth.shape, bool)
             image = coincident.image.copy()
-            return WarpedView(image, everywhere, completed, depth, references, errors, coincident, checked)
+            return WarpedView(image, everywhere, completed, depth, references, registration, coincident)
         image, valid, filled = self._warp(depth, colour, conditioning.camera, pose, references, gains, threads)
-        return WarpedView(image, valid, filled, depth, references, errors, checked=checked)
+        return WarpedView(image, valid, filled, depth, references, registration)
 
     def label_provenance(self, conditioning: Conditioning, index: int, warped: WarpedView) -> PipelineFrame:
         """The warped view as a frame, with its observed and its estimated pixels labelled.
@@ -152,13 +152,21 @@ class GeometricPipeline:
         supporting_views = [
             supporting_view(reference, float(error), bool(checked))
             for reference, error, checked in zip(
-                warped.references, warped.registration_errors, warped.checked, strict=True
+                warped.references, warped.registration.errors, warped.registration.checked, strict=True
             )
             if reference.view.is_observation  # an imagined view is not evidence of what was observed
         ]
         renders = conditioning.renders
         observed, estimated = (layer[index].cpu().numpy() for layer in (renders.observed, renders.estimated))
-        observed = observed_pixels(warped.rendered_depth, observed, camera, pose, supporting_views, self.threads)
+        observed = observed_pixels(
+            warped.rendered_depth,
+            observed,
+            camera,
+            pose,
+            supporting_views,
+            self.threads,
+            poses_known=warped.registration.known,
+        )
         estimated = estimated_pixels(warped, estimated, observed, camera, pose, self.threads)
         return PipelineFrame(warped.image, warped.depth, observed, estimated=estimated)
 

@@ -31,21 +31,26 @@ from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.poses import invert_pose
 from worldstereo_ros.imaging.overlap import DEPTH_TOLERANCE_M, DEPTH_TOLERANCE_RATIO, rotation_sensitivity
 from worldstereo_ros.imaging.warping import pixel_transform
+from worldstereo_ros.pipelines.geometric.registration import MIN_BASELINE
 from worldstereo_ros.pipelines.geometric.sight_lines import STRIDE_PX, unknown_lengths
-from worldstereo_ros.pipelines.geometric.supporting_views import MIN_BASELINE, SupportingView
+from worldstereo_ros.pipelines.geometric.supporting_views import SupportingView
 from worldstereo_ros.utils.jit import compiled, run_in_threads, split_range
 
 MAX_DOUBT = 4.2
 SLANT_DOUBT = 1.1  # per unit of log(1 + displacement in depth by the registration error, in tolerances)
-EDGE_DOUBT, EDGE_REACH = 1.9, 4.0  # at a depth edge; decays over so many registration errors
+EDGE_DOUBT, EDGE_REACH = 1.6, 4.0  # at a depth edge; decays over so many registration errors
 BORDER_DOUBT, BORDER_REACH = 2.5, 2.0  # at the border of what was seen
 SINGLE_DOUBT = 0.8  # for one witness
-AROUND_DOUBT = 2.0  # for one witness that did not measure the nearest or the farthest depth within 3 x 3 pixels
+# For one witness that did not measure the nearest or the farthest depth within 3 x 3 pixels: nothing, or another depth.
+GAP_DOUBT, STEP_DOUBT = 2.0, 1.0
+GAP, STEP, AGREES_AROUND = 0, 1, 2
 UNCHECKED_DOUBT = 0.1  # for views that cannot be checked against others
-ALONE_DOUBT = 1.0  # instead, if no view can: nothing is known of the poses then
+UNKNOWN_DOUBT = 0.4  # instead, if no view of memory can: nothing is known of the poses then
 RESIDUAL_DOUBT = 0.2  # at the depth tolerance; grows with the square
 UNSEEN_DOUBT, MAX_UNSEEN_M = 0.15, 4.0  # per metre of the line of sight
-HIDDEN_DOUBT, MAX_HIDDEN_M = 2.0, 0.3  # per MAX_HIDDEN_M, beyond which nothing is observed
+# Hidden space on the line of sight, relative to the larger of a length and a fraction of the depth; beyond, nothing is
+# observed.
+HIDDEN_DOUBT, MAX_HIDDEN_M, MAX_HIDDEN_RATIO = 2.0, 0.3, 0.1
 
 EDGE_STEP_RATIO = 0.08  # relative step of depth between neighbouring pixels that is an edge
 SMOOTHING_PX = 5  # of the depth in which edges and slant are looked for
@@ -61,6 +66,8 @@ def observed_pixels(
     pose: np.ndarray,
     supporting_views: list[SupportingView],
     threads: int = 1,
+    *,
+    poses_known: bool = True,
 ) -> np.ndarray:
     """(H, W) bool, True where a pixel shows what a sensor observed; see the module for the rules.
 
@@ -72,6 +79,7 @@ def observed_pixels(
         camera, pose: camera and pose of the view; `pose` is world_from_camera.
         supporting_views: observations that may look there, at most `MAX_SUPPORTING_VIEWS`.
         threads: number of threads to use.
+        poses_known: whether the registration error of any view of memory was measured.
     """
     depth = np.ascontiguousarray(depth, np.float32)
     candidates = observed & (depth > 0)
@@ -90,8 +98,8 @@ def observed_pixels(
     centres = (centres @ camera_from_world[:3, :3].T + camera_from_world[:3, 3]).astype(np.float32)
     geometry = np.array([1 / camera.fx, 1 / camera.fy, camera.cx, camera.cy], np.float32)
     unchecked_doubt = UNCHECKED_DOUBT
-    if not any(support.checked for support in supporting_views):
-        unchecked_doubt = ALONE_DOUBT * min(support.remoteness(pose) for support in supporting_views)
+    if not poses_known:
+        unchecked_doubt = UNKNOWN_DOUBT * min(support.remoteness(pose) for support in supporting_views)
     arrays = (
         depth,
         evidence.agrees,
@@ -117,7 +125,8 @@ class _Evidence:
     Attributes:
         looks: uint8, 1 = some supporting view looks there.
         agrees: uint32, one bit for each supporting view that measured the point.
-        around: uint8, 1 = one of them measured the nearest and the farthest depth within 3 x 3 pixels, too.
+        around: uint8, AGREES_AROUND = one of them measured the nearest and the farthest depth within 3 x 3 pixels, too;
+            STEP = it measured another depth there; GAP = it measured nothing.
         checked: uint8, 1 = one of them could be checked against others.
         error: float32 registration error, radians.
         residual: float32 difference in depth, in tolerances.
@@ -240,21 +249,23 @@ def _look_up(
             error[y, x] = min(error[y, x], settings[2])
             residual[y, x] = min(residual[y, x], difference)
             doubt[y, x] = min(doubt[y, x], source_doubt[q, p] if has_doubt else np.float32(0.0))
-            if around[y, x] != 0:
+            if around[y, x] == AGREES_AROUND:
                 continue
-            z, q, p = _project(rx, ry, rz, near[y, x], b0, b1, b2, right, bottom)
-            if q < 0 or measured[q, p] == 0 or abs(source_depth[q, p] - z) > relative * z + absolute:
-                continue
-            z, q, p = _project(rx, ry, rz, far[y, x], b0, b1, b2, right, bottom)
-            if q < 0 or measured[q, p] == 0 or abs(source_depth[q, p] - z) > relative * z + absolute:
-                continue
-            around[y, x] = 1
+            found = AGREES_AROUND
+            for extreme in range(2):
+                d = near[y, x] if extreme == 0 else far[y, x]
+                z, q, p = _project(rx, ry, rz, d, b0, b1, b2, right, bottom)
+                if q < 0 or measured[q, p] == 0:
+                    found = GAP
+                elif abs(source_depth[q, p] - z) > relative * z + absolute:
+                    found = min(found, STEP)
+            around[y, x] = max(around[y, x], found)
 
 
 @compiled
 def _add_doubts(
-    row0, row1, depth, agrees, around, error, residual, sensor_doubts, checked, slant, edge, border, hidden, unseen,
-    centres, geometry, unchecked_doubt, out
+    row0, row1, depth, agrees, around, error, residual, sensor_doubts, checked, slant, edge, border, hidden,
+    unseen, centres, geometry, unchecked_doubt, out
 ):  # fmt: skip
     """Sets `out` (H, W) uint8 to 1 in rows row0..row1 where a view agrees and the doubts are small enough.
 
@@ -271,10 +282,11 @@ def _add_doubts(
     for y in range(row0, row1):
         for x in range(depth.shape[1]):
             v, u = min(y // STRIDE_PX, hidden.shape[0] - 1), min(x // STRIDE_PX, hidden.shape[1] - 1)
-            if agrees[y, x] == 0 or hidden[v, u] > MAX_HIDDEN_M:
+            d, e = depth[y, x], error[y, x]
+            behind = hidden[v, u] / max(MAX_HIDDEN_M, MAX_HIDDEN_RATIO * d)
+            if agrees[y, x] == 0 or behind > 1.0:
                 continue
             q, p = y // 2, x // 2
-            d, e = depth[y, x], error[y, x]
             reach = 0.5 * e / geometry[0]  # pixels of half the resolution
             moved = slant[q, p] * e * d / (DEPTH_TOLERANCE_RATIO * d + DEPTH_TOLERANCE_M)
             doubt = SLANT_DOUBT * math.log1p(moved)
@@ -282,12 +294,15 @@ def _add_doubts(
             doubt += BORDER_DOUBT * math.exp(-border[q, p] / (BORDER_REACH * reach))
             doubt += RESIDUAL_DOUBT * residual[y, x] * residual[y, x]
             doubt += sensor_doubts[y, x]
-            doubt += UNSEEN_DOUBT * min(unseen[v, u], MAX_UNSEEN_M) + HIDDEN_DOUBT * hidden[v, u] / MAX_HIDDEN_M
+            doubt += UNSEEN_DOUBT * min(unseen[v, u], MAX_UNSEEN_M) + HIDDEN_DOUBT * behind
             if checked[y, x] == 0:
                 doubt += unchecked_doubt
             if doubt > MAX_DOUBT:
                 continue
-            if doubt + SINGLE_DOUBT + (0.0 if around[y, x] else AROUND_DOUBT) > MAX_DOUBT:
+            single = SINGLE_DOUBT
+            if around[y, x] != AGREES_AROUND:
+                single += STEP_DOUBT if around[y, x] == STEP else GAP_DOUBT
+            if doubt + single > MAX_DOUBT:
                 px = (np.float32(x) - geometry[2]) * geometry[0] * d
                 py = (np.float32(y) - geometry[3]) * geometry[1] * d
                 if not _from_two_viewpoints(px, py, d, agrees[y, x], centres):

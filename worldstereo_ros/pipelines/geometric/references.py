@@ -14,7 +14,8 @@ from worldstereo_ros.geometry.views import View
 from worldstereo_ros.imaging.exposure import align_exposure
 from worldstereo_ros.imaging.inpainting import fill_depth
 from worldstereo_ros.imaging.overlap import DEPTH_TOLERANCE_M, DEPTH_TOLERANCE_RATIO, Overlap, measure_overlap
-from worldstereo_ros.pipelines.geometric.supporting_views import SupportingView, registration_errors, sensor_doubt
+from worldstereo_ros.pipelines.geometric.registration import NeighbourOverlaps, Registration, measure_registration
+from worldstereo_ros.pipelines.geometric.supporting_views import SupportingView, sensor_doubt
 
 CACHE_SIZE = 64  # prepared views
 EDGE_MARGIN_PX = 3  # pixels beside a depth edge whose colour may belong to the other side
@@ -139,13 +140,18 @@ class ReferenceCache:
         self._prepared: OrderedDict[int, Reference] = OrderedDict()
         self._pairs: dict[tuple[int, int], Overlap | None] = {}
         self._count = 0
-        self._last: tuple[tuple[int, ...], np.ndarray, tuple[np.ndarray, np.ndarray]] | None = None
+        self._neighbours = NeighbourOverlaps()
+        self._last: tuple[tuple[int, ...], np.ndarray] | None = None
 
-    def prepare(self, views: list[View]) -> tuple[list[Reference], np.ndarray, tuple[np.ndarray, np.ndarray]]:
+    def prepare(self, views: list[View], memory: list[View]) -> tuple[list[Reference], np.ndarray, Registration]:
         """Prepares R views with depth.
 
+        Args:
+            views: the selected views.
+            memory: all views of memory, among which more is known of registration errors.
+
         Returns:
-            The references, their exposure gains (R, 3), and the result of `registration_errors`.
+            The references, their exposure gains (R, 3), and their registration errors.
         """
         references = [self._reference(view) for view in views]
         pairs: dict[tuple[int, int], Overlap] = {}
@@ -162,8 +168,9 @@ class ReferenceCache:
         key = tuple(reference.number for reference in references)
         if self._last is None or self._last[0] != key:
             gains = align_exposure(len(references), pairs if self.align else {})
-            self._last = (key, gains, registration_errors(len(references), pairs))
-        return references, self._last[1], self._last[2]
+            self._last = (key, gains)
+        registration = measure_registration(views, pairs, self._neighbours(memory))
+        return references, self._last[1], registration
 
     def _reference(self, view: View) -> Reference:
         # Views are immutable and kept alive by the entry, so their identity is a safe key.

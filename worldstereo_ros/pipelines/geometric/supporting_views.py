@@ -10,18 +10,13 @@ import numpy as np
 from worldstereo_ros.geometry.poses import invert_pose
 from worldstereo_ros.geometry.views import View
 from worldstereo_ros.imaging.depth_noise import depth_noise
-from worldstereo_ros.imaging.overlap import Overlap
 
-# Error of a view that cannot be checked against others: that of the others, or this constant if none can be; and its
-# growth per metre and per radian from the view.
-ASSUMED_ERROR_RAD, ASSUMED_ERROR_PER_M, ASSUMED_ERROR_PER_RAD = np.radians(1.0), np.radians(0.4), 0.01
+# Growth of the error of a view that cannot be checked against others, per metre and per radian from it.
+ASSUMED_ERROR_PER_M, ASSUMED_ERROR_PER_RAD = np.radians(0.4), 0.01
 MIN_ERROR_RAD = np.radians(0.1)
 # Beside an observation its registration error does not matter: the camera is placed relative to it. The error counts in
 # full from this distance or this rotation on.
 FULL_ERROR_M, FULL_ERROR_RAD = 0.1, np.radians(5)
-# Two views are two witnesses of a point if their camera centres are farther apart than this, relative to the distance
-# of the point. The errors of closer ones are the same: they share the pose error, the line of sight and the sensor's.
-MIN_BASELINE = 0.05
 NOISE_DOUBT, EXCESS_NOISE_DOUBT, MAX_NOISE = 1.0, 8.0, 0.55  # per tolerance of noise, and above MAX_NOISE
 
 
@@ -67,27 +62,3 @@ def sensor_doubt(depth: np.ndarray) -> np.ndarray:
     """Doubt about depth (h, w) in metres, 0 = unknown, because of its noise; (h, w) float32."""
     noise = depth_noise(depth)
     return NOISE_DOUBT * noise + EXCESS_NOISE_DOUBT * np.maximum(noise - np.float32(MAX_NOISE), 0)
-
-
-def registration_errors(count: int, overlaps: dict[tuple[int, int], Overlap]) -> tuple[np.ndarray, np.ndarray]:
-    """Median misalignment of each view with the others.
-
-    Overlaps of views from the same place are left out: a view agrees with its copy whatever its pose is. A view that
-    shares too little with others gets the median of their errors, `ASSUMED_ERROR_RAD` if no view could be checked.
-
-    Args:
-        count: number of views.
-        overlaps: (i, j) -> overlap of views i and j.
-
-    Returns:
-        (errors (count,) float64 in radians, checked (count,) bool: whether the error of the view was measured).
-    """
-    errors: list[list[float]] = [[] for _ in range(count)]
-    for (i, j), shared in overlaps.items():
-        if np.isfinite(shared.misalignment) and shared.baseline >= MIN_BASELINE:
-            errors[i].append(shared.misalignment)
-            errors[j].append(shared.misalignment)
-    checked = np.array([bool(values) for values in errors], bool)
-    known = [float(np.median(values)) for values in errors if values]
-    assumed = float(np.median(known)) if known else ASSUMED_ERROR_RAD
-    return np.array([float(np.median(values)) if values else assumed for values in errors]), checked

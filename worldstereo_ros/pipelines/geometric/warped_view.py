@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
 from worldstereo_ros.geometry.views import View
 from worldstereo_ros.pipelines.geometric.references import Reference
+from worldstereo_ros.pipelines.geometric.registration import Registration
 
 
 @dataclass(frozen=True)
@@ -21,10 +22,9 @@ class WarpedView:
         depth: (H, W) float32 metres, filled.
         rendered_depth: (H, W) float32 metres of the cloud, 0 = none.
         references: the R views that it was warped from.
-        registration_errors: (R,) radians.
+        registration: registration errors of the R references.
         coincident: the observation that was taken from the pose of this view, at its size, whose image is this image;
             None if there is none.
-        checked: (R,) bool, whether each registration error was measured; else it is assumed.
     """
 
     image: np.ndarray
@@ -32,6 +32,5 @@ class WarpedView:
     depth: np.ndarray
     rendered_depth: np.ndarray
     references: list[Reference]
-    registration_errors: np.ndarray
+    registration: Registration
     coincident: View | None = None
-    checked: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
