@@ -37,7 +37,7 @@ from worldstereo_ros.pipelines.geometric.supporting_views import SupportingView
 from worldstereo_ros.utils.jit import compiled, run_in_threads, split_range
 
 MAX_DOUBT = 4.2
-SLANT_DOUBT = 1.1  # per unit of log(1 + displacement in depth by the registration error, in tolerances)
+SLANT_DOUBT = 1.6  # per unit of log(1 + displacement in depth by the registration error, in tolerances)
 EDGE_DOUBT, EDGE_REACH = 1.6, 4.0  # at a depth edge; decays over so many registration errors
 BORDER_DOUBT, BORDER_REACH = 2.5, 2.0  # at the border of what was seen
 SINGLE_DOUBT = 0.8  # for one witness
