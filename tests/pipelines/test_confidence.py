@@ -250,18 +250,22 @@ def test_asking_again_raises_no_confidence(name, kind, seed):
     for view in scenario.observed_views:
         world.observe(view)
     path, camera = scenario.path[13:17], scenario.observed_views[0].camera
-    colour, depth = [], []
+    requests = []
     for _ in range(3):
         views = list(world.imagine(path, camera, remember=True))
-        masks = [view.provenance == Provenance.IMAGINED for view in views]
-        colour.append(np.mean(np.concatenate([view.confidence[mask] for view, mask in zip(views, masks, strict=True)])))
-        depth.append(
-            np.mean(np.concatenate([view.depth_confidence[mask] for view, mask in zip(views, masks, strict=True)]))
-        )
-    for means in (colour, depth):
-        assert max(means[1:]) <= means[0] + 1e-3, means
-        # An image that was imagined anew differs a little from the one before, and so does its confidence.
-        assert means[2] <= means[1] + 0.01, means
+        requests.append([np.stack(layer) for layer in zip(*map(layers, views), strict=True)])
+    always = np.logical_and.reduce([imagined for imagined, _, _ in requests])
+    assert always.mean() > 0.05
+    for which in (1, 2):
+        means = [float(request[which][always].mean()) for request in requests]
+        # A pixel may show a surface that another view imagined, and an image imagined anew differs a little.
+        assert max(means[1:]) <= means[0] + 0.01, means
+        assert means[2] <= means[1] + 0.005, means
+
+
+def layers(view: ImaginedView) -> tuple[np.ndarray, ...]:
+    """(imagined, confidence, confidence of depth) of the pixels of a view."""
+    return view.provenance == Provenance.IMAGINED, view.confidence, view.depth_confidence
 
 
 # --- world model ---------------------------------------------------------------------------------------------------

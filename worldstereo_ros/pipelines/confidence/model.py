@@ -30,6 +30,9 @@ CLASSES = ("observed", "estimated", "imagined")
 QUANTITIES = ("colour", "depth")
 
 LOWEST, HIGHEST = 0.01, 0.99  # confidence that a fit can justify
+# By which estimates for one place differ between views. The lower of the two would be too low: it would sink with every
+# view of a place, although nothing new is known.
+VIEW_DIFFERENCE = {"colour": 0.1, "depth": 0.03}
 TABLE_SIZE = 256  # of a function that is evaluated per pixel
 
 
@@ -177,7 +180,8 @@ class ConfidenceModel:
             repeated &= imagined
             for number, quantity in enumerate(QUANTITIES):
                 stored = conditioning.stored_confidence[index, ..., number]
-                np.minimum(found[quantity], stored, out=found[quantity], where=repeated)
+                limit = found[quantity] + np.float32(VIEW_DIFFERENCE[quantity])
+                np.minimum(limit, stored, out=found[quantity], where=repeated)
         if frame.depth is None:
             return Confidence(found["colour"], None)
         found["depth"][~(frame.depth > 0)] = 0
