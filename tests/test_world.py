@@ -250,3 +250,14 @@ def test_reset_clears_memory(world):
     world.reset()
     assert len(world.cloud) == 0
     assert world.newest_observation is None
+
+
+@pytest.mark.parametrize("has_depth", [True, False])
+def test_observe_rejects_imagined_views_and_keeps_the_memory(world, observations, has_depth):
+    view = observations[0]
+    count = len(world.cloud), len(world.bank)
+    imagined = replace(view, observed=np.zeros(view.image.shape[:2], bool), depth=view.depth if has_depth else None)
+    world.depth_estimator = lambda image, camera: np.full(image.shape[:2], 2.0, np.float32)
+    with pytest.raises(ValueError, match="imagined pixels"):
+        world.observe(imagined)
+    assert (len(world.cloud), len(world.bank)) == count

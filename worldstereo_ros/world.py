@@ -41,7 +41,7 @@ from worldstereo_ros.memory.insert_report import InsertReport
 from worldstereo_ros.pipelines.base import Conditioning, ModelError, OnStep, Pipeline, PipelineFrame
 from worldstereo_ros.pipelines.confidence import load_confidence
 from worldstereo_ros.rendering.splatting import Rendering, render
-from worldstereo_ros.utils.errors import WorldStereoError
+from worldstereo_ros.utils.errors import InputError, WorldStereoError
 
 logger = logging.getLogger(__name__)
 
@@ -99,16 +99,19 @@ class WorldModel:
         observed before. A white or black border around the image is cut off first (`imaging.borders`).
 
         Args:
-            view: with depth, or without if there is a depth estimator. If all of its depth is labelled as estimated, it
-                is remembered so.
+            view: with depth, or without if there is a depth estimator. Depth that is not finite is unknown; depth that
+                is all labelled as estimated is remembered so.
 
         Returns:
             What happened to the pixels in the cloud.
 
         Raises:
-            InputError: the view has no depth and there is no depth estimator. The memory is unchanged.
+            InputError: the view has no depth and there is no depth estimator, or it is an imagined view. The memory is
+                unchanged.
         """
-        view = self._without_border(view)
+        if not view.is_observation:
+            raise InputError("The view has imagined pixels; an image of a sensor was expected. Use `remember` for it.")
+        view = _with_finite_depth(self._without_border(view))
         has_depth = view.depth is not None and (view.depth > 0).any()
         if view.depth is not None and ((view.depth > 0) & ~view.estimated_mask).any():
             report = self.cloud.insert(view)
@@ -382,6 +385,13 @@ def _imagined_view(
         count=count,
         references=(reference,) if reference >= 0 else (),
     )
+
+
+def _with_finite_depth(view: View) -> View:
+    """The view with depth 0, unknown, where it is NaN or infinite (REP 118)."""
+    if view.depth is None or np.isfinite(view.depth).all():
+        return view
+    return replace(view, depth=np.where(np.isfinite(view.depth), view.depth, 0).astype(view.depth.dtype, copy=False))
 
 
 def _ignore_step(stage: str, step: int, steps: int) -> None:

@@ -77,7 +77,10 @@ class View:
 
     @property
     def provenance(self) -> np.ndarray:
-        """(H, W) uint8 values of `Provenance`: imagined, estimated or observed."""
+        """(H, W) uint8 values of `Provenance`: imagined, estimated or observed.
+
+        Pixels of an observation where the sensor measured nothing are *observed* too; their depth is 0, unknown.
+        """
         out = np.where(self.observed_mask, np.uint8(Provenance.OBSERVED), np.uint8(Provenance.IMAGINED))
         if self.estimated is not None:
             out[self.estimated] = Provenance.ESTIMATED

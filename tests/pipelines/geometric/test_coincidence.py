@@ -105,3 +105,15 @@ def test_the_view_changes_little_beside_the_pose_of_an_observation(views):
         after = imagine(views, moved(first, pixels)).image
         assert psnr(after, before) > 25 - 4 * pixels
         assert abs(after.mean() - before.mean()) < 2 + 2 * pixels
+
+
+@pytest.mark.parametrize("unknown", [0.0, np.nan, np.inf])
+def test_depth_that_is_no_number_is_not_observed(views, unknown):
+    first = views[2]
+    depth = first.depth.copy()
+    depth[40:60, 60:90] = unknown
+    view = imagine([replace(first, depth=depth)], first.world_from_camera)
+    assert not view.observed[40:60, 60:90].any()
+    assert view.estimated[40:60, 60:90].all()
+    assert np.isfinite(view.depth).all()
+    np.testing.assert_array_equal(view.image, first.image)
