@@ -102,7 +102,7 @@ def near_identical(view: View, others: Sequence[View]) -> np.ndarray:
 
 
 def _same_kind(one: View, other: View) -> bool:
-    if (one.observed is None) != (other.observed is None):
+    if one.is_observation != other.is_observation:
         return False
     a, b = one.camera, other.camera.resized(one.camera.width, one.camera.height)
     offset = max(abs(a.cx - b.cx), abs(a.cy - b.cy)) / a.fx

@@ -6,7 +6,8 @@ probability that its depth is within a factor of `DEPTH_TOLERANCE` of the true o
 
 Both follow from features of the observations (`features.py`), among them statistics of the place that the observations
 measure themselves (`statistics.py`), by a fitted sum of monotone functions (`model.py`). What was imagined before
-raises no confidence: it is no evidence, and a pixel that shows imagined points never has more confidence than they.
+is no evidence: a pixel that shows imagined points never has more confidence than they were stored with, and at most
+`VIEW_DIFFERENCE` more than the observations give to this view.
 """
 
 from worldstereo_ros.geometry.provenance import DEPTH_TOLERANCE
@@ -14,6 +15,7 @@ from worldstereo_ros.pipelines.confidence.features import FEATURES, MAX_SIZE_PX,
 from worldstereo_ros.pipelines.confidence.model import (
     CLASSES,
     QUANTITIES,
+    VIEW_DIFFERENCE,
     Confidence,
     ConfidenceModel,
     Scale,
@@ -29,6 +31,7 @@ __all__ = [
     "FEATURES",
     "MAX_SIZE_PX",
     "QUANTITIES",
+    "VIEW_DIFFERENCE",
     "Confidence",
     "ConfidenceModel",
     "Scale",

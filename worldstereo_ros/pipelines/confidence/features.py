@@ -12,6 +12,7 @@ import numpy as np
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.poses import invert_pose
 from worldstereo_ros.geometry.provenance import DEPTH_TOLERANCE, Provenance
+from worldstereo_ros.geometry.view_overlap import distinct_viewpoints
 from worldstereo_ros.geometry.views import View
 from worldstereo_ros.imaging.inpainting import fill_depth, push_pull
 from worldstereo_ros.pipelines.base import Conditioning, PipelineFrame
@@ -35,7 +36,6 @@ COLOUR_GRID_PX = 40  # longer side at which colours are compared with those of t
 MAX_OBSERVATIONS = 8  # that are looked up, the nearest ones
 SAMPLED_COLOURS = 240  # of all observations together
 METRES_PER_RADIAN = 1.0  # weight of rotation in the distance between two views
-SAME_POSE = 0.02  # distance below which a further observation adds nothing, metres or radians
 NO_EVIDENCE = 2.0  # distance to the nearest evidence if there is none, tangent of an angle
 SOLID_WINDOW_PX, SOLID_FRACTION = 7, 0.35  # evidence that covers less of the window around it is stray points
 NOMINAL_DEPTH_M = 2.0  # where nothing is known
@@ -164,13 +164,7 @@ def nearest_observations(conditioning: Conditioning, index: int) -> list[View]:
         return float(np.linalg.norm(view.world_from_camera[:3, 3] - other[:3, 3]) + METRES_PER_RADIAN * turn)
 
     observations = conditioning.observations or [view for view in conditioning.references if view.is_observation]
-    chosen: list[View] = []
-    for view in sorted(observations, key=lambda view: distance(view, pose)):
-        if all(distance(view, other.world_from_camera) > SAME_POSE for other in chosen):
-            chosen.append(view)
-        if len(chosen) == MAX_OBSERVATIONS:
-            break
-    return chosen
+    return distinct_viewpoints(sorted(observations, key=lambda view: distance(view, pose)), MAX_OBSERVATIONS)
 
 
 def _reduce(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
