@@ -16,7 +16,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -149,21 +149,37 @@ def markdown(headings: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def cells(rows: Rows, label: str, columns: Sequence[tuple[str, str]], cell: Callable[[TruthRow], str]) -> str:
-    """A table with a line for each sequence and a column for each (protocol, pipeline)."""
+def cells(
+    heading: str, rows: Rows, label: str, columns: Sequence[tuple[str, str]], cell: Callable[[TruthRow], str]
+) -> str:
+    """A table with a line for each sequence and a column for each (protocol, pipeline); `heading` names the figures."""
     lines = []
     for sequence in sequences_of(rows):
         found = [rows.get((sequence, protocol, pipeline, label)) for protocol, pipeline in columns]
         lines.append(
             [f"`{sequence}`" if sequence != MEAN_OF_WORLDS else sequence, *(cell(r) if r else "-" for r in found)]
         )
-    return markdown(["precision / recall", *(f"{protocol}, {pipeline}" for protocol, pipeline in columns)], lines)
+    return markdown([heading, *(f"{protocol}, {pipeline}" for protocol, pipeline in columns)], lines)
+
+
+def imagined_rows(rows: Rows) -> Iterator[tuple[list[str], TruthRow]]:
+    """The rows of imagined pixels, each after its first cells: protocol, place and pipeline."""
+    for protocol in protocols_of(rows):
+        for place in places_of(rows):
+            for pipeline in pipelines_of(rows):
+                row = rows.get((place, protocol, pipeline, "imagined"))
+                if row is not None:
+                    yield [protocol, place, pipeline], row
 
 
 def observed_table(rows: Rows) -> str:
     """Precision and recall of observed pixels, for each sequence."""
     columns = [(protocol, name) for protocol in protocols_of(rows) if protocol != "mono" for name in pipelines_of(rows)]
-    return cells(rows, "observed", columns, lambda r: f"{number(r.precision, 3)} / {number(r.recall, 3)}")
+
+    def cell(row: TruthRow) -> str:
+        return f"{number(row.precision, 3)} / {number(row.recall, 3)}"
+
+    return cells("precision / recall", rows, "observed", columns, cell)
 
 
 def estimated_table(rows: Rows) -> str:
@@ -175,23 +191,17 @@ def estimated_table(rows: Rows) -> str:
         recall = "" if row.protocol != "mono" else f" / {number(row.recall)}"
         return f"{number(row.precision)}{recall} ({100 * (row.share or 0):.1f} %)"
 
-    return cells(rows, "estimated", columns, cell).replace(
-        "| precision / recall |", "| precision / recall (share) |", 1
-    )
+    return cells("precision / recall (share)", rows, "estimated", columns, cell)
 
 
 def imagined_table(rows: Rows) -> str:
     """Accuracy and ranks of imagined pixels."""
     lines = []
-    for protocol in protocols_of(rows):
-        for place in places_of(rows):
-            for pipeline in pipelines_of(rows):
-                row = rows.get((place, protocol, pipeline, "imagined"))
-                if row is not None and row.pixels:
-                    figures = (row.precision, row.right_depth, row.recall, row.confidence, row.depth_confidence)
-                    ranks = (row.rank_imagined, row.rank_all, row.rank_depth)
-                    share = f"{100 * (row.share or 0):.0f} %"
-                    lines.append([protocol, place, pipeline, share, *map(number, (*figures, *ranks))])
+    for names, row in imagined_rows(rows):
+        if row.pixels:
+            figures = (row.precision, row.right_depth, row.recall, row.confidence, row.depth_confidence)
+            ranks = (row.rank_imagined, row.rank_all, row.rank_depth)
+            lines.append([*names, f"{100 * (row.share or 0):.0f} %", *map(number, (*figures, *ranks))])
     headings = [
         "protocol",
         "data",
@@ -225,13 +235,10 @@ def calibration_table(library: Rows, remember: Rows) -> str:
 def unseen_table(rows: Rows) -> str:
     """Confidence of views that show almost nothing that was seen."""
     lines = []
-    for protocol in protocols_of(rows):
-        for place in places_of(rows):
-            for pipeline in pipelines_of(rows):
-                row = rows.get((place, protocol, pipeline, "imagined"))
-                if row is not None and row.unseen_views:
-                    figures = (row.unseen_confidence, row.unseen_right_colour)
-                    lines.append([protocol, place, pipeline, str(row.unseen_views), *map(number, figures)])
+    for names, row in imagined_rows(rows):
+        if row.unseen_views:
+            figures = (row.unseen_confidence, row.unseen_right_colour)
+            lines.append([*names, str(row.unseen_views), *map(number, figures)])
     return markdown(["protocol", "data", "pipeline", "views", "confidence", "right colour"], lines)
 
 
