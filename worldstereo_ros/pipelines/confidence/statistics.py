@@ -215,7 +215,8 @@ def _compare(one: View, other: View, contrast: np.ndarray) -> np.ndarray:
     if one.depth is None or other.depth is None:
         return sums
     # Estimates of one model agree with each other whether they are right or not.
-    one_depth, other_depth = (np.where(view.estimated_mask, np.float32(0), view.depth) for view in (one, other))
+    one_depth = np.where(one.estimated_mask, np.float32(0), one.depth)
+    other_depth = np.where(other.estimated_mask, np.float32(0), other.depth)
     camera, lens = one.camera, other.camera
     step = max(1, int(np.sqrt(camera.width * camera.height / PAIR_POINTS)))
     v, u = (axis.ravel() for axis in np.mgrid[step // 2 : camera.height : step, step // 2 : camera.width : step])
