@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import argparse
 import os
-import subprocess
 import sys
 
 import numpy as np
+from node_process import running_node
 
 DOMAIN = 101  # outside the range that the tests use
 WARM_UP_GOALS = 10
@@ -27,16 +27,8 @@ def main() -> int:
     parser.add_argument("--height", type=int, default=480)
     options = parser.parse_args()
     os.environ.update(ROS_DOMAIN_ID=str(DOMAIN), ROS_AUTOMATIC_DISCOVERY_RANGE="LOCALHOST")
-    node = subprocess.Popen([sys.executable, "-m", "worldstereo_ros.ros.node"], stderr=subprocess.DEVNULL)
-    try:
+    with running_node():
         return measure(options)
-    finally:
-        node.terminate()
-        try:
-            node.wait(10)
-        except subprocess.TimeoutExpired:
-            node.kill()
-            node.wait()
 
 
 def measure(options: argparse.Namespace) -> int:

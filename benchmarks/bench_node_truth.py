@@ -10,15 +10,13 @@ as `worldstereo evaluate --truth` does for the library. Prints the table; --json
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
-import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from node_process import running_node
 
 if TYPE_CHECKING:
     from worldstereo_ros.ros.client.client import ImagineResult, WorldStereoClient
@@ -43,24 +41,6 @@ def main() -> int:
         FASTRTPS_DEFAULT_PROFILES_FILE=str(ROOT / "config" / "fastdds.xml"),
     )
     return measure(options)
-
-
-@contextlib.contextmanager
-def running_node(**parameters: str) -> Iterator[None]:
-    """Runs the node in a process of its own."""
-    command = [sys.executable, "-m", "worldstereo_ros.ros.node", "--ros-args"]
-    for name, value in parameters.items():
-        command += ["-p", f"{name}:={value}"]
-    node = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    try:
-        yield
-    finally:
-        node.terminate()
-        try:
-            node.wait(10)
-        except subprocess.TimeoutExpired:
-            node.kill()
-            node.wait()
 
 
 def request(client: WorldStereoClient, poses: np.ndarray, seed: int, remember: bool) -> ImagineResult:
@@ -96,7 +76,10 @@ def measure(options: argparse.Namespace) -> int:
                 for sequence in sequences:
                     scenario = make_scenario(sequence, protocol, options.every)
                     scorer = TruthScorer(sequence.path.name, protocol, pipeline)
-                    client.reset()
+                    done, message = client.reset()
+                    if not done:  # the observations of another sequence would stay in memory
+                        print(f"The node could not be reset: {message}", file=sys.stderr)
+                        return 1
                     for view in scenario.observed_views:
                         client.add_observation(view)
                     start = 0
