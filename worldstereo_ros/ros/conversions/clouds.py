@@ -59,17 +59,16 @@ def cloud_message(
     colours = np.ascontiguousarray(colours, dtype=np.uint8)
     if points.shape != colours.shape or points.ndim != 2 or points.shape[1] != 3:
         raise InputError(f"The points have shape {points.shape}, the colours {colours.shape}; both must be (N, 3).")
+    layers = {"observed": observed, "confidence": confidence, "depth_confidence": depth_confidence}
+    extra = {name: layer for name, layer in layers.items() if layer is not None}
     # The message's array is allocated first and packed in place, which saves a second copy of the cloud.
     data = array.array("B", b"\0") * (len(points) * 16)
     if not _pack(np.frombuffer(data, dtype=np.uint32), points.reshape(-1).view(np.uint32), colours.reshape(-1)):
         finite = np.isfinite(points).all(axis=1)
-        layers = {"observed": observed, "confidence": confidence, "depth_confidence": depth_confidence}
-        kept = {name: None if layer is None else layer[finite] for name, layer in layers.items()}
-        kept["provenance"] = None if provenance is None else provenance[finite]
-        return cloud_message(points[finite], colours[finite], header, **kept)
+        kept = {name: layer[finite] for name, layer in extra.items()}
+        kept_provenance = None if provenance is None else provenance[finite]
+        return cloud_message(points[finite], colours[finite], header, **kept, provenance=kept_provenance)
     # One word of four bytes per field; the byte `provenance` is last, padded to a word.
-    layers = {"observed": observed, "confidence": confidence, "depth_confidence": depth_confidence}
-    extra = {name: layer for name, layer in layers.items() if layer is not None}
     names = ["x", "y", "z", "rgb", *extra]
     words = len(names) + (provenance is not None)
     if words > 4:
