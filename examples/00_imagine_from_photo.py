@@ -38,8 +38,8 @@ def main() -> None:
 
     world = WorldModel(load_pipeline("small"), depth_estimator=load_depth_estimator())
     world.observe(view)  # the bundled network estimates the depth
-    observed = world.newest_observation  # the photo with its depth, which is labelled as estimated
-    sure = observed.depth_confidence[observed.depth > 0].mean()
+    remembered = world.newest_observation  # the photo with its depth, which is labelled as estimated
+    sure = remembered.depth_confidence[remembered.depth > 0].mean()
     cloud = world.cloud
     print(f"remembered {photo.name}: {cloud.estimated_count} estimated points, {cloud.observed_count} observed")
     print(f"the network claims {sure:.0%} of its distances to be right within 25 %")
@@ -49,7 +49,7 @@ def main() -> None:
     for each in imagined:
         print(f"view {each.index + 1}/{each.count}: {each.estimated_fraction:.0%} estimated, the rest imagined")
 
-    write_results(OUT, imagined, [observed], cloud, title="imagined from one photo")
+    write_results(OUT, imagined, [remembered], cloud, title="imagined from one photo")
     print(f"wrote {OUT / 'contact_sheet.png'}, {OUT / 'imagined.mp4'} and {OUT / 'cloud.ply'}")
 
 

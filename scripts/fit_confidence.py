@@ -146,7 +146,8 @@ def collect(index: int, pipelines: dict[str, Pipeline], estimator) -> Iterator[S
                 pass
             random = np.random.default_rng(index)
             for (frame, features), view, image in zip(recorder.recorded, targets, images, strict=True):
-                yield sample_pixels(frame, features, view.depth, image, (index, 3 * index + number, which), random)
+                numbers = (index, len(PROTOCOLS) * index + number, which)
+                yield sample_pixels(frame, features, view.depth, image, numbers, random)
 
 
 def turned_poses(path: np.ndarray, times: list[float]) -> tuple[np.ndarray, list[float]]:
@@ -221,7 +222,7 @@ def fit(features: np.ndarray, right: np.ndarray, error: np.ndarray, weight: np.n
         features: (N, F) float32.
         right: (N,) bool.
         error: (N,) what the expected error is about.
-        weight: (N,) of the samples.
+        weight: (N,) weights of the samples.
     """
     knots, columns, owners = {}, [], []
     for index, name in enumerate(FEATURES):

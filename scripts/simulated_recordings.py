@@ -61,8 +61,8 @@ class SimulatedRecording:
         """The image that the camera takes of a view.
 
         Args:
-            view: of the world, with true depth.
-            time: of the walk, 0..1.
+            view: view of the world, with true depth.
+            time: time since the start of the walk, as a share of it, 0..1.
 
         Returns:
             (H, W, 3) uint8.
