@@ -97,6 +97,28 @@ def test_observed_pixels_take_precedence_over_imagined_ones():
     assert (imagined.image[imagined.covered] == 200).all()
 
 
+@pytest.mark.parametrize("lower", [Provenance.IMAGINED, Provenance.ESTIMATED])
+def test_the_distance_of_a_pixel_is_never_of_a_lower_class(lower):
+    """Where two views overlap, the label may come from the one and the centre of the other be nearer."""
+    camera, everywhere = Camera.from_fov(96, 72, 1.3), np.ones((72, 96), bool)
+
+    def view(right: float, metres: float) -> View:
+        depth = np.full((72, 96), metres, np.float32)
+        return View(np.full((72, 96, 3), 100, np.uint8), camera, pose_from_angles(right, 0), depth)
+
+    mask = {"observed": ~everywhere} if lower == Provenance.IMAGINED else {"estimated": everywhere}
+    measured, other = view(0.0, 2.0), replace(view(0.5, 6.0), **mask)
+    panorama = panorama_from_views([measured, other], 64)
+    assert panorama.observed.sum() > 300
+    assert 2 < panorama.distance[panorama.observed].min() < panorama.distance[panorama.observed].max() < 3
+    of_lower = panorama.provenance == lower
+    assert of_lower.sum() > 100
+    assert (panorama.distance[of_lower] > 0).all()
+    # A sensor saw the colour but no distance: the guess of another view is no measurement.
+    blind = replace(measured, depth=np.zeros((72, 96), np.float32))
+    assert (panorama_from_views([blind, other], 64).distance[panorama.observed] == 0).all()
+
+
 def test_uncovered_directions_are_marked_and_filled_smoothly(box_views):
     panorama = panorama_from_views(box_views[:1], 64)
     assert 0.03 < panorama.covered.mean() < 0.2

@@ -41,7 +41,8 @@ class Panorama:
         image: (H, 2 H, 3) uint8 RGB.
         covered: (H, 2 H) bool, True where a view shows the direction; the rest of `image` is filled smoothly.
         provenance: (H, 2 H) uint8 values of `Provenance`; unknown where no view shows the direction.
-        distance: (H, 2 H) float32 metres along the ray, 0 = unknown; None if no view has depth.
+        distance: (H, 2 H) float32 metres along the ray, of views whose class there is that of the pixel or a higher
+            one, so that the distance of an observed pixel was measured; 0 = unknown; None if no view has depth.
         world_from_camera: (4, 4) pose.
     """
 
@@ -129,11 +130,12 @@ def panorama_from_views(
     if covered.any() and not covered.all():
         image = fill_sphere(image, covered)
     kinds = np.array(list(shares), np.uint8)
+    provenance = np.where(covered, kinds[np.stack(list(shares.values())).argmax(axis=0)], np.uint8(0))
     return Panorama(
         image=np.clip(np.rint(image), 0, 255).astype(np.uint8),
         covered=covered,
-        provenance=np.where(covered, kinds[np.stack(list(shares.values())).argmax(axis=0)], np.uint8(0)),
-        distance=_blend_distance(views, pose, directions),
+        provenance=provenance,
+        distance=_blend_distance(views, pose, directions, provenance),
         world_from_camera=pose,
     )
 
@@ -259,8 +261,14 @@ def _overlaps(views: list[View]) -> dict[tuple[int, int], Overlap]:
     return pairs
 
 
-def _blend_distance(views: list[View], pose: np.ndarray, directions: np.ndarray) -> np.ndarray | None:
-    """(H, 2 H) float32 metres: of the view with the direction nearest to its centre, averaged with those that agree."""
+def _blend_distance(
+    views: list[View], pose: np.ndarray, directions: np.ndarray, provenance: np.ndarray
+) -> np.ndarray | None:
+    """(H, 2 H) float32 metres: of the view with the direction nearest to its centre, averaged with those that agree.
+
+    Views whose class in a direction is lower than its `provenance` (H, 2 H) do not count: what they show there was not
+    measured, or not seen.
+    """
     if all(view.depth is None for view in views):
         return None
     shape = directions.shape[:2]
@@ -273,7 +281,8 @@ def _blend_distance(views: list[View], pose: np.ndarray, directions: np.ndarray)
             columns, rows, inside = project_directions(view, pose, directions)
             length = np.linalg.norm(view.camera.rays(), axis=-1).astype(np.float32)
             ray = sample((view.depth * length).astype(np.float32), columns, rows, nearest=True)
-            weight = np.where(inside & (ray > 0), border_weight(columns, rows, view), np.float32(0))
+            usable = inside & (ray > 0) & (sample(view.provenance, columns, rows, nearest=True) >= provenance)
+            weight = np.where(usable, border_weight(columns, rows, view), np.float32(0))
             if average:
                 weight = weight * (np.abs(ray - best) <= SURFACE_TOLERANCE_RATIO * best)
                 total += weight * ray
