@@ -293,6 +293,8 @@ def test_render_works_without_numba(monkeypatch):
         (1, np.zeros((5, 3), np.float32), "colours"),
         (1, np.zeros((4, 3), np.uint8), "colours"),
         (2, np.zeros(5, np.float32), "provenance"),
+        (2, np.array([3, 1, 0, 1, 3], np.uint8), "provenance"),  # a mask is bool, not 0 and 1
+        (2, np.array([3, 1, 4, 1, 3], np.uint8), "provenance"),
         (3, np.zeros(4, np.float32), "spacing"),
     ],
 )

@@ -86,8 +86,7 @@ def render(
     """Renders a cloud into F cameras.
 
     On the same surface, observed points occlude estimated ones and these occlude imagined ones; a pixel shows points of
-    one class only. The result
-    does not depend on the order of the points, the number of threads, or the backend.
+    one class only. The result does not depend on the order of the points, the number of threads, or the backend.
 
     Args:
         points: (N, 3) float32, world, metres. Points that are not finite are skipped.
@@ -107,7 +106,7 @@ def render(
         threads: maximum number of CPU threads; None = as many as torch uses.
 
     Raises:
-        InputError: shapes or types do not fit, or the backend does not support the device.
+        InputError: shapes, types or the provenance do not fit, or the backend does not support the device.
     """
     device = torch.device(device)
     if backend == "auto":
@@ -153,7 +152,11 @@ def render(
 
 
 def _validate_cloud(points, colours, provenance, spacing, device) -> tuple[torch.Tensor, ...]:
-    """Returns the cloud as contiguous tensors on the device; raises InputError if shapes or types do not fit."""
+    """Returns the cloud as contiguous tensors on the device.
+
+    Raises:
+        InputError: shapes or types do not fit, or a provenance is none of the classes that a point may have.
+    """
     named = {"points": points, "colours": colours, "provenance": provenance, "spacing": spacing}
     tensors = {name: torch.as_tensor(array) for name, array in named.items()}
     if tensors["provenance"].dtype == torch.bool:
@@ -168,6 +171,12 @@ def _validate_cloud(points, colours, provenance, spacing, device) -> tuple[torch
         exact = name in ("points", "spacing") and tensor.is_floating_point()
         if tensor.dtype != types[name] and not exact:
             raise InputError(f"The cloud's {name} are {tensor.dtype}; {types[name]} was expected.")
+    kinds = tensors["provenance"]
+    if count and not (kinds.min() >= Provenance.IMAGINED and kinds.max() <= Provenance.OBSERVED):
+        raise InputError(
+            f"The cloud's provenance has values from {int(kinds.min())} to {int(kinds.max())}; 1 (imagined), "
+            "2 (estimated) or 3 (observed) was expected."
+        )
     return tuple(tensors[name].to(device, types[name]).contiguous() for name in named)
 
 
