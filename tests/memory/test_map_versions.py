@@ -44,10 +44,11 @@ def save_as(version, path, cloud, bank, monkeypatch):
 
 
 @pytest.mark.parametrize("version", [1, 2])
-def test_observed_becomes_provenance_and_depth_confidence(tmp_path, memories, version, monkeypatch):
+def test_observed_becomes_provenance_and_depth_confidence(tmp_path, memories, version, monkeypatch, caplog):
     cloud, bank = memories
     save_as(version, tmp_path / "old.wsmap", cloud, bank, monkeypatch)
     loaded = archive.load_archive(tmp_path / "old.wsmap")
+    assert "did not mark estimated depth" in caplog.text
     for name in ("points", "colours", "provenance", "weight", "confidence", "stamp_ns", "spacing", "max_weight"):
         np.testing.assert_array_equal(getattr(loaded.cloud, name), getattr(cloud, name), err_msg=name)
     assert set(loaded.cloud.provenance.tolist()) == {Provenance.IMAGINED, Provenance.OBSERVED}
@@ -57,7 +58,7 @@ def test_observed_becomes_provenance_and_depth_confidence(tmp_path, memories, ve
     assert observation.is_observation
     assert observation.observed_mask.all()
     assert not imagined.observed_mask.any()
-    # The memory goes on, with all three classes.
+    # The loaded memory keeps all three classes apart.
     other = replace(bank.views[0], estimated=np.ones((32, 48), bool), depth=np.full((32, 48), 3, np.float32))
     assert loaded.cloud.insert(other).added > 100
     assert loaded.cloud.estimated_count > 100
@@ -74,7 +75,7 @@ def test_version_1_without_certainty_has_the_confidence_of_the_class(tmp_path, m
     np.testing.assert_array_equal(loaded.confidence, cloud.observed.astype(np.float32))
 
 
-def test_a_map_keeps_all_classes_and_confidences(tmp_path, memories):
+def test_a_map_keeps_all_classes_and_confidences(tmp_path, memories, caplog):
     cloud, bank = memories
     sure = np.full((32, 48), 0.5, np.float32)
     photo = replace(
@@ -87,6 +88,7 @@ def test_a_map_keeps_all_classes_and_confidences(tmp_path, memories):
     bank.add(photo)
     archive.save_archive(tmp_path / "a.wsmap", cloud, bank, {})
     loaded = archive.load_archive(tmp_path / "a.wsmap")
+    assert not caplog.text
     assert set(loaded.cloud.provenance.tolist()) == {1, 2, 3}
     for name in ("provenance", "confidence", "depth_confidence"):
         np.testing.assert_array_equal(getattr(loaded.cloud, name), getattr(cloud, name))

@@ -12,6 +12,7 @@ import fcntl
 import glob
 import hashlib
 import json
+import logging
 import os
 import re
 import secrets
@@ -30,6 +31,8 @@ from worldstereo_ros.utils.errors import WorldStereoError
 if TYPE_CHECKING:
     from worldstereo_ros.memory.bank import ViewBank
     from worldstereo_ros.memory.cloud import CloudMemory
+
+logger = logging.getLogger(__name__)
 
 SUFFIX = ".wsmap"
 FORMAT = "worldstereo_ros map"
@@ -108,6 +111,8 @@ def save_archive(path: str | Path, cloud: CloudMemory, bank: ViewBank, metadata:
 def load_archive(path: str | Path, *, max_bytes: int = MAX_BYTES) -> Archive:
     """Loads both memories after verifying all sizes and checksums of the file.
 
+    Logs a warning for a map of a version that did not tell estimated points from observed ones.
+
     Args:
         path: file to read.
         max_bytes: largest accepted file size in bytes.
@@ -121,11 +126,18 @@ def load_archive(path: str | Path, *, max_bytes: int = MAX_BYTES) -> Archive:
 
     cloud, bank, metadata = read_archive(path, max_bytes=max_bytes)
     try:
-        return Archive(CloudMemory.from_state(cloud), ViewBank.from_state(bank), metadata)
+        archive = Archive(CloudMemory.from_state(cloud), ViewBank.from_state(bank), metadata)
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         raise ArchiveError(
             f"The map {path} is intact, but its arrays are not a valid memory state: {error}."
         ) from error
+    if "provenance" not in cloud and archive.cloud.observed_count:
+        logger.warning(
+            "The map %s is of a version that did not mark estimated depth: if depth of its images was estimated, their "
+            "points count as observed. Observe the place again unless a sensor measured all of it.",
+            path,
+        )
+    return archive
 
 
 # --- writing ---------------------------------------------------------------------------------------------------------
