@@ -6,7 +6,8 @@ import pytest
 
 HAS_ROS = importlib.util.find_spec("rclpy") is not None
 collect_ignore_glob = [] if HAS_ROS else ["test_*.py", "*/test_*.py"]
-WITHOUT_PROCESSES = {"test_jobs.py", "test_parameters.py", "test_tf_buffer.py"}  # in node/; they start no node
+# In node/; they start no node.
+WITHOUT_PROCESSES = {"test_jobs.py", "test_parameters.py", "test_tf_buffer.py", "test_worker_events.py"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -78,14 +78,19 @@ class NodeDiagnostics:
 
     def warn(self, text: str, *, key: str) -> None:
         """Logs a warning, at most once per LOG_PERIOD_S and key."""
+        if self.is_log_due(key):
+            self._warn(text)
+
+    def is_log_due(self, key: str) -> bool:
+        """Returns whether a line with this key may be logged now; True at most once per LOG_PERIOD_S and key."""
         now = time.monotonic()
         with self._lock:
             if now - self._logged_at.get(key, -1e9) < LOG_PERIOD_S:
-                return
+                return False
             if len(self._logged_at) > MAX_LOG_KEYS:
                 self._logged_at.clear()
             self._logged_at[key] = now
-        self._warn(text)
+            return True
 
     def on_job_ended(self, code: str, views: int, seconds: float, fractions: tuple[float, float, float]) -> None:
         """Counts a job by the name of its error code.

@@ -47,17 +47,16 @@ class WorkerEventHandler:
 
     def _log_depth_change(self, world: WorldModel) -> None:
         """Logs when observations begin to have estimated or measured depth, since ~/map has measured points only."""
-        newest = world.newest_observation
-        if newest is None:
-            return
-        depth = "estimated" if newest.estimated_mask.any() else "measured"
-        if depth != (self._depth_of_newest or "measured"):
+        depth = _depth_of_newest(world)
+        changed = (depth or "measured") != (self._depth_of_newest or "measured")
+        self._depth_of_newest = depth
+        # Depth that comes and goes, such as at half the rate of the images, must not fill the log.
+        if changed and self._diagnostics.is_log_due(f"depth:{depth}"):
             self._log(
                 "Observations have no measured depth; their points are estimated: on ~/map/estimated, not on ~/map."
                 if depth == "estimated"
                 else "Observations have measured depth; it replaces estimated depth, and their points are on ~/map."
             )
-        self._depth_of_newest = depth
 
     def on_observation_rejected(self, topic: str, reason: str) -> None:
         """Counts and logs an observation that is not usable."""
@@ -96,7 +95,7 @@ class WorkerEventHandler:
 
     def on_memory_replaced(self, world: WorldModel) -> None:
         """Publishes the memories after they were reset or loaded from a file."""
-        self._depth_of_newest = ""
+        self._depth_of_newest = _depth_of_newest(world)
         if self.publishers is not None:
             self.publishers.memory_replaced()
         self.between_steps(world)
@@ -142,3 +141,12 @@ class WorkerEventHandler:
                 "reduce `view_width`.",
             )
         return camera
+
+
+def _depth_of_newest(world: WorldModel) -> str:
+    """Where the newest observation's depth is from: measured if any of it is, else estimated; "" without one."""
+    newest = world.newest_observation
+    if newest is None:
+        return ""
+    measured = newest.depth is not None and ((newest.depth > 0) & ~newest.estimated_mask).any()
+    return "measured" if measured else "estimated"
