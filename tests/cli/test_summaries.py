@@ -5,8 +5,14 @@ from dataclasses import replace
 import numpy as np
 from helpers.textured_wall import half_imagined, textured_wall_views
 
-from worldstereo_ros.cli.summaries import estimated_depth_warning, pixel_shares, point_counts
+from worldstereo_ros.cli.summaries import (
+    estimated_depth_warning,
+    estimated_distance_warning,
+    pixel_shares,
+    point_counts,
+)
 from worldstereo_ros.memory.cloud import CloudMemory
+from worldstereo_ros.panorama.depth import PanoramaDistance
 
 EVERYWHERE = np.ones((60, 80), bool)
 
@@ -24,7 +30,7 @@ def test_pixel_shares_are_means_over_the_views():
     assert pixel_shares(views) == "25% observed, 50% estimated, 25% imagined pixels"
 
 
-def test_warning_of_estimated_depth_says_how_many_views_and_how_sure():
+def test_warning_of_estimated_depth_has_the_number_of_views_and_the_confidence():
     measured, photo, other = textured_wall_views()[:3]
     assert estimated_depth_warning([measured], "x") == ""
     photo = replace(photo, estimated=EVERYWHERE, depth_confidence=np.full((60, 80), 0.25, np.float32))
@@ -33,4 +39,15 @@ def test_warning_of_estimated_depth_says_how_many_views_and_how_sure():
     assert text.endswith("the network is within 25 % of the true distance for 25% of the pixels.")
     text = estimated_depth_warning([measured, replace(other, estimated=EVERYWHERE)], "A hub model")
     assert text.startswith("1 of 2 views have no measured depth")
-    assert text.endswith("A hub model does not say how sure it is of them.")
+    assert text.endswith("A hub model has no confidence for them.")
+
+
+def test_warning_of_a_panorama_has_the_confidence_where_there_is_a_distance():
+    distance = np.ones((4, 8), np.float32)
+    distance[:2] = 0  # the sky
+    confidence = np.where(distance > 0, np.float32(0.5), np.float32(0))
+    text = estimated_distance_warning(PanoramaDistance(distance, confidence, None, None), "the network")
+    assert text.startswith("The distances are estimated: no point counts as observed")
+    assert text.endswith("the network is within 25 % of the true distance for 50% of the pixels.")
+    text = estimated_distance_warning(PanoramaDistance(distance, None, None, None), "A hub model")
+    assert text.endswith("A hub model has no confidence for them.")

@@ -18,8 +18,6 @@ from worldstereo_ros.weights.bundled import DEFAULT_MODEL
 if TYPE_CHECKING:
     import numpy as np
 
-    from worldstereo_ros.panorama.depth import PanoramaDistance
-
 
 def panorama(
     source: Annotated[Path, typer.Argument(metavar="IMAGE", help="Equirectangular image of the full sphere.")],
@@ -66,8 +64,9 @@ def panorama(
     """
     import numpy as np
     from rich.console import Console
+    from rich.markup import escape
 
-    from worldstereo_ros.cli.summaries import point_counts
+    from worldstereo_ros.cli.summaries import estimated_distance_warning, point_counts
     from worldstereo_ros.depth.estimators import BUNDLED_NETWORK, load_depth_estimator
     from worldstereo_ros.io.images import read_image, write_image
     from worldstereo_ros.io.posed_sequences import write_sequence
@@ -89,7 +88,8 @@ def panorama(
         observed = observe_panorama(world, image, distances)
         console.print(f"[bold]{source.name}[/]: {observed.views} views, {point_counts(world.cloud)}")
         if observed.estimated is not None:
-            console.print(f"[yellow]{estimate_sentence(observed.estimated, depth_model or BUNDLED_NETWORK)}[/]")
+            warning = estimated_distance_warning(observed.estimated, depth_model or BUNDLED_NETWORK)
+            console.print(f"[yellow]{escape(warning)}[/]", highlight=False)
         world_from_panorama = np.eye(4)
         world_from_panorama[:3, 3] = at
         start = time.perf_counter()
@@ -144,27 +144,6 @@ def panorama(
             )
     (out / "figures.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     console.print(f"See [bold]{out / 'sheet.png'}[/]; in the browser: worldstereo view {out / MAP_FILE}")
-
-
-def estimate_sentence(estimated: PanoramaDistance, estimator: str) -> str:
-    """Says that distances are estimated, how far the views they come from agree, and how sure the estimator is.
-
-    Args:
-        estimated: the distances.
-        estimator: name of the depth estimator.
-    """
-    text = "The distances are estimated: no point counts as observed, and straight edges may bend."
-    agreement = estimated.agreement
-    if agreement is not None:
-        text += (
-            f" Overlapping views differ by {agreement.median:.1%} in the median and {agreement.percentile_90:.1%} in "
-            f"the 90th percentile, {agreement.worst_joint:.1%} at the worst of {agreement.joints} seams"
-        )
-        text += f" ({estimated.unaligned.median:.1%} before alignment)." if estimated.unaligned is not None else "."
-    if estimated.confidence is None:
-        return f"{text} {estimator} does not say how sure it is of them."
-    sure = float(estimated.confidence[estimated.distance > 0].mean())
-    return f"{text} By the account of {estimator}, {sure:.0%} of them are within 25 % of the truth."
 
 
 def read_distance(path: Path) -> np.ndarray:

@@ -6,8 +6,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from worldstereo_ros.geometry.views import View
     from worldstereo_ros.memory.cloud import CloudMemory
+    from worldstereo_ros.panorama.depth import PanoramaDistance
 
 
 def point_counts(cloud: CloudMemory) -> str:
@@ -24,7 +27,7 @@ def pixel_shares(views: Sequence[View]) -> str:
 
 
 def estimated_depth_warning(views: Sequence[View], estimator: str) -> str:
-    """Says which views have estimated depth, and how sure the estimator is of it; empty if all depth is measured.
+    """Says which views have estimated depth, and with what confidence; empty if all depth is measured.
 
     Args:
         views: observations as remembered, with their depth.
@@ -40,7 +43,33 @@ def estimated_depth_warning(views: Sequence[View], estimator: str) -> str:
     else:
         text = f"{len(estimated)} of {len(views)} views have no measured depth: their distances are estimated."
     confidences = [v.depth_confidence[v.estimated_mask] for v in estimated if v.depth_confidence is not None]
-    if not confidences:
-        return f"{text} {estimator} does not say how sure it is of them."
-    sure = float(np.concatenate(confidences).mean())
-    return f"{text} By its own account {estimator} is within 25 % of the true distance for {sure:.0%} of the pixels."
+    return f"{text} {_confidence_sentence(np.concatenate(confidences) if confidences else None, estimator)}"
+
+
+def estimated_distance_warning(estimated: PanoramaDistance, estimator: str) -> str:
+    """Says that the distances of a panorama are estimated, how far its views agree, and with what confidence.
+
+    Args:
+        estimated: the distances.
+        estimator: name of the depth estimator.
+    """
+    text = "The distances are estimated: no point counts as observed, and straight edges may bend."
+    agreement = estimated.agreement
+    if agreement is not None:
+        text += (
+            f" Overlapping views differ by {agreement.median:.1%} in the median and {agreement.percentile_90:.1%} in "
+            f"the 90th percentile, {agreement.worst_joint:.1%} at the worst of {agreement.joints} seams"
+        )
+        text += f" ({estimated.unaligned.median:.1%} before alignment)." if estimated.unaligned is not None else "."
+    confidence = None if estimated.confidence is None else estimated.confidence[estimated.distance > 0]
+    return f"{text} {_confidence_sentence(confidence, estimator)}"
+
+
+def _confidence_sentence(confidence: np.ndarray | None, estimator: str) -> str:
+    """Says which share of estimated distances is right by the confidence (N,) of their estimator, if it has any."""
+    if confidence is None:
+        return f"{estimator} has no confidence for them."
+    return (
+        f"By its own confidence, {estimator} is within 25 % of the true distance for {confidence.mean():.0%} of the "
+        "pixels."
+    )
