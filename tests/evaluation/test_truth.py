@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from worldstereo_ros.cli.main import app
-from worldstereo_ros.evaluation import evaluate, truth_runner
+from worldstereo_ros.evaluation import evaluate, world_sequences
 from worldstereo_ros.evaluation.protocols import make_scenario, repeated
 from worldstereo_ros.evaluation.scoring import EvaluatedView, imagined_views
 from worldstereo_ros.evaluation.truth import (
@@ -328,9 +328,9 @@ def test_rows_are_written_and_read(tmp_path):
 
 
 def test_command_prints_the_table_and_writes_the_rows(walk, tmp_path, monkeypatch):
-    monkeypatch.setattr(truth_runner, "open_data", lambda data: [walk])
+    monkeypatch.setattr(world_sequences, "world_sequence", lambda split, index: walk)
     file = tmp_path / "rows.json"
-    arguments = ["evaluate", "--truth", "--data", "anything", "--protocol", "single", "--protocol", "mono"]
+    arguments = ["evaluate", "--truth", "--data", "worlds:test:1", "--protocol", "single", "--protocol", "mono"]
     result = CliRunner().invoke(app, [*arguments, "--every", "4", "--remember", "--json", str(file)])
     assert result.exit_code == 0, result.output
     assert "Provenance against ground truth" in result.stdout

@@ -26,6 +26,7 @@ from worldstereo_ros.depth.estimators import NONE, SMALL, DepthEstimator, estima
 from worldstereo_ros.evaluation.calibration_metrics import BINS, depth_ratio
 from worldstereo_ros.evaluation.depth_baselines import BASELINES, CONSTANT_M, HEIGHT_M, WALL_M
 from worldstereo_ros.evaluation.metrics import depth_error
+from worldstereo_ros.evaluation.output import print_table
 from worldstereo_ros.evaluation.tables import Column, build_table
 from worldstereo_ros.evaluation.world_sequences import PosedSequence, open_data
 from worldstereo_ros.geometry.provenance import DEPTH_TOLERANCE
@@ -38,7 +39,6 @@ from worldstereo_ros.visualization.images import depth_image
 from worldstereo_ros.world import WorldModel
 
 CELL_PX, MAX_COLUMNS = 260, 6  # of the contact sheet: width of an image, images side by side
-TABLE_WIDTH = 160  # characters, where the output is not a terminal
 
 
 @dataclass(frozen=True)
@@ -348,7 +348,7 @@ def run(
 
 def _report(console: Console, rows: list[DepthRow], json_file: Path | None, settings: dict[str, Any]) -> None:
     """Prints the table and writes the JSON."""
-    (console if console.is_terminal else Console(width=TABLE_WIDTH)).print(depth_table(rows))
+    print_table(console, depth_table(rows))
     if json_file is not None:
         json_file.parent.mkdir(parents=True, exist_ok=True)
         content = {**settings, "rows": [asdict(row) for row in (*rows, *means(rows))]}

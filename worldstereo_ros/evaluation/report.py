@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from operator import attrgetter
 from pathlib import Path
@@ -10,8 +10,8 @@ from typing import Any
 
 from rich.table import Table
 
+from worldstereo_ros.evaluation.output import read_rows, write_rows
 from worldstereo_ros.evaluation.tables import Column, build_table, format_value
-from worldstereo_ros.utils.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def mean(values: list[float | None]) -> float | None:
     return sum(present) / len(present) if present else None
 
 
-def means(rows: list[Row]) -> list[Row]:
+def means(rows: Sequence[Row]) -> list[Row]:
     """One row for each protocol and pipeline with several sequences: means of the metrics, sum of the frames."""
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
@@ -148,11 +148,9 @@ def format_table(rows: list[Row]) -> Table:
     )
 
 
-def write_json(rows: list[Row], path: Path) -> None:
-    """Writes {"rows": [...], "means": [...]}, null where a metric does not apply."""
-    content = {"rows": [asdict(row) for row in rows], "means": [asdict(row) for row in means(rows)]}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+def write_json(rows: Sequence[Row], path: Path) -> None:
+    """Writes the rows and their means, see `output.write_rows`."""
+    write_rows(path, [asdict(row) for row in rows], [asdict(row) for row in means(rows)])
 
 
 def read_json(path: Path) -> list[Row]:
@@ -161,7 +159,4 @@ def read_json(path: Path) -> list[Row]:
     Raises:
         InputError: the file holds something else.
     """
-    try:
-        return [Row(**row) for row in json.loads(path.read_text(encoding="utf-8"))["rows"]]
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path} holds no rows of `worldstereo evaluate --json` ({error}).") from None
+    return read_rows(path, lambda row: Row(**row), "worldstereo evaluate --json")

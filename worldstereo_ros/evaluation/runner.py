@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -12,23 +11,23 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from worldstereo_ros.depth.estimators import SMALL, DepthEstimator, load_depth_estimator
+from worldstereo_ros.depth.estimators import DepthEstimator
 from worldstereo_ros.evaluation import metrics
 from worldstereo_ros.evaluation.ablations import stage_pipelines
 from worldstereo_ros.evaluation.baseline import BASELINES, fuse_by_tsdf, fuse_by_voxels, merge_point_clouds
 from worldstereo_ros.evaluation.calibration import Calibration, calibration_table, check_ending
 from worldstereo_ros.evaluation.contact_sheets import ContactSheets
-from worldstereo_ros.evaluation.pipeline_options import Pipelines
+from worldstereo_ros.evaluation.inputs import open_inputs
+from worldstereo_ros.evaluation.output import prefixed, print_table, row_recorder
 from worldstereo_ros.evaluation.protocols import PROTOCOLS, Scenario, make_scenario
 from worldstereo_ros.evaluation.report import Row, format_table, one_line, write_json
 from worldstereo_ros.evaluation.scoring import EvaluatedView, Scorer, imagined_views, observed_world
-from worldstereo_ros.evaluation.world_sequences import PosedSequence, WorldSequence, open_data
+from worldstereo_ros.evaluation.world_sequences import PosedSequence, WorldSequence
 from worldstereo_ros.pipelines.geometric.pipeline import GeometricPipeline
 from worldstereo_ros.utils.errors import InputError
 
 BASELINE = "open3d+telea"
 TRUTH_VOXEL_M = 0.02  # down-sampling of each frame's part of the ground-truth cloud
-TABLE_WIDTH = 240  # characters, where the output is not a terminal
 
 
 def run(
@@ -59,18 +58,12 @@ def run(
     console = Console()
     if stages is not None:
         pipelines = [*stage_pipelines(stages), *pipelines]
-    finished: list[Row] = []
     sheets = ContactSheets() if sheet is not None else None
     if reliability is not None:
         check_ending(reliability)
     calibration = Calibration() if reliability is not None else None
 
-    def on_row(row: Row) -> None:
-        finished.append(row)
-        console.print(one_line(row), style="dim", highlight=False, soft_wrap=True)
-        if json_file is not None:
-            write_json(finished, json_file)
-
+    record = row_recorder(console, one_line, write_json, json_file)
     with console.status("loading") as status:
         rows = evaluate(
             data,
@@ -80,12 +73,11 @@ def run(
             depth_model=depth_model,
             device=device,
             progress=status.update,
-            on_row=on_row,
+            on_row=lambda row: record([row]),
             sheets=sheets,
             calibration=calibration,
         )
-    # Rich assumes 80 columns where the output is not a terminal, which would cut the table.
-    (console if console.is_terminal else Console(width=TABLE_WIDTH)).print(format_table(rows))
+    print_table(console, format_table(rows))
     if any(row.frames == 0 for row in rows):
         console.print("Rows without metrics: the protocol mono needs a depth model; --depth-model none disables it.")
     if sheets is not None and sheet is not None:
@@ -93,7 +85,7 @@ def run(
             console.print(f"Contact sheet: [bold]{file}[/]")
     if calibration is not None and reliability is not None:
         calibration.write(reliability)
-        (console if console.is_terminal else Console(width=TABLE_WIDTH)).print(calibration_table(calibration.rows()))
+        print_table(console, calibration_table(calibration.rows()))
         console.print(f"Calibration: [bold]{reliability}[/]")
     return rows
 
@@ -134,10 +126,7 @@ def evaluate(
     for protocol in protocols:
         if protocol not in PROTOCOLS:
             raise InputError(f"The protocol '{protocol}' is unknown; one of {', '.join(PROTOCOLS)} was expected.")
-    names = list(dict.fromkeys([BASELINE, *pipelines]))
-    sequences = [sequence for one in data for sequence in open_data(one)]
-    loaded = Pipelines(names, device)
-    estimator = load_depth_estimator(depth_model or SMALL, device) if "mono" in protocols else None
+    sequences, names, loaded, estimator = open_inputs(data, protocols, [BASELINE, *pipelines], depth_model, device)
     rows: list[Row] = []
 
     def add(*new: Row) -> None:
@@ -170,13 +159,9 @@ def evaluate(
                     add(score(name, _baseline_views(name, scenario, estimator)))
                     continue
                 with loaded.use(name) as pipeline:
-                    on_progress = None if progress is None else functools.partial(_report, progress, where)
+                    on_progress = None if progress is None else prefixed(progress, where)
                     add(score(name, imagined_views(pipeline, scenario, device, estimator, on_progress)))
     return rows
-
-
-def _report(progress: Callable[[str], None], where: str, text: str) -> None:
-    progress(f"{where}, {text}")
 
 
 def _baseline_views(name: str, scenario: Scenario, estimator: DepthEstimator | None) -> Iterator[EvaluatedView]:

@@ -16,7 +16,6 @@ difference over the channels is at most `confidence.COLOUR_TOLERANCE` of the ran
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from operator import attrgetter
@@ -29,6 +28,7 @@ from rich.table import Table
 from worldstereo_ros.evaluation.calibration import SAMPLED_PIXELS
 from worldstereo_ros.evaluation.calibration_metrics import depth_ratio, expected_calibration_error, rank_correlation
 from worldstereo_ros.evaluation.metrics import seen_pixels
+from worldstereo_ros.evaluation.output import read_rows, write_rows
 from worldstereo_ros.evaluation.report import mean
 from worldstereo_ros.evaluation.tables import Column, build_table, format_value
 from worldstereo_ros.geometry.provenance import DEPTH_TOLERANCE, Provenance
@@ -363,10 +363,8 @@ def from_dict(row: dict[str, Any]) -> TruthRow:
 
 
 def write_truth(rows: Sequence[TruthRow], path: Path) -> None:
-    """Writes {"rows": [...], "means": [...]}, null where a figure does not apply."""
-    content = {"rows": [to_dict(row) for row in rows], "means": [to_dict(row) for row in truth_means(rows)]}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    """Writes the rows and their means, see `output.write_rows`."""
+    write_rows(path, [to_dict(row) for row in rows], [to_dict(row) for row in truth_means(rows)])
 
 
 def read_truth(path: Path) -> list[TruthRow]:
@@ -375,8 +373,4 @@ def read_truth(path: Path) -> list[TruthRow]:
     Raises:
         InputError: the file holds something else.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))["rows"]
-        return [from_dict(row) for row in content]
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path} holds no rows of `worldstereo evaluate --truth --json` ({error}).") from None
+    return read_rows(path, from_dict, "worldstereo evaluate --truth --json")

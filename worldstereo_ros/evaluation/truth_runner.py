@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.console import Console
 
-from worldstereo_ros.depth.estimators import SMALL, load_depth_estimator
 from worldstereo_ros.evaluation.baseline import BASELINES
-from worldstereo_ros.evaluation.pipeline_options import Pipelines
+from worldstereo_ros.evaluation.inputs import open_inputs
+from worldstereo_ros.evaluation.output import prefixed, print_table, row_recorder
 from worldstereo_ros.evaluation.protocols import PROTOCOLS, make_scenario, repeated
 from worldstereo_ros.evaluation.scoring import imagined_views
 from worldstereo_ros.evaluation.truth import (
@@ -21,12 +20,11 @@ from worldstereo_ros.evaluation.truth import (
     truth_table,
     write_truth,
 )
-from worldstereo_ros.evaluation.world_sequences import PosedSequence, open_data
+from worldstereo_ros.evaluation.world_sequences import PosedSequence
 from worldstereo_ros.utils.errors import InputError
 
 TRUTH_PROTOCOLS = ("single", "sparse", "mono", "revisit")  # by default
 REQUESTS = 3  # of the same views with `remember`; the last is evaluated
-TABLE_WIDTH = 240  # characters, where the output is not a terminal
 
 
 def run_truth(
@@ -50,15 +48,6 @@ def run_truth(
         InputError: see `evaluate_truth`.
     """
     console = Console()
-    finished: list[TruthRow] = []
-
-    def on_rows(rows: list[TruthRow]) -> None:
-        finished.extend(rows)
-        for row in rows:
-            console.print(truth_line(row), style="dim", highlight=False, soft_wrap=True)
-        if json_file is not None:
-            write_truth(finished, json_file)
-
     with console.status("loading") as status:
         rows = evaluate_truth(
             data,
@@ -69,10 +58,9 @@ def run_truth(
             depth_model=depth_model,
             device=device,
             progress=status.update,
-            on_rows=on_rows,
+            on_rows=row_recorder(console, truth_line, write_truth, json_file),
         )
-    # Rich assumes 80 columns where the output is not a terminal, which would cut the table.
-    (console if console.is_terminal else Console(width=TABLE_WIDTH)).print(truth_table(rows))
+    print_table(console, truth_table(rows))
     return rows
 
 
@@ -116,10 +104,7 @@ def evaluate_truth(
     for name in pipelines:
         if name in BASELINES:
             raise InputError(f"The baseline '{name}' does not label its pixels; --truth needs a pipeline.")
-    sequences = [sequence for one in data for sequence in open_data(one)]
-    names = list(dict.fromkeys(pipelines))
-    loaded = Pipelines(names, device)
-    estimator = load_depth_estimator(depth_model or SMALL, device) if "mono" in protocols else None
+    sequences, names, loaded, estimator = open_inputs(data, protocols, pipelines, depth_model, device)
     if "mono" in protocols and estimator is None:
         raise InputError("The protocol mono needs a depth model; remove --depth-model none or select other protocols.")
     rows: list[TruthRow] = []
@@ -136,7 +121,7 @@ def evaluate_truth(
                 scenario = repeated(scenario, requests)
             for name in names:
                 scorer = TruthScorer(sequence.path.name, protocol, name, requests)
-                on_progress = functools.partial(_report, progress, f"{protocol}, {sequence.path.name}: {name}")
+                on_progress = prefixed(progress, f"{protocol}, {sequence.path.name}: {name}")
                 on_progress(f"{len(scenario.path)} views")
                 with loaded.use(name) as pipeline:
                     for view in imagined_views(pipeline, scenario, device, estimator, on_progress):
@@ -147,7 +132,3 @@ def evaluate_truth(
                 rows += new
                 on_rows(new)
     return rows
-
-
-def _report(progress: Callable[[str], None], where: str, text: str) -> None:
-    progress(f"{where}, {text}")
