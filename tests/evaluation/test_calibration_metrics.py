@@ -37,6 +37,13 @@ def test_rank_correlation_is_one_where_higher_confidence_has_smaller_error():
     assert rank_correlation(confidence[:2], confidence[:2]) is None
 
 
+def test_rank_correlation_takes_infinite_errors_as_the_largest():
+    confidence = np.array([0.4, 0.3, 0.2, 0.1])
+    ties = rank_correlation(confidence, np.array([1.0, 2.0, 9.0, 9.0]))
+    assert rank_correlation(confidence, np.array([1.0, 2.0, np.inf, np.inf])) == pytest.approx(ties)
+    assert rank_correlation(confidence, np.full(4, np.inf)) is None
+
+
 def test_depth_ratio():
     ratio = depth_ratio(np.array([2.0, 1.0, 0.0, 3.0]), np.array([1.0, 2.0, 1.0, 0.0]))
     np.testing.assert_array_equal(ratio[:3], [2, 2, np.inf])

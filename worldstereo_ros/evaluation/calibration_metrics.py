@@ -124,12 +124,12 @@ def rank_correlation(confidence: np.ndarray, error: np.ndarray) -> float | None:
 
     Args:
         confidence: (N,) higher = more certain.
-        error: (N,) smaller = better: a colour error, or a ratio of depths.
+        error: (N,) smaller = better: a colour error, or a ratio of depths, which may be infinite.
 
     Returns:
         The correlation of `confidence` and `-error`; None with fewer than three pixels or without any variation.
     """
-    if len(confidence) < 3 or np.ptp(confidence) == 0 or np.ptp(error) == 0:
+    if len(confidence) < 3 or (confidence == confidence[0]).all() or (error == error[0]).all():
         return None
     return float(spearmanr(confidence, -np.asarray(error)).statistic)
 

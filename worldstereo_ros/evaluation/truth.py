@@ -252,8 +252,6 @@ class TruthScorer:
         for name in CLASSES:
             total, chosen = self._counts[name], has_confidence & (label == name)
             depth_chosen = has_depth_confidence & (label == name)
-            # An unknown depth is as wrong as any; a finite value can be ranked.
-            depth_error = np.nan_to_num(ratio[depth_chosen], posinf=1e6)
             row = TruthRow(
                 *self._names,
                 label=name.name.lower(),
@@ -272,7 +270,7 @@ class TruthScorer:
                     depth_confidence[depth_chosen], ratio[depth_chosen] <= DEPTH_TOLERANCE
                 ),
                 rank_all=rank_all,
-                rank_depth=rank_correlation(depth_confidence[depth_chosen], depth_error),
+                rank_depth=rank_correlation(depth_confidence[depth_chosen], ratio[depth_chosen]),
             )
             if name == Provenance.IMAGINED:
                 row = replace(
