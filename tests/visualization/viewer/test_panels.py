@@ -28,7 +28,19 @@ def test_summary_counts_points_and_escapes_the_name(wall_views):
 def test_summary_claims_nothing_of_points_of_unknown_provenance(wall_views):
     viewable = imagined_viewable(wall_views)
     unknown = replace(viewable, provenance=np.zeros(12000, np.uint8), imagined=(), observed_views=())
-    assert "of the points" not in summary(unknown, 12000)
+    text = summary(unknown, 12000)
+    assert "of the points" not in text
+    assert not any(name in text for name in ("Observed", "Estimated", "Imagined"))
+
+
+def test_summary_explains_the_colours_of_the_cameras_that_are_drawn(wall_views):
+    photo = replace(wall_views[0], estimated=np.ones((30, 40), bool))
+    viewable = replace(imagined_viewable(wall_views), observed_views=(photo,), provenance=np.full(12000, 2, np.uint8))
+    text = summary(viewable, 12000)
+    assert "Estimated" in text
+    assert "Imagined" in text
+    assert "Observed" not in text  # nothing was measured
+    assert "Observed" in summary(replace(viewable, observed_views=(photo, wall_views[1])), 12000)
 
 
 def test_summary_leaves_out_confidences_that_nothing_gave(wall_views):

@@ -13,6 +13,7 @@ from worldstereo_ros.geometry.views import ImaginedView, View
 from worldstereo_ros.io.view_labels import PROVENANCE_COLOURS
 from worldstereo_ros.visualization.images import PATH_COLOUR, depth_image, provenance_overlay
 from worldstereo_ros.visualization.viewer.loading import Viewable
+from worldstereo_ros.visualization.viewer.viewpoints import camera_class
 
 COLOUR_NAMES = {
     Provenance.UNKNOWN: "grey",
@@ -48,16 +49,14 @@ def summary(viewable: Viewable, point_count: int) -> str:
 
 def _named_classes(viewable: Viewable) -> list[Provenance]:
     """The classes that the legend explains: those of the points, and those of the cameras that are drawn."""
-    present = set(viewable.classes) - {Provenance.UNKNOWN}
-    if viewable.observed_views or not present:
-        present.add(Provenance.OBSERVED)
+    present = set(viewable.classes) | {camera_class(view) for view in viewable.observed_views}
     if viewable.imagined:
         present.add(Provenance.IMAGINED)
-    return sorted(present, reverse=True)
+    return sorted(present - {Provenance.UNKNOWN}, reverse=True)
 
 
 def _class_row(viewable: Viewable, kind: Provenance) -> str:
-    """A row of the legend: the share of the class, what it means, and how sure its points are."""
+    """A row of the legend: the share of the class, what it means, and the mean confidence of its points."""
     mask = viewable.provenance == kind
     share = f": {mask.mean():.0%} of the points" if viewable.classes and viewable.classes != (0,) else ""
     text = f"<b>{kind.name.capitalize()}</b>{share}. {MEANINGS[kind]}"
@@ -66,9 +65,9 @@ def _class_row(viewable: Viewable, kind: Provenance) -> str:
         if kind == Provenance.ESTIMATED:
             del named["colours"]  # a camera saw them
         known = {what: values[mask] for what, values in named.items() if values is not None}
-        # All zero: nothing said how sure it is, which the cloud stores as 0.
-        sure = [f"of its {what} {values.mean():.2f}" for what, values in known.items() if values.any()]
-        text += f" Mean confidence {', '.join(sure)}." if sure else ""
+        # The cloud stores 0 where no confidence was given.
+        means = [f"of its {what} {values.mean():.2f}" for what, values in known.items() if values.any()]
+        text += f" Mean confidence {', '.join(means)}." if means else ""
     return _legend_row(PROVENANCE_COLOURS[kind], text)
 
 

@@ -12,7 +12,8 @@ from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.poses import quaternion_from_pose
 from worldstereo_ros.geometry.provenance import Provenance
 from worldstereo_ros.geometry.views import View
-from worldstereo_ros.visualization.images import ESTIMATED_COLOUR, IMAGINED_COLOUR, OBSERVED_COLOUR, PATH_COLOUR
+from worldstereo_ros.io.view_labels import PROVENANCE_COLOURS
+from worldstereo_ros.visualization.images import PATH_COLOUR
 from worldstereo_ros.visualization.viewer.loading import Viewable
 from worldstereo_ros.visualization.viewer.points import (
     MAX_POINTS,
@@ -22,7 +23,13 @@ from worldstereo_ros.visualization.viewer.points import (
     point_sizes,
     thin_points,
 )
-from worldstereo_ros.visualization.viewer.viewpoints import camera_poses, ceiling_height, overview, select_frusta
+from worldstereo_ros.visualization.viewer.viewpoints import (
+    camera_class,
+    camera_poses,
+    ceiling_height,
+    overview,
+    select_frusta,
+)
 
 if TYPE_CHECKING:
     import viser
@@ -95,8 +102,9 @@ class ViewerScene:
         self.point_count = self._add_points()
         self.has_ceiling = any(cloud.above_ceiling for cloud in self.clouds)
         self._grid = self._add_grid()
-        self.observed_frusta = self._add_frusta("/memory", viewable.observed_views, OBSERVED_COLOUR)
-        self.path_frusta = self._add_frusta("/path/cameras", viewable.imagined, IMAGINED_COLOUR)
+        observed_views, imagined = viewable.observed_views, viewable.imagined
+        self.observed_frusta = self._add_frusta("/memory", observed_views, [camera_class(v) for v in observed_views])
+        self.path_frusta = self._add_frusta("/path/cameras", imagined, [Provenance.IMAGINED] * len(imagined))
         self._line = self._add_line()
         self._selected: Any = None
         self.shown_classes = set(viewable.classes)
@@ -204,17 +212,13 @@ class ViewerScene:
             self.clouds.append(cloud)
         return len(points)
 
-    def _add_frusta(self, root: str, views: tuple[View, ...], colour: tuple[int, int, int]) -> list[tuple[Any, View]]:
+    def _add_frusta(self, root: str, views: tuple[View, ...], classes: list[Provenance]) -> list[tuple[Any, View]]:
         frusta = []
         poses = np.array([view.world_from_camera for view in views]).reshape(-1, 4, 4)
         for index in select_frusta(poses, 0.08 * self.size):
             view = views[index]
-            view_colour = colour
-            if not view.is_observation:  # the bank of a saved map also holds imagined views
-                view_colour = IMAGINED_COLOUR
-            elif view.estimated_mask.mean() > 0.5:
-                view_colour = ESTIMATED_COLOUR
-            handle = self._add_frustum(f"{root}/{index:04d}", view, FRUSTUM_SCALE, view_colour, THUMBNAIL_WIDTH_PX)
+            colour = PROVENANCE_COLOURS[classes[index]]
+            handle = self._add_frustum(f"{root}/{index:04d}", view, FRUSTUM_SCALE, colour, THUMBNAIL_WIDTH_PX)
             frusta.append((handle, view))
         return frusta
 

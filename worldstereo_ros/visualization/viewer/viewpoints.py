@@ -1,4 +1,4 @@
-"""Where the browser looks from, and which cameras are drawn."""
+"""Where the browser looks from, which cameras are drawn, and in the colour of which class."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from worldstereo_ros.geometry.provenance import Provenance
+from worldstereo_ros.geometry.views import View
 from worldstereo_ros.visualization.viewer.loading import Viewable
 from worldstereo_ros.visualization.viewer.points import camera_distance
 
@@ -75,6 +77,13 @@ def ceiling_height(viewable: Viewable) -> float:
     heights = cameras[:, :3, 3] @ viewable.up
     floor = float(np.percentile(viewable.points @ viewable.up, 1))
     return float(heights.max() + max(0.35 * (np.median(heights) - floor), 0.05 * (heights.max() - floor)))
+
+
+def camera_class(view: View) -> Provenance:
+    """The class in whose colour the camera of a remembered view is drawn: that of most pixels of an observation."""
+    if not view.is_observation:  # the bank of a saved map also holds imagined views
+        return Provenance.IMAGINED
+    return Provenance.ESTIMATED if view.estimated_mask.mean() > 0.5 else Provenance.OBSERVED
 
 
 def select_frusta(poses: np.ndarray, distance: float, angle: float = np.radians(15)) -> list[int]:
