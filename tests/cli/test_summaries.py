@@ -42,6 +42,13 @@ def test_warning_of_estimated_depth_has_the_number_of_views_and_the_confidence()
     assert text.endswith("A hub model has no confidence for them.")
 
 
+def test_warning_of_depth_that_is_estimated_in_part_does_not_say_that_none_is_measured():
+    left = np.arange(80)[None].repeat(60, 0) < 40
+    (view, *_) = textured_wall_views()
+    text = estimated_depth_warning([replace(view, estimated=left)], "the network")
+    assert text.startswith("1 of 1 views have depth that is measured only in part")
+
+
 def test_warning_of_a_panorama_has_the_confidence_where_there_is_a_distance():
     distance = np.ones((4, 8), np.float32)
     distance[:2] = 0  # the sky

@@ -38,7 +38,11 @@ def estimated_depth_warning(views: Sequence[View], estimator: str) -> str:
     estimated = [view for view in views if view.estimated_mask.any()]
     if not estimated:
         return ""
-    if len(estimated) == len(views):
+    if any(view.depth is not None and ((view.depth > 0) & view.observed_mask).any() for view in estimated):
+        text = (
+            f"{len(estimated)} of {len(views)} views have depth that is measured only in part: the rest is estimated."
+        )
+    elif len(estimated) == len(views):
         text = "There is no measured depth: all distances are estimated, and no point counts as observed."
     else:
         text = f"{len(estimated)} of {len(views)} views have no measured depth: their distances are estimated."
