@@ -1,8 +1,8 @@
 """Evaluation of depth from single images, beside baselines that do not use the image.
 
 Errors of metric depth are computed as they are and after median scaling (Zhou et al. 2017), since the scale of a single
-image is ambiguous. Means are over pixels with known depth, then over frames. Estimators that say how sure they are get
-the calibration of that, over all pixels of a sequence.
+image is ambiguous. Means are over pixels with known depth, then over frames. The confidence of estimators that have one
+is compared with their accuracy over all pixels of a sequence.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ class DepthRow:
         aligned_abs_rel, aligned_delta_1_25: errors after median scaling.
         scale: median over frames of the scale factor; 1 = metric.
         seconds: time of a frame.
-        confidence: mean probability, by the estimator, that depth is right within a factor of 1.25; δ<1.25 is the share
-            that is. None for estimators that do not say.
+        confidence: mean confidence of the estimator that depth is right within a factor of 1.25; δ<1.25 is the share
+            that is. None for estimators without a confidence.
         calibration_error: expected calibration error of it, see `calibration_metrics.expected_calibration_error`.
         calibration: for each bin of the confidence its share of the pixels, and its sums of the confidence and of the
             right pixels, as shares of all pixels.

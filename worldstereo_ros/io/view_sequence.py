@@ -126,7 +126,7 @@ class ViewSequence:
     def _labelled(self, view: View, folder: Path, number: int) -> View:
         labels: dict[str, Any] = read_labels(folder, number)
         for name, array in labels.items():
-            self._check_size(folder / name, array, view.camera)
+            self._check_size(f"The label '{name}' of view {number} in {folder}", array, view.camera)
         return replace(view, **labels)
 
     def _load_image(self, index: int) -> np.ndarray:
@@ -138,10 +138,10 @@ class ViewSequence:
         raise DatasetError(f"The video {path} ends before frame {self.indices[index]}.")
 
     @staticmethod
-    def _check_size(path: Path, array: np.ndarray, camera: Camera) -> None:
+    def _check_size(what: Path | str, array: np.ndarray, camera: Camera) -> None:
         height, width = array.shape[:2]
         if (width, height) != (camera.width, camera.height):
             raise DatasetError(
-                f"{path} is {width}x{height}; the intrinsics are for {camera.width}x{camera.height}. "
-                "Colour, depth and intrinsics must have the same size."
+                f"{what} is {width}x{height}; the intrinsics are for {camera.width}x{camera.height}. "
+                "Colour, depth, labels and intrinsics must have the same size."
             )
