@@ -46,7 +46,7 @@ def test_warning_of_depth_that_is_estimated_in_part_does_not_say_that_none_is_me
     left = np.arange(80)[None].repeat(60, 0) < 40
     (view, *_) = textured_wall_views()
     text = estimated_depth_warning([replace(view, estimated=left)], "the network")
-    assert text.startswith("1 of 1 views have depth that is measured only in part")
+    assert text.startswith("1 of 1 views have estimated depth where none was measured.")
 
 
 def test_warning_of_a_panorama_has_the_confidence_where_there_is_a_distance():

@@ -39,9 +39,7 @@ def estimated_depth_warning(views: Sequence[View], estimator: str) -> str:
     if not estimated:
         return ""
     if any(view.depth is not None and ((view.depth > 0) & view.observed_mask).any() for view in estimated):
-        text = (
-            f"{len(estimated)} of {len(views)} views have depth that is measured only in part: the rest is estimated."
-        )
+        text = f"{len(estimated)} of {len(views)} views have estimated depth where none was measured."
     elif len(estimated) == len(views):
         text = "There is no measured depth: all distances are estimated, and no point counts as observed."
     else:
