@@ -128,9 +128,9 @@ def run_worker() -> None:
         try:
             message = _receive_message()
         except RuntimeError:  # rank 0 was killed
-            return
+            break
         if message["command"] == "stop":
-            return
+            break
         if message["command"] == "load":
             transformer = None  # frees the memory of the previous one
             device = device if message["device"] == "cuda" else torch.device("cpu")
@@ -139,6 +139,7 @@ def run_worker() -> None:
             inputs = _receive_inputs(message["tensors"], device)
             with torch.no_grad():
                 transformer(**inputs, return_dict=False)
+    _destroy_process_groups()
 
 
 def stop_workers() -> None:
@@ -147,8 +148,15 @@ def stop_workers() -> None:
 
     if dist.is_available() and dist.is_initialized():
         _broadcast_message({"command": "stop"})
-        dist.destroy_process_group()
-        _groups.clear()
+        _destroy_process_groups()
+
+
+def _destroy_process_groups() -> None:
+    """Ends the threads of all groups: a process that exits while they run is aborted now and then."""
+    import torch.distributed as dist
+
+    dist.destroy_process_group()
+    _groups.clear()
 
 
 def _load_in_worker(message: Mapping[str, Any], device: torch.device) -> torch.nn.Module | None:
