@@ -33,7 +33,7 @@ _INVERSE_MODELS = ("dpt", "tipsv2_dpt")
 
 @dataclass(frozen=True)
 class DepthEstimate:
-    """Depth of one image, and how sure its estimator is of it.
+    """Depth of one image, and the estimator's confidence in it.
 
     Attributes:
         depth: (H, W) float32 metres along the optical axis, 0 = unknown.

@@ -33,7 +33,7 @@ class Row:
             observed view covers.
         steps: denoising steps of a clip.
         colour_drift, contrast_kept: `metrics.colour_and_contrast` of the same two imaginations.
-        seam, joint: jumps of grey level where a turn closes and at its other joints, see `stitching.closure`.
+        seam, joint: jumps of grey level where a turn closes and at its other joints, see `panorama.closure`.
         curves: metrics of each evaluated view, in order.
     """
 

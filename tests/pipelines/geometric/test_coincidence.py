@@ -75,6 +75,24 @@ def test_the_newest_of_several_coincident_observations_counts(views):
         np.testing.assert_array_equal(imagine(order, first.world_from_camera).image, newer.image)
 
 
+def test_a_thumbnail_does_not_hide_an_image(views):
+    """Whatever is newer: a thumbnail is not shown where an image is known, nor alone as what was seen."""
+    first = views[0]
+    for width, height in ((1, 1), (16, 12), (79, 59)):
+        thumbnail = replace(first.resized(width, height), stamp_ns=first.stamp_ns + 1)
+        assert coincident_observation([first, thumbnail], CAMERA, first.world_from_camera).image is first.image
+        assert coincident_observation([thumbnail], CAMERA, first.world_from_camera) is None
+
+
+def test_the_sharpest_of_several_coincident_observations_counts(views):
+    first = views[0]
+    half = replace(first.resized(80, 60), stamp_ns=first.stamp_ns + 1)
+    assert coincident_observation([first, half], CAMERA, first.world_from_camera).image is first.image
+    large = replace(first.resized(320, 240), stamp_ns=first.stamp_ns - 1)
+    shown = coincident_observation([first, large], CAMERA, first.world_from_camera)
+    assert shown.image is first.image  # both resolve all that the camera shows; the newer one counts
+
+
 @pytest.mark.parametrize("size", [(80, 60), (320, 240), (200, 150)])
 def test_another_size_is_a_resize(views, size):
     first = views[0]

@@ -17,14 +17,18 @@ from worldstereo_ros.geometry.views import View
 MAX_DISPLACEMENT_PX = 0.25  # of any pixel of the view between an observation and the view that shows it
 # The nearest depth of a view: this quantile of it, since single pixels are noise, or a bound if it has none.
 NEAREST_QUANTILE, DEFAULT_NEAREST_M = 0.01, 0.3
+# A smaller image than this share of the camera's size in either axis is no image of what the camera would see.
+MIN_SIZE_RATIO = 0.5
 MAX_ANGLE_PX = 4.0  # rotations beyond are told apart without looking at depth
 
 
 def coincident_observation(views: Sequence[View], camera: Camera, world_from_camera: np.ndarray) -> View | None:
-    """The newest observation that was taken where a camera stands, at the size of that camera.
+    """The observation that was taken where a camera stands, at the size of that camera.
 
     A view coincides with the camera if no pixel moves by more than `MAX_DISPLACEMENT_PX` from one to the other, at the
-    nearest depth of the view or at infinity. Their fields of view are then the same; their sizes may differ.
+    nearest depth of the view or at infinity. Their fields of view are then the same; their sizes may differ, but a view
+    of less than `MIN_SIZE_RATIO` of the size of the camera is ignored. Of several, the sharpest count (all that are at
+    least as large as the camera are equally sharp), and of these the newest.
 
     Args:
         views: all views of memory; imagined ones are ignored, views without depth are not.
@@ -40,9 +44,20 @@ def coincident_observation(views: Sequence[View], camera: Camera, world_from_cam
     found = [
         view
         for view in near
-        if view.is_observation and displacement(view, camera, world_from_camera) <= MAX_DISPLACEMENT_PX
+        if view.is_observation
+        and size_ratio(view, camera) >= MIN_SIZE_RATIO
+        and displacement(view, camera, world_from_camera) <= MAX_DISPLACEMENT_PX
     ]
-    return found[newest_view(found)].resized(camera.width, camera.height) if found else None
+    if not found:
+        return None
+    largest_ratio = max(size_ratio(view, camera) for view in found)
+    sharpest = [view for view in found if size_ratio(view, camera) == largest_ratio]
+    return sharpest[newest_view(sharpest)].resized(camera.width, camera.height)
+
+
+def size_ratio(view: View, camera: Camera) -> float:
+    """Size of a view as a fraction of the size of a camera, of the axis where it is smaller; 1 at most."""
+    return min(view.camera.width / camera.width, view.camera.height / camera.height, 1.0)
 
 
 def displacement(view: View, camera: Camera, world_from_camera: np.ndarray) -> float:
