@@ -35,6 +35,7 @@ def build_table(
     columns: Sequence[Column],
     *,
     title: str | None = None,
+    caption: str | None = None,
     bold: Callable[[R], bool] = lambda row: False,
     ends_section: Callable[[int], bool] = lambda index: False,
 ) -> Table:
@@ -44,10 +45,11 @@ def build_table(
         rows: any objects.
         columns: what to show of each.
         title: a line above the table.
+        caption: what the columns mean, below the table.
         bold: which rows are bold.
         ends_section: the numbers of the rows that a line follows.
     """
-    table = Table(title=title)
+    table = Table(title=title, caption=caption, caption_justify="left")
     for column in columns:
         if column.label:
             table.add_column(column.heading, no_wrap=not column.fold, overflow="fold" if column.fold else "ellipsis")
