@@ -328,7 +328,7 @@ COLUMNS = (
     ("\nimag.", "rank_imagined", "{:.2f}"),
 )
 CAPTION = (
-    "precision: observed, a sensor measured what the pixel shows; estimated, its depth is right; imagined, its colour is. "
+    "precision: observed, a sensor measured what the pixel shows; estimated, its depth is right; imagined, its colour. "
     "recall: of the pixels that could carry the class. right: colour within .1 of the range, depth within 25 %. "
     "conf.: mean confidence. ECE: expected calibration error. rank: confidence against actual error of colour."
 )
