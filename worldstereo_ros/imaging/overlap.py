@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -30,11 +30,17 @@ class Overlap:
             over slanted surfaces; NaN with too few of them.
         baseline: distance of the two camera centres, relative to that of the common surface points (median) from the
             first; NaN if there are none.
+        pixels: (N, 2) int rows and columns of these points in the first view.
+        log_depth: (N,) difference of the logarithms of their depths: that in the second view minus that of the point.
+        compared: number of looked-up points whose depth both views measured, on the same surface or not.
     """
 
     colours: np.ndarray
     misalignment: float
     baseline: float = float("nan")
+    pixels: np.ndarray = field(default_factory=lambda: np.zeros((0, 2), np.intp))
+    log_depth: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
+    compared: int = 0
 
 
 def measure_overlap(one: View, other: View) -> Overlap | None:
@@ -81,7 +87,9 @@ def measure_overlap(one: View, other: View) -> Overlap | None:
     if same.any():
         distance = float(np.median(np.linalg.norm(local[inside][same], axis=1)))
         baseline = float(np.linalg.norm(one.world_from_camera[:3, 3] - other.world_from_camera[:3, 3])) / distance
-    return Overlap(colours, misalignment, baseline)
+    pixels = np.argwhere(valid)[inside][same] * stride + stride // 2
+    log_depth = np.log(other_depth[same] / z[same])
+    return Overlap(colours, misalignment, baseline, pixels, log_depth, int(comparable.sum()))
 
 
 def _sensitivity_at(depth: np.ndarray, camera: Camera, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:

@@ -7,6 +7,7 @@ import pytest
 
 from worldstereo_ros.evaluation.world_sequences import world_sequence
 from worldstereo_ros.geometry.cameras import Camera
+from worldstereo_ros.imaging.overlap import measure_overlap
 from worldstereo_ros.pipelines.confidence.statistics import StatisticsCache
 
 CAMERA = Camera.from_fov(160, 120, np.radians(75))
@@ -39,3 +40,14 @@ def test_only_measured_pixels_of_a_mixed_view_count(views):
     agreement = StatisticsCache()(wrong).agreement
     assert agreement is not None
     assert agreement.surface > 0.8
+
+
+def test_an_overlap_tells_where_its_points_are(views):
+    one, other = views
+    overlap = measure_overlap(one, other)
+    rows, columns = overlap.pixels.T
+    assert len(rows) == len(overlap.colours) == len(overlap.log_depth) > 100
+    np.testing.assert_array_equal(one.image[rows, columns], overlap.colours[:, 0])
+    assert overlap.compared >= len(rows)
+    nearer = measure_overlap(one, replace(other, depth=other.depth * 0.98))
+    assert np.median(nearer.log_depth) == pytest.approx(np.log(0.98), abs=0.002)

@@ -18,11 +18,10 @@ import cv2
 import numpy as np
 
 from worldstereo_ros.geometry.cameras import Camera
-from worldstereo_ros.geometry.poses import invert_pose
 from worldstereo_ros.geometry.provenance import DEPTH_TOLERANCE
 from worldstereo_ros.geometry.views import View
 from worldstereo_ros.imaging.inpainting import fill_depth, push_pull
-from worldstereo_ros.imaging.overlap import DEPTH_TOLERANCE_M, DEPTH_TOLERANCE_RATIO
+from worldstereo_ros.imaging.overlap import measure_overlap
 
 COLOUR_TOLERANCE = 0.1  # colour error, as fraction of the range, up to which a pixel counts as right
 SIZE_PX = 80  # longer side of the images in which fills are simulated
@@ -34,7 +33,6 @@ PRIOR_WEIGHT = 0.2  # of the mean colour, in simulated fills; as in the geometri
 CONTRASTS = np.array([0.1, 0.25, 0.5, 0.9, 1.4])
 CONTRAST_CENTRES = np.array([0.05, 0.17, 0.37, 0.7, 1.15, 1.7])
 CONTRAST_SIZE_PX, CONTRAST_WINDOW_PX = 160, 9
-PAIR_POINTS = 2500  # of a view that are looked up in another one
 MIN_PAIR_POINTS = 100  # that measured the same surface; with fewer, nothing is known of the agreement
 CACHE_SIZE = 128  # observations
 SHRINKAGE = 25  # samples with the overall share that are added to each bin
@@ -210,36 +208,20 @@ def _shares(counts: np.ndarray) -> np.ndarray:
 
 
 def _compare(one: View, other: View, contrast: np.ndarray) -> np.ndarray:
-    """Looks up measured points of one observation in another one; returns sums for `_agreement`."""
-    sums = np.zeros(4 + 2 * len(CONTRAST_CENTRES))
-    if one.depth is None or other.depth is None:
-        return sums
-    # Estimates of one model agree with each other whether they are right or not.
-    one_depth = np.where(one.estimated_mask, np.float32(0), one.depth)
-    other_depth = np.where(other.estimated_mask, np.float32(0), other.depth)
-    camera, lens = one.camera, other.camera
-    step = max(1, int(np.sqrt(camera.width * camera.height / PAIR_POINTS)))
-    v, u = (axis.ravel() for axis in np.mgrid[step // 2 : camera.height : step, step // 2 : camera.width : step])
-    z = one_depth[v, u]
-    v, u, z = v[z > 0], u[z > 0], z[z > 0]
-    points = np.stack([(u - camera.cx) / camera.fx * z, (v - camera.cy) / camera.fy * z, z], axis=1)
-    relative = invert_pose(other.world_from_camera) @ one.world_from_camera
-    local = points @ relative[:3, :3].T + relative[:3, 3]
-    ahead = np.maximum(local[:, 2], 1e-3)
-    column = np.rint(local[:, 0] / ahead * lens.fx + lens.cx)
-    row = np.rint(local[:, 1] / ahead * lens.fy + lens.cy)
-    inside = (local[:, 2] > 0.1) & (column >= 0) & (row >= 0) & (column < lens.width) & (row < lens.height)
-    u, v, ahead = u[inside], v[inside], ahead[inside]
-    column, row = column[inside].astype(np.intp), row[inside].astype(np.intp)
-    measured = other_depth[row, column]
-    known = measured > 0
-    same = known & (np.abs(measured - ahead) < DEPTH_TOLERANCE_RATIO * ahead + DEPTH_TOLERANCE_M)
-    u, v, column, row = u[same], v[same], column[same], row[same]
-    error = np.abs(one.image[v, u].astype(np.float32) - other.image[row, column]).mean(axis=1) / 255
-    level = contrast[v * contrast.shape[0] // camera.height, u * contrast.shape[1] // camera.width]
-    bins = np.digitize(level, CONTRASTS)
+    """Looks up measured points of one observation in another one; returns sums for `_agreement`.
+
+    Estimated depth does not count: estimates of one model agree with each other whether they are right or not.
+    """
     number = len(CONTRAST_CENTRES)
-    sums[:4] = known.sum(), same.sum(), error.sum(), np.abs(np.log(measured[same] / ahead[same])).sum()
+    sums = np.zeros(4 + 2 * number)
+    overlap = measure_overlap(one, other)
+    if overlap is None:
+        return sums
+    error = np.abs(overlap.colours[:, 0] - overlap.colours[:, 1]).mean(axis=1) / 255
+    height, width = one.image.shape[:2]
+    rows, columns = overlap.pixels.T
+    bins = np.digitize(contrast[rows * contrast.shape[0] // height, columns * contrast.shape[1] // width], CONTRASTS)
+    sums[:4] = overlap.compared, len(error), error.sum(), np.abs(overlap.log_depth).sum()
     sums[4 : 4 + number] = np.bincount(bins, minlength=number)
     sums[4 + number :] = np.bincount(bins[error <= COLOUR_TOLERANCE], minlength=number)
     return sums
