@@ -7,7 +7,8 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from worldstereo_ros.geometry.poses import invert_pose
-from worldstereo_ros.ros.node.tf_buffer import TIME_JUMP_NS, TransformBuffer, TransformUnavailableError
+from worldstereo_ros.ros.node import tf_buffer
+from worldstereo_ros.ros.node.tf_buffer import TIME_JUMP_NS, Insertion, TransformBuffer, TransformUnavailableError
 
 SECOND = 1_000_000_000
 
@@ -19,7 +20,7 @@ def pose(xyz, rotvec=(0, 0, 0)) -> np.ndarray:
     return out
 
 
-def insert(buffer, parent, child, matrix, stamp, **options) -> bool:
+def insert(buffer, parent, child, matrix, stamp, **options) -> Insertion:
     x, y, z, w = Rotation.from_matrix(matrix[:3, :3]).as_quat()
     return buffer.insert(parent, child, tuple(matrix[:3, 3]), (w, x, y, z), stamp, **options)
 
@@ -107,9 +108,10 @@ def test_empty_buffer_raises_with_reason():
 def test_backward_jump_removes_samples_of_frame():
     buffer = TransformBuffer()
     insert(buffer, "map", "base", pose((1, 0, 0)), 100 * SECOND)
-    assert insert(buffer, "map", "base", pose((2, 0, 0)), 50 * SECOND)
+    assert insert(buffer, "map", "base", pose((2, 0, 0)), 50 * SECOND).jumped_back
     assert buffer.lookup("map", "base", None)[0][0, 3] == 2
-    assert not insert(buffer, "map", "base", pose((3, 0, 0)), 50 * SECOND - TIME_JUMP_NS // 2)  # late, but no jump
+    late = insert(buffer, "map", "base", pose((3, 0, 0)), 50 * SECOND - TIME_JUMP_NS // 2)
+    assert not late.jumped_back
 
 
 def test_discard_after_keeps_earlier_and_static_transforms():
@@ -136,15 +138,16 @@ def test_invalid_transforms_are_ignored():
     buffer = TransformBuffer()
     identity = ((0, 0, 0), (1, 0, 0, 0))
     buffer.insert("map", "base", *identity, 10)
-    for parent, child, translation, quaternion in (
-        ("map", "base", (np.nan, 0, 0), (1, 0, 0, 0)),
-        ("map", "base", (0, 0, 0), (0, 0, 0, 0)),
-        ("map", "base", (0, 0, 0), (2, 0, 0, 0)),
-        ("base", "base", *identity),
-        ("", "base", *identity),
-        ("map", "", *identity),
+    for parent, child, translation, quaternion, reason in (
+        ("map", "base", (np.nan, 0, 0), (1, 0, 0, 0), "not finite"),
+        ("map", "base", (0, 0, 0), (0, 0, 0, 0), "norm 0;"),
+        ("map", "base", (0, 0, 0), (2, 0, 0, 0), "norm 2;"),
+        ("base", "base", *identity, "own parent"),
+        ("", "base", *identity, "empty"),
+        ("map", "", *identity, "empty"),
+        ("map", "x" * 1000, *identity, "256 characters"),
     ):
-        buffer.insert(parent, child, translation, quaternion, 20)
+        assert reason in buffer.insert(parent, child, translation, quaternion, 20).refused
     assert buffer.lookup("map", "base", None)[1] == 10
     assert buffer.frames() == ["base", "map"]
 
@@ -157,6 +160,102 @@ def test_cyclic_tree_raises():
         buffer.lookup("a", "elsewhere", None)
 
 
+def test_frame_that_gets_another_parent_keeps_the_old_one_for_the_past():
+    """As tf2 does: each sample is in the parent that it was sent with."""
+    buffer = TransformBuffer()
+    insert(buffer, "map", "odom", pose((100, 0, 0)), 0, static=True)
+    insert(buffer, "odom", "base", pose((1, 0, 0)), 1 * SECOND)
+    insert(buffer, "odom", "base", pose((2, 0, 0)), 2 * SECOND)
+    assert insert(buffer, "map", "base", pose((102.5, 0, 0)), 3 * SECOND).old_parent == "odom"
+    insert(buffer, "map", "base", pose((103.5, 0, 0)), 4 * SECOND)
+    # Between the parents the earlier sample is taken as it is, in its parent.
+    for seconds, x in ((1, 101), (1.5, 101.5), (2, 102), (2.9, 102), (3, 102.5), (3.5, 103)):
+        assert buffer.lookup("map", "base", int(seconds * SECOND))[0][0, 3] == pytest.approx(x), seconds
+    assert buffer.lookup("map", "base", None)[0][0, 3] == pytest.approx(103.5)
+    assert buffer.lookup("odom", "base", int(3.5 * SECOND))[0][0, 3] == pytest.approx(3)
+
+
+def test_frame_that_leaves_the_tree_is_found_in_the_past_only():
+    buffer = TransformBuffer()
+    insert(buffer, "map", "base", pose((1, 0, 0)), 1 * SECOND)
+    insert(buffer, "map", "base", pose((2, 0, 0)), 2 * SECOND)
+    insert(buffer, "lift", "base", pose((0, 0, 0)), 3 * SECOND)
+    assert buffer.lookup("map", "base", 2 * SECOND)[0][0, 3] == 2
+    for stamp in (3 * SECOND, None):
+        with pytest.raises(TransformUnavailableError, match="no frame 'map'.*base, lift"):
+            buffer.lookup("map", "base", stamp)
+
+
+def test_late_sample_in_another_parent_changes_the_past_only():
+    buffer = TransformBuffer()
+    insert(buffer, "map", "base", pose((3, 0, 0)), 3 * SECOND)
+    assert insert(buffer, "odom", "base", pose((7, 0, 0)), 2 * SECOND) == Insertion()
+    assert buffer.lookup("map", "base", None)[0][0, 3] == 3
+    assert buffer.lookup("odom", "base", 2 * SECOND)[0][0, 3] == 7
+
+
+def test_full_buffer_refuses_new_frames_but_keeps_those_in_use(monkeypatch):
+    monkeypatch.setattr(tf_buffer, "MAX_FRAMES", 20)
+    buffer = TransformBuffer(cache_time=1.0)
+    insert(buffer, "map", "base", np.eye(4), 1 * SECOND)
+    insert(buffer, "base", "camera", np.eye(4), 0, static=True)
+    buffer.lookup("map", "camera", None)
+    for index in range(18):
+        assert not insert(buffer, "map", f"object_{index}", np.eye(4), 1 * SECOND).refused
+    assert "20 frames are known" in insert(buffer, "map", "one_more", np.eye(4), 1 * SECOND).refused
+    # Known frames still move, also those that were silent for longer than samples are kept.
+    assert not insert(buffer, "map", "object_0", pose((5, 0, 0)), 9 * SECOND).refused
+    assert any(not insert(buffer, "map", "one_more", np.eye(4), 9 * SECOND).refused for _ in range(2000))
+    assert set(buffer.frames()) == {"map", "base", "camera", "object_0", "one_more"}
+    assert buffer.lookup("map", "camera", None)[1] == 1 * SECOND
+
+
+def test_number_of_samples_is_bounded_and_the_newest_stay(monkeypatch):
+    monkeypatch.setattr(tf_buffer, "MAX_SAMPLES", 1000)
+    buffer = TransformBuffer(cache_time=600.0)
+    insert(buffer, "map", "slow", pose((4, 0, 0)), 0)
+    for index in range(3000):
+        for name in ("a", "b"):
+            insert(buffer, "map", name, pose((index, 0, 0)), index * SECOND // 100)
+        assert sum(buffer.sample_count(name) for name in ("a", "b", "slow")) <= 1000
+    assert buffer.lookup("map", "a", None)[0][0, 3] == 2999
+    assert buffer.sample_count("a") >= 250
+    assert buffer.lookup("map", "slow", None)[0][0, 3] == 4
+
+
+def test_listener_says_what_it_ignores_and_keeps_the_rest():
+    from types import SimpleNamespace
+
+    from std_msgs.msg import Header
+    from tf2_msgs.msg import TFMessage
+
+    from worldstereo_ros.ros.conversions import messages
+    from worldstereo_ros.ros.node.tf_listener import open_transforms
+
+    warnings: list[tuple[str, str]] = []
+    node = SimpleNamespace(create_subscription=lambda *arguments: None)
+    transforms = open_transforms(node, 10.0, lambda: None, lambda *said: warnings.append(said))
+
+    def message(parent: str, child: str, w: float = 1.0, second: int = 1):
+        stamp = messages.time_message(second * SECOND)
+        item = messages.transform_message(np.eye(4), Header(frame_id=parent, stamp=stamp), child)
+        item.transform.rotation.w = w
+        return item
+
+    transforms.on_tf(
+        TFMessage(
+            transforms=[message("base", "wheel", float("nan")), message("map", "base"), message("base", "arm", 0.0)]
+        ),
+        static=False,
+    )
+    assert transforms.frames() == ["base", "map"]
+    assert transforms.ignored == 2
+    assert "base <- wheel. A number is not finite." in warnings[0][0]
+    assert "(2 ignored so far.)" in warnings[1][0]
+    transforms.on_tf(TFMessage(transforms=[message("odom", "base", second=2)]), static=False)
+    assert "'base' was in 'map' and is now in 'odom'" in warnings[2][0]
+
+
 def test_tf2_ros_is_used_if_installed(monkeypatch):
     """The adapter against a stub with the interface of tf2_ros, which only a full ROS has."""
     import sys
@@ -166,7 +265,7 @@ def test_tf2_ros_is_used_if_installed(monkeypatch):
     from std_msgs.msg import Header
 
     from worldstereo_ros.ros.conversions import messages
-    from worldstereo_ros.ros.node.tf_buffer import open_transforms
+    from worldstereo_ros.ros.node.tf_listener import open_transforms
 
     matrix = pose((1, 2, 3), (0.1, -0.4, 0.2))
     calls = []

@@ -32,7 +32,8 @@ from worldstereo_ros.ros.node.pose_resolver import PoseResolver
 from worldstereo_ros.ros.node.publishers import Publishers
 from worldstereo_ros.ros.node.servers import Servers
 from worldstereo_ros.ros.node.subscriptions import Subscriptions
-from worldstereo_ros.ros.node.tf_buffer import TransformBuffer, TransformSource, open_transforms
+from worldstereo_ros.ros.node.tf_buffer import TransformBuffer, TransformSource
+from worldstereo_ros.ros.node.tf_listener import open_transforms
 from worldstereo_ros.ros.node.worker import Worker
 from worldstereo_ros.ros.node.worker_events import WorkerEventHandler
 from worldstereo_ros.ros.node.world_factory import build_world, describe_depth_source
@@ -107,7 +108,12 @@ class WorldStereoNode(LifecycleNode):
         started = time.monotonic()
         try:
             self._apply(self._parameter_server.read())
-            self._transforms = open_transforms(self, self.parameters.tf_cache_time, self._on_tf_jump)
+            self._transforms = open_transforms(
+                self,
+                self.parameters.tf_cache_time,
+                self._on_tf_jump,
+                lambda text, key: self.diagnostics.warn(text, key=key),
+            )
             self.pose_resolver.reset(self._transforms, self.parameters)
             self._output_publishers = Publishers(self, self.parameters, self.pose_resolver)
             worker = self.worker

@@ -1,4 +1,4 @@
-"""Transforms between frames: tf2_ros where it is installed, else `TransformBuffer`, fed from /tf and /tf_static.
+"""A buffer of transforms between frames over time, for where tf2_ros is not installed. Imports no rclpy.
 
 `TransformBuffer` is not built on `geometry.pose_tracks`, which looks up complete recordings: its tracks are sorted
 arrays, which each new sample rebuilds. With 10 s of samples at 100 Hz, an insertion and a lookup take 20 to 30 times as
@@ -8,24 +8,24 @@ long, and limits of the cache, time jumps, the newest common stamp and the check
 from __future__ import annotations
 
 import bisect
+import heapq
 import threading
-from collections.abc import Callable
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
-from pytransform3d.transformations import pq_slerp, transform_from_pq
-from rclpy.duration import Duration
-from rclpy.node import Node
-from rclpy.time import Time
-from tf2_msgs.msg import TFMessage
+from pytransform3d.transformations import transform_from_pq
 
 from worldstereo_ros.geometry.poses import invert_pose
-from worldstereo_ros.ros.conversions import messages, qos
+from worldstereo_ros.ros.node.tf_track import TransformTrack
 from worldstereo_ros.utils.errors import WorldStereoError
 
 TIME_JUMP_NS = 2_000_000_000  # a stamp this much older than the newest one means that time jumped back (a bag loops)
 MAX_CHAIN = 100  # frames from a leaf to the root; ends the search in a cyclic tree
 MAX_LISTED_FRAMES = 12  # in error messages
+MAX_FRAMES = 10_000  # with a transform to a parent; further ones are refused
+MAX_SAMPLES = 2_000_000  # of all frames together, 72 bytes each; the oldest are removed
+MAX_NAME_LENGTH = 256  # of a frame, in characters
+MAX_NORM_ERROR = 0.01  # of a quaternion that counts as a rotation
 MIN_EXPIRED = 64  # samples that are removed at once, because removing the head of a list costs its length
 
 
@@ -69,8 +69,34 @@ class TransformSource(Protocol):
         ...
 
 
+class Insertion(NamedTuple):
+    """What became of an inserted transform.
+
+    Attributes:
+        refused: why it was ignored; "" if it was inserted.
+        jumped_back: time jumped back, so that the older samples of this frame were removed.
+        old_parent: the frame's parent until now, if it got another one; else "".
+    """
+
+    refused: str = ""
+    jumped_back: bool = False
+    old_parent: str = ""
+
+
+class _Link(NamedTuple):
+    """A step from a frame to its parent at a time; `index` of the sample, -1 for a static transform."""
+
+    child: str
+    track: TransformTrack
+    index: int
+
+
 class TransformBuffer:
     """A tree of frames over time that interpolates between samples. Safe to use from several threads.
+
+    Each sample keeps its parent, so that a frame may move from one parent to another: a lookup follows the tree of its
+    time. The numbers of frames and samples are bounded by MAX_FRAMES and MAX_SAMPLES: frames that were looked up are
+    never removed.
 
     Args:
         cache_time: seconds that samples are kept.
@@ -78,10 +104,11 @@ class TransformBuffer:
 
     def __init__(self, cache_time: float = 10.0) -> None:
         self._cache_ns = int(cache_time * 1e9)
-        self._parent: dict[str, str] = {}
-        self._static: dict[str, np.ndarray] = {}
-        self._stamps: dict[str, list[int]] = {}
-        self._samples: dict[str, list[np.ndarray]] = {}
+        self._tracks: dict[str, TransformTrack] = {}
+        self._used: set[str] = set()  # frames of the successful lookups
+        self._newest_ns = 0
+        self._sample_count = 0
+        self._refused = 0  # frames since the last search for old ones
         self._lock = threading.Lock()
 
     def insert(
@@ -93,68 +120,75 @@ class TransformBuffer:
         stamp_ns: int,
         *,
         static: bool = False,
-    ) -> bool:
+    ) -> Insertion:
         """Inserts `parent_from_child`. Invalid transforms (not finite, no rotation, no frame id) are ignored.
 
         Returns:
-            True if time jumped back, so that the older samples of this frame were removed.
+            What became of it. A transform of a new frame is refused while MAX_FRAMES others are known.
         """
         parent, child = parent.lstrip("/"), child.lstrip("/")
         sample = np.array([*translation, *quaternion_wxyz], dtype=np.float64)
-        norm = np.linalg.norm(sample[3:])
-        if not parent or not child or parent == child or not np.isfinite(sample).all() or abs(norm - 1) > 0.01:
-            return False
-        sample[3:] /= norm
+        refused = _reason_to_refuse(parent, child, sample)
+        if refused:
+            return Insertion(refused)
+        sample[3:] /= np.linalg.norm(sample[3:])
         with self._lock:
-            self._parent[child] = parent
+            track = self._tracks.get(child)
+            old_parent = "" if track is None else track.newest_parent
+            if track is None:
+                if len(self._tracks) >= MAX_FRAMES and not self._make_room():
+                    return Insertion(f"The buffer is full: {MAX_FRAMES} frames are known. Stop publishing unused ones.")
+                track = self._tracks[child] = TransformTrack()
+            changed = old_parent if old_parent != parent else ""
             if static:
-                self._static[child] = transform_from_pq(sample)
-                return False
-            self._static.pop(child, None)
-            stamps = self._stamps.setdefault(child, [])
-            samples = self._samples.setdefault(child, [])
-            jumped_back = bool(stamps) and stamp_ns < stamps[-1] - TIME_JUMP_NS
+                track.static = (parent, transform_from_pq(sample))
+                return Insertion(old_parent=changed)
+            track.static = None
+            jumped_back = bool(track.stamps) and stamp_ns < track.stamps[-1] - TIME_JUMP_NS
             if jumped_back:
-                stamps.clear()
-                samples.clear()
-            index = bisect.bisect_left(stamps, stamp_ns)
-            if index < len(stamps) and stamps[index] == stamp_ns:
-                samples[index] = sample
-            else:
-                stamps.insert(index, stamp_ns)
-                samples.insert(index, sample)
-            expired = bisect.bisect_left(stamps, stamps[-1] - self._cache_ns)
+                self._sample_count -= track.keep(len(track.stamps))
+                self._newest_ns = stamp_ns
+            self._newest_ns = max(self._newest_ns, stamp_ns)
+            self._sample_count += track.insert(stamp_ns, parent, sample)
+            expired = bisect.bisect_left(track.stamps, track.stamps[-1] - self._cache_ns)
             if expired > MIN_EXPIRED:
-                del stamps[:expired], samples[:expired]
-            return jumped_back
+                self._sample_count -= track.keep(expired)
+            if self._sample_count > MAX_SAMPLES:
+                self._shorten_tracks()
+            # A sample that arrives late says nothing of the newest parent.
+            return Insertion("", jumped_back, changed if track.newest_parent == parent else "")
 
     def lookup(self, target: str, source: str, stamp_ns: int | None) -> tuple[np.ndarray, int]:
         """See `TransformSource.lookup`."""
         target, source = target.lstrip("/"), source.lstrip("/")
         with self._lock:
-            source_chain, target_chain = self._chain(source), self._chain(target)
-            common = next((frame for frame in source_chain if frame in target_chain), None)
-            if common is None:
-                raise TransformUnavailableError(self._not_connected_message(target, source), may_arrive=True)
-            source_links = source_chain[: source_chain.index(common)]
-            target_links = target_chain[: target_chain.index(common)]
-            dynamic = [frame for frame in source_links + target_links if frame not in self._static]
             if stamp_ns is None:
-                stamp_ns = min((self._stamps[frame][-1] for frame in dynamic), default=0)
-            common_from_source = self._compose(source_links, stamp_ns)
-            common_from_target = self._compose(target_links, stamp_ns)
-            return invert_pose(common_from_target) @ common_from_source, stamp_ns
+                stamp_ns = self._newest_common_stamp(target, source)
+            from_source, failure = self._links(source, stamp_ns)
+            from_target, other_failure = self._links(target, stamp_ns)
+            frames = [*(link.child for link in from_source), _end(from_source, source)]
+            ancestors = [*(link.child for link in from_target), _end(from_target, target)]
+            known = set(ancestors)
+            steps = next((step for step, frame in enumerate(frames) if frame in known), None)
+            if steps is None:
+                failure = failure or other_failure
+                if failure is not None and self._connected(target, source):
+                    raise failure
+                raise TransformUnavailableError(self._not_connected_message(target, source), may_arrive=True)
+            source_links, target_links = from_source[:steps], from_target[: ancestors.index(frames[steps])]
+            pose = invert_pose(_compose(target_links, stamp_ns)) @ _compose(source_links, stamp_ns)
+            self._used.update(link.child for link in (*source_links, *target_links))
+            return pose, stamp_ns
 
     def discard_after(self, stamp_ns: int) -> None:
         """See `TransformSource.discard_after`."""
         with self._lock:
-            for child in list(self._stamps):
-                count = bisect.bisect_right(self._stamps[child], stamp_ns + TIME_JUMP_NS)
-                del self._stamps[child][count:], self._samples[child][count:]
-                if not count:
-                    del self._stamps[child], self._samples[child]
-                    if child not in self._static:
-                        self._parent.pop(child, None)
+            self._newest_ns = min(self._newest_ns, stamp_ns)
+            for child, track in list(self._tracks.items()):
+                count = bisect.bisect_right(track.stamps, stamp_ns + TIME_JUMP_NS)
+                self._sample_count -= track.keep(0, count)
+                if not count and track.static is None:
+                    del self._tracks[child]
 
     def close(self) -> None:
         """See `TransformSource.close`. This class has no subscriptions."""
@@ -162,146 +196,142 @@ class TransformBuffer:
     def frames(self) -> list[str]:
         """Ids of all frames, sorted."""
         with self._lock:
-            return self._frames()
+            return sorted(set(self._tracks) | {track.newest_parent for track in self._tracks.values()})
 
     def sample_count(self, child: str) -> int:
         """Number of samples that are kept of a frame's transform to its parent."""
         with self._lock:
-            return len(self._stamps.get(child, ()))
+            track = self._tracks.get(child)
+            return 0 if track is None else len(track.stamps)
 
-    def _frames(self) -> list[str]:
-        return sorted(set(self._parent) | set(self._parent.values()))
+    # --- limits ---
 
-    def _chain(self, frame: str) -> list[str]:
-        """The frame and its ancestors."""
+    def _make_room(self) -> bool:
+        """Removes frames that were never looked up and have been silent for `cache_time`.
+
+        Returns whether there is room. A search visits all frames, so only one in a thousand refused transforms starts
+        one.
+        """
+        self._refused += 1
+        if self._refused % 1000 != 1:
+            return False
+        oldest = self._newest_ns - self._cache_ns
+        for child, track in list(self._tracks.items()):
+            if track.static is None and child not in self._used and track.stamps[-1] < oldest:
+                self._sample_count -= len(track.stamps)
+                del self._tracks[child]
+        return len(self._tracks) < MAX_FRAMES
+
+    def _shorten_tracks(self) -> None:
+        """Removes the oldest samples until three quarters of MAX_SAMPLES are left; the newest of a frame stays."""
+        tracks = [track for track in self._tracks.values() if track.stamps]
+        for track in tracks:
+            expired = bisect.bisect_left(track.stamps, self._newest_ns - self._cache_ns)
+            self._sample_count -= track.keep(min(expired, len(track.stamps) - 1))
+        if self._sample_count > 3 * MAX_SAMPLES // 4:
+            share = max(3 * MAX_SAMPLES // 4 // len(tracks), 1)
+            for track in tracks:
+                self._sample_count -= track.keep(max(len(track.stamps) - share, 0))
+
+    # --- the tree ---
+
+    def _newest_common_stamp(self, target: str, source: str) -> int:
+        """The newest time at which all transforms between two frames are known, in the newest tree; 0 if all static."""
+        from_source, from_target = self._newest_chain(source), self._newest_chain(target)
+        known = set(from_target)
+        common = next((frame for frame in from_source if frame in known), None)
+        if common is None:
+            raise TransformUnavailableError(self._not_connected_message(target, source), may_arrive=True)
+        between = from_source[: from_source.index(common)] + from_target[: from_target.index(common)]
+        tracks = [self._tracks[frame] for frame in between]
+        return min((track.stamps[-1] for track in tracks if track.static is None), default=0)
+
+    def _newest_chain(self, frame: str) -> list[str]:
+        """The frame and its ancestors in the newest tree."""
         chain = [frame]
-        while chain[-1] in self._parent and len(chain) < MAX_CHAIN:
-            chain.append(self._parent[chain[-1]])
+        while chain[-1] in self._tracks and len(chain) < MAX_CHAIN:
+            chain.append(self._tracks[chain[-1]].newest_parent)
         return chain
 
-    def _compose(self, links: list[str], stamp_ns: int) -> np.ndarray:
-        """Product of the transforms of `links`, ordered from the leaf to the common frame."""
-        pose = np.eye(4)
-        for child in links:
-            pose = self._interpolate(child, stamp_ns) @ pose
-        return pose
+    def _connected(self, target: str, source: str) -> bool:
+        return bool(set(self._newest_chain(target)) & set(self._newest_chain(source)))
 
-    def _interpolate(self, child: str, stamp_ns: int) -> np.ndarray:
-        """parent_from_child at a time, between the two nearest samples."""
-        if child in self._static:
-            return self._static[child]
-        stamps, samples = self._stamps[child], self._samples[child]
-        after = bisect.bisect_left(stamps, stamp_ns)
-        if after < len(stamps) and stamps[after] == stamp_ns:
-            return transform_from_pq(samples[after])
-        name = f"{self._parent[child]} <- {child}"
-        if after == len(stamps):
-            late = (stamp_ns - stamps[-1]) / 1e9
-            raise TransformUnavailableError(
-                f"The transform {name} is {late:.3f} s too old for stamp {stamp_ns / 1e9:.3f}. Check that its "
-                "publisher runs and that all nodes have the same use_sim_time.",
-                may_arrive=True,
-            )
-        if after == 0:
-            early = (stamps[0] - stamp_ns) / 1e9
-            raise TransformUnavailableError(
-                f"The stamp {stamp_ns / 1e9:.3f} is {early:.3f} s older than all cached transforms {name}. Check the "
-                "clock of the image's publisher, or increase `tf_cache_time`.",
-                may_arrive=False,
-            )
-        fraction = (stamp_ns - stamps[after - 1]) / (stamps[after] - stamps[after - 1])
-        return transform_from_pq(pq_slerp(samples[after - 1], samples[after], fraction))
+    def _links(self, frame: str, stamp_ns: int) -> tuple[list[_Link], TransformUnavailableError | None]:
+        """Steps from a frame towards the root of the tree at a time, and why they end before it."""
+        links: list[_Link] = []
+        while len(links) < MAX_CHAIN:
+            track = self._tracks.get(frame)
+            if track is None:
+                return links, None
+            if track.static is not None:
+                links.append(_Link(frame, track, -1))
+            else:
+                try:
+                    links.append(_Link(frame, track, track.index_at(stamp_ns)))
+                except IndexError:
+                    return links, _outside(frame, track, stamp_ns)
+            frame = _end(links, frame)
+        return links, None
 
     def _not_connected_message(self, target: str, source: str) -> str:
-        frames = self._frames()
-        if not frames:
+        if not self._tracks:
             return f"No transform received, so {target} <- {source} is unknown. Check that /tf is published."
+        frames = set(self._tracks) | {track.newest_parent for track in self._tracks.values()}
+        # The smallest ones: sorting thousands of frames for each image that waits would take all the time.
+        listed = ", ".join(heapq.nsmallest(MAX_LISTED_FRAMES, frames)) + (
+            " ..." if len(frames) > MAX_LISTED_FRAMES else ""
+        )
         missing = [frame for frame in (target, source) if frame not in frames]
-        listed = ", ".join(frames[:MAX_LISTED_FRAMES]) + (" ..." if len(frames) > MAX_LISTED_FRAMES else "")
         if missing:
             return f"TF has no frame '{missing[0]}', so {target} <- {source} is unknown. Known frames: {listed}."
         return f"TF has no connection between '{target}' and '{source}'. Known frames: {listed}."
 
 
-def open_transforms(node: Node, cache_time: float, on_time_jump: Callable[[], None]) -> TransformSource:
-    """Subscribes to the transforms: by tf2_ros where it is installed, else by `TransformBuffer`.
-
-    Args:
-        node: node whose executor reads the topics.
-        cache_time: seconds that transforms are kept.
-        on_time_jump: called when time jumped back; not by tf2_ros, which handles jumps itself.
-    """
-    try:
-        import tf2_ros  # noqa: F401
-    except ImportError:
-        return _TopicTransforms(node, cache_time, on_time_jump)
-    return _Tf2Transforms(node, cache_time)
-
-
-class _TopicTransforms(TransformBuffer):
-    """A `TransformBuffer` that subscribes to /tf and /tf_static."""
-
-    def __init__(self, node: Node, cache_time: float, on_time_jump: Callable[[], None]) -> None:
-        super().__init__(cache_time)
-        self._on_time_jump = on_time_jump
-        self._node = node
-        self._subscriptions = [
-            node.create_subscription(TFMessage, "/tf", lambda message: self._on_tf(message, False), qos.TF),
-            node.create_subscription(
-                TFMessage, "/tf_static", lambda message: self._on_tf(message, True), qos.TF_STATIC
-            ),
-        ]
-
-    def _on_tf(self, message: TFMessage, static: bool) -> None:
-        jumped_back = False
-        for item in message.transforms:
-            translation, rotation = item.transform.translation, item.transform.rotation
-            jumped_back |= self.insert(
-                item.header.frame_id,
-                item.child_frame_id,
-                (translation.x, translation.y, translation.z),
-                (rotation.w, rotation.x, rotation.y, rotation.z),
-                messages.nanoseconds(item.header.stamp),
-                static=static,
-            )
-        if jumped_back:
-            self._on_time_jump()
-
-    def close(self) -> None:
-        """See `TransformSource.close`."""
-        for subscription in self._subscriptions:
-            self._node.destroy_subscription(subscription)
-        self._subscriptions = []
+def _reason_to_refuse(parent: str, child: str, sample: np.ndarray) -> str:
+    """Why a transform is invalid; "" if it is valid."""
+    if not parent or not child:
+        return "A frame id is empty."
+    if max(len(parent), len(child)) > MAX_NAME_LENGTH:
+        return f"A frame id has more than {MAX_NAME_LENGTH} characters."
+    if parent == child:
+        return "A frame is its own parent."
+    if not np.isfinite(sample).all():
+        return "A number is not finite."
+    norm = float(np.linalg.norm(sample[3:]))
+    if abs(norm - 1) > MAX_NORM_ERROR:
+        return f"The quaternion has norm {norm:.3g}; norm 1 was expected."
+    return ""
 
 
-class _Tf2Transforms:
-    """The buffer of tf2_ros."""
+def _end(links: list[_Link], start: str) -> str:
+    """The frame that the steps lead to."""
+    if not links:
+        return start
+    _, track, index = links[-1]
+    return track.static[0] if index < 0 and track.static is not None else track.parents[index]
 
-    def __init__(self, node: Node, cache_time: float) -> None:
-        import tf2_ros
 
-        self._tf2 = tf2_ros
-        self._buffer = tf2_ros.Buffer(cache_time=Duration(seconds=cache_time), node=node)
-        self._listener = tf2_ros.TransformListener(self._buffer, node)
+def _compose(links: list[_Link], stamp_ns: int) -> np.ndarray:
+    """Product of the transforms of `links`, ordered from the leaf to the common frame."""
+    pose = np.eye(4)
+    for _, track, index in links:
+        static = index < 0 and track.static is not None
+        pose = (track.static[1] if static else track.matrix_at(index, stamp_ns)) @ pose
+    return pose
 
-    def lookup(self, target: str, source: str, stamp_ns: int | None) -> tuple[np.ndarray, int]:
-        """See `TransformSource.lookup`."""
-        try:
-            found = self._buffer.lookup_transform(target, source, Time(nanoseconds=stamp_ns or 0))
-        except self._tf2.TransformException as error:
-            in_past = "past" in str(error)
-            raise TransformUnavailableError(
-                f"TF has no transform {target} <- {source}: {error}", may_arrive=not in_past
-            ) from error
-        translation, rotation = found.transform.translation, found.transform.rotation
-        quaternion_wxyz = (rotation.w, rotation.x, rotation.y, rotation.z)
-        matrix = transform_from_pq([translation.x, translation.y, translation.z, *quaternion_wxyz])
-        return matrix, messages.nanoseconds(found.header.stamp)
 
-    def discard_after(self, stamp_ns: int) -> None:
-        """See `TransformSource.discard_after`. All is removed: tf2 ignores samples older than those it has."""
-        self._buffer.clear()
-
-    def close(self) -> None:
-        """See `TransformSource.close`."""
-        self._listener.unregister()
+def _outside(child: str, track: TransformTrack, stamp_ns: int) -> TransformUnavailableError:
+    """Why there is no transform at a time outside the samples."""
+    if stamp_ns > track.stamps[-1]:
+        late = (stamp_ns - track.stamps[-1]) / 1e9
+        return TransformUnavailableError(
+            f"The transform {track.parents[-1]} <- {child} is {late:.3f} s too old for stamp {stamp_ns / 1e9:.3f}. "
+            "Check that its publisher runs and that all nodes have the same use_sim_time.",
+            may_arrive=True,
+        )
+    early = (track.stamps[0] - stamp_ns) / 1e9
+    return TransformUnavailableError(
+        f"The stamp {stamp_ns / 1e9:.3f} is {early:.3f} s older than all cached transforms {track.parents[0]} <- "
+        f"{child}. Check the clock of the image's publisher, or increase `tf_cache_time`.",
+        may_arrive=False,
+    )
