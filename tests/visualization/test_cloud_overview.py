@@ -31,3 +31,13 @@ def test_cloud_overview_tints_what_is_not_observed():
     for kind, image in images.items():
         expected = (128, 128, 128) if kind == Provenance.OBSERVED else PROVENANCE_COLOURS[kind]
         assert (np.abs(image.astype(int) - expected).max(axis=-1) <= 2).sum() > 100, kind
+
+
+def test_cloud_overview_of_a_path_that_looks_straight_down():
+    points = np.random.default_rng(0).uniform([-2, -2, 0], [2, 2, 0.1], (2000, 3)).astype(np.float32)
+    colours, spacing = np.full((2000, 3), (0, 200, 0), np.uint8), np.full(2000, 0.05, np.float32)
+    path = np.tile(np.eye(4), (3, 1, 1))
+    path[:, :3, :3] = [[0, -1, 0], [-1, 0, 0], [0, 0, -1]]
+    path[:, :3, 3] = [[0.2 * index, 0, 1.5] for index in range(3)]
+    image = cloud_overview(points, colours, np.ones(2000, bool), spacing, path, up=[0, 0, 1])
+    assert ((image[..., 1] > 150) & (image[..., 0] < 60)).sum() > 1000

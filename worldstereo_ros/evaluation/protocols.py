@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from worldstereo_ros.evaluation.world_sequences import PosedSequence, WorldSequence, world_panorama
-from worldstereo_ros.geometry.poses import estimate_up_direction, interpolate_poses
+from worldstereo_ros.geometry.poses import estimate_up_direction, heading, interpolate_poses
 from worldstereo_ros.geometry.views import View
 from worldstereo_ros.panorama.imagine import ring_order, seam_joint
 from worldstereo_ros.panorama.perspective_views import (
@@ -227,10 +227,7 @@ def _turn_right(pose: np.ndarray, up: np.ndarray, angles: np.ndarray) -> np.ndar
 
 def _levelled(pose: np.ndarray, up: np.ndarray) -> np.ndarray:
     """(4, 4): the pose without roll and pitch."""
-    ahead = pose[:3, 2] - (pose[:3, 2] @ up) * up
-    if np.linalg.norm(ahead) < 1e-3:  # the camera looks straight up or down
-        ahead = pose[:3, 1] - (pose[:3, 1] @ up) * up
-    ahead = ahead / np.linalg.norm(ahead)
+    ahead = heading(pose, up)
     level = np.eye(4)
     level[:3, 0], level[:3, 1], level[:3, 2] = np.cross(ahead, up), -up, ahead
     level[:3, 3] = pose[:3, 3]

@@ -1,4 +1,4 @@
-"""Rigid transforms: validation, inversion, quaternions and interpolation."""
+"""Rigid transforms: validation, inversion, quaternions, interpolation, up and heading."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from worldstereo_ros.utils.errors import InputError
+
+MIN_MEAN_DIRECTION = 0.3  # length of the mean of unit vectors; those of shorter means point in no common direction
+MIN_HORIZONTAL = 1e-3  # horizontal part of a unit vector; less is vertical up to rounding
 
 
 def invert_pose(pose: np.ndarray) -> np.ndarray:
@@ -121,10 +124,37 @@ def estimate_up_direction(world_from_camera: np.ndarray) -> np.ndarray:
         world_from_camera: (..., 4, 4) poses.
 
     Returns:
-        (3,) float64 unit vector: the mean up direction of the cameras, snapped to the nearest world axis.
+        (3,) float64 unit vector along a world axis: the nearest one to the mean up direction of the cameras. Where
+        these cancel out, as those of a camera that looks straight down and turns, the nearest one to the direction
+        against the mean optical axis; z where these cancel out too.
     """
-    mean = -np.asarray(world_from_camera).reshape(-1, 4, 4)[:, :3, 1].mean(axis=0)
-    axis = int(np.abs(mean).argmax())
+    poses = np.asarray(world_from_camera, dtype=np.float64).reshape(-1, 4, 4)
     up = np.zeros(3)
-    up[axis] = np.sign(mean[axis])
+    for axis in (1, 2):
+        mean = -poses[:, :3, axis].mean(axis=0) if len(poses) else up
+        if np.linalg.norm(mean) > MIN_MEAN_DIRECTION:
+            nearest = int(np.abs(mean).argmax())
+            up[nearest] = np.sign(mean[nearest])
+            return up
+    up[2] = 1.0
     return up
+
+
+def heading(world_from_camera: np.ndarray, up: np.ndarray) -> np.ndarray:
+    """The horizontal direction ahead of a camera, also of one that looks straight down or up.
+
+    Args:
+        world_from_camera: (4, 4) pose.
+        up: (3,) unit vector, up in the world.
+
+    Returns:
+        (3,) float64 unit vector perpendicular to `up`: the optical axis, levelled. Where that is vertical, the top of
+        the image of a camera that looks down, the bottom of one that looks up.
+    """
+    pose, up = np.asarray(world_from_camera, dtype=np.float64), np.asarray(up, dtype=np.float64)
+    forward = pose[:3, 2]
+    ahead = forward - up * (forward @ up)
+    if np.linalg.norm(ahead) < MIN_HORIZONTAL:
+        down = pose[:3, 1] * np.sign(forward @ up)
+        ahead = down - up * (down @ up)
+    return ahead / np.linalg.norm(ahead)

@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 
 from worldstereo_ros.geometry.cameras import Camera, project
+from worldstereo_ros.geometry.poses import heading
 from worldstereo_ros.geometry.provenance import Provenance
 from worldstereo_ros.rendering.splatting import render
 from worldstereo_ros.visualization.images import PATH_COLOUR, as_classes, provenance_colours
@@ -67,9 +68,7 @@ def _pose_above(points: np.ndarray, path: np.ndarray, up: np.ndarray, camera: Ca
     """(4, 4) world_from_camera that looks down on the middle of the cloud from behind the first view of the path."""
     centre = np.median(points, axis=0) if len(points) else path[:, :3, 3].mean(axis=0)
     extent = float(np.percentile(np.linalg.norm(points - centre, axis=1), 95)) if len(points) else 2.0
-    heading = path[0, :3, 2] - up * (path[0, :3, 2] @ up)
-    heading /= max(float(np.linalg.norm(heading)), 1e-9)
-    forward = heading * np.cos(PITCH_RAD) - up * np.sin(PITCH_RAD)
+    forward = heading(path[0], up) * np.cos(PITCH_RAD) - up * np.sin(PITCH_RAD)
     right = np.cross(forward, up)
     right /= np.linalg.norm(right)
     pose = np.eye(4)

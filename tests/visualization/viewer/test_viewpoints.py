@@ -73,3 +73,18 @@ def test_overview_is_finite_without_points_or_without_cameras(wall_views):
         viewpoint = overview(viewable)
         assert np.isfinite(viewpoint.position).all()
         assert np.linalg.norm(viewpoint.position - viewpoint.look_at) > 0
+
+
+@pytest.mark.parametrize("up", [[0, 0, 1], [0, -1, 0], np.ones(3) / np.sqrt(3)])
+def test_overview_of_cameras_that_look_along_the_vertical(wall_views, up):
+    up = np.asarray(up, dtype=float)
+    right = np.cross(up, [0.6, 0.8, 0.0])
+    right /= np.linalg.norm(right)
+    straight_down = np.eye(4)
+    straight_down[:3, :3] = np.stack([right, np.cross(-up, right), -up], axis=1)
+    viewable = replace(imagined_viewable(wall_views), up=up)
+    for path in (np.repeat(straight_down[None], 3, axis=0), np.zeros((0, 4, 4))):
+        for make_viewpoint in (overview, from_above):
+            viewpoint = make_viewpoint(replace(viewable, path=path, observed_views=()))
+            assert np.isfinite(viewpoint.position).all()
+            assert np.linalg.norm(viewpoint.position - viewpoint.look_at) > 0

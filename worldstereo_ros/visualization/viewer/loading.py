@@ -146,7 +146,9 @@ def _load_map(path: Path) -> Viewable:
         confidence=cloud.confidence,
         depth_confidence=cloud.depth_confidence,
         observed_views=shown,
-        up=_up_direction(np.stack([view.world_from_camera for view in shown])) if shown else np.array([0.0, 0.0, 1.0]),
+        up=estimate_up_direction(np.stack([view.world_from_camera for view in shown]))
+        if shown
+        else np.array([0.0, 0.0, 1.0]),
         notes=tuple(notes),
     )
 
@@ -180,7 +182,7 @@ def _load_results(folder: Path) -> Viewable:
         observed_views=observed_views,
         imagined=imagined,
         path=path,
-        up=_up_direction(np.stack([view.world_from_camera for view in cameras])),
+        up=estimate_up_direction(np.stack([view.world_from_camera for view in cameras])),
         notes=(*world.notes, *notes),
     )
 
@@ -207,7 +209,7 @@ def _load_sequence(folder: Path) -> Viewable:
         observed_views=() if is_imagined else views,
         imagined=views if is_imagined else (),
         path=path,
-        up=_up_direction(path),
+        up=estimate_up_direction(path),
         notes=tuple(notes),
     )
 
@@ -302,12 +304,3 @@ def _load_cloud_file(path: Path) -> Viewable:
         depth_confidence=None if cloud.depth_confidence is None else cloud.depth_confidence[finite],
         notes=tuple(notes),
     )
-
-
-# --- helpers ----------------------------------------------------------------------------------------------------------
-
-
-def _up_direction(world_from_camera: np.ndarray) -> np.ndarray:
-    """(3,) up in the world; z if the cameras do not tell."""
-    up = estimate_up_direction(world_from_camera)
-    return up if np.linalg.norm(up) > 0.5 else np.array([0.0, 0.0, 1.0])

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from worldstereo_ros.geometry.poses import heading
 from worldstereo_ros.geometry.provenance import Provenance
 from worldstereo_ros.geometry.views import View
 from worldstereo_ros.visualization.viewer.loading import Viewable
@@ -122,9 +123,11 @@ def camera_poses(viewable: Viewable) -> np.ndarray:
 
 def _heading(cameras: np.ndarray, up: np.ndarray) -> np.ndarray:
     """(3,) horizontal unit vector: that of the first camera, turned a little so that walls do not line up."""
-    heading = cameras[0, :3, 2] - up * (cameras[0, :3, 2] @ up) if len(cameras) else np.zeros(3)
-    if np.linalg.norm(heading) < 1e-3:
-        heading = np.roll(up, 1)
-    heading = heading / np.linalg.norm(heading)
+    if len(cameras):
+        ahead = heading(cameras[0], up)
+    else:  # any: the world axis that is least vertical
+        axis = np.eye(3)[np.abs(up).argmin()]
+        ahead = axis - up * (axis @ up)
+        ahead = ahead / np.linalg.norm(ahead)
     turn = np.radians(25)
-    return np.cos(turn) * heading + np.sin(turn) * np.cross(up, heading)
+    return np.cos(turn) * ahead + np.sin(turn) * np.cross(up, ahead)
