@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from worldstereo_ros.memory import archive
 from worldstereo_ros.memory.archive import ArchiveError, archive_path, read_archive, write_archive
+from worldstereo_ros.utils.atomic_files import atomic_file
 
 
 def _states(seed: int = 0, points: int = 50) -> tuple[dict, dict, dict]:
@@ -264,13 +265,16 @@ def test_write_archive_removes_leftovers_of_killed_saves_only(saved):
     dead.write_bytes(b"half")
     other = saved.with_name(".bedroom.wsmap.0123456789abcdef.partial")
     other.write_bytes(b"half")
-    running, file = archive._open_partial(saved)
-    with file:
+    with atomic_file(saved) as file:  # a save that still runs
+        (running,) = set(saved.parent.iterdir()) - {saved, dead, other}
+        dead.write_bytes(b"half")
         write_archive(saved, *_states(1))
         assert not dead.exists()
         assert other.exists()
         assert running.exists()
-    assert _equal(read_archive(saved), _states(1))
+        assert _equal(read_archive(saved), _states(1))
+        file.write(b"the later save")
+    assert saved.read_bytes() == b"the later save"
 
 
 # One process imports numpy once and forks a saver per input line, so that 200 starts take seconds, not minutes.

@@ -8,14 +8,11 @@ without memory mapping: access to a mapped file that was truncated would end the
 
 from __future__ import annotations
 
-import fcntl
-import glob
 import hashlib
 import json
 import logging
 import os
 import re
-import secrets
 import stat
 import struct
 from collections.abc import Mapping
@@ -26,6 +23,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
+from worldstereo_ros.utils.atomic_files import WriteError, atomic_file
 from worldstereo_ros.utils.errors import WorldStereoError
 
 if TYPE_CHECKING:
@@ -150,31 +148,18 @@ def write_archive(path: str | Path, cloud: State, bank: State, metadata: Mapping
     arrays |= {f"bank/{key}": value for key, value in bank.items()}
     header, parts = _header(arrays, metadata)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(path)
-        partial, file = _open_partial(path)
-        try:
-            with file:
-                file.write(header)
-                for part in parts:
-                    file.write(part)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(path)
-        except BaseException:
-            partial.unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        why = error.strerror or str(error)
+        with atomic_file(path) as file:
+            file.write(header)
+            for part in parts:
+                file.write(part)
+    except WriteError as error:
+        if error.replaced:
+            raise ArchiveError(
+                f"The map was saved to {path}, but the folder could not be synced ({error.reason}): "
+                "after a power failure the previous map may reappear."
+            ) from error
         raise ArchiveError(
-            f"The map could not be saved to {path}: {why}. An existing map there is unchanged."
-        ) from error
-    try:
-        _sync_directory(path.parent)
-    except OSError as error:
-        raise ArchiveError(
-            f"The map was saved to {path}, but the folder could not be synced ({error.strerror}): "
-            "after a power failure the previous map may reappear."
+            f"The map could not be saved to {path}: {error.reason}. An existing map there is unchanged."
         ) from error
 
 
@@ -219,47 +204,6 @@ def _header(arrays: State, metadata: Mapping[str, Any]) -> tuple[bytes, list[mem
             f"and {MAX_HEADER_BYTES} bytes."
         )
     return struct.pack("<Q", len(header)) + header, parts
-
-
-def _open_partial(path: Path) -> tuple[Path, BinaryIO]:
-    """Creates a file beside `path`. It is locked while open, which tells a running save from a killed one."""
-    while True:
-        partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial")
-        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            taken = not partial.exists()
-        except BlockingIOError:
-            taken = True
-        except OSError:  # a file system without locks; leftovers are not removed there
-            taken = False
-        if not taken:
-            return partial, os.fdopen(descriptor, "wb")
-        os.close(descriptor)  # another save removed it as a leftover between the two calls
-
-
-def _remove_leftovers(path: Path) -> None:
-    """Removes partial files of killed saves of this map, but not those that a running save still writes."""
-    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
-        try:
-            descriptor = os.open(leftover, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        except OSError:
-            continue
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            leftover.unlink(missing_ok=True)
-        except OSError:
-            pass  # locked by a running save, or not permitted; neither keeps this save from finishing
-        finally:
-            os.close(descriptor)
-
-
-def _sync_directory(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------

@@ -1,0 +1,222 @@
+"""Files that are complete or not there: written aside, synced, checked, and renamed.
+
+Every file that this package writes goes through here. A full disk, an interruption or a kill leaves the earlier file
+(or none) under the final name, never a part of the new one, and what was not written is never reported as written.
+Other programs' writers, which want a path, get one beside the target (`atomic_path`); whatever can be encoded in memory
+is written with `atomic_file` or `write_bytes`, which work with any name, also one that is not UTF-8.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import glob
+import json
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from worldstereo_ros.utils.errors import WorldStereoError
+
+PARTIAL_SUFFIX = ".partial"
+_ADVICE = {
+    errno.ENOSPC: "Free some space, or write to another disk.",
+    errno.EDQUOT: "Free some space, or write to another disk.",
+    errno.EACCES: "Choose a folder that you may write to.",
+    errno.EPERM: "Choose a folder that you may write to.",
+    errno.EROFS: "Choose a folder that can be written to.",
+    errno.ENOTDIR: "Choose another path: a part of this one is a file.",
+    errno.EEXIST: "Choose another path: a part of this one is a file.",
+    errno.EISDIR: "Choose another path: this one is a folder.",
+    errno.ENAMETOOLONG: "Choose a shorter name.",
+}
+
+
+class WriteError(WorldStereoError, OSError):
+    """A file that could not be written; what was there before is unchanged.
+
+    Attributes:
+        path: the file.
+        reason: why, as a phrase without a full stop.
+        replaced: True if the new file is in place, but might not survive a power failure.
+    """
+
+    def __init__(self, path: Path, reason: str, *, code: int | None = None, replaced: bool = False) -> None:
+        advice = _ADVICE.get(code or 0, "")
+        if replaced:
+            text = f"{path} was written, but its folder could not be synced: {reason}."
+        else:
+            text = f"{path} could not be written: {reason}." + (f" {advice}" if advice else "")
+        super().__init__(text)
+        self.path, self.reason, self.replaced = path, reason, replaced
+        self.errno = code
+
+
+@contextmanager
+def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
+    """Opens a binary file for writing that appears under its name when the block ends without an exception.
+
+    Parts that killed processes left beside it are removed; those that a running process still writes are not.
+
+    Args:
+        path: file to write; its folder is created if it is missing, an existing file is replaced.
+
+    Yields:
+        The open file.
+
+    Raises:
+        WriteError: the file cannot be written, or the disk holds fewer bytes than were written.
+    """
+    path = Path(path)
+    with _as_write_error(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(path)
+        partial, file = _open_partial(path)
+        try:
+            with file:
+                yield file
+                file.flush()
+                _sync(file.fileno(), file.tell())
+            partial.replace(path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+    sync_folder(path.parent, path)
+
+
+@contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Gives the path of a file to write, which gets its name `path` when the block ends without an exception.
+
+    For writers of other packages, which open files themselves. A caller that knows what the file has to hold checks it
+    at the end of the block.
+
+    Args:
+        path: see `atomic_file`.
+
+    Yields:
+        A path in the same folder, with the same suffix, where nothing is.
+
+    Raises:
+        WriteError: the file cannot be written, or the block wrote none or an empty one.
+    """
+    path = Path(path)
+    with _as_write_error(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{secrets.token_hex(8)}{PARTIAL_SUFFIX}{path.suffix}")
+        try:
+            yield partial
+            with partial.open("rb") as file:
+                if os.fstat(file.fileno()).st_size == 0:
+                    raise OSError(errno.EIO, "the file came out empty; the disk may be full")
+                os.fsync(file.fileno())
+            partial.replace(path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+    sync_folder(path.parent, path)
+
+
+def write_bytes(path: str | Path, content: bytes | bytearray | memoryview) -> None:
+    """Writes a whole file with `atomic_file`. Raises WriteError."""
+    with atomic_file(path) as file:
+        file.write(content)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Writes a whole UTF-8 file with `atomic_file`; what is no Unicode, as in some file names, is escaped.
+
+    Raises:
+        WriteError: the file cannot be written.
+    """
+    write_bytes(path, text.encode("utf-8", errors="backslashreplace"))
+
+
+def write_json(path: str | Path, content: Any, *, indent: int = 1) -> None:
+    """Writes a JSON file with `atomic_file`.
+
+    Raises:
+        WriteError: the file cannot be written.
+        TypeError: the content has other types than JSON.
+        ValueError: a number is infinite or NaN, which JSON does not have.
+    """
+    write_text(path, json.dumps(content, indent=indent, allow_nan=False) + "\n")
+
+
+def sync_folder(folder: Path, path: Path | None = None) -> None:
+    """Syncs the entries of a folder, so that a renamed file keeps its name after a power failure.
+
+    Args:
+        folder: the folder.
+        path: the file that was renamed, for the message; None for the folder itself.
+
+    Raises:
+        WriteError: the folder could not be synced; its `replaced` is True.
+    """
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno in (errno.EINVAL, errno.ENOTSUP):  # a file system that does not sync folders
+            return
+        raise WriteError(path or folder, _reason(error), code=error.errno, replaced=True) from error
+
+
+@contextmanager
+def _as_write_error(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except WriteError:
+        raise
+    except OSError as error:
+        raise WriteError(path, _reason(error), code=error.errno) from error
+
+
+def _reason(error: OSError) -> str:
+    return (error.strerror or str(error) or type(error).__name__).rstrip(".")
+
+
+def _sync(descriptor: int, size: int) -> None:
+    os.fsync(descriptor)  # reports what the disk refused after write() had accepted it
+    found = os.fstat(descriptor).st_size
+    if found != size:
+        raise OSError(errno.EIO, f"{found} of its {size} bytes are on the disk")
+
+
+def _open_partial(path: Path) -> tuple[Path, BinaryIO]:
+    """Creates a file beside `path`. It is locked while open, which tells a running process from a killed one."""
+    while True:
+        partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}{PARTIAL_SUFFIX}")
+        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            taken = not partial.exists()
+        except BlockingIOError:
+            taken = True
+        except OSError:  # a file system without locks; leftovers are not removed there
+            taken = False
+        if not taken:
+            return partial, os.fdopen(descriptor, "wb")
+        os.close(descriptor)  # another process removed it as a leftover between the two calls
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Removes parts of this file that killed processes left, but not those that a running one still writes."""
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*{PARTIAL_SUFFIX}"):
+        try:
+            descriptor = os.open(leftover, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError:
+            continue
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            leftover.unlink(missing_ok=True)
+        except OSError:
+            pass  # locked by a running process, or not permitted; neither keeps this one from finishing
+        finally:
+            os.close(descriptor)
