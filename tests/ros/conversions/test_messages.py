@@ -152,8 +152,11 @@ def test_images_are_undistorted(model, d):
     depth = np.where(image[..., 0] > 0, np.float32(2), np.float32(0))
     info = messages.info_message(camera, HEADER)
     info.d, info.distortion_model = d, model
-    straight, straight_depth = calibration_from_info(info).undistort(image, depth)
-    expected = 150.0 * 0.35 + 74.5
+    calibration = calibration_from_info(info)
+    straight, straight_depth = calibration.undistort(image, depth)
+    seen_by = calibration.undistorted_camera  # without the pixels that the lens did not see
+    assert straight.shape == (seen_by.height, seen_by.width, 3)
+    expected = 150.0 * 0.35 + seen_by.cy
     rows, columns = np.nonzero(straight[..., 0] > 128)
     middle = (columns > 40) & (columns < 160)
     assert middle.sum() > 100

@@ -72,7 +72,7 @@ class Observation:
                 "camera is on and not too close, or set `depth_model` to estimate depth instead."
             )
         image, depth = calibration.undistort(image, depth)
-        return View(image, camera, self.world_from_camera, depth=depth, stamp_ns=self.stamp_ns)
+        return View(image, calibration.undistorted_camera, self.world_from_camera, depth=depth, stamp_ns=self.stamp_ns)
 
 
 def check_sizes(camera: Camera, width: int, height: int) -> None:
