@@ -9,7 +9,7 @@ from rclpy.qos import QoSProfile
 from worldstereo_ros.ros.conversions import qos
 from worldstereo_ros.ros.node.diagnostics import RECENT_S
 from worldstereo_ros.ros.node.jobs import ErrorCode
-from worldstereo_ros.ros.node.parameters import to_markdown
+from worldstereo_ros.ros.node.parameter_text import to_markdown
 from worldstereo_ros.ros.node.publishers import OUTPUTS
 from worldstereo_ros.ros.node.servers import ACTIONS, COMMANDS, SERVICES
 from worldstereo_ros.ros.node.subscriptions import INPUTS

@@ -14,7 +14,7 @@ from cli_page import cli_page
 from node_page import node_page
 from reference_pages import api_pages, interfaces_page
 
-from worldstereo_ros.ros.node.parameters import to_yaml
+from worldstereo_ros.ros.node.parameter_text import to_yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 REFERENCE = ROOT / "docs" / "reference"

@@ -10,6 +10,7 @@ import pytest
 import yaml
 from helpers.paths import REPOSITORY
 
+from worldstereo_ros.ros.node.parameter_text import to_markdown, to_yaml
 from worldstereo_ros.ros.node.parameters import (
     CONFIGURE,
     ConfigurationError,
@@ -19,8 +20,6 @@ from worldstereo_ros.ros.node.parameters import (
     map_directory,
     ros_type,
     table,
-    to_markdown,
-    to_yaml,
 )
 from worldstereo_ros.ros.node.subscriptions import INPUTS
 

@@ -182,7 +182,7 @@ def test_frame_that_leaves_the_tree_is_found_in_the_past_only():
     insert(buffer, "lift", "base", pose((0, 0, 0)), 3 * SECOND)
     assert buffer.lookup("map", "base", 2 * SECOND)[0][0, 3] == 2
     for stamp in (3 * SECOND, None):
-        with pytest.raises(TransformUnavailableError, match="no frame 'map'.*base, lift"):
+        with pytest.raises(TransformUnavailableError, match=r"no frame 'map'.*base, lift"):
             buffer.lookup("map", "base", stamp)
 
 

@@ -12,12 +12,12 @@ from rclpy.exceptions import ParameterException
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
+from worldstereo_ros.ros.node.parameter_text import allowed_values
 from worldstereo_ros.ros.node.parameters import (
     CONFIGURE,
     START,
     ConfigurationError,
     NodeParameters,
-    allowed_values,
     check_value,
     make_parameters,
     ros_type,
