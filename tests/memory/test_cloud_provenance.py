@@ -141,6 +141,30 @@ def test_imagining_a_point_again_never_raises_its_confidences(insertions):
     assert (memory.provenance == Provenance.IMAGINED).all()
 
 
+@settings(max_examples=60, deadline=None)
+@given(levels, levels, hnp.arrays(np.float32, 6, elements=st.floats(0.125, 8, width=32)), st.permutations(range(6)))
+def test_pixels_of_one_insertion_are_averaged_in_any_order(colour, depth, weight, order):
+    def inserted(memory, *columns):
+        point = np.full((6, 3), 0.5)
+        memory.insert_points(
+            point, np.zeros((6, 3), np.uint8), int(Provenance.IMAGINED), *columns[:1],
+            confidence=columns[1], depth_confidence=columns[2],
+        )  # fmt: skip
+        return np.concatenate([memory.confidence, memory.depth_confidence])
+
+    memory = CloudMemory(1.0, max_weight=100.0)
+    order = list(order)
+    found = inserted(memory, weight[order], colour[order], depth[order])
+    expected = [np.average(values.astype(np.float64), weights=weight) for values in (colour, depth)]
+    np.testing.assert_allclose(found, expected, atol=2e-4)
+    # A later insertion is another statement: it may lower them, but not raise them.
+    before = found
+    for _ in range(3):
+        after = inserted(memory, weight, np.maximum(colour, before[0]), np.ones(6))
+        assert (after <= before).all()
+        before = after
+
+
 @settings(max_examples=40, deadline=None)
 @given(levels, levels)
 def test_a_higher_class_sets_the_confidences_anew(imagined, estimated):

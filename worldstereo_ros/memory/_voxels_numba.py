@@ -189,12 +189,13 @@ def remove_at(arrays, table_keys, table_points, state, voxels, kind):
 
 @compiled
 def fuse(arrays, table_keys, table_points, state, new_points, new_colours, new_provenance, new_keys, new_weight,
-         new_spacing, new_stamps, new_confidence, new_depth_confidence, max_weight, min_spacing, counts):  # fmt: skip
+         new_spacing, new_stamps, new_confidence, new_depth_confidence, max_weight, min_spacing, created,
+         counts):  # fmt: skip
     """Fuses new points into the cloud, voxel by voxel.
 
     Points of the same class are averaged (position, colour and confidences, by weight), but the confidences of an
-    imagined point never rise: imagining it again is no evidence. A point replaces one of a lower class and never
-    changes one of a higher class.
+    imagined point never rise after the insertion that created it: imagining it again is no evidence. A point replaces
+    one of a lower class and never changes one of a higher class.
 
     Args:
         arrays: dense arrays of the cloud, in the order of `_cloud_state.ARRAYS`, and the two link arrays.
@@ -205,6 +206,7 @@ def fuse(arrays, table_keys, table_points, state, new_points, new_colours, new_p
         new_stamps: (N,) or (1,) int64. new_confidence, new_depth_confidence: (N,) or (1,) uint16.
         max_weight: cap of the accumulated weight.
         min_spacing: lower bound of the stored spacing, metres.
+        created: (capacity,) bool, all False; True afterwards for points that this insertion created or promoted.
         counts: (6,) int64, incremented; see ADDED ... DROPPED.
     """
     (points, colours, fine, provenance, weight, stamps, spacing, keys, turns, confidence, depth_confidence, previous,
@@ -264,6 +266,7 @@ def fuse(arrays, table_keys, table_points, state, new_points, new_colours, new_p
             turns[i] = turn
             confidence[i] = new_level
             depth_confidence[i] = new_depth_level
+            created[i] = True
             continue
         counts[MERGED] += 1
         total = weight[i] + gain
@@ -276,7 +279,7 @@ def fuse(arrays, table_keys, table_points, state, new_points, new_colours, new_p
             whole = np.int32(mixed + np.float32(0.5))
             fine[i, k] = whole
             colours[i, k] = min((whole + 128) >> 8, 255)
-        may_rise = new_class != IMAGINED
+        may_rise = new_class != IMAGINED or created[i]  # the pixels of one insertion are one statement
         confidence[i] = _mixed_level(confidence[i], new_level, share, may_rise)
         depth_confidence[i] = _mixed_level(depth_confidence[i], new_depth_level, share, may_rise)
         stamps[i] = max(stamps[i], stamp)

@@ -128,7 +128,7 @@ class CloudMemory:
         """(N,) float32 in 0..1, a copy: weighted mean of `View.confidence` over the pixels of each point.
 
         It is about the colour: points that a camera saw have confidence 1; imagined pixels without a confidence count
-        as 0. That of an imagined point never rises by imagining it again.
+        as 0. That of an imagined point never rises by imagining it again, that is by a later insertion.
         """
         return self.confidence_at(slice(None))
 
@@ -137,7 +137,7 @@ class CloudMemory:
         """(N,) float32 in 0..1, a copy: weighted mean of `View.depth_confidence` over the pixels of each point.
 
         Observed points have confidence 1; other pixels without a confidence count as 0. That of an imagined point never
-        rises by imagining it again.
+        rises by a later insertion.
         """
         return self.depth_confidence_at(slice(None))
 
@@ -330,7 +330,7 @@ class CloudMemory:
         counts = np.zeros(6, np.int64)
         _voxels_numba.fuse(
             *self._core(), points, colours, provenance, keys, weight, spacing, stamps, confidence, depth_confidence,
-            np.float32(self.max_weight), np.float32(self.voxel_size), counts,
+            np.float32(self.max_weight), np.float32(self.voxel_size), np.zeros(self.max_points, bool), counts,
         )  # fmt: skip
         names = ("added", "merged", "promoted", "rejected", "evicted", "dropped")
         return dict(zip(names, (int(number) for number in counts), strict=True))
