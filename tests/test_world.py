@@ -7,6 +7,7 @@ import pytest
 
 from worldstereo_ros.evaluation.metrics import psnr
 from worldstereo_ros.geometry.cameras import Camera
+from worldstereo_ros.geometry.provenance import Provenance
 from worldstereo_ros.geometry.trajectories import trajectory
 from worldstereo_ros.geometry.views import View
 from worldstereo_ros.memory.archive import ArchiveError
@@ -90,6 +91,37 @@ def test_remember_labels_points_as_imagined_and_keeps_observed_points(world, pat
     np.testing.assert_array_equal(world.cloud.points[observed], before)
     assert any(view.observed is not None for view in world.bank.views)
     assert world.newest_observation.observed is None
+
+
+@pytest.mark.parametrize("pipeline", ["geometric", "small"])
+def test_views_are_remembered_as_they_are_given(observations, path, pipeline):
+    """`zip(range(n), views)` asks for no view after the last one, and a loop may break in the middle of a clip."""
+
+    def remembered(take):
+        world = WorldModel(load_pipeline(pipeline))
+        for view in observations:
+            world.observe(view)
+        turned = trajectory("turn", path[24], 4, angle=np.pi)
+        counts = [len(world.bank.views)]
+        for _, _view in zip(range(take), world.imagine(turned, CAMERA, remember=True)):  # noqa: B905
+            counts.append(len(world.bank.views))
+        return counts, world.cloud.points[world.cloud.provenance == Provenance.IMAGINED]
+
+    counts, points = remembered(4)
+    assert np.diff(counts).tolist() == [0, 1, 1, 1]  # the first view, which is known, joins no bank
+    assert len(points) > 100
+    part, fewer = remembered(3)
+    assert part == counts[:4]
+    np.testing.assert_array_equal(points[: len(fewer)], fewer)
+
+
+def test_imagine_says_which_poses_a_wall_blocks(observations, world, path):
+    ahead = observations[-1]
+    distance = float(np.median(ahead.depth[50:70, 70:90]))
+    through = trajectory("forward", ahead.world_from_camera, 3, distance=2 * distance + 1)
+    assert not next(world.imagine(through, CAMERA)).blocked
+    assert any(view.blocked for view in world.imagine(through, CAMERA))
+    assert not any(view.blocked for view in world.imagine(path[24:40:4], CAMERA))
 
 
 def test_imagine_shows_a_remembered_place_again(world, path):

@@ -38,8 +38,9 @@ from worldstereo_ros.memory.bank import ViewBank
 from worldstereo_ros.memory.cloud import CloudMemory
 from worldstereo_ros.memory.free_space import in_free_space
 from worldstereo_ros.memory.insert_report import InsertReport
-from worldstereo_ros.pipelines.base import Conditioning, ModelError, OnStep, Pipeline, PipelineFrame
-from worldstereo_ros.pipelines.confidence import load_confidence
+from worldstereo_ros.memory.path_clearance import PATH_CLEARANCE_M, blocked_poses
+from worldstereo_ros.pipelines.base import Conditioning, ModelError, OnStep, Pipeline
+from worldstereo_ros.pipelines.imagined_views import imagined_view, with_confidence
 from worldstereo_ros.rendering.splatting import Rendering, render
 from worldstereo_ros.utils.errors import InputError, WorldStereoError
 
@@ -111,7 +112,7 @@ class WorldModel:
         """
         if not view.is_observation:
             raise InputError("The view has imagined pixels; an image of a sensor was expected. Use `remember` for it.")
-        view = _with_finite_depth(self._without_border(view))
+        view = self._without_border(view).with_finite_depth()
         has_depth = view.depth is not None and (view.depth > 0).any()
         if view.depth is not None and ((view.depth > 0) & ~view.estimated_mask).any():
             report = self.cloud.insert(view)
@@ -152,6 +153,7 @@ class WorldModel:
         seed: int = 0,
         remember: bool = False,
         on_step: OnStep | None = None,
+        clearance: float = PATH_CLEARANCE_M,
     ) -> Iterator[ImaginedView]:
         """Imagines the views along a path. Each view is yielded as soon as it exists.
 
@@ -163,15 +165,18 @@ class WorldModel:
             camera: intrinsics and size of the views.
             prompt: description of the place; pipelines without text encoder ignore it.
             seed: random seed. The same seed and memory give the same views.
-            remember: add the views to the memories, labelled as imagined, after each clip.
+            remember: add each view to the memories, labelled as imagined, before it is yielded. A caller that stops
+                early has the views that it got remembered.
             on_step: called as on_step(stage, step, steps) between steps; may raise `Cancelled`.
+            clearance: distance that the path keeps from observed surfaces, metres. Views whose pose is closer, or is
+                reached only through such a surface, are `blocked` (`memory.path_clearance`).
 
         Returns:
             An iterator over the F views, in order.
 
         Raises:
             EmptyMemoryError: there is no observation yet.
-            InputError: the poses are not finite rigid transforms.
+            InputError: the poses are not finite rigid transforms, or the clearance is not positive.
             ModelError: the pipeline failed; raised while iterating.
         """
         poses = check_poses(world_from_camera)
@@ -182,9 +187,12 @@ class WorldModel:
             raise EmptyMemoryError(
                 "The memory is empty: nothing was observed yet. Send an image with camera_info, depth and pose first."
             )
+        blocked = blocked_poses(self.cloud, poses, clearance)
         generator = torch.Generator(device=self.device).manual_seed(seed)
         on_step = on_step or _ignore_step
-        return self._imagine_clips(poses, camera, start_view, newest.stamp_ns, prompt, generator, remember, on_step)
+        return self._imagine_clips(
+            poses, camera, start_view, newest.stamp_ns, blocked, prompt, generator, remember, on_step
+        )
 
     def _imagine_clips(
         self,
@@ -192,6 +200,7 @@ class WorldModel:
         camera: Camera,
         start_view: View,
         stamp_ns: int,
+        blocked: np.ndarray,
         prompt: str,
         generator: torch.Generator,
         remember: bool,
@@ -203,33 +212,22 @@ class WorldModel:
             on_step("rendering", first, count)
             conditioning, bank_index = self._condition(poses[first : first + clip_length], camera, start_view)
             frames = self.pipeline(conditioning, prompt=prompt, generator=generator, on_step=on_step)
-            views = []
+            done = 0
             for offset, frame in enumerate(frames):
-                frame = self._with_confidence(frame, conditioning, offset)
-                reference = int(bank_index[offset])
-                view = _imagined_view(frame, conditioning, offset, first + offset, count, stamp_ns, reference)
-                views.append(view)
+                index, reference = first + offset, int(bank_index[offset])
+                frame = with_confidence(frame, conditioning, offset, self.pipeline.name)
+                view = imagined_view(frame, conditioning, offset, reference, index=index, count=count)
+                view = replace(view, stamp_ns=stamp_ns, blocked=bool(blocked[index]))
+                if remember:  # before it is given: the caller may ask for no further view
+                    self.remember(view, in_bank=index in for_bank)
+                done += 1
                 yield view
-            if len(views) != len(conditioning.world_from_camera):
+            if done != len(conditioning.world_from_camera):
                 raise ModelError(
-                    f"The pipeline {self.pipeline.name} returned {len(views)} views; "
+                    f"The pipeline {self.pipeline.name} returned {done} views; "
                     f"{len(conditioning.world_from_camera)} were expected."
                 )
-            if remember:
-                for view in views:
-                    self.remember(view, in_bank=view.index in for_bank)
-            start_view = views[-1]
-
-    def _with_confidence(self, frame: PipelineFrame, conditioning: Conditioning, offset: int) -> PipelineFrame:
-        """The frame with the confidences that the pipeline does not provide."""
-        if frame.confidence is not None and (frame.depth_confidence is not None or frame.depth is None):
-            return frame
-        found = load_confidence(self.pipeline.name)(frame, conditioning, offset)
-        return replace(
-            frame,
-            confidence=found.colour if frame.confidence is None else frame.confidence,
-            depth_confidence=found.depth if frame.depth_confidence is None else frame.depth_confidence,
-        )
+            start_view = view
 
     def _condition(self, poses: np.ndarray, camera: Camera, start_view: View) -> tuple[Conditioning, np.ndarray]:
         """Collects what memory holds about a clip: renders of the cloud and references from the bank.
@@ -356,42 +354,6 @@ def _views_for_bank(count: int, clip_length: int) -> set[int]:
     """Indices of the views of a path that join the view bank."""
     clips = -(-count // clip_length) if clip_length > 1 else 1
     return {int(i) for i in np.linspace(min(1, count - 1), count - 1, BANK_VIEWS_PER_CLIP * clips).round()}
-
-
-def _imagined_view(
-    frame: PipelineFrame,
-    conditioning: Conditioning,
-    offset: int,
-    index: int,
-    count: int,
-    stamp_ns: int,
-    reference: int,
-) -> ImaginedView:
-    """The frame of view `offset` of a clip together with its conditioning."""
-    renders = conditioning.renders
-    return ImaginedView(
-        image=frame.image,
-        camera=conditioning.camera,
-        world_from_camera=conditioning.world_from_camera[offset],
-        depth=frame.depth,
-        observed=frame.observed,
-        stamp_ns=stamp_ns,
-        confidence=frame.confidence,
-        estimated=frame.estimated,
-        depth_confidence=frame.depth_confidence,
-        conditioning=renders.colour[offset].cpu().numpy(),
-        covered=renders.covered[offset].cpu().numpy(),
-        index=index,
-        count=count,
-        references=(reference,) if reference >= 0 else (),
-    )
-
-
-def _with_finite_depth(view: View) -> View:
-    """The view with depth 0, unknown, where it is NaN or infinite (REP 118)."""
-    if view.depth is None or np.isfinite(view.depth).all():
-        return view
-    return replace(view, depth=np.where(np.isfinite(view.depth), view.depth, 0).astype(view.depth.dtype, copy=False))
 
 
 def _ignore_step(stage: str, step: int, steps: int) -> None:

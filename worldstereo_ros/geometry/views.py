@@ -86,6 +86,13 @@ class View:
             out[self.estimated] = Provenance.ESTIMATED
         return out
 
+    def with_finite_depth(self) -> View:
+        """Returns the view with depth 0, unknown, where it is NaN or infinite (REP 118)."""
+        if self.depth is None or np.isfinite(self.depth).all():
+            return self
+        depth = np.where(np.isfinite(self.depth), self.depth, 0).astype(self.depth.dtype, copy=False)
+        return replace(self, depth=depth)
+
     def resized(self, width: int, height: int) -> View:
         """Returns the view at another image size.
 
@@ -150,6 +157,8 @@ class ImaginedView(View):
         index: position of this view on the path, from 0.
         count: number of views on the path.
         references: indices into the view bank of the views that were retrieved as references.
+        blocked: the pose lies in a surface that was observed, or the path reaches it from the view before only through
+            one (`memory.path_clearance`).
     """
 
     conditioning: np.ndarray | None = None
@@ -157,6 +166,7 @@ class ImaginedView(View):
     index: int = 0
     count: int = 1
     references: tuple[int, ...] = ()
+    blocked: bool = False
 
     @property
     def coverage(self) -> float:
