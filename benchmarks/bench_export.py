@@ -21,7 +21,8 @@ import torch
 
 from worldstereo_ros.export.metadata import DTYPES, autoencoder_example_inputs, control_example_inputs
 from worldstereo_ros.export.onnx import export_autoencoder, export_control
-from worldstereo_ros.export.runtime import ExportedAutoencoder, ExportedControlBranch, OnnxRuntimeRunner
+from worldstereo_ros.export.runners import OnnxRuntimeRunner
+from worldstereo_ros.export.runtime import ExportedAutoencoder, ExportedControlBranch
 from worldstereo_ros.models.autoencoders.keyframe import KeyframeAutoencoder
 from worldstereo_ros.models.worldstereo.control import ControlBranch
 

@@ -19,14 +19,9 @@ from worldstereo_ros.export.metadata import (
     read_metadata,
     weights_hash,
 )
-from worldstereo_ros.export.onnx import export_autoencoder, export_control
-from worldstereo_ros.export.runtime import (
-    ExportedAutoencoder,
-    ExportedControlBranch,
-    OnnxRuntimeRunner,
-    choose_providers,
-    use_control_backend,
-)
+from worldstereo_ros.export.onnx import export_control
+from worldstereo_ros.export.runners import OnnxRuntimeRunner, choose_providers
+from worldstereo_ros.export.runtime import ExportedAutoencoder, ExportedControlBranch, use_control_backend
 from worldstereo_ros.export.verify import VerificationResult, verify
 from worldstereo_ros.models.autoencoders.keyframe import KeyframeAutoencoder
 
@@ -200,17 +195,27 @@ def autoencoder():
 
 
 @pytest.fixture(scope="module")
-def decoder(autoencoder, tmp_path_factory):
-    return export_autoencoder(autoencoder, tmp_path_factory.mktemp("decoder") / "decoder.onnx")
+def published(tmp_path_factory):
+    """A checkpoint whose autoencoder has the weights of the fixture above."""
+    root = tmp_path_factory.mktemp("model")
+    write_checkpoint(root)
+    return root
 
 
 @pytest.fixture(scope="module")
-def encoder(tmp_path_factory):
-    """Exported on the command line from a checkpoint, whose autoencoder has the weights of the fixture above."""
-    root = tmp_path_factory.mktemp("model")
-    write_checkpoint(root)
-    target = root / "out" / "encoder.onnx"
-    result = CliRunner().invoke(app, ["export", str(root), str(target), "--part", "autoencoder-encoder"])
+def decoder(published):
+    """Exported on the command line."""
+    target = published / "out" / "decoder.onnx"
+    result = CliRunner().invoke(app, ["export", str(published), str(target), "--part", "autoencoder-decoder"])
+    assert result.exit_code == 0, result.output
+    return onnx.ExportedFile(target, None, read_metadata(target))
+
+
+@pytest.fixture(scope="module")
+def encoder(published):
+    """Exported on the command line, with its output."""
+    target = published / "out" / "encoder.onnx"
+    result = CliRunner().invoke(app, ["export", str(published), str(target), "--part", "autoencoder-encoder"])
     assert result.exit_code == 0, result.output
     return target, result.output
 

@@ -144,6 +144,8 @@ def export_model(
         raise ModelExportError(f"The type '{dtype}' is unknown; one of {', '.join(DTYPES)} was expected.")
     if target.suffix.lower() != ".onnx":
         raise ModelExportError(f"{target} ends in '{target.suffix}'; a model is exported to an .onnx file.")
+    if offsets and part != "control":
+        raise ModelExportError(f"The option --offsets is for the part control; the part is {part}.")
     console = console or Console()
     checkpoint = find_checkpoint(model, variant)
     settings: dict[str, Any] = {"dtype": DTYPES[dtype], **({"opset": opset} if opset is not None else {})}
@@ -161,15 +163,23 @@ def export_model(
             module = load_autoencoder(checkpoint)
             on_step("reading", 1, 1)
             exported = export_autoencoder(module, target, part=part, on_step=on_step, **settings)
-        checks = [] if dtype == "bfloat16" else verify(exported, module, on_step=on_step)
+        try:
+            checks = [] if dtype == "bfloat16" else verify(exported, module, on_step=on_step)
+        except BaseException:  # interrupted, too: a file that stays was verified
+            _remove(exported)
+            raise
     console.print(_result_table(exported, checks))
     if not all(check.passes(dtype) for check in checks):
-        for file in (exported.path, exported.external_data):
-            if file is not None:
-                file.unlink(missing_ok=True)
+        _remove(exported)
         max_error = max(check.max_abs_error for check in checks)
         raise ModelExportError(f"onnxruntime and torch differ by {max_error:.2g}; {target} was removed.")
     return checks
+
+
+def _remove(exported: ExportedFile) -> None:
+    for file in (exported.path, exported.external_data):
+        if file is not None:
+            file.unlink(missing_ok=True)
 
 
 def _show_steps(progress: Progress) -> OnStep:
@@ -184,7 +194,7 @@ def _show_steps(progress: Progress) -> OnStep:
     return on_step
 
 
-def _result_table(exported: ExportedFile, checks: list[VerificationResult]) -> Table:
+def _result_table(exported: ExportedFile, checks: list[VerificationResult]) -> Table | str:
     from rich.table import Table
 
     about = exported.metadata
@@ -194,7 +204,7 @@ def _result_table(exported: ExportedFile, checks: list[VerificationResult]) -> T
     data_file = f" with {exported.external_data.name}" if exported.external_data else ""
     title = f"{exported.path.name}{data_file}: {exported.size / 2**20:.1f} MiB\n{summary}"
     if not checks:
-        return Table(title=f"{title}\nnot verified: onnxruntime has no bfloat16 kernels on the CPU")
+        return f"{title}\nnot verified: onnxruntime has no bfloat16 kernels on the CPU"  # rich shows no empty table
     axes = "batch, frames, rows, columns" if about["part"] == "control" else "frames, rows, columns"
     table = Table(axes, "max abs error", "max abs value", "torch", "onnxruntime", "", title=title)
     for check in checks:

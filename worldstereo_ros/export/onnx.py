@@ -1,4 +1,4 @@
-"""Export of the control branch and the keyframe autoencoder to ONNX, with dynamic numbers of frames and sizes.
+"""Export of the control branch and the autoencoder to ONNX, with dynamic numbers of frames and sizes.
 
 The files are run by onnxruntime, and TensorRT engines are built from them. Their metadata (see `metadata`) describe the
 part, so that a file can be used without its checkpoint.
@@ -33,6 +33,7 @@ from worldstereo_ros.export.metadata import (
     weights_hash,
 )
 from worldstereo_ros.export.onnx_wrappers import ControlBranchWrapper, DecoderWrapper, EncoderWrapper
+from worldstereo_ros.models.autoencoders.image import ImageAutoencoder
 from worldstereo_ros.models.autoencoders.keyframe import KeyframeAutoencoder
 from worldstereo_ros.models.checkpoints.parameters import parameter_dtype
 from worldstereo_ros.models.worldstereo.control import ControlBlock, ControlBranch
@@ -163,7 +164,7 @@ def export_control(
 
 
 def export_autoencoder(
-    model: KeyframeAutoencoder,
+    model: KeyframeAutoencoder | ImageAutoencoder,
     path: str | Path,
     *,
     part: str = "autoencoder-decoder",
@@ -172,7 +173,7 @@ def export_autoencoder(
     max_embedded_bytes: int = MAX_EMBEDDED_BYTES,
     on_step: OnStep | None = None,
 ) -> ExportedFile:
-    """Exports the encoder or the decoder of the keyframe autoencoder, including the normalisation of latents.
+    """Exports the encoder or the decoder of an autoencoder, including the normalisation of latents.
 
     `autoencoder-encoder` maps `pictures` (frames, 3, 8 rows, 8 columns) in [-1, 1] to `latents` (frames, 16, rows,
     columns); `autoencoder-decoder` maps `latents` to `pictures`.
@@ -203,8 +204,8 @@ def export_autoencoder(
         "part": part,
         "dtype": _dtype_name(dtype),
         "factor": ratio,
-        "channels": model.config.in_channels,
-        "latent_channels": model.config.z_dim,
+        "channels": model.image_channels,
+        "latent_channels": model.latent_channels,
         "weights": weights_hash(model),
     }
     scale = ratio if is_encoder else 1

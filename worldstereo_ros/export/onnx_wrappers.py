@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from worldstereo_ros.models.autoencoders.image import ImageAutoencoder
 from worldstereo_ros.models.autoencoders.keyframe import KeyframeAutoencoder
 from worldstereo_ros.models.worldstereo.control import ControlBlock, ControlBranch
 
@@ -93,9 +94,9 @@ def _apply_rotary_emb(tokens: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
 
 
 class EncoderWrapper(nn.Module):
-    """The encoder of the keyframe autoencoder, with normalised latents."""
+    """The encoder of an autoencoder, with normalised latents."""
 
-    def __init__(self, model: KeyframeAutoencoder) -> None:
+    def __init__(self, model: KeyframeAutoencoder | ImageAutoencoder) -> None:
         super().__init__()
         self.model = model
 
@@ -105,9 +106,9 @@ class EncoderWrapper(nn.Module):
 
 
 class DecoderWrapper(nn.Module):
-    """The decoder of the keyframe autoencoder, with normalised latents."""
+    """The decoder of an autoencoder, with normalised latents."""
 
-    def __init__(self, model: KeyframeAutoencoder) -> None:
+    def __init__(self, model: KeyframeAutoencoder | ImageAutoencoder) -> None:
         super().__init__()
         self.model = model
 

@@ -8,162 +8,26 @@ Example:
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
 from torch import nn
 
 from worldstereo_ros import __version__
-from worldstereo_ros.export.engine_cache import EngineCache, Shape
+from worldstereo_ros.export.engine_cache import EngineCache
 from worldstereo_ros.export.errors import ModelExportError, require_package
 from worldstereo_ros.export.metadata import DTYPES, control_shapes, read_metadata, weights_hash
 from worldstereo_ros.export.onnx import OPSET, OnStep, export_control
+from worldstereo_ros.export.runners import OnnxRuntimeRunner, Runner, choose_providers
 from worldstereo_ros.export.tensorrt import TensorRTRunner, load_tensorrt
+from worldstereo_ros.models.autoencoders.image import ImageAutoencoder
 from worldstereo_ros.models.autoencoders.keyframe import KeyframeAutoencoder
 from worldstereo_ros.models.worldstereo.control import ControlBranch
 from worldstereo_ros.utils.errors import InputError
 
 BACKENDS = ("torch", "onnxruntime", "tensorrt")
-
-
-class Runner(Protocol):
-    """Runs an exported file on contiguous torch tensors of one device."""
-
-    def __call__(
-        self, inputs: Mapping[str, torch.Tensor], outputs: Mapping[str, Shape], dtype: torch.dtype
-    ) -> list[torch.Tensor]:
-        """Runs the file.
-
-        Args:
-            inputs: inputs by name.
-            outputs: shapes of the outputs by name.
-            dtype: dtype of the outputs.
-
-        Returns:
-            The outputs in the order of `outputs`.
-        """
-
-
-def choose_providers(device: torch.device, available: Sequence[str], provider: str = "auto") -> list[str]:
-    """Chooses onnxruntime's execution providers.
-
-    Args:
-        device: device of the tensors.
-        available: providers of the installed onnxruntime.
-        provider: `auto` (CUDA on CUDA devices, else CPU), `cpu`, `cuda` or `tensorrt`.
-
-    Returns:
-        Names of the providers, in order of preference.
-
-    Raises:
-        ModelExportError: a provider that is needed is not available.
-    """
-    if provider not in ("auto", "cpu", "cuda", "tensorrt"):
-        raise ModelExportError(f"The provider is '{provider}'; choose auto, cpu, cuda or tensorrt.")
-    if provider == "auto":
-        provider = "cuda" if device.type == "cuda" else "cpu"
-    if (provider == "cpu") != (device.type == "cpu"):
-        raise ModelExportError(f"The model is on {device}, but the provider of onnxruntime is {provider}; choose auto.")
-    names = {"cpu": [], "cuda": ["CUDA"], "tensorrt": ["Tensorrt", "CUDA"]}[provider]
-    needed = [f"{name}ExecutionProvider" for name in names]
-    missing = [name for name in needed if name not in available]
-    if missing:
-        raise ModelExportError(
-            f"The installed onnxruntime has no {missing[0]} (it has {', '.join(available)}); run `pip uninstall "
-            "onnxruntime` and `pip install 'worldstereo_ros[export-gpu]'`, or choose control_backend torch."
-        )
-    return [*needed, "CPUExecutionProvider"]
-
-
-class OnnxRuntimeRunner:
-    """Runs an ONNX file by onnxruntime; inputs and outputs are torch tensors, bound without copies.
-
-    Args:
-        path: ONNX file.
-        device: device of the tensors.
-        provider: see `choose_providers`.
-        threads: CPU threads; 0 = as many as torch uses.
-        engine_folder: folder for the engines of the TensorRT provider.
-
-    Raises:
-        ModelExportError: onnxruntime or the provider is missing, or the file cannot be loaded.
-    """
-
-    def __init__(
-        self,
-        path: str | Path,
-        device: torch.device | str = "cpu",
-        *,
-        provider: str = "auto",
-        threads: int = 0,
-        engine_folder: Path | None = None,
-    ) -> None:
-        ort = require_package("onnxruntime")
-        self.path, self.device = Path(path), torch.device(device)
-        providers = choose_providers(self.device, ort.get_available_providers(), provider)
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads or torch.get_num_threads()
-        options.log_severity_level = 3
-        provider_options = [self._provider_options(name, engine_folder) for name in providers]
-        try:
-            self.session = ort.InferenceSession(
-                str(path), options, providers=providers, provider_options=provider_options
-            )
-        except Exception as error:  # onnxruntime's errors have no public base
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise ModelExportError(f"onnxruntime cannot load {path}: {reason}") from error
-        if providers[0] not in self.session.get_providers():
-            # onnxruntime falls back silently to the next provider, which is much slower.
-            raise ModelExportError(
-                f"onnxruntime could not start its {providers[0]}; install the CUDA, cuDNN or TensorRT libraries that "
-                "its log names."
-            )
-
-    def _provider_options(self, name: str, engine_folder: Path | None) -> dict[str, str]:
-        if name == "CPUExecutionProvider":
-            return {}
-        options = {"device_id": str(self.device.index or 0)}
-        if name == "TensorrtExecutionProvider" and engine_folder is not None:
-            options |= {
-                "trt_engine_cache_enable": "1",
-                "trt_engine_cache_path": str(engine_folder),
-                "trt_timing_cache_enable": "1",
-                "trt_timing_cache_path": str(engine_folder),
-            }
-        return options
-
-    def __call__(
-        self, inputs: Mapping[str, torch.Tensor], outputs: Mapping[str, Shape], dtype: torch.dtype
-    ) -> list[torch.Tensor]:
-        """Runs the file, see `Runner`."""
-        binding = self.session.io_binding()
-        results = [torch.empty(shape, dtype=dtype, device=self.device) for shape in outputs.values()]
-        device = (self.device.type, self.device.index or 0)
-        for name, tensor in inputs.items():
-            binding.bind_input(name, *device, _element_type(tensor.dtype), list(tensor.shape), tensor.data_ptr())
-        for name, tensor in zip(outputs, results, strict=True):
-            binding.bind_output(name, *device, _element_type(dtype), list(tensor.shape), tensor.data_ptr())
-        if self.device.type == "cuda":
-            torch.cuda.current_stream(self.device).synchronize()  # onnxruntime uses another stream
-        try:
-            self.session.run_with_iobinding(binding)
-        except Exception as error:
-            shapes = {name: tuple(tensor.shape) for name, tensor in inputs.items()}
-            raise ModelExportError(
-                f"onnxruntime could not run {self.path} on {shapes}: {str(error).strip().splitlines()[0]}"
-            ) from error
-        binding.synchronize_outputs()
-        return results
-
-
-def _element_type(dtype: torch.dtype) -> Any:
-    import numpy as np
-
-    if dtype == torch.bfloat16:
-        return require_package("onnx").TensorProto.BFLOAT16  # numpy has no bfloat16
-    return {torch.float32: np.float32, torch.float16: np.float16}[dtype]
 
 
 class ExportedControlBranch(nn.Module):
@@ -234,32 +98,43 @@ class ExportedControlBranch(nn.Module):
         return state if self.proj_out is None else self.proj_out[index](state)
 
 
-class ExportedAutoencoder(KeyframeAutoencoder):
-    """The keyframe autoencoder with exported encoder, decoder or both.
+class ExportedAutoencoder(nn.Module):
+    """An autoencoder with exported encoder, decoder or both, made by `of`.
 
     A part without a file is run by torch; the torch weights of a part with a file are freed.
     """
 
-    @classmethod
+    encoder_modules: tuple[str, ...]
+    decoder_modules: tuple[str, ...]
+
+    @staticmethod
     def of(
-        cls, model: KeyframeAutoencoder, *, encoder: Runner | None = None, decoder: Runner | None = None
-    ) -> ExportedAutoencoder:
+        model: KeyframeAutoencoder | ImageAutoencoder,
+        *,
+        encoder: Runner | None = None,
+        decoder: Runner | None = None,
+        file_dtype: torch.dtype = torch.float32,
+    ) -> Any:
         """Replaces parts of an autoencoder.
 
         Args:
             model: the torch autoencoder; shares its weights with the result.
-            encoder: runner of a float32 file with the encoder; None = torch.
-            decoder: runner of a float32 file with the decoder; None = torch.
+            encoder: runner of a file with the encoder; None = torch.
+            decoder: runner of a file with the decoder; None = torch.
+            file_dtype: dtype of the files.
+
+        Returns:
+            An `ExportedAutoencoder` with the interface of `model`.
         """
+        kind = ExportedImageAutoencoder if isinstance(model, ImageAutoencoder) else ExportedKeyframeAutoencoder
         with torch.device("meta"):
-            exported = cls(**{k: v for k, v in model.config.items() if not k.startswith("_")})
+            exported: Any = kind(**{k: v for k, v in model.config.items() if not k.startswith("_")})
         exported.load_state_dict(model.state_dict(), assign=True)
         exported.runners = {"encoder": encoder, "decoder": decoder}
-        exported._device, exported._dtype = model.device, model.dtype
-        if encoder is not None:
-            del exported.encoder, exported.quant_conv
-        if decoder is not None:
-            del exported.decoder, exported.post_quant_conv
+        exported._device, exported._dtype, exported.file_dtype = model.device, model.dtype, file_dtype
+        for runner, names in ((encoder, kind.encoder_modules), (decoder, kind.decoder_modules)):
+            for name in names if runner is not None else ():
+                delattr(exported, name)
         return exported.eval()
 
     @property
@@ -274,23 +149,37 @@ class ExportedAutoencoder(KeyframeAutoencoder):
 
     def encode_batch(self, images: torch.Tensor) -> torch.Tensor:
         """Maps images to latents, see `KeyframeAutoencoder.encode_batch`."""
-        runner = self.runners["encoder"]
+        model, runner = cast(Any, self), self.runners["encoder"]
         if runner is None:
-            return super().encode_batch(images)
+            return cast(Any, super()).encode_batch(images)
         count, _, height, width = images.shape
-        ratio = self.spatial_compression_ratio
-        shape = (count, self.config.z_dim, height // ratio, width // ratio)
-        return runner({"pictures": images.float().contiguous()}, {"latents": shape}, torch.float32)[0]
+        ratio = model.spatial_compression_ratio
+        shape = (count, model.latent_channels, height // ratio, width // ratio)
+        inputs = {"pictures": images.to(model.file_dtype).contiguous()}
+        return runner(inputs, {"latents": shape}, model.file_dtype)[0].float()
 
     def decode_batch(self, latents: torch.Tensor) -> torch.Tensor:
         """Maps latents to images, see `KeyframeAutoencoder.decode_batch`."""
-        runner = self.runners["decoder"]
+        model, runner = cast(Any, self), self.runners["decoder"]
         if runner is None:
-            return super().decode_batch(latents)
+            return cast(Any, super()).decode_batch(latents)
         count, _, rows, columns = latents.shape
-        ratio = self.spatial_compression_ratio
-        shape = (count, self.config.out_channels, ratio * rows, ratio * columns)
-        return runner({"latents": latents.float().contiguous()}, {"pictures": shape}, torch.float32)[0]
+        ratio = model.spatial_compression_ratio
+        shape = (count, model.image_channels, ratio * rows, ratio * columns)
+        inputs = {"latents": latents.to(model.file_dtype).contiguous()}
+        return runner(inputs, {"pictures": shape}, model.file_dtype)[0].float()
+
+
+class ExportedKeyframeAutoencoder(ExportedAutoencoder, KeyframeAutoencoder):
+    """The keyframe autoencoder with exported parts."""
+
+    encoder_modules, decoder_modules = ("encoder", "quant_conv"), ("decoder", "post_quant_conv")
+
+
+class ExportedImageAutoencoder(ExportedAutoencoder, ImageAutoencoder):
+    """The small model's autoencoder with exported parts."""
+
+    encoder_modules, decoder_modules = ("encoder", "analysis"), ("decoder", "synthesis")
 
 
 def cache_folder() -> Path:

@@ -12,7 +12,9 @@ import torch
 from worldstereo_ros.export.errors import ModelExportError
 from worldstereo_ros.export.metadata import DTYPES, autoencoder_example_inputs, control_example_inputs
 from worldstereo_ros.export.onnx import ExportedFile, OnStep
-from worldstereo_ros.export.runtime import ExportedAutoencoder, ExportedControlBranch, OnnxRuntimeRunner
+from worldstereo_ros.export.runners import OnnxRuntimeRunner
+from worldstereo_ros.export.runtime import ExportedAutoencoder, ExportedControlBranch
+from worldstereo_ros.models.autoencoders.image import ImageAutoencoder
 from worldstereo_ros.models.autoencoders.keyframe import KeyframeAutoencoder
 from worldstereo_ros.models.worldstereo.control import ControlBranch
 
@@ -54,7 +56,7 @@ class VerificationResult:
 @torch.inference_mode()
 def verify(
     exported: ExportedFile,
-    model: ControlBranch | KeyframeAutoencoder,
+    model: ControlBranch | KeyframeAutoencoder | ImageAutoencoder,
     *,
     sizes: Sequence[tuple[int, ...]] | None = None,
     on_step: OnStep | None = None,
@@ -106,12 +108,16 @@ def _verify_control(
 
 
 def _verify_autoencoder(
-    model: KeyframeAutoencoder, runner: OnnxRuntimeRunner, metadata: Mapping[str, Any], size: tuple[int, ...]
+    model: KeyframeAutoencoder | ImageAutoencoder,
+    runner: OnnxRuntimeRunner,
+    metadata: Mapping[str, Any],
+    size: tuple[int, ...],
 ) -> VerificationResult:
     is_encoder = metadata["part"] == "autoencoder-encoder"
     (rounded,) = autoencoder_example_inputs(metadata, size, DTYPES[metadata["dtype"]], seed=1)
     inputs = rounded.float()
-    exported = ExportedAutoencoder.of(model, **{"encoder" if is_encoder else "decoder": runner})
+    runners: dict[str, Any] = {"encoder" if is_encoder else "decoder": runner}
+    exported = ExportedAutoencoder.of(model, **runners, file_dtype=rounded.dtype)
     start = time.perf_counter()
     expected = model.encode(inputs) if is_encoder else model.decode(inputs)
     middle = time.perf_counter()

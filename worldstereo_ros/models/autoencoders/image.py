@@ -88,6 +88,11 @@ class ImageAutoencoder(ModelMixin, ConfigMixin):
         return self.config.z_dim
 
     @property
+    def image_channels(self) -> int:
+        """Number of channels of the images."""
+        return 3
+
+    @property
     def spatial_compression_ratio(self) -> int:
         """Side of the block of pixels that a latent describes."""
         return BLOCK_PX
@@ -109,9 +114,8 @@ class ImageAutoencoder(ModelMixin, ConfigMixin):
         if images.shape[-2] % BLOCK_PX or images.shape[-1] % BLOCK_PX:
             size = f"{images.shape[-2]}x{images.shape[-1]}"
             raise InputError(f"frames have size {size}; height and width must be multiples of {BLOCK_PX}.")
-        latents = [self.encode_images(part.to(self.dtype)) for part in images.split(batch_size or len(images))]
-        mean, std = self._latent_statistics(frames.device)
-        return unflatten_frames((torch.cat(latents).float() - mean) / std, num_videos).to(frames.dtype)
+        latents = torch.cat([self.encode_batch(part) for part in images.split(batch_size or len(images))])
+        return unflatten_frames(latents, num_videos).to(frames.dtype)
 
     def decode(self, latents: torch.Tensor, batch_size: int | None = None) -> torch.Tensor:
         """Decodes normalised latents to frames.
@@ -127,8 +131,8 @@ class ImageAutoencoder(ModelMixin, ConfigMixin):
             InputError: `latents` has another shape.
         """
         images, num_videos = flatten_frames(latents, "latents", self.config.z_dim)
-        frames = [self._decode_normalized(part) for part in images.split(batch_size or len(images))]
-        return unflatten_frames(torch.cat(frames).clamp(-1, 1), num_videos).to(latents.dtype)
+        frames = torch.cat([self.decode_batch(part) for part in images.split(batch_size or len(images))])
+        return unflatten_frames(frames, num_videos).to(latents.dtype)
 
     def decode_frames(self, latents: torch.Tensor, batch_size: int = 1) -> Iterator[torch.Tensor]:
         """Yields the (3, 8h, 8w) frames of a video in order, each as soon as its batch is decoded.
@@ -143,7 +147,17 @@ class ImageAutoencoder(ModelMixin, ConfigMixin):
         if latents.ndim != 4 or latents.shape[0] != self.config.z_dim:
             raise InputError(f"latents has shape {tuple(latents.shape)}; ({self.config.z_dim}, F, h, w) was expected.")
         for part in latents.transpose(0, 1).split(batch_size):
-            yield from self._decode_normalized(part).clamp(-1, 1).to(latents.dtype)
+            yield from self.decode_batch(part).to(latents.dtype)
+
+    def encode_batch(self, images: torch.Tensor) -> torch.Tensor:
+        """Maps (N, 3, H, W) to normalised float32 latents (N, z_dim, H/8, W/8), without checks."""
+        mean, std = self._latent_statistics(images.device)
+        return (self.encode_images(images.to(self.dtype)).float() - mean) / std
+
+    def decode_batch(self, latents: torch.Tensor) -> torch.Tensor:
+        """Maps normalised latents (N, z_dim, h, w) to (N, 3, 8h, 8w) in [-1, 1], without checks."""
+        mean, std = self._latent_statistics(latents.device)
+        return self.decode_latents((latents.float() * std + mean).to(self.dtype)).clamp(-1, 1)
 
     def encode_images(self, images: torch.Tensor) -> torch.Tensor:
         """Maps (N, 3, H, W) to latents (N, z_dim, H/8, W/8) without checks, casts or normalisation, for training."""
@@ -168,10 +182,6 @@ class ImageAutoencoder(ModelMixin, ConfigMixin):
         self.analysis.bias.sub_(mean).div_(std)
         self.synthesis.bias.add_(self.synthesis.weight[..., 0, 0] @ mean)
         self.synthesis.weight.mul_(std[:, None, None])
-
-    def _decode_normalized(self, latents: torch.Tensor) -> torch.Tensor:
-        mean, std = self._latent_statistics(latents.device)
-        return self.decode_latents((latents.float() * std + mean).to(self.dtype))
 
     def _latent_statistics(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         # Not buffers: casting the model to half precision would round them.

@@ -261,6 +261,11 @@ class KeyframeAutoencoder(ModelMixin, ConfigMixin):
         """Number of latent channels."""
         return self.config.z_dim
 
+    @property
+    def image_channels(self) -> int:
+        """Number of channels of the images."""
+        return self.config.out_channels
+
     def encode(self, frames: torch.Tensor, batch_size: int | None = None) -> torch.Tensor:
         """Encodes each frame to the mode of its latent distribution, normalised by `latents_mean` and `latents_std`.
 
