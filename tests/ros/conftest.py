@@ -7,7 +7,14 @@ import pytest
 HAS_ROS = importlib.util.find_spec("rclpy") is not None
 collect_ignore_glob = [] if HAS_ROS else ["test_*.py", "*/test_*.py"]
 # In node/; they start no node.
-WITHOUT_PROCESSES = {"test_jobs.py", "test_parameters.py", "test_tf_buffer.py", "test_worker_events.py"}
+WITHOUT_PROCESSES = {
+    "test_jobs.py",
+    "test_parameters.py",
+    "test_pose_resolver.py",
+    "test_subscriptions.py",
+    "test_tf_buffer.py",
+    "test_worker_events.py",
+}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

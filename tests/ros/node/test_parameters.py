@@ -77,11 +77,39 @@ def test_range_is_checked(name):
         ("path_pose_frame", "wheel"),
         ("device", "cuda:x"),
         ("world_frame", ""),
+        ("view_width", 3),
+        ("rectified", 1),
+        ("rectified", "yes"),
+        ("depth_unit", "feet"),
+        ("depth_unit", True),
+        ("depth_unit", 0),
+        ("depth_unit", math.nan),
+        ("camera_axes", "flu"),
+        ("path_heading", "north"),
     ],
 )
 def test_invalid_values_are_rejected_by_name(name, value):
     with pytest.raises(ConfigurationError, match=f"'{name}'"):
         check_value(ROWS[name], value)
+
+
+@pytest.mark.parametrize("name", [name for name, row in ROWS.items() if row.metadata["choices"]])
+def test_error_of_an_unknown_value_lists_the_allowed_ones(name):
+    with pytest.raises(ConfigurationError, match=", ".join(ROWS[name].metadata["choices"])):
+        check_value(ROWS[name], "no such value")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("rectified", True, "true"),
+        ("rectified", False, "false"),
+        ("depth_unit", 0.0001, "0.0001"),
+        ("depth_unit", 1, "1"),
+    ],
+)
+def test_unquoted_yaml_is_accepted_for_text(name, value, expected):
+    assert check_value(ROWS[name], value) == expected
 
 
 def test_integers_are_accepted_for_doubles():
@@ -166,6 +194,12 @@ def test_ros_declaration_equals_table():
             server.read()
         node.set_parameters([Parameter("path_pose_frame", value="camera")])
         assert server.read() == NodeParameters(voxel_size=1.0, path_pose_frame="camera")
+        # `ros2 param set` reads these as a bool and a number.
+        dynamic = [Parameter("rectified", value=True), Parameter("depth_unit", value=0.0001)]
+        assert all(result.successful for result in node.set_parameters(dynamic))
+        assert (server.read().rectified, server.read().depth_unit) == ("true", "0.0001")
+        assert not node.set_parameters([Parameter("depth_unit", value=-1)])[0].successful
+        node.set_parameters([Parameter("rectified", value="auto"), Parameter("depth_unit", value="auto")])
         configured[0] = True
         assert not node.set_parameters([Parameter("autostart", value=False)])[0].successful
         for row in table():

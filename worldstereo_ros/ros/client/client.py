@@ -315,6 +315,9 @@ class WorldStereoClient:
         header = Header(stamp=self.node.get_clock().now().to_msg(), frame_id=self.world_frame)
         world_from_base = world_from_camera @ invert_pose(self.base_from_camera)
         poses = [PoseStamped(header=header, pose=pose_message(pose)) for pose in world_from_base]
+        for stamped in poses:
+            if stamped.pose.orientation.w == 1:  # 0 0 0 1 is what planners send that set no heading; this is the same
+                stamped.pose.orientation.w = -1.0
         return Path(header=header, poses=poses)
 
     def save_map(self, name: str, timeout: float = 60.0) -> tuple[bool, str]:

@@ -23,7 +23,7 @@ from worldstereo_ros.geometry.views import ImaginedView
 from worldstereo_ros.imaging import codecs
 from worldstereo_ros.imaging.codecs import ImageError
 from worldstereo_ros.msg import ImaginedView as ImaginedViewMessage
-from worldstereo_ros.ros.conversions.rotations import pose_from_quaternion, quaternion_from_pose
+from worldstereo_ros.ros.conversions.rotations import pose_from_quaternion, poses_from_quaternions, quaternion_from_pose
 from worldstereo_ros.utils.errors import InputError
 
 BYTES_PER_PIXEL = {
@@ -94,17 +94,23 @@ def path_matrices(path: Path) -> tuple[list[str], np.ndarray]:
     """
     if not path.poses:
         raise InputError("The path is empty; at least one pose was expected.")
-    frames, matrices = [], np.empty((len(path.poses), 4, 4))
+    frames, numbers = [], np.empty((len(path.poses), 7))
     for index, stamped in enumerate(path.poses):
         frame = stamped.header.frame_id or path.header.frame_id
         if not frame:
             raise InputError(f"Pose {index} of the path has no frame_id and neither has the path; set header.frame_id.")
         frames.append(frame)
-        try:
-            matrices[index] = pose_matrix(stamped.pose)
-        except ValueError as error:
-            raise InputError(f"Pose {index} of the path is invalid. {error}") from None
-    return frames, matrices
+        p, q = stamped.pose.position, stamped.pose.orientation
+        numbers[index] = p.x, p.y, p.z, q.x, q.y, q.z, q.w
+    try:
+        return frames, poses_from_quaternions(numbers[:, :3], numbers[:, 3:])
+    except ValueError:
+        for index, stamped in enumerate(path.poses):  # which one it is
+            try:
+                pose_matrix(stamped.pose)
+            except ValueError as error:
+                raise InputError(f"Pose {index} of the path is invalid. {error}") from None
+        raise
 
 
 # --- images: messages to numpy ---

@@ -39,6 +39,32 @@ def pose_from_quaternion(translation: Sequence[float], quaternion_xyzw: Sequence
     return pose
 
 
+def poses_from_quaternions(translations: np.ndarray, quaternions_xyzw: np.ndarray) -> np.ndarray:
+    """Converts many translations and quaternions at once, which is much faster than one by one.
+
+    Args:
+        translations: (N, 3) metres.
+        quaternions_xyzw: (N, 4), normalised if their length is within 1 % of one.
+
+    Returns:
+        (N, 4, 4) float64.
+
+    Raises:
+        ValueError: see `pose_from_quaternion`, for the first pose that is invalid.
+    """
+    from scipy.spatial.transform import Rotation
+
+    with np.errstate(invalid="ignore", over="ignore"):
+        valid = np.abs(np.linalg.norm(quaternions_xyzw, axis=1) - 1) <= MAX_NORM_ERROR
+    valid &= np.isfinite(translations).all(axis=1)
+    for index in np.flatnonzero(~valid)[:1]:
+        pose_from_quaternion(translations[index], quaternions_xyzw[index])  # raises with the reason
+    out = np.tile(np.eye(4), (len(translations), 1, 1))
+    out[:, :3, :3] = Rotation.from_quat(quaternions_xyzw).as_matrix()
+    out[:, :3, 3] = translations
+    return out
+
+
 def quaternion_from_pose(pose: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Converts a rigid transform to a translation and a quaternion.
 

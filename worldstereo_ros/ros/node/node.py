@@ -65,8 +65,10 @@ class WorldStereoNode(LifecycleNode):
         self._output_publishers: Publishers | None = None
         self._transforms: TransformSource = TransformBuffer()
         self.parameters = NodeParameters()
-        self.pose_resolver = PoseResolver(self._transforms, self.parameters)
         self.diagnostics = NodeDiagnostics(lambda text: self.get_logger().warning(text))
+        self.pose_resolver = PoseResolver(
+            self._transforms, self.parameters, lambda text, key: self.diagnostics.warn(text, key=key)
+        )
         self.worker_events = WorkerEventHandler(self.diagnostics, lambda text: self.get_logger().info(text))
         self.worker = self._start_worker()
         self._log_handler = NodeLogHandler(self.get_logger())

@@ -15,6 +15,7 @@ from rclpy.parameter import Parameter
 from worldstereo_ros.ros.node.parameter_text import allowed_values
 from worldstereo_ros.ros.node.parameters import (
     CONFIGURE,
+    DYNAMIC,
     START,
     ConfigurationError,
     NodeParameters,
@@ -129,6 +130,7 @@ def _descriptor(row: Field[Any]) -> ParameterDescriptor:
     unit = f" [{info['unit']}]" if info["unit"] else ""
     descriptor = ParameterDescriptor(
         name=row.name,
+        dynamic_typing=row.name in DYNAMIC,  # `check_value` converts them
         description=info["description"] + unit,
         read_only=info["applies"] == START,
         additional_constraints=allowed_values(row) if info["choices"] else "",

@@ -14,10 +14,13 @@ from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from worldstereo_ros.utils.errors import WorldStereoError
+from worldstereo_ros.geometry.depth_units import parse_depth_unit
+from worldstereo_ros.utils.errors import InputError, WorldStereoError
 from worldstereo_ros.weights.bundled import DEFAULT_MODEL
 
 Value = bool | int | float | str | list[float]
+MIN_VIEW_WIDTH = 16  # pixels
+DYNAMIC = ("rectified", "depth_unit")  # strings whose values YAML and `ros2 param set` read as a bool or a number
 
 # When a new value takes effect.
 LIVE = "live"  # immediately
@@ -117,11 +120,23 @@ class NodeParameters:
         "Frame whose poses path, pose and imagine_view contain: base (base_frame) or camera (its optical frame).",
         choices=("base", "camera"),
     )
+    path_heading: str = _row(
+        "auto",
+        "Headings of a path: pose (as its poses say), tangent (along the path), or auto (along the path if it moves "
+        "and all its orientations are the identity, as plans of NavFn are; the first and the last pose may have one).",
+        choices=("auto", "pose", "tangent"),
+    )
     pose_source: str = _row(
         "auto",
         "Source of the pose of each image: tf, topic (pose), auto (tf, else topic), or fixed (a robot that never "
         "moves, at the origin of world_frame).",
         choices=("auto", "tf", "topic", "fixed"),
+    )
+    camera_axes: str = _row(
+        "auto",
+        "Axes of the frame of the images: optical (z ahead, y down, REP 103), body (x ahead, z up, as Gazebo stamps), "
+        "or auto (body, with a warning, if its name does not say optical and optical axes would look straight up).",
+        choices=("auto", "optical", "body"),
     )
     tf_cache_time: float = _row(
         10.0, "Time that transforms are kept.", unit="s", low=1.0, high=600.0, applies=CONFIGURE
@@ -129,6 +144,17 @@ class NodeParameters:
     tf_timeout: float = _row(0.5, "Time that an image waits for its pose.", unit="s", low=0.0, high=10.0)
 
     # --- input ---
+    rectified: str = _row(
+        "auto",
+        "The images are rectified, so P of camera_info holds and no distortion is removed: true, false, or auto (true "
+        "if the topic's name has the word rect, such as image_rect_color).",
+        choices=("auto", "true", "false"),
+    )
+    depth_unit: str = _row(
+        "auto",
+        "Unit of the depth images: auto (16UC1 in millimetres, 32FC1 in metres; REP 118), m, mm, 0.1mm, or a number of "
+        "metres per stored value.",
+    )
     sync_tolerance: float = _row(
         0.02,
         "Maximum difference between the stamps of an image and its depth, camera_info and pose.",
@@ -184,7 +210,8 @@ class NodeParameters:
     # --- jobs ---
     view_width: int = _row(
         0,
-        "Width of the imagined views, with the aspect ratio of the observations; 0 = the size of the observations.",
+        "Width of the imagined views, with the aspect ratio of the observations; 0 = the size of the observations. The "
+        "smallest width is 16.",
         unit="pixels",
         low=0,
         high=4096,
@@ -262,6 +289,8 @@ def check_value(row: Field[Any], value: object) -> Value:
         value = float(value)  # users write `1` for `1.0`
     if expected == "double_array" and not isinstance(value, (str, bytes)) and isinstance(value, Iterable):
         value = [float(v) if isinstance(v, (int, float)) and not isinstance(v, bool) else math.nan for v in value]
+    if name in DYNAMIC and isinstance(value, (bool, int, float)):
+        value = str(value).lower()
     type_of = {"bool": bool, "integer": int, "double": float, "string": str, "double_array": list}[expected]
     if not isinstance(value, type_of) or (expected == "integer" and isinstance(value, bool)):
         raise ConfigurationError(f"The parameter '{name}' is {value!r}; a value of type {expected} was expected.")
@@ -292,6 +321,16 @@ def _check_constraints(name: str, value: object) -> None:
         raise ConfigurationError(f"The parameter '{name}' is empty; the name of a TF frame was expected.")
     if name == "device" and not re.fullmatch(r"auto|cpu|cuda(:\d+)?", str(value)):
         raise ConfigurationError(f"The parameter 'device' is '{value}'; auto, cpu, cuda or cuda:N was expected.")
+    if name == "view_width" and isinstance(value, int) and 0 < value < MIN_VIEW_WIDTH:
+        raise ConfigurationError(
+            f"The parameter 'view_width' is {value}; 0 (the size of the observations) or at least {MIN_VIEW_WIDTH} "
+            "pixels was expected."
+        )
+    if name == "depth_unit":
+        try:
+            parse_depth_unit(str(value))
+        except InputError as error:
+            raise ConfigurationError(f"The parameter 'depth_unit' is '{value}'. {error}") from None
     if name == "model" and not value:
         raise ConfigurationError("The parameter 'model' is empty; the name of a pipeline was expected.")
 

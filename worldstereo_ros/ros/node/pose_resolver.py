@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from geometry_msgs.msg import PoseStamped
 from nav_msgs.msg import Path
 
+from worldstereo_ros.geometry.camera_axes import BODY_FROM_OPTICAL
+from worldstereo_ros.geometry.path_headings import headings_along, without_headings
 from worldstereo_ros.geometry.poses import interpolate_poses
 from worldstereo_ros.ros.conversions import messages
 from worldstereo_ros.ros.conversions.rotations import pose_from_quaternion
@@ -18,12 +22,23 @@ from worldstereo_ros.utils.errors import InputError
 class PoseResolver:
     """Looks poses up in TF; the parameter `base_to_camera` replaces the camera's extrinsics if TF has none.
 
+    Args:
+        transforms: source of the transforms.
+        parameters: parameters of the node.
+        warn: logs (text, key), sparingly for each key: what was assumed of a path.
+
     Attributes:
         image_frame: optical frame of the newest image; empty before the first.
         used_fallback: the last lookup of the extrinsics used `base_to_camera`.
     """
 
-    def __init__(self, transforms: TransformSource, parameters: NodeParameters) -> None:
+    def __init__(
+        self,
+        transforms: TransformSource,
+        parameters: NodeParameters,
+        warn: Callable[[str, str], None] = lambda text, key: None,
+    ) -> None:
+        self._warn = warn
         self.reset(transforms, parameters)
 
     def reset(self, transforms: TransformSource, parameters: NodeParameters) -> None:
@@ -151,13 +166,10 @@ class PoseResolver:
             frames, poses = messages.path_matrices(path)
         except ValueError as error:
             raise JobRejectedError(ErrorCode.INVALID_PATH, str(error)) from None
-        stamp_ns = messages.nanoseconds(path.header.stamp) or None
+        missing = self._missing_headings(path, frames, poses)
         try:
-            for frame in set(frames):
-                world_from_frame = self._world_from_at_or_newest(frame, stamp_ns)
-                index = [i for i, other in enumerate(frames) if other == frame]
-                poses[index] = world_from_frame @ poses[index]
-            camera_poses = self.camera_poses(poses)
+            poses = self._world_from_frames(path, frames) @ poses
+            camera_poses = self.camera_poses(self._with_headings(poses, missing))
         except TransformUnavailableError as error:
             if error.no_camera_frame:
                 raise JobRejectedError(
@@ -174,6 +186,51 @@ class PoseResolver:
     def single_pose(self, stamped: PoseStamped) -> np.ndarray:
         """Returns the camera pose (1, 4, 4) of one stamped pose. Raises JobRejectedError as `path_poses`."""
         return self.path_poses(Path(header=stamped.header, poses=[stamped]), 0)
+
+    def _world_from_frames(self, path: Path, frames: list[str]) -> np.ndarray:
+        """world_from_frame of each pose (N, 4, 4). Each frame is looked up once for each stamp.
+
+        The stamp is that of the path. A path without one has those of its poses, since its parts may be older than it.
+        """
+        path_ns = messages.nanoseconds(path.header.stamp)
+        found: dict[tuple[str, int], np.ndarray] = {}
+        transforms = np.empty((len(frames), 4, 4))
+        for index, frame in enumerate(frames):
+            key = frame, path_ns or messages.nanoseconds(path.poses[index].header.stamp)
+            if key not in found:
+                found[key] = self._world_from_at_or_newest(frame, key[1] or None)
+            transforms[index] = found[key]
+        return transforms
+
+    def _missing_headings(self, path: Path, frames: list[str], poses: np.ndarray) -> np.ndarray:
+        """(N,) bool: the poses of a path that look along it, by the parameter `path_heading`."""
+        parameters = self._parameters
+        if parameters.path_heading == "tangent":
+            return np.ones(len(poses), dtype=bool)
+        # In the frame of the robot, and for a camera, no rotation is a heading like any other.
+        own = {parameters.base_frame, self.camera_frame}
+        if parameters.path_heading == "pose" or parameters.path_pose_frame == "camera" or own & set(frames):
+            return np.zeros(len(poses), dtype=bool)
+        orientations = [stamped.pose.orientation for stamped in path.poses]
+        return without_headings(np.array([(q.x, q.y, q.z, q.w) for q in orientations]), poses[:, :3, 3])
+
+    def _with_headings(self, poses: np.ndarray, missing: np.ndarray) -> np.ndarray:
+        """Turns the `missing` ones of the poses (N, 4, 4) in the world frame along the path."""
+        headings = headings_along(poses[:, :3, 3]) if missing.any() else None
+        if headings is None:
+            return poses
+        if self._parameters.path_pose_frame == "camera":
+            headings = headings @ BODY_FROM_OPTICAL[:3, :3]
+        turned = not np.allclose(poses[missing, :3, :3], headings[missing], atol=0.02)
+        if self._parameters.path_heading == "auto" and turned:
+            self._warn(
+                "The poses of the path have no headings (their orientations are 0 0 0 1), so the views look along the "
+                "path. To look as the poses say, set the parameter `path_heading` to pose.",
+                "path headings",
+            )
+        poses = poses.copy()
+        poses[missing, :3, :3] = headings[missing]
+        return poses
 
     def _world_from_at_or_newest(self, frame: str, stamp_ns: int | None) -> np.ndarray:
         """At the stamp if TF has it, else the newest: planners stamp paths with the current time, ahead of TF."""
