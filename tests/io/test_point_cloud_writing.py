@@ -1,5 +1,6 @@
 """Writing of point clouds and reading them back: exact content, atomic writes, errors."""
 
+import os
 import resource
 import subprocess
 import sys
@@ -154,3 +155,96 @@ def test_full_disk_leaves_the_old_file_unchanged(tmp_path, name):
     assert "rejected:" in done.stdout, done.stderr[-2000:]
     assert (tmp_path / name).read_bytes() == before
     assert list(tmp_path.iterdir()) == [tmp_path / name]
+
+
+# --- files of other programs -----------------------------------------------------------------------------------------
+
+
+def _survey() -> np.ndarray:
+    """A grid of 10 cm in UTM coordinates, metres."""
+    east, north = np.meshgrid(500_000 + 0.1 * np.arange(20), 5_400_000 + 0.1 * np.arange(20))
+    return np.stack([east.ravel(), north.ravel(), np.full(east.size, 312.4)], axis=1)
+
+
+def _write_doubles(path, points):
+    tensor = o3d.t.geometry.PointCloud()
+    tensor.point["positions"] = o3d.core.Tensor.from_numpy(points)
+    assert o3d.t.io.write_point_cloud(str(path), tensor)
+
+
+@pytest.mark.parametrize("name", ["a.ply", "a.pcd"])
+def test_coordinates_of_map_projections_keep_their_precision(tmp_path, name):
+    points = _survey()
+    _write_doubles(tmp_path / name, points)
+    cloud = read_point_cloud(tmp_path / name)
+    assert cloud.points.dtype == np.float32
+    np.testing.assert_array_equal(cloud.offset, [500_000, 5_400_000, 0])
+    np.testing.assert_allclose(cloud.points + cloud.offset, points, atol=2e-5)
+    (note,) = cloud.notes
+    assert "relative to (500000, 5400000, 0)" in note
+
+
+def test_points_that_are_not_finite_do_not_disturb_the_offset(tmp_path):
+    points = _survey()
+    points[::7] = np.nan
+    _write_doubles(tmp_path / "a.ply", points)
+    cloud = read_point_cloud(tmp_path / "a.ply")
+    np.testing.assert_array_equal(np.isnan(cloud.points), np.isnan(points))
+    np.testing.assert_allclose((cloud.points + cloud.offset)[1], points[1], atol=2e-5)
+
+
+def test_ordinary_coordinates_are_not_shifted(tmp_path):
+    _write_doubles(tmp_path / "a.ply", np.array([[100.0, -8000.0, 0.0], [0.0, 0.0, 5.0]]))
+    cloud = read_point_cloud(tmp_path / "a.ply")
+    assert not cloud.offset.any()
+    assert cloud.notes == ()
+
+
+@pytest.mark.parametrize("name", ["a.ply", "a.pcd"])
+def test_clouds_with_an_offset_are_written_in_double_precision(tmp_path, name):
+    cloud, offset = _cloud(), np.array([500_000.0, 5_400_000.0, 0.0])
+    write_point_cloud(cloud, tmp_path / name, offset=offset)
+    assert b"offset 500000 5400000 0" in (tmp_path / name).read_bytes()[:200]
+    positions = o3d.t.io.read_point_cloud(str(tmp_path / name)).point["positions"].numpy()
+    assert positions.dtype == np.float64
+    np.testing.assert_allclose(positions, cloud.points + offset, rtol=0, atol=1e-9)
+    back = read_point_cloud(tmp_path / name)
+    np.testing.assert_allclose(back.points + back.offset, cloud.points + offset, atol=2e-5)
+    np.testing.assert_array_equal(back.provenance, cloud.provenance)
+    np.testing.assert_array_equal(back.colours, cloud.colours)
+    with pytest.raises(CloudFileError, match="three finite numbers"):
+        write_point_cloud(cloud, tmp_path / name, offset=np.array([np.nan, 0, 0]))
+
+
+def test_gaussians_have_their_colour_and_faint_ones_are_left_out(tmp_path):
+    colours = np.array([[0.8, 0.2, 0.2], [0.2, 0.4, 1.3], [0.0, 1.0, 0.0]])
+    opacities = np.array([4.0, 0.0, -6.0])
+    names = ["x", "y", "z", "nx", "ny", "nz", "f_dc_0", "f_dc_1", "f_dc_2", "opacity", "scale_0", "rot_0"]
+    rows = np.zeros((3, len(names)), "<f4")
+    rows[:, 0] = [1, 2, 50]
+    rows[:, 6:9] = (colours - 0.5) / 0.28209479177387814
+    rows[:, 9] = opacities
+    header = "".join(f"property float {name}\n" for name in names)
+    path = tmp_path / "point_cloud.ply"
+    path.write_bytes(
+        f"ply\nformat binary_little_endian 1.0\nelement vertex 3\n{header}end_header\n".encode() + rows.tobytes()
+    )
+    cloud = read_point_cloud(path)
+    assert cloud.points[:, 0].tolist() == [1, 2]
+    assert cloud.colours.tolist() == [[204, 51, 51], [51, 102, 255]]
+    assert "3D Gaussians" in cloud.notes[0]
+    assert cloud.notes[1].startswith("1 Gaussians of an opacity below 10%")
+    rows[:, 9] = -6
+    path.write_bytes(
+        f"ply\nformat binary_little_endian 1.0\nelement vertex 3\n{header}end_header\n".encode() + rows.tobytes()
+    )
+    with pytest.raises(CloudFileError, match="no points"):
+        read_point_cloud(path)
+
+
+@pytest.mark.parametrize("suffix", [".ply", ".pcd"])
+def test_paths_that_are_not_utf8_are_written_and_read(tmp_path, suffix):
+    path = tmp_path / os.fsdecode(b"b\xff\xfed") / os.fsdecode(b"c\xff" + suffix.encode())
+    cloud = _cloud()
+    write_point_cloud(cloud, path)
+    np.testing.assert_array_equal(read_point_cloud(path).points, cloud.points)

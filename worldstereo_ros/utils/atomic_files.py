@@ -3,7 +3,8 @@
 Every file that this package writes goes through here. A full disk, an interruption or a kill leaves the earlier file
 (or none) under the final name, never a part of the new one, and what was not written is never reported as written.
 Other programs' writers, which want a path, get one beside the target (`atomic_path`); whatever can be encoded in memory
-is written with `atomic_file` or `write_bytes`, which work with any name, also one that is not UTF-8.
+is written with `atomic_file` or `write_bytes`, which work with any name, also one that is not UTF-8. Files that belong
+together appear together (`AtomicFolder`).
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ import glob
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -22,6 +25,8 @@ from typing import Any, BinaryIO
 from worldstereo_ros.utils.errors import WorldStereoError
 
 PARTIAL_SUFFIX = ".partial"
+_STAGING_SUFFIX = ".worldstereo.partial"  # of folders
+_TAG = "?" * 16  # pattern of `secrets.token_hex(8)`, the random part of a name
 _ADVICE = {
     errno.ENOSPC: "Free some space, or write to another disk.",
     errno.EDQUOT: "Free some space, or write to another disk.",
@@ -120,6 +125,100 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     sync_folder(path.parent, path)
 
 
+class AtomicFolder:
+    """Files of one folder that appear together, such as the frames of a sequence, when the block ends.
+
+    They are written into a hidden folder inside, synced all at once (which is fast: a sync for each file would take
+    longer than everything else), and renamed. If the block ends with an exception, the folder is as it was before.
+
+        with AtomicFolder("walk") as files:
+            files.write("frames/000000.png", content)
+
+    Args:
+        path: the folder; created if it is missing.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._sizes: dict[Path, int] = {}
+        self._removed: list[Path] = []
+        self._staging = self.path
+        self._lock = -1
+
+    def write(self, name: str | Path, content: bytes | bytearray | memoryview) -> None:
+        """Writes the file `name` (relative to the folder), which replaces one of that name. Raises WriteError."""
+        staged = self._staging / name
+        with _as_write_error(self.path / name):
+            staged.parent.mkdir(parents=True, exist_ok=True)
+            staged.write_bytes(content)
+        self._sizes[Path(name)] = len(content)
+
+    def remove(self, name: str | Path) -> None:
+        """Removes the file `name` with the block's end, if it is there and was not written in the block."""
+        self._removed.append(Path(name))
+
+    def __enter__(self) -> AtomicFolder:
+        with _as_write_error(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            for leftover in self.path.glob(f".{_TAG}{_STAGING_SUFFIX}"):
+                if leftover.is_dir() and not leftover.is_symlink():
+                    _remove_leftover_folder(leftover)
+            self._staging = self.path / f".{secrets.token_hex(8)}{_STAGING_SUFFIX}"
+            self._staging.mkdir()
+            self._lock = lock_folder(self._staging)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        try:
+            if error is None:
+                self._finish()
+        finally:
+            shutil.rmtree(self._staging, ignore_errors=True)
+            os.close(self._lock)
+
+    def _finish(self) -> None:
+        with ThreadPoolExecutor(16) as threads:  # the disk joins syncs that wait at the same time
+            list(threads.map(self._sync, self._sizes))
+        folders = {self.path}
+        for name in self._sizes:
+            with _as_write_error(self.path / name):
+                (self.path / name).parent.mkdir(parents=True, exist_ok=True)
+                folders.add((self.path / name).parent)
+        for name in self._removed:
+            if name not in self._sizes:
+                with _as_write_error(self.path / name):
+                    (self.path / name).unlink(missing_ok=True)
+        for name in self._sizes:
+            with _as_write_error(self.path / name):
+                (self._staging / name).replace(self.path / name)
+        for folder in folders:
+            sync_folder(folder)
+
+    def _sync(self, name: Path) -> None:
+        with _as_write_error(self.path / name), (self._staging / name).open("rb") as file:
+            _sync(file.fileno(), self._sizes[name])
+
+
+@contextmanager
+def readable_path(path: str | Path) -> Iterator[str]:
+    """Gives a UTF-8 name under which an existing file can be opened by libraries that end the process on other names.
+
+    Yields:
+        The path itself, or one of the open file within /proc where it is not UTF-8. It holds within the block.
+
+    Raises:
+        OSError: the file cannot be opened.
+    """
+    name = str(path)
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        with Path(path).open("rb") as file:
+            yield f"/proc/self/fd/{file.fileno()}"
+    else:
+        yield name
+
+
 def write_bytes(path: str | Path, content: bytes | bytearray | memoryview) -> None:
     """Writes a whole file with `atomic_file`. Raises WriteError."""
     with atomic_file(path) as file:
@@ -206,9 +305,34 @@ def _open_partial(path: Path) -> tuple[Path, BinaryIO]:
         os.close(descriptor)  # another process removed it as a leftover between the two calls
 
 
+def lock_folder(folder: Path) -> int:
+    """Opens and locks a folder; returns its descriptor. Raises BlockingIOError if another process holds the lock."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise
+    except OSError:  # a file system without locks
+        pass
+    return descriptor
+
+
+def _remove_leftover_folder(folder: Path) -> None:
+    """Removes what a killed `AtomicFolder` left, but not what a running one still writes."""
+    try:
+        descriptor = lock_folder(folder)
+    except OSError:
+        return
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        os.close(descriptor)
+
+
 def _remove_leftovers(path: Path) -> None:
     """Removes parts of this file that killed processes left, but not those that a running one still writes."""
-    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*{PARTIAL_SUFFIX}"):
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.{_TAG}{PARTIAL_SUFFIX}"):
         try:
             descriptor = os.open(leftover, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except OSError:

@@ -263,3 +263,16 @@ def test_shrink_keeps_image_mask_and_conditioning_aligned(wall_views):
     assert (small.image[..., 0] > 127).mean() == pytest.approx(0.5, abs=0.01)
     np.testing.assert_array_equal(small.image, small.conditioning)
     assert shrink(wall_views[0]) is wall_views[0]
+
+
+def test_notes_of_cloud_files_are_shown_and_missing_points_counted(tmp_path):
+    import open3d as o3d
+
+    points = np.array([[500_000.1, 5.4e6, 1], [500_000.2, 5.4e6, 1], [np.nan, 5.4e6, 1]])
+    cloud = o3d.t.geometry.PointCloud(o3d.core.Tensor(points))
+    assert o3d.t.io.write_point_cloud(str(tmp_path / "a.ply"), cloud)
+    shown = load_viewable(tmp_path / "a.ply")
+    np.testing.assert_allclose(shown.points[:, 0], [0.1, 0.2], atol=1e-6)
+    notes = " ".join(shown.notes)
+    assert "relative to (500000, 5400000, 0)" in notes
+    assert "1 points with coordinates that are not finite are left out." in notes

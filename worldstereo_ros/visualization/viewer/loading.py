@@ -287,9 +287,9 @@ def _load_cloud_file(path: Path) -> Viewable:
     finite = np.isfinite(cloud.points).all(axis=1)
     if not finite.any():
         raise ViewableError(f"{path} has no point with finite coordinates.")
-    notes = (
-        [] if finite.all() else [f"{int((~finite).sum()):,} points with coordinates that are not finite are left out."]
-    )
+    notes = list(cloud.notes)
+    if not finite.all():
+        notes.append(f"{int((~finite).sum()):,} points with coordinates that are not finite are left out.")
     provenance = cloud.provenance
     if provenance is None:
         notes.append("The file does not say which points were observed.")
