@@ -64,10 +64,10 @@ def load_pipeline(model, device="cpu", **options):
     return FaultyPipeline() if model == "faulty" else _load_pipeline(model, device, **options)
 
 
-def check_image(message, *arguments):
+def check_image(message, *arguments, **options):
     if message.header.frame_id == "poison":
         raise ZeroDivisionError("poison")
-    _check_image(message, *arguments)
+    _check_image(message, *arguments, **options)
 
 
 world_factory.load_pipeline = load_pipeline

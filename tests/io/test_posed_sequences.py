@@ -107,7 +107,7 @@ def test_confidence_of_a_sensor_is_not_read_as_a_label(tmp_path):
         (np.full((60, 80), 7, np.uint8), "0 .unknown., 1 .imagined."),
         (np.ones((60, 80, 3), np.uint8), "0 .unknown., 1 .imagined."),
         (np.ones((6, 8), np.uint8), "The label 'estimated' of view 1 in .* is 8x6"),
-        (None, "cannot be read"),
+        (None, "is not a readable image. It is a text file"),
     ],
 )
 def test_invalid_provenance_is_an_error(tmp_path, broken, words):

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import array
 import dataclasses
+import io
 import math
 
 import numpy as np
 import pytest
 from geometry_msgs.msg import Pose, PoseStamped
 from nav_msgs.msg import Path
-from sensor_msgs.msg import CameraInfo, PointField
+from PIL import Image as PngImage
+from sensor_msgs.msg import CameraInfo, CompressedImage, PointField
 from std_msgs.msg import Header
 from worldstereo_ros.action import ImaginePath
 from worldstereo_ros.srv import ImagineView
@@ -19,7 +21,8 @@ from worldstereo_ros.geometry.calibration import calibration_from_info
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.provenance import Provenance
 from worldstereo_ros.geometry.views import ImaginedView, View
-from worldstereo_ros.imaging.codecs import COLOUR_ENCODINGS, DEPTH_ENCODINGS, ImageError
+from worldstereo_ros.imaging.image_checks import ImageError
+from worldstereo_ros.imaging.pixel_formats import COLOUR_FORMATS, DEPTH_FORMATS
 from worldstereo_ros.ros.conversions import clouds, markers, messages
 from worldstereo_ros.ros.node.jobs import ErrorCode
 
@@ -57,17 +60,44 @@ def test_mask_message_is_255_where_true():
     np.testing.assert_array_equal(np.asarray(messages.mask_message(mask, HEADER).data).reshape(4, 6) == 255, mask)
 
 
-def test_check_image_accepts_every_decoded_encoding():
-    for encoding in COLOUR_ENCODINGS + DEPTH_ENCODINGS:
-        size = messages.BYTES_PER_PIXEL[encoding]
-        message = messages.colour_message(np.zeros((2, 3 * size), np.uint8), HEADER)
-        message.encoding, message.width, message.step = encoding, 3, 3 * size
-        messages.check_image(message, (encoding,), 100)
-        decode = messages.image_array if encoding in COLOUR_ENCODINGS else messages.depth_array
-        assert decode(message).shape[:2] == (2, 3)
-        message.step = 3 * size - 1
-        with pytest.raises(ImageError, match="step"):
-            messages.check_image(message, (encoding,), 100)
+@pytest.mark.parametrize("depth", [False, True])
+def test_check_image_accepts_what_is_decoded_and_nothing_else(depth):
+    formats, decode = (DEPTH_FORMATS, messages.depth_array) if depth else (COLOUR_FORMATS, messages.image_array)
+    for encoding, layout in formats.items():
+        step = 4 * layout.row_bytes_per_pixel
+        message = messages.colour_message(np.zeros((layout.rows(4), step), np.uint8), HEADER)
+        message.encoding, message.height, message.width = encoding, 4, 4
+        messages.check_image(message, 16, depth=depth)
+        assert decode(message).shape[:2] == (4, 4)
+        with pytest.raises(ImageError, match=r"at most 15 pixels .*max_image_pixels"):
+            messages.check_image(message, 15, depth=depth)
+        message.step = step - 1
+        for call in (lambda m: messages.check_image(m, 16, depth=depth), decode):
+            with pytest.raises(ImageError, match="step"):
+                call(message)
+    message.encoding = "rgb8" if depth else "16UC1"
+    with pytest.raises(ImageError, match=r"Is this the (colour|depth) topic"):
+        messages.check_image(message, 16, depth=depth)
+
+
+def test_check_compressed_image_reads_the_header_only(monkeypatch):
+    file = io.BytesIO()
+    PngImage.new("L", (40, 30)).save(file, "PNG")
+    message = CompressedImage(
+        format="mono8; png compressed ", data=messages.bytes_field(np.frombuffer(file.getvalue(), np.uint8))
+    )
+    messages.check_compressed_image(message, 1200)
+    assert messages.image_array(message).shape == (30, 40, 3)
+    monkeypatch.setattr(PngImage.Image, "convert", lambda *_: pytest.fail("pixels were decoded"))
+    with pytest.raises(ImageError, match=r"is 40x30; at most 1199 pixels .*max_image_pixels"):
+        messages.check_compressed_image(message, 1199)
+    message.format = "16UC1; png compressed "
+    with pytest.raises(ImageError, match="holds depth"):
+        messages.check_compressed_image(message, 1200)
+    with pytest.raises(ImageError, match="no data"):
+        messages.check_compressed_image(CompressedImage(), 1200)
+    with pytest.raises(ImageError, match="PostScript"):
+        messages.check_compressed_image(CompressedImage(data=array.array("B", b"%!PS-Adobe-3.0 EPSF-3.0")), 1200)
 
 
 def test_bytes_field_of_empty_and_strided_arrays():

@@ -26,11 +26,6 @@ from worldstereo_ros.msg import ImaginedView as ImaginedViewMessage
 from worldstereo_ros.ros.conversions.rotations import pose_from_quaternion, poses_from_quaternions, quaternion_from_pose
 from worldstereo_ros.utils.errors import InputError
 
-BYTES_PER_PIXEL = {
-    "rgb8": 3, "bgr8": 3, "8UC3": 3, "rgba8": 4, "bgra8": 4, "mono8": 1, "8UC1": 1, "16UC1": 2, "mono16": 2, "32FC1": 4,
-}  # fmt: skip
-
-
 # --- stamps, poses, paths ---
 
 
@@ -116,46 +111,51 @@ def path_matrices(path: Path) -> tuple[list[str], np.ndarray]:
 # --- images: messages to numpy ---
 
 
-def check_image(message: Image, encodings: tuple[str, ...], max_pixels: int) -> None:
+def check_image(message: Image, max_pixels: int, *, depth: bool = False) -> None:
     """Checks the fields of an image without reading its pixels, which is cheap enough for a callback.
 
     Args:
         message: the image.
-        encodings: encodings that are accepted.
         max_pixels: largest width * height that is accepted.
+        depth: a depth image is expected instead of a colour image.
 
     Raises:
         ImageError: unknown encoding, no pixels, too many pixels, a step too short, or data of the wrong length.
     """
-    if message.encoding not in encodings:
+    _check_pixels(message.width, message.height, max_pixels)
+    codecs.check_fields(message.encoding, message.height, message.width, message.step, len(message.data), depth=depth)
+
+
+def check_compressed_image(message: CompressedImage, max_pixels: int) -> None:
+    """Checks the format and the header of a compressed image without decoding its pixels.
+
+    Args:
+        message: the image.
+        max_pixels: largest width * height that is accepted.
+
+    Raises:
+        ImageError: no data, not an image of `codecs.IMAGE_FORMATS`, depth by its format, or too many pixels.
+    """
+    if not len(message.data):
+        raise ImageError("The compressed image has no data.")
+    if codecs.holds_depth(message.format):
         raise ImageError(
-            f"The image has encoding '{message.encoding[:32]}'; one of {', '.join(encodings)} was expected. "
-            "Is this the right topic?"
+            f"The compressed image holds depth (format '{message.format[:64]}'), not colour. Is this the depth topic?"
         )
-    width, height, step = message.width, message.height, message.step
-    if width * height == 0:
-        raise ImageError(f"The image is {width}x{height}; at least one pixel was expected.")
+    _check_pixels(*codecs.compressed_size(memoryview(message.data)), max_pixels)
+
+
+def _check_pixels(width: int, height: int, max_pixels: int) -> None:
     if width * height > max_pixels:
         raise ImageError(
             f"The image is {width}x{height}; at most {max_pixels} pixels are accepted (parameter `max_image_pixels`)."
-        )
-    row = width * BYTES_PER_PIXEL[message.encoding]
-    if step < row:
-        raise ImageError(
-            f"The image's step is {step} bytes; {width} pixels of {message.encoding} need {row} bytes per row."
-        )
-    size = len(message.data)
-    if not (height - 1) * step + row <= size <= height * step:
-        raise ImageError(
-            f"The image's data has {size} bytes; {height} rows of step {step} are {height * step}. "
-            "The message is truncated or its sizes are wrong."
         )
 
 
 def image_array(message: Image | CompressedImage) -> np.ndarray:
     """Decodes an image to (H, W, 3) uint8 RGB. Raises ImageError."""
     if isinstance(message, CompressedImage):
-        return codecs.decode_compressed(memoryview(message.data))
+        return codecs.decode_compressed(memoryview(message.data), format=message.format)
     return codecs.decode_colour(
         message.encoding, message.height, message.width, message.step, bool(message.is_bigendian), message.data
     )

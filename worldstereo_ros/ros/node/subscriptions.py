@@ -16,7 +16,7 @@ from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 from worldstereo_ros.geometry.calibration import calibration_from_info
-from worldstereo_ros.imaging.codecs import COLOUR_ENCODINGS, DEPTH_ENCODINGS
+from worldstereo_ros.imaging.codecs import COLOUR_ENCODINGS
 from worldstereo_ros.ros.conversions import messages, qos
 from worldstereo_ros.ros.node.diagnostics import NodeDiagnostics
 from worldstereo_ros.ros.node.parameters import NodeParameters
@@ -149,9 +149,9 @@ class Subscriptions:
 
     def _on_image(self, name: str, message: Image | CompressedImage) -> None:
         if isinstance(message, Image):
-            messages.check_image(message, COLOUR_ENCODINGS, self._parameters.max_image_pixels)
-        elif not len(message.data):
-            raise InputError("The compressed image has no data.")
+            messages.check_image(message, self._parameters.max_image_pixels)
+        else:
+            messages.check_compressed_image(message, self._parameters.max_image_pixels)
         self._require_frame(message)
         if self._synchronizer.add_image(message, name, time.monotonic()) is not None:
             self.dropped += 1
@@ -161,11 +161,11 @@ class Subscriptions:
         self._synchronizer.add_info(message)
 
     def _on_depth(self, name: str, message: Image) -> None:
-        messages.check_image(message, DEPTH_ENCODINGS, self._parameters.max_image_pixels)
+        messages.check_image(message, self._parameters.max_image_pixels, depth=True)
         self._synchronizer.add_depth(message)
 
     def _on_panorama(self, name: str, message: Image) -> None:
-        messages.check_image(message, COLOUR_ENCODINGS, self._parameters.max_image_pixels)
+        messages.check_image(message, self._parameters.max_image_pixels)
         self._require_frame(message)
         stamp_ns = messages.nanoseconds(message.header.stamp)
         self._synced.append(SyncedFrame(message, None, None, name, stamp_ns, time.monotonic()))
