@@ -1,6 +1,9 @@
 """Posed sequences: what is written is read back."""
 
+import os
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 
 import cv2
@@ -11,6 +14,7 @@ from PIL import Image
 
 from worldstereo_ros.geometry.provenance import Provenance
 from worldstereo_ros.geometry.views import ImaginedView
+from worldstereo_ros.io import posed_sequences
 from worldstereo_ros.io.datasets import DatasetError, open_sequence
 from worldstereo_ros.io.posed_sequences import write_sequence
 from worldstereo_ros.io.view_labels import PROVENANCE_COLOURS
@@ -133,3 +137,66 @@ def test_write_sequence_rejects_views_of_different_cameras(tmp_path):
     views = textured_wall_views()
     with pytest.raises(ValueError, match="different cameras"):
         write_sequence(tmp_path, [views[0], views[1].resized(40, 30)])
+
+
+# --- writing ---------------------------------------------------------------------------------------------------------
+
+
+def test_frames_of_a_longer_earlier_sequence_are_removed(tmp_path):
+    views = half_imagined(textured_wall_views())
+    (tmp_path / "frames").mkdir()
+    (tmp_path / "frames" / "000099.png").write_bytes(b"mine")
+    write_sequence(tmp_path, views)
+    write_sequence(tmp_path, views[:2])
+    assert sorted(p.name for p in (tmp_path / "frames").iterdir()) == ["000000.png", "000001.png", "000099.png"]
+    assert len(list((tmp_path / "provenance").iterdir())) == len(list((tmp_path / "depth").iterdir())) == 2
+    assert len(open_sequence(tmp_path)) == 2
+
+
+def test_an_interrupted_sequence_leaves_the_earlier_one(tmp_path):
+    views = textured_wall_views()
+    write_sequence(tmp_path, views[:2])
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+    class Interrupted(list):
+        def __iter__(self):
+            yield from views[2:4]
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        posed_sequences._write_files(tmp_path, views[0].camera, Interrupted())
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["depth", "frames", "intrinsics.json", "poses.txt"]
+
+
+@pytest.mark.parametrize("folder", ["new", os.fsdecode(b"b\xff\xfed")])
+def test_sequences_in_folders_that_are_not_utf8_are_read_back(tmp_path, folder):
+    views = textured_wall_views()[:2]
+    write_sequence(tmp_path / folder / "seq", views)
+    np.testing.assert_array_equal(open_sequence(tmp_path / folder / "seq")[1].image, views[1].image)
+
+
+FULL_DISK = """
+import resource, signal, sys
+import numpy as np
+from helpers.textured_wall import textured_wall_views
+from worldstereo_ros.io import posed_sequences
+from worldstereo_ros.io.posed_sequences import write_sequence
+from worldstereo_ros.utils.atomic_files import WriteError
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, 2_000))
+try:
+    write_sequence(sys.argv[1], textured_wall_views())
+except WriteError as error:
+    print("rejected:", error)
+"""
+
+
+def test_full_disk_leaves_the_earlier_sequence(tmp_path):
+    write_sequence(tmp_path, textured_wall_views()[:2])
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    environment = dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path))
+    command = [sys.executable, "-c", FULL_DISK, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    assert "could not be written: File too large" in done.stdout
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before

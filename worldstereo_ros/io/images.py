@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image
 
-from worldstereo_ros.imaging.codecs import ImageError, check_size, clean_depth, decode_image
+from worldstereo_ros.imaging.compressed_images import decode_image, open_image
+from worldstereo_ros.imaging.image_checks import ImageError, depth_from_counts
+from worldstereo_ros.utils.atomic_files import write_bytes
 
 
 def read_image(path: Path) -> np.ndarray:
@@ -31,7 +31,7 @@ def read_depth(path: Path, scale: float = 1000.0) -> np.ndarray:
         scale: stored values per metre.
 
     Returns:
-        (H, W) float32 metres, 0 = unknown.
+        (H, W) float32 metres, 0 = unknown (0 and 65535 in the file).
 
     Raises:
         ImageError: the scale is not positive, or the file is missing, invalid or too large.
@@ -39,22 +39,15 @@ def read_depth(path: Path, scale: float = 1000.0) -> np.ndarray:
     if not (np.isfinite(scale) and scale > 0):
         raise ImageError(f"The depth scale is {scale}; a positive number (1000 for millimetres) was expected.")
     counts = decode_image(_read_bytes(path), f"The depth image {path}", depth=True)
-    return clean_depth(counts.astype(np.float32) / np.float32(scale))
+    return depth_from_counts(counts, scale)
 
 
 def image_size(path: Path) -> tuple[int, int]:
     """Returns (width, height) of an image file from its header. Raises ImageError."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(path) as file:
-                size = file.size
-    except FileNotFoundError:
-        raise ImageError(f"The file {path} does not exist.") from None
-    except Exception as error:
-        raise ImageError(f"The image {path} cannot be read: {error}.") from error
-    check_size(*size, what=f"The image {path}")
-    return size
+    if not Path(path).is_file():
+        _read_bytes(path)  # says what is wrong with it
+    with open_image(Path(path), f"The image {path}") as file:
+        return file.size
 
 
 def _read_bytes(path: Path) -> bytes:
@@ -66,7 +59,34 @@ def _read_bytes(path: Path) -> bytes:
         raise ImageError(f"The file {path} cannot be read: {error.strerror}.") from error
 
 
+def encode_png(image: np.ndarray) -> bytes:
+    """Encodes an RGB image (H, W, 3) uint8, or a single channel (H, W) uint8 or uint16, as PNG."""
+    return _encode(image, ".png")
+
+
 def write_image(path: Path, image: np.ndarray) -> None:
-    """Writes an (H, W, 3) uint8 RGB image as PNG or JPEG, by the suffix of `path`. Raises OSError."""
-    if not cv2.imwrite(str(path), cv2.cvtColor(image, cv2.COLOR_RGB2BGR)):
-        raise OSError(f"The image could not be written to {path}.")
+    """Writes an RGB image (H, W, 3) uint8, or a single channel (H, W) uint8 or uint16, by the suffix of `path`.
+
+    The image is encoded in memory: OpenCV's own writer ends the process on paths that are not UTF-8, and does not
+    notice a full disk.
+
+    Args:
+        path: .png, .jpg or .jpeg file, written with `atomic_file`. A JPEG has three channels.
+        image: the image.
+
+    Raises:
+        ImageError: another suffix.
+        WriteError: the file cannot be written.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix not in (".png", ".jpg", ".jpeg"):
+        raise ImageError(f"{path} ends in '{suffix}'; an image is written as .png or .jpg.")
+    write_bytes(path, _encode(image, suffix))
+
+
+def _encode(image: np.ndarray, suffix: str) -> bytes:
+    stored = cv2.cvtColor(image, cv2.COLOR_RGB2BGR) if image.ndim == 3 else np.ascontiguousarray(image)
+    done, content = cv2.imencode(suffix, stored)
+    if not done:
+        raise ImageError(f"An image of shape {image.shape} and {image.dtype} cannot be encoded as {suffix}.")
+    return content.tobytes()

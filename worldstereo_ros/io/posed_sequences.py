@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.poses import pose_from_quaternion, quaternion_from_pose
 from worldstereo_ros.geometry.views import ImaginedView, View
 from worldstereo_ros.io.files import IMAGE_SUFFIXES, DatasetError, list_files, read_json, read_prompt, read_rows
-from worldstereo_ros.io.images import image_size, write_image
-from worldstereo_ros.io.view_labels import write_labels
+from worldstereo_ros.io.images import encode_png, image_size
+from worldstereo_ros.io.view_labels import LABELS, encode_labels
 from worldstereo_ros.io.view_sequence import ViewSequence
+from worldstereo_ros.utils.atomic_files import AtomicFolder
 from worldstereo_ros.utils.errors import InputError
+
+_POSES_HEADER = "# index tx ty tz qx qy qz qw   (camera-to-world, OpenCV axes: x right, y down, z forward)"
+_IMAGE_FOLDERS = ("frames", "depth", "conditioning", *LABELS)  # that `write_sequence` writes
 
 
 def open_posed(path: str | Path) -> ViewSequence:
@@ -119,39 +122,50 @@ def write_sequence(folder: Path, views: Sequence[View]) -> None:
     of their depth is estimated. If available, confidence/*.png and depth_confidence/*.png (255 = 1).
 
     Args:
-        folder: folder to write into; created if it does not exist.
+        folder: folder to write into; created if it does not exist. All files appear at the end; the frames of a longer
+            sequence that was written there before are removed.
         views: at least one view, all with the same camera.
 
     Raises:
         InputError: the views have different cameras.
+        WriteError: a file cannot be written; an earlier sequence is unchanged then.
     """
     camera = views[0].camera
     if any(view.camera != camera for view in views):
         raise InputError("The views have different cameras; a posed sequence has one camera. Resize the views first.")
-    lines = ["# index tx ty tz qx qy qz qw   (camera-to-world, OpenCV axes: x right, y down, z forward)"]
-    for index, view in enumerate(views):
-        name = f"{index:06d}.png"
-        _write(folder / "frames" / name, view.image)
-        (folder / "depth" / name).unlink(missing_ok=True)  # of an earlier sequence
-        if view.depth is not None:
-            _write(folder / "depth" / name, np.clip(np.round(view.depth * 1000), 0, 65535).astype(np.uint16))
-        write_labels(folder, name, view)
-        (folder / "conditioning" / name).unlink(missing_ok=True)
-        if isinstance(view, ImaginedView) and view.conditioning is not None:
-            _write(folder / "conditioning" / name, view.conditioning)
-        translation, quaternion = quaternion_from_pose(view.world_from_camera)
-        lines.append(f"{index} " + " ".join(f"{number:.9f}" for number in (*translation, *quaternion)))
-    (folder / "poses.txt").write_text("\n".join(lines) + "\n")
-    intrinsics = {name: getattr(camera, name) for name in ("width", "height", "fx", "fy", "cx", "cy")}
-    has_depth = any(view.depth is not None for view in views)
-    intrinsics |= {"depth_scale": 1000.0, "has_depth": has_depth, "metric": True}
-    (folder / "intrinsics.json").write_text(json.dumps(intrinsics, indent=1))
+    _write_files(folder, camera, views)
 
 
-def _write(path: Path, image: np.ndarray) -> None:
-    """Writes an RGB image (H, W, 3) or a single channel (H, W), uint8 or uint16."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if image.ndim == 3:
-        write_image(path, image)
-    elif not cv2.imwrite(str(path), image):
-        raise OSError(f"The image could not be written to {path}.")
+def _write_files(folder: Path, camera: Camera, views: Iterable[View]) -> None:
+    lines, has_depth = [_POSES_HEADER], False
+    with AtomicFolder(folder) as files:
+        for index, view in enumerate(views):
+            name = f"{index:06d}.png"
+            images = {"frames": encode_png(view.image), **encode_labels(view)}
+            if view.depth is not None:
+                has_depth = True
+                millimetres = np.clip(np.round(view.depth * 1000), 0, 65535).astype(np.uint16)
+                images["depth"] = encode_png(millimetres)
+            if isinstance(view, ImaginedView) and view.conditioning is not None:
+                images["conditioning"] = encode_png(view.conditioning)
+            for kind, image in images.items():
+                files.write(f"{kind}/{name}", image)
+            translation, quaternion = quaternion_from_pose(view.world_from_camera)
+            lines.append(f"{index} " + " ".join(f"{number:.9f}" for number in (*translation, *quaternion)))
+        for index in _earlier_indices(folder / "poses.txt") | set(range(len(lines) - 1)):
+            for kind in _IMAGE_FOLDERS:  # what was not written above
+                files.remove(f"{kind}/{index:06d}.png")
+        files.write("poses.txt", ("\n".join(lines) + "\n").encode())
+        intrinsics = {name: getattr(camera, name) for name in ("width", "height", "fx", "fy", "cx", "cy")}
+        intrinsics |= {"depth_scale": 1000.0, "has_depth": has_depth, "metric": True}
+        files.write("intrinsics.json", json.dumps(intrinsics, indent=1).encode())
+
+
+def _earlier_indices(path: Path) -> set[int]:
+    """Numbers of the frames of a sequence that `write_sequence` wrote to the folder before."""
+    try:
+        if not path.read_text(encoding="utf-8").startswith(_POSES_HEADER):
+            return set()  # the frames are someone else's
+        return set(_read_poses(path)[0].tolist())
+    except (OSError, ValueError):
+        return set()

@@ -2,39 +2,76 @@
 
 from __future__ import annotations
 
+import errno
+import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
+from PIL import Image
 
 from worldstereo_ros.imaging.codecs import ImageError, check_size
 from worldstereo_ros.io.files import DatasetError
+from worldstereo_ros.utils.atomic_files import atomic_path, readable_path, write_bytes
+from worldstereo_ros.utils.file_kinds import explain_unreadable
 
 
 def write_video(path: Path, frames: Sequence[np.ndarray], fps: float = 8) -> None:
-    """Writes (H, W, 3) uint8 RGB frames as .mp4 (H.264) or .gif, by the suffix of `path`."""
-    import imageio.v2 as imageio
+    """Writes a video that has all its frames, or none.
 
-    if path.suffix == ".gif":
-        imageio.mimsave(path, list(frames), duration=1000 / fps, loop=0)
+    Args:
+        path: .mp4 (H.264) or .gif file.
+        frames: (H, W, 3) uint8 RGB, at least one; an odd height or width loses its last row or column in .mp4.
+        fps: frames per second.
+
+    Raises:
+        WriteError: the file cannot be written, or does not hold all frames when it is read back.
+    """
+    if path.suffix.lower() == ".gif":
+        images = [Image.fromarray(frame) for frame in frames]
+        file = io.BytesIO()
+        images[0].save(file, "GIF", save_all=True, append_images=images[1:], duration=1000 / fps, loop=0)
+        write_bytes(path, file.getvalue())
         return
-    writer = imageio.get_writer(path, fps=fps, codec="libx264", quality=8, macro_block_size=2)
-    with writer:
-        for frame in frames:
-            writer.append_data(frame)
+    from imageio_ffmpeg import count_frames_and_secs, write_frames
+
+    height, width = (size // 2 * 2 for size in frames[0].shape[:2])
+    with atomic_path(path) as partial:
+        # An absolute path is no option (-out/a.mp4) and no protocol (a:b.mp4) of ffmpeg.
+        target = str(partial.absolute())
+        writer = write_frames(target, (width, height), fps=fps, codec="libx264", quality=8, macro_block_size=2)
+        writer.send(None)
+        try:
+            for frame in frames:
+                writer.send(np.ascontiguousarray(frame[:height, :width]))
+        finally:
+            writer.close()
+        # ffmpeg's exit status is not passed on: count the frames that it wrote.
+        try:
+            found, _ = count_frames_and_secs(target)
+        except (RuntimeError, OSError):
+            found = 0
+        if found != len(frames):
+            raise OSError(errno.EIO, f"{found} of its {len(frames)} frames are in the file; the disk may be full")
 
 
 def video_size(path: Path) -> tuple[int, int, int, float]:
-    """Returns (width, height, number of frames, frames per second) from the header. Raises DatasetError."""
+    """Returns (width, height, number of frames, frames per second) as frames are read: turned upright if they are not.
+
+    Frames are counted one by one if the header does not say how many there are, as in recordings of a stream.
+
+    Raises:
+        DatasetError: the file is missing, no video, empty, or its frames are too large.
+    """
     capture = _open_capture(path)
     try:
         width, height = (int(capture.get(key)) for key in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT))
-        frames = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
+        frames = _frame_count(capture)
+        if frames == 0:
+            frames = sum(1 for _ in iter(capture.grab, False))
         if width <= 0 or height <= 0 or frames <= 0:
-            raise DatasetError(
-                f"The video {path} has {frames} frames of {width}x{height} in its header; at least one was expected."
-            )
+            raise DatasetError(f"The video {path} has {frames} frames of {width}x{height}; at least one was expected.")
         try:
             check_size(width, height, f"The video {path}")
         except ImageError as error:
@@ -49,8 +86,11 @@ def read_video(path: Path, start: int = 0) -> Iterator[np.ndarray]:
     video_size(path)
     capture = _open_capture(path)
     try:
-        if start:
+        if start and _frame_count(capture):
             capture.set(cv2.CAP_PROP_POS_FRAMES, start)
+        elif start:  # a stream has no index, and a jump in it ends at the first frame
+            for _ in range(start):
+                capture.grab()
         while True:
             ok, frame = capture.read()
             if not ok:
@@ -60,10 +100,16 @@ def read_video(path: Path, start: int = 0) -> Iterator[np.ndarray]:
         capture.release()
 
 
+def _frame_count(capture: cv2.VideoCapture) -> int:
+    """The number of frames by the header; 0 if it does not say."""
+    return max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
+
+
 def _open_capture(path: Path) -> cv2.VideoCapture:
     if not path.is_file():
         raise DatasetError(f"The file {path} does not exist.")
-    capture = cv2.VideoCapture(str(path))
+    with readable_path(path) as name:
+        capture = cv2.VideoCapture(name)
     if not capture.isOpened():
-        raise DatasetError(f"{path} is not a readable video.")
+        raise DatasetError(f"{path} is not a readable video. {explain_unreadable(path, 'video')}".rstrip())
     return capture

@@ -12,17 +12,18 @@ Pillow reads the indices of a palette image (`np.asarray(Image.open(path))`), Op
 
 from __future__ import annotations
 
-import warnings
+import io
 from pathlib import Path
 
-import cv2
 import numpy as np
 from PIL import Image
 
 from worldstereo_ros.geometry.provenance import Provenance
 from worldstereo_ros.geometry.views import ImaginedView, View
-from worldstereo_ros.imaging.codecs import ImageError, check_size
-from worldstereo_ros.io.images import read_image
+from worldstereo_ros.imaging.compressed_images import open_image
+from worldstereo_ros.imaging.image_checks import ImageError
+from worldstereo_ros.io.images import encode_png, read_image
+from worldstereo_ros.utils.atomic_files import write_bytes
 
 LABELS = ("observed", "provenance", "confidence", "depth_confidence")  # folders
 # Colours that people with colour-blindness tell apart: grey, orange, yellow, blue (RGB).
@@ -35,10 +36,8 @@ PROVENANCE_COLOURS = {
 
 
 def write_provenance(path: Path, provenance: np.ndarray) -> None:
-    """Writes (H, W) uint8 values of `Provenance` as a PNG with a palette. Raises OSError."""
-    image = Image.fromarray(np.ascontiguousarray(provenance, dtype=np.uint8))
-    image.putpalette([level for kind in Provenance for level in PROVENANCE_COLOURS[kind]])
-    image.save(path)
+    """Writes (H, W) uint8 values of `Provenance` as a PNG with a palette. Raises WriteError."""
+    write_bytes(path, _encode_provenance(provenance))
 
 
 def read_provenance(path: Path) -> np.ndarray:
@@ -48,11 +47,8 @@ def read_provenance(path: Path) -> np.ndarray:
         ImageError: the file is missing, no single-channel image, or has values above 3.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(path) as file:
-                check_size(*file.size, what=f"The image {path}")
-                mode, values = file.mode, np.asarray(file)
+        with open_image(Path(path), f"The provenance {path}") as file:
+            mode, values = file.mode, np.asarray(file)
     except ImageError:
         raise
     except Exception as error:  # Pillow raises many types for damaged files
@@ -64,24 +60,22 @@ def read_provenance(path: Path) -> np.ndarray:
     return values.astype(np.uint8)
 
 
-def write_labels(folder: Path, name: str, view: View) -> None:
-    """Writes the labels of a view as `folder`/LABEL/`name`, and removes those that an earlier view left there.
+def encode_labels(view: View) -> dict[str, bytes]:
+    """Encodes the labels of a view as PNG, by the name of their folder.
 
     An observation has labels only if some of its depth is estimated; without labels, all of it is measured.
     """
-    for label in LABELS:
-        (folder / label / name).unlink(missing_ok=True)
     imagined = isinstance(view, ImaginedView) or not view.is_observation
     if not (imagined or view.estimated_mask.any()):
-        return
+        return {}
+    labels = {"provenance": _encode_provenance(view.provenance)}
     if imagined:
-        _write_grey(folder / "observed" / name, view.observed_mask.astype(np.float32))
-    (folder / "provenance").mkdir(parents=True, exist_ok=True)
-    write_provenance(folder / "provenance" / name, view.provenance)
+        labels["observed"] = _encode_grey(view.observed_mask.astype(np.float32))
     if view.confidence is not None:
-        _write_grey(folder / "confidence" / name, view.confidence)
+        labels["confidence"] = _encode_grey(view.confidence)
     if view.depth_confidence is not None:
-        _write_grey(folder / "depth_confidence" / name, view.depth_confidence)
+        labels["depth_confidence"] = _encode_grey(view.depth_confidence)
+    return labels
 
 
 def read_labels(folder: Path, number: int) -> dict[str, np.ndarray]:
@@ -115,9 +109,14 @@ def read_labels(folder: Path, number: int) -> dict[str, np.ndarray]:
     return labels
 
 
-def _write_grey(path: Path, values: np.ndarray) -> None:
-    """Writes (H, W) values in 0..1 as an 8-bit image, 255 = 1."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    levels = np.rint(np.clip(np.nan_to_num(values), 0, 1) * 255).astype(np.uint8)
-    if not cv2.imwrite(str(path), levels):
-        raise OSError(f"The image could not be written to {path}.")
+def _encode_provenance(provenance: np.ndarray) -> bytes:
+    image = Image.fromarray(np.ascontiguousarray(provenance, dtype=np.uint8))
+    image.putpalette([level for kind in Provenance for level in PROVENANCE_COLOURS[kind]])
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
+def _encode_grey(values: np.ndarray) -> bytes:
+    """Encodes (H, W) values in 0..1 as an 8-bit image, 255 = 1."""
+    return encode_png(np.rint(np.clip(np.nan_to_num(values), 0, 1) * 255).astype(np.uint8))

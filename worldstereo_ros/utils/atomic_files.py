@@ -201,15 +201,16 @@ class AtomicFolder:
 
 @contextmanager
 def readable_path(path: str | Path) -> Iterator[str]:
-    """Gives a UTF-8 name under which an existing file can be opened by libraries that end the process on other names.
+    """Gives a name of an existing file for libraries that end the process on names that are not UTF-8.
 
     Yields:
-        The path itself, or one of the open file within /proc where it is not UTF-8. It holds within the block.
+        The absolute path (a relative one may look like an option or a URL), or one of the open file within /proc where
+        it is not UTF-8. It holds within the block.
 
     Raises:
         OSError: the file cannot be opened.
     """
-    name = str(path)
+    name = str(Path(path).absolute())
     try:
         name.encode()
     except UnicodeEncodeError:
