@@ -9,8 +9,10 @@ import cv2
 import numpy as np
 import pytest
 from helpers.textured_wall import textured_wall_views
+from imageio_ffmpeg import get_ffmpeg_exe
 
-from worldstereo_ros.io.video import read_video, write_video
+from worldstereo_ros.io.files import DatasetError
+from worldstereo_ros.io.video import read_video, video_size, write_video
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.gif"])
@@ -54,3 +56,36 @@ def test_full_disk_leaves_no_video(tmp_path, limit):
     assert "rejected:" in done.stdout
     assert "of its 24 frames are in the file" in done.stdout
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_video_is_read_from_any_frame(tmp_path, stream):
+    """A recording of a stream has neither a count of its frames nor an index to find one by."""
+    levels = [20, 60, 100, 140, 180, 220]
+    images = [np.full((48, 64, 3), level, np.uint8) for level in levels]
+    path = tmp_path / "a.mp4"
+    write_video(path, images, fps=5)
+    if stream:
+        path = tmp_path / "a.webm"
+        command = [get_ffmpeg_exe(), "-loglevel", "error", "-i", str(tmp_path / "a.mp4"), "-c:v", "libvpx"]
+        subprocess.run([*command, "-f", "webm", "-live", "1", str(path)], check=True)
+        assert cv2.VideoCapture(str(path)).get(cv2.CAP_PROP_FRAME_COUNT) < 1
+    assert video_size(path) == (64, 48, 6, 5.0)
+    for start in (0, 1, 4, 5):
+        assert next(read_video(path, start)).mean() == pytest.approx(levels[start], abs=8)
+    assert not list(read_video(path, 6))
+
+
+def test_video_of_a_phone_held_upright_is_read_upright(tmp_path):
+    images = [np.zeros((48, 64, 3), np.uint8)] * 2
+    write_video(tmp_path / "a.mp4", images, fps=5)
+    command = [get_ffmpeg_exe(), "-loglevel", "error", "-display_rotation", "90", "-i", str(tmp_path / "a.mp4")]
+    subprocess.run([*command, "-c", "copy", str(tmp_path / "b.mov")], check=True)
+    assert video_size(tmp_path / "b.mov")[:2] == (48, 64)
+    assert next(read_video(tmp_path / "b.mov")).shape == (64, 48, 3)
+
+
+def test_what_is_no_video_is_named(tmp_path):
+    (tmp_path / "a.mp4").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    with pytest.raises(DatasetError, match=r"not a readable video\. It is a Git LFS pointer"):
+        video_size(tmp_path / "a.mp4")

@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from worldstereo_ros.geometry.cameras import Camera
-from worldstereo_ros.imaging.codecs import ImageError
+from worldstereo_ros.imaging.image_checks import MAX_PIXELS, ImageError
 from worldstereo_ros.io.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, DatasetError, list_files, read_json, read_prompt
 from worldstereo_ros.io.images import image_size
+from worldstereo_ros.io.photos import read_photo_header, reduced_size
 from worldstereo_ros.io.posed_sequences import open_posed, read_intrinsics
 from worldstereo_ros.io.video import video_size
 from worldstereo_ros.io.view_sequence import ViewSequence
@@ -23,6 +24,7 @@ from worldstereo_ros.io.worldstereo_examples import (
     poses_from_extrinsic,
     read_trajectory,
 )
+from worldstereo_ros.utils.file_kinds import explain_unreadable
 
 __all__ = ["DatasetError", "Trajectory", "ViewSequence", "open_image", "open_posed", "open_sequence", "open_video"]
 
@@ -51,7 +53,8 @@ def open_sequence(path: str | Path) -> ViewSequence:
             raise DatasetError(f"{path} is a bag; open it with `worldstereo imagine --bag ...`.")
         if path.is_file():
             raise DatasetError(
-                f"{path} is neither an image ({', '.join(IMAGE_SUFFIXES)}) nor a video ({', '.join(VIDEO_SUFFIXES)})."
+                f"{path} is neither an image ({', '.join(IMAGE_SUFFIXES)}) nor a video ({', '.join(VIDEO_SUFFIXES)}). "
+                f"{explain_unreadable(path)}".rstrip()
             )
         if (path / "pano_bank").is_dir():
             return _open_panorama_bank(path)
@@ -75,15 +78,33 @@ def open_sequence(path: str | Path) -> ViewSequence:
 # --- images and videos -----------------------------------------------------------------------------------------------
 
 
-def _assumed_camera(width: int, height: int) -> Camera:
-    focal = float(0.5 * max(width, height) / np.tan(0.5 * ASSUMED_FOV_RAD))
+def _assumed_camera(width: int, height: int, focal: float | None = None) -> Camera:
+    """A camera with a centred principal point; without a focal length in pixels, of the assumed field of view."""
+    if focal is None:
+        focal = float(0.5 * max(width, height) / np.tan(0.5 * ASSUMED_FOV_RAD))
     return Camera(width, height, focal, focal, 0.5 * (width - 1), 0.5 * (height - 1))
 
 
-def _unposed(path: Path, kind: str, frames: list[Path], size: tuple[int, int], folder: Path) -> ViewSequence:
-    """Builds a sequence without poses; intrinsics come from `folder`/intrinsics.json or are assumed."""
+def _unposed(
+    path: Path, kind: str, frames: list[Path], folder: Path, video_size: tuple[int, int] | None = None
+) -> ViewSequence:
+    """Builds a sequence without poses; intrinsics come from `folder`/intrinsics.json or are assumed.
+
+    Intrinsics refer to the stored pixels of a photograph, unless their size is that of the upright image only.
+    """
+    photo = read_photo_header(frames[0]) if video_size is None else None
     known = (folder / "intrinsics.json").is_file()
-    camera = read_intrinsics(folder / "intrinsics.json")[0] if known else _assumed_camera(*size)
+    if known:
+        camera = read_intrinsics(folder / "intrinsics.json")[0]
+        if photo is not None and (photo.stored_size == photo.size or photo.size != (camera.width, camera.height)):
+            image_size(frames[0])  # limits the size, which cannot be reduced
+            photo = None
+    elif photo is None:
+        assert video_size is not None
+        camera = _assumed_camera(*video_size)
+    else:
+        size = reduced_size(photo.size, MAX_PIXELS)
+        camera = _assumed_camera(*size, photo.focal_px(*size))
     count = len(frames)
     return ViewSequence(
         path=path,
@@ -96,6 +117,7 @@ def _unposed(path: Path, kind: str, frames: list[Path], size: tuple[int, int], f
         stamps_ns=np.zeros(count, dtype=np.int64),
         posed=False,
         camera_known=known,
+        photo=photo,
         prompt=read_prompt(folder / "prompt.json"),
     )
 
@@ -109,7 +131,9 @@ def open_image(
         image: image file.
         depth: 16-bit PNG of the same size; None = `NAME_depth.png` (for image.png also depth.png) beside the image, if
             it exists.
-        camera: intrinsics; None = `intrinsics.json` beside the image, or an assumed field of view of 60 degrees.
+        camera: intrinsics of the stored pixels; None = `intrinsics.json` beside the image, else the focal length in its
+            EXIF, else an assumed field of view of 60 degrees. Without intrinsics the image is turned by its EXIF
+            orientation, and reduced if it has more than `MAX_PIXELS` pixels.
         depth_scale: stored depth values per metre.
 
     Raises:
@@ -117,16 +141,15 @@ def open_image(
     """
     image = Path(image)
     try:
-        size = image_size(image)
+        sequence = _unposed(image, "image", [image], image.parent)
     except ImageError as error:
         raise DatasetError(str(error)) from error
-    sequence = _unposed(image, "image", [image], size, image.parent)
     beside = [image.with_name(f"{image.stem}_depth.png")] + [image.with_name("depth.png")] * (image.stem == "image")
     depth = Path(depth) if depth is not None else next((p for p in beside if p.is_file()), None)
     if depth is not None and not depth.is_file():
         raise DatasetError(f"The depth image {depth} does not exist.")
     sequence = replace(sequence, depths=(depth,), depth_scale=depth_scale, metric=depth is not None)
-    return sequence if camera is None else replace(sequence, cameras=(camera,), camera_known=True)
+    return sequence if camera is None else replace(sequence, cameras=(camera,), camera_known=True, photo=None)
 
 
 def open_video(path: str | Path) -> ViewSequence:
@@ -139,7 +162,7 @@ def open_video(path: str | Path) -> ViewSequence:
     if path.is_dir():
         frames = list_files(path / "frames", IMAGE_SUFFIXES)
         if frames:
-            return _unposed(path, "video", frames, image_size(frames[0]), path)
+            return _unposed(path, "video", frames, path)
         clips = list_files(path, VIDEO_SUFFIXES)
         if len(clips) != 1:
             raise DatasetError(f"{path} has {len(clips)} videos and no images in frames/; one video was expected.")
@@ -147,7 +170,7 @@ def open_video(path: str | Path) -> ViewSequence:
     else:
         clip, folder = path, path.parent
     width, height, count, rate = video_size(clip)
-    sequence = _unposed(path, "video", [clip] * count, (width, height), folder)
+    sequence = _unposed(path, "video", [clip] * count, folder, (width, height))
     return replace(sequence, stamps_ns=np.rint(np.arange(count) * (1e9 / rate)).astype(np.int64))
 
 

@@ -13,7 +13,7 @@ from worldstereo_ros.utils.errors import WorldStereoError
 
 MAX_TEXT_BYTES = 64 * 2**20
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
-VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".avi", ".webm")
+VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".avi", ".webm", ".mpg", ".mpeg", ".3gp")
 
 
 class DatasetError(WorldStereoError, ValueError):

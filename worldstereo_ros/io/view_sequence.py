@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import operator
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -12,12 +13,15 @@ import numpy as np
 
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.views import View
-from worldstereo_ros.imaging.codecs import ImageError
+from worldstereo_ros.imaging.image_checks import MAX_PIXELS, ImageError
 from worldstereo_ros.io.files import VIDEO_SUFFIXES, DatasetError
 from worldstereo_ros.io.images import read_depth, read_image
+from worldstereo_ros.io.photos import PhotoHeader, read_photo, turn
 from worldstereo_ros.io.video import read_video
 from worldstereo_ros.io.view_labels import read_labels
 from worldstereo_ros.io.worldstereo_examples import Trajectory
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,11 @@ class ViewSequence:
         depth_scale: stored depth values per metre.
         metric: translations are in metres.
         posed: poses are known.
-        camera_known: intrinsics are known; otherwise a field of view of 60 degrees along the longer side is assumed.
+        camera_known: intrinsics are known; otherwise they follow from the focal length in EXIF or, without it, from an
+            assumed field of view of 60 degrees along the longer side.
+        photo: header of the first frame, if frames are photographs whose intrinsics are ours to assume: they are turned
+            by the EXIF orientation, and `cameras` are those of the turned images. None: the stored pixels are used,
+            which intrinsics refer to.
         prompt: text prompt that describes the place, or empty.
         trajectories: camera trajectories that come with the data, by name.
         labels: folder with provenance and confidences of the views, see `io/view_labels.py`; None = all views are
@@ -57,6 +65,7 @@ class ViewSequence:
     metric: bool = False
     posed: bool = True
     camera_known: bool = True
+    photo: PhotoHeader | None = None
     prompt: str = ""
     trajectories: dict[str, Trajectory] = field(default_factory=dict)
     labels: Path | None = None
@@ -93,7 +102,7 @@ class ViewSequence:
             image = self._load_image(index)
             self._check_size(self.frames[index], image, camera)
             if (file := self.depths[index]) is not None:
-                depth = read_depth(file, self.depth_scale)
+                depth = self._oriented(read_depth(file, self.depth_scale))
                 self._check_size(file, depth, camera)
             view = View(image, camera, self.poses[index], depth, stamp_ns=int(self.stamps_ns[index]))
             return view if self.labels is None else self._labelled(view, self.labels, int(self.indices[index]))
@@ -132,10 +141,25 @@ class ViewSequence:
     def _load_image(self, index: int) -> np.ndarray:
         path = self.frames[index]
         if path.suffix.lower() not in VIDEO_SUFFIXES:
-            return read_image(path)
+            return read_image(path) if self.photo is None else read_photo(path, max_pixels=MAX_PIXELS)
         for frame in read_video(path, start=int(self.indices[index])):
             return frame
         raise DatasetError(f"The video {path} ends before frame {self.indices[index]}.")
+
+    def _oriented(self, depth: np.ndarray) -> np.ndarray:
+        """Turns depth (H, W) of the stored pixels along with a photograph; depth of its upright size is upright."""
+        photo = self.photo
+        if photo is None or photo.orientation == 1:
+            return depth
+        size = (depth.shape[1], depth.shape[0])
+        if photo.size != photo.stored_size:
+            return turn(depth, photo.orientation) if size == photo.stored_size else depth
+        logger.warning(
+            "%s is turned by its EXIF orientation (%d), and its size does not tell whether the depth beside it is "
+            "turned too; it is used as it is. With intrinsics.json beside the image, both are used as they are stored.",
+            *(self.path, photo.orientation),
+        )
+        return depth
 
     @staticmethod
     def _check_size(what: Path | str, array: np.ndarray, camera: Camera) -> None:
