@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from worldstereo_ros.geometry.poses import invert_pose
-from worldstereo_ros.utils.errors import WorldStereoError
+from worldstereo_ros.utils.errors import InputError, WorldStereoError
 
 
 class UnknownPoseError(WorldStereoError, ValueError):
@@ -77,30 +77,94 @@ class PoseTrack:
         return _interpolate_pair(pair, fraction)
 
 
+@dataclass(frozen=True)
+class _Link:
+    """The samples of one frame, each to the parent that it was sent with.
+
+    Attributes:
+        track: poses of the frame in its parents.
+        parents: name of the parent of each pose.
+    """
+
+    track: PoseTrack
+    parents: tuple[str, ...]
+
+    def index_at(self, stamp_ns: int) -> int:
+        """The sample in force at a time: the newest that is not later, else the first."""
+        if self.track.static:
+            return 0
+        return max(int(np.searchsorted(self.track.stamps_ns, stamp_ns, side="right")) - 1, 0)
+
+    def at(self, stamp_ns: int, tolerance_ns: int) -> np.ndarray:
+        """(4, 4) pose in the parent of that time; never interpolated between two parents, as in tf2."""
+        index = self.index_at(stamp_ns)
+        if index + 1 < len(self.parents) and self.parents[index + 1] != self.parents[index]:
+            first = int(self.track.stamps_ns[index])
+            if stamp_ns >= first:
+                return self.track.poses[index]
+        return self.track.at(stamp_ns, tolerance_ns)
+
+
 class TransformTree:
-    """A tree of coordinate frames over time, filled from /tf and /tf_static."""
+    """A tree of coordinate frames over time, filled from /tf and /tf_static.
+
+    As in tf2, a frame may change its parent: each sample keeps the parent that it was sent with, and is in force until
+    the next one.
+    """
 
     def __init__(self) -> None:
-        self._samples: dict[str, tuple[str, bool, list[tuple[int, np.ndarray]]]] = {}
-        self._tracks: dict[str, PoseTrack] = {}
+        self._samples: dict[str, tuple[bool, list[tuple[int, str, np.ndarray]]]] = {}
+        self._links: dict[str, _Link] = {}
+        self._names: set[str] = set()
 
     def add(self, parent: str, child: str, stamp_ns: int, parent_from_child: np.ndarray, *, static: bool) -> None:
-        """Adds one transform. When a child gets another parent, transforms to the old parent are discarded."""
+        """Adds one transform. A static one replaces all others of its child, and is replaced by any other.
+
+        Raises:
+            InputError: a name is empty, or both are the same.
+        """
         parent, child = parent.lstrip("/"), child.lstrip("/")
+        if not parent or not child or parent == child:
+            raise InputError(f"The transform from '{child}' to '{parent}' does not name two frames.")
         entry = self._samples.get(child)
-        if entry is None or entry[:2] != (parent, static):
-            entry = self._samples[child] = (parent, static, [])
-        entry[2].append((stamp_ns, parent_from_child))
-        self._tracks.pop(child, None)
+        if entry is None or static or entry[0]:
+            entry = self._samples[child] = (static, [])
+        entry[1].append((stamp_ns, parent, parent_from_child))
+        self._links.pop(child, None)
+        self._names.update((parent, child))
 
     @property
     def frames(self) -> list[str]:
         """Names of all frames, sorted."""
-        return sorted(set(self._samples) | {parent for parent, _, _ in self._samples.values()})
+        return sorted(self._names)
 
-    def root(self, frame: str) -> str:
-        """Returns the topmost ancestor of a frame; the frame itself if it has no parent."""
-        return self._ancestors(frame.lstrip("/"))[-1]
+    def has(self, frame: str) -> bool:
+        """Whether any transform names the frame."""
+        return frame.lstrip("/") in self._names
+
+    def is_static(self, frame: str) -> bool:
+        """Whether a frame is fixed in its parent."""
+        entry = self._samples.get(frame.lstrip("/"))
+        return entry is not None and entry[0]
+
+    def ancestors(self, frame: str, stamp_ns: int) -> list[str]:
+        """Returns a frame, its parent at a time, and so on up to the root.
+
+        Raises:
+            UnknownPoseError: the transforms form a cycle.
+        """
+        frames = [frame.lstrip("/")]
+        while frames[-1] in self._samples:
+            link = self._link(frames[-1])
+            parent = link.parents[link.index_at(stamp_ns)]
+            if parent in frames:
+                raise UnknownPoseError(f"The transforms form a cycle through '{parent}'.")
+            frames.append(parent)
+        return frames
+
+    def root(self, frame: str, stamp_ns: int) -> str:
+        """Returns the topmost ancestor of a frame at a time; the frame itself if it has no parent."""
+        return self.ancestors(frame, stamp_ns)[-1]
 
     def lookup(self, target: str, source: str, stamp_ns: int, tolerance_ns: int) -> np.ndarray:
         """Looks up the transform between two frames at a time.
@@ -117,11 +181,12 @@ class TransformTree:
             UnknownPoseError: a frame is unknown, the frames are not connected, or a transform is not available then.
         """
         target, source = target.lstrip("/"), source.lstrip("/")
-        frames = self.frames
         for frame in (target, source):
-            if frame not in frames and target != source:
-                raise UnknownPoseError(f"There is no frame '{frame}'; the frames are {', '.join(frames) or 'none'}.")
-        from_source, from_target = self._ancestors(source), self._ancestors(target)
+            if frame not in self._names and target != source:
+                raise UnknownPoseError(
+                    f"There is no frame '{frame}'; the frames are {', '.join(self.frames) or 'none'}."
+                )
+        from_source, from_target = self.ancestors(source, stamp_ns), self.ancestors(target, stamp_ns)
         common = next((frame for frame in from_source if frame in from_target), None)
         if common is None:
             raise UnknownPoseError(f"The frames '{target}' and '{source}' are not connected by transforms.")
@@ -129,26 +194,25 @@ class TransformTree:
         common_from_target = self._chain(from_target[: from_target.index(common)], stamp_ns, tolerance_ns)
         return invert_pose(common_from_target) @ common_from_source
 
-    def _ancestors(self, frame: str) -> list[str]:
-        """The frame, its parent, and so on up to the root."""
-        frames = [frame]
-        while frames[-1] in self._samples:
-            parent = self._samples[frames[-1]][0]
-            if parent in frames:
-                raise UnknownPoseError(f"The transforms form a cycle through '{parent}'.")
-            frames.append(parent)
-        return frames
+    def _link(self, frame: str) -> _Link:
+        link = self._links.get(frame)
+        if link is None:
+            static, samples = self._samples[frame]
+            by_stamp = {stamp: (parent, pose) for stamp, parent, pose in samples}
+            stamps = sorted(by_stamp)
+            track = PoseTrack.from_samples(((stamp, by_stamp[stamp][1]) for stamp in stamps), static=static)
+            link = self._links[frame] = _Link(track, tuple(by_stamp[stamp][0] for stamp in stamps))
+        return link
 
     def _chain(self, frames: list[str], stamp_ns: int, tolerance_ns: int) -> np.ndarray:
         """Multiplies the transforms of consecutive frames: the pose of the first in the parent of the last."""
         pose = np.eye(4)
         for frame in frames:
-            parent, static, samples = self._samples[frame]
-            if frame not in self._tracks:
-                self._tracks[frame] = PoseTrack.from_samples(samples, static=static)
+            link = self._link(frame)
             try:
-                pose = self._tracks[frame].at(stamp_ns, tolerance_ns) @ pose
+                pose = link.at(stamp_ns, tolerance_ns) @ pose
             except UnknownPoseError as error:
+                parent = link.parents[link.index_at(stamp_ns)]
                 raise UnknownPoseError(
                     f"The transform from '{frame}' to '{parent}' is unavailable at that time: {error}."
                 ) from None

@@ -21,7 +21,6 @@ from worldstereo_ros.io.bags.views import (
     BagWriter,
     camera_info_beside,
     find_topics,
-    read_path,
     read_views,
 )
 
@@ -103,18 +102,6 @@ def test_read_views_undistorts_images(tmp_path):
     np.testing.assert_allclose(view.image[12, 16].astype(int), raw[12, 16].astype(int), atol=12)  # the middle stays
     recorded = set(np.rint(drive()[2][0] * 1000).reshape(-1).tolist())
     assert set(np.rint(view.depth * 1000).reshape(-1).tolist()) <= recorded, "depth was blended"
-
-
-def test_read_path_returns_the_last_non_empty_path(tmp_path):
-    record(tmp_path / "drive")
-    base = drive()[3]
-    np.testing.assert_allclose(read_path(tmp_path / "drive", "/plan"), base, atol=1e-9)
-    moved = read_path(tmp_path / "drive", "/plan", base_frame="base_link", camera_frame="camera_optical")
-    np.testing.assert_allclose(moved, base @ BASE_FROM_CAMERA, atol=1e-9)
-    with pytest.raises(BagError, match="no frame 'moon'"):
-        read_path(tmp_path / "drive", "/plan", world_frame="moon")
-    with pytest.raises(BagError, match=r"'/cam/image' has type sensor_msgs/msg/Image"):
-        read_path(tmp_path / "drive", "/cam/image")
 
 
 def test_camera_info_beside_follows_image_transport():

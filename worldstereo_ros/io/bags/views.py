@@ -1,49 +1,44 @@
-"""Reads posed RGB-D views and paths from bags, without ROS."""
+"""Reads posed RGB-D views from bags, without ROS.
+
+A message that is damaged or invalid is left out; how many were, and why, is logged once at the end.
+"""
 
 from __future__ import annotations
 
-import struct
+import bisect
+import logging
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from worldstereo_ros.geometry.calibration import CameraCalibration, calibration_from_info
-from worldstereo_ros.geometry.pose_tracks import PoseTrack, TransformTree, UnknownPoseError
-from worldstereo_ros.geometry.poses import pose_from_quaternion
+from worldstereo_ros.geometry.calibration import CameraCalibration, is_rectified
+from worldstereo_ros.geometry.depth_units import parse_depth_unit
 from worldstereo_ros.geometry.views import View
-from worldstereo_ros.imaging import codecs
 from worldstereo_ros.imaging.codecs import ImageError
+from worldstereo_ros.io.bags.decoding import decode_colour, decode_depth
 from worldstereo_ros.io.bags.files import Bag, BagError, BagWriter
+from worldstereo_ros.io.bags.image_poses import PoseOptions, image_poses
+from worldstereo_ros.io.bags.index import BagIndex, build_index
+from worldstereo_ros.io.bags.left_out import LeftOut
+from worldstereo_ros.io.bags.paths import read_path
 from worldstereo_ros.io.bags.topics import (
     CAMERA_INFO,
     COMPRESSED,
     IMAGE,
     ODOMETRY,
-    PATH,
     POSE,
     POSE_COVARIANCE,
-    TF,
     camera_info_beside,
     find_topics,
 )
+from worldstereo_ros.utils.errors import InputError
 
 __all__ = ["Bag", "BagError", "BagWriter", "camera_info_beside", "find_topics", "read_path", "read_views"]
 
-
-@dataclass
-class _Index:
-    """Result of the first pass over a bag: stamps, poses and transforms."""
-
-    images: list[int] = field(default_factory=list)  # stamps, nanoseconds
-    depths: list[int] = field(default_factory=list)
-    frame: str = ""  # frame_id of the images
-    info: Any = None
-    poses: list[tuple[int, np.ndarray]] = field(default_factory=list)
-    pose_child: str = ""
-    tree: TransformTree = field(default_factory=TransformTree)
+logger = logging.getLogger(__name__)
 
 
 def read_views(
@@ -57,36 +52,46 @@ def read_views(
     base_frame: str = "",
     tolerance: float = 0.03,
     max_views: int = 0,
+    rectified: str = "auto",
+    camera_axes: str = "auto",
+    depth_unit: str = "auto",
 ) -> Iterator[View]:
     """Reads posed RGB-D views from a bag, in recorded order.
 
     An image is paired with the depth image of the nearest stamp; if there is a depth topic, images without depth
-    within `tolerance` are skipped. The pose comes from `pose_topic` or, without one, from the transforms between
-    `world_frame` and the image's frame, interpolated at the image's stamp; images without a pose are skipped. From a
-    bag without poses and transforms only the first image is read, at the origin.
+    within `tolerance` are left out. The pose comes from `pose_topic` or, without one, from the transforms between
+    `world_frame` and the image's frame, interpolated at the image's stamp; images without a pose are left out. From a
+    bag without any pose and transform only the first image is read, at the origin. Each image is seen with the
+    camera_info of its time. What is left out is counted and logged at the end.
 
     Args:
-        path: folder or file of the bag.
+        path: folder or file of the bag; a folder of the files of a split recording is one bag.
         image_topic: colour topic (Image or CompressedImage); "" = detected, with its depth topic, by `find_topics`.
         depth_topic: topic of depth registered to the image (Image of 16UC1 mm or 32FC1 m, or compressedDepth);
             "" = no depth.
         camera_info_topic: "" = `camera_info` beside the image topic.
         pose_topic: PoseStamped or PoseWithCovarianceStamped (pose of the camera's optical frame, or of `base_frame`),
             or Odometry (pose of its child frame); "" = transforms.
-        world_frame: frame of the returned poses from transforms; "" = the root above the image's frame.
+        world_frame: frame of the returned poses; "" = that of the pose topic, or the root above the image's frame.
         base_frame: frame of a PoseStamped, if it is not the camera's; transforms give the pose of the camera.
         tolerance: largest difference between stamps that belong together, seconds.
-        max_views: maximum number of views, evenly spaced; 0 = all.
+        max_views: maximum number of views, evenly spaced; 0 = all. The next one takes the place of an invalid one.
+        rectified: "true", "false", or "auto" = by the topic's name, see `geometry.calibration.is_rectified`.
+        camera_axes: "optical", "body", or "auto", see `geometry.camera_axes.resolve_camera_axes`.
+        depth_unit: see `geometry.depth_units.parse_depth_unit`.
 
     Yields:
         Views with their stamps, undistorted.
 
     Raises:
-        BagError: the bag is damaged, a topic is missing or of another type, sizes contradict each other, or no image
-            has depth and pose.
+        BagError: the bag is damaged, a topic is missing or of another type, or no image has all that it needs.
+        InputError: an option is invalid.
     """
-    path = Path(path)
+    if not (np.isfinite(tolerance) and tolerance >= 0):
+        raise InputError(f"The tolerance is {tolerance} s; a number of at least 0 was expected.")
     tolerance_ns = round(tolerance * 1e9)
+    metres_per_count = parse_depth_unit(depth_unit)
+    path, left_out = Path(path), LeftOut()
     with Bag(path) as bag:
         if not image_topic:
             image_topic, found = find_topics(bag)
@@ -100,79 +105,64 @@ def read_views(
             bag.require(depth_topic, (IMAGE, COMPRESSED), "depth image")
         if pose_topic:
             bag.require(pose_topic, (POSE, POSE_COVARIANCE, ODOMETRY), "pose")
-        index = _index(bag, image_topic, depth_topic, info_topic, pose_topic)
+        rectified_images = is_rectified(rectified, image_topic)
         try:
-            calibration = calibration_from_info(index.info)
-        except ValueError as error:
-            raise BagError(f"'{info_topic}' in {path} cannot be used. {error}") from error
-        pairs: dict[int, int | None] = dict.fromkeys(range(len(index.images)))
-        if depth_topic:
-            pairs = {**_nearest(index.images, index.depths, tolerance_ns)}
-            if not pairs:
-                raise BagError(
-                    f"No image on '{image_topic}' has a depth image on '{depth_topic}' within {tolerance:g} s. "
-                    "Check that both are stamped by one clock, or increase the tolerance."
-                )
-        poses = _poses(index, sorted(pairs), bag.topics.get(pose_topic, ""), world_frame, base_frame, tolerance_ns)
-        selected = sorted(poses)
-        if 0 < max_views < len(selected):
-            selected = [selected[round(i)] for i in np.linspace(0, len(selected) - 1, max_views)]
-        yield from _load(bag, image_topic, depth_topic, index, {i: pairs[i] for i in selected}, poses, calibration)
+            index = build_index(
+                bag, image_topic, depth_topic, info_topic, pose_topic, left_out, rectified=rectified_images
+            )
+            _log_rectified(rectified_images, rectified, image_topic, index)
+            pairs: dict[int, int | None] = dict.fromkeys(range(len(index.images)))
+            if depth_topic:
+                pairs = {**_nearest(index.images, index.depths, tolerance_ns)}
+                _check_pairs(pairs, index, image_topic, depth_topic, tolerance, left_out)
+            options = PoseOptions(bag.topics.get(pose_topic, ""), world_frame, base_frame, camera_axes, tolerance_ns)
+            poses = image_poses(index, sorted(pairs), image_topic, options, left_out)
+            reader = _ViewReader(bag, image_topic, depth_topic, index, poses, metres_per_count, left_out)
+            yield from reader.read({i: pairs[i] for i in sorted(poses)}, max_views)
+        finally:
+            left_out.log(logger)
 
 
-def _index(bag: Bag, image_topic: str, depth_topic: str, info_topic: str, pose_topic: str) -> _Index:
-    """The first pass over a bag: reads all stamps, poses and transforms, but no images."""
-    index = _Index()
-    transforms = [name for name, kind in bag.topics.items() if kind == TF]
-    for topic, recorded, raw in bag.messages({image_topic, depth_topic, info_topic, pose_topic, *transforms} - {""}):
-        if topic == image_topic:
-            index.images.append(_stamp(raw, recorded))
-            index.frame = index.frame or _frame_id(raw)
-        if topic == depth_topic:
-            index.depths.append(_stamp(raw, recorded))
-        if topic == info_topic and index.info is None:
-            index.info = bag.decode(topic, raw)
-        if topic == pose_topic:
-            message = bag.decode(topic, raw)
-            pose = message.pose if bag.topics[topic] == POSE else message.pose.pose
-            index.poses.append((_stamp(raw, recorded), _matrix(pose.position, pose.orientation, topic)))
-            index.pose_child = getattr(message, "child_frame_id", "")
-        if topic in transforms:
-            _add_transforms(index.tree, bag.decode(topic, raw), topic)
-    return index
-
-
-def _add_transforms(tree: TransformTree, message: Any, topic: str) -> None:
-    for t in message.transforms:
-        stamp_ns = t.header.stamp.sec * 1_000_000_000 + t.header.stamp.nanosec
-        matrix = _matrix(t.transform.translation, t.transform.rotation, topic)
-        tree.add(t.header.frame_id, t.child_frame_id, stamp_ns, matrix, static=topic.endswith("tf_static"))
-
-
-def _stamp(raw: memoryview, recorded_ns: int) -> int:
-    """Reads the stamp of the header, the first field of a message; the receive time if it is zero."""
-    if len(raw) < 12:
-        return recorded_ns
-    seconds, nanoseconds = struct.unpack_from("<iI" if raw[1] & 1 else ">iI", raw, 4)
-    return seconds * 1_000_000_000 + nanoseconds or recorded_ns
-
-
-def _frame_id(raw: memoryview) -> str:
-    """Reads the frame_id of the header, which follows the stamp."""
-    if len(raw) < 16:
-        return ""
-    (length,) = struct.unpack_from("<I" if raw[1] & 1 else ">I", raw, 12)
-    return bytes(raw[16 : 16 + min(length, 256)]).rstrip(b"\0").decode("utf-8", "replace")
-
-
-def _matrix(position: Any, orientation: Any, topic: str) -> np.ndarray:
-    """Converts position and orientation to a (4, 4) matrix; raises BagError."""
-    try:
-        return pose_from_quaternion(
-            (position.x, position.y, position.z), (orientation.x, orientation.y, orientation.z, orientation.w)
+def _log_rectified(rectified: bool, setting: str, image_topic: str, index: BagIndex) -> None:
+    """Says how the images are seen, where raw and rectified images would be seen differently."""
+    if not any(calibration.coefficients.size for calibration in index.calibrations.calibrations):
+        return
+    if not rectified:
+        logger.info("The images on '%s' are taken as raw: their distortion is removed.", image_topic)
+    elif setting == "auto":
+        logger.warning(
+            "The images on '%s' are rectified by the name of the topic: they are seen with P of their camera_info, and "
+            "no distortion is removed. If they are raw, say so (--rectified false).",
+            image_topic,
         )
-    except ValueError as error:
-        raise BagError(f"A message on '{topic}' is invalid. {error}") from error
+
+
+def _check_pairs(
+    pairs: dict[int, int | None],
+    index: BagIndex,
+    image_topic: str,
+    depth_topic: str,
+    tolerance: float,
+    left_out: LeftOut,
+) -> None:
+    """Counts the images without depth; raises BagError if all are."""
+    lone = [i for i in range(len(index.images)) if i not in pairs]
+    if not lone:
+        return
+    gaps_ns = [min((abs(index.images[i] - depth) for depth in index.depths), default=0) for i in lone[:100]]
+    if not pairs:
+        raise BagError(
+            f"No image on '{image_topic}' has a depth image on '{depth_topic}' within {tolerance:g} s; the nearest is "
+            f"{min(gaps_ns) / 1e9:.3f} s away. Check that both are stamped by one clock, or increase the tolerance "
+            "(--tolerance)."
+        )
+    for i in lone:
+        at = index.images[i] / 1e9
+        left_out.add(
+            "images without depth",
+            image_topic,
+            f"The image at {at:.3f} s has no depth on '{depth_topic}' within {tolerance:g} s; --tolerance sets more.",
+        )
 
 
 def _nearest(stamps: list[int], others: list[int], tolerance_ns: int) -> dict[int, int]:
@@ -189,103 +179,93 @@ def _nearest(stamps: list[int], others: list[int], tolerance_ns: int) -> dict[in
     return pairs
 
 
-def _poses(
-    index: _Index, images: list[int], pose_type: str, world_frame: str, base_frame: str, tolerance_ns: int
-) -> dict[int, np.ndarray]:
-    """Returns (4, 4) world_from_camera of the images with a known pose.
+class _ViewReader:
+    """The second pass over a bag: decodes images with their depth images, and replaces those that are invalid."""
 
-    Raises:
-        BagError: no image has a pose; the message says why.
-    """
-    if not index.poses and (not index.tree.frames or (not world_frame and index.frame not in index.tree.frames)):
-        return {images[0]: np.eye(4)}
-    track = PoseTrack.from_samples(index.poses) if index.poses else None
-    pose_frame = (index.pose_child or base_frame) if pose_type == ODOMETRY else base_frame
-    poses: dict[int, np.ndarray] = {}
-    problem = ""
-    for i in images:
-        stamp_ns = index.images[i]
+    def __init__(
+        self,
+        bag: Bag,
+        image_topic: str,
+        depth_topic: str,
+        index: BagIndex,
+        poses: dict[int, np.ndarray],
+        metres_per_count: float | None,
+        left_out: LeftOut,
+    ) -> None:
+        self._bag, self._index, self._poses, self._left_out = bag, index, poses, left_out
+        self._image_topic, self._depth_topic, self._metres_per_count = image_topic, depth_topic, metres_per_count
+
+    def read(self, pairs: dict[int, int | None], max_views: int) -> Iterator[View]:
+        """Yields the views of images with their depth images, at most `max_views`; raises BagError if there is none."""
+        candidates = sorted(pairs)
+        selected = set(candidates)
+        if 0 < max_views < len(candidates):
+            selected = {candidates[round(i)] for i in np.linspace(0, len(candidates) - 1, max_views)}
+        self._pairs, self._position = pairs, {self._image_topic: -1, self._depth_topic: -1}
+        self._users = Counter(pairs[i] for i in selected)  # selected images of each depth image
+        images: dict[int, Any] = {}
+        depths: dict[int | None, Any] = {}
+        count = 0
+        for topic, _, raw in self._bag.messages({self._image_topic, self._depth_topic} - {""}):
+            self._position[topic] += 1
+            at = self._position[topic]
+            if topic == self._image_topic and at in selected:
+                images[at] = self._decode(topic, raw)
+            elif topic == self._depth_topic and self._users[at]:
+                depths[at] = self._decode(topic, raw)
+            for i in sorted(images):
+                partner = pairs[i]
+                if partner is not None and partner > self._position[self._depth_topic]:
+                    break  # later images wait, to keep the recorded order
+                view = self._view(i, images.pop(i), None if partner is None else depths.get(partner), partner)
+                self._users[partner] -= 1
+                if not self._users[partner]:
+                    depths.pop(partner, None)
+                if view is not None:
+                    count += 1
+                    yield view
+                elif (other := self._next_after(i, candidates, selected)) is not None:
+                    selected.add(other)
+                    self._users[pairs[other]] += 1
+        if not count:
+            reason = self._left_out.first_reason(self._image_topic, self._depth_topic)
+            raise BagError(f"No image on '{self._image_topic}' in {self._bag.path} can be used. {reason}")
+
+    def _next_after(self, i: int, candidates: list[int], selected: set[int]) -> int | None:
+        """The next image that is not selected and still to come, and whose depth image is."""
+        for j in candidates[bisect.bisect_right(candidates, i) :]:
+            depth = self._pairs[j]
+            depth_to_come = depth is None or depth > self._position[self._depth_topic]
+            if j not in selected and j > self._position[self._image_topic] and depth_to_come:
+                return j
+        return None
+
+    def _decode(self, topic: str, raw: memoryview) -> Any:
         try:
-            if track is None:
-                root = world_frame or index.tree.root(index.frame)
-                poses[i] = index.tree.lookup(root, index.frame, stamp_ns, tolerance_ns)
-            else:
-                frame_from_camera = np.eye(4)
-                if pose_frame:
-                    frame_from_camera = index.tree.lookup(pose_frame, index.frame, stamp_ns, tolerance_ns)
-                poses[i] = track.at(stamp_ns, tolerance_ns) @ frame_from_camera
-        except UnknownPoseError as error:
-            problem = problem or str(error)
-    if not poses:
-        raise BagError(f"No image has a pose. For the first image: {problem}")
-    return poses
+            return self._bag.decode(topic, raw)
+        except BagError as error:
+            self._left_out.add("messages", topic, str(error))
+            return None
 
-
-def _load(
-    bag: Bag,
-    image_topic: str,
-    depth_topic: str,
-    index: _Index,
-    pairs: dict[int, int | None],
-    poses: dict[int, np.ndarray],
-    calibration: CameraCalibration,
-) -> Iterator[View]:
-    """The second pass over a bag: decodes the images in `pairs` with their depth images."""
-    waiting_images: dict[int, set[int]] = {}
-    for image, depth in pairs.items():
-        if depth is not None:
-            waiting_images.setdefault(depth, set()).add(image)
-    positions = {image_topic: -1, depth_topic: -1}
-    images: dict[int, Any] = {}
-    depths: dict[int, Any] = {}
-    for topic, _, raw in bag.messages({image_topic, depth_topic} - {""}):
-        positions[topic] += 1
-        if topic == image_topic and positions[topic] in pairs:
-            images[positions[topic]] = bag.decode(topic, raw)
-        elif topic == depth_topic and positions[topic] in waiting_images:
-            depths[positions[topic]] = bag.decode(topic, raw)
-        for i in sorted(images):
-            partner = pairs[i]
-            if partner is not None and partner not in depths:
-                break  # later images wait, to keep the recorded order
-            message = images.pop(i)
-            yield _view(
-                message,
-                None if partner is None else depths[partner],
-                poses[i],
-                index.images[i],
-                calibration,
-                image_topic,
-                depth_topic,
-            )
-            if partner is not None:
-                waiting_images[partner].discard(i)
-                if not waiting_images[partner]:
-                    del depths[partner]
-
-
-def _view(
-    image_message: Any,
-    depth_message: Any,
-    pose: np.ndarray,
-    stamp_ns: int,
-    calibration: CameraCalibration,
-    image_topic: str,
-    depth_topic: str,
-) -> View:
-    """Decodes and undistorts one view; raises BagError."""
-    topic = image_topic
-    try:
-        image, depth = _decode_colour(image_message), None
-        _check_size(image, calibration, "camera_info")
-        if depth_message is not None:
-            topic = depth_topic
-            depth = _decode_depth(depth_message)
-            _check_size(depth, calibration, "colour image")
-    except ImageError as error:
-        raise BagError(f"The message on '{topic}' at {stamp_ns / 1e9:.3f} s is invalid. {error}") from error
-    image, depth = calibration.undistort(image, depth)
-    return View(image, calibration.camera, pose, depth, stamp_ns=stamp_ns)
+    def _view(self, i: int, image_message: Any, depth_message: Any, partner: int | None) -> View | None:
+        """Decodes and undistorts one view; None if it is invalid."""
+        stamp_ns, topic, what = self._index.images[i], self._image_topic, "images"
+        if image_message is None or (partner is not None and depth_message is None):
+            return None  # a damaged message, which is counted already
+        try:
+            image, depth = decode_colour(image_message), None
+            height, width = image.shape[:2]
+            calibration = self._index.calibrations.at(stamp_ns, width, height)
+            _check_size(image, calibration, "camera_info")
+            if depth_message is not None:
+                topic, what = self._depth_topic, "depth images"
+                depth = decode_depth(depth_message, self._metres_per_count)
+                _check_size(depth, calibration, "colour image")
+            image, depth = calibration.undistort(image, depth)
+        except (ImageError, InputError) as error:
+            self._left_out.add(what, topic, f"The message on '{topic}' at {stamp_ns / 1e9:.3f} s is invalid. {error}")
+            return None
+        return View(image, calibration.undistorted_camera, self._poses[i], depth, stamp_ns=stamp_ns)
 
 
 def _check_size(array: np.ndarray, calibration: CameraCalibration, what: str) -> None:
@@ -296,65 +276,3 @@ def _check_size(array: np.ndarray, calibration: CameraCalibration, what: str) ->
             f"Its size is {width}x{height}; the {what} has {camera.width}x{camera.height}. "
             "Record depth registered to the colour image, and the camera_info of that image."
         )
-
-
-def _decode_colour(message: Any) -> np.ndarray:
-    if message.__msgtype__ == COMPRESSED:
-        return codecs.decode_compressed(message.data)
-    return codecs.decode_colour(
-        message.encoding, message.height, message.width, message.step, bool(message.is_bigendian), message.data
-    )
-
-
-def _decode_depth(message: Any) -> np.ndarray:
-    if message.__msgtype__ == COMPRESSED:
-        return codecs.decode_compressed_depth(message.data, message.format)
-    return codecs.decode_depth(
-        message.encoding, message.height, message.width, message.step, bool(message.is_bigendian), message.data
-    )
-
-
-# --- paths -----------------------------------------------------------------------------------------------------------
-
-
-def read_path(
-    path: str | Path, topic: str, *, world_frame: str = "", base_frame: str = "", camera_frame: str = ""
-) -> np.ndarray:
-    """Reads the last non-empty path of a `nav_msgs/Path` topic.
-
-    Args:
-        path: folder or file of the bag.
-        topic: topic of the path.
-        world_frame: frame of the returned poses; "" = the frame of the path.
-        base_frame: frame that the poses belong to, if it is not the camera's; used together with `camera_frame`.
-        camera_frame: optical frame of the camera.
-
-    Returns:
-        (N, 4, 4) world_from_camera, OpenCV axes.
-
-    Raises:
-        BagError: the topic does not exist, has no poses, or a frame is not connected by transforms.
-    """
-    path = Path(path)
-    with Bag(path) as bag:
-        bag.require(topic, (PATH,), "path")
-        last_path, frame, tree = None, "", TransformTree()
-        transforms = [name for name, kind in bag.topics.items() if kind == TF]
-        for name, recorded, raw in bag.messages([topic, *transforms]):
-            message = bag.decode(name, raw)
-            if name != topic:
-                _add_transforms(tree, message, name)
-            elif message.poses:
-                last_path, frame, stamp_ns = message, _frame_id(raw), _stamp(raw, recorded)
-    if last_path is None:
-        raise BagError(f"The paths on '{topic}' in {path} have no poses.")
-    poses = np.stack([_matrix(p.pose.position, p.pose.orientation, topic) for p in last_path.poses])
-    tolerance_ns = 1_000_000_000  # a path may be stamped before or after the transforms around it
-    try:
-        if world_frame and world_frame != frame:
-            poses = tree.lookup(world_frame, frame, stamp_ns, tolerance_ns) @ poses
-        if base_frame and camera_frame:
-            poses = poses @ tree.lookup(base_frame, camera_frame, stamp_ns, tolerance_ns)
-    except UnknownPoseError as error:
-        raise BagError(f"The path on '{topic}' cannot be transformed to the camera. {error}") from error
-    return poses

@@ -1,0 +1,79 @@
+"""Fields of serialized and decoded messages: stamps, frames, poses, images."""
+
+from __future__ import annotations
+
+import struct
+from typing import Any
+
+import numpy as np
+
+from worldstereo_ros.geometry.poses import pose_from_quaternion
+from worldstereo_ros.imaging import codecs
+from worldstereo_ros.io.bags.topics import COMPRESSED
+
+
+def read_stamp(raw: memoryview, recorded_ns: int) -> int:
+    """Reads the stamp of the header in nanoseconds, the first field of a message; the receive time if it is zero."""
+    if len(raw) < 12:
+        return recorded_ns
+    seconds, nanoseconds = struct.unpack_from("<iI" if raw[1] & 1 else ">iI", raw, 4)
+    return seconds * 1_000_000_000 + nanoseconds or recorded_ns
+
+
+def read_frame_id(raw: memoryview) -> str:
+    """Reads the frame_id of the header, which follows the stamp."""
+    if len(raw) < 16:
+        return ""
+    (length,) = struct.unpack_from("<I" if raw[1] & 1 else ">I", raw, 12)
+    return bytes(raw[16 : 16 + min(length, 256)]).rstrip(b"\0").decode("utf-8", "replace")
+
+
+def pose_matrix(position: Any, orientation: Any) -> np.ndarray:
+    """Converts position and orientation to a (4, 4) matrix. Raises InputError for a null pose, NaN and the like."""
+    return pose_from_quaternion(
+        (position.x, position.y, position.z), (orientation.x, orientation.y, orientation.z, orientation.w)
+    )
+
+
+def decode_colour(message: Any) -> np.ndarray:
+    """Decodes an Image or CompressedImage to (H, W, 3) uint8 RGB. Raises ImageError."""
+    if message.__msgtype__ == COMPRESSED:
+        return codecs.decode_compressed(message.data, format=message.format)
+    return codecs.decode_colour(
+        message.encoding, message.height, message.width, message.step, bool(message.is_bigendian), message.data
+    )
+
+
+def decode_depth(message: Any, metres_per_count: float | None = None) -> np.ndarray:
+    """Decodes an Image or CompressedImage of depth.
+
+    Args:
+        message: the decoded message.
+        metres_per_count: metres of one stored value; None = by the encoding (16UC1 millimetres, 32FC1 metres).
+
+    Returns:
+        (H, W) float32 metres, 0 = unknown.
+
+    Raises:
+        ImageError: it is damaged, or no depth image.
+    """
+    if message.__msgtype__ == COMPRESSED:
+        depth = codecs.decode_compressed_depth(message.data, message.format)
+        return _in_unit(depth, message.format.split(";")[0].strip(), metres_per_count)
+    data = message.data
+    if message.encoding == "32FC1" and metres_per_count is not None and len(data) % 4 == 0:
+        # Scaled before it is decoded: what is more than 1000 m far counts as unknown, and 1000 may be millimetres.
+        values = np.frombuffer(data, ">f4" if message.is_bigendian else "<f4")
+        with np.errstate(invalid="ignore", over="ignore"):
+            data = np.ascontiguousarray(values * np.float32(metres_per_count)).astype(values.dtype).view(np.uint8)
+    depth = codecs.decode_depth(
+        message.encoding, message.height, message.width, message.step, bool(message.is_bigendian), data
+    )
+    return depth if message.encoding == "32FC1" else _in_unit(depth, message.encoding, metres_per_count)
+
+
+def _in_unit(depth: np.ndarray, encoding: str, metres_per_count: float | None) -> np.ndarray:
+    """Converts depth (H, W) that was decoded in the unit of its encoding to metres of another unit."""
+    if metres_per_count is None:
+        return depth
+    return codecs.clean_depth(depth * np.float32(metres_per_count / (1.0 if encoding == "32FC1" else 1e-3)))
