@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from worldstereo_ros.cli.options import INPUT, MODEL, PATH, DepthModel, Device, Model, Out, Prompt, Seed, Variant
+from worldstereo_ros.cli.recording_options import (
+    BAG,
+    BaseFrame,
+    CameraAxes,
+    DepthUnit,
+    PathHeading,
+    PathPoseFrame,
+    Rectified,
+    Tolerance,
+)
 from worldstereo_ros.utils.errors import InputError
 from worldstereo_ros.visualization.result_files import MAP_FILE, OBSERVED_FOLDER
 from worldstereo_ros.weights.bundled import DEFAULT_MODEL
@@ -18,8 +28,6 @@ if TYPE_CHECKING:
     import numpy as np
 
     from worldstereo_ros.geometry.views import View
-
-_BAG = "Bag"
 
 
 def imagine(
@@ -37,13 +45,11 @@ def imagine(
     ] = 1,
     bag: Annotated[
         Path | None,
-        typer.Option(metavar="BAG", help="Rosbag (MCAP or SQLite) to use as the source.", rich_help_panel=_BAG),
+        typer.Option(metavar="BAG", help="Rosbag (MCAP or SQLite) to use as the source.", rich_help_panel=BAG),
     ] = None,
     image_topic: Annotated[
         str,
-        typer.Option(
-            metavar="TOPIC", help="Colour images.", show_default="first topic of images", rich_help_panel=_BAG
-        ),
+        typer.Option(metavar="TOPIC", help="Colour images.", show_default="first topic of images", rich_help_panel=BAG),
     ] = "",
     depth_topic: Annotated[
         str,
@@ -51,13 +57,13 @@ def imagine(
             metavar="TOPIC",
             help="Depth images, registered to the colour images.",
             show_default="none",
-            rich_help_panel=_BAG,
+            rich_help_panel=BAG,
         ),
     ] = "",
     camera_info_topic: Annotated[
         str,
         typer.Option(
-            metavar="TOPIC", help="Camera intrinsics.", show_default="beside the image topic", rich_help_panel=_BAG
+            metavar="TOPIC", help="Camera intrinsics.", show_default="beside the image topic", rich_help_panel=BAG
         ),
     ] = "",
     pose_topic: Annotated[
@@ -66,15 +72,20 @@ def imagine(
             metavar="TOPIC",
             help="Camera poses, PoseStamped or Odometry.",
             show_default="TF",
-            rich_help_panel=_BAG,
+            rich_help_panel=BAG,
         ),
     ] = "",
     world_frame: Annotated[
         str,
         typer.Option(
-            metavar="FRAME", help="Fixed frame of the poses from TF.", show_default="root of TF", rich_help_panel=_BAG
+            metavar="FRAME", help="Fixed frame of the poses from TF.", show_default="root of TF", rich_help_panel=BAG
         ),
     ] = "",
+    base_frame: BaseFrame = "",
+    tolerance: Tolerance = 0.03,
+    rectified: Rectified = "auto",
+    camera_axes: CameraAxes = "auto",
+    depth_unit: DepthUnit = "auto",
     path: Annotated[
         str,
         typer.Option(
@@ -84,6 +95,8 @@ def imagine(
             rich_help_panel=PATH,
         ),
     ] = "forward",
+    path_pose_frame: PathPoseFrame = "base",
+    path_heading: PathHeading = "auto",
     distance: Annotated[
         float, typer.Option(metavar="METRES", help="Length of a preset path.", rich_help_panel=PATH)
     ] = 1.0,
@@ -126,6 +139,7 @@ def imagine(
 
     from worldstereo_ros.cli.summaries import estimated_depth_warning, pixel_shares, point_counts
     from worldstereo_ros.depth.estimators import BUNDLED_NETWORK, NONE, SMALL, load_depth_estimator
+    from worldstereo_ros.geometry.depth_units import check_depth
     from worldstereo_ros.pipelines.auto import load_pipeline
     from worldstereo_ros.visualization.results import write_results
     from worldstereo_ros.world import WorldModel
@@ -140,12 +154,21 @@ def imagine(
             camera_info_topic=camera_info_topic,
             pose_topic=pose_topic,
             world_frame=world_frame,
+            base_frame=base_frame,
+            tolerance=tolerance,
+            rectified=rectified,
+            camera_axes=camera_axes,
+            depth_unit=depth_unit,
+            path_pose_frame=path_pose_frame,
+            path_heading=path_heading,
         )
     elif source is not None and bag is None:
-        recording = _read_source(source, observations, depth_required=depth_model == NONE)
+        recording = _read_source(source, observations, depth_unit, depth_required=depth_model == NONE)
     else:
         raise InputError("Name one source: a folder or image, or a bag with --bag.")
     observed_views = recording.observed_views
+    if warning := check_depth(observed_views, f"The depth of {recording.name}", "--depth-unit"):
+        console.print(f"[yellow]{escape(warning)}[/]", highlight=False)
     estimator, estimator_name = None, depth_model or BUNDLED_NETWORK
     if depth_model != NONE and any(view.depth is None or not view.depth.any() for view in observed_views):
         estimator = load_depth_estimator(depth_model or SMALL, device)
@@ -209,12 +232,15 @@ def _with_newest_depth(remembered: list[View], bank_views: list[View]) -> list[V
     return [newest.get(id(view.image), view) for view in remembered]
 
 
-def _read_source(folder: Path, observations: int, *, depth_required: bool) -> _Recording:
+def _read_source(folder: Path, observations: int, depth_unit: str, *, depth_required: bool) -> _Recording:
     """Evenly spaced views of a posed sequence, an example folder or an image."""
+    from worldstereo_ros.geometry.depth_units import parse_depth_unit
     from worldstereo_ros.io.datasets import open_sequence
     from worldstereo_ros.utils.indices import evenly_spaced_indices
 
     sequence = open_sequence(folder)
+    if (metres_per_count := parse_depth_unit(depth_unit)) is not None:
+        sequence = replace(sequence, depth_scale=1 / metres_per_count)
     if not sequence.posed and len(sequence) > 1:
         raise InputError(f"{folder} has {len(sequence)} frames and no poses; name one of its images instead.")
     observed_views = [sequence[i] for i in evenly_spaced_indices(len(sequence), observations)]
@@ -237,18 +263,18 @@ def _read_source(folder: Path, observations: int, *, depth_required: bool) -> _R
     return _Recording(folder.name, observed_views, find_path, sequence.prompt)
 
 
-def _read_bag(bag: Path, observations: int, **topics: Any) -> _Recording:
-    """Evenly spaced views of a bag; `topics` are those of `read_views`."""
+def _read_bag(bag: Path, observations: int, path_pose_frame: str, path_heading: str, **options: Any) -> _Recording:
+    """Evenly spaced views of a bag, and its paths; `options` are those of `read_views`."""
     from worldstereo_ros.io.bags.views import read_path, read_views
 
-    views = list(read_views(bag, **topics, max_views=observations))
-    if not views:
-        raise InputError(
-            f"{bag} has no image whose pose is known; docs/reference/file_formats.md lists what a recording needs."
-        )
+    views = list(read_views(bag, **options, max_views=observations))
+    shared = ("image_topic", "pose_topic", "world_frame", "base_frame", "camera_axes")
 
     def find_path(name: str) -> np.ndarray | None:
-        return read_path(bag, name) if name.startswith("/") else None
+        if not name.startswith("/") or Path(name).is_dir():
+            return None
+        same = {key: options[key] for key in shared}
+        return read_path(bag, name, **same, pose_frame=path_pose_frame, heading=path_heading)
 
     return _Recording(bag.name, views, find_path, "")
 
