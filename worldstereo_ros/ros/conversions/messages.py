@@ -161,10 +161,21 @@ def image_array(message: Image | CompressedImage) -> np.ndarray:
     )
 
 
-def depth_array(message: Image) -> np.ndarray:
-    """Decodes a depth image to (H, W) float32 metres, 0 = unknown. Raises ImageError."""
+def depth_array(message: Image, unit: float | None = None) -> np.ndarray:
+    """Decodes a depth image to (H, W) float32 metres, 0 = unknown. Raises ImageError.
+
+    Args:
+        message: the image.
+        unit: metres per stored value; None = by the encoding (REP 118).
+    """
     return codecs.decode_depth(
-        message.encoding, message.height, message.width, message.step, bool(message.is_bigendian), message.data
+        message.encoding,
+        message.height,
+        message.width,
+        message.step,
+        bool(message.is_bigendian),
+        message.data,
+        unit=unit,
     )
 
 

@@ -352,6 +352,11 @@ def make_parameters(values: Mapping[str, object]) -> NodeParameters:
         raise ConfigurationError(
             f"world_frame, base_frame and imagined_frame are {frames}; three different frames were expected."
         )
+    if parameters.camera_frame == parameters.imagined_frame:
+        raise ConfigurationError(
+            f"camera_frame and imagined_frame are both '{parameters.camera_frame}'; two frames were expected, since "
+            "images in imagined_frame are the node's own."
+        )
     if parameters.depth_source == "model" and parameters.depth_model == "none":
         raise ConfigurationError(
             "depth_source is 'model' but depth_model is 'none'; set depth_model, or depth_source to 'auto'."

@@ -8,7 +8,7 @@ import numpy as np
 from geometry_msgs.msg import PoseStamped
 from nav_msgs.msg import Path
 
-from worldstereo_ros.geometry.camera_axes import BODY_FROM_OPTICAL
+from worldstereo_ros.geometry.camera_axes import BODY_FROM_OPTICAL, has_robot_frame, resolve_camera_axes
 from worldstereo_ros.geometry.path_headings import headings_along, without_headings
 from worldstereo_ros.geometry.poses import interpolate_poses
 from worldstereo_ros.ros.conversions import messages
@@ -18,6 +18,8 @@ from worldstereo_ros.ros.node.parameters import NodeParameters
 from worldstereo_ros.ros.node.tf_buffer import TransformSource, TransformUnavailableError
 from worldstereo_ros.utils.errors import InputError
 
+MAX_CAMERA_FRAMES = 100  # whose axes are kept
+
 
 class PoseResolver:
     """Looks poses up in TF; the parameter `base_to_camera` replaces the camera's extrinsics if TF has none.
@@ -25,7 +27,7 @@ class PoseResolver:
     Args:
         transforms: source of the transforms.
         parameters: parameters of the node.
-        warn: logs (text, key), sparingly for each key: what was assumed of a path.
+        warn: logs (text, key), sparingly for each key: what was assumed of a path or of the camera's frame.
 
     Attributes:
         image_frame: optical frame of the newest image; empty before the first.
@@ -51,6 +53,7 @@ class PoseResolver:
     def apply(self, parameters: NodeParameters) -> None:
         """Applies new parameters."""
         self._parameters = parameters
+        self._body_axes: dict[str, bool] = {}  # by frame: whether it has body axes
         numbers = parameters.base_to_camera
         self._fallback = pose_from_quaternion(numbers[:3], numbers[3:]) if any(numbers) else None
 
@@ -77,13 +80,20 @@ class PoseResolver:
         return self._transforms.lookup(self._parameters.world_frame, frame, stamp_ns)[0]
 
     def world_from_camera(self, frame: str, stamp_ns: int | None) -> np.ndarray:
-        """Returns the pose (4, 4) of an optical frame: by TF, else by the pose of the base and the extrinsics.
+        """Returns the pose (4, 4) of a camera: by TF, else by the pose of the base and the extrinsics.
+
+        Args:
+            frame: frame of its images, with optical or body axes (parameter `camera_axes`).
+            stamp_ns: time; None = the newest.
+
+        Returns:
+            world_from_camera, optical axes.
 
         Raises:
             TransformUnavailableError: neither is available.
         """
         try:
-            return self.world_from(frame, stamp_ns)
+            return self._with_optical_axes(self.world_from(frame, stamp_ns), frame)
         except TransformUnavailableError as direct:
             try:
                 world_from_base = self.world_from(self._parameters.base_frame, stamp_ns)
@@ -94,7 +104,7 @@ class PoseResolver:
             return world_from_base @ self.base_from_camera(frame)
 
     def base_from_camera(self, frame: str) -> np.ndarray:
-        """Returns the camera's extrinsics (4, 4): by TF, else by the parameter `base_to_camera`.
+        """Returns the camera's extrinsics (4, 4), optical axes: by TF, else by the parameter `base_to_camera`.
 
         Raises:
             TransformUnavailableError: neither is available.
@@ -104,7 +114,7 @@ class PoseResolver:
             try:
                 pose = self._transforms.lookup(self._parameters.base_frame, frame, None)[0]
                 self.used_fallback = False
-                return pose
+                return self._with_optical_axes(pose, frame)
             except TransformUnavailableError as error:
                 reason = f"{error} "
         if self._fallback is None:
@@ -116,6 +126,25 @@ class PoseResolver:
             )
         self.used_fallback = True
         return self._fallback
+
+    def _with_optical_axes(self, pose: np.ndarray, frame: str) -> np.ndarray:
+        """The pose of the optical axes of a frame of TF, whose own axes may be those of a body."""
+        return pose @ BODY_FROM_OPTICAL if self._has_body_axes(frame) else pose
+
+    def _has_body_axes(self, frame: str) -> bool:
+        setting, frame = self._parameters.camera_axes, frame.lstrip("/")
+        if setting != "auto" or frame in self._body_axes:
+            return self._body_axes.get(frame, setting == "body")
+        try:  # z of the robot is up
+            pose, z_up = self._transforms.lookup(self._parameters.base_frame, frame, None)[0], True
+        except TransformUnavailableError:
+            pose, z_up = self.world_from(frame, None), has_robot_frame([self._parameters.world_frame, frame])
+        is_body, warning = resolve_camera_axes(setting, frame, pose, z_up=z_up, remedy="camera_axes:")
+        if warning:
+            self._warn(warning, f"camera axes {frame}")
+        if len(self._body_axes) < MAX_CAMERA_FRAMES:
+            self._body_axes[frame] = is_body
+        return is_body
 
     def base_from_world(self) -> tuple[np.ndarray, int]:
         """Returns the newest (base_from_world (4, 4), its stamp in ns). Raises TransformUnavailableError."""

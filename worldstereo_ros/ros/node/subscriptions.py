@@ -5,6 +5,7 @@ image, image/compressed ─► checked ─► matched with camera_info and depth
 
 from __future__ import annotations
 
+import copy
 import time
 from collections import deque
 from collections.abc import Callable
@@ -15,13 +16,21 @@ from rclpy.node import Node
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
-from worldstereo_ros.geometry.calibration import calibration_from_info
+from worldstereo_ros.geometry.calibration import CameraCalibration, calibration_from_info, is_rectified
+from worldstereo_ros.geometry.depth_units import parse_depth_unit
 from worldstereo_ros.imaging.codecs import COLOUR_ENCODINGS
 from worldstereo_ros.ros.conversions import messages, qos
 from worldstereo_ros.ros.node.diagnostics import NodeDiagnostics
 from worldstereo_ros.ros.node.parameters import NodeParameters
 from worldstereo_ros.ros.node.pose_resolver import PoseResolver
-from worldstereo_ros.ros.node.synchronizer import MAX_PENDING, Observation, SyncedFrame, Synchronizer, check_sizes
+from worldstereo_ros.ros.node.synchronizer import (
+    MAX_PENDING,
+    Observation,
+    SyncedFrame,
+    Synchronizer,
+    check_depth_size,
+    check_sizes,
+)
 from worldstereo_ros.ros.node.tf_buffer import TIME_JUMP_NS, TransformUnavailableError
 from worldstereo_ros.utils.errors import InputError
 
@@ -70,6 +79,8 @@ class Subscriptions:
         self._newest_stamps: dict[str, int] = {}
         self._last_observation_at = -1e9
         self._last_observation: tuple[str, int] | None = None  # frame_id and stamp
+        self._camera_texts: dict[str, str] = {}  # by topic: what was logged of its camera
+        self._own_topics = {publisher.topic_name for publisher in node.publishers}
         self._started_at = time.monotonic()
         self._warned_at = -1e9
         self.dropped = 0
@@ -88,7 +99,7 @@ class Subscriptions:
                 kind,
                 name,
                 guarded(name, lambda message, name=name: self._on_message(name, handlers[name], message)),
-                profile,
+                copy.copy(profile),  # rclpy writes the overrides of one topic into it, and others share it
                 qos_overriding_options=QoSOverridingOptions.with_default_policies(),
             )
             self._subscriptions.append(subscription)
@@ -102,6 +113,7 @@ class Subscriptions:
         self._synchronizer.tolerance_ns = int(parameters.sync_tolerance * 1e9)
         self._synchronizer.timeout = parameters.sync_timeout
         # By default, estimated depth replaces a sensor that is absent, but not single frames that a sensor lost.
+        self._depth_unit = parse_depth_unit(parameters.depth_unit)
         auto = "optional" if parameters.depth_model else "auto"
         policies = {"sensor": "required", "model": "ignored", "auto": auto}
         self._synchronizer.depth_policy = policies[parameters.depth_source]
@@ -121,11 +133,27 @@ class Subscriptions:
     def _on_message(self, name: str, handler: Callable, message) -> None:
         self._diagnostics.on_message(name)
         try:
+            if name != "pose":
+                self._reject_own_output(name, message.header.frame_id)
             self._check_time(name, messages.nanoseconds(message.header.stamp))
             handler(name, message)
         except (ValueError, TransformUnavailableError) as error:  # ImageError is a ValueError
             self._diagnostics.on_rejected(name, str(error))
         self.process_pending()
+
+    def _reject_own_output(self, name: str, frame_id: str) -> None:
+        """Raises InputError for the node's own output: what it imagined must not come back as observed."""
+        if self.topics[name] in self._own_topics:
+            raise InputError(
+                f"The input is remapped to {self.topics[name]}, which this node publishes: what it imagined would be "
+                "remembered as observed. Remap it to the topic of the camera."
+            )
+        imagined_frame = self._parameters.imagined_frame
+        if frame_id.lstrip("/") == imagined_frame.lstrip("/"):
+            raise InputError(
+                f"The message has frame_id '{frame_id}', the frame of imagined views (parameter `imagined_frame`): "
+                "what was imagined would be remembered as observed. Remap the input to the topic of the camera."
+            )
 
     def _check_time(self, name: str, stamp_ns: int) -> None:
         """Detects a jump back in time, as of a recording that starts over."""
@@ -157,7 +185,15 @@ class Subscriptions:
             self.dropped += 1
 
     def _on_info(self, name: str, message: CameraInfo) -> None:
-        calibration_from_info(message)  # raises if it is not usable
+        # Usable for one of the image topics: raw images need K, rectified ones P.
+        rectified = sorted({self._is_rectified(topic) for topic in ("image", "image/compressed")})
+        for index, setting in enumerate(rectified):
+            try:
+                calibration_from_info(message, rectified=setting)
+                break
+            except InputError:
+                if index + 1 == len(rectified):
+                    raise
         self._synchronizer.add_info(message)
 
     def _on_depth(self, name: str, message: Image) -> None:
@@ -174,6 +210,9 @@ class Subscriptions:
         world_from_frame = self._pose_resolver.world_from(message.header.frame_id, None)
         pose = world_from_frame @ messages.pose_matrix(message.pose)
         self._poses.append((messages.nanoseconds(message.header.stamp), pose))
+
+    def _is_rectified(self, name: str) -> bool:
+        return is_rectified(self._parameters.rectified, self.topics[name])
 
     def _frame_of(self, message: Image | CompressedImage) -> str:
         return self._parameters.camera_frame or message.header.frame_id
@@ -210,8 +249,14 @@ class Subscriptions:
             self._synced.remove(frame)
 
     def _dispatch(self, frame: SyncedFrame, now: float) -> None:
-        if frame.info is not None and isinstance(frame.image, Image):
-            check_sizes(calibration_from_info(frame.info).camera, frame.image.width, frame.image.height)
+        rectified = frame.info is not None and self._is_rectified(frame.topic)
+        if frame.info is not None:
+            calibration = calibration_from_info(frame.info, rectified=rectified)
+            if isinstance(frame.image, Image):
+                check_sizes(calibration.camera, frame.image.width, frame.image.height)
+            if frame.depth is not None:
+                check_depth_size(calibration.camera, frame.depth.width, frame.depth.height)
+            self._log_camera(frame, calibration, rectified)
         if now - self._last_observation_at < self._parameters.min_observation_period:
             return
         frame_and_stamp = (frame.image.header.frame_id, frame.stamp_ns)
@@ -223,7 +268,29 @@ class Subscriptions:
         # Only after the lookup: a frame that TF does not know must not replace one that it knows.
         self._pose_resolver.image_frame = self._frame_of(frame.image)
         needs_depth = self._synchronizer.depth_policy in ("required", "auto")
-        self._offer(Observation(frame.image, frame.info, frame.depth, pose, frame.stamp_ns, frame.topic, needs_depth))
+        observation = Observation(
+            frame.image,
+            frame.info,
+            frame.depth,
+            pose,
+            frame.stamp_ns,
+            frame.topic,
+            needs_depth,
+            rectified=rectified,
+            depth_unit=self._depth_unit,
+        )
+        self._offer(observation)
+
+    def _log_camera(self, frame: SyncedFrame, calibration: CameraCalibration, rectified: bool) -> None:
+        """Logs how images are seen: for the first one of a topic, and when its camera_info changes."""
+        text = _describe_camera(frame, calibration, rectified)
+        before = self._camera_texts.get(frame.topic)
+        # A zoom that changes each image must not fill the log.
+        if text == before or not self._diagnostics.is_log_due(f"camera {frame.topic}"):
+            return
+        self._camera_texts[frame.topic] = text
+        change = "" if before is None else "The camera_info has changed. "
+        self._node.get_logger().info(f"{change}Images of {self.topics[frame.topic]} are {text}")
 
     def _pose_of(self, frame: SyncedFrame) -> np.ndarray:
         """world_from_camera (4, 4) of an image. Raises TransformUnavailableError."""
@@ -265,3 +332,16 @@ class Subscriptions:
         if publishers["image"] or publishers["image/compressed"] or publishers["panorama"]:
             hint = "Publishers exist but send nothing (check with ros2 topic hz), or their QoS does not match."
         self._diagnostics.warn(f"No image for {period:g} s. Subscribed to {listed}. {hint}", key="no input")
+
+
+def _describe_camera(frame: SyncedFrame, calibration: CameraCalibration, rectified: bool) -> str:
+    """Describes with which camera images are seen, and the parameter that changes it."""
+    camera, info = calibration.camera, frame.info
+    size = f"{camera.width}x{camera.height}, fx {camera.fx:.1f}, fy {camera.fy:.1f}"
+    if rectified:
+        return f"taken as rectified: seen with P of camera_info, without distortion ({size}; parameter `rectified`)."
+    if not calibration.distorted:
+        return f"seen with K of camera_info, which has no distortion ({size})."
+    P = np.zeros(12) if info is None else np.asarray(info.p, dtype=np.float64)
+    hint = " If they are rectified, set the parameter `rectified` to true." if P[0] else ""
+    return f"taken as raw: the distortion of camera_info ({calibration.model}) is removed ({size}).{hint}"

@@ -20,6 +20,8 @@ from worldstereo_ros.ros.node.tf_buffer import TIME_JUMP_NS
 from worldstereo_ros.utils.errors import InputError
 from worldstereo_ros.world import WorldModel
 
+MAX_DEPTH_UPSCALE = 8.0  # of a depth image to the size of its image; beyond, a depth pixel covers whole objects
+MAX_ASPECT_ERROR = 0.01  # relative difference of the aspect ratios of an image and its depth
 MAX_PENDING = 16  # images, camera_infos and depth images that wait for each other; the newest are kept
 
 
@@ -33,6 +35,8 @@ class Observation:
         stamp_ns: stamp of the image.
         topic: topic of the image, for error messages.
         needs_depth: rejects a depth image without a valid pixel instead of estimating depth.
+        rectified: the image is rectified, so P of its camera_info holds.
+        depth_unit: metres per stored value of the depth image; None = by its encoding.
         accepted_at: `time.monotonic()` of its creation.
     """
 
@@ -43,6 +47,8 @@ class Observation:
     stamp_ns: int
     topic: str
     needs_depth: bool = True
+    rectified: bool = False
+    depth_unit: float | None = None
     accepted_at: float = field(default_factory=time.monotonic)
 
     def remember(self, world: WorldModel) -> None:
@@ -62,10 +68,12 @@ class Observation:
     def view(self, info: CameraInfo) -> View:
         """Decodes and undistorts a camera image and its depth. Raises ValueError as `remember`."""
         image = messages.image_array(self.image)
-        calibration = calibration_from_info(info)
+        calibration = calibration_from_info(info, rectified=self.rectified)
         camera = calibration.camera
         check_sizes(camera, image.shape[1], image.shape[0])
-        depth = None if self.depth is None else _resize_depth(messages.depth_array(self.depth), camera)
+        depth = None
+        if self.depth is not None:
+            depth = _resize_depth(messages.depth_array(self.depth, self.depth_unit), camera)
         if self.needs_depth and depth is not None and not (depth > 0).any():
             raise InputError(
                 "The depth image has no valid pixel (all are 0, NaN, infinite or out of range). Check that the depth "
@@ -84,16 +92,29 @@ def check_sizes(camera: Camera, width: int, height: int) -> None:
         )
 
 
-def _resize_depth(depth: np.ndarray, camera: Camera) -> np.ndarray:
-    """Resizes depth to the camera's image size; the aspect ratios must agree within 0.01."""
-    height, width = depth.shape
-    if (width, height) == (camera.width, camera.height):
-        return depth
-    if abs(width / height - camera.width / camera.height) > 0.01:
+def check_depth_size(camera: Camera, width: int, height: int) -> None:
+    """Raises ValueError if a depth image has another aspect ratio than its image, or is very much smaller."""
+    aspect = camera.width / camera.height
+    rounded = abs(width - height * aspect) <= 1 or abs(height - width / aspect) <= 1
+    if not rounded and abs(width / height / aspect - 1) > MAX_ASPECT_ERROR:
         raise InputError(
             f"The depth is {width}x{height} and the image {camera.width}x{camera.height}; the depth must be registered "
             "to the image (aligned_depth_to_color, depth_image_proc register)."
         )
+    scale = max(camera.width / width, camera.height / height)
+    if scale > MAX_DEPTH_UPSCALE:
+        raise InputError(
+            f"The depth is {width}x{height} and the image {camera.width}x{camera.height}, {scale:.3g} times as large; "
+            f"at most {MAX_DEPTH_UPSCALE:g} times is accepted. Publish depth of a higher resolution, or smaller images."
+        )
+
+
+def _resize_depth(depth: np.ndarray, camera: Camera) -> np.ndarray:
+    """Resizes depth to the camera's image size. Raises ValueError as `check_depth_size`."""
+    height, width = depth.shape
+    if (width, height) == (camera.width, camera.height):
+        return depth
+    check_depth_size(camera, width, height)
     import cv2
 
     return cv2.resize(depth, (camera.width, camera.height), interpolation=cv2.INTER_NEAREST_EXACT)
@@ -118,7 +139,7 @@ class SyncedFrame:
 class Synchronizer:
     """Matches images with camera_info and depth by stamp: the same stamp, else the nearest within a tolerance.
 
-    An image waits for both until a timeout. Then the last camera_info of the same frame_id is used, since intrinsics
+    An image waits for both until a timeout. Then the nearest camera_info of the same frame_id is used, since intrinsics
     seldom change; depth is never replaced.
 
     Attributes:
@@ -190,7 +211,7 @@ class Synchronizer:
             ignored = self.depth_policy == "ignored"
             frame.depth = None if ignored else self._match(self._depths, frame.stamp_ns, timed_out)
             if frame.info is None and timed_out:
-                frame.info = self._last_info.get(frame.image.header.frame_id)
+                frame.info = self._nearest_info(frame)
             if frame.info is not None and (frame.depth is not None or ignored):
                 ready.append(frame)
             elif not timed_out:
@@ -213,6 +234,17 @@ class Synchronizer:
         # The nearest one is used only once an exact match can no longer arrive.
         exact_missed = timed_out or entries[-1][0] > stamp_ns
         return message if exact_missed and abs(nearest - stamp_ns) <= self.tolerance_ns else None
+
+    def _nearest_info(self, frame: SyncedFrame) -> CameraInfo | None:
+        """The camera_info of the same frame_id that is nearest in time, else the last one, such as one without stamp.
+
+        The last one alone would give an image that was taken before a zoom the intrinsics after it.
+        """
+        frame_id = frame.image.header.frame_id
+        stamped = [(stamp, info) for stamp, info in self._infos if stamp and info.header.frame_id == frame_id]
+        if not stamped or not frame.stamp_ns:
+            return self._last_info.get(frame_id)
+        return min(stamped, key=lambda entry: abs(entry[0] - frame.stamp_ns))[1]
 
     def _no_info_reason(self, frame: SyncedFrame) -> str:
         if not self._infos:
