@@ -140,7 +140,7 @@ def test_a_tolerance_pairs_images_with_late_depth(tmp_path, caplog):
     rows = [row for row in late if row[2] != STAMPS[2] or row[0] != "/cam/depth"]
     write_bag(tmp_path / "b", *rows)
     assert len(read(tmp_path / "b", depth_topic="/cam/depth", tolerance=0.05)) == 4
-    assert "1 images without depth on '/cam/image' left out" in caplog.text
+    assert "1 of the images on '/cam/image' was left out. The image at" in caplog.text
 
 
 # --- what is lost, damaged or changes --------------------------------------------------------------------------------
@@ -154,7 +154,7 @@ def test_an_invalid_transform_elsewhere_is_left_out(tmp_path, caplog, translatio
     write_bag(tmp_path / "a", *drive_rows(), ("/tf", bad, START), ("/tf", bad, START))
     check_poses(read(tmp_path / "a"))
     assert caplog.text.count("left out") == 1
-    assert "2 transforms on '/tf' left out. The first: 'rear_wheel' in 'base_link'" in caplog.text
+    assert "2 of the transforms on '/tf' were left out. The first: 'rear_wheel' in 'base_link'" in caplog.text
     assert np.isfinite(read(tmp_path / "a", world_frame="mast")[0].world_from_camera).all()
 
 
@@ -171,7 +171,7 @@ def test_lost_odometry_is_left_out(tmp_path, caplog):
     write_bag(tmp_path / "a", *rows)
     views = read(tmp_path / "a", pose_topic="/odom")
     check_poses([view for view in views if view.stamp_ns != STAMPS[2]], np.delete(EXPECTED, 2, axis=0))
-    assert "1 poses on '/odom' left out" in caplog.text
+    assert "1 of the poses on '/odom' was left out" in caplog.text
     all_lost = [(t, m, s) for t, m, s in rows if t != "/odom" or s == STAMPS[2]]
     write_bag(tmp_path / "b", *all_lost)
     with pytest.raises(BagError, match=r"'/odom' .* has no valid pose.*norm 0"):
@@ -197,8 +197,8 @@ def test_a_damaged_image_is_left_out_and_the_next_takes_its_place(tmp_path, capl
     assert [view.stamp_ns for view in views] == [STAMPS[1], STAMPS[3], STAMPS[4]]
     np.testing.assert_array_equal(views[0].image, IMAGES[1])
     np.testing.assert_allclose(views[0].depth, DEPTHS[1], atol=1e-6)
-    assert "1 images on '/cam/image' left out" in caplog.text
-    assert "1 depth images on '/cam/depth' left out" in caplog.text
+    assert "1 of the images on '/cam/image' was left out" in caplog.text
+    assert "1 of the depth images on '/cam/depth' was left out" in caplog.text
     assert [view.stamp_ns for view in read(tmp_path / "a", max_views=1)] == [STAMPS[1]]
     chosen = read(tmp_path / "a", depth_topic="/cam/depth", max_views=3)
     assert [view.stamp_ns for view in chosen] == [STAMPS[1], STAMPS[3], STAMPS[4]]
@@ -215,8 +215,8 @@ def test_messages_that_do_not_decode_are_left_out(tmp_path, caplog):
             if topic in ("/tf", "/cam/camera_info"):
                 writer.write(topic, b"\0\1\0\0" + b"\xff" * 9, stamp)
     check_poses(read(tmp_path / "a"))
-    assert "5 messages on '/tf' left out" in caplog.text
-    assert "5 camera_infos on '/cam/camera_info' left out" in caplog.text
+    assert "5 of the messages on '/tf' were left out" in caplog.text
+    assert "5 of the camera_infos on '/cam/camera_info' were left out" in caplog.text
 
 
 def test_each_image_is_seen_with_the_camera_info_of_its_time_and_size(tmp_path):

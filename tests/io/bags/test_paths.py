@@ -148,7 +148,7 @@ def test_invalid_poses_of_a_path_are_left_out_and_counted(tmp_path, caplog):
     record_plan(tmp_path / "a", [], messages=[TYPES["nav_msgs/msg/Path"](header(START, "map"), stamped)])
     found = read_path(tmp_path / "a", "/plan", heading="pose")
     np.testing.assert_allclose(found, np.stack([CORNER[0], CORNER[3]]) @ BASE_FROM_CAMERA, atol=1e-9)
-    assert "2 poses on '/plan' left out" in caplog.text
+    assert "2 of the poses on '/plan' were left out" in caplog.text
     for one in stamped:
         one.pose.position.x = float("inf")
     record_plan(tmp_path / "b", [], messages=[TYPES["nav_msgs/msg/Path"](header(START, "map"), stamped)])

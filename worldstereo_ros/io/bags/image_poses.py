@@ -80,9 +80,9 @@ def image_poses(
         try:
             poses[i] = _frame_pose(index, track, i, world, options)
         except UnknownPoseError as error:
-            left_out.add("images without a pose", image_topic, str(error))
+            left_out.add("images", image_topic, f"Its pose is unknown: {error}", kind="pose")
     if not poses:
-        raise BagError(f"No image has a pose. For the first image: {left_out.first_reason(image_topic)}")
+        raise BagError(f"No image has a pose. Of the first image: {left_out.first_reason(image_topic)}")
     for frame in frames:
         members = [i for i in poses if index.frames[i] == frame]
         chain = _chain(tree, frame, world, index.images[members[0]]) if members else []

@@ -159,9 +159,10 @@ def _check_pairs(
     for i in lone:
         at = index.images[i] / 1e9
         left_out.add(
-            "images without depth",
+            "images",
             image_topic,
             f"The image at {at:.3f} s has no depth on '{depth_topic}' within {tolerance:g} s; --tolerance sets more.",
+            kind="depth",
         )
 
 
