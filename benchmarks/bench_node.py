@@ -44,7 +44,7 @@ def measure(options: argparse.Namespace) -> int:
         image, Camera.from_fov(options.width, options.height, 1.2), np.eye(4), depth=np.full(shape, 2.0, np.float32)
     )
     total, pipeline = [], []
-    with WorldStereoClient() as client:
+    with WorldStereoClient(publish_tf=True) as client:
         client.wait_until_ready(60)
         client.add_observation(view)
         for _ in range(options.goals + WARM_UP_GOALS):

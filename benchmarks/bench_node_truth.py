@@ -71,7 +71,7 @@ def measure(options: argparse.Namespace) -> int:
         for protocol in protocols:
             # A node that may estimate depth would do so for an image whose depth is late.
             depth_model = "small" if protocol == "mono" else "none"
-            with running_node(model=pipeline, depth_model=depth_model), WorldStereoClient() as client:
+            with running_node(model=pipeline, depth_model=depth_model), WorldStereoClient(publish_tf=True) as client:
                 client.wait_until_ready(120)
                 for sequence in sequences:
                     scenario = make_scenario(sequence, protocol, options.every)

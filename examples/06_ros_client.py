@@ -32,7 +32,7 @@ def main() -> None:
     parameters = {"model": "small", "map_directory": OUT.resolve()}
     node = subprocess.Popen(NODE + [word for name, value in parameters.items() for word in ("-p", f"{name}:={value}")])
     try:
-        with WorldStereoClient() as client:
+        with WorldStereoClient(publish_tf=True) as client:
             client.wait_until_ready()
             for view in observed:
                 client.add_observation(view)  # publishes image, depth, camera_info and TF

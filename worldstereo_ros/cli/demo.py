@@ -145,7 +145,11 @@ def run_demo(
     console.print(f"[bold]{scenario.title}[/]")
     out = _prepare_folder(out)
     try:
-        with _run_node(out, model) as process, WorldStereoClient(NODE_NAME) as client, Recorder(client, out / "bag"):
+        with (
+            _run_node(out, model) as process,
+            WorldStereoClient(NODE_NAME, publish_tf=True) as client,
+            Recorder(client, out / "bag"),
+        ):
             _wait_until_ready(client, model, out / "node.log")
             startup_seconds = time.monotonic() - begin
             _send_observations(client, scenario, process)

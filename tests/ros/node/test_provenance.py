@@ -283,7 +283,7 @@ RECORDINGS = ("rgbd_tum_fr3_cabinet", "rgbd_hololens_office_a")
 @pytest.mark.parametrize("name", RECORDINGS)
 def test_recording_whose_depth_starts_late(shared_data, name):
     view = open_sequence(shared_data / name)[0]
-    with running() as (_, robot), WorldStereoClient(NODE) as client:
+    with running() as (_, robot), WorldStereoClient(NODE, publish_tf=True) as client:
         client.wait_until_ready()
         maps = subscribe_maps(robot)
         client.add_observation(dataclasses.replace(view, depth=None))
@@ -306,7 +306,7 @@ def test_recording_whose_depth_starts_late(shared_data, name):
 def test_parked_robot_on_recordings(shared_data, name):
     sequence = open_sequence(shared_data / name)
     path = np.stack([sequence[index].world_from_camera for index in range(1, min(len(sequence), 32), 6)])
-    with running({"view_width": 320}) as (_, robot), WorldStereoClient(NODE) as client:
+    with running({"view_width": 320}) as (_, robot), WorldStereoClient(NODE, publish_tf=True) as client:
         client.wait_until_ready()
         client.add_observation(sequence[0])
         once = shares(client.imagine(path).views)

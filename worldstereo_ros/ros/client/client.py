@@ -1,6 +1,6 @@
 """Client of the node: adds observations and requests imagined views.
 
-with WorldStereoClient() as client:
+with WorldStereoClient(publish_tf=True) as client:  # True: this program is the robot, there is no other
     client.wait_until_ready()
     client.add_observation(view)             # View: image, depth, camera, pose
     result = client.imagine(path, views=21)  # path: (N, 4, 4) camera poses
@@ -10,87 +10,64 @@ with WorldStereoClient() as client:
 
 from __future__ import annotations
 
-import contextlib
+import itertools
+import logging
+import os
+import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 import rclpy
-from geometry_msgs.msg import PoseStamped
-from lifecycle_msgs.srv import GetState
+from action_msgs.msg import GoalStatus
 from nav_msgs.msg import Path
 from rclpy.action import ActionClient
+from rclpy.client import Client
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
-from rclpy.task import Future
-from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
 from std_srvs.srv import Trigger
-from tf2_msgs.msg import TFMessage
 
 from worldstereo_ros.action import ImaginePath
-from worldstereo_ros.geometry.poses import invert_pose
-from worldstereo_ros.geometry.views import ImaginedView, View
-from worldstereo_ros.msg import ImaginedView as ImaginedViewMessage
+from worldstereo_ros.geometry.views import View
+from worldstereo_ros.ros.client.node_watch import NodeWatch
+from worldstereo_ros.ros.client.requests import NodeTimeoutError, Requests
+from worldstereo_ros.ros.client.results import ImagineResult, ViewCollector
+from worldstereo_ros.ros.client.sender import PoseAndImageSender
 from worldstereo_ros.ros.conversions import qos
-from worldstereo_ros.ros.conversions.messages import (
-    colour_message,
-    depth_message,
-    image_array,
-    info_message,
-    nanoseconds,
-    pose_message,
-    transform_message,
-    view_from_message,
-)
+from worldstereo_ros.ros.conversions.messages import nanoseconds
+from worldstereo_ros.ros.process_environment import log_arguments, set_transport_profile
 from worldstereo_ros.srv import LoadMap, SaveMap
-from worldstereo_ros.utils.errors import InputError, WorldStereoError
 
-# A camera at the origin of the base that looks along x: optical axes (x right, y down, z forward) in REP 103 axes.
-BASE_FROM_CAMERA = np.array([[0, 0, 1, 0], [-1, 0, 0, 0], [0, -1, 0, 0], [0, 0, 0, 1]], dtype=np.float64)
+logger = logging.getLogger(__name__)
 
-GOAL_TIMEOUT_S = 10.0  # for the answer whether a goal is accepted
-LAST_VIEWS_TIMEOUT_S = 10.0  # for views that arrive after the result of their goal
+GOAL_TIMEOUT_S = 15.0  # for the answer whether a goal is accepted
+# Longer than the node's own, so that its answer arrives: what it answers as failed does not happen.
+MAP_TIMEOUT_S = 90.0
+CONNECT_TIMEOUT_S = 5.0  # for an active node to subscribe to the images of the client
+_numbers = itertools.count()
 
 FeedbackCallback = Callable[[ImaginePath.Feedback], None]
-
-
-class NodeTimeoutError(WorldStereoError, RuntimeError):
-    """The node did not answer in time."""
-
-
-@dataclass
-class ImagineResult:
-    """Result of `WorldStereoClient.imagine`.
-
-    Attributes:
-        views: the imagined views in the order of the path.
-        error_code, error_msg: error code and message of the action; 0 and empty if it succeeded.
-        observed_fraction, estimated_fraction: means over the views, 0..1.
-        seconds: time from acceptance of the goal to its end. seconds_to_first: time to the first view.
-        arrivals: seconds from the request to the arrival of each view.
-    """
-
-    views: list[ImaginedView]
-    error_code: int
-    error_msg: str
-    seconds: float
-    seconds_to_first: float
-    arrivals: list[float] = field(default_factory=list)
-    observed_fraction: float = 0.0
-    estimated_fraction: float = 0.0
 
 
 class WorldStereoClient:
     """Publishes observations to a running node and calls its action and services. Spins on its own thread.
 
+    On a robot whose camera and TF the node uses, leave `publish_tf` at False: the client then publishes no transform,
+    and `imagine` takes the camera's place on the robot from TF. Observations need a pose: set `publish_tf` if this
+    program is the only source of poses, or run the node with `pose_source:=topic path_pose_frame:=camera`, to which the
+    client sends them on the topic `pose`.
+
     Args:
         node_name: fully qualified name of the node.
-        world_frame, base_frame: frames, as in the parameters of the node.
-        camera_frame: optical frame of the images.
-        base_from_camera: (4, 4) pose of the camera on the robot, published as a static transform.
+        publish_tf: publish the pose of `base_frame` in the world and of the camera in `base_frame` with each
+            observation. On a robot that publishes them itself, its TF tree would have two sources for them.
+        world_frame, base_frame: frames; empty = those of the node's parameters.
+        camera_frame: optical frame of the images that the client publishes.
+        base_from_camera: (4, 4) pose of the camera on the robot. None = from TF or the node's parameter
+            `base_to_camera`; with `publish_tf` a camera at the origin of the base that looks along x.
         context: an rclpy context; None creates one that `close` shuts down.
     """
 
@@ -98,53 +75,66 @@ class WorldStereoClient:
         self,
         node_name: str = "/worldstereo",
         *,
-        world_frame: str = "map",
-        base_frame: str = "base_link",
+        publish_tf: bool = False,
+        world_frame: str = "",
+        base_frame: str = "",
         camera_frame: str = "camera_optical_frame",
-        base_from_camera: np.ndarray = BASE_FROM_CAMERA,
+        base_from_camera: np.ndarray | None = None,
         context: rclpy.Context | None = None,
     ) -> None:
-        self.node_name = node_name.rstrip("/")
-        self.world_frame, self.base_frame, self.camera_frame = world_frame, base_frame, camera_frame
-        self.base_from_camera = base_from_camera
+        self.node_name = "/" + node_name.strip("/")
+        self._profile = set_transport_profile()  # before the first node of the process
         self._owns_context = context is None
         self.context = rclpy.Context() if context is None else context
         if self._owns_context:
-            rclpy.init(context=self.context)
-        self.node = rclpy.create_node("worldstereo_client", context=self.context)
-        self._views: list[tuple[float, ImaginedViewMessage]] = []
-        self._conditioning: dict[int, np.ndarray] = {}
-        self._lock = threading.Lock()
+            rclpy.init(args=[*sys.argv, *log_arguments()], context=self.context)
+        # A name of its own: tools confuse nodes of the same name.
+        self.node = rclpy.create_node(f"worldstereo_client_{os.getpid()}_{next(_numbers)}", context=self.context)
         self._remembered_condition = threading.Condition()
         self._last_remembered_ns = 0
-        self._connect()
         self._executor = SingleThreadedExecutor(context=self.context)
+        self._requests = Requests(self._executor)
+        self._watch = NodeWatch(self.node, self.node_name, self._requests)
+        self._sender = PoseAndImageSender(
+            self.node,
+            self.node_name.rsplit("/", 1)[0],
+            self._watch,
+            publish_tf=publish_tf,
+            frames=(world_frame, base_frame, camera_frame),
+            base_from_camera=base_from_camera,
+        )
+        self._connect()
         self._executor.add_node(self.node)
+        self._closed = False
         self._thread = threading.Thread(target=self._spin, name="worldstereo_client", daemon=True)
         self._thread.start()
 
     def _connect(self) -> None:
         node, name = self.node, self.node_name
-        namespace = name.rsplit("/", 1)[0]
-        self._image = node.create_publisher(Image, f"{namespace}/image", qos.VIEW)
-        self._depth = node.create_publisher(Image, f"{namespace}/depth", qos.VIEW)
-        self._info = node.create_publisher(CameraInfo, f"{namespace}/camera_info", qos.VIEW)
-        self._tf = node.create_publisher(TFMessage, "/tf", qos.TF)
-        self._tf_static = node.create_publisher(TFMessage, "/tf_static", qos.TF_STATIC)
-        extrinsics = transform_message(self.base_from_camera, Header(frame_id=self.base_frame), self.camera_frame)
-        self._tf_static.publish(TFMessage(transforms=[extrinsics]))
-        node.create_subscription(ImaginedViewMessage, f"{name}/view", self._on_view, qos.VIEW)
-        node.create_subscription(Image, f"{name}/conditioning", self._on_conditioning, qos.VIEW)
+        self._collector = ViewCollector(node, name)
         node.create_subscription(Header, f"{name}/remembered", self._on_remembered, qos.MAP)
-        self._action = ActionClient(node, ImaginePath, f"{name}/imagine_path")
-        self._get_state = node.create_client(GetState, f"{name}/get_state")
+        self._action = ActionClient(
+            node,
+            ImaginePath,
+            f"{name}/imagine_path",
+            goal_service_qos_profile=qos.REQUESTS,
+            result_service_qos_profile=qos.REQUESTS,
+            cancel_service_qos_profile=qos.REQUESTS,
+        )
         self._reset = node.create_client(Trigger, f"{name}/reset")
         self._save_map = node.create_client(SaveMap, f"{name}/save_map")
         self._load_map = node.create_client(LoadMap, f"{name}/load_map")
 
     def _spin(self) -> None:
-        with contextlib.suppress(ExternalShutdownException):
-            self._executor.spin()
+        while not self._closed and self.context.ok():
+            try:
+                self._executor.spin()
+                return
+            except ExternalShutdownException:
+                return
+            except Exception:  # of a callback; the client goes on
+                if not self._closed:
+                    logger.exception("Unexpected error in the thread of the client.")
 
     def __enter__(self) -> WorldStereoClient:
         return self
@@ -156,6 +146,7 @@ class WorldStereoClient:
 
     def close(self) -> None:
         """Stops the thread and destroys the ROS node of the client."""
+        self._closed = True
         self._executor.shutdown(timeout_sec=2)
         self._thread.join(timeout=2)
         self.node.destroy_node()
@@ -165,38 +156,44 @@ class WorldStereoClient:
     # --- requests ---
 
     def wait_until_ready(self, timeout: float = 60.0) -> None:
-        """Waits until the node is active and connected to all topics of this client.
+        """Waits until the node is active and connected to this client, and reads the node's frames.
+
+        Logs a warning if there are two nodes of this name, or if observations from this client cannot reach the node
+        because its topics are remapped.
 
         Args:
             timeout: seconds.
 
         Raises:
-            NodeTimeoutError: the node is not ready within `timeout`.
+            NodeTimeoutError: the node is not ready within `timeout`; the message says what was found.
         """
         deadline = time.monotonic() + timeout
+        active_since: float | None = None
         state = "not found"
         while time.monotonic() < deadline:
-            if self._get_state.service_is_ready():
-                response = self._wait(self._get_state.call_async(GetState.Request()), 2.0)
-                state = "not responding" if response is None else response.current_state.label
-                if state == "active" and self._is_connected() and self._action.server_is_ready():
+            state = self._watch.state(2.0)
+            connected = self._action.server_is_ready() and self.node.count_publishers(f"{self.node_name}/view") > 0
+            if state == "active" and connected and self._watch.read_settings(2.0):
+                now = time.monotonic()
+                active_since = active_since or now
+                unmatched = self._watch.unmatched(self._sender.publishers) if self._sender.can_publish else []
+                if not unmatched or now - active_since > CONNECT_TIMEOUT_S:
+                    self._watch.warn_of_duplicates()
+                    if unmatched:
+                        logger.warning(
+                            "The node %s does not subscribe to %s, so it gets no observations from this client. If its "
+                            "topics are remapped, remap those of this program alike (--ros-args -r image:=...).",
+                            self.node_name,
+                            ", ".join(unmatched),
+                        )
                     return
             time.sleep(0.05)
-        raise NodeTimeoutError(f"The node {self.node_name} was not active within {timeout:g} s; it is {state}.")
-
-    def _is_connected(self) -> bool:
-        """Whether the node subscribes to every topic of this client and all subscribers are matched."""
-        name = self.node_name.rsplit("/", 1)[1]
-        for publisher in (self._image, self._depth, self._info, self._tf, self._tf_static):
-            subscribers = self.node.get_subscriptions_info_by_topic(publisher.topic_name)
-            if not any(subscriber.node_name == name for subscriber in subscribers):
-                return False
-            if publisher.get_subscription_count() < len(subscribers):
-                return False
-        return True
+        raise NodeTimeoutError(
+            f"The node {self.node_name} was not ready within {timeout:g} s; it is {state}. {self._watch.describe()}"
+        )
 
     def publish_view(self, view: View) -> int:
-        """Publishes an observation as a camera driver would (image, depth, camera_info, TF), without waiting.
+        """Publishes an observation as a camera driver would (image, depth, camera_info, pose), without waiting.
 
         The node may drop it when it is busy. `add_observation` waits until it is in the memories.
 
@@ -208,23 +205,9 @@ class WorldStereoClient:
             Its stamp (now) in nanoseconds.
 
         Raises:
-            InputError: the view is imagined.
+            InputError: the view is imagined, or the node takes no poses from this client.
         """
-        if not view.is_observation:
-            raise InputError("The view is imagined; the node would remember it as observed. Publish observations only.")
-        stamp = self.node.get_clock().now()
-        header = Header(stamp=stamp.to_msg(), frame_id=self.camera_frame)
-        world = Header(stamp=header.stamp, frame_id=self.world_frame)
-        world_from_base = view.world_from_camera @ invert_pose(self.base_from_camera)
-        self._tf.publish(TFMessage(transforms=[transform_message(world_from_base, world, self.base_frame)]))
-        self._info.publish(info_message(view.camera, header))
-        depth = view.depth
-        if depth is not None and view.estimated is not None:
-            depth = np.where(view.estimated, np.float32(0), depth) if (depth[~view.estimated] > 0).any() else None
-        if depth is not None:
-            self._depth.publish(depth_message(depth, header))
-        self._image.publish(colour_message(view.image, header))
-        return stamp.nanoseconds
+        return self._sender.publish_view(view)
 
     def add_observation(self, view: View, *, timeout: float = 10.0, attempts: int = 3) -> int:
         """Publishes an observation and waits until it is in the node's memories. Publishes it again if it got lost.
@@ -238,16 +221,18 @@ class WorldStereoClient:
             Its stamp in nanoseconds.
 
         Raises:
-            InputError: the view is imagined.
-            NodeTimeoutError: the node remembered none of the attempts.
+            InputError: see `publish_view`.
+            NodeTimeoutError: the node remembered none of the attempts; the message says what was seen of the node.
         """
         for _ in range(attempts):
             stamp_ns = self.publish_view(view)
             if self._wait_remembered(stamp_ns, timeout):
                 return stamp_ns
+        reason = self._watch.last_rejection()
         raise NodeTimeoutError(
             f"The node {self.node_name} did not remember an observation published {attempts} times, {timeout:g} s "
-            "apart; see its log for the reason."
+            f"apart. {self._sender.image.get_subscription_count()} nodes subscribe to {self._sender.image.topic_name}. "
+            + (f"The node rejected an image: {reason}" if reason else self._watch.describe())
         )
 
     def imagine(
@@ -264,42 +249,51 @@ class WorldStereoClient:
         """Imagines the views along a path of camera poses and waits for all of them.
 
         Args:
-            world_from_camera: (N, 4, 4) poses of the camera, optical axes (sent as poses of the base).
+            world_from_camera: (N, 4, 4) poses of the camera, optical axes (sent as poses of the base, unless the node
+                expects those of the camera).
             views: number of views, spread evenly along the path; 0 = one per pose.
             prompt: description of the place; models without a text encoder ignore it.
             seed: random seed; the same seed and memory give the same views.
             remember: insert the views into the memories, marked as imagined.
-            on_feedback: called with every feedback message, on the client's thread.
+            on_feedback: called with every feedback message, on the client's thread; it must not call this client.
             timeout: seconds until the goal is cancelled.
 
         Returns:
-            The views; with an error code if the goal was rejected, failed or was superseded.
+            The views; with an error code if the goal was rejected, failed or was superseded. Logs a warning if views
+            were lost on their way.
 
         Raises:
+            InputError: the camera's place on the robot is not known, so that the path cannot be sent.
             NodeTimeoutError: the node did not answer or end the goal in time.
         """
-        with self._lock:
-            self._views.clear()
-            self._conditioning.clear()
         goal = ImaginePath.Goal(views=views, prompt=prompt, seed=seed, remember=remember)
         goal.path = self.path_message(world_from_camera)
-        started = time.monotonic()
-        feedback_callback = None if on_feedback is None else (lambda message: on_feedback(message.feedback))
-        handle = self._wait(self._action.send_goal_async(goal, feedback_callback=feedback_callback), GOAL_TIMEOUT_S)
-        if handle is None:
-            raise NodeTimeoutError(f"The node {self.node_name} did not answer the goal within {GOAL_TIMEOUT_S:g} s.")
-        if not handle.accepted:
-            message = "The node rejected the goal: it is not active."
-            return ImagineResult([], ImaginePath.Result.INACTIVE, message, 0.0, 0.0)
-        response = self._wait(handle.get_result_async(), timeout)
-        if response is None:
-            handle.cancel_goal_async()
-            raise NodeTimeoutError(f"The node {self.node_name} did not end the goal within {timeout:g} s.")
-        result = response.result
-        imagined = self._collect_views(result.views_done)
-        with self._lock:
-            arrivals = [received_at - started for received_at, _ in self._views]
-        return ImagineResult(
+        self._collector.start()
+        try:
+            started = time.monotonic()
+            sent = self._requests.send_goal(self._action, goal, on_feedback, GOAL_TIMEOUT_S)
+            if sent is None:
+                raise NodeTimeoutError(
+                    f"The node {self.node_name} did not answer the goal within {GOAL_TIMEOUT_S:g} s. "
+                    f"{self._watch.describe()}"
+                )
+            if not sent.accepted:
+                message = "The server of the action refused the goal."
+                return ImagineResult([], ImaginePath.Result.INACTIVE, message, 0.0, 0.0)
+            response = self._requests.result(sent, timeout)
+            if response is None:
+                self._requests.run(sent.handle.cancel_goal_async)
+                raise NodeTimeoutError(
+                    f"The node {self.node_name} did not end the goal within {timeout:g} s. {self._watch.describe()}"
+                )
+            result = response.result
+            if response.status == GoalStatus.STATUS_UNKNOWN:
+                result.error_code = ImaginePath.Result.UNKNOWN
+                result.error_msg = "The node does not know the goal any more; it was restarted, or its result got lost."
+            imagined, arrivals = self._collector.collect(result.views_done, started)
+        finally:
+            self._collector.stop()
+        outcome = ImagineResult(
             imagined,
             result.error_code,
             result.error_msg,
@@ -308,51 +302,53 @@ class WorldStereoClient:
             arrivals,
             result.observed_fraction,
             result.estimated_fraction,
+            result.views_done,
         )
+        if outcome.views_lost:
+            logger.warning(
+                "%d of %d imagined views did not arrive. Both processes need room in shared memory for whole images "
+                "(config/fastdds.xml); profiles of this one: %s.",
+                outcome.views_lost,
+                outcome.views_done,
+                self._profile or "none",
+            )
+        return outcome
 
     def path_message(self, world_from_camera: np.ndarray) -> Path:
-        """Converts camera poses (N, 4, 4) to a path of the base in the world frame."""
-        header = Header(stamp=self.node.get_clock().now().to_msg(), frame_id=self.world_frame)
-        world_from_base = world_from_camera @ invert_pose(self.base_from_camera)
-        poses = [PoseStamped(header=header, pose=pose_message(pose)) for pose in world_from_base]
-        for stamped in poses:
-            if stamped.pose.orientation.w == 1:  # 0 0 0 1 is what planners send that set no heading; this is the same
-                stamped.pose.orientation.w = -1.0
-        return Path(header=header, poses=poses)
+        """Converts camera poses (N, 4, 4) to a path of the base or the camera, as the node expects, in the world frame.
 
-    def save_map(self, name: str, timeout: float = 60.0) -> tuple[bool, str]:
+        Raises:
+            InputError: the node expects poses of the base, and the camera's place on it is not known.
+        """
+        return self._sender.path_message(world_from_camera)
+
+    def save_map(self, name: str, timeout: float = MAP_TIMEOUT_S) -> tuple[bool, str]:
         """Saves both memories to a file of this name in the node's `map_directory`.
 
         Returns:
             (success, message).
 
         Raises:
-            NodeTimeoutError: no response within `timeout` seconds.
+            NodeTimeoutError: no response within `timeout` seconds. With a timeout shorter than the node's (60 s) the
+                map may be saved all the same.
         """
-        response = self._call(self._save_map, SaveMap.Request(name=name), timeout)
-        return response.success, response.message
+        return self._call(self._save_map, SaveMap.Request(name=name), timeout)
 
-    def load_map(self, name: str, timeout: float = 60.0) -> tuple[bool, str]:
+    def load_map(self, name: str, timeout: float = MAP_TIMEOUT_S) -> tuple[bool, str]:
         """Replaces both memories by those of a file that `save_map` wrote. Returns and raises as `save_map`."""
-        response = self._call(self._load_map, LoadMap.Request(name=name), timeout)
-        return response.success, response.message
+        return self._call(self._load_map, LoadMap.Request(name=name), timeout)
 
-    def reset(self, timeout: float = 30.0) -> tuple[bool, str]:
+    def reset(self, timeout: float = MAP_TIMEOUT_S) -> tuple[bool, str]:
         """Clears both memories. Returns and raises as `save_map`."""
-        response = self._call(self._reset, Trigger.Request(), timeout)
-        return response.success, response.message
+        return self._call(self._reset, Trigger.Request(), timeout)
 
-    def _call(self, client, request, timeout: float):
-        response = self._wait(client.call_async(request), timeout) if client.wait_for_service(timeout_sec=5) else None
+    def _call(self, client: Client, request: Any, timeout: float) -> tuple[bool, str]:
+        response = self._requests.call(client, request, timeout)
         if response is None:
-            raise NodeTimeoutError(f"The service {client.srv_name} did not answer within {timeout:g} s.")
-        return response
-
-    @staticmethod
-    def _wait(future: Future, timeout: float):
-        done = threading.Event()
-        future.add_done_callback(lambda _: done.set())
-        return future.result() if done.wait(timeout) else None
+            raise NodeTimeoutError(
+                f"The service {client.srv_name} did not answer within {timeout:g} s. {self._watch.describe()}"
+            )
+        return response.success, response.message
 
     # --- messages ---
 
@@ -368,25 +364,6 @@ class WorldStereoClient:
 
     def _on_remembered(self, message: Header) -> None:
         with self._remembered_condition:
+            self._sender.image_frame = message.frame_id
             self._last_remembered_ns = max(self._last_remembered_ns, nanoseconds(message.stamp))
             self._remembered_condition.notify_all()
-
-    def _on_view(self, message: ImaginedViewMessage) -> None:
-        with self._lock:
-            self._views.append((time.monotonic(), message))
-
-    def _on_conditioning(self, message: Image) -> None:
-        with self._lock:
-            self._conditioning[nanoseconds(message.header.stamp)] = image_array(message)
-
-    def _collect_views(self, count: int) -> list[ImaginedView]:
-        """Returns the views of the last goal, some of which may arrive after its result."""
-        deadline = time.monotonic() + LAST_VIEWS_TIMEOUT_S
-        while time.monotonic() < deadline:
-            with self._lock:
-                if len(self._views) >= count and len(self._conditioning) >= count:
-                    break
-            time.sleep(0.01)
-        with self._lock:
-            views = [(message, self._conditioning.get(nanoseconds(message.header.stamp))) for _, message in self._views]
-        return [view_from_message(message, conditioning) for message, conditioning in views]

@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
     drive = make_path(world, "ground", 240, seed_of("demo", options.seed))
     observed_poses = interpolate_poses(drive[:120], options.observations)
     imagined_poses = interpolate_poses(drive[110:], options.views)
-    with WorldStereoClient(options.node) as client:
+    with WorldStereoClient(options.node, publish_tf=True) as client:
         try:
             client.wait_until_ready(120)
             for number, pose in enumerate(observed_poses):

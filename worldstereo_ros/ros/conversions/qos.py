@@ -20,9 +20,14 @@ SENSOR = _profile(5, reliable=False)
 COMMAND = _profile(10)
 # Imagined images: a reliable publisher matches subscribers that ask for reliable (RViz) and best effort (Nav2).
 VIEW = _profile(10)
+# The client's end of the imagined images, which may come faster than Python reads them.
+VIEW_RECEIVER = _profile(64)
 CLOUD = _profile(1)
 # Maps and markers: a late subscriber receives the last message.
 MAP = _profile(1, latched=True)
+# Requests of actions. ROS's own depth of 10 is less than the clients that may ask at once: further requests, and the
+# answers, which every client of a service receives, would be dropped.
+REQUESTS = _profile(200)
 TF = _profile(100)
 TF_STATIC = _profile(100, latched=True)
 DIAGNOSTICS = _profile(10)
