@@ -8,6 +8,7 @@ HAS_ROS = importlib.util.find_spec("rclpy") is not None
 collect_ignore_glob = [] if HAS_ROS else ["test_*.py", "*/test_*.py"]
 # In node/; they start no node.
 WITHOUT_PROCESSES = {
+    "test_activity_log.py",
     "test_jobs.py",
     "test_parameters.py",
     "test_pose_resolver.py",

@@ -46,7 +46,8 @@ def with_estimated_depth(
     if estimator is None:
         raise InputError(
             "The image has no depth and no depth estimator is loaded. Send a depth image registered to the colour "
-            "image, or choose a model that estimates it (parameter `depth_model`)."
+            "image, or choose a model that estimates it: the parameter `depth_model` of the node, or from Python "
+            "WorldModel(depth_estimator=...), see load_depth_estimator."
         )
     estimate = estimate_depth(estimator, view.image, view.camera)
     depth = estimate.depth

@@ -29,12 +29,17 @@ def observation(estimated: bool) -> View:
 def handler():
     """A handler, a function that observes a view, and the lines that the handler logs."""
     lines: list[str] = []
-    handler = WorkerEventHandler(NodeDiagnostics(lambda line: None), lines.append)
+
+    def about_depth(line: str) -> None:
+        if line.startswith("Observations"):
+            lines.append(line)
+
+    handler = WorkerEventHandler(NodeDiagnostics(lambda line: None), about_depth)
     world = WorldModel(GeometricPipeline())
 
     def observe(estimated: bool) -> None:
         world.observe(observation(estimated))
-        handler.on_observation_remembered(world, SimpleNamespace())
+        handler.on_observation_remembered(world, SimpleNamespace(topic="image"))
 
     return handler, observe, lines
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.views import ImaginedView
+from worldstereo_ros.ros.node.activity_log import JobLog, ObservationLog
 from worldstereo_ros.ros.node.diagnostics import NodeDiagnostics
 from worldstereo_ros.ros.node.jobs import VIEW_ORIGIN, ErrorCode, Job, JobRejectedError, JobResult
 from worldstereo_ros.ros.node.parameters import NodeParameters
@@ -32,6 +33,8 @@ class WorkerEventHandler:
         self.publishers: Publishers | None = None
         self.memory_status: dict[str, object] = {}
         self._depth_of_newest = ""
+        self._observation_log = ObservationLog(log, lambda text, key: diagnostics.warn(text, key=key))
+        self._job_log = JobLog(log)
 
     def apply(self, parameters: NodeParameters) -> None:
         """Applies new parameters."""
@@ -43,6 +46,7 @@ class WorkerEventHandler:
             self.publishers.memory_changed()
             self.publishers.publish_remembered(observation.stamp_ns, observation.image.header.frame_id)
         self._log_depth_change(world)
+        self._observation_log.on_observation(world, observation.topic)
         self.between_steps(world)
 
     def _log_depth_change(self, world: WorldModel) -> None:
@@ -96,29 +100,24 @@ class WorkerEventHandler:
     def on_memory_replaced(self, world: WorldModel) -> None:
         """Publishes the memories after they were reset or loaded from a file."""
         self._depth_of_newest = _depth_of_newest(world)
+        self._observation_log.restart()
         if self.publishers is not None:
             self.publishers.memory_replaced()
         self.between_steps(world)
 
     def on_job_ended(self, job: Job, result: JobResult, seconds: float) -> None:
-        """Counts the job, and logs it if it succeeded."""
-        count = max(job.views_done, 1)
+        """Counts and logs the job."""
         self._diagnostics.on_job_ended(result.code.name, job.views_done, seconds, job.fractions)
         if self.publishers is not None:
             self.publishers.memory_changed()
-        if result.code == ErrorCode.NONE:
-            _, observed, estimated = job.fractions
-            self._log(
-                f"Imagined {job.views_done} views for {job.origin} in {seconds:.2f} s "
-                f"({seconds / count:.3f} s per view): {observed:.0%} of the pixels observed, {estimated:.0%} estimated."
-            )
+        self._job_log.on_ended(job, result, seconds)
 
     def on_fault(self, where: str, error: Exception) -> None:
         """Counts and logs an unexpected exception."""
         self._diagnostics.on_fault(where, error)
 
     def camera_for(self, world: WorldModel, job: Job) -> Camera:
-        """Returns the camera of a job's views: that of the newest observation, resized to `view_width`.
+        """Returns the camera of a job's views: that of the newest observation, resized to `view_width`. Logs the start.
 
         Raises:
             EmptyMemoryError: the memories are empty.
@@ -140,6 +139,7 @@ class WorkerEventHandler:
                 f"{self._parameters.max_job_pixels} are accepted (parameter `max_job_pixels`). Request fewer views or "
                 "reduce `view_width`.",
             )
+        self._job_log.on_started(job, camera)
         return camera
 
 
