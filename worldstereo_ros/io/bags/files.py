@@ -7,28 +7,37 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from rosbags.interfaces import Nodetype, Qos, QosDurability, QosHistory, QosLiveliness, QosReliability, QosTime
+from rosbags.interfaces import (
+    Connection,
+    Nodetype,
+    Qos,
+    QosDurability,
+    QosHistory,
+    QosLiveliness,
+    QosReliability,
+    QosTime,
+)
 from rosbags.rosbag2 import Reader, StoragePlugin, Writer
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 from rosbags.typesys.store import Typestore
 
-from worldstereo_ros.utils.errors import WorldStereoError
+from worldstereo_ros.io.bags.compression import UnpackError, unpack_zstd
+from worldstereo_ros.io.bags.errors import BagError
+from worldstereo_ros.io.bags.open_bag import open_readers, unreadable_message
+from worldstereo_ros.io.bags.video_types import video_advice
 from worldstereo_ros.utils.resources import find_resource
-
-
-class BagError(WorldStereoError, ValueError):
-    """A bag that cannot be read or written, or lacks what is needed."""
 
 
 class Bag:
     """Context manager that opens a bag for reading.
 
     Attributes:
-        path: a folder with metadata.yaml, or an .mcap or .db3 file.
+        path: a folder with metadata.yaml, an .mcap or .db3 file, or a folder with the files of a split recording.
         topics: name -> message type, of the topics with messages.
     """
 
@@ -36,31 +45,28 @@ class Bag:
         self.path = Path(path)
         self.topics: dict[str, str] = {}
         self._store = get_typestore(Stores.ROS2_JAZZY)
-        self._reader: Reader | None = None
+        self._readers: list[Reader] = []
+        self._packed: list[Reader] = []  # whose messages are compressed one by one
+        self._foreign: dict[str, str] = {}  # topic -> encoding that is not ROS 2's
+        self._stack = ExitStack()
 
     def __enter__(self) -> Bag:
-        if not self.path.exists():
-            raise BagError(f"The bag {self.path} does not exist.")
-        path = self.path
-        if path.is_dir() and not (path / "metadata.yaml").is_file():
-            files = sorted([*path.glob("*.mcap"), *path.glob("*.db3")])
-            if len(files) != 1:
-                raise BagError(f"{path} is not a bag: it has no metadata.yaml and {len(files)} .mcap or .db3 files.")
-            path = files[0]
-        try:
-            self._reader = Reader(path)
-            self._reader.open()
-        except Exception as error:  # readers raise arbitrary exceptions on damaged files
-            raise BagError(self._unreadable(error)) from error
-        self.topics = {c.topic: c.msgtype for c in self._reader.connections if c.msgcount}
+        with ExitStack() as stack:
+            self._readers = open_readers(self.path, stack)
+            self._stack = stack.pop_all()
+        self._packed = [reader for reader in self._readers if reader.compression_mode == "message"]
+        for reader in self._packed:  # unpacked by `_messages_of`: `rosbags` would unpack a message of any size
+            reader.storage.metadata = reader.storage.metadata._replace(compression_mode=None)
+        connections = [c for reader in self._readers for c in reader.connections if c.msgcount]
+        self._foreign = {c.topic: e for c in connections if (e := _encoding(c)) != "cdr"}
+        self.topics = {c.topic: c.msgtype for c in connections if c.topic not in self._foreign}
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        reader, self._reader = self._reader, None
-        if reader is not None:
-            reader.close()
+        self._readers = []
+        self._stack.close()
 
     def require(self, topic: str, types: Iterable[str], what: str) -> str:
         """Checks that a topic exists with one of the types, and returns its type.
@@ -74,13 +80,20 @@ class Bag:
             BagError: the topic does not exist (the message lists the topics), or it has another type.
         """
         types = tuple(types)
+        if topic in self._foreign:
+            raise BagError(
+                f"The messages on '{topic}' in {self.path} are encoded as {self._foreign[topic]}, not as CDR, the "
+                f"encoding of ROS 2, so they cannot be read for the {what}."
+            )
         if topic not in self.topics:
             matching = sorted(name for name, kind in self.topics.items() if kind in types)
             every = ", ".join(f"{name} ({kind})" for name, kind in sorted(self.topics.items())) or "none"
             hint = f" Matching topics: {', '.join(matching)}." if matching else ""
             raise BagError(f"{self.path} has no messages on '{topic}' for the {what}.{hint} Its topics are: {every}.")
         if self.topics[topic] not in types:
-            raise BagError(f"'{topic}' has type {self.topics[topic]}; {', '.join(types)} was expected for the {what}.")
+            advice = video_advice(self.topics[topic])
+            expected = f"{' or '.join(types)} was expected for the {what}."
+            raise BagError(f"'{topic}' has type {self.topics[topic]}; {expected} {advice}".rstrip())
         return self.topics[topic]
 
     def messages(self, topics: Iterable[str]) -> Iterator[tuple[str, int, memoryview]]:
@@ -89,19 +102,30 @@ class Bag:
         Raises:
             BagError: the bag is damaged.
         """
-        assert self._reader is not None, "Open the bag first: `with Bag(path) as bag`."
+        assert self._readers, "Open the bag first: `with Bag(path) as bag`."
         selected = set(topics)
-        connections = [c for c in self._reader.connections if c.topic in selected]
-        if not connections:
-            return
-        messages = self._reader.messages(connections)
+        for reader in self._readers:
+            # The files of a split recording may give one name to topics of two types.
+            connections = [
+                c for c in reader.connections if c.topic in selected and c.msgtype == self.topics.get(c.topic)
+            ]
+            if connections:
+                yield from self._messages_of(reader, connections)
+
+    def _messages_of(self, reader: Reader, connections: list[Connection]) -> Iterator[tuple[str, int, memoryview]]:
+        packed = reader in self._packed
+        messages = reader.messages(connections)
         while True:
             try:
                 connection, stamp_ns, raw = next(messages)
+                if packed:
+                    raw = unpack_zstd(memoryview(raw), f"A message on '{connection.topic}'")
             except StopIteration:
                 return
+            except UnpackError as error:
+                raise BagError(f"The bag {self.path} is not read. {error}") from error
             except Exception as error:
-                raise BagError(self._unreadable(error)) from error
+                raise BagError(unreadable_message(self.path, error)) from error
             yield connection.topic, stamp_ns, memoryview(raw)
 
     def decode(self, topic: str, raw: memoryview) -> Any:
@@ -111,12 +135,10 @@ class Bag:
         except Exception as error:
             raise BagError(f"A message on '{topic}' in {self.path} is damaged: {error}.") from error
 
-    def _unreadable(self, error: Exception) -> str:
-        why = str(error).strip().rstrip(".") or type(error).__name__
-        return (
-            f"The bag {self.path} cannot be read: {why}. If it was truncated (power failure, disk full), "
-            "`mcap recover` or `ros2 bag reindex` may restore it."
-        )
+
+def _encoding(connection: Connection) -> str:
+    """Serialization of the messages of a topic: "cdr" in ROS 2."""
+    return getattr(connection.ext, "serialization_format", "cdr") or "cdr"
 
 
 # --- writing ---------------------------------------------------------------------------------------------------------

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
+from typing import Any
 
-from worldstereo_ros.imaging.codecs import COLOUR_ENCODINGS, DEPTH_ENCODINGS
+from worldstereo_ros.imaging import codecs
+from worldstereo_ros.imaging.codecs import COLOUR_ENCODINGS, DEPTH_ENCODINGS, ImageError
 from worldstereo_ros.io.bags.files import Bag, BagError
+from worldstereo_ros.io.bags.video_types import video_advice
 
 IMAGE, COMPRESSED = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"
 CAMERA_INFO, PATH, TF = "sensor_msgs/msg/CameraInfo", "nav_msgs/msg/Path", "tf2_msgs/msg/TFMessage"
@@ -13,14 +17,28 @@ ODOMETRY, POSE = "nav_msgs/msg/Odometry", "geometry_msgs/msg/PoseStamped"
 POSE_COVARIANCE = "geometry_msgs/msg/PoseWithCovarianceStamped"
 
 
+logger = logging.getLogger(__name__)
+
+
 @dataclass(frozen=True)
 class _Stream:
-    """An image topic: its name, colour or depth, frame_id and (width, height)."""
+    """An image topic, as its first intact message describes it.
+
+    Attributes:
+        topic: name.
+        colour: colour or depth.
+        frame: frame_id.
+        size: (width, height).
+        compressed: the messages are CompressedImage.
+        problem: sentence that says why it is not decoded; empty if it is.
+    """
 
     topic: str
     colour: bool
     frame: str
-    size: tuple[int, int] | None  # None for compressed images, which are not decoded
+    size: tuple[int, int]
+    compressed: bool
+    problem: str = ""
 
 
 def camera_info_beside(image_topic: str) -> str:
@@ -35,46 +53,89 @@ def find_topics(bag: Bag) -> tuple[str, str]:
     """Finds the colour topic of an open bag and the depth topic registered to it.
 
     The colour topic has colour images and a camera_info beside it. Raw topics are preferred to compressed ones, then
-    names with "color" or "rgb", then alphabetical order. The depth topic has raw depth images of the same frame and
-    size.
+    names with "color" or "rgb", then alphabetical order. The depth topic has depth images of the same frame and size,
+    by the encoding or, for compressed ones, by `codecs.holds_depth`; raw ones are preferred.
 
     Returns:
         (colour topic, depth topic); "" if there is no depth topic.
 
     Raises:
-        BagError: there is no colour topic; the message lists all topics.
+        BagError: there is no colour topic; the message says why not of each image topic, and lists all topics.
     """
     streams = _streams(bag)
     infos = {topic for topic, kind in bag.topics.items() if kind == CAMERA_INFO}
-    colour = [s for s in streams if s.colour and camera_info_beside(s.topic) in infos]
+    colour = [s for s in streams if s.colour and not s.problem and camera_info_beside(s.topic) in infos]
     if not colour:
-        every = ", ".join(f"{name} ({kind})" for name, kind in sorted(bag.topics.items())) or "none"
-        raise BagError(f"{bag.path} has no colour images with a camera_info beside them. Its topics are: {every}.")
+        raise BagError(_no_colour(bag, streams))
 
     def rank(stream: _Stream) -> tuple[bool, bool, str]:
         named_colour = any(word in stream.topic for word in ("color", "colour", "rgb"))
-        return stream.size is None, not named_colour, stream.topic
+        return stream.compressed, not named_colour, stream.topic
 
     best = min(colour, key=rank)
-    registered = [s for s in streams if not s.colour and s.frame == best.frame and best.size in (None, s.size)]
-    return best.topic, min((s.topic for s in registered), default="")
+    registered = [s for s in streams if not s.colour and s.frame == best.frame and s.size in (best.size, (0, 0))]
+    usable = [s for s in registered if not s.problem]
+    if registered and not usable:
+        logger.warning("The depth on '%s' is not used. %s", registered[0].topic, registered[0].problem)
+    return best.topic, min(usable, key=lambda s: (s.compressed, s.topic)).topic if usable else ""
+
+
+def _no_colour(bag: Bag, streams: list[_Stream]) -> str:
+    """The message for a bag without a colour topic."""
+    reasons = [f"'{s.topic}' is not used: {s.problem}" for s in streams if s.problem]
+    reasons += [
+        f"'{s.topic}' has no camera_info on '{camera_info_beside(s.topic)}'; name it (--camera-info-topic) together "
+        "with the image topic (--image-topic)."
+        for s in streams
+        if s.colour and not s.problem
+    ]
+    reasons += [
+        f"'{topic}' is not used: {advice}" for topic, kind in bag.topics.items() if (advice := video_advice(kind))
+    ]
+    every = ", ".join(f"{name} ({kind})" for name, kind in sorted(bag.topics.items())) or "none"
+    return " ".join(
+        [f"{bag.path} has no colour images with a camera_info beside them.", *reasons, f"Its topics are: {every}."]
+    )
 
 
 def _streams(bag: Bag) -> list[_Stream]:
-    """Describes every image topic by its first message."""
+    """Describes every image topic by its first message that is intact, or by its last if none is."""
     unread = {topic for topic, kind in bag.topics.items() if kind in (IMAGE, COMPRESSED)}
-    streams = []
+    streams: dict[str, _Stream] = {}
     for topic, _, raw in bag.messages(set(unread)):
         if topic not in unread:
             continue
-        unread.discard(topic)
-        message = bag.decode(topic, raw)
-        if bag.topics[topic] == COMPRESSED:
-            if "compressedDepth" not in message.format and not topic.endswith("compressedDepth"):
-                streams.append(_Stream(topic, True, message.header.frame_id, None))
-        elif message.encoding in (*COLOUR_ENCODINGS, *DEPTH_ENCODINGS):
-            size = (message.width, message.height)
-            streams.append(_Stream(topic, message.encoding in COLOUR_ENCODINGS, message.header.frame_id, size))
+        try:
+            message = bag.decode(topic, raw)
+        except BagError:
+            continue
+        streams[topic] = _compressed(topic, message) if bag.topics[topic] == COMPRESSED else _raw(topic, message)
+        if not streams[topic].problem:
+            unread.discard(topic)
         if not unread:
             break
-    return streams
+    return list(streams.values())
+
+
+def _raw(topic: str, message: Any) -> _Stream:
+    """Describes an Image. mono16 is grey by its definition, and depth by some drivers: their topics say so."""
+    encoding = message.encoding
+    depth = encoding in DEPTH_ENCODINGS and (encoding not in COLOUR_ENCODINGS or "depth" in topic.lower())
+    problem = ""
+    if encoding not in (*COLOUR_ENCODINGS, *DEPTH_ENCODINGS):
+        problem = f"its encoding '{encoding[:32]}' is not decoded. Convert it first (`image_proc`, `cv_bridge`)."
+    return _Stream(topic, not depth, message.header.frame_id, (message.width, message.height), False, problem)
+
+
+def _compressed(topic: str, message: Any) -> _Stream:
+    """Describes a CompressedImage; its size is in the header of its data."""
+    depth, size, problem = codecs.holds_depth(message.format, message.data, topic), (0, 0), ""
+    try:
+        if depth:
+            height, width = codecs.decode_compressed_depth(message.data, message.format).shape
+            size = width, height
+        else:
+            size = codecs.compressed_size(message.data)
+    except ImageError as error:
+        problem = str(error)
+    return _Stream(topic, not depth, message.header.frame_id, size, True, problem)
