@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,13 +20,13 @@ from worldstereo_ros.cli.recording_options import (
     Tolerance,
 )
 from worldstereo_ros.utils.errors import InputError
-from worldstereo_ros.visualization.result_files import MAP_FILE, OBSERVED_FOLDER
+from worldstereo_ros.visualization.result_files import MAP_FILE, RESULTS_FILE
 from worldstereo_ros.weights.bundled import DEFAULT_MODEL
 
 if TYPE_CHECKING:
-    import numpy as np
-
-    from worldstereo_ros.geometry.views import View
+    from worldstereo_ros.cli.paths import ChosenPath
+    from worldstereo_ros.cli.sources import Recording
+    from worldstereo_ros.geometry.views import ImaginedView, View
 
 
 def imagine(
@@ -35,14 +34,47 @@ def imagine(
         Path | None,
         typer.Argument(
             metavar="SOURCE",
-            help="Posed sequence, WorldStereo example folder, or image; omit it with --bag.",
+            help="Posed sequence, WorldStereo example folder, image, or video; omit it with --bag.",
             show_default=False,
         ),
     ] = None,
     observations: Annotated[
-        int,
-        typer.Option(metavar="N", help="Number of observed frames, evenly spaced.", min=1, rich_help_panel=INPUT),
-    ] = 1,
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Number of observed frames, evenly spaced.",
+            min=1,
+            show_default="1",
+            rich_help_panel=INPUT,
+        ),
+    ] = None,
+    observe: Annotated[
+        str,
+        typer.Option(
+            metavar="FRAMES",
+            help="Numbers of the frames to observe, such as 12 or 0,12,30; of a bag counted from 0.",
+            show_default="evenly spaced",
+            rich_help_panel=INPUT,
+        ),
+    ] = "",
+    size: Annotated[
+        str,
+        typer.Option(
+            metavar="WxH",
+            help="Size to work with, such as 640x480; full: that of the input.",
+            show_default="that of the input; large images are reduced",
+            rich_help_panel=INPUT,
+        ),
+    ] = "",
+    fov: Annotated[
+        float | None,
+        typer.Option(
+            metavar="DEGREES",
+            help="Horizontal field of view of an image or video without intrinsics.",
+            show_default="by its EXIF, else 60 along the longer side",
+            rich_help_panel=INPUT,
+        ),
+    ] = None,
     bag: Annotated[
         Path | None,
         typer.Option(metavar="BAG", help="Rosbag (MCAP or SQLite) to use as the source.", rich_help_panel=BAG),
@@ -90,20 +122,36 @@ def imagine(
         str,
         typer.Option(
             metavar="PATH",
-            help="Camera path: forward, orbit, left, right, up or turn; a trajectory of the source; a folder with "
-            "poses.txt; or a nav_msgs/Path topic of the bag.",
+            help="Camera path: forward, orbit, left, right, up or turn; a trajectory of the source; a poses.txt or a "
+            "folder with one; or a nav_msgs/Path topic of the bag.",
             rich_help_panel=PATH,
         ),
     ] = "forward",
     path_pose_frame: PathPoseFrame = "base",
     path_heading: PathHeading = "auto",
     distance: Annotated[
-        float, typer.Option(metavar="METRES", help="Length of a preset path.", rich_help_panel=PATH)
-    ] = 1.0,
+        float | None,
+        typer.Option(metavar="METRES", help="Length of a preset path.", show_default="1", rich_help_panel=PATH),
+    ] = None,
     views: Annotated[
-        int,
-        typer.Option(metavar="N", help="Number of views along the path.", min=1, max=1000, rich_help_panel=PATH),
-    ] = 21,
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Number of views, spread evenly along the path.",
+            min=1,
+            max=1000,
+            show_default="21 along a preset, else one for each pose",
+            rich_help_panel=PATH,
+        ),
+    ] = None,
+    clearance: Annotated[
+        float,
+        typer.Option(
+            metavar="METRES",
+            help="Distance of the path from observed surfaces; poses that are closer are reported as blocked.",
+            rich_help_panel=PATH,
+        ),
+    ] = 0.05,
     model: Model = DEFAULT_MODEL,
     variant: Variant = "",
     prompt: Prompt = "",
@@ -131,51 +179,78 @@ def imagine(
     """Imagine views along a path, from a recording, without ROS.
 
     The output folder holds imagined.mp4, contact_sheet.png, cloud.ply, cloud.png, world.wsmap (the memories), and the
-    folders imagined/ and observed/ (posed sequences).
+    folders imagined/ and observed/ (posed sequences); results.json says which poses pass through observed surfaces.
     """
+    import numpy as np
     from rich.console import Console
     from rich.markup import escape
     from rich.progress import track
 
+    from worldstereo_ros.cli.options import check_model_options
+    from worldstereo_ros.cli.paths import choose_path
+    from worldstereo_ros.cli.recording_options import check_no_bag_options
+    from worldstereo_ros.cli.sources import parse_frames, parse_size, read_bag, read_source
     from worldstereo_ros.cli.summaries import estimated_depth_warning, pixel_shares, point_counts
     from worldstereo_ros.depth.estimators import BUNDLED_NETWORK, NONE, SMALL, load_depth_estimator
     from worldstereo_ros.geometry.depth_units import check_depth
+    from worldstereo_ros.memory.path_clearance import describe_blocked
     from worldstereo_ros.pipelines.auto import load_pipeline
+    from worldstereo_ros.utils.atomic_files import write_json
     from worldstereo_ros.visualization.results import write_results
     from worldstereo_ros.world import WorldModel
 
     console = Console()
+    parse_size(size)
+    check_model_options(model, variant=variant, dtype=dtype, prompt=prompt)
+    if observe and observations is not None:
+        raise InputError("--observe names the frames and --observations their number; one of the two was expected.")
+    frames = parse_frames(observe) if observe else []
+    frame_options = {
+        "image_topic": image_topic,
+        "pose_topic": pose_topic,
+        "world_frame": world_frame,
+        "base_frame": base_frame,
+        "camera_axes": camera_axes,
+    }
+    view_options = frame_options | {
+        "depth_topic": depth_topic,
+        "camera_info_topic": camera_info_topic,
+        "tolerance": tolerance,
+        "rectified": rectified,
+        "depth_unit": depth_unit,
+    }
+    path_options = frame_options | {"pose_frame": path_pose_frame, "heading": path_heading}
     if bag is not None and source is None:
-        recording = _read_bag(
-            bag,
-            observations,
-            image_topic=image_topic,
-            depth_topic=depth_topic,
-            camera_info_topic=camera_info_topic,
-            pose_topic=pose_topic,
-            world_frame=world_frame,
-            base_frame=base_frame,
-            tolerance=tolerance,
-            rectified=rectified,
-            camera_axes=camera_axes,
-            depth_unit=depth_unit,
-            path_pose_frame=path_pose_frame,
-            path_heading=path_heading,
-        )
+        if fov is not None:
+            raise InputError("The camera of a bag is that of its camera_info; --fov is for images and videos without.")
+        recording = read_bag(bag, observations, frames, size=size, view_options=view_options, path_options=path_options)
     elif source is not None and bag is None:
-        recording = _read_source(source, observations, depth_unit, depth_required=depth_model == NONE)
+        check_no_bag_options(view_options, path_pose_frame=path_pose_frame, path_heading=path_heading)
+        recording = read_source(
+            source,
+            observations,
+            frames,
+            fov=fov,
+            size=size,
+            depth_unit=depth_unit,
+            depth_required=depth_model == NONE,
+        )
     else:
         raise InputError("Name one source: a folder or image, or a bag with --bag.")
     observed_views = recording.observed_views
+    for note in recording.notes:
+        console.print(escape(note), highlight=False)
     if warning := check_depth(observed_views, f"The depth of {recording.name}", "--depth-unit"):
         console.print(f"[yellow]{escape(warning)}[/]", highlight=False)
+    path_chosen = choose_path(path, recording, views, distance)
     estimator, estimator_name = None, depth_model or BUNDLED_NETWORK
     if depth_model != NONE and any(view.depth is None or not view.depth.any() for view in observed_views):
         estimator = load_depth_estimator(depth_model or SMALL, device)
-        console.print(f"Depth is missing; estimating it with {estimator_name}.")
+        console.print(f"Depth is missing; estimating it with {escape(estimator_name)}.")
+    elif depth_model not in ("", NONE):
+        console.print(f"All views have measured depth: --depth-model {escape(depth_model)} is not used.")
     pipeline = load_pipeline(model, device, variant=variant, dtype=dtype, control_backend=control_backend)
     world = WorldModel(pipeline, depth_estimator=estimator, device=device)
-    poses = _choose_path(path, recording, views, distance)
     remembered = []
     for view in track(observed_views, description="observing", console=console, disable=len(observed_views) < 4):
         world.observe(view)
@@ -188,14 +263,23 @@ def imagine(
     imagined = list(
         track(
             world.imagine(
-                poses, observed_views[-1].camera, prompt=prompt or recording.prompt, seed=seed, remember=True
+                path_chosen.poses,
+                path_chosen.camera,
+                prompt=prompt or recording.prompt,
+                seed=seed,
+                remember=True,
+                clearance=clearance,
             ),
             description="imagining",
-            total=len(poses),
+            total=len(path_chosen.poses),
             console=console,
         )
     )
-    console.print(f"Imagined {len(imagined)} views: {pixel_shares(imagined)}; now {point_counts(world.cloud)}")
+    console.print(
+        f"Imagined {escape(path_chosen.description)}: {pixel_shares(imagined)}; now {point_counts(world.cloud)}"
+    )
+    if blocked := describe_blocked(np.array([view.blocked for view in imagined]), clearance):
+        console.print(f"[yellow]{escape(blocked)}[/]", highlight=False)
     out.mkdir(parents=True, exist_ok=True)
     world.save(out / MAP_FILE)
     estimated_count = sum(bool(view.estimated_mask.any()) for view in remembered)
@@ -206,24 +290,8 @@ def imagine(
         now if now.camera == view.camera else view for now, view in zip(remembered, observed_views, strict=True)
     ]
     write_results(out, imagined, observed_views, world.cloud, title="worldstereo imagine", subtitle=subtitle)
+    write_json(out / RESULTS_FILE, _results(recording, path, path_chosen, imagined, model, clearance))
     console.print(f"See [bold]{out / 'contact_sheet.png'}[/]; in the browser: worldstereo view {out}")
-
-
-@dataclass(frozen=True)
-class _Recording:
-    """Observed views and the paths that are recorded beside them.
-
-    Attributes:
-        name: short name for titles.
-        observed_views: the views to observe, in order.
-        find_path: returns the (F, 4, 4) poses of a recorded path by name, None where there is none.
-        prompt: text prompt that comes with the recording, may be empty.
-    """
-
-    name: str
-    observed_views: list[View]
-    find_path: Callable[[str], np.ndarray | None]
-    prompt: str
 
 
 def _with_newest_depth(remembered: list[View], bank_views: list[View]) -> list[View]:
@@ -232,69 +300,27 @@ def _with_newest_depth(remembered: list[View], bank_views: list[View]) -> list[V
     return [newest.get(id(view.image), view) for view in remembered]
 
 
-def _read_source(folder: Path, observations: int, depth_unit: str, *, depth_required: bool) -> _Recording:
-    """Evenly spaced views of a posed sequence, an example folder or an image."""
-    from worldstereo_ros.geometry.depth_units import parse_depth_unit
-    from worldstereo_ros.io.datasets import open_sequence
-    from worldstereo_ros.utils.indices import evenly_spaced_indices
-
-    sequence = open_sequence(folder)
-    if (metres_per_count := parse_depth_unit(depth_unit)) is not None:
-        sequence = replace(sequence, depth_scale=1 / metres_per_count)
-    if not sequence.posed and len(sequence) > 1:
-        raise InputError(f"{folder} has {len(sequence)} frames and no poses; name one of its images instead.")
-    observed_views = [sequence[i] for i in evenly_spaced_indices(len(sequence), observations)]
-    if not all(view.is_observation for view in observed_views):
-        raise InputError(
-            f"{folder} holds imagined views, which are no observations. Name a recording, such as the folder "
-            f"{OBSERVED_FOLDER}/ of the same results."
-        )
-    if depth_required and any(view.depth is None for view in observed_views):
-        raise InputError(
-            f"{folder} has no depth, which the cloud memory needs, and --depth-model none disables its estimation. "
-            "Remove the option, or name a folder or a hub id of a transformers depth-estimation model."
-        )
-
-    def find_path(name: str) -> np.ndarray | None:
-        if name in sequence.trajectories:
-            return sequence.trajectories[name].world_from_camera
-        return None
-
-    return _Recording(folder.name, observed_views, find_path, sequence.prompt)
-
-
-def _read_bag(bag: Path, observations: int, path_pose_frame: str, path_heading: str, **options: Any) -> _Recording:
-    """Evenly spaced views of a bag, and its paths; `options` are those of `read_views`."""
-    from worldstereo_ros.io.bags.views import read_path, read_views
-
-    views = list(read_views(bag, **options, max_views=observations))
-    shared = ("image_topic", "pose_topic", "world_frame", "base_frame", "camera_axes")
-
-    def find_path(name: str) -> np.ndarray | None:
-        if not name.startswith("/") or Path(name).is_dir():
-            return None
-        same = {key: options[key] for key in shared}
-        return read_path(bag, name, **same, pose_frame=path_pose_frame, heading=path_heading)
-
-    return _Recording(bag.name, views, find_path, "")
-
-
-def _choose_path(name: str, recording: _Recording, views: int, distance: float) -> np.ndarray:
-    """(F, 4, 4) world_from_camera poses to imagine: a recorded path, a preset, or a file of poses."""
-    from worldstereo_ros.geometry.poses import interpolate_poses
-    from worldstereo_ros.geometry.trajectories import TRAJECTORIES, trajectory
-    from worldstereo_ros.io.posed_sequences import open_posed
-
-    poses = recording.find_path(name)
-    if poses is None and name in TRAJECTORIES:
-        start = recording.observed_views[-1].world_from_camera
-        return trajectory(name, start, views, distance=distance)
-    folder = Path(name)
-    if poses is None and folder.is_dir():
-        poses = open_posed(folder).poses
-    if poses is None:
-        raise InputError(
-            f"The path '{name}' is not a preset ({', '.join(TRAJECTORIES)}), not a path of the source, and not a "
-            "folder with poses.txt."
-        )
-    return interpolate_poses(poses, views)
+def _results(
+    recording: Recording,
+    path: str,
+    chosen: ChosenPath,
+    imagined: Sequence[ImaginedView],
+    model: str,
+    clearance: float,
+) -> dict[str, Any]:
+    """What results.json holds."""
+    camera = chosen.camera
+    return {
+        "source": recording.name,
+        "model": model,
+        "camera": {name: getattr(camera, name) for name in ("width", "height", "fx", "fy", "cx", "cy")}
+        | {"origin": recording.camera_origin},
+        "observed_views": len(recording.observed_views),
+        "path": path,
+        "views": chosen.description,
+        "clearance": clearance,
+        "blocked_count": sum(view.blocked for view in imagined),
+        "blocked": [view.blocked for view in imagined],
+        "observed": [round(view.observed_fraction, 4) for view in imagined],
+        "estimated": [round(view.estimated_fraction, 4) for view in imagined],
+    }

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from worldstereo_ros.utils.errors import InputError
+
 INPUT, PATH, MODEL, OUTPUT = "Input", "Path", "Model", "Output"
 
 Model = Annotated[
@@ -45,8 +47,26 @@ Prompt = Annotated[
         rich_help_panel=MODEL,
     ),
 ]
-Seed = Annotated[int, typer.Option(metavar="N", help="Random seed of the model.", rich_help_panel=MODEL)]
+Seed = Annotated[
+    int, typer.Option(metavar="N", help="Random seed of the model.", min=0, max=2**32 - 1, rich_help_panel=MODEL)
+]
 Device = Annotated[
     str, typer.Option(metavar="DEVICE", help="Torch device: cpu, cuda or cuda:N.", rich_help_panel=MODEL)
 ]
 Out = Annotated[Path, typer.Option(metavar="FOLDER", help="Output folder.", rich_help_panel=OUTPUT)]
+
+
+def check_model_options(model: str, *, variant: str = "", dtype: str = "auto", prompt: str = "") -> None:
+    """Checks that the options of a model are for it, so that none is silently without effect.
+
+    Args:
+        model: name of the pipeline, as in --model.
+        variant, dtype, prompt: values of the options; those of the defaults are not given.
+
+    Raises:
+        InputError: the geometric pipeline, which has no networks, gets an option of networks.
+    """
+    given = {"--variant": variant, "--dtype": dtype.replace("auto", ""), "--prompt": prompt}
+    for option, value in given.items():
+        if model == "geometric" and value:
+            raise InputError(f"The pipeline geometric has no networks, and {option} is for those. Remove the option.")

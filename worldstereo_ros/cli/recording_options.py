@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import typer
 
 from worldstereo_ros.cli.options import INPUT, PATH
+from worldstereo_ros.utils.errors import InputError
 
 BAG = "Bag"
 
@@ -71,3 +73,25 @@ PathHeading = Annotated[
         rich_help_panel=PATH,
     ),
 ]
+
+_DEFAULTS: dict[str, Any] = {
+    "tolerance": 0.03,
+    "rectified": "auto",
+    "camera_axes": "auto",
+    "path_pose_frame": "base",
+    "path_heading": "auto",
+}
+
+
+def check_no_bag_options(view_options: Mapping[str, Any], **path_options: Any) -> None:
+    """Checks that no option of bags is given for another source, where it would be without effect.
+
+    Args:
+        view_options, path_options: values of the options by their names.
+
+    Raises:
+        InputError: one differs from its default.
+    """
+    for name, value in (*view_options.items(), *path_options.items()):
+        if name != "depth_unit" and value != _DEFAULTS.get(name, ""):
+            raise InputError(f"--{name.replace('_', '-')} is an option of bags; name the bag with --bag, or remove it.")

@@ -32,7 +32,7 @@ def open_posed(path: str | Path) -> ViewSequence:
     """
     path = Path(path)
     camera, content = read_intrinsics(path / "intrinsics.json")
-    indices, poses = _read_poses(path / "poses.txt")
+    indices, poses = read_poses(path / "poses.txt")
     images, depths = _numbered(path / "frames", IMAGE_SUFFIXES), _numbered(path / "depth", (".png",))
     missing = [int(i) for i in indices if int(i) not in images]
     if missing:
@@ -58,7 +58,7 @@ def open_posed(path: str | Path) -> ViewSequence:
         indices=indices,
         stamps_ns=_read_stamps(path / "timestamps.txt", indices),
         depth_scale=float(content.get("depth_scale", 1000.0)),
-        metric=bool(content.get("metric", True)),
+        metric=content.get("metric", True),
         prompt=read_prompt(path / "prompt.json"),
         labels=path,
     )
@@ -79,14 +79,23 @@ def read_intrinsics(path: Path) -> tuple[Camera, dict]:
     scale = content.get("depth_scale", 1000.0)
     if not isinstance(scale, int | float) or not scale > 0:
         raise DatasetError(f"{path} has depth_scale {scale!r}; a positive number was expected (1000 for millimetres).")
+    if not isinstance(content.get("metric", True), bool):
+        raise DatasetError(f"{path} has metric {content['metric']!r}; true or false was expected.")
     try:
         return Camera(int(content["width"]), int(content["height"]), *(float(content[k]) for k in keys[2:])), content
     except (ValueError, OverflowError) as error:
         raise DatasetError(f"{path}: {error}") from None
 
 
-def _read_poses(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Reads lines `index tx ty tz qx qy qz qw`; returns ((N,) int64 indices, (N, 4, 4) world_from_camera)."""
+def read_poses(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Reads a poses.txt: lines `index tx ty tz qx qy qz qw`, metres, camera to world, OpenCV axes.
+
+    Returns:
+        ((N,) int64 indices, (N, 4, 4) float64 world_from_camera), in the order of the lines.
+
+    Raises:
+        DatasetError: the file is missing, empty, or a line is invalid (the message names it).
+    """
     indices: list[int] = []
     poses: list[np.ndarray] = []
     seen: set[int] = set()
@@ -157,7 +166,7 @@ def _write_files(folder: Path, camera: Camera, views: Iterable[View]) -> None:
                 files.remove(f"{kind}/{index:06d}.png")
         files.write("poses.txt", ("\n".join(lines) + "\n").encode())
         intrinsics = {name: getattr(camera, name) for name in ("width", "height", "fx", "fy", "cx", "cy")}
-        intrinsics |= {"depth_scale": 1000.0, "has_depth": has_depth, "metric": True}
+        intrinsics |= {"depth_scale": 1000.0, "has_depth": has_depth, "metric": views[0].metric}
         files.write("intrinsics.json", json.dumps(intrinsics, indent=1).encode())
 
 
@@ -166,6 +175,6 @@ def _earlier_indices(path: Path) -> set[int]:
     try:
         if not path.read_text(encoding="utf-8").startswith(_POSES_HEADER):
             return set()  # the frames are someone else's
-        return set(_read_poses(path)[0].tolist())
+        return set(read_poses(path)[0].tolist())
     except (OSError, ValueError):
         return set()

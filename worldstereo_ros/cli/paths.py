@@ -1,0 +1,103 @@
+"""Paths of `worldstereo imagine`: presets, those of the source, and files of poses."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from worldstereo_ros.cli.sources import RecordedPath, Recording
+from worldstereo_ros.utils.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from worldstereo_ros.geometry.cameras import Camera
+
+DEFAULT_VIEWS, DEFAULT_DISTANCE_M = 21, 1.0  # of preset paths
+MAX_VIEWS = 1000
+MAX_NAMES = 12  # in an error message
+POSES_FILE = "poses.txt"
+
+
+@dataclass(frozen=True)
+class ChosenPath:
+    """The poses to imagine.
+
+    Attributes:
+        poses: (F, 4, 4) world_from_camera.
+        camera: camera of the views.
+        description: what the poses are, for the user and the results.
+    """
+
+    poses: np.ndarray
+    camera: Camera
+    description: str
+
+
+def choose_path(name: str, recording: Recording, views: int | None, distance: float | None) -> ChosenPath:
+    """Finds the poses to imagine by the name of a path.
+
+    Args:
+        name: a path of the source, a preset, a poses.txt, or a folder with one.
+        recording: the source; presets start at its last observed view.
+        views: number of views, spread evenly along the path; None: one for each pose of a recorded path.
+        distance: length of a preset path, metres; None: 1 m.
+
+    Raises:
+        InputError: there is no such path (the message lists those that there are), it has too many poses, or an option
+            does not fit it.
+        DatasetError: the file of poses is invalid.
+    """
+    from worldstereo_ros.geometry.trajectories import TRAJECTORIES, trajectory
+
+    if distance is not None and not math.isfinite(distance):
+        raise InputError(f"The distance is {distance}; a number of metres was expected.")
+    last = recording.observed_views[-1]
+    recorded = recording.find_path(name)
+    if recorded is None and name in TRAJECTORIES:
+        length = DEFAULT_DISTANCE_M if distance is None else distance
+        poses = trajectory(name, last.world_from_camera, views or DEFAULT_VIEWS, distance=length)
+        return ChosenPath(poses, last.camera, f"{len(poses)} views along the preset {name}")
+    if recorded is None:
+        recorded = _read_file(name)
+    if recorded is None:
+        raise InputError(_unknown_path(name, recording, TRAJECTORIES))
+    if distance is not None:
+        raise InputError(f"--distance is the length of a preset path; the path '{name}' has its own. Remove it.")
+    camera = last.camera if recorded.camera is None else recorded.camera.resized(last.camera.width, last.camera.height)
+    return _along(name, recorded.poses, camera, views)
+
+
+def _along(name: str, recorded: np.ndarray, camera: Camera, views: int | None) -> ChosenPath:
+    """The poses of a recorded path as they are, or a number of poses spread along it."""
+    from worldstereo_ros.geometry.poses import interpolate_poses
+
+    count = len(recorded)
+    if views is not None:
+        poses = interpolate_poses(recorded, views)
+        return ChosenPath(poses, camera, f"{views} views spread along the {count} poses of {name}")
+    if count > MAX_VIEWS:
+        raise InputError(
+            f"The path '{name}' has {count} poses; at most {MAX_VIEWS} views are imagined at once. Spread fewer along "
+            "it with --views N."
+        )
+    return ChosenPath(recorded, camera, f"{count} views, one for each pose of {name}")
+
+
+def _read_file(name: str) -> RecordedPath | None:
+    """The poses of a poses.txt or of a folder with one; None if the name is neither."""
+    from worldstereo_ros.io.posed_sequences import read_poses
+
+    path = Path(name)
+    file = path / POSES_FILE if path.is_dir() else path
+    return RecordedPath(read_poses(file)[1]) if file.is_file() else None
+
+
+def _unknown_path(name: str, recording: Recording, presets: tuple[str, ...]) -> str:
+    names = recording.path_names
+    listed = ", ".join(names[:MAX_NAMES]) + (f", and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else "")
+    own = f"a path of {recording.name} ({listed})" if names else f"a path of {recording.name}, which has none"
+    where = f"{name} is a folder without {POSES_FILE}: it" if Path(name).is_dir() else f"The path '{name}'"
+    return f"{where} is not a preset ({', '.join(presets)}), not {own}, and not a {POSES_FILE} or a folder with one."
