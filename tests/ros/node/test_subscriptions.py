@@ -11,7 +11,7 @@ from std_msgs.msg import Header
 
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.ros.conversions import messages
-from worldstereo_ros.ros.node import diagnostics
+from worldstereo_ros.ros.node import diagnostics, subscriptions
 from worldstereo_ros.ros.node.diagnostics import NodeDiagnostics
 from worldstereo_ros.ros.node.parameters import NodeParameters
 from worldstereo_ros.ros.node.pose_resolver import PoseResolver
@@ -45,6 +45,7 @@ class Intake:
                 name, callback, remap or {}
             ),
             publishers=[SimpleNamespace(topic_name="/worldstereo/image")],
+            count_publishers=lambda topic: 0,
             get_logger=lambda: SimpleNamespace(info=self.lines.append),
         )
         self.subscriptions = Subscriptions(
@@ -252,3 +253,32 @@ def test_image_without_camera_info_takes_the_nearest_one_and_not_the_last():
     intake.send(second=12, names=("depth", "image"))
     intake.send(second=19, names=("depth", "image"))
     assert [observation.info.k[0] for observation in intake.observations] == [60.0, 90.0]
+
+
+# --- no input ---
+
+
+def test_idle_node_is_quiet(monkeypatch):
+    """Images that stop are said once; a node that never got any says so at growing intervals."""
+    now = SimpleNamespace(seconds=1000.0)
+    clock = SimpleNamespace(monotonic=lambda: now.seconds)
+    monkeypatch.setattr(subscriptions, "time", clock)
+    monkeypatch.setattr(diagnostics, "time", clock)
+    intake = Intake()
+
+    def idle(seconds: float) -> int:
+        before = len(intake.warnings)
+        for _ in range(int(seconds)):
+            now.seconds += 1
+            intake.subscriptions.warn_if_no_input()
+        return len(intake.warnings) - before
+
+    assert idle(4) == 0
+    assert idle(2) == 1
+    assert "No image for 5 s. Subscribed to /image (0 publishers)" in intake.warnings[-1]
+    assert idle(28) == 0
+    assert idle(3600) == 6
+    intake.send()
+    assert idle(3600) == 1
+    intake.send(second=2)
+    assert idle(3600) == 1

@@ -44,7 +44,7 @@ INPUTS = (
     ("pose", PoseStamped, qos.COMMAND, "pose of each image where TF has none"),
 )
 MAX_POSES = 4 * MAX_PENDING  # of the topic `pose` that are kept; the newest
-MIN_WARNING_PERIOD_S = 30.0  # between two warnings that no image arrives
+MIN_WARNING_PERIOD_S = 30.0  # between two warnings that no image has arrived yet; doubled after each one
 
 
 class Subscriptions:
@@ -83,6 +83,8 @@ class Subscriptions:
         self._own_topics = {publisher.topic_name for publisher in node.publishers}
         self._started_at = time.monotonic()
         self._warned_at = -1e9
+        self._next_warning_s = MIN_WARNING_PERIOD_S
+        self._warned_last: float | None = None  # time of the last image when the newest warning was logged
         self.dropped = 0
         self.apply(parameters)
         handlers = {
@@ -318,14 +320,22 @@ class Subscriptions:
     # --- missing input ---
 
     def warn_if_no_input(self) -> None:
-        """Warns with the topics and their publishers if no image arrived for `no_input_warning_period` seconds."""
+        """Warns with the topics and their publishers if no image arrived for `no_input_warning_period` seconds.
+
+        Once, when images stop; while none has arrived since the start, again and again, at growing intervals.
+        """
         now, period = time.monotonic(), self._parameters.no_input_warning_period
         times = [self._diagnostics.last_at(name) for name in ("image", "image/compressed", "panorama")]
         last = max((t for t in times if t is not None), default=self._started_at)
-        too_soon = now - self._warned_at < max(period, MIN_WARNING_PERIOD_S)
-        if now - max(last, self._started_at) < period or too_soon:
+        if now - max(last, self._started_at) < period:
             return
-        self._warned_at = now
+        if self._warned_last == last:  # an idle node is quiet: said once, and again only while none ever arrived
+            if last != self._started_at or now - self._warned_at < max(period, self._next_warning_s):
+                return
+            self._next_warning_s *= 2
+        elif now - self._warned_at < MIN_WARNING_PERIOD_S:
+            return
+        self._warned_at, self._warned_last = now, last
         publishers = {name: self._node.count_publishers(topic) for name, topic in self.topics.items()}
         listed = ", ".join(f"{self.topics[name]} ({count} publishers)" for name, count in publishers.items())
         hint = "Remap them to the topics of your camera (-r image:=/camera/color/image_raw ...)."
