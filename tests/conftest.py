@@ -36,6 +36,23 @@ def shared_golden() -> Path:
     return development_data(folder, "the golden reference numbers")
 
 
+@pytest.fixture
+def no_network(monkeypatch) -> list[str]:
+    """Lets the hub client try to reach the network, and fails each attempt; a list of the attempts."""
+    import socket
+
+    attempts: list[str] = []
+
+    def refuse(host: Any, *_: Any, **__: Any) -> Any:
+        attempts.append(str(host))
+        raise OSError(f"the test refused to connect to {host}")
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(socket.socket, "connect", lambda self, address: refuse(address))
+    return attempts
+
+
 @contextmanager
 def single_thread() -> Iterator[None]:
     """Small tensors are slower on many threads, in particular on a machine under load."""

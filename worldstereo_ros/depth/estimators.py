@@ -275,12 +275,24 @@ class HubDepth:
     def _load(self, model_class: Any, processor_class: Any, revision: str | None, local_only: bool) -> tuple[Any, Any]:
         if Path(self.model).is_absolute() and not Path(self.model).is_dir():
             raise DepthError(f"The depth model folder {self.model} does not exist.")
+        from huggingface_hub import snapshot_download
+        from transformers import AutoConfig
+
+        from worldstereo_ros.models.checkpoints.bounds import check_numbers
+        from worldstereo_ros.models.checkpoints.hub import offline
+
         problem: Exception | None = None
+        options: dict[str, Any] = {"revision": revision, "local_files_only": True, "trust_remote_code": False}
         for local in (True,) if local_only or Path(self.model).is_dir() else (True, False):
             try:
-                options = {"revision": revision, "local_files_only": local}
-                network = model_class.from_pretrained(self.model, use_safetensors=True, **options)
-                return network, processor_class.from_pretrained(self.model, **options)
+                if not local:
+                    snapshot_download(self.model, revision=revision, allow_patterns=["*.json", "*.safetensors"])
+                # Offline: its configuration may name other repositories, which nobody asked for.
+                with offline():
+                    config = AutoConfig.from_pretrained(self.model, **options)
+                    check_numbers(Path(self.model) / "config.json", config.to_dict())
+                    network = model_class.from_pretrained(self.model, config=config, use_safetensors=True, **options)
+                    return network, processor_class.from_pretrained(self.model, **options)
             except Exception as error:  # safetensors, the hub client and the models raise errors of their own
                 problem = error
         reason = str(problem).strip().splitlines()[0] if str(problem).strip() else type(problem).__name__

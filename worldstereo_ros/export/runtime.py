@@ -106,6 +106,9 @@ class ExportedAutoencoder(nn.Module):
 
     encoder_modules: tuple[str, ...]
     decoder_modules: tuple[str, ...]
+    runners: dict[str, Runner | None]
+    _dtype: torch.dtype
+    _device: torch.device
 
     @staticmethod
     def of(

@@ -26,7 +26,8 @@ from torch.nn import functional
 
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.models.blocks import Downsample, ResidualBlock, Upsample, zero_module
-from worldstereo_ros.models.checkpoints.loading import BASE_STEM
+from worldstereo_ros.models.checkpoints.bounds import MAX_NUMBER, check_integer, check_number, check_numbers
+from worldstereo_ros.models.checkpoints.loading import BASE_STEM, build_on_meta
 from worldstereo_ros.models.checkpoints.parameters import load_weights
 from worldstereo_ros.models.checkpoints.weights import CheckpointError, open_weights, read_json
 from worldstereo_ros.utils.errors import InputError
@@ -262,14 +263,16 @@ def load_depth_network(
     Raises:
         CheckpointError: a file is missing or damaged, or the weights do not fit the configuration.
     """
-    config = read_json(folder / "config.json")
+    file = folder / "config.json"
+    config = read_json(file)
     if config.get("_class_name") != "DepthNetwork":
         raise CheckpointError(f"{folder} has a {config.get('_class_name')}; a DepthNetwork was expected.")
-    arguments = {key: value for key, value in config.items() if not key.startswith("_")}
-    try:
-        with torch.device("meta"):
-            model = DepthNetwork(**arguments).eval()
-    except (ValueError, RuntimeError, TypeError) as error:
-        raise CheckpointError(f"{folder / 'config.json'} describes no valid depth network: {error}.") from None
+    check_numbers(file, config)
+    for key, low, high in (("typical_depth", 1e-3, 1e4), ("typical_log", -10.0, 10.0)):
+        if key in config:
+            check_number(file, config, key, low, high)
+    if "pixels" in config:
+        check_integer(file, config, "pixels", TOKEN_PX**2, MAX_NUMBER)
+    model = build_on_meta(DepthNetwork, file, config, "depth network")
     load_weights(model, open_weights(folder, BASE_STEM), torch.device(device), dtype)
     return model.requires_grad_(False).eval()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,8 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import BaseOutput
 
+from worldstereo_ros.models.checkpoints.bounds import MAX_TIMESTEPS, check_integer, check_numbers
+from worldstereo_ros.models.checkpoints.weights import read_json
 from worldstereo_ros.utils.errors import InputError
 
 
@@ -153,6 +154,7 @@ def make_scheduler(config: Mapping[str, Any], base: Path | None = None) -> Sched
 
     Raises:
         InputError: the values make no valid schedule, or the base's file does not describe a UniPC scheduler.
+        CheckpointError: the base's file cannot be read, is no JSON object, or a number in it is out of range.
     """
     if "dmd_steps" in config:
         return DMDScheduler(
@@ -163,10 +165,16 @@ def make_scheduler(config: Mapping[str, Any], base: Path | None = None) -> Sched
         )
     file = None if base is None else base / "scheduler" / "scheduler_config.json"
     if file is not None and file.is_file():
+        # An object: diffusers takes a string, such as "owner/name", for a hub id and fetches it.
+        content = read_json(file)
+        check_numbers(file, content)
+        if "num_train_timesteps" in content:
+            check_integer(file, content, "num_train_timesteps", 1, MAX_TIMESTEPS)
         try:
-            return UniPCMultistepScheduler.from_config(json.loads(file.read_text(encoding="utf-8")))
-        except (ValueError, TypeError, KeyError, NotImplementedError) as error:
-            raise InputError(f"{file} does not describe a UniPC scheduler: {error}") from None
+            return UniPCMultistepScheduler.from_config(content)
+        except Exception as error:  # diffusers raises many types for values that it does not expect
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+            raise InputError(f"{file} does not describe a UniPC scheduler: {reason}.") from None
     # The configuration of Wan 2.1's 480P image-to-video model.
     return UniPCMultistepScheduler(
         num_train_timesteps=1000, prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0

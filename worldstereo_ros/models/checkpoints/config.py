@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from worldstereo_ros.models.checkpoints.bounds import (
+    MAX_LAYERS,
+    MAX_TIMESTEPS,
+    MAX_WIDTH,
+    check_integer,
+    check_number,
+    check_numbers,
+)
 from worldstereo_ros.models.checkpoints.weights import CheckpointError, read_json
 from worldstereo_ros.models.worldstereo.transformer import WorldStereoTransformer
 
 # Fewest denoising steps first: the order of preference where a folder holds several variants.
 VARIANTS = ("worldstereo-memory-dmd", "worldstereo-memory", "worldstereo-camera")
 SCALE_MAP = ((480, 768), (512, 720), (576, 640), (608, 608), (640, 576), (720, 512), (768, 480))
-MAX_WIDTH, MAX_LAYERS = 65536, 512
 TEXT_ENCODERS = ("umt5", "none")
 RENDER_FILLS = ("grey", "smooth")
 LAYOUT_CHANNELS = 20  # an image latent and four masks, see pipelines.geometric.plane_extrapolation
@@ -114,12 +120,12 @@ def read_config(file: Path, variant: str | None = None) -> CheckpointConfig:
     if "5B" in base or "5B" in str(control.get("base_model", "")):
         raise CheckpointError(f"{file} is for a 5B base model ({base}), whose latents differ; use a 14B base model.")
     for key in CONTROL_SIZES:
-        _check_integer(file, control, key, 1, MAX_LAYERS if key in ("num_layers", "num_heads") else MAX_WIDTH)
+        check_integer(file, control, key, 1, MAX_LAYERS if key in ("num_layers", "num_heads") else MAX_WIDTH)
     for key, low, high in (("add_channels", 1, 64), ("mid_channels", 8, MAX_WIDTH), ("mask_downsample", 1, 8)):
         if key in control:
-            _check_integer(file, control, key, low, high)
+            check_integer(file, control, key, low, high)
     if "camera_embedding_dim" in control:
-        _check_integer(file, control, "camera_embedding_dim", 1, 64)
+        check_integer(file, control, "camera_embedding_dim", 1, 64)
     layout = control.get("layout_channels", 0)
     if type(layout) is not int or layout not in (0, LAYOUT_CHANNELS):
         raise CheckpointError(f"{file}: layout_channels is {layout!r}; 0 or {LAYOUT_CHANNELS} was expected.")
@@ -147,7 +153,11 @@ def read_config(file: Path, variant: str | None = None) -> CheckpointConfig:
     if mode not in ("full_vae", "first_frame_only"):
         raise CheckpointError(f"{file}: latent_cond_mode is '{mode}'; full_vae or first_frame_only was expected.")
     if "dmd_steps" in raw:
-        _check_integer(file, raw, "dmd_steps", 1, 1000)
+        check_integer(file, raw, "dmd_steps", 1, 1000)
+        ranges = {"dmd_start_steps": (0, MAX_TIMESTEPS), "dmd_end_steps": (1, MAX_TIMESTEPS), "gen_shift": (1e-3, 1e3)}
+        for key, limits in ranges.items():
+            if key in raw:
+                check_number(file, raw, key, *limits)
     text_encoder = _check_choice(file, raw, "text_encoder", TEXT_ENCODERS)
     scale = _check_guidance_scale(file, raw)
     if text_encoder == "none" and scale is not None and scale != 1:
@@ -159,7 +169,7 @@ def read_config(file: Path, variant: str | None = None) -> CheckpointConfig:
         variant=_check_variant(file, raw, variant),
         base_model=base,
         controlnet_cfg=control,
-        nframe=_check_integer(file, raw, "nframe", 2, 1000) if "nframe" in raw else 21,
+        nframe=check_integer(file, raw, "nframe", 2, 1000) if "nframe" in raw else 21,
         scale_map=_check_scale_map(file, raw.get("scale_map", SCALE_MAP)),
         latent_cond_mode=mode,
         negative_prompt=str(raw.get("negative_prompt") or ""),
@@ -183,6 +193,7 @@ def read_backbone(file: Path) -> dict[str, Any]:
     class_name = raw.get("_class_name", "WanTransformer3DModel")
     if class_name not in ("WanTransformer3DModel", "WorldStereoTransformer"):
         raise CheckpointError(f"{file} describes a {class_name}; a WanTransformer3DModel was expected.")
+    check_numbers(file, raw)
     known = set(inspect.signature(WorldStereoTransformer.__init__).parameters) - {"self", "controlnet_cfg"}
     backbone = {key: value for key, value in raw.items() if key in known}
     unknown = sorted(k for k, v in raw.items() if k not in known and not k.startswith("_") and v not in (None, False))
@@ -190,12 +201,12 @@ def read_backbone(file: Path) -> dict[str, Any]:
     if unknown:
         raise CheckpointError(f"{file} has arguments that this model does not have: {', '.join(unknown)}.")
     for key in ("num_attention_heads", "num_layers"):
-        _check_integer(file, backbone, key, 1, MAX_LAYERS)
+        check_integer(file, backbone, key, 1, MAX_LAYERS)
     for key in ("attention_head_dim", "in_channels", "out_channels", "text_dim", "freq_dim", "ffn_dim"):
-        _check_integer(file, backbone, key, 1, MAX_WIDTH)
+        check_integer(file, backbone, key, 1, MAX_WIDTH)
     for key in ("image_dim", "added_kv_proj_dim", "pos_embed_seq_len"):
         if backbone.get(key) is not None:
-            _check_integer(file, backbone, key, 1, MAX_WIDTH)
+            check_integer(file, backbone, key, 1, MAX_WIDTH)
     patch = backbone.get("patch_size", [1, 2, 2])
     if not (isinstance(patch, list) and len(patch) == 3 and all(type(p) is int and 1 <= p <= 16 for p in patch)):
         raise CheckpointError(f"{file}: patch_size is {patch}; three integers in 1..16 were expected.")
@@ -263,12 +274,3 @@ def _check_guidance_scale(file: Path, values: Mapping[str, Any]) -> float | None
             f"{file}: guidance_scale is {value!r}; a number in 1..{MAX_GUIDANCE_SCALE:g} was expected, 1 = no guidance."
         )
     return float(value)
-
-
-def _check_integer(file: Path, values: Mapping[str, Any], key: str, low: int, high: int) -> int:
-    value = values.get(key)
-    if isinstance(value, float) and math.isfinite(value) and value == int(value):
-        value = int(value)
-    if type(value) is not int or not low <= value <= high:
-        raise CheckpointError(f"{file}: {key} is {value!r}; an integer in {low}..{high} was expected.")
-    return value

@@ -4,15 +4,38 @@ from __future__ import annotations
 
 import os
 import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from worldstereo_ros.models.checkpoints.config import VARIANTS, CheckpointConfig, read_config
-from worldstereo_ros.models.checkpoints.weights import PICKLE_SUFFIXES, CheckpointError
+from worldstereo_ros.models.checkpoints.diagnosis import PICKLE_SUFFIXES, explain_weight_file
+from worldstereo_ros.models.checkpoints.weights import CheckpointError
 from worldstereo_ros.weights.bundled import BUNDLED, bundled_folder
 
 PUBLISHED_REPO_ID = "hanshanxue/WorldStereo"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+
+_offline_lock = threading.RLock()
+
+
+@contextmanager
+def offline() -> Iterator[None]:
+    """Keeps the hub client off the network while a library reads a local folder.
+
+    Configurations can name hub ids (an adapter's base model, a pretrained backbone, code), which libraries fetch even
+    where they are asked for local files. Threads wait for each other.
+    """
+    from huggingface_hub import constants
+
+    with _offline_lock:
+        before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+        try:
+            yield
+        finally:
+            constants.HF_HUB_OFFLINE = before
 
 
 @dataclass(frozen=True)
@@ -183,4 +206,7 @@ def _not_a_folder_error(path: Path) -> CheckpointError:
             f"{path} is a pickle, which can execute code when it is opened; give a folder with config.json and "
             "model.safetensors."
         )
-    return CheckpointError(f"{path} is a file; give the folder with config.json and model.safetensors.")
+    explained = explain_weight_file(path) if path.suffix == ".gguf" else ""
+    return CheckpointError(
+        f"{path} is a file; give the folder with config.json and model.safetensors. {explained}".rstrip()
+    )

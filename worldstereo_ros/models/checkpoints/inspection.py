@@ -38,6 +38,7 @@ class CheckpointReport:
         missing_keys: tensors that no file has.
         unexpected_keys: tensors in the checkpoint that the model does not have.
         problems: messages; empty if the checkpoint can be loaded.
+        removed: what is removed from the names of the tensors, such as `module.`.
     """
 
     folder: Path
@@ -57,6 +58,7 @@ class CheckpointReport:
     missing_keys: list[str]
     unexpected_keys: list[str]
     problems: list[str]
+    removed: tuple[str, ...] = ()
 
     @property
     def usable(self) -> bool:
@@ -82,6 +84,8 @@ class CheckpointReport:
             ("missing", _format_keys(self.missing_keys)),
             ("unexpected", _format_keys(self.unexpected_keys)),
         ]
+        if self.removed:
+            rows.append(("removed", f"{', '.join(self.removed)} in the names of tensors"))
         return rows + [("problem", message) for message in self.problems]
 
     def __str__(self) -> str:
@@ -131,6 +135,7 @@ def inspect_checkpoint(
         missing_keys=tensors.missing_keys,
         unexpected_keys=tensors.unexpected_keys,
         problems=tensors.problems(),
+        removed=tensors.weights.removed,
     )
 
 

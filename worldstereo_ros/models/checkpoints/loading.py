@@ -9,18 +9,21 @@ Example:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
 from worldstereo_ros.models.autoencoders.image import ImageAutoencoder
 from worldstereo_ros.models.autoencoders.keyframe import KeyframeAutoencoder, flatten_weights, flattened_shape
+from worldstereo_ros.models.checkpoints.bounds import check_latent_statistics, check_numbers
 from worldstereo_ros.models.checkpoints.config import read_backbone
+from worldstereo_ros.models.checkpoints.diagnosis import explain_names
 from worldstereo_ros.models.checkpoints.hub import Checkpoint
+from worldstereo_ros.models.checkpoints.names import common_prefix, several_models
 from worldstereo_ros.models.checkpoints.parameters import (
     check_finite,
     check_memory,
@@ -47,6 +50,7 @@ BRANCH_PREFIXES = ("controlnet.", CAMERA_EMBEDDING_PREFIX)
 # (tensors loaded, tensors in total)
 ProgressCallback = Callable[[int, int], None]
 _Autoencoder = TypeVar("_Autoencoder", KeyframeAutoencoder, ImageAutoencoder)
+_Module = TypeVar("_Module", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,7 @@ class StateDictReport:
         mismatched: (name, shape in the file, shape in the model) of tensors with a wrong shape.
         weights: header entries of the checkpoint.
         base_weights: header entries of the base model; empty if it is not needed.
+        copies: prefixes of the names where the checkpoint holds the model more than once.
     """
 
     from_checkpoint: list[str]
@@ -70,11 +75,18 @@ class StateDictReport:
     mismatched: list[tuple[str, tuple[int, ...], tuple[int, ...]]]
     weights: WeightSet
     base_weights: WeightSet
+    copies: tuple[str, ...] = ()
 
     def problems(self) -> list[str]:
         """Returns one message for each kind of difference; empty if the model can be loaded."""
         out = []
         folder, missing, unexpected = self.weights.folder, self.missing_keys, self.unexpected_keys
+        if self.copies:
+            copies = " and ".join(f"'{prefix}'" for prefix in self.copies)
+            return [f"{folder} holds the model more than once, under {copies}; save one of them, without the prefix."]
+        for source, names in ((folder, unexpected), (self.base_weights.folder, self.base_weights.tensors)):
+            if (missing or unexpected) and (explained := explain_names(names)):
+                return [f"The weights in {source} are not those of this model. {explained}"]
         if unexpected and all(name.startswith(CAMERA_EMBEDDING_PREFIX) for name in unexpected):
             out.append(
                 f"The weights in {folder} are of a memory variant ({format_names(unexpected)}), but its config.json "
@@ -122,9 +134,10 @@ def build_transformer(checkpoint: Checkpoint) -> WorldStereoTransformer:
     try:
         with torch.device("meta"):
             return WorldStereoTransformer(**backbone, controlnet_cfg=dict(control)).eval()
-    except (ValueError, RuntimeError, TypeError, ZeroDivisionError) as error:
+    except Exception as error:  # an odd value can fail anywhere in the layers
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         raise CheckpointError(
-            f"The sizes in {checkpoint.folder} and its base model do not fit each other: {error}."
+            f"The sizes in {checkpoint.folder} and its base model do not fit each other: {reason}."
         ) from None
 
 
@@ -141,6 +154,7 @@ def compare_state_dicts(checkpoint: Checkpoint, model: nn.Module | None = None) 
     model = build_transformer(checkpoint) if model is None else model
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     weights = open_weights(checkpoint.folder, "model")
+    weights = weights.without_prefix(common_prefix(weights.tensors, expected))
     ignored = WorldStereoTransformer._keys_to_ignore_on_load_unexpected
     unexpected = [n for n in weights.tensors if n not in expected and not any(part in n for part in ignored)]
     absent = [name for name in expected if name not in weights.tensors]
@@ -150,6 +164,7 @@ def compare_state_dicts(checkpoint: Checkpoint, model: nn.Module | None = None) 
         folder = checkpoint.base("transformer") / "transformer"
         try:
             base_weights = open_weights(folder, BASE_STEM)
+            base_weights = base_weights.without_prefix(common_prefix(base_weights.tensors, expected))
         except CheckpointError as error:
             raise CheckpointError(
                 f"{checkpoint.folder} leaves {count_tensors(frozen)} to its base model ({format_names(frozen)}), "
@@ -165,7 +180,8 @@ def compare_state_dicts(checkpoint: Checkpoint, model: nn.Module | None = None) 
     ]
     found = set(from_base)
     missing = [name for name in absent if name not in found]
-    return StateDictReport(from_checkpoint, from_base, missing, unexpected, mismatched, weights, base_weights)
+    copies = tuple(several_models(unexpected, expected)) if missing else ()
+    return StateDictReport(from_checkpoint, from_base, missing, unexpected, mismatched, weights, base_weights, copies)
 
 
 def load_transformer(
@@ -240,6 +256,7 @@ def load_autoencoder(
         raise CheckpointError(f"{folder} has the class {class_name}; {expected} was expected.")
     model = _build_autoencoder(KeyframeAutoencoder, folder)
     weights = open_weights(folder, BASE_STEM)
+    weights = weights.without_prefix(common_prefix(weights.tensors, model.state_dict()))
     actual = {n: s for n, info in weights.tensors.items() if (s := flattened_shape(n, info.shape)) is not None}
     check_state_dict(model, actual, folder)
     check_memory(memory_needed(model, dtype), device, folder)
@@ -268,9 +285,33 @@ def load_image_autoencoder(folder: Path, device: torch.device, dtype: torch.dtyp
 
 def _build_autoencoder(kind: type[_Autoencoder], folder: Path) -> _Autoencoder:
     """Builds an autoencoder on the meta device, from the `config.json` of its folder."""
-    arguments = {key: value for key, value in read_json(folder / "config.json").items() if not key.startswith("_")}
+    file = folder / "config.json"
+    config = read_json(file)
+    check_numbers(file, config)
+    check_latent_statistics(file, config)
+    levels = config.get("dim_mult", [1, 2, 4, 4])
+    if not isinstance(levels, list) or len(levels) != 4:
+        raise CheckpointError(
+            f"{file}: dim_mult is {levels!r:.60}; four numbers were expected (latents of 8x8 pixels)."
+        )
+    return build_on_meta(kind, file, config, "autoencoder")
+
+
+def build_on_meta(kind: Callable[..., _Module], file: Path, config: Mapping[str, Any], what: str) -> _Module:
+    """Builds a model on the meta device, in evaluation mode.
+
+    Args:
+        kind: class of the model.
+        file: its configuration file, for the message.
+        config: content of the file, whose numbers were checked; keys that begin with an underscore are left out.
+        what: what it is, for the message.
+
+    Raises:
+        CheckpointError: the configuration describes no valid model.
+    """
     try:
         with torch.device("meta"):
-            return kind(**arguments).eval()
-    except (ValueError, RuntimeError, TypeError) as error:
-        raise CheckpointError(f"{folder / 'config.json'} describes no valid autoencoder: {error}.") from None
+            return kind(**{key: value for key, value in config.items() if not key.startswith("_")}).eval()
+    except Exception as error:  # an odd value can fail anywhere in the layers
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise CheckpointError(f"{file} describes no valid {what}: {reason}.") from None

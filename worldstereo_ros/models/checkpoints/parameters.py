@@ -8,6 +8,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from worldstereo_ros.models.checkpoints.diagnosis import explain_names
+from worldstereo_ros.models.checkpoints.names import common_prefix
 from worldstereo_ros.models.checkpoints.weights import (
     CheckpointError,
     TensorInfo,
@@ -31,6 +33,7 @@ def load_weights(model: nn.Module, weights: WeightSet, device: torch.device, dty
         CheckpointError: tensors are missing, unexpected, of a wrong shape or not finite, or the device has too little
             memory.
     """
+    weights = weights.without_prefix(common_prefix(weights.tensors, model.state_dict()))
     check_state_dict(model, {name: info.shape for name, info in weights.tensors.items()}, weights.folder)
     check_memory(memory_needed(model, dtype), device, weights.folder)
     for name, tensor in weights.read(list(weights.tensors), device):
@@ -153,4 +156,7 @@ def check_state_dict(model: nn.Module, actual: Mapping[str, tuple[int, ...]], fo
     kinds = (("missing", missing), ("unexpected", unexpected), ("of the wrong shape", mismatched))
     problems = [f"{count_tensors(names)} {kind}: {format_names(names)}" for kind, names in kinds if names]
     if problems:
-        raise CheckpointError(f"The weights in {folder} do not fit its config.json; {'; '.join(problems)}.")
+        explained = explain_names(unexpected)
+        raise CheckpointError(
+            f"The weights in {folder} do not fit its config.json; {'; '.join(problems)}. {explained}".rstrip()
+        )

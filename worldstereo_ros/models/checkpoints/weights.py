@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,11 +12,15 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from worldstereo_ros.models.checkpoints.diagnosis import explain_dtypes, explain_missing_weights, explain_weight_file
+from worldstereo_ros.models.checkpoints.names import unwrap_names
 from worldstereo_ros.utils.errors import WorldStereoError
+from worldstereo_ros.utils.file_kinds import explain_unreadable
 
-PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 MAX_JSON_BYTES = 32 * 2**20
 FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
+
+logger = logging.getLogger(__name__)
 
 
 class CheckpointError(WorldStereoError, ValueError):
@@ -30,11 +35,13 @@ class TensorInfo:
         file: the file.
         shape: shape of the tensor.
         dtype: dtype as safetensors names it: F32, BF16, ...
+        key: its name in the file, which a wrapper may have changed.
     """
 
     file: Path
     shape: tuple[int, ...]
     dtype: str
+    key: str
 
     @property
     def num_elements(self) -> int:
@@ -52,10 +59,12 @@ class WeightSet:
     Attributes:
         folder: folder of the files.
         tensors: header entries by tensor name.
+        removed: what was removed from the names in the files, such as `module.`; empty: nothing.
     """
 
     folder: Path
     tensors: Mapping[str, TensorInfo] = field(default_factory=dict)
+    removed: tuple[str, ...] = ()
 
     @property
     def files(self) -> list[Path]:
@@ -79,13 +88,28 @@ class WeightSet:
             try:
                 with safe_open(str(file), framework="pt", device=str(device)) as reader:
                     for name in in_file:
-                        yield name, reader.get_tensor(name)
+                        yield name, reader.get_tensor(self.tensors[name].key)
             except (SafetensorError, OSError) as error:
-                raise CheckpointError(f"{file} could not be read: {error}. Download it again.") from None
+                explained = explain_weight_file(file)
+                raise CheckpointError(f"{file} could not be read: {error}. {explained}") from None
+
+    def without_prefix(self, prefix: str) -> WeightSet:
+        """Returns the set with a prefix removed from all names, and logs it.
+
+        Args:
+            prefix: what all names begin with, see `names.common_prefix`; empty returns the set itself.
+        """
+        if not prefix:
+            return self
+        _log_removed(self.folder, [prefix], self.tensors)
+        tensors = {name.removeprefix(prefix): info for name, info in self.tensors.items()}
+        return WeightSet(self.folder, tensors, (*self.removed, prefix))
 
 
 def open_weights(folder: Path, stem: str) -> WeightSet:
     """Reads the headers of `<stem>.safetensors`, or of the shards listed in `<stem>.safetensors.index.json`.
+
+    Names that a wrapper changed (`module.`, `_orig_mod.`, see `names`) are those of the model again, which is logged.
 
     Args:
         folder: folder of the files.
@@ -96,16 +120,17 @@ def open_weights(folder: Path, stem: str) -> WeightSet:
     """
     single, index = folder / f"{stem}.safetensors", folder / f"{stem}.safetensors.index.json"
     if single.is_file():
-        return WeightSet(folder, _read_header(single))
-    if index.is_file():
-        return WeightSet(folder, _read_shards(index))
-    pickles = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLE_SUFFIXES) if folder.is_dir() else []
-    if pickles:
-        raise CheckpointError(
-            f"The weights in {folder} are in {pickles[0]}, a pickle, which can execute code when it is opened; "
-            f"convert it to {single.name} with a tool you trust."
-        )
-    raise CheckpointError(f"{folder} has neither {single.name} nor {index.name}.")
+        tensors = _read_header(single)
+    elif index.is_file():
+        tensors = _read_shards(index)
+    else:
+        found = explain_missing_weights(folder, stem)
+        raise CheckpointError(f"{folder} has neither {single.name} nor {index.name}. {found}".rstrip())
+    names, removed = unwrap_names(tensors)
+    if removed:
+        _log_removed(folder, [f"{part}." for part in removed], tensors)
+        tensors = {names[name]: info for name, info in tensors.items()}
+    return WeightSet(folder, tensors, tuple(f"{part}." for part in removed))
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -123,8 +148,11 @@ def read_json(file: Path) -> dict[str, Any]:
         content = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{file} is missing.") from None
-    except (OSError, UnicodeDecodeError, RecursionError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{file} could not be read as JSON: {error}.") from None
+    except CheckpointError:
+        raise
+    except (OSError, RecursionError, ValueError) as error:  # a ValueError: no UTF-8, no JSON, or thousands of digits
+        explained = explain_unreadable(file, "text")
+        raise CheckpointError(f"{file} could not be read as JSON: {error}. {explained}".rstrip()) from None
     if not isinstance(content, dict):
         raise CheckpointError(f"{file} holds a {type(content).__name__}; an object {{...}} was expected.")
     return content
@@ -141,26 +169,30 @@ def format_names(names: list[str], limit: int = 3) -> str:
     return text if len(names) <= limit else f"{text} and {len(names) - limit} more"
 
 
+def _log_removed(folder: Path, removed: list[str], names: Sized) -> None:
+    what = " and ".join(f"'{part}'" for part in removed)
+    logger.warning("Removed %s from the names of %s in %s.", what, count_tensors(names), folder)
+
+
 def _read_header(file: Path) -> dict[str, TensorInfo]:
     try:
         with safe_open(str(file), framework="pt") as reader:
             tensors = {}
             for name in reader.keys():  # noqa: SIM118 - the reader is not a mapping
                 header = reader.get_slice(name)
-                tensors[name] = TensorInfo(file, tuple(header.get_shape()), header.get_dtype())
+                tensors[name] = TensorInfo(file, tuple(header.get_shape()), header.get_dtype(), name)
     except (SafetensorError, OSError, ValueError, OverflowError) as error:
-        size = file.stat().st_size if file.exists() else 0
-        raise CheckpointError(
-            f"{file} ({size} bytes) is not a complete safetensors file: {error}. It may be truncated; download it "
-            "again."
-        ) from None
+        explained = explain_weight_file(file)
+        raise CheckpointError(f"{file} is not a complete safetensors file: {error}. {explained}") from None
     if not tensors:
         raise CheckpointError(f"{file} holds no tensors.")
     not_float = [name for name, info in tensors.items() if info.dtype not in FLOAT_DTYPES]
     if not_float:
+        explained = explain_dtypes({name: tensors[name].dtype for name in not_float})
         raise CheckpointError(
-            f"{file} has {count_tensors(not_float)} not in floating point ({tensors[not_float[0]].dtype}): "
-            f"{format_names(not_float)}; weights of dtype {', '.join(FLOAT_DTYPES)} were expected."
+            f"{file} has {count_tensors(not_float)} not in floating point of 16 bits or more "
+            f"({tensors[not_float[0]].dtype}): {format_names(not_float)}; "
+            f"weights of dtype {', '.join(FLOAT_DTYPES)} were expected. {explained}".rstrip()
         )
     return tensors
 

@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from worldstereo_ros.models.checkpoints.weights import CheckpointError, count_tensors, format_names, read_json
+from worldstereo_ros.models.checkpoints.hub import offline
+from worldstereo_ros.models.checkpoints.loading import BASE_STEM
+from worldstereo_ros.models.checkpoints.weights import (
+    CheckpointError,
+    count_tensors,
+    format_names,
+    open_weights,
+    read_json,
+)
 
 if TYPE_CHECKING:
     from worldstereo_ros.models.checkpoints.hub import Checkpoint
@@ -65,10 +73,17 @@ def load_video_condition(checkpoint: Checkpoint, device: torch.device, dtype: to
         return None
     from diffusers import AutoencoderKLWan
 
-    try:
-        model, report = AutoencoderKLWan.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, torch_dtype=dtype, output_loading_info=True
+    # The sizes in its config.json were checked with the autoencoder of single frames, which is loaded first.
+    if removed := open_weights(folder, BASE_STEM).removed:
+        raise CheckpointError(
+            f"The names of the tensors in {folder} contain {' and '.join(removed)}: they were saved from a wrapped "
+            "model. Rename them, and save the file again."
         )
+    try:
+        with offline():
+            model, report = AutoencoderKLWan.from_pretrained(
+                folder, local_files_only=True, use_safetensors=True, torch_dtype=dtype, output_loading_info=True
+            )
     except Exception as error:  # the library raises many types for what is wrong with a file
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise CheckpointError(f"The video autoencoder in {folder} cannot be loaded: {first.rstrip('.')}.") from None
