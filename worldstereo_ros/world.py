@@ -33,7 +33,7 @@ from worldstereo_ros.geometry.poses import check_poses
 from worldstereo_ros.geometry.provenance import Provenance
 from worldstereo_ros.geometry.views import ImaginedView, View
 from worldstereo_ros.imaging.borders import valid_area
-from worldstereo_ros.memory.archive import load_archive, save_archive
+from worldstereo_ros.memory.archive import ArchiveError, load_archive, save_archive
 from worldstereo_ros.memory.bank import ViewBank
 from worldstereo_ros.memory.cloud import CloudMemory
 from worldstereo_ros.memory.free_space import in_free_space
@@ -89,6 +89,7 @@ class WorldModel:
         self.depth_estimator = depth_estimator
         self.device = torch.device(device)
         self._border_reported = False
+        self._unit_reported = False
 
     # --- observe -----------------------------------------------------------------------------------------------------
 
@@ -107,11 +108,12 @@ class WorldModel:
             What happened to the pixels in the cloud.
 
         Raises:
-            InputError: the view has no depth and there is no depth estimator, or it is an imagined view. The memory is
-                unchanged.
+            InputError: the view has no depth and there is no depth estimator, it is an imagined view, or its lengths
+                are in metres and those of memory are not, or the other way round. The memory is unchanged.
         """
         if not view.is_observation:
             raise InputError("The view has imagined pixels; an image of a sensor was expected. Use `remember` for it.")
+        self.bank.check_unit(view)
         view = self._without_border(view).with_finite_depth()
         has_depth = view.depth is not None and (view.depth > 0).any()
         if view.depth is not None and ((view.depth > 0) & ~view.estimated_mask).any():
@@ -120,6 +122,7 @@ class WorldModel:
         else:
             if not has_depth:
                 view = with_estimated_depth(view, self.depth_estimator, self.cloud, self.device)
+                self._warn_of_unit(view)
             report = insert_estimated(self.cloud, view, self.device)
         self.bank.add(view)
         return report
@@ -136,6 +139,19 @@ class WorldModel:
                 *(rows.start, rows.stop - 1, columns.start, columns.stop - 1),
             )
         return view.cropped(rows, columns)
+
+    def _warn_of_unit(self, view: View) -> None:
+        if view.metric or self._unit_reported:
+            return
+        self._unit_reported = True
+        logger.warning(
+            "The unit of the poses is arbitrary, and depth is estimated in metres: the surfaces need not fit the poses."
+        )
+
+    @property
+    def metric(self) -> bool:
+        """Whether lengths in memory are metres; False if their unit is arbitrary, as in the first observation."""
+        return self.bank.metric is not False
 
     @property
     def newest_observation(self) -> View | None:
@@ -217,7 +233,7 @@ class WorldModel:
                 index, reference = first + offset, int(bank_index[offset])
                 frame = with_confidence(frame, conditioning, offset, self.pipeline.name)
                 view = imagined_view(frame, conditioning, offset, reference, index=index, count=count)
-                view = replace(view, stamp_ns=stamp_ns, blocked=bool(blocked[index]))
+                view = replace(view, stamp_ns=stamp_ns, blocked=bool(blocked[index]), metric=self.metric)
                 if remember:  # before it is given: the caller may ask for no further view
                     self.remember(view, in_bank=index in for_bank)
                 done += 1
@@ -288,6 +304,7 @@ class WorldModel:
             view: one that `imagine` returned.
             in_bank: also add the view to the view bank.
         """
+        self.bank.check_unit(view)
         if view.depth is not None and view.covered is not None and not view.covered.all():
             depth = self._depth_of_new_surfaces(view)
             rows, columns = np.nonzero(depth)
@@ -321,15 +338,24 @@ class WorldModel:
 
     def save(self, path: Path) -> None:
         """Saves both memories to a file. The file is replaced only when the new one is complete."""
-        save_archive(path, self.cloud, self.bank, {"pipeline": self.pipeline.name})
+        save_archive(path, self.cloud, self.bank, {"pipeline": self.pipeline.name, "metric": self.metric})
 
-    def load(self, path: Path) -> None:
+    def load(self, path: Path, *, metric_only: bool = False) -> None:
         """Replaces both memories by those of a file.
 
+        Args:
+            path: file to read.
+            metric_only: reject a map whose unit is arbitrary, for callers that hand lengths on as metres.
+
         Raises:
-            ArchiveError: the file is missing, damaged, too large or not a map. The memories are unchanged.
+            ArchiveError: the file is missing, damaged, too large, not a map, or rejected. The memories are unchanged.
         """
         archive = load_archive(path)
+        if metric_only and archive.bank.metric is False:
+            raise ArchiveError(
+                f"The unit of the map {path} is arbitrary, not metres: it was made from a recording without scale "
+                "(`metric` false). Lengths are metres here."
+            )
         self.cloud, self.bank = archive.cloud, archive.bank
 
 

@@ -80,6 +80,11 @@ def sequence_scenario(folder: Path, views: int, *, observed_count: int = 12) -> 
     sequence = open_sequence(folder)
     if not (sequence.has_depth and sequence.posed):
         raise InputError(f"{folder} has no depth or no poses; the demo needs a posed RGB-D sequence.")
+    if not sequence.metric:
+        raise InputError(
+            f"The unit of {folder} is arbitrary (`metric` is false), and the lengths of ROS messages are metres. Scale "
+            "its poses and depth to metres, or use `worldstereo imagine`, which needs no ROS."
+        )
     return _held_out(folder.name, list(range(len(sequence))), lambda i: sequence[i], views, observed_count)
 
 

@@ -125,7 +125,8 @@ def check_depth(views: Sequence[View], name: str, remedy: str) -> str:
             f"{name} seems {times:g} times too {way}: it agrees with the motion of the camera if it is multiplied by "
             f"{wrong[0]:g}. If so, set its unit ({remedy})."
         )
-    doubts = [text for view in measured if view.depth is not None and (text := implausible_depth(view.depth))]
+    in_metres = [view.depth for view in measured if view.depth is not None and view.metric]
+    doubts = [text for depth in in_metres if (text := implausible_depth(depth))]
     if doubts and len(doubts) * 2 > len(measured):
         return f"{name} is implausible: {doubts[0]}. If its unit is another than was assumed, set it ({remedy})."
     return ""

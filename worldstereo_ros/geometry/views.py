@@ -30,6 +30,8 @@ class View:
         estimated: (H, W) bool, True = seen by a camera, the distance is estimated by a model. None = nowhere.
         depth_confidence: (H, W) float32 in 0..1, probability that the depth is within a factor of
             `provenance.DEPTH_TOLERANCE` of the true one; None if unavailable.
+        metric: lengths are in metres; False if their unit is arbitrary, as in reconstructions from images alone. Then
+            "metres" above means that unit.
     """
 
     image: np.ndarray
@@ -41,6 +43,7 @@ class View:
     confidence: np.ndarray | None = None
     estimated: np.ndarray | None = None
     depth_confidence: np.ndarray | None = None
+    metric: bool = True
 
     def __post_init__(self) -> None:
         shape = (self.camera.height, self.camera.width)

@@ -136,7 +136,7 @@ def write_sequence(folder: Path, views: Sequence[View]) -> None:
         views: at least one view, all with the same camera.
 
     Raises:
-        InputError: the views have different cameras.
+        InputError: the views have different cameras, or some are in metres and others are not.
         WriteError: a file cannot be written; an earlier sequence is unchanged then.
     """
     camera = views[0].camera
@@ -146,10 +146,13 @@ def write_sequence(folder: Path, views: Sequence[View]) -> None:
 
 
 def _write_files(folder: Path, camera: Camera, views: Iterable[View]) -> None:
-    lines, has_depth = [_POSES_HEADER], False
+    lines, has_depth, metric = [_POSES_HEADER], False, True
     with AtomicFolder(folder) as files:
         for index, view in enumerate(views):
             name = f"{index:06d}.png"
+            if index and view.metric != metric:
+                raise InputError("Some views are in metres and others in an arbitrary unit; a sequence has one unit.")
+            metric = view.metric
             images = {"frames": encode_png(view.image), **encode_labels(view)}
             if view.depth is not None:
                 has_depth = True
@@ -166,7 +169,7 @@ def _write_files(folder: Path, camera: Camera, views: Iterable[View]) -> None:
                 files.remove(f"{kind}/{index:06d}.png")
         files.write("poses.txt", ("\n".join(lines) + "\n").encode())
         intrinsics = {name: getattr(camera, name) for name in ("width", "height", "fx", "fy", "cx", "cy")}
-        intrinsics |= {"depth_scale": 1000.0, "has_depth": has_depth, "metric": views[0].metric}
+        intrinsics |= {"depth_scale": 1000.0, "has_depth": has_depth, "metric": metric}
         files.write("intrinsics.json", json.dumps(intrinsics, indent=1).encode())
 
 

@@ -80,6 +80,11 @@ class ViewSequence:
         """True if at least one view has depth."""
         return any(depth is not None for depth in self.depths)
 
+    @property
+    def has_lengths(self) -> bool:
+        """True if there are poses or depth; a photo alone has no lengths that could be of another unit than metres."""
+        return self.posed or self.has_depth
+
     def __len__(self) -> int:
         return len(self.frames)
 
@@ -104,7 +109,8 @@ class ViewSequence:
             if (file := self.depths[index]) is not None:
                 depth = self._oriented(read_depth(file, self.depth_scale))
                 self._check_size(file, depth, camera)
-            view = View(image, camera, self.poses[index], depth, stamp_ns=int(self.stamps_ns[index]))
+            stamp_ns, metric = int(self.stamps_ns[index]), self.metric or not self.has_lengths
+            view = View(image, camera, self.poses[index], depth, stamp_ns=stamp_ns, metric=metric)
             return view if self.labels is None else self._labelled(view, self.labels, int(self.indices[index]))
         except ImageError as error:
             raise DatasetError(str(error)) from error

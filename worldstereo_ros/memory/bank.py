@@ -97,6 +97,11 @@ class ViewBank:
         """The views, oldest first. Do not modify the list; use `add` and `clear`."""
         return self._views
 
+    @property
+    def metric(self) -> bool | None:
+        """Whether lengths are in metres, by the views; None if there are none."""
+        return self._views[0].metric if self._views else None
+
     def add(self, view: View) -> int:
         """Adds a view. If the bank is full, another view is evicted and the indices after it decrease by one.
 
@@ -106,8 +111,10 @@ class ViewBank:
             The index of the view; -1 if the view itself was evicted (an imagined view that is redundant).
 
         Raises:
-            InputError: the descriptor is not finite, or its length differs from that of other views.
+            InputError: the descriptor is not finite, or its length differs from that of other views; or lengths of
+                the view are in metres and those of the other views are not, or the other way round.
         """
+        self.check_unit(view)
         feature = np.asarray(self.feature(view.image), dtype=np.float32).reshape(-1)
         if not np.isfinite(feature).all() or (self._features and feature.shape != self._features[0].shape):
             raise InputError(
@@ -122,6 +129,7 @@ class ViewBank:
                 view.observed,
                 view.stamp_ns,
                 estimated=view.estimated,
+                metric=view.metric,
             )
         self._views.append(view)
         self._features.append(_unit(feature))
@@ -131,6 +139,16 @@ class ViewBank:
             if evicted == len(self._views):
                 return -1
         return len(self._views) - 1
+
+    def check_unit(self, view: View) -> None:
+        """Raises InputError if the view is in metres and the bank in an arbitrary unit, or the other way round."""
+        if self.metric is not None and view.metric != self.metric:
+            kinds = {True: "metres", False: "an arbitrary unit"}
+            raise InputError(
+                f"The lengths of the view are in {kinds[view.metric]}, and those in memory in {kinds[self.metric]}; "
+                "the two are not mixed. Start with an empty memory (reset), or scale the recording to metres and set "
+                "`metric` in its intrinsics.json."
+            )
 
     def replace(self, index: int, view: View) -> None:
         """Replaces a view by one with the same image, such as one with better depth. Raises IndexError."""
@@ -251,6 +269,8 @@ class ViewBank:
             )
             state[f"{i}.world_from_camera"] = view.world_from_camera
             state[f"{i}.stamp_ns"] = np.array(view.stamp_ns, np.int64)
+            if not view.metric:
+                state[f"{i}.metric"] = np.array(False)
             for name in ("depth", "observed", "estimated", "depth_confidence"):
                 array = getattr(view, name)
                 if array is not None:
@@ -293,7 +313,8 @@ class ViewBank:
             stamp = _read_integer(state, f"{i}.stamp_ns")
             image = np.asarray(state[f"{i}.image"])
             labels = {"estimated": estimated, "depth_confidence": depth_confidence}
-            bank.add(View(image, camera, pose, depth, observed, stamp, **labels))
+            metric = bool(state.get(f"{i}.metric", True))
+            bank.add(View(image, camera, pose, depth, observed, stamp, **labels, metric=metric))
         return bank
 
 

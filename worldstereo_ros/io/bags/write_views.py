@@ -11,7 +11,7 @@ from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.poses import quaternion_from_pose
 from worldstereo_ros.geometry.views import View
 from worldstereo_ros.imaging import codecs
-from worldstereo_ros.io.bags.files import BagWriter
+from worldstereo_ros.io.bags.files import BagError, BagWriter
 from worldstereo_ros.io.bags.topics import CAMERA_INFO, IMAGE, TF
 
 NANOSECONDS = 1_000_000_000
@@ -41,7 +41,8 @@ def write_views(
         The number of written views.
 
     Raises:
-        BagError: the folder exists or cannot be written.
+        BagError: the folder exists or cannot be written, or lengths of a view are not in metres, as those of messages
+            are.
     """
     count = 0
     with BagWriter(path, storage=storage) as bag:
@@ -50,6 +51,8 @@ def write_views(
             bag.add_topic(topic, CAMERA_INFO if name == "camera_info" else IMAGE)
         bag.add_topic("/tf", TF)
         for view in views:
+            if not view.metric:
+                raise BagError("The unit of the views is arbitrary (`metric` is false); messages are in metres.")
             stamp_ns = view.stamp_ns
             header = _header(bag, stamp_ns, camera_frame)
             bag.write("/tf", _transform(bag, stamp_ns, world_frame, camera_frame, view.world_from_camera), stamp_ns)

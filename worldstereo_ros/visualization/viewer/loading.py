@@ -25,6 +25,7 @@ from worldstereo_ros.visualization.result_files import IMAGINED_FOLDER, MAP_FILE
 MAP_SUFFIX = ".wsmap"
 MAX_FUSED_FRAMES = 80  # more takes minutes and adds little: neighbouring frames of a recording overlap
 MAX_SHOWN_VIEWS = 200
+UNKNOWN_UNIT = "The unit is unknown; lengths are not in metres."
 MAX_IMAGE_WIDTH_PX = 480  # wider images slow the page down
 EXPECTED = (
     f"Expected a saved map ({MAP_SUFFIX}), an output folder of `worldstereo demo` or `worldstereo imagine`, "
@@ -136,6 +137,8 @@ def _load_map(path: Path) -> Viewable:
     kept, notes = evenly_spaced_indices(len(views), MAX_SHOWN_VIEWS), []
     if len(kept) < len(views):
         notes.append(f"{len(kept)} of the {len(views)} remembered views are shown.")
+    if archive.bank.metric is False:
+        notes.append(UNKNOWN_UNIT)
     shown = tuple(shrink(views[i]) for i in kept)
     return Viewable(
         name=path.name,
@@ -201,7 +204,7 @@ def _load_sequence(folder: Path) -> Viewable:
         path = np.asarray(trajectory.world_from_camera, dtype=np.float64)
         notes.append(f"The path is the trajectory '{name}' that comes with the data.")
     if not sequence.metric:
-        notes.append("The unit of this sequence is unknown; lengths are not in metres.")
+        notes.append(UNKNOWN_UNIT)
     is_imagined = any(isinstance(view, ImaginedView) for view in views)
     return replace(
         world,
