@@ -252,7 +252,7 @@ class Servers:
 
         def load() -> str:
             world = self._world(worker)
-            world.load(path)
+            world.load(path, metric_only=True)  # messages are in metres
             self._on_memory_replaced(world)
             return f"Loaded {path}: {len(world.cloud)} points, {len(world.bank.views)} views."
 
