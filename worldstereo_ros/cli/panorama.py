@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -17,6 +16,8 @@ from worldstereo_ros.weights.bundled import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     import numpy as np
+
+MAX_PANORAMA_PIXELS = 4096 * 2048  # views of 832 pixels for 120 degrees use less than half of this height
 
 
 def panorama(
@@ -66,20 +67,32 @@ def panorama(
     from rich.console import Console
     from rich.markup import escape
 
+    from worldstereo_ros.cli.options import check_model_options
     from worldstereo_ros.cli.summaries import estimated_distance_warning, point_counts
-    from worldstereo_ros.depth.estimators import BUNDLED_NETWORK, load_depth_estimator
-    from worldstereo_ros.io.images import read_image, write_image
+    from worldstereo_ros.depth.estimators import BUNDLED_NETWORK, NONE, load_depth_estimator
+    from worldstereo_ros.imaging.image_checks import depth_to_counts
+    from worldstereo_ros.io.images import write_image
     from worldstereo_ros.io.posed_sequences import write_sequence
     from worldstereo_ros.io.view_labels import write_provenance
     from worldstereo_ros.panorama.imagine import imagine_panorama, observe_panorama
     from worldstereo_ros.pipelines.auto import load_pipeline
+    from worldstereo_ros.utils.atomic_files import write_json
     from worldstereo_ros.visualization.contact_sheet import panorama_sheet
     from worldstereo_ros.world import WorldModel
 
     console = Console()
     if not np.isfinite(at).all():
         raise InputError(f"The position {at} is not finite; three numbers in metres were expected: x y z.")
-    image = read_image(source)
+    check_model_options(model, variant=variant, prompt=prompt)
+    if distance is not None and depth_model not in ("", NONE):
+        raise InputError(
+            "--distance gives the distances that --depth-model would estimate; one of the two was expected."
+        )
+    if distance is None and depth_model == NONE:
+        raise InputError("There are no distances: --depth-model none estimates none. Give them with --distance.")
+    image, notes = read_panorama(source)
+    for note in notes:
+        console.print(escape(note), highlight=False)
     distances = None if distance is None else read_distance(distance)
     estimator = load_depth_estimator(depth_model, device) if distances is None else None
     pipeline = load_pipeline(model, device, variant=variant)
@@ -107,12 +120,11 @@ def panorama(
     world.save(out / MAP_FILE)
     result = imagined.panorama
     write_image(out / "panorama.png", result.image)
-    _write_single_channel(out / "observed.png", result.observed.astype(np.uint8) * 255)
-    _write_single_channel(out / "estimated.png", result.estimated.astype(np.uint8) * 255)
+    write_image(out / "observed.png", result.observed.astype(np.uint8) * 255)
+    write_image(out / "estimated.png", result.estimated.astype(np.uint8) * 255)
     write_provenance(out / "provenance.png", result.provenance)
     if result.distance is not None:
-        millimetres = np.clip(np.rint(result.distance * 1000), 0, 65535).astype(np.uint16)
-        _write_single_channel(out / "distance.png", millimetres)
+        write_image(out / "distance.png", depth_to_counts(result.distance))
     write_sequence(out / "imagined", imagined.views)
     write_image(out / "sheet.png", panorama_sheet(image, imagined))
     figures = {
@@ -142,8 +154,34 @@ def panorama(
                 f"Distances differ by {closure.distance_seam:.1%} at the closing seam, by {closure.distance_inner:.1%} "
                 "at the other seams."
             )
-    (out / "figures.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    write_json(out / "figures.json", figures)
     console.print(f"See [bold]{out / 'sheet.png'}[/]; in the browser: worldstereo view {out / MAP_FILE}")
+
+
+def read_panorama(path: Path) -> tuple[np.ndarray, list[str]]:
+    """Reads a panorama, upright and at most `MAX_PANORAMA_PIXELS` large, which no view of it is finer than.
+
+    Returns:
+        (H, W, 3) uint8 RGB, and sentences for the user about what was done to it.
+
+    Raises:
+        ImageError: the file is missing, not an image, damaged, or larger than can be read at reduced size.
+    """
+    from worldstereo_ros.io.photos import read_photo, read_photo_header
+
+    header, notes = read_photo_header(path), []
+    # EXIF that lays a panorama on its side is wrong: cameras that take them are held in any way.
+    upright = header.size == header.stored_size
+    if upright and header.orientation != 1:
+        notes.append(f"{path.name} is turned upright by its EXIF (orientation {header.orientation}).")
+    image = read_photo(path, max_pixels=MAX_PANORAMA_PIXELS, upright=upright)
+    width, height = header.stored_size
+    if image.shape[:2] != (height, width):
+        notes.append(
+            f"{path.name} is {width}x{height}; it is read at {image.shape[1]}x{image.shape[0]}, which is finer than "
+            "the views that are made of it."
+        )
+    return image, notes
 
 
 def read_distance(path: Path) -> np.ndarray:
@@ -160,27 +198,29 @@ def read_distance(path: Path) -> np.ndarray:
     """
     import numpy as np
 
-    from worldstereo_ros.imaging.codecs import MAX_DEPTH_M, clean_depth
+    from worldstereo_ros.imaging.image_checks import MAX_DEPTH_M, check_size, clean_depth
     from worldstereo_ros.io.images import read_depth
 
     if path.suffix.lower() != ".npy":
         distance = read_depth(path)
     else:
         try:
-            array = np.load(path, allow_pickle=False)
+            array = np.load(path, allow_pickle=False, mmap_mode="r")  # the header may declare more than there is
         except (OSError, ValueError, EOFError) as error:
-            raise InputError(f"The distances {path} cannot be read: {error}.") from None
-        if array.ndim != 2 or array.dtype.kind not in "fiu":
-            raise InputError(f"{path} holds {array.dtype} of shape {array.shape}; numbers (H, 2 H) were expected.")
+            raise InputError(f"The distances {path} cannot be read: {_why_not(path, error)}") from None
+        if not isinstance(array, np.ndarray) or array.ndim != 2 or array.dtype.kind not in "fiu":
+            holds = f"{array.dtype} of shape {array.shape}" if isinstance(array, np.ndarray) else "several arrays"
+            raise InputError(f"{path} holds {holds}; numbers (H, 2 H) were expected.")
+        check_size(array.shape[1], array.shape[0], f"The array in {path}")
         distance = clean_depth(array)
     if not distance.any():
         raise InputError(f"{path} holds no distance between 0 and {MAX_DEPTH_M:.0f} m.")
     return distance
 
 
-def _write_single_channel(path: Path, image: np.ndarray) -> None:
-    """Writes a mask or a 16-bit depth image."""
-    import cv2
+def _why_not(path: Path, error: Exception) -> str:
+    """Why a .npy file cannot be read, as the end of a sentence."""
+    from worldstereo_ros.utils.file_kinds import explain_unreadable
 
-    if not cv2.imwrite(str(path), image):
-        raise OSError(f"The image {path} could not be written.")
+    reason = getattr(error, "strerror", None) or str(error).split("\n", 1)[0]
+    return f"{reason.rstrip('.')}. {explain_unreadable(path, 'npy') if path.exists() else ''}".rstrip()

@@ -74,11 +74,12 @@ def read_photo_header(path: Path) -> PhotoHeader:
     return PhotoHeader(size, orientation if 1 <= orientation <= 8 else 1, focal)
 
 
-def read_photo(path: Path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def read_photo(path: Path, *, max_pixels: int = MAX_PIXELS, upright: bool = True) -> np.ndarray:
     """Reads a photograph as a person sees it: turned by its EXIF orientation, reduced if it is large.
 
     Args:
         path: image file.
+        upright: turn the stored pixels.
         max_pixels: a larger image is reduced to `reduced_size`. A JPEG is reduced while it is decoded.
 
     Returns:
@@ -101,7 +102,7 @@ def read_photo(path: Path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
             image = decode_image(path.read_bytes(), f"The image {path}", max_pixels=MAX_OTHER_PIXELS)
     if image.shape[:2] != (height, width):
         image = resize_image(image, width, height)
-    return turn(image, header.orientation)
+    return turn(image, header.orientation) if upright else image
 
 
 def reduced_size(size: tuple[int, int], max_pixels: int) -> tuple[int, int]:

@@ -199,7 +199,7 @@ def _check(image: np.ndarray, distance: np.ndarray | None, confidence: np.ndarra
     if abs(width - 2 * height) > 2 or height < 8:
         raise ImageError(
             f"The panorama is {width}x{height}; an equirectangular image of the full sphere is twice as wide as high. "
-            "Pad a panorama that covers less, or send a perspective image as `image`."
+            "Pad a panorama that covers less; a perspective image is for `worldstereo imagine`, or the topic `image`."
         )
     if distance is not None and (distance.ndim != 2 or abs(distance.shape[1] - 2 * distance.shape[0]) > 2):
         raise ImageError(f"The panorama's distances have shape {distance.shape}; (H, 2 H) was expected.")
