@@ -2,8 +2,12 @@
 
 import errno
 import os
+import signal
 import subprocess
 import sys
+import threading
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +19,7 @@ from typer.testing import CliRunner
 from worldstereo_ros.cli.errors import DEBUG_VARIABLE, ErrorReportingGroup
 from worldstereo_ros.cli.main import app
 from worldstereo_ros.io.posed_sequences import write_sequence
+from worldstereo_ros.utils.atomic_files import WriteError
 from worldstereo_ros.utils.errors import InputError
 
 
@@ -88,6 +93,32 @@ def test_expected_errors_are_printed_as_they_are(error, sentence):
 
 
 @pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (
+            WriteError(Path("a.ply"), "No space left on device", code=errno.ENOSPC),
+            "a.ply could not be written: No space",
+        ),
+        (OSError(errno.ENOSPC, "No space left on device"), "Error: No space left on device\n"),
+        (PermissionError(errno.EACCES, "Permission denied", "a/b"), "Error: Permission denied: a/b\n"),
+        (OSError(errno.EROFS, "Read-only file system", b"a\xff"), "Error: Read-only file system: b'a"),
+    ],
+)
+def test_errors_of_the_disk_are_one_sentence(error, sentence):
+    result = run_failing_command(error)
+    assert result.exit_code == 1
+    assert sentence in result.stderr
+    assert result.stderr.startswith("Error: ")
+    assert result.stderr.count("\n") == 1
+
+
+def test_interruption_is_one_word_and_its_own_status():
+    result = run_failing_command(KeyboardInterrupt())
+    assert result.exit_code == 130
+    assert result.stderr == "Interrupted.\n"
+
+
+@pytest.mark.parametrize(
     "error",
     [
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee documentation"),
@@ -144,3 +175,60 @@ def test_process_reports_errors_as_the_runner_does():
     assert done.returncode == 1
     assert done.stderr.startswith("Error: nowhere does not exist")
     assert "Traceback" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "word"), [(signal.SIGINT, 130, "Interrupted."), (signal.SIGTERM, 143, "Terminated.")]
+)
+@pytest.mark.parametrize("stage", ["typer.main", "numpy", "observing"])
+def test_interrupted_commands_end_without_traceback_and_half_files(tmp_path, number, status, word, stage):
+    write_sequence(tmp_path / "seq", textured_wall_views())
+    out = tmp_path / "out"
+    command = [sys.executable, "-u", "-X", "importtime", "-m", "worldstereo_ros.cli", "imagine", str(tmp_path / "seq")]
+    command += ["--model", "geometric", "--views", "400", "--out", str(out)]
+    with subprocess.Popen(
+        command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        imported = []
+        reader = threading.Thread(target=lambda: [imported.append(line) for line in process.stderr])
+        reader.start()
+        if stage == "observing":
+            assert process.stdout.readline()  # what was observed; the views are imagined next
+        while stage != "observing" and not any(line.endswith(f" {stage}\n") for line in imported):
+            time.sleep(0.01)
+        process.send_signal(number)
+        assert process.wait(timeout=60) == status
+        process.stdout.read()
+        reader.join()
+    errors = [line.strip() for line in imported if not line.startswith("import time:")]
+    assert errors == [word]
+    assert not out.exists() or not list(out.rglob(".*.partial"))
+    assert not (out / "cloud.ply").exists()
+
+
+def test_an_interruption_that_python_could_not_raise_is_raised_again():
+    code = """
+import signal, time
+from worldstereo_ros.cli.interrupts import prepare_process
+prepare_process()
+class Finalised:
+    def __del__(self):
+        signal.raise_signal(signal.SIGINT)
+        time.sleep(0)
+thing = Finalised()
+del thing
+time.sleep(20)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, timeout=15)
+    assert (done.returncode, done.stderr) == (130, "Interrupted.\n")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_paths_that_the_terminal_cannot_show_are_escaped(tmp_path, encoding):
+    environment = dict(os.environ, PYTHONIOENCODING=f"{encoding}:strict", PYTHONPATH=str(REPOSITORY))
+    for name, shown in ((b"gone \xff\xfe", "gone "), ("weg ü".encode(), "weg ")):
+        command = [sys.executable, "-m", "worldstereo_ros.cli", "export", name + b".wsmap", "a.ply"]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, check=False)
+        assert done.returncode == 1
+        assert done.stderr.startswith(b"Error: There is no map " + shown.encode())
+        assert b"Traceback" not in done.stderr

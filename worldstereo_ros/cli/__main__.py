@@ -1,6 +1,15 @@
-"""Run the `worldstereo` command: `python -m worldstereo_ros.cli`."""
+"""`python -m worldstereo_ros.cli` and the command `worldstereo`."""
 
-from worldstereo_ros.cli.main import main
+from worldstereo_ros.cli.interrupts import prepare_process
+
+
+def main() -> None:
+    """Runs the command; from the first moment on, Ctrl-C ends it without a traceback."""
+    prepare_process()
+    from worldstereo_ros.cli.main import main as run
+
+    run()
+
 
 if __name__ == "__main__":
     main()

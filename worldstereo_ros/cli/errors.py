@@ -1,4 +1,4 @@
-"""How commands report errors: one sentence on stderr and exit status 1."""
+"""How commands report errors and interruptions: one sentence on stderr, and an exit status."""
 
 from __future__ import annotations
 
@@ -11,23 +11,29 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+from worldstereo_ros.cli.interrupts import describe_interruption, interruption_status, was_interrupted
 from worldstereo_ros.utils.errors import WorldStereoError
 
 DEBUG_VARIABLE = "WORLDSTEREO_DEBUG"  # set to 1 to see tracebacks
 
 
 class ErrorReportingGroup(TyperGroup):
-    """A group of commands that turns exceptions of its commands into one sentence and exit status 1."""
+    """A group of commands that turns exceptions of its commands into one sentence and an exit status."""
 
     def invoke(self, ctx: Any) -> Any:
         """Runs the command.
 
         Raises:
-            typer.Exit: with status 1, after an error was printed; with the command's own status otherwise.
+            typer.Exit: with status 1 after an error was printed, 130 after Ctrl-C, 143 after SIGTERM; otherwise with
+                the command's own status.
         """
         try:
             return super().invoke(ctx)
-        except Exception as error:
+        except (Exception, KeyboardInterrupt) as error:
+            # An interruption may come out as another error: libraries translate what happens within their calls.
+            if isinstance(error, KeyboardInterrupt) or was_interrupted():
+                typer.echo(describe_interruption(), err=True)
+                raise typer.Exit(interruption_status()) from None
             if _is_handled_by_typer(error):
                 raise
             if os.environ.get(DEBUG_VARIABLE, "0") not in ("", "0"):
@@ -41,8 +47,8 @@ def describe_error(error: Exception) -> str:
     if isinstance(error, WorldStereoError):
         return f"Error: {error}"
     if isinstance(error, OSError):
-        named = error.filename is not None and error.strerror is not None
-        return f"Error: {error.strerror}: {error.filename}" if named else f"Error: {error}"
+        reason = error.strerror or str(error) or type(error).__name__
+        return f"Error: {reason}: {error.filename}" if error.filename is not None else f"Error: {reason}"
     if _is_out_of_memory(error):
         reason = _first_line(error) or type(error).__name__
         return (

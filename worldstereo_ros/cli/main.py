@@ -15,6 +15,7 @@ from worldstereo_ros.cli.evaluate import evaluate
 from worldstereo_ros.cli.export import export
 from worldstereo_ros.cli.imagine import imagine
 from worldstereo_ros.cli.inspect import inspect
+from worldstereo_ros.cli.interrupts import prepare_process
 from worldstereo_ros.cli.panorama import panorama
 from worldstereo_ros.cli.train import app as train
 from worldstereo_ros.cli.view import view
@@ -40,6 +41,7 @@ app.add_typer(train, name="train")
 
 def main() -> None:
     """Runs the `worldstereo` command. Of several processes (torchrun) the first runs it and the others work for it."""
+    prepare_process()
     from worldstereo_ros.pipelines.diffusion.distributed import is_worker, process_count, run_worker, stop_workers
 
     if is_worker():
