@@ -38,8 +38,8 @@ INPUTS = (
     # name, type, profile, description
     ("image", Image, qos.SENSOR, "camera image: " + ", ".join(COLOUR_ENCODINGS)),
     ("image/compressed", CompressedImage, qos.SENSOR, "camera image as JPEG or PNG"),
-    ("camera_info", CameraInfo, qos.SENSOR, "calibration of the camera: images are undistorted, or seen with P (`rectified`)"),
-    ("depth", Image, qos.SENSOR, "depth registered to the image: 16UC1 millimetres or 32FC1 metres (`depth_unit`); optional"),
+    ("camera_info", CameraInfo, qos.SENSOR, "calibration: images are undistorted with K, or seen with P (`rectified`)"),
+    ("depth", Image, qos.SENSOR, "depth of each pixel of the image: 16UC1 mm or 32FC1 m (`depth_unit`); optional"),
     ("panorama", Image, qos.SENSOR, "equirectangular image, split into several views"),
     ("pose", PoseStamped, qos.COMMAND, "pose of each image where TF has none"),
 )
