@@ -33,7 +33,7 @@ from worldstereo_ros.geometry.poses import check_poses
 from worldstereo_ros.geometry.provenance import Provenance
 from worldstereo_ros.geometry.views import ImaginedView, View
 from worldstereo_ros.imaging.borders import valid_area
-from worldstereo_ros.memory.archive import ArchiveError, load_archive, save_archive
+from worldstereo_ros.memory.archive import ArchiveError, acceptable_bytes, load_archive, save_archive
 from worldstereo_ros.memory.bank import ViewBank
 from worldstereo_ros.memory.cloud import CloudMemory
 from worldstereo_ros.memory.free_space import in_free_space
@@ -343,6 +343,8 @@ class WorldModel:
     def load(self, path: Path, *, metric_only: bool = False) -> None:
         """Replaces both memories by those of a file.
 
+        The limits, voxel size and ages of this model stay; what does not fit is left out, and the log says so.
+
         Args:
             path: file to read.
             metric_only: reject a map whose unit is arbitrary, for callers that hand lengths on as metres.
@@ -350,7 +352,8 @@ class WorldModel:
         Raises:
             ArchiveError: the file is missing, damaged, too large, not a map, or rejected. The memories are unchanged.
         """
-        archive = load_archive(path)
+        size = acceptable_bytes(self.cloud, self.bank)
+        archive = load_archive(path, max_bytes=size, cloud_like=self.cloud, bank_like=self.bank)
         if metric_only and archive.bank.metric is False:
             raise ArchiveError(
                 f"The unit of the map {path} is arbitrary, not metres: it was made from a recording without scale "

@@ -165,6 +165,53 @@ def test_bank_is_bounded_and_keeps_the_newest_observation(steps, bound):
             assert sum(v.observed is None for v in bank.views) == observed_before
 
 
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.tuples(st.booleans(), st.integers(1, 4)), min_size=1, max_size=15), st.integers(1, 40_000))
+def test_bank_is_bounded_in_bytes(steps, bound):
+    bank = ViewBank(10, max_bytes=bound, feature=lambda image: image.mean(axis=(0, 1)))
+    newest = None
+    for stamp, (seen, scale) in enumerate(steps):
+        image = np.full((8 * scale, 8 * scale, 3), 20 * stamp, np.uint8)
+        depth = np.ones(image.shape[:2], np.float32)
+        each = View(image, Camera.from_fov(8 * scale, 8 * scale, 1.0), turned(30 * stamp), depth, stamp_ns=stamp)
+        bank.add(each if seen else imagined(each))
+        newest = stamp if seen else newest
+        assert bank.nbytes <= bound or len(bank) == 1
+        assert newest is None or newest in [v.stamp_ns for v in bank.views]
+
+
+def test_views_keep_no_larger_buffer_alive():
+    """A cropped image would keep the whole one, and count as the part only."""
+    large = np.zeros((60, 40, 3), np.uint8)
+    message = np.frombuffer(bytearray(2 * 30 * 40 * 4), np.float32).reshape(2, 30, 40)
+    bank = ViewBank()
+    bank.add(View(large[:30], CAMERA, np.eye(4), depth=message[0] + 1))
+    bank.add(View(large[:30], CAMERA, np.eye(4), depth=message[1]))
+    for stored in bank.views:
+        assert stored.image.base is None
+        assert not np.shares_memory(stored.depth, message)
+    assert bank.nbytes == 2 * 30 * 40 * (3 + 4)
+    whole = View(np.zeros((30, 40, 3), np.uint8), CAMERA, np.eye(4))
+    bank.add(whole)
+    assert bank.views[-1] is whole
+
+
+def test_bank_rejects_a_limit_without_bytes():
+    with pytest.raises(ValueError, match="max_bytes"):
+        ViewBank(max_bytes=0)
+
+
+def test_from_state_with_the_limits_of_another_bank():
+    bank = ViewBank(4096)
+    for angle in (0, 90, 1, 180):
+        bank.add(view(turned(angle), seed=angle, stamp_ns=angle))
+    twin = ViewBank.from_state(bank.state(), like=ViewBank(2, max_bytes=10**6))
+    assert (twin.max_views, twin.max_bytes, len(twin)) == (2, 10**6, 2)
+    one = ViewBank.from_state(bank.state(), like=ViewBank(64, max_bytes=30 * 40 * 3))
+    assert [v.stamp_ns for v in one.views] == [180]
+    assert len(ViewBank.from_state(bank.state())) == 4
+
+
 def test_from_state_restores_all_views():
     bank = ViewBank(5)
     depth = np.full((30, 40), 2.0, np.float32)

@@ -24,6 +24,8 @@ ARRAYS = {
     "depth_confidence": (np.uint16, ()),  # the same for the confidence of their depth
 }
 CONFIDENCE_LEVELS = 65535
+MAX_POINTS = 100_000_000
+DEFAULT_POINTS = 2_000_000  # of a memory without another limit
 OPTIONAL_SETTINGS = ("max_radius", "max_age")  # None is saved as NaN
 SETTINGS = ("voxel_size", "max_points", *OPTIONAL_SETTINGS, "edge_tolerance", "max_weight", "carve")
 SCALARS = ("last_ns", "turn")
@@ -93,3 +95,54 @@ def validate_state(state: dict[str, np.ndarray]) -> tuple[dict[str, Any], int]:
         raise InputError("The saved cloud has invalid points, weights, spacings or voxel keys.")
     settings["max_points"] = int(min(settings["max_points"], 2**62))
     return settings, count
+
+
+def choose_settings(saved: dict[str, Any], count: int, like: object | None) -> tuple[dict[str, Any], bool]:
+    """Chooses the settings of a memory that is restored from a file.
+
+    A file may claim a budget of 100 million points, for which gigabytes would be allocated, so that its own budget only
+    counts up to DEFAULT_POINTS or the number of its points.
+
+    Args:
+        saved: settings in the file.
+        count: number of points in the file.
+        like: a memory whose settings apply instead, or None.
+
+    Returns:
+        (settings as keyword arguments of `CloudMemory`, whether the points fit as they are).
+    """
+    if like is None:
+        budget = saved["max_points"]
+        if budget <= MAX_POINTS:  # the memory rejects others
+            budget = min(budget, max(count, DEFAULT_POINTS))
+        return {**saved, "max_points": budget}, True
+    settings = {name: getattr(like, name) for name in SETTINGS}
+    return settings, count <= settings["max_points"] and saved["voxel_size"] == settings["voxel_size"]
+
+
+def last_camera(state: dict[str, np.ndarray]) -> tuple[np.ndarray | None, int]:
+    """Returns (centre (3,) of the last camera in metres or None, stamp of the last view in nanoseconds)."""
+    centre = np.asarray(state["camera_centre"], np.float64).reshape(-1)
+    known = centre.shape == (3,) and bool(np.isfinite(centre).all())
+    return (centre.copy() if known else None), int(np.asarray(state["last_ns"]).reshape(-1)[0])
+
+
+def points_that_fit(state: dict[str, np.ndarray], max_points: int, voxel_size: float) -> dict[str, np.ndarray]:
+    """Returns the points of a state for a memory of other settings, as arguments of `CloudMemory.insert_points`.
+
+    They are in the order of their last update. Of more than `max_points`, the least recently updated ones of the lowest
+    classes are left out, as they would be evicted.
+
+    Args:
+        state: valid, of the current version.
+        max_points: number of points of the memory.
+        voxel_size: metres, of the memory.
+    """
+    order = np.lexsort((state["turns"], state["provenance"]))[-max_points:]
+    order = order[np.argsort(state["turns"][order], kind="stable")]
+    names = ("points", "colours", "provenance", "weight", "stamp_ns")
+    points = {name: state[name][order] for name in names}
+    points["spacing"] = np.maximum(state["spacing"][order], np.float32(voxel_size))
+    for name in ("confidence", "depth_confidence"):
+        points[name] = np.minimum(state[name][order] * np.float32(1 / CONFIDENCE_LEVELS), np.float32(1))
+    return points

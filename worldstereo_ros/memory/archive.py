@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
 import re
 import stat
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
+from worldstereo_ros.memory._cloud_state import ARRAYS
 from worldstereo_ros.utils.atomic_files import WriteError, atomic_file
 from worldstereo_ros.utils.errors import WorldStereoError
 
@@ -38,6 +40,8 @@ FORMAT = "worldstereo_ros map"
 # `provenance` of each point and its `depth_confidence`.
 VERSION = 3
 MAX_BYTES = 4 * 2**30
+OVERSIZE = 4  # a map of a memory this many times larger is still loaded, in parts
+MIN_ACCEPTED_BYTES = 64 * 2**20
 MAX_HEADER_BYTES = 16 * 2**20
 MAX_ARRAYS = 100_000
 MAX_SETTING_SIZE = 16  # numbers in a setting, such as a camera centre
@@ -106,14 +110,33 @@ def save_archive(path: str | Path, cloud: CloudMemory, bank: ViewBank, metadata:
     write_archive(path, cloud.state(), bank.state(), metadata)
 
 
-def load_archive(path: str | Path, *, max_bytes: int = MAX_BYTES) -> Archive:
+def acceptable_bytes(cloud: CloudMemory, bank: ViewBank) -> int:
+    """Returns the size of a map file up to which it is worth reading into memories with these limits.
+
+    A file is read as a whole before what does not fit is left out, so that its size bounds the memory this takes.
+    """
+    bytes_per_point = sum(np.dtype(dtype).itemsize * math.prod(shape) for dtype, shape in ARRAYS.values())
+    points = cloud.max_points * bytes_per_point
+    return min(MAX_BYTES, MIN_ACCEPTED_BYTES + OVERSIZE * (points + bank.max_bytes))
+
+
+def load_archive(
+    path: str | Path,
+    *,
+    max_bytes: int = MAX_BYTES,
+    cloud_like: CloudMemory | None = None,
+    bank_like: ViewBank | None = None,
+) -> Archive:
     """Loads both memories after verifying all sizes and checksums of the file.
 
-    Logs a warning for a map of a version that did not tell estimated points from observed ones.
+    Logs a warning for a map of a version that did not tell estimated points from observed ones, and for one that does
+    not fit the limits of the given memories.
 
     Args:
         path: file to read.
         max_bytes: largest accepted file size in bytes.
+        cloud_like, bank_like: memories whose settings and limits apply; the file says nothing about them then. None =
+            those that the file was saved with.
 
     Raises:
         ArchiveError: the file is missing, truncated, damaged, too large, of another format or of a newer version, or
@@ -124,11 +147,22 @@ def load_archive(path: str | Path, *, max_bytes: int = MAX_BYTES) -> Archive:
 
     cloud, bank, metadata = read_archive(path, max_bytes=max_bytes)
     try:
-        archive = Archive(CloudMemory.from_state(cloud), ViewBank.from_state(bank), metadata)
+        archive = Archive(
+            CloudMemory.from_state(cloud, cloud_like), ViewBank.from_state(bank, like=bank_like), metadata
+        )
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         raise ArchiveError(
             f"The map {path} is intact, but its arrays are not a valid memory state: {error}."
         ) from error
+    saved = np.asarray(cloud["keys"]).size, int(np.asarray(bank["count"]).reshape(-1)[0])
+    kept = len(archive.cloud), len(archive.bank)
+    if saved != kept:
+        logger.warning(
+            "The map %s has %d points and %d views; %d points and %d views remain with the voxels of %g m and the "
+            "limits of this memory (at most %d points, %d views, %d MB of views).",
+            path, *saved, *kept, archive.cloud.voxel_size, archive.cloud.max_points, archive.bank.max_views,
+            archive.bank.max_bytes // 10**6,
+        )  # fmt: skip
     if "provenance" not in cloud and archive.cloud.observed_count:
         logger.warning(
             "The map %s is of a version that did not mark estimated depth: if depth of its images was estimated, their "
@@ -234,7 +268,10 @@ def read_archive(path: str | Path, *, max_bytes: int = MAX_BYTES) -> tuple[State
         raise ArchiveError(f"{path} is not a regular file, so it is not a saved map.")
     with os.fdopen(descriptor, "rb") as file:
         if status.st_size > max_bytes:
-            raise ArchiveError(f"The map {path} has {status.st_size} bytes; at most {max_bytes} are accepted.")
+            raise ArchiveError(
+                f"The map {path} has {status.st_size} bytes; at most {max_bytes} are accepted with these limits of the "
+                "memories (max_points, max_bank_memory)."
+            )
         try:
             tensors, manifest = _read_header(file, status.st_size, path)
             arrays = {name: _read_array(file, name, tensors[name], manifest["sha256"][name], path) for name in tensors}

@@ -12,12 +12,14 @@ from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.poses import check_poses, invert_pose
 from worldstereo_ros.geometry.view_overlap import retrieval_scores
 from worldstereo_ros.geometry.views import View
+from worldstereo_ros.memory._view_memory import view_bytes, without_shared_buffers
 from worldstereo_ros.utils.errors import InputError
 
 # Weights of pose and appearance in the distance of two views.
 POSE_WEIGHT = 0.3
 IMAGE_WEIGHT = 0.7
 MAX_VIEWS = 4096
+DEFAULT_BYTES = 512 * 10**6  # twice 64 views of 640x480 with depth
 
 ImageFeature = Callable[[np.ndarray], np.ndarray]
 
@@ -64,23 +66,28 @@ class Retrieval:
 
 
 class ViewBank:
-    """A bounded list of views in insertion order.
+    """A list of views in insertion order, bounded in number and in bytes.
 
-    When the bank is full, the most redundant view is evicted: the one most similar to another view in frustum and
+    When the bank is full, the most redundant views are evicted: the one most similar to another view in frustum and
     appearance, imagined views first. The newest observation is never evicted. Not thread-safe.
 
     Args:
         max_views: maximum number of views.
+        max_bytes: maximum size of their images, depth and labels in bytes; a single view may exceed it.
         feature: maps an image (H, W, 3) uint8 to a 1-D descriptor; similarity is the cosine of two descriptors.
 
     Raises:
-        InputError: `max_views` is out of range.
+        InputError: `max_views` or `max_bytes` is out of range.
     """
 
-    def __init__(self, max_views: int = 64, *, feature: ImageFeature = image_feature) -> None:
+    def __init__(
+        self, max_views: int = 64, *, max_bytes: int = DEFAULT_BYTES, feature: ImageFeature = image_feature
+    ) -> None:
+        if max_bytes < 1:
+            raise InputError(f"max_bytes is {max_bytes}; a positive number of bytes was expected.")
         if not 1 <= max_views <= MAX_VIEWS:
             raise InputError(f"max_views is {max_views}; between 1 and {MAX_VIEWS} was expected.")
-        self.max_views = int(max_views)
+        self.max_views, self.max_bytes = int(max_views), int(max_bytes)
         self.feature = feature
         self.clear()
 
@@ -93,6 +100,11 @@ class ViewBank:
         return len(self._views)
 
     @property
+    def nbytes(self) -> int:
+        """Size of the views in bytes."""
+        return sum(view_bytes(view) for view in self._views)
+
+    @property
     def views(self) -> list[View]:
         """The views, oldest first. Do not modify the list; use `add` and `clear`."""
         return self._views
@@ -103,7 +115,7 @@ class ViewBank:
         return self._views[0].metric if self._views else None
 
     def add(self, view: View) -> int:
-        """Adds a view. If the bank is full, another view is evicted and the indices after it decrease by one.
+        """Adds a view. If the bank is full, other views are evicted and the indices after them decrease.
 
         The conditioning and the confidence of an imagined view are not stored.
 
@@ -131,14 +143,15 @@ class ViewBank:
                 estimated=view.estimated,
                 metric=view.metric,
             )
+        view = without_shared_buffers(view)
         self._views.append(view)
         self._features.append(_unit(feature))
-        if len(self._views) > self.max_views:
+        size = self.nbytes
+        while len(self._views) > 1 and (len(self._views) > self.max_views or size > self.max_bytes):
             evicted = self._most_redundant()
+            size -= view_bytes(self._views[evicted])
             del self._views[evicted], self._features[evicted]
-            if evicted == len(self._views):
-                return -1
-        return len(self._views) - 1
+        return len(self._views) - 1 if self._views[-1] is view else -1
 
     def check_unit(self, view: View) -> None:
         """Raises InputError if the view is in metres and the bank in an arbitrary unit, or the other way round."""
@@ -278,16 +291,27 @@ class ViewBank:
         return state
 
     @classmethod
-    def from_state(cls, state: dict[str, np.ndarray], *, feature: ImageFeature = image_feature) -> ViewBank:
+    def from_state(
+        cls, state: dict[str, np.ndarray], *, feature: ImageFeature = image_feature, like: ViewBank | None = None
+    ) -> ViewBank:
         """Restores a bank from its `state`.
+
+        Args:
+            state: arrays of a saved bank.
+            feature: see `ViewBank`.
+            like: a bank whose limits and feature apply instead of the saved ones; the most redundant views are evicted
+                if there are too many. None = as many bytes as the state has.
 
         Raises:
             InputError: an array is missing, or has a wrong type or shape.
         """
-        bank = cls(_read_integer(state, "max_views"), feature=feature)
+        size = max(DEFAULT_BYTES, sum(np.asarray(array).nbytes for array in state.values()))
+        bank = cls(_read_integer(state, "max_views"), max_bytes=size, feature=feature)
         count = _read_integer(state, "count")
         if not 0 <= count <= bank.max_views:
             raise InputError(f"The saved bank has {count} views; its limit max_views is {bank.max_views}.")
+        if like is not None:
+            bank = cls(like.max_views, max_bytes=like.max_bytes, feature=like.feature)
         for i in range(count):
             missing = [n for n in ("image", "camera", "world_from_camera") if f"{i}.{n}" not in state]
             if missing:

@@ -7,14 +7,13 @@ import torch
 
 from worldstereo_ros.geometry.provenance import Provenance
 from worldstereo_ros.geometry.views import View
-from worldstereo_ros.memory import _lift_numba, _voxels_numba
-from worldstereo_ros.memory._cloud_state import ARRAYS, CONFIDENCE_LEVELS, SETTINGS, upgrade_state, validate_state
+from worldstereo_ros.memory import _cloud_state, _lift_numba, _voxels_numba
+from worldstereo_ros.memory._cloud_state import ARRAYS, CONFIDENCE_LEVELS, DEFAULT_POINTS, MAX_POINTS, SETTINGS
 from worldstereo_ros.memory._point_columns import checked_columns, confidence_levels
 from worldstereo_ros.memory.insert_report import InsertReport
 from worldstereo_ros.utils.errors import InputError
 from worldstereo_ros.utils.jit import run_in_threads, split_range
 
-MAX_POINTS = 100_000_000
 SWEEP_POINTS = 1 << 18  # points checked per insertion for radius, age and carving; bounds the cost
 
 
@@ -46,7 +45,7 @@ class CloudMemory:
     def __init__(
         self,
         voxel_size: float = 0.01,
-        max_points: int = 2_000_000,
+        max_points: int = DEFAULT_POINTS,
         max_radius: float | None = None,
         max_age: float | None = None,
         *,
@@ -314,10 +313,9 @@ class CloudMemory:
     def _check_range(self, outside: int) -> None:
         """Raises InputError if points lie beyond the range of the voxel keys."""
         if outside:
-            limit = self.voxel_size * _lift_numba.HALF_RANGE
             raise InputError(
-                f"{outside} points lie more than {limit:.6g} m from the world origin, the range of voxels of "
-                f"{self.voxel_size} m. Use a local map frame or larger voxels."
+                f"{outside} points lie more than {self.voxel_size * _lift_numba.HALF_RANGE:.6g} m from the world "
+                f"origin, the range of voxels of {self.voxel_size} m. Use a local map frame or larger voxels."
             )
 
     def _core(self) -> tuple:
@@ -373,15 +371,24 @@ class CloudMemory:
         return state
 
     @classmethod
-    def from_state(cls, state: dict[str, np.ndarray]) -> CloudMemory:
+    def from_state(cls, state: dict[str, np.ndarray], like: CloudMemory | None = None) -> CloudMemory:
         """Restores a memory from its `state`.
+
+        Args:
+            state: arrays of a saved memory.
+            like: a memory whose settings apply instead of the saved ones; what does not fit is left out.
 
         Raises:
             InputError: an array is missing, has a wrong type or shape, or contradicts another.
         """
-        state = upgrade_state(state)
-        settings, count = validate_state(state)
+        state = _cloud_state.upgrade_state(state)
+        saved, count = _cloud_state.validate_state(state)
+        settings, fits = _cloud_state.choose_settings(saved, count, like)
         memory = cls(**settings)
+        memory._camera_centre, memory._last_ns = _cloud_state.last_camera(state)
+        if not fits:
+            memory.insert_points(**_cloud_state.points_that_fit(state, memory.max_points, memory.voxel_size))
+            return memory
         for name, array in memory._arrays.items():
             array[:count] = state[name]
         order = np.argsort(memory._arrays["turns"][:count], kind="stable")
@@ -389,7 +396,4 @@ class CloudMemory:
         if not _voxels_numba.rebuild(*core, arrays[7], arrays[3], *arrays[-2:], order):
             raise InputError("The saved cloud has two points in one voxel (a key occurs twice).")
         memory._state[_voxels_numba.TURN] = int(np.asarray(state["turn"]).reshape(-1)[0])
-        centre = np.asarray(state["camera_centre"], np.float64).reshape(-1)
-        memory._camera_centre = centre.copy() if centre.shape == (3,) and np.isfinite(centre).all() else None
-        memory._last_ns = int(np.asarray(state["last_ns"]).reshape(-1)[0])
         return memory

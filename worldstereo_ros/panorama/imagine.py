@@ -194,10 +194,10 @@ def seam_joint(count: int, order: str) -> int:
 
 def scratch_copy(world: WorldModel) -> WorldModel:
     """A world model with the same pipeline and copies of the memories."""
-    bank = ViewBank(world.bank.max_views, feature=world.bank.feature)
+    bank = ViewBank(world.bank.max_views, max_bytes=world.bank.max_bytes, feature=world.bank.feature)
     for view in world.bank.views:
         bank.add(view)
-    cloud = CloudMemory.from_state(world.cloud.state())
+    cloud = CloudMemory.from_state(world.cloud.state(), like=world.cloud)
     return WorldModel(world.pipeline, cloud, bank, depth_estimator=world.depth_estimator, device=world.device)
 
 

@@ -203,6 +203,14 @@ class NodeParameters:
     max_bank_views: int = _row(
         64, "Maximum number of views in the view bank.", unit="views", low=1, high=4096, applies=CONFIGURE
     )
+    max_bank_memory: int = _row(
+        512,
+        "Maximum size of the views in the view bank, for images of any size; 64 views of 640x480 have at most 260 MB.",
+        unit="MB",
+        low=1,
+        high=1_000_000,
+        applies=CONFIGURE,
+    )
     map_directory: str = _row(
         "", "Folder of save_map and load_map; empty = worldstereo in ROS_HOME (~/.ros).", applies=CONFIGURE
     )

@@ -53,9 +53,8 @@ def build_world(parameters: NodeParameters) -> WorldModel:
             max_radius=parameters.max_radius or None,
             max_age=parameters.max_age or None,
         )
-        return WorldModel(
-            pipeline, cloud, ViewBank(parameters.max_bank_views), depth_estimator=estimator, device=device
-        )
+        bank = ViewBank(parameters.max_bank_views, max_bytes=parameters.max_bank_memory * 10**6)
+        return WorldModel(pipeline, cloud, bank, depth_estimator=estimator, device=device)
     except (ValueError, RuntimeError, OSError) as error:
         raise ConfigurationError(str(error)) from error
 
