@@ -91,9 +91,11 @@ def export(
     from worldstereo_ros.io.point_clouds import write_point_cloud
     from worldstereo_ros.memory.archive import load_archive
 
-    cloud = load_archive(Path(source)).cloud
-    write_point_cloud(cloud, target)
-    typer.echo(f"wrote {point_counts(cloud)} to {target}")
+    archive = load_archive(Path(source))
+    write_point_cloud(archive.cloud, target)
+    typer.echo(f"wrote {point_counts(archive.cloud)} to {target}")
+    if archive.bank.metric is False:
+        typer.echo("The unit of the map is arbitrary: the coordinates are not in metres.")
 
 
 def export_model(

@@ -20,7 +20,7 @@ from worldstereo_ros.cli.recording_options import (
     Tolerance,
 )
 from worldstereo_ros.utils.errors import InputError
-from worldstereo_ros.visualization.result_files import MAP_FILE, RESULTS_FILE
+from worldstereo_ros.visualization.result_files import MAP_FILE, RESULT_NAMES, RESULTS_FILE
 from worldstereo_ros.weights.bundled import DEFAULT_MODEL
 
 if TYPE_CHECKING:
@@ -193,6 +193,7 @@ def imagine(
     from worldstereo_ros.cli.summaries import estimated_depth_warning, pixel_shares, point_counts
     from worldstereo_ros.depth.estimators import BUNDLED_NETWORK, NONE, SMALL, load_depth_estimator
     from worldstereo_ros.geometry.depth_units import check_depth
+    from worldstereo_ros.io.results_folder import ResultsFolder
     from worldstereo_ros.memory.path_clearance import describe_blocked
     from worldstereo_ros.pipelines.auto import load_pipeline
     from worldstereo_ros.utils.atomic_files import write_json
@@ -205,6 +206,7 @@ def imagine(
     if observe and observations is not None:
         raise InputError("--observe names the frames and --observations their number; one of the two was expected.")
     frames = parse_frames(observe) if observe else []
+    results = ResultsFolder(out, RESULT_NAMES, sources=[source, bag, path if Path(path).is_dir() else None])
     frame_options = {
         "image_topic": image_topic,
         "pose_topic": pose_topic,
@@ -257,7 +259,7 @@ def imagine(
         remembered.append(world.newest_observation or view)
     remembered = _with_newest_depth(remembered, world.bank.views)
     observed_count = f"{len(observed_views)} observed view{'s' if len(observed_views) > 1 else ''}"
-    console.print(f"[bold]{recording.name}[/]: {observed_count}, {point_counts(world.cloud)}")
+    console.print(f"[bold]{escape(recording.name)}[/]: {observed_count}, {point_counts(world.cloud)}")
     if warning := estimated_depth_warning(remembered, estimator_name):
         console.print(f"[yellow]{escape(warning)}[/]", highlight=False)
     imagined = list(
@@ -280,8 +282,6 @@ def imagine(
     )
     if blocked := describe_blocked(np.array([view.blocked for view in imagined]), clearance):
         console.print(f"[yellow]{escape(blocked)}[/]", highlight=False)
-    out.mkdir(parents=True, exist_ok=True)
-    world.save(out / MAP_FILE)
     estimated_count = sum(bool(view.estimated_mask.any()) for view in remembered)
     note = f" ({estimated_count} with estimated depth)" if estimated_count else ""
     subtitle = f"{recording.name}, {observed_count}{note}, path: {path}"
@@ -289,9 +289,12 @@ def imagine(
     observed_views = [
         now if now.camera == view.camera else view for now, view in zip(remembered, observed_views, strict=True)
     ]
-    write_results(out, imagined, observed_views, world.cloud, title="worldstereo imagine", subtitle=subtitle)
-    write_json(out / RESULTS_FILE, _results(recording, path, path_chosen, imagined, model, clearance))
-    console.print(f"See [bold]{out / 'contact_sheet.png'}[/]; in the browser: worldstereo view {out}")
+    with results:
+        world.save(out / MAP_FILE)
+        write_results(out, imagined, observed_views, world.cloud, title="worldstereo imagine", subtitle=subtitle)
+        write_json(out / RESULTS_FILE, _results(recording, path, path_chosen, imagined, model, clearance))
+    sheet = escape(str(out / "contact_sheet.png"))
+    console.print(f"See [bold]{sheet}[/]; in the browser: worldstereo view {escape(str(out))}")
 
 
 def _with_newest_depth(remembered: list[View], bank_views: list[View]) -> list[View]:
@@ -315,6 +318,7 @@ def _results(
         "model": model,
         "camera": {name: getattr(camera, name) for name in ("width", "height", "fx", "fy", "cx", "cy")}
         | {"origin": recording.camera_origin},
+        "metric": recording.observed_views[0].metric,
         "observed_views": len(recording.observed_views),
         "path": path,
         "views": chosen.description,

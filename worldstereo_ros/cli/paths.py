@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 DEFAULT_VIEWS, DEFAULT_DISTANCE_M = 21, 1.0  # of preset paths
 MAX_VIEWS = 1000
 MAX_NAMES = 12  # in an error message
+SAME_POSE_TOLERANCE = 1e-9  # metres, and of the entries of the rotation
 POSES_FILE = "poses.txt"
 
 
@@ -54,6 +55,8 @@ def choose_path(name: str, recording: Recording, views: int | None, distance: fl
 
     if distance is not None and not math.isfinite(distance):
         raise InputError(f"The distance is {distance}; a number of metres was expected.")
+    if distance == 0 and name in ("forward", "left", "right", "up"):
+        raise InputError("The distance is 0: all views along the path would be the same. Give the length of the path.")
     last = recording.observed_views[-1]
     recorded = recording.find_path(name)
     if recorded is None and name in TRAJECTORIES:
@@ -61,7 +64,7 @@ def choose_path(name: str, recording: Recording, views: int | None, distance: fl
         poses = trajectory(name, last.world_from_camera, views or DEFAULT_VIEWS, distance=length)
         return ChosenPath(poses, last.camera, f"{len(poses)} views along the preset {name}")
     if recorded is None:
-        recorded = _read_file(name)
+        recorded = _read_file(name, last.metric)
     if recorded is None:
         raise InputError(_unknown_path(name, recording, TRAJECTORIES))
     if distance is not None:
@@ -72,9 +75,14 @@ def choose_path(name: str, recording: Recording, views: int | None, distance: fl
 
 def _along(name: str, recorded: np.ndarray, camera: Camera, views: int | None) -> ChosenPath:
     """The poses of a recorded path as they are, or a number of poses spread along it."""
+    import numpy as np
+
     from worldstereo_ros.geometry.poses import interpolate_poses
 
     count = len(recorded)
+    if views is not None and views > 1 and np.allclose(recorded, recorded[0], rtol=0, atol=SAME_POSE_TOLERANCE):
+        same = f"the {count} poses of {name} are all the same" if count > 1 else f"{name} has one pose"
+        return ChosenPath(recorded[:1], camera, f"1 view instead of {views}, since {same}")
     if views is not None:
         poses = interpolate_poses(recorded, views)
         return ChosenPath(poses, camera, f"{views} views spread along the {count} poses of {name}")
@@ -86,13 +94,27 @@ def _along(name: str, recorded: np.ndarray, camera: Camera, views: int | None) -
     return ChosenPath(recorded, camera, f"{count} views, one for each pose of {name}")
 
 
-def _read_file(name: str) -> RecordedPath | None:
-    """The poses of a poses.txt or of a folder with one; None if the name is neither."""
-    from worldstereo_ros.io.posed_sequences import read_poses
+def _read_file(name: str, metric: bool) -> RecordedPath | None:
+    """The poses of a poses.txt or of a folder with one; None if the name is neither.
+
+    Raises:
+        InputError: they are in metres and the source is not, or the other way round; `metric` is of the source.
+    """
+    from worldstereo_ros.io.posed_sequences import read_intrinsics, read_poses
 
     path = Path(name)
     file = path / POSES_FILE if path.is_dir() else path
-    return RecordedPath(read_poses(file)[1]) if file.is_file() else None
+    if not file.is_file():
+        return None
+    intrinsics = file.with_name("intrinsics.json")
+    if intrinsics.is_file() and read_intrinsics(intrinsics)[1].get("metric", True) != metric:
+        units = ("metres", "an arbitrary unit")
+        path_unit, source_unit = units[::-1] if metric else units
+        raise InputError(
+            f"The poses of {file} are in {path_unit} by the intrinsics.json beside them, and the lengths of the source "
+            f"are in {source_unit}; the two are not mixed."
+        )
+    return RecordedPath(read_poses(file)[1])
 
 
 def _unknown_path(name: str, recording: Recording, presets: tuple[str, ...]) -> str:

@@ -139,6 +139,10 @@ def read_source(
     chosen = _choose_frames(sequence, path, observations, frames, notes)
     camera, camera_origin = _choose_camera(sequence, path, fov, notes)
     views = [sequence[position] for position in chosen]
+    if not views[0].metric:
+        notes.append(
+            f"The unit of {path.name} is arbitrary: its lengths, --distance and --clearance are not in metres."
+        )
     if camera is not None:
         views = [replace(view, camera=camera) for view in views]
     if not all(view.is_observation for view in views):
