@@ -16,6 +16,12 @@ from rclpy.action import ActionServer
 from rclpy.action.server import CancelResponse, GoalResponse, ServerGoalHandle
 from rclpy.node import Node
 
+from worldstereo_ros.ros.conversions import qos
+
+# A client asks for the result as soon as its goal is accepted. rclpy's default of 900 s keeps the goals of a planner
+# that sends ten a second for a quarter of an hour, and each new status message lists them all.
+RESULT_TIMEOUT_S = 15
+
 
 class DeferredReply:
     """The response of one request, to be sent from any thread. Only the first `send` has an effect.
@@ -28,11 +34,14 @@ class DeferredReply:
     Attributes:
         response: the response message.
         deadline: `time.monotonic()` of the timeout.
+        withdraw: called at the timeout; takes the request back. Returns False if it is being carried out already: it is
+            then answered when it is done, since what was answered as failed must not happen.
     """
 
     def __init__(self, response: Any, send: Callable[[Any], None], timeout: float) -> None:
         self.response = response
         self.deadline = time.monotonic() + timeout
+        self.withdraw: Callable[[], bool] = lambda: True
         self._send = send
         self._sent = False
         self._lock = threading.Lock()
@@ -108,11 +117,13 @@ class DeferredService:
             self._node.get_logger().debug(f"The client of {self._service.srv_name} has disconnected: {error}")
 
     def expire(self) -> None:
-        """Answers requests that have reached their timeout."""
+        """Withdraws requests that have reached their timeout, and answers them with an error."""
         now = time.monotonic()
         for reply in self._open:
-            if not reply.sent and now > reply.deadline:
-                reply.send(**self._error_fields(TimeoutError("Timed out: the worker is busy or hangs.")))
+            if not reply.sent and now > reply.deadline and reply.withdraw():
+                message = "Timed out before it could begin: the worker is busy with a job or hangs. Nothing was done."
+                reply.send(**self._error_fields(TimeoutError(message)))
+        self._open = [reply for reply in self._open if not reply.sent]
 
 
 class DeferredActionServer(ActionServer):
@@ -149,6 +160,10 @@ class DeferredActionServer(ActionServer):
             goal_callback=lambda goal: GoalResponse.ACCEPT,
             handle_accepted_callback=on_accepted,
             cancel_callback=cancel_callback,  # rclpy rejects cancel requests by default
+            goal_service_qos_profile=qos.REQUESTS,
+            result_service_qos_profile=qos.REQUESTS,
+            cancel_service_qos_profile=qos.REQUESTS,
+            result_timeout=RESULT_TIMEOUT_S,
         )
 
     def notify_execute(self, goal_handle: ServerGoalHandle, execute_callback: Callable | None) -> None:
@@ -168,6 +183,8 @@ class DeferredActionServer(ActionServer):
                 goal.abort()
             else:
                 getattr(goal, state)()
+            # The path of the request can have megabytes, and rclpy keeps the handle as long as the result.
+            goal._goal_request = None
             return result
 
         super().notify_execute(handle, finish)

@@ -37,6 +37,7 @@ class NodeDiagnostics:
 
     Attributes:
         problem: a permanent problem (bad configuration, a worker that hangs); empty if there is none.
+        notice: something permanent that is no error (another node has the same name); empty if there is none.
         faults: number of unexpected exceptions.
     """
 
@@ -51,6 +52,7 @@ class NodeDiagnostics:
         self._last_fault_at = -1e9
         self._last_fractions = (0.0, 0.0, 0.0)
         self.problem = ""
+        self.notice = ""
         self.faults = 0
 
     def on_message(self, topic: str) -> None:
@@ -143,6 +145,8 @@ class NodeDiagnostics:
             level, message = DiagnosticStatus.ERROR, self.problem
         elif now - self._last_fault_at < 2 * RECENT_S:
             level, message = DiagnosticStatus.ERROR, self._last_fault
+        elif self.notice:
+            level, message = DiagnosticStatus.WARN, self.notice
         return [_status(f"{name}: node", level, message, node_values), self._input_status(name, topics, now)]
 
     def _input_status(self, name: str, topics: dict[str, TopicStats], now: float) -> DiagnosticStatus:

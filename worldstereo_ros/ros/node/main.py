@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from rclpy.signals import SignalHandlerOptions
 
 from worldstereo_ros.pipelines.diffusion.distributed import is_worker, process_count, run_worker, stop_workers
 from worldstereo_ros.ros.node.node import WorldStereoNode
+from worldstereo_ros.ros.process_environment import log_arguments, set_transport_profile
 
 SPIN_PERIOD_S = 0.1
 FLUSH_S = 0.3  # for sending the results of ended jobs before the process ends
@@ -36,7 +38,6 @@ def main(arguments: list[str] | None = None) -> None:
     if is_worker():  # of several processes only the first one runs a node
         run_worker()
         return
-    rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
     stop = threading.Event()
 
     def on_signal(number: int, frame: FrameType | None) -> None:
@@ -46,11 +47,18 @@ def main(arguments: list[str] | None = None) -> None:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, on_signal)
-    node = WorldStereoNode()
+    set_transport_profile()
+    try:
+        words = [*(sys.argv if arguments is None else arguments), *log_arguments()]
+        rclpy.init(args=words, signal_handler_options=SignalHandlerOptions.NO)
+        node = WorldStereoNode(stop_requested=stop.is_set)
+    except Exception as error:  # arguments, a parameter file, a log folder or a name that ROS does not accept
+        sys.exit(f"worldstereo_node: ROS could not start the node: {error}")
     executor = SingleThreadedExecutor()
     executor.add_node(node)
     if node.get_parameter("autostart").value:
         node.start()
+    was_loading = stop.is_set()
     spin(node, executor, stop.is_set)
     stopped = node.close()
     flush_until = time.monotonic() + FLUSH_S
@@ -63,3 +71,5 @@ def main(arguments: list[str] | None = None) -> None:
     rclpy.try_shutdown()
     if process_count() > 1:
         stop_workers()
+    if was_loading:  # the thread that loads the model must not outlive the interpreter
+        os._exit(0)

@@ -9,11 +9,13 @@ interface.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError  # another class than TimeoutError in Python 3.10
 from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticArray
@@ -29,11 +31,13 @@ from worldstereo_ros.ros.node.logging_bridge import NodeLogHandler
 from worldstereo_ros.ros.node.parameter_server import ParameterServer
 from worldstereo_ros.ros.node.parameters import ConfigurationError, NodeParameters
 from worldstereo_ros.ros.node.pose_resolver import PoseResolver
-from worldstereo_ros.ros.node.publishers import Publishers
+from worldstereo_ros.ros.node.publishers import OUTPUTS, Publishers
+from worldstereo_ros.ros.node.qos_overrides import unknown_qos_overrides
 from worldstereo_ros.ros.node.servers import Servers
-from worldstereo_ros.ros.node.subscriptions import Subscriptions
+from worldstereo_ros.ros.node.subscriptions import INPUTS, Subscriptions
 from worldstereo_ros.ros.node.tf_buffer import TransformBuffer, TransformSource
 from worldstereo_ros.ros.node.tf_listener import open_transforms
+from worldstereo_ros.ros.node.watchdog import Watchdog
 from worldstereo_ros.ros.node.worker import Worker
 from worldstereo_ros.ros.node.worker_events import WorkerEventHandler
 from worldstereo_ros.ros.node.world_factory import build_world, describe_depth_source
@@ -41,12 +45,18 @@ from worldstereo_ros.ros.node.world_factory import build_world, describe_depth_s
 TICK_PERIOD_S = 0.05
 STOP_TIMEOUT_S = 3.0  # for running work when the node is deactivated or shut down
 HUNG_STOP_TIMEOUT_S = 0.1  # for work that was waited for already
+POLL_PERIOD_S = 0.1  # between two looks whether the process was asked to end
 CLOCK_JUMP_S = 0.5  # a clock that jumps back by more clears what waits
 SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
 
 
 class WorldStereoNode(LifecycleNode):
     """Remembers observations and imagines views along requested paths.
+
+    Args:
+        name: name of the node.
+        stop_requested: returns whether the process was asked to end; a configuration that runs is then given up.
+        options: of `rclpy.lifecycle.LifecycleNode`.
 
     Attributes:
         parameters: current values.
@@ -58,8 +68,11 @@ class WorldStereoNode(LifecycleNode):
 
     # rclpy's Node has `_subscriptions`, `_publishers` and `_services` of its own; the attributes here avoid them.
 
-    def __init__(self, name: str = "worldstereo", **options: Any) -> None:
+    def __init__(
+        self, name: str = "worldstereo", *, stop_requested: Callable[[], bool] = lambda: False, **options: Any
+    ) -> None:
         super().__init__(name, **options)
+        self._stop_requested = stop_requested
         self._configured = False
         self._input_subscriptions: Subscriptions | None = None
         self._output_publishers: Publishers | None = None
@@ -71,6 +84,7 @@ class WorldStereoNode(LifecycleNode):
         )
         self.worker_events = WorkerEventHandler(self.diagnostics, lambda text: self.get_logger().info(text))
         self.worker = self._start_worker()
+        self._watchdog = Watchdog(self.diagnostics, self.get_logger().error, self.get_logger().info)
         self._log_handler = NodeLogHandler(self.get_logger())
         self._parameter_server = ParameterServer(self, is_configured=lambda: self._configured, apply=self._apply)
         self._servers = Servers(
@@ -119,8 +133,8 @@ class WorldStereoNode(LifecycleNode):
             self.pose_resolver.reset(self._transforms, self.parameters)
             self._output_publishers = Publishers(self, self.parameters, self.pose_resolver)
             worker = self.worker
-            world = self._call_worker(lambda: build_world(self.parameters))
-            self._call_worker(lambda: worker.set_world(world))
+            world = self._wait_for(worker.call(lambda: build_world(self.parameters)))
+            self._wait_for(worker.call(lambda: worker.set_world(world)))
         except Exception as error:
             expected = isinstance(error, ConfigurationError)
             reason = str(error) if expected else f"{type(error).__name__}: {error}"
@@ -140,16 +154,24 @@ class WorldStereoNode(LifecycleNode):
         return SUCCESS
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Subscribes to the inputs and accepts jobs."""
+        """Subscribes to the inputs and accepts jobs. Fails with an error message if a topic cannot be subscribed to."""
         super().on_activate(state)
-        self._input_subscriptions = Subscriptions(
-            self,
-            self.parameters,
-            self.pose_resolver,
-            self.diagnostics,
-            self.worker.offer_observation,
-            self.guarded,
-        )
+        try:
+            self._input_subscriptions = Subscriptions(
+                self,
+                self.parameters,
+                self.pose_resolver,
+                self.diagnostics,
+                self.worker.offer_observation,
+                self.guarded,
+            )
+        except Exception as error:  # rclpy would go through on_error without a word
+            self.diagnostics.problem = f"Not activated. {type(error).__name__}: {error}"
+            self.get_logger().error(self.diagnostics.problem)
+            super().on_deactivate(state)
+            return FAILURE
+        self.diagnostics.problem = ""
+        self._warn_of_qos_overrides()
         self._servers.accept_jobs = True
         topics = ", ".join(self._input_subscriptions.topics.values())
         name = self.get_fully_qualified_name()
@@ -186,20 +208,22 @@ class WorldStereoNode(LifecycleNode):
             self._input_subscriptions.close()
             self._input_subscriptions = None
         self.worker.end_all(ErrorCode.INACTIVE, reason)
-        if not self.worker.wait_idle(STOP_TIMEOUT_S):
-            self.get_logger().error(f"The running job did not stop within {STOP_TIMEOUT_S:g} s and was abandoned.")
+        current = self.worker.current
+        if not self._stop_requested() and not self.worker.wait_idle(STOP_TIMEOUT_S) and current is not None:
+            self.get_logger().error(f"The worker did not end {current.description} within {STOP_TIMEOUT_S:g} s.")
 
     def _release(self) -> None:
         self._configured = False
         self.worker_events.publishers = None
         worker = self.worker
         try:
-            timeout = HUNG_STOP_TIMEOUT_S if worker.running is not None else STOP_TIMEOUT_S
-            self._call_worker(lambda: worker.set_world(None), timeout=timeout)
-        except TimeoutError:
+            timeout = HUNG_STOP_TIMEOUT_S if worker.current is not None else STOP_TIMEOUT_S
+            worker.call(lambda: worker.set_world(None)).result(timeout)
+        except FutureTimeoutError:
             # It hangs inside the model. Python cannot end a thread, but a new one can replace it.
-            self.get_logger().error("The worker thread hangs; started a new one.")
-            worker.stop(0)
+            if not self._stop_requested():
+                self.get_logger().error("The worker thread hangs; started a new one.")
+            worker.abandon()
             self.worker = self._start_worker()
         if self._output_publishers is not None:
             self._output_publishers.close()
@@ -208,12 +232,18 @@ class WorldStereoNode(LifecycleNode):
         self._transforms = TransformBuffer()
         self.pose_resolver.reset(self._transforms, self.parameters)
 
-    def _call_worker(self, function: Callable[[], Any], timeout: float | None = None) -> Any:
-        return self.worker.call(function).result(timeout)
+    def _wait_for(self, future: Future) -> Any:
+        """The result of a call of the worker. Raises ConfigurationError as soon as the process is asked to end."""
+        while not self._stop_requested():
+            with contextlib.suppress(FutureTimeoutError):
+                return future.result(POLL_PERIOD_S)
+            if future.done():  # with a TimeoutError of its own
+                return future.result()
+        raise ConfigurationError("The process was asked to end while the model was being loaded.")
 
     def start(self) -> None:
         """Configures and activates the node, for `autostart`."""
-        if self.trigger_configure() == SUCCESS:
+        if self.trigger_configure() == SUCCESS and not self._stop_requested():
             self.trigger_activate()
 
     def close(self) -> bool:
@@ -300,7 +330,7 @@ class WorldStereoNode(LifecycleNode):
     def _tick(self) -> None:
         now = time.monotonic()
         self._servers.expire()
-        self._check_for_hangs()
+        self._watchdog.check(self.worker, self.parameters)
         if self._input_subscriptions is not None:
             self._input_subscriptions.process_pending()
             self._input_subscriptions.warn_if_no_input()
@@ -309,23 +339,32 @@ class WorldStereoNode(LifecycleNode):
             self._map_request = self.worker.call(self._publish_maps)
         if now - self._diagnostics_published_at >= self.parameters.diagnostics_period:
             self._diagnostics_published_at = now
+            self._check_for_namesakes()
             self._publish_diagnostics()
 
     def _publish_maps(self) -> None:
         if self.worker.world is not None:
             self.worker_events.between_steps(self.worker.world)
 
-    def _check_for_hangs(self) -> None:
-        for job in self.worker.overdue(self.parameters.watchdog_grace):
-            job.end(JobResult(ErrorCode.TIMEOUT, job.timeout_message()))
-            self.diagnostics.problem = (
-                f"The worker hangs in the model: a job did not stop within {self.parameters.watchdog_grace:g} s after "
-                "its timeout. New jobs wait. Clean up and configure the node, which starts a new worker, or restart it."
-            )
-            self.get_logger().error(self.diagnostics.problem)
-        if self.diagnostics.problem and self._configured and self.worker.running is None:
-            self.diagnostics.problem = ""
-            self.get_logger().info("Worker resumed.")
+    def _warn_of_qos_overrides(self) -> None:
+        topics = [(self.resolve_topic_name(name), "subscription") for name, *_ in INPUTS]
+        topics += [(self.resolve_topic_name(name), "publisher") for name, *_ in OUTPUTS]
+        for warning in unknown_qos_overrides(self._parameter_overrides, topics):
+            self.get_logger().warning(warning)
+
+    def _check_for_namesakes(self) -> None:
+        """Says that another node has the same name: both would answer each request and take each image."""
+        name = self.get_fully_qualified_name()
+        count = self.get_node_names_and_namespaces().count((self.get_name(), self.get_namespace()))
+        notice = (
+            f"{count} nodes are named {name}. Each request reaches all of them. Stop all but one, or start them in "
+            "different namespaces (-r __ns:=/robot1)."
+            if count > 1
+            else ""
+        )
+        if notice and notice != self.diagnostics.notice:
+            self.get_logger().warning(notice)
+        self.diagnostics.notice = notice
 
     def _warn_if_no_clock(self, now: float) -> None:
         silent = self.get_parameter("use_sim_time").value and self.get_clock().now().nanoseconds == 0
@@ -348,7 +387,7 @@ class WorldStereoNode(LifecycleNode):
             "device": self.parameters.device,
             "observations taken": self.worker.observations_done,
             "observations dropped": self.worker.observations_dropped + waiting_dropped,
-            "running": self.worker.running.origin if self.worker.running else "nothing",
+            "running": running.origin if (running := self.worker.running) is not None else "nothing",
             **self.worker_events.memory_status,
         }
         if self.pose_resolver.used_fallback:

@@ -24,6 +24,7 @@ from worldstereo_ros.ros.node.parameters import (
     ros_type,
     table,
 )
+from worldstereo_ros.ros.node.qos_overrides import PREFIX, check_qos_override
 
 
 class ParameterServer:
@@ -48,6 +49,10 @@ class ParameterServer:
         self._apply = apply
         for row in table():
             self._declare(row)
+        for name, parameter in node._parameter_overrides.items():
+            problem = check_qos_override(name, parameter.value) if name.startswith(PREFIX) else ""
+            if problem:
+                self.problems[name] = problem
         self._warn_of_unknown_names()
         node.add_on_set_parameters_callback(self._validate)
         if hasattr(node, "add_post_set_parameters_callback"):
@@ -76,7 +81,7 @@ class ParameterServer:
         """
         names = [row.name for row in table()]
         for name in self._node._parameter_overrides:
-            if self._node.has_parameter(name) or name.startswith("qos_overrides."):
+            if self._node.has_parameter(name) or name.startswith(PREFIX):
                 continue
             similar = difflib.get_close_matches(name, names, n=3)
             hint = f" Similar names: {', '.join(similar)}." if similar else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable
 
@@ -108,7 +109,8 @@ class Publishers:
         self.apply(parameters)
         overrides = QoSOverridingOptions.with_default_policies()
         self._publishers = {
-            name: node.create_lifecycle_publisher(kind, name, profile, qos_overriding_options=overrides)
+            # A copy, because rclpy writes the overrides of one topic into the profile, which others share.
+            name: node.create_lifecycle_publisher(kind, name, copy.copy(profile), qos_overriding_options=overrides)
             for name, kind, profile, _ in OUTPUTS
         }
         self._tf = node.create_publisher(TFMessage, "/tf", qos.TF)

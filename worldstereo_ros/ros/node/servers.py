@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
@@ -134,6 +135,7 @@ class Servers:
                 self._pose_resolver.path_poses(goal.path, goal.views),
                 origin=f"{ACTIONS[0][0]} {key[:4].hex()}",
                 timeout=self._parameters.job_timeout,
+                clearance=self._parameters.path_clearance,
                 prompt=goal.prompt,
                 seed=goal.seed,
                 remember=goal.remember,
@@ -164,6 +166,7 @@ class Servers:
         message.views_done = result.views_done
         message.coverage = result.coverage
         message.observed_fraction, message.estimated_fraction = result.observed_fraction, result.estimated_fraction
+        message.blocked = list(result.blocked)
         message.seconds, message.seconds_to_first = result.seconds, result.seconds_to_first
         self._action.conclude(handle, state, message)
 
@@ -177,6 +180,7 @@ class Servers:
                 self._pose_resolver.path_poses(path, self._parameters.path_views),
                 origin="the topic path",
                 timeout=self._parameters.job_timeout,
+                clearance=self._parameters.path_clearance,
                 prompt=self._parameters.path_prompt,
                 remember=self._parameters.path_remember,
                 on_end=self._on_path_ended,
@@ -212,6 +216,7 @@ class Servers:
             poses,
             origin=VIEW_ORIGIN,
             timeout=self._parameters.job_timeout,
+            clearance=self._parameters.path_clearance,
             prompt=request.prompt,
             seed=request.seed,
             on_end=on_end,
@@ -228,7 +233,7 @@ class Servers:
             world = self._world(worker)
             views, points = len(world.bank.views), len(world.cloud)
             world.reset()
-            self._on_memory_replaced(world)
+            self._memory_replaced(worker, world)
             return f"Removed {points} points and {views} views."
 
         _reply_with(worker.call(reset), reply)
@@ -253,10 +258,14 @@ class Servers:
         def load() -> str:
             world = self._world(worker)
             world.load(path, metric_only=True)  # messages are in metres
-            self._on_memory_replaced(world)
+            self._memory_replaced(worker, world)
             return f"Loaded {path}: {len(world.cloud)} points, {len(world.bank.views)} views."
 
         _reply_with(worker.call(load), reply)
+
+    def _memory_replaced(self, worker: Worker, world: WorldModel) -> None:
+        if worker is self._get_worker():  # and not one that hung and was replaced
+            self._on_memory_replaced(world)
 
     def _world(self, worker: Worker) -> WorldModel:
         if worker.world is None:
@@ -265,10 +274,22 @@ class Servers:
 
 
 def _reply_with(future: Future, reply: DeferredReply) -> None:
-    """Sends the message that the call returns, or that of its exception."""
+    """Sends the message that the call returns, or that of its exception. At its timeout a waiting call is cancelled."""
+    timed_out = threading.Event()
+
+    def withdraw() -> bool:
+        timed_out.set()
+        return future.cancel()
+
+    reply.withdraw = withdraw
 
     def on_done(finished: Future) -> None:
-        error = RuntimeError("The node is shutting down.") if finished.cancelled() else finished.exception()
+        if finished.cancelled():
+            if timed_out.is_set():
+                return  # the service answers
+            error: BaseException | None = RuntimeError("The node was cleaned up or is shutting down; nothing was done.")
+        else:
+            error = finished.exception()
         if error is None:
             reply.send(success=True, message=finished.result())
         else:

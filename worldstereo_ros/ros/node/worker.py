@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
+from dataclasses import dataclass
 from typing import Protocol
 
 from worldstereo_ros.geometry.cameras import Camera
@@ -18,6 +20,21 @@ from worldstereo_ros.ros.node.synchronizer import Observation
 from worldstereo_ros.world import EmptyMemoryError, WorldModel
 
 MAX_WAITING_VIEWS = 8  # single views in the queue behind the running path; further ones are rejected
+
+
+@dataclass(frozen=True)
+class Work:
+    """What the worker does at the moment.
+
+    Attributes:
+        description: for the log, such as "an observation from image".
+        started_at: `time.monotonic()` of its start.
+        item: the job, the observation, or None for a call.
+    """
+
+    description: str
+    started_at: float
+    item: Job | Observation | None = None
 
 
 class WorkerEvents(Protocol):
@@ -66,7 +83,8 @@ class Worker:
         self._next_path: Job | None = None
         self._single_views: deque[Job] = deque()
         self._calls: deque[tuple[Callable[[], object], Future]] = deque()
-        self._running: Job | None = None
+        self._current: Work | None = None
+        self._current_call: Future | None = None
         self._stopping = False
         self.observations_done = 0
         self._thread = threading.Thread(target=self._run, name="worldstereo_worker", daemon=True)
@@ -80,9 +98,15 @@ class Worker:
         return self._observations.dropped
 
     @property
+    def current(self) -> Work | None:
+        """What the worker does at the moment; None if it is idle."""
+        return self._current
+
+    @property
     def running(self) -> Job | None:
-        """The running job, None if the worker is idle."""
-        return self._running
+        """The running job; None if there is none, as while the worker remembers an observation."""
+        current = self._current
+        return current.item if current is not None and isinstance(current.item, Job) else None
 
     def offer_observation(self, observation: Observation) -> None:
         """Puts an observation into the mailbox."""
@@ -95,7 +119,7 @@ class Worker:
         message = f"Superseded by a newer path from {job.origin}."
         with self._wake:
             replaced, self._next_path = self._next_path, job
-            running = self._running
+            running = self.running
             if running is not None and running.origin != VIEW_ORIGIN:
                 running.request_stop(ErrorCode.SUPERSEDED, message)
             self._wake.notify()
@@ -115,7 +139,7 @@ class Worker:
         """Ends a job with a code: immediately if it waits, at its next step if it runs."""
         job.request_stop(code, message)
         with self._wake:
-            waits = job is not self._running
+            waits = job is not self.running
             if job is self._next_path:
                 self._next_path = None
             if job in self._single_views:
@@ -130,8 +154,9 @@ class Worker:
             self._single_views.clear()
             self._next_path = None
             self._observations.take()
-            if self._running is not None:
-                self._running.request_stop(code, message)
+            running = self.running
+            if running is not None:
+                running.request_stop(code, message)
         for job in waiting:
             job.end(JobResult(code, message))
 
@@ -147,15 +172,15 @@ class Worker:
         """Jobs that have not ended `grace` seconds after their deadline, which means that the worker hangs."""
         now = time.monotonic()
         with self._wake:
-            jobs = [self._running, self._next_path, *self._single_views]
+            jobs = [self.running, self._next_path, *self._single_views]
         return [job for job in jobs if job is not None and not job.ended and now > job.deadline + grace]
 
     def wait_idle(self, timeout: float) -> bool:
-        """Waits until no job runs. Returns False if one still runs after `timeout` seconds."""
+        """Waits until nothing runs. Returns False if something still runs after `timeout` seconds."""
         deadline = time.monotonic() + timeout
-        while self._running is not None and time.monotonic() < deadline:
+        while self._current is not None and time.monotonic() < deadline:
             time.sleep(0.005)
-        return self._running is None
+        return self._current is None
 
     def stop(self, timeout: float) -> bool:
         """Ends the thread. Returns False if it hangs; it is a daemon thread and ends with the process."""
@@ -169,6 +194,16 @@ class Worker:
             future.cancel()
         self._thread.join(timeout)
         return not self._thread.is_alive()
+
+    def abandon(self) -> None:
+        """Gives up a thread that hangs: if it ever goes on, it ends without any further event."""
+        self._events = _NoEvents()
+        self.stop(0)
+        call = self._current_call
+        if call is not None and not call.done():
+            message = "The worker hangs in this request and was replaced; whether it will be carried out is not known."
+            with contextlib.suppress(InvalidStateError):
+                call.set_exception(RuntimeError(message))
 
     # --- on the worker's thread ---
 
@@ -191,7 +226,8 @@ class Worker:
                 if self._stopping:
                     return
                 work = self._calls.popleft() if self._calls else self._take(self._next_work())
-                self._running = work if isinstance(work, Job) else None
+                self._current = _describe_work(work)
+                self._current_call = work[1] if isinstance(work, tuple) else None
             try:
                 if isinstance(work, Job):
                     self._run_job(work)
@@ -202,7 +238,7 @@ class Worker:
             except Exception as error:
                 self._events.on_fault("worker", error)
             finally:
-                self._running = None
+                self._current = self._current_call = None
 
     def _next_work(self) -> Observation | Job | None:
         """The oldest waiting item, so that neither a fast camera nor a fast planner starves the other."""
@@ -267,6 +303,7 @@ class Worker:
                 seed=job.seed,
                 remember=job.remember,
                 on_step=on_step,
+                clearance=job.clearance,
             )
             for view in views:
                 job.raise_if_stopped()
@@ -289,6 +326,31 @@ class Worker:
         except Exception as error:
             self._events.on_fault("job", error)
             return JobResult(ErrorCode.UNKNOWN, f"{type(error).__name__}: {error}")
+
+
+def _describe_work(work: Observation | Job | tuple | None) -> Work:
+    started_at = time.monotonic()
+    if isinstance(work, Job):
+        return Work(f"the job of {work.origin}", started_at, work)
+    if isinstance(work, Observation):
+        return Work(f"an observation from {work.topic}", started_at, work)
+    return Work("a request to save, load or reset the memories, or to publish them", started_at)
+
+
+class _NoEvents:
+    """Events of a worker that was given up."""
+
+    def on_observation_remembered(self, world: WorldModel, observation: Observation) -> None: ...
+
+    def on_observation_rejected(self, topic: str, reason: str) -> None: ...
+
+    def on_view(self, view: ImaginedView, job: Job) -> None: ...
+
+    def between_steps(self, world: WorldModel) -> None: ...
+
+    def on_job_ended(self, job: Job, result: JobResult, seconds: float) -> None: ...
+
+    def on_fault(self, where: str, error: Exception) -> None: ...
 
 
 def _model_error_message(error: Exception) -> str:
