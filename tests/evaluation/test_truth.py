@@ -297,7 +297,7 @@ def test_a_photo_without_depth_gives_estimated_pixels(walk):
 
 
 def test_evaluation_of_mono_counts_no_pixel_as_observed(walk):
-    baseline, ours = evaluate([walk], "mono", ["geometric"], every=4)
+    baseline, _, ours = evaluate([walk], "mono", ["geometric"], every=4, with_features=False)
     assert ours.frames == baseline.frames == 2
     assert ours.observed_precision is None  # no pixel is labelled as observed
     assert ours.observed_recall == 0

@@ -203,11 +203,15 @@ def test_evaluate_on_worlds_with_options(small_checkpoint, walk):
     progress, arrived = [], []
     names = ["geometric", f"{small_checkpoint}:memory?steps=2&compose=false", f"{small_checkpoint}:memory-dmd"]
     rows = evaluate(
-        [walk], ["single", "sparse", "revisit"], names, every=2, progress=progress.append, on_row=arrived.append
+        *([walk], ["single", "sparse", "revisit"], names),
+        every=2,
+        with_features=False,
+        progress=progress.append,
+        on_row=arrived.append,
     )
     assert arrived == rows
     found = {(row.protocol, row.pipeline): row for row in rows}
-    assert len(found) == 12
+    assert len(found) == 15
     assert found["single", "geometric"].psnr > found["single", names[1]].psnr  # an untrained model
     assert found["single", "geometric"].steps is None
     assert found["single", names[1]].steps == 2
@@ -230,7 +234,7 @@ def test_command_writes_rows_and_contact_sheet(tmp_path, walk, monkeypatch):
     assert result.exit_code == 0, result.output
     assert "geometric" in result.output
     rows = read_json(tmp_path / "rows.json")
-    assert {row.pipeline for row in rows} == {"geometric", "open3d+telea"}
+    assert {row.pipeline for row in rows} == {"geometric", "open3d+telea", "constant"}
     sheet = cv2.imread(str(tmp_path / "sheet.png"))
     assert sheet.shape[1] == 2 * MARGIN_PX + LEFT_PX + 3 * (CELL_PX + 10) - 10
     result = CliRunner().invoke(app, [*arguments, "--pipeline", "geometric?steps=1"])

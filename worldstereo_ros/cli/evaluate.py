@@ -75,6 +75,13 @@ def evaluate(
             rich_help_panel=MODEL,
         ),
     ] = None,
+    features: Annotated[
+        bool,
+        typer.Option(
+            help="Compare features of holes too: patch KID and ST-LPIPS, half a second for each of eight views a row.",
+            rich_help_panel="Protocol",
+        ),
+    ] = True,
     depth_model: DepthModel = "",
     device: Device = "cpu",
     json: Annotated[
@@ -143,4 +150,5 @@ def evaluate(
         every=every,
         depth_model=depth_model,
         device=device,
+        with_features=features,
     )

@@ -1,4 +1,4 @@
-"""Baselines without a model: projected points, holes inpainted with OpenCV's Telea; point-cloud fusion with Open3D."""
+"""Baselines without a model: projected points with holes inpainted (Telea), a constant colour, fusion by Open3D."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Protocol
 import cv2
 import numpy as np
 
+from worldstereo_ros.evaluation.hole_metrics import constant_colour
 from worldstereo_ros.evaluation.metrics import voxel_downsample
 from worldstereo_ros.geometry.cameras import Camera, project, unproject
 from worldstereo_ros.geometry.poses import invert_pose
@@ -96,7 +97,23 @@ class SplatTelea:
         return ProjectedView(telea(image, depth <= 0), depth)
 
 
-BASELINES: dict[str, Callable[[list[View]], Baseline]] = {"open3d+telea": Open3DTelea, "splat+telea": SplatTelea}
+class ConstantColour:
+    """The mean colour of the observed images, whatever the camera sees: what an imagined picture must beat."""
+
+    def __init__(self, observed_views: list[View]) -> None:
+        self._colour = np.rint(constant_colour([view.image for view in observed_views])).astype(np.uint8)
+
+    def __call__(self, camera: Camera, world_from_camera: np.ndarray) -> ProjectedView:
+        """Renders the view of a camera at `world_from_camera` (4, 4)."""
+        size = (camera.height, camera.width)
+        return ProjectedView(np.broadcast_to(self._colour, (*size, 3)).copy(), np.zeros(size, np.float32))
+
+
+BASELINES: dict[str, Callable[[list[View]], Baseline]] = {
+    "open3d+telea": Open3DTelea,
+    "splat+telea": SplatTelea,
+    "constant": ConstantColour,
+}
 
 
 def merge_point_clouds(views: list[View]) -> tuple[np.ndarray, np.ndarray]:

@@ -123,7 +123,7 @@ def draw(section: SheetSection) -> np.ndarray:
 
     def draw_cell(row: int, column: int, image: np.ndarray, caption: str, unseen: np.ndarray | None = None) -> None:
         x, y = MARGIN_PX + LEFT_PX + column * (CELL_PX + GAP_PX), TOP_PX + row * row_height
-        sheet[y : y + height, x : x + CELL_PX] = _cell(
+        sheet[y : y + height, x : x + CELL_PX] = outlined(
             image, (CELL_PX, height), unseen, tint=TINT_OPACITY if row == 1 else 0.0
         )
         draw_text(sheet, caption, (x, y + height + 14), 0.4, FAINT)
@@ -151,7 +151,7 @@ def _caption(image: np.ndarray, truth: np.ndarray, unseen: np.ndarray) -> str:
     return f"{whole:.1f}" if inside is None else f"{whole:.1f}, unseen {inside:.1f}"
 
 
-def _cell(image: np.ndarray, size: tuple[int, int], unseen: np.ndarray | None, tint: float = 0.0) -> np.ndarray:
+def outlined(image: np.ndarray, size: tuple[int, int], unseen: np.ndarray | None, tint: float = 0.0) -> np.ndarray:
     """The image at the size (width, height) of a cell, with unseen regions outlined and tinted."""
     cell = resize_image(image, *size, enlarge=cv2.INTER_CUBIC)
     if unseen is None:

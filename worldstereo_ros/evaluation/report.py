@@ -34,6 +34,16 @@ class Row:
         steps: denoising steps of a clip.
         colour_drift, contrast_kept: `metrics.colour_and_contrast` of the same two imaginations.
         seam, joint: jumps of grey level where a turn closes and at its other joints, see `panorama.closure`.
+        psnr_constant: PSNR of the mean colour of the observed images, over the pixels of psnr_unseen.
+        psnr_unseen_blurred: PSNR of the views blurred by 8 pixels, over the pixels of psnr_unseen.
+        psnr_constant_wholly_unseen, psnr_blurred_wholly_unseen: the same two, of views that are more than 95 % unseen.
+        hf_ratio_holes: contrast of the detail in holes, imagined over true; 1 = as sharp as the truth.
+        patch_kid_holes, patch_swd_holes: distance between the distributions of imagined and of true patches in holes,
+            of their features and of their pixels; 0 = alike.
+        st_lpips_holes: mean ST-LPIPS in holes, see `perceptual`.
+        latent_grid: share of gradients in holes that repeat every 8 or 16 pixels, imagined over true.
+        warp_error: difference of neighbouring views where both show the same surface, in holes.
+        ece_colour, ece_depth: expected calibration error of both confidences over imagined pixels.
         curves: metrics of each evaluated view, in order.
     """
 
@@ -60,6 +70,18 @@ class Row:
     contrast_kept: float | None = None
     seam: float | None = None
     joint: float | None = None
+    psnr_constant: float | None = None
+    psnr_unseen_blurred: float | None = None
+    psnr_constant_wholly_unseen: float | None = None
+    psnr_blurred_wholly_unseen: float | None = None
+    hf_ratio_holes: float | None = None
+    patch_kid_holes: float | None = None
+    patch_swd_holes: float | None = None
+    st_lpips_holes: float | None = None
+    latent_grid: float | None = None
+    warp_error: float | None = None
+    ece_colour: float | None = None
+    ece_depth: float | None = None
     curves: dict[str, list[float | None]] | None = None
 
 
@@ -67,6 +89,16 @@ METRICS = tuple(field.name for field in fields(Row) if field.name != "curves")[4
 SUMMARY_METRICS = (
     "psnr", "psnr_unseen", "psnr_revisited_imagined", "seam", "joint", "cloud_f1", "steps", "seconds_per_view",
 )  # fmt: skip
+HOLE_METRICS = (
+    "psnr_unseen", "psnr_constant", "psnr_unseen_blurred", "psnr_constant_wholly_unseen", "psnr_blurred_wholly_unseen",
+    "hf_ratio_holes", "patch_kid_holes", "patch_swd_holes", "st_lpips_holes", "latent_grid", "warp_error", "ece_colour",
+    "ece_depth",
+)  # fmt: skip
+CAPTION = (
+    "constant: the mean colour of what was observed. blurred: by 8 px. wholly unseen: views more than 95 % unseen. "
+    "detail: its contrast, imagined over true; 1 is as sharp. KID, SWD, ST-LPIPS: distances, 0 is alike. grid: "
+    "repeated gradients, imagined over true. warp: difference of neighbouring views."
+)
 HEADINGS = {
     "psnr": ("PSNR", "{:.2f}"),
     "ssim": ("SSIM", "{:.3f}"),
@@ -87,6 +119,18 @@ HEADINGS = {
     "contrast_kept": ("contrast ratio", "{:.3f}"),
     "seam": ("seam", "{:.2f}"),
     "joint": ("joint", "{:.2f}"),
+    "psnr_constant": ("PSNR\nconstant", "{:.2f}"),
+    "psnr_unseen_blurred": ("PSNR\nblurred", "{:.2f}"),
+    "psnr_constant_wholly_unseen": ("wholly unseen\nconstant", "{:.2f}"),
+    "psnr_blurred_wholly_unseen": ("wholly unseen\nblurred", "{:.2f}"),
+    "hf_ratio_holes": ("detail", "{:.2f}"),
+    "patch_kid_holes": ("patch\nKID", "{:.3f}"),
+    "patch_swd_holes": ("patch\nSWD", "{:.4f}"),
+    "st_lpips_holes": ("ST-LPIPS", "{:.3f}"),
+    "latent_grid": ("grid", "{:.2f}"),
+    "warp_error": ("warp", "{:.3f}"),
+    "ece_colour": ("ECE\ncolour", "{:.3f}"),
+    "ece_depth": ("ECE\ndepth", "{:.3f}"),
 }
 
 
@@ -124,6 +168,18 @@ def one_line(row: Row) -> str:
 
 def format_table(rows: list[Row]) -> Table:
     """A table for the terminal: for each protocol the rows of every sequence, then their means."""
+    headings = {name: heading for name, heading in HEADINGS.items() if name not in HOLE_METRICS}
+    return _table(rows, headings, "Means over frames; see docs/benchmarks/evaluation.md", None)
+
+
+def format_hole_table(rows: list[Row]) -> Table | None:
+    """A table of the figures of holes; None if no row has any."""
+    if not any(getattr(row, name) is not None for row in rows for name in HOLE_METRICS):
+        return None
+    return _table(rows, {name: HEADINGS[name] for name in HOLE_METRICS}, "In holes: pixels that no view saw", CAPTION)
+
+
+def _table(rows: list[Row], headings: dict[str, tuple[str, str]], title: str, caption: str | None) -> Table:
     ordered: list[Row] = []
     averages = means(rows)
     for protocol in dict.fromkeys(row.protocol for row in rows):
@@ -136,13 +192,14 @@ def format_table(rows: list[Row]) -> Table:
     ]
     columns += [
         Column(heading, attrgetter(name), form)
-        for name, (heading, form) in HEADINGS.items()
+        for name, (heading, form) in headings.items()
         if any(getattr(row, name) is not None for row in rows)
     ]
     return build_table(
         ordered,
         columns,
-        title="Means over frames; see docs/benchmarks/evaluation.md",
+        title=title,
+        caption=caption,
         bold=lambda row: row.sequence == "mean",
         ends_section=lambda i: i + 1 == len(ordered) or ordered[i + 1].sequence != ordered[i].sequence,
     )

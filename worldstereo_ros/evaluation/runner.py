@@ -12,21 +12,22 @@ import numpy as np
 from rich.console import Console
 
 from worldstereo_ros.depth.estimators import DepthEstimator
-from worldstereo_ros.evaluation import metrics
+from worldstereo_ros.evaluation import metrics, perceptual
 from worldstereo_ros.evaluation.ablations import stage_pipelines
 from worldstereo_ros.evaluation.baseline import BASELINES, fuse_by_tsdf, fuse_by_voxels, merge_point_clouds
 from worldstereo_ros.evaluation.calibration import Calibration, calibration_table, check_ending
 from worldstereo_ros.evaluation.contact_sheets import ContactSheets
+from worldstereo_ros.evaluation.hole_sheets import HoleSheets
 from worldstereo_ros.evaluation.inputs import open_inputs
 from worldstereo_ros.evaluation.output import prefixed, print_table, row_recorder
 from worldstereo_ros.evaluation.protocols import PROTOCOLS, Scenario, make_scenario
-from worldstereo_ros.evaluation.report import Row, format_table, one_line, write_json
+from worldstereo_ros.evaluation.report import Row, format_hole_table, format_table, one_line, write_json
 from worldstereo_ros.evaluation.scoring import EvaluatedView, Scorer, imagined_views, observed_world
 from worldstereo_ros.evaluation.world_sequences import PosedSequence, WorldSequence
 from worldstereo_ros.pipelines.geometric.pipeline import GeometricPipeline
 from worldstereo_ros.utils.errors import InputError
 
-BASELINE = "open3d+telea"
+ALWAYS = ("open3d+telea", "constant")  # baselines of every table
 TRUTH_VOXEL_M = 0.02  # down-sampling of each frame's part of the ground-truth cloud
 
 
@@ -42,11 +43,12 @@ def run(
     every: int = 1,
     depth_model: str = "",
     device: str = "cpu",
+    with_features: bool = True,
 ) -> list[Row]:
     """Evaluates and prints the table; `worldstereo evaluate` calls it.
 
     Args:
-        data, protocols, pipelines, every, depth_model, device: see `evaluate`.
+        data, protocols, pipelines, every, depth_model, device, with_features: see `evaluate`.
         stages: a training run's folder; all pipelines of its ablation table are evaluated too (see `ablations`).
         json_file: file for the rows, rewritten after each row, so that an interruption loses none.
         sheet: file for the contact sheet; several sequences or protocols get one file each.
@@ -61,6 +63,7 @@ def run(
     sheets = ContactSheets() if sheet is not None else None
     if reliability is not None:
         check_ending(reliability)
+    hole_sheets = HoleSheets() if sheet is not None else None
     calibration = Calibration() if reliability is not None else None
 
     record = row_recorder(console, one_line, write_json, json_file)
@@ -72,17 +75,27 @@ def run(
             every=every,
             depth_model=depth_model,
             device=device,
+            with_features=with_features,
             progress=status.update,
             on_row=lambda row: record([row]),
             sheets=sheets,
+            hole_sheets=hole_sheets,
             calibration=calibration,
         )
     print_table(console, format_table(rows))
+    holes = format_hole_table(rows)
+    if holes is not None:
+        print_table(console, holes)
+        if with_features and not perceptual.is_available():
+            console.print(f"Without patch KID and ST-LPIPS, whose weights are not installed: {perceptual.INSTALL}")
     if any(row.frames == 0 for row in rows):
         console.print("Rows without metrics: the protocol mono needs a depth model; --depth-model none disables it.")
     if sheets is not None and sheet is not None:
         for file in sheets.write(sheet):
             console.print(f"Contact sheet: [bold]{file}[/]")
+    if hole_sheets is not None and sheet is not None:
+        for file in hole_sheets.write(sheet):
+            console.print(f"Worst, median and best views: [bold]{file}[/]")
     if calibration is not None and reliability is not None:
         calibration.write(reliability)
         print_table(console, calibration_table(calibration.rows()))
@@ -98,9 +111,11 @@ def evaluate(
     every: int = 1,
     depth_model: str = "",
     device: str = "cpu",
+    with_features: bool = True,
     progress: Callable[[str], None] | None = None,
     on_row: Callable[[Row], None] | None = None,
     sheets: ContactSheets | None = None,
+    hole_sheets: HoleSheets | None = None,
     calibration: Calibration | None = None,
 ) -> list[Row]:
     """Evaluates pipelines and the baseline on sequences.
@@ -114,9 +129,11 @@ def evaluate(
         depth_model: depth estimator for the protocol mono, see `depth.load_depth_estimator`; "" for the bundled
             network. With "none" the rows of mono have no metrics.
         device: device of the pipelines.
+        with_features: compute patch KID and ST-LPIPS too, see `hole_scores`.
         progress: called with a line of text before each part, and between denoising steps.
         on_row: called with each row when it is ready.
         sheets: collects images of some frames.
+        hole_sheets: collects images of all frames, ordered by how they fill holes.
         calibration: collects predicted and actual errors.
 
     Raises:
@@ -126,7 +143,7 @@ def evaluate(
     for protocol in protocols:
         if protocol not in PROTOCOLS:
             raise InputError(f"The protocol '{protocol}' is unknown; one of {', '.join(PROTOCOLS)} was expected.")
-    sequences, names, loaded, estimator = open_inputs(data, protocols, [BASELINE, *pipelines], depth_model, device)
+    sequences, names, loaded, estimator = open_inputs(data, protocols, [*ALWAYS, *pipelines], depth_model, device)
     rows: list[Row] = []
 
     def add(*new: Row) -> None:
@@ -150,7 +167,10 @@ def evaluate(
             # Seen pixels follow from true depth, even where the pipeline is given none.
             observed = scenario.views_with_depth
             kind = "unseen worlds" if isinstance(sequence, WorldSequence) else "recordings"
-            score = Scorer(sequence.path.name, protocol, kind, scenario, truths, observed, sheets, calibration)
+            score = Scorer(
+                *(sequence.path.name, protocol, kind, scenario, truths, observed, sheets, calibration, hole_sheets),
+                with_features=with_features,
+            )
             for name in names:
                 where = f"{protocol}, {sequence.path.name}: {name}"
                 if progress:

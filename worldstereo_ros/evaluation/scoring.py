@@ -13,6 +13,8 @@ from worldstereo_ros.depth.estimators import DepthEstimator
 from worldstereo_ros.evaluation import metrics
 from worldstereo_ros.evaluation.calibration import Calibration
 from worldstereo_ros.evaluation.contact_sheets import ContactSheets
+from worldstereo_ros.evaluation.hole_scores import HoleScores, HoleTruth
+from worldstereo_ros.evaluation.hole_sheets import HoleSheets
 from worldstereo_ros.evaluation.protocols import Scenario
 from worldstereo_ros.evaluation.report import Row, mean
 from worldstereo_ros.geometry.provenance import Provenance
@@ -66,6 +68,8 @@ class Scorer:
         observed_views: the observed views with true depth, which decide which pixels were seen.
         sheets: collects images, if given.
         calibration: collects confidences and errors, if given.
+        hole_sheets: collects images of all views, if given.
+        with_features: see `HoleTruth`.
     """
 
     def __init__(
@@ -78,15 +82,15 @@ class Scorer:
         observed_views: list[View],
         sheets: ContactSheets | None,
         calibration: Calibration | None,
+        hole_sheets: HoleSheets | None = None,
+        with_features: bool = True,
     ) -> None:
         self.sequence, self.protocol, self.kind = sequence, protocol, kind
         self.scenario, self.truths, self.calibration = scenario, truths, calibration
+        self.hole_sheets = hole_sheets
         self.seen = [metrics.seen_pixels(truth, observed_views) for truth in truths]
-        self.unseen = [
-            (truth.depth > 0) & ~seen
-            for truth, seen in zip(truths, self.seen, strict=True)
-            if truth.depth is not None  # for mypy: `seen_pixels` raises for views without depth
-        ]
+        self.holes = HoleTruth(truths, self.seen, [view.image for view in scenario.observed_views], with_features)
+        self.unseen = self.holes.unseen
         self.uncovered = _uncovered_pixels(scenario)
         self.sheet_section = (
             None
@@ -102,6 +106,7 @@ class Scorer:
         has_provenance = True
         compared = {index for pair in self.scenario.pairs for index in pair} | set(self.scenario.ring)
         images: dict[int, np.ndarray] = {}
+        holes = HoleScores(self.holes)
         for view in views:
             values.setdefault("seconds_per_view", []).append(view.seconds)
             values.setdefault("steps", []).append(view.steps)
@@ -127,6 +132,10 @@ class Scorer:
             offset, contrast = metrics.colour_and_contrast(view.image, truth.image)
             for name, value in {"psnr": of_view["psnr"], "offset": offset, "contrast": contrast}.items():
                 curves.setdefault(name, []).append(value)
+            holes.add(number, view.image, view.depth, view.provenance, view.confidence, view.depth_confidence)
+            if self.hole_sheets is not None and number in holes.swd_of_view:
+                name, distance = f"{self.sequence}, {self.protocol} {number + 1}", holes.swd_of_view[number]
+                self.hole_sheets.add(pipeline, name, distance, view.image, truth.image, self.unseen[number])
             if self.sheet_section is not None:
                 self.sheet_section.add(pipeline, number, view.image)
             labelled = view.observed
@@ -152,7 +161,7 @@ class Scorer:
             observed_precision=correct / labelled_count if has_provenance and labelled_count else None,
             observed_recall=correct / seen_count if has_provenance and seen_count else None,
             curves=curves if self.protocol == "loop" else None,
-            **(means | self._revisit_metrics(images) | self._closure_metrics(images)),
+            **(means | holes.metrics() | self._revisit_metrics(images) | self._closure_metrics(images)),
         )
 
     def _revisit_metrics(self, images: dict[int, np.ndarray]) -> dict[str, float | None]:
