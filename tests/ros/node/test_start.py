@@ -1,13 +1,18 @@
 """Configuration and activation of the node in this process: values and events that prevent it."""
 
+import gc
 import threading
+import weakref
 
+import numpy as np
 import pytest
 import rclpy
 from helpers.node_harness import environment_of, reserved_domain
 from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.parameter import Parameter
 
+from worldstereo_ros.geometry.cameras import Camera
+from worldstereo_ros.geometry.views import ImaginedView
 from worldstereo_ros.ros.conversions import qos
 from worldstereo_ros.ros.node import node as node_module
 from worldstereo_ros.ros.node.node import WorldStereoNode
@@ -112,3 +117,16 @@ def test_second_node_of_the_same_name_is_said(make_node):
     for node in (first, second):
         node._check_for_namesakes()
         assert node.diagnostics.notice.startswith("2 nodes are named /worldstereo")
+
+
+def test_published_views_are_not_kept(make_node):
+    """~/views draws hundreds of them, for which their cameras and poses are enough."""
+    node = make_node()
+    node.start()
+    image = np.zeros((30, 40, 3), np.uint8)
+    view = ImaginedView(image, Camera.from_fov(40, 30, 1.0), np.eye(4), np.ones((30, 40), np.float32))
+    node.worker_events.publishers.publish_view(view)
+    kept = weakref.ref(image)
+    del view, image
+    gc.collect()
+    assert kept() is None

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from geometry_msgs.msg import Point
 from std_msgs.msg import ColorRGBA, Header
 from visualization_msgs.msg import Marker, MarkerArray
 
+from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.views import View
 
 # The same hues as in all figures of the project: blue = observed, yellow = estimated, orange = imagined.
@@ -19,7 +21,14 @@ FRUSTUM_LENGTH_M = 0.25  # from the camera centre to the drawn image plane
 _EDGES = ((0, 1), (0, 2), (0, 3), (0, 4), (1, 2), (2, 3), (3, 4), (4, 1))
 
 
-def frusta(bank: Sequence[View], imagined: Sequence[View], header: Header) -> MarkerArray:
+class Frustum(NamedTuple):
+    """What is drawn of a view: its camera and its pose (4, 4) in the world frame. Keeps no image."""
+
+    camera: Camera
+    world_from_camera: np.ndarray
+
+
+def frusta(bank: Sequence[View], imagined: Sequence[View | Frustum], header: Header) -> MarkerArray:
     """Draws the frusta of views and the path of the imagined ones.
 
     Always four markers, whatever the number of views: line lists draw fast, and an update replaces them.
@@ -44,7 +53,7 @@ def frusta(bank: Sequence[View], imagined: Sequence[View], header: Header) -> Ma
     )
 
 
-def corners(view: View, length: float = FRUSTUM_LENGTH_M) -> np.ndarray:
+def corners(view: View | Frustum, length: float = FRUSTUM_LENGTH_M) -> np.ndarray:
     """(5, 3) world points: the camera centre and the four image corners at `length` metres along the optical axis."""
     camera = view.camera
     pixels = np.array([[-0.5, -0.5], [camera.width - 0.5, -0.5], [camera.width - 0.5, camera.height - 0.5],
@@ -57,7 +66,7 @@ def corners(view: View, length: float = FRUSTUM_LENGTH_M) -> np.ndarray:
     return local * length @ pose[:3, :3].T + pose[:3, 3]
 
 
-def _lines(namespace: str, views: Sequence[View], colour: ColorRGBA, header: Header) -> Marker:
+def _lines(namespace: str, views: Sequence[View | Frustum], colour: ColorRGBA, header: Header) -> Marker:
     marker = _marker(namespace, Marker.LINE_LIST, 0.01, colour, header)
     for view in views:
         ends = [_point(corner) for corner in corners(view)]
@@ -68,7 +77,7 @@ def _lines(namespace: str, views: Sequence[View], colour: ColorRGBA, header: Hea
     return marker
 
 
-def _path(views: Sequence[View], header: Header) -> Marker:
+def _path(views: Sequence[View | Frustum], header: Header) -> Marker:
     marker = _marker("imagined path", Marker.LINE_STRIP, 0.02, IMAGINED, header)
     marker.points = [_point(view.world_from_camera[:3, 3]) for view in views]
     if len(marker.points) < 2:

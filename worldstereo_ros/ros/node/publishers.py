@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
+from collections import deque
 from collections.abc import Callable
 
 import numpy as np
@@ -117,7 +118,7 @@ class Publishers:
         self._stale = set(MAPS)
         self._subscriber_counts: dict[str, int] = {}
         self._maps_published_at = -1e9
-        self._imagined_views: list[ImaginedView] = []
+        self._imagined: deque[markers.Frustum] = deque(maxlen=MAX_FRUSTA)
 
     def apply(self, parameters: NodeParameters) -> None:
         """Applies new parameters."""
@@ -168,7 +169,7 @@ class Publishers:
         for name, convert in converters.items():
             if self._has_subscribers(name):
                 self._publishers[name].publish(convert())
-        self._imagined_views = [*self._imagined_views, view][-MAX_FRUSTA:]
+        self._imagined.append(markers.Frustum(view.camera, view.world_from_camera))
         self._stale.add("~/views")
 
     def _publish_transform(self, view: ImaginedView, header: Header) -> None:
@@ -220,7 +221,7 @@ class Publishers:
 
     def memory_replaced(self) -> None:
         """Marks the maps as stale and removes the imagined views from `~/views`."""
-        self._imagined_views = []
+        self._imagined.clear()
         self.memory_changed()
 
     def map_due(self) -> bool:
@@ -248,7 +249,7 @@ class Publishers:
 
     def _map_message(self, name: str, world: WorldModel, header: Header) -> MarkerArray | PointCloud2:
         if name == "~/views":
-            return markers.frusta(world.bank.views, self._imagined_views, header)
+            return markers.frusta(world.bank.views, self._imagined, header)
         cloud = world.cloud
         index = np.flatnonzero(cloud.provenance == MAP_CLASSES[name])
         index = index[clouds.subsample(len(index), self._parameters.cloud_points)]
