@@ -33,15 +33,12 @@ class PerceptualNetwork(nn.Module):
     The names of the parameters are those of the published weights.
     """
 
-    shift: torch.Tensor
-    scale: torch.Tensor
-
     def __init__(self) -> None:
         super().__init__()
-        self.scaling_layer = nn.Module()
-        self.scaling_layer.register_buffer("shift", torch.zeros(1, 3, 1, 1))
-        self.scaling_layer.register_buffer("scale", torch.ones(1, 3, 1, 1))
+        self.scaling_layer = _Scaling()
         self.net = nn.Module()
+        self._stages: list[list[nn.Module]] = []  # the same modules as in `net`, in order
+        self._weights: list[nn.Module] = []
         number, channels = 0, 3
         for stage, widths in enumerate(STAGES, start=1):
             layers = nn.ModuleDict()
@@ -52,10 +49,11 @@ class PerceptualNetwork(nn.Module):
                 layers[str(number)] = nn.Conv2d(channels, width, 3, padding=1)
                 number, channels = number + 2, width
             self.net.add_module(f"slice{stage}", layers)
+            self._stages.append(list(layers.values()))
         for stage, widths in enumerate(STAGES):
-            weights = nn.Module()
-            weights.model = nn.ModuleDict({"1": nn.Conv2d(widths[-1], 1, 1, bias=False)})
-            self.add_module(f"lin{stage}", weights)
+            weights = nn.Conv2d(widths[-1], 1, 1, bias=False)
+            self.add_module(f"lin{stage}", nn.ModuleDict({"model": nn.ModuleDict({"1": weights})}))
+            self._weights.append(weights)
         self.eval().requires_grad_(False)
 
     def features(self, images: torch.Tensor, stages: int = len(STAGES)) -> list[torch.Tensor]:
@@ -68,11 +66,10 @@ class PerceptualNetwork(nn.Module):
         Returns:
             (B, C, h, w) of each stage, at about 1, 1/2, 1/4, 1/8 and 1/16 of the size.
         """
-        scaling = self.scaling_layer
-        x = (images - scaling.shift) / scaling.scale
+        x = self.scaling_layer(images)
         out = []
-        for stage in range(1, stages + 1):
-            for layer in self.net.get_submodule(f"slice{stage}").values():
+        for layers in self._stages[:stages]:
+            for layer in layers:
                 if isinstance(layer, _LowPass):
                     x = layer(functional.max_pool2d(x, 2, stride=1))
                 else:
@@ -93,11 +90,26 @@ class PerceptualNetwork(nn.Module):
             (B, height, width), 0 where the images are alike.
         """
         total = torch.zeros(())
-        for stage, (a, b) in enumerate(zip(first, second, strict=True)):
+        for weights, a, b in zip(self._weights, first, second, strict=True):
             difference = (functional.normalize(a, eps=1e-10) - functional.normalize(b, eps=1e-10)) ** 2
-            weighted = self.get_submodule(f"lin{stage}").model["1"](difference)
+            weighted = weights(difference)
             total = total + functional.interpolate(weighted, size, mode="bilinear", align_corners=False)
         return total[:, 0]
+
+
+class _Scaling(nn.Module):
+    """Brings images to the range that the network was trained on."""
+
+    shift: torch.Tensor
+    scale: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("shift", torch.zeros(1, 3, 1, 1))
+        self.register_buffer("scale", torch.ones(1, 3, 1, 1))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return (images - self.shift) / self.scale
 
 
 class _LowPass(nn.Module):
