@@ -10,8 +10,8 @@ A robot has ten observations of a procedural world and imagines 21 views, at 640
 all images are encoded in one batch, denoised, and decoded in one batch, in float32, before the first view is returned.
 Figures are medians.
 
-The floor is the time of the networks' operations at this machine's rate of matrix products, and of the bytes that the
-rest must read and write at its rate of copies.
+The floor is the time that the products, convolutions and attentions of the networks take alone (`network_floor`), and
+that of the bytes that the rest must read and write at this machine's rate of copies.
 """
 
 from __future__ import annotations
@@ -34,12 +34,13 @@ from small_model import (
     Breakdown,
     GraphedSteps,
     PlainPipeline,
+    best_seconds,
     bytes_of_memory,
-    flops_of,
     imagine_path,
     make_world,
     mean_psnr,
     now,
+    operations_of,
     rates,
     use_clock,
 )
@@ -68,7 +69,7 @@ def load(options: argparse.Namespace, dtype: str, plain: bool = False) -> WorldS
     return pipeline
 
 
-def measure(size: tuple[int, int], options: argparse.Namespace, rate: float, copying: float) -> dict[str, Any]:
+def measure(size: tuple[int, int], options: argparse.Namespace, copying: float) -> dict[str, Any]:
     """Prints and returns the figures of one size."""
     device = torch.device(options.device)
     scenario = scene_scenario(
@@ -103,12 +104,13 @@ def measure(size: tuple[int, int], options: argparse.Namespace, rate: float, cop
         whole, _, _ = imagine_path(world, scenario, scenario.path)
     prepare, reference_counts = ReferenceCache.prepare, []
 
-    def counted(cache: ReferenceCache, views: list[View]) -> Any:
+    def counted(cache: ReferenceCache, views: list[View], *others: Any) -> Any:
         reference_counts.append(len(views))
-        return prepare(cache, views)
+        return prepare(cache, views, *others)
 
     with patch.object(ReferenceCache, "prepare", counted):
-        flops = flops_of(world, scenario)
+        operations = operations_of(world, scenario)
+    flops, floor = operations.flops, operations.seconds(lambda work: best_seconds(work, device))
     moved = bytes_of_memory(world, scenario, statistics.fmean(reference_counts))
     total, first = median(rows["pipeline"], 0), median(rows["pipeline"], 1)
     plain, plain_first = median(rows["plain"], 0), median(rows["plain"], 1)
@@ -122,9 +124,9 @@ def measure(size: tuple[int, int], options: argparse.Namespace, rate: float, cop
         "seconds_of_one_view": single,
         "parts": {**parts.seconds, "rest": whole - sum(parts.seconds.values())},
         "gflop": flops / 1e9,
-        "floor_networks_s": flops / rate,
+        "floor_networks_s": floor,
         "floor_rest_s": moved / copying,
-        "share_of_matmul_rate": flops / networks / rate,
+        "floor_share_of_networks": floor / networks,
         "plain_seconds": plain,
         "plain_seconds_to_first": plain_first,
         "beside_plain": total / plain,
@@ -150,9 +152,8 @@ def measure(size: tuple[int, int], options: argparse.Namespace, rate: float, cop
         figures["cuda_graph_failed"] = failed["CUDA graph"]
         print(f"  CUDA graph: not available: {failed['CUDA graph']}")
     print(
-        f"  floor: networks {flops / 1e9:.3g} GFLOP, {flops / rate:.3g} s (they take {networks:.3g} s, "
-        f"{figures['share_of_matmul_rate']:.0%} of the matrix rate); the rest {moved / 1e9:.3g} GB, "
-        f"{moved / copying:.3g} s"
+        f"  floor: the networks' {flops / 1e9:.3g} GFLOP alone {floor:.3g} s, {floor / networks:.0%} of the "
+        f"{networks:.3g} s that they take; the rest {moved / 1e9:.3g} GB, {moved / copying:.3g} s"
     )
     for part, seconds in sorted(figures["parts"].items(), key=lambda item: -item[1]):
         print(f"    {part:<18} {seconds:7.3f} s {seconds / whole:6.1%}")
@@ -241,7 +242,7 @@ def main(arguments: list[str] | None = None) -> None:
     }
     for size in options.sizes:
         width, height = (int(number) for number in size.split("x"))
-        report["sizes"][size] = measure((width, height), options, rate, copying)
+        report["sizes"][size] = measure((width, height), options, copying)
         if options.json:
             options.json.write_text(json.dumps(report, indent=2), encoding="utf-8")
 

@@ -16,8 +16,7 @@ import cv2
 import numpy as np
 import torch
 from full_size import Graphed
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
+from network_floor import Operations, recording
 
 import worldstereo_ros.pipelines.worldstereo.pipeline as module
 from worldstereo_ros.evaluation.demo_scenarios import DemoScenario
@@ -282,12 +281,11 @@ def imagine_path(
     return now() - start, first, views
 
 
-def flops_of(world: WorldModel, scenario: DemoScenario) -> float:
-    """Operations of the networks along the path, counted by torch as they run."""
-    # On the CPU, torch counts only the plain implementation of attention.
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+def operations_of(world: WorldModel, scenario: DemoScenario) -> Operations:
+    """Operations of the networks along the path, recorded as they run."""
+    with recording(world.pipeline) as operations:
         imagine_path(world, scenario, scenario.path)
-    return float(counter.get_total_flops())
+    return operations
 
 
 def bytes_of_memory(world: WorldModel, scenario: DemoScenario, references: float) -> float:
@@ -299,6 +297,19 @@ def bytes_of_memory(world: WorldModel, scenario: DemoScenario, references: float
     pixels = scenario.observed_views[0].image.shape[0] * scenario.observed_views[0].image.shape[1]
     cloud = 2 * len(world.cloud.points) * (12 + 3 + 1 + 4)
     return len(scenario.path) * (cloud + pixels * (9 + references * (12 + 5) + 2 * 8))
+
+
+def best_seconds(work: Callable[[], Any], device: torch.device, seconds: float = 0.05) -> float:
+    """The least seconds of one call, over at least three calls and this many seconds."""
+    best, spent, calls = float("inf"), 0.0, 0
+    while spent < seconds or calls < 3:
+        wait(device)
+        start = now()
+        work()
+        wait(device)
+        elapsed = now() - start
+        best, spent, calls = min(best, elapsed), spent + elapsed, calls + 1
+    return best
 
 
 def rate_of(work: Callable[[], Any], amount: float, device: torch.device, seconds: float = 0.5) -> float:

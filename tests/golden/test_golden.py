@@ -57,7 +57,10 @@ def test_transformers_match_golden_numbers(shared_golden):
 def test_transformer_output_depends_on_references(shared_golden):
     """Without references the output differs, so that the golden numbers test the memory branch."""
     loaded = (load_network(folder) for folder in networks(shared_golden))
-    model, inputs, expected = next(network for network in loaded if "reference_latent" in network[1])
+    with_references = next((network for network in loaded if "reference_latent" in network[1]), None)
+    if with_references is None:
+        pytest.skip("no network of this set has references")
+    model, inputs, expected = with_references
     inputs = {k: v for k, v in inputs.items() if k not in ("reference_latent", "ref_index", "camera_qt_ref")}
     with torch.no_grad():
         assert (model(**inputs).sample - expected).abs().max() > 1e-2
