@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -18,9 +17,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from worldstereo_ros.cli.options import INPUT, MODEL, PATH, Out
+from worldstereo_ros.utils.atomic_files import write_text
 from worldstereo_ros.utils.errors import WorldStereoError
 from worldstereo_ros.utils.resources import find_resource
-from worldstereo_ros.visualization.result_files import IMAGINED_FOLDER, MAP_FILE, OBSERVED_FOLDER
+from worldstereo_ros.visualization.result_files import MAP_FILE, RESULT_NAMES
 from worldstereo_ros.weights.bundled import BUNDLED, DEFAULT_MODEL, bundled_folder
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 NODE_NAME = "/worldstereo"
 OBSERVED_MAP_FILE = "observed.wsmap"  # the memories before the node imagines; removed at the end
+DEMO_NAMES = (*RESULT_NAMES, "bag", OBSERVED_MAP_FILE, "figures.json", "node.log")
 BUNDLED_STARTUP_TIMEOUT_S, CHECKPOINT_STARTUP_TIMEOUT_S = 60.0, 900.0
 MIN_SCORED_FRACTION = 0.005  # of the pixels of an image; the PSNR of fewer says little
 
@@ -91,7 +92,7 @@ def demo(
 
     The output folder holds imagined.mp4, contact_sheet.png, cloud.ply, cloud.png, world.wsmap (the memories),
     figures.json, node.log, and the folders imagined/ and observed/ (posed sequences) and bag/ (an MCAP bag of all that
-    was published). What an earlier demo left there is replaced.
+    was published). Results of an earlier run there are replaced; a file that no run wrote is never removed.
     """
     run_demo(out, sequence=sequence, bag=bag, scene=scene, seed=seed, views=views, model=model)
 
@@ -112,7 +113,7 @@ def run_demo(
     this process.
 
     Args:
-        out: output folder; the results of an earlier demo in it are replaced.
+        out: output folder, see `io.results_folder.ResultsFolder`; the results of an earlier run in it are replaced.
         sequence: posed RGB-D sequence to play; None for a procedural world.
         bag: rosbag to play; None for a procedural world.
         scene: kind of procedural world, one of `scenes.KINDS`.
@@ -125,25 +126,43 @@ def run_demo(
 
     Raises:
         DemoError: ROS 2 is missing, or the node failed.
-        InputError: the scene, the sequence or the bag cannot be used.
+        InputError: the scene, the sequence or the bag cannot be used, or a file that no run wrote is in the way.
+        WriteError: the results cannot be written.
     """
     from rich.console import Console
+    from rich.markup import escape
 
-    from worldstereo_ros.memory.archive import load_archive
-    from worldstereo_ros.visualization.results import write_results
+    from worldstereo_ros.cli.summaries import figures_table
+    from worldstereo_ros.io.results_folder import ResultsFolder
 
     try:
-        from worldstereo_ros.ros.client.client import NodeTimeoutError, WorldStereoClient
-        from worldstereo_ros.ros.client.recorder import Recorder
+        from worldstereo_ros.ros.client import recorder  # noqa: F401
     except ImportError as error:
         raise DemoError(f"The demo runs the real node, which needs ROS 2 ({error}). Run `make setup`.") from error
 
     console = Console()
     begin = time.monotonic()
+    # Before minutes of computing; the node is given an absolute path.
+    results = ResultsFolder(out.absolute(), DEMO_NAMES, sources=[sequence, bag])
     with console.status("preparing the scenario ..."):
         scenario = _make_scenario(sequence, bag, scene, seed, views)
-    console.print(f"[bold]{scenario.title}[/]")
-    out = _prepare_folder(out)
+    console.print(f"[bold]{escape(scenario.title)}[/]")
+    with results:
+        figures = _run_scenario(scenario, results.path, model, console, begin)
+    console.print(figures_table(figures))
+    sheet, folder = escape(str(out / "contact_sheet.png")), escape(str(out))
+    console.print(f"\nSee [bold]{sheet}[/], and imagined.mp4 and cloud.png beside it.")
+    console.print(f"In the browser: [bold]worldstereo view {folder}[/]")
+    return figures
+
+
+def _run_scenario(scenario: DemoScenario, out: Path, model: str, console: Console, begin: float) -> dict[str, Any]:
+    """Runs the node and the other pipelines, writes all results and returns the figures; `begin` is the start."""
+    from worldstereo_ros.memory.archive import load_archive
+    from worldstereo_ros.ros.client.client import NodeTimeoutError, WorldStereoClient
+    from worldstereo_ros.ros.client.recorder import Recorder
+    from worldstereo_ros.visualization.results import write_results
+
     try:
         with (
             _run_node(out, model) as process,
@@ -194,8 +213,7 @@ def run_demo(
             other_models=other_views,
         )
     figures["seconds_in_all"] = round(time.monotonic() - begin, 1)
-    (out / "figures.json").write_text(json.dumps(figures, indent=1))
-    _print_figures(console, figures, out)
+    write_text(out / "figures.json", json.dumps(figures, indent=1) + "\n")
     return figures
 
 
@@ -207,17 +225,6 @@ def _make_scenario(sequence: Path | None, bag: Path | None, scene: str, seed: in
     if bag is not None:
         return bag_scenario(bag, views)
     return scene_scenario(scene, seed, views)
-
-
-def _prepare_folder(out: Path) -> Path:
-    """Creates the output folder and removes the results of an earlier demo; other files in it stay."""
-    out = out.resolve()
-    out.mkdir(parents=True, exist_ok=True)
-    for name in ("bag", IMAGINED_FOLDER, OBSERVED_FOLDER):
-        shutil.rmtree(out / name, ignore_errors=True)
-    for name in (MAP_FILE, OBSERVED_MAP_FILE, "figures.json", "node.log"):
-        (out / name).unlink(missing_ok=True)
-    return out
 
 
 @contextmanager
@@ -369,32 +376,3 @@ def _compute_figures(scenario: DemoScenario, views: Sequence[ImaginedView]) -> d
             if value is not None and mask.mean() > MIN_SCORED_FRACTION:
                 scores[name].append(value)
     return figures | {name: round(float(np.mean(values)), 3) for name, values in scores.items() if values}
-
-
-def _print_figures(console: Console, figures: dict[str, Any], out: Path) -> None:
-    from rich.table import Table
-
-    columns = {figures["model"]: figures, **figures["beside"]}
-    table = Table("", *columns, box=None, show_header=len(columns) > 1, pad_edge=False)
-    labels = {
-        "views": "imagined views",
-        "observed_fraction": "fraction of observed pixels",
-        "estimated_fraction": "fraction of estimated pixels",
-        "psnr": "PSNR, all pixels (dB)",
-        "ssim": "SSIM",
-        "psnr_observed": "PSNR, observed pixels (dB)",
-        "psnr_estimated": "PSNR, estimated pixels (dB)",
-        "psnr_imagined": "PSNR, imagined pixels (dB)",
-        "points": "points in the cloud",
-        "points_observed": "  observed",
-        "points_estimated": "  estimated",
-        "seconds_to_first_view": "seconds to the first view",
-        "seconds_per_view": "seconds per view",
-        "seconds_in_all": "seconds in total",
-    }
-    for name, label in labels.items():
-        if figures.get(name) is not None:
-            table.add_row(label, *(str(column.get(name, "")) for column in columns.values()))
-    console.print(table)
-    console.print(f"\nSee [bold]{out / 'contact_sheet.png'}[/], and imagined.mp4 and cloud.png beside it.")
-    console.print(f"In the browser: [bold]worldstereo view {out}[/]")

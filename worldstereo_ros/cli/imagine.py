@@ -181,7 +181,6 @@ def imagine(
     The output folder holds imagined.mp4, contact_sheet.png, cloud.ply, cloud.png, world.wsmap (the memories), and the
     folders imagined/ and observed/ (posed sequences); results.json says which poses pass through observed surfaces.
     """
-    import numpy as np
     from rich.console import Console
     from rich.markup import escape
     from rich.progress import track
@@ -280,7 +279,7 @@ def imagine(
     console.print(
         f"Imagined {escape(path_chosen.description)}: {pixel_shares(imagined)}; now {point_counts(world.cloud)}"
     )
-    if blocked := describe_blocked(np.array([view.blocked for view in imagined]), clearance):
+    if blocked := describe_blocked([view.blocked for view in imagined], clearance):
         console.print(f"[yellow]{escape(blocked)}[/]", highlight=False)
     estimated_count = sum(bool(view.estimated_mask.any()) for view in remembered)
     note = f" ({estimated_count} with estimated depth)" if estimated_count else ""

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from worldstereo_ros.cli.options import INPUT, OUTPUT, PATH, DepthModel, Device, Model, Out, Prompt, Seed, Variant
 from worldstereo_ros.utils.errors import InputError
-from worldstereo_ros.visualization.result_files import MAP_FILE
+from worldstereo_ros.visualization.result_files import IMAGINED_FOLDER, MAP_FILE
 from worldstereo_ros.weights.bundled import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from worldstereo_ros.panorama.imagine import ImaginedPanorama, ObservedPanorama
+
+PANORAMA_NAMES = (
+    "panorama.png", "observed.png", "estimated.png", "provenance.png", "distance.png", "sheet.png", "figures.json",
+    IMAGINED_FOLDER, MAP_FILE,
+)  # fmt: skip
 MAX_PANORAMA_PIXELS = 4096 * 2048  # views of 832 pixels for 120 degrees use less than half of this height
 
 
@@ -73,6 +80,7 @@ def panorama(
     from worldstereo_ros.imaging.image_checks import depth_to_counts
     from worldstereo_ros.io.images import write_image
     from worldstereo_ros.io.posed_sequences import write_sequence
+    from worldstereo_ros.io.results_folder import ResultsFolder
     from worldstereo_ros.io.view_labels import write_provenance
     from worldstereo_ros.panorama.imagine import imagine_panorama, observe_panorama
     from worldstereo_ros.pipelines.auto import load_pipeline
@@ -90,6 +98,7 @@ def panorama(
         )
     if distance is None and depth_model == NONE:
         raise InputError("There are no distances: --depth-model none estimates none. Give them with --distance.")
+    results = ResultsFolder(out, PANORAMA_NAMES, sources=[source, distance])
     image, notes = read_panorama(source)
     for note in notes:
         console.print(escape(note), highlight=False)
@@ -99,7 +108,7 @@ def panorama(
     world = WorldModel(pipeline, depth_estimator=estimator, device=device)
     with console.status("observing") as status:
         observed = observe_panorama(world, image, distances)
-        console.print(f"[bold]{source.name}[/]: {observed.views} views, {point_counts(world.cloud)}")
+        console.print(f"[bold]{escape(source.name)}[/]: {observed.views} views, {point_counts(world.cloud)}")
         if observed.estimated is not None:
             warning = estimated_distance_warning(observed.estimated, depth_model or BUNDLED_NETWORK)
             console.print(f"[yellow]{escape(warning)}[/]", highlight=False)
@@ -116,46 +125,57 @@ def panorama(
             on_step=lambda stage, step, steps: status.update(f"imagining: {stage} {step + 1} of {steps}"),
         )
     seconds = time.perf_counter() - start
-    out.mkdir(parents=True, exist_ok=True)
-    world.save(out / MAP_FILE)
     result = imagined.panorama
-    write_image(out / "panorama.png", result.image)
-    write_image(out / "observed.png", result.observed.astype(np.uint8) * 255)
-    write_image(out / "estimated.png", result.estimated.astype(np.uint8) * 255)
-    write_provenance(out / "provenance.png", result.provenance)
-    if result.distance is not None:
-        write_image(out / "distance.png", depth_to_counts(result.distance))
-    write_sequence(out / "imagined", imagined.views)
-    write_image(out / "sheet.png", panorama_sheet(image, imagined))
-    figures = {
-        "at": list(at),
-        "model": model,
-        "views": len(imagined.views),
-        "seconds": round(seconds, 2),
-        "observed": round(float(result.observed.mean()), 4),
-        "estimated": round(float(result.estimated.mean()), 4),
-    }
+    with results:
+        world.save(out / MAP_FILE)
+        write_image(out / "panorama.png", result.image)
+        write_image(out / "observed.png", result.observed.astype(np.uint8) * 255)
+        write_image(out / "estimated.png", result.estimated.astype(np.uint8) * 255)
+        write_provenance(out / "provenance.png", result.provenance)
+        if result.distance is not None:
+            write_image(out / "distance.png", depth_to_counts(result.distance))
+        write_sequence(out / IMAGINED_FOLDER, imagined.views)
+        write_image(out / "sheet.png", panorama_sheet(image, imagined))
+        write_json(out / "figures.json", _figures(imagined, observed, at=at, model=model, seconds=seconds))
     console.print(
         f"Of the panorama, {result.observed.mean():.0%} is observed, {result.estimated.mean():.0%} estimated, and "
         f"{1 - (result.observed | result.estimated).mean():.0%} imagined."
     )
-    if observed.estimated is not None and observed.estimated.agreement is not None:
-        figures["distance_agreement"] = asdict(observed.estimated.agreement)
     closure = imagined.closure
     if closure is not None:
-        figures |= {"seam": closure.seam, "joint": closure.inner, "ratio": closure.ratio}
         console.print(
             f"Closure of the ring of views: {closure.seam:.2f} grey levels of difference at the closing seam, "
             f"{closure.inner:.2f} at the other seams (ratio {closure.ratio:.2f})."
         )
         if closure.distance_seam is not None and closure.distance_inner is not None:
-            figures |= {"distance_seam": closure.distance_seam, "distance_joint": closure.distance_inner}
             console.print(
                 f"Distances differ by {closure.distance_seam:.1%} at the closing seam, by {closure.distance_inner:.1%} "
                 "at the other seams."
             )
-    write_json(out / "figures.json", figures)
-    console.print(f"See [bold]{out / 'sheet.png'}[/]; in the browser: worldstereo view {out / MAP_FILE}")
+    sheet, saved = escape(str(out / "sheet.png")), escape(str(out / MAP_FILE))
+    console.print(f"See [bold]{sheet}[/]; in the browser: worldstereo view {saved}")
+
+
+def _figures(
+    imagined: ImaginedPanorama, observed: ObservedPanorama, *, at: Sequence[float], model: str, seconds: float
+) -> dict[str, Any]:
+    """What figures.json holds."""
+    figures: dict[str, Any] = {
+        "at": list(at),
+        "model": model,
+        "views": len(imagined.views),
+        "seconds": round(seconds, 2),
+        "observed": round(float(imagined.panorama.observed.mean()), 4),
+        "estimated": round(float(imagined.panorama.estimated.mean()), 4),
+    }
+    if observed.estimated is not None and observed.estimated.agreement is not None:
+        figures["distance_agreement"] = asdict(observed.estimated.agreement)
+    closure = imagined.closure
+    if closure is not None:
+        figures |= {"seam": closure.seam, "joint": closure.inner, "ratio": closure.ratio}
+        if closure.distance_seam is not None and closure.distance_inner is not None:
+            figures |= {"distance_seam": closure.distance_seam, "distance_joint": closure.distance_inner}
+    return figures
 
 
 def read_panorama(path: Path) -> tuple[np.ndarray, list[str]]:

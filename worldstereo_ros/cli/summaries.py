@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
+    from rich.table import Table
 
     from worldstereo_ros.geometry.views import View
     from worldstereo_ros.memory.cloud import CloudMemory
@@ -75,3 +76,31 @@ def _confidence_sentence(confidence: np.ndarray | None, estimator: str) -> str:
         f"By its own confidence, {estimator} is within 25 % of the true distance for {confidence.mean():.0%} of the "
         "pixels."
     )
+
+
+def figures_table(figures: dict[str, Any]) -> Table:
+    """The figures of a demo as a table, a column for each pipeline."""
+    from rich.table import Table
+
+    columns = {figures["model"]: figures, **figures["beside"]}
+    table = Table("", *columns, box=None, show_header=len(columns) > 1, pad_edge=False)
+    labels = {
+        "views": "imagined views",
+        "observed_fraction": "fraction of observed pixels",
+        "estimated_fraction": "fraction of estimated pixels",
+        "psnr": "PSNR, all pixels (dB)",
+        "ssim": "SSIM",
+        "psnr_observed": "PSNR, observed pixels (dB)",
+        "psnr_estimated": "PSNR, estimated pixels (dB)",
+        "psnr_imagined": "PSNR, imagined pixels (dB)",
+        "points": "points in the cloud",
+        "points_observed": "  observed",
+        "points_estimated": "  estimated",
+        "seconds_to_first_view": "seconds to the first view",
+        "seconds_per_view": "seconds per view",
+        "seconds_in_all": "seconds in total",
+    }
+    for name, label in labels.items():
+        if figures.get(name) is not None:
+            table.add_row(label, *(str(column.get(name, "")) for column in columns.values()))
+    return table

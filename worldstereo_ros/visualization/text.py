@@ -29,9 +29,14 @@ def draw_text(
         colour: RGB, 0 to 255.
         weight: thickness of the strokes in pixels.
     """
-    cv2.putText(image, text, position, _FONT, size, tuple(colour), weight, cv2.LINE_AA)
+    cv2.putText(image, _ascii(text), position, _FONT, size, tuple(colour), weight, cv2.LINE_AA)
 
 
 def text_width(text: str, size: float = 0.46, weight: int = 1) -> int:
     """Width in pixels of a line that `draw_text` draws."""
-    return cv2.getTextSize(text, _FONT, size, weight)[0][0]
+    return cv2.getTextSize(_ascii(text), _FONT, size, weight)[0][0]
+
+
+def _ascii(text: str) -> str:
+    # The font has no other characters, and OpenCV ends the process on parts of names that are not UTF-8.
+    return text.encode("ascii", errors="replace").decode()
