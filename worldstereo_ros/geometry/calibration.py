@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from worldstereo_ros.geometry.cameras import Camera
+from worldstereo_ros.geometry.windows import largest_window
 from worldstereo_ros.utils.errors import InputError
 
 RECTIFIED_CHOICES = ("auto", "true", "false")
@@ -239,24 +240,4 @@ def _valid_window(
         rows, columns = np.nonzero(inside)
         centre = np.hypot(columns - camera.cx, rows - camera.cy).argmin()
         inside = labels == labels[rows[centre], columns[centre]]
-    return _largest_rectangle(inside)
-
-
-def _largest_rectangle(valid: np.ndarray) -> tuple[slice, slice]:
-    """Rows and columns of the largest rectangle of True pixels in a mask (H, W); empty slices if there is none."""
-    if valid.all():
-        return slice(0, valid.shape[0]), slice(0, valid.shape[1])
-    best, found = 0, (slice(0, 0), slice(0, 0))
-    heights = np.zeros(valid.shape[1], dtype=np.int64)
-    for row in range(valid.shape[0]):
-        heights = np.where(valid[row], heights + 1, 0)
-        stack: list[tuple[int, int]] = []  # (first column, height) of the bars that go on, heights ascending
-        for column, height in enumerate([*heights.tolist(), 0]):
-            first = column
-            while stack and stack[-1][1] >= height:
-                first, tall = stack.pop()
-                if tall * (column - first) > best:
-                    best = tall * (column - first)
-                    found = slice(row + 1 - tall, row + 1), slice(first, column)
-            stack.append((first, height))
-    return found
+    return largest_window(inside)

@@ -2,12 +2,14 @@
 
 Such a border is not part of the place: warped into other views it becomes a streak. It is cut off only if it cannot be
 a bright ceiling or a dark floor: constant extreme colour over the whole length of the side, a sharp end parallel to the
-side, and the same colour on the opposite side too. Curved black borders of undistorted images are not recognised.
+side, and the same colour on the opposite side too. For curved black borders see `curved_borders`.
 """
 
 from __future__ import annotations
 
 import numpy as np
+
+from worldstereo_ros.imaging.curved_borders import inside_curved_border
 
 MAX_BORDER = 0.08  # of the width or height, on each side
 MIN_BORDER_PX = 2
@@ -36,6 +38,9 @@ def valid_area(image: np.ndarray) -> tuple[slice, slice]:
     whole = slice(0, height), slice(0, width)
     if min(height, width) < MIN_SIZE_PX:
         return whole
+    curved = inside_curved_border(image)
+    if curved != whole:
+        return curved
     columns = image.swapaxes(0, 1)
     sides = [image, image[::-1], columns, columns[::-1]]  # lines from each side inwards: top, bottom, left, right
     colours = [_border_colour(lines[0]) for lines in sides]
