@@ -91,7 +91,7 @@ INVALID_MESSAGES = {
     "2 K is NaN": (_info(_set_k(4, math.nan)), "camera_info", "finite"),
     "2 distortion unknown": (_info(_fields(distortion_model="own", d=[0.1, 0.2])), "camera_info", "'own'"),
     "2 other size": (_info(_fields(width=640, height=480)), "image", "640x480"),
-    "3 unknown encoding": (_image(_fields(encoding="yuv422")), "image", "yuv422"),
+    "3 unknown encoding": (_image(_fields(encoding="8SC3")), "image", "8SC3"),
     "3 depth as image": (_image(_fields(encoding="16UC1")), "image", "16UC1"),
     "3 colour as depth": (_depth(_fields(encoding="rgb8")), "depth", "rgb8"),
     "3 step too short": (_image(_fields(step=10)), "image", "step"),

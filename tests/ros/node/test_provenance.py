@@ -249,6 +249,7 @@ def test_identical_frames_support_no_more_than_one(empty, path):
     if path == "sideways":
         for index, pose in enumerate(goal.path.poses):
             pose.pose.position.y = 0.1 * index
+            pose.pose.orientation.w = -1.0  # 0 0 0 1 would be no heading
 
     def observe() -> None:
         taken = robot.observations_taken()
