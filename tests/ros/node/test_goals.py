@@ -192,6 +192,7 @@ def test_remembered_views_are_in_imagined_map_only(geometric):
     goal = robot.goal(length=0.0, poses=3, remember=True)
     for index, pose in enumerate(goal.path.poses):
         pose.pose.position.y = 0.3 * index
+        pose.pose.orientation.w = -1.0  # 0 0 0 1 would be no heading
     status, _ = robot.imagine(goal)
     assert status == SUCCEEDED
     assert wait_for(lambda: imagined[-1].width > 0)
