@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -62,8 +62,8 @@ def blocked_poses(cloud: CloudMemory, world_from_camera: np.ndarray, clearance: 
     return blocked
 
 
-def describe_blocked(blocked: np.ndarray, clearance: float = PATH_CLEARANCE_M) -> str:
-    """A sentence that names the blocked poses (F,) bool of a path, counted from 0; empty if there are none."""
+def describe_blocked(blocked: Sequence[bool] | np.ndarray, clearance: float = PATH_CLEARANCE_M) -> str:
+    """A sentence that names the blocked poses of a path, counted from 0; empty if there are none."""
     index = np.flatnonzero(blocked)
     if not len(index):
         return ""

@@ -6,6 +6,7 @@ import array
 import dataclasses
 import io
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -348,6 +349,8 @@ def test_views_survive_the_message():
     for name in ("confidence", "depth_confidence"):
         np.testing.assert_allclose(getattr(back, name), getattr(view, name), atol=0.51 / 255, err_msg=name)
     plain = messages.view_from_message(messages.view_message(imagined(), HEADER, "map"))
+    assert not plain.blocked
+    assert messages.view_from_message(messages.view_message(replace(view, blocked=True), HEADER, "map")).blocked
     assert plain.estimated is plain.confidence is plain.depth_confidence is None
     assert not plain.observed.any()
 

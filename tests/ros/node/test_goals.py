@@ -76,6 +76,7 @@ def test_goal_publishes_every_output(geometric):
     assert 0.3 < result.observed_fraction <= 1.0
     assert result.estimated_fraction < 0.05  # all depth was measured; gaps of it between surfaces are estimated
     assert 0 < result.seconds_to_first <= result.seconds
+    assert list(result.blocked) == [False] * 5
     assert feedback[0].stage == "waiting"
     assert {item.stage for item in feedback} >= {"rendering", "imagining"}
     assert [item.views_done for item in feedback] == sorted(item.views_done for item in feedback)
@@ -123,6 +124,18 @@ def test_goal_publishes_every_output(geometric):
     sent = [t for message in transforms for t in message.transforms if t.child_frame_id == "imagined_camera"]
     assert len(sent) >= 5
     assert sent[0].header.frame_id == "map"
+
+
+def test_goal_through_an_observed_box_says_which_poses_are_blocked(geometric):
+    """A box is 1.4 m ahead, which hides the wall behind it; the poses are 1 m apart."""
+    _, robot = geometric
+    views = robot.subscribe(f"{NODE}/view", ImaginedView, qos.VIEW)
+    time.sleep(0.3)  # discovery
+    status, result = robot.result(robot.send(robot.goal(length=4.0, poses=5)))
+    assert status == SUCCEEDED
+    assert list(result.blocked) == [False, False, True, False, False]
+    assert wait_for(lambda: len(views) >= 5)
+    assert [view.blocked for view in views] == list(result.blocked)
 
 
 def test_map_is_in_world_frame(geometric):

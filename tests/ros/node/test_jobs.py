@@ -274,7 +274,7 @@ class StubView:
     count = 3
 
     def __init__(self, index: int) -> None:
-        self.index = index
+        self.index, self.blocked = index, index == 1
 
     def __str__(self) -> str:
         return str(self.index)
@@ -330,6 +330,7 @@ def test_work_runs_in_order_of_arrival(worker_setup):
     assert lines[2] == f"ended {VIEW_ORIGIN} NONE"
     assert [result.views_done for result in results] == [3, 3]
     assert results[0].coverage == 0.5
+    assert results[0].blocked == (False, True, False)
 
 
 def test_newer_path_supersedes_older_ones(worker_setup):

@@ -304,7 +304,7 @@ def view_message(
     message.image, message.depth, message.observed = images.image, images.depth, images.observed
     message.coverage = view.coverage
     message.observed_fraction, message.estimated_fraction = view.observed_fraction, view.estimated_fraction
-    message.index, message.count = view.index, view.count
+    message.index, message.count, message.blocked = view.index, view.count, view.blocked
     message.confidence, message.depth_confidence = images.confidence, images.depth_confidence
     message.provenance = images.provenance
     return message
@@ -335,4 +335,5 @@ def view_from_message(message: ImaginedViewMessage, conditioning: np.ndarray | N
         conditioning=conditioning,
         index=message.index,
         count=message.count,
+        blocked=message.blocked,
     )

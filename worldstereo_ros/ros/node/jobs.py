@@ -12,6 +12,7 @@ from typing import Generic, TypeVar
 import numpy as np
 
 from worldstereo_ros.geometry.views import ImaginedView
+from worldstereo_ros.memory.path_clearance import PATH_CLEARANCE_M
 from worldstereo_ros.pipelines.base import Cancelled
 from worldstereo_ros.utils.errors import WorldStereoError
 
@@ -42,6 +43,7 @@ class JobResult:
         code, message: NONE and empty if the job succeeded.
         views_done: number of finished views.
         coverage, observed_fraction, estimated_fraction: means over the finished views, 0..1.
+        blocked: of each finished view, see `ImaginedView.blocked`.
         seconds: time from acceptance to the end. seconds_to_first: time from acceptance to the first view; 0 if there
             is none.
         view: the last finished view.
@@ -53,6 +55,7 @@ class JobResult:
     coverage: float = 0.0
     observed_fraction: float = 0.0
     estimated_fraction: float = 0.0
+    blocked: tuple[bool, ...] = ()
     seconds: float = 0.0
     seconds_to_first: float = 0.0
     view: ImaginedView | None = None
@@ -88,6 +91,7 @@ class Job:
         origin: which interface and client requested it, for the log.
         timeout: seconds from now until it is ended with TIMEOUT.
         prompt, seed, remember: as in ImaginePath.
+        clearance: distance of the path from observed surfaces, metres; views that are closer are blocked.
         on_progress: called with the progress after each step, on the worker's thread.
         on_end: called once with the result, on the thread that ends the job.
 
@@ -106,17 +110,19 @@ class Job:
         prompt: str = "",
         seed: int = 0,
         remember: bool = False,
+        clearance: float = PATH_CLEARANCE_M,
         on_progress: Callable[[Progress], None] | None = None,
         on_end: Callable[[JobResult], None] | None = None,
     ) -> None:
         self.world_from_camera = world_from_camera
         self.origin = origin
-        self.prompt, self.seed, self.remember = prompt, seed, remember
+        self.prompt, self.seed, self.remember, self.clearance = prompt, seed, remember, clearance
         self.accepted_at = time.monotonic()
         self.timeout = timeout
         self.deadline = self.accepted_at + timeout
         self.views_done = 0
         self._coverage_sum = self._observed_sum = self._estimated_sum = 0.0
+        self._blocked: list[bool] = []
         self._seconds_to_first: float | None = None
         self._last_view: ImaginedView | None = None
         self._on_progress, self._on_end = on_progress, on_end
@@ -134,6 +140,11 @@ class Job:
         """(coverage, observed fraction, estimated fraction): means over the finished views, 0 without one."""
         count = max(self.views_done, 1)
         return self._coverage_sum / count, self._observed_sum / count, self._estimated_sum / count
+
+    @property
+    def blocked(self) -> tuple[bool, ...]:
+        """Of each finished view whether its pose is blocked."""
+        return tuple(self._blocked)
 
     @property
     def ended(self) -> bool:
@@ -170,6 +181,7 @@ class Job:
         self._coverage_sum += view.coverage
         self._observed_sum += view.observed_fraction
         self._estimated_sum += view.estimated_fraction
+        self._blocked.append(view.blocked)
         self._last_view = view
         if self._seconds_to_first is None:
             self._seconds_to_first = time.monotonic() - self.accepted_at
@@ -200,6 +212,7 @@ class Job:
             coverage=coverage,
             observed_fraction=observed_fraction,
             estimated_fraction=estimated_fraction,
+            blocked=self.blocked,
             seconds=time.monotonic() - self.accepted_at,
             seconds_to_first=self._seconds_to_first or 0.0,
             view=self._last_view,

@@ -126,6 +126,14 @@ class NodeParameters:
         "and all its orientations are the identity, as plans of NavFn are; the first and the last pose may have one).",
         choices=("auto", "pose", "tangent"),
     )
+    path_clearance: float = _row(
+        0.05,
+        "Distance that the camera keeps from observed surfaces; views whose pose is closer, or is reached only through "
+        "such a surface, are reported as blocked.",
+        unit="m",
+        low=0.001,
+        high=10.0,
+    )
     pose_source: str = _row(
         "auto",
         "Source of the pose of each image: tf, topic (pose), auto (tf, else topic), or fixed (a robot that never "

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.views import ImaginedView
+from worldstereo_ros.memory.path_clearance import describe_blocked
 from worldstereo_ros.ros.node.activity_log import JobLog, ObservationLog
 from worldstereo_ros.ros.node.diagnostics import NodeDiagnostics
 from worldstereo_ros.ros.node.jobs import VIEW_ORIGIN, ErrorCode, Job, JobRejectedError, JobResult
@@ -111,6 +112,8 @@ class WorkerEventHandler:
         if self.publishers is not None:
             self.publishers.memory_changed()
         self._job_log.on_ended(job, result, seconds)
+        if text := describe_blocked(job.blocked, job.clearance):
+            self._diagnostics.warn(text, key="blocked")
 
     def on_fault(self, where: str, error: Exception) -> None:
         """Counts and logs an unexpected exception."""
