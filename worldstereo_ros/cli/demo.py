@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from worldstereo_ros.cli.options import INPUT, MODEL, PATH, Out
+from worldstereo_ros.cli.recording_options import CameraAxes, DepthUnit, Rectified, Tolerance, check_no_bag_options
 from worldstereo_ros.utils.atomic_files import write_text
-from worldstereo_ros.utils.errors import WorldStereoError
+from worldstereo_ros.utils.errors import InputError, WorldStereoError
 from worldstereo_ros.utils.resources import find_resource
 from worldstereo_ros.visualization.result_files import MAP_FILE, RESULT_NAMES
 from worldstereo_ros.weights.bundled import BUNDLED, DEFAULT_MODEL, bundled_folder
@@ -60,6 +61,10 @@ def demo(
             rich_help_panel=INPUT,
         ),
     ] = None,
+    depth_unit: DepthUnit = "auto",
+    tolerance: Tolerance = 0.03,
+    rectified: Rectified = "auto",
+    camera_axes: CameraAxes = "auto",
     scene: Annotated[
         str,
         typer.Option(
@@ -94,7 +99,14 @@ def demo(
     figures.json, node.log, and the folders imagined/ and observed/ (posed sequences) and bag/ (an MCAP bag of all that
     was published). Results of an earlier run there are replaced; a file that no run wrote is never removed.
     """
-    run_demo(out, sequence=sequence, bag=bag, scene=scene, seed=seed, views=views, model=model)
+    options = {"tolerance": tolerance, "rectified": rectified, "camera_axes": camera_axes}
+    if bag is None:
+        check_no_bag_options(options)
+        options = {}
+    if depth_unit != "auto" and bag is None and sequence is None:
+        raise InputError("--depth-unit is of recordings; name one with --bag or --sequence, or remove it.")
+    options |= {"depth_unit": depth_unit}
+    run_demo(out, sequence=sequence, bag=bag, scene=scene, seed=seed, views=views, model=model, source_options=options)
 
 
 def run_demo(
@@ -106,6 +118,7 @@ def run_demo(
     seed: int = 0,
     views: int = 24,
     model: str = DEFAULT_MODEL,
+    source_options: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Runs the demo over the real middleware and writes its results to a folder.
 
@@ -120,6 +133,7 @@ def run_demo(
         seed: random seed of the procedural world.
         views: number of views to imagine.
         model: pipeline of the node.
+        source_options: keyword arguments of `sequence_scenario` or `bag_scenario`.
 
     Returns:
         The figures, as in figures.json.
@@ -133,6 +147,7 @@ def run_demo(
     from rich.markup import escape
 
     from worldstereo_ros.cli.summaries import figures_table
+    from worldstereo_ros.geometry.depth_units import check_depth
     from worldstereo_ros.io.results_folder import ResultsFolder
 
     try:
@@ -145,8 +160,10 @@ def run_demo(
     # Before minutes of computing; the node is given an absolute path.
     results = ResultsFolder(out.absolute(), DEMO_NAMES, sources=[sequence, bag])
     with console.status("preparing the scenario ..."):
-        scenario = _make_scenario(sequence, bag, scene, seed, views)
+        scenario = _make_scenario(sequence, bag, scene, seed, views, source_options or {})
     console.print(f"[bold]{escape(scenario.title)}[/]")
+    if warning := check_depth(scenario.observed_views, "The depth", "--depth-unit"):
+        console.print(f"[yellow]{escape(warning)}[/]", highlight=False)
     with results:
         figures = _run_scenario(scenario, results.path, model, console, begin)
     console.print(figures_table(figures))
@@ -217,13 +234,15 @@ def _run_scenario(scenario: DemoScenario, out: Path, model: str, console: Consol
     return figures
 
 
-def _make_scenario(sequence: Path | None, bag: Path | None, scene: str, seed: int, views: int) -> DemoScenario:
+def _make_scenario(
+    sequence: Path | None, bag: Path | None, scene: str, seed: int, views: int, source_options: Mapping[str, Any]
+) -> DemoScenario:
     from worldstereo_ros.evaluation.demo_scenarios import bag_scenario, scene_scenario, sequence_scenario
 
     if sequence is not None:
-        return sequence_scenario(sequence, views)
+        return sequence_scenario(sequence, views, **source_options)
     if bag is not None:
-        return bag_scenario(bag, views)
+        return bag_scenario(bag, views, **source_options)
     return scene_scenario(scene, seed, views)
 
 

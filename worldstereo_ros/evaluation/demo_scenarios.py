@@ -6,12 +6,14 @@ A scenario comes from a procedural world, a posed RGB-D sequence, or a bag.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from worldstereo_ros.geometry.cameras import Camera
+from worldstereo_ros.geometry.depth_units import parse_depth_unit
 from worldstereo_ros.geometry.poses import interpolate_poses
 from worldstereo_ros.geometry.views import View
 from worldstereo_ros.scenes.raytracing.render import render_scene, render_view
@@ -69,15 +71,23 @@ def scene_scenario(
     )
 
 
-def sequence_scenario(folder: Path, views: int, *, observed_count: int = 12) -> DemoScenario:
+def sequence_scenario(folder: Path, views: int, *, observed_count: int = 12, depth_unit: str = "auto") -> DemoScenario:
     """Evenly spaced frames of a posed RGB-D sequence are observed, frames between them are imagined.
 
+    Args:
+        folder: the sequence.
+        views: poses of the path.
+        observed_count: number of observed views.
+        depth_unit: see `geometry.depth_units.parse_depth_unit`.
+
     Raises:
-        InputError: the sequence has no depth, no poses, or too few frames.
+        InputError: the sequence has no depth, no poses, or too few frames, or its unit is arbitrary.
     """
     from worldstereo_ros.io.datasets import open_sequence
 
     sequence = open_sequence(folder)
+    if (metres_per_count := parse_depth_unit(depth_unit)) is not None:
+        sequence = replace(sequence, depth_scale=1 / metres_per_count)
     if not (sequence.has_depth and sequence.posed):
         raise InputError(f"{folder} has no depth or no poses; the demo needs a posed RGB-D sequence.")
     if not sequence.metric:
@@ -88,24 +98,16 @@ def sequence_scenario(folder: Path, views: int, *, observed_count: int = 12) -> 
     return _held_out(folder.name, list(range(len(sequence))), lambda i: sequence[i], views, observed_count)
 
 
-def bag_scenario(
-    bag: Path,
-    views: int,
-    *,
-    observed_count: int = 12,
-    image_topic: str = "",
-    depth_topic: str = "",
-    camera_info_topic: str = "",
-    pose_topic: str = "",
-) -> DemoScenario:
-    """The same as `sequence_scenario` for the RGB-D frames of a bag; topics as in `io.bags.views.read_views`."""
+def bag_scenario(bag: Path, views: int, *, observed_count: int = 12, **options: Any) -> DemoScenario:
+    """The same as `sequence_scenario` for the RGB-D frames of a bag; `options` are those of `io.bags.views.read_views`.
+
+    Raises:
+        BagError: see `read_views`.
+        InputError: the bag has too few frames, or an option is invalid.
+    """
     from worldstereo_ros.io.bags.views import read_views
 
-    frames = list(
-        read_views(
-            bag, image_topic, depth_topic=depth_topic, camera_info_topic=camera_info_topic, pose_topic=pose_topic
-        )
-    )
+    frames = list(read_views(bag, **options))
     return _held_out(bag.name, list(range(len(frames))), lambda i: frames[i], views, observed_count)
 
 
