@@ -77,3 +77,20 @@ def test_a_path_without_length_is_one_view(sequence, tmp_path):
     assert "1 view instead of 9, since the 4 poses of" in text
     assert len(open_sequence(tmp_path / "out" / "imagined")) == 1
     assert "The distance is 0" in fail("imagine", sequence, "--distance", "0", "--out", tmp_path / "no")
+
+
+def test_a_damaged_frame_is_left_out_and_counted(sequence, tmp_path):
+    frames = sorted((sequence / "frames").iterdir())
+    frames[0].write_bytes(frames[0].read_bytes()[:200])
+    text = run(*IMAGINE, sequence, "--observations", "2", "--out", tmp_path / "out")
+    assert "1 damaged frame left out. The first: " in text
+    assert frames[0].name in text.replace(" ", "")
+    observed = open_sequence(tmp_path / "out" / "observed")
+    views = textured_wall_views()
+    expected = [views[1].world_from_camera, views[-1].world_from_camera]
+    np.testing.assert_allclose(observed.poses, expected, atol=1e-6)
+    assert "damaged" in fail(*IMAGINE, sequence, "--observe", "0", "--out", tmp_path / "no")
+    for frame in frames:
+        frame.write_bytes(frame.read_bytes()[:200])
+    failed = fail(*IMAGINE, sequence, "--out", tmp_path / "no")
+    assert f"None of the {len(frames)} frames" in failed

@@ -138,7 +138,7 @@ def read_source(
     notes: list[str] = []
     chosen = _choose_frames(sequence, path, observations, frames, notes)
     camera, camera_origin = _choose_camera(sequence, path, fov, notes)
-    views = [sequence[position] for position in chosen]
+    views = _load(sequence, chosen, bool(frames), notes)
     if not views[0].metric:
         notes.append(
             f"The unit of {path.name} is arbitrary: its lengths, --distance and --clearance are not in metres."
@@ -207,6 +207,36 @@ def _choose_frames(
     return chosen
 
 
+def _load(sequence: ViewSequence, chosen: list[int], named: bool, notes: list[str]) -> list[View]:
+    """The views at these positions. The next frame takes the place of a damaged one, unless the user `named` them.
+
+    Raises:
+        DatasetError: a named frame is damaged, or all are.
+    """
+    from worldstereo_ros.io.files import DatasetError
+
+    views: list[View] = []
+    first_reason, damaged, taken = "", 0, set(chosen)
+    for position in chosen:
+        for candidate in [position, *range(position + 1, len(sequence))]:
+            if candidate != position and candidate in taken:
+                continue
+            taken.add(candidate)
+            try:
+                views.append(sequence[candidate])
+                break
+            except DatasetError as error:
+                if named or len(sequence) == 1:
+                    raise
+                damaged += 1
+                first_reason = first_reason or str(error)
+    if not views:
+        raise DatasetError(f"None of the {damaged} frames that were tried can be read. The first: {first_reason}")
+    if damaged:
+        notes.append(f"{damaged} damaged frame{'s' if damaged > 1 else ''} left out. The first: {first_reason}")
+    return views
+
+
 def _choose_camera(
     sequence: ViewSequence, path: Path, fov: float | None, notes: list[str]
 ) -> tuple[Camera | None, str]:
@@ -268,6 +298,8 @@ def resize_views(views: Sequence[View], size: str, *, photo: bool, notes: list[s
         target = wanted or came
         if not size:
             target = reduced_size(came, MAX_PHOTO_PIXELS if photo else MAX_VIEW_PIXELS)
+        if min(came) < MIN_SIDE:
+            raise InputError(f"An image is {came[0]}x{came[1]}; at least {MIN_SIDE} pixels a side were expected.")
         resized.append(view.resized(*target))
     reduced = [i for i, view in enumerate(views) if view.camera != resized[i].camera]
     if reduced and not size:
