@@ -14,6 +14,7 @@ WITHOUT_PROCESSES = {
     "test_pose_resolver.py",
     "test_subscriptions.py",
     "test_tf_buffer.py",
+    "test_thin_images.py",
     "test_worker_events.py",
 }
 
