@@ -84,11 +84,11 @@ class Insertion(NamedTuple):
 
 
 class _Link(NamedTuple):
-    """A step from a frame to its parent at a time; `index` of the sample, -1 for a static transform."""
+    """A step from a frame to its parent at a time; `sample` of the track, -1 for the static transform."""
 
     child: str
     track: TransformTrack
-    index: int
+    sample: int
 
 
 class TransformBuffer:
@@ -307,16 +307,15 @@ def _end(links: list[_Link], start: str) -> str:
     """The frame that the steps lead to."""
     if not links:
         return start
-    _, track, index = links[-1]
-    return track.static[0] if index < 0 and track.static is not None else track.parents[index]
+    _, track, sample = links[-1]
+    return track.newest_parent if sample < 0 else track.parents[sample]
 
 
 def _compose(links: list[_Link], stamp_ns: int) -> np.ndarray:
     """Product of the transforms of `links`, ordered from the leaf to the common frame."""
     pose = np.eye(4)
-    for _, track, index in links:
-        static = index < 0 and track.static is not None
-        pose = (track.static[1] if static else track.matrix_at(index, stamp_ns)) @ pose
+    for _, track, sample in links:
+        pose = track.matrix_at(sample, stamp_ns) @ pose
     return pose
 
 

@@ -73,11 +73,13 @@ class TransformTrack:
         return index
 
     def matrix_at(self, index: int, stamp_ns: int) -> np.ndarray:
-        """parent_from_child (4, 4) at a time, between the sample `index` and the next one.
+        """parent_from_child (4, 4) at a time, between the sample `index` and the next one; -1 = the static transform.
 
         Where the parent changes in between, the earlier sample is taken as it is, as tf2 does: two samples in different
         frames cannot be interpolated.
         """
+        if index < 0 and self.static is not None:
+            return self.static[1]
         before = np.array(self._values[NUMBERS * index : NUMBERS * (index + 1)])
         if self.stamps[index] == stamp_ns or self.parents[index] != self.parents[index + 1]:
             return transform_from_pq(before)
