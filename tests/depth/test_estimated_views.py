@@ -100,7 +100,9 @@ def test_imagined_memory_does_not_determine_the_scale():
 
 
 def test_without_an_estimator_the_error_says_what_to_do():
-    with pytest.raises(ValueError, match=r"no depth estimator is loaded.*depth_model"):
+    with pytest.raises(
+        ValueError, match=r"no depth estimator is loaded.*depth_model.*WorldModel\(depth_estimator=\.\.\.\)"
+    ):
         with_estimated_depth(photo(), None, CloudMemory(VOXEL))
 
 

@@ -109,7 +109,8 @@ def observe_panorama(
         if world.depth_estimator is None:
             raise InputError(
                 "The panorama has no distances and no depth estimator is loaded. Send distances, or choose a model "
-                "that estimates them (parameter `depth_model`)."
+                "that estimates them: the parameter `depth_model` of the node, or from Python "
+                "WorldModel(depth_estimator=...), see load_depth_estimator."
             )
         estimated = panorama_distance(image, world.depth_estimator)
         estimated = replace(estimated, distance=_scale_to_memory(estimated.distance, world, pose))
