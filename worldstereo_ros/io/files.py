@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from worldstereo_ros.utils.errors import WorldStereoError
+from worldstereo_ros.utils.file_kinds import explain_unreadable
 
 MAX_TEXT_BYTES = 64 * 2**20
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
@@ -30,7 +31,8 @@ def read_text(path: Path) -> str:
     except FileNotFoundError:
         raise DatasetError(f"The file {path} does not exist.") from None
     except UnicodeDecodeError:
-        raise DatasetError(f"{path} is not a UTF-8 text file.") from None
+        why = explain_unreadable(path, "text")
+        raise DatasetError(f"{path} is not a UTF-8 text file. {why}".rstrip()) from None
     except OSError as error:
         raise DatasetError(f"{path} cannot be read: {error.strerror}.") from error
 
@@ -40,7 +42,8 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(read_text(path))
     except (json.JSONDecodeError, RecursionError) as error:
-        raise DatasetError(f"{path} is not valid JSON: {error}.") from error
+        why = explain_unreadable(path, "text")
+        raise DatasetError(f"{path} is not valid JSON: {error}. {why}".rstrip()) from error
     if not isinstance(content, dict):
         raise DatasetError(f"{path} contains a {type(content).__name__}; a JSON object was expected.")
     return content

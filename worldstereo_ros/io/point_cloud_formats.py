@@ -14,6 +14,7 @@ import numpy as np
 
 from worldstereo_ros.utils.atomic_files import atomic_file, readable_path
 from worldstereo_ros.utils.errors import WorldStereoError
+from worldstereo_ros.utils.file_kinds import explain_unreadable
 
 SUFFIXES = (".ply", ".pcd")
 MAX_POINTS = 100_000_000
@@ -136,7 +137,8 @@ def _parse_ply_header(file: BinaryIO, path: Path) -> tuple[str, int, list[tuple[
     while not lines or lines[-1] != ["end_header"]:
         line = file.readline(MAX_HEADER_BYTES)
         if not line.endswith(b"\n") or file.tell() > MAX_HEADER_BYTES or (not lines and line.strip() != b"ply"):
-            raise CloudFileError(f"{path} has no PLY header, so it is not a point cloud.")
+            why = explain_unreadable(path, "ply", "text")
+            raise CloudFileError(f"{path} has no PLY header, so it is not a point cloud. {why}".rstrip())
         lines.append(line.decode("latin-1").split())
     kind = next((words[1] for words in lines if words[:1] == ["format"] and len(words) > 1), "")
     elements = [at for at, words in enumerate(lines) if words[:1] == ["element"]]
@@ -163,7 +165,8 @@ def _read_pcd(path: Path) -> Columns:
     words = {line.split()[0]: line.split()[1:] for line in header[:at].decode("latin-1").splitlines() if line.split()}
     data = header[at + 6 :].split(b"\n", 1)[0].strip()
     if at < 0 or len(words.get("POINTS", [])) != 1 or not words["POINTS"][0].isdigit():
-        raise CloudFileError(f"{path} has no PCD header, so it is not a point cloud.")
+        why = explain_unreadable(path, "text")
+        raise CloudFileError(f"{path} has no PCD header, so it is not a point cloud. {why}".rstrip())
     count = int(words["POINTS"][0])
     # LZF compresses repeated bytes by a factor of about 250 at most.
     _check_count(path, count, 250 * path.stat().st_size if data == b"binary_compressed" else path.stat().st_size, 6)

@@ -14,7 +14,7 @@ from PIL import Image
 from worldstereo_ros.imaging.codecs import ImageError, check_size
 from worldstereo_ros.io.files import DatasetError
 from worldstereo_ros.utils.atomic_files import atomic_path, readable_path, write_bytes
-from worldstereo_ros.utils.file_kinds import explain_unreadable
+from worldstereo_ros.utils.file_kinds import explain_unreadable, identify_file
 
 
 def write_video(path: Path, frames: Sequence[np.ndarray], fps: float = 8) -> None:
@@ -108,6 +108,9 @@ def _frame_count(capture: cv2.VideoCapture) -> int:
 def _open_capture(path: Path) -> cv2.VideoCapture:
     if not path.is_file():
         raise DatasetError(f"The file {path} does not exist.")
+    # A playlist is text that names other files and servers, whatever its suffix; FFmpeg would open them.
+    if identify_file(path).name in ("text", "html", "lfs-pointer", "empty"):
+        raise DatasetError(f"{path} is not a readable video. {explain_unreadable(path)}")
     with readable_path(path) as name:
         capture = cv2.VideoCapture(name)
     if not capture.isOpened():

@@ -27,6 +27,7 @@ import numpy as np
 from worldstereo_ros.memory._cloud_state import ARRAYS
 from worldstereo_ros.utils.atomic_files import WriteError, atomic_file
 from worldstereo_ros.utils.errors import WorldStereoError
+from worldstereo_ros.utils.file_kinds import explain_unreadable
 
 if TYPE_CHECKING:
     from worldstereo_ros.memory.bank import ViewBank
@@ -289,6 +290,8 @@ def read_archive(path: str | Path, *, max_bytes: int = MAX_BYTES) -> tuple[State
 def _read_header(file: BinaryIO, size: int, path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Returns (array descriptions in file order, manifest), verified, and leaves the file at the first array."""
     foreign = f"{path} is not a worldstereo_ros map"
+    if why := explain_unreadable(path, "safetensors", "empty", "zeros", "text"):
+        raise ArchiveError(f"{foreign}. {why}")
     prefix = file.read(8)
     if len(prefix) < 8:
         raise ArchiveError(f"The map {path} is truncated: it has {size} bytes.")
