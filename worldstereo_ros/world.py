@@ -192,7 +192,7 @@ class WorldModel:
 
         Raises:
             EmptyMemoryError: there is no observation yet.
-            InputError: the poses are not finite rigid transforms, or the clearance is not positive.
+            InputError: the poses are not finite rigid transforms, or the clearance is out of range.
             ModelError: the pipeline failed; raised while iterating.
         """
         poses = check_poses(world_from_camera)

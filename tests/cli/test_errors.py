@@ -35,6 +35,7 @@ from worldstereo_ros.utils.errors import InputError
         (["imagine", "--bag", "nowhere.mcap"], "does not exist"),
         (["export", "nowhere.wsmap", "a.ply"], "nowhere.wsmap"),
         (["view", "nowhere"], "nowhere"),
+        (["inspect", "geometric"], "nothing to inspect"),
         (["evaluate", "--data", "nowhere"], "nowhere"),
         (["evaluate", "--data", "nowhere", "--depth", "--protocol", "single"], "--depth evaluates depth only"),
         (["demo", "--sequence", "nowhere"], "nowhere"),

@@ -1,6 +1,7 @@
 """What `worldstereo imagine` observes, along which path, and what it says about both."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from worldstereo_ros.cli.main import app
-from worldstereo_ros.cli.sources import MAX_PHOTO_PIXELS, parse_frames, parse_size, resize_views
+from worldstereo_ros.cli.sources import MAX_PHOTO_PIXELS, Recording, parse_frames, parse_size, resize_views
 from worldstereo_ros.geometry.trajectories import trajectory
 from worldstereo_ros.io.datasets import open_sequence
 from worldstereo_ros.io.images import write_image
@@ -66,7 +67,9 @@ def test_observe_names_frames(sequence, tmp_path, frames, positions):
         (["--path", "sideways"], "not a path of in, which has none"),
         (["--distance", "nan"], "a number of metres was expected"),
         (["--path", "{seq}", "--distance", "2"], "has its own"),
-        (["--clearance", "-1"], "The clearance is -1.0"),
+        (["--clearance", "-1"], "The clearance is -1 m; more than 0"),
+        (["--clearance", "1e308"], "at most 100 was expected"),
+        (["--distance", "1e300"], "more than 1e+09 m from the origin"),
         (["--variant", "camera"], "has no networks, and --variant is for those"),
         (["--prompt", "a kitchen"], "has no networks, and --prompt is for those"),
     ],
@@ -198,17 +201,18 @@ def test_a_path_of_too_many_poses_is_refused(sequence, tmp_path):
 
 
 def test_an_unknown_path_lists_those_that_there_are(tmp_path):
-    write_image(tmp_path / "image.png", textured_wall_views()[0].image)
+    source = tmp_path / "in"
+    write_image(source / "image.png", textured_wall_views()[0].image)
     pose = [np.eye(4).tolist()] * 2
     content = {"extrinsic": pose, "intrinsic": [[50, 0, 40], [0, 50, 30], [0, 0, 1]]}
     for name in ("kitchen", "hall"):
-        (tmp_path / "renders" / name).mkdir(parents=True)
-        (tmp_path / "renders" / name / "camera.json").write_text(json.dumps(content))
-    code, text = _imagine(tmp_path, "--path", "cellar", "--out", tmp_path / "out")
+        (source / "renders" / name).mkdir(parents=True)
+        (source / "renders" / name / "camera.json").write_text(json.dumps(content))
+    code, text = _imagine(source, "--path", "cellar", "--out", tmp_path / "out")
     assert code == 1
     assert "(hall, kitchen)" in text
     (tmp_path / "empty").mkdir()
-    code, text = _imagine(tmp_path, "--path", tmp_path / "empty", "--out", tmp_path / "out")
+    code, text = _imagine(source, "--path", tmp_path / "empty", "--out", tmp_path / "out")
     assert code == 1
     assert "is a folder without poses.txt" in text
 
@@ -223,3 +227,44 @@ def test_blocked_poses_are_reported(sequence, tmp_path):
     assert results["blocked"] == [False, False, False, True, True, False, False]
     code, text = _imagine(sequence, *options, "--clearance", 1.1, "--out", tmp_path / "wide")
     assert json.loads((tmp_path / "wide" / "results.json").read_text())["blocked_count"] == 4
+
+
+# --- what is no source -----------------------------------------------------------------------------------------------
+
+
+def test_what_cannot_be_read_is_named(tmp_path):
+    _write_photo(tmp_path / "photo.jpg")
+    content = (tmp_path / "photo.jpg").read_bytes()
+    files = {
+        "cut.jpg": (content[:300], "It is damaged, or cut off"),
+        "late.jpg": (content[:-200], "is damaged"),
+        "empty.png": (b"", "It is an empty file"),
+        "phone.heic": (b"\0\0\0\x18ftypheic" + bytes(40), "HEIF (HEIC) photograph. Export it as JPEG."),
+        "a.gif": (b"GIF89a" + bytes(40), "Convert it to PNG or JPEG"),
+        "a.mp4": (b"<!doctype html><html></html>", "It is an HTML page"),
+    }
+    for name, (data, words) in files.items():
+        (tmp_path / name).write_bytes(data)
+        code, text = _imagine(tmp_path / name, "--out", tmp_path / "out")
+        assert code == 1, name
+        assert words in text, name
+    Image.new("RGB", (3, 1)).save(tmp_path / "thin.png")
+    code, text = _imagine(tmp_path / "thin.png", "--out", tmp_path / "out")
+    assert code == 1
+    assert "An image is 3x1; at least 16 pixels a side were expected." in text
+
+
+def test_observed_views_of_several_cameras_end_in_results(sequence, tmp_path, monkeypatch):
+    """A bag whose camera_info changes on the way."""
+    views = textured_wall_views()
+    zoomed = replace(views[3], camera=replace(views[3].camera, fx=2 * views[3].camera.fx, fy=2 * views[3].camera.fy))
+
+    def read_bag(*arguments, **options):
+        return Recording("bag", [*views[:3], zoomed], lambda name: None)
+
+    monkeypatch.setattr("worldstereo_ros.cli.sources.read_bag", read_bag)
+    (tmp_path / "bag").mkdir()
+    code, text = _imagine("--bag", tmp_path / "bag", "--views", 2, "--out", tmp_path / "out")
+    assert code == 0, text
+    assert "several cameras: observed/ gets the 1 of 4 observed views of the last one." in text
+    assert len(open_sequence(tmp_path / "out" / "observed")) == 1

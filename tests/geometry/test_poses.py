@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from worldstereo_ros.geometry.poses import estimate_up_direction, heading
+from worldstereo_ros.geometry.poses import check_poses, estimate_up_direction, heading
 from worldstereo_ros.geometry.trajectories import TRAJECTORIES, trajectory
+from worldstereo_ros.utils.errors import InputError
 
 DOWN = np.array([[0, -1, 0], [-1, 0, 0], [0, 0, -1]], dtype=float)  # x right = -y, top of the image = +x of the world
 
@@ -58,3 +59,8 @@ def test_trajectories_start_from_a_camera_that_looks_straight_down(name):
     poses = trajectory(name, _pose(DOWN), 5)
     assert np.isfinite(poses).all()
     np.testing.assert_allclose(poses[0], _pose(DOWN), atol=1e-12)
+
+
+def test_positions_that_no_path_leads_to_are_refused():
+    with pytest.raises(InputError, match="more than 1e\\+09 m from the origin in pose 1"):
+        check_poses(np.stack([np.eye(4), _pose(np.eye(3), (0, -1e300, 0))]))

@@ -20,7 +20,7 @@ from worldstereo_ros.cli.recording_options import (
     Tolerance,
 )
 from worldstereo_ros.utils.errors import InputError
-from worldstereo_ros.visualization.result_files import MAP_FILE, RESULT_NAMES, RESULTS_FILE
+from worldstereo_ros.visualization.result_files import MAP_FILE, OBSERVED_FOLDER, RESULT_NAMES, RESULTS_FILE
 from worldstereo_ros.weights.bundled import DEFAULT_MODEL
 
 if TYPE_CHECKING:
@@ -288,9 +288,17 @@ def imagine(
     observed_views = [
         now if now.camera == view.camera else view for now, view in zip(remembered, observed_views, strict=True)
     ]
+    # A recording may change its camera; a sequence has one.
+    written = [view for view in observed_views if view.camera == observed_views[-1].camera]
+    if len(written) < len(observed_views):
+        console.print(
+            f"The recording has several cameras: {OBSERVED_FOLDER}/ gets the {len(written)} of {len(observed_views)} "
+            "observed views of the last one.",
+            highlight=False,
+        )
     with results:
         world.save(out / MAP_FILE)
-        write_results(out, imagined, observed_views, world.cloud, title="worldstereo imagine", subtitle=subtitle)
+        write_results(out, imagined, written, world.cloud, title="worldstereo imagine", subtitle=subtitle)
         write_json(out / RESULTS_FILE, _results(recording, path, path_chosen, imagined, model, clearance))
     sheet = escape(str(out / "contact_sheet.png"))
     console.print(f"See [bold]{sheet}[/]; in the browser: worldstereo view {escape(str(out))}")

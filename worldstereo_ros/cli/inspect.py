@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from worldstereo_ros.cli.options import MODEL
+from worldstereo_ros.utils.errors import InputError
 
 
 def inspect(
@@ -31,6 +32,8 @@ def inspect(
     from worldstereo_ros.models import inspect_checkpoint, list_variants
     from worldstereo_ros.pipelines.auto import split_variant
 
+    if model == "geometric":
+        raise InputError("The pipeline geometric has no weights, so there is nothing to inspect.")
     all_usable = True
     model, variant = split_variant(model, variant)
     for index, name in enumerate([variant] if variant else list_variants(model) or [None]):

@@ -190,9 +190,10 @@ def _choose_frames(
         if missing:
             first, last = int(sequence.indices.min()), int(sequence.indices.max())
             gaps = "" if last - first + 1 == count else ", with gaps"
-            raise InputError(
-                f"{path} has no frame {missing[0]}; its {count} frames are {first} to {last}{gaps}. -1 is the last one."
+            frames_are = (
+                f"its only frame is {first}" if count == 1 else f"its {count} frames are {first} to {last}{gaps}"
             )
+            raise InputError(f"{path} has no frame {missing[0]}; {frames_are} {last}{gaps}. -1 is the last one.")
         chosen = [position[number] for number in frames]
     else:
         chosen = evenly_spaced_indices(count, observations or 1)

@@ -9,6 +9,7 @@ import numpy as np
 from worldstereo_ros.utils.errors import InputError
 
 MIN_MEAN_DIRECTION = 0.3  # length of the mean of unit vectors; those of shorter means point in no common direction
+MAX_COORDINATE_M = 1e9  # farther positions are errors; their squares would overflow
 MIN_HORIZONTAL = 1e-3  # horizontal part of a unit vector; less is vertical up to rounding
 
 
@@ -64,7 +65,8 @@ def check_poses(poses: np.ndarray, name: str = "The path") -> np.ndarray:
         name: subject of the error messages.
 
     Raises:
-        InputError: the array is empty or has another shape, a number is not finite, or a rotation is not orthonormal.
+        InputError: the array is empty or has another shape, a number is not finite, a position is farther than
+            `MAX_COORDINATE_M` from the origin, or a rotation is not orthonormal.
     """
     poses = np.asarray(poses, dtype=np.float64)
     if poses.ndim != 3 or poses.shape[1:] != (4, 4) or len(poses) == 0:
@@ -72,6 +74,9 @@ def check_poses(poses: np.ndarray, name: str = "The path") -> np.ndarray:
     if not np.isfinite(poses).all():
         bad = int(np.flatnonzero(~np.isfinite(poses).all(axis=(1, 2)))[0])
         raise InputError(f"{name} has a number that is not finite in pose {bad}.")
+    if np.abs(poses[:, :3, 3]).max() > MAX_COORDINATE_M:
+        bad = int(np.abs(poses[:, :3, 3]).max(axis=1).argmax())
+        raise InputError(f"{name} is more than {MAX_COORDINATE_M:.0e} m from the origin in pose {bad}.")
     gram = poses[:, :3, :3] @ poses[:, :3, :3].transpose(0, 2, 1)
     wrong = np.abs(gram - np.eye(3)).max(axis=(1, 2)) > 1e-3
     if wrong.any() or (np.linalg.det(poses[:, :3, :3]) < 0).any():

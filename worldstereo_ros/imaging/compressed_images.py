@@ -16,7 +16,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from worldstereo_ros.imaging.image_checks import MAX_PIXELS, ImageError, check_size, clean_depth, depth_from_counts
 from worldstereo_ros.imaging.pixel_formats import COLOUR_FORMATS, grey_to_8_bits
-from worldstereo_ros.utils.file_kinds import HEAD_BYTES, explain_kind, explain_unreadable, identify
+from worldstereo_ros.utils.file_kinds import HEAD_BYTES, explain_kind, explain_unreadable, identify, identify_file
 
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP")  # Pillow's names; MPO is opened as JPEG
 _KINDS = tuple(name.lower() for name in IMAGE_FORMATS)
@@ -65,9 +65,12 @@ def _why_not(source: bytes | memoryview | Path) -> str:
     """End of the sentence about bytes that no decoder opens."""
     if isinstance(source, Path):
         size, why = "", explain_unreadable(source, *_KINDS)
+        is_image = not why and source.is_file() and identify_file(source).name in _KINDS
     else:
-        head = bytes(memoryview(source)[:HEAD_BYTES])
-        size, why = f" ({len(source)} bytes)", explain_kind(identify(head, len(source)), *_KINDS)
+        kind = identify(bytes(memoryview(source)[:HEAD_BYTES]), len(source))
+        size, why, is_image = f" ({len(source)} bytes)", explain_kind(kind, *_KINDS), kind.name in _KINDS
+    if is_image:
+        why = "It is damaged, or cut off; fetch it again."
     return f"{size}. {why or 'JPEG, PNG, WebP, TIFF or BMP was expected.'}"
 
 

@@ -12,6 +12,7 @@ from worldstereo_ros.geometry.provenance import Provenance
 from worldstereo_ros.memory.cloud import CloudMemory
 from worldstereo_ros.utils.errors import InputError
 
+MAX_CLEARANCE_M = 100.0
 PATH_CLEARANCE_M = 0.05  # about the radius of a camera
 # Observed surface near the path that blocks it: part of its cross-section, at most an area. Single points in the air,
 # as depth sensors make them, block nothing; a pole of 2 cm blocks a robot.
@@ -38,10 +39,10 @@ def blocked_poses(cloud: CloudMemory, world_from_camera: np.ndarray, clearance: 
         pose before. A pose behind a wall that an earlier line passed through is not blocked by itself.
 
     Raises:
-        InputError: the poses are not finite rigid transforms, or the clearance is not a positive number.
+        InputError: the poses are not finite rigid transforms, or the clearance is out of range.
     """
-    if not (np.isfinite(clearance) and clearance > 0):
-        raise InputError(f"The clearance is {clearance}; a positive number of metres was expected.")
+    if not 0 < clearance <= MAX_CLEARANCE_M:
+        raise InputError(f"The clearance is {clearance:g} m; more than 0 and at most {MAX_CLEARANCE_M:g} was expected.")
     positions = check_poses(world_from_camera)[:, :3, 3]
     blocked = np.zeros(len(positions), dtype=bool)
     points, spacing = _points_near(cloud, positions, clearance)
