@@ -41,3 +41,23 @@ def test_cloud_overview_of_a_path_that_looks_straight_down():
     path[:, :3, 3] = [[0.2 * index, 0, 1.5] for index in range(3)]
     image = cloud_overview(points, colours, np.ones(2000, bool), spacing, path, up=[0, 0, 1])
     assert ((image[..., 1] > 150) & (image[..., 0] < 60)).sum() > 1000
+
+
+def test_cloud_overview_leaves_out_imagined_points_of_unsure_distance():
+    x, z = np.meshgrid(np.linspace(-2, 2, 80), np.linspace(1, 4, 60))
+    floor = np.stack([x.ravel(), np.ones(x.size), z.ravel()], axis=1).astype(np.float32)
+    curtain = floor[:, [0, 2, 1]] * np.float32([1, -0.3, 3])
+    points, count = np.concatenate([floor, curtain]), len(floor)
+    colours = np.repeat(np.array([[0, 200, 0], [0, 0, 200]], np.uint8), count, axis=0)
+    provenance = np.repeat(np.array([Provenance.OBSERVED, Provenance.IMAGINED], np.uint8), count)
+    spacing, path = np.full(2 * count, 0.06, np.float32), np.stack([v.world_from_camera for v in textured_wall_views()])
+
+    def blue(depth_confidence):
+        arguments = {"up": [0, -1, 0], "tint": 0.0, "depth_confidence": depth_confidence}
+        image = cloud_overview(points, colours, provenance, spacing, path, **arguments).astype(int)
+        return ((image[..., 2] > 150) & (image[..., 0] < 60) & (image[..., 1] < 60)).sum()
+
+    confidence = np.repeat(np.float32([1, 0.3]), count)
+    assert blue(None) > 100
+    assert blue(np.maximum(confidence, 0.9)) > 100
+    assert blue(confidence) == 0

@@ -11,6 +11,7 @@ from worldstereo_ros.geometry.provenance import Provenance
 from worldstereo_ros.rendering.splatting import render
 from worldstereo_ros.visualization.images import PATH_COLOUR, as_classes, provenance_colours
 from worldstereo_ros.visualization.text import PAPER
+from worldstereo_ros.visualization.unsure_points import unsure_points
 
 CEILING_CLEARANCE_M = 0.35  # above the highest camera; points above it would hide what is below
 FRUSTUM_LENGTH_M = 0.35
@@ -27,6 +28,7 @@ def cloud_overview(
     path: np.ndarray,
     *,
     up: np.ndarray,
+    depth_confidence: np.ndarray | None = None,
     size: tuple[int, int] = (960, 640),
     tint: float = 0.35,
 ) -> np.ndarray:
@@ -41,6 +43,7 @@ def cloud_overview(
         spacing: (N,) distance between neighbours, metres.
         path: (F, 4, 4) world_from_camera, drawn as a line with frusta.
         up: (3,) unit vector, up in the world.
+        depth_confidence: (N,) float32 in 0..1; if given, `unsure_points` are left out.
         size: width and height in pixels.
         tint: weight of the tint of points that are not observed, 0 to 1.
 
@@ -51,6 +54,8 @@ def cloud_overview(
     heights = points @ up
     path_heights = path[:, :3, 3] @ up
     keep = heights < path_heights.max() + CEILING_CLEARANCE_M
+    if depth_confidence is not None:
+        keep &= ~unsure_points(points, provenance, depth_confidence)
     points, colours, provenance, spacing = points[keep], colours[keep], as_classes(provenance[keep]), spacing[keep]
     tinted = (1 - tint) * colours + tint * provenance_colours(provenance)
     colours = np.where((provenance == Provenance.OBSERVED)[:, None], colours, tinted).astype(np.uint8)

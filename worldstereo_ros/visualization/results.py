@@ -108,7 +108,7 @@ def write_results(
         imagined: the views of one path, in order.
         observed_views: the views that a camera took; with the estimated depth of those without measured depth, if it is
             to be written.
-        cloud: the cloud memory, written as cloud.ply and drawn as cloud.png.
+        cloud: the cloud memory, written as cloud.ply and drawn as cloud.png, without imagined points that are unsure.
         ground_truth: see `view_contact_sheet`.
         title: heading of the contact sheet.
         subtitle: line below the heading.
@@ -139,5 +139,6 @@ def write_results(
     write_point_cloud(cloud, folder / "cloud.ply")
     path = np.stack([view.world_from_camera for view in imagined])
     up = estimate_up_direction(np.stack([view.world_from_camera for view in observed_views]))
-    overview = cloud_overview(cloud.points, cloud.colours, cloud.provenance, cloud.spacing, path, up=up)
+    arrays = (cloud.points, cloud.colours, cloud.provenance, cloud.spacing)
+    overview = cloud_overview(*arrays, path, up=up, depth_confidence=cloud.depth_confidence)
     write_image(folder / "cloud.png", overview)

@@ -42,7 +42,7 @@ def test_page_is_served_and_has_its_nodes(page):
     for name in ("/path/line", "/path/selected", "/path/cameras/0002", "/memory/0000", "/grid"):
         assert scene.get_handle_by_name(name) is not None, name
     clouds = page.scene.clouds
-    assert sum(len(cloud.handle.points) for cloud in clouds) == 12000 == page.scene.point_count
+    assert sum(len(cloud.points) for cloud in clouds) == 12000 == page.scene.point_count
     for kind in (Provenance.IMAGINED, Provenance.ESTIMATED, Provenance.OBSERVED):
         for above in (False, True):
             assert any(cloud.provenance == kind and cloud.above_ceiling == above for cloud in clouds)
@@ -80,6 +80,7 @@ def test_colours_sizes_and_images_reach_the_nodes(page):
 
 def test_thresholds_hide_points_of_low_confidence(page):
     scene = page.scene
+    scene.show_unsure = True
     total = {kind: np.sum(page.viewable.provenance == kind) for kind in page.viewable.classes}
 
     def shown():
@@ -102,6 +103,25 @@ def test_thresholds_hide_points_of_low_confidence(page):
     assert shown()[Provenance.OBSERVED] == total[Provenance.OBSERVED]
     scene.filter_points(0.0, 0.0)
     assert shown() == total
+
+
+def test_unsure_points_are_hidden_until_asked_for(page):
+    scene = page.scene
+    assert 0 < scene.unsure_count < np.sum(page.viewable.provenance == Provenance.IMAGINED)
+
+    def shown():
+        return sum(len(cloud.handle.points) for cloud in scene.clouds if not cloud.empty)
+
+    assert shown() == scene.point_count - scene.unsure_count
+    controls = {handle.label: handle for handle in page.server.gui._gui_input_handle_from_uuid.values()}
+    (box,) = (handle for label, handle in controls.items() if label.startswith("Unsure points"))
+    box.value = True
+    assert scene.show_unsure
+    assert shown() == scene.point_count
+    scene.recolour(COLOURINGS[-1])
+    assert shown() == scene.point_count
+    box.value = False
+    assert shown() == scene.point_count - scene.unsure_count
 
 
 def test_controls_have_a_checkbox_for_each_class_and_a_slider_for_each_confidence(page):

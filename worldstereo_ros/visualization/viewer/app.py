@@ -287,6 +287,7 @@ class Page:
                     self._add_class_toggle(kind)
                 colouring = gui.add_dropdown("Colours", COLOURINGS)
                 colouring.on_update(lambda _: scene.recolour(colouring.value))
+                self._add_unsure_toggle()
                 self._add_thresholds()
             if len(viewable.points):
                 size = gui.add_slider("Point size", 0.2, 3.0, 0.1, 1.0)
@@ -335,6 +336,20 @@ class Page:
             with self._lock:
                 (self.scene.shown_classes.add if box.value else self.scene.shown_classes.discard)(kind)
                 self.scene.refresh()
+
+        box.on_update(update)
+
+    def _add_unsure_toggle(self) -> None:
+        """Adds a checkbox for imagined points whose distance is unsure, if there are any."""
+        if not self.scene.unsure_count:
+            return
+        label, hint = f"Unsure points ({self.scene.unsure_count:,})", "Imagined: likely wrong, or alone in the air."
+        box = self.server.gui.add_checkbox(label, self.scene.show_unsure, hint=hint)
+
+        def update(_: Any) -> None:
+            with self._lock, self.server.atomic():
+                self.scene.show_unsure = box.value
+                self.scene.filter_points()
 
         box.on_update(update)
 

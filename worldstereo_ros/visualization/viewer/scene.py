@@ -14,6 +14,7 @@ from worldstereo_ros.geometry.provenance import Provenance
 from worldstereo_ros.geometry.views import View
 from worldstereo_ros.io.view_labels import PROVENANCE_COLOURS
 from worldstereo_ros.visualization.images import PATH_COLOUR
+from worldstereo_ros.visualization.unsure_points import unsure_points
 from worldstereo_ros.visualization.viewer.loading import Viewable
 from worldstereo_ros.visualization.viewer.points import (
     MAX_POINTS,
@@ -49,10 +50,11 @@ class CloudNode:
         points: (N, 3) float32.
         colours: (N, 3) uint8 image colours.
         confidence, depth_confidence: (N,) float32 in 0..1; None if unknown.
+        unsure: (N,) bool, see `unsure_points`.
         provenance: the class of all its points.
         above_ceiling: whether its points are above the ceiling height.
         point_size: size at which points touch each other.
-        empty: whether the thresholds of confidence leave none of its points.
+        empty: whether the thresholds of confidence, and unsure points that are hidden, leave none of its points.
     """
 
     handle: Any
@@ -60,6 +62,7 @@ class CloudNode:
     colours: np.ndarray
     confidence: np.ndarray | None
     depth_confidence: np.ndarray | None
+    unsure: np.ndarray
     provenance: Provenance
     above_ceiling: bool
     point_size: float
@@ -86,6 +89,8 @@ class ViewerScene:
         observed_frusta: (handle, view) of the observed views that are drawn.
         path_frusta: (handle, view) of the imagined views that are drawn.
         shown_classes: the classes of the points that are shown.
+        unsure_count: number of imagined points whose distance is unsure or that stand alone in the air.
+        show_unsure: whether these are shown; call `filter_points` after a change.
         show_observed_cameras, show_path: visibility.
         hide_ceiling: whether points above the ceiling height are hidden.
         following: whether the browsers look through the cameras of the path.
@@ -98,8 +103,11 @@ class ViewerScene:
         self.size = float(np.linalg.norm(viewpoint.position - viewpoint.look_at) * np.tan(0.5 * viewpoint.fov))
         server.scene.set_up_direction(viewable.up)
         self.clouds: list[CloudNode] = []
-        self._colouring, self._thresholds = TINTED, (0.0, 0.0)
+        self._colouring = TINTED
+        self._thresholds = 0.0, 0.0
+        self.show_unsure = False
         self.point_count = self._add_points()
+        self.unsure_count = sum(int(cloud.unsure.sum()) for cloud in self.clouds)
         self.has_ceiling = any(cloud.above_ceiling for cloud in self.clouds)
         self._grid = self._add_grid()
         observed_views, imagined = viewable.observed_views, viewable.imagined
@@ -110,7 +118,7 @@ class ViewerScene:
         self.shown_classes = set(viewable.classes)
         self.show_observed_cameras = self.show_path = True
         self.hide_ceiling, self.following = self.has_ceiling, False
-        self.refresh()
+        self.filter_points()
 
     def refresh(self) -> None:
         """Shows and hides the nodes according to the attributes."""
@@ -129,16 +137,21 @@ class ViewerScene:
     def recolour(self, colouring: str) -> None:
         """Applies one of `COLOURINGS` to the points."""
         self._colouring = colouring
-        self.filter_points(*self._thresholds)
+        self.filter_points()
 
-    def filter_points(self, min_confidence: float, min_depth_confidence: float) -> None:
+    def filter_points(self, min_confidence: float | None = None, min_depth_confidence: float | None = None) -> None:
         """Shows only points whose colour and whose distance have at least these confidences, 0..1.
 
-        Points that were observed have confidence 1 in both.
+        Points that were observed have confidence 1 in both. None keeps a threshold as it is.
         """
-        self._thresholds = (min_confidence, min_depth_confidence)
+        colour, depth = self._thresholds
+        colour = colour if min_confidence is None else min_confidence
+        depth = depth if min_depth_confidence is None else min_depth_confidence
+        self._thresholds = colour, depth
         for cloud in self.clouds:
             kept = cloud.confident(*self._thresholds)
+            if not self.show_unsure:
+                kept &= ~cloud.unsure
             cloud.empty = not kept.any()
             if not cloud.empty:
                 classes = np.full(int(kept.sum()), cloud.provenance)
@@ -181,6 +194,7 @@ class ViewerScene:
         confidence, depth_confidence = (
             None if values is None else values[kept] for values in (viewable.confidence, viewable.depth_confidence)
         )
+        unsure = unsure_points(points, provenance, depth_confidence)
         sizes = point_sizes(points)
         edges = np.quantile(sizes, np.linspace(0, 1, POINT_SIZE_BINS + 1)[1:-1])
         size_bin = np.searchsorted(edges, sizes)
@@ -205,6 +219,7 @@ class ViewerScene:
                 colours[mask],
                 confidence=None if confidence is None else confidence[mask],
                 depth_confidence=None if depth_confidence is None else depth_confidence[mask],
+                unsure=unsure[mask],
                 provenance=kind,
                 above_ceiling=is_above,
                 point_size=size,
