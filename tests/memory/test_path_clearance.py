@@ -33,8 +33,9 @@ def test_a_path_through_an_observed_wall_is_blocked_where_it_passes_the_wall():
     assert blocked_poses(_cloud(_wall(3.5)), path).tolist() == [False, False, False, False, True, False, False]
 
 
-def test_a_line_of_metres_between_two_poses_is_checked_along_all_of_it():
-    path = trajectory("forward", np.eye(4), 2, distance=60.0)
+@pytest.mark.parametrize("length", [60.0, 1e6, 1e9])
+def test_a_line_between_two_poses_is_checked_along_all_of_it(length):
+    path = trajectory("forward", np.eye(4), 2, distance=length)
     assert blocked_poses(_cloud(_wall(3.0)), path).tolist() == [False, True]
 
 

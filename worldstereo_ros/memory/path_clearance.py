@@ -21,7 +21,7 @@ MIN_BLOCKED_FRACTION, MIN_BLOCKED_M2 = 0.15, 0.0012
 MAX_GAP = 0.75
 MAX_SPACING_M = 0.5  # of points that are farther apart, the gaps count as open
 MAX_CELLS = 4_000_000  # of the grid that selects the points near the path
-MAX_SAMPLES = 200_000  # along the path; a longer one is sampled at larger steps
+MAX_SAMPLES = 200_000  # along the path; the cells of a longer one are larger
 
 
 def blocked_poses(cloud: CloudMemory, world_from_camera: np.ndarray, clearance: float = PATH_CLEARANCE_M) -> np.ndarray:
@@ -81,15 +81,19 @@ def _points_near(cloud: CloudMemory, positions: np.ndarray, clearance: float) ->
 
     One pass over the cloud with a coarse grid, since a search tree of millions of points takes seconds to build.
     """
-    observed = cloud.provenance == Provenance.OBSERVED
-    if not observed.any():
+    if not len(cloud.points):
         return np.zeros((0, 3)), np.zeros(0, np.float32)
-    reach = max(clearance, MAX_GAP * min(float(cloud.spacing[observed].max()), MAX_SPACING_M))
+    reach = max(clearance, MAX_GAP * min(float(cloud.spacing.max()), MAX_SPACING_M))
     low, high = positions.min(axis=0) - reach, positions.max(axis=0) + reach
-    selected = np.flatnonzero(observed & ((cloud.points >= low) & (cloud.points <= high)).all(axis=1))
+    selected = np.arange(len(cloud.points))
+    for axis in range(3):  # one after the other: the first leaves few for the others
+        coordinate = cloud.points[:, axis] if axis == 0 else cloud.points[selected, axis]
+        selected = selected[(coordinate >= low[axis]) & (coordinate <= high[axis])]
+    selected = selected[cloud.provenance[selected] == Provenance.OBSERVED]
     points = cloud.points[selected].astype(np.float64)
     if len(selected):
-        cell = max(reach, float(np.prod(high - low) / MAX_CELLS) ** (1 / 3))
+        length = float(np.linalg.norm(np.diff(positions, axis=0), axis=1).sum())
+        cell = max(reach, float(np.prod(high - low) / MAX_CELLS) ** (1 / 3), length / MAX_SAMPLES)
         shape = np.floor((high - low) / cell).astype(int) + 3  # one more cell on every side
         grid = np.zeros(shape, dtype=bool)
         cells = np.floor((_samples(positions, cell) - low) / cell).astype(int) + 1
@@ -111,9 +115,8 @@ def _segments(positions: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarr
 
 
 def _samples(positions: np.ndarray, step: float) -> np.ndarray:
-    """(K, 3) points on the path, at most `step` apart (more on a path of more than `MAX_SAMPLES` steps)."""
+    """(K, 3) points on the path, at most `step` apart."""
     lengths = np.linalg.norm(np.diff(positions, axis=0), axis=1)
-    step = max(step, float(lengths.sum()) / MAX_SAMPLES)
     parts = [positions]
     for start, end, length in zip(positions[:-1], positions[1:], lengths, strict=True):
         count = int(np.ceil(length / step))
