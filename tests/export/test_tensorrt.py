@@ -1,6 +1,7 @@
 """The engine cache (keys, atomic writes, damaged files) and the calls of TensorRT's builder."""
 
 import json
+import os
 import sys
 import threading
 from dataclasses import replace
@@ -9,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from worldstereo_ros.export import engine_cache, tensorrt
+from worldstereo_ros.export import tensorrt
 from worldstereo_ros.export.engine_cache import EngineCache, EngineKey, InputProfile
 from worldstereo_ros.export.errors import ModelExportError
 from worldstereo_ros.export.tensorrt import TensorRTRunner, build_engine, engine_key, load_tensorrt
@@ -93,7 +94,7 @@ def test_failed_write_leaves_no_file(cache, monkeypatch):
     def full(descriptor):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(engine_cache.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(ModelExportError, match="No space left on device"):
         cache.store(KEY, b"engine")
     assert list(cache.folder.iterdir()) == []

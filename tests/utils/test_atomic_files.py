@@ -9,7 +9,15 @@ import sys
 import pytest
 
 from worldstereo_ros.utils import atomic_files
-from worldstereo_ros.utils.atomic_files import WriteError, atomic_file, atomic_path, write_bytes, write_json, write_text
+from worldstereo_ros.utils.atomic_files import (
+    WriteError,
+    atomic_file,
+    atomic_path,
+    check_writable,
+    write_bytes,
+    write_json,
+    write_text,
+)
 
 NOT_UTF8 = os.fsdecode(b"b\xff\xfed")
 
@@ -106,6 +114,17 @@ def test_parents_that_are_files_are_named(tmp_path):
     with pytest.raises(WriteError, match="this one is a folder"):
         write_bytes(tmp_path / "folder", b"")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
+
+
+def test_targets_are_checked_before_anything_is_computed(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    check_writable(tmp_path / "new" / "a.ply")
+    check_writable(tmp_path / "file")
+    with pytest.raises(WriteError, match="this one is a folder"):
+        check_writable(tmp_path)
+    with pytest.raises(WriteError, match=r"a\.ply could not be written: .* a part of this one is a file"):
+        check_writable(tmp_path / "file" / "a.ply")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_writers_of_other_packages_get_a_path_with_the_suffix(tmp_path):

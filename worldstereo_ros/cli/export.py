@@ -88,9 +88,13 @@ def export(
             f"{source} is a folder of a model and {target} is not an .onnx file; name an output that ends in .onnx."
         )
     from worldstereo_ros.cli.summaries import point_counts
+    from worldstereo_ros.io.point_cloud_formats import check_suffix
     from worldstereo_ros.io.point_clouds import write_point_cloud
     from worldstereo_ros.memory.archive import load_archive
+    from worldstereo_ros.utils.atomic_files import check_writable
 
+    check_suffix(target)
+    check_writable(target)
     archive = load_archive(Path(source))
     write_point_cloud(archive.cloud, target)
     typer.echo(f"wrote {point_counts(archive.cloud)} to {target}")
@@ -131,6 +135,7 @@ def export_model(
         ModelExportError: an argument is unknown, the part cannot be exported, or onnxruntime and torch differ; the
             file is removed then.
         CheckpointError: the checkpoint cannot be loaded.
+        WriteError: the target cannot be written.
     """
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -139,6 +144,7 @@ def export_model(
     from worldstereo_ros.export.verify import verify
     from worldstereo_ros.models.checkpoints.hub import find_checkpoint
     from worldstereo_ros.models.checkpoints.loading import load_autoencoder, load_transformer
+    from worldstereo_ros.utils.atomic_files import check_writable
 
     if part not in PARTS:
         raise ModelExportError(f"The part '{part}' is unknown; one of {', '.join(PARTS)} was expected.")
@@ -148,6 +154,7 @@ def export_model(
         raise ModelExportError(f"{target} ends in '{target.suffix}'; a model is exported to an .onnx file.")
     if offsets and part != "control":
         raise ModelExportError(f"The option --offsets is for the part control; the part is {part}.")
+    check_writable(target)
     console = console or Console()
     checkpoint = find_checkpoint(model, variant)
     settings: dict[str, Any] = {"dtype": DTYPES[dtype], **({"opset": opset} if opset is not None else {})}

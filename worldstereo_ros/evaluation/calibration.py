@@ -6,7 +6,6 @@ expected and actual error), and whether the values are right (of the pixels with
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from operator import attrgetter
 from pathlib import Path
@@ -26,6 +25,7 @@ from worldstereo_ros.evaluation.calibration_plot import plot_calibration
 from worldstereo_ros.evaluation.tables import Column, build_table
 from worldstereo_ros.io.images import write_image
 from worldstereo_ros.pipelines.confidence import COLOUR_TOLERANCE, DEPTH_TOLERANCE, load_confidence
+from worldstereo_ros.utils.atomic_files import write_json
 from worldstereo_ros.utils.errors import InputError
 
 SAMPLED_PIXELS = 4000  # of a frame; neighbouring pixels add little
@@ -112,10 +112,9 @@ class Calibration:
         check_ending(path)
         if not self._pixels:
             raise InputError("No pipeline gave a confidence; there is no calibration to write.")
-        path.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix.lower() == ".json":
             content = {"tolerance": COLOUR_TOLERANCE, "rows": [asdict(row) for row in self.rows()]}
-            path.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+            write_json(path, content)
         else:
             write_image(path, plot_calibration(self.totals(), COLOUR_TOLERANCE))
 

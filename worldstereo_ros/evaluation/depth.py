@@ -34,6 +34,7 @@ from worldstereo_ros.geometry.views import View
 from worldstereo_ros.imaging.inpainting import fill_depth
 from worldstereo_ros.io.images import write_image
 from worldstereo_ros.pipelines.auto import load_pipeline
+from worldstereo_ros.utils.atomic_files import write_text
 from worldstereo_ros.utils.errors import InputError
 from worldstereo_ros.visualization.images import depth_image
 from worldstereo_ros.world import WorldModel
@@ -350,9 +351,8 @@ def _report(console: Console, rows: list[DepthRow], json_file: Path | None, sett
     """Prints the table and writes the JSON."""
     print_table(console, depth_table(rows))
     if json_file is not None:
-        json_file.parent.mkdir(parents=True, exist_ok=True)
         content = {**settings, "rows": [asdict(row) for row in (*rows, *means(rows))]}
-        json_file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        write_text(json_file, json.dumps(content, indent=1) + "\n")
 
 
 def draw_sheet(examples: Sequence[tuple[View, dict[str, np.ndarray]]], names: Sequence[str], file: Path) -> None:

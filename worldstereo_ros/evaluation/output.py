@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from rich.console import Console
 from rich.table import Table
 
+from worldstereo_ros.utils.atomic_files import write_json
 from worldstereo_ros.utils.errors import InputError
 
 R = TypeVar("R")
@@ -22,10 +23,9 @@ def write_rows(path: Path, rows: Sequence[dict[str, Any]], means: Sequence[dict[
 
     Raises:
         ValueError: a figure is infinite or NaN.
+        WriteError: the file cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    content = {"rows": list(rows), "means": list(means)}
-    path.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    write_json(path, {"rows": list(rows), "means": list(means)})
 
 
 def read_rows(path: Path, parse: Callable[[dict[str, Any]], R], command: str) -> list[R]:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from worldstereo_ros.export.errors import ModelExportError
+from worldstereo_ros.utils.atomic_files import WriteError, write_bytes
 
 MAGIC = b"WSENGINE"
 MAX_HEADER_BYTES = 1 << 20
@@ -193,17 +193,10 @@ def write_atomically(path: Path, content: bytes) -> None:
     Raises:
         ModelExportError: the file cannot be written.
     """
-    partial = path.with_name(f".{path.name}.{os.urandom(6).hex()}")
     try:
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        raise ModelExportError(f"{path} could not be written: {error.strerror or error}.") from error
-    finally:
-        partial.unlink(missing_ok=True)
+        write_bytes(path, content)
+    except WriteError as error:
+        raise ModelExportError(str(error)) from error
 
 
 def _unpack(content: bytes, key: EngineKey) -> bytes | None:

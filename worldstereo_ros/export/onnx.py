@@ -7,6 +7,7 @@ part, so that a file can be used without its checkpoint.
 from __future__ import annotations
 
 import copy
+import glob
 import json
 import logging
 import os
@@ -37,6 +38,7 @@ from worldstereo_ros.models.autoencoders.image import ImageAutoencoder
 from worldstereo_ros.models.autoencoders.keyframe import KeyframeAutoencoder
 from worldstereo_ros.models.checkpoints.parameters import parameter_dtype
 from worldstereo_ros.models.worldstereo.control import ControlBlock, ControlBranch
+from worldstereo_ros.utils.atomic_files import sync_file, sync_folder
 
 __all__ = [
     "ATTENTIONS",
@@ -295,10 +297,12 @@ def _save(model: Any, path: Path, *, external: bool, tag: str) -> Path | None:
         folder = Path(tempfile.mkdtemp(prefix=f".{path.stem}.", dir=path.parent))
         data = path.with_name(f"{path.name}.{tag}.{os.urandom(3).hex()}.data") if external else None
         ir.save(model, folder / path.name, external_data=data.name if data else None)
-        if data:
-            (folder / data.name).replace(data)
-        (folder / path.name).replace(path)
-        for stale in path.parent.glob(f"{path.name}.*.data"):
+        for file in (data, path):
+            if file is not None:
+                sync_file(folder / file.name)
+                (folder / file.name).replace(file)
+        sync_folder(path.parent, path)
+        for stale in path.parent.glob(f"{glob.escape(path.name)}.*.{'?' * 6}.data"):  # of earlier exports
             if stale != data:
                 stale.unlink(missing_ok=True)
         return data

@@ -7,16 +7,20 @@ these files. Whatever else lies in the way, such as a recording of the user, is 
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Any
 
-from worldstereo_ros.utils.atomic_files import PARTIAL_SUFFIX, WriteError, lock_folder, write_json
+from worldstereo_ros.utils.atomic_files import (
+    PARTIAL_SUFFIX,
+    WriteError,
+    check_folder_writable,
+    lock_folder,
+    write_json,
+)
 from worldstereo_ros.utils.errors import InputError
 
 MARKER_FILE = ".worldstereo_results"
@@ -56,7 +60,7 @@ class ResultsFolder:
             self._check_conflicts()
         elif self.path.exists() or self.path.is_symlink():
             raise InputError(f"{self.path} is a file; a folder for the results was expected. Choose another --out.")
-        _check_writable(self.path)
+        check_folder_writable(self.path)
 
     def _check_source(self, source: Path) -> None:
         out, given = self.path.resolve(), source.resolve()
@@ -183,19 +187,3 @@ def _entries(folder: Path, name: str) -> Iterator[PurePosixPath]:
 def _stamp(path: Path) -> Stamp:
     status = path.lstat()
     return status.st_size, status.st_mtime_ns
-
-
-def _check_writable(path: Path) -> None:
-    """Writes a file to the folder, or to the nearest parent that there is. Raises WriteError."""
-    folder = path.absolute()
-    while not folder.exists():
-        folder = folder.parent
-    try:
-        if not folder.is_dir():
-            raise OSError(errno.ENOTDIR, f"{folder} is a file")
-        with tempfile.TemporaryFile(dir=folder) as file:
-            file.write(b"0")
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise WriteError(path, error.strerror or str(error), code=error.errno) from error

@@ -16,6 +16,7 @@ from worldstereo_ros.training.data.world_files import KIND_WEIGHTS, WALK_VIEWS, 
 from worldstereo_ros.training.logs import read_log, since_last_restart
 from worldstereo_ros.training.run_folder import VARIANT_OF
 from worldstereo_ros.training.runner import LOGS_FOLDER, hardware
+from worldstereo_ros.utils.atomic_files import write_text
 
 CARD = "README.md"
 TRAINED_PARTS = {
@@ -95,7 +96,7 @@ guide, `docs/guides/train_small_model.md` of worldstereo_ros, describes how to r
 
 Apache-2.0, as the code that made the data and the weights.
 """
-    (root / CARD).write_text(text, encoding="utf-8")
+    write_text(root / CARD, text)
 
 
 def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -62,9 +63,9 @@ def package_weights(
         raise InputError(f"{out} has files and is not an earlier package; give a folder that does not exist yet.")
     config = config or read_training_config(run / SETTINGS_FILE)
     out.parent.mkdir(parents=True, exist_ok=True)
-    part, old = (out.with_name(f"{out.name}.{ending}") for ending in ("part", "old"))
-    for stale in (part, old):
-        shutil.rmtree(stale, ignore_errors=True)
+    # A folder of an unused name: one beside it that is called `out.old` is not ours to remove.
+    work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
+    part, old = work / "new", work / "old"
     try:
         _write_package(run, part, variants)
         for name in variants:
@@ -84,10 +85,14 @@ def package_weights(
             )
         if out.exists():
             out.rename(old)
-        part.rename(out)
+        try:
+            part.rename(out)
+        except BaseException:
+            if old.exists():
+                old.rename(out)
+            raise
     finally:
-        for stale in (part, old):
-            shutil.rmtree(stale, ignore_errors=True)
+        shutil.rmtree(work, ignore_errors=True)
     return size
 
 

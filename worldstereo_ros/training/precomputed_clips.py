@@ -63,7 +63,7 @@ def precompute_clips(
         TrainingError: there is not enough disk space. Nothing was written in this call.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for unfinished in folder.glob("*.part"):
+    for unfinished in folder.glob("[0-9]*.safetensors.*.part"):
         unfinished.unlink()
     console = console or Console()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

@@ -25,6 +25,7 @@ from worldstereo_ros.training.stages.diffusion import DiffusionStage
 from worldstereo_ros.training.stages.distill import DistillStage
 from worldstereo_ros.training.stages.finetune import FinetuneStage
 from worldstereo_ros.training.trainer import Stage, TrainingInterruptedError, train
+from worldstereo_ros.utils.atomic_files import write_text
 
 WORLDS_FOLDER, LOGS_FOLDER, SETTINGS_FILE = "worlds", "logs", "settings.json"  # of a run's folder
 MIN_STAGE_MINUTES = 0.02  # of a stage, even if the budget is used up
@@ -73,7 +74,7 @@ def train_stages(
     begin = time.monotonic()
     run = RunFolder(folder, config, _accelerator(config, folder))
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / SETTINGS_FILE).write_text(json.dumps(describe(config), indent=1) + "\n", encoding="utf-8")
+    write_text(folder / SETTINGS_FILE, json.dumps(describe(config), indent=1) + "\n")
     weights = [config.stages[name].minutes or 1.0 for name in stages]
     metrics: dict[str, dict[str, float]] = {}
     try:

@@ -16,6 +16,7 @@ import json
 import os
 import secrets
 import shutil
+import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -114,10 +115,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         partial = path.with_name(f".{secrets.token_hex(8)}{PARTIAL_SUFFIX}{path.suffix}")
         try:
             yield partial
-            with partial.open("rb") as file:
-                if os.fstat(file.fileno()).st_size == 0:
-                    raise OSError(errno.EIO, "the file came out empty; the disk may be full")
-                os.fsync(file.fileno())
+            sync_file(partial)
             partial.replace(path)
         except BaseException:
             partial.unlink(missing_ok=True)
@@ -246,6 +244,14 @@ def write_json(path: str | Path, content: Any, *, indent: int = 1) -> None:
     write_text(path, json.dumps(content, indent=indent, allow_nan=False) + "\n")
 
 
+def sync_file(path: Path) -> None:
+    """Syncs a file that another package's writer has closed. Raises OSError, also if the file is empty."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        if os.fstat(file.fileno()).st_size == 0:
+            raise OSError(errno.EIO, "the file came out empty; the disk may be full")
+
+
 def sync_folder(folder: Path, path: Path | None = None) -> None:
     """Syncs the entries of a folder, so that a renamed file keeps its name after a power failure.
 
@@ -266,6 +272,38 @@ def sync_folder(folder: Path, path: Path | None = None) -> None:
         if error.errno in (errno.EINVAL, errno.ENOTSUP):  # a file system that does not sync folders
             return
         raise WriteError(path or folder, _reason(error), code=error.errno, replaced=True) from error
+
+
+def check_writable(path: str | Path) -> None:
+    """Checks that a file can be written, before what it is to hold is computed. Raises WriteError."""
+    path = Path(path)
+    if path.is_dir():
+        raise WriteError(path, os.strerror(errno.EISDIR), code=errno.EISDIR)
+    check_folder_writable(path.parent, path)
+
+
+def check_folder_writable(path: Path, file: Path | None = None) -> None:
+    """Writes a file to the folder, or to the nearest parent that there is, and removes it.
+
+    Args:
+        path: the folder.
+        file: the file to name in the message; None for the folder itself.
+
+    Raises:
+        WriteError: the folder cannot be written to.
+    """
+    folder = path.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    try:
+        if not folder.is_dir():
+            raise OSError(errno.ENOTDIR, f"{folder} is a file")
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"0")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise WriteError(file or path, error.strerror or str(error), code=error.errno) from error
 
 
 @contextmanager

@@ -1,5 +1,7 @@
 """Checkpoints in the published layout: locating, inspecting, loading and saving."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from helpers.checkpoints import (
@@ -212,3 +214,18 @@ def test_save_weights_removes_old_shards(tmp_path):
     with pytest.raises(ValueError, match="no tensors to write"):
         save_weights(tmp_path, "model", {})
     assert (tmp_path / "model.safetensors").is_file()
+
+
+def test_a_save_that_fails_keeps_the_old_weights(tmp_path, monkeypatch):
+    old = {"t": torch.zeros(100)}
+    save_weights(tmp_path, "model", old, max_shard_bytes=400)
+
+    def fail(tensors, file, **_):
+        Path(file).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("worldstereo_ros.models.checkpoints.saving.save_file", fail)
+    with pytest.raises(OSError, match="No space left on device"):
+        save_weights(tmp_path, "model", {"t": torch.ones(100), "u": torch.ones(100)}, max_shard_bytes=400)
+    assert [file.name for file in tmp_path.iterdir()] == ["model.safetensors"]
+    assert open_weights(tmp_path, "model").read(["t"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 from worldstereo_ros.models.checkpoints.loading import BASE_STEM, BRANCH_PREFIXES
 from worldstereo_ros.models.worldstereo.transformer import WorldStereoTransformer
+from worldstereo_ros.utils.atomic_files import atomic_path, write_text
 from worldstereo_ros.utils.errors import InputError
 
 # Arguments of the transformer that are set at run time and are not part of a checkpoint.
@@ -23,7 +24,8 @@ def save_weights(
 ) -> list[Path]:
     """Writes `<stem>.safetensors`, or shards with an index if it would exceed `max_shard_bytes`.
 
-    Every file is written under a temporary name and renamed; the index is written last.
+    Every file is written under a temporary name, synced and renamed; the index is written last. Files of the stem that
+    an earlier save left are removed then.
 
     Args:
         folder: folder to write to; created if missing.
@@ -36,6 +38,7 @@ def save_weights(
 
     Raises:
         InputError: there are no tensors, or one tensor is larger than `max_shard_bytes`.
+        WriteError: a file cannot be written.
     """
     if not tensors:
         raise InputError(f"There are no tensors to write to {folder}.")
@@ -51,16 +54,19 @@ def save_weights(
             shard_bytes = 0
         shards[-1][name] = tensor
         shard_bytes += tensor.nbytes
-    for stale in folder.glob(f"{stem}*.safetensors*"):
-        stale.unlink()
+    stale = set(folder.glob(f"{stem}*.safetensors*"))
     if len(shards) == 1:
-        return [_write_tensors(folder / f"{stem}.safetensors", shards[0])]
+        files = [_write_tensors(folder / f"{stem}.safetensors", shards[0])]
+        _remove(stale - set(files))
+        return files
     files = [folder / f"{stem}-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
     weight_map = {name: file.name for file, shard in zip(files, shards, strict=True) for name in shard}
     for file, shard in zip(files, shards, strict=True):
         _write_tensors(file, shard)
     total = sum(tensor.nbytes for tensor in on_cpu.values())
-    write_json(folder / f"{stem}.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map})
+    index = folder / f"{stem}.safetensors.index.json"
+    write_json(index, {"metadata": {"total_size": total}, "weight_map": weight_map})
+    _remove(stale - {*files, index})
     return files
 
 
@@ -133,13 +139,15 @@ def write_json(file: Path, content: Mapping[str, Any]) -> None:
         file: the file.
         content: its content.
     """
-    partial = file.with_name(file.name + ".part")
-    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    partial.replace(file)
+    write_text(file, json.dumps(content, indent=2) + "\n")
 
 
 def _write_tensors(file: Path, tensors: Mapping[str, torch.Tensor]) -> Path:
-    partial = file.with_name(file.name + ".part")
-    save_file(dict(tensors), str(partial), metadata={"format": "pt"})
-    partial.replace(file)
+    with atomic_path(file) as partial:
+        save_file(dict(tensors), str(partial), metadata={"format": "pt"})
     return file
+
+
+def _remove(files: Iterable[Path]) -> None:
+    for file in files:
+        file.unlink(missing_ok=True)
