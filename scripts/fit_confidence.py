@@ -52,6 +52,7 @@ MONO_EVERY = 3  # the protocol mono is used in every third world
 LONG_WALK, SHORT_WALK = 81, 41  # views; a long walk reaches unobserved places
 TARGETS = 4  # views of a walk that are imagined
 TURNS_DEG = (180, 90)  # further views of the same places, turned away
+REQUESTS = 2  # of the same views, each remembered: the second time, many pixels show what was imagined before
 PIXELS = 500  # samples of a class in a frame
 QUANTILES = (0.0, 0.08, 0.2, 0.35, 0.5, 0.65, 0.8, 0.92, 0.99)  # of a feature, the knots of its function
 RIDGE = 3e-4  # regularisation of the functions' steps
@@ -142,10 +143,12 @@ def collect(index: int, pipelines: dict[str, Pipeline], estimator) -> Iterator[S
             world = WorldModel(recorder, depth_estimator=estimator)
             for view in observations:
                 world.observe(view)
-            for _ in world.imagine(path, sequence.camera):
-                pass
+            for request in range(REQUESTS):
+                for _ in world.imagine(path, sequence.camera, seed=request, remember=True):
+                    pass
             random = np.random.default_rng(index)
-            for (frame, features), view, image in zip(recorder.recorded, targets, images, strict=True):
+            again = [*zip(targets, images, strict=True)] * REQUESTS
+            for (frame, features), (view, image) in zip(recorder.recorded, again, strict=True):
                 numbers = (index, len(PROTOCOLS) * index + number, which)
                 yield sample_pixels(frame, features, view.depth, image, numbers, random)
 

@@ -32,7 +32,7 @@ QUANTITIES = ("colour", "depth")
 LOWEST, HIGHEST = 0.01, 0.99  # confidence that a fit can justify
 # By which estimates for one place differ between views. The lower of the two would be too low: it would sink with every
 # view of a place, although nothing new is known.
-VIEW_DIFFERENCE = {"colour": 0.1, "depth": 0.03}
+VIEW_DIFFERENCE = {"colour": 0.2, "depth": 0.05}
 TABLE_SIZE = 256  # of a function that is evaluated per pixel
 
 
