@@ -157,3 +157,12 @@ def test_parts_of_killed_writers_are_removed_by_the_next_one(tmp_path):
     assert len(list(tmp_path.iterdir())) == 1
     write_bytes(path, b"new")
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_is_found_before_anything_is_computed(tmp_path, monkeypatch):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(WriteError, match=r"a\.ply could not be written: No space left on device\. Free some space"):
+        check_writable(tmp_path / "new" / "a.ply")

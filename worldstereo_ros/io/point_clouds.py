@@ -214,7 +214,7 @@ def write_point_cloud(cloud: Cloud, path: str | Path, *, offset: np.ndarray | No
     if origin.shape != (3,) or not np.isfinite(origin).all():
         raise CloudFileError(f"The offset of the cloud is {origin}; three finite numbers were expected.")
     shifted = points.astype(np.float64) + origin if origin.any() else points.astype(np.float32)
-    columns = {axis: shifted[:, at] for at, axis in enumerate("xyz")}
+    columns: Columns = {axis: shifted[:, at] for at, axis in enumerate("xyz")}
     columns |= {name: colours[:, at].astype(np.uint8) for at, name in enumerate(("red", "green", "blue"))}
     comments = (f"offset {' '.join(f'{value:.15g}' for value in origin)}",) if origin.any() else ()
     try:

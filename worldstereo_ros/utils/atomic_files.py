@@ -298,10 +298,10 @@ def check_folder_writable(path: Path, file: Path | None = None) -> None:
     try:
         if not folder.is_dir():
             raise OSError(errno.ENOTDIR, f"{folder} is a file")
-        with tempfile.TemporaryFile(dir=folder) as file:
-            file.write(b"0")
-            file.flush()
-            os.fsync(file.fileno())
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(b"0")
+            probe.flush()
+            os.fsync(probe.fileno())
     except OSError as error:
         raise WriteError(file or path, error.strerror or str(error), code=error.errno) from error
 
