@@ -11,6 +11,7 @@ import numpy as np
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.poses import pose_from_quaternion, quaternion_from_pose
 from worldstereo_ros.geometry.views import ImaginedView, View
+from worldstereo_ros.imaging.image_checks import depth_to_counts
 from worldstereo_ros.io.files import IMAGE_SUFFIXES, DatasetError, list_files, read_json, read_prompt, read_rows
 from worldstereo_ros.io.images import encode_png, image_size
 from worldstereo_ros.io.view_labels import LABELS, encode_labels
@@ -156,8 +157,7 @@ def _write_files(folder: Path, camera: Camera, views: Iterable[View]) -> None:
             images = {"frames": encode_png(view.image), **encode_labels(view)}
             if view.depth is not None:
                 has_depth = True
-                millimetres = np.clip(np.round(view.depth * 1000), 0, 65535).astype(np.uint16)
-                images["depth"] = encode_png(millimetres)
+                images["depth"] = encode_png(depth_to_counts(view.depth))
             if isinstance(view, ImaginedView) and view.conditioning is not None:
                 images["conditioning"] = encode_png(view.conditioning)
             for kind, image in images.items():
