@@ -73,3 +73,13 @@ def test_depth_that_was_not_measured_is_not_written(tmp_path):
 def test_write_views_rejects_existing_folders(tmp_path):
     with pytest.raises(BagError, match="already exists"):
         write_views(tmp_path, drive(1))
+
+
+def test_an_interrupted_bag_is_removed(tmp_path):
+    def views():
+        yield from drive(2)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_views(tmp_path / "bag", views())
+    assert list(tmp_path.iterdir()) == []

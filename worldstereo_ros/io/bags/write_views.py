@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -44,25 +45,34 @@ def write_views(
         BagError: the folder exists or cannot be written, or lengths of a view are not in metres, as those of messages
             are.
     """
+    writer = BagWriter(path, storage=storage)
+    try:
+        with writer:
+            return _write(writer, views, namespace, world_frame, camera_frame)
+    except BaseException:  # interrupted, too: half a bag would pass for the whole
+        shutil.rmtree(writer.path, ignore_errors=True)
+        raise
+
+
+def _write(bag: BagWriter, views: Iterable[View], namespace: str, world_frame: str, camera_frame: str) -> int:
     count = 0
-    with BagWriter(path, storage=storage) as bag:
-        topics = {name: f"{namespace}/{name}" for name in ("image", "depth", "camera_info")}
-        for name, topic in topics.items():
-            bag.add_topic(topic, CAMERA_INFO if name == "camera_info" else IMAGE)
-        bag.add_topic("/tf", TF)
-        for view in views:
-            if not view.metric:
-                raise BagError("The unit of the views is arbitrary (`metric` is false); messages are in metres.")
-            stamp_ns = view.stamp_ns
-            header = _header(bag, stamp_ns, camera_frame)
-            bag.write("/tf", _transform(bag, stamp_ns, world_frame, camera_frame, view.world_from_camera), stamp_ns)
-            bag.write(topics["camera_info"], _camera_info(bag, header, view.camera), stamp_ns)
-            if view.depth is not None:
-                # A reader of the bag takes all depth as measured, as that of a camera driver.
-                measured = np.where(view.observed_mask, view.depth, np.float32(0))
-                bag.write(topics["depth"], _image(bag, header, codecs.encode_depth(measured)), stamp_ns)
-            bag.write(topics["image"], _image(bag, header, codecs.encode_colour(view.image)), stamp_ns)
-            count += 1
+    topics = {name: f"{namespace}/{name}" for name in ("image", "depth", "camera_info")}
+    for name, topic in topics.items():
+        bag.add_topic(topic, CAMERA_INFO if name == "camera_info" else IMAGE)
+    bag.add_topic("/tf", TF)
+    for view in views:
+        if not view.metric:
+            raise BagError("The unit of the views is arbitrary (`metric` is false); messages are in metres.")
+        stamp_ns = view.stamp_ns
+        header = _header(bag, stamp_ns, camera_frame)
+        bag.write("/tf", _transform(bag, stamp_ns, world_frame, camera_frame, view.world_from_camera), stamp_ns)
+        bag.write(topics["camera_info"], _camera_info(bag, header, view.camera), stamp_ns)
+        if view.depth is not None:
+            # A reader of the bag takes all depth as measured, as that of a camera driver.
+            measured = np.where(view.observed_mask, view.depth, np.float32(0))
+            bag.write(topics["depth"], _image(bag, header, codecs.encode_depth(measured)), stamp_ns)
+        bag.write(topics["image"], _image(bag, header, codecs.encode_colour(view.image)), stamp_ns)
+        count += 1
     return count
 
 
