@@ -5,8 +5,9 @@ import pytest
 
 from worldstereo_ros.depth.estimators import DepthEstimate
 from worldstereo_ros.evaluation import evaluate
-from worldstereo_ros.evaluation.depth import depth_errors, depth_table, errors_of, means
+from worldstereo_ros.evaluation.depth import depth_errors, depth_table, means
 from worldstereo_ros.evaluation.depth_baselines import CONSTANT_M, ConstantDepth, GroundPlane, fit_ground, ground_depth
+from worldstereo_ros.evaluation.metrics import scaled_depth_error
 from worldstereo_ros.evaluation.world_sequences import world_sequence
 from worldstereo_ros.geometry.cameras import Camera
 
@@ -22,11 +23,11 @@ def _scene(rng: np.random.Generator, shape=(40, 60)) -> np.ndarray:
 
 def test_errors_of_with_and_without_alignment():
     truth = _scene(np.random.default_rng(5))
-    abs_rel, delta, aligned, aligned_delta, scale = errors_of(truth * 2, truth)
+    abs_rel, delta, aligned, aligned_delta, scale = scaled_depth_error(truth * 2, truth)
     assert (abs_rel, delta) == (pytest.approx(1.0), 0.0)
     assert (aligned, aligned_delta) == (pytest.approx(0, abs=1e-6), 1.0)
     assert scale == pytest.approx(0.5)
-    assert errors_of(truth, np.zeros_like(truth)) is None
+    assert scaled_depth_error(truth, np.zeros_like(truth)) is None
 
 
 def test_depth_baselines():
@@ -57,6 +58,7 @@ def test_depth_errors_compares_estimators_with_baselines():
     assert found["truth"].scale == pytest.approx(1 / 1.2, rel=1e-3)
     assert found["truth"].frames == found["constant"].frames == 3
     assert found["constant"].abs_rel > 0.05
+    assert found["truth"].abs_rel_constant == pytest.approx(found["constant"].abs_rel)
     assert len(examples) == 1
     assert means(rows) == []
 

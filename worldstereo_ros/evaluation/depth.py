@@ -16,7 +16,6 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from rich.console import Console
 from rich.table import Table
@@ -25,21 +24,18 @@ from worldstereo_ros.depth.alignment import DepthError
 from worldstereo_ros.depth.estimators import NONE, SMALL, DepthEstimator, estimate_depth, load_depth_estimator
 from worldstereo_ros.evaluation.calibration_metrics import BINS, depth_ratio
 from worldstereo_ros.evaluation.depth_baselines import BASELINES, CONSTANT_M, HEIGHT_M, WALL_M
-from worldstereo_ros.evaluation.metrics import depth_error
+from worldstereo_ros.evaluation.depth_sheets import draw_sheet
+from worldstereo_ros.evaluation.metrics import depth_error, scaled_depth_error
 from worldstereo_ros.evaluation.output import print_table
 from worldstereo_ros.evaluation.tables import Column, build_table
 from worldstereo_ros.evaluation.world_sequences import PosedSequence, open_data
 from worldstereo_ros.geometry.provenance import DEPTH_TOLERANCE
 from worldstereo_ros.geometry.views import View
 from worldstereo_ros.imaging.inpainting import fill_depth
-from worldstereo_ros.io.images import write_image
 from worldstereo_ros.pipelines.auto import load_pipeline
 from worldstereo_ros.utils.atomic_files import write_text
 from worldstereo_ros.utils.errors import InputError
-from worldstereo_ros.visualization.images import depth_image
 from worldstereo_ros.world import WorldModel
-
-CELL_PX, MAX_COLUMNS = 260, 6  # of the contact sheet: width of an image, images side by side
 
 
 @dataclass(frozen=True)
@@ -59,6 +55,7 @@ class DepthRow:
         calibration_error: expected calibration error of it, see `calibration_metrics.expected_calibration_error`.
         calibration: for each bin of the confidence its share of the pixels, and its sums of the confidence and of the
             right pixels, as shares of all pixels.
+        abs_rel_constant: metric error of the baseline `constant` on the same pixels of the same frames.
     """
 
     sequence: str
@@ -74,6 +71,7 @@ class DepthRow:
     confidence: float | None = None
     calibration_error: float | None = None
     calibration: list[list[float]] | None = None
+    abs_rel_constant: float | None = None
 
 
 @dataclass
@@ -84,6 +82,18 @@ class _FrameErrors:
     refused: int = 0
     confidences: list[float] = field(default_factory=list)
     bins: np.ndarray = field(default_factory=lambda: np.zeros((BINS, 3)))
+    constants: list[float] = field(default_factory=list)
+
+    def add(self, depth: np.ndarray, truth: np.ndarray, seconds: float) -> bool:
+        """Adds the depth (H, W) of a frame; returns False if no pixel can be compared."""
+        errors = scaled_depth_error(depth, truth)
+        if errors is None:
+            return False
+        self.errors.append((*errors, seconds))
+        constant = np.where(depth > 0, np.float32(CONSTANT_M), 0)
+        error, _ = depth_error(constant, truth)
+        self.constants.append(float(error or 0.0))
+        return True
 
     def add_confidence(self, confidence: np.ndarray, depth: np.ndarray, truth: np.ndarray) -> None:
         """Counts the pixels of a frame, all (H, W), by their confidence."""
@@ -102,7 +112,8 @@ class _FrameErrors:
         abs_rel, delta, aligned, aligned_delta = (float(n) for n in table[:, :4].mean(axis=0))
         scale, seconds = float(np.median(table[:, 4])), float(table[:, 5].mean())
         row = DepthRow(
-            sequence, estimator, len(table), self.refused, abs_rel, delta, aligned, aligned_delta, scale, seconds
+            *(sequence, estimator, len(table), self.refused, abs_rel, delta, aligned, aligned_delta, scale, seconds),
+            abs_rel_constant=float(np.mean(self.constants)),
         )
         if not self.confidences:
             return row
@@ -167,11 +178,9 @@ def depth_errors(
                     frames[name].refused += 1
                     continue
                 seconds = time.perf_counter() - begin
-                errors = errors_of(estimate.depth, view.depth)
-                if errors is None:
+                if not frames[name].add(estimate.depth, view.depth, seconds):
                     frames[name].refused += 1
                     continue
-                frames[name].errors.append((*errors, seconds))
                 if estimate.confidence is not None:
                     frames[name].add_confidence(estimate.confidence, estimate.depth, view.depth)
                 predictions[name] = estimate.depth
@@ -224,31 +233,10 @@ def imagined_errors(
                 hole = ~view.covered
                 filled = fill_depth(np.where(hole, np.float32(0), view.depth))
                 for errors_of_frames, depth in zip(frames.values(), (view.depth, filled), strict=True):
-                    errors = errors_of(np.where(hole, depth, 0), truth.depth)
-                    if errors is not None:
-                        errors_of_frames.errors.append((*errors, seconds))
+                    errors_of_frames.add(np.where(hole, depth, 0), truth.depth, seconds)
                 begin = time.perf_counter()
             rows += [of_frames.row(sequence.path.name, label) for label, of_frames in frames.items()]
     return rows
-
-
-def errors_of(depth: np.ndarray, truth: np.ndarray) -> tuple[float, float, float, float, float] | None:
-    """Metric errors, errors after median scaling, and the scale.
-
-    Args:
-        depth, truth: (H, W) metres, 0 = unknown.
-
-    Returns:
-        (AbsRel, δ<1.25, AbsRel aligned, δ<1.25 aligned, scale); None if no pixel has depth in both.
-    """
-    valid = (depth > 0) & (truth > 0)
-    if not valid.any():
-        return None
-    scale = float(np.median(truth[valid]) / np.median(depth[valid]))
-    plain, aligned = depth_error(depth, truth), depth_error(depth * np.float32(scale), truth)
-    assert plain[0] is not None
-    assert aligned[0] is not None
-    return plain[0], plain[1], aligned[0], aligned[1], scale
 
 
 def means(rows: Sequence[DepthRow]) -> list[DepthRow]:
@@ -265,7 +253,15 @@ def means(rows: Sequence[DepthRow]) -> list[DepthRow]:
         def mean(key: str, members: list[DepthRow] = members) -> float | None:
             return float(np.mean([getattr(row, key) for row in members])) if members else None
 
-        keys = ("abs_rel", "delta_1_25", "aligned_abs_rel", "aligned_delta_1_25", "scale", "seconds")
+        keys = (
+            "abs_rel",
+            "delta_1_25",
+            "aligned_abs_rel",
+            "aligned_delta_1_25",
+            "scale",
+            "seconds",
+            "abs_rel_constant",
+        )
         frames, refused = sum(row.frames for row in members), sum(row.refused for row in rows if row.estimator == name)
         values: dict[str, Any] = {key: mean(key) for key in keys}
         average = DepthRow("mean", name, frames, refused, **values)
@@ -287,6 +283,7 @@ COLUMNS = [
     Column("estimator", attrgetter("estimator"), label=True, fold=True),
     Column("frames", lambda row: f"{row.frames} (-{row.refused})" if row.refused else row.frames),
     Column("AbsRel", attrgetter("abs_rel"), "{:.3f}"),
+    Column("of a constant", attrgetter("abs_rel_constant"), "{:.3f}"),
     Column("δ<1.25", attrgetter("delta_1_25"), "{:.3f}"),
     Column("AbsRel aligned", attrgetter("aligned_abs_rel"), "{:.3f}"),
     Column("δ<1.25 aligned", attrgetter("aligned_delta_1_25"), "{:.3f}"),
@@ -353,34 +350,3 @@ def _report(console: Console, rows: list[DepthRow], json_file: Path | None, sett
     if json_file is not None:
         content = {**settings, "rows": [asdict(row) for row in (*rows, *means(rows))]}
         write_text(json_file, json.dumps(content, indent=1) + "\n")
-
-
-def draw_sheet(examples: Sequence[tuple[View, dict[str, np.ndarray]]], names: Sequence[str], file: Path) -> None:
-    """Draws a column for each example: image, true depth, and the depth of each of `names` after median scaling."""
-    columns = []
-    rows = max(round(CELL_PX * view.camera.height / view.camera.width) for view, _ in examples)
-    for view, predictions in examples:
-        assert view.depth is not None
-        far = float(np.percentile(view.depth[view.depth > 0], 98))
-        cells = [view.image, depth_image(view.depth, far)]
-        for name in names:
-            depth = predictions.get(name, np.zeros_like(view.depth))
-            errors = errors_of(depth, view.depth)
-            cells.append(depth_image(depth * np.float32(errors[4] if errors else 1), far))
-        columns.append(np.concatenate([_fit_cell(cell, rows) for cell in cells]))
-    per_band = -(-len(columns) // -(-len(columns) // MAX_COLUMNS))  # bands of nearly equal length
-    bands = [columns[first : first + per_band] for first in range(0, len(columns), per_band)]
-    blank = np.full_like(columns[0], 255)
-    padded = [np.concatenate(band + [blank] * (per_band - len(band)), axis=1) for band in bands]
-    write_image(file, np.concatenate(padded))
-
-
-def _fit_cell(image: np.ndarray, rows: int) -> np.ndarray:
-    """(rows, CELL_PX, 3): the image scaled to fit, on white."""
-    factor = min(CELL_PX / image.shape[1], rows / image.shape[0]) * 0.98
-    size = (round(image.shape[1] * factor), round(image.shape[0] * factor))
-    small = cv2.resize(image, size, interpolation=cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR)
-    cell = np.full((rows, CELL_PX, 3), 255, np.uint8)
-    y, x = (rows - size[1]) // 2, (CELL_PX - size[0]) // 2
-    cell[y : y + size[1], x : x + size[0]] = small
-    return cell

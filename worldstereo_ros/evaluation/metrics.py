@@ -166,6 +166,25 @@ def depth_error(depth: np.ndarray, truth: np.ndarray) -> tuple[float, float] | t
     return float(np.mean(np.abs(a - b) / b)), float(np.mean(np.maximum(a / b, b / a) < 1.25))
 
 
+def scaled_depth_error(depth: np.ndarray, truth: np.ndarray) -> tuple[float, float, float, float, float] | None:
+    """Metric errors, errors after median scaling, and the scale.
+
+    Args:
+        depth, truth: (H, W) metres, 0 = unknown.
+
+    Returns:
+        (AbsRel, δ<1.25, AbsRel aligned, δ<1.25 aligned, scale); None if no pixel has depth in both.
+    """
+    valid = (depth > 0) & (truth > 0)
+    if not valid.any():
+        return None
+    scale = float(np.median(truth[valid]) / np.median(depth[valid]))
+    plain, aligned = depth_error(depth, truth), depth_error(depth * np.float32(scale), truth)
+    assert plain[0] is not None
+    assert aligned[0] is not None
+    return plain[0], plain[1], aligned[0], aligned[1], scale
+
+
 def cloud_scores(points: np.ndarray, truth: np.ndarray, radius: float = 0.05) -> tuple[float, float, float]:
     """Precision, recall and F1 of a point cloud.
 
