@@ -5,8 +5,11 @@ afterwards. The numbers in brackets are those of docs/reference/faults.md.
 from __future__ import annotations
 
 import copy
+import io
 import math
+import re
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +17,8 @@ from action_msgs.msg import GoalStatus
 from builtin_interfaces.msg import Time
 from geometry_msgs.msg import PoseStamped
 from helpers.node_harness import CAMERA_FRAME, HEIGHT, WIDTH, assert_goal_succeeds, running, straight_path, wait_for
+from PIL import Image as PngImage
+from sensor_msgs.msg import CompressedImage
 from std_msgs.msg import Header
 from std_srvs.srv import Trigger
 from worldstereo_ros.action import ImaginePath
@@ -26,6 +31,12 @@ Result = ImaginePath.Result
 
 
 # --- invalid messages ---
+
+
+def peak_megabytes(pid: int) -> float:
+    """The most memory that a process has held."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(re.search(r"VmHWM:\s+(\d+)", status)[1]) / 1e3
 
 
 def _image(change):
@@ -138,6 +149,54 @@ def test_invalid_message_is_rejected_with_reason(pair, name):
     assert now["level input"] == "1"
     assert int(now["points"]) >= int(before["points"])
     assert_goal_succeeds(robot)
+
+
+def _png(width: int, height: int) -> bytes:
+    file = io.BytesIO()
+    PngImage.new("L", (width, height), 90).save(file, "PNG")
+    return file.getvalue()
+
+
+COMPRESSED_IMAGES = {
+    "larger than max_image_pixels": ("png", lambda: _png(4000, 3000), "4000x3000; at most 8300000 pixels"),
+    "PostScript": ("jpeg", lambda: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 7\n{} loop\n%%EOF\n", "PostScript"),
+    "depth": ("16UC1; png compressed ", lambda: _png(WIDTH, HEIGHT), "holds depth"),
+    "empty": ("jpeg", lambda: b"", "no data"),
+}
+
+
+@pytest.mark.parametrize("name", COMPRESSED_IMAGES)
+def test_invalid_compressed_image_is_rejected_before_it_is_decoded(pair, name):
+    _node, robot = pair
+    format, content, word = COMPRESSED_IMAGES[name]
+    publisher = robot.node.create_publisher(CompressedImage, "/image/compressed", qos.VIEW)
+    header = Header(stamp=robot.now(), frame_id=CAMERA_FRAME)
+    message = CompressedImage(header=header, format=format, data=bytes_field(np.frombuffer(content(), np.uint8)))
+
+    def is_rejected() -> bool:
+        publisher.publish(message)
+        return word in robot.diagnostics().get("image/compressed last rejection", "")
+
+    assert wait_for(is_rejected), robot.diagnostics()
+    robot.node.destroy_publisher(publisher)
+    assert_goal_succeeds(robot)
+
+
+def test_step_of_an_image_takes_no_memory(pair):
+    """One pixel of three bytes that declares rows of three gigabytes: it is as small as it is."""
+    node, robot = pair
+    before = peak_megabytes(node.process.pid)
+    for _ in range(3):
+        image, info, depth = robot.view()
+        info.width = info.height = image.width = image.height = depth.width = depth.height = 1
+        image.step, image.data = 3_000_000_000, bytes_field(np.zeros(3, np.uint8))
+        depth.step, depth.data = 4_000_000_000, bytes_field(np.ones(1, np.float32))
+        robot.send_tf(0.0, image.header.stamp)
+        for publisher, message in ((robot.info, info), (robot.depth, depth), (robot.image, image)):
+            publisher.publish(message)
+        time.sleep(0.3)
+    assert_goal_succeeds(robot)
+    assert peak_megabytes(node.process.pid) < before + 500
 
 
 def test_rejections_are_logged(pair):
