@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from worldstereo_ros.cli.main import app
 from worldstereo_ros.cli.sources import MAX_PHOTO_PIXELS, Recording, parse_frames, parse_size, resize_views
 from worldstereo_ros.geometry.trajectories import trajectory
+from worldstereo_ros.io.bags.write_views import write_views
 from worldstereo_ros.io.datasets import open_sequence
 from worldstereo_ros.io.images import write_image
 from worldstereo_ros.io.posed_sequences import write_sequence
@@ -105,6 +106,23 @@ def test_a_video_without_poses_gives_one_frame_as_a_photo(tmp_path):
         code, text = _imagine(tmp_path / "walk.mp4", *options, "--out", tmp_path / "no")
         assert code == 1
         assert "only one of its 5 frames can be observed" in text
+
+
+def test_observe_numbers_the_images_of_a_bag(tmp_path):
+    views = [replace(view, stamp_ns=10**18 + i * 10**8) for i, view in enumerate(textured_wall_views())]
+    write_views(tmp_path / "bag", views)
+    code, text = _imagine("--bag", tmp_path / "bag", "--observe", "3,1", "--views", 2, "--out", tmp_path / "out")
+    assert code == 0, text
+    saved = open_sequence(tmp_path / "out" / "observed")
+    np.testing.assert_allclose(saved.poses, [views[i].world_from_camera for i in (3, 1)], atol=1e-6)
+    for arguments, words in (
+        (["--observe", "7"], "has no image 7; the 4 that can be used are counted from 0"),
+        (["--fov", "60"], "The camera of a bag is that of its camera_info"),
+        (["--path", "/plan"], "not a path of bag, which has none"),
+    ):
+        code, text = _imagine("--bag", tmp_path / "bag", *arguments, "--out", tmp_path / "no")
+        assert code == 1
+        assert words in text
 
 
 # --- photographs -----------------------------------------------------------------------------------------------------
