@@ -18,6 +18,8 @@ from worldstereo_ros.utils.file_kinds import explain_unreadable
 
 SUFFIXES = (".ply", ".pcd")
 MAX_POINTS = 100_000_000
+PCD_TYPES = ("F4", "F8", "I1", "I2", "I4", "I8", "U1", "U2", "U4", "U8")
+MAX_PCD_COUNT = 4096  # numbers of one field of a point; descriptors have a few hundred
 MAX_HEADER_BYTES = 64 * 1024
 Columns = dict[str, np.ndarray]  # (N,) numbers each, by name, in the order of the file
 _PLY_TYPES = {
@@ -167,6 +169,7 @@ def _read_pcd(path: Path) -> Columns:
     if at < 0 or len(words.get("POINTS", [])) != 1 or not words["POINTS"][0].isdigit():
         why = explain_unreadable(path, "text")
         raise CloudFileError(f"{path} has no PCD header, so it is not a point cloud. {why}".rstrip())
+    _check_pcd_fields(path, words)
     count = int(words["POINTS"][0])
     # LZF compresses repeated bytes by a factor of about 250 at most.
     _check_count(path, count, 250 * path.stat().st_size if data == b"binary_compressed" else path.stat().st_size, 6)
@@ -177,7 +180,10 @@ def _read_pcd(path: Path) -> Columns:
         if lines < count:
             raise _truncated(path, count, f"{lines:,} lines")
     with readable_path(path) as name, o3d.utility.VerbosityContextManager(o3d.utility.VerbosityLevel.Error):
-        cloud = o3d.t.io.read_point_cloud(name, format="pcd")
+        try:
+            cloud = o3d.t.io.read_point_cloud(name, format="pcd")
+        except (RuntimeError, UnicodeDecodeError) as error:  # its messages have several lines, and colours
+            raise CloudFileError(f"{path} is damaged: {' '.join(str(error).split())[-120:]}") from None
     if "positions" not in cloud.point or len(cloud.point.positions) != count:
         raise _truncated(path, count, f"{path.stat().st_size:,} bytes")
     arrays = {name: cloud.point[name].numpy() for name in cloud.point}
@@ -186,6 +192,20 @@ def _read_pcd(path: Path) -> Columns:
         columns |= {name: arrays["colors"][:, at] for at, name in enumerate(("red", "green", "blue"))}
     others = [name for name in arrays if name not in ("positions", "colors") and arrays[name].size == count]
     return columns | {name: arrays[name].reshape(count) for name in others}
+
+
+def _check_pcd_fields(path: Path, words: dict[str, list[str]]) -> None:
+    """Checks the lines that describe the fields: Open3D takes them as they are, and reads beyond its buffers."""
+    fields = words.get("FIELDS", [])
+    sizes, kinds = words.get("SIZE", []), words.get("TYPE", [])
+    counts = words.get("COUNT", ["1"] * len(fields))
+    if not (
+        0 < len(fields) == len(sizes) == len(kinds) == len(counts)
+        and all(kind + size in PCD_TYPES for kind, size in zip(kinds, sizes, strict=True))
+        and all(count.isdecimal() and 1 <= int(count[:9]) <= MAX_PCD_COUNT for count in counts)
+    ):
+        lines = "; ".join(f"{key} {' '.join(words.get(key, []))[:60]}" for key in ("FIELDS", "SIZE", "TYPE", "COUNT"))
+        raise CloudFileError(f"{path} describes no fields of a point cloud ({lines}); it is damaged.")
 
 
 def _check_count(path: Path, count: int, available: int, point_bytes: int) -> None:
