@@ -13,17 +13,11 @@ import argparse
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import numpy as np
 from node_process import running_node
-
-if TYPE_CHECKING:
-    from worldstereo_ros.ros.client.client import ImagineResult, WorldStereoClient
 
 DOMAIN = 102  # outside the range that the tests use
 PROTOCOLS = ("single", "sparse", "mono")
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def main() -> int:
@@ -34,25 +28,8 @@ def main() -> int:
     parser.add_argument("--every", type=int, default=8, help="request every n-th held-out view")
     parser.add_argument("--json", type=Path, help="write the rows to this file")
     options = parser.parse_args()
-    os.environ.update(
-        ROS_DOMAIN_ID=str(DOMAIN),
-        ROS_AUTOMATIC_DISCOVERY_RANGE="LOCALHOST",
-        # Shared memory that holds whole images, as in the launch files, so that no view is lost.
-        FASTRTPS_DEFAULT_PROFILES_FILE=str(ROOT / "config" / "fastdds.xml"),
-    )
+    os.environ.update(ROS_DOMAIN_ID=str(DOMAIN), ROS_AUTOMATIC_DISCOVERY_RANGE="LOCALHOST")
     return measure(options)
-
-
-def request(client: WorldStereoClient, poses: np.ndarray, seed: int, remember: bool) -> ImagineResult:
-    """Requests views; once more if the node's answer to the goal was lost, which rclpy does now and then."""
-    from worldstereo_ros.ros.client.client import NodeTimeoutError
-
-    try:
-        return client.imagine(poses, seed=seed, remember=remember)
-    except NodeTimeoutError:
-        if remember:  # the node may have remembered the views
-            raise
-        return client.imagine(poses, seed=seed)
 
 
 def measure(options: argparse.Namespace) -> int:
@@ -84,7 +61,7 @@ def measure(options: argparse.Namespace) -> int:
                         client.add_observation(view)
                     start = 0
                     for leg, poses in enumerate(scenario.legs):
-                        result = request(client, poses, leg, scenario.remember)
+                        result = client.imagine(poses, seed=leg, remember=scenario.remember)
                         if result.error_code:
                             print(f"A goal failed with error {result.error_code}: {result.error_msg}", file=sys.stderr)
                             return 1

@@ -36,6 +36,7 @@ from worldstereo_ros.srv import ImagineView, LoadMap, SaveMap
 
 from helpers.paths import REPOSITORY
 from worldstereo_ros.geometry.cameras import Camera
+from worldstereo_ros.ros.client.requests import Requests
 from worldstereo_ros.ros.conversions import messages, qos
 
 NODE = "/worldstereo"
@@ -231,6 +232,10 @@ class Robot:
 
     # --- services ---
 
+    def on_executor(self, function):
+        """Runs a function on the executor's thread; rclpy drops answers that arrive while another thread asks."""
+        return Requests(self._executor).run(function, TIMEOUT_S)
+
     def wait(self, future, seconds: float = TIMEOUT_S):
         done = threading.Event()
         future.add_done_callback(lambda _: done.set())
@@ -243,7 +248,7 @@ class Robot:
         if service not in self._discovered:
             time.sleep(0.3)  # the reply channel is discovered after the request channel; a response before that is lost
             self._discovered.add(service)
-        return self.wait(client.call_async(request), seconds)
+        return self.wait(self.on_executor(lambda: client.call_async(request)), seconds)
 
     def state(self, seconds: float = TIMEOUT_S) -> str:
         return self.call("get_state", GetState.Request(), seconds).current_state.label
@@ -323,13 +328,13 @@ class Robot:
     def send(self, goal: ImaginePath.Goal, feedback: list | None = None):
         """Sends a goal and returns the handle of the accepted goal."""
         collect = None if feedback is None else (lambda message: feedback.append(message.feedback))
-        handle = self.wait(self.action.send_goal_async(goal, feedback_callback=collect))
+        handle = self.wait(self.on_executor(lambda: self.action.send_goal_async(goal, feedback_callback=collect)))
         assert handle.accepted
         return handle
 
     def result(self, handle, seconds: float = TIMEOUT_S):
         """Waits for a goal and returns (status, result)."""
-        answer = self.wait(handle.get_result_async(), seconds)
+        answer = self.wait(self.on_executor(handle.get_result_async), seconds)
         return answer.status, answer.result
 
     def imagine(self, goal: ImaginePath.Goal | None = None, seconds: float = TIMEOUT_S):

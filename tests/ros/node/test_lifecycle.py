@@ -241,7 +241,7 @@ def test_deactivate_and_sigterm_end_running_job():  # (25)
         feedback: list = []
         job = robot.send(robot.goal(poses=100, prompt="slow"), feedback)
         assert wait_for(lambda: any(item.views_done for item in feedback))
-        answer = job.get_result_async()
+        answer = robot.on_executor(job.get_result_async)
         assert node.terminate() == 0
         # The client gets the result before the process ends.
         assert wait_for(answer.done)
@@ -256,7 +256,7 @@ def test_sigterm_ends_process_with_hanging_model(tmp_path, monkeypatch):  # (25)
         job = robot.send(robot.goal(prompt="hangs"), feedback)
         assert wait_for(lambda: any(item.stage == "rendering" for item in feedback))
         time.sleep(0.2)
-        answer = job.get_result_async()
+        answer = robot.on_executor(job.get_result_async)
         assert node.terminate(30) == 1  # the worker does not stop in time, so the process ends without it
         assert wait_for(answer.done)
         assert answer.result().result.error_code == Result.INACTIVE

@@ -235,3 +235,15 @@ def test_unknown_parameters_are_reported_with_a_suggestion():
     assert path_poses.startswith("The parameter 'path_poses' is unknown and has no effect. Similar names: ")
     assert "path_pose_frame" in path_poses
     assert zzz == "The parameter 'zzz' is unknown and has no effect."
+
+
+@pytest.mark.parametrize("folder", ["", "~/maps"])
+def test_map_directory_without_a_home_folder(monkeypatch, folder):
+    monkeypatch.delenv("ROS_HOME", raising=False)
+
+    def fail(path):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "expanduser", fail)  # as without HOME and an entry in passwd
+    with pytest.raises(ConfigurationError, match="map_directory"):
+        map_directory(NodeParameters(map_directory=folder))

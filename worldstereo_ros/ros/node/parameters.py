@@ -381,7 +381,17 @@ def make_parameters(values: Mapping[str, object]) -> NodeParameters:
 
 
 def map_directory(parameters: NodeParameters) -> Path:
-    """Returns the folder of save_map and load_map."""
-    if parameters.map_directory:
-        return Path(parameters.map_directory).expanduser()
-    return Path(os.environ.get("ROS_HOME") or Path.home() / ".ros") / "worldstereo"
+    """Returns the folder of save_map and load_map. It exists only once a map was saved.
+
+    Raises:
+        ConfigurationError: there is no home folder that the parameter, or its default, is in.
+    """
+    try:
+        if parameters.map_directory:
+            return Path(parameters.map_directory).expanduser()
+        return Path(os.environ.get("ROS_HOME") or Path.home() / ".ros") / "worldstereo"
+    except RuntimeError:
+        raise ConfigurationError(
+            "The user has no home folder, so there is no folder for maps. Set `map_directory` to an absolute path, or "
+            "ROS_HOME."
+        ) from None
