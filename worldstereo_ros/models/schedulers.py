@@ -171,7 +171,11 @@ def make_scheduler(config: Mapping[str, Any], base: Path | None = None) -> Sched
         if "num_train_timesteps" in content:
             check_integer(file, content, "num_train_timesteps", 1, MAX_TIMESTEPS)
         try:
-            return UniPCMultistepScheduler.from_config(content)
+            scheduler = UniPCMultistepScheduler.from_config(content)
+            scheduler.set_timesteps(2)  # many values are first looked at here, which would be in the first job
+            if not torch.isfinite(scheduler.sigmas).all():
+                raise InputError("its noise levels are not finite")
+            return scheduler
         except Exception as error:  # diffusers raises many types for values that it does not expect
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
             raise InputError(f"{file} does not describe a UniPC scheduler: {reason}.") from None

@@ -129,6 +129,12 @@ def test_configs_of_the_depth_network(tmp_path, change, message):
         ({"solver_order": float("inf")}, "solver_order is inf"),
         ({"solver_type": "unknown"}, "does not describe a UniPC scheduler"),
         ({"trained_betas": {"a": [1]}}, "does not describe a UniPC scheduler"),
+        ({"timestep_spacing": None}, "does not describe a UniPC scheduler"),
+        ({"final_sigmas_type": None}, "does not describe a UniPC scheduler"),
+        (
+            {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": None},
+            "does not describe a UniPC",
+        ),
     ],
     ids=str,
 )
