@@ -3,7 +3,7 @@
 PY := .venv/bin/python
 OUT ?= demo_out
 
-.PHONY: help setup demo test lint format bench docs clean
+.PHONY: help setup demo test fuzz soak lint format bench docs clean
 
 help: ## say what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -18,6 +18,12 @@ demo: setup ## start the node, drive a robot through a procedural world, leave p
 
 test: setup ## all tests, in the same environment
 	$(PY) -m pytest -q
+
+fuzz: setup ## damaged inputs for an hour (SECONDS=3600); inputs that fail stay in .fuzz/
+	WORLDSTEREO_FUZZ_SECONDS=$(or $(SECONDS),3600) $(PY) -m pytest -q tests/fuzz --timeout $(or $(SECONDS),3600)
+
+soak: setup ## ten minutes of a busy node (SECONDS=600), whose memory stays flat
+	WORLDSTEREO_SOAK_SECONDS=$(or $(SECONDS),600) $(PY) -m pytest -q -s tests/soak
 
 lint: setup ## ruff, mypy, and the import contracts of pyproject.toml
 	$(PY) -m ruff check .
