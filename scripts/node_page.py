@@ -52,7 +52,8 @@ be overridden with the standard `qos_overrides.*` parameters.
 
 If images are lost between processes on one machine, give Fast DDS more shared memory in every process that sends
 images. Its default of 512 kB a process is less than one 640x480 image; the rest is sent over UDP in fragments, which a
-busy machine loses. The launch files set this:
+busy machine loses. The node, its Python client and the launch files set this by themselves, unless other profiles are
+set; a camera driver that runs elsewhere needs it:
 
     export FASTRTPS_DEFAULT_PROFILES_FILE=$PWD/config/fastdds.xml
 """
