@@ -36,6 +36,7 @@ def test_whole_file_is_read(tmp_path):
         {"COUNT": "1 1 -1"},
         {"COUNT": "1 1 " + "9" * 5000},
         {"FIELDS": None},
+        {"FIELDS": "x y \xe9"},
     ],
     ids=str,
 )

@@ -201,6 +201,7 @@ def _check_pcd_fields(path: Path, words: dict[str, list[str]]) -> None:
     counts = words.get("COUNT", ["1"] * len(fields))
     if not (
         0 < len(fields) == len(sizes) == len(kinds) == len(counts)
+        and all(name.isascii() for name in fields)
         and all(kind + size in PCD_TYPES for kind, size in zip(kinds, sizes, strict=True))
         and all(count.isdecimal() and 1 <= int(count[:9]) <= MAX_PCD_COUNT for count in counts)
     ):
