@@ -159,8 +159,7 @@ def test_messages_contain_confidence(wall):
     pytest.importorskip("worldstereo_ros.msg", reason="the ROS interfaces are not built")
     from std_msgs.msg import Header
 
-    from worldstereo_ros.ros.client.client import view_from_message
-    from worldstereo_ros.ros.conversions.messages import view_message
+    from worldstereo_ros.ros.conversions.messages import view_from_message, view_message
 
     view = wall[1][-1]
     message = view_message(view, Header(frame_id="camera"), "map")
