@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 
 import numpy as np
 from rclpy.node import Node
 
+from worldstereo_ros.geometry.camera_axes import BODY_FROM_OPTICAL, resolve_camera_axes
 from worldstereo_ros.ros.node.tf_buffer import TransformSource, TransformUnavailableError
 from worldstereo_ros.ros.node.tf_listener import open_transforms
 from worldstereo_ros.utils.errors import InputError
@@ -26,29 +28,40 @@ class Extrinsics:
     def __init__(self, node: Node) -> None:
         self._node = node
         self._transforms: TransformSource | None = None
+        self._lock = threading.Lock()
 
     def base_from_camera(
-        self, base_frame: str, get_camera_frame: Callable[[], str], fallback: np.ndarray | None
+        self,
+        base_frame: str,
+        get_camera_frame: Callable[[], str],
+        fallback: np.ndarray | None,
+        *,
+        camera_axes: str = "auto",
     ) -> np.ndarray:
-        """Returns the newest pose (4, 4) of an optical frame in the base frame, as the node finds it.
+        """Returns the newest pose (4, 4) of the camera's optical axes in the base frame, as the node finds it.
 
         Args:
             base_frame: frame of the robot.
-            get_camera_frame: returns the optical frame; empty while it is not known.
+            get_camera_frame: returns the frame of its images; empty while it is not known.
             fallback: the node's parameter `base_to_camera`, which it uses where TF has no transform; None if not set.
+            camera_axes: the node's parameter: axes of that frame, see `geometry.camera_axes`.
 
         Raises:
             InputError: neither is available; the message says what to do.
         """
-        if self._transforms is None:
-            self._transforms = open_transforms(self._node, CACHE_S, lambda: None)
+        with self._lock:  # two threads may ask for the first time
+            if self._transforms is None:
+                self._transforms = open_transforms(self._node, CACHE_S, lambda: None)
         deadline = time.monotonic() + TF_TIMEOUT_S
         while True:
             frame = get_camera_frame()
             reason = "The camera's frame is not known, since the node remembers no image yet."
             try:
                 if frame:
-                    return self._transforms.lookup(base_frame, frame, None)[0]
+                    pose = self._transforms.lookup(base_frame, frame, None)[0]
+                    # The node has said what it assumes of the frame.
+                    is_body, _ = resolve_camera_axes(camera_axes, frame, pose, z_up=True, remedy="camera_axes:")
+                    return pose @ BODY_FROM_OPTICAL if is_body else pose
             except TransformUnavailableError as error:
                 reason = str(error)
             if time.monotonic() > deadline:

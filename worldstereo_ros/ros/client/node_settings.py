@@ -10,7 +10,15 @@ from rcl_interfaces.msg import ParameterType, ParameterValue
 
 from worldstereo_ros.ros.conversions.rotations import pose_from_quaternion
 
-NAMES = ("world_frame", "base_frame", "camera_frame", "path_pose_frame", "pose_source", "base_to_camera")
+NAMES = (
+    "world_frame",
+    "base_frame",
+    "camera_frame",
+    "camera_axes",
+    "path_pose_frame",
+    "pose_source",
+    "base_to_camera",
+)
 
 
 @dataclass(frozen=True)
@@ -24,6 +32,7 @@ class NodeSettings:
     world_frame: str = "map"
     base_frame: str = "base_link"
     camera_frame: str = ""
+    camera_axes: str = "auto"
     path_pose_frame: str = "base"
     pose_source: str = "auto"
     base_to_camera: np.ndarray | None = None

@@ -139,6 +139,9 @@ class PoseAndImageSender:
         base_from_camera = self._base_from_camera
         if base_from_camera is None:
             base_from_camera = self._extrinsics.base_from_camera(
-                self.base_frame, lambda: settings.camera_frame or self.image_frame, settings.base_to_camera
+                self.base_frame,
+                lambda: settings.camera_frame or self.image_frame,
+                settings.base_to_camera,
+                camera_axes=settings.camera_axes,
             )
         return world_from_camera @ invert_pose(base_from_camera)
