@@ -158,5 +158,9 @@ def test_video_topics_are_named_with_what_converts_them(tmp_path):
     refusal = _refusal(file)
     assert "'/cam/h264' is not used: It is H.264 or H.265 video" in refusal
     assert "foxglove_compressed_video_transport" in refusal
-    with pytest.raises(BagError, match=r"has type foxglove_msgs/msg/CompressedVideo; .* It is H.264 or H.265 video"):
-        list(read_views(file, "/cam/h264"))
+    file = write_mcap(
+        tmp_path / "b.mcap", schema("theora_image_transport/msg/Packet", "ros2msg"), channel("/cam/theora", "cdr"),
+        message(bytes(60)),
+    )  # fmt: skip
+    with pytest.raises(BagError, match=r"has type theora_image_transport/msg/Packet; .* It is Theora video"):
+        list(read_views(file, "/cam/theora"))

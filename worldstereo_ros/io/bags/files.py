@@ -29,7 +29,7 @@ from rosbags.typesys.store import Typestore
 from worldstereo_ros.io.bags.compression import UnpackError, unpack_zstd
 from worldstereo_ros.io.bags.errors import BagError
 from worldstereo_ros.io.bags.open_bag import open_readers, unreadable_message
-from worldstereo_ros.io.bags.video_types import video_advice
+from worldstereo_ros.io.bags.video_types import DECODED_TYPES, video_advice
 from worldstereo_ros.utils.resources import find_resource
 
 
@@ -45,6 +45,8 @@ class Bag:
         self.path = Path(path)
         self.topics: dict[str, str] = {}
         self._store = get_typestore(Stores.ROS2_JAZZY)
+        for type_name, definition in DECODED_TYPES.items():
+            self._store.register(get_types_from_msg(definition, type_name))
         self._readers: list[Reader] = []
         self._packed: list[Reader] = []  # whose messages are compressed one by one
         self._foreign: dict[str, str] = {}  # topic -> encoding that is not ROS 2's
@@ -284,7 +286,9 @@ def _named_types(fields: Any) -> Iterator[str]:
 
 
 def _definition(package: str, name: str) -> str:
-    """Reads the .msg file of a type."""
+    """Returns the definition of a type, from its .msg file."""
+    if (known := DECODED_TYPES.get(f"{package}/msg/{name}")) is not None:
+        return known
     if package == "worldstereo_ros":
         bundled = find_resource(f"msg/{name}.msg")
         folders = [] if bundled is None else [bundled.parent]

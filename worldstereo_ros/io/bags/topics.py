@@ -9,13 +9,14 @@ from typing import Any
 from worldstereo_ros.imaging import codecs
 from worldstereo_ros.imaging.codecs import COLOUR_ENCODINGS, DEPTH_ENCODINGS, ImageError
 from worldstereo_ros.io.bags.files import Bag, BagError
-from worldstereo_ros.io.bags.video_types import video_advice
+from worldstereo_ros.io.bags.video_types import DECODED_TYPES, video_advice, video_codec, video_frame_id
 
 IMAGE, COMPRESSED = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"
 CAMERA_INFO, PATH, TF = "sensor_msgs/msg/CameraInfo", "nav_msgs/msg/Path", "tf2_msgs/msg/TFMessage"
 ODOMETRY, POSE = "nav_msgs/msg/Odometry", "geometry_msgs/msg/PoseStamped"
 POSE_COVARIANCE = "geometry_msgs/msg/PoseWithCovarianceStamped"
-
+# Last parts of topics that image_transport and its plugins add to the name of the image.
+TRANSPORTS = ("compressed", "compressedDepth", "ffmpeg", "h264", "h265", "foxglove", "compressed_video", "video")
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +30,7 @@ class _Stream:
         colour: colour or depth.
         frame: frame_id.
         size: (width, height).
-        compressed: the messages are CompressedImage.
+        rank: kinds that are preferred have a lower one: images, compressed images, video.
         problem: sentence that says why it is not decoded; empty if it is.
     """
 
@@ -37,14 +38,14 @@ class _Stream:
     colour: bool
     frame: str
     size: tuple[int, int]
-    compressed: bool
+    rank: int
     problem: str = ""
 
 
 def camera_info_beside(image_topic: str) -> str:
     """Returns the `camera_info` topic of an image topic, by the convention of image_transport."""
     parts = image_topic.split("/")
-    if parts[-1] in ("compressed", "compressedDepth") and len(parts) > 2:
+    if parts[-1] in TRANSPORTS and len(parts) > 2:
         parts.pop()
     return "/".join([*parts[:-1], "camera_info"])
 
@@ -68,16 +69,16 @@ def find_topics(bag: Bag) -> tuple[str, str]:
     if not colour:
         raise BagError(_no_colour(bag, streams))
 
-    def rank(stream: _Stream) -> tuple[bool, bool, str]:
+    def rank(stream: _Stream) -> tuple[int, bool, str]:
         named_colour = any(word in stream.topic for word in ("color", "colour", "rgb"))
-        return stream.compressed, not named_colour, stream.topic
+        return stream.rank, not named_colour, stream.topic
 
     best = min(colour, key=rank)
-    registered = [s for s in streams if not s.colour and s.frame == best.frame and s.size in (best.size, (0, 0))]
+    registered = [s for s in streams if not s.colour and s.frame == best.frame and _of_one_size(s, best)]
     usable = [s for s in registered if not s.problem]
     if registered and not usable:
         logger.warning("The depth on '%s' is not used. %s", registered[0].topic, registered[0].problem)
-    return best.topic, min(usable, key=lambda s: (s.compressed, s.topic)).topic if usable else ""
+    return best.topic, min(usable, key=lambda s: (s.rank, s.topic)).topic if usable else ""
 
 
 def _no_colour(bag: Bag, streams: list[_Stream]) -> str:
@@ -89,8 +90,11 @@ def _no_colour(bag: Bag, streams: list[_Stream]) -> str:
         for s in streams
         if s.colour and not s.problem
     ]
+    described = {stream.topic for stream in streams}
     reasons += [
-        f"'{topic}' is not used: {advice}" for topic, kind in bag.topics.items() if (advice := video_advice(kind))
+        f"'{topic}' is not used: {advice}"
+        for topic, kind in bag.topics.items()
+        if topic not in described and (advice := video_advice(kind))
     ]
     every = ", ".join(f"{name} ({kind})" for name, kind in sorted(bag.topics.items())) or "none"
     return " ".join(
@@ -100,7 +104,8 @@ def _no_colour(bag: Bag, streams: list[_Stream]) -> str:
 
 def _streams(bag: Bag) -> list[_Stream]:
     """Describes every image topic by its first message that is intact, or by its last if none is."""
-    unread = {topic for topic, kind in bag.topics.items() if kind in (IMAGE, COMPRESSED)}
+    describe = {IMAGE: _raw, COMPRESSED: _compressed, **dict.fromkeys(DECODED_TYPES, _video)}
+    unread = {topic for topic, kind in bag.topics.items() if kind in describe}
     streams: dict[str, _Stream] = {}
     for topic, _, raw in bag.messages(set(unread)):
         if topic not in unread:
@@ -109,7 +114,7 @@ def _streams(bag: Bag) -> list[_Stream]:
             message = bag.decode(topic, raw)
         except BagError:
             continue
-        streams[topic] = _compressed(topic, message) if bag.topics[topic] == COMPRESSED else _raw(topic, message)
+        streams[topic] = describe[bag.topics[topic]](topic, message)
         if not streams[topic].problem:
             unread.discard(topic)
         if not unread:
@@ -124,7 +129,7 @@ def _raw(topic: str, message: Any) -> _Stream:
     problem = ""
     if encoding not in (*COLOUR_ENCODINGS, *DEPTH_ENCODINGS):
         problem = f"its encoding '{encoding[:32]}' is not decoded. Convert it first (`image_proc`, `cv_bridge`)."
-    return _Stream(topic, not depth, message.header.frame_id, (message.width, message.height), False, problem)
+    return _Stream(topic, not depth, message.header.frame_id, (message.width, message.height), 0, problem)
 
 
 def _compressed(topic: str, message: Any) -> _Stream:
@@ -138,4 +143,15 @@ def _compressed(topic: str, message: Any) -> _Stream:
             size = codecs.compressed_size(message.data)
     except ImageError as error:
         problem = str(error)
-    return _Stream(topic, not depth, message.header.frame_id, size, True, problem)
+    return _Stream(topic, not depth, message.header.frame_id, size, 1, problem)
+
+
+def _video(topic: str, message: Any) -> _Stream:
+    """Describes a message of a video; the size of its images is known only when it is decoded."""
+    problem = "" if video_codec(message) else video_advice(message.__msgtype__)
+    return _Stream(topic, True, video_frame_id(message), (0, 0), 2, problem)
+
+
+def _of_one_size(first: _Stream, second: _Stream) -> bool:
+    """Whether the images of two topics may be of one size; (0, 0) is unknown."""
+    return first.size == second.size or (0, 0) in (first.size, second.size)

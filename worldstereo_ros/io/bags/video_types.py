@@ -1,6 +1,8 @@
-"""Message types whose images are frames of a video, and what converts them to images."""
+"""Message types whose images are frames of a video: which are decoded, and what converts the others to images."""
 
 from __future__ import annotations
+
+from typing import Any
 
 _REPUBLISH = (
     "Play the recording through `ros2 run image_transport republish --ros-args -p in_transport:={transport} "
@@ -13,6 +15,30 @@ _VIDEO_TYPES = {
     "theora_image_transport/msg/Packet": ("Theora video", "theora", "theora_image_transport"),
     "h264_msgs/msg/Packet": ("H.264 video", "h264", "h264_image_transport"),
 }
+
+# Message definitions of video types: they are no part of ROS's own interfaces, and those in bags are not compiled.
+DECODED_TYPES = {
+    "foxglove_msgs/msg/CompressedVideo": (
+        "builtin_interfaces/Time timestamp\nstring frame_id\nuint8[] data\nstring format\n"
+    ),
+    "ffmpeg_image_transport_msgs/msg/FFMPEGPacket": (
+        "std_msgs/Header header\nint32 width\nint32 height\nstring encoding\nuint64 pts\nuint8 flags\n"
+        "bool is_bigendian\nuint8[] data\n"
+    ),
+}
+
+
+def video_codec(message: Any) -> str:
+    """The codec of a video message: "h264", "h265", or "" for others, which are not decoded."""
+    name = str(getattr(message, "format", "") or getattr(message, "encoding", "")).lower()
+    if "264" in name or "avc" in name:
+        return "h264"
+    return "h265" if "265" in name or "hevc" in name else ""
+
+
+def video_frame_id(message: Any) -> str:
+    """The frame_id of a video message."""
+    return str(message.header.frame_id if hasattr(message, "header") else message.frame_id)
 
 
 def video_advice(type_name: str) -> str:

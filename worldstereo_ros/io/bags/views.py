@@ -9,6 +9,7 @@ import bisect
 import logging
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,8 @@ from worldstereo_ros.io.bags.topics import (
     camera_info_beside,
     find_topics,
 )
+from worldstereo_ros.io.bags.video_stream import VideoStream, open_video
+from worldstereo_ros.io.bags.video_types import DECODED_TYPES
 from worldstereo_ros.utils.errors import InputError
 
 __all__ = ["Bag", "BagError", "BagWriter", "camera_info_beside", "find_topics", "read_path", "read_views"]
@@ -66,7 +69,8 @@ def read_views(
 
     Args:
         path: folder or file of the bag; a folder of the files of a split recording is one bag.
-        image_topic: colour topic (Image or CompressedImage); "" = detected, with its depth topic, by `find_topics`.
+        image_topic: colour topic (Image, CompressedImage, or H.264 or H.265 video of `video_types.DECODED_TYPES`);
+            "" = detected, with its depth topic, by `find_topics`.
         depth_topic: topic of depth registered to the image (Image of 16UC1 mm or 32FC1 m, or compressedDepth);
             "" = no depth.
         camera_info_topic: "" = `camera_info` beside the image topic.
@@ -97,7 +101,7 @@ def read_views(
             image_topic, found = find_topics(bag)
             depth_topic = depth_topic or found
         info_topic = camera_info_topic or camera_info_beside(image_topic)
-        bag.require(image_topic, (IMAGE, COMPRESSED), "colour image")
+        bag.require(image_topic, (IMAGE, COMPRESSED, *DECODED_TYPES), "colour image")
         bag.require(info_topic, (CAMERA_INFO,), "camera_info")
         if depth_topic == image_topic:
             raise BagError(f"'{image_topic}' is given as both the colour and the depth topic.")
@@ -117,8 +121,12 @@ def read_views(
                 _check_pairs(pairs, index, image_topic, depth_topic, tolerance, left_out)
             options = PoseOptions(bag.topics.get(pose_topic, ""), world_frame, base_frame, camera_axes, tolerance_ns)
             poses = image_poses(index, sorted(pairs), image_topic, options, left_out)
-            reader = _ViewReader(bag, image_topic, depth_topic, index, poses, metres_per_count, left_out)
-            yield from reader.read({i: pairs[i] for i in sorted(poses)}, max_views)
+            with ExitStack() as stack:
+                video = None
+                if bag.topics[image_topic] in DECODED_TYPES:
+                    video = stack.enter_context(open_video(bag, image_topic))
+                reader = _ViewReader(bag, image_topic, depth_topic, index, poses, metres_per_count, left_out, video)
+                yield from reader.read({i: pairs[i] for i in sorted(poses)}, max_views)
         finally:
             left_out.log(logger)
 
@@ -192,7 +200,9 @@ class _ViewReader:
         poses: dict[int, np.ndarray],
         metres_per_count: float | None,
         left_out: LeftOut,
+        video: VideoStream | None,
     ) -> None:
+        self._video = video  # decodes the images, if they are frames of a video
         self._bag, self._index, self._poses, self._left_out = bag, index, poses, left_out
         self._image_topic, self._depth_topic, self._metres_per_count = image_topic, depth_topic, metres_per_count
 
@@ -254,7 +264,7 @@ class _ViewReader:
         if image_message is None or (partner is not None and depth_message is None):
             return None  # a damaged message, which is counted already
         try:
-            image, depth = decode_colour(image_message), None
+            image, depth = self._video.frame(i) if self._video else decode_colour(image_message), None
             height, width = image.shape[:2]
             calibration = self._index.calibrations.at(stamp_ns, width, height)
             _check_size(image, calibration, "camera_info")
