@@ -25,7 +25,7 @@ class LossyAction:
     """An action client that loses the first answers of the server, which knows the goal from then on."""
 
     def __init__(self, lost):
-        self.lost, self.goal_ids = lost, []
+        self.lost, self.goal_ids, self.cancelled = lost, [], []
 
     def send_goal_async(self, goal, feedback_callback, goal_uuid):
         self.goal_ids.append(bytes(goal_uuid.uuid))
@@ -33,6 +33,9 @@ class LossyAction:
         if len(self.goal_ids) > self.lost:
             future.set_result(SimpleNamespace(accepted=len(set(self.goal_ids)) == len(self.goal_ids)))
         return future
+
+    def _cancel_goal_async(self, handle):
+        self.cancelled.append(bytes(handle.goal_id.uuid))
 
 
 @pytest.mark.parametrize(("lost", "attempts"), [(0, 1), (2, 3)])
@@ -45,9 +48,12 @@ def test_goal_is_sent_again_under_the_same_id(monkeypatch, lost, attempts):
     assert len(set(action.goal_ids)) == 1
 
 
-def test_goal_that_nobody_answers(monkeypatch):
+def test_goal_that_nobody_answers_is_cancelled(monkeypatch):
+    """The server may be busy and find the goal later."""
     monkeypatch.setattr(requests, "RESEND_GOAL_S", 0.01)
-    assert Requests(ImmediateExecutor()).send_goal(LossyAction(10_000), object(), None, timeout=0.1) is None
+    action = LossyAction(10_000)
+    assert Requests(ImmediateExecutor()).send_goal(action, object(), None, timeout=0.1) is None
+    assert action.cancelled == action.goal_ids[:1]
 
 
 def test_refused_goal_is_not_accepted():

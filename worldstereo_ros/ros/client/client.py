@@ -33,6 +33,7 @@ from std_srvs.srv import Trigger
 from worldstereo_ros.action import ImaginePath
 from worldstereo_ros.geometry.views import View
 from worldstereo_ros.ros.client.node_watch import NodeWatch
+from worldstereo_ros.ros.client.remembered import RememberedStamps
 from worldstereo_ros.ros.client.requests import NodeTimeoutError, Requests
 from worldstereo_ros.ros.client.results import ImagineResult, ViewCollector
 from worldstereo_ros.ros.client.sender import PoseAndImageSender
@@ -90,8 +91,7 @@ class WorldStereoClient:
             rclpy.init(args=[*sys.argv, *log_arguments()], context=self.context)
         # A name of its own: tools confuse nodes of the same name.
         self.node = rclpy.create_node(f"worldstereo_client_{os.getpid()}_{next(_numbers)}", context=self.context)
-        self._remembered_condition = threading.Condition()
-        self._last_remembered_ns = 0
+        self._remembered = RememberedStamps()
         self._executor = SingleThreadedExecutor(context=self.context)
         self._requests = Requests(self._executor)
         self._watch = NodeWatch(self.node, self.node_name, self._requests)
@@ -112,7 +112,7 @@ class WorldStereoClient:
     def _connect(self) -> None:
         node, name = self.node, self.node_name
         self._collector = ViewCollector(node, name)
-        node.create_subscription(Header, f"{name}/remembered", self._on_remembered, qos.MAP)
+        node.create_subscription(Header, f"{name}/remembered", self._on_remembered, qos.REMEMBERED_RECEIVER)
         self._action = ActionClient(
             node,
             ImaginePath,
@@ -212,6 +212,9 @@ class WorldStereoClient:
     def add_observation(self, view: View, *, timeout: float = 10.0, attempts: int = 3) -> int:
         """Publishes an observation and waits until it is in the node's memories. Publishes it again if it got lost.
 
+        A node that is busy keeps the newest observation only: where several threads or robots add some at once, or
+        images come faster than they are remembered, one may take the place of another, which is then published again.
+
         Args:
             view: see `publish_view`.
             timeout: seconds to wait after each attempt.
@@ -226,7 +229,7 @@ class WorldStereoClient:
         """
         for _ in range(attempts):
             stamp_ns = self.publish_view(view)
-            if self._wait_remembered(stamp_ns, timeout):
+            if self._remembered.wait_for(stamp_ns, timeout):
                 return stamp_ns
         reason = self._watch.last_rejection()
         raise NodeTimeoutError(
@@ -268,8 +271,7 @@ class WorldStereoClient:
         """
         goal = ImaginePath.Goal(views=views, prompt=prompt, seed=seed, remember=remember)
         goal.path = self.path_message(world_from_camera)
-        self._collector.start()
-        try:
+        with self._collector.collecting() as collection:
             started = time.monotonic()
             sent = self._requests.send_goal(self._action, goal, on_feedback, GOAL_TIMEOUT_S)
             if sent is None:
@@ -290,9 +292,12 @@ class WorldStereoClient:
             if response.status == GoalStatus.STATUS_UNKNOWN:
                 result.error_code = ImaginePath.Result.UNKNOWN
                 result.error_msg = "The node does not know the goal any more; it was restarted, or its result got lost."
-            imagined, arrivals = self._collector.collect(result.views_done, started)
-        finally:
-            self._collector.stop()
+            imagined, arrivals = collection.collect(
+                result.views_done,
+                views or len(goal.path.poses),
+                accepted_ns=nanoseconds(sent.handle.stamp),
+                since=started,
+            )
         outcome = ImagineResult(
             imagined,
             result.error_code,
@@ -355,15 +360,8 @@ class WorldStereoClient:
     @property
     def last_remembered_ns(self) -> int:
         """Stamp in nanoseconds of the newest image that the node remembered; 0 before the first."""
-        return self._last_remembered_ns
-
-    def _wait_remembered(self, stamp_ns: int, timeout: float) -> bool:
-        """Waits until the node remembered an image of this stamp or a newer one. Returns False after `timeout`."""
-        with self._remembered_condition:
-            return self._remembered_condition.wait_for(lambda: self._last_remembered_ns >= stamp_ns, timeout)
+        return self._remembered.newest_ns
 
     def _on_remembered(self, message: Header) -> None:
-        with self._remembered_condition:
-            self._sender.image_frame = message.frame_id
-            self._last_remembered_ns = max(self._last_remembered_ns, nanoseconds(message.stamp))
-            self._remembered_condition.notify_all()
+        self._sender.image_frame = message.frame_id
+        self._remembered.add(nanoseconds(message.stamp))

@@ -11,10 +11,11 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from action_msgs.msg import GoalStatus
+from builtin_interfaces.msg import Time
 from rclpy.action import ActionClient
 from rclpy.action.client import ClientGoalHandle
 from rclpy.client import Client
@@ -111,7 +112,7 @@ class Requests:
             timeout: seconds.
 
         Returns:
-            The goal; None if there is no answer.
+            The goal; None if there is no answer, after a request to cancel it.
         """
         goal_id = UUID(uuid=list(uuid.uuid4().bytes))
 
@@ -132,6 +133,9 @@ class Requests:
             if handle is not None:
                 # A server refuses an id that it knows: it has the goal, and its first answer was lost.
                 return SentGoal(handle, handle.accepted or attempts > 1)
+        # A node that was busy may find the goal later; what the caller is told has failed must not happen then.
+        unanswered = ClientGoalHandle(action, goal_id, _Unanswered())
+        self.run(unanswered.cancel_goal_async)
         return None
 
     def result(self, goal: SentGoal, timeout: float) -> Any | None:
@@ -154,6 +158,14 @@ class Requests:
             if handle.status in ENDED or unknown:
                 asked_at = time.monotonic()
                 self.run(lambda: answers.follow(handle.get_result_async()))
+
+
+@dataclass(frozen=True)
+class _Unanswered:
+    """In place of the response to a goal whose response did not arrive."""
+
+    accepted: bool = False
+    stamp: Time = field(default_factory=Time)
 
 
 class _Answers:

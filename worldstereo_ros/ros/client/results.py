@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-import numpy as np
 from rclpy.node import Node
 from sensor_msgs.msg import Image
 
@@ -47,8 +48,75 @@ class ImagineResult:
         return max(self.views_done - len(self.views), 0)
 
 
+class Collection:
+    """The views that a node publishes while a goal runs, of that goal and of others. Used by two threads."""
+
+    def __init__(self) -> None:
+        self._views: list[tuple[float, ImaginedViewMessage]] = []
+        self._conditioning: dict[int, Image] = {}
+        self._lock = threading.Lock()
+
+    def add_view(self, message: ImaginedViewMessage) -> None:
+        """Adds a view that arrived."""
+        with self._lock:
+            self._views.append((time.monotonic(), message))
+
+    def add_conditioning(self, message: Image) -> None:
+        """Adds the conditioning of a view."""
+        with self._lock:
+            self._conditioning[nanoseconds(message.header.stamp)] = message
+
+    def collect(
+        self, done: int, total: int, *, accepted_ns: int, since: float
+    ) -> tuple[list[ImaginedView], list[float]]:
+        """Returns the views of one goal that arrived, and waits for those of `done` that have not.
+
+        Args:
+            done: number of views that the node published for the goal.
+            total: number of views that the goal asked for.
+            accepted_ns: stamp of its acceptance, of the node's clock; 0 = not known.
+            since: `time.monotonic()` that arrivals count from.
+
+        Returns:
+            (views in the order of their path, seconds from `since` to the arrival of each).
+        """
+        deadline = time.monotonic() + LAST_VIEWS_TIMEOUT_S
+        while True:
+            with self._lock:
+                arrived, conditioning = list(self._views), dict(self._conditioning)
+            own = _views_of_goal([message for _, message in arrived], done, total, accepted_ns)
+            stamps = {nanoseconds(arrived[index][1].header.stamp) for index in own}
+            if (len(own) >= done and stamps <= conditioning.keys()) or time.monotonic() > deadline:
+                break
+            time.sleep(0.01)
+        views = []
+        for index in own:
+            message = arrived[index][1]
+            image = conditioning.get(nanoseconds(message.header.stamp))
+            views.append(view_from_message(message, None if image is None else image_array(image)))
+        return views, [arrived[index][0] - since for index in own]
+
+
+def _views_of_goal(messages: list[ImaginedViewMessage], done: int, total: int, accepted_ns: int) -> list[int]:
+    """Indices of the messages that belong to a goal, in the order of its path.
+
+    A node runs one goal at a time, but others may have run before or after, and messages do not say which. The views of
+    a goal have its number of views, come after its acceptance, and are numbered from 0.
+    """
+    fitting = [index for index, message in enumerate(messages) if message.count == total]
+    later = [index for index in fitting if nanoseconds(messages[index].header.stamp) >= accepted_ns]
+    runs: list[list[int]] = []
+    for index in later or fitting:  # if all are earlier, the clock of a simulation jumped back
+        if not runs or messages[index].index <= messages[runs[-1][-1]].index:
+            runs.append([])
+        runs[-1].append(index)
+    # A run that does not begin at 0 is the rest of another goal, unless the first views of this one got lost.
+    own = next((run for run in runs if messages[run[0]].index == 0), runs[0] if runs else [])
+    return [index for index in own if messages[index].index < done]
+
+
 class ViewCollector:
-    """Collects the views that a node publishes.
+    """Collects the views that a node publishes, for any number of goals at once.
 
     Args:
         node: ROS node that subscribes to them.
@@ -56,57 +124,29 @@ class ViewCollector:
     """
 
     def __init__(self, node: Node, name: str) -> None:
-        self._views: list[tuple[float, ImaginedViewMessage]] = []
-        self._conditioning: dict[int, np.ndarray] = {}
-        self._collecting = False
+        self._collections: list[Collection] = []
         self._lock = threading.Lock()
         node.create_subscription(ImaginedViewMessage, f"{name}/view", self._on_view, qos.VIEW_RECEIVER)
         node.create_subscription(Image, f"{name}/conditioning", self._on_conditioning, qos.VIEW_RECEIVER)
 
     def _on_view(self, message: ImaginedViewMessage) -> None:
         with self._lock:
-            if self._collecting:
-                self._views.append((time.monotonic(), message))
+            for collection in self._collections:
+                collection.add_view(message)
 
     def _on_conditioning(self, message: Image) -> None:
         with self._lock:
-            if self._collecting:
-                self._conditioning[nanoseconds(message.header.stamp)] = image_array(message)
+            for collection in self._collections:
+                collection.add_conditioning(message)
 
-    def start(self) -> None:
-        """Collects from now on. Views of other goals, before and after, take no memory."""
+    @contextlib.contextmanager
+    def collecting(self) -> Iterator[Collection]:
+        """Collects while the context lasts. Views that arrive at other times take no memory."""
+        collection = Collection()
         with self._lock:
-            self._collecting = True
-            self._views.clear()
-            self._conditioning.clear()
-
-    def stop(self) -> None:
-        """Forgets the views and collects no more."""
-        with self._lock:
-            self._collecting = False
-            self._views.clear()
-            self._conditioning.clear()
-
-    def collect(self, count: int, since: float) -> tuple[list[ImaginedView], list[float]]:
-        """Returns the views that arrived, and waits for those of `count` that have not.
-
-        Args:
-            count: number of views that were published.
-            since: `time.monotonic()` that arrivals count from.
-
-        Returns:
-            (views in the order of their path, seconds from `since` to the arrival of each).
-        """
-        deadline = time.monotonic() + LAST_VIEWS_TIMEOUT_S
-        while time.monotonic() < deadline:
+            self._collections.append(collection)
+        try:
+            yield collection
+        finally:
             with self._lock:
-                if len(self._views) >= count and len(self._conditioning) >= count:
-                    break
-            time.sleep(0.01)
-        with self._lock:
-            arrived = [
-                (received_at, message, self._conditioning.get(nanoseconds(message.header.stamp)))
-                for received_at, message in self._views
-            ]
-        views = [view_from_message(message, conditioning) for _, message, conditioning in arrived]
-        return views, [received_at - since for received_at, *_ in arrived]
+                self._collections.remove(collection)

@@ -25,6 +25,8 @@ VIEW_RECEIVER = _profile(64)
 CLOUD = _profile(1)
 # Maps and markers: a late subscriber receives the last message.
 MAP = _profile(1, latched=True)
+# The client's end of a topic that tells of each image, of which none may be passed over.
+REMEMBERED_RECEIVER = _profile(64, latched=True)
 # Requests of actions. ROS's own depth of 10 is less than the clients that may ask at once: further requests, and the
 # answers, which every client of a service receives, would be dropped.
 REQUESTS = _profile(200)
