@@ -12,7 +12,7 @@ from worldstereo_ros.ros.node.jobs import ErrorCode, Job
 from worldstereo_ros.ros.node.parameters import NodeParameters
 from worldstereo_ros.ros.node.synchronizer import Observation
 from worldstereo_ros.ros.node.watchdog import Watchdog
-from worldstereo_ros.ros.node.worker import Worker
+from worldstereo_ros.ros.node.worker import Worker, abandoned_work_runs
 
 PARAMETERS = NodeParameters(job_timeout=0.1, watchdog_grace=0.1)
 
@@ -86,8 +86,10 @@ def test_abandoned_worker_stays_silent(hung):
     waiting = worker.call(lambda: 1)
     worker.abandon()
     assert waiting.cancelled()
+    assert abandoned_work_runs()  # so that the process must not end as usual
     go.set()
     assert wait_for(lambda: not worker._thread.is_alive())
+    assert wait_for(lambda: not abandoned_work_runs())
     assert events.calls == []
 
 

@@ -16,6 +16,7 @@ from rclpy.signals import SignalHandlerOptions
 
 from worldstereo_ros.pipelines.diffusion.distributed import is_worker, process_count, run_worker, stop_workers
 from worldstereo_ros.ros.node.node import WorldStereoNode
+from worldstereo_ros.ros.node.worker import abandoned_work_runs
 from worldstereo_ros.ros.process_environment import log_arguments, set_transport_profile
 
 SPIN_PERIOD_S = 0.1
@@ -58,7 +59,6 @@ def main(arguments: list[str] | None = None) -> None:
     executor.add_node(node)
     if node.get_parameter("autostart").value:
         node.start()
-    was_loading = stop.is_set()
     spin(node, executor, stop.is_set)
     stopped = node.close()
     flush_until = time.monotonic() + FLUSH_S
@@ -71,5 +71,5 @@ def main(arguments: list[str] | None = None) -> None:
     rclpy.try_shutdown()
     if process_count() > 1:
         stop_workers()
-    if was_loading:  # the thread that loads the model must not outlive the interpreter
+    if abandoned_work_runs():  # such as loading a model, which SIGTERM interrupted
         os._exit(0)

@@ -20,6 +20,7 @@ from worldstereo_ros.ros.node.synchronizer import Observation
 from worldstereo_ros.world import EmptyMemoryError, WorldModel
 
 MAX_WAITING_VIEWS = 8  # single views in the queue behind the running path; further ones are rejected
+_abandoned: list[threading.Thread] = []
 
 
 @dataclass(frozen=True)
@@ -199,6 +200,7 @@ class Worker:
         """Gives up a thread that hangs: if it ever goes on, it ends without any further event."""
         self._events = _NoEvents()
         self.stop(0)
+        _abandoned.append(self._thread)
         call = self._current_call
         if call is not None and not call.done():
             message = "The worker hangs in this request and was replaced; whether it will be carried out is not known."
@@ -326,6 +328,12 @@ class Worker:
         except Exception as error:
             self._events.on_fault("job", error)
             return JobResult(ErrorCode.UNKNOWN, f"{type(error).__name__}: {error}")
+
+
+def abandoned_work_runs() -> bool:
+    """Whether a thread that was given up still runs: it must not outlive the interpreter, whose end would crash it."""
+    _abandoned[:] = [thread for thread in _abandoned if thread.is_alive()]
+    return bool(_abandoned)
 
 
 def _describe_work(work: Observation | Job | tuple | None) -> Work:
