@@ -13,7 +13,7 @@ import pytest
 from geometry_msgs.msg import Pose, PoseStamped
 from nav_msgs.msg import Path
 from PIL import Image as PngImage
-from sensor_msgs.msg import CameraInfo, CompressedImage, PointField
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointField
 from std_msgs.msg import Header
 from worldstereo_ros.action import ImaginePath
 from worldstereo_ros.srv import ImagineView
@@ -79,6 +79,20 @@ def test_check_image_accepts_what_is_decoded_and_nothing_else(depth):
     message.encoding = "rgb8" if depth else "16UC1"
     with pytest.raises(ImageError, match=r"Is this the (colour|depth) topic"):
         messages.check_image(message, 16, depth=depth)
+
+
+def test_bytes_of_waiting_images_are_bounded_as_their_pixels_are():
+    """A column of one pixel, padded to a gigabyte, would wait with 15 others like it."""
+    size = messages.MIN_ACCEPTED_BYTES
+    padded = Image(encoding="mono8", height=1, width=1, step=size + 1, data=array.array("B", bytes(size + 1)))
+    file = io.BytesIO()
+    PngImage.new("L", (40, 30)).save(file, "PNG")
+    long_file = CompressedImage(format="png", data=array.array("B", file.getvalue() + bytes(size)))
+    for call in (messages.check_image, messages.check_compressed_image):
+        message = padded if call is messages.check_image else long_file
+        with pytest.raises(ImageError, match=r"at most 1048576 are accepted for 1200 pixels .*max_image_pixels"):
+            call(message, 1200)
+        call(message, 100_000)
 
 
 def test_check_compressed_image_reads_the_header_only(monkeypatch):

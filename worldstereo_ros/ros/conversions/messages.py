@@ -26,6 +26,9 @@ from worldstereo_ros.msg import ImaginedView as ImaginedViewMessage
 from worldstereo_ros.ros.conversions.rotations import pose_from_quaternion, poses_from_quaternions, quaternion_from_pose
 from worldstereo_ros.utils.errors import InputError
 
+MAX_BYTES_PER_PIXEL = 16  # of a message, for the largest image that is accepted; pixels have at most 8
+MIN_ACCEPTED_BYTES = 2**20
+
 # --- stamps, poses, paths ---
 
 
@@ -120,9 +123,11 @@ def check_image(message: Image, max_pixels: int, *, depth: bool = False) -> None
         depth: a depth image is expected instead of a colour image.
 
     Raises:
-        ImageError: unknown encoding, no pixels, too many pixels, a step too short, or data of the wrong length.
+        ImageError: unknown encoding, no pixels, too many pixels, a step too short, or data of the wrong length, or far
+            more than the pixels have.
     """
     _check_pixels(message.width, message.height, max_pixels)
+    _check_bytes(len(message.data), max_pixels)
     codecs.check_fields(message.encoding, message.height, message.width, message.step, len(message.data), depth=depth)
 
 
@@ -134,8 +139,10 @@ def check_compressed_image(message: CompressedImage, max_pixels: int) -> None:
         max_pixels: largest width * height that is accepted.
 
     Raises:
-        ImageError: no data, not an image of `codecs.IMAGE_FORMATS`, depth by its format, or too many pixels.
+        ImageError: no data, not an image of `codecs.IMAGE_FORMATS`, depth by its format, too many pixels, or too much
+            data for them.
     """
+    _check_bytes(len(message.data), max_pixels)
     if not len(message.data):
         raise ImageError("The compressed image has no data.")
     if codecs.holds_depth(message.format):
@@ -149,6 +156,16 @@ def _check_pixels(width: int, height: int, max_pixels: int) -> None:
     if width * height > max_pixels:
         raise ImageError(
             f"The image is {width}x{height}; at most {max_pixels} pixels are accepted (parameter `max_image_pixels`)."
+        )
+
+
+def _check_bytes(size: int, max_pixels: int) -> None:
+    """Rows may be padded and files have other content, but images that wait must not hold gigabytes of it."""
+    largest = max(MAX_BYTES_PER_PIXEL * max_pixels, MIN_ACCEPTED_BYTES)
+    if size > largest:
+        raise ImageError(
+            f"The image has {size} bytes; at most {largest} are accepted for {max_pixels} pixels (parameter "
+            "`max_image_pixels`). Publish it without the padding of its rows."
         )
 
 
