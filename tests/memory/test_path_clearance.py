@@ -8,6 +8,7 @@ import pytest
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.trajectories import trajectory
 from worldstereo_ros.geometry.views import View
+from worldstereo_ros.memory import path_clearance
 from worldstereo_ros.memory.cloud import CloudMemory
 from worldstereo_ros.memory.path_clearance import blocked_poses, describe_blocked
 from worldstereo_ros.utils.errors import InputError
@@ -31,6 +32,25 @@ def test_a_path_through_an_observed_wall_is_blocked_where_it_passes_the_wall():
     path = trajectory("forward", np.eye(4), 7, distance=6.0)  # a pose at 0, 1, ... 6 m; the wall is at 3 m
     assert blocked_poses(_cloud(_wall(3.0)), path).tolist() == [False, False, False, True, True, False, False]
     assert blocked_poses(_cloud(_wall(3.5)), path).tolist() == [False, False, False, False, True, False, False]
+
+
+def test_far_parts_of_a_path_cost_no_search(monkeypatch):
+    """A goal of 500 poses a kilometre apart took a minute and a half, in which the worker did nothing else."""
+    searched = []
+    is_blocked = path_clearance._is_blocked
+    monkeypatch.setattr(path_clearance, "_is_blocked", lambda *a: searched.append(1) or is_blocked(*a))
+    path = np.tile(np.eye(4), (40, 1, 1))
+    path[:, 0, 3] = np.where(np.arange(40) % 2, 500.0, -500.0)  # back and forth through the wall
+    blocked = blocked_poses(_cloud(_wall(3.0, world_from_camera=_turned_left())), path)
+    assert blocked.tolist() == [False, *[True] * 39]
+    assert 39 <= len(searched) < 39 * 20  # of 1000 pieces each
+
+
+def _turned_left():
+    """A camera at the origin that looks along -x: its wall is crossed at x = -3 m."""
+    pose = np.eye(4)
+    pose[:3, :3] = [[0, 0, -1], [0, 1, 0], [1, 0, 0]]
+    return pose
 
 
 @pytest.mark.parametrize("length", [60.0, 1e6, 1e9])

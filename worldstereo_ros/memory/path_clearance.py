@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,6 +12,9 @@ from worldstereo_ros.geometry.poses import check_poses
 from worldstereo_ros.geometry.provenance import Provenance
 from worldstereo_ros.memory.cloud import CloudMemory
 from worldstereo_ros.utils.errors import InputError
+
+if TYPE_CHECKING:
+    from scipy.spatial import cKDTree
 
 MAX_CLEARANCE_M = 100.0
 PATH_CLEARANCE_M = 0.05  # about the radius of a camera
@@ -52,14 +56,11 @@ def blocked_poses(cloud: CloudMemory, world_from_camera: np.ndarray, clearance: 
 
     tree = cKDTree(points)
     reach = np.maximum(clearance, MAX_GAP * np.minimum(spacing, MAX_SPACING_M))
-    for index, start, end in _segments(positions):
-        if blocked[index]:
-            continue
-        found = tree.query_ball_point(0.5 * (start + end), float(reach.max() + 0.5 * np.linalg.norm(end - start)))
-        near = np.array(found, dtype=np.intp)
-        near = near[_distance_to_segment(points[near], start, end) <= reach[near]]
-        area = float((spacing[near].astype(np.float64) ** 2).sum())
-        blocked[index] = area > min(MIN_BLOCKED_FRACTION * np.pi * clearance**2, MIN_BLOCKED_M2)
+    for index, corners in _segments(positions):
+        blocked[index] = any(
+            _is_blocked(points[near], spacing[near], reach[near], corners[piece], corners[piece + 1], clearance)
+            for piece, near in _pieces_near(tree, corners, float(reach.max()))
+        )
     return blocked
 
 
@@ -104,14 +105,37 @@ def _points_near(cloud: CloudMemory, positions: np.ndarray, clearance: float) ->
     return points, cloud.spacing[selected]
 
 
-def _segments(positions: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """Yields (index of the pose, start, end) of short pieces of the path; the first pose is a piece of no length."""
-    yield 0, positions[0], positions[0]
+def _segments(positions: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """Yields (index of the pose, corners (K + 1, 3) of the K short pieces of its line from the pose before).
+
+    The first pose is a piece of no length.
+    """
+    yield 0, np.stack([positions[0], positions[0]])
     for index, (start, end) in enumerate(itertools.pairwise(positions), start=1):
         pieces = max(1, min(1000, int(np.ceil(np.linalg.norm(end - start) / 0.5))))  # half a metre each
-        corners = start + np.linspace(0, 1, pieces + 1)[:, None] * (end - start)
-        for one, other in itertools.pairwise(corners):
-            yield index, one, other
+        yield index, start + np.linspace(0, 1, pieces + 1)[:, None] * (end - start)
+
+
+def _pieces_near(tree: cKDTree, corners: np.ndarray, reach: float) -> Iterator[tuple[int, np.ndarray]]:
+    """Yields (number of the piece, indices of the points in a ball around it) of the pieces with points near them.
+
+    The nearest point of all pieces is found at once: far from the surfaces, where most of a long line is, a search for
+    each piece would take all the time.
+    """
+    centres = 0.5 * (corners[:-1] + corners[1:])
+    radius = reach + 0.5 * float(np.linalg.norm(corners[1] - corners[0]))
+    nearest, _ = tree.query(centres, distance_upper_bound=1.001 * radius)
+    for piece in np.flatnonzero(np.isfinite(nearest)):
+        yield int(piece), np.array(tree.query_ball_point(centres[piece], radius), dtype=np.intp)
+
+
+def _is_blocked(
+    points: np.ndarray, spacing: np.ndarray, reach: np.ndarray, start: np.ndarray, end: np.ndarray, clearance: float
+) -> bool:
+    """Whether enough surface is within `reach` (N,) of a piece of the path."""
+    near = _distance_to_segment(points, start, end) <= reach
+    area = float((spacing[near].astype(np.float64) ** 2).sum())
+    return area > min(MIN_BLOCKED_FRACTION * np.pi * clearance**2, MIN_BLOCKED_M2)
 
 
 def _samples(positions: np.ndarray, step: float) -> np.ndarray:
