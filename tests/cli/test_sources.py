@@ -56,7 +56,7 @@ def test_observe_names_frames(sequence, tmp_path, frames, positions):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--observe", "9"], "has no frame 9; its 4 frames are 0 to 3"),
+        (["--observe", "9"], "has no frame 9; its 4 frames are 0 to 3. -1 is the last one."),
         (["--observe", "0,x"], "numbers separated by commas"),
         (["--observe", "1,1"], "one of them twice"),
         (["--observe", "1", "--observations", 2], "one of the two was expected"),
@@ -108,6 +108,53 @@ def test_a_video_without_poses_gives_one_frame_as_a_photo(tmp_path):
         assert "only one of its 5 frames can be observed" in text
 
 
+def test_frames_without_intrinsics_may_differ_in_size_and_one_may_be_damaged(tmp_path):
+    (tmp_path / "walk" / "frames").mkdir(parents=True)
+    (tmp_path / "walk" / "frames" / "000000.jpg").write_bytes(b"")
+    _write_photo(tmp_path / "walk" / "frames" / "000001.jpg", orientation=6, focal=26)
+    _write_photo(tmp_path / "walk" / "frames" / "000002.jpg", size=(48, 40))
+    code, text = _imagine(tmp_path / "walk", "--views", 2, "--out", tmp_path / "out")
+    assert code == 0, text
+    assert "1 damaged frame left out." in text
+    assert "its frame 1 is used" in text
+    assert "26 mm for 35 mm film" in text
+    assert open_sequence(tmp_path / "out" / "observed")[0].image.shape == (80, 60, 3)
+    code, text = _imagine(tmp_path / "walk", "--observe", 2, "--views", 2, "--out", tmp_path / "out")
+    assert code == 0, text
+    assert "which is assumed: walk has neither" in text
+    assert open_sequence(tmp_path / "out" / "observed")[0].image.shape == (40, 48, 3)
+
+
+def test_depth_of_frames_without_poses_is_measured(sequence, tmp_path):
+    (sequence / "poses.txt").unlink()
+    code, text = _imagine(sequence, "--observe", 2, "--views", 2, "--out", tmp_path / "out")
+    assert code == 0, text
+    assert "estimating" not in text
+    expected = textured_wall_views()[2].depth
+    np.testing.assert_allclose(open_sequence(tmp_path / "out" / "observed")[0].depth, expected, atol=1e-3)
+
+
+def test_options_of_recorded_paths_are_for_these(tmp_path):
+    write_views(tmp_path / "bag", textured_wall_views())
+    for option, value in (("--base-frame", "base"), ("--path-heading", "tangent"), ("--path-pose-frame", "camera")):
+        code, text = _imagine("--bag", tmp_path / "bag", option, value, "--out", tmp_path / "out")
+        assert code == 1
+        assert f"{option} is for" in text
+
+
+def test_results_are_no_source(sequence, tmp_path):
+    """Their video shows imagined views, which would be observed."""
+    code, text = _imagine(sequence, "--views", 2, "--out", tmp_path / "out")
+    assert code == 0, text
+    code, text = _imagine(tmp_path / "out", "--out", tmp_path / "again")
+    assert code == 1
+    assert "holds results" in text
+    assert "out/observed." in text.replace(" ", "")
+    code, text = _imagine(tmp_path / "out" / "world.wsmap", "--out", tmp_path / "again")
+    assert code == 1
+    assert "It is a saved map" in text
+
+
 def test_observe_numbers_the_images_of_a_bag(tmp_path):
     views = [replace(view, stamp_ns=10**18 + i * 10**8) for i, view in enumerate(textured_wall_views())]
     write_views(tmp_path / "bag", views)
@@ -136,6 +183,16 @@ def test_a_photo_is_turned_and_its_camera_is_said(tmp_path):
     assert "Camera: 53 degrees wide, by the focal length in its EXIF (26 mm for 35 mm film)" in text
     assert open_sequence(tmp_path / "out" / "observed")[0].image.shape == (80, 60, 3)
     assert json.loads((tmp_path / "out" / "results.json").read_text())["camera"]["origin"] == "exif"
+
+
+def test_the_first_image_of_an_animation_is_used_and_said(tmp_path):
+    first = Image.fromarray(textured_wall_views()[0].image)
+    second = first.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    first.save(tmp_path / "photo.webp", save_all=True, append_images=[second], lossless=True)
+    code, text = _imagine(tmp_path / "photo.webp", "--views", 2, "--out", tmp_path / "out")
+    assert code == 0, text
+    assert "photo.webp holds several images; the first is used." in text
+    np.testing.assert_array_equal(open_sequence(tmp_path / "out" / "observed")[0].image, np.array(first))
 
 
 def test_fov_sets_the_camera_of_a_photo(tmp_path):

@@ -126,7 +126,7 @@ def test_open_sequence_rejects_invalid_posed_sequences(posed, damage, sentence):
 def test_loading_a_view_rejects_invalid_files(posed):
     sequence = open_posed(posed)
     Image.fromarray(np.zeros((HEIGHT, WIDTH + 1, 3), np.uint8)).save(posed / "frames/000005.png")
-    with pytest.raises(DatasetError, match=r"000005.png is 21x16; the intrinsics are for 20x16"):
+    with pytest.raises(DatasetError, match=r"000005.png is 21x16; 20x16 was expected"):
         sequence[1]
     Image.fromarray(np.zeros((HEIGHT // 2, WIDTH), np.uint16)).save(posed / "depth/000009.png")
     with pytest.raises(DatasetError, match=r"depth/000009.png is 20x8"):
@@ -193,6 +193,18 @@ def test_open_sequence_reads_videos_and_their_folders(tmp_path):
         open_video(tmp_path / "broken.mp4")
     with pytest.raises(DatasetError, match="has 2 videos"):
         open_video(tmp_path)
+
+
+def test_an_image_is_known_by_its_content(tmp_path):
+    Image.fromarray(np.full((16, 20, 3), 90, np.uint8)).save(tmp_path / "a.jpg")
+    (tmp_path / "a.jpg").rename(tmp_path / "photo")
+    assert open_sequence(tmp_path / "photo")[0].image.shape == (16, 20, 3)
+
+
+def test_a_folder_of_images_alone_says_what_to_name(tmp_path):
+    Image.fromarray(np.full((16, 20, 3), 90, np.uint8)).save(tmp_path / "a.jpg")
+    with pytest.raises(DatasetError, match=r"holds images, such as a.jpg.*Name one of them"):
+        open_sequence(tmp_path)
 
 
 def test_open_sequence_rejects_unknown_formats(tmp_path):

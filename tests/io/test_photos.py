@@ -142,3 +142,13 @@ def test_photos_that_cannot_be_reduced_are_refused(tmp_path, monkeypatch):
         read_photo(tmp_path / "a.png", max_pixels=100)
     with pytest.raises(ImageError, match="does not exist"):
         read_photo_header(tmp_path / "b.png")
+
+
+def test_depth_beside_a_photo_has_the_unit_of_its_intrinsics(tmp_path):
+    Image.fromarray(UPRIGHT).save(tmp_path / "a.png")
+    Image.fromarray(np.full(UPRIGHT.shape[:2], 10_000, np.uint16)).save(tmp_path / "a_depth.png")
+    assert open_image(tmp_path / "a.png")[0].depth[0, 0] == pytest.approx(10)
+    known = {"width": 40, "height": 60, "fx": 50, "fy": 50, "cx": 19.5, "cy": 29.5, "depth_scale": 5000}
+    (tmp_path / "intrinsics.json").write_text(json.dumps(known))
+    assert open_image(tmp_path / "a.png")[0].depth[0, 0] == pytest.approx(2)
+    assert open_image(tmp_path / "a.png", depth_scale=2000)[0].depth[0, 0] == pytest.approx(5)

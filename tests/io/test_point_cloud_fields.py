@@ -43,3 +43,15 @@ def test_whole_file_is_read(tmp_path):
 def test_fields_that_there_are_not(tmp_path, changes):
     with pytest.raises(CloudFileError, match="describes no fields of a point cloud"):
         read_point_cloud(write(tmp_path / "cloud.pcd", **changes))
+
+
+def test_counts_that_are_no_numbers_are_rejected(tmp_path):
+    """In Latin-1, which headers are read as, a superscript is a digit to Python, but no number."""
+    path = write(tmp_path / "a.pcd")
+    path.write_bytes(path.read_bytes().replace(b"POINTS 2", b"POINTS \xb2"))
+    with pytest.raises(CloudFileError, match="no PCD header"):
+        read_point_cloud(path)
+    header = b"ply\nformat ascii 1.0\nelement vertex \xb2\nproperty float x\nproperty float y\nproperty float z\n"
+    (tmp_path / "a.ply").write_bytes(header + b"end_header\n")
+    with pytest.raises(CloudFileError, match="'element vertex COUNT' was expected"):
+        read_point_cloud(tmp_path / "a.ply")

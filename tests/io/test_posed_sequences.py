@@ -34,6 +34,14 @@ def test_written_sequence_is_read_back(tmp_path):
     assert (mask[:, 40:] == 0).all()
 
 
+def test_files_that_are_named_by_no_number_are_passed_over(tmp_path):
+    """A superscript is a digit to Python, but no number."""
+    write_sequence(tmp_path, textured_wall_views())
+    for name in ("\u00b2.png", "preview.png", "-1.png"):
+        shutil.copy(tmp_path / "frames" / "000000.png", tmp_path / "frames" / name)
+    assert len(open_sequence(tmp_path)) == len(textured_wall_views())
+
+
 def test_labels_are_read_back(tmp_path):
     rng = np.random.default_rng(0)
     views = [

@@ -227,7 +227,7 @@ def _examine_tf() -> Finding:
 
 def _examine_ros_domain() -> Finding:
     domain = os.environ.get("ROS_DOMAIN_ID", "0")
-    if not domain.isdigit() or int(domain) > MAX_ROS_DOMAIN_ID:
+    if not domain.isdecimal() or int(domain) > MAX_ROS_DOMAIN_ID:
         fix = f"Set ROS_DOMAIN_ID to a number from 0 to {MAX_ROS_DOMAIN_ID}."
         return Finding("ROS_DOMAIN_ID", repr(domain), False, fix)
     return Finding("ROS_DOMAIN_ID", domain, True)

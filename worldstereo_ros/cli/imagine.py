@@ -187,7 +187,7 @@ def imagine(
 
     from worldstereo_ros.cli.options import check_model_options
     from worldstereo_ros.cli.paths import choose_path
-    from worldstereo_ros.cli.recording_options import check_no_bag_options
+    from worldstereo_ros.cli.recording_options import check_no_bag_options, check_no_path_options
     from worldstereo_ros.cli.sources import parse_frames, parse_size, read_bag, read_source
     from worldstereo_ros.cli.summaries import estimated_depth_warning, pixel_shares, point_counts
     from worldstereo_ros.depth.estimators import BUNDLED_NETWORK, NONE, SMALL, load_depth_estimator
@@ -244,6 +244,10 @@ def imagine(
     if warning := check_depth(observed_views, f"The depth of {recording.name}", "--depth-unit"):
         console.print(f"[yellow]{escape(warning)}[/]", highlight=False)
     path_chosen = choose_path(path, recording, views, distance)
+    if bag is not None and path not in recording.path_names:
+        check_no_path_options(
+            base_frame="" if pose_topic else base_frame, path_pose_frame=path_pose_frame, path_heading=path_heading
+        )
     estimator, estimator_name = None, depth_model or BUNDLED_NETWORK
     if depth_model != NONE and any(view.depth is None or not view.depth.any() for view in observed_views):
         estimator = load_depth_estimator(depth_model or SMALL, device)

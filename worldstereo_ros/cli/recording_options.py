@@ -95,3 +95,20 @@ def check_no_bag_options(view_options: Mapping[str, Any], **path_options: Any) -
     for name, value in (*view_options.items(), *path_options.items()):
         if name != "depth_unit" and value != _DEFAULTS.get(name, ""):
             raise InputError(f"--{name.replace('_', '-')} is an option of bags; name the bag with --bag, or remove it.")
+
+
+def check_no_path_options(**options: Any) -> None:
+    """Checks that no option of recorded paths is given with another path, where it would be without effect.
+
+    Args:
+        options: values of the options by their names.
+
+    Raises:
+        InputError: one differs from its default.
+    """
+    for name, value in options.items():
+        if value != _DEFAULTS.get(name, ""):
+            use = "poses of --pose-topic and " if name == "base_frame" else ""
+            raise InputError(
+                f"--{name.replace('_', '-')} is for {use}paths of a bag, and --path names none of these. Remove it."
+            )

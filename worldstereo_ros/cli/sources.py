@@ -77,7 +77,7 @@ def parse_size(text: str) -> tuple[int, int] | None:
     Raises:
         InputError: something else, or a side out of range.
     """
-    if text in ("", FULL_SIZE):
+    if text.lower() in ("", FULL_SIZE):
         return None
     sides = text.lower().split("x")
     if len(sides) != 2 or not all(side.isascii() and side.isdigit() and len(side) < 8 for side in sides):
@@ -137,8 +137,14 @@ def read_source(
         sequence = replace(sequence, depth_scale=1 / metres_per_count)
     notes: list[str] = []
     chosen = _choose_frames(sequence, path, observations, frames, notes)
-    camera, camera_origin = _choose_camera(sequence, path, fov, notes)
-    views = _load(sequence, chosen, bool(frames), notes)
+    positions, views = _load(sequence, chosen, bool(frames), notes)
+    if not sequence.posed and len(sequence) > 1:
+        number = int(sequence.indices[positions[0]])
+        notes.append(
+            f"{path.name} has {len(sequence)} frames and no poses: its frame {number} is used, as a photo would be."
+            + ("" if frames else " --observe N chooses another one.")
+        )
+    camera, camera_origin = _choose_camera(sequence.subset(positions), path, fov, notes)
     if not views[0].metric:
         notes.append(
             f"The unit of {path.name} is arbitrary: its lengths, --distance and --clearance are not in metres."
@@ -193,23 +199,20 @@ def _choose_frames(
             frames_are = (
                 f"its only frame is {first}" if count == 1 else f"its {count} frames are {first} to {last}{gaps}"
             )
-            raise InputError(f"{path} has no frame {missing[0]}; {frames_are} {last}{gaps}. -1 is the last one.")
+            raise InputError(f"{path} has no frame {missing[0]}; {frames_are}. -1 is the last one.")
         chosen = [position[number] for number in frames]
     else:
         chosen = evenly_spaced_indices(count, observations or 1)
         if (observations or 1) > count:
             notes.append(f"{observations} frames were to be observed; {path.name} has {count}.")
-    if not sequence.posed and count > 1:
-        number = int(sequence.indices[chosen[0]])
-        notes.append(
-            f"{path.name} has {count} frames and no poses: its frame {number} is used, as a photo would be."
-            + ("" if frames else " --observe N chooses another one.")
-        )
     return chosen
 
 
-def _load(sequence: ViewSequence, chosen: list[int], named: bool, notes: list[str]) -> list[View]:
+def _load(sequence: ViewSequence, chosen: list[int], named: bool, notes: list[str]) -> tuple[list[int], list[View]]:
     """The views at these positions. The next frame takes the place of a damaged one, unless the user `named` them.
+
+    Returns:
+        (positions that were loaded, their views).
 
     Raises:
         DatasetError: a named frame is damaged, or all are.
@@ -217,6 +220,7 @@ def _load(sequence: ViewSequence, chosen: list[int], named: bool, notes: list[st
     from worldstereo_ros.io.files import DatasetError
 
     views: list[View] = []
+    positions: list[int] = []
     first_reason, damaged, taken = "", 0, set(chosen)
     for position in chosen:
         for candidate in [position, *range(position + 1, len(sequence))]:
@@ -225,6 +229,7 @@ def _load(sequence: ViewSequence, chosen: list[int], named: bool, notes: list[st
             taken.add(candidate)
             try:
                 views.append(sequence[candidate])
+                positions.append(candidate)
                 break
             except DatasetError as error:
                 if named or len(sequence) == 1:
@@ -235,7 +240,7 @@ def _load(sequence: ViewSequence, chosen: list[int], named: bool, notes: list[st
         raise DatasetError(f"None of the {damaged} frames that were tried can be read. The first: {first_reason}")
     if damaged:
         notes.append(f"{damaged} damaged frame{'s' if damaged > 1 else ''} left out. The first: {first_reason}")
-    return views
+    return positions, views
 
 
 def _choose_camera(
@@ -245,6 +250,8 @@ def _choose_camera(
     from worldstereo_ros.geometry.cameras import Camera
 
     photo, camera = sequence.photo, sequence.camera
+    if photo is not None and photo.several_images:
+        notes.append(f"{path.name} holds several images; the first is used.")
     if photo is not None and photo.orientation != 1:
         stored = "{}x{}".format(*photo.stored_size)
         notes.append(
@@ -267,7 +274,7 @@ def _choose_camera(
             "for 35 mm film). --fov sets another field of view."
         )
         return None, "exif"
-    why = "neither intrinsics nor a focal length in EXIF" if photo is not None else "no intrinsics"
+    why = "neither intrinsics nor a focal length for 35 mm film in EXIF" if photo is not None else "no intrinsics"
     notes.append(
         f"Camera: {_width_deg(camera):.0f} degrees wide, which is assumed: {path.name} has {why}. --fov sets the field "
         "of view; distances are only as right as it is."

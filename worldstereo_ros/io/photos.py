@@ -6,6 +6,7 @@ the stored pixels, which they refer to.
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,11 +35,14 @@ class PhotoHeader:
         stored_size: (width, height) of the stored pixels.
         orientation: EXIF orientation, 1 to 8; 1 = the stored pixels are upright, also if there is none.
         focal_35mm: focal length in millimetres of a lens of the same field of view for 36 x 24 mm; None if unknown.
+        several_images: the file is an animation or has pages, of which only the first is read. The second image of a
+            camera's JPEG (MPO: a depth map, a gain map, the other eye) does not count.
     """
 
     stored_size: tuple[int, int]
     orientation: int = 1
     focal_35mm: float | None = None
+    several_images: bool = False
 
     @property
     def size(self) -> tuple[int, int]:
@@ -60,7 +64,7 @@ def read_photo_header(path: Path) -> PhotoHeader:
         ImageError: the file is missing, not an image, or larger than can be read at reduced size.
     """
     with _open(path) as file:
-        size, orientation, focal = file.size, 1, None
+        size, orientation, focal, several = file.size, 1, None, False
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -69,9 +73,13 @@ def read_photo_header(path: Path) -> PhotoHeader:
                 focal = _number(exif.get_ifd(_EXIF).get(_FOCAL_35MM))
         except Exception:  # Pillow raises whatever the bytes lead to
             focal = None
+        if file.format in ("PNG", "WEBP", "TIFF"):
+            with contextlib.suppress(Exception):  # EOFError if there is one image
+                file.seek(1)  # unlike n_frames, does not go through all pages
+                several = True
     if focal is not None and not _MIN_35MM <= focal <= _MAX_35MM:
         focal = None
-    return PhotoHeader(size, orientation if 1 <= orientation <= 8 else 1, focal)
+    return PhotoHeader(size, orientation if 1 <= orientation <= 8 else 1, focal, several)
 
 
 def read_photo(path: Path, *, max_pixels: int = MAX_PIXELS, upright: bool = True) -> np.ndarray:

@@ -147,7 +147,7 @@ def _parse_ply_header(file: BinaryIO, path: Path) -> tuple[str, int, list[tuple[
     if kind not in ("ascii", "binary_little_endian", "binary_big_endian") or not elements:
         raise CloudFileError(f"{path} has no valid PLY header: its format is '{kind}'.")
     first, after = elements[0], (*elements[1:], len(lines) - 1)[0]
-    if len(lines[first]) != 3 or lines[first][1] != "vertex" or not lines[first][2].isdigit():
+    if len(lines[first]) != 3 or lines[first][1] != "vertex" or not lines[first][2].isdecimal():
         raise CloudFileError(f"{path} starts with '{' '.join(lines[first])}'; 'element vertex COUNT' was expected.")
     properties = [words for words in lines[first + 1 : after] if words[:1] == ["property"]]
     names = [words[-1] for words in properties]
@@ -166,7 +166,7 @@ def _read_pcd(path: Path) -> Columns:
     at = header.find(b"\nDATA ")
     words = {line.split()[0]: line.split()[1:] for line in header[:at].decode("latin-1").splitlines() if line.split()}
     data = header[at + 6 :].split(b"\n", 1)[0].strip()
-    if at < 0 or len(words.get("POINTS", [])) != 1 or not words["POINTS"][0].isdigit():
+    if at < 0 or len(words.get("POINTS", [])) != 1 or not words["POINTS"][0].isdecimal():
         why = explain_unreadable(path, "text")
         raise CloudFileError(f"{path} has no PCD header, so it is not a point cloud. {why}".rstrip())
     _check_pcd_fields(path, words)

@@ -67,7 +67,7 @@ def open_posed(path: str | Path) -> ViewSequence:
 
 def _numbered(folder: Path, suffixes: tuple[str, ...]) -> dict[int, Path]:
     """Maps the frame number to the file for files named by a number."""
-    return {int(p.stem): p for p in list_files(folder, suffixes) if p.stem.isdigit()}
+    return {int(p.stem): p for p in list_files(folder, suffixes) if p.stem.isdecimal()}
 
 
 def read_intrinsics(path: Path) -> tuple[Camera, dict]:

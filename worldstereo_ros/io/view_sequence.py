@@ -44,9 +44,9 @@ class ViewSequence:
         posed: poses are known.
         camera_known: intrinsics are known; otherwise they follow from the focal length in EXIF or, without it, from an
             assumed field of view of 60 degrees along the longer side.
-        photo: header of the first frame, if frames are photographs whose intrinsics are ours to assume: they are turned
-            by the EXIF orientation, and `cameras` are those of the turned images. None: the stored pixels are used,
-            which intrinsics refer to.
+        photos: header of each frame (None: it is damaged), if frames are photographs whose intrinsics are ours to
+            assume: they are turned by the EXIF orientation, and `cameras` are those of the turned images. Empty: the
+            stored pixels are used, which intrinsics refer to.
         prompt: text prompt that describes the place, or empty.
         trajectories: camera trajectories that come with the data, by name.
         labels: folder with provenance and confidences of the views, see `io/view_labels.py`; None = all views are
@@ -65,7 +65,7 @@ class ViewSequence:
     metric: bool = False
     posed: bool = True
     camera_known: bool = True
-    photo: PhotoHeader | None = None
+    photos: tuple[PhotoHeader | None, ...] = ()
     prompt: str = ""
     trajectories: dict[str, Trajectory] = field(default_factory=dict)
     labels: Path | None = None
@@ -74,6 +74,11 @@ class ViewSequence:
     def camera(self) -> Camera:
         """Intrinsics of the first view. All views share them, except in some panorama banks."""
         return self.cameras[0]
+
+    @property
+    def photo(self) -> PhotoHeader | None:
+        """Header of the first view, if `photos` has one."""
+        return self.photos[0] if self.photos else None
 
     @property
     def has_depth(self) -> bool:
@@ -107,7 +112,7 @@ class ViewSequence:
             image = self._load_image(index)
             self._check_size(self.frames[index], image, camera)
             if (file := self.depths[index]) is not None:
-                depth = self._oriented(read_depth(file, self.depth_scale))
+                depth = self._oriented(read_depth(file, self.depth_scale), index)
                 self._check_size(file, depth, camera)
             stamp_ns, metric = int(self.stamps_ns[index]), self.metric or not self.has_lengths
             view = View(image, camera, self.poses[index], depth, stamp_ns=stamp_ns, metric=metric)
@@ -129,6 +134,7 @@ class ViewSequence:
             depths=tuple(self.depths[i] for i in rows),
             indices=self.indices[rows],
             stamps_ns=self.stamps_ns[rows],
+            photos=tuple(self.photos[i] for i in rows) if self.photos else (),
         )
 
     def _position(self, key: int) -> int:
@@ -147,14 +153,14 @@ class ViewSequence:
     def _load_image(self, index: int) -> np.ndarray:
         path = self.frames[index]
         if path.suffix.lower() not in VIDEO_SUFFIXES:
-            return read_image(path) if self.photo is None else read_photo(path, max_pixels=MAX_PIXELS)
+            return read_photo(path, max_pixels=MAX_PIXELS) if self.photos else read_image(path)
         for frame in read_video(path, start=int(self.indices[index])):
             return frame
         raise DatasetError(f"The video {path} ends before frame {self.indices[index]}.")
 
-    def _oriented(self, depth: np.ndarray) -> np.ndarray:
+    def _oriented(self, depth: np.ndarray, index: int) -> np.ndarray:
         """Turns depth (H, W) of the stored pixels along with a photograph; depth of its upright size is upright."""
-        photo = self.photo
+        photo = self.photos[index] if self.photos else None
         if photo is None or photo.orientation == 1:
             return depth
         size = (depth.shape[1], depth.shape[0])
@@ -172,6 +178,6 @@ class ViewSequence:
         height, width = array.shape[:2]
         if (width, height) != (camera.width, camera.height):
             raise DatasetError(
-                f"{what} is {width}x{height}; the intrinsics are for {camera.width}x{camera.height}. "
-                "Colour, depth, labels and intrinsics must have the same size."
+                f"{what} is {width}x{height}; {camera.width}x{camera.height} was expected. Colour, depth, labels and "
+                "intrinsics must have the same size."
             )
