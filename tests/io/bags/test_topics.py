@@ -126,6 +126,22 @@ def test_depth_as_jpeg_is_not_used_and_said(tmp_path, caplog):
     assert "its 8 bits hold no distances" in caplog.text
 
 
+def test_depth_that_is_not_named_is_said(tmp_path, caplog):
+    path = _bag(
+        tmp_path / "bag", ("/cam/image", image_message(START, RGB)), ("/cam/depth", image_message(START, DEPTH))
+    )
+    for topics, words in (
+        ({"image_topic": "/cam/image"}, "The depth on '/cam/depth' is registered to the images on '/cam/image'"),
+        ({"image_topic": "/cam/image", "depth_topic": "/cam/depth"}, ""),
+        ({}, ""),
+    ):
+        caplog.clear()
+        (view,) = read_views(path, **topics)
+        assert (view.depth is None) == bool(words)
+        assert words in caplog.text
+        assert bool(words) == ("is not used" in caplog.text)
+
+
 def test_a_damaged_first_message_does_not_hide_its_topic(tmp_path):
     whole = _encoded(RGB, "JPEG")
     path = _bag(

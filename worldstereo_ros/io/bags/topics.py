@@ -74,11 +74,23 @@ def find_topics(bag: Bag) -> tuple[str, str]:
         return stream.rank, not named_colour, stream.topic
 
     best = min(colour, key=rank)
-    registered = [s for s in streams if not s.colour and s.frame == best.frame and _of_one_size(s, best)]
+    return best.topic, _registered(streams, best)
+
+
+def find_depth_topic(bag: Bag, image_topic: str) -> str:
+    """Finds the depth topic registered to a colour topic of an open bag, as `find_topics` does; "" if there is none."""
+    streams = _streams(bag)
+    colour = next((stream for stream in streams if stream.topic == image_topic and stream.colour), None)
+    return "" if colour is None else _registered(streams, colour)
+
+
+def _registered(streams: list[_Stream], colour: _Stream) -> str:
+    """The topic of depth registered to the colour images; "" if there is none, or none that can be decoded."""
+    registered = [s for s in streams if not s.colour and s.frame == colour.frame and _of_one_size(s, colour)]
     usable = [s for s in registered if not s.problem]
     if registered and not usable:
         logger.warning("The depth on '%s' is not used. %s", registered[0].topic, registered[0].problem)
-    return best.topic, min(usable, key=lambda s: (s.rank, s.topic)).topic if usable else ""
+    return min(usable, key=lambda s: (s.rank, s.topic)).topic if usable else ""
 
 
 def _no_colour(bag: Bag, streams: list[_Stream]) -> str:

@@ -33,6 +33,7 @@ from worldstereo_ros.io.bags.topics import (
     POSE,
     POSE_COVARIANCE,
     camera_info_beside,
+    find_depth_topic,
     find_topics,
 )
 from worldstereo_ros.io.bags.video_stream import VideoStream, open_video
@@ -100,6 +101,13 @@ def read_views(
         if not image_topic:
             image_topic, found = find_topics(bag)
             depth_topic = depth_topic or found
+        elif not depth_topic and (unused := find_depth_topic(bag, image_topic)):
+            logger.warning(
+                "The depth on '%s' is registered to the images on '%s', and is not used: where the image topic is "
+                "named, name it, too (--depth-topic).",
+                unused,
+                image_topic,
+            )
         info_topic = camera_info_topic or camera_info_beside(image_topic)
         bag.require(image_topic, (IMAGE, COMPRESSED, *DECODED_TYPES), "colour image")
         bag.require(info_topic, (CAMERA_INFO,), "camera_info")
