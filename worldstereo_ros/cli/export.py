@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from worldstereo_ros.utils.errors import InputError
+from worldstereo_ros.visualization.result_files import MAP_FILE
+from worldstereo_ros.weights.bundled import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -84,9 +86,11 @@ def export(
         )
         return
     if Path(source).is_dir():
-        raise InputError(
-            f"{source} is a folder of a model and {target} is not an .onnx file; name an output that ends in .onnx."
-        )
+        if (saved := Path(source) / MAP_FILE).is_file():
+            raise InputError(f"{source} is a folder of results; name the map in it, {saved}.")
+        raise InputError(f"{source} is a folder, and no map. If it is a model, name an output that ends in .onnx.")
+    if source == DEFAULT_MODEL and not Path(source).exists():
+        raise InputError(f"A model is exported as ONNX, and {target} does not end in .onnx.")
     from worldstereo_ros.cli.summaries import point_counts
     from worldstereo_ros.io.point_cloud_formats import check_suffix
     from worldstereo_ros.io.point_clouds import write_point_cloud

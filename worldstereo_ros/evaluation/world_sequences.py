@@ -202,6 +202,10 @@ def open_data(data: str | Path | PosedSequence) -> list[PosedSequence]:
     if str(data).startswith(PREFIX):
         return list(open_worlds(str(data)))
     path = Path(data)
+    if not path.exists():
+        raise InputError(
+            f"{path} does not exist; a posed sequence, a folder of such, or {PREFIX}SPLIT:COUNT was expected."
+        )
     if (path / "poses.txt").is_file():
         return [open_posed(path)]
     found = sorted(file.parent for file in path.glob("*/poses.txt") if (file.parent / "depth").is_dir())
