@@ -32,8 +32,8 @@ __all__ = ["DatasetError", "Trajectory", "ViewSequence", "open_image", "open_pos
 
 _IMAGE_KINDS = ("png", "jpeg", "webp", "tiff", "bmp")  # of `utils.file_kinds`
 _OTHER_FILES = {
-    ".wsmap": "It is a saved map: `worldstereo view` shows it. Beside the map of `worldstereo imagine`, observed/ holds "
-    "what it was made from.",
+    ".wsmap": "It is a saved map: `worldstereo view` shows it. What `worldstereo imagine` made it from is in observed/ "
+    "beside it.",
     ".ply": "A point cloud is no source; `worldstereo view` shows it.",
     ".pcd": "A point cloud is no source; `worldstereo view` shows it.",
 }
