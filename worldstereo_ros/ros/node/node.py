@@ -358,7 +358,7 @@ class WorldStereoNode(LifecycleNode):
         count = self.get_node_names_and_namespaces().count((self.get_name(), self.get_namespace()))
         notice = (
             f"{count} nodes are named {name}. Each request reaches all of them. Stop all but one, or start them in "
-            "different namespaces (-r __ns:=/robot1)."
+            "different namespaces (-r __ns:=/robot1). One that was killed is listed for some 20 s more."
             if count > 1
             else ""
         )

@@ -54,6 +54,7 @@ class PoseResolver:
         """Applies new parameters."""
         self._parameters = parameters
         self._body_axes: dict[str, bool] = {}  # by frame: whether it has body axes
+        self._headings_said = False
         numbers = parameters.base_to_camera
         self._fallback = pose_from_quaternion(numbers[:3], numbers[3:]) if any(numbers) else None
 
@@ -251,7 +252,8 @@ class PoseResolver:
         if self._parameters.path_pose_frame == "camera":
             headings = headings @ BODY_FROM_OPTICAL[:3, :3]
         turned = not np.allclose(poses[missing, :3, :3], headings[missing], atol=0.02)
-        if self._parameters.path_heading == "auto" and turned:
+        if self._parameters.path_heading == "auto" and turned and not self._headings_said:
+            self._headings_said = True  # once: a planner without headings sends all of its plans so
             self._warn(
                 "The poses of the path have no headings (their orientations are 0 0 0 1), so the views look along the "
                 "path. To look as the poses say, set the parameter `path_heading` to pose.",
