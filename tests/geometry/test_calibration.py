@@ -151,3 +151,42 @@ def test_coefficients_of_no_lens_are_rejected():
     calibration = calibration_from_info(camera_info(d=(-50.0, 0, 0, 0)))
     with pytest.raises(InputError, match="not the camera_info of this lens"):
         calibration.undistort(np.zeros((HEIGHT, WIDTH, 3), np.uint8), None)
+
+
+def test_a_fisheye_of_zero_coefficients_is_no_pinhole_camera():
+    """In the equidistant model the image of a ray at angle t lies at f * t, whatever else the polynomial adds."""
+    info = camera_info(d=(0.0,) * 4, model="equidistant")
+    columns = np.tile(np.arange(WIDTH, dtype=np.uint8)[None, :, None], (HEIGHT, 1, 3))
+    calibration = calibration_from_info(info)
+    straight, _ = calibration.undistort(columns, None)
+    camera = calibration.undistorted_camera
+    middle = round(camera.cy)
+    for u in (10, round(camera.cx), camera.width - 11):
+        angle = np.arctan((u - camera.cx) / camera.fx)
+        assert straight[middle, u, 0] == pytest.approx(120.0 * angle + 79.5, abs=1.0)
+    with pytest.raises(InputError, match="'equidistant' with 0 coefficients"):
+        calibration_from_info(camera_info(model="equidistant"))
+    assert calibration_from_info(camera_info(p=K, model="equidistant"), rectified=True).camera.fx == 120.0
+
+
+@pytest.mark.parametrize(
+    ("d", "model"),
+    [((0.1, 0.01, 0.0, 0.0, 0.0), "equidistant"), ((*BARREL, 0.0, 0.0, 0.0), "plumb_bob"), ((0.1,) + (0.0,) * 9, "")],
+)
+def test_zeros_after_the_coefficients_of_a_model_are_ignored(d, model):
+    shorter = calibration_from_info(camera_info(d=d[:4], model=model))
+    longer = calibration_from_info(camera_info(d=d, model=model))
+    image = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(longer.undistort(image, None)[0], shorter.undistort(image, None)[0])
+
+
+def test_bins_keep_their_size_where_they_do_not_fill_the_region_of_interest():
+    roi = SimpleNamespace(x_offset=11, y_offset=6, width=101, height=75)
+    calibration = calibration_from_info(camera_info(roi=roi, binning_x=2, binning_y=4))
+    camera = calibration.camera
+    assert (camera.width, camera.height) == (50, 18)
+    assert (camera.fx, camera.fy) == (60.0, 30.0)
+    # A ray through the middle of a bin of 2 x 4 full-size pixels: the bin (20, 10) of the region.
+    u, v = 11 + 20 * 2 + 0.5, 6 + 10 * 4 + 1.5
+    ray = (u - 79.5) / 120.0, (v - 59.5) / 120.0
+    assert (camera.fx * ray[0] + camera.cx, camera.fy * ray[1] + camera.cy) == pytest.approx((20, 10))

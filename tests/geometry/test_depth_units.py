@@ -1,6 +1,7 @@
 """Units of depth: their names, and depth that cannot be right by its size or by the camera's motion."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -77,3 +78,26 @@ def test_check_depth_warns_with_the_option():
     assert check_depth([replace(views[0], depth=None)], "The depth", "x") == ""
     estimated = [replace(scaled(v, 10), estimated=np.ones((60, 80), bool)) for v in views]
     assert check_depth(estimated, "The depth", "x") == ""
+
+
+@pytest.mark.parametrize("size", [0.02, 20.0])
+def test_depth_that_the_motion_confirms_is_plausible_at_any_size(size):
+    """A camera close to a small thing, or outdoors: all lengths are those of the room times a number, poses too."""
+
+    def view(x, z):
+        pose = pose_from_quaternion((x * size, 0, z * size), (0, 0, 0, 1))
+        return replace(scaled(room_view(x=x, z=z), size), world_from_camera=pose)
+
+    views = [view(0.0, 0.0), view(0.2, 0.3), view(0.4, 0.6)]
+    assert implausible_depth(views[0].depth) != ""
+    assert check_depth(views, "The depth", "--depth-unit") == ""
+    still = [views[0], replace(views[0])]  # no motion that could confirm it
+    assert "implausible" in check_depth(still, "The depth", "--depth-unit")
+
+
+def test_one_pair_that_differs_does_not_hide_a_wrong_unit():
+    views = [scaled(room_view(x=0.2 * i, z=0.3 * i), 0.1 if i < 5 else 0.25) for i in range(7)]
+    factors = [motion_depth_factor(one, other) for one, other in pairwise(views)]
+    assert factors.count(10.0) == 4
+    assert 4.0 in factors
+    assert "seems 10 times too near" in check_depth(views, "The depth", "--depth-unit")

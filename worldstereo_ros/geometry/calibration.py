@@ -144,10 +144,7 @@ def calibration_from_info(info: Any, *, rectified: bool = False) -> CameraCalibr
             finite, or the distortion model is unsupported.
     """
     K = np.asarray(info.k, dtype=np.float64).reshape(3, 3)
-    coefficients = np.asarray(info.d, dtype=np.float64)
-    if not np.isfinite(coefficients).all():
-        raise InputError("The camera_info has a distortion coefficient that is not finite.")
-    coefficients = coefficients if coefficients.any() else np.zeros(0)
+    coefficients = _coefficients(info)
     if rectified:
         P = np.asarray(info.p, dtype=np.float64).reshape(3, 4)[:, :3]
         if P[0, 0] == 0 and coefficients.size:
@@ -168,7 +165,7 @@ def calibration_from_info(info: Any, *, rectified: bool = False) -> CameraCalibr
             "driver its calibration file."
         )
     camera = _image_camera(K, info, "K")
-    if not coefficients.size:
+    if not coefficients.size and info.distortion_model != "equidistant":
         return CameraCalibration(camera, coefficients, "")
     if not _is_supported(info.distortion_model, coefficients):
         raise InputError(
@@ -176,6 +173,26 @@ def calibration_from_info(info: Any, *, rectified: bool = False) -> CameraCalibr
             f"supported models are {', '.join(_DISTORTION_MODELS)}. Rectify the images first (image_proc)."
         )
     return CameraCalibration(camera, coefficients, info.distortion_model or "plumb_bob")
+
+
+def _coefficients(info: Any) -> np.ndarray:
+    """The distortion coefficients of a camera_info; empty if its lens has no distortion.
+
+    Only of polynomials around a pinhole camera zeros mean none: an equidistant lens of zeros is a fisheye. Zeros at the
+    end, which drivers with a field of fixed size append, are left out where the model has fewer coefficients.
+    """
+    coefficients = np.asarray(info.d, dtype=np.float64).reshape(-1)
+    if not np.isfinite(coefficients).all():
+        raise InputError("The camera_info has a distortion coefficient that is not finite.")
+    model = info.distortion_model or "plumb_bob"
+    if not coefficients.any() and model != "equidistant":
+        return np.zeros(0)
+    used = int(np.nonzero(coefficients)[0].max(initial=-1)) + 1
+    sizes = _DISTORTION_MODELS.get(model, ())
+    if coefficients.size not in sizes:
+        size = next((size for size in sizes if used <= size < coefficients.size), coefficients.size)
+        return coefficients[:size]
+    return coefficients
 
 
 def _is_supported(model: str, coefficients: np.ndarray) -> bool:
@@ -198,9 +215,12 @@ def _image_camera(matrix: np.ndarray, info: Any, name: str) -> Camera:
     roi = info.roi
     if roi.width and roi.height:
         camera = camera.cropped(roi.x_offset, roi.y_offset, roi.width, roi.height)
-    if max(info.binning_x, info.binning_y) > 1:
-        camera = camera.resized(camera.width // max(info.binning_x, 1), camera.height // max(info.binning_y, 1))
-    return camera
+    by_x, by_y = max(info.binning_x, 1), max(info.binning_y, 1)
+    if max(by_x, by_y) == 1:
+        return camera
+    # Pixels that do not fill a bin at the right and below are dropped; the bins are no larger for it.
+    cx, cy = (camera.cx + 0.5) / by_x - 0.5, (camera.cy + 0.5) / by_y - 0.5
+    return Camera(camera.width // by_x, camera.height // by_y, camera.fx / by_x, camera.fy / by_y, cx, cy)
 
 
 def _rotation(info: Any) -> tuple[float, ...]:

@@ -6,6 +6,7 @@ millimetre, L515 quarters, and some simulators write millimetres as floating poi
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -118,18 +119,35 @@ def check_depth(views: Sequence[View], name: str, remedy: str) -> str:
     """
     measured = [v for v in views if v.depth is not None and v.is_observation and not v.estimated_mask.all()]
     factors = [motion_depth_factor(one, other) for one, other in pairwise(measured)]
-    wrong = [factor for factor in factors if factor != 1.0]
-    if wrong and len(wrong) * 2 > len(factors) and len(set(wrong)) == 1:
-        times, way = (1 / wrong[0], "far") if wrong[0] < 1 else (wrong[0], "near")
+    factor, count = Counter(factors).most_common(1)[0] if factors else (1.0, 0)
+    if factor != 1.0 and count * 2 > len(factors):
+        times, way = (1 / factor, "far") if factor < 1 else (factor, "near")
         return (
             f"{name} seems {times:g} times too {way}: it agrees with the motion of the camera if it is multiplied by "
-            f"{wrong[0]:g}. If so, set its unit ({remedy})."
+            f"{factor:g}. If so, set its unit ({remedy})."
         )
+    if sum(_agrees(one, other) for one, other in pairwise(measured)) * 2 > len(factors):
+        return ""  # far outdoors, or close to a small thing
     in_metres = [view.depth for view in measured if view.depth is not None and view.metric]
     doubts = [text for depth in in_metres if (text := implausible_depth(depth))]
     if doubts and len(doubts) * 2 > len(measured):
         return f"{name} is implausible: {doubts[0]}. If its unit is another than was assumed, set it ({remedy})."
     return ""
+
+
+def _agrees(first: View, second: View) -> bool:
+    """Whether the depth of two views agrees as it is with the motion between them, and another unit would not."""
+    residual = _median_residual(first, second, 1.0)
+    baseline = float(np.linalg.norm(first.world_from_camera[:3, 3] - second.world_from_camera[:3, 3]))
+    return (
+        residual is not None
+        and residual <= _MIN_RESIDUAL
+        and _median_depth(first) <= _MAX_DEPTH_PER_BASELINE * baseline
+        and all(
+            other is None or other * _MAX_RESIDUAL_RATIO >= residual
+            for other in (_median_residual(first, second, factor) for factor in _FACTORS if factor != 1.0)
+        )
+    )
 
 
 def _median_depth(view: View) -> float:
