@@ -21,6 +21,7 @@ from worldstereo_ros.imaging.compressed_images import (
 )
 from worldstereo_ros.imaging.image_checks import ImageError
 from worldstereo_ros.io.images import image_size, read_depth, read_image
+from worldstereo_ros.io.photos import read_photo
 from worldstereo_ros.io.view_labels import read_provenance
 
 RGB = np.random.default_rng(0).integers(0, 256, (4, 5, 3), dtype=np.uint8)
@@ -269,3 +270,23 @@ def test_a_png_with_a_compressed_text_of_a_gigabyte_takes_no_memory():
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
     assert peak < 20_000_000
+
+
+def test_damaged_tags_print_no_warnings(tmp_path, recwarn):
+    """A tag for each of thousands of frames of a recording: what can be decoded is, and the rest is an error."""
+    buffer = io.BytesIO()
+    Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(buffer, "TIFF")
+    data = bytearray(buffer.getvalue())
+    (directory,) = struct.unpack_from("<I", data, 4)
+    for entry in range(struct.unpack_from("<H", data, directory)[0]):
+        at = directory + 2 + 12 * entry
+        if struct.unpack_from("<H", data, at)[0] == 282:  # XResolution: its value lies outside the file
+            struct.pack_into("<I", data, at + 8, 2**31)
+            break
+    else:
+        data[at : at + 12] = struct.pack("<HHII", 270, 2, 1000, 2**31)  # a description, as far outside
+    (tmp_path / "a.tif").write_bytes(data)
+    for read in (lambda: decode_compressed(bytes(data)), lambda: read_photo(tmp_path / "a.tif")):
+        with contextlib.suppress(ImageError):
+            assert read().shape == (20, 30, 3)
+    assert [str(warning.message) for warning in recwarn] == []

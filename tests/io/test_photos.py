@@ -152,3 +152,9 @@ def test_depth_beside_a_photo_has_the_unit_of_its_intrinsics(tmp_path):
     (tmp_path / "intrinsics.json").write_text(json.dumps(known))
     assert open_image(tmp_path / "a.png")[0].depth[0, 0] == pytest.approx(2)
     assert open_image(tmp_path / "a.png", depth_scale=2000)[0].depth[0, 0] == pytest.approx(5)
+
+
+def test_a_line_of_pixels_is_reduced():
+    assert reduced_size((1, 10**6), 100) == (1, 100)
+    assert reduced_size((3, 10**6), 100) == (1, 100)
+    assert reduced_size((10**6, 3), 100) == (100, 1)

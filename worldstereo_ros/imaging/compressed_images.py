@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +27,14 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 _CONFIG_HEADER_BYTES = 12  # of compressed_depth_image_transport: int32 format, float32 a, float32 b
 
 
+@contextmanager
+def without_warnings() -> Iterator[None]:
+    """Keeps Pillow from printing a warning for each damaged tag; what cannot be decoded becomes an error anyway."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
 def open_image(source: bytes | memoryview | Path, what: str, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Opens an image and checks its header; pixels are not decoded.
 
@@ -40,8 +50,7 @@ def open_image(source: bytes | memoryview | Path, what: str, *, max_pixels: int 
         ImageError: not one of `IMAGE_FORMATS` (the message says what it is instead), or too large.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns about large images; `check_size` rejects them
+        with without_warnings():  # of large images, too; `check_size` rejects them
             file = Image.open(source if isinstance(source, Path) else io.BytesIO(source), formats=IMAGE_FORMATS)
     except Image.DecompressionBombError as error:
         raise ImageError(f"{what} is too large; at most {max_pixels} pixels are accepted.") from error
@@ -51,14 +60,26 @@ def open_image(source: bytes | memoryview | Path, what: str, *, max_pixels: int 
         raise ImageError(f"{what} is not a readable image{_why_not(source)}") from error
     try:
         check_size(*file.size, what=what, max_pixels=max_pixels)
-        if isinstance(file, TiffImageFile) and _TILE_WIDTH in file.tag_v2 and _TILE_LENGTH in file.tag_v2:
-            # A tile may be declared larger than its image, and is decoded whole.
-            tile = file.tag_v2[_TILE_WIDTH], file.tag_v2[_TILE_LENGTH]
+        tile = _tile_size(file, what)
+        if tile is not None:  # may be declared larger than its image, and is decoded whole
             check_size(*tile, what=f"A tile of {what[:1].lower()}{what[1:]}", max_pixels=max(max_pixels, 2**20))
     except ImageError:
         file.close()
         raise
     return file
+
+
+def _tile_size(file: Image.Image, what: str) -> tuple[int, int] | None:
+    """(width, height) of the tiles of a TIFF; None of images without tiles."""
+    if not isinstance(file, TiffImageFile):
+        return None
+    try:
+        with without_warnings():  # tags are decoded when they are read
+            if _TILE_WIDTH not in file.tag_v2 or _TILE_LENGTH not in file.tag_v2:
+                return None
+            return int(file.tag_v2[_TILE_WIDTH]), int(file.tag_v2[_TILE_LENGTH])
+    except Exception as error:
+        raise ImageError(f"{what} is damaged: {error}.") from error
 
 
 def _why_not(source: bytes | memoryview | Path) -> str:
@@ -97,11 +118,12 @@ def decode_image(
         if depth and not file.mode.startswith("I"):
             raise ImageError(f"{what} has pixel mode '{file.mode}'; one channel of 16 bits was expected.")
         try:
-            if depth:
-                return np.array(file)
-            if file.mode.startswith("I") or file.mode == "F":
-                return _grey_to_rgb(np.array(file), file.mode, what)
-            return np.array(file.convert("RGB"))
+            with without_warnings():
+                if depth:
+                    return np.array(file)
+                if file.mode.startswith("I") or file.mode == "F":
+                    return _grey_to_rgb(np.array(file), file.mode, what)
+                return np.array(file.convert("RGB"))
         except ImageError:
             raise
         except Exception as error:

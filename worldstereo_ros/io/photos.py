@@ -7,14 +7,13 @@ the stored pixels, which they refer to.
 from __future__ import annotations
 
 import contextlib
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from worldstereo_ros.imaging.compressed_images import decode_image, open_image
+from worldstereo_ros.imaging.compressed_images import decode_image, open_image, without_warnings
 from worldstereo_ros.imaging.image_checks import MAX_PIXELS, ImageError
 from worldstereo_ros.imaging.resizing import resize_image
 
@@ -66,8 +65,7 @@ def read_photo_header(path: Path) -> PhotoHeader:
     with _open(path) as file:
         size, orientation, focal, several = file.size, 1, None, False
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
+            with without_warnings():
                 exif = file.getexif()
                 orientation = _whole(exif.get(_ORIENTATION))
                 focal = _number(exif.get_ifd(_EXIF).get(_FOCAL_35MM))
@@ -102,8 +100,9 @@ def read_photo(path: Path, *, max_pixels: int = MAX_PIXELS, upright: bool = True
         large = file.size[0] * file.size[1] > max_pixels
         if large and file.format in ("JPEG", "MPO"):
             try:
-                file.draft(None, (width, height))
-                image = np.array(file.convert("RGB"))
+                with without_warnings():
+                    file.draft(None, (width, height))
+                    image = np.array(file.convert("RGB"))
             except Exception as error:
                 raise ImageError(f"The image {path} is damaged: {error}.") from error
         else:
@@ -123,7 +122,7 @@ def reduced_size(size: tuple[int, int], max_pixels: int) -> tuple[int, int]:
     if min(rounded) >= 1 and rounded[0] * rounded[1] <= max_pixels:
         return rounded
     width, height = max(1, int(width * factor)), max(1, int(height * factor))
-    width = min(width, max_pixels // height)
+    width = max(1, min(width, max_pixels // height))
     return width, min(height, max_pixels // width)
 
 
