@@ -171,7 +171,7 @@ def test_bank_is_bounded_in_bytes(steps, bound):
     bank = ViewBank(10, max_bytes=bound, feature=lambda image: image.mean(axis=(0, 1)))
     newest = None
     for stamp, (seen, scale) in enumerate(steps):
-        image = np.full((8 * scale, 8 * scale, 3), 20 * stamp, np.uint8)
+        image = np.full((8 * scale, 8 * scale, 3), 17 * stamp, np.uint8)
         depth = np.ones(image.shape[:2], np.float32)
         each = View(image, Camera.from_fov(8 * scale, 8 * scale, 1.0), turned(30 * stamp), depth, stamp_ns=stamp)
         bank.add(each if seen else imagined(each))
@@ -194,6 +194,21 @@ def test_views_keep_no_larger_buffer_alive():
     whole = View(np.zeros((30, 40, 3), np.uint8), CAMERA, np.eye(4))
     bank.add(whole)
     assert bank.views[-1] is whole
+
+
+def test_limit_in_bytes_is_said_once(caplog):
+    caplog.set_level("INFO")
+    bank = ViewBank(4, max_bytes=3 * 30 * 40 * 3)
+    for index in range(6):
+        bank.add(view(turned(30 * index), seed=index, stamp_ns=index))
+        assert bool(caplog.messages) == (index > 2)
+    assert len(caplog.messages) == 1
+    assert "with 3 of at most 4 views" in caplog.text
+    caplog.clear()
+    full = ViewBank(2)
+    for index in range(6):
+        full.add(view(turned(30 * index), seed=index, stamp_ns=index))
+    assert not caplog.messages
 
 
 def test_bank_rejects_a_limit_without_bytes():

@@ -1,6 +1,7 @@
 """Limits of the memories when a map is loaded: those of the file do not count."""
 
 import tracemalloc
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.provenance import Provenance
 from worldstereo_ros.geometry.views import View
 from worldstereo_ros.memory import archive
+from worldstereo_ros.memory._cloud_state import ARRAYS
 from worldstereo_ros.memory.archive import ArchiveError, load_archive, save_archive, write_archive
 from worldstereo_ros.memory.bank import ViewBank
 from worldstereo_ros.memory.cloud import CloudMemory
@@ -103,7 +105,19 @@ def test_bank_of_the_model_stays_bounded(tmp_path):
 def test_file_that_is_much_larger_than_the_memory_is_not_read(tmp_path, monkeypatch):
     save_archive(tmp_path / "a.wsmap", cloud_of(grid(50), np.full(50, 3)), ViewBank(), {})
     monkeypatch.setattr(archive, "MIN_ACCEPTED_BYTES", 0)
-    monkeypatch.setattr(archive, "OVERSIZE", 0)
+    monkeypatch.setattr(archive, "OVERSIZE", 1)
     monkeypatch.setattr(archive, "_read_array", lambda *arguments: pytest.fail("read"))
     with pytest.raises(ArchiveError, match="max_points, max_bank_memory"):
-        world(max_points=10).load(tmp_path / "a.wsmap")
+        world(max_points=10, max_bytes=1).load(tmp_path / "a.wsmap")
+
+
+def test_what_a_memory_can_save_it_can_load():
+    """A node with a budget of 50 million points and 20 GB of views may save more than the 4 GB of other files."""
+    cloud, bank = SimpleNamespace(max_points=50_000_000), SimpleNamespace(max_bytes=20 * 10**9)
+    points = np.zeros((1, 3)), np.zeros((1, 3), np.uint8), int(Provenance.OBSERVED)
+    one = CloudMemory(max_points=1000)
+    one.insert_points(*points)
+    per_point = sum(array.nbytes for name, array in one.state().items() if name in ARRAYS)
+    assert archive.acceptable_bytes(cloud, bank) >= cloud.max_points * per_point + bank.max_bytes
+    small = SimpleNamespace(max_points=1000), SimpleNamespace(max_bytes=10**6)
+    assert archive.acceptable_bytes(*small) < 10**9

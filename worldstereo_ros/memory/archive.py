@@ -114,11 +114,12 @@ def save_archive(path: str | Path, cloud: CloudMemory, bank: ViewBank, metadata:
 def acceptable_bytes(cloud: CloudMemory, bank: ViewBank) -> int:
     """Returns the size of a map file up to which it is worth reading into memories with these limits.
 
-    A file is read as a whole before what does not fit is left out, so that its size bounds the memory this takes.
+    A file is read as a whole before what does not fit is left out, so that its size bounds the memory this takes. What
+    memories with these limits can hold and save is always read.
     """
     bytes_per_point = sum(np.dtype(dtype).itemsize * math.prod(shape) for dtype, shape in ARRAYS.values())
-    points = cloud.max_points * bytes_per_point
-    return min(MAX_BYTES, MIN_ACCEPTED_BYTES + OVERSIZE * (points + bank.max_bytes))
+    own = cloud.max_points * bytes_per_point + bank.max_bytes + MIN_ACCEPTED_BYTES
+    return max(own, min(MAX_BYTES, OVERSIZE * own))
 
 
 def load_archive(

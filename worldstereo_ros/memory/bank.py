@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -14,6 +15,8 @@ from worldstereo_ros.geometry.view_overlap import retrieval_scores
 from worldstereo_ros.geometry.views import View
 from worldstereo_ros.memory._view_memory import view_bytes, without_shared_buffers
 from worldstereo_ros.utils.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 # Weights of pose and appearance in the distance of two views.
 POSE_WEIGHT = 0.3
@@ -89,6 +92,7 @@ class ViewBank:
             raise InputError(f"max_views is {max_views}; between 1 and {MAX_VIEWS} was expected.")
         self.max_views, self.max_bytes = int(max_views), int(max_bytes)
         self.feature = feature
+        self._bytes_reported = False
         self.clear()
 
     def clear(self) -> None:
@@ -147,6 +151,13 @@ class ViewBank:
         self._views.append(view)
         self._features.append(_unit(feature))
         size = self.nbytes
+        if 1 < len(self._views) <= self.max_views and size > self.max_bytes and not self._bytes_reported:
+            self._bytes_reported = True
+            logger.info(
+                "The bank of views is full at %d MB, with %d of at most %d views: the most redundant make room for new "
+                "ones. To keep more, give it more memory (max_bank_memory of the node, max_bytes of ViewBank).",
+                *(self.max_bytes // 10**6, len(self._views) - 1, self.max_views),
+            )
         while len(self._views) > 1 and (len(self._views) > self.max_views or size > self.max_bytes):
             evicted = self._most_redundant()
             size -= view_bytes(self._views[evicted])
