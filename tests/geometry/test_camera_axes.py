@@ -11,6 +11,13 @@ from worldstereo_ros.geometry.camera_axes import (
 )
 from worldstereo_ros.utils.errors import InputError
 
+
+def pitched_down(degrees):
+    """(4, 4) pose of body axes (x forward, y left, z up) that are tilted downwards."""
+    cos, sin = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    return np.array([[cos, 0, sin, 0], [0, 1, 0, 0], [-sin, 0, cos, 0], [0, 0, 0, 1]])
+
+
 CHAIN = ["camera_link", "base_link", "odom", "map"]
 
 
@@ -39,6 +46,13 @@ def test_names_of_frames():
         ("auto", "camera_link", np.eye(4), False, False, ""),  # the first camera of visual SLAM
         ("auto", "camera_link", BODY_FROM_OPTICAL, True, False, ""),  # an optical frame by another name
         ("auto", "camera_link", np.diag([1.0, -1, -1, 1]), True, False, ""),  # looks straight down
+        ("auto", "camera_link", pitched_down(25), True, True, "straight up.*--camera-axes optical"),
+        ("auto", "camera_link", pitched_down(45), True, True, "turned by a quarter.*--camera-axes optical"),
+        ("auto", "cam_optical", pitched_down(45), True, False, "turned by a quarter.*--camera-axes body"),
+        ("auto", "camera_link", pitched_down(90), True, False, "looks down instead.*--camera-axes body"),
+        ("auto", "cam_optical", pitched_down(90), True, False, ""),  # a camera mounted upright, by its name
+        ("auto", "camera_link", pitched_down(-45) @ BODY_FROM_OPTICAL, True, False, ""),  # optical, looks up
+        ("auto", "camera_link", pitched_down(45) @ BODY_FROM_OPTICAL, True, False, ""),  # optical, looks down
         ("optical", "camera_link", np.eye(4), True, False, ""),
         ("body", "cam_optical", BODY_FROM_OPTICAL, True, True, ""),
     ],

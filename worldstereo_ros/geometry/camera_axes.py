@@ -15,6 +15,8 @@ from worldstereo_ros.utils.errors import InputError
 
 AXES_CHOICES = ("auto", "optical", "body")
 MAX_TILT_DEG = 30.0  # between the frame's z axis and up, of a frame with body axes on a robot
+MAX_PITCH_DEG = 60.0  # the same, of one that is tilted downwards and nowhere else
+MAX_ROLL_DEG = 15.0  # between the frame's y axis and the horizontal plane, of one that is tilted downwards
 # Frames of a robot, by REP 105; z is up in what they are attached to. `map` and `world` do not tell: visual SLAM gives
 # these names to the axes of its first image, in which z is forward.
 _ROBOT_FRAME = re.compile(r"(^|[/_.])(base_link|base_footprint|base|odom|chassis)$")
@@ -40,7 +42,9 @@ def resolve_camera_axes(
     """Decides whether a camera's frame has body axes.
 
     With "auto" the frame has optical axes, unless three things come together: its name does not say optical, the world
-    has z up, and the camera would look straight up, within `MAX_TILT_DEG`.
+    has z up, and the camera would look straight up, within `MAX_TILT_DEG`, or up within `MAX_PITCH_DEG` with its image
+    turned by a quarter: a body that is tilted downwards. One that is tilted further has its z axis near the horizontal,
+    as a camera that was mounted upright has: it stays optical, with a warning.
 
     Args:
         setting: "auto", "optical" or "body".
@@ -59,17 +63,29 @@ def resolve_camera_axes(
         raise InputError(f"The camera's axes are '{setting}'; one of {', '.join(AXES_CHOICES)} was expected.")
     if setting != "auto":
         return setting == "body", ""
-    z_axes = np.asarray(world_from_frame, dtype=np.float64).reshape(-1, 4, 4)[:, :3, 2]
-    if not len(z_axes) or np.median(z_axes[:, 2]) < np.cos(np.radians(MAX_TILT_DEG)):
+    axes_up = np.asarray(world_from_frame, dtype=np.float64).reshape(-1, 4, 4)[:, 2, :3]
+    if not len(axes_up) or not z_up:
         return False, ""
-    if not z_up:
-        return False, ""
-    if not is_optical_name(frame):
+    x_up, y_up, z_up_share = np.median(axes_up, axis=0)
+    upright = z_up_share >= np.cos(np.radians(MAX_TILT_DEG))
+    turned = abs(y_up) <= np.sin(np.radians(MAX_ROLL_DEG)) and x_up < 0  # x, to the right of images, points down
+    tilted = turned and z_up_share >= np.cos(np.radians(MAX_PITCH_DEG))
+    named = is_optical_name(frame)
+    looks = "look straight up" if upright else "look up with its image turned by a quarter"
+    if (upright or tilted) and not named:
         return True, (
             f"The frame '{frame}' of the images is taken to have body axes (x forward, z up): it is not named optical, "
-            f"and with optical axes the camera would look straight up. If it does look up, say so ({remedy} optical)."
+            f"and with optical axes the camera would {looks}. If it does, say so ({remedy} optical)."
         )
-    return False, (
-        f"With the optical axes that its name states, the camera '{frame}' looks straight up. If it does not, its "
-        f"frame has body axes (x forward, z up): say so ({remedy} body)."
-    )
+    if upright or tilted:
+        return False, (
+            f"With the optical axes that its name states, the camera '{frame}' would {looks}. If it does not, its "
+            f"frame has body axes (x forward, z up): say so ({remedy} body)."
+        )
+    if turned and not named and x_up <= -np.cos(np.radians(MAX_TILT_DEG)):
+        return False, (
+            f"The frame '{frame}' of the images is not named optical, and with optical axes their image is turned by a "
+            f"quarter. If the camera looks down instead, its frame has body axes (x forward, z up): say so ({remedy} "
+            "body)."
+        )
+    return False, ""

@@ -151,7 +151,7 @@ def test_axes_by_parameter(frame, quaternion, setting, ahead):
     intake = Intake(frame=frame, quaternion=quaternion, camera_axes=setting)
     intake.send(frame=frame)
     np.testing.assert_allclose(intake.observations[0].world_from_camera[:3, 2], ahead, atol=1e-9)
-    said = any("looks straight up" in text for text in intake.warnings)
+    said = any("look straight up" in text for text in intake.warnings)
     assert said == (setting == "auto" and frame == "camera_optical" and quaternion[0] == 1)
 
 
