@@ -68,6 +68,8 @@ def test_observe_names_frames(sequence, tmp_path, frames, positions):
         (["--path", "sideways"], "not a path of in, which has none"),
         (["--distance", "nan"], "a number of metres was expected"),
         (["--path", "{seq}", "--distance", "2"], "has its own"),
+        (["--path", "turn", "--distance", "2"], "the preset turn has none"),
+        (["--path", ""], "The path '' is not a preset"),
         (["--clearance", "-1"], "The clearance is -1 m; more than 0"),
         (["--clearance", "1e308"], "at most 100 was expected"),
         (["--distance", "1e300"], "more than 1e+09 m from the origin"),

@@ -9,12 +9,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from helpers.textured_wall import textured_wall_views
 from PIL import Image
 
 from worldstereo_ros.geometry.cameras import Camera, project, unproject
 from worldstereo_ros.geometry.poses import invert_pose, pose_from_quaternion, quaternion_from_pose
 from worldstereo_ros.io.datasets import DatasetError, open_image, open_sequence, open_video
-from worldstereo_ros.io.posed_sequences import open_posed
+from worldstereo_ros.io.posed_sequences import open_posed, write_sequence
 from worldstereo_ros.io.worldstereo_examples import camera_from_intrinsic, poses_from_extrinsic
 
 WIDTH, HEIGHT = 20, 16
@@ -199,6 +200,27 @@ def test_an_image_is_known_by_its_content(tmp_path):
     Image.fromarray(np.full((16, 20, 3), 90, np.uint8)).save(tmp_path / "a.jpg")
     (tmp_path / "a.jpg").rename(tmp_path / "photo")
     assert open_sequence(tmp_path / "photo")[0].image.shape == (16, 20, 3)
+
+
+def test_text_files_may_have_a_byte_order_mark(tmp_path):
+    write_sequence(tmp_path / "a", textured_wall_views())
+    for name in ("poses.txt", "intrinsics.json"):
+        content = (tmp_path / "a" / name).read_bytes()
+        (tmp_path / "a" / name).write_bytes(b"\xef\xbb\xbf" + content.replace(b"\n", b"\r\n"))
+    np.testing.assert_allclose(open_sequence(tmp_path / "a").poses[1], textured_wall_views()[1].world_from_camera)
+
+
+@pytest.mark.parametrize("name", ["d000000.png", "000000.tiff"])
+def test_depth_that_no_frame_uses_is_an_error(tmp_path, name):
+    write_sequence(tmp_path, textured_wall_views())
+    depth = (tmp_path / "depth" / "000000.png").read_bytes()
+    shutil.rmtree(tmp_path / "depth")
+    (tmp_path / "depth").mkdir()
+    (tmp_path / "depth" / name).write_bytes(depth)
+    content = json.loads((tmp_path / "intrinsics.json").read_text())
+    (tmp_path / "intrinsics.json").write_text(json.dumps({**content, "has_depth": False}))
+    with pytest.raises(DatasetError, match=rf"no depth image of these poses, but {name}; 16-bit PNG"):
+        open_sequence(tmp_path)
 
 
 def test_a_folder_of_images_alone_says_what_to_name(tmp_path):

@@ -131,7 +131,9 @@ def imagine(
     path_heading: PathHeading = "auto",
     distance: Annotated[
         float | None,
-        typer.Option(metavar="METRES", help="Length of a preset path.", show_default="1", rich_help_panel=PATH),
+        typer.Option(
+            metavar="METRES", help="Length of forward, left, right and up.", show_default="1", rich_help_panel=PATH
+        ),
     ] = None,
     views: Annotated[
         int | None,
@@ -205,7 +207,7 @@ def imagine(
     if observe and observations is not None:
         raise InputError("--observe names the frames and --observations their number; one of the two was expected.")
     frames = parse_frames(observe) if observe else []
-    results = ResultsFolder(out, RESULT_NAMES, sources=[source, bag, path if Path(path).is_dir() else None])
+    results = ResultsFolder(out, RESULT_NAMES, sources=[source, bag, path if path and Path(path).is_dir() else None])
     frame_options = {
         "image_topic": image_topic,
         "pose_topic": pose_topic,

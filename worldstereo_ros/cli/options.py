@@ -64,8 +64,10 @@ def check_model_options(model: str, *, variant: str = "", dtype: str = "auto", p
         variant, dtype, prompt: values of the options; those of the defaults are not given.
 
     Raises:
-        InputError: the geometric pipeline, which has no networks, gets an option of networks.
+        InputError: there is no name, or the geometric pipeline, which has no networks, gets an option of networks.
     """
+    if not model:
+        raise InputError("--model is empty; the name of a pipeline, such as small, or a checkpoint was expected.")
     given = {"--variant": variant, "--dtype": dtype.replace("auto", ""), "--prompt": prompt}
     for option, value in given.items():
         if model == "geometric" and value:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from worldstereo_ros.geometry.cameras import Camera
 
 DEFAULT_VIEWS, DEFAULT_DISTANCE_M = 21, 1.0  # of preset paths
+STRAIGHT = ("forward", "left", "right", "up")  # presets that have a length
 MAX_VIEWS = 1000
 MAX_NAMES = 12  # in an error message
 SAME_POSE_TOLERANCE = 1e-9  # metres, and of the entries of the rotation
@@ -55,11 +56,15 @@ def choose_path(name: str, recording: Recording, views: int | None, distance: fl
 
     if distance is not None and not math.isfinite(distance):
         raise InputError(f"The distance is {distance}; a number of metres was expected.")
-    if distance == 0 and name in ("forward", "left", "right", "up"):
+    if distance == 0 and name in STRAIGHT:
         raise InputError("The distance is 0: all views along the path would be the same. Give the length of the path.")
     last = recording.observed_views[-1]
     recorded = recording.find_path(name)
     if recorded is None and name in TRAJECTORIES:
+        if distance is not None and name not in STRAIGHT:
+            raise InputError(
+                f"--distance is the length of {', '.join(STRAIGHT)}; the preset {name} has none. Remove it."
+            )
         length = DEFAULT_DISTANCE_M if distance is None else distance
         poses = trajectory(name, last.world_from_camera, views or DEFAULT_VIEWS, distance=length)
         return ChosenPath(poses, last.camera, f"{len(poses)} views along the preset {name}")
@@ -104,7 +109,7 @@ def _read_file(name: str, metric: bool) -> RecordedPath | None:
 
     path = Path(name)
     file = path / POSES_FILE if path.is_dir() else path
-    if not file.is_file():
+    if not name or not file.is_file():
         return None
     intrinsics = file.with_name("intrinsics.json")
     if intrinsics.is_file() and read_intrinsics(intrinsics)[1].get("metric", True) != metric:
@@ -121,5 +126,5 @@ def _unknown_path(name: str, recording: Recording, presets: tuple[str, ...]) -> 
     names = recording.path_names
     listed = ", ".join(names[:MAX_NAMES]) + (f", and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else "")
     own = f"a path of {recording.name} ({listed})" if names else f"a path of {recording.name}, which has none"
-    where = f"{name} is a folder without {POSES_FILE}: it" if Path(name).is_dir() else f"The path '{name}'"
+    where = f"{name} is a folder without {POSES_FILE}: it" if name and Path(name).is_dir() else f"The path '{name}'"
     return f"{where} is not a preset ({', '.join(presets)}), not {own}, and not a {POSES_FILE} or a folder with one."

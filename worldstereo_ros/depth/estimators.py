@@ -297,7 +297,7 @@ class HubDepth:
                 problem = error
         reason = str(problem).strip().splitlines()[0] if str(problem).strip() else type(problem).__name__
         raise DepthError(
-            f"The depth model '{self.model}' cannot be loaded: {reason} Give a folder with config.json, "
+            f"The depth model '{self.model}' cannot be loaded: {reason.rstrip('.')}. Give a folder with config.json, "
             "preprocessor_config.json and model.safetensors, or download the model once: "
             f"hf download {self.model}"
         ) from problem

@@ -22,12 +22,12 @@ class DatasetError(WorldStereoError, ValueError):
 
 
 def read_text(path: Path) -> str:
-    """Reads a UTF-8 text file of at most 64 MiB; raises DatasetError."""
+    """Reads a UTF-8 text file of at most 64 MiB, with or without a byte order mark; raises DatasetError."""
     try:
         size = path.stat().st_size
         if size > MAX_TEXT_BYTES:
             raise DatasetError(f"{path} has {size} bytes; a text file of at most {MAX_TEXT_BYTES} was expected.")
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise DatasetError(f"The file {path} does not exist.") from None
     except UnicodeDecodeError:

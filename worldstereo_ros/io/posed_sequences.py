@@ -39,16 +39,14 @@ def open_posed(path: str | Path) -> ViewSequence:
     if missing:
         raise DatasetError(
             f"{path / 'poses.txt'} has {len(indices)} poses, but {len(missing)} of them have no image in "
-            f"{path / 'frames'}; the first is {missing[0]:06d}."
+            f"{path / 'frames'}; the first is {missing[0]:06d}. Images are named by their number, such as 000000.jpg."
         )
     frames = tuple(images[int(i)] for i in indices)
     size = image_size(frames[0])
     if size != (camera.width, camera.height):
         raise DatasetError(f"{frames[0]} is {size[0]}x{size[1]}; intrinsics.json has {camera.width}x{camera.height}.")
-    if content.get("has_depth") is True and not any(int(i) in depths for i in indices):
-        raise DatasetError(
-            f"intrinsics.json has has_depth = true, but {path / 'depth'} has no depth image of these poses."
-        )
+    if not any(int(i) in depths for i in indices):
+        _check_no_depth(path / "depth", content)
     return ViewSequence(
         path=path,
         kind="posed",
@@ -63,6 +61,17 @@ def open_posed(path: str | Path) -> ViewSequence:
         prompt=read_prompt(path / "prompt.json"),
         labels=path,
     )
+
+
+def _check_no_depth(folder: Path, intrinsics: dict) -> None:
+    """Checks that a sequence was meant to have no depth: what is there and passed over would be estimated."""
+    expected = "16-bit PNG images that are named by the number of their frame, such as 000000.png, were expected."
+    none = f"{folder} has no depth image of these poses"
+    unused = next((file for file in sorted(folder.glob("*")) if not file.name.startswith(".")), None)
+    if unused is not None:
+        raise DatasetError(f"{none}, but {unused.name}; {expected}")
+    if intrinsics.get("has_depth") is True:
+        raise DatasetError(f"intrinsics.json has has_depth = true, but {none}; {expected}")
 
 
 def _numbered(folder: Path, suffixes: tuple[str, ...]) -> dict[int, Path]:
