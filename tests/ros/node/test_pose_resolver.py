@@ -145,3 +145,11 @@ def test_path_in_an_unknown_frame_is_refused():
     with pytest.raises(JobRejectedError, match="cannot be transformed") as caught:
         resolver().path_poses(path([(0, 0, 0)], frame="moon"), 0)
     assert caught.value.code == ErrorCode.TF_ERROR
+
+
+@pytest.mark.parametrize("views", [0, 4])
+def test_path_that_is_too_far_away_is_invalid(views):
+    """It was an unexpected error of the node, or of the worker."""
+    with pytest.raises(JobRejectedError, match="from the origin in pose 1") as caught:
+        resolver().path_poses(path([(0, 0, 0), (1e12, 0, 0)]), views)
+    assert caught.value.code == ErrorCode.INVALID_PATH

@@ -10,7 +10,7 @@ from nav_msgs.msg import Path
 
 from worldstereo_ros.geometry.camera_axes import BODY_FROM_OPTICAL, has_robot_frame, resolve_camera_axes
 from worldstereo_ros.geometry.path_headings import headings_along, without_headings
-from worldstereo_ros.geometry.poses import interpolate_poses
+from worldstereo_ros.geometry.poses import check_poses, interpolate_poses
 from worldstereo_ros.ros.conversions import messages
 from worldstereo_ros.ros.conversions.rotations import pose_from_quaternion
 from worldstereo_ros.ros.node.jobs import ErrorCode, JobRejectedError
@@ -211,7 +211,10 @@ class PoseResolver:
                 ErrorCode.TF_ERROR,
                 f"The path cannot be transformed to camera poses in '{parameters.world_frame}'. {error}",
             ) from None
-        return interpolate_poses(camera_poses, views) if views else camera_poses
+        try:
+            return interpolate_poses(camera_poses, views) if views else check_poses(camera_poses)
+        except InputError as error:
+            raise JobRejectedError(ErrorCode.INVALID_PATH, str(error)) from None
 
     def single_pose(self, stamped: PoseStamped) -> np.ndarray:
         """Returns the camera pose (1, 4, 4) of one stamped pose. Raises JobRejectedError as `path_poses`."""
