@@ -56,7 +56,9 @@ def node():
         ([(0, 2, 10, 1), (1, 2, 11, 2)], 2, 10),  # none but its own
         ([(1, 2, 8, 9), (0, 2, 10, 1), (1, 2, 11, 2)], 2, 9),  # the rest of the goal before it
         ([(0, 2, 8, 9), (1, 2, 9, 9), (0, 2, 10, 1), (1, 2, 11, 2)], 2, 10),  # all of it
-        ([(0, 3, 10, 9), (0, 2, 10, 1), (1, 2, 11, 2)], 2, 10),  # a view of it in the same second
+        ([(0, 3, 10, 9), (0, 2, 10, 1), (1, 2, 11, 2)], 2, 10),  # a view of it, after the acceptance
+        ([(0, 2, 10, 9), (0, 2, 11, 1), (1, 2, 12, 2)], 2, 10),  # ... of as many
+        ([(0, 2, 10, 9), (0, 2, 13, 1), (0, 2, 14, 9)], 1, 11),  # ... and another one after it
         ([(0, 2, 10, 1), (0, 2, 11, 9), (1, 2, 12, 9)], 1, 10),  # superseded by another one
         ([(0, 2, 10, 1), (1, 2, 11, 2)], 2, 99),  # the clock of a simulation jumped back
         ([(0, 2, 10, 1), (1, 2, 11, 2)], 2, 0),  # it is not known when it was accepted
@@ -65,11 +67,14 @@ def node():
 )
 def test_views_of_other_goals_are_left_out(monkeypatch, node, published, done, accepted_s):
     monkeypatch.setattr(results, "LAST_VIEWS_TIMEOUT_S", 0.05)
+    first_s = next((second for _, _, second, x in published if x == 1), accepted_s)
     collector = ViewCollector(node, "/node")
     with collector.collecting() as collection:
         for view in published:
             node.publish(*view)
-        views, arrivals = collection.collect(done, 2, accepted_ns=accepted_s * 10**9, since=time.monotonic())
+        views, arrivals = collection.collect(
+            done, 2, accepted_ns=accepted_s * 10**9, seconds_to_first=first_s - accepted_s, since=time.monotonic()
+        )
     expected = [x for index, count, _, x in published if count == 2 and x == index + 1 and index < done]
     assert [view.world_from_camera[0, 3] for view in views] == expected
     assert all(view.conditioning is not None for view in views)
@@ -83,16 +88,16 @@ def test_goals_of_several_threads_have_collections_of_their_own(node):
             node.publish(0, 1, 10, 1)
         node.publish(0, 2, 11, 2)
         node.publish(1, 2, 12, 3)
-        assert len(inner.collect(1, 1, accepted_ns=0, since=0.0)[0]) == 1
-        assert len(outer.collect(2, 2, accepted_ns=0, since=0.0)[0]) == 2
+        assert len(inner.collect(1, 1, accepted_ns=0, seconds_to_first=0.0, since=0.0)[0]) == 1
+        assert len(outer.collect(2, 2, accepted_ns=0, seconds_to_first=0.0, since=0.0)[0]) == 2
     node.publish(0, 1, 13, 1)
-    assert len(outer.collect(2, 2, accepted_ns=0, since=0.0)[0]) == 2
+    assert len(outer.collect(2, 2, accepted_ns=0, seconds_to_first=0.0, since=0.0)[0]) == 2
 
 
 def test_goal_without_views_waits_for_none(node):
     with ViewCollector(node, "/node").collecting() as collection:
         node.publish(0, 5, 10, 1)
-        assert collection.collect(0, 5, accepted_ns=0, since=0.0) == ([], [])
+        assert collection.collect(0, 5, accepted_ns=0, seconds_to_first=0.0, since=0.0) == ([], [])
 
 
 def test_observation_that_another_one_replaced_is_not_remembered(monkeypatch):

@@ -296,6 +296,7 @@ class WorldStereoClient:
                 result.views_done,
                 views or len(goal.path.poses),
                 accepted_ns=nanoseconds(sent.handle.stamp),
+                seconds_to_first=result.seconds_to_first,
                 since=started,
             )
         outcome = ImagineResult(

@@ -67,7 +67,7 @@ class Collection:
             self._conditioning[nanoseconds(message.header.stamp)] = message
 
     def collect(
-        self, done: int, total: int, *, accepted_ns: int, since: float
+        self, done: int, total: int, *, accepted_ns: int, seconds_to_first: float, since: float
     ) -> tuple[list[ImaginedView], list[float]]:
         """Returns the views of one goal that arrived, and waits for those of `done` that have not.
 
@@ -75,6 +75,7 @@ class Collection:
             done: number of views that the node published for the goal.
             total: number of views that the goal asked for.
             accepted_ns: stamp of its acceptance, of the node's clock; 0 = not known.
+            seconds_to_first: from its acceptance to its first view.
             since: `time.monotonic()` that arrivals count from.
 
         Returns:
@@ -84,7 +85,7 @@ class Collection:
         while True:
             with self._lock:
                 arrived, conditioning = list(self._views), dict(self._conditioning)
-            own = _views_of_goal([message for _, message in arrived], done, total, accepted_ns)
+            own = _views_of_goal([message for _, message in arrived], done, total, accepted_ns, seconds_to_first)
             stamps = {nanoseconds(arrived[index][1].header.stamp) for index in own}
             if (len(own) >= done and stamps <= conditioning.keys()) or time.monotonic() > deadline:
                 break
@@ -97,22 +98,32 @@ class Collection:
         return views, [arrived[index][0] - since for index in own]
 
 
-def _views_of_goal(messages: list[ImaginedViewMessage], done: int, total: int, accepted_ns: int) -> list[int]:
+def _views_of_goal(
+    messages: list[ImaginedViewMessage], done: int, total: int, accepted_ns: int, seconds_to_first: float
+) -> list[int]:
     """Indices of the messages that belong to a goal, in the order of its path.
 
     A node runs one goal at a time, but others may have run before or after, and messages do not say which. The views of
-    a goal have its number of views, come after its acceptance, and are numbered from 0.
+    a goal have its number of views, come after its acceptance, and are numbered from 0. A view of the goal before it
+    may still come after its acceptance; then the number of views and the time of the first one tell.
     """
+    stamps = [nanoseconds(message.header.stamp) for message in messages]
     fitting = [index for index, message in enumerate(messages) if message.count == total]
-    later = [index for index in fitting if nanoseconds(messages[index].header.stamp) >= accepted_ns]
+    later = [index for index in fitting if stamps[index] >= accepted_ns]
     runs: list[list[int]] = []
+    previous = total
     for index in later or fitting:  # if all are earlier, the clock of a simulation jumped back
-        if not runs or messages[index].index <= messages[runs[-1][-1]].index:
+        if messages[index].index <= previous:
             runs.append([])
-        runs[-1].append(index)
-    # A run that does not begin at 0 is the rest of another goal, unless the first views of this one got lost.
-    own = next((run for run in runs if messages[run[0]].index == 0), runs[0] if runs else [])
-    return [index for index in own if messages[index].index < done]
+        previous = messages[index].index
+        if previous < done:
+            runs[-1].append(index)
+    first_ns = accepted_ns + int(seconds_to_first * 1e9)
+
+    def unlikeliness(run: list[int]) -> tuple[bool, int, int]:
+        return messages[run[0]].index != 0, done - len(run), abs(stamps[run[0]] - first_ns)
+
+    return min((run for run in runs if run), key=unlikeliness, default=[])
 
 
 class ViewCollector:
