@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from worldstereo_ros.geometry.poses import check_poses, estimate_up_direction, heading
+from worldstereo_ros.geometry.poses import check_poses, estimate_up_direction, heading, pose_from_quaternion
 from worldstereo_ros.geometry.trajectories import TRAJECTORIES, trajectory
 from worldstereo_ros.utils.errors import InputError
 
@@ -64,3 +64,10 @@ def test_trajectories_start_from_a_camera_that_looks_straight_down(name):
 def test_positions_that_no_path_leads_to_are_refused():
     with pytest.raises(InputError, match="more than 1e\\+09 m from the origin in pose 1"):
         check_poses(np.stack([np.eye(4), _pose(np.eye(3), (0, -1e300, 0))]))
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("number", [0.0, 1e-200, 2.0, 1e200, np.inf, np.nan])
+def test_numbers_of_no_rotation_are_an_error_and_nothing_else(number):
+    with pytest.raises(InputError, match=r"norm 1 was expected|not finite"):
+        pose_from_quaternion((0, 0, 0), (number, 0, 0, number))

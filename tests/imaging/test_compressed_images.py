@@ -20,7 +20,7 @@ from worldstereo_ros.imaging.compressed_images import (
     open_image,
 )
 from worldstereo_ros.imaging.image_checks import ImageError
-from worldstereo_ros.io.images import image_size, read_depth, read_image
+from worldstereo_ros.io.images import encode_png, image_size, read_depth, read_image
 from worldstereo_ros.io.photos import read_photo
 from worldstereo_ros.io.view_labels import read_provenance
 
@@ -223,6 +223,21 @@ def test_rvl_of_32fc1_is_inverse_depth():
     header = bytes(4) + np.array([a, b], "<f4").tobytes()
     decoded = decode_compressed_depth(header + _rvl(values), "32FC1; compressedDepth rvl")
     np.testing.assert_allclose(decoded, metres, rtol=0.01)
+
+
+def test_compressed_depth_is_read_in_its_unit():
+    """What is more than 1000 m far counts as unknown, but only after the unit is applied."""
+    a, b, millimetres = 1e7, -200.0, np.array([[500.0, 1500.0, 40_000.0]])
+    values = np.rint(a / millimetres + b).astype(np.uint16)
+    header = bytes(4) + np.array([a, b], "<f4").tobytes()
+    data = header + _rvl(values)
+    decoded = decode_compressed_depth(data, "32FC1; compressedDepth rvl", unit=1e-3)
+    np.testing.assert_allclose(decoded, millimetres / 1000, rtol=0.01)
+    counts = np.array([[0, 200, 4000, 65535]], np.uint16)
+    decoded = decode_compressed_depth(bytes(12) + _rvl(counts), "16UC1; compressedDepth rvl", unit=1e-4)
+    np.testing.assert_allclose(decoded, [[0, 0.02, 0.4, 0]], rtol=1e-6)
+    png = encode_png(counts)  # without the header the counts are no inverse depth, whatever the format says
+    np.testing.assert_allclose(decode_compressed_depth(png, "32FC1; png", unit=1e-4), [[0, 0.02, 0.4, 0]], rtol=1e-6)
 
 
 def test_damaged_rvl_is_refused_or_has_the_declared_size():

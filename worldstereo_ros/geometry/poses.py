@@ -36,7 +36,8 @@ def pose_from_quaternion(translation: Sequence[float], quaternion_xyzw: Sequence
     q = np.asarray(quaternion_xyzw, dtype=np.float64)
     if not (np.isfinite(t).all() and np.isfinite(q).all()):
         raise InputError(f"The pose has a number that is not finite: position {t.tolist()}, quaternion {q.tolist()}.")
-    norm = float(np.linalg.norm(q))
+    with np.errstate(over="ignore"):  # of damaged messages; the norm is infinite then
+        norm = float(np.linalg.norm(q))
     if abs(norm - 1) > 1e-2:
         raise InputError(
             f"The quaternion {q.tolist()} has norm {norm:.4g}; norm 1 was expected. Use w = 1 for no rotation."

@@ -208,6 +208,7 @@ def decode_compressed_depth(
     format: str = "",
     what: str = "The compressed depth image",
     *,
+    unit: float | None = None,
     max_pixels: int = MAX_PIXELS,
 ) -> np.ndarray:
     """Decodes the depth of a `sensor_msgs/CompressedImage` or of a plain 16-bit PNG (millimetres).
@@ -220,6 +221,7 @@ def decode_compressed_depth(
         data: the data of the message.
         format: the format of the message.
         what: subject of the error messages.
+        unit: metres per stored value (of 32FC1 per unquantised one), see `codecs.decode_depth`; None = as above.
         max_pixels: largest width * height that is accepted.
 
     Returns:
@@ -249,5 +251,5 @@ def decode_compressed_depth(
     if start == _CONFIG_HEADER_BYTES and format.lstrip().startswith("32FC1"):
         a, b = np.frombuffer(raw, "<f4", count=2, offset=4).astype(np.float64)
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-            return clean_depth(np.where(counts > 0, a / (counts - b), 0))
-    return depth_from_counts(counts)
+            return clean_depth(np.where(counts > 0, a / (counts - b), 0) * (unit or 1.0))
+    return depth_from_counts(counts, 1 / (unit or 1e-3))

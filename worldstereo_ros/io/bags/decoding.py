@@ -58,22 +58,6 @@ def decode_depth(message: Any, metres_per_count: float | None = None) -> np.ndar
         ImageError: it is damaged, or no depth image.
     """
     if message.__msgtype__ == COMPRESSED:
-        depth = codecs.decode_compressed_depth(message.data, message.format)
-        return _in_unit(depth, message.format.split(";")[0].strip(), metres_per_count)
-    data = message.data
-    if message.encoding == "32FC1" and metres_per_count is not None and len(data) % 4 == 0:
-        # Scaled before it is decoded: what is more than 1000 m far counts as unknown, and 1000 may be millimetres.
-        values = np.frombuffer(data, ">f4" if message.is_bigendian else "<f4")
-        with np.errstate(invalid="ignore", over="ignore"):
-            data = np.ascontiguousarray(values * np.float32(metres_per_count)).astype(values.dtype).view(np.uint8)
-    depth = codecs.decode_depth(
-        message.encoding, message.height, message.width, message.step, bool(message.is_bigendian), data
-    )
-    return depth if message.encoding == "32FC1" else _in_unit(depth, message.encoding, metres_per_count)
-
-
-def _in_unit(depth: np.ndarray, encoding: str, metres_per_count: float | None) -> np.ndarray:
-    """Converts depth (H, W) that was decoded in the unit of its encoding to metres of another unit."""
-    if metres_per_count is None:
-        return depth
-    return codecs.clean_depth(depth * np.float32(metres_per_count / (1.0 if encoding == "32FC1" else 1e-3)))
+        return codecs.decode_compressed_depth(message.data, message.format, unit=metres_per_count)
+    fields = message.encoding, message.height, message.width, message.step, bool(message.is_bigendian), message.data
+    return codecs.decode_depth(*fields, unit=metres_per_count)
