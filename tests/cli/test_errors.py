@@ -41,6 +41,7 @@ from worldstereo_ros.utils.errors import InputError
         (["evaluate", "--data", "nowhere"], "nowhere does not exist"),
         (["evaluate", "--data", "nowhere", "--depth", "--protocol", "single"], "--depth evaluates depth only"),
         (["demo", "--sequence", "nowhere"], "nowhere"),
+        (["demo", "--sequence", "{seq}", "--bag", "a.mcap"], "Name one recording"),
     ],
 )
 def test_command_ends_with_one_sentence(arguments, words, tmp_path, monkeypatch):

@@ -100,6 +100,8 @@ def demo(
     was published). Results of an earlier run there are replaced; a file that no run wrote is never removed.
     """
     options = {"tolerance": tolerance, "rectified": rectified, "camera_axes": camera_axes}
+    if bag is not None and sequence is not None:
+        raise InputError("Name one recording: --sequence or --bag.")
     if bag is None:
         check_no_bag_options(options)
         options = {}
