@@ -122,3 +122,31 @@ def test_service_withdraws_late_requests(executor):
     replies[1].send(success=True, message="done")
     assert spin_until(executor, answers[1].done)
     assert answers[1].result().success
+
+
+def test_flood_of_requests_is_refused(executor, monkeypatch):
+    monkeypatch.setattr(deferred_services, "MAX_OPEN_REQUESTS", 2)
+    node = executor.get_nodes()[0]
+    replies = []
+    service = DeferredService(
+        node,
+        Trigger,
+        "~/do",
+        lambda request, reply: replies.append(reply),
+        error_fields=lambda error: {"success": False, "message": str(error)},
+        timeout=lambda: 100.0,
+    )
+    client = node.create_client(Trigger, "~/do")
+    assert spin_until(executor, client.service_is_ready)
+    answers = [client.call_async(Trigger.Request()) for _ in range(5)]
+    assert spin_until(executor, lambda: sum(answer.done() for answer in answers) == 3)
+    assert len(replies) == 2
+    refused = [answer.result() for answer in answers if answer.done()]
+    assert all(not answer.success and "2 requests of this service wait" in answer.message for answer in refused)
+    replies[0].send(success=True)
+    last = client.call_async(Trigger.Request())
+    assert spin_until(executor, lambda: len(replies) == 3)
+    service.expire()
+    replies[2].send(success=True)
+    assert spin_until(executor, last.done)
+    assert last.result().success

@@ -21,6 +21,7 @@ from worldstereo_ros.ros.conversions import qos
 # A client asks for the result as soon as its goal is accepted. rclpy's default of 900 s keeps the goals of a planner
 # that sends ten a second for a quarter of an hour, and each new status message lists them all.
 RESULT_TIMEOUT_S = 15
+MAX_OPEN_REQUESTS = 100  # of a service, that wait for their answer; further ones are refused
 
 
 class DeferredReply:
@@ -104,7 +105,12 @@ class DeferredService:
                 executor.create_task(self._try_send, answer, header)
 
         reply = DeferredReply(response, send, self._timeout())
-        self._open = [other for other in self._open if not other.sent] + [reply]
+        self._open = [other for other in self._open if not other.sent]
+        if len(self._open) >= MAX_OPEN_REQUESTS:
+            message = f"{len(self._open)} requests of this service wait already. Nothing was done; ask again later."
+            reply.send(**self._error_fields(RuntimeError(message)))
+            return
+        self._open.append(reply)
         try:
             self._handler(request, reply)
         except Exception as error:

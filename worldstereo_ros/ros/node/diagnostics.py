@@ -15,6 +15,7 @@ from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 RECENT_S = 5.0  # how long a rejected message sets the level WARN; a fault sets ERROR for twice as long
 LOG_PERIOD_S = 5.0  # minimum time between two log lines with the same key
 MAX_LOG_KEYS = 256
+MAX_TEXT = 1000  # characters of a message: it may quote a name from a message, which has any length
 _NUMBERS = re.compile(r"[\d.]+")
 
 
@@ -64,6 +65,7 @@ class NodeDiagnostics:
 
     def on_rejected(self, topic: str, reason: str) -> None:
         """Counts and logs a message that is not usable."""
+        reason = _shortened(reason)
         with self._lock:
             stats = self._topics.setdefault(topic, TopicStats())
             stats.rejected += 1
@@ -74,14 +76,14 @@ class NodeDiagnostics:
     def on_fault(self, where: str, error: Exception) -> None:
         """Counts and logs an unexpected exception."""
         self.faults += 1
-        self._last_fault = f"{where}: {type(error).__name__}: {error}"
+        self._last_fault = _shortened(f"{where}: {type(error).__name__}: {error}")
         self._last_fault_at = time.monotonic()
         self.warn(f"Unexpected error in {self._last_fault}", key=f"fault:{where}:{type(error).__name__}")
 
     def warn(self, text: str, *, key: str) -> None:
         """Logs a warning, at most once per LOG_PERIOD_S and key."""
-        if self.is_log_due(key):
-            self._warn(text)
+        if self.is_log_due(_shortened(key)):
+            self._warn(_shortened(text))
 
     def is_log_due(self, key: str) -> bool:
         """Returns whether a line with this key may be logged now; True at most once per LOG_PERIOD_S and key."""
@@ -180,3 +182,7 @@ def _status(name: str, level: bytes, message: str, values: dict[str, object]) ->
     status = DiagnosticStatus(level=level, name=name, message=message, hardware_id="worldstereo")
     status.values = [KeyValue(key=key, value=str(value)) for key, value in values.items()]
     return status
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= MAX_TEXT else f"{text[: MAX_TEXT - 4]} ..."
