@@ -9,9 +9,11 @@ from PIL import Image, ImageOps
 
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.imaging.image_checks import ImageError
+from worldstereo_ros.imaging.orientation import turn, turn_back
 from worldstereo_ros.io import photos
 from worldstereo_ros.io.datasets import open_image, open_sequence
-from worldstereo_ros.io.photos import read_photo, read_photo_header, reduced_size, turn
+from worldstereo_ros.io.images import image_size, read_depth, read_image
+from worldstereo_ros.io.photos import read_photo, read_photo_header, reduced_size
 
 UPRIGHT = np.random.default_rng(0).integers(0, 256, (60, 40, 3), dtype=np.uint8)  # taller than wide
 FOCAL_35MM = 0xA405
@@ -158,3 +160,25 @@ def test_a_line_of_pixels_is_reduced():
     assert reduced_size((1, 10**6), 100) == (1, 100)
     assert reduced_size((3, 10**6), 100) == (1, 100)
     assert reduced_size((10**6, 3), 100) == (100, 1)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("compression", [None, "tiff_lzw"])
+def test_a_tiff_is_turned_once_and_stored_pixels_are_not(tmp_path, orientation, compression):
+    """Pillow turns a TIFF while it decodes it, unlike other formats."""
+    stored = UPRIGHT[:, ::-1].copy()
+    path, depth_path = tmp_path / "a.tif", tmp_path / "b.tif"
+    Image.fromarray(stored).save(path, tiffinfo={274: orientation}, compression=compression)
+    upright = turn(stored, orientation)
+    np.testing.assert_array_equal(turn_back(upright, orientation), stored)
+    np.testing.assert_array_equal(read_photo(path), upright)
+    np.testing.assert_array_equal(read_image(path), stored)
+    header = read_photo_header(path)
+    assert (header.stored_size, header.orientation) == ((40, 60), orientation)
+    assert image_size(path) == (40, 60)
+    assert open_image(path)[0].camera.width == upright.shape[1]
+    camera = Camera(40, 60, 50.0, 50.0, 10.0, 20.0)
+    np.testing.assert_array_equal(open_image(path, camera=camera)[0].image, stored)
+    counts = stored[..., 0].astype(np.uint16)
+    Image.fromarray(counts).save(depth_path, tiffinfo={274: orientation}, compression=compression)
+    np.testing.assert_allclose(read_depth(depth_path), counts / 1000, rtol=1e-6)

@@ -17,6 +17,7 @@ from PIL import Image
 from PIL.TiffImagePlugin import TiffImageFile
 
 from worldstereo_ros.imaging.image_checks import MAX_PIXELS, ImageError, check_size, clean_depth, depth_from_counts
+from worldstereo_ros.imaging.orientation import decoded_orientation, stored_size, turn_back
 from worldstereo_ros.imaging.pixel_formats import COLOUR_FORMATS, grey_to_8_bits
 from worldstereo_ros.utils.file_kinds import HEAD_BYTES, explain_kind, explain_unreadable, identify, identify_file
 
@@ -107,8 +108,8 @@ def decode_image(
         max_pixels: largest width * height that is accepted.
 
     Returns:
-        (H, W, 3) uint8 RGB, without alpha, 16-bit levels scaled to 8; if `depth`, (H, W) of a 16-bit or 32-bit integer
-        type.
+        The stored pixels, whatever EXIF says: (H, W, 3) uint8 RGB, without alpha, 16-bit levels scaled to 8; if
+        `depth`, (H, W) of a 16-bit or 32-bit integer type.
 
     Raises:
         ImageError: not an image, damaged, more than `max_pixels` pixels (checked before decoding), not a 16-bit image
@@ -119,11 +120,14 @@ def decode_image(
             raise ImageError(f"{what} has pixel mode '{file.mode}'; one channel of 16 bits was expected.")
         try:
             with without_warnings():
+                turned = decoded_orientation(file)
                 if depth:
-                    return np.array(file)
-                if file.mode.startswith("I") or file.mode == "F":
-                    return _grey_to_rgb(np.array(file), file.mode, what)
-                return np.array(file.convert("RGB"))
+                    image = np.array(file)
+                elif file.mode.startswith("I") or file.mode == "F":
+                    image = _grey_to_rgb(np.array(file), file.mode, what)
+                else:
+                    image = np.array(file.convert("RGB"))
+                return turn_back(image, turned)
         except ImageError:
             raise
         except Exception as error:
@@ -174,7 +178,7 @@ def compressed_size(
 ) -> tuple[int, int]:
     """Returns (width, height) of an encoded image from its header. Raises ImageError as `open_image`."""
     with open_image(data, what, max_pixels=max_pixels) as file:
-        return file.size
+        return stored_size(file)
 
 
 def holds_depth(format: str, data: bytes | memoryview = b"", topic: str = "") -> bool:

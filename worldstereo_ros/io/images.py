@@ -9,6 +9,7 @@ import numpy as np
 
 from worldstereo_ros.imaging.compressed_images import decode_image, open_image
 from worldstereo_ros.imaging.image_checks import ImageError, depth_from_counts
+from worldstereo_ros.imaging.orientation import stored_size
 from worldstereo_ros.utils.atomic_files import write_bytes
 
 
@@ -47,7 +48,7 @@ def image_size(path: Path) -> tuple[int, int]:
     if not Path(path).is_file():
         _read_bytes(path)  # says what is wrong with it
     with open_image(Path(path), f"The image {path}") as file:
-        return file.size
+        return stored_size(file)
 
 
 def _read_bytes(path: Path) -> bytes:

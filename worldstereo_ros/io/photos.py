@@ -15,15 +15,15 @@ from PIL import Image
 
 from worldstereo_ros.imaging.compressed_images import decode_image, open_image, without_warnings
 from worldstereo_ros.imaging.image_checks import MAX_PIXELS, ImageError
+from worldstereo_ros.imaging.orientation import TURNED, exif_orientation, stored_size, turn
 from worldstereo_ros.imaging.resizing import resize_image
 
 # A JPEG is decoded at an eighth of its size or more; the limit is Pillow's own. Other formats are decoded whole.
 MAX_JPEG_PIXELS, MAX_OTHER_PIXELS = 178_000_000, 16384 * 8192
 
-_ORIENTATION, _EXIF, _FOCAL_35MM = 0x0112, 0x8769, 0xA405  # tags, EXIF 2.32
+_EXIF, _FOCAL_35MM = 0x8769, 0xA405  # tags, EXIF 2.32
 _FULL_FRAME_DIAGONAL_MM = 43.2666  # of 36 x 24 mm; the equivalent focal length compares diagonals (CIPA DCG-001)
 _MIN_35MM, _MAX_35MM = 5, 3000  # focal lengths of lenses for that format; others are errors
-_TURNED = (5, 6, 7, 8)  # orientations that exchange width and height
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class PhotoHeader:
     def size(self) -> tuple[int, int]:
         """(width, height) as a person sees it."""
         width, height = self.stored_size
-        return (height, width) if self.orientation in _TURNED else (width, height)
+        return (height, width) if self.orientation in TURNED else (width, height)
 
     def focal_px(self, width: int, height: int) -> float | None:
         """Focal length in pixels at another size of the same image; None if unknown."""
@@ -63,12 +63,12 @@ def read_photo_header(path: Path) -> PhotoHeader:
         ImageError: the file is missing, not an image, or larger than can be read at reduced size.
     """
     with _open(path) as file:
-        size, orientation, focal, several = file.size, 1, None, False
+        focal, several = None, False
+        with without_warnings():
+            size, orientation = stored_size(file), exif_orientation(file)
         try:
             with without_warnings():
-                exif = file.getexif()
-                orientation = _whole(exif.get(_ORIENTATION))
-                focal = _number(exif.get_ifd(_EXIF).get(_FOCAL_35MM))
+                focal = _number(file.getexif().get_ifd(_EXIF).get(_FOCAL_35MM))
         except Exception:  # Pillow raises whatever the bytes lead to
             focal = None
         if file.format in ("PNG", "WEBP", "TIFF"):
@@ -77,7 +77,7 @@ def read_photo_header(path: Path) -> PhotoHeader:
                 several = True
     if focal is not None and not _MIN_35MM <= focal <= _MAX_35MM:
         focal = None
-    return PhotoHeader(size, orientation if 1 <= orientation <= 8 else 1, focal, several)
+    return PhotoHeader(size, orientation, focal, several)
 
 
 def read_photo(path: Path, *, max_pixels: int = MAX_PIXELS, upright: bool = True) -> np.ndarray:
@@ -126,22 +126,6 @@ def reduced_size(size: tuple[int, int], max_pixels: int) -> tuple[int, int]:
     return width, min(height, max_pixels // width)
 
 
-def turn(array: np.ndarray, orientation: int) -> np.ndarray:
-    """Turns stored pixels (H, W) or (H, W, C) upright.
-
-    Args:
-        array: the pixels as they are stored.
-        orientation: EXIF orientation, 1 to 8.
-    """
-    if orientation in _TURNED:
-        array = np.swapaxes(array, 0, 1)
-    if orientation in (2, 3, 6, 7):
-        array = array[:, ::-1]
-    if orientation in (3, 4, 7, 8):
-        array = array[::-1]
-    return np.ascontiguousarray(array)
-
-
 def _open(path: Path) -> Image.Image:
     """Opens an image that can be read at reduced size."""
     file = open_image(path, f"The image {path}", max_pixels=MAX_JPEG_PIXELS)
@@ -153,10 +137,6 @@ def _open(path: Path) -> Image.Image:
             f"({MAX_JPEG_PIXELS} of a JPEG)."
         )
     return file
-
-
-def _whole(value: object) -> int:
-    return value if isinstance(value, int) else 1
 
 
 def _number(value: object) -> float | None:

@@ -14,9 +14,10 @@ import numpy as np
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.views import View
 from worldstereo_ros.imaging.image_checks import MAX_PIXELS, ImageError
+from worldstereo_ros.imaging.orientation import turn
 from worldstereo_ros.io.files import VIDEO_SUFFIXES, DatasetError
 from worldstereo_ros.io.images import read_depth, read_image
-from worldstereo_ros.io.photos import PhotoHeader, read_photo, turn
+from worldstereo_ros.io.photos import PhotoHeader, read_photo
 from worldstereo_ros.io.video import read_video
 from worldstereo_ros.io.view_labels import read_labels
 from worldstereo_ros.io.worldstereo_examples import Trajectory
