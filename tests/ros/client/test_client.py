@@ -36,7 +36,7 @@ def test_add_observation_raises_for_rejected_view():
     with running() as (_, robot), WorldStereoClient(publish_tf=True) as client:
         client.wait_until_ready()
         no_depth = dataclasses.replace(view(0), depth=np.zeros_like(view(0).depth))
-        with pytest.raises(NodeTimeoutError, match=r"published 2 times, 0\.4 s apart"):
+        with pytest.raises(NodeTimeoutError, match=r"published 2 times, each waited for 0\.4 s"):
             client.add_observation(no_depth, timeout=0.4, attempts=2)
         assert wait_for(lambda: robot.diagnostics().get("image rejected") == "2")
         client.add_observation(view(0))

@@ -227,14 +227,17 @@ class WorldStereoClient:
             InputError: see `publish_view`.
             NodeTimeoutError: the node remembered none of the attempts; the message says what was seen of the node.
         """
+        attempts = max(attempts, 1)
         for _ in range(attempts):
             stamp_ns = self.publish_view(view)
             if self._remembered.wait_for(stamp_ns, timeout):
                 return stamp_ns
         reason = self._watch.last_rejection()
         raise NodeTimeoutError(
-            f"The node {self.node_name} did not remember an observation published {attempts} times, {timeout:g} s "
-            f"apart. {self._sender.image.get_subscription_count()} nodes subscribe to {self._sender.image.topic_name}. "
+            f"The node {self.node_name} did not remember an observation published {attempts} times, each waited for "
+            f"{timeout:g} s at most. {self._sender.image.get_subscription_count()} nodes subscribe to "
+            f"{self._sender.image.topic_name}. "
+            + ("It remembered newer images of others in its place. " if self._remembered.newest_ns > stamp_ns else "")
             + (f"The node rejected an image: {reason}" if reason else self._watch.describe())
         )
 
