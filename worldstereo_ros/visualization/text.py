@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 
 import cv2
@@ -23,7 +24,7 @@ def draw_text(
 
     Args:
         image: (H, W, 3) uint8.
-        text: ASCII; other characters are drawn as question marks.
+        text: ASCII; letters with accents are drawn without them, other characters as question marks.
         position: (x, y) in pixels, the left end of the baseline.
         size: scale of OpenCV's Hershey font; 1 is about 22 pixels high.
         colour: RGB, 0 to 255.
@@ -39,4 +40,5 @@ def text_width(text: str, size: float = 0.46, weight: int = 1) -> int:
 
 def _ascii(text: str) -> str:
     # The font has no other characters, and OpenCV ends the process on parts of names that are not UTF-8.
-    return text.encode("ascii", errors="replace").decode()
+    letters = (c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
+    return "".join(letters).encode("ascii", errors="replace").decode()
