@@ -126,13 +126,13 @@ def check_depth(views: Sequence[View], name: str, remedy: str) -> str:
             f"{name} seems {times:g} times too {way}: it agrees with the motion of the camera if it is multiplied by "
             f"{factor:g}. If so, set its unit ({remedy})."
         )
-    if sum(_agrees(one, other) for one, other in pairwise(measured)) * 2 > len(factors):
-        return ""  # far outdoors, or close to a small thing
     in_metres = [view.depth for view in measured if view.depth is not None and view.metric]
     doubts = [text for depth in in_metres if (text := implausible_depth(depth))]
-    if doubts and len(doubts) * 2 > len(measured):
-        return f"{name} is implausible: {doubts[0]}. If its unit is another than was assumed, set it ({remedy})."
-    return ""
+    if len(doubts) * 2 <= len(measured):
+        return ""
+    if sum(_agrees(one, other) for one, other in pairwise(measured)) * 2 > len(factors):
+        return ""  # far outdoors, or close to a small thing
+    return f"{name} is implausible: {doubts[0]}. If its unit is another than was assumed, set it ({remedy})."
 
 
 def _agrees(first: View, second: View) -> bool:
