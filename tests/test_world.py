@@ -16,7 +16,7 @@ from worldstereo_ros.pipelines.auto import load_pipeline
 from worldstereo_ros.pipelines.base import Cancelled, PipelineFrame
 from worldstereo_ros.scenes import make_path, make_scene, seed_of
 from worldstereo_ros.scenes.raytracing.render import render_view
-from worldstereo_ros.world import EmptyMemoryError, WorldModel
+from worldstereo_ros.world import EmptyMemoryError, WorldModel, warm_up
 
 CAMERA = Camera.from_fov(160, 120, np.radians(75))
 
@@ -293,3 +293,17 @@ def test_observe_rejects_imagined_views_and_keeps_the_memory(world, observations
     with pytest.raises(ValueError, match="imagined pixels"):
         world.observe(imagined)
     assert (len(world.cloud), len(world.bank)) == count
+
+
+def test_warm_up_covers_images_without_depth():
+    """Their first one took ten seconds of compilation, in which a robot's images were dropped."""
+    estimated = []
+
+    def estimator(image, camera):
+        estimated.append(image)
+        return np.full(image.shape[:2], 3.0, np.float32)
+
+    warm_up(load_pipeline("geometric"), depth_estimator=estimator)
+    assert len(estimated) == 2
+    warm_up(load_pipeline("geometric"))
+    assert len(estimated) == 2

@@ -362,19 +362,24 @@ class WorldModel:
         self.cloud, self.bank = archive.cloud, archive.bank
 
 
-def warm_up(pipeline: Pipeline, device: str | torch.device = "cpu") -> None:
-    """Runs the loop once on two small synthetic views, so that the first real view is not delayed.
+def warm_up(
+    pipeline: Pipeline, device: str | torch.device = "cpu", *, depth_estimator: DepthEstimator | None = None
+) -> None:
+    """Runs the loop once on small synthetic views, with and without depth, so that the first real one is not delayed.
 
     Compiling loops (or reading them from the cache) and loading kernels can take seconds at their first use, in which a
     robot's messages would be dropped.
     """
     camera = Camera.from_fov(64, 48, 1.2)
-    world = WorldModel(pipeline, device=device)
+    world = WorldModel(pipeline, depth_estimator=depth_estimator, device=device)
     image = np.random.default_rng(0).integers(0, 255, (48, 64, 3), dtype=np.uint8)
     poses = np.tile(np.eye(4), (3, 1, 1))
     poses[:, 0, 3] = (0.0, 0.2, 0.4)
+    depth = np.full((48, 64), 3, np.float32)
     for stamp, pose in enumerate(poses[:2]):
-        world.observe(View(image, camera, pose, np.full((48, 64), 3, np.float32), stamp_ns=stamp))
+        if depth_estimator is not None:
+            world.observe(View(image, camera, pose, stamp_ns=stamp))
+        world.observe(View(image, camera, pose, depth, stamp_ns=stamp))
     for view in world.imagine(poses, camera, remember=True):
         assert view.image.shape == image.shape
 

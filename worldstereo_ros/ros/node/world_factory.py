@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from worldstereo_ros.depth.estimators import DepthEstimator
 from worldstereo_ros.pipelines.auto import load_pipeline
 from worldstereo_ros.pipelines.base import Pipeline
 from worldstereo_ros.ros.node.parameters import ConfigurationError, NodeParameters, map_directory
@@ -41,12 +42,12 @@ def build_world(parameters: NodeParameters) -> WorldModel:
             dtype=parameters.dtype,
             control_backend=parameters.control_backend,
         )
-        _warm_up(pipeline, device)
         estimator = None
         if parameters.depth_source != "sensor":
             from worldstereo_ros.depth.estimators import load_depth_estimator
 
             estimator = load_depth_estimator(parameters.depth_model, device)
+        _warm_up(pipeline, device, estimator)
         cloud = CloudMemory(
             parameters.voxel_size,
             max_points=parameters.max_points,
@@ -70,13 +71,13 @@ def describe_depth_source(parameters: NodeParameters) -> str:
     return f"Depth of images without a depth image is estimated by {model}{until}; such points are never on ~/map."
 
 
-def _warm_up(pipeline: Pipeline, device: str) -> None:
+def _warm_up(pipeline: Pipeline, device: str, estimator: DepthEstimator | None) -> None:
     """Warms a pipeline up with a single denoising step: further steps load nothing new."""
     steps = getattr(pipeline, "steps", None)
     if hasattr(pipeline, "steps"):
         pipeline.steps = 1
     try:
-        warm_up(pipeline, device)
+        warm_up(pipeline, device, depth_estimator=estimator)
     finally:
         if hasattr(pipeline, "steps"):
             pipeline.steps = steps
