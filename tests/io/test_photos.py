@@ -2,6 +2,7 @@
 
 import json
 import logging
+import struct
 
 import numpy as np
 import pytest
@@ -182,3 +183,19 @@ def test_a_tiff_is_turned_once_and_stored_pixels_are_not(tmp_path, orientation, 
     counts = stored[..., 0].astype(np.uint16)
     Image.fromarray(counts).save(depth_path, tiffinfo={274: orientation}, compression=compression)
     np.testing.assert_allclose(read_depth(depth_path), counts / 1000, rtol=1e-6)
+
+
+def test_a_damaged_second_page_prints_no_warnings(tmp_path, recwarn):
+    page = Image.fromarray(UPRIGHT)
+    page.save(tmp_path / "a.tif", save_all=True, append_images=[page])
+    data = bytearray((tmp_path / "a.tif").read_bytes())
+
+    def end(directory):
+        return directory + 2 + 12 * int.from_bytes(data[directory : directory + 2], "little")
+
+    first = int.from_bytes(data[4:8], "little")
+    second = int.from_bytes(data[end(first) : end(first) + 4], "little")
+    data[second + 2 : second + 14] = struct.pack("<HHII", 254, 2, 1000, 2**31)  # a value far outside the file
+    (tmp_path / "a.tif").write_bytes(data)
+    np.testing.assert_array_equal(read_photo(tmp_path / "a.tif"), UPRIGHT)
+    assert [str(warning.message) for warning in recwarn] == []

@@ -72,7 +72,7 @@ def read_photo_header(path: Path) -> PhotoHeader:
         except Exception:  # Pillow raises whatever the bytes lead to
             focal = None
         if file.format in ("PNG", "WEBP", "TIFF"):
-            with contextlib.suppress(Exception):  # EOFError if there is one image
+            with without_warnings(), contextlib.suppress(Exception):  # EOFError if there is one image
                 file.seek(1)  # unlike n_frames, does not go through all pages
                 several = True
     if focal is not None and not _MIN_35MM <= focal <= _MAX_35MM:

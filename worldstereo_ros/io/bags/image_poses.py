@@ -97,13 +97,6 @@ def image_poses(
     return poses
 
 
-def world_of(index: BagIndex, frame: str, stamp_ns: int, world_frame: str) -> str:
-    """Returns the frame that poses of images are given in: as named, else of the pose topic, else the root of TF."""
-    if world_frame:
-        return world_frame
-    return index.pose_frame if index.poses else index.tree.root(frame, stamp_ns)
-
-
 def _common_root(index: BagIndex, images: Sequence[int]) -> str:
     """The world of most images: a frame may be attached to another root later, which is another world."""
     if index.poses:
