@@ -20,7 +20,7 @@ from worldstereo_ros.cli.errors import DEBUG_VARIABLE, ErrorReportingGroup
 from worldstereo_ros.cli.main import app
 from worldstereo_ros.io.posed_sequences import write_sequence
 from worldstereo_ros.utils.atomic_files import WriteError
-from worldstereo_ros.utils.errors import InputError
+from worldstereo_ros.utils.errors import InputError, first_line
 
 
 @pytest.mark.parametrize(
@@ -236,3 +236,16 @@ def test_paths_that_the_terminal_cannot_show_are_escaped(tmp_path, encoding):
         assert done.returncode == 1
         assert done.stderr.startswith(b"Error: There is no map " + shown.encode())
         assert b"Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (ValueError("no such op.\n  at line 3"), "no such op"),
+        (ValueError(""), "ValueError"),
+        (ValueError(" \n "), "ValueError"),
+        (KeyError("a"), "'a'"),
+    ],
+)
+def test_first_line_of_other_packages_errors(error, line):
+    assert first_line(error) == line

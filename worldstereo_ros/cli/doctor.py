@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import typer
 
+from worldstereo_ros.utils.errors import first_line
 from worldstereo_ros.weights.bundled import bundled_folder
 
 if TYPE_CHECKING:
@@ -145,7 +146,7 @@ def _examine_package(package: Package) -> Finding:
             fix = f"Install {needed}, which it needs."
         elif ".so" in str(error):  # a library of the operating system is missing
             fix = INSTALL_LIBRARIES
-        return Finding(package.module, f"cannot be imported: {_first_line(error)}", False, fix, required)
+        return Finding(package.module, f"cannot be imported: {first_line(error)}", False, fix, required)
     try:
         version = importlib.metadata.version(package.distribution)
     except importlib.metadata.PackageNotFoundError:
@@ -165,12 +166,12 @@ def _examine_small_model() -> Finding:
     except Exception as error:
         if isinstance(error, ImportError) and not (error.name or "").startswith("worldstereo_ros"):
             fix = "Install the required packages that are missing."
-        return Finding(name, f"cannot be examined: {_first_line(error)}", False, fix, required=False)
+        return Finding(name, f"cannot be examined: {first_line(error)}", False, fix, required=False)
     try:
         variants: list[str | None] = [*list_variants("small")]
         reports = [inspect_checkpoint("small", variant) for variant in variants or [None]]
     except Exception as error:
-        return Finding(name, f"cannot be used: {_first_line(error)}", False, fix, required=False)
+        return Finding(name, f"cannot be used: {first_line(error)}", False, fix, required=False)
     problems = [problem for report in reports for problem in report.problems]
     if problems:
         return Finding(name, f"cannot be used: {problems[0]}", False, fix, required=False)
@@ -181,7 +182,7 @@ def _examine_device() -> Finding:
     try:
         import torch
     except Exception as error:
-        return Finding("device", f"torch cannot be imported: {_first_line(error)}", False, "Install torch.")
+        return Finding("device", f"torch cannot be imported: {first_line(error)}", False, "Install torch.")
     if torch.cuda.is_available():
         free, total = torch.cuda.mem_get_info()
         name = torch.cuda.get_device_name()
@@ -195,7 +196,7 @@ def _examine_ros() -> list[Finding]:
         import rclpy  # noqa: F401
     except Exception as error:
         fix = "For the node, run `make setup` or source your ROS: `source /opt/ros/$ROS_DISTRO/setup.bash`."
-        state = f"rclpy cannot be imported: {_first_line(error)}"
+        state = f"rclpy cannot be imported: {first_line(error)}"
         return [Finding("ROS 2", state, False, fix, required=False), domain]
     rmw = os.environ.get("RMW_IMPLEMENTATION", "default middleware")
     ros = Finding("ROS 2", f"rclpy, {os.environ.get('ROS_DISTRO', 'from Python wheels')}, {rmw}", True)
@@ -207,7 +208,7 @@ def _examine_interfaces() -> Finding:
         from worldstereo_ros.action import ImaginePath  # noqa: F401
     except Exception as error:
         fix = "Run `make setup`, or `colcon build` and `source install/setup.bash`."
-        state = f"messages are not built: {_first_line(error)}"
+        state = f"messages are not built: {first_line(error)}"
         return Finding("interfaces", state, False, fix, required=False)
     return Finding("interfaces", "worldstereo_ros.msg, .srv, .action", True)
 
@@ -238,7 +239,3 @@ def _examine_disk() -> Finding:
     ok = free > MIN_FREE_DISK_GIB
     fix = "" if ok else f"Free some disk space: {MIN_FREE_DISK_GIB} GiB is needed."
     return Finding("disk", f"{free:.1f} GiB free in the current folder", ok, fix)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n", 1)[0] or type(error).__name__

@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from worldstereo_ros.cli.interrupts import describe_interruption, interruption_status, was_interrupted
-from worldstereo_ros.utils.errors import WorldStereoError
+from worldstereo_ros.utils.errors import WorldStereoError, first_line
 
 DEBUG_VARIABLE = "WORLDSTEREO_DEBUG"  # set to 1 to see tracebacks
 
@@ -50,21 +50,17 @@ def describe_error(error: Exception) -> str:
         reason = error.strerror or str(error) or type(error).__name__
         return f"Error: {reason}: {error.filename}" if error.filename is not None else f"Error: {reason}"
     if _is_out_of_memory(error):
-        reason = _first_line(error) or type(error).__name__
+        reason = first_line(error)
         return (
             f"Error: The device is out of memory ({reason}). Ask for fewer views or smaller images, end other programs "
             "that use the device, or use --device cpu."
         )
     if isinstance(error, ImportError) and not (error.name or "").startswith("worldstereo_ros"):
         return f"Error: {error}. Run `worldstereo doctor` to see what is missing and how to install it."
-    text = ": ".join(filter(None, (type(error).__name__, _first_line(error))))
+    name, line = type(error).__name__, first_line(error)
+    text = name if line == name else f"{name}: {line}"
     advice = "" if DEBUG_VARIABLE in os.environ else f" Set {DEBUG_VARIABLE}=1 for the traceback."
-    return f"Unexpected error: {text.rstrip('.')}.{advice}"
-
-
-def _first_line(error: Exception) -> str:
-    """The first line of the message; further lines are for the traceback."""
-    return str(error).strip().split("\n", 1)[0]
+    return f"Unexpected error: {text}.{advice}"
 
 
 def _is_handled_by_typer(error: Exception) -> bool:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from worldstereo_ros.cli.options import INPUT, OUTPUT, PATH, DepthModel, Device, Model, Out, Prompt, Seed, Variant
-from worldstereo_ros.utils.errors import InputError
+from worldstereo_ros.utils.errors import InputError, first_line
 from worldstereo_ros.visualization.result_files import IMAGINED_FOLDER, MAP_FILE
 from worldstereo_ros.weights.bundled import DEFAULT_MODEL
 
@@ -242,5 +242,5 @@ def _why_not(path: Path, error: Exception) -> str:
     """Why a .npy file cannot be read, as the end of a sentence."""
     from worldstereo_ros.utils.file_kinds import explain_unreadable
 
-    reason = getattr(error, "strerror", None) or str(error).split("\n", 1)[0]
+    reason = getattr(error, "strerror", None) or first_line(error)
     return f"{reason.rstrip('.')}. {explain_unreadable(path, 'npy') if path.exists() else ''}".rstrip()

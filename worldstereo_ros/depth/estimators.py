@@ -15,6 +15,7 @@ from worldstereo_ros.depth.familiarity import Familiarity, fuse_with_typical
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.imaging.codecs import clean_depth
 from worldstereo_ros.imaging.resizing import resize_image
+from worldstereo_ros.utils.errors import first_line
 from worldstereo_ros.weights.bundled import BUNDLED, bundled_folder
 
 if TYPE_CHECKING:
@@ -281,7 +282,7 @@ class HubDepth:
         from worldstereo_ros.models.checkpoints.bounds import check_numbers
         from worldstereo_ros.models.checkpoints.hub import offline
 
-        problem: Exception | None = None
+        problem: Exception = DepthError("it was not found")
         options: dict[str, Any] = {"revision": revision, "local_files_only": True, "trust_remote_code": False}
         for local in (True,) if local_only or Path(self.model).is_dir() else (True, False):
             try:
@@ -295,9 +296,8 @@ class HubDepth:
                     return network, processor_class.from_pretrained(self.model, **options)
             except Exception as error:  # safetensors, the hub client and the models raise errors of their own
                 problem = error
-        reason = str(problem).strip().splitlines()[0] if str(problem).strip() else type(problem).__name__
         raise DepthError(
-            f"The depth model '{self.model}' cannot be loaded: {reason.rstrip('.')}. Give a folder with config.json, "
+            f"The depth model '{self.model}' cannot be loaded: {first_line(problem)}. Give a folder with config.json, "
             "preprocessor_config.json and model.safetensors, or download the model once: "
             f"hf download {self.model}"
         ) from problem

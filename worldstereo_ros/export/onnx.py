@@ -39,6 +39,7 @@ from worldstereo_ros.models.autoencoders.keyframe import KeyframeAutoencoder
 from worldstereo_ros.models.checkpoints.parameters import parameter_dtype
 from worldstereo_ros.models.worldstereo.control import ControlBlock, ControlBranch
 from worldstereo_ros.utils.atomic_files import sync_file, sync_folder
+from worldstereo_ros.utils.errors import first_line
 
 __all__ = [
     "ATTENTIONS",
@@ -273,8 +274,8 @@ def _export(
                 verbose=False,
             )
     except torch.onnx.OnnxExporterError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ModelExportError(f"The {metadata['part']} could not be traced to ONNX: {reason}") from error
+        reason = first_line(error)
+        raise ModelExportError(f"The {metadata['part']} could not be traced to ONNX: {reason}.") from error
     report("tracing", 1, 1)
     assert program is not None
     metadata = {**metadata, "opset": opset, "version": __version__, "torch": torch.__version__}

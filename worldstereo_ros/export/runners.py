@@ -10,6 +10,7 @@ import torch
 
 from worldstereo_ros.export.engine_cache import Shape
 from worldstereo_ros.export.errors import ModelExportError, require_package
+from worldstereo_ros.utils.errors import first_line
 
 
 class Runner(Protocol):
@@ -96,8 +97,7 @@ class OnnxRuntimeRunner:
                 str(path), options, providers=providers, provider_options=provider_options
             )
         except Exception as error:  # onnxruntime's errors have no public base
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise ModelExportError(f"onnxruntime cannot load {path}: {reason}") from error
+            raise ModelExportError(f"onnxruntime cannot load {path}: {first_line(error)}.") from error
         if providers[0] not in self.session.get_providers():
             # onnxruntime falls back silently to the next provider, which is much slower.
             raise ModelExportError(
@@ -136,7 +136,7 @@ class OnnxRuntimeRunner:
         except Exception as error:
             shapes = {name: tuple(tensor.shape) for name, tensor in inputs.items()}
             raise ModelExportError(
-                f"onnxruntime could not run {self.path} on {shapes}: {str(error).strip().splitlines()[0]}"
+                f"onnxruntime could not run {self.path} on {shapes}: {first_line(error)}."
             ) from error
         binding.synchronize_outputs()
         return results

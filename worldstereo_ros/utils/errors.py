@@ -14,3 +14,12 @@ class WorldStereoError(Exception):
 
 class InputError(WorldStereoError, ValueError):
     """Invalid argument, option, message or file content."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of the message of another package's error without its full stop, else the name of its type.
+
+    Their further lines are for developers; an empty message says nothing at all.
+    """
+    lines = str(error).strip().splitlines()
+    return (lines[0].rstrip(". ") if lines else "") or type(error).__name__

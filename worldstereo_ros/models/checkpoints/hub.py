@@ -13,6 +13,7 @@ from pathlib import Path
 from worldstereo_ros.models.checkpoints.config import VARIANTS, CheckpointConfig, read_config
 from worldstereo_ros.models.checkpoints.diagnosis import PICKLE_SUFFIXES, explain_weight_file
 from worldstereo_ros.models.checkpoints.weights import CheckpointError
+from worldstereo_ros.utils.errors import first_line
 from worldstereo_ros.weights.bundled import BUNDLED, bundled_folder
 
 PUBLISHED_REPO_ID = "hanshanxue/WorldStereo"
@@ -193,8 +194,7 @@ def _download_snapshot(repository: str, patterns: list[str], what: str, local_fi
     except (OfflineModeIsEnabled, LocalEntryNotFoundError):
         reason = f"it was not downloaded before, and the hub is offline or cannot be reached; {download}"
     except (HfHubHTTPError, OSError) as error:
-        detail = str(error).splitlines()[0] if str(error) else type(error).__name__
-        reason = f"the download failed ({detail.rstrip('.')}); try again, or {download}"
+        reason = f"the download failed ({first_line(error)}); try again, or {download}"
     except Exception as error:  # the HTTP client raises its own types, which vary with its version
         reason = f"the hub cannot be reached ({type(error).__name__}); check the network, or {download}"
     raise CheckpointError(f"{repository} ({what}) is not available: {reason}.")

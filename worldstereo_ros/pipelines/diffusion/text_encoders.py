@@ -25,6 +25,7 @@ from worldstereo_ros.models.checkpoints.weights import (
     open_weights,
     read_json,
 )
+from worldstereo_ros.utils.errors import first_line
 
 if TYPE_CHECKING:
     from worldstereo_ros.models.checkpoints.hub import Checkpoint
@@ -163,7 +164,7 @@ def load_text_encoder(
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # transformers raises exceptions of many libraries here
         raise CheckpointError(
-            f"The tokenizer in {folder} cannot be read: {_first_line(error)}. {explain_folder(folder)}".rstrip()
+            f"The tokenizer in {folder} cannot be read: {first_line(error)}. {explain_folder(folder)}".rstrip()
         ) from None
     if tokenizer.pad_token is None:
         raise CheckpointError(f"The tokenizer in {folder} has no pad_token; the tokenizer of UMT5 was expected.")
@@ -206,7 +207,7 @@ def load_image_encoder(checkpoint: Checkpoint, device: torch.device, dtype: torc
             processor = processor_class.from_pretrained(folder, local_files_only=True)
     except Exception as error:
         raise CheckpointError(
-            f"The image processor in {folder} cannot be read: {_first_line(error)}. {explain_folder(folder)}".rstrip()
+            f"The image processor in {folder} cannot be read: {first_line(error)}. {explain_folder(folder)}".rstrip()
         ) from None
     width = read_backbone(checkpoint.base("transformer") / "transformer" / "config.json")["image_dim"]
     encoder = _load_encoder(transformers.CLIPVisionModel, base / "image_encoder", dtype, ("hidden_size", width))
@@ -254,7 +255,7 @@ def _load_encoder(model_class: Any, folder: Path, dtype: torch.dtype, width: tup
                 output_loading_info=True,
             )  # fmt: skip
     except Exception as error:  # transformers raises many types for damaged files
-        raise CheckpointError(f"{folder} cannot be loaded: {_first_line(error)}.") from None
+        raise CheckpointError(f"{folder} cannot be loaded: {first_line(error)}.") from None
     finally:
         if progress_bar:
             logging.enable_progress_bar()
@@ -275,7 +276,7 @@ def _read_encoder_config(model_class: Any, folder: Path) -> Any:
         with offline():
             return model_class.config_class.from_pretrained(folder, local_files_only=True)
     except Exception as error:
-        raise CheckpointError(f"{file} describes no valid {model_class.__name__}: {_first_line(error)}.") from None
+        raise CheckpointError(f"{file} describes no valid {model_class.__name__}: {first_line(error)}.") from None
 
 
 def _check_encoder_size(model_class: Any, config: Any, weights: WeightSet, dtype: torch.dtype) -> None:
@@ -293,7 +294,7 @@ def _check_encoder_size(model_class: Any, config: Any, weights: WeightSet, dtype
         model.tie_weights()
         needed = sum(parameter.numel() for parameter in model.parameters())
     except Exception as error:
-        raise CheckpointError(f"{file} describes no valid {model_class.__name__}: {_first_line(error)}.") from None
+        raise CheckpointError(f"{file} describes no valid {model_class.__name__}: {first_line(error)}.") from None
     stored = sum(info.num_elements for info in weights.tensors.values())
     if needed > stored:
         missing = [name for name, _ in model.named_parameters() if name not in weights.tensors]
@@ -312,7 +313,3 @@ def _require_folder(folder: Path, what: str) -> None:
         raise CheckpointError(
             f"The base model has no {folder.name}: the folder {folder} with {what} is missing; download it again."
         )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -17,6 +17,7 @@ from worldstereo_ros.geometry.views import ImaginedView
 from worldstereo_ros.pipelines.base import Cancelled, ModelError
 from worldstereo_ros.ros.node.jobs import VIEW_ORIGIN, ErrorCode, Job, JobRejectedError, JobResult, Mailbox
 from worldstereo_ros.ros.node.synchronizer import Observation
+from worldstereo_ros.utils.errors import first_line
 from worldstereo_ros.world import EmptyMemoryError, WorldModel
 
 MAX_WAITING_VIEWS = 8  # single views in the queue behind the running path; further ones are rejected
@@ -365,7 +366,7 @@ def _model_error_message(error: Exception) -> str:
     if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
         return (
             "The device ran out of memory. Request fewer or smaller views (parameter `view_width`), or free memory "
-            f"that other processes use. ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
+            f"that other processes use. ({first_line(error)})"
         )
     return f"The model failed: {error}" if isinstance(error, ModelError) else f"The model failed with {error!r}."
 
