@@ -144,6 +144,13 @@ def test_options_of_recorded_paths_are_for_these(tmp_path):
         assert f"{option} is for" in text
 
 
+def test_the_command_that_shows_the_results_can_be_pasted(sequence, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, text = _imagine(sequence, "--views", 2, "--out", "my results")
+    assert code == 0, text
+    assert text.endswith("worldstereo view 'my results'")
+
+
 def test_results_are_no_source(sequence, tmp_path):
     """Their video shows imagined views, which would be observed."""
     code, text = _imagine(sequence, "--views", 2, "--out", tmp_path / "out")

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -169,7 +170,7 @@ def run_demo(
     with results:
         figures = _run_scenario(scenario, results.path, model, console, begin)
     console.print(figures_table(figures))
-    sheet, folder = escape(str(out / "contact_sheet.png")), escape(str(out))
+    sheet, folder = escape(str(out / "contact_sheet.png")), escape(quote(str(out)))
     console.print(f"\nSee [bold]{sheet}[/], and imagined.mp4 and cloud.png beside it.")
     console.print(f"In the browser: [bold]worldstereo view {folder}[/]")
     return figures

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -307,7 +308,7 @@ def imagine(
         write_results(out, imagined, written, world.cloud, title="worldstereo imagine", subtitle=subtitle)
         write_json(out / RESULTS_FILE, _results(recording, path, path_chosen, imagined, model, clearance))
     sheet = escape(str(out / "contact_sheet.png"))
-    console.print(f"See [bold]{sheet}[/]; in the browser: worldstereo view {escape(str(out))}")
+    console.print(f"See [bold]{sheet}[/]; in the browser: worldstereo view {escape(quote(str(out)))}")
 
 
 def _with_newest_depth(remembered: list[View], bank_views: list[View]) -> list[View]:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -152,7 +153,7 @@ def panorama(
                 f"Distances differ by {closure.distance_seam:.1%} at the closing seam, by {closure.distance_inner:.1%} "
                 "at the other seams."
             )
-    sheet, saved = escape(str(out / "sheet.png")), escape(str(out / MAP_FILE))
+    sheet, saved = escape(str(out / "sheet.png")), escape(quote(str(out / MAP_FILE)))
     console.print(f"See [bold]{sheet}[/]; in the browser: worldstereo view {saved}")
 
 
