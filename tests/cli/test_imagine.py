@@ -53,7 +53,9 @@ def test_imagine_says_that_the_distances_of_a_photo_are_estimated(tmp_path):
     assert "all distances are estimated, and no point counts as observed" in text
     assert re.search(r"within 25 % of the true distance for \d+% of the pixels", text)
     assert re.search(r"photo.png: 1 observed view, 0 observed, [\d,]{3,} estimated, 0 imagined points", text)
-    assert re.search(r"Imagined 3 views along the preset right: 0% observed, \d+% estimated, \d+% imagined pixels", text)
+    assert re.search(
+        r"Imagined 3 views along the preset right: 0% observed, \d+% estimated, \d+% imagined pixels", text
+    )
     cloud = read_point_cloud(out / "cloud.ply")
     assert Provenance.OBSERVED not in cloud.provenance
     assert (cloud.provenance == Provenance.ESTIMATED).sum() > 500
