@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from worldstereo_ros.depth.estimators import DepthEstimator
+from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.pipelines.auto import load_pipeline
 from worldstereo_ros.pipelines.base import Pipeline
 from worldstereo_ros.ros.node.parameters import ConfigurationError, NodeParameters, map_directory
@@ -47,7 +50,8 @@ def build_world(parameters: NodeParameters) -> WorldModel:
             from worldstereo_ros.depth.estimators import load_depth_estimator
 
             estimator = load_depth_estimator(parameters.depth_model, device)
-        _warm_up(pipeline, device, estimator)
+        # The bundled network is loaded by the first image that needs it, which on a robot with a depth camera is none.
+        _warm_up(pipeline, device, estimator if estimator is None or parameters.depth_model else _flat_depth)
         cloud = CloudMemory(
             parameters.voxel_size,
             max_points=parameters.max_points,
@@ -69,6 +73,11 @@ def describe_depth_source(parameters: NodeParameters) -> str:
     until_depth = parameters.depth_source == "auto" and not parameters.depth_model
     until = " until the first depth image arrives" if until_depth else ""
     return f"Depth of images without a depth image is estimated by {model}{until}; such points are never on ~/map."
+
+
+def _flat_depth(image: np.ndarray, camera: Camera) -> np.ndarray:
+    """In place of a depth estimator (`depth.estimators.DepthEstimator`): a wall at 3 m."""
+    return np.full(image.shape[:2], 3.0, np.float32)
 
 
 def _warm_up(pipeline: Pipeline, device: str, estimator: DepthEstimator | None) -> None:
