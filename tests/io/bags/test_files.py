@@ -31,7 +31,7 @@ def test_bag_restores_messages_of_this_package(tmp_path):
             camera_info=info_message(START), image=image_message(START, image), depth=image_message(START, image),
             observed=image_message(START, image), coverage=0.5, observed_fraction=0.25, estimated_fraction=0.5,
             index=3, count=7, confidence=image_message(START, image), depth_confidence=image_message(START, image),
-            provenance=image_message(START, image),
+            provenance=image_message(START, image), blocked=False,
         )  # fmt: skip
         writer.write("/node/view", message, START)
         writer.add_topic("/node/view", name)  # repeated calls are ignored
