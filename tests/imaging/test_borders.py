@@ -54,6 +54,11 @@ def test_a_border_is_cut_off_and_little_else(rng, widths, level, quality):
     assert (excess <= RINGING_PX + STEP_PX).all()
 
 
+def test_compression_of_the_outermost_line_hides_no_border():
+    image = framed(picture(np.random.default_rng(9)), (6, 6, 6, 6), 248, 85)
+    assert (cut_off(image) >= 6).all()
+
+
 @settings(max_examples=40, deadline=None)
 @given(rng=generators, level=st.sampled_from([0, 255]), vertical=st.booleans())
 def test_letterboxes_are_cut_off(rng, level, vertical):

@@ -15,7 +15,7 @@ MAX_BORDER = 0.08  # of the width or height, on each side
 MIN_BORDER_PX = 2
 WHITE_LEVEL, BLACK_LEVEL = 235, 20  # a border is brighter, or darker, in all channels
 COLOUR_TOLERANCE = 16  # grey levels, of a border's pixels after JPEG compression
-MIN_SHARE = 0.98  # of a line's pixels that have the border's colour
+MIN_SHARE = 0.97  # of a line's pixels that have the border's colour; compression changes some
 # The share falls to this within STEP_PX lines: the evidence for a border, and enough once two other sides have one
 # (a bright window may touch a white border).
 STEP_SHARE, WEAK_STEP_SHARE = 0.6, 0.93
