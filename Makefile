@@ -2,6 +2,8 @@
 .DEFAULT_GOAL := help
 PY := .venv/bin/python
 OUT ?= demo_out
+# Processes that run tests; each file runs in one of them.
+JOBS ?= 2
 
 .PHONY: help setup demo test fuzz soak lint format bench docs clean
 
@@ -17,7 +19,7 @@ demo: setup ## start the node, drive a robot through a procedural world, leave p
 		$(if $(MODEL),--model $(MODEL))
 
 test: setup ## all tests, in the same environment
-	$(PY) -m pytest -q
+	$(PY) -m pytest -q -n $(JOBS) --dist loadfile
 
 fuzz: setup ## damaged inputs for an hour (SECONDS=3600); inputs that fail stay in .fuzz/
 	WORLDSTEREO_FUZZ_SECONDS=$(or $(SECONDS),3600) $(PY) -m pytest -q tests/fuzz --timeout $(or $(SECONDS),3600)

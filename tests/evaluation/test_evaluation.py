@@ -240,7 +240,7 @@ def test_unknown_names_are_rejected(tmp_path):
         evaluate([folder], ["single"], ["magic"])
     with pytest.raises(ValueError, match="is unknown"):
         evaluate([folder], ["doubled"], ["geometric"])
-    with pytest.raises(ValueError, match="is not a posed sequence"):
+    with pytest.raises(ValueError, match="does not exist; a posed sequence"):
         evaluate([tmp_path / "nowhere"], ["single"], ["geometric"])
 
 
