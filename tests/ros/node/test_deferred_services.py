@@ -98,12 +98,14 @@ def test_call_that_a_shutdown_cancels_is_answered():
 
 def test_service_withdraws_late_requests(executor):
     node = executor.get_nodes()[0]
-    withdrawn = {"waiting": True, "running": False}
+    withdrawn = {"waiting": True, "running": False, "half done": True}
     replies = []
 
     def handler(request, reply):
         state = list(withdrawn)[len(replies)]
         reply.withdraw = lambda: withdrawn[state]
+        if state == "half done":
+            reply.outcome = "Half of it was done."
         replies.append(reply)
 
     def error_fields(error):
@@ -113,11 +115,13 @@ def test_service_withdraws_late_requests(executor):
     client = node.create_client(Trigger, "~/do")
     assert spin_until(executor, client.service_is_ready)
     answers = [client.call_async(Trigger.Request()) for _ in withdrawn]
-    assert spin_until(executor, lambda: len(replies) == 2)
+    assert spin_until(executor, lambda: len(replies) == 3)
     time.sleep(0.02)
     service.expire()
     assert spin_until(executor, answers[0].done)
-    assert "Nothing was done" in answers[0].result().message
+    assert spin_until(executor, answers[2].done)
+    assert answers[0].result().message.endswith("Nothing was done.")
+    assert answers[2].result().message.endswith("Half of it was done.")
     assert not replies[1].sent
     replies[1].send(success=True, message="done")
     assert spin_until(executor, answers[1].done)

@@ -37,12 +37,14 @@ class DeferredReply:
         deadline: `time.monotonic()` of the timeout.
         withdraw: called at the timeout; takes the request back. Returns False if it is being carried out already: it is
             then answered when it is done, since what was answered as failed must not happen.
+        outcome: sentence that says what was done of a request that is withdrawn.
     """
 
     def __init__(self, response: Any, send: Callable[[Any], None], timeout: float) -> None:
         self.response = response
         self.deadline = time.monotonic() + timeout
         self.withdraw: Callable[[], bool] = lambda: True
+        self.outcome = "Nothing was done."
         self._send = send
         self._sent = False
         self._lock = threading.Lock()
@@ -127,7 +129,7 @@ class DeferredService:
         now = time.monotonic()
         for reply in self._open:
             if not reply.sent and now > reply.deadline and reply.withdraw():
-                message = "Timed out before it could begin: the worker is busy with a job or hangs. Nothing was done."
+                message = f"Timed out before it could begin: the worker is busy with a job or hangs. {reply.outcome}"
                 reply.send(**self._error_fields(TimeoutError(message)))
         self._open = [reply for reply in self._open if not reply.sent]
 

@@ -228,6 +228,7 @@ class Servers:
     def _on_reset(self, request: Trigger.Request, reply: DeferredReply) -> None:
         worker = self._get_worker()
         worker.end_all(ErrorCode.CANCELED, "The memory was reset.")
+        reply.outcome = "Jobs were told to end; the memories were not cleared."
 
         def reset() -> str:
             world = self._world(worker)
