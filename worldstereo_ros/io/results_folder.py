@@ -142,7 +142,7 @@ class _Record:
             return cls((), {})
 
     def owns(self, folder: Path, relative: PurePosixPath) -> bool:
-        """Whether the run wrote this file, and nobody changed it since."""
+        """Whether the run wrote this file, and it is unchanged since."""
         if (folder / relative).is_symlink():
             return False
         if self.files is None:  # nothing had these names when that run began, so all that has them now is the run's

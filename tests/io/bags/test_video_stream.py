@@ -11,6 +11,7 @@ from imageio_ffmpeg import get_ffmpeg_exe
 
 from worldstereo_ros.imaging.codecs import ImageError
 from worldstereo_ros.io.bags.files import Bag, BagError, BagWriter
+from worldstereo_ros.io.bags.h264_gaps import FrameCounter
 from worldstereo_ros.io.bags.topics import find_topics
 from worldstereo_ros.io.bags.video_stream import VideoStream, starts_video
 from worldstereo_ros.io.bags.views import read_views
@@ -26,10 +27,10 @@ def frames():
     return [np.stack([0 * rows + 20 * i, 2 * columns, 2 * rows], -1).astype(np.uint8) for i in range(COUNT)]
 
 
-def encode(images, codec):
+def encode(images, codec, more=""):
     """The access units of a video, a key frame every fifth."""
     library = {"h264": "x264", "h265": "x265"}[codec]
-    options = f"aud=1:repeat-headers=1:bframes=0:scenecut=0:keyint={KEY_INTERVAL}"
+    options = f"aud=1:repeat-headers=1:bframes=0:scenecut=0:keyint={KEY_INTERVAL}{more}"
     command = [get_ffmpeg_exe(), "-loglevel", "error", "-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{WIDTH}x{HEIGHT}"]
     command += ["-i", "-", "-pix_fmt", "yuv420p", "-c:v", f"lib{library}", f"-{library}-params", options, "-crf", "10"]
     command += ["-f", {"h264": "h264", "h265": "hevc"}[codec], "-"]
@@ -75,6 +76,30 @@ def test_a_damaged_message_loses_what_depends_on_it_and_shifts_nothing(video):
     units = list(video[1])
     units[6] = units[6][:12] + bytes(20)
     assert decoded(video, enumerate(units), range(COUNT)) == [*range(6), 10, 11]
+
+
+def test_a_frame_that_was_never_recorded_loses_what_depends_on_it(video):
+    """Decoders conceal it: the following frames would be wrong without a word."""
+    packets = [(number, unit) for number, unit in enumerate(video[1]) if number != 6]
+    assert decoded(video, packets, range(COUNT)) == [*range(6), 10, 11]
+
+
+def renumbered(units, missing):
+    return [unit for number, unit in enumerate(units) if number not in missing]
+
+
+@pytest.mark.parametrize(("options", "count"), [("", 40), (":ref=4", 40), (":cqm=jvt", 40), (":bframes=2", 0)])
+def test_complete_videos_have_no_gap(options, count):
+    """Also where frame_num starts over (at 16), in profiles with scaling lists, and with several references."""
+    images = (frames() * 4)[:40]
+    counter = FrameCounter()
+    units = encode(images, "h264", f":keyint=100{options}")
+    assert not any(counter.frame_is_missing(unit) for unit in units)
+    assert len(units) == 40
+    if count:
+        counter = FrameCounter()
+        gaps = [counter.frame_is_missing(unit) for unit in renumbered(units, {7, 22, 23})]
+        assert [number for number, gap in enumerate(gaps) if gap] == [7, 21]
 
 
 def test_what_is_no_video_has_no_frames(video):

@@ -1,8 +1,9 @@
 """Decodes H.264 and H.265 topics of bags, with the ffmpeg that imageio-ffmpeg brings.
 
 Frames of a video depend on earlier ones, so all messages from the first key frame on are decoded in recorded order, and
-those that nobody asked for are dropped. Each frame carries the number of its message through the decoder. A damaged
-message loses its frame and those that depend on it, up to the next key frame, and never shifts the others.
+those that are not wanted are dropped. Each frame carries the number of its message through the decoder. A message
+that is damaged, or was never recorded (`h264_gaps`; decoders of H.265 notice it), loses the frames that depend on it, up
+to the next key frame, and never shifts the others.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import numpy as np
 
 from worldstereo_ros.imaging.codecs import MAX_PIXELS, ImageError
 from worldstereo_ros.io.bags.files import Bag, BagError
+from worldstereo_ros.io.bags.h264_gaps import FrameCounter
 from worldstereo_ros.io.bags.video_types import video_advice, video_codec
 
 _DECODERS = {"h264": "h264", "h265": "hevc"}  # codec -> name in ffmpeg
@@ -50,7 +52,8 @@ class VideoStream:
     def __init__(self, packets: Iterator[tuple[int, bytes]], codec: str, name: str) -> None:
         self._packets, self._codec, self._name = packets, codec, name
         self._numbers: deque[int] = deque()  # of the frames that ffmpeg wrote
-        self._written: deque[tuple[int, bool]] = deque()  # number, whether it is a key frame, of the packets it got
+        # Of the packets it got: number, whether it is a key frame, whether a frame is missing before it.
+        self._written: deque[tuple[int, bool, bool]] = deque()
         self._broken = False  # a frame is missing, on which the following ones depend
         self._problem: Exception | None = None
         self._next: tuple[int, np.ndarray] | None = None
@@ -105,8 +108,8 @@ class VideoStream:
         """The next frame that depends on no missing one; None at the end."""
         while (found := self._read()) is not None:
             while self._written:
-                number, key = self._written.popleft()
-                self._broken = number < found[0] or (self._broken and not key)
+                number, key, gap = self._written.popleft()
+                self._broken = number < found[0] or gap or (self._broken and not key)
                 if number >= found[0]:
                     break
             if not self._broken:
@@ -139,14 +142,15 @@ class VideoStream:
             # Version, length of the header, codec, width and height (which the command line and the video say), time
             # base of 1 / 1000, number of frames, unused.
             stream.write(b"DKIF" + struct.pack("<HH4sHHIIII", 0, 32, b"H264", 0, 0, 1000, 1, 0, 0))
-            started = False
+            started, counter = False, FrameCounter()
             for number, data in self._packets:
                 started = started or starts_video(data, self._codec)
                 if started and 0 < len(data) <= _MAX_PACKET:
-                    self._written.append((number, starts_video(data, self._codec)))
+                    gap = self._codec == "h264" and counter.frame_is_missing(data)
+                    self._written.append((number, starts_video(data, self._codec), gap))
                     stream.write(struct.pack("<IQ", len(data), number) + data)
         except BrokenPipeError:
-            pass  # nobody wants more frames
+            pass  # the stream was closed: no more frames are wanted
         except Exception as error:
             self._problem = error
         finally:
