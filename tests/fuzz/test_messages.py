@@ -184,7 +184,7 @@ def test_sensor_messages():
                 intake.observations.pop(0).remember(intake.world)
         assert np.isfinite(intake.world.cloud.points).all()
         stamp[0] += 1
-        # The node goes on as before: with the stamps of a recording that starts over.
+        # The node continues as before: with the stamps of a recording that starts over.
         intake.subscriptions.on_time_jump(0)
         intake.take_valid(1000 + stamp[0])
 

@@ -15,7 +15,7 @@ def _plane(centre, size, step=0.02):
 
 
 FLOOR = _plane((0, 0, 0), 2)  # observed
-BESIDE = _plane((2, 0, 0), 2)  # imagined, goes on where the floor ends
+BESIDE = _plane((2, 0, 0), 2)  # imagined, continues where the floor ends
 WALL = _plane((9, 0, 0), 2)  # imagined, large, touches nothing
 BIT = _plane((0, 0, 2), 0.1)  # imagined, in the air
 SPRAY = np.random.default_rng(0).uniform((-3, -3, 0.5), (3, 3, 3), (60, 3)).astype(np.float32)
@@ -58,7 +58,7 @@ def test_distances_more_likely_wrong_than_right_are_unsure():
     assert found["wall"] < 0.01
 
 
-def test_confidences_that_nobody_gave_hide_nothing():
+def test_missing_confidences_hide_nothing():
     assert shares(confidence=lambda part: float(part == "floor")) == shares()
 
 

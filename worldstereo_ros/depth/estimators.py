@@ -288,7 +288,7 @@ class HubDepth:
             try:
                 if not local:
                     snapshot_download(self.model, revision=revision, allow_patterns=["*.json", "*.safetensors"])
-                # Offline: its configuration may name other repositories, which nobody asked for.
+                # Offline: its configuration may name other repositories, which the user did not choose.
                 with offline():
                     config = AutoConfig.from_pretrained(self.model, **options)
                     check_numbers(Path(self.model) / "config.json", config.to_dict())

@@ -90,7 +90,7 @@ def _border(lines: np.ndarray) -> np.ndarray | None:
         fitted = np.maximum(np.polynomial.Polynomial.fit(x[inliers], width[inliers], DEGREE)(x), 0)
         inliers = bordered & (np.abs(width - fitted) <= 2 * MAX_RESIDUAL_PX)
     close = bordered & (np.abs(width - fitted) <= MAX_RESIDUAL_PX)
-    missing = middle & ~bordered & (fitted > 2 * MAX_RESIDUAL_PX)  # the border goes on here by its shape
+    missing = middle & ~bordered & (fitted > 2 * MAX_RESIDUAL_PX)  # by its shape, the border continues here
     if close.sum() < MIN_FITTING_SHARE * (bordered.sum() + missing.sum()) or fitted[close].max() < MIN_WIDTH_PX:
         return None
     rows = np.nonzero(close)[0]

@@ -2,8 +2,8 @@
 
 Wilson, "Fast Lossless Depth Image Compression", ISS 2017. The image is a series of runs: a number of zeros, a number
 of measured pixels, and the difference of each measured pixel to the one before. Numbers are of variable length, three
-bits in each nibble, whose highest bit says whether the number goes on; nibbles are packed in 32-bit words, the highest
-first.
+bits in each nibble, whose highest bit says whether the number continues; nibbles are packed in 32-bit words, the
+highest first.
 """
 
 from __future__ import annotations

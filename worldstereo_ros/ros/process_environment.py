@@ -47,7 +47,7 @@ def log_arguments() -> list[str]:
     """Returns arguments for `rclpy.init` that keep the log out of the home folder unless ROS is set up there.
 
     ROS writes a file to ~/.ros/log. Without a home folder it does not start, and in a home folder that has no ~/.ros
-    nobody asked for one; the log then goes to the console and to /rosout only.
+    the user did not set ROS up; the log then goes to the console and to /rosout only.
     """
     if any(os.environ.get(name) for name in LOG_VARIABLES):
         return []

@@ -1,7 +1,8 @@
 """Recognises what a file really is from its first bytes, so that an unreadable file gets the advice that helps.
 
 A recording, picture or weight file is often not what its name says: a Git LFS pointer, a login page saved by a browser,
-an archive nobody unpacked. Readers call `explain_unreadable` when they fail, and end their message with its sentence.
+an archive that was not unpacked. Readers call `explain_unreadable` when they fail, and end their message with its
+sentence.
 """
 
 from __future__ import annotations
@@ -106,7 +107,7 @@ def identify(head: bytes, size: int) -> FileKind:
 
 
 def _identify_text(head: bytes, *, cut: bool) -> FileKind:
-    """Recognises text that stands in place of a file; `cut` if the file goes on after the head."""
+    """Recognises text that stands in place of a file; `cut` if the file continues after the head."""
     if head.startswith(b"version https://git-lfs.github.com/spec/"):
         match = re.search(rb"^size (\d{1,18})$", head, re.MULTILINE)
         of = f" to a file of {int(match[1])} bytes" if match else ""

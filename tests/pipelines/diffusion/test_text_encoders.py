@@ -13,7 +13,7 @@ from worldstereo_ros.pipelines.auto import load_pipeline
 from worldstereo_ros.pipelines.diffusion.text_encoders import load_image_encoder, load_text_encoder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-HUB_ID = "nobody/never-asked-for"
+HUB_ID = "someone/other-model"
 
 
 @pytest.fixture(scope="module")

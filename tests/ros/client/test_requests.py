@@ -48,7 +48,7 @@ def test_goal_is_sent_again_under_the_same_id(monkeypatch, lost, attempts):
     assert len(set(action.goal_ids)) == 1
 
 
-def test_goal_that_nobody_answers_is_cancelled(monkeypatch):
+def test_unanswered_goal_is_cancelled(monkeypatch):
     """The server may be busy and find the goal later."""
     monkeypatch.setattr(requests, "RESEND_GOAL_S", 0.01)
     action = LossyAction(10_000)

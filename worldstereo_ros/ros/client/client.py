@@ -132,7 +132,7 @@ class WorldStereoClient:
                 return
             except ExternalShutdownException:
                 return
-            except Exception:  # of a callback; the client goes on
+            except Exception:  # of a callback; the client continues
                 if not self._closed:
                     logger.exception("Unexpected error in the thread of the client.")
 

@@ -16,7 +16,7 @@ class Watchdog:
     """Watches whatever the worker does: jobs, observations (decoding, depth, fusion) and requests.
 
     Python cannot end a thread that hangs. What waits for it ends with a message, `NodeDiagnostics.problem` is set until
-    the worker goes on, and a new configuration of the node replaces the worker.
+    the worker continues, and a new configuration of the node replaces the worker.
 
     Args:
         diagnostics: gets the problem, and an observation that hangs as a rejected one.

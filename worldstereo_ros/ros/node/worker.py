@@ -198,7 +198,7 @@ class Worker:
         return not self._thread.is_alive()
 
     def abandon(self) -> None:
-        """Gives up a thread that hangs: if it ever goes on, it ends without any further event."""
+        """Gives up a thread that hangs: if it ever continues, it ends without any further event."""
         self._events = _NoEvents()
         self.stop(0)
         _abandoned.append(self._thread)
