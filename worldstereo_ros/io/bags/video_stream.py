@@ -2,8 +2,8 @@
 
 Frames of a video depend on earlier ones, so all messages from the first key frame on are decoded in recorded order, and
 those that are not wanted are dropped. Each frame carries the number of its message through the decoder. A message
-that is damaged, or was never recorded (`h264_gaps`; decoders of H.265 notice it), loses the frames that depend on it, up
-to the next key frame, and never shifts the others.
+that is damaged, or was never recorded (`h264_gaps`; decoders of H.265 notice it), loses the frames that depend on it,
+up to the next key frame, and never shifts the others.
 """
 
 from __future__ import annotations
