@@ -328,9 +328,13 @@ class KeyframeAutoencoder(ModelMixin, ConfigMixin):
 
     def decode_batch(self, latents: torch.Tensor) -> torch.Tensor:
         """Maps normalised latents (N, 16, h, w) to (N, 3, 8h, 8w) in [-1, 1], without checks."""
+        return self.decode_unclamped(latents).clamp(-1, 1)
+
+    def decode_unclamped(self, latents: torch.Tensor) -> torch.Tensor:
+        """Maps normalised latents (N, 16, h, w) to (N, 3, 8h, 8w), about in [-1, 1], for tiles that are blended."""
         mean, std = self._latent_statistics(latents.device)
         z = latents.float() * std + mean
-        return self.decoder(self.post_quant_conv(z.to(self.dtype))).clamp(-1, 1)
+        return self.decoder(self.post_quant_conv(z.to(self.dtype)))
 
     def _latent_statistics(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         # Not buffers: casting the model to half precision would round them.

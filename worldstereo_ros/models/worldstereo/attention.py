@@ -77,7 +77,7 @@ def make_attention_plan(
         implementation = "flex" if mode == "correspondence" and device.type == "cuda" else "groups"
     if implementation == "dense":
         mask = None if mode == "full" else dense_mask(grid, correspondence, device)[:, None, first_query:]
-        return AttentionPlan(first_query, lambda q, k, v: _sdpa(q, k, v, mask))
+        return AttentionPlan(first_query, lambda q, k, v: scaled_dot_product(q, k, v, mask))
     if implementation == "flex":
         return AttentionPlan(first_query, _flex(grid, correspondence, first_query, device))
     groups = [
@@ -122,7 +122,8 @@ class StereoAttnProcessor:
         return attn.to_out[1](attn.to_out[0](out.flatten(2, 3).type_as(hidden_states)))
 
 
-def _sdpa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+def scaled_dot_product(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """Attention of (b, L, heads, head_dim) queries to (b, M, heads, head_dim) keys; mask None = to all of them."""
     q, k, v = (t.transpose(1, 2) for t in (q, k, v))
     return functional.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
 
@@ -149,7 +150,7 @@ def attend_groups(
     out = []
     for group, mask in groups:
         queries = slice(group.queries.start - first_query, group.queries.stop - first_query)
-        out.append(_sdpa(q[:, queries], _select_keys(k, group), _select_keys(v, group), mask))
+        out.append(scaled_dot_product(q[:, queries], _select_keys(k, group), _select_keys(v, group), mask))
     return torch.cat(out, dim=1)
 
 
@@ -162,6 +163,13 @@ def _select_keys(tokens: torch.Tensor, group: AttentionGroup) -> torch.Tensor:
     return torch.cat((tokens[:, group.references], targets), dim=1)
 
 
+def compiled_flex_attention(device: torch.device) -> Any:
+    """FlexAttention, compiled for CUDA devices; elsewhere as it is, which is slow."""
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return _compiled_flex() if device.type == "cuda" else flex_attention
+
+
 @lru_cache(maxsize=1)
 def _compiled_flex() -> Any:
     from torch.nn.attention.flex_attention import flex_attention
@@ -172,7 +180,7 @@ def _compiled_flex() -> Any:
 def _flex(
     grid: TokenGrid, correspondence: Correspondence | None, first_query: int, device: torch.device
 ) -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]:
-    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+    from torch.nn.attention.flex_attention import create_block_mask
 
     mask_mod = make_mask_mod(grid, correspondence, first_query, device)
     batch = 1 if correspondence is None else correspondence.points.shape[0]
@@ -180,7 +188,7 @@ def _flex(
     blocks = create_block_mask(
         mask_mod, batch, None, grid.num_tokens - first_query, grid.num_tokens, device=device, _compile=on_gpu
     )
-    kernel = _compiled_flex() if on_gpu else flex_attention
+    kernel = compiled_flex_attention(device)
 
     def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))

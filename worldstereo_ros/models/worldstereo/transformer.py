@@ -27,6 +27,7 @@ from worldstereo_ros.models.worldstereo.attention import (
     StereoAttnProcessor,
     make_attention_plan,
 )
+from worldstereo_ros.models.worldstereo.context_window import ContextWindow, make_context_plan
 from worldstereo_ros.models.worldstereo.control import ControlBranch
 from worldstereo_ros.models.worldstereo.inputs import check_inputs
 from worldstereo_ros.models.worldstereo.masks import MODES, Correspondence, TokenGrid
@@ -166,6 +167,7 @@ class WorldStereoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, Attentio
         prior = control.get("render_prior")
         self.render_prior = None if prior is None else (float(prior[0]), float(prior[1]))
         self.update_references = bool(control.get("update_ref", False))
+        self.context_window: ContextWindow | None = None
         self.gradient_checkpointing = False
         self.set_reference_attention(reference_attention)
 
@@ -190,6 +192,23 @@ class WorldStereoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, Attentio
             raise InputError(f"The implementation is '{implementation}'; choose one of {', '.join(IMPLEMENTATIONS)}.")
         self.register_to_config(reference_attention=mode)
         self.attention_implementation = implementation
+
+    def set_context_window(self, window: ContextWindow | None, implementation: str = "auto") -> None:
+        """Sets which frames attend to which; weights are not changed.
+
+        Args:
+            window: the context window; None = all frames attend to all frames.
+            implementation: `auto`, `groups`, `flex` or `dense`, see `context_window.make_context_plan`.
+
+        Raises:
+            InputError: there is no such implementation, or the model has a control branch, whose references the
+                window does not know.
+        """
+        if implementation not in IMPLEMENTATIONS:
+            raise InputError(f"The implementation is '{implementation}'; choose one of {', '.join(IMPLEMENTATIONS)}.")
+        if window is not None and self.controlnet is not None:
+            raise InputError("A context window is for the plain backbone; this model has a control branch.")
+        self.context_window, self.attention_implementation = window, implementation
 
     def init_control_from_backbone(self) -> None:
         """Initialises the patch embedding of an untrained control branch with the backbone's.
@@ -292,6 +311,10 @@ class WorldStereoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, Attentio
             cos, sin = self.rope(positions, rows, columns, first_column=columns)
             rotary = torch.cat((cos, rotary[0]), dim=1), torch.cat((sin, rotary[1]), dim=1)
             plan = self._make_plan(grid, reference_points, tokens)
+        elif self.context_window is not None:
+            plan = make_context_plan(
+                self.context_window, grid, implementation=self.attention_implementation, device=device
+            )
 
         for index, block in enumerate(self.blocks):
             arguments = (tokens, references, context, modulation, rotary, plan)
