@@ -93,7 +93,9 @@ def _train_command(name: str) -> Callable[..., None]:
         try:
             training_config = read_training_config(config or _default_config(out))
             if name == ALL:
-                stages = [stage for stage in STAGES if stage not in OPTIONAL_STAGES or stage in training_config.stages]
+                # A run that starts from trained weights need not train all of them further.
+                optional = STAGES if training_config.start_from else OPTIONAL_STAGES
+                stages = [stage for stage in STAGES if stage not in optional or stage in training_config.stages]
             else:
                 stages = [name]
             train_stages(stages, training_config, out, minutes=minutes, steps=steps, worlds=worlds)

@@ -34,6 +34,7 @@ class WorldConfig:
     Attributes:
         cache_size: number of worlds on disk and in memory.
         workers: processes that render new worlds during training; 0: all worlds are rendered before it starts.
+        on_device: whether worlds are rendered on the training device, which saves CPU cores if it is a GPU.
         loaders: processes that prepare batches; 0: the training process prepares them.
         replay: number of recent batches to train on again while the loaders have no new one; 0: training waits.
         shadow_prob: fraction of the worlds with shadows.
@@ -43,6 +44,7 @@ class WorldConfig:
 
     cache_size: int = 400
     workers: int = 0
+    on_device: bool = False
     loaders: int = 0
     replay: int = 0
     shadow_prob: float = 0.6
@@ -120,6 +122,7 @@ class TrainingConfig:
         compile: torch.compile for the networks, on CUDA only.
         threads: CPU threads; 0: all.
         seed: random seed.
+        start_from: weights of a new run: `bundled`, or the folder of a package; empty: random ones.
         max_shard_mb: maximum size of a weights file.
         log_with: a tracker of accelerate that gets all logged values too, such as tensorboard; empty: none.
         notes: text that the log and the model card repeat, for what the other keys do not say of this run.
@@ -140,6 +143,7 @@ class TrainingConfig:
     compile: bool = False
     threads: int = 0
     seed: int = 0
+    start_from: str = ""
     max_shard_mb: int = 16
     log_with: str = ""
     notes: str = ""

@@ -16,6 +16,7 @@ from worldstereo_ros.training.data.world_files import KIND_WEIGHTS, WALK_VIEWS, 
 from worldstereo_ros.training.logs import read_log, since_last_restart
 from worldstereo_ros.training.run_folder import VARIANT_OF
 from worldstereo_ros.training.runner import LOGS_FOLDER, hardware
+from worldstereo_ros.training.starting_weights import STARTED_FROM
 from worldstereo_ros.utils.atomic_files import write_text
 
 CARD = "README.md"
@@ -87,7 +88,7 @@ those of the last period. Validation values are those of the last validation: PS
 (autoencoder) or of keyframes sampled in {_sampled(config)} steps, over the whole image and over holes; for depth,
 the mean relative error (absrel) and the fraction of pixels within 25 % of the true depth (delta), the former also after
 scale alignment.
-{_periods(run)}
+{_start(run)}{_periods(run)}
 {_hardware(run)}
 Random seed {config.seed}, precision {config.precision}, noise schedule with shift {config.shift:g}. The training
 guide, `docs/guides/train_small_model.md` of worldstereo_ros, describes how to resume training.
@@ -171,6 +172,14 @@ def _stages(run: Path, config: TrainingConfig) -> str:
         )
     headings = ("stage", "trains", "steps", "minutes", "batch", "keyframes", "learning rate", "validation")
     return _table(headings, rows)
+
+
+def _start(run: Path) -> str:
+    if not (run / STARTED_FROM).is_file():
+        return ""
+    return (
+        f"\nThe run started from packaged weights; their model card, `{STARTED_FROM}`, lists the training before it.\n"
+    )
 
 
 def _periods(run: Path) -> str:

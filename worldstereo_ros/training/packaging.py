@@ -18,6 +18,7 @@ from worldstereo_ros.training.config import TrainingConfig, read_training_config
 from worldstereo_ros.training.model_card import CARD, write_card
 from worldstereo_ros.training.run_folder import VARIANT_OF
 from worldstereo_ros.training.runner import SETTINGS_FILE
+from worldstereo_ros.training.starting_weights import STARTED_FROM
 from worldstereo_ros.utils.errors import InputError
 
 MAX_BYTES = 48_000_000  # of all files together
@@ -73,6 +74,8 @@ def package_weights(
         if (part / "base" / "depth").is_dir():
             load_depth_network(part / "base" / "depth")
         write_card(part, run, config, evaluation)
+        if (run / STARTED_FROM).is_file():
+            shutil.copyfile(run / STARTED_FROM, part / STARTED_FROM)
         files = [file for file in part.rglob("*") if file.is_file()]
         for file in files:
             file.chmod(0o644)  # safetensors writes files that only their owner can read

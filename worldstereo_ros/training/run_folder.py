@@ -205,7 +205,7 @@ class RunFolder:
         if stage == "finetune" or (stage == "distill" and self.has("distill")):
             sources.append(self.folder / VARIANT_OF["distill"])
         if stage == "finetune" and self.has("finetune"):
-            sources.append(self.folder / VARIANT_OF["finetune"])
+            sources = [self.folder / VARIANT_OF["finetune"]]  # the whole model
         loaded: set[str] = set()
         for folder in sources:
             if not (folder / "config.json").is_file():
@@ -232,7 +232,12 @@ class RunFolder:
                 raise CheckpointError(f"{folder} has {count_tensors(unexpected)} too many: {format_names(unexpected)}.")
         if stage == "control" and not self.has("control"):
             model.init_control_from_backbone()
-        new = [n for n, _ in model.named_parameters() if n not in loaded and not is_trained(stage, n)]
+        # The stage finetune trains all parameters, and none from random values.
+        new = [
+            n
+            for n, _ in model.named_parameters()
+            if n not in loaded and (stage == "finetune" or not is_trained(stage, n))
+        ]
         if new:
             raise CheckpointError(
                 f"{self.folder} lacks {count_tensors(new)} that the stage {stage} starts from: {format_names(new)}; "
@@ -285,7 +290,8 @@ class RunFolder:
         """Whether there are weights of a stage."""
         parts = {"autoencoder": "vae", "video": "transformer", "depth": "depth"}
         folder = self.base / parts[stage] if stage in parts else None
-        return ((folder or self.folder / VARIANT_OF[stage]) / "config.json").is_file()
+        folder = folder or self.folder / VARIANT_OF[stage]
+        return (folder / "config.json").is_file() and any(folder.glob("*.safetensors"))
 
     # --- randomness, batches, speed ---
 

@@ -6,7 +6,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from worldstereo_ros.training.stages.depth import DepthStage
 from worldstereo_ros.training.stages.diffusion import DiffusionStage
 from worldstereo_ros.training.stages.distill import DistillStage
 from worldstereo_ros.training.stages.finetune import FinetuneStage
+from worldstereo_ros.training.starting_weights import start_run
 from worldstereo_ros.training.trainer import Stage, TrainingInterruptedError, train
 from worldstereo_ros.utils.atomic_files import write_text
 
@@ -39,9 +40,12 @@ def train_stages(
     minutes: float | None = None,
     steps: int | None = None,
     worlds: Path | None = None,
+    on_save: Callable[[], None] = lambda: None,
     console: Console | None = None,
 ) -> dict[str, dict[str, float]]:
     """Trains stages one after the other. Each resumes from its weights in the run's folder, if there are any.
+
+    A new run starts from the weights that `start_from` of the configuration names.
 
     Args:
         stages: some of `config.STAGES`, in order.
@@ -52,6 +56,7 @@ def train_stages(
         steps: maximum of every stage, instead of the configured one. With steps alone and without worker and loader
             processes, training is reproducible bit for bit.
         worlds: folder of rendered worlds, which several runs may share; None: in the run's folder.
+        on_save: called whenever weights have been saved.
         console: for progress.
 
     Returns:
@@ -74,17 +79,18 @@ def train_stages(
     begin = time.monotonic()
     run = RunFolder(folder, config, _accelerator(config, folder))
     folder.mkdir(parents=True, exist_ok=True)
+    start_run(folder, config)
     write_text(folder / SETTINGS_FILE, json.dumps(describe(config), indent=1) + "\n")
     weights = [config.stages[name].minutes or 1.0 for name in stages]
     metrics: dict[str, dict[str, float]] = {}
     try:
-        with rendered_worlds(config, worlds or folder / WORLDS_FOLDER, console) as (training, validation):
+        with rendered_worlds(config, worlds or folder / WORLDS_FOLDER, console, run.device) as (training, validation):
             for index, name in enumerate(stages):
                 stage_minutes = None
                 if minutes is not None:  # the remaining stages share the remaining time
                     remaining = minutes - (time.monotonic() - begin) / 60
                     stage_minutes = max(MIN_STAGE_MINUTES, remaining * weights[index] / sum(weights[index:]))
-                metrics[name] = _train_stage(name, run, training, validation, stage_minutes, steps, console)
+                metrics[name] = _train_stage(name, run, training, validation, stage_minutes, steps, on_save, console)
     except KeyboardInterrupt:
         raise TrainingInterruptedError("Training was interrupted between two stages; all weights are intact.") from None
     finally:
@@ -100,6 +106,7 @@ def _train_stage(
     validation: WorldDataset,
     minutes: float | None,
     steps: int | None,
+    on_save: Callable[[], None],
     console: Console,
 ) -> dict[str, float]:
     begin = time.monotonic()
@@ -127,6 +134,7 @@ def _train_stage(
             steps=steps,
             header=header,
             refresh=training.refresh,
+            on_save=on_save,
             console=console,
         )
     finally:

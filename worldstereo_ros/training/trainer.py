@@ -113,6 +113,7 @@ def train(
     steps: int | None = None,
     header: Mapping[str, Any] | None = None,
     refresh: Callable[[], None] = lambda: None,
+    on_save: Callable[[], None] = lambda: None,
     console: Console | None = None,
 ) -> dict[str, float]:
     """Trains a stage until its time or steps are used up.
@@ -127,6 +128,7 @@ def train(
             nothing depends on the clock.
         header: first line of the log.
         refresh: called once a minute, to load new worlds.
+        on_save: called whenever the weights have been saved.
         console: for the progress bar.
 
     Returns:
@@ -210,6 +212,7 @@ def train(
                     last_refresh = now
                 if config.validate_minutes > 0 and now - last_validation > 60 * config.validate_minutes:
                     metrics = _validate_and_save(stage, accelerator, log, step, now - begin)
+                    on_save()
                     last_validation = time.monotonic()
                     reserved = min(reserved, last_validation - now)
                     bar.update(task, metrics=_format(metrics))
@@ -218,12 +221,14 @@ def train(
             if recent:
                 _log_means(stage, accelerator, log, step, time.monotonic() - begin, factor, recent)
             metrics = _validate_and_save(stage, accelerator, log, step, time.monotonic() - begin)
+            on_save()
         except KeyboardInterrupt:
             with uninterrupted():
                 if step:
                     with _averages_in_place(stage.parameter_groups):
                         stage.save()
                     append_log(log, {"step": step, "seconds": time.monotonic() - begin, "interrupted": True})
+                    on_save()
             raise TrainingInterruptedError(
                 f"{stage.name} was interrupted after {step} steps; its weights are saved. Run the same "
                 "command to resume."

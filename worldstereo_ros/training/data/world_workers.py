@@ -27,7 +27,7 @@ SPARE_WORLDS = 20  # of each worker, beyond `cache_size`, so that no file is del
 
 @contextmanager
 def rendered_worlds(
-    config: TrainingConfig, folder: Path, console: Console
+    config: TrainingConfig, folder: Path, console: Console, device: torch.device
 ) -> Iterator[tuple[WorldDataset, WorldDataset]]:
     """Context manager: training and validation worlds. Worker processes render further worlds inside the block.
 
@@ -35,15 +35,19 @@ def rendered_worlds(
         config: configuration of the run.
         folder: folder of the worlds.
         console: for the progress bar.
+        device: training device, which renders the worlds if the configuration has `worlds.on_device`.
 
     Raises:
         TrainingError: the workers stopped before there were enough worlds.
     """
     worlds = config.worlds
+    renderer = device if worlds.on_device else torch.device("cpu")
     context = multiprocessing.get_context("spawn")  # a forked process must not use CUDA
     processes = [
         context.Process(
-            target=_render_continuously, args=(folder, worlds, config.sizes, worker, os.getpid()), daemon=True
+            target=_render_continuously,
+            args=(folder, worlds, config.sizes, renderer, worker, os.getpid()),
+            daemon=True,
         )
         for worker in range(worlds.workers)
     ]
@@ -53,7 +57,7 @@ def rendered_worlds(
         if processes:
             _wait_for_worlds(worlds, folder, processes, console)
         else:
-            _render_all(config, folder, console)
+            _render_all(config, folder, console, renderer)
         yield WorldDataset(folder, "training", worlds.cache_size), WorldDataset(folder, "validation", worlds.validation)
     finally:
         for process in processes:
@@ -69,14 +73,14 @@ def _progress(console: Console) -> Progress:
     return Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
 
 
-def _render_all(config: TrainingConfig, folder: Path, console: Console) -> None:
+def _render_all(config: TrainingConfig, folder: Path, console: Console, device: torch.device) -> None:
     """Renders all missing worlds."""
     worlds = config.worlds
     with _progress(console) as bar:
         task = bar.add_task("rendering worlds", total=_missing_count(folder, worlds.cache_size, worlds.validation))
         for split, number in (("validation", worlds.validation), ("training", worlds.cache_size)):
             for index in range(number):
-                bar.advance(task, _render(folder, split, [index], config.sizes, worlds))
+                bar.advance(task, _render(folder, split, [index], config.sizes, worlds, device))
 
 
 def _wait_for_worlds(worlds: WorldConfig, folder: Path, processes: Sequence[BaseProcess], console: Console) -> None:
@@ -106,12 +110,20 @@ def _render(
     indices: Iterator[int] | Sequence[int],
     sizes: Sequence[tuple[int, int]],
     worlds: WorldConfig,
+    device: torch.device,
 ) -> int:
-    return render_worlds(folder, split, indices, sizes, shadow_prob=worlds.shadow_prob, kinds=worlds.kinds)
+    return render_worlds(
+        folder, split, indices, sizes, shadow_prob=worlds.shadow_prob, kinds=worlds.kinds, device=device
+    )
 
 
 def _render_continuously(
-    folder: Path, worlds: WorldConfig, sizes: Sequence[tuple[int, int]], worker: int, parent: int
+    folder: Path,
+    worlds: WorldConfig,
+    sizes: Sequence[tuple[int, int]],
+    device: torch.device,
+    worker: int,
+    parent: int,
 ) -> None:
     """Renders validation worlds, then training worlds without end, and deletes the oldest. Runs in its own process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the training process handles Ctrl-C and stops this process
@@ -125,11 +137,11 @@ def _render_continuously(
             yield index
 
     validation = range(worker, worlds.validation, worlds.workers)
-    _render(folder, "validation", while_parent_lives(validation), sizes, worlds)
+    _render(folder, "validation", while_parent_lives(validation), sizes, worlds, device)
     present = sorted(folder.glob("training-*.safetensors"))
     first = int(present[-1].stem.rpartition("-")[2]) + 1 if len(present) >= worlds.cache_size else 0
     for index in while_parent_lives(count(first + worker, worlds.workers)):
-        _render(folder, "training", [index], sizes, worlds)
+        _render(folder, "training", [index], sizes, worlds, device)
         max_count = worlds.cache_size + SPARE_WORLDS * worlds.workers
         for old in sorted(folder.glob("training-*.safetensors"))[:-max_count]:
             old.unlink(missing_ok=True)

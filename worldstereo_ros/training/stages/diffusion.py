@@ -59,7 +59,7 @@ class DiffusionStage:
         self._validation_batches: list[tuple[ClipBatch, LatentClips]] = []
         self._validation = validation
         self.parameter_groups = self._make_parameter_groups()
-        if name not in ("distill", "finetune"):  # they are too short to make up for the time of compiling
+        if name != "distill":  # it is too short to make up for the time of compiling
             run.compile(self.model)
         self.replay: deque[LatentClips] = deque(maxlen=max(1, run.config.worlds.replay))
         self._sampler = ClipSampler(
