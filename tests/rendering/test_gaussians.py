@@ -179,7 +179,7 @@ def test_precision_holds_far_from_the_origin():
     near = render_gaussians(*one((0, 0, 2)), CAMERA, np.eye(4))
     pose = np.eye(4)
     pose[:3, 3] = offset + 1e-4  # finer than float32 holds at this place
-    far = render_gaussians(*one(tuple(offset + (0, 0, 2))), CAMERA, pose)
+    far = render_gaussians(*one(tuple(offset + np.array([0, 0, 2]))), CAMERA, pose)
     torch.testing.assert_close(far.alpha, near.alpha, atol=5e-3, rtol=0)
 
 

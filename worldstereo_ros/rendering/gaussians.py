@@ -7,6 +7,7 @@ parameters of the Gaussians (not by the pose), so that these can be fitted to ph
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -185,7 +186,7 @@ class _Rasterise(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, image_gradient: torch.Tensor, transmittance_gradient: torch.Tensor) -> Any:
-        arrays, values, order, gaussians, lists, ends, background, image, transmittance = ctx.saved
+        arrays, values, order, gaussians, lists, ends, _, image, transmittance = ctx.saved
         dtype = arrays[0].dtype
         slopes = np.empty((*transmittance.shape, CHANNELS + 1), dtype)
         slopes[..., :CHANNELS], slopes[..., CHANNELS] = image_gradient.numpy(), transmittance_gradient.numpy()
@@ -236,7 +237,7 @@ def _split_tiles(ends: np.ndarray, threads: int) -> list[tuple[int, int]]:
     work = ends + 16 * np.arange(len(ends))
     limits = np.searchsorted(work, work[-1] * np.arange(threads + 1) / threads)
     limits[-1] = len(ends) - 1
-    return [(int(a), int(b)) for a, b in zip(limits[:-1], limits[1:], strict=True) if a < b]
+    return [(int(a), int(b)) for a, b in itertools.pairwise(limits) if a < b]
 
 
 def _gsplat(tensors, camera: Camera, pose: np.ndarray, background: Sequence[float], near: float) -> tuple:
