@@ -19,6 +19,8 @@ from worldstereo_ros.models.checkpoints.weights import (
 )
 from worldstereo_ros.models.worldstereo.transformer import WorldStereoTransformer
 
+CHECKED_AT_ONCE = 1 << 24  # numbers
+
 
 def load_weights(model: nn.Module, weights: WeightSet, device: torch.device, dtype: torch.dtype) -> None:
     """Loads all weights of a model that was built on the meta device.
@@ -109,7 +111,8 @@ def check_finite(tensor: torch.Tensor, name: str, info: TensorInfo) -> torch.Ten
     Raises:
         CheckpointError: an element is NaN or infinite.
     """
-    if not torch.isfinite(tensor).all():
+    # In parts: a check of the whole takes up to three times the memory of the tensor.
+    if not all(bool(torch.isfinite(part).all()) for part in tensor.reshape(-1).split(CHECKED_AT_ONCE)):
         count = int((~torch.isfinite(tensor)).sum())
         raise CheckpointError(
             f"{info.file}: {count} of {tensor.numel()} numbers of {name} are not finite; the file is damaged or its "

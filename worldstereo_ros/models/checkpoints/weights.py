@@ -18,7 +18,9 @@ from worldstereo_ros.utils.errors import WorldStereoError
 from worldstereo_ros.utils.file_kinds import explain_unreadable
 
 MAX_JSON_BYTES = 32 * 2**20
-FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
+MAX_MAPPED_BYTES = 256 * 2**20  # of a file, before its map is closed and opened again
+DTYPE_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+FLOAT_DTYPES = tuple(DTYPE_BYTES)
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +76,10 @@ class WeightSet:
     def read(self, names: list[str], device: str | torch.device = "cpu") -> Iterator[tuple[str, torch.Tensor]]:
         """Yields (name, tensor) one at a time, file by file, loaded directly to a device.
 
+        Pages of a mapped file that were read count as memory of the process until the map is closed, so a large file is
+        mapped anew after every `MAX_MAPPED_BYTES`. The host then needs that much, and the largest tensor, however
+        large the files are.
+
         Args:
             names: names of the tensors to read.
             device: device of the tensors.
@@ -86,12 +92,28 @@ class WeightSet:
             if not in_file:
                 continue
             try:
-                with safe_open(str(file), framework="pt", device=str(device)) as reader:
-                    for name in in_file:
-                        yield name, reader.get_tensor(self.tensors[name].key)
+                for part in self._parts(in_file):
+                    with safe_open(str(file), framework="pt", device=str(device)) as reader:
+                        for name in part:
+                            yield name, reader.get_tensor(self.tensors[name].key)
             except (SafetensorError, OSError) as error:
                 explained = explain_weight_file(file)
                 raise CheckpointError(f"{file} could not be read: {error}. {explained}") from None
+
+    def _parts(self, names: list[str]) -> Iterator[list[str]]:
+        """Divides names into parts of at most `MAX_MAPPED_BYTES`, or of one tensor that is larger."""
+        part: list[str] = []
+        size = 0
+        for name in names:
+            info = self.tensors[name]
+            nbytes = info.num_elements * DTYPE_BYTES[info.dtype]
+            if part and size + nbytes > MAX_MAPPED_BYTES:
+                yield part
+                part, size = [], 0
+            part.append(name)
+            size += nbytes
+        if part:
+            yield part
 
     def without_prefix(self, prefix: str) -> WeightSet:
         """Returns the set with a prefix removed from all names, and logs it.
