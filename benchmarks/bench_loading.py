@@ -6,8 +6,8 @@
 
 The checkpoint has the width of the published models (the largest tensor has 300 MiB) and as many layers as fit into
 `--gib`; bfloat16, shards of `--shard-gib`; a toy below 1 GiB. It is loaded by a process of its own with
-`load_transformer`. What is reported is the growth of the process's resident memory while it loads: memory that it holds,
-and mapped pages of the files, which the system takes back when it needs them. On the CPU the weights themselves are
+`load_transformer`. What is reported is the growth of the process's resident memory meanwhile: memory that it holds, and
+mapped pages of the files, which the system takes back when it needs them. On the CPU the weights themselves are
 subtracted. With `discard` every tensor is dropped as soon as it is checked, as when it has been copied to a GPU.
 """
 

@@ -195,9 +195,8 @@ def load_transformer(
     """Loads the transformer with all its weights, in evaluation mode, without gradients.
 
     The model is built on the meta device. Then each tensor is read to the device, checked for non-finite values, cast
-    and assigned, so that the peak memory is the model and one tensor, and on the host less than a GiB in all, if the model
-    is on a GPU (`WeightSet.read`). Time embedding, modulation tables and norms stay
-    in float32.
+    and assigned, so that the peak memory is the model and one tensor; with the model on a GPU, the host needs less
+    than a GiB (`WeightSet.read`). Time embedding, modulation tables and norms stay in float32.
 
     Args:
         checkpoint: result of `find_checkpoint`.
