@@ -36,6 +36,12 @@ def shared_golden() -> Path:
     return development_data(folder, "the golden reference numbers")
 
 
+@pytest.fixture(scope="session")
+def golden_anyrecon() -> Path:
+    folder = Path(os.environ.get("WORLDSTEREO_GOLDEN_ANYRECON", SHARED / "golden" / "anyrecon"))
+    return development_data(folder, "the golden reference numbers of AnyRecon")
+
+
 @pytest.fixture
 def no_network(monkeypatch) -> list[str]:
     """Lets the hub client try to reach the network, and fails each attempt; a list of the attempts."""

@@ -10,6 +10,7 @@ from worldstereo_ros.utils.errors import InputError
 from worldstereo_ros.weights.bundled import BUNDLED
 
 NAMES = ("geometric", *BUNDLED)
+ANYRECON = "anyrecon:"  # before the path of its files
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -25,14 +26,15 @@ def load_pipeline(
     """Loads a pipeline.
 
     Args:
-        model: `geometric`, `small` (the bundled model), or a WorldStereo checkpoint: a folder or a hub id. All but the
-            first may end in `:variant`.
+        model: `geometric`, `small` (the bundled model), `anyrecon:PATH` (files of AnyRecon, see
+            `pipelines.anyrecon.files`), or a WorldStereo checkpoint: a folder or a hub id. All but the first may end in
+            `:variant`.
         device: cpu, cuda or cuda:N.
         variant: variant of a checkpoint: camera, memory or memory-dmd. Empty: that of the name, else the available
-            one with the fewest steps.
+            one with the fewest steps. Of AnyRecon the attention: dense or sparse.
         dtype: dtype of a checkpoint's networks, one of `DTYPES`; auto: bfloat16 on CUDA, float32 on the CPU.
         control_backend: runs a checkpoint's control branch: torch, onnxruntime or tensorrt (docs/guides/export.md).
-        options: keyword arguments of `WorldStereoPipeline.from_pretrained`.
+        options: keyword arguments of `from_pretrained` of the pipeline's class.
 
     Raises:
         InputError: an argument is unknown, or this machine lacks the device.
@@ -50,13 +52,15 @@ def load_pipeline(
         return GeometricPipeline()
     if dtype not in DTYPES:
         raise InputError(f"The dtype '{dtype}' is unknown; one of {', '.join(DTYPES)} was expected.")
+    if model.startswith(ANYRECON):
+        return _load_anyrecon(model.removeprefix(ANYRECON), device, variant, dtype, control_backend, options)
     model, variant = split_variant(model, variant)
     if model in BUNDLED:
         options = {"name": model, **options}
     elif "/" not in model and not Path(model).expanduser().exists():
         raise InputError(
             f"The model '{model}' is unknown: it is neither one of {', '.join(NAMES)}, nor a folder on this machine, "
-            "nor a hub id (owner/name)."
+            "nor a hub id (owner/name), nor anyrecon:PATH."
         )
     import torch
 
@@ -69,6 +73,27 @@ def load_pipeline(
 
         use_control_backend(pipeline.transformer, control_backend)
     return pipeline
+
+
+def _load_anyrecon(
+    path: str, device: str, variant: str, dtype: str, control_backend: str, options: dict[str, Any]
+) -> Pipeline:
+    import torch
+
+    from worldstereo_ros.pipelines.anyrecon.pipeline import ATTENTIONS, AnyReconPipeline
+
+    if control_backend != "torch":
+        raise InputError(f"AnyRecon has no control branch for '{control_backend}'; use control_backend torch.")
+    if path.rpartition(":")[2] in ATTENTIONS:
+        path, variant = split_variant(path, variant)
+    if variant not in ("", *ATTENTIONS):
+        raise InputError(f"AnyRecon has no variant '{variant}'; {' or '.join(ATTENTIONS)} was expected.")
+    if not path:
+        raise InputError("The model 'anyrecon:' names no files; write anyrecon:PATH, the folder with its files.")
+    if variant:
+        options = {"attention": variant, **options}
+    torch_dtype = None if dtype == "auto" else getattr(torch, dtype)
+    return AnyReconPipeline.from_pretrained(path, device=device, dtype=torch_dtype, **options)
 
 
 def split_variant(model: str, variant: str = "") -> tuple[str, str]:
