@@ -153,7 +153,7 @@ def _open_pickle(file: Path) -> PickledTensors:
     others = [str(name) for name, value in content.items() if not isinstance(value, torch.Tensor)]
     if others:
         raise CheckpointError(
-            f"{file} has {len(others)} entries that are no tensors: {format_names(others)}; save its tensors alone."
+            f"{file} has more than tensors ({format_names(others)}); save its tensors alone."
         )
     wrong = [str(name) for name, value in content.items() if value.dtype not in _DTYPES]
     if wrong:

@@ -172,7 +172,7 @@ def cover_and_crop(image: np.ndarray, width: int, height: int) -> np.ndarray:
     """
     scale = max(1.0, width / image.shape[1], height / image.shape[0])
     if scale > 1:
-        size = (max(width, int(image.shape[1] * scale)), max(height, int(image.shape[0] * scale)))
+        size = (max(width, round(image.shape[1] * scale)), max(height, round(image.shape[0] * scale)))
         image = cv2.resize(image, size, interpolation=cv2.INTER_CUBIC)
     top, left = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
     return image[top : top + height, left : left + width]

@@ -21,6 +21,7 @@ from worldstereo_ros.utils.jit import compiled
 
 MIN_DEPTH = 0.1  # in the unit of the points; nearer ones are not painted
 MIN_ALPHA = 0.01  # of a visible pixel
+MIN_WEIGHT = 1e-8  # of a point that counts for a pixel
 HALF_PIXEL = 0.5
 HOLE_GREY = 128  # of renderings in this package
 
@@ -73,7 +74,7 @@ def paint_published(
     nearest = np.full(size, -1, np.int64)
     _paint(u[index], v[index], colours[index], index, colour, alpha, nearest)
     # Cut off, not rounded, as in the published code.
-    image = (colour / np.maximum(alpha, 1e-12)[..., None]).clip(0, 255).astype(np.uint8)
+    image = (colour / np.maximum(alpha, 1e-6)[..., None]).clip(0, 255).astype(np.uint8)
     depth = np.zeros(size, np.float32)
     depth[nearest >= 0] = z[nearest[nearest >= 0]]
     return PublishedRender(image, alpha > MIN_ALPHA, nearest, depth)
@@ -189,5 +190,5 @@ def _paint(u, v, colours, index, colour, alpha, nearest):
                 for c in range(3):
                     colour[y + j, x + i, c] = colours[k, c] * a + colour[y + j, x + i, c] * (1 - a)
                 alpha[y + j, x + i] = a + alpha[y + j, x + i] * (1 - a)
-                if a > 0:
+                if a > MIN_WEIGHT:
                     nearest[y + j, x + i] = index[k]
