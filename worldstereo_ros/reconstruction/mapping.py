@@ -1,0 +1,208 @@
+"""Structure from motion with pycolmap: incremental mapping, triangulation with known poses, conversion to our model."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from worldstereo_ros.geometry.calibration import CameraCalibration
+from worldstereo_ros.geometry.cameras import Camera
+from worldstereo_ros.geometry.poses import invert_pose
+from worldstereo_ros.io.colmap_models import calibration_from_colmap
+from worldstereo_ros.reconstruction.features import SEED, FeatureSettings, load_pycolmap, open_database, threads
+from worldstereo_ros.reconstruction.photographs import Photographs
+from worldstereo_ros.reconstruction.sparse_model import SparseModel
+
+# More photographs than this are mapped in chunks of at most `CHUNK` that share `CHUNK_OVERLAP`, which ties them.
+MAX_AT_ONCE, CHUNK, CHUNK_OVERLAP = 150, 100, 40
+MIN_MODEL = 3  # photographs of a group that is worth mentioning
+# The principal point is refined if this many photographs share a camera, and stays within this share of the size.
+MIN_SHARED, MAX_SHIFT = 12, 0.05
+MIN_POINTS_TO_REFINE = 1000
+
+
+def map_photographs(
+    photos: Photographs,
+    database: Path,
+    folder: Path,
+    settings: FeatureSettings,
+    on_image: Callable[[], None] | None = None,
+) -> list[SparseModel]:
+    """Registers photographs whose poses are unknown (incremental mapping, Schönberger and Frahm, CVPR 2016).
+
+    Args:
+        photos: the photographs.
+        database: with features and verified matches.
+        folder: for the files of the mapper; emptied.
+        settings: with which the features were found; the relaxed ones also relax the mapper.
+        on_image: called after each registered photograph.
+
+    Returns:
+        Models of groups of photographs that overlap, the largest first; each in a frame and a unit of its own.
+    """
+    pycolmap = load_pycolmap()
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    options = pycolmap.IncrementalPipelineOptions()
+    options.num_threads = threads()
+    options.random_seed = SEED
+    options.min_model_size = MIN_MODEL
+    options.extract_colors = True
+    options.constant_cameras = _known_cameras(photos, database)
+    if settings.affine:
+        options.min_num_matches = settings.min_inliers
+        options.mapper.init_min_num_inliers = 25
+        options.mapper.init_min_tri_angle = 4.0
+        options.mapper.abs_pose_min_num_inliers = 12
+        options.mapper.abs_pose_min_inlier_ratio = 0.15
+        options.min_model_size = 2
+    images = photos[0].file.parent
+    if len(photos) <= MAX_AT_ONCE:
+        found = pycolmap.incremental_mapping(
+            database, images, folder, options, next_image_callback=on_image or (lambda: None)
+        )
+    else:
+        chunks = pycolmap.HierarchicalPipelineOptions()
+        chunks.incremental_options = options
+        chunks.clustering_options.leaf_max_num_images = CHUNK
+        chunks.clustering_options.image_overlap = CHUNK_OVERLAP
+        chunks.num_workers = 1
+        found = pycolmap.hierarchical_mapping(database, images, folder, chunks)
+    models = [_converted(_refined(one, photos), photos) for one in found.values() if one.num_reg_images() >= 2]
+    return sorted(models, key=lambda model: (-len(model), -len(model.points)))
+
+
+def triangulate(
+    photos: Photographs, database: Path, folder: Path, poses: Sequence[np.ndarray | None], cameras: Sequence[Any]
+) -> SparseModel:
+    """Triangulates the matches of photographs whose poses and intrinsics are known; these stay as they are.
+
+    Args:
+        photos: the photographs.
+        database: with features and verified matches.
+        folder: for the files of the triangulation; emptied.
+        poses: (4, 4) world_from_camera of each photograph, None = to be left out.
+        cameras: `CameraCalibration` of each photograph, None = to be left out.
+    """
+    pycolmap = load_pycolmap()
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    model = pycolmap.Reconstruction()
+    with open_database(database) as opened:
+        images = {image.name: image for image in opened.read_all_images()}
+    for i, photo in enumerate(photos):
+        pose, calibration = poses[i], cameras[i]
+        if pose is None or calibration is None:
+            continue
+        stored = images[photo.file.name]
+        if int(stored.camera_id) not in model.cameras:
+            camera = _colmap_camera(pycolmap, calibration)
+            camera.camera_id = stored.camera_id
+            model.add_camera_with_trivial_rig(camera)
+        image = pycolmap.Image(name=stored.name, camera_id=stored.camera_id, image_id=stored.image_id)
+        matrix = invert_pose(np.asarray(pose, np.float64))[:3]
+        model.add_image_with_trivial_frame(image, pycolmap.Rigid3d(matrix))
+    options = pycolmap.IncrementalPipelineOptions()
+    options.num_threads = threads()
+    options.random_seed = SEED
+    options.triangulation.random_seed = SEED
+    done = pycolmap.triangulate_points(model, database, photos[0].file.parent, folder, True, options, False)
+    return _converted(done, photos)
+
+
+def _colmap_camera(pycolmap: Any, calibration: CameraCalibration) -> Any:
+    """The camera for COLMAP: PINHOLE, or OPENCV if it has distortion."""
+    camera, extra = calibration.camera, calibration.coefficients
+    values = [camera.fx, camera.fy, camera.cx + 0.5, camera.cy + 0.5]
+    name = "PINHOLE"
+    if extra.size:
+        name, values = "OPENCV", [*values, *extra[:4].tolist()]
+    return pycolmap.Camera(model=name, width=camera.width, height=camera.height, params=values)
+
+
+def _known_cameras(photos: Photographs, database: Path) -> set[int]:
+    """Numbers of the cameras in the database whose intrinsics came along."""
+    names = {photo.file.name for photo in photos if photo.camera is not None}
+    with open_database(database) as opened:
+        return {int(image.camera_id) for image in opened.read_all_images() if image.name in names}
+
+
+def _refined(model: Any, photos: Photographs) -> Any:
+    """The model with its principal points refined where many photographs of one camera determine them.
+
+    COLMAP keeps them in the middle. Seven pixels off the middle are half a degree in all poses.
+    """
+    pycolmap = load_pycolmap()
+    free = {photo.file.name for photo in photos if photo.camera is None}
+    members: dict[int, int] = {}
+    for image_id in model.reg_image_ids():
+        image = model.images[image_id]
+        members[int(image.camera_id)] = members.get(int(image.camera_id), 0) + (image.name in free)
+    if not members or min(members.values()) < MIN_SHARED or model.num_points3D() < MIN_POINTS_TO_REFINE:
+        return model
+    before = model.compute_mean_reprojection_error()
+    refined = pycolmap.Reconstruction(model)
+    options = pycolmap.BundleAdjustmentOptions()
+    options.refine_principal_point = True
+    options.print_summary = False
+    config = pycolmap.BundleAdjustmentConfig()
+    for image_id in refined.reg_image_ids():
+        config.add_image(image_id)
+    config.fix_gauge(pycolmap.BundleAdjustmentGauge.TWO_CAMS_FROM_WORLD)
+    pycolmap.create_default_bundle_adjuster(options, config, refined).solve()
+    refined.update_point_3d_errors()
+    for camera in refined.cameras.values():
+        shift = (
+            abs(camera.principal_point_x / camera.width - 0.5),
+            abs(camera.principal_point_y / camera.height - 0.5),
+        )
+        if max(shift) > MAX_SHIFT:
+            return model
+    return refined if refined.compute_mean_reprojection_error() < before else model
+
+
+def _converted(model: Any, photos: Photographs) -> SparseModel:
+    """COLMAP's reconstruction in our conventions."""
+    number = {photo.file.name: i for i, photo in enumerate(photos)}
+    registered = sorted(
+        (number[model.images[image_id].name], image_id)
+        for image_id in model.reg_image_ids()
+        if model.images[image_id].has_pose
+    )
+    point_ids = sorted(model.point3D_ids())
+    position = {point_id: row for row, point_id in enumerate(point_ids)}
+    points = [model.points3D[point_id] for point_id in point_ids]
+    poses, calibrations, observed_by, observed_point, pixels = [], [], [], [], []
+    for row, (_, image_id) in enumerate(registered):
+        image = model.images[image_id]
+        pose = np.eye(4)
+        pose[:3] = image.cam_from_world().inverse().matrix()
+        poses.append(pose)
+        camera = model.cameras[image.camera_id]
+        calibrations.append(
+            calibration_from_colmap(camera.model_name, camera.width, camera.height, [float(p) for p in camera.params])
+        )
+        for point in image.get_observation_points2D():
+            observed_by.append(row)
+            observed_point.append(position[point.point3D_id])
+            pixels.append(point.xy)
+    return SparseModel(
+        np.array([i for i, _ in registered], np.int64),
+        tuple(calibrations),
+        np.array(poses, np.float64).reshape(-1, 4, 4),
+        np.array([point.xyz for point in points], np.float64).reshape(-1, 3),
+        np.array([point.color for point in points], np.uint8).reshape(-1, 3),
+        np.array([point.error for point in points], np.float64),
+        np.array(observed_by, np.int64),
+        np.array(observed_point, np.int64),
+        np.array(pixels, np.float64).reshape(-1, 2) - 0.5,
+    )
+
+
+def known_calibration(camera: Camera) -> CameraCalibration:
+    """The calibration of a camera without distortion."""
+    return CameraCalibration(camera, np.zeros(0), "")
