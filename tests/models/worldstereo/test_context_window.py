@@ -35,6 +35,18 @@ def test_all_implementations_agree(frames, window):
         torch.testing.assert_close(result, results[0], atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU on this machine")
+def test_flex_attention_on_cuda_agrees_with_the_dense_mask():
+    window, device = ContextWindow(), torch.device("cuda")
+    q, k, v = (t.cuda() for t in tokens(37, rows=4, columns=4))
+    grid = TokenGrid(37, 4, 4, ())
+    dense, flex = (
+        make_context_plan(window, grid, implementation=name, device=device).attend(q, k, v)
+        for name in ("dense", "flex")
+    )
+    torch.testing.assert_close(flex, dense, atol=1e-3, rtol=1e-3)
+
+
 def test_key_ranges_are_the_mask():
     for window in (ContextWindow(), ContextWindow(1, 1, 4), ContextWindow(0, 0, 2), ContextWindow(9, 2, 3)):
         for frames in (1, 5, 16, 41):

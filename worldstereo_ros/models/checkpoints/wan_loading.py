@@ -164,7 +164,8 @@ def load_wan_transformer(
         new = files.names[name]
         target = parameter_dtype(new, dtype)
         if lora is not None and name in lora.pairs:
-            tensor = merge(tensor.to(target), *lora.factors(name, device), lora_scale)
+            # In the dtype of the model, as in the reference, also where the result stays in float32.
+            tensor = merge(tensor.to(dtype), *lora.factors(name, device), lora_scale)
         set_parameter(model, new, tensor, target)
         if on_progress is not None:
             on_progress(count + 1, len(files.names))
