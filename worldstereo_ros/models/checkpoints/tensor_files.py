@@ -152,9 +152,7 @@ def _open_pickle(file: Path) -> PickledTensors:
         raise CheckpointError(f"{file} holds {what}; a dict of tensors was expected.")
     others = [str(name) for name, value in content.items() if not isinstance(value, torch.Tensor)]
     if others:
-        raise CheckpointError(
-            f"{file} has more than tensors ({format_names(others)}); save its tensors alone."
-        )
+        raise CheckpointError(f"{file} has more than tensors ({format_names(others)}); save its tensors alone.")
     wrong = [str(name) for name, value in content.items() if value.dtype not in _DTYPES]
     if wrong:
         dtype = str(content[wrong[0]].dtype).removeprefix("torch.")
