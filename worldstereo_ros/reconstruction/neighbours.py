@@ -72,7 +72,8 @@ def pair_scores(model: SparseModel) -> np.ndarray:
 
 def _diverse(scores: np.ndarray, directions: np.ndarray, count: int) -> list[int]:
     """Rows of the highest scores, preferring neighbours on different sides: what one cannot see another may."""
-    remaining, chosen = scores.copy(), []
+    remaining = scores.copy()
+    chosen: list[int] = []
     length = np.linalg.norm(directions, axis=1, keepdims=True)
     units = directions / np.maximum(length, 1e-12)
     while len(chosen) < count and remaining.max(initial=0) > 0:

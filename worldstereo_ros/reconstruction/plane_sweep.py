@@ -44,8 +44,8 @@ class SweepSettings:
     """
 
     planes: int = 96
-    p1: float = 0.03
-    p2: float = 0.5
+    p1: float = 0.05
+    p2: float = 0.8
     p2_min: float = 0.12
     contrast: float = 10.0
     min_score: float = 0.3
