@@ -19,15 +19,14 @@ from worldstereo_ros.geometry.provenance import Provenance
 from worldstereo_ros.geometry.views import View
 from worldstereo_ros.memory.cloud import CloudMemory
 from worldstereo_ros.reconstruction.splat_loss import Target, photometric_loss
+from worldstereo_ros.reconstruction.surface_normals import surface_neighbourhood
 from worldstereo_ros.rendering.gaussian_splats import GaussianSplats
 from worldstereo_ros.rendering.gaussians import SH_0, colours_from_harmonics, render_gaussians
 from worldstereo_ros.utils.errors import InputError
 
 MAX_SPLATS = 150_000
-NEIGHBOURS = 10  # of a point, for its normal and its size
 DISC_SIGMA = 0.6  # standard deviation of a disc along the surface, in distances between neighbours
 DISC_FLATNESS = 0.15  # standard deviation along the normal, in those along the surface
-MAX_SPACINGS = 4.0  # size of a lone point, in spacings of the cloud
 START_OPACITY = 0.7
 NEAR_SHARE = 0.02  # of the median distance of the splats from the cameras: nearer splats are not drawn
 
@@ -136,7 +135,7 @@ def splats_from_cloud(
         normals = normals[finite]
     if len(arrays["points"]) > max_splats:
         arrays, normals = _thinned(arrays, max_splats), None
-    distance, found, planarity = _neighbourhood(arrays["points"], arrays["spacing"])
+    distance, found, planarity = surface_neighbourhood(arrays["points"], arrays["spacing"])
     normals = found if normals is None else normals
     sigma = DISC_SIGMA * distance
     # A scattered neighbourhood, as of leaves, has no surface: its splats are round.
@@ -168,23 +167,6 @@ def _thinned(arrays: dict[str, np.ndarray], max_splats: int) -> dict[str, np.nda
             names = ("colours", "provenance", "spacing")
             return {"points": memory.points + origin} | {name: getattr(memory, name).copy() for name in names}
         voxel *= max(1.02, np.sqrt(len(memory) / max_splats))
-
-
-def _neighbourhood(points: np.ndarray, spacing: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(distance (N,) of each point's neighbours, normals (N, 3), planarity (N,) in 0..1) from the nearest points."""
-    from scipy.spatial import cKDTree
-
-    count = len(points)
-    limit = MAX_SPACINGS * spacing.astype(np.float64)
-    if count < 4:
-        return limit / MAX_SPACINGS, np.tile([0.0, 0.0, 1.0], (count, 1)), np.zeros(count)
-    places = points.astype(np.float64)
-    distances, neighbours = cKDTree(places).query(places, k=min(NEIGHBOURS, count), workers=2)
-    distance = np.minimum(np.sqrt((distances[:, 1:4] ** 2).mean(axis=1)), limit)
-    around = places[neighbours] - places[neighbours].mean(axis=1, keepdims=True)
-    values, vectors = np.linalg.eigh(np.einsum("nki,nkj->nij", around, around))
-    planarity = 1 - np.clip(values[:, 0] / np.maximum(values[:, 1], 1e-12) * 3, 0, 1)
-    return np.maximum(distance, 0.05 * limit / MAX_SPACINGS), vectors[:, :, 0], planarity
 
 
 def _rotations_to(normals: np.ndarray) -> np.ndarray:
