@@ -41,6 +41,7 @@ class DiffusionStage:
 
     Attributes:
         clips: the batch of the current step.
+        new_clips: whether that batch has not been trained on before.
         replay: recent batches, for `worlds.replay`.
         stream: samples batches; None if clips are precomputed.
         random, generator: random numbers of the stage.
@@ -55,6 +56,7 @@ class DiffusionStage:
         self.random = np.random.default_rng([*seed, 1])
         self.generator = run.generator([*seed, 2])
         self.clips: LatentClips
+        self.new_clips = True
         self._steps = 0
         self._validation_batches: list[tuple[ClipBatch, LatentClips]] = []
         self._validation = validation
@@ -81,7 +83,8 @@ class DiffusionStage:
 
     def start_step(self) -> None:
         """Takes the next batch of clips; with `noise_reuse`, every n-th step."""
-        if self._steps % self.config.noise_reuse == 0:
+        self.new_clips = self._steps % self.config.noise_reuse == 0
+        if self.new_clips:
             self.clips = self._next_clips()
         self._steps += 1
 
@@ -92,6 +95,7 @@ class DiffusionStage:
         replay = self.run.config.worlds.replay
         batch = self.stream.take(wait=not replay or len(self.replay) < min(replay, MIN_REPLAY))
         if batch is None:
+            self.new_clips = False
             return self.replay[int(self.random.integers(len(self.replay)))]
         clips = self.encode(batch)
         self.replay.append(clips)
@@ -139,7 +143,8 @@ class DiffusionStage:
             )
 
     def _loss(self) -> tuple[torch.Tensor, dict[str, float]]:
-        return flow_loss(self.model, self.clips, self.run.config.shift, self.generator), {}
+        loss = flow_loss(self.model, self.clips, self.run.config.shift, self.generator)
+        return loss, {"new_clips": float(self.new_clips)}
 
     # --- validation ---
 

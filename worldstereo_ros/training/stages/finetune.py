@@ -36,7 +36,7 @@ class FinetuneStage(DistillStage):
     def _regression(self) -> tuple[torch.Tensor, dict[str, float]]:
         clips = self.clips
         error = (self._generate(clips, gradient=True) - clips.latents).square()
-        return (error * self.loss_weights(clips)).mean(), {}
+        return (error * self.loss_weights(clips)).mean(), {"new_clips": float(self.new_clips)}
 
     def loss_weights(self, clips: LatentClips) -> torch.Tensor:
         """(b, channels, F, h, w), or broadcastable to it: weights of the squared error, with mean 1."""
