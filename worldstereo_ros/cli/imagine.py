@@ -123,8 +123,9 @@ def imagine(
         str,
         typer.Option(
             metavar="PATH",
-            help="Camera path: forward, orbit, left, right, up or turn; a trajectory of the source; a poses.txt or a "
-            "folder with one; or a nav_msgs/Path topic of the bag.",
+            help="Camera path: forward, backward, orbit, left, right, up, turn or spiral from the last observed view; "
+            "between, around, spiral-around or dolly, by several observed views; a trajectory of the source; a file "
+            "of poses with its convention in the header, or a folder with a poses.txt; or a nav_msgs/Path topic of the bag.",
             rich_help_panel=PATH,
         ),
     ] = "forward",
@@ -133,7 +134,10 @@ def imagine(
     distance: Annotated[
         float | None,
         typer.Option(
-            metavar="METRES", help="Length of forward, left, right and up.", show_default="1", rich_help_panel=PATH
+            metavar="METRES",
+            help="Length of forward, backward, left, right and up; width of spiral.",
+            show_default="1",
+            rich_help_panel=PATH,
         ),
     ] = None,
     views: Annotated[
@@ -144,6 +148,15 @@ def imagine(
             min=1,
             max=1000,
             show_default="21 along a preset, else one for each pose",
+            rich_help_panel=PATH,
+        ),
+    ] = None,
+    preview: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Write what memory alone shows along the path before imagining: .gif, .mp4, or a sheet: .png, .jpg.",
+            show_default="none",
             rich_help_panel=PATH,
         ),
     ] = None,
@@ -199,6 +212,7 @@ def imagine(
     from worldstereo_ros.memory.path_clearance import describe_blocked
     from worldstereo_ros.pipelines.auto import load_pipeline
     from worldstereo_ros.utils.atomic_files import write_json
+    from worldstereo_ros.visualization.path_preview import check_preview, preview_path
     from worldstereo_ros.visualization.results import write_results
     from worldstereo_ros.world import WorldModel
 
@@ -207,6 +221,8 @@ def imagine(
     check_model_options(model, variant=variant, dtype=dtype, prompt=prompt)
     if observe and observations is not None:
         raise InputError("--observe names the frames and --observations their number; one of the two was expected.")
+    if preview is not None:
+        check_preview(preview)
     frames = parse_frames(observe) if observe else []
     results = ResultsFolder(out, RESULT_NAMES, sources=[source, bag, path if path and Path(path).is_dir() else None])
     frame_options = {
@@ -268,6 +284,9 @@ def imagine(
     console.print(f"[bold]{escape(recording.name)}[/]: {observed_count}, {point_counts(world.cloud)}")
     if warning := estimated_depth_warning(remembered, estimator_name):
         console.print(f"[yellow]{escape(warning)}[/]", highlight=False)
+    if preview is not None:
+        preview_path(preview, world.render_memory, path_chosen.camera, path_chosen.poses)
+        console.print(f"Preview of the path: {escape(str(preview))}", highlight=False)
     imagined = list(
         track(
             world.imagine(
