@@ -125,7 +125,7 @@ def imagine(
             metavar="PATH",
             help="Camera path: forward, backward, orbit, left, right, up, turn or spiral from the last observed view; "
             "between, around, spiral-around or dolly, by several observed views; a trajectory of the source; a file "
-            "of poses with its convention in the header, or a folder with a poses.txt; or a nav_msgs/Path topic of the bag.",
+            "of poses with its convention in the header; a folder with a poses.txt; or a nav_msgs/Path topic of a bag.",
             rich_help_panel=PATH,
         ),
     ] = "forward",
