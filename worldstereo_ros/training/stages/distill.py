@@ -15,12 +15,11 @@ from torch.nn import functional
 
 from worldstereo_ros.models.schedulers import DMDScheduler
 from worldstereo_ros.training.data.dataset import WorldDataset
-from worldstereo_ros.training.flow_matching import LatentClips, flow_loss, noised, shifted, velocity
+from worldstereo_ros.training.distribution_matching import generate_to_step, matching_loss
+from worldstereo_ros.training.flow_matching import LatentClips, flow_loss
 from worldstereo_ros.training.run_folder import RunFolder, is_trained
 from worldstereo_ros.training.stages.diffusion import DiffusionStage
 from worldstereo_ros.training.trainer import ParameterGroup, freeze, parameters_of
-
-MIN_LEVEL, MAX_LEVEL = 0.02, 0.98  # noise levels at which the scores are compared
 
 
 class DistillStage(DiffusionStage):
@@ -61,13 +60,7 @@ class DistillStage(DiffusionStage):
         """Latents that the student generates up to a random step of its schedule, from which it denoises completely."""
         levels = self.levels().to(clips.latents.device)
         last = int(self.random.integers(len(levels)))
-        latents = self._noise(clips)
-        with torch.no_grad():
-            for step in range(last):
-                pred = velocity(self.model, latents, levels[step].expand(len(latents)), clips)
-                latents = latents + (levels[step + 1] - levels[step]) * pred
-        with torch.set_grad_enabled(gradient):
-            return latents - levels[last] * velocity(self.model, latents, levels[last].expand(len(latents)), clips)
+        return generate_to_step(self.model, clips, levels, last, self._noise(clips), gradient=gradient)
 
     def _fake_loss(self) -> tuple[torch.Tensor, dict[str, float]]:
         clips = self.clips
@@ -77,17 +70,8 @@ class DistillStage(DiffusionStage):
     def _student_loss(self) -> tuple[torch.Tensor, dict[str, float]]:
         clips = self.clips
         generated = self._generate(clips, gradient=True)
-        with torch.no_grad():
-            b, device = len(generated), generated.device
-            level = MIN_LEVEL + (MAX_LEVEL - MIN_LEVEL) * torch.rand(b, generator=self.generator, device=device)
-            level = shifted(level, self.run.config.shift)
-            noisy = noised(generated.detach(), self._noise(clips), level)
-            level_of_clip = level.view(-1, 1, 1, 1, 1)
-            real = noisy - level_of_clip * velocity(self.teacher, noisy, level, clips)
-            fake = noisy - level_of_clip * velocity(self.fake, noisy, level, clips)
-            scale = (generated - real).abs().mean((1, 2, 3, 4), keepdim=True).clamp_min(1e-3)
-            direction = (fake - real) / scale
-        matching = 0.5 * functional.mse_loss(generated, (generated - direction).detach())
+        shift = self.run.config.shift
+        matching = matching_loss(generated, clips, self.teacher, self.fake, shift, self.generator)
         regression = functional.mse_loss(generated, clips.latents)
         return matching + self.config.regression * regression, {
             "matching": float(matching.detach()),
