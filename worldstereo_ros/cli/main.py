@@ -17,6 +17,7 @@ from worldstereo_ros.cli.imagine import imagine
 from worldstereo_ros.cli.inspect import inspect
 from worldstereo_ros.cli.interrupts import prepare_process
 from worldstereo_ros.cli.panorama import panorama
+from worldstereo_ros.cli.reconstruct import reconstruct
 from worldstereo_ros.cli.train import app as train
 from worldstereo_ros.cli.view import view
 
@@ -31,6 +32,7 @@ app = typer.Typer(
 app.command()(demo)
 app.command()(imagine)
 app.command()(panorama)
+app.command()(reconstruct)
 app.command()(view)
 app.command()(evaluate)
 app.command()(export)

@@ -17,6 +17,7 @@ MIN_MOVED = 40  # matches of one motion
 MIN_MOVED_SHARE = 0.3  # of those that contradict the poses; scattered ones are mistakes of the matching
 MIN_SHARE = 0.08  # of all matches of the pair; a pattern that repeats itself in places gives fewer
 FAR = 3.0  # in multiples of the error that a fitting match may have
+MAX_JUMP = 0.35  # of the longer side, beside what stands still; what jumps farther is a pattern that repeats itself
 MAX_PAIRS = 200  # looked at: those with most verified matches
 AFFINE_ERROR = 0.004  # of the longer side
 
@@ -27,7 +28,8 @@ def describe_moving(
     """Says between which photographs something moved; empty if nothing did.
 
     Of the matches of a pair before their geometric verification, those far from the epipolar geometry of the poses are
-    looked at. If many of them follow one affine motion, a thing moved (or a pattern repeats itself).
+    looked at. If many of them follow one affine motion that is not far from what stands still, a thing moved; a pattern
+    that repeats itself jumps from one of its places to another.
     """
     row_of = {int(number): row for row, number in enumerate(model.photographs)}
     pairs = [pair for pair in verified if pair[0] in row_of and pair[1] in row_of]
@@ -48,8 +50,8 @@ def describe_moving(
     most = max(moved, key=lambda pair: moved[pair])
     names = f"{photos[most[0]].name} and {photos[most[1]].name}"
     return [
-        f"Something moved, or a pattern repeats itself, between {len(moved)} pairs of photographs; most features "
-        f"({moved[most]}) between {names}. Where photographs contradict each other, no distance counts as observed."
+        f"Something moved between {len(moved)} pairs of photographs, most of it between {names} ({moved[most]} "
+        "features). Where photographs contradict each other, no distance counts as observed."
     ]
 
 
@@ -75,5 +77,12 @@ def moving_matches(first: np.ndarray, second: np.ndarray, model: SparseModel, on
     _, inliers = cv2.estimateAffine2D(
         first[far], second[far], method=cv2.RANSAC, ransacReprojThreshold=threshold, maxIters=1000
     )
-    count = 0 if inliers is None else int(inliers.sum())
+    if inliers is None:
+        return 0
+    moved = inliers.reshape(-1) == 1
+    count = int(moved.sum())
+    motion = np.median((second - first)[far][moved], axis=0) if count else np.zeros(2)
+    still = np.median((second - first)[~far], axis=0) if (~far).any() else motion
+    if np.linalg.norm(motion - still) > MAX_JUMP * max(cameras[1].width, cameras[1].height):
+        return 0
     return count if count >= max(MIN_MOVED, MIN_MOVED_SHARE * far.sum(), MIN_SHARE * len(first)) else 0

@@ -14,6 +14,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from worldstereo_ros.geometry.calibration import CameraCalibration
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.imaging.image_checks import ImageError, depth_to_counts
 from worldstereo_ros.imaging.resizing import resize_image
@@ -43,6 +44,7 @@ class Photograph:
         file: working copy, PNG.
         width, height: size of the working copy.
         original_size: (width, height) of the photograph.
+        lens: calibration of the photograph itself, with its distortion; None if unknown.
         camera: intrinsics of the working copy, without distortion; None if unknown.
         focal_px: focal length of the working copy in pixels by EXIF; None if unknown.
         world_from_camera: (4, 4) pose, or None.
@@ -58,6 +60,7 @@ class Photograph:
     width: int
     height: int
     original_size: tuple[int, int]
+    lens: CameraCalibration | None = None
     camera: Camera | None = None
     focal_px: float | None = None
     world_from_camera: np.ndarray | None = None
@@ -105,7 +108,11 @@ class Photographs:
 
 
 def import_photographs(
-    source: PhotographSource, folder: Path, on_photograph: Callable[[int], None] | None = None
+    source: PhotographSource,
+    folder: Path,
+    on_photograph: Callable[[int], None] | None = None,
+    *,
+    fov: float | None = None,
 ) -> Photographs:
     """Copies the photographs of a source at working size, and checks each.
 
@@ -113,6 +120,7 @@ def import_photographs(
         source: an opened source, which is used up.
         folder: where the working copies and their list are written.
         on_photograph: called with the number of photographs that were read.
+        fov: horizontal field of view in radians of photographs that do not say theirs; None if it is unknown.
 
     Raises:
         DatasetError: fewer than two photographs can be used.
@@ -124,7 +132,7 @@ def import_photographs(
     for raw in source.photographs:
         count += 1
         try:
-            copied, thumbnail = _copy(raw, folder, len(photographs))
+            copied, thumbnail = _copy(_with_fov(raw, fov), folder, len(photographs))
         except (ImageError, DatasetError, InputError) as error:
             left_out[raw.name] = str(error)
             continue
@@ -163,12 +171,18 @@ def load_photographs(folder: Path) -> Photographs:
 # --- one photograph --------------------------------------------------------------------------------------------------
 
 
+def _with_fov(raw: RawPhotograph, fov: float | None) -> RawPhotograph:
+    if fov is None or raw.calibration is not None or raw.focal_ratio is not None:
+        return raw
+    width, height = raw.original_size
+    return replace(raw, focal_ratio=0.5 * width / float(np.tan(0.5 * fov)) / float(np.hypot(width, height)))
+
+
 def _copy(raw: RawPhotograph, folder: Path, number: int) -> tuple[Photograph, np.ndarray]:
     """Writes the working copy; returns the photograph and a grey thumbnail."""
     image = raw.load()
     depth = None if raw.load_depth is None else raw.load_depth()
     camera: Camera | None = None
-    original = raw.original_size
     if raw.calibration is not None:
         calibration = raw.calibration
         if image.shape[:2] != (calibration.camera.height, calibration.camera.width):
@@ -180,7 +194,6 @@ def _copy(raw: RawPhotograph, folder: Path, number: int) -> tuple[Photograph, np
             depth = cv2.resize(depth, image.shape[1::-1], interpolation=cv2.INTER_NEAREST_EXACT)
         image, depth = calibration.undistort(image, depth)
         camera = calibration.undistorted_camera
-        original = camera.width, camera.height
     height, width = image.shape[:2]
     if min(height, width) < MIN_SIDE_PX:
         raise InputError(f"The photograph is {width}x{height}; at least {MIN_SIDE_PX} pixels a side were expected.")
@@ -193,7 +206,8 @@ def _copy(raw: RawPhotograph, folder: Path, number: int) -> tuple[Photograph, np
         raw.name,
         file,
         *size,
-        original,
+        raw.original_size,
+        lens=raw.calibration,
         camera=None if camera is None else camera.resized(*size),
         focal_px=None if raw.focal_ratio is None else raw.focal_ratio * float(np.hypot(*size)),
         world_from_camera=raw.world_from_camera,
@@ -263,6 +277,9 @@ def _to_json(photos: Photographs, folder: Path) -> dict[str, Any]:
             entry["depth"] = photo.depth.relative_to(folder).as_posix()
         if photo.camera is not None:
             entry["camera"] = vars(photo.camera)
+        if photo.lens is not None:
+            lens = {"coefficients": photo.lens.coefficients.tolist(), "model": photo.lens.model}
+            entry["lens"] = {"camera": vars(photo.lens.camera), **lens}
         if photo.world_from_camera is not None:
             entry["world_from_camera"] = photo.world_from_camera.tolist()
         entries.append(entry)
@@ -278,6 +295,11 @@ def _from_json(entry: dict[str, Any], folder: Path) -> Photograph:
         values["depth"] = folder / entry["depth"]
     if "camera" in entry:
         values["camera"] = Camera(**entry["camera"])
+    if "lens" in entry:
+        lens = entry["lens"]
+        values["lens"] = CameraCalibration(
+            Camera(**lens["camera"]), np.array(lens["coefficients"], np.float64), str(lens["model"])
+        )
     if "world_from_camera" in entry:
         values["world_from_camera"] = np.array(entry["world_from_camera"], np.float64)
     return Photograph(**values)

@@ -55,12 +55,14 @@ class Registration:
         left_out: name -> reason of the others.
         notes: sentences for the user.
         poses_from: source, photographs, or both.
+        depth_usable: measured depth of the photographs is in the unit of the poses.
     """
 
     model: SparseModel
     left_out: dict[str, str]
     notes: tuple[str, ...]
     poses_from: str
+    depth_usable: bool = True
 
 
 def register(photos: Photographs, folder: Path, on_progress: Progress | None = None) -> Registration:
@@ -83,7 +85,7 @@ def register(photos: Photographs, folder: Path, on_progress: Progress | None = N
     found, left_out, pixels = _estimate(photos, folder, progress)
     notes = list(found.notes)
     given = [row for row, number in enumerate(found.photographs) if posed[number]]
-    poses_from, model = "photographs", _normalised(found)
+    poses_from, model, depth_usable = "photographs", _normalised(found), True
     if given:
         aligned, note = _to_given_frame(found, photos, given)
         notes.append(note)
@@ -92,11 +94,11 @@ def register(photos: Photographs, folder: Path, on_progress: Progress | None = N
     elif any(posed):
         notes.append("None of the photographs with poses could be registered with the others; the frame is a new one.")
     if poses_from == "photographs":
-        model, scale_note = _scale_by_depth(model, photos)
+        model, depth_usable, scale_note = _scale_by_depth(model, photos)
         if scale_note:
             notes.append(scale_note)
     notes += describe_moving(photos, folder / "database.db", model, pixels)
-    return Registration(replace(model, notes=tuple(notes)), left_out, tuple(notes), poses_from)
+    return Registration(replace(model, notes=tuple(notes)), left_out, tuple(notes), poses_from, depth_usable)
 
 
 # --- poses that come along -------------------------------------------------------------------------------------------
@@ -305,8 +307,8 @@ def _normalised(model: SparseModel) -> SparseModel:
     return model.moved(Similarity(scale, rotation, -scale * rotation @ centre), metric=False)
 
 
-def _scale_by_depth(model: SparseModel, photos: Photographs) -> tuple[SparseModel, str]:
-    """Scales the model to measured depth, where photographs have some; returns it with a sentence, "" if none has."""
+def _scale_by_depth(model: SparseModel, photos: Photographs) -> tuple[SparseModel, bool, str]:
+    """Scales the model to measured depth; returns it, whether that was possible, and a sentence ("" without depth)."""
     ratios = []
     for row, number in enumerate(model.photographs):
         depth = photos[int(number)].measured_depth()
@@ -319,16 +321,17 @@ def _scale_by_depth(model: SparseModel, photos: Photographs) -> tuple[SparseMode
         ratios.append(measured[usable] / triangulated[usable])
     ratio = np.concatenate(ratios) if ratios else np.zeros(0)
     if len(ratio) < MIN_DEPTH_SAMPLES:
-        return model, ""
+        return model, False, ""
     scale = float(np.median(ratio))
     spread = float(np.median(np.abs(ratio / scale - 1)))
     if spread > MAX_SCALE_SPREAD:
-        return model, f"Measured depth disagrees with the photographs by {spread:.0%}; the unit stays arbitrary."
+        return model, False, f"Measured depth disagrees with the photographs by {spread:.0%}; it is not used."
     unit = "metres" if photos.metric else "the unit of the depth images"
-    return model.moved(Similarity(scale, np.eye(3), np.zeros(3)), metric=photos.metric), (
+    note = (
         f"The scale is that of measured depth ({len(ratio)} points, which agree within {spread:.1%}); lengths are in "
         f"{unit}."
     )
+    return model.moved(Similarity(scale, np.eye(3), np.zeros(3)), metric=photos.metric), True, note
 
 
 def registered_calibrations(model: SparseModel) -> dict[int, CameraCalibration]:

@@ -103,8 +103,13 @@ def open_source(
     return source
 
 
+def is_bag(path: Path) -> bool:
+    """Whether a source is read as a bag."""
+    return path.suffix.lower() in (".mcap", ".db3", ".bag") or (path / "metadata.yaml").is_file()
+
+
 def _open(path: Path, limit: int | None, bag_options: dict[str, Any]) -> PhotographSource:
-    if path.suffix.lower() in (".mcap", ".db3", ".bag") or (path / "metadata.yaml").is_file():
+    if is_bag(path):
         return _open_bag(path, limit, bag_options)
     if path.name == TRANSFORMS_FILE or (path / TRANSFORMS_FILE).is_file():
         return _open_transforms(path, limit)

@@ -1,0 +1,239 @@
+"""`worldstereo reconstruct`: from photographs to a place."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from shlex import quote
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from worldstereo_ros.cli.options import INPUT, MODEL, OUTPUT, DepthModel, Device
+from worldstereo_ros.cli.recording_options import (
+    BAG,
+    BaseFrame,
+    CameraAxes,
+    DepthUnit,
+    Rectified,
+    Tolerance,
+)
+from worldstereo_ros.utils.errors import InputError
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from worldstereo_ros.reconstruction.place import Place
+
+MAX_LISTED = 8  # photographs that were left out, in the console; figures.json has all
+MAX_FULL_PIXELS = 1600 * 1600  # working copies are no larger
+MIN_FOV_DEG, MAX_FOV_DEG = 5.0, 150.0
+
+
+def reconstruct(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="PHOTOGRAPHS",
+            help="Folder of photographs, video, bag, COLMAP model, transforms.json, or posed sequence.",
+        ),
+    ],
+    photographs: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Largest number of photographs that are used, spread over the source.",
+            min=2,
+            max=5000,
+            show_default="300; of a video or bag 100",
+            rich_help_panel=INPUT,
+        ),
+    ] = None,
+    ignore_poses: Annotated[
+        bool,
+        typer.Option("--ignore-poses", help="Estimate the poses also if some come along.", rich_help_panel=INPUT),
+    ] = False,
+    fov: Annotated[
+        float | None,
+        typer.Option(
+            metavar="DEGREES",
+            help="Horizontal field of view of photographs without intrinsics.",
+            show_default="by EXIF, else estimated",
+            rich_help_panel=INPUT,
+        ),
+    ] = None,
+    image_topic: Annotated[
+        str,
+        typer.Option(metavar="TOPIC", help="Colour images.", show_default="first topic of images", rich_help_panel=BAG),
+    ] = "",
+    depth_topic: Annotated[
+        str,
+        typer.Option(
+            metavar="TOPIC",
+            help="Depth images, registered to the colour images.",
+            show_default="that of the images, if detected",
+            rich_help_panel=BAG,
+        ),
+    ] = "",
+    camera_info_topic: Annotated[
+        str,
+        typer.Option(
+            metavar="TOPIC", help="Camera intrinsics.", show_default="beside the image topic", rich_help_panel=BAG
+        ),
+    ] = "",
+    pose_topic: Annotated[
+        str,
+        typer.Option(
+            metavar="TOPIC",
+            help="Camera poses, PoseStamped or Odometry.",
+            show_default="TF",
+            rich_help_panel=BAG,
+        ),
+    ] = "",
+    world_frame: Annotated[
+        str,
+        typer.Option(
+            metavar="FRAME", help="Fixed frame of the poses from TF.", show_default="root of TF", rich_help_panel=BAG
+        ),
+    ] = "",
+    base_frame: BaseFrame = "",
+    tolerance: Tolerance = 0.03,
+    rectified: Rectified = "auto",
+    camera_axes: CameraAxes = "auto",
+    depth_unit: DepthUnit = "auto",
+    geometry: Annotated[
+        str,
+        typer.Option(
+            metavar="METHOD",
+            help="Depth: sweep (plane sweep), fast (SGBM, six times faster and less complete), or a network with your "
+            "own weights on a GPU: pi3:FILE or vggt:FILE.",
+            rich_help_panel=MODEL,
+        ),
+    ] = "sweep",
+    depth_model: DepthModel = "",
+    device: Device = "cpu",
+    size: Annotated[
+        str,
+        typer.Option(
+            metavar="WxH",
+            help="Size of the depth images, such as 640x480; full: that of the photographs, up to 1600 pixels.",
+            show_default="130,000 pixels, such as 270x480",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = "",
+    mesh: Annotated[bool, typer.Option("--mesh/--no-mesh", help="Make a mesh.", rich_help_panel=OUTPUT)] = True,
+    splats: Annotated[
+        bool, typer.Option("--splats/--no-splats", help="Make Gaussian splats.", rich_help_panel=OUTPUT)
+    ] = True,
+    splat_seconds: Annotated[
+        float,
+        typer.Option(
+            metavar="SECONDS",
+            help="How long splats are fitted to the photographs; 0: as they follow from the cloud.",
+            min=0,
+            rich_help_panel=OUTPUT,
+        ),
+    ] = 240.0,
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Output folder.", rich_help_panel=OUTPUT)] = Path("place"),
+) -> None:
+    """Reconstruct a place from photographs: poses, depth, point cloud, mesh and Gaussian splats.
+
+    The output folder holds world.wsmap (the memories), cloud.ply, mesh.glb, splats.ply, colmap/ (poses and intrinsics),
+    observed/ (the photographs with depth, a posed sequence), and figures.json, which says which photographs were left
+    out and why. A run that was interrupted goes on where it was: what it computed is in stages/.
+    """
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from worldstereo_ros.cli.sources import FULL_SIZE, parse_size
+    from worldstereo_ros.reconstruction.dense import DEFAULT_PIXELS
+    from worldstereo_ros.reconstruction.place import PlaceSettings
+    from worldstereo_ros.reconstruction.place import reconstruct as run
+    from worldstereo_ros.reconstruction.sources import is_bag
+
+    console = Console()
+    if fov is not None and not MIN_FOV_DEG <= fov <= MAX_FOV_DEG:
+        raise InputError(f"The field of view is {fov:g} degrees; {MIN_FOV_DEG:g} to {MAX_FOV_DEG:g} were expected.")
+    bag_options = {
+        "image_topic": image_topic,
+        "depth_topic": depth_topic,
+        "camera_info_topic": camera_info_topic,
+        "pose_topic": pose_topic,
+        "world_frame": world_frame,
+        "base_frame": base_frame,
+        "tolerance": tolerance,
+        "rectified": rectified,
+        "camera_axes": camera_axes,
+        "depth_unit": depth_unit,
+    }
+    if not is_bag(source):
+        _check_no_bag_options(bag_options)
+    settings = PlaceSettings(
+        max_photographs=photographs,
+        use_poses=not ignore_poses,
+        fov=None if fov is None else math.radians(fov),
+        size=parse_size(size),
+        geometry=geometry,
+        depth_model=depth_model,
+        device=device,
+        mesh=mesh,
+        splats=splats,
+        splat_seconds=splat_seconds,
+        bag_options=bag_options,
+        max_pixels=MAX_FULL_PIXELS if size.lower() == FULL_SIZE else DEFAULT_PIXELS,
+    )
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=console, transient=True) as progress:
+        place = run(source, out, settings, _reporter(progress))
+    for line in describe(place):
+        console.print(escape(line), highlight=False)
+    console.print(f"In the browser: worldstereo view {escape(quote(str(out)))}")
+
+
+def _check_no_bag_options(options: dict[str, Any]) -> None:
+    """Raises InputError for an option of bags with another source, where it would be without effect."""
+    defaults = {"tolerance": 0.03, "rectified": "auto", "camera_axes": "auto", "depth_unit": "auto"}
+    for name, value in options.items():
+        if value != defaults.get(name, ""):
+            raise InputError(f"--{name.replace('_', '-')} is an option of bags, and the source is none. Remove it.")
+
+
+def _reporter(progress: Progress) -> Callable[[str, str, int, int], None]:
+    """A callback that shows one bar for each stage."""
+    tasks: dict[str, Any] = {}
+
+    def report(stage: str, what: str, done: int, of: int) -> None:
+        if stage not in tasks:
+            tasks[stage] = progress.add_task(stage, total=None)
+        progress.update(tasks[stage], description=f"{stage}: {what}", completed=done, total=of or None)
+
+    return report
+
+
+def describe(place: Place) -> list[str]:
+    """Sentences about a place, for the console."""
+    figures, model = place.figures, place.registration.model
+    lines = [f"{figures['registered']} of {figures['images']} photographs are registered."]
+    listed = list(place.left_out.items())
+    lines += [f"  left out: {name}: {reason}" for name, reason in listed[:MAX_LISTED]]
+    if len(listed) > MAX_LISTED:
+        lines.append(f"  and {len(listed) - MAX_LISTED} more; figures.json lists them.")
+    lines += place.notes
+    if not model.metric:
+        lines.append("The unit is arbitrary: nothing metric is known, so lengths are not in metres (metric: false).")
+    observed, estimated = figures["observed_pixels"], figures["estimated_pixels"]
+    lines.append(
+        f"{figures['points']:,} points ({figures['observed_points']:,} observed, {figures['estimated_points']:,} "
+        f"estimated); {observed:.0%} of the pixels are measured or confirmed by other photographs, {estimated:.0%} "
+        "estimated."
+    )
+    made = [f"{figures['mesh_triangles']:,} triangles"] if figures["mesh_triangles"] else []
+    made += [f"{figures['splats']:,} splats"] if figures["splats"] else []
+    if made:
+        lines.append(f"Mesh and splats: {', '.join(made)}.")
+    seconds = ", ".join(f"{name} {value:.0f}" for name, value in figures["seconds"].items())
+    earlier = f" Of an earlier run: {', '.join(figures['resumed'])}." if figures["resumed"] else ""
+    lines.append(f"Seconds: {seconds}.{earlier}")
+    return lines
