@@ -13,7 +13,8 @@ def view(
         Path,
         typer.Argument(
             metavar="PATH",
-            help="Output folder of demo or imagine, saved map (.wsmap), point cloud (.ply, .pcd), or posed sequence.",
+            help="Output folder of demo, imagine or reconstruct, saved map (.wsmap), point cloud (.ply, .pcd), splats "
+            "(.ply, .spz, .glb), mesh (.glb, .ply), or posed sequence.",
         ),
     ],
     port: Annotated[
@@ -28,7 +29,7 @@ def view(
         ),
     ] = "127.0.0.1",
 ) -> None:
-    """View clouds, cameras, paths and images in the browser."""
+    """View clouds, splats, meshes, cameras, paths and images in the browser."""
     from worldstereo_ros.visualization.viewer.app import serve
 
     serve(path, host=host, port=port)

@@ -95,21 +95,24 @@ class GltfWriter:
             WriteError: the file cannot be written.
         """
         check_suffix(path)
+        if len(self._data) + MAX_JSON_BYTES > MAX_FILE_BYTES:
+            raise GltfError(f"{path} would have {len(self._data):,} bytes; a glTF file has at most 4 GiB.")
+        write_bytes(path, self.encode(binary=path.suffix.lower() == ".glb"))
+
+    def encode(self, *, binary: bool = True) -> bytes:
+        """The content of a .glb file, or of a .gltf file with its data inside."""
         self._data += b"\0" * (-len(self._data) % 4)
         document = self.document | {
             "accessors": self._accessors, "bufferViews": self._views, "buffers": [{"byteLength": len(self._data)}],
         }  # fmt: skip
-        if len(self._data) + MAX_JSON_BYTES > MAX_FILE_BYTES:
-            raise GltfError(f"{path} would have {len(self._data):,} bytes; a glTF file has at most 4 GiB.")
-        if path.suffix.lower() == ".gltf":
+        if not binary:
             document["buffers"][0]["uri"] = _DATA_URI + base64.b64encode(self._data).decode()
-            write_bytes(path, json.dumps(document, indent=1, allow_nan=False).encode())
-            return
+            return json.dumps(document, indent=1, allow_nan=False).encode()
         text = json.dumps(document, separators=(",", ":"), allow_nan=False).encode()
         text += b" " * (-len(text) % 4)
         header = struct.pack("<III", _MAGIC, 2, 28 + len(text) + len(self._data))
         chunks = struct.pack("<II", len(text), _JSON_CHUNK) + text
-        write_bytes(path, header + chunks + struct.pack("<II", len(self._data), _BINARY_CHUNK) + bytes(self._data))
+        return header + chunks + struct.pack("<II", len(self._data), _BINARY_CHUNK) + bytes(self._data)
 
 
 class GltfFile:

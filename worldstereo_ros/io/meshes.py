@@ -104,7 +104,7 @@ def write_mesh(path: str | Path, mesh: Mesh, *, up: np.ndarray | None = None) ->
         _write_ply(path, mesh)
         return
     try:
-        _write_gltf(path, mesh, up)
+        _gltf(mesh, up).write(path)
     except GltfError as error:
         raise MeshFileError(str(error)) from error
 
@@ -212,7 +212,12 @@ def _read_ply(path: Path) -> Mesh:
 # --- glTF -------------------------------------------------------------------------------------------------------------
 
 
-def _write_gltf(path: Path, mesh: Mesh, up: np.ndarray | None) -> None:
+def encode_glb(mesh: Mesh) -> bytes:
+    """The content of a .glb file of a mesh, in world coordinates."""
+    return _gltf(mesh, None).encode()
+
+
+def _gltf(mesh: Mesh, up: np.ndarray | None) -> GltfWriter:
     writer = GltfWriter()
     attributes = {"POSITION": writer.add(mesh.vertices, limits=True)}
     if mesh.normals is not None:
@@ -236,7 +241,7 @@ def _write_gltf(path: Path, mesh: Mesh, up: np.ndarray | None) -> None:
             {"doubleSided": True, "extensions": {_UNLIT: {}}, "pbrMetallicRoughness": {"metallicFactor": 0.0}}
         ],
     }
-    writer.write(path)
+    return writer
 
 
 def _read_gltf(path: Path) -> Mesh:

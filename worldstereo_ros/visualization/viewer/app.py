@@ -5,9 +5,7 @@
 
 from __future__ import annotations
 
-import errno
 import itertools
-import socket
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +17,7 @@ from worldstereo_ros.geometry.provenance import Provenance
 from worldstereo_ros.geometry.views import View
 from worldstereo_ros.utils.errors import WorldStereoError
 from worldstereo_ros.visualization.images import OBSERVED_COLOUR
+from worldstereo_ros.visualization.viewer.addresses import check_address, port_taken
 from worldstereo_ros.visualization.viewer.loading import Viewable, ViewableError, load_viewable
 from worldstereo_ros.visualization.viewer.panels import image_strip, paragraph, summary, view_images
 from worldstereo_ros.visualization.viewer.points import COLOURINGS
@@ -28,7 +27,7 @@ from worldstereo_ros.visualization.viewer.viewpoints import Viewpoint, from_abov
 if TYPE_CHECKING:
     import viser
 
-__all__ = ["Page", "Viewable", "ViewableError", "load_viewable", "open_page", "serve"]
+__all__ = ["Page", "Viewable", "ViewableError", "check_address", "load_viewable", "open_page", "serve"]
 
 SUBSTEPS = 6  # camera steps between two views of the path
 
@@ -37,15 +36,11 @@ class ViewerUnavailableError(WorldStereoError, RuntimeError):
     """The viewer cannot be started; the message says why and what to do."""
 
 
-class AddressError(WorldStereoError, OSError):
-    """An address or port that the viewer cannot listen on."""
-
-
 def serve(path: str | Path, *, host: str = "127.0.0.1", port: int = 8080) -> None:
     """Serves a page that shows `path` in the browser, until Ctrl-C.
 
     Args:
-        path: saved map, folder of results, .ply or .pcd cloud, or posed sequence; see `load_viewable`.
+        path: saved map, folder of results, cloud, splats, mesh, or posed sequence; see `load_viewable`.
         host: address to listen on; 127.0.0.1 can be reached from this machine only.
         port: port to listen on; 0 takes a free one.
 
@@ -88,47 +83,12 @@ def open_page(viewable: Viewable, *, host: str = "127.0.0.1", port: int = 8080) 
         console.quiet = quiet
     if port and server.get_port() != port:  # taken since the check: viser uses the next one
         server.stop()
-        raise _port_taken(host, port)
+        raise port_taken(host, port)
     try:
         return Page(server, viewable)
     except BaseException:
         server.stop()
         raise
-
-
-def check_address(host: str, port: int) -> None:
-    """Checks that the address can be listened on.
-
-    viser silently tries the next thousand ports, and hangs if none of them works.
-
-    Raises:
-        AddressError: the port is not valid, taken or privileged, or the address is not of this machine.
-    """
-    if not 0 <= port <= 65535:
-        raise AddressError(f"The port {port} is not valid; expected a number from 0 (any free one) to 65535.")
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    except (socket.gaierror, UnicodeError):
-        raise AddressError(
-            f"'{host}' is not an address of this machine. Use --host 127.0.0.1, or 0.0.0.0 for all networks."
-        ) from None
-    with socket.socket(family, kind, protocol) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(address)
-            probe.listen(1)
-        except OSError as error:
-            if error.errno == errno.EADDRINUSE:
-                raise _port_taken(host, port) from None
-            if error.errno == errno.EACCES:
-                raise AddressError(f"Port {port} needs root privileges. Use one above 1023: --port 8080.") from None
-            raise AddressError(f"Cannot listen on {host}:{port}: {error.strerror}. Use --host 127.0.0.1.") from None
-
-
-def _port_taken(host: str, port: int) -> AddressError:
-    return AddressError(
-        f"Port {port} on {host} is taken by another program. Use another one, such as --port {port + 1}."
-    )
 
 
 def _import_viser() -> Any:
@@ -289,6 +249,8 @@ class Page:
                 colouring.on_update(lambda _: scene.recolour(colouring.value))
                 self._add_unsure_toggle()
                 self._add_thresholds()
+            for label, attribute in scene.representations:
+                self._add_toggle(label, attribute)
             if len(viewable.points):
                 size = gui.add_slider("Point size", 0.2, 3.0, 0.1, 1.0)
                 size.on_update(lambda _: scene.resize_points(size.value))

@@ -13,14 +13,19 @@ from worldstereo_ros.geometry.views import ImaginedView, View
 from worldstereo_ros.imaging.codecs import ImageError
 from worldstereo_ros.io.datasets import DatasetError, open_sequence
 from worldstereo_ros.io.files import list_files
+from worldstereo_ros.io.gltf import GltfError
 from worldstereo_ros.io.images import read_image
+from worldstereo_ros.io.meshes import Mesh, MeshFileError
 from worldstereo_ros.io.point_clouds import SUFFIXES as CLOUD_SUFFIXES
 from worldstereo_ros.io.point_clouds import CloudFileError, read_point_cloud
 from worldstereo_ros.io.posed_sequences import open_posed
+from worldstereo_ros.io.splats import SplatFileError
 from worldstereo_ros.io.view_sequence import ViewSequence
+from worldstereo_ros.rendering.gaussian_splats import GaussianSplats
 from worldstereo_ros.utils.errors import WorldStereoError
 from worldstereo_ros.utils.indices import evenly_spaced_indices
 from worldstereo_ros.visualization.result_files import IMAGINED_FOLDER, MAP_FILE, OBSERVED_FOLDER
+from worldstereo_ros.visualization.viewer.surfaces import find_surfaces, read_faces, read_surface, surface_points
 
 MAP_SUFFIX = ".wsmap"
 MAX_FUSED_FRAMES = 80  # more takes minutes and adds little: neighbouring frames of a recording overlap
@@ -28,8 +33,9 @@ MAX_SHOWN_VIEWS = 200
 UNKNOWN_UNIT = "The unit is unknown; lengths are not in metres."
 MAX_IMAGE_WIDTH_PX = 480  # wider images slow the page down
 EXPECTED = (
-    f"Expected a saved map ({MAP_SUFFIX}), an output folder of `worldstereo demo` or `worldstereo imagine`, "
-    "a .ply or .pcd cloud, or a posed sequence (frames/, poses.txt, intrinsics.json)."
+    f"Expected a saved map ({MAP_SUFFIX}), an output folder of `worldstereo demo`, `imagine` or `reconstruct`, a .ply "
+    "or .pcd cloud, splats (.ply, .spz, .glb), a mesh (.glb, .ply), or a posed sequence (frames/, poses.txt, "
+    "intrinsics.json)."
 )
 
 
@@ -43,7 +49,7 @@ class Viewable:
 
     Attributes:
         name: title on the page.
-        kind: saved map, results, cloud file, or posed sequence.
+        kind: saved map, results, place, cloud file, splats, mesh, or posed sequence.
         points: (N, 3) float32 world points, in metres or the unit of the sequence.
         colours: (N, 3) uint8.
         provenance: (N,) uint8 values of `Provenance`; unknown for a cloud file that does not say it.
@@ -54,6 +60,8 @@ class Viewable:
         path: (F, 4, 4) float64 world_from_camera, F may be 0.
         up: (3,) unit vector, up in the world.
         notes: sentences for the page about what was left out or assumed.
+        splats: the place as Gaussians; None if there are none.
+        mesh: the place as triangles; None if there are none.
     """
 
     name: str
@@ -68,6 +76,8 @@ class Viewable:
     path: np.ndarray = field(default_factory=lambda: np.zeros((0, 4, 4)))
     up: np.ndarray = field(default_factory=lambda: np.array([0.0, 0.0, 1.0]))
     notes: tuple[str, ...] = ()
+    splats: GaussianSplats | None = None
+    mesh: Mesh | None = None
 
     @property
     def observed(self) -> np.ndarray:
@@ -76,8 +86,9 @@ class Viewable:
 
     @property
     def classes(self) -> tuple[Provenance, ...]:
-        """The classes of its points, the best known first."""
-        return tuple(Provenance(kind) for kind in np.unique(self.provenance)[::-1])
+        """The classes of its points and splats, the best known first."""
+        kinds = self.provenance if self.splats is None else np.concatenate([self.provenance, self.splats.provenance])
+        return tuple(Provenance(kind) for kind in np.unique(kinds)[::-1])
 
     @property
     def slider_views(self) -> tuple[View, ...]:
@@ -86,7 +97,9 @@ class Viewable:
 
 
 def load_viewable(path: str | Path) -> Viewable:
-    """Loads a saved map, a folder of results, a .ply or .pcd cloud, or a posed sequence.
+    """Loads a saved map, a folder of results, a cloud, splats, a mesh, or a posed sequence.
+
+    A folder may hold splats and a mesh beside its map or cloud (`viewer.surfaces`).
 
     At most `MAX_FUSED_FRAMES` evenly spaced frames of a posed sequence with depth are fused into a cloud.
 
@@ -99,12 +112,16 @@ def load_viewable(path: str | Path) -> Viewable:
     try:
         if path.is_dir():
             if (path / IMAGINED_FOLDER / "poses.txt").is_file():
-                return _load_results(path)
+                return _with_surfaces(_load_results(path), path)
+            if find_surfaces(path) or (path / MAP_FILE).is_file():
+                return _with_surfaces(_load_place(path), path)
             return _load_sequence(path)
+        if (surface := read_surface(path)) is not None:
+            return _of_surface(path, *surface)
         if path.suffix.lower() in CLOUD_SUFFIXES:
             return _load_cloud_file(path)
         return _load_map(path)
-    except (DatasetError, ImageError, CloudFileError) as error:
+    except (DatasetError, ImageError, CloudFileError, SplatFileError, MeshFileError, GltfError) as error:
         raise ViewableError(f"{path} cannot be shown: {error}") from error
 
 
@@ -190,6 +207,55 @@ def _load_results(folder: Path) -> Viewable:
     )
 
 
+def _load_place(folder: Path) -> Viewable:
+    """Loads a folder of `worldstereo reconstruct`: the map or the cloud, and the photographs."""
+    source = next((p for p in (folder / MAP_FILE, folder / "cloud.ply") if p.is_file()), None)
+    if source is None:
+        world = _no_points(folder, "place")
+    else:
+        world = _load_map(source) if source.suffix == MAP_SUFFIX else _load_cloud_file(source)
+    if not world.observed_views and (folder / OBSERVED_FOLDER / "poses.txt").is_file():
+        views, _, notes = _read_views(folder / OBSERVED_FOLDER)
+        up = estimate_up_direction(np.stack([view.world_from_camera for view in views]))
+        world = replace(world, observed_views=views, up=up, notes=(*world.notes, *notes))
+    return replace(world, name=folder.resolve().name, kind="place")
+
+
+def _with_surfaces(world: Viewable, folder: Path) -> Viewable:
+    """`world` with the splats and the mesh of the folder; without points, those of the surface take their place."""
+    for path in find_surfaces(folder):
+        surface = read_surface(path) or (None, _load_cloud_file(path).mesh)
+        world = _add_surface(world, *surface)
+    return world
+
+
+def _of_surface(path: Path, splats: GaussianSplats | None, mesh: Mesh | None) -> Viewable:
+    """What a file of splats or a mesh shows alone."""
+    return _add_surface(_no_points(path, "splats" if splats is not None else "mesh"), splats, mesh)
+
+
+def _add_surface(world: Viewable, splats: GaussianSplats | None, mesh: Mesh | None) -> Viewable:
+    if splats is None and mesh is None:
+        return world
+    metric = splats.metric if splats is not None else mesh is None or mesh.metric
+    if not metric and UNKNOWN_UNIT not in world.notes:
+        world = replace(world, notes=(*world.notes, UNKNOWN_UNIT))
+    if splats is not None:
+        world = replace(world, splats=world.splats or splats)
+    if mesh is not None:
+        world = replace(world, mesh=world.mesh or mesh)
+    if len(world.points):
+        return world
+    points, colours, classes = surface_points(splats, mesh)
+    return replace(world, points=points, colours=colours, provenance=classes)
+
+
+def _no_points(path: Path, kind: str) -> Viewable:
+    return Viewable(
+        path.resolve().name, kind, np.zeros((0, 3), np.float32), np.zeros((0, 3), np.uint8), np.zeros(0, np.uint8)
+    )
+
+
 # --- posed sequences --------------------------------------------------------------------------------------------------
 
 
@@ -253,13 +319,7 @@ def _fuse(sequence: ViewSequence, notes: list[str]) -> Viewable:
     from worldstereo_ros.memory.cloud import CloudMemory
 
     with_depth = [i for i, depth in enumerate(sequence.depths) if depth is not None]
-    empty = Viewable(
-        sequence.path.resolve().name,
-        "posed sequence",
-        np.zeros((0, 3), np.float32),
-        np.zeros((0, 3), np.uint8),
-        np.zeros(0, np.uint8),
-    )
+    empty = _no_points(sequence.path, "posed sequence")
     if not with_depth:
         notes.append("There is no depth: only cameras and images are shown.")
         return empty
@@ -297,6 +357,7 @@ def _load_cloud_file(path: Path) -> Viewable:
     if provenance is None:
         notes.append("The file does not say which points were observed.")
         provenance = np.full(len(finite), Provenance.UNKNOWN, np.uint8)
+    mesh = read_faces(path, cloud.colours, notes) if not cloud.offset.any() else None
     return Viewable(
         name=path.name,
         kind="cloud file",
@@ -306,4 +367,5 @@ def _load_cloud_file(path: Path) -> Viewable:
         confidence=None if cloud.confidence is None else cloud.confidence[finite],
         depth_confidence=None if cloud.depth_confidence is None else cloud.depth_confidence[finite],
         notes=tuple(notes),
+        mesh=mesh,
     )

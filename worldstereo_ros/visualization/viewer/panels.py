@@ -13,6 +13,7 @@ from worldstereo_ros.geometry.views import ImaginedView, View
 from worldstereo_ros.io.view_labels import PROVENANCE_COLOURS
 from worldstereo_ros.visualization.images import PATH_COLOUR, depth_image, provenance_overlay
 from worldstereo_ros.visualization.viewer.loading import Viewable
+from worldstereo_ros.visualization.viewer.surfaces import MAX_SPLATS
 from worldstereo_ros.visualization.viewer.viewpoints import camera_class
 
 COLOUR_NAMES = {
@@ -40,6 +41,12 @@ def summary(viewable: Viewable, point_count: int) -> str:
     if total:
         thinned = f", {point_count:,} of them sent to this page" if point_count < total else ""
         parts.append(f"{total:,} points{thinned}.")
+    if viewable.splats is not None:
+        count = len(viewable.splats)
+        thinned = f", the {MAX_SPLATS:,} largest of them sent to this page" if count > MAX_SPLATS else ""
+        parts.append(f"{count:,} Gaussian splats{thinned}.")
+    if viewable.mesh is not None:
+        parts.append(f"A mesh of {len(viewable.mesh.triangles):,} triangles.")
     rows = [_class_row(viewable, kind) for kind in _named_classes(viewable)]
     if len(viewable.path) > 1:
         rows.append(_legend_row(PATH_COLOUR, "<b>Path</b>, with the camera of the selected view."))

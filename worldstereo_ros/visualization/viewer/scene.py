@@ -24,6 +24,7 @@ from worldstereo_ros.visualization.viewer.points import (
     point_sizes,
     thin_points,
 )
+from worldstereo_ros.visualization.viewer.surfaces import SurfaceNodes
 from worldstereo_ros.visualization.viewer.viewpoints import (
     camera_class,
     camera_poses,
@@ -91,7 +92,9 @@ class ViewerScene:
         shown_classes: the classes of the points that are shown.
         unsure_count: number of imagined points whose distance is unsure or that stand alone in the air.
         show_unsure: whether these are shown; call `filter_points` after a change.
-        show_observed_cameras, show_path: visibility.
+        show_observed_cameras, show_path, show_points, show_splats, show_mesh: visibility.
+        surfaces: the splats and the mesh.
+        representations: (label, attribute) of what can be shown in several ways; empty if there are points alone.
         hide_ceiling: whether points above the ceiling height are hidden.
         following: whether the browsers look through the cameras of the path.
     """
@@ -118,14 +121,19 @@ class ViewerScene:
         self.shown_classes = set(viewable.classes)
         self.show_observed_cameras = self.show_path = True
         self.hide_ceiling, self.following = self.has_ceiling, False
+        self.surfaces = SurfaceNodes(server, viewable.splats, viewable.mesh)
+        self.surfaces.recolour(self._colouring)
+        # Points would show through splats and mesh.
+        self.show_points = viewable.splats is None and viewable.mesh is None
         self.filter_points()
 
     def refresh(self) -> None:
         """Shows and hides the nodes according to the attributes."""
         for cloud in self.clouds:
-            shown = cloud.provenance in self.shown_classes and not cloud.empty
+            shown = self.show_points and cloud.provenance in self.shown_classes and not cloud.empty
             # A camera of the path is below the ceiling and inside a frustum: show the one, hide the other.
             cloud.handle.visible = shown and not (cloud.above_ceiling and self.hide_ceiling and not self.following)
+        self.surfaces.refresh(self.shown_classes)
         for handle, _ in self.observed_frusta:
             handle.visible = self.show_observed_cameras and not self.following
         for handle, _ in self.path_frusta:
@@ -137,6 +145,7 @@ class ViewerScene:
     def recolour(self, colouring: str) -> None:
         """Applies one of `COLOURINGS` to the points."""
         self._colouring = colouring
+        self.surfaces.recolour(colouring)
         self.filter_points()
 
     def filter_points(self, min_confidence: float | None = None, min_depth_confidence: float | None = None) -> None:
@@ -158,6 +167,32 @@ class ViewerScene:
                 cloud.handle.points = cloud.points[kept]
                 cloud.handle.colors = colour_points(cloud.colours[kept], classes, self._colouring)
         self.refresh()
+
+    @property
+    def representations(self) -> tuple[tuple[str, str], ...]:
+        """(label, attribute) of the points, the splats and the mesh, as far as they are there."""
+        viewable = self.viewable
+        named = (("Splats", "show_splats", viewable.splats), ("Mesh", "show_mesh", viewable.mesh))
+        found = [(label, attribute) for label, attribute, there in named if there is not None]
+        return (*found, ("Points", "show_points")) if found else ()
+
+    @property
+    def show_splats(self) -> bool:
+        """Whether the splats are shown."""
+        return self.surfaces.show_splats
+
+    @show_splats.setter
+    def show_splats(self, shown: bool) -> None:
+        self.surfaces.show_splats = shown
+
+    @property
+    def show_mesh(self) -> bool:
+        """Whether the mesh is shown."""
+        return self.surfaces.show_mesh
+
+    @show_mesh.setter
+    def show_mesh(self, shown: bool) -> None:
+        self.surfaces.show_mesh = shown
 
     def resize_points(self, factor: float) -> None:
         """Draws the points `factor` times as large as they need to be to touch each other."""
