@@ -180,12 +180,12 @@ def page(report: Mapping[str, Any]) -> str:
     for name, stage in report.get("training", {}).items():
         values = (f"{key} {_short(stage['start'].get(key))} to {_short(value)}" for key, value in stage["end"].items())
         new, share = stage.get("new_clips"), stage.get("share_of_matrix_rate")
-        cells = (
+        row = (
             name, str(stage["steps"]), f"{stage['seconds'] / 60:.1f}", str(stage["batch"]),
             f"{stage['images_per_second']:.0f}", "-" if new is None else f"{new:.0%}",
             "-" if share is None else f"{share:.1%}", ", ".join(values),
         )  # fmt: skip
-        text.append(f"| {' | '.join(cells)} |")
+        text.append(f"| {' | '.join(row)} |")
     if usage := report.get("gpu_usage"):
         text += ["", ", ".join(f"{name} {_short(value)}" for name, value in usage.items())]
     return "\n".join(text) + "\n"
