@@ -245,7 +245,7 @@ class Page:
             if set(viewable.classes) - {Provenance.UNKNOWN, Provenance.OBSERVED}:
                 for kind in viewable.classes:
                     self._add_class_toggle(kind)
-                colouring = gui.add_dropdown("Colours", COLOURINGS)
+                colouring = gui.add_dropdown("Colours", COLOURINGS, initial_value=scene.colouring)
                 colouring.on_update(lambda _: scene.recolour(colouring.value))
                 self._add_unsure_toggle()
                 self._add_thresholds()

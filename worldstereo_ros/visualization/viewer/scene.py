@@ -18,6 +18,7 @@ from worldstereo_ros.visualization.unsure_points import unsure_points
 from worldstereo_ros.visualization.viewer.loading import Viewable
 from worldstereo_ros.visualization.viewer.points import (
     MAX_POINTS,
+    NATURAL,
     TINTED,
     camera_distance,
     colour_points,
@@ -106,7 +107,8 @@ class ViewerScene:
         self.size = float(np.linalg.norm(viewpoint.position - viewpoint.look_at) * np.tan(0.5 * viewpoint.fov))
         server.scene.set_up_direction(viewable.up)
         self.clouds: list[CloudNode] = []
-        self._colouring = TINTED
+        # A tint says nothing where all is of one class.
+        self._colouring = TINTED if len(viewable.classes) > 1 else NATURAL
         self._thresholds = 0.0, 0.0
         self.show_unsure = False
         self.point_count = self._add_points()
@@ -141,6 +143,11 @@ class ViewerScene:
         for handle in (self._line, self._selected):
             if handle is not None:
                 handle.visible = self.show_path and not self.following
+
+    @property
+    def colouring(self) -> str:
+        """The one of `COLOURINGS` that is applied."""
+        return self._colouring
 
     def recolour(self, colouring: str) -> None:
         """Applies one of `COLOURINGS` to the points."""
@@ -242,7 +249,7 @@ class ViewerScene:
             handle = self._scene.add_point_cloud(
                 f"/cloud/{kind.name.lower()}/{'ceiling' if is_above else 'room'}/{number}",
                 points[mask],
-                colour_points(colours[mask], provenance[mask], TINTED),
+                colour_points(colours[mask], provenance[mask], self._colouring),
                 point_size=size,
                 point_shape="rounded",
                 point_shading="flat",
