@@ -80,6 +80,16 @@ def imagine(
         Path | None,
         typer.Option(metavar="BAG", help="Rosbag (MCAP or SQLite) to use as the source.", rich_help_panel=BAG),
     ] = None,
+    map_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--map",
+            metavar="MAP",
+            help="Saved map (.wsmap), or folder with one, to go on from instead of a source.",
+            show_default="none",
+            rich_help_panel=INPUT,
+        ),
+    ] = None,
     image_topic: Annotated[
         str,
         typer.Option(metavar="TOPIC", help="Colour images.", show_default="first topic of images", rich_help_panel=BAG),
@@ -201,6 +211,7 @@ def imagine(
     from rich.markup import escape
     from rich.progress import track
 
+    from worldstereo_ros.cli.maps import check_only_map, read_map
     from worldstereo_ros.cli.options import check_model_options
     from worldstereo_ros.cli.paths import choose_path
     from worldstereo_ros.cli.recording_options import check_no_bag_options, check_no_path_options
@@ -224,7 +235,11 @@ def imagine(
     if preview is not None:
         check_preview(preview)
     frames = parse_frames(observe) if observe else []
-    results = ResultsFolder(out, RESULT_NAMES, sources=[source, bag, path if path and Path(path).is_dir() else None])
+    given = {"--observe": observe, "--observations": observations, "--size": size, "--fov": fov, "--bag": bag}
+    check_only_map(map_file, SOURCE=source, **given)
+    results = ResultsFolder(
+        out, RESULT_NAMES, sources=[source, bag, map_file, path if path and Path(path).is_dir() else None]
+    )
     frame_options = {
         "image_topic": image_topic,
         "pose_topic": pose_topic,
@@ -240,7 +255,11 @@ def imagine(
         "depth_unit": depth_unit,
     }
     path_options = frame_options | {"pose_frame": path_pose_frame, "heading": path_heading}
-    if bag is not None and source is None:
+    archive = None
+    if map_file is not None:
+        check_no_bag_options(view_options, path_pose_frame=path_pose_frame, path_heading=path_heading)
+        archive, recording = read_map(map_file)
+    elif bag is not None and source is None:
         if fov is not None:
             raise InputError("The camera of a bag is that of its camera_info; --fov is for images and videos without.")
         recording = read_bag(bag, observations, frames, size=size, view_options=view_options, path_options=path_options)
@@ -256,7 +275,7 @@ def imagine(
             depth_required=depth_model == NONE,
         )
     else:
-        raise InputError("Name one source: a folder or image, or a bag with --bag.")
+        raise InputError("Name one source: a folder or image, a bag with --bag, or a saved map with --map.")
     observed_views = recording.observed_views
     for note in recording.notes:
         console.print(escape(note), highlight=False)
@@ -268,15 +287,21 @@ def imagine(
             base_frame="" if pose_topic else base_frame, path_pose_frame=path_pose_frame, path_heading=path_heading
         )
     estimator, estimator_name = None, depth_model or BUNDLED_NETWORK
-    if depth_model != NONE and any(view.depth is None or not view.depth.any() for view in observed_views):
+    if (
+        archive is None
+        and depth_model != NONE
+        and any(view.depth is None or not view.depth.any() for view in observed_views)
+    ):
         estimator = load_depth_estimator(depth_model or SMALL, device)
         console.print(f"Depth is missing; estimating it with {escape(estimator_name)}.")
-    elif depth_model not in ("", NONE):
+    elif archive is None and depth_model not in ("", NONE):
         console.print(f"All views have measured depth: --depth-model {escape(depth_model)} is not used.")
     pipeline = load_pipeline(model, device, variant=variant, dtype=dtype, control_backend=control_backend)
-    world = WorldModel(pipeline, depth_estimator=estimator, device=device)
-    remembered = []
-    for view in track(observed_views, description="observing", console=console, disable=len(observed_views) < 4):
+    memories = () if archive is None else (archive.cloud, archive.bank)
+    world = WorldModel(pipeline, *memories, depth_estimator=estimator, device=device)
+    remembered = list(observed_views) if archive is not None else []
+    new_views = observed_views if archive is None else []
+    for view in track(new_views, description="observing", console=console, disable=len(new_views) < 4):
         world.observe(view)
         remembered.append(world.newest_observation or view)
     remembered = _with_newest_depth(remembered, world.bank.views)

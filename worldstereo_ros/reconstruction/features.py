@@ -80,19 +80,20 @@ def threads() -> int:
 
 
 def extract(photos: Photographs, database: Path, settings: FeatureSettings, *, shared_cameras: bool = True) -> None:
-    """Writes the features of all photographs and their cameras into a new database.
+    """Writes the features of all photographs and their cameras into a database.
 
-    Cameras whose intrinsics are known are PINHOLE; others are SIMPLE_RADIAL, with the focal length of EXIF if there is
-    one. Image number i + 1 of the database is photograph i.
+    Photographs whose features are in the database, from a run that was interrupted, are left as they are. Cameras
+    whose intrinsics are known are PINHOLE; others are SIMPLE_RADIAL, with the focal length of EXIF if there is one.
 
     Args:
         photos: the photographs; their working copies lie in one folder.
-        database: file to create.
+        database: file, created if it is missing.
         settings: of the features.
         shared_cameras: photographs of one `camera_key` share their intrinsics; otherwise each has its own.
     """
     pycolmap = load_pycolmap()
-    database.unlink(missing_ok=True)
+    with open_database(database) as opened:
+        camera_of = {image.name: int(image.camera_id) for image in opened.read_all_images()}
     options = pycolmap.FeatureExtractionOptions()
     options.num_threads = threads()
     options.use_gpu = False
@@ -109,10 +110,12 @@ def extract(photos: Photographs, database: Path, settings: FeatureSettings, *, s
         rows = list(members)
         reader = pycolmap.ImageReaderOptions()
         reader.camera_model, reader.camera_params = _camera_parameters(photos[rows[0]])
+        names = [photos[i].file.name for i in rows]
+        reader.existing_camera_id = next((camera_of[name] for name in names if name in camera_of), -1)
         pycolmap.extract_features(
             database,
             folder,
-            [photos[i].file.name for i in rows],
+            names,
             pycolmap.CameraMode.SINGLE,
             reader,
             options,

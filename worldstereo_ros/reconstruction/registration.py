@@ -82,7 +82,7 @@ def register(photos: Photographs, folder: Path, on_progress: Progress | None = N
     known = all(posed) and all(photo.camera is not None for photo in photos)
     if known:
         return _check_given(photos, folder, progress)
-    found, left_out, pixels = _estimate(photos, folder, progress)
+    found, left_out, pixels, database = _estimate(photos, folder, progress)
     notes = list(found.notes)
     given = [row for row, number in enumerate(found.photographs) if posed[number]]
     poses_from, model, depth_usable = "photographs", _normalised(found), True
@@ -97,7 +97,7 @@ def register(photos: Photographs, folder: Path, on_progress: Progress | None = N
         model, depth_usable, scale_note = _scale_by_depth(model, photos)
         if scale_note:
             notes.append(scale_note)
-    notes += describe_moving(photos, folder / "database.db", model, pixels)
+    notes += describe_moving(photos, database, model, pixels)
     return Registration(replace(model, notes=tuple(notes)), left_out, tuple(notes), poses_from, depth_usable)
 
 
@@ -181,9 +181,9 @@ def _match(
 
 def _estimate(
     photos: Photographs, folder: Path, progress: Progress
-) -> tuple[SparseModel, dict[str, str], dict[tuple[int, int], np.ndarray]]:
-    """The best model of several attempts, reasons of what it leaves out by name, and the matches it rests on."""
-    count, best = len(photos), None
+) -> tuple[SparseModel, dict[str, str], dict[tuple[int, int], np.ndarray], Path]:
+    """The best model of several attempts, reasons of what it leaves out by name, the matches, and their database."""
+    count, best, used = len(photos), None, folder
     reasons: dict[int, str] = {}
     refusals: list[str] = []
     attempts = [(FAST, True), (DEFAULT, True), (DEFAULT, False), (RELAXED, True)]
@@ -204,8 +204,7 @@ def _estimate(
         model, why, refused = _attempt(photos, database, folder / "mapping", settings, now, progress)
         refusals += [refused] if refused else []
         if model is not None and (best is None or len(model) > len(best)):
-            best, reasons, pixels = model, why, now
-            database.replace(folder / "database.db")
+            best, reasons, pixels, used = model, why, now, database
     if best is None:
         raise RegistrationError(
             f"The {count} photographs cannot be registered to each other. {refusals[-1] if refusals else ''} Take more "
@@ -215,7 +214,7 @@ def _estimate(
     left_out = {}
     for number in sorted(set(range(count)) - {int(i) for i in best.photographs}):
         left_out[photos[number].name] = reasons.get(number) or _why_unregistered(number, photos, best, pixels)
-    return best, left_out, pixels
+    return best, left_out, pixels, used
 
 
 def _shares_unknown_cameras(photos: Photographs) -> bool:
