@@ -127,6 +127,56 @@ for _name, _help in COMMANDS.items():
 
 
 @app.command()
+def anyrecon(
+    base: Annotated[
+        Path, typer.Argument(metavar="BASE", help="Folder with Wan 2.1's own files (see docs/guides/anyrecon.md).")
+    ],
+    phase: Annotated[
+        str,
+        typer.Option(
+            metavar="PHASE",
+            help="dense, sparse (from the dense LoRA) or distill (to four steps, from one of the two).",
+            rich_help_panel=INPUT,
+        ),
+    ] = "dense",
+    size: Annotated[
+        tuple[int, int],
+        typer.Option(metavar="HEIGHT WIDTH", help="Size of the images in pixels.", rich_help_panel=INPUT),
+    ] = (512, 896),
+    frames: Annotated[
+        int, typer.Option(metavar="N", help="Frames of a clip, captures among them.", rich_help_panel=INPUT)
+    ] = 40,
+    rank: Annotated[int, typer.Option(metavar="N", help="Rank of the LoRA.", rich_help_panel=INPUT)] = 32,
+    number_of_worlds: Annotated[
+        int,
+        typer.Option("--number-of-worlds", metavar="N", help="Worlds to render and train on.", rich_help_panel=INPUT),
+    ] = 400,
+    worlds: Worlds = None,
+    minutes: Minutes = None,
+    steps: Steps = None,
+    out: RunFolder = Path("runs/anyrecon"),
+) -> None:
+    """Train a LoRA for AnyRecon on procedural worlds, one phase at a time; needs the files of its base."""
+    from dataclasses import replace
+
+    from worldstereo_ros.training.config import WorldConfig
+    from worldstereo_ros.training.stages.anyrecon import PAPER, AnyReconTraining, train_anyrecon
+
+    settings = AnyReconTraining(
+        stage=replace(PAPER, frames=frames),
+        size=size,
+        rank=rank,
+        worlds=WorldConfig(cache_size=number_of_worlds, validation=min(24, number_of_worlds)),
+    )
+    previous_handler = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        train_anyrecon(base, out, phase, settings, worlds=worlds, minutes=minutes, steps=steps)
+    finally:
+        signal.signal(signal.SIGTERM, previous_handler)
+    typer.echo(f"{phase} trained; the LoRA is {out / f'{phase}.safetensors'}")
+
+
+@app.command()
 def package(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder to package.")],
     out: Annotated[

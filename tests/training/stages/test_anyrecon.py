@@ -22,6 +22,7 @@ from worldstereo_ros.models.worldstereo.context_window import ContextWindow
 from worldstereo_ros.training.config import StageConfig, TrainingConfigError
 from worldstereo_ros.training.data.capture_clips import choose_capture_frames, sample_capture_clip
 from worldstereo_ros.training.data.dataset import WorldDataset
+from worldstereo_ros.training.stages import anyrecon
 from worldstereo_ros.training.stages.anyrecon import (
     FAKE,
     STUDENT,
@@ -209,13 +210,16 @@ def test_distillation_moves_student_and_fake_but_not_the_teacher(base, tmp_path,
     assert {layer.active for layer in lora_layers(stage.model).values()} == {STUDENT}
 
 
-def test_phases_build_on_each_other(base, tmp_path, worlds):
+def test_phases_build_on_each_other(base, tmp_path, worlds, monkeypatch):
     with pytest.raises(TrainingConfigError, match="train the phase dense first"):
         make_stage("sparse", base, tmp_path / "empty", worlds)
     with pytest.raises(TrainingConfigError, match="no phase 'warm'; one of dense, sparse, distill"):
         train_anyrecon(base, tmp_path / "empty", "warm", TOY)
     with pytest.raises(TrainingConfigError, match="multiples of 16"):
         train_anyrecon(base, tmp_path / "empty", "dense", replace(TOY, size=(30, 48)))
+    monkeypatch.setattr(anyrecon, "MAX_CPU_PARAMETERS", 10)
+    with pytest.raises(TrainingConfigError, match="cannot be trained on a CPU"):
+        train_anyrecon(base, tmp_path / "empty", "dense", TOY)
     dense = make_stage("dense", base, tmp_path / "run", worlds)
     assert dense.model.context_window is None
     with torch.no_grad():
@@ -225,3 +229,23 @@ def test_phases_build_on_each_other(base, tmp_path, worlds):
     sparse = make_stage("sparse", base, tmp_path / "run", worlds)
     assert sparse.model.context_window == TOY.window
     assert all((factor == 0.01).all() for factor in adapter_parameters(sparse.model, STUDENT))
+
+
+def test_the_command_line_trains_and_says_what_is_missing(base, tmp_path, training_worlds):
+    from typer.testing import CliRunner
+
+    from worldstereo_ros.cli.main import app
+
+    def run(*arguments):
+        command = ["train", "anyrecon", *map(str, arguments), "--size", "32", "48", "--frames", "6", "--rank", "2"]
+        sizes = ["--number-of-worlds", "2", "--worlds", str(training_worlds), "--steps", "1"]
+        return CliRunner().invoke(app, [*command, *sizes, "--out", str(tmp_path / "run")])
+
+    result = run(base)
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "run" / "dense.safetensors").is_file()
+    assert "has no LoRA" not in result.output
+    missing = run(tmp_path)
+    assert missing.exit_code != 0
+    assert "the transformer is missing" in str(missing.exception)
+    assert not (tmp_path / "run" / "worlds").exists()

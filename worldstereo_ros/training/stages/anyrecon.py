@@ -40,7 +40,7 @@ from worldstereo_ros.models.schedulers import DMDScheduler
 from worldstereo_ros.models.worldstereo.context_window import ContextWindow
 from worldstereo_ros.pipelines.anyrecon.encoders import blank_text, load_clip
 from worldstereo_ros.pipelines.anyrecon.files import find_files
-from worldstereo_ros.pipelines.anyrecon.pipeline import SHIFT, SIZE, STEPS
+from worldstereo_ros.pipelines.anyrecon.pipeline import MAX_CPU_PARAMETERS, SHIFT, SIZE, STEPS
 from worldstereo_ros.pipelines.anyrecon.sequence import build_sequence, fit_frames
 from worldstereo_ros.training.config import StageConfig, TrainingConfig, TrainingConfigError, WorldConfig
 from worldstereo_ros.training.data.capture_clips import CaptureClip, sample_capture_clip
@@ -120,7 +120,7 @@ class AnyReconStage:
         self.name, self.phase, self.folder = f"anyrecon-{phase}", phase, folder
         self.settings, self.config, self.device = settings, settings.stage, device
         self._training, self._validation = training, validation
-        source = self._starting_lora()
+        source = starting_lora(phase, folder)
         files = find_files(base, lora="")
         self._files = open_wan_transformer(files.base, source)
         config = self._files.config
@@ -150,16 +150,6 @@ class AnyReconStage:
     def file(self) -> Path:
         """The LoRA that this phase writes."""
         return self.folder / f"{self.phase}.safetensors"
-
-    def _starting_lora(self) -> Path | None:
-        """The LoRA to start from: that of this phase, else of an earlier one."""
-        order = PHASES[: PHASES.index(self.phase) + 1]
-        found = next((file for p in reversed(order) if (file := self.folder / f"{p}.safetensors").is_file()), None)
-        if found is None and self.phase != "dense":
-            raise TrainingConfigError(
-                f"{self.folder} has no LoRA that the phase {self.phase} could start from; train the phase dense first."
-            )
-        return found
 
     def _load_factors(self, adapters: tuple[str, ...]) -> None:
         lora = self._files.lora
@@ -287,6 +277,29 @@ class AnyReconStage:
         """Nothing runs beside the stage."""
 
 
+def starting_lora(phase: str, folder: Path) -> Path | None:
+    """The LoRA that a phase starts from: its own, else that of an earlier phase; None: a new one.
+
+    Args:
+        phase: one of `PHASES`.
+        folder: folder of the run.
+
+    Raises:
+        TrainingConfigError: the phase needs the LoRA of an earlier one.
+    """
+    order = PHASES[: PHASES.index(phase) + 1]
+    found = next((file for p in reversed(order) if (file := folder / f"{p}.safetensors").is_file()), None)
+    if phase == "sparse" and found is None:
+        raise TrainingConfigError(
+            f"{folder} has no dense LoRA that sparse could start from; train the phase dense first."
+        )
+    if phase == "distill" and not any((folder / f"{p}.safetensors").is_file() for p in PHASES[:2]):
+        raise TrainingConfigError(
+            f"{folder} has no LoRA to distil; train the phase dense first, then sparse if you like."
+        )
+    return found
+
+
 def train_anyrecon(
     base: Path,
     folder: Path,
@@ -329,6 +342,13 @@ def train_anyrecon(
     if settings.device == "cuda" and not torch.cuda.is_available():
         raise TrainingConfigError("The device is cuda and this machine has no usable CUDA GPU; use device auto or cpu.")
     accelerator = Accelerator(mixed_precision="no", cpu=settings.device == "cpu")
+    # Files first: worlds take long to render.
+    numbers = open_wan_transformer(find_files(base, lora="").base, starting_lora(phase, folder)).num_parameters
+    if accelerator.device.type == "cpu" and numbers > MAX_CPU_PARAMETERS:
+        raise TrainingConfigError(
+            f"{base} has {numbers / 1e9:.0f} billion parameters, which cannot be trained on a CPU; use a "
+            "machine with a CUDA GPU of 80 GB."
+        )
     set_seed(settings.seed)
     folder.mkdir(parents=True, exist_ok=True)
     console = console or Console()
