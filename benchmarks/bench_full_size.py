@@ -4,6 +4,7 @@
     python benchmarks/bench_full_size.py --try all --json full.json       # all switches in turn
     python benchmarks/bench_full_size.py --attention _native_cudnn --compile default --fp8 scaled_mm
     python benchmarks/bench_full_size.py --autoencoder loop               # diffusers' video autoencoder, frame by frame
+    python benchmarks/bench_full_size.py --peer                           # the backbone alone beside that of diffusers
 
 Weights are random: time does not depend on them. Stages are timed with an idle device before and after; the fastest of
 `--repeats` counts. The matrix rate is measured in the same run. Without a GPU, a toy size tests the script; its figures
@@ -31,6 +32,7 @@ from full_size import (
     Graphed,
     Size,
     build,
+    build_peer,
     count_flops,
     fuse_projections,
     make_inputs,
@@ -103,6 +105,11 @@ def main(arguments: list[str] | None = None) -> None:
     clip = f"{size.frames} keyframes of {size.height}x{size.width}"
     print(f"{machine}, torch {torch.__version__}, {report['dtype']}, {size.name} size, {clip}, {options.steps} steps")
     print(f"matrix products: {rate / 1e12:.4g} TFLOP/s")
+    if options.peer:
+        report["peer"] = measure_peer(size, device, dtype, rate, options.repeats)
+        if options.json:
+            options.json.write_text(json.dumps(report, indent=2), encoding="utf-8")
+        return
     chosen = {name: getattr(options, name) for name in SWITCHES}
     runs = {"options": {}} if not options.tries else TRIES if "all" in options.tries else pick(options.tries)
     for name, change in runs.items():
@@ -123,6 +130,43 @@ def main(arguments: list[str] | None = None) -> None:
             options.json.write_text(json.dumps(report, indent=2), encoding="utf-8")
     if all("failed" in figures for figures in report["runs"].values()):
         raise SystemExit("No run was possible.")
+
+
+@torch.inference_mode()
+def measure_peer(
+    size: Size, device: torch.device, dtype: torch.dtype, rate: float, repeats: int
+) -> dict[str, dict[str, float]]:
+    """One step of the backbone alone, ours and that of diffusers, with the same random weights and inputs in turn."""
+    size = replace(size, control={})
+    model, _ = build(size, device, dtype)
+    inputs = make_inputs(model, size.frames, size.height, size.width, 0, device, dtype)
+    names = ("hidden_states", "timestep", "encoder_hidden_states", "encoder_hidden_states_image")
+    inputs = {name: inputs[name] for name in names}
+    flops = sum(count_flops(model.config, size.frames, size.height, size.width, 0).values())
+    models = {"ours": model, "diffusers": build_peer(model)}
+    outputs = {name: one(**inputs).sample.float() for name, one in models.items()}  # warms up, too
+    stopwatch, peaks = Stopwatch(device), {}
+    for _ in range(repeats + 1):
+        for name, one in models.items():
+            if device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats(device)
+            stopwatch.time(name, lambda one=one: one(**inputs))
+            if device.type == "cuda":
+                peaks[name] = torch.cuda.max_memory_allocated(device) / 2**30
+    error = float((outputs["ours"] - outputs["diffusers"]).norm() / outputs["diffusers"].norm())
+    figures = {}
+    for name, seconds in stopwatch.best.items():
+        figures[name] = {
+            "seconds": seconds,
+            "share_of_matmul_rate": flops / seconds / rate,
+            "peak_gib": peaks.get(name),
+        }
+        memory = f", at most {peaks[name]:.1f} GiB" if peaks else ""
+        share = f", {flops / seconds / rate:.1%} of the matrix rate" if device.type == "cuda" else ""
+        print(f"  {name:<10} {seconds:.4g} s a step{share}{memory}")
+    ratio = figures["ours"]["seconds"] / figures["diffusers"]["seconds"]
+    print(f"  ratio {ratio:.3f}, relative difference of the results {error:.2g}")
+    return {**figures, "compared": {"ratio": ratio, "difference": error}}
 
 
 @torch.inference_mode()
@@ -278,6 +322,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--autoencoder", choices=["flat", "loop"], default="flat")
     parser.add_argument("--vae-batch", type=int, default=0, help="images that are encoded together; 0: all")
     parser.add_argument("--try", dest="tries", action="append", default=[], help="a named set of switches, or all")
+    parser.add_argument("--peer", action="store_true", help="only the backbone, beside that of diffusers")
     parser.add_argument("--json", type=Path, default=None, help="file for the figures, written after every run")
     return parser.parse_args(arguments)
 

@@ -129,6 +129,25 @@ def make_inputs(
     return inputs
 
 
+def build_peer(model: WorldStereoTransformer) -> nn.Module:
+    """Diffusers' `WanTransformer3DModel` with the weights of a transformer without branches; it shares their memory."""
+    from inspect import signature
+
+    from diffusers import WanTransformer3DModel
+    from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed
+
+    known = set(signature(WanTransformer3DModel.__init__).parameters) - {"self"}
+    config = {key: value for key, value in model.config.items() if key in known}
+    with torch.device("meta"):
+        peer = WanTransformer3DModel(**config).eval()
+    peer.load_state_dict(dict(model.named_parameters()), assign=True)
+    device = next(model.parameters()).device
+    # Its angles are no weights, and were made on the meta device, too.
+    peer.rope = WanRotaryPosEmbed(config["attention_head_dim"], config["patch_size"], config["rope_max_seq_len"])
+    peer.rope.to(device)
+    return peer.requires_grad_(False)
+
+
 def count_flops(
     config: Any,
     frames: int,

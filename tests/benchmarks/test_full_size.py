@@ -108,3 +108,12 @@ def test_the_script_runs_and_writes_its_figures(tmp_path, capsys):
         bench_full_size.main([*common, "--try", "faster"])
     with pytest.raises(SystemExit, match="No run was possible"):
         bench_full_size.main([*common, "--cuda-graph"])
+
+
+def test_backbone_computes_what_that_of_diffusers_computes_with_the_same_weights(tmp_path, capsys):
+    bench_full_size.main(["--peer", "--size", "toy", "--device", "cpu", "--json", str(tmp_path / "peer.json")])
+    peer = json.loads((tmp_path / "peer.json").read_text())["peer"]
+    assert peer["compared"]["difference"] < 1e-5
+    assert peer["ours"]["seconds"] > 0
+    assert peer["compared"]["ratio"] == pytest.approx(peer["ours"]["seconds"] / peer["diffusers"]["seconds"])
+    assert "ratio" in capsys.readouterr().out
