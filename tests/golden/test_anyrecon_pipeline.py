@@ -161,13 +161,15 @@ def test_published_renders_match(rendering, manifest):
 def test_published_renders_have_depth_and_provenance(rendering):
     tensors, cameras = rendering
     camera, pose = cameras[0]
-    kinds = np.where(tensors["source"] == 0, np.uint8(Provenance.IMAGINED), np.uint8(Provenance.OBSERVED))
+    kinds = np.full(len(tensors["points"]), Provenance.OBSERVED, np.uint8)
+    kinds[::2] = Provenance.IMAGINED
     renders = render_published(tensors["points"], tensors["colours"], kinds, camera, pose[None])
     visible = renders.covered[0].numpy()
     np.testing.assert_array_equal(visible, tensors["visible"][0] > 127)
     assert (renders.depth[0].numpy()[visible] > 0).all()
     assert (renders.depth[0].numpy()[~visible] == 0).all()
-    assert set(np.unique(renders.provenance[0].numpy()[visible])) == {Provenance.IMAGINED, Provenance.OBSERVED}
+    assert set(np.unique(renders.provenance[0].numpy()[visible])) <= {Provenance.IMAGINED, Provenance.OBSERVED}
+    assert (renders.provenance[0].numpy()[~visible] == Provenance.UNKNOWN).all()
 
 
 def test_published_counts_match(rendering):
