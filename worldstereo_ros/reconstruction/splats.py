@@ -28,6 +28,7 @@ MAX_SPLATS = 150_000
 DISC_SIGMA = 0.6  # standard deviation of a disc along the surface, in distances between neighbours
 DISC_FLATNESS = 0.15  # standard deviation along the normal, in those along the surface
 START_OPACITY = 0.7
+MAX_TARGET_BYTES = 3 * 2**30  # of the photographs as numbers; those of large sets are computed at every step
 NEAR_SHARE = 0.02  # of the median distance of the splats from the cameras: nearer splats are not drawn
 
 
@@ -252,8 +253,7 @@ class _Fit:
         self.settings, self.metric, self.threads = settings, splats.metric, threads
         self.views = list(views)
         self.small = [view.resized(max(1, view.camera.width // 2), max(1, view.camera.height // 2)) for view in views]
-        self.targets = [Target.of(view.image, self._weight(view)) for view in views]
-        self.small_targets = [Target.of(view.image, self._weight(view)) for view in self.small]
+        self.targets: dict[tuple[int, bool], Target] = {}
         colours = np.concatenate([view.image[::8, ::8].reshape(-1, 3) for view in views])
         self.background = tuple(float(value) for value in colours.mean(axis=0) / 255)
         centres = np.stack([view.world_from_camera[:3, 3] for view in views])
@@ -284,6 +284,17 @@ class _Fit:
         weight[view.observed_mask | view.estimated_mask] = 1
         return weight
 
+    def _target(self, index: int, coarse: bool) -> Target:
+        """The target of a view; kept for the next time while there is room."""
+        key = (index, coarse)
+        if key in self.targets:
+            return self.targets[key]
+        view = (self.small if coarse else self.views)[index]
+        target = Target.of(view.image, self._weight(view))
+        if sum(kept.image.nbytes for kept in self.targets.values()) < MAX_TARGET_BYTES // 3:
+            self.targets[key] = target
+        return target
+
     def _set(self, **arrays: np.ndarray) -> None:
         """Takes parameters as arrays, with a new optimiser: its moments belong to the splats before a split."""
         tensors = {name: torch.tensor(array, dtype=torch.float32) for name, array in arrays.items()}
@@ -312,7 +323,7 @@ class _Fit:
         """One step on one view; returns the loss."""
         coarse = progress < self.settings.coarse_share
         view = (self.small if coarse else self.views)[index]
-        target = (self.small_targets if coarse else self.targets)[index]
+        target = self._target(index, coarse)
         means, quaternions, scales, opacities, harmonics = self.activated()
         colours = colours_from_harmonics(harmonics, means, view.world_from_camera[:3, 3])
         image = render_gaussians(
