@@ -6,8 +6,8 @@ Two scenes: `surface` has flat discs on the walls of a room, as splats of a reco
 any opacity all over the view. The peer (`dense_gaussians.py`) computes every splat at every pixel, so that it gets
 fewer splats; both are compared at that number.
 
-The floor counts what any rasteriser has to do: an exponential, five multiply-adds and a product for every pixel
-in a splat's ellipse that light still reaches, at the speed at which this machine does so in one long loop over numbers in the cache.
+The floor counts what any rasteriser has to do: an exponential, five multiply-adds and a product for every pixel in a
+splat's ellipse that light still reaches, as fast as this machine does so in one long loop over numbers in the cache.
 Projection, sorting and the pixels of a row of 16 outside of the ellipse come on top. Derivatives of the peer need
 memory for every pair of splat and pixel: about 1.5 GB for 400 splats. gsplat is timed as well where it and a GPU are.
 """
