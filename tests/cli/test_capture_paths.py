@@ -52,9 +52,7 @@ def test_a_file_of_poses_says_its_unit_in_its_header(tmp_path):
     np.testing.assert_allclose(
         choose_path(str(tmp_path / "path.txt"), recording(metric=False), None, None).poses, poses
     )
-    with pytest.raises(
-        InputError, match="in an arbitrary unit by its header, and the lengths of the source are in metr"
-    ):
+    with pytest.raises(InputError, match="arbitrary unit by its header, and the lengths of the source are in metres"):
         choose_path(str(tmp_path / "path.txt"), recording(), None, None)
 
 
