@@ -15,6 +15,9 @@ from worldstereo_ros.utils.errors import InputError
 
 BLOCK = 5
 MAX_DISPARITIES = 256
+MIN_ACROSS = 0.3  # part of the optical axes across the baseline
+MIN_CORNER_Z = 0.2  # of the corner rays after the turn: 78 degrees from the rectified axis
+MAX_GROWTH = 3.0  # of a rectified image, in longer sides of the view
 AGREEMENT = 0.02  # relative difference of the depths of two pairs that confirm each other
 
 
@@ -49,78 +52,92 @@ def match_pairs(view: SweepView, neighbours: Sequence[SweepView], near: float, f
 
 
 def match_pair(view: SweepView, other: SweepView, near: float, far: float) -> np.ndarray:
-    """(H, W) float32 depth of a view from one rectified pair, 0 = unknown, also where the pair cannot be rectified.
+    """(H, W) float32 depth of a view from one rectified pair, 0 = unknown.
 
-    Pairs whose rectified images hardly overlap the originals (one camera in front of the other) give nothing.
+    The pair is turned so that rows are epipolar lines (Fusiello et al. 2000), whatever the direction of the baseline. A
+    pair that moved along its optical axis cannot be rectified; all its pixels are unknown.
     """
-    height, width = view.grey.shape
-    relative = invert_pose(other.world_from_camera) @ view.world_from_camera
-    images = [one.grey.astype(np.uint8) for one in (view, other)]
-    R, P = _rectification(view, other, relative, (width, height))
-    if R is None or P is None:
-        return np.zeros((height, width), np.float32)
-    maps = [
-        cv2.initUndistortRectifyMap(one.camera.matrix, np.zeros(5), R[k], P[k], (width, height), cv2.CV_32FC1)
-        for k, one in enumerate((view, other))
+    nothing = np.zeros(view.grey.shape, np.float32)
+    relative = invert_pose(view.world_from_camera) @ other.world_from_camera  # view from other
+    baseline = float(np.linalg.norm(relative[:3, 3]))
+    rotation = _rectifying_rotation(relative, baseline)
+    if rotation is None:
+        return nothing
+    focal = float(np.sqrt(view.camera.fx * view.camera.fy))
+    turns = rotation, rotation @ relative[:3, :3]
+    corners = [_corners(one, turn, focal) for one, turn in zip((view, other), turns, strict=True)]
+    if corners[0] is None or corners[1] is None:
+        return nothing
+    low, high = corners[0].min(axis=0), corners[0].max(axis=0)
+    size = np.ceil(high - low).astype(int) + 1
+    if (size > MAX_GROWTH * max(view.grey.shape)).any():
+        return nothing
+    offsets = low, np.array([corners[1][:, 0].min(), low[1]])  # of the upper left pixels; rows are the same
+    rectified = [
+        _turned(one, turn, focal, offset, (int(size[0]), int(size[1])))
+        for one, turn, offset in zip((view, other), turns, offsets, strict=True)
     ]
-    rectified = [cv2.remap(image, *maps[k], cv2.INTER_LINEAR) for k, image in enumerate(images)]
-    # The baseline times the focal length is in the last column of the second projection, along x or along y. A pair
-    # one above the other is turned by a right angle for the matching, which looks along rows.
-    upright = abs(P[1][1, 3]) > abs(P[1][0, 3])
-    along = 1 if upright else 0
-    product = float(P[1][along, 3])
-    if upright:
-        rectified = [np.ascontiguousarray(image.T) for image in rectified]
-    offset = float(P[1][along, 2] - P[0][along, 2])
-    bounds = sorted((-product / near - offset, -product / far - offset))
-    # OpenCV's disparity is x_left - x_right; it is searched from `low` on.
-    low = int(np.floor(bounds[0])) - 1
-    number = 16 * int(np.ceil((bounds[1] + 1 - low) / 16))
-    if number > MAX_DISPARITIES or abs(product) < 1e-9:
-        return np.zeros((height, width), np.float32)
+    # x_view - x_other = focal * baseline / z + shift, since the other camera is at +baseline along the rows.
+    shift = float(offsets[1][0] - offsets[0][0])
+    least = int(np.floor(focal * baseline / far + shift)) - 1
+    number = 16 * int(np.ceil((focal * baseline / near + shift + 1 - least) / 16))
+    if number > MAX_DISPARITIES:
+        return nothing
     matcher = cv2.StereoSGBM.create(
-        minDisparity=low, numDisparities=number, blockSize=BLOCK, P1=8 * BLOCK**2, P2=32 * BLOCK**2,
+        minDisparity=least, numDisparities=number, blockSize=BLOCK, P1=8 * BLOCK**2, P2=32 * BLOCK**2,
         disp12MaxDiff=1, preFilterCap=31, uniquenessRatio=10, speckleWindowSize=100, speckleRange=2,
         mode=cv2.STEREO_SGBM_MODE_SGBM_3WAY,
     )  # fmt: skip
-    counts = matcher.compute(rectified[0], rectified[1])
-    disparity = counts.astype(np.float32) / 16
-    known = counts > 16 * (low - 1)
-    if upright:
-        disparity, known = disparity.T, known.T
-    shifted = disparity + offset
-    with np.errstate(divide="ignore", invalid="ignore"):
-        z = -product / shifted
-    known &= np.isfinite(z) & (z > 0)
-    return _unrectified(np.where(known, z, 0).astype(np.float32), view, R[0], P[0], near, far)
+    # OpenCV leaves the first `least + number` columns unmatched; a border in front of them keeps all.
+    border = max(0, least + number)
+    padded = [cv2.copyMakeBorder(image, 0, 0, border, max(0, -least), cv2.BORDER_CONSTANT) for image in rectified]
+    counts = matcher.compute(padded[0], padded[1])[:, border : border + int(size[0])]
+    disparity = counts.astype(np.float32) / 16 - np.float32(shift)
+    known = (counts >= 16 * least) & (disparity > 0)
+    z = np.where(known, focal * baseline / np.where(known, disparity, 1), 0).astype(np.float32)
+    return _unrectified(z, view, turns[0], focal, offsets[0], near, far)
 
 
-def _rectification(
-    view: SweepView, other: SweepView, relative: np.ndarray, size: tuple[int, int]
-) -> tuple[tuple[np.ndarray, np.ndarray] | None, tuple[np.ndarray, np.ndarray] | None]:
-    if not np.linalg.norm(relative[:3, 3]) > 0:
-        return None, None
-    zeros = np.zeros(5)
-    R1, R2, P1, P2, *_ = cv2.stereoRectify(
-        view.camera.matrix, zeros, other.camera.matrix, zeros, size, relative[:3, :3], relative[:3, 3:], alpha=0.5,
-        flags=0,
-    )  # fmt: skip
-    if not all(np.isfinite(matrix).all() for matrix in (R1, R2, P1, P2)) or P1[0, 0] < 0.2 * view.camera.fx:
-        return None, None
-    return (R1, R2), (P1, P2)
+def _rectifying_rotation(relative: np.ndarray, baseline: float) -> np.ndarray | None:
+    """(3, 3) rotation of the view's axes to rectified ones, x along the baseline; None along the optical axis."""
+    if baseline <= 1e-12:
+        return None
+    x = relative[:3, 3] / baseline
+    forward = np.array([0.0, 0.0, 1.0]) + relative[:3, 2]
+    z = forward - x * (x @ forward)
+    if np.linalg.norm(z) < MIN_ACROSS * np.linalg.norm(forward):
+        return None
+    z /= np.linalg.norm(z)
+    return np.stack([x, np.cross(z, x), z])
+
+
+def _corners(view: SweepView, turn: np.ndarray, focal: float) -> np.ndarray | None:
+    """(4, 2) pixels of the corners of a view in its rectified image; None if one lies behind it."""
+    camera = view.camera
+    pixels = np.array([[0, 0], [camera.width - 1, 0], [camera.width - 1, camera.height - 1], [0, camera.height - 1]])
+    rays = np.column_stack([(pixels - [camera.cx, camera.cy]) / [camera.fx, camera.fy], np.ones(4)]) @ turn.T
+    if (rays[:, 2] < MIN_CORNER_Z).any():
+        return None
+    return focal * rays[:, :2] / rays[:, 2:]
+
+
+def _turned(view: SweepView, turn: np.ndarray, focal: float, offset: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """(H', W') uint8 rectified image, black outside of the view."""
+    inner = np.array([[focal, 0, -offset[0]], [0, focal, -offset[1]], [0, 0, 1]])
+    homography = inner @ turn @ np.linalg.inv(view.camera.matrix)
+    return cv2.warpPerspective(view.grey.astype(np.uint8), homography, size, flags=cv2.INTER_LINEAR)
 
 
 def _unrectified(
-    depth: np.ndarray, view: SweepView, R: np.ndarray, P: np.ndarray, near: float, far: float
+    depth: np.ndarray, view: SweepView, turn: np.ndarray, focal: float, offset: np.ndarray, near: float, far: float
 ) -> np.ndarray:
     """Depth of the view from that of its rectified image, by the nearest pixel."""
-    rays = view.camera.rays().reshape(-1, 3) @ R.T.astype(np.float32)
+    rays = view.camera.rays().reshape(-1, 3) @ turn.T.astype(np.float32)
     z = rays[:, 2]
-    safe = np.where(z > 1e-6, z, 1)
-    u = np.rint(P[0, 0] * rays[:, 0] / safe + P[0, 2]).astype(np.int64)
-    v = np.rint(P[1, 1] * rays[:, 1] / safe + P[1, 2]).astype(np.int64)
-    inside = (z > 1e-6) & (u >= 0) & (v >= 0) & (u < depth.shape[1]) & (v < depth.shape[0])
+    u = np.rint(focal * rays[:, 0] / z - offset[0]).astype(np.int64)
+    v = np.rint(focal * rays[:, 1] / z - offset[1]).astype(np.int64)
+    inside = (u >= 0) & (v >= 0) & (u < depth.shape[1]) & (v < depth.shape[0])
     out = np.zeros(len(rays), np.float32)
-    out[inside] = depth[v[inside], u[inside]] / z[inside]  # depth along the rectified axis, of a ray with z = 1
+    out[inside] = depth[v[inside], u[inside]] / z[inside]  # along the view's own axis, of a ray with z = 1
     out[(out < near) | (out > far)] = 0
     return out.reshape(view.grey.shape)

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from worldstereo_ros.geometry.calibration import CameraCalibration
-from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.imaging.image_checks import ImageError
 from worldstereo_ros.io.colmap_models import ColmapImage, find_colmap_model, read_colmap_model
 from worldstereo_ros.io.datasets import open_sequence
@@ -21,6 +20,7 @@ from worldstereo_ros.io.images import image_size, read_depth, read_image
 from worldstereo_ros.io.nerfstudio import TRANSFORMS_FILE, Transforms, TransformsFrame, read_transforms
 from worldstereo_ros.io.photos import read_photo, read_photo_header
 from worldstereo_ros.io.results_folder import MARKER_FILE
+from worldstereo_ros.io.view_sequence import ViewSequence
 from worldstereo_ros.utils.indices import evenly_spaced_indices
 
 MAX_PHOTO_PIXELS = 64_000_000
@@ -296,14 +296,15 @@ def _open_posed(path: Path, limit: int | None) -> PhotographSource:
                 stamp_ns=int(stamp),
                 camera_key="sequence",
             )
-        yield from _without_poses(others, kept.camera, source)
+        yield from _without_poses(others, kept, source)
 
     source.photographs = photographs()
     return source
 
 
-def _without_poses(files: list[Path], camera: Camera, source: PhotographSource) -> Iterator[RawPhotograph]:
+def _without_poses(files: list[Path], sequence: ViewSequence, source: PhotographSource) -> Iterator[RawPhotograph]:
     """Photographs without poses beside a sequence; those of its size were taken with its camera."""
+    camera = sequence.camera
     for file in files:
         try:
             size = image_size(file)
@@ -313,7 +314,9 @@ def _without_poses(files: list[Path], camera: Camera, source: PhotographSource) 
         same = size == (camera.width, camera.height)
         calibration = CameraCalibration(camera, np.zeros(0), "") if same else None
         key = "sequence" if same else f"{size[0]}x{size[1]}"
-        yield RawPhotograph(file.name, _image_reader(file), size, calibration, camera_key=key)
+        depth = sequence.path / "depth" / f"{file.stem}.png"
+        load_depth = _depth_reader(depth if depth.is_file() else None, sequence.depth_scale)
+        yield RawPhotograph(file.name, _image_reader(file), size, calibration, load_depth=load_depth, camera_key=key)
 
 
 def _open_colmap(path: Path, model: Path, limit: int | None) -> PhotographSource:
