@@ -149,7 +149,7 @@ def test_neighbours_are_those_of_a_good_angle_on_both_sides():
     from worldstereo_ros.reconstruction.mapping import known_calibration
     from worldstereo_ros.reconstruction.sparse_model import SparseModel
 
-    poses = np.stack([view.world_from_camera for view in (render(pose) for pose in arc(9, step_deg=2))])
+    poses = arc(9, step_deg=2)
     random = np.random.default_rng(0)
     points = np.column_stack([random.uniform(-0.5, 0.5, (200, 2)), np.full(200, 3.0)])
     count = len(poses)
