@@ -48,6 +48,7 @@ class Conditioning:
         observations: all observations of the bank, whatever the pipeline gets as references.
         stored_confidence: (F, H, W, 2) float32 in 0..1, confidence of colour and of depth of the points that `renders`
             shows; None if memory holds observed points only.
+        captures: observations that were chosen for this clip, in order; empty: the pipeline chooses by itself.
     """
 
     start_view: View
@@ -58,6 +59,7 @@ class Conditioning:
     reference_index: np.ndarray
     observations: list[View] = field(default_factory=list)
     stored_confidence: np.ndarray | None = None
+    captures: list[View] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -52,12 +52,16 @@ class GeometryModel(Protocol):
         """Runs the network on (N, H, W, 3) uint8 RGB; H and W are multiples of `PATCH_PX`."""
 
 
-def align_geometry(geometry: NetworkGeometry, world_from_camera: np.ndarray) -> tuple[np.ndarray, PoseErrors]:
+def align_geometry(
+    geometry: NetworkGeometry, world_from_camera: np.ndarray, anchors: int | None = None
+) -> tuple[np.ndarray, PoseErrors]:
     """Depth of a network in the unit of poses that are known.
 
     Args:
         geometry: output for N photographs.
         world_from_camera: (N, 4, 4) poses of the same photographs.
+        anchors: the first photographs, whose poses determine the similarity; None = all. Of imagined pictures the pose
+            was asked for, not measured.
 
     Returns:
         ((N, H, W) float32 depth, 0 where the confidence is low or at a depth edge; errors of the network's poses after
@@ -66,7 +70,7 @@ def align_geometry(geometry: NetworkGeometry, world_from_camera: np.ndarray) -> 
     Raises:
         InputError: the cameras do not determine a similarity, or the network's poses contradict those that are known.
     """
-    errors = pose_errors(geometry.world_from_camera, world_from_camera)
+    errors = pose_errors(geometry.world_from_camera[:anchors], world_from_camera[:anchors])
     if not errors.ate_percent <= MAX_ATE_PERCENT:
         raise InputError(
             f"The poses of the network differ from those of the photographs by {errors.ate_percent:.0f} % of their "
@@ -99,10 +103,12 @@ def network_size(width: int, height: int) -> tuple[int, int]:
     return tuple(max(PATCH_PX, int(side * factor / PATCH_PX) * PATCH_PX) for side in (width, height))  # type: ignore[return-value]
 
 
-def estimate_geometry(model: GeometryModel, images: Sequence[np.ndarray], poses: np.ndarray) -> list[np.ndarray]:
+def estimate_geometry(
+    model: GeometryModel, images: Sequence[np.ndarray], poses: np.ndarray, *, anchors: int | None = None
+) -> list[np.ndarray]:
     """Depth of photographs (H, W, 3) uint8 by a network, at the size of each and in the unit of the poses (N, 4, 4).
 
-    All photographs are brought to the network size of the first.
+    All photographs are brought to the network size of the first. `anchors`: see `align_geometry`.
 
     Raises:
         InputError: see `align_geometry`.

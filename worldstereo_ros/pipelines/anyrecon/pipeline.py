@@ -330,18 +330,21 @@ class AnyReconPipeline:
         Raises:
             InputError: there is no observation to take as a capture.
         """
-        captures = conditioning.observations or [v for v in conditioning.references if v.is_observation]
         renders = conditioning.renders
-        selection = select_captures(
-            captures,
-            renders.depth.cpu().numpy(),
-            conditioning.camera,
-            conditioning.world_from_camera,
-            limit=self.max_captures,
-        )
-        if not selection.indices:
+        chosen = conditioning.captures[: self.max_captures]
+        if not chosen:
+            captures = conditioning.observations or [v for v in conditioning.references if v.is_observation]
+            selection = select_captures(
+                captures,
+                renders.depth.cpu().numpy(),
+                conditioning.camera,
+                conditioning.world_from_camera,
+                limit=self.max_captures,
+            )
+            chosen = [captures[index] for index in selection.indices]
+        if not chosen:
             raise InputError("The memory has no photograph: AnyRecon needs at least one capture.")
-        images = [captures[index].image for index in selection.indices]
+        images = [capture.image for capture in chosen]
         previous: list[np.ndarray] = []
         start = conditioning.start_view
         if not start.is_observation:
