@@ -16,7 +16,8 @@ def evaluate(
         list[str],
         typer.Option(
             metavar="DATA",
-            help="Posed sequence, folder of sequences, or worlds:SPLIT:COUNT such as worlds:test:8. Repeatable.",
+            help="Posed sequence, folder of sequences, or worlds:SPLIT:COUNT such as worlds:test:8. Interpolation and "
+            "extrapolation take sequences without depth, too. Repeatable.",
             rich_help_panel=INPUT,
         ),
     ],
@@ -27,11 +28,28 @@ def evaluate(
         list[str] | None,
         typer.Option(
             metavar="PROTOCOL",
-            help="Protocol: single, sparse, mono, revisit, loop, panorama or cloud. Repeatable.",
+            help="Protocol: single, sparse, mono, revisit, loop, panorama, cloud, interpolation or extrapolation. "
+            "Repeatable.",
             show_default="single and sparse",
             rich_help_panel="Protocol",
         ),
     ] = None,
+    poses: Annotated[
+        str,
+        typer.Option(
+            metavar="POSES",
+            help="Poses of the photographs that interpolation and extrapolation give: given, estimated or both.",
+            rich_help_panel="Protocol",
+        ),
+    ] = "both",
+    depth_source: Annotated[
+        str,
+        typer.Option(
+            metavar="SOURCE",
+            help="Their depth: sweep (from the photographs alone) or sensor.",
+            rich_help_panel="Protocol",
+        ),
+    ] = "sweep",
     depth: Annotated[
         bool,
         typer.Option(
@@ -61,8 +79,9 @@ def evaluate(
         list[str] | None,
         typer.Option(
             metavar="MODEL",
-            help="Pipeline: geometric, small, a checkpoint (folder or hub id), or open3d+telea. Options follow a "
-            "question mark, as in small?compose=false. Repeatable.",
+            help="Pipeline: geometric, small, a checkpoint (folder or hub id), anyrecon:PATH, or open3d+telea. Options "
+            "follow a question mark, as in small?compose=false; those of the loop in interpolation and extrapolation, "
+            "too, as in geometric?update=false&revisit=true. Repeatable.",
             show_default="geometric",
             rich_help_panel=MODEL,
         ),
@@ -104,6 +123,15 @@ def evaluate(
     ] = None,
 ) -> None:
     """Evaluate pipelines on sequences with ground truth, beside a baseline."""
+    from worldstereo_ros.evaluation.given_photographs import DEPTH_SOURCES, POSES
+
+    if poses not in (*POSES, "both") or depth_source not in DEPTH_SOURCES:
+        raise InputError(
+            f"--poses is '{poses}' and --depth-source '{depth_source}'; one of {', '.join((*POSES, 'both'))} and one of "
+            f"{', '.join(DEPTH_SOURCES)} were expected."
+        )
+    if (poses != "both" or depth_source != "sweep") and not {"interpolation", "extrapolation"} & set(protocol or ()):
+        raise InputError("--poses and --depth-source need --protocol interpolation or extrapolation.")
     if remember and not truth:
         raise InputError("--remember needs --truth.")
     if truth:
@@ -151,4 +179,6 @@ def evaluate(
         depth_model=depth_model,
         device=device,
         with_features=features,
+        poses=POSES if poses == "both" else (poses,),
+        depth_source=depth_source,
     )

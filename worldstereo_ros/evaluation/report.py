@@ -45,6 +45,12 @@ class Row:
         warp_error: difference of neighbouring views where both show the same surface, in holes.
         ece_colour, ece_depth: expected calibration error of both confidences over imagined pixels.
         curves: metrics of each evaluated view, in order.
+        poses: given or estimated, of the photographs that the protocols interpolation and extrapolation give.
+        ate_percent, rotation_degrees: errors of estimated poses, see `given_photographs.GivenPhotographs`.
+        st_lpips: mean ST-LPIPS over whole frames.
+        drift_pixels: how far imagined views are from the pose that was asked for, by what they show, see
+            `reconstruction.relocalisation`.
+        drifted: share of the imagined views that stayed out of the geometry.
     """
 
     sequence: str
@@ -83,11 +89,18 @@ class Row:
     ece_colour: float | None = None
     ece_depth: float | None = None
     curves: dict[str, list[float | None]] | None = None
+    poses: str | None = None
+    ate_percent: float | None = None
+    rotation_degrees: float | None = None
+    st_lpips: float | None = None
+    drift_pixels: float | None = None
+    drifted: float | None = None
 
 
-METRICS = tuple(field.name for field in fields(Row) if field.name != "curves")[4:]
+METRICS = tuple(field.name for field in fields(Row) if field.name not in ("curves", "poses"))[4:]
 SUMMARY_METRICS = (
-    "psnr", "psnr_unseen", "psnr_revisited_imagined", "seam", "joint", "cloud_f1", "steps", "seconds_per_view",
+    "psnr", "psnr_unseen", "psnr_revisited_imagined", "seam", "joint", "cloud_f1", "ate_percent", "rotation_degrees",
+    "st_lpips", "steps", "seconds_per_view",
 )  # fmt: skip
 HOLE_METRICS = (
     "psnr_unseen", "psnr_constant", "psnr_unseen_blurred", "psnr_constant_wholly_unseen", "psnr_blurred_wholly_unseen",
@@ -119,6 +132,11 @@ HEADINGS = {
     "contrast_kept": ("contrast ratio", "{:.3f}"),
     "seam": ("seam", "{:.2f}"),
     "joint": ("joint", "{:.2f}"),
+    "ate_percent": ("ATE %", "{:.2f}"),
+    "rotation_degrees": ("rotation °", "{:.2f}"),
+    "st_lpips": ("ST-LPIPS", "{:.3f}"),
+    "drift_pixels": ("drift px", "{:.1f}"),
+    "drifted": ("drifted", "{:.2f}"),
     "psnr_constant": ("PSNR\nconstant", "{:.2f}"),
     "psnr_unseen_blurred": ("PSNR\nblurred", "{:.2f}"),
     "psnr_constant_wholly_unseen": ("wholly unseen\nconstant", "{:.2f}"),
@@ -141,13 +159,13 @@ def mean(values: list[float | None]) -> float | None:
 
 
 def means(rows: Sequence[Row]) -> list[Row]:
-    """One row for each protocol and pipeline with several sequences: means of the metrics, sum of the frames."""
-    groups: dict[tuple[str, str], list[Row]] = {}
+    """One row for each protocol, poses and pipeline with several sequences: means of the metrics, sum of the frames."""
+    groups: dict[tuple[str, str | None, str], list[Row]] = {}
     for row in rows:
-        groups.setdefault((row.protocol, row.pipeline), []).append(row)
+        groups.setdefault((row.protocol, row.poses, row.pipeline), []).append(row)
     return [
-        Row("mean", protocol, pipeline, sum(row.frames for row in group), **_means(group))
-        for (protocol, pipeline), group in groups.items()
+        Row("mean", protocol, pipeline, sum(row.frames for row in group), **_means(group), poses=poses)
+        for (protocol, poses, pipeline), group in groups.items()
         if len(group) > 1
     ]
 
@@ -163,7 +181,8 @@ def one_line(row: Row) -> str:
         for name in SUMMARY_METRICS
         if (value := getattr(row, name)) is not None
     ]
-    return f"{row.protocol}, {row.sequence}, {row.pipeline}: {', '.join(metrics) or 'no metrics'}"
+    poses = f", {row.poses} poses" if row.poses else ""
+    return f"{row.protocol}, {row.sequence}{poses}, {row.pipeline}: {', '.join(metrics) or 'no metrics'}"
 
 
 def format_table(rows: list[Row]) -> Table:
@@ -187,6 +206,7 @@ def _table(rows: list[Row], headings: dict[str, tuple[str, str]], title: str, ca
     # Names of pipelines are long, and their ends tell them apart.
     columns = [
         *(Column(name, attrgetter(name), label=True) for name in ("protocol", "sequence")),
+        *([Column("poses", attrgetter("poses"), label=True)] if any(row.poses for row in rows) else []),
         Column("pipeline", attrgetter("pipeline"), label=True, fold=True),
         Column("frames", attrgetter("frames")),
     ]

@@ -11,19 +11,25 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from worldstereo_ros.depth.estimators import DepthEstimator
+from worldstereo_ros.depth.estimators import SMALL, DepthEstimator, load_depth_estimator
 from worldstereo_ros.evaluation import metrics, perceptual
 from worldstereo_ros.evaluation.ablations import stage_pipelines
 from worldstereo_ros.evaluation.baseline import BASELINES, fuse_by_tsdf, fuse_by_voxels, merge_point_clouds
 from worldstereo_ros.evaluation.calibration import Calibration, calibration_table, check_ending
 from worldstereo_ros.evaluation.contact_sheets import ContactSheets
+from worldstereo_ros.evaluation.given_photographs import POSES, SWEEP
 from worldstereo_ros.evaluation.hole_sheets import HoleSheets
 from worldstereo_ros.evaluation.inputs import open_inputs
 from worldstereo_ros.evaluation.output import prefixed, print_table, row_recorder
 from worldstereo_ros.evaluation.protocols import PROTOCOLS, Scenario, make_scenario
+from worldstereo_ros.evaluation.reconstruction_protocols import (
+    RECONSTRUCTION_PROTOCOLS,
+    PhotoSettings,
+    evaluate_photographs,
+)
 from worldstereo_ros.evaluation.report import Row, format_hole_table, format_table, one_line, write_json
 from worldstereo_ros.evaluation.scoring import EvaluatedView, Scorer, imagined_views, observed_world
-from worldstereo_ros.evaluation.world_sequences import PosedSequence, WorldSequence
+from worldstereo_ros.evaluation.world_sequences import PosedSequence, WorldSequence, open_data
 from worldstereo_ros.pipelines.geometric.pipeline import GeometricPipeline
 from worldstereo_ros.utils.errors import InputError
 
@@ -44,11 +50,13 @@ def run(
     depth_model: str = "",
     device: str = "cpu",
     with_features: bool = True,
+    poses: Sequence[str] = POSES,
+    depth_source: str = SWEEP,
 ) -> list[Row]:
     """Evaluates and prints the table; `worldstereo evaluate` calls it.
 
     Args:
-        data, protocols, pipelines, every, depth_model, device, with_features: see `evaluate`.
+        data, protocols, pipelines, every, depth_model, device, with_features, poses, depth_source: see `evaluate`.
         stages: a training run's folder; all pipelines of its ablation table are evaluated too (see `ablations`).
         json_file: file for the rows, rewritten after each row, so that an interruption loses none.
         sheet: file for the contact sheet; several sequences or protocols get one file each.
@@ -76,6 +84,9 @@ def run(
             depth_model=depth_model,
             device=device,
             with_features=with_features,
+            poses=poses,
+            depth_source=depth_source,
+            on_note=lambda text: console.print(text, style="dim", highlight=False, soft_wrap=True, markup=False),
             progress=status.update,
             on_row=lambda row: record([row]),
             sheets=sheets,
@@ -88,7 +99,9 @@ def run(
         print_table(console, holes)
         if with_features and not perceptual.is_available():
             console.print(f"Without patch KID and ST-LPIPS, whose weights are not installed: {perceptual.INSTALL}")
-    if any(row.frames == 0 for row in rows):
+    if any(row.frames == 0 and row.poses for row in rows):
+        console.print("Rows without metrics: the poses of the given photographs could not be estimated; see above.")
+    if any(row.frames == 0 and not row.poses for row in rows):
         console.print("Rows without metrics: the protocol mono needs a depth model; --depth-model none disables it.")
     if sheets is not None and sheet is not None:
         for file in sheets.write(sheet):
@@ -112,6 +125,9 @@ def evaluate(
     depth_model: str = "",
     device: str = "cpu",
     with_features: bool = True,
+    poses: Sequence[str] = POSES,
+    depth_source: str = SWEEP,
+    on_note: Callable[[str], None] | None = None,
     progress: Callable[[str], None] | None = None,
     on_row: Callable[[Row], None] | None = None,
     sheets: ContactSheets | None = None,
@@ -122,7 +138,8 @@ def evaluate(
 
     Args:
         data: posed sequences with depth, folders of them, or `worlds:SPLIT:COUNT` (see `world_sequences`).
-        protocols: one or several of `PROTOCOLS`.
+        protocols: one or several of `PROTOCOLS` and `reconstruction_protocols.RECONSTRUCTION_PROTOCOLS`; the latter
+            take sequences without depth, too.
         pipelines: names of `load_pipeline` with options after a `?` (see `pipeline_options`), `geometric-unaligned`, or
             baselines.
         every: evaluate every n-th held-out frame.
@@ -130,6 +147,8 @@ def evaluate(
             network. With "none" the rows of mono have no metrics.
         device: device of the pipelines.
         with_features: compute patch KID and ST-LPIPS too, see `hole_scores`.
+        poses, depth_source: of the photographs that interpolation and extrapolation give, see `PhotoSettings`.
+        on_note: called with sentences about these photographs, and the pose error of each view imagined from them.
         progress: called with a line of text before each part, and between denoising steps.
         on_row: called with each row when it is ready.
         sheets: collects images of some frames.
@@ -140,10 +159,10 @@ def evaluate(
         InputError: a protocol, pipeline or sequence is unknown or unsuitable.
     """
     protocols = [protocols] if isinstance(protocols, str) else list(protocols)
+    known = (*PROTOCOLS, *RECONSTRUCTION_PROTOCOLS)
     for protocol in protocols:
-        if protocol not in PROTOCOLS:
-            raise InputError(f"The protocol '{protocol}' is unknown; one of {', '.join(PROTOCOLS)} was expected.")
-    sequences, names, loaded, estimator = open_inputs(data, protocols, [*ALWAYS, *pipelines], depth_model, device)
+        if protocol not in known:
+            raise InputError(f"The protocol '{protocol}' is unknown; one of {', '.join(known)} was expected.")
     rows: list[Row] = []
 
     def add(*new: Row) -> None:
@@ -152,6 +171,22 @@ def evaluate(
             if on_row:
                 on_row(row)
 
+    of_photographs = [protocol for protocol in protocols if protocol in RECONSTRUCTION_PROTOCOLS]
+    if of_photographs:
+        settings = PhotoSettings(tuple(poses), depth_source, every, device=device, with_features=with_features)
+        for row in evaluate_photographs(
+            [sequence for one in data for sequence in open_data(one, needs_depth=False)],
+            *(of_photographs, pipelines, settings, load_depth_estimator(depth_model or SMALL, device)),
+            progress=progress,
+            on_note=on_note,
+            sheets=sheets,
+            hole_sheets=hole_sheets,
+        ):
+            add(row)
+    protocols = [protocol for protocol in protocols if protocol in PROTOCOLS]
+    if not protocols:
+        return rows
+    sequences, names, loaded, estimator = open_inputs(data, protocols, [*ALWAYS, *pipelines], depth_model, device)
     for protocol in protocols:
         for sequence in sequences:
             if progress:

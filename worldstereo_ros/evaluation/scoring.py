@@ -70,6 +70,8 @@ class Scorer:
         calibration: collects confidences and errors, if given.
         hole_sheets: collects images of all views, if given.
         with_features: see `HoleTruth`.
+        uncovered: (H, W) bool for each pair of the scenario, pixels that the observed views do not cover; None: as a
+            world model that observes them finds.
     """
 
     def __init__(
@@ -84,6 +86,7 @@ class Scorer:
         calibration: Calibration | None,
         hole_sheets: HoleSheets | None = None,
         with_features: bool = True,
+        uncovered: list[np.ndarray] | None = None,
     ) -> None:
         self.sequence, self.protocol, self.kind = sequence, protocol, kind
         self.scenario, self.truths, self.calibration = scenario, truths, calibration
@@ -91,7 +94,7 @@ class Scorer:
         self.seen = [metrics.seen_pixels(truth, observed_views) for truth in truths]
         self.holes = HoleTruth(truths, self.seen, [view.image for view in scenario.observed_views], with_features)
         self.unseen = self.holes.unseen
-        self.uncovered = _uncovered_pixels(scenario)
+        self.uncovered = _uncovered_pixels(scenario) if uncovered is None else uncovered
         self.sheet_section = (
             None
             if sheets is None

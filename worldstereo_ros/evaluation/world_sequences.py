@@ -16,6 +16,7 @@ import numpy as np
 
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.views import View
+from worldstereo_ros.io.datasets import open_sequence
 from worldstereo_ros.io.posed_sequences import open_posed
 from worldstereo_ros.panorama.perspective_views import pose_from_angles
 from worldstereo_ros.panorama.stitching import Panorama, panorama_from_views
@@ -188,11 +189,13 @@ def open_worlds(text: str) -> list[WorldSequence]:
     return found
 
 
-def open_data(data: str | Path | PosedSequence) -> list[PosedSequence]:
+def open_data(data: str | Path | PosedSequence, *, needs_depth: bool = True) -> list[PosedSequence]:
     """Opens the sequences of one `--data` option.
 
     Args:
         data: `worlds:SPLIT:COUNT`, a posed sequence with depth, a folder of such sequences, or an open sequence.
+        needs_depth: of the sequences in a folder, open those with depth only. False: also data of other kinds that has
+            poses (`io.datasets`).
 
     Raises:
         InputError: it is none of these.
@@ -208,7 +211,14 @@ def open_data(data: str | Path | PosedSequence) -> list[PosedSequence]:
         )
     if (path / "poses.txt").is_file():
         return [open_posed(path)]
-    found = sorted(file.parent for file in path.glob("*/poses.txt") if (file.parent / "depth").is_dir())
+    found = sorted(
+        file.parent for file in path.glob("*/poses.txt") if not needs_depth or (file.parent / "depth").is_dir()
+    )
+    if not found and not needs_depth:
+        sequence = open_sequence(path)
+        if not sequence.posed or len(sequence) < 2:
+            raise InputError(f"{path} has no poses of several views; a sequence with poses was expected.")
+        return [sequence]
     if not found:
         raise InputError(f"{path} is not a posed sequence (poses.txt, frames/, depth/) and contains none.")
     return [open_posed(folder) for folder in found]

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from worldstereo_ros.depth.estimated_views import insert_estimated
+from worldstereo_ros.geometry.views import View
 from worldstereo_ros.memory.bank import DEFAULT_BYTES, MAX_VIEWS, ViewBank
 from worldstereo_ros.memory.cloud import CloudMemory
-from worldstereo_ros.reconstruction.dense import PlaceViews
 from worldstereo_ros.utils.errors import InputError
 
 VOXEL_PIXELS = 1.0  # edge of a voxel in pixels at the median depth
@@ -20,7 +20,7 @@ MAX_RADIUS = 900_000  # voxels from the origin, which the cloud's keys reach
 
 
 def fuse(
-    views: PlaceViews, *, device: str = "cpu", on_progress: Callable[[int, int], None] | None = None
+    views: Sequence[View], *, device: str = "cpu", on_progress: Callable[[int, int], None] | None = None
 ) -> tuple[CloudMemory, ViewBank]:
     """Fuses views into memories.
 
@@ -56,7 +56,7 @@ def fuse(
     return cloud, bank
 
 
-def voxel_size(views: PlaceViews) -> float:
+def voxel_size(views: Sequence[View]) -> float:
     """Edge of a voxel: the size of a pixel at the median depth, in the unit of the poses.
 
     Raises:
