@@ -126,10 +126,8 @@ def evaluate(
     from worldstereo_ros.evaluation.given_photographs import DEPTH_SOURCES, POSES
 
     if poses not in (*POSES, "both") or depth_source not in DEPTH_SOURCES:
-        raise InputError(
-            f"--poses is '{poses}' and --depth-source '{depth_source}'; one of {', '.join((*POSES, 'both'))} and one of "
-            f"{', '.join(DEPTH_SOURCES)} were expected."
-        )
+        expected = f"one of {', '.join((*POSES, 'both'))} and one of {', '.join(DEPTH_SOURCES)}"
+        raise InputError(f"--poses is '{poses}' and --depth-source is '{depth_source}'; {expected} were expected.")
     if (poses != "both" or depth_source != "sweep") and not {"interpolation", "extrapolation"} & set(protocol or ()):
         raise InputError("--poses and --depth-source need --protocol interpolation or extrapolation.")
     if remember and not truth:
