@@ -25,8 +25,8 @@ from worldstereo_ros.geometry.views import ImaginedView
 from worldstereo_ros.imaging.resizing import resize_image
 from worldstereo_ros.pipelines.base import Conditioning, OnStep, PipelineFrame
 from worldstereo_ros.pipelines.confidence import ConfidenceModel
+from worldstereo_ros.pipelines.geometric.layout import estimate_layout
 from worldstereo_ros.pipelines.geometric.pipeline import GeometricPipeline
-from worldstereo_ros.pipelines.geometric.plane_extrapolation import estimate_layout
 from worldstereo_ros.pipelines.geometric.warped_view import WarpedView
 from worldstereo_ros.pipelines.worldstereo.compositing import compose, mix_with_memory
 from worldstereo_ros.pipelines.worldstereo.model_inputs import build_model_inputs

@@ -19,8 +19,9 @@ from worldstereo_ros.evaluation.world_sequences import open_data
 from worldstereo_ros.io.images import write_image
 from worldstereo_ros.pipelines.auto import load_pipeline
 from worldstereo_ros.pipelines.base import Conditioning, PipelineFrame
+from worldstereo_ros.pipelines.geometric.layout import estimate_layout
 from worldstereo_ros.pipelines.geometric.pipeline import GeometricPipeline
-from worldstereo_ros.pipelines.geometric.plane_extrapolation import estimate_layout, render_layout
+from worldstereo_ros.pipelines.geometric.plane_extrapolation import render_layout
 from worldstereo_ros.world import WorldModel
 
 WIDTH_PX, ROWS = 320, 6  # width of an image, rows of the sheet

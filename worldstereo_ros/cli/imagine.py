@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from worldstereo_ros.cli.options import INPUT, MODEL, PATH, DepthModel, Device, Model, Out, Prompt, Seed, Variant
+from worldstereo_ros.cli.options import INPUT, MODEL, PATH, DepthModel, Device, Fill, Model, Out, Prompt, Seed, Variant
 from worldstereo_ros.cli.recording_options import (
     BAG,
     BaseFrame,
@@ -200,6 +200,7 @@ def imagine(
             rich_help_panel=MODEL,
         ),
     ] = "torch",
+    fill: Fill = "smooth",
     out: Out = Path("imagine_out"),
 ) -> None:
     """Imagine views along a path, from a recording, without ROS.
@@ -296,7 +297,7 @@ def imagine(
         console.print(f"Depth is missing; estimating it with {escape(estimator_name)}.")
     elif archive is None and depth_model not in ("", NONE):
         console.print(f"All views have measured depth: --depth-model {escape(depth_model)} is not used.")
-    pipeline = load_pipeline(model, device, variant=variant, dtype=dtype, control_backend=control_backend)
+    pipeline = load_pipeline(model, device, variant=variant, dtype=dtype, control_backend=control_backend, fill=fill)
     memories = () if archive is None else (archive.cloud, archive.bank)
     world = WorldModel(pipeline, *memories, depth_estimator=estimator, device=device)
     remembered = list(observed_views) if archive is not None else []

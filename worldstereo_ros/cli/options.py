@@ -38,6 +38,14 @@ DepthModel = Annotated[
         rich_help_panel=MODEL,
     ),
 ]
+Fill = Annotated[
+    str,
+    typer.Option(
+        metavar="FILL",
+        help="What the model geometric shows where nothing was seen: smooth, or planes (of a closed room).",
+        rich_help_panel=MODEL,
+    ),
+]
 Prompt = Annotated[
     str,
     typer.Option(

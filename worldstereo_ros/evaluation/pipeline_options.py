@@ -20,7 +20,7 @@ from worldstereo_ros.models.worldstereo.masks import MODES
 from worldstereo_ros.pipelines.auto import load_pipeline
 from worldstereo_ros.pipelines.base import Conditioning, OnStep, Pipeline, PipelineFrame
 from worldstereo_ros.pipelines.diffusion.distributed import process_count
-from worldstereo_ros.pipelines.geometric.pipeline import GeometricPipeline
+from worldstereo_ros.pipelines.geometric.pipeline import FILLS, GeometricPipeline
 from worldstereo_ros.utils.errors import InputError
 
 if TYPE_CHECKING:
@@ -59,6 +59,12 @@ def _attention(value: str) -> str:
     return value
 
 
+def _fill(value: str) -> str:
+    if value not in FILLS:
+        raise InputError(f"one of {', '.join(FILLS)}")
+    return value
+
+
 OPTIONS: dict[str, Callable[[str], Any]] = {
     "steps": _steps,
     "guidance": _guidance,
@@ -66,7 +72,9 @@ OPTIONS: dict[str, Callable[[str], Any]] = {
     "control": _boolean,
     "memory": _boolean,
     "reference_attention": _attention,
+    "refine": _boolean,
 }
+GEOMETRIC_OPTIONS: dict[str, Callable[[str], Any]] = {"fill": _fill}
 
 
 @dataclass(frozen=True)
@@ -83,6 +91,8 @@ class PipelineName:
             control: false disables the control branch (renders, holes, Plücker rays).
             memory: false gives the model no reference views.
             reference_attention: full, paired or correspondence.
+            refine: false leaves imagined pixels as the transformer made them.
+            fill: of `geometric`: smooth or planes.
     """
 
     text: str
@@ -98,21 +108,22 @@ class PipelineName:
         """
         model, mark, query = text.partition("?")
         options: dict[str, Any] = {}
+        known = GEOMETRIC_OPTIONS if model == "geometric" else OPTIONS
+        if mark and model in (UNALIGNED, *BASELINES):
+            raise InputError(f"'{model}' is not a checkpoint and takes no options; '{text}' has {query}.")
         for part in query.split("&") if mark else ():
             name, equals, value = part.partition("=")
-            if not equals or name not in OPTIONS:
+            if not equals or name not in known:
                 raise InputError(
                     f"The pipeline '{text}' has the option '{part}'; OPTION=VALUE was expected, with an option of "
-                    f"{', '.join(OPTIONS)}."
+                    f"{', '.join(known)}."
                 )
             if name in options:
                 raise InputError(f"The pipeline '{text}' has {name} twice; give it once.")
             try:
-                options[name] = OPTIONS[name](value)
+                options[name] = known[name](value)
             except ValueError as expected:
                 raise InputError(f"The pipeline '{text}' has {name}={value}; {expected} was expected.") from None
-        if options and model in ("geometric", UNALIGNED, *BASELINES):
-            raise InputError(f"'{model}' is not a checkpoint and takes no options; '{text}' has {', '.join(options)}.")
         return cls(text, model, options)
 
 
@@ -145,18 +156,28 @@ class Pipelines:
 
 @contextmanager
 def with_options(pipeline: Any, options: Mapping[str, Any]) -> Iterator[Pipeline]:
-    """Context manager: applies options to a checkpoint's pipeline and restores it afterwards."""
+    """Context manager: applies options to a pipeline and restores it afterwards."""
     if not options:
         yield pipeline
         return
+    if isinstance(pipeline, GeometricPipeline):
+        fill = pipeline.fill
+        try:
+            pipeline.fill = options["fill"]
+            yield pipeline
+        finally:
+            pipeline.fill = fill
+        return
     transformer = pipeline.transformer
-    before = {name: getattr(pipeline, name) for name in ("steps", "guidance", "compose_observed")}
+    before = {name: getattr(pipeline, name) for name in ("steps", "guidance", "compose_observed", "refiner")}
     control, control_settings = transformer.controlnet, transformer.config.controlnet_cfg
     attention, implementation = transformer.config.reference_attention, transformer.attention_implementation
     try:
         for option, attribute in (("steps", "steps"), ("guidance", "guidance"), ("compose", "compose_observed")):
             if option in options:
                 setattr(pipeline, attribute, options[option])
+        if not options.get("refine", True):
+            pipeline.refiner = None
         if "reference_attention" in options:
             transformer.set_reference_attention(options["reference_attention"], implementation)
         if not options.get("control", True):
@@ -190,7 +211,7 @@ class _WithoutReferences:
 
 
 def _check(name: PipelineName, pipeline: Any) -> None:
-    if not name.options:
+    if not name.options or isinstance(pipeline, GeometricPipeline):
         return
     config = getattr(pipeline, "config", None)
     if config is None:

@@ -21,6 +21,7 @@ def load_pipeline(
     variant: str = "",
     dtype: str = "auto",
     control_backend: str = "torch",
+    fill: str = "smooth",
     **options: Any,
 ) -> Pipeline:
     """Loads a pipeline.
@@ -34,6 +35,7 @@ def load_pipeline(
             one with the fewest steps. Of AnyRecon the attention: dense or sparse.
         dtype: dtype of a checkpoint's networks, one of `DTYPES`; auto: bfloat16 on CUDA, float32 on the CPU.
         control_backend: runs a checkpoint's control branch: torch, onnxruntime or tensorrt (docs/guides/export.md).
+        fill: what holes of `geometric` show: smooth or planes (see `GeometricPipeline`).
         options: keyword arguments of `from_pretrained` of the pipeline's class.
 
     Raises:
@@ -49,7 +51,9 @@ def load_pipeline(
             )
         from worldstereo_ros.pipelines.geometric.pipeline import GeometricPipeline
 
-        return GeometricPipeline()
+        return GeometricPipeline(fill=fill)
+    if fill != "smooth":
+        raise InputError(f"The fill '{fill}' is an option of geometric; '{model}' decides itself what holes show.")
     if dtype not in DTYPES:
         raise InputError(f"The dtype '{dtype}' is unknown; one of {', '.join(DTYPES)} was expected.")
     if model.startswith(ANYRECON):

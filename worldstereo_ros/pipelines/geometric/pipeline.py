@@ -7,7 +7,8 @@ A view from the very pose of an observation is the image of that observation (`c
 2. Every reference is looked up at that depth, after exposure alignment (`imaging/exposure.py`). Look-ups are weighted
    by angle, resolution, and distance from image borders and depth edges, and only count if the reference's depth
    agrees.
-3. What no reference shows is filled smoothly from its surroundings, background first.
+3. What no reference shows is filled smoothly from its surroundings, background first; with `fill="planes"`, it shows
+   the planes of the place, also those of a room that no view saw whole (`plane_fill.py`).
 4. Pixels are labelled as observed by the rules of `provenance.py`, as estimated by those of `estimated.py`.
 """
 
@@ -17,6 +18,7 @@ import os
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -30,6 +32,8 @@ from worldstereo_ros.imaging.warping import gather_rows, normalise_rows, pixel_t
 from worldstereo_ros.pipelines.base import Conditioning, OnStep, PipelineFrame
 from worldstereo_ros.pipelines.geometric.coincidence import coincident_observation
 from worldstereo_ros.pipelines.geometric.estimated import estimated_pixels
+from worldstereo_ros.pipelines.geometric.layout import Layout, LayoutEstimator
+from worldstereo_ros.pipelines.geometric.plane_fill import fill_with_planes
 from worldstereo_ros.pipelines.geometric.provenance import observed_pixels
 from worldstereo_ros.pipelines.geometric.references import (
     MAX_PARALLAX_PX,
@@ -39,6 +43,7 @@ from worldstereo_ros.pipelines.geometric.references import (
     supporting_view,
 )
 from worldstereo_ros.pipelines.geometric.warped_view import WarpedView
+from worldstereo_ros.utils.errors import InputError
 from worldstereo_ros.utils.jit import run_in_threads, split_range
 
 COMPLETED_TOLERANCE = 0.15  # relative difference within which depths that were completed, not measured, agree
@@ -46,27 +51,41 @@ BORDER_FEATHER_PX = 24.0  # over which the weight of a reference rises from its 
 ANGLE_SHARPNESS = 30.0  # of the weight against the angle between lines of sight: a quarter at 15 degrees
 PRIOR_WEIGHT = 0.2  # of the mean colour of the references, in smooth fills
 SPECKLE_WINDOW_PX, MIN_SPECKLE_COVERAGE = 9, 0.35  # points that cover less of the window around them are removed
+FILLS = ("smooth", "planes")
+GUIDE_WEIGHT = 0.3  # of the smooth fill, for the light of planes
+SHOWN_PROBABILITY = (0.1, 0.4)  # of a plane, from which it begins to show and at which it hides the smooth fill
+MIN_DEPTH_PROBABILITY = 0.4  # of a plane whose depth is that of the view
+SEED_MASK = 0xFFFFFFFF
 EXPOSURE_POWER = 2.0  # of a reference's share of the image, in the exposure of the image
 
 
 class GeometricPipeline:
-    """Imagines views from memory alone; see the module. Deterministic: prompt and generator are not used.
+    """Imagines views from memory alone; see the module. The same seed gives the same views; the prompt is not used.
 
     Attributes:
         threads: number of threads that one view may use.
+        fill: what holes show, one of `FILLS`.
     """
 
     name = "geometric"
     clip_length = 1
     selects_references = True
 
-    def __init__(self, *, align: bool = True, threads: int | None = None) -> None:
+    def __init__(self, *, align: bool = True, threads: int | None = None, fill: str = "smooth") -> None:
         """Creates the pipeline.
 
         Args:
             align: align the exposure of the references.
             threads: number of threads that one view may use; None: the number of cores, at most 4.
+            fill: what holes show: `smooth` (a smooth fill, the mean of what may be there) or `planes`.
+
+        Raises:
+            InputError: the fill is unknown.
         """
+        if fill not in FILLS:
+            raise InputError(f"The fill '{fill}' is unknown; one of {', '.join(FILLS)} was expected.")
+        self.fill = fill
+        self._estimate_layout = LayoutEstimator()
         self.threads = min(4, os.cpu_count() or 1) if threads is None else threads
         self._cache = ReferenceCache(align=align)
         self._lock = threading.Lock()  # of the cache: views may be warped in several threads
@@ -78,13 +97,50 @@ class GeometricPipeline:
 
         Args:
             conditioning: what memory holds about the clip.
-            prompt, generator: not used.
+            prompt: not used.
+            generator: chooses the details that planes show; nothing else is random.
             on_step: called as on_step("warping", index, count) before each view; may raise `Cancelled`.
         """
         count = len(conditioning.world_from_camera)
+        layout = self._estimate_layout(conditioning.references) if self.fill == "planes" else None
         for index in range(count):
             on_step("warping", index, count)
-            yield self.label_provenance(conditioning, index, self.warp(conditioning, index))
+            warped = self.warp(conditioning, index)
+            frame = self.label_provenance(conditioning, index, warped)
+            if layout is not None and warped.coincident is None:
+                frame = self._with_planes(frame, warped, conditioning, index, layout, generator.initial_seed())
+            yield frame
+
+    def _with_planes(
+        self,
+        frame: PipelineFrame,
+        warped: WarpedView,
+        conditioning: Conditioning,
+        index: int,
+        layout: Layout,
+        seed: int,
+    ) -> PipelineFrame:
+        """The frame with planes in its holes, as far as they are likely."""
+        camera, pose = conditioning.camera, conditioning.world_from_camera[index]
+        seen = frame.observed if frame.estimated is None else frame.observed | frame.estimated
+        known = seen | warped.valid_mask
+        fill = fill_with_planes(
+            *(frame.image, known, warped.depth, layout, camera, pose),
+            guide_weight=GUIDE_WEIGHT,
+            seed=seed & SEED_MASK,
+            threads=self.threads,
+        )
+        low, high = SHOWN_PROBABILITY
+        share = np.clip((fill.probability - low) / (high - low), 0, 1)[..., None]
+        image = frame.image + share * (fill.image - frame.image)
+        likely = (fill.depth > 0) & (fill.probability > MIN_DEPTH_PROBABILITY)
+        return replace(
+            frame,
+            image=np.clip(np.rint(image), 0, 255).astype(np.uint8),
+            depth=np.where(likely, fill.depth, warped.depth),
+            memory_image=warped.image,
+            plane_absence=np.where(known, np.float32(0), 1 - fill.probability).clip(0, 1),
+        )
 
     def warp_all(self, conditioning: Conditioning, on_step: OnStep) -> list[WarpedView]:
         """Warps all views of a clip in several threads, for pipelines that need them all before they start.

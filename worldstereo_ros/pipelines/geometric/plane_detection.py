@@ -80,11 +80,17 @@ class SampledView(NamedTuple):
         samples: its samples.
         grid_from_world: (3, 4) from world points to (column, row, 1) of the grid, times depth.
         depth: (rows, GRID_WIDTH) float32 metres, 0 = none was measured.
+        directions: (rows, GRID_WIDTH, 3) unit vectors of the lines of sight, world frame.
+        position: (3,) of the camera, metres.
+        up: (3,) upward direction of the image, world frame.
     """
 
     samples: PlaneSamples
     grid_from_world: np.ndarray
     depth: np.ndarray
+    directions: np.ndarray
+    position: np.ndarray
+    up: np.ndarray
 
 
 class DetectedPlane(NamedTuple):
@@ -114,6 +120,11 @@ class PlaneTexture(NamedTuple):
     parameters: np.ndarray
     colours: np.ndarray
     distance: np.ndarray
+
+    @property
+    def area(self) -> float:
+        """The observed area, square metres."""
+        return float(self.parameters[13]) ** 2
 
 
 def sample_view(view: View) -> SampledView:
@@ -160,7 +171,9 @@ def sample_view(view: View) -> SampledView:
         tolerance=TOLERANCE_M + TOLERANCE_PER_M * z,
         spacing=spacing,
     )
-    return SampledView(samples, grid_camera.matrix @ np.linalg.inv(pose)[:3], depth)
+    directions = (rays / np.linalg.norm(rays, axis=-1, keepdims=True)) @ pose[:3, :3].T
+    grid_from_world = grid_camera.matrix @ np.linalg.inv(pose)[:3]
+    return SampledView(samples, grid_from_world, depth, directions, pose[:3, 3], -pose[:3, 1])
 
 
 def detect_planes(samples: PlaneSamples, random: np.random.Generator) -> list[DetectedPlane]:

@@ -22,7 +22,8 @@ from worldstereo_ros.geometry.views import View
 from worldstereo_ros.imaging.resizing import resize_image
 from worldstereo_ros.models.worldstereo.camera_embedding import normalise_cameras, plucker_embedding, pose_vectors
 from worldstereo_ros.pipelines.base import Conditioning
-from worldstereo_ros.pipelines.geometric.plane_extrapolation import Layout, render_layout
+from worldstereo_ros.pipelines.geometric.layout import Layout
+from worldstereo_ros.pipelines.geometric.plane_extrapolation import render_layout
 from worldstereo_ros.pipelines.geometric.warped_view import WarpedView
 
 MIN_COVERAGE = 0.5  # fraction of a pixel; a pixel that is covered less is a hole

@@ -42,14 +42,8 @@ def _row(
     choices: tuple[str, ...] = (),
     applies: str = LIVE,
 ) -> Any:
-    info = {
-        "description": description,
-        "unit": unit,
-        "low": low,
-        "high": high,
-        "choices": choices,
-        "applies": applies,
-    }
+    limits = {"low": low, "high": high, "choices": choices}
+    info = {"description": description, "unit": unit, **limits, "applies": applies}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata={**info, "default": default})
     return field(default=default, metadata={**info, "default": default})
@@ -84,6 +78,12 @@ class NodeParameters:
         "Runtime of the control branch of a WorldStereo model: torch, onnxruntime (with its CUDA provider on a GPU) or "
         "tensorrt (an engine is built for each size and cached).",
         choices=("torch", "onnxruntime", "tensorrt"),
+        applies=CONFIGURE,
+    )
+    fill: str = _row(
+        "smooth",
+        "What the model geometric shows where nothing was seen: smooth colours, or the planes of a closed room.",
+        choices=("smooth", "planes"),
         applies=CONFIGURE,
     )
     device: str = _row("auto", "Device: auto (CUDA if available), cpu, cuda or cuda:N.", applies=CONFIGURE)

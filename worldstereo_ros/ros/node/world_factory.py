@@ -44,6 +44,7 @@ def build_world(parameters: NodeParameters) -> WorldModel:
             variant=parameters.variant,
             dtype=parameters.dtype,
             control_backend=parameters.control_backend,
+            fill=parameters.fill,
         )
         estimator = None
         if parameters.depth_source != "sensor":

@@ -20,8 +20,9 @@ from worldstereo_ros.geometry.view_overlap import retrieval_scores
 from worldstereo_ros.geometry.views import View
 from worldstereo_ros.models.worldstereo.camera_embedding import normalise_cameras, plucker_embedding, pose_vectors
 from worldstereo_ros.pipelines.base import Conditioning
+from worldstereo_ros.pipelines.geometric.layout import estimate_layout
 from worldstereo_ros.pipelines.geometric.pipeline import GeometricPipeline
-from worldstereo_ros.pipelines.geometric.plane_extrapolation import estimate_layout, render_layout
+from worldstereo_ros.pipelines.geometric.plane_extrapolation import render_layout
 from worldstereo_ros.pipelines.worldstereo.conditioning import fit_renders, published_matrix
 from worldstereo_ros.rendering.splatting import render
 from worldstereo_ros.training.data.dataset import WorldDataset, augment_colours

@@ -1,0 +1,130 @@
+"""Details of surfaces: periods, which texels count, and their continuation."""
+
+import cv2
+import numpy as np
+import pytest
+from helpers.box_room import floor_texture, observe, room, turned
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.spatial.transform import Rotation
+
+from worldstereo_ros.geometry.cameras import Camera
+from worldstereo_ros.pipelines.geometric import plane_details
+from worldstereo_ros.pipelines.geometric.detail_rendering import add_details, pack_examples
+from worldstereo_ros.pipelines.geometric.layout import estimate_layout
+from worldstereo_ros.pipelines.geometric.plane_details import TEXELS, DetailExample, canonical_axes
+
+SHARP = Camera.from_fov(320, 240, np.radians(75))
+GRID = np.arange(TEXELS)
+
+
+@settings(deadline=None)
+@given(st.integers(0, 10_000))
+def test_canonical_axes_span_the_plane(seed):
+    normal, up, axis = Rotation.random(random_state=seed).as_matrix()
+    normal = Rotation.random(random_state=seed + 1).apply(normal)
+    axes = canonical_axes(normal, up, axis)
+    np.testing.assert_allclose(axes @ axes.T, np.eye(2), atol=1e-9)
+    np.testing.assert_allclose(axes @ normal, 0, atol=1e-9)
+    np.testing.assert_allclose(np.cross(*axes), normal, atol=1e-9)  # never mirrored
+
+
+@pytest.mark.parametrize(("across", "along"), [(24.0, 40.0), (31.5, 0.0), (0.0, 18.0)])
+def test_periods_are_found(across, along):
+    random = np.random.default_rng(0)
+    grey = random.normal(0, 1, (TEXELS, TEXELS)).astype(np.float32)
+    for period, coordinates in ((across, GRID[None, :]), (along, GRID[:, None])):
+        if period:
+            grey += 4 * ((coordinates % period) < 3)
+    valid = np.ones((TEXELS, TEXELS), bool)
+    valid[:, 200:] = False
+    grey[~valid] = 0
+    grey = np.where(valid, grey - grey[valid].mean(), 0).astype(np.float32)
+    periods, correlation = plane_details._periods(grey, valid)
+    np.testing.assert_allclose(periods, [across, along], atol=0.6)
+    assert 0 < correlation <= 1
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_noise_has_no_period(seed):
+    noise = np.random.default_rng(seed).normal(0, 5, (TEXELS, TEXELS)).astype(np.float32)
+    periods, correlation = plane_details._periods(noise, np.ones((TEXELS, TEXELS), bool))
+    assert not periods.any()
+    assert correlation == 0
+
+
+def make_example(detail: np.ndarray, valid: np.ndarray, upright: bool = False) -> DetailExample:
+    example = plane_details._make_example(detail, valid, np.zeros(2), 0.01, upright)
+    assert example is not None
+    return example
+
+
+def flat_view(detail: np.ndarray, seed: int = 0) -> np.ndarray:
+    """The continuation of an example on a plane a metre before the camera, a texel for each pixel."""
+    camera = Camera(400, 300, 100.0, 100.0, 0.0, 0.0)
+    packed = pack_examples([make_example(detail, np.ones((TEXELS, TEXELS), bool))])
+    out = np.zeros((300, 400, 3), np.float32)
+    add_details(
+        *(packed, np.zeros(1, np.int64), np.eye(3, dtype=np.float32)[None, :2], np.array([[0, 0, -1]], np.float32)),
+        *(np.zeros((300, 400), np.int16), np.ones((300, 400), np.float32), camera, np.eye(4), out),
+        seed=seed,
+    )
+    return out
+
+
+def test_noise_keeps_its_strength_and_seeds_differ():
+    noise = cv2.GaussianBlur(np.random.default_rng(0).normal(0, 30, (TEXELS, TEXELS, 3)), (0, 0), 2).astype(np.float32)
+    one, other = flat_view(noise), flat_view(noise, seed=1)
+    assert one.std() == pytest.approx(noise.std(), rel=0.2)
+    assert other.std() == pytest.approx(noise.std(), rel=0.2)
+    assert np.abs(one - other).mean() > 2
+    np.testing.assert_array_equal(one, flat_view(noise))
+
+
+def test_a_periodic_texture_continues_in_phase():
+    lines = np.where((GRID[None, :] % 25 < 3) | (GRID[:, None] % 32 < 3), 20.0, -4.0)
+    noise = np.random.default_rng(0).normal(0, 1, (TEXELS, TEXELS, 3))
+    detail = (lines[..., None] + noise).astype(np.float32)
+    shown = flat_view(detail - detail.mean(axis=(0, 1))).mean(axis=-1)
+    columns, rows = np.arange(400), np.arange(300)
+    on_line = (columns[None, :] % 25 < 3) | (rows[:, None] % 32 < 3)
+    assert shown[on_line].mean() > 8
+    assert shown[~on_line].mean() < -1
+    assert np.corrcoef(shown.ravel(), on_line.ravel())[0, 1] > 0.7
+
+
+def test_only_the_surface_itself_is_an_example():
+    """A picture on a wall, and a thing before it, are not taken for the wall's texture."""
+    view = observe(turned(0), camera=SHARP)
+    random = np.random.default_rng(0)
+    image = np.clip(view.image + random.normal(0, 3, view.image.shape), 0, 255).astype(np.uint8)
+    image[100:150, 140:200] = random.integers(0, 2, (50, 60, 1)) * 255  # a picture, as deep as the wall
+    assert view.depth is not None
+    depth = view.depth.copy()
+    depth[60:90, 120:150], image[60:90, 120:150] = 2.0, 255  # a lamp before the wall
+    seen = type(view)(image, SHARP, view.world_from_camera, depth)
+    layout = estimate_layout([seen])
+    examples = layout.examples
+    wall = next(k for k, plane in enumerate(layout.planes) if plane[2] < -0.99)
+    example = int(layout.example_of[wall])
+    assert example >= 0
+    usable = examples.usable[example]
+    assert usable.any()
+    detail = examples.atlas[example, :, :TEXELS][usable]
+    assert np.abs(detail).max() < 25  # noise of 3 grey levels, neither picture nor lamp
+
+
+def test_tiles_continue_where_no_view_looked():
+    view = observe(turned(0, tilt=25), camera=SHARP, tiles=15.0)
+    layout = estimate_layout([view])
+    there = turned(35, tilt=25)
+    truth, wall = room(there, SHARP)
+    planes = layout.render_view(SHARP, there)
+    plain = layout.render_surfaces(planes, SHARP, there, details=False)
+    with_details = layout.render_surfaces(planes, SHARP, there)
+    unseen_floor = (wall == 3) & (np.abs(planes.depth - truth) < 0.03 * truth) & (truth < 2.5)
+    unseen_floor[:, :250] = False  # the rest was seen by the first view
+    assert unseen_floor.sum() > 500
+    pattern = floor_texture(there, truth, SHARP)[unseen_floor]
+    detail = (with_details - plain).mean(axis=-1)[unseen_floor]
+    assert np.corrcoef(pattern, detail)[0, 1] > 0.6
