@@ -71,7 +71,7 @@ def check_memory(place: Place) -> dict[str, Any]:
     return {"likeness_db": likeness}
 
 
-SMOKE_STAGES = ("autoencoder", "video", "control", "memory", "distill", "finetune", "depth")
+SMOKE_STAGES = ("autoencoder", "video", "control", "memory", "distill", "finetune", "refine", "depth")
 
 
 def smoke_config(place: Place) -> Any:

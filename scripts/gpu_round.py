@@ -44,7 +44,7 @@ LANES = (
     ("device", "rendering", "memory", "worlds on the device", "clips on the device", "small model",
      "small model, CUDA graph", "loading to the device"),
     ("training, autoencoder", "training, video", "training, control", "training, memory", "training, distill",
-     "training, finetune", "training, depth", "loader processes"),
+     "training, finetune", "training, refine", "training, depth", "loader processes"),
     ("training at full batch", "training at full batch, compiled"),
     ("14 B forward", "bfloat16", "float8", "FlexAttention", "onnxruntime", "TensorRT"),
 )  # fmt: skip

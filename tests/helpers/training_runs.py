@@ -55,7 +55,7 @@ def weights_of(folder: Path) -> dict[str, torch.Tensor]:
     """All tensors of the weights below a folder, by file and name."""
     found = {}
     for file in sorted(folder.rglob("*.safetensors")):
-        if not {"worlds", "clips"} & set(file.parts):
+        if not {"worlds", "clips", "views"} & set(file.parts):
             found |= {f"{file.relative_to(folder)}:{name}": tensor for name, tensor in load_file(file).items()}
     assert found
     return found

@@ -26,6 +26,7 @@ COMMANDS = {
     "memory": "Train stage 4: cross-attention to reference views from the view bank.",
     "distill": "Train stage 5: distillation to a few denoising steps.",
     "finetune": "Train stage 6: all parts of the distilled model together.",
+    "refine": "Train stage 7: the refiner, which gives imagined pixels sharp borders and details.",
     "depth": "Train the monocular depth network, for cameras without a depth sensor; independent of the other stages.",
 }
 _BUDGET = "Budget"

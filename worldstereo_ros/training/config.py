@@ -17,8 +17,8 @@ from worldstereo_ros.scenes import KINDS
 from worldstereo_ros.utils.errors import WorldStereoError
 from worldstereo_ros.utils.resources import find_resource
 
-STAGES = ("autoencoder", "video", "control", "memory", "distill", "finetune", "depth")
-OPTIONAL_STAGES = ("depth",)  # `train all` leaves them out if the configuration does not have them
+STAGES = ("autoencoder", "video", "control", "memory", "distill", "finetune", "refine", "depth")
+OPTIONAL_STAGES = ("refine", "depth")  # `train all` leaves them out if the configuration does not have them
 CLIP_STAGES = ("video", "control", "memory", "distill", "finetune")  # they train on encoded video clips
 PRECISIONS = ("no", "bf16")
 
@@ -71,8 +71,10 @@ class StageConfig:
         ema: decay of the exponential moving average of the weights, which is what is saved.
         clip_norm: maximum norm of the gradient.
         validate_minutes: interval of validation and saving.
+        precomputed_views: number of views that are imagined before training and kept in the run's folder `views`
+            (refine).
         critic_updates: updates of the fake score per update of the student (distill).
-        critic_learning_rate: learning rate of the fake score (distill); 0: `learning_rate`.
+        critic_learning_rate: learning rate of the fake score (distill) or discriminator (refine); 0: `learning_rate`.
         regression: weight of the regression to the true clip (distill).
         denoising_steps: denoising steps of the fine-tuned model (finetune); 0: `dmd_steps`.
         pixel_share: 0: all latent channels have the same weight in the loss; 1: they are weighted by their effect on
@@ -94,6 +96,7 @@ class StageConfig:
     ema: float = 0.999
     clip_norm: float = 1.0
     validate_minutes: float = 4.0
+    precomputed_views: int = 1000
     critic_updates: int = 5
     critic_learning_rate: float = 0.0
     regression: float = 0.5
@@ -113,6 +116,7 @@ class TrainingConfig:
         transformer: arguments of `models.WorldStereoTransformer` without its control branch.
         control: `controlnet_cfg` of the checkpoint.
         depth: arguments of `models.depth_network.DepthNetwork`.
+        refiner: arguments of `models.hole_refiner.HoleRefiner`.
         shift: shift of the noise schedule, in training and at inference.
         dmd_steps: denoising steps of the distilled model.
         worlds: where training views come from.
@@ -134,6 +138,7 @@ class TrainingConfig:
     transformer: Mapping[str, Any]
     control: Mapping[str, Any]
     depth: Mapping[str, Any] = field(default_factory=dict)
+    refiner: Mapping[str, Any] = field(default_factory=dict)
     shift: float = 3.0
     dmd_steps: int = 4
     worlds: WorldConfig = field(default_factory=WorldConfig)
@@ -194,9 +199,13 @@ def _check(config: TrainingConfig, where: str) -> None:
                 raise TrainingConfigError(
                     f"{where}: {key} of {name} is {getattr(stage, key)}; at least 1 was expected."
                 )
-        if name not in ("autoencoder", "depth") and stage.frames < 2:
+        if name not in ("autoencoder", "refine", "depth") and stage.frames < 2:
             raise TrainingConfigError(
                 f"{where}: frames of {name} is {stage.frames}; at least 2 were expected, a start view and one more."
+            )
+        if stage.precomputed_views < 1:
+            raise TrainingConfigError(
+                f"{where}: precomputed_views of {name} is {stage.precomputed_views}; at least 1 was expected."
             )
         if stage.precomputed_clips < 0 or (stage.precomputed_clips and name not in CLIP_STAGES):
             raise TrainingConfigError(

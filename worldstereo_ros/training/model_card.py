@@ -27,6 +27,7 @@ TRAINED_PARTS = {
     "memory": "camera tokens, joint attention and feed-forward layers: reference views",
     "distill": "backbone: a few denoising steps",
     "finetune": "all parts together, in those few steps",
+    "refine": "refiner of imagined pixels",
     "depth": "monocular depth network",
 }
 KIND_NAMES = {"lot": "parking lot"}

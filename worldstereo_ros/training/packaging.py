@@ -109,6 +109,8 @@ def _write_package(run: Path, part: Path, variants: Sequence[str]) -> None:
     _copy(base / "scheduler", part / "base" / "scheduler", None, config="scheduler_config.json")
     if (base / "depth" / "config.json").is_file():
         _copy(base / "depth", part / "base" / "depth", BASE_STEM)
+    if (base / "refiner" / "config.json").is_file():
+        _copy(base / "refiner", part / "base" / "refiner", BASE_STEM)
     for name in variants:
         finetuned = run / VARIANT_OF["finetune"]
         source = finetuned if name == "memory-dmd" and finetuned.is_dir() else run / f"worldstereo-{name}"

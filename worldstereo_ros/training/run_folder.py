@@ -5,11 +5,13 @@ folder                          content                                      sta
 <run>/base/transformer/         backbone                                     video
 <run>/base/scheduler/           UniPC scheduler of the backbone              video
 <run>/base/depth/               monocular depth network                      depth
+<run>/base/refiner/             refiner of imagined pixels                   refine
 <run>/worldstereo-camera/       control branch                               control
 <run>/worldstereo-memory/       camera tokens and blocks of the backbone     memory
 <run>/worldstereo-memory-dmd/   whole model, few denoising steps             distill
 <run>/finetuned/                the same, a checkpoint with its own base     finetune
 <run>/clips/                    precomputed clips of each stage
+<run>/views/                    views that the stage refine trains on
 <run>/worlds/                   rendered worlds
 <run>/logs/                     log (JSON lines) and validation image of each stage
 """
@@ -34,6 +36,7 @@ from worldstereo_ros.models.checkpoints.parameters import check_finite
 from worldstereo_ros.models.checkpoints.saving import save_base, save_variant, save_weights, write_json
 from worldstereo_ros.models.checkpoints.weights import CheckpointError, count_tensors, format_names, open_weights
 from worldstereo_ros.models.depth_network import DepthNetwork, load_depth_network
+from worldstereo_ros.models.hole_refiner import HoleRefiner, load_hole_refiner
 from worldstereo_ros.training.config import STAGES, TrainingConfig
 from worldstereo_ros.training.data.dataset import WorldDataset
 from worldstereo_ros.training.data.loaders import BatchSampler, BatchStream, PrefetchingStream
@@ -165,6 +168,33 @@ class RunFolder:
         save_weights(self.base / "depth", BASE_STEM, model.state_dict(), max_shard_bytes=self.shard_bytes)
         write_json(self.base / "depth" / "config.json", {"_class_name": "DepthNetwork", **config})
 
+    def refiner(self) -> HoleRefiner:
+        """The saved refiner, or a new one, with gradients.
+
+        Raises:
+            CheckpointError: the saved one is damaged or does not match the configuration.
+        """
+        folder = self.base / "refiner"
+        model = load_hole_refiner(folder, self.device)
+        if model is None:
+            torch.manual_seed(self.config.seed)
+            model = HoleRefiner(**self.config.refiner)
+        for key, value in self.config.refiner.items():
+            if _as_list(model.config[key]) != _as_list(value):
+                raise CheckpointError(
+                    f"{folder} has {key} {_as_list(model.config[key])} and the configuration {_as_list(value)}; "
+                    "use the configuration of this run, or train in another folder."
+                )
+        return model.requires_grad_(True).to(self.device, memory_format=torch.channels_last)
+
+    def save_refiner(self, model: HoleRefiner) -> None:
+        """Writes the refiner, for the run and for its fine-tuned checkpoint."""
+        config = {key: value for key, value in model.config.items() if not key.startswith("_")}
+        bases = [self.base, *([self.finetuned / "base"] if self.has("finetune") else [])]
+        for base in bases:
+            save_weights(base / "refiner", BASE_STEM, model.state_dict(), max_shard_bytes=self.shard_bytes)
+            write_json(base / "refiner" / "config.json", {"_class_name": "HoleRefiner", **config})
+
     # --- transformer ---
 
     def schedule(self, stage: str) -> dict[str, Any]:
@@ -288,7 +318,7 @@ class RunFolder:
 
     def has(self, stage: str) -> bool:
         """Whether there are weights of a stage."""
-        parts = {"autoencoder": "vae", "video": "transformer", "depth": "depth"}
+        parts = {"autoencoder": "vae", "video": "transformer", "refine": "refiner", "depth": "depth"}
         folder = self.base / parts[stage] if stage in parts else None
         folder = folder or self.folder / VARIANT_OF[stage]
         return (folder / "config.json").is_file() and any(folder.glob("*.safetensors"))

@@ -24,6 +24,7 @@ from worldstereo_ros.training.stages.depth import DepthStage
 from worldstereo_ros.training.stages.diffusion import DiffusionStage
 from worldstereo_ros.training.stages.distill import DistillStage
 from worldstereo_ros.training.stages.finetune import FinetuneStage
+from worldstereo_ros.training.stages.refine import RefineStage
 from worldstereo_ros.training.starting_weights import start_run
 from worldstereo_ros.training.trainer import Stage, TrainingInterruptedError, train
 from worldstereo_ros.utils.atomic_files import write_text
@@ -160,6 +161,8 @@ def make_stage(name: str, run: RunFolder, training: WorldDataset, validation: Wo
         return DepthStage(run, training, validation)
     if name == "distill":
         return DistillStage(run, training, validation)
+    if name == "refine":
+        return RefineStage(run, training, validation)
     if name == "finetune":
         return FinetuneStage(run, training, validation)
     return DiffusionStage(name, run, training, validation)

@@ -50,6 +50,7 @@ class ParameterGroup:
         learning_rate: maximum.
         updates: optimizer updates per step.
         averaged: whether the exponential moving average of the parameters is saved.
+        momentum: the first beta of AdamW.
     """
 
     name: str
@@ -58,6 +59,7 @@ class ParameterGroup:
     learning_rate: float
     updates: int = 1
     averaged: bool = True
+    momentum: float = 0.9
     optimizer: Any = field(default=None, repr=False)
     ema: Any = field(default=None, repr=False)
 
@@ -151,7 +153,7 @@ def train(
         group.optimizer = torch.optim.AdamW(
             group.parameters,
             lr=group.learning_rate,
-            betas=(0.9, 0.99),
+            betas=(group.momentum, 0.99),
             weight_decay=config.weight_decay,
             fused=group.parameters[0].device.type == "cuda",
         )

@@ -39,6 +39,7 @@ from worldstereo_ros.models import (
 )
 from worldstereo_ros.models.checkpoints.parameters import default_dtype
 from worldstereo_ros.models.checkpoints.weights import CheckpointError
+from worldstereo_ros.models.hole_refiner import HoleRefiner, load_hole_refiner
 from worldstereo_ros.pipelines.base import Conditioning, ModelError, OnStep, PipelineFrame
 from worldstereo_ros.pipelines.diffusion.denoising import denoise, guide
 from worldstereo_ros.pipelines.diffusion.distributed import load_distributed_transformer, process_count
@@ -49,12 +50,14 @@ from worldstereo_ros.pipelines.diffusion.text_encoders import (
     load_image_encoder,
     load_text_encoder,
 )
+from worldstereo_ros.pipelines.geometric.layout import Layout, LayoutEstimator
 from worldstereo_ros.pipelines.geometric.pipeline import GeometricPipeline
-from worldstereo_ros.pipelines.geometric.plane_extrapolation import Layout, LayoutEstimator
 from worldstereo_ros.pipelines.geometric.warped_view import WarpedView
 from worldstereo_ros.pipelines.worldstereo.compositing import compose, mix_with_memory
 from worldstereo_ros.pipelines.worldstereo.conditioning import make_keyframes
+from worldstereo_ros.pipelines.worldstereo.memory_errors import out_of_memory_message
 from worldstereo_ros.pipelines.worldstereo.model_inputs import MASK_CHANNELS, ModelInputs, build_model_inputs
+from worldstereo_ros.pipelines.worldstereo.refinement import refine_frame
 from worldstereo_ros.pipelines.worldstereo.video_condition import VideoCondition, load_video_condition
 from worldstereo_ros.utils.errors import InputError
 
@@ -62,7 +65,7 @@ STEPS = 40  # of the variants that are not distilled
 PATCH_PX = 16  # pixels of a token along each side
 # Depth of an extrapolated plane is used if the plane is at least this likely, and if it differs from the depth of the
 # network by no more than this factor. The two are compared at every fourth pixel.
-MIN_PLANE_PROBABILITY, MAX_DEPTH_RATIO, DEPTH_STRIDE_PX = 0.6, 2.0, 4
+MIN_PLANE_PROBABILITY, MAX_DEPTH_RATIO, DEPTH_STRIDE_PX = 0.5, 1.5, 4
 
 # (pipeline, step, timestep, {"latents": ...}) to a dict with the tensors to replace, or None; as in diffusers.
 StepEnd = Callable[["WorldStereoPipeline", int, torch.Tensor, dict[str, torch.Tensor]], dict[str, torch.Tensor] | None]
@@ -87,6 +90,7 @@ class WorldStereoPipeline:
             pose. A shorter path then costs as much as a full one.
         callback_on_step_end: called after every step as in diffusers; may replace `latents`.
         depth: estimates depth of imagined pixels; None: depth is filled smoothly from memory.
+        refiner: gives imagined pixels sharp borders and details; None: the images of the transformer.
         geometric: the geometric pipeline, which warps views from memory and labels their provenance.
     """
 
@@ -109,6 +113,7 @@ class WorldStereoPipeline:
         fill_clip: bool = False,
         callback_on_step_end: StepEnd | None = None,
         depth: DepthEstimator | None = None,
+        refiner: HoleRefiner | None = None,
     ) -> None:
         """Assembles the pipeline from loaded parts; `from_pretrained` loads them.
 
@@ -118,7 +123,7 @@ class WorldStereoPipeline:
             image_encoder: None for a backbone without image embedding.
             video_condition: makes the condition latents of `full_vae`; None: every frame is encoded on its own.
             device: device of the models.
-            name, steps, compose_observed, fill_clip, callback_on_step_end, depth: see the class.
+            name, steps, compose_observed, fill_clip, callback_on_step_end, depth, refiner: see the class.
 
         Raises:
             InputError: `steps` is less than 1.
@@ -139,6 +144,7 @@ class WorldStereoPipeline:
         self.fill_clip = fill_clip
         self.callback_on_step_end = callback_on_step_end
         self.depth = depth
+        self.refiner = refiner
         self.geometric, self._estimate_layout = GeometricPipeline(), LayoutEstimator()
 
     @classmethod
@@ -187,6 +193,8 @@ class WorldStereoPipeline:
                 "which needs 512 text tokens. Remove text_encoder from config.json, or use a base without image "
                 "embedding."
             )
+        parts = checkpoint.base("vae")
+        refiner = {"refiner": load_hole_refiner(parts / "refiner", device)}
         return cls(
             config,
             transformer,
@@ -198,7 +206,7 @@ class WorldStereoPipeline:
             load_image_encoder(checkpoint, device, dtype) if transformer.config.image_dim else None,
             video_condition=load_video_condition(checkpoint, device, dtype),
             device=device,
-            **{"depth": load_small_depth(checkpoint.base("vae") / "depth", device), **options},
+            **{"depth": load_small_depth(parts / "depth", device), **refiner, **options},
         )
 
     def __call__(
@@ -228,7 +236,9 @@ class WorldStereoPipeline:
         finally:  # also when cancelled between two steps
             self._free()
         if failure:  # raised here, where no traceback keeps the tensors alive
-            raise ModelError(self._out_of_memory_message(conditioning, failure))
+            size = self.config.image_size_for(conditioning.camera.height, conditioning.camera.width)
+            networks = (self.transformer, self.autoencoder)
+            raise ModelError(out_of_memory_message(self.device, size, networks, conditioning, failure))
 
     # --- one clip ----------------------------------------------------------------------------------------------------
 
@@ -329,6 +339,9 @@ class WorldStereoPipeline:
             if warped_views and self.compose_observed:
                 image = mix_with_memory(image, warped_views[index], conditioning, index)
             composed = self._with_depth(compose(frame, image), conditioning, index, layout)
+            if self.refiner is not None and layout is not None and warped_views and self.compose_observed:
+                inputs = (composed, warped_views[index], conditioning, index, layout, self.refiner)
+                composed = refine_frame(*inputs, seed=generator.initial_seed(), threads=self.geometric.threads)
             has_memory_image = self.compose_observed or self.config.fills_render_holes
             yield composed if has_memory_image else replace(composed, memory_image=None)
 
@@ -382,17 +395,3 @@ class WorldStereoPipeline:
         if self.device.type == "cuda":
             gc.collect()
             torch.cuda.empty_cache()
-
-    def _out_of_memory_message(self, conditioning: Conditioning, reason: str) -> str:
-        camera = conditioning.camera
-        height, width = self.config.image_size_for(camera.height, camera.width)
-        references = len(np.unique(conditioning.reference_index[conditioning.reference_index >= 0]))
-        weights = sum(
-            t.numel() * t.element_size() for m in (self.transformer, self.autoencoder) for t in m.parameters()
-        )
-        return (
-            f"{self.device} has too little memory for {len(conditioning.world_from_camera) + 1} keyframes of "
-            f"{width}x{height} with {references} references and weights of {weights / 2**30:.1f} GiB "
-            f"({reason.strip().splitlines()[0].rstrip('.')}). Request fewer views at a time, remember fewer views, use "
-            "bfloat16, or use a larger GPU or several GPUs."
-        )

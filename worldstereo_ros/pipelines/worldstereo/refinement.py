@@ -1,0 +1,152 @@
+"""Refinement: imagined pixels of a view get sharp borders and details (`models/hole_refiner.py`).
+
+A regression model gives the mean of all that may be in a hole, which is fog. The refiner mixes its image with planes
+that are drawn into the hole and with what memory shows there, and adds detail. Seen pixels stay as they are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import torch
+
+from worldstereo_ros.imaging.resizing import resize_image
+from worldstereo_ros.models.hole_refiner import MULTIPLE_PX, SOURCES, HoleRefiner
+from worldstereo_ros.pipelines.base import Conditioning, PipelineFrame
+from worldstereo_ros.pipelines.geometric.layout import Layout
+from worldstereo_ros.pipelines.geometric.plane_fill import SKY, WORKING_PIXELS, PlaneFill, fill_with_planes
+from worldstereo_ros.pipelines.geometric.warped_view import WarpedView
+
+SKY_LEVEL = 0.5  # of the channel that has the cosine between up and the surface's normal
+MAX_LOG_DEPTH, REFERENCE_DEPTH_M, MIN_DEPTH_M = 2.0, 3.0, 0.1
+SEED_MASK = 0xFFFFFFFF
+FEATHER_PX = 3  # over which refined pixels blend into seen ones
+
+
+def refine_frame(
+    frame: PipelineFrame,
+    warped: WarpedView,
+    conditioning: Conditioning,
+    index: int,
+    layout: Layout,
+    refiner: HoleRefiner,
+    *,
+    seed: int = 0,
+    threads: int = 1,
+) -> PipelineFrame:
+    """A frame with its imagined pixels refined.
+
+    Args:
+        frame: composed frame of a regression model.
+        warped: the view warped from memory.
+        conditioning: what memory holds about the clip.
+        index: index of the view in the clip.
+        layout: of the place.
+        refiner: the network.
+        seed: another one gives other details.
+        threads: number of threads to use.
+    """
+    seen = frame.observed if frame.estimated is None else frame.observed | frame.estimated
+    if seen.all() or warped.coincident is not None:
+        return frame
+    sources, inputs = view_inputs(frame, warped, conditioning, index, layout, seed=seed, threads=threads)
+    device = next(refiner.parameters()).device
+    with torch.no_grad():
+        weights, residual = refiner(*(tensor[None].to(device) for tensor in inputs))
+    weights, residual = (
+        cv2.resize(maps[0].permute(1, 2, 0).float().cpu().numpy(), seen.shape[::-1], interpolation=cv2.INTER_LINEAR)
+        for maps in (weights, residual)
+    )
+    refined = 127.5 * residual
+    for position, source in enumerate(sources):
+        refined += weights[..., position, None] * source
+    distance = cv2.distanceTransform((~seen).astype(np.uint8), cv2.DIST_L2, 3)
+    share = np.clip(distance / FEATHER_PX, 0, 1)[..., None]
+    image = frame.image + share * (refined - frame.image)
+    return replace(frame, image=np.clip(np.rint(image), 0, 255).astype(np.uint8))
+
+
+def view_inputs(
+    frame: PipelineFrame,
+    warped: WarpedView,
+    conditioning: Conditioning,
+    index: int,
+    layout: Layout,
+    *,
+    seed: int = 0,
+    threads: int = 1,
+) -> tuple[list[np.ndarray], tuple[torch.Tensor, torch.Tensor]]:
+    """The images that the refiner mixes, and its inputs; see `refine_frame`.
+
+    Returns:
+        Images (H, W, 3) float32 grey levels of the regression model, planes and memory, at the size of the view; and
+        the result of `refiner_inputs`.
+    """
+    seen = frame.observed if frame.estimated is None else frame.observed | frame.estimated
+    known = seen | warped.valid_mask
+    depth = warped.depth if frame.depth is None else frame.depth
+    camera, pose = conditioning.camera, conditioning.world_from_camera[index]
+    fill = fill_with_planes(frame.image, known, depth, layout, camera, pose, seed=seed & SEED_MASK, threads=threads)
+    sources = [frame.image.astype(np.float32), fill.image, warped.image.astype(np.float32)]
+    size = working_size(camera.height, camera.width)
+    return sources, refiner_inputs(sources, fill, known, seen, depth, layout, size)
+
+
+def working_size(height: int, width: int) -> tuple[int, int]:
+    """(height, width) at which a view is refined: multiples of `MULTIPLE_PX`, with at most about `WORKING_PIXELS`."""
+    factor = min(1.0, (WORKING_PIXELS / (height * width)) ** 0.5)
+    rows, columns = (max(1, round(n * factor / MULTIPLE_PX)) * MULTIPLE_PX for n in (height, width))
+    return rows, columns
+
+
+def refiner_inputs(
+    sources: list[np.ndarray],
+    fill: PlaneFill,
+    known: np.ndarray,
+    seen: np.ndarray,
+    depth: np.ndarray,
+    layout: Layout,
+    size: tuple[int, int],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Inputs of the refiner, see `HoleRefiner.forward`.
+
+    Args:
+        sources: images (H, W, 3) float32 grey levels: of the regression model, planes, memory.
+        fill: the planes drawn into the holes.
+        known, seen: (H, W) bool: pixels that memory covers, and those that an observation saw.
+        depth: (H, W) float32 metres of the known pixels.
+        layout: of the place.
+        size: (height, width) of the result.
+
+    Returns:
+        (3 * SOURCES, h, w) images in [-1, 1] and (PLAIN_CHANNELS, h, w), float32.
+    """
+    level = np.zeros(known.shape, np.float32)
+    if layout.room is not None and len(layout):
+        cosines = (layout.planes[:, :3] @ layout.room.up).astype(np.float32)
+        level = np.where(fill.plane >= 0, cosines[np.maximum(fill.plane, 0)], level)
+        level[fill.plane == SKY] = SKY_LEVEL
+    metres = np.where(fill.depth > 0, fill.depth, depth)
+    log_depth = np.log(np.maximum(metres, MIN_DEPTH_M) / REFERENCE_DEPTH_M).clip(-MAX_LOG_DEPTH, MAX_LOG_DEPTH)
+    plain = np.stack(
+        [known, seen, fill.probability, *np.moveaxis(fill.noise, -1, 0), log_depth, level], axis=-1, dtype=np.float32
+    )
+    images = np.concatenate(sources, axis=-1, dtype=np.float32) / 127.5 - 1
+    assert images.shape[-1] == 3 * SOURCES
+    if images.shape[:2] != size:
+        images = np.concatenate(
+            [resize_image(part, size[1], size[0]) for part in np.split(images, SOURCES, axis=-1)], axis=-1
+        )
+        # Noise keeps its variance: it is picked, not averaged.
+        interpolations = [cv2.INTER_AREA] * 3 + [cv2.INTER_NEAREST] * fill.noise.shape[-1] + [cv2.INTER_AREA] * 2
+        plain = np.stack(
+            [
+                cv2.resize(np.ascontiguousarray(plain[..., channel]), size[::-1], interpolation=interpolation)
+                for channel, interpolation in enumerate(interpolations)
+            ],
+            axis=-1,
+        )
+    first, second = (torch.from_numpy(np.ascontiguousarray(np.moveaxis(maps, -1, 0))) for maps in (images, plain))
+    return first, second

@@ -1,0 +1,283 @@
+"""Views for training the refiner: what memory and the regression model show of a view, and the true image.
+
+Walks through worlds of the split `training` are observed as in evaluation, from one view or from a few, half of them
+with the noise of a depth camera. The views are made once and kept in the run's folder, one file for each world.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from safetensors.numpy import load_file, save_file
+
+from worldstereo_ros.evaluation import metrics
+from worldstereo_ros.evaluation.protocols import make_scenario
+from worldstereo_ros.evaluation.world_sequences import WorldSequence, world_sequence
+from worldstereo_ros.geometry.views import View
+from worldstereo_ros.models.hole_refiner import PLAIN_CHANNELS, SOURCES
+from worldstereo_ros.pipelines.base import Conditioning, PipelineFrame
+from worldstereo_ros.pipelines.geometric.layout import LayoutEstimator
+from worldstereo_ros.pipelines.worldstereo.pipeline import WorldStereoPipeline
+from worldstereo_ros.pipelines.worldstereo.refinement import view_inputs, working_size
+from worldstereo_ros.scenes import SPLITS
+from worldstereo_ros.scenes.sensor import SensorNoise, noisy_depth, noisy_image
+from worldstereo_ros.world import WorldModel
+
+PROTOCOLS = ("single", "sparse")
+EVERY = 5  # n-th view of a walk
+MIN_UNSEEN_FRACTION = 0.02  # of a view that is kept
+NOISY_PROB = 0.5
+# Images are kept as bytes; other channels, which lie in about -2.5..2.5, as 1 / PLAIN_SCALE.
+PLAIN_SCALE = 48.0
+
+
+class RefinerViews(NamedTuple):
+    """N views.
+
+    Attributes:
+        sources: (N, 3 * SOURCES, h, w) uint8, images of the regression model, planes, memory.
+        plain: (N, PLAIN_CHANNELS, h, w) int8, other inputs times `PLAIN_SCALE`.
+        unseen: (N, 1, h, w) uint8, 1 where no observation saw the true surface.
+        truth: (N, 3, h, w) uint8.
+    """
+
+    sources: np.ndarray
+    plain: np.ndarray
+    unseen: np.ndarray
+    truth: np.ndarray
+
+
+def prepare_views(
+    folder: Path, split: str, count: int, checkpoint: Path, *, processes: int = 0, console: Console | None = None
+) -> RefinerViews:
+    """Makes views until there are `count`, or loads them. Resumes where an earlier call stopped.
+
+    Args:
+        folder: where files are kept.
+        split: one of `scenes.SPLITS`.
+        count: number of views.
+        checkpoint: root of the model that imagines them.
+        processes: processes that make views, each with one thread on the CPU; 0: this one makes them.
+        console: for the progress bar.
+
+    Returns:
+        At least `count` views, unless the split has too few worlds; those of whole worlds.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for unfinished in folder.glob("*.safetensors.*.part"):
+        unfinished.unlink()
+    console = console or Console()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    parts: list[RefinerViews] = []
+    done = 0
+    with (
+        Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar,
+        _world_files(folder, split, checkpoint, processes) as files,
+    ):
+        task = bar.add_task(f"imagining {split} views", total=count)
+        for file in files:
+            views = load_views(file) if file is not None else None
+            if views is not None and len(views.truth):
+                parts.append(views)
+                done += len(views.truth)
+                bar.update(task, completed=min(done, count))
+            if done >= count:
+                break
+    return RefinerViews(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+
+
+def load_views(file: Path) -> RefinerViews:
+    """The views of one file."""
+    loaded = load_file(file)
+    return RefinerViews(*(loaded[name] for name in RefinerViews._fields))
+
+
+@contextmanager
+def _world_files(folder: Path, split: str, checkpoint: Path, processes: int) -> Iterator[Iterator[Path | None]]:
+    """Context manager: the files of all worlds, in order, each made when it is asked for or a little before."""
+    indices = range(len(SPLITS[split]))
+    if not processes:
+        maker = _Maker(checkpoint)
+        yield (maker(folder, split, index) for index in indices)
+        return
+    context = multiprocessing.get_context("spawn")  # a forked process could not use the threads of torch
+    with context.Pool(processes, _start_process, (checkpoint,)) as pool:  # terminated when the block ends
+
+        def made() -> Iterator[Path | None]:
+            waiting: deque[Any] = deque()
+            for index in indices:
+                waiting.append(pool.apply_async(_make_in_process, (folder, split, index)))
+                if len(waiting) > 2 * processes:
+                    yield waiting.popleft().get()
+            while waiting:
+                yield waiting.popleft().get()
+
+        yield made()
+
+
+_maker: _Maker | None = None  # of a process of the pool
+
+
+def _start_process(checkpoint: Path) -> None:
+    global _maker
+    torch.set_num_threads(1)
+    _maker = _Maker(checkpoint)
+
+
+def _make_in_process(folder: Path, split: str, index: int) -> Path | None:
+    assert _maker is not None
+    return _maker(folder, split, index)
+
+
+class _Maker:
+    """Makes the files of worlds; loads the model when the first one is missing.
+
+    Args:
+        checkpoint: root of the model.
+    """
+
+    def __init__(self, checkpoint: Path) -> None:
+        self._checkpoint = checkpoint
+        self._pipeline: Any = None
+
+    def __call__(self, folder: Path, split: str, index: int) -> Path | None:
+        """The file of a world, made if there is none; None for a world without a free path."""
+        file = folder / f"{split}-{index:05d}.safetensors"
+        if file.is_file():
+            return file
+        try:
+            sequence = world_sequence(split, index)
+        except ValueError:  # no free path
+            return None
+        if self._pipeline is None:
+            self._pipeline = WorldStereoPipeline.from_pretrained(self._checkpoint, refiner=None)
+            self._pipeline.geometric.threads = torch.get_num_threads()
+        views = list(_sample_views(sequence, self._pipeline, np.random.default_rng(index)))
+        stacked = [np.stack(arrays) for arrays in zip(*views, strict=True)] if views else _no_views(sequence)
+        part = file.with_name(f"{file.name}.{os.getpid()}.part")
+        save_file(dict(zip(RefinerViews._fields, stacked, strict=True)), part)
+        part.replace(file)
+        return file
+
+
+def _no_views(sequence: WorldSequence) -> list[np.ndarray]:
+    size = working_size(sequence.camera.height, sequence.camera.width)
+    channels = (3 * SOURCES, PLAIN_CHANNELS, 1, 3)
+    return [np.zeros((0, c, *size), np.int8 if c == PLAIN_CHANNELS else np.uint8) for c in channels]
+
+
+def _sample_views(sequence: WorldSequence, pipeline: Any, random: np.random.Generator) -> Iterator[tuple[Any, ...]]:
+    """Yields fields of `RefinerViews` for each view of a walk that shows something unseen."""
+    noisy = random.random() < NOISY_PROB
+    for protocol in PROTOCOLS:
+        scenario = make_scenario(sequence, protocol, EVERY)
+        observed = [_with_noise(view, random) if noisy else view for view in scenario.observed_views]
+        recorder = _Recorder(pipeline)
+        world = WorldModel(recorder, depth_estimator=None)
+        for view in observed:
+            world.observe(view)
+        camera = scenario.target_views.camera
+        for _ in world.imagine(scenario.path, camera):
+            pass
+        estimate_layout = LayoutEstimator()
+        for number, position in enumerate(scenario.evaluated):
+            truth = scenario.target_views[number]
+            assert truth.depth is not None
+            unseen = (truth.depth > 0) & ~metrics.seen_pixels(truth, scenario.views_with_depth)
+            if unseen.mean() < MIN_UNSEEN_FRACTION:
+                continue
+            conditioning, index, frame = recorder.frames[position]
+            warped = pipeline.geometric.warp(conditioning, index)
+            layout = estimate_layout(conditioning.references)
+            seed = int(random.integers(1 << 31))
+            _, (sources, plain) = view_inputs(frame, warped, conditioning, index, layout, seed=seed)
+            yield (
+                ((sources.numpy() + 1) * 127.5).round().clip(0, 255).astype(np.uint8),
+                (plain.numpy() * PLAIN_SCALE).round().clip(-127, 127).astype(np.int8),
+                unseen[None].astype(np.uint8),
+                np.ascontiguousarray(truth.image.transpose(2, 0, 1)),
+            )
+
+
+class _Recorder:
+    """A pipeline that keeps what it was given and what it gave."""
+
+    def __init__(self, pipeline: Any) -> None:
+        self._pipeline = pipeline
+        self.name, self.clip_length = pipeline.name, pipeline.clip_length
+        self.selects_references = pipeline.selects_references
+        self.frames: list[tuple[Conditioning, int, PipelineFrame]] = []
+
+    def __call__(self, conditioning: Conditioning, **arguments: Any) -> Iterator[PipelineFrame]:
+        for index, frame in enumerate(self._pipeline(conditioning, **arguments)):
+            self.frames.append((conditioning, index, frame))
+            yield frame
+
+
+def _with_noise(view: View, random: np.random.Generator) -> View:
+    """A view as a depth camera sees it; its exposure and colours stay."""
+    strength = random.uniform(0.2, 1.5)
+    noise = SensorNoise(
+        drift=0.0,
+        shot=0.02 * strength,
+        disparity=0.08 * strength,
+        far=random.uniform(6.0, 12.0),
+        vignetting=0.0,
+    )
+    generator = torch.Generator().manual_seed(int(random.integers(1 << 31)))
+    assert view.depth is not None
+    image = noisy_image(torch.from_numpy(view.image)[None], noise, generator)[0].numpy()
+    depth = noisy_depth(torch.from_numpy(view.depth)[None], view.camera, noise, generator, None)[0].numpy()
+    return replace(view, image=image, depth=depth)
+
+
+def crops(
+    views: RefinerViews, count: int, size: int, random: np.random.Generator, device: torch.device
+) -> tuple[torch.Tensor, ...]:
+    """Random crops around unseen pixels, half of them mirrored.
+
+    Args:
+        views: the views.
+        count: number of crops.
+        size: height and width in pixels; smaller views give smaller crops.
+        random: random numbers.
+        device: of the result.
+
+    Returns:
+        sources, plain, unseen and truth as float32 tensors (count, ..., size, size), images in [-1, 1].
+    """
+    height, width = views.truth.shape[-2:]
+    rows, columns = min(size, height), min(size, width)
+    parts: list[list[np.ndarray]] = [[] for _ in views]
+    for index in random.integers(len(views.truth), size=count):
+        at = np.argwhere(views.unseen[index, 0, ::8, ::8]) * 8
+        centre = at[int(random.integers(len(at)))] if len(at) else np.array([height // 2, width // 2])
+        shift = random.integers(0, [rows, columns])
+        top, left = (np.clip(centre - shift, 0, [height - rows, width - columns])).tolist()
+        mirrored = random.random() < 0.5
+        for part, array in zip(parts, views, strict=True):
+            crop = array[index, :, top : top + rows, left : left + columns]
+            part.append(crop[..., ::-1] if mirrored else crop)
+    return as_tensors(RefinerViews(*(np.stack(part) for part in parts)), device)
+
+
+def as_tensors(views: RefinerViews, device: torch.device) -> tuple[torch.Tensor, ...]:
+    """Views as float32 tensors: sources, plain, unseen, truth; images in [-1, 1]."""
+    sources, plain, unseen, truth = (torch.from_numpy(np.ascontiguousarray(a)).to(device).float() for a in views)
+    return sources / 127.5 - 1, plain / PLAIN_SCALE, unseen, truth / 127.5 - 1
+
+
+def chosen(views: RefinerViews, indices: Sequence[int]) -> RefinerViews:
+    """The views of these indices."""
+    return RefinerViews(*(array[list(indices)] for array in views))

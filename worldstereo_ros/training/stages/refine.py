@@ -1,0 +1,202 @@
+"""Stage refine: trains the refiner against a discriminator of patches, on views that the finished model imagined.
+
+Three terms, in unseen pixels alone:
+
+- the squared error of blurred images, which keeps low frequencies at the mean, where a wrong guess costs most;
+- the relativistic pairing loss of R3GAN (Huang et al. 2024, arXiv 2501.05441), with a discriminator that sees the
+  geometry of the hole and judges small and large patches; true pixels surround the hole in both images;
+- for the discriminator, gradient penalties on true and on refined images (R1 and R2), every few steps.
+
+For the first part of the training the squared error of the image itself stands in for the discriminator.
+"""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import torch
+from torch.nn import functional
+
+from worldstereo_ros.evaluation.hole_metrics import detail, inside
+from worldstereo_ros.evaluation.metrics import psnr_from_mse
+from worldstereo_ros.models.hole_refiner import PatchDiscriminator, refine
+from worldstereo_ros.training.data.dataset import WorldDataset
+from worldstereo_ros.training.data.refiner_views import as_tensors, chosen, crops, prepare_views
+from worldstereo_ros.training.run_folder import RunFolder
+from worldstereo_ros.training.tensor_images import image_grid
+from worldstereo_ros.training.trainer import ParameterGroup, parameters_of
+
+CROP_PX = 128
+BLUR_PX = 2.0  # standard deviation
+RECONSTRUCTION_WEIGHT = 20.0
+PENALTY_WEIGHT, PENALTY_EVERY = 2.0, 8  # steps
+# Of the discriminator: probability of the plane, noise left out, depth, level, and what is unseen.
+CONDITIONS = (2, 5, 6)
+WARMUP_STEPS = 300  # without discriminator, unless the refiner was trained before
+VALIDATION_VIEWS = 24
+SHOWN_VIEWS = 6
+
+
+class RefineStage:
+    """Trains the refiner; see the module and `trainer.Stage`."""
+
+    name = "refine"
+
+    def __init__(self, run: RunFolder, training: WorldDataset, validation: WorldDataset) -> None:
+        self.run, self.config = run, run.config.stages[self.name]
+        seed = run.random_seed(self.name)
+        self._random = np.random.default_rng([*seed, 1])
+        self._warmup = 0 if run.has(self.name) else WARMUP_STEPS
+        self._step = 0
+        self.model = run.refiner()
+        torch.manual_seed(run.config.seed)
+        self.discriminator = PatchDiscriminator(len(CONDITIONS) + 1).to(run.device)
+        self.discriminator.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        # The views are made with the fine-tuned model, whose images the refiner gets at inference.
+        folder, processes = run.folder / "views", run.config.worlds.loaders
+        count = self.config.precomputed_views
+        self._views = prepare_views(folder, "training", count, run.finetuned, processes=processes)
+        self._validation = prepare_views(
+            folder, "validation", min(VALIDATION_VIEWS, count), run.finetuned, processes=processes
+        )
+        self.parameter_groups = [
+            ParameterGroup("refiner", parameters_of(self.model), self._loss, self.config.learning_rate, momentum=0.0),
+            ParameterGroup(
+                "discriminator",
+                parameters_of(self.discriminator),
+                self._discriminator_loss,
+                self.config.critic_learning_rate or self.config.learning_rate,
+                averaged=False,
+                momentum=0.0,
+            ),
+        ]
+
+    def start_step(self) -> None:
+        """Draws crops."""
+        self._step += 1
+        self._batch = crops(self._views, self.config.batch, CROP_PX, self._random, self.run.device)
+
+    @property
+    def _adversarial(self) -> bool:
+        return self._step > self._warmup
+
+    def _loss(self) -> tuple[torch.Tensor, dict[str, float]]:
+        sources, plain, unseen, truth = self._batch
+        refined = self._refine(sources, plain)
+        self._refined = unseen * refined + (1 - unseen) * truth
+        pixels = 3 * unseen.sum().clamp_min(1)
+        error = ((blur(self._refined) - blur(truth)).square() * unseen).sum() / pixels
+        if not self._adversarial:
+            error = error + ((refined - truth).square() * unseen).sum() / pixels
+            return RECONSTRUCTION_WEIGHT * error, {"error": float(error.detach())}
+        with torch.no_grad():
+            real = self._judge(truth)
+        self.discriminator.requires_grad_(False)
+        fooled = _pairing(self._judge(self._refined), real, unseen)
+        self.discriminator.requires_grad_(True)
+        values = {"error": float(error.detach()), "fooled": float(fooled.detach())}
+        return RECONSTRUCTION_WEIGHT * error + fooled, values
+
+    def _discriminator_loss(self) -> tuple[torch.Tensor, dict[str, float]]:
+        _, _, unseen, truth = self._batch
+        if not self._adversarial:  # nothing to train yet
+            return torch.stack([p.sum() for p in self.discriminator.parameters()]).sum() * 0, {}
+        penalised = self._step % PENALTY_EVERY == 0
+        pair = [images.detach().requires_grad_(penalised) for images in (self._refined, truth)]
+        fake, real = (self._judge(images) for images in pair)
+        loss = _pairing(real, fake, unseen)
+        values = {"told_apart": float(loss.detach())}
+        if not penalised:
+            return loss, values
+        penalty = loss.new_zeros(())
+        for images, scores in zip(pair, (fake, real), strict=True):
+            means = [(score * mask).sum() / mask[0].numel() for score, mask in zip(scores, masks(unseen), strict=True)]
+            gradient = torch.autograd.grad(torch.stack(means).sum(), images, create_graph=True)[0]
+            penalty = penalty + gradient.square().sum((1, 2, 3)).mean()
+        return loss + PENALTY_WEIGHT / 2 * PENALTY_EVERY * penalty, values
+
+    def _refine(self, sources: torch.Tensor, plain: torch.Tensor) -> torch.Tensor:
+        weights, residual = self.model(*(x.contiguous(memory_format=torch.channels_last) for x in (sources, plain)))
+        return refine(sources, weights.float(), residual.float())
+
+    def _judge(self, images: torch.Tensor) -> list[torch.Tensor]:
+        images = images.contiguous(memory_format=torch.channels_last)
+        return [scores.float() for scores in self.discriminator(images, self._conditions())]
+
+    def _conditions(self) -> torch.Tensor:
+        _, plain, unseen, _ = self._batch
+        return torch.cat((plain[:, list(CONDITIONS)], unseen), dim=1)
+
+    def validate(self) -> tuple[dict[str, float], np.ndarray]:
+        """PSNR and detail of unseen pixels, as imagined before and as refined.
+
+        The image has rows of truth, the regression model's images and refined ones. The loss is the squared error of
+        blurred images.
+        """
+        errors: list[list[float]] = []
+        energy = np.zeros(3)
+        rows: list[list[np.ndarray]] = [[], [], []]
+        found = len(self._validation.truth)
+        for index in np.linspace(0, found - 1, min(found, VALIDATION_VIEWS)).astype(int):
+            sources, plain, unseen, truth = as_tensors(chosen(self._validation, [int(index)]), self.run.device)
+            with self.run.accelerator.autocast():
+                refined = self._refine(sources, plain).clamp(-1, 1)
+            before = sources[:, :3]
+            refined = torch.where(plain[:, 1:2] > 0.5, before, refined)
+            pixels = 3 * unseen.sum().clamp_min(1)
+            of_view = [(image - truth).square() for image in (before, refined)]
+            of_view += [(blur(image) - blur(truth)).square() for image in (before, refined)]
+            errors.append([float((error * unseen).sum() / pixels) for error in of_view])
+            core = inside(unseen[0, 0].cpu().numpy() > 0)
+            images = [_bytes(image) for image in (truth, before, refined)]
+            energy += [float((detail(image)[core] ** 2).sum()) for image in images]
+            if len(rows[0]) < SHOWN_VIEWS:
+                for row, image in zip(rows, images, strict=True):
+                    row.append(cv2.resize(image, (160, 120), interpolation=cv2.INTER_AREA))
+        mean = np.mean(errors, axis=0)
+        return {
+            "loss": float(mean[3]),
+            "psnr_before": psnr_from_mse(mean[0], 2.0),
+            "psnr": psnr_from_mse(mean[1], 2.0),
+            "psnr_blurred_before": psnr_from_mse(mean[2], 2.0),
+            "psnr_blurred": psnr_from_mse(mean[3], 2.0),
+            "detail_before": float(np.sqrt(energy[1] / max(energy[0], 1e-9))),
+            "detail": float(np.sqrt(energy[2] / max(energy[0], 1e-9))),
+        }, image_grid([np.stack(row) for row in rows])
+
+    def save(self) -> None:
+        """Writes the weights."""
+        self.run.save_refiner(self.model)
+
+    def close(self) -> None:
+        """Nothing to stop."""
+
+
+def blur(images: torch.Tensor) -> torch.Tensor:
+    """(b, c, H, W), low-pass filtered."""
+    radius = int(3 * BLUR_PX)
+    x = torch.arange(-radius, radius + 1, device=images.device, dtype=images.dtype)
+    kernel = torch.exp(-((x / BLUR_PX) ** 2) / 2)
+    kernel = (kernel / kernel.sum()).expand(images.shape[1], 1, 1, -1)
+    padded = functional.pad(images, (radius,) * 4, mode="reflect")
+    across = functional.conv2d(padded, kernel, groups=images.shape[1])
+    return functional.conv2d(across, kernel.transpose(-1, -2), groups=images.shape[1])
+
+
+def masks(unseen: torch.Tensor) -> list[torch.Tensor]:
+    """Where the scores of the discriminator count, for both sizes of patches."""
+    return [functional.max_pool2d(unseen, 4), functional.max_pool2d(unseen, 16)]
+
+
+def _pairing(higher: list[torch.Tensor], lower: list[torch.Tensor], unseen: torch.Tensor) -> torch.Tensor:
+    """Relativistic pairing loss: low where the first scores are higher than the second; mean of both sizes."""
+    losses = [
+        (functional.softplus(b - a) * mask).sum() / mask.sum().clamp_min(1)
+        for a, b, mask in zip(higher, lower, masks(unseen), strict=True)
+    ]
+    return torch.stack(losses).mean()
+
+
+def _bytes(images: torch.Tensor) -> np.ndarray:
+    """(1, 3, H, W) in [-1, 1] to (H, W, 3) uint8."""
+    return ((images[0].clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).cpu().numpy()
