@@ -93,6 +93,18 @@ def test_measured_depth_gives_the_scale(tmp_path):
     assert errors.similarity.scale == pytest.approx(1, abs=0.01)
 
 
+def test_a_photograph_whose_measured_depth_contradicts_its_pose_is_left_out(tmp_path):
+    import cv2
+
+    views = write_posed(tmp_path / "in", POSES, depth=True)
+    counts = np.rint(views[4].depth * 2000).astype(np.uint16)
+    cv2.imwrite(str(tmp_path / "in" / "depth" / "000004.png"), counts)
+    found, numbers = _register(tmp_path / "in", tmp_path, use_poses=False)
+    assert numbers == [0, 1, 2, 3, 5]
+    assert "2.00 times" in found.left_out["000004.png"]
+    assert pose_errors(found.model.world_from_camera, POSES[numbers]).similarity.scale == pytest.approx(1, abs=0.01)
+
+
 def test_a_photograph_of_another_place_is_left_out_with_a_reason(tmp_path):
     write_photos(tmp_path / "in", POSES[:5])
     noise = np.random.default_rng(5).integers(0, 255, (180, 240, 3), dtype=np.uint8)
@@ -160,6 +172,40 @@ def test_a_camera_that_contradicts_its_matches_is_left_out(degrees):
     verdict = check_model(model, matches, intrinsics_known=[True] * 4)
     assert verdict.accepted.tolist() == [0, 1, 2]
     assert set(verdict.reasons) == {3}
+
+
+def test_a_small_error_that_the_matches_show_is_left_out():
+    """Within the tolerance of single matches, but far above what the pair allows."""
+    from scipy.spatial.transform import Rotation
+
+    model, matches = _model()
+    random = np.random.default_rng(1)
+    for pair in matches.values():
+        pair.rays_other[:, :2] += random.normal(0, 0.2 / 500, (len(pair.rays_other), 2))
+    assert len(check_model(model, matches, intrinsics_known=[True] * 4).accepted) == 4
+    model.world_from_camera[3, :3, :3] = Rotation.from_euler("x", 0.12, degrees=True).as_matrix()
+    verdict = check_model(model, matches, intrinsics_known=[True] * 4)
+    assert verdict.accepted.tolist() == [0, 1, 2]
+    assert "times worse" in verdict.reasons[3]
+
+
+def test_a_group_whose_ties_contradict_its_place_is_left_out():
+    """Two photographs that fit each other and are turned and enlarged as one against the others."""
+    from scipy.spatial.transform import Rotation
+
+    from worldstereo_ros.geometry.similarity import Similarity
+
+    model, matches = _model(cameras=6)
+    turned = Similarity(2.0, Rotation.from_euler("xy", (25, 10), degrees=True).as_matrix(), np.array([0.3, 0.1, 0.0]))
+    model.world_from_camera[4:] = turned.poses(model.world_from_camera[4:])
+    # So few matches with the others that they do not outweigh those within the group.
+    ties = {
+        pair: PairMatches(m.rays_one[:20], m.rays_other[:20]) for pair, m in matches.items() if pair[0] < 4 <= pair[1]
+    }
+    verdict = check_model(model, {**matches, **ties}, intrinsics_known=[True] * 6)
+    assert verdict.accepted.tolist() == [0, 1, 2, 3]
+    assert set(verdict.reasons) == {4, 5}
+    assert all("its place among them is open" in reason for reason in verdict.reasons.values())
 
 
 def test_an_implausible_focal_length_is_left_out():

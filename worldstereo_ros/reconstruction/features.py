@@ -54,6 +54,7 @@ class FeatureSettings:
     min_inliers: int = 15
 
 
+SMALL_PX = 800  # longer side of photographs that are enlarged by the quick settings, too, since they have few features
 FAST = FeatureSettings("fast", 0, 4000)
 DEFAULT = FeatureSettings("default", -1, 8192)
 RELAXED = FeatureSettings("relaxed", -1, 16384, 0.0025, affine=True, ratio=0.85, guided=True, min_inliers=10)
@@ -97,7 +98,8 @@ def extract(photos: Photographs, database: Path, settings: FeatureSettings, *, s
     options = pycolmap.FeatureExtractionOptions()
     options.num_threads = threads()
     options.use_gpu = False
-    options.sift.first_octave = settings.first_octave
+    small = float(np.median([max(photo.width, photo.height) for photo in photos])) <= SMALL_PX
+    options.sift.first_octave = -1 if small else settings.first_octave
     options.sift.max_num_features = settings.max_features
     options.sift.peak_threshold = settings.peak
     options.sift.estimate_affine_shape = options.sift.domain_size_pooling = settings.affine

@@ -3,14 +3,22 @@
 A bundle adjustment finds some pose for any few matches: three wide photographs without intrinsics give a model on
 twelve points in which a camera is off by 88 degrees, with a small reprojection error. What gives it away is how few
 points it has, and that the matches of the photographs, taken pair by pair, contradict it.
+
+A group of photographs of a wall may settle on the second solution that a plane allows: turned by tens of degrees, and
+several times too large. Its matches fit within a pixel, as right ones do, but only half as well as the best epipolar
+geometry of each pair alone. Right poses fit as well as that, since they are its cause. Such photographs, and what holds
+together with the others only through them, are left out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
+from scipy.sparse import csr_matrix
+from scipy.sparse.csgraph import connected_components
 
 from worldstereo_ros.geometry.poses import invert_pose
 from worldstereo_ros.reconstruction.sparse_model import SparseModel, triangulation_angles
@@ -23,6 +31,13 @@ MAX_EPIPOLAR_ERROR = 0.0025  # of the longer side: 4 pixels of 1600
 MIN_CHECKED_MATCHES = 30
 MIN_FOCAL, MAX_FOCAL = 0.35, 6.0  # focal length over the longer side: 110 to 9.5 degrees
 MAX_EXIF_RATIO = 1.4  # between the focal length found and that of EXIF
+# Median error of matches under the poses, over that under the best geometry of the pair alone; right poses have 0.6 to
+# 1.4, wrong ones of the second solution of a plane 1.5 to 2.5.
+MAX_WORSE_THAN_PAIR = 1.75
+MIN_WORSE_PX = 0.3  # smaller errors are those of the features
+COMPARED_PAIRS, MIN_PAIR_MATCHES = 4, 50  # of each photograph, those with most matches
+PAIR_ERROR = 0.001  # of the longer side, in the fit of a pair alone
+MIN_TIE = 15  # matches of two photographs that are tied to each other
 MIN_UNCALIBRATED = 4  # photographs; three or fewer do not determine intrinsics that nobody knows
 
 
@@ -66,14 +81,25 @@ def check_model(
     """
     rows = np.arange(len(model))
     reasons: dict[int, str] = {}
+    pairs = _compare_with_pairs(model, matches)
     for _ in range(len(model)):
         part = model.subset(rows)
         refused = _whole(part, [intrinsics_known[int(row)] for row in rows])
         if refused:
             return Verdict(np.zeros(0, np.int64), {int(model.photographs[row]): refused for row in rows}, refused)
         worst = _worst(part, matches, [exif_focal[int(row)] for row in rows] if len(exif_focal) else [])
+        worst = worst or _worse_than_pairs(part, pairs)
         if worst is None:
-            return Verdict(rows, reasons)
+            loose = _loose(part, matches)
+            if not len(loose):
+                return Verdict(rows, reasons)
+            for row in loose:
+                reasons[int(part.photographs[row])] = (
+                    f"None of the {len(part) - len(loose)} photographs that are used shares {MIN_TIE} features with it "
+                    "that fit its pose, so its place among them is open. Take photographs that lead from them to it."
+                )
+            rows = np.delete(rows, loose)
+            continue
         row, reason = worst
         reasons[int(part.photographs[row])] = reason
         rows = np.delete(rows, row)
@@ -134,6 +160,75 @@ def _worst(
     return None
 
 
+def _compare_with_pairs(
+    model: SparseModel, matches: Mapping[tuple[int, int], PairMatches]
+) -> dict[tuple[int, int], tuple[float, float]]:
+    """How well matches of pairs fit the poses, of the pairs with most matches of each photograph.
+
+    Returns:
+        Numbers of two photographs -> (median Sampson distance in pixels under the poses, the same over that under the
+        essential matrix that fits the pair best).
+    """
+    row_of = {int(number): row for row, number in enumerate(model.photographs)}
+    usable = {pair: len(found.rays_one) for pair, found in matches.items() if pair[0] in row_of and pair[1] in row_of}
+    chosen: set[tuple[int, int]] = set()
+    for number in row_of:
+        own = [pair for pair in usable if number in pair and usable[pair] >= MIN_PAIR_MATCHES]
+        chosen |= set(sorted(own, key=lambda pair: -usable[pair])[:COMPARED_PAIRS])
+    compared = {}
+    for one, other in sorted(chosen):
+        i, j = row_of[one], row_of[other]
+        pair, camera = matches[one, other], model.calibrations[i].camera
+        threshold = PAIR_ERROR * max(camera.width, camera.height) / camera.fx
+        cv2.setRNGSeed(1)
+        essential, _ = cv2.findEssentialMat(
+            pair.rays_one[:, :2], pair.rays_other[:, :2], np.eye(3), method=cv2.RANSAC, prob=0.999,
+            threshold=threshold, maxIters=500,
+        )  # fmt: skip
+        if essential is None or essential.shape != (3, 3):
+            continue
+        other_from_one = invert_pose(model.world_from_camera[j]) @ model.world_from_camera[i]
+        under_poses = float(np.median(sampson_distances(pair.rays_one, pair.rays_other, other_from_one)))
+        alone = float(np.median(_sampson(pair.rays_one, pair.rays_other, essential)))
+        compared[one, other] = under_poses * camera.fx, under_poses / max(alone, 1e-9)
+    return compared
+
+
+def _worse_than_pairs(
+    model: SparseModel, compared: Mapping[tuple[int, int], tuple[float, float]]
+) -> tuple[int, str] | None:
+    """The row whose matches fit the poses worst beside the fit of its pairs alone; None if all fit well."""
+    worst: tuple[int, str] | None = None
+    largest = MAX_WORSE_THAN_PAIR
+    present = {int(number) for number in model.photographs}
+    for row, number in enumerate(model.photographs):
+        own = [v for pair, v in compared.items() if int(number) in pair and present.issuperset(pair)]
+        if not own:
+            continue
+        pixels, ratio = np.median(np.array(own), axis=0)
+        if ratio > largest and pixels > MIN_WORSE_PX:
+            largest = float(ratio)
+            reason = (
+                f"Its features fit its pose {ratio:.1f} times worse than the best geometry of each pair alone, so the "
+                "pose is wrong. Two poses fit where all is on one wall: take photographs that show more depth."
+            )
+            worst = row, reason
+    return worst
+
+
+def _loose(model: SparseModel, matches: Mapping[tuple[int, int], PairMatches]) -> np.ndarray:
+    """Rows that are not tied to the largest group of photographs by pairs whose matches fit the poses."""
+    ties = [
+        (i, j)
+        for i, j, fits in _fitting_matches(model, matches)
+        if len(fits) >= MIN_TIE and fits.mean() >= MIN_AGREEMENT
+    ]
+    one, other = np.array(ties, np.int64).reshape(-1, 2).T
+    graph = csr_matrix((np.ones(len(one)), (one, other)), shape=(len(model), len(model)))
+    _, group = connected_components(graph, directed=False)
+    return np.flatnonzero(group != np.bincount(group).argmax())
+
+
 def epipolar_agreement(
     model: SparseModel, matches: Mapping[tuple[int, int], PairMatches]
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -145,8 +240,19 @@ def epipolar_agreement(
     Returns:
         ((N,) shares, 1 without matches; (N,) numbers of matches).
     """
-    row_of = {int(number): row for row, number in enumerate(model.photographs)}
     good, count = np.zeros(len(model)), np.zeros(len(model), np.int64)
+    for i, j, fits in _fitting_matches(model, matches):
+        for row in (i, j):
+            good[row] += fits.sum()
+            count[row] += len(fits)
+    return np.where(count > 0, good / np.maximum(count, 1), 1.0), count
+
+
+def _fitting_matches(
+    model: SparseModel, matches: Mapping[tuple[int, int], PairMatches]
+) -> Iterator[tuple[int, int, np.ndarray]]:
+    """(row, row, (M,) bool which of their matches fit the poses) of each pair of the model's photographs."""
+    row_of = {int(number): row for row, number in enumerate(model.photographs)}
     for (one, other), pair in matches.items():
         if one not in row_of or other not in row_of:
             continue
@@ -155,11 +261,7 @@ def epipolar_agreement(
         cameras = model.calibrations[i].camera, model.calibrations[j].camera
         limit = np.mean([MAX_EPIPOLAR_ERROR * max(c.width, c.height) / c.fx for c in cameras])
         fits = sampson_distances(pair.rays_one, pair.rays_other, other_from_one) <= limit
-        fits &= _in_front(pair.rays_one, pair.rays_other, other_from_one)
-        for row in (i, j):
-            good[row] += fits.sum()
-            count[row] += len(fits)
-    return np.where(count > 0, good / np.maximum(count, 1), 1.0), count
+        yield i, j, fits & _in_front(pair.rays_one, pair.rays_other, other_from_one)
 
 
 def sampson_distances(rays_one: np.ndarray, rays_other: np.ndarray, other_from_one: np.ndarray) -> np.ndarray:
@@ -170,7 +272,10 @@ def sampson_distances(rays_one: np.ndarray, rays_other: np.ndarray, other_from_o
         other_from_one: (4, 4) relative pose.
     """
     x, y, z = other_from_one[:3, 3] / max(float(np.linalg.norm(other_from_one[:3, 3])), 1e-12)
-    essential = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]]) @ other_from_one[:3, :3]
+    return _sampson(rays_one, rays_other, np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]]) @ other_from_one[:3, :3])
+
+
+def _sampson(rays_one: np.ndarray, rays_other: np.ndarray, essential: np.ndarray) -> np.ndarray:
     lines_other, lines_one = rays_one @ essential.T, rays_other @ essential
     residual = (rays_other * lines_other).sum(axis=1)
     gradient = np.sqrt((lines_other[:, :2] ** 2).sum(axis=1) + (lines_one[:, :2] ** 2).sum(axis=1))

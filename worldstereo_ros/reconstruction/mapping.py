@@ -19,6 +19,7 @@ from worldstereo_ros.reconstruction.sparse_model import SparseModel
 
 # More photographs than this are mapped in chunks of at most `CHUNK` that share `CHUNK_OVERLAP`, which ties them.
 MAX_AT_ONCE, CHUNK, CHUNK_OVERLAP = 150, 100, 40
+MIN_CHUNKED = 0.9  # share of the photographs that the chunks have to register
 MIN_MODEL = 3  # photographs of a group that is worth mentioning
 # The principal point is refined if this many photographs share a camera, and stays within this share of the size.
 MIN_SHARED, MAX_SHIFT = 12, 0.05
@@ -61,17 +62,20 @@ def map_photographs(
         options.mapper.abs_pose_min_inlier_ratio = 0.15
         options.min_model_size = 2
     images = photos[0].file.parent
-    if len(photos) <= MAX_AT_ONCE:
-        found = pycolmap.incremental_mapping(
-            database, images, folder, options, next_image_callback=on_image or (lambda: None)
-        )
-    else:
+    found: dict[int, Any] = {}
+    if len(photos) > MAX_AT_ONCE:
         chunks = pycolmap.HierarchicalPipelineOptions()
         chunks.incremental_options = options
         chunks.clustering_options.leaf_max_num_images = CHUNK
         chunks.clustering_options.image_overlap = CHUNK_OVERLAP
         chunks.num_workers = 1
         found = pycolmap.hierarchical_mapping(database, images, folder, chunks)
+    if max((one.num_reg_images() for one in found.values()), default=0) < MIN_CHUNKED * len(photos):
+        # Chunks of thin overlap may not be tied; one after the other takes longer and loses fewer.
+        one_by_one = pycolmap.incremental_mapping(
+            database, images, folder, options, next_image_callback=on_image or (lambda: None)
+        )
+        found = {**found, **{len(found) + key: one for key, one in one_by_one.items()}}
     models = [_converted(_refined(one, photos), photos) for one in found.values() if one.num_reg_images() >= 2]
     return sorted(models, key=lambda model: (-len(model), -len(model.points)))
 

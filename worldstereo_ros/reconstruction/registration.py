@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 
-from worldstereo_ros.geometry.calibration import CameraCalibration
 from worldstereo_ros.geometry.similarity import Similarity, align_poses, mean_rotation, rotation_angles
 from worldstereo_ros.reconstruction.features import (
     DEFAULT,
@@ -43,6 +42,7 @@ ENOUGH = 0.75  # registered share, from which on the slowest settings are not tr
 MEDIAN_DEPTH = 3.0  # of a reconstruction without a unit, so that it is about as large as a room in metres
 MAX_CENTRE_ERROR, MAX_ROTATION_ERROR_DEG = 0.1, 5.0  # of poses that came along, after the best similarity
 MIN_DEPTH_SAMPLES = 100
+MIN_PHOTO_SAMPLES, MAX_SCALE_RATIO = 20, 1.2  # of one photograph, between its scale and that of most
 MAX_SCALE_SPREAD = 0.1  # relative; of measured over triangulated depth
 
 
@@ -94,7 +94,7 @@ def register(photos: Photographs, folder: Path, on_progress: Progress | None = N
     elif any(posed):
         notes.append("None of the photographs with poses could be registered with the others; the frame is a new one.")
     if poses_from == "photographs":
-        model, depth_usable, scale_note = _scale_by_depth(model, photos)
+        model, depth_usable, scale_note = _scale_by_depth(model, photos, left_out)
         if scale_note:
             notes.append(scale_note)
     notes += describe_moving(photos, database, model, pixels)
@@ -306,9 +306,9 @@ def _normalised(model: SparseModel) -> SparseModel:
     return model.moved(Similarity(scale, rotation, -scale * rotation @ centre), metric=False)
 
 
-def _scale_by_depth(model: SparseModel, photos: Photographs) -> tuple[SparseModel, bool, str]:
+def _scale_by_depth(model: SparseModel, photos: Photographs, left_out: dict[str, str]) -> tuple[SparseModel, bool, str]:
     """Scales the model to measured depth; returns it, whether that was possible, and a sentence ("" without depth)."""
-    ratios = []
+    ratios: dict[int, np.ndarray] = {}
     for row, number in enumerate(model.photographs):
         depth = photos[int(number)].measured_depth()
         if depth is None:
@@ -317,8 +317,9 @@ def _scale_by_depth(model: SparseModel, photos: Photographs) -> tuple[SparseMode
         inside = (x >= 0) & (y >= 0) & (x < depth.shape[1]) & (y < depth.shape[0])
         measured, triangulated = depth[y[inside], x[inside]], model.depths_of(row)[inside]
         usable = (measured > 0) & (triangulated > 0)
-        ratios.append(measured[usable] / triangulated[usable])
-    ratio = np.concatenate(ratios) if ratios else np.zeros(0)
+        ratios[row] = measured[usable] / triangulated[usable]
+    model, ratios = _without_wrong_scales(model, photos, ratios, left_out)
+    ratio = np.concatenate([*ratios.values(), np.zeros(0)])
     if len(ratio) < MIN_DEPTH_SAMPLES:
         return model, False, ""
     scale = float(np.median(ratio))
@@ -333,6 +334,18 @@ def _scale_by_depth(model: SparseModel, photos: Photographs) -> tuple[SparseMode
     return model.moved(Similarity(scale, np.eye(3), np.zeros(3)), metric=photos.metric), True, note
 
 
-def registered_calibrations(model: SparseModel) -> dict[int, CameraCalibration]:
-    """Calibrations of the registered photographs by their numbers."""
-    return {int(n): calibration for n, calibration in zip(model.photographs, model.calibrations, strict=True)}
+def _without_wrong_scales(
+    model: SparseModel, photos: Photographs, ratios: dict[int, np.ndarray], left_out: dict[str, str]
+) -> tuple[SparseModel, dict[int, np.ndarray]]:
+    """Leaves out photographs whose measured depth says another scale than that of most: their poses are wrong."""
+    scales = {row: float(np.median(values)) for row, values in ratios.items() if len(values) >= MIN_PHOTO_SAMPLES}
+    common = float(np.median(list(scales.values()))) if scales else 0.0
+    wrong = [row for row, scale in scales.items() if abs(np.log(scale / common)) > np.log(MAX_SCALE_RATIO)]
+    if not wrong or len(model) - len(wrong) < 2:
+        return model, ratios
+    for row in wrong:
+        left_out[photos[int(model.photographs[row])].name] = (
+            f"Its measured depth is {scales[row] / common:.2f} times what its pose says; the pose is wrong."
+        )
+    kept = [row for row in range(len(model)) if row not in wrong]
+    return model.subset(np.array(kept)), {new: ratios[row] for new, row in enumerate(kept) if row in ratios}
