@@ -189,6 +189,13 @@ def test_a_small_error_that_the_matches_show_is_left_out():
     assert "times worse" in verdict.reasons[3]
 
 
+def test_a_pair_that_matched_a_pattern_by_mistake_costs_no_photograph():
+    model, matches = _model()
+    shifted = matches[0, 3].rays_other[:60] + np.array([0.1, 0.4, 0])  # as consistent as true matches
+    matches[0, 3] = PairMatches(matches[0, 3].rays_one[:60], shifted)
+    assert len(check_model(model, matches, intrinsics_known=[True] * 4).accepted) == 4
+
+
 def test_a_group_whose_ties_contradict_its_place_is_left_out():
     """Two photographs that fit each other and are turned and enlarged as one against the others."""
     from scipy.spatial.transform import Rotation

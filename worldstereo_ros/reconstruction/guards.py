@@ -189,6 +189,8 @@ def _compare_with_pairs(
             continue
         other_from_one = invert_pose(model.world_from_camera[j]) @ model.world_from_camera[i]
         under_poses = float(np.median(sampson_distances(pair.rays_one, pair.rays_other, other_from_one)))
+        if under_poses * camera.fx > MAX_EPIPOLAR_ERROR * max(camera.width, camera.height):
+            continue  # most matches of this pair alone are mistakes, such as of a pattern; agreement counts those
         alone = float(np.median(_sampson(pair.rays_one, pair.rays_other, essential)))
         compared[one, other] = under_poses * camera.fx, under_poses / max(alone, 1e-9)
     return compared

@@ -23,32 +23,14 @@ from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.poses import invert_pose
 from worldstereo_ros.geometry.views import View
 from worldstereo_ros.reconstruction import sweep_numba
+from worldstereo_ros.reconstruction.sweep_settings import SweepSettings
 from worldstereo_ros.utils.errors import InputError
 from worldstereo_ros.utils.jit import run_in_threads, split_range
 
+__all__ = ["SweepSettings", "SweepView", "cross_check", "plane_inverse_depths", "sweep", "warp_matrices"]
+
 TOLERANCE = 0.015  # relative difference of depths that confirm each other
 MIN_COLUMNS = 16  # in a thread
-
-
-@dataclass(frozen=True)
-class SweepSettings:
-    """Settings of the plane sweep.
-
-    Attributes:
-        planes: number of planes.
-        p1: penalty of a change of one plane between neighbouring pixels, in units of correlation.
-        p2: penalty of a larger change, at pixels of equal grey level.
-        p2_min: the same at an edge.
-        contrast: grey levels of an edge that halve `p2`.
-        min_score: lowest correlation of a depth.
-    """
-
-    planes: int = 96
-    p1: float = 0.05
-    p2: float = 0.8
-    p2_min: float = 0.12
-    contrast: float = 10.0
-    min_score: float = 0.3
 
 
 @dataclass(frozen=True)

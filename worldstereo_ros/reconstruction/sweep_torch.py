@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import torch
 from torch.nn.functional import conv2d
 
 from worldstereo_ros.reconstruction.sweep_numba import LEVELS, MIN_DEVIATION, ONE_VIEW_PENALTY, RADIUS, WINDOW
-
-if TYPE_CHECKING:
-    from worldstereo_ros.reconstruction.plane_sweep import SweepSettings
+from worldstereo_ros.reconstruction.sweep_settings import SweepSettings
 
 NONE = -2.0  # score of a neighbour that does not see the window
 
