@@ -222,6 +222,16 @@ def test_a_true_picture_is_where_it_was_asked_for(relocaliser):
     assert check.pixels < 0.5
 
 
+def test_features_in_one_corner_tell_no_pose(relocaliser):
+    corner = np.full_like(TRUTHS[4].image, 128)
+    corner[100:128, 40:72] = TRUTHS[4].image[100:128, 40:72]
+    check = relocaliser.check(replace(TRUTHS[4], image=corner))
+    assert check.located
+    assert check.degrees is None
+    assert check.pixels < 0.5
+    assert "degrees" not in str(check)
+
+
 @pytest.mark.parametrize("number", [1, 3])
 def test_the_pose_that_a_picture_shows_is_found(relocaliser, number):
     shown = TRUTHS[number]

@@ -215,26 +215,32 @@ def describe_checks(views: Sequence[LoopView]) -> list[str]:
     if not checks:
         return []
     located = [check for _, check in checks if check.located]
+    posed = [check for check in located if check.degrees is not None]
     drifted = [view.index for view, check in checks if check.drifted]
+    updated = any(one.in_geometry for one in views)
     lines = []
     if located:
-        degrees, share, pixels = (
-            float(np.median([getattr(check, name) for check in located]))
-            for name in ("degrees", "share_of_depth", "pixels")
-        )
+        pose = ""
+        if posed:
+            degrees, share = (_median(posed, name) for name in ("degrees", "share_of_depth"))
+            pose = f"{degrees:.2f} degrees, {share:.2%} of the depth and "
         lines.append(
             f"{len(located)} of {len(checks)} imagined views could be located against the captures: off by "
-            f"{degrees:.2f} degrees, {share:.2%} of the depth and {pixels:.1f} px in the median."
+            f"{pose}{_median(located, 'pixels'):.1f} px in the median."
         )
     lost = sum(not check.located and not check.drifted for _, check in checks)
     if lost:
-        lines.append(
-            f"{lost} show too little that captures show to be located; their surfaces are in the geometry as imagined."
-        )
+        kept = "; their surfaces are in the geometry as imagined" if updated else ""
+        lines.append(f"{lost} show too little that captures show to be located{kept}.")
     if drifted:
         named = ", ".join(str(index) for index in drifted[:8])
+        out = " They stay out of the geometry." if updated else ""
         lines.append(
             f"{len(drifted)} drifted by more than {MAX_DRIFT:.1%} of the image's diagonal, or do not show what the "
-            f"captures show there, and stay out of the geometry: {named}{', ...' if len(drifted) > 8 else ''}."
+            f"captures show there: {named}{', ...' if len(drifted) > 8 else ''}.{out}"
         )
     return lines
+
+
+def _median(checks: Sequence[PoseCheck], name: str) -> float:
+    return float(np.median([getattr(check, name) for check in checks]))

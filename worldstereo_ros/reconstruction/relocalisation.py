@@ -30,6 +30,7 @@ COMPARED_CAPTURES = 4  # those that saw most of what the picture shows
 MIN_INLIERS = 12  # fewer do not determine a pose that can be trusted
 EXPECTED_FEATURES = 100  # of the captures in the picture; from this many on, too few that agree mean drift
 MIN_CONTRAST = 0.02  # of SIFT; half of its default, since small pictures have few strong features
+MAX_UNCERTAINTY_DEG = 1.0  # standard deviation of the rotation that the features leave open
 INLIER_SHARE = 0.004  # of the diagonal: largest distance of a point that agrees with a pose; at least 1.5 px
 MAX_EDGE = 0.03  # relative depth range of 3x3 pixels; more is an edge, where depth and picture need not agree
 VISIBLE_RATIO = 0.05  # relative difference of depths within which a point is visible
@@ -43,8 +44,9 @@ class PoseCheck:
         expected: features that should be visible in the picture, of the capture that shares most with it.
         matches: features of the picture that were found in the captures.
         inliers: of them, those that agree on one pose.
-        degrees: angle between that pose and the one that was asked for; None if too few agree.
-        distance: distance of their centres in the unit of the poses; None if too few agree.
+        degrees: angle between that pose and the one that was asked for; None if too few agree, or if they lie so close
+            together that they leave the pose open by more than `MAX_UNCERTAINTY_DEG`.
+        distance: distance of their centres in the unit of the poses; None as for `degrees`.
         share_of_depth: the same, of the median depth of these features.
         pixels: median distance of these features from where they should be; None if too few agree.
         drifted: the picture does not show what the captures show there.
@@ -61,7 +63,7 @@ class PoseCheck:
 
     @property
     def located(self) -> bool:
-        """Whether the pose could be determined."""
+        """Whether enough features agree to tell where they are in the picture."""
         return self.pixels is not None
 
     def __str__(self) -> str:
@@ -72,8 +74,11 @@ class PoseCheck:
                     "drifted"
                 )
             return f"not located ({self.inliers} of {self.matches} features agree)"
+        pose = ""
+        if self.degrees is not None:
+            pose = f"{self.degrees:.2f} degrees, {self.share_of_depth:.2%} of the depth and "
         return (
-            f"off by {self.degrees:.2f} degrees, {self.share_of_depth:.2%} of the depth and {self.pixels:.1f} px "
+            f"off by {pose}{self.pixels:.1f} px "
             f"({self.inliers} of {self.matches} features agree){': drifted' if self.drifted else ''}"
         )
 
@@ -199,6 +204,9 @@ def _judge(view: View, expected: int, pixels: np.ndarray, points: np.ndarray) ->
     uv, z = project(points[inliers], camera, asked)
     shift = np.where(z > 0, np.linalg.norm(uv - pixels[inliers], axis=1), diagonal)
     moved = float(np.median(shift))
+    drifted = moved > MAX_DRIFT * diagonal
+    if _uncertainty_deg(pixels[inliers], points[inliers], camera, pose) > MAX_UNCERTAINTY_DEG:
+        return PoseCheck(expected, len(pixels), len(inliers), pixels=moved, drifted=drifted)
     depth = points[inliers] @ invert_pose(asked)[2, :3] + invert_pose(asked)[2, 3]
     distance = float(np.linalg.norm(pose[:3, 3] - asked[:3, 3]))
     return PoseCheck(
@@ -209,8 +217,22 @@ def _judge(view: View, expected: int, pixels: np.ndarray, points: np.ndarray) ->
         distance=distance,
         share_of_depth=distance / max(float(np.median(np.abs(depth))), 1e-12),
         pixels=moved,
-        drifted=moved > MAX_DRIFT * diagonal,
+        drifted=drifted,
     )
+
+
+def _uncertainty_deg(pixels: np.ndarray, points: np.ndarray, camera: Camera, pose: np.ndarray) -> float:
+    """Standard deviation of the rotation in degrees, in the direction that the pairs leave most open."""
+    camera_from_world = invert_pose(pose)
+    rotation = cv2.Rodrigues(camera_from_world[:3, :3])[0]
+    projected, jacobian = cv2.projectPoints(
+        points, rotation, camera_from_world[:3, 3], camera.matrix.astype(np.float64), np.zeros(4)
+    )
+    by_pose = jacobian[:, :6]
+    variance = float(((projected.reshape(-1, 2) - pixels) ** 2).sum()) / max(1, 2 * len(pixels) - 6)
+    by_pose = by_pose * np.array([1.0] * 3 + [float(np.linalg.norm(points - pose[:3, 3], axis=1).mean())] * 3)
+    covariance = variance * np.linalg.pinv(by_pose.T @ by_pose, rcond=1e-14)
+    return float(np.degrees(np.sqrt(max(0.0, float(np.linalg.eigvalsh(covariance[:3, :3])[-1])))))
 
 
 def _locate(
