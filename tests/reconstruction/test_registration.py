@@ -75,6 +75,12 @@ def test_poses_of_another_convention_are_refused(tmp_path):
         _register(tmp_path / "in", tmp_path)
 
 
+def test_poses_of_a_camera_that_seems_to_stand_still_are_refused(tmp_path):
+    write_posed(tmp_path / "in", POSES, wrong=dict.fromkeys(range(6), POSES[0]))
+    with pytest.raises(RegistrationError, match="contradict the photographs"):
+        _register(tmp_path / "in", tmp_path)
+
+
 def test_photographs_without_poses_are_registered_to_those_with_poses(tmp_path):
     write_posed(tmp_path / "in", POSES, given=[0, 2, 5])
     found, numbers = _register(tmp_path / "in", tmp_path)

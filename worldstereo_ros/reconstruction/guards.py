@@ -37,6 +37,7 @@ MAX_WORSE_THAN_PAIR = 1.75
 MIN_WORSE_PX = 0.3  # smaller errors are those of the features
 COMPARED_PAIRS, MIN_PAIR_MATCHES = 4, 50  # of each photograph, those with most matches
 PAIR_ERROR = 0.001  # of the longer side, in the fit of a pair alone
+MIN_BASELINE = 1e-9  # of two cameras, in the unit of the poses; closer ones are at one place
 MIN_TIE = 15  # matches of two photographs that are tied to each other
 MIN_UNCALIBRATED = 4  # photographs; three or fewer do not determine intrinsics that nobody knows
 
@@ -269,11 +270,19 @@ def _fitting_matches(
 def sampson_distances(rays_one: np.ndarray, rays_other: np.ndarray, other_from_one: np.ndarray) -> np.ndarray:
     """(M,) Sampson distances of matches to the epipolar geometry of a pose, in units of the plane z = 1.
 
+    Cameras at one place have no epipolar geometry; their distance is that of the rays after the rotation.
+
     Args:
         rays_one, rays_other: (M, 3) rays with z = 1.
         other_from_one: (4, 4) relative pose.
     """
-    x, y, z = other_from_one[:3, 3] / max(float(np.linalg.norm(other_from_one[:3, 3])), 1e-12)
+    baseline = float(np.linalg.norm(other_from_one[:3, 3]))
+    if baseline < MIN_BASELINE:  # every match fits an essential matrix of zeros
+        turned = rays_one @ other_from_one[:3, :3].T
+        ahead = turned[:, 2] > MIN_BASELINE
+        moved = turned / np.where(ahead, turned[:, 2], 1)[:, None] - rays_other
+        return np.where(ahead, np.linalg.norm(moved, axis=1), np.inf)
+    x, y, z = other_from_one[:3, 3] / baseline
     return _sampson(rays_one, rays_other, np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]]) @ other_from_one[:3, :3])
 
 
