@@ -117,7 +117,8 @@ def reconstruct_given(
             "estimated."
         )
     if not any((view.depth > 0).any() for view in views if view.depth is not None):
-        raise InputError("No photograph has depth: they overlap too little, and there is no depth model.")
+        why = "there is no depth model" if estimator is None else "estimated depth has no scale in their arbitrary unit"
+        raise InputError(f"No photograph has depth: they overlap too little to triangulate, and {why}.")
     return GivenPhotographs([views[index] for index in order_captures(views)], ate, degrees, notes)
 
 

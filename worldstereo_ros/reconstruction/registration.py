@@ -30,6 +30,7 @@ from worldstereo_ros.reconstruction.features import (
 from worldstereo_ros.reconstruction.guards import MIN_AGREEMENT, MIN_CHECKED_MATCHES, check_model, epipolar_agreement
 from worldstereo_ros.reconstruction.mapping import known_calibration, map_photographs, triangulate
 from worldstereo_ros.reconstruction.moving import describe_moving
+from worldstereo_ros.reconstruction.neighbours import MIN_RANGE_POINTS
 from worldstereo_ros.reconstruction.photographs import Photographs
 from worldstereo_ros.reconstruction.sparse_model import SparseModel
 
@@ -112,6 +113,12 @@ def _check_given(photos: Photographs, folder: Path, progress: Progress) -> Regis
     progress("triangulating", 0, 1)
     poses = [photo.world_from_camera for photo in photos]
     model = triangulate(photos, database, folder / "mapping", poses, calibrations)
+    fewest = min(np.bincount(model.observed_by, minlength=len(model)), default=0)
+    if fewest < MIN_RANGE_POINTS and len(photos) <= MAX_RELAXED:  # wide apart: faint features reach farther
+        relaxed = folder / f"{RELAXED.name}.db"
+        _match(photos, relaxed, RELAXED, progress)
+        denser = triangulate(photos, relaxed, folder / "mapping", poses, calibrations)
+        model = denser if len(denser.points) > len(model.points) else model
     rays = as_rays(pixels, dict(enumerate(calibrations)))
     share, checked = epipolar_agreement(model, rays)
     testable = checked >= MIN_CHECKED_MATCHES
