@@ -107,7 +107,8 @@ def test_pipeline_name_is_parsed():
         ("m?steps", "OPTION=VALUE"),
         ("m?", "OPTION=VALUE"),
         ("m?steps=4&steps=5", "twice"),
-        ("geometric?steps=4", "takes no options"),
+        ("geometric?steps=4", "with an option of fill"),
+        ("geometric?fill=fog", "one of smooth, planes"),
         ("open3d+telea?compose=false", "takes no options"),
     ],
 )
@@ -239,7 +240,7 @@ def test_command_writes_rows_and_contact_sheet(tmp_path, walk, monkeypatch):
     assert sheet.shape[1] == 2 * MARGIN_PX + LEFT_PX + 3 * (CELL_PX + 10) - 10
     result = CliRunner().invoke(app, [*arguments, "--pipeline", "geometric?steps=1"])
     assert result.exit_code == 1
-    assert "takes no options" in result.output
+    assert "with an option of fill" in result.output
 
 
 # --- sheets ---

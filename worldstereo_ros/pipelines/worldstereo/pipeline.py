@@ -65,7 +65,7 @@ STEPS = 40  # of the variants that are not distilled
 PATCH_PX = 16  # pixels of a token along each side
 # Depth of an extrapolated plane is used if the plane is at least this likely, and if it differs from the depth of the
 # network by no more than this factor. The two are compared at every fourth pixel.
-MIN_PLANE_PROBABILITY, MAX_DEPTH_RATIO, DEPTH_STRIDE_PX = 0.5, 1.5, 4
+MIN_PLANE_PROBABILITY, MAX_DEPTH_RATIO, DEPTH_STRIDE_PX = 0.6, 2.0, 4
 
 # (pipeline, step, timestep, {"latents": ...}) to a dict with the tensors to replace, or None; as in diffusers.
 StepEnd = Callable[["WorldStereoPipeline", int, torch.Tensor, dict[str, torch.Tensor]], dict[str, torch.Tensor] | None]
@@ -371,7 +371,9 @@ class WorldStereoPipeline:
         pose, threads = conditioning.world_from_camera[index], self.geometric.threads
         planes = None
         if layout is not None:
-            planes = layout.render_view(conditioning.camera, pose, mask=~seen, threads=threads)
+            # Confidence is fitted with the detected planes alone.
+            detected = layout.without_closing()
+            planes = detected.render_view(conditioning.camera, pose, mask=~seen, threads=threads)
             frame = replace(frame, plane_absence=np.where(seen, np.float32(0), 1 - planes.probability).clip(0, 1))
         if self.depth is None or covered.all():
             return frame
