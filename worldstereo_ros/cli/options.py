@@ -42,7 +42,7 @@ Fill = Annotated[
     str,
     typer.Option(
         metavar="FILL",
-        help="What the model geometric shows where nothing was seen: smooth, or planes (of a closed room).",
+        help="What geometric and small show where nothing was seen: smooth, or planes (of a closed room).",
         rich_help_panel=MODEL,
     ),
 ]

@@ -73,6 +73,7 @@ OPTIONS: dict[str, Callable[[str], Any]] = {
     "memory": _boolean,
     "reference_attention": _attention,
     "refine": _boolean,
+    "fill": _fill,
 }
 GEOMETRIC_OPTIONS: dict[str, Callable[[str], Any]] = {"fill": _fill}
 
@@ -92,7 +93,7 @@ class PipelineName:
             memory: false gives the model no reference views.
             reference_attention: full, paired or correspondence.
             refine: false leaves imagined pixels as the transformer made them.
-            fill: of `geometric`: smooth or planes.
+            fill: what holes show: smooth or planes.
     """
 
     text: str
@@ -169,11 +170,12 @@ def with_options(pipeline: Any, options: Mapping[str, Any]) -> Iterator[Pipeline
             pipeline.fill = fill
         return
     transformer = pipeline.transformer
-    before = {name: getattr(pipeline, name) for name in ("steps", "guidance", "compose_observed", "refiner")}
+    before = {name: getattr(pipeline, name) for name in ("steps", "guidance", "compose_observed", "refiner", "fill")}
     control, control_settings = transformer.controlnet, transformer.config.controlnet_cfg
     attention, implementation = transformer.config.reference_attention, transformer.attention_implementation
     try:
-        for option, attribute in (("steps", "steps"), ("guidance", "guidance"), ("compose", "compose_observed")):
+        renamed = {"compose": "compose_observed"}
+        for option, attribute in ((name, renamed.get(name, name)) for name in ("steps", "guidance", "compose", "fill")):
             if option in options:
                 setattr(pipeline, attribute, options[option])
         if not options.get("refine", True):

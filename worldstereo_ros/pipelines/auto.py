@@ -11,6 +11,7 @@ from worldstereo_ros.weights.bundled import BUNDLED
 
 NAMES = ("geometric", *BUNDLED)
 ANYRECON = "anyrecon:"  # before the path of its files
+FILLS = ("smooth", "planes")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -35,7 +36,7 @@ def load_pipeline(
             one with the fewest steps. Of AnyRecon the attention: dense or sparse.
         dtype: dtype of a checkpoint's networks, one of `DTYPES`; auto: bfloat16 on CUDA, float32 on the CPU.
         control_backend: runs a checkpoint's control branch: torch, onnxruntime or tensorrt (docs/guides/export.md).
-        fill: what holes of `geometric` show: smooth or planes (see `GeometricPipeline`).
+        fill: what holes show: smooth, or planes of a closed room; of `geometric` and models with a layout (`small`).
         options: keyword arguments of `from_pretrained` of the pipeline's class.
 
     Raises:
@@ -44,6 +45,8 @@ def load_pipeline(
         RuntimeError: the control backend is not installed, or cannot run this model.
     """
     check_device(device)
+    if fill not in FILLS:
+        raise InputError(f"The fill '{fill}' is unknown; one of {', '.join(FILLS)} was expected.")
     if model == "geometric":
         if control_backend != "torch":
             raise InputError(
@@ -52,10 +55,10 @@ def load_pipeline(
         from worldstereo_ros.pipelines.geometric.pipeline import GeometricPipeline
 
         return GeometricPipeline(fill=fill)
-    if fill != "smooth":
-        raise InputError(f"The fill '{fill}' is an option of geometric; '{model}' decides itself what holes show.")
     if dtype not in DTYPES:
         raise InputError(f"The dtype '{dtype}' is unknown; one of {', '.join(DTYPES)} was expected.")
+    if model.startswith(ANYRECON) and fill != "smooth":
+        raise InputError(f"The fill '{fill}' is for geometric and small; AnyRecon generates what holes show.")
     if model.startswith(ANYRECON):
         return _load_anyrecon(model.removeprefix(ANYRECON), device, variant, dtype, control_backend, options)
     model, variant = split_variant(model, variant)
@@ -72,6 +75,9 @@ def load_pipeline(
 
     torch_dtype = None if dtype == "auto" else getattr(torch, dtype)
     pipeline = WorldStereoPipeline.from_pretrained(model, variant or None, device=device, dtype=torch_dtype, **options)
+    if fill != "smooth" and not pipeline.config.uses_layout:
+        raise InputError(f"The fill '{fill}' is for geometric and small; '{model}' generates what holes show.")
+    pipeline.fill = fill
     if control_backend != "torch":
         from worldstereo_ros.export.runtime import use_control_backend
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from helpers.box_room import CAMERA, COLOURS, observe, room, turned
 
+from worldstereo_ros.evaluation.hole_metrics import detail
 from worldstereo_ros.geometry.provenance import Provenance
 from worldstereo_ros.geometry.views import View
 from worldstereo_ros.pipelines.auto import load_pipeline
@@ -154,3 +155,23 @@ def test_an_unknown_fill_is_refused():
         GeometricPipeline(fill="fog")
     with pytest.raises(InputError, match="one of smooth, planes"):
         load_pipeline("geometric", fill="fog")
+
+
+def test_the_small_model_draws_planes_where_it_is_asked_to():
+    """Seen pixels, depth and provenance stay; holes get sharper."""
+    there, views = turned(60, tilt=15), {}
+    for fill in ("smooth", "planes"):
+        world = WorldModel(load_pipeline("small", fill=fill))
+        world.observe(observe(turned(0, tilt=15), tiles=15.0))
+        views[fill] = next(iter(world.imagine(there[None], CAMERA)))
+    smooth, planes = views["smooth"], views["planes"]
+    seen = smooth.provenance == Provenance.OBSERVED
+    np.testing.assert_array_equal(planes.provenance, smooth.provenance)
+    np.testing.assert_array_equal(planes.image[seen], smooth.image[seen])
+    np.testing.assert_array_equal(planes.depth, smooth.depth)
+    assert detail(planes.image)[~seen].std() > 1.2 * detail(smooth.image)[~seen].std()
+
+
+def test_a_model_that_generates_what_holes_show_takes_no_fill():
+    with pytest.raises(InputError, match="AnyRecon generates what holes show"):
+        load_pipeline("anyrecon:somewhere", fill="planes")

@@ -33,7 +33,7 @@ from worldstereo_ros.pipelines.base import Conditioning, OnStep, PipelineFrame
 from worldstereo_ros.pipelines.geometric.coincidence import coincident_observation
 from worldstereo_ros.pipelines.geometric.estimated import estimated_pixels
 from worldstereo_ros.pipelines.geometric.layout import Layout, LayoutEstimator
-from worldstereo_ros.pipelines.geometric.plane_fill import fill_with_planes
+from worldstereo_ros.pipelines.geometric.plane_fill import draw_planes
 from worldstereo_ros.pipelines.geometric.provenance import observed_pixels
 from worldstereo_ros.pipelines.geometric.references import (
     MAX_PARALLAX_PX,
@@ -52,10 +52,7 @@ ANGLE_SHARPNESS = 30.0  # of the weight against the angle between lines of sight
 PRIOR_WEIGHT = 0.2  # of the mean colour of the references, in smooth fills
 SPECKLE_WINDOW_PX, MIN_SPECKLE_COVERAGE = 9, 0.35  # points that cover less of the window around them are removed
 FILLS = ("smooth", "planes")
-GUIDE_WEIGHT = 0.3  # of the smooth fill, for the light of planes
-SHOWN_PROBABILITY = (0.1, 0.4)  # of a plane, from which it begins to show and at which it hides the smooth fill
 MIN_DEPTH_PROBABILITY = 0.4  # of a plane whose depth is that of the view
-SEED_MASK = 0xFFFFFFFF
 EXPOSURE_POWER = 2.0  # of a reference's share of the image, in the exposure of the image
 
 
@@ -124,19 +121,13 @@ class GeometricPipeline:
         camera, pose = conditioning.camera, conditioning.world_from_camera[index]
         seen = frame.observed if frame.estimated is None else frame.observed | frame.estimated
         known = seen | warped.valid_mask
-        fill = fill_with_planes(
-            *(frame.image, known, warped.depth, layout, camera, pose),
-            guide_weight=GUIDE_WEIGHT,
-            seed=seed & SEED_MASK,
-            threads=self.threads,
+        image, fill = draw_planes(
+            *(frame.image, known, warped.depth, layout, camera, pose), seed=seed, threads=self.threads
         )
-        low, high = SHOWN_PROBABILITY
-        share = np.clip((fill.probability - low) / (high - low), 0, 1)[..., None]
-        image = frame.image + share * (fill.image - frame.image)
         likely = (fill.depth > 0) & (fill.probability > MIN_DEPTH_PROBABILITY)
         return replace(
             frame,
-            image=np.clip(np.rint(image), 0, 255).astype(np.uint8),
+            image=image,
             depth=np.where(likely, fill.depth, warped.depth),
             memory_image=warped.image,
             plane_absence=np.where(known, np.float32(0), 1 - fill.probability).clip(0, 1),

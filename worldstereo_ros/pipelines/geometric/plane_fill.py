@@ -24,6 +24,9 @@ FAR_FACTOR, FAR_WEIGHT = 4.0, 0.1  # a wider filter, for what is far from every 
 DEPTH_TOLERANCE_RATIO, DEPTH_TOLERANCE_M = 0.05, 0.05  # two depths within it are of one surface
 OWN_WEIGHT = 0.1  # of a plane's own light, against the light of the pixels around
 SKY_PROBABILITY = 0.7
+GUIDE_WEIGHT = 0.6  # of the image's own colours in holes, for the light of planes
+SHOWN_PROBABILITY = (0.1, 0.4)  # of a plane, from which it begins to show and at which it hides the image
+SEED_MASK = 0xFFFFFFFF
 SKY = -2  # as a plane
 
 
@@ -93,6 +96,38 @@ def fill_with_planes(
     if layout.sky is not None and layout.room is not None:
         _add_sky(out, layout.sky, layout.room.up, known, camera, pose)
     return out
+
+
+def draw_planes(
+    image: np.ndarray,
+    known: np.ndarray,
+    depth: np.ndarray,
+    layout: Layout,
+    camera: Camera,
+    world_from_camera: np.ndarray,
+    *,
+    seed: int = 0,
+    threads: int = 1,
+) -> tuple[np.ndarray, PlaneFill]:
+    """A view whose holes show planes as far as these are likely, else its own colours.
+
+    Args:
+        image, known, depth, layout, camera, world_from_camera, threads: see `fill_with_planes`.
+        seed: another one gives other details; of any size.
+
+    Returns:
+        (H, W, 3) uint8, and the planes.
+    """
+    fill = fill_with_planes(
+        *(image, known, depth, layout, camera, world_from_camera),
+        guide_weight=GUIDE_WEIGHT,
+        seed=seed & SEED_MASK,
+        threads=threads,
+    )
+    low, high = SHOWN_PROBABILITY
+    share = np.clip((fill.probability - low) / (high - low), 0, 1)[..., None]
+    drawn = image + share * (fill.image - image)
+    return np.clip(np.rint(drawn), 0, 255).astype(np.uint8), fill
 
 
 def _light(

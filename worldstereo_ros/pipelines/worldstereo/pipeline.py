@@ -57,7 +57,7 @@ from worldstereo_ros.pipelines.worldstereo.compositing import compose, mix_with_
 from worldstereo_ros.pipelines.worldstereo.conditioning import make_keyframes
 from worldstereo_ros.pipelines.worldstereo.memory_errors import out_of_memory_message
 from worldstereo_ros.pipelines.worldstereo.model_inputs import MASK_CHANNELS, ModelInputs, build_model_inputs
-from worldstereo_ros.pipelines.worldstereo.refinement import refine_frame
+from worldstereo_ros.pipelines.worldstereo.refinement import fill_frame
 from worldstereo_ros.pipelines.worldstereo.video_condition import VideoCondition, load_video_condition
 from worldstereo_ros.utils.errors import InputError
 
@@ -90,7 +90,8 @@ class WorldStereoPipeline:
             pose. A shorter path then costs as much as a full one.
         callback_on_step_end: called after every step as in diffusers; may replace `latents`.
         depth: estimates depth of imagined pixels; None: depth is filled smoothly from memory.
-        refiner: gives imagined pixels sharp borders and details; None: the images of the transformer.
+        fill: what holes show: `smooth`, the transformer's image, or `planes` of the layout as far as they are likely.
+        refiner: refines holes with planes; None: planes as they are.
         geometric: the geometric pipeline, which warps views from memory and labels their provenance.
     """
 
@@ -114,6 +115,7 @@ class WorldStereoPipeline:
         callback_on_step_end: StepEnd | None = None,
         depth: DepthEstimator | None = None,
         refiner: HoleRefiner | None = None,
+        fill: str = "smooth",
     ) -> None:
         """Assembles the pipeline from loaded parts; `from_pretrained` loads them.
 
@@ -123,7 +125,7 @@ class WorldStereoPipeline:
             image_encoder: None for a backbone without image embedding.
             video_condition: makes the condition latents of `full_vae`; None: every frame is encoded on its own.
             device: device of the models.
-            name, steps, compose_observed, fill_clip, callback_on_step_end, depth, refiner: see the class.
+            name, steps, compose_observed, fill_clip, callback_on_step_end, depth, refiner, fill: see the class.
 
         Raises:
             InputError: `steps` is less than 1.
@@ -144,7 +146,7 @@ class WorldStereoPipeline:
         self.fill_clip = fill_clip
         self.callback_on_step_end = callback_on_step_end
         self.depth = depth
-        self.refiner = refiner
+        self.refiner, self.fill = refiner, fill
         self.geometric, self._estimate_layout = GeometricPipeline(), LayoutEstimator()
 
     @classmethod
@@ -334,14 +336,13 @@ class WorldStereoPipeline:
             decoded = (decoded.float().clamp(-1, 1).add(1).mul(127.5).round()).to(torch.uint8)
             image = decoded.permute(1, 2, 0).cpu().numpy()
             frame = self._frame_of_memory(conditioning, index, warped_views[index] if warped_views else None)
-            camera = conditioning.camera
-            image = resize_image(image, camera.width, camera.height, enlarge=cv2.INTER_CUBIC)
+            image = resize_image(image, frame.image.shape[1], frame.image.shape[0], enlarge=cv2.INTER_CUBIC)
             if warped_views and self.compose_observed:
                 image = mix_with_memory(image, warped_views[index], conditioning, index)
             composed = self._with_depth(compose(frame, image), conditioning, index, layout)
-            if self.refiner is not None and layout is not None and warped_views and self.compose_observed:
+            if self.fill == "planes" and layout is not None and warped_views and self.compose_observed:
                 inputs = (composed, warped_views[index], conditioning, index, layout, self.refiner)
-                composed = refine_frame(*inputs, seed=generator.initial_seed(), threads=self.geometric.threads)
+                composed = fill_frame(*inputs, seed=generator.initial_seed(), threads=self.geometric.threads)
             has_memory_image = self.compose_observed or self.config.fills_render_holes
             yield composed if has_memory_image else replace(composed, memory_image=None)
 

@@ -16,13 +16,43 @@ from worldstereo_ros.imaging.resizing import resize_image
 from worldstereo_ros.models.hole_refiner import MULTIPLE_PX, SOURCES, HoleRefiner
 from worldstereo_ros.pipelines.base import Conditioning, PipelineFrame
 from worldstereo_ros.pipelines.geometric.layout import Layout
-from worldstereo_ros.pipelines.geometric.plane_fill import SKY, WORKING_PIXELS, PlaneFill, fill_with_planes
+from worldstereo_ros.pipelines.geometric.plane_fill import (
+    SEED_MASK,
+    SKY,
+    WORKING_PIXELS,
+    PlaneFill,
+    draw_planes,
+    fill_with_planes,
+)
 from worldstereo_ros.pipelines.geometric.warped_view import WarpedView
 
 SKY_LEVEL = 0.5  # of the channel that has the cosine between up and the surface's normal
 MAX_LOG_DEPTH, REFERENCE_DEPTH_M, MIN_DEPTH_M = 2.0, 3.0, 0.1
-SEED_MASK = 0xFFFFFFFF
 FEATHER_PX = 3  # over which refined pixels blend into seen ones
+
+
+def fill_frame(
+    frame: PipelineFrame,
+    warped: WarpedView,
+    conditioning: Conditioning,
+    index: int,
+    layout: Layout,
+    refiner: HoleRefiner | None,
+    *,
+    seed: int = 0,
+    threads: int = 1,
+) -> PipelineFrame:
+    """A frame with planes drawn into its holes, refined if there is a network for it; see `refine_frame`."""
+    seen = frame.observed if frame.estimated is None else frame.observed | frame.estimated
+    if seen.all() or warped.coincident is not None:
+        return frame
+    if refiner is not None:
+        return refine_frame(frame, warped, conditioning, index, layout, refiner, seed=seed, threads=threads)
+    known = seen | warped.valid_mask
+    depth = warped.depth if frame.depth is None else frame.depth
+    camera, pose = conditioning.camera, conditioning.world_from_camera[index]
+    image, _ = draw_planes(frame.image, known, depth, layout, camera, pose, seed=seed, threads=threads)
+    return replace(frame, image=image)
 
 
 def refine_frame(
@@ -49,8 +79,6 @@ def refine_frame(
         threads: number of threads to use.
     """
     seen = frame.observed if frame.estimated is None else frame.observed | frame.estimated
-    if seen.all() or warped.coincident is not None:
-        return frame
     sources, inputs = view_inputs(frame, warped, conditioning, index, layout, seed=seed, threads=threads)
     device = next(refiner.parameters()).device
     with torch.no_grad():

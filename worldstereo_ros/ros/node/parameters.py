@@ -82,7 +82,7 @@ class NodeParameters:
     )
     fill: str = _row(
         "smooth",
-        "What the model geometric shows where nothing was seen: smooth colours, or the planes of a closed room.",
+        "What geometric and small show where nothing was seen: smooth colours, or the planes of a closed room.",
         choices=("smooth", "planes"),
         applies=CONFIGURE,
     )
