@@ -32,8 +32,8 @@ class TruePipeline:
     clip_length = 3
     selects_references = True
 
-    def __init__(self, shifts: dict[int, int] | None = None, distance: float = 1.0) -> None:
-        self.shifts, self.distance = shifts or {}, distance
+    def __init__(self, shifts: dict[int, int] | None = None, distance: float = 1.0, confidence: float = 0.9) -> None:
+        self.shifts, self.distance, self.confidence = shifts or {}, distance, confidence
         self.calls: list = []
 
     def __call__(self, conditioning, *, prompt, generator, on_step):
@@ -43,7 +43,9 @@ class TruePipeline:
             truth = TRUTHS[number]
             image = np.roll(truth.image, self.shifts.get(number, 0), axis=1)
             depth = (truth.depth * self.distance).astype(np.float32)
-            yield PipelineFrame(image, depth, np.zeros(depth.shape, bool))
+            confidence = np.full(depth.shape, self.confidence, np.float32)
+            nowhere = np.zeros(depth.shape, bool)
+            yield PipelineFrame(image, depth, nowhere, confidence=confidence, depth_confidence=confidence)
 
 
 def small_world(pipeline, given=GIVEN, rows: slice = slice(60, 120)) -> WorldModel:
@@ -119,6 +121,15 @@ def test_views_that_drift_stay_out_and_no_segment_continues_from_them():
     text = " ".join(describe_checks(found))
     assert "3 drifted" in text
     assert "0, 1, 2" in text
+
+
+def test_depth_that_is_more_likely_wrong_stays_out():
+    world = small_world(TruePipeline(confidence=0.4))
+    count = len(world.cloud)
+    list(imagine_place(world, POSES[[2]], CAMERA))
+    assert len(world.cloud) == count
+    list(imagine_place(world, POSES[[2]], CAMERA, min_depth_confidence=0.3))
+    assert len(world.cloud) > count
 
 
 def test_a_network_is_tied_back_by_its_captures():

@@ -7,7 +7,8 @@
 After AnyRecon (arXiv 2604.19747, section 3): captures go in front of the targets of each segment, chosen by what they
 show of it, and the geometry grows by what was imagined. What the paper leaves open is done so: captured points and
 photographs never change; imagined surfaces are added only where memory has none, aligned to memory around them
-(`WorldModel.remember`); with a network that reconstructs captures and imagined views together, in a frame and a unit of
+(`WorldModel.remember`), and only where their depth is more likely right than wrong, since surfaces at a wrong distance
+hide captured ones; with a network that reconstructs captures and imagined views together, in a frame and a unit of
 its own, a similarity on the captures, which are in both, takes the result back (`geometry_models.align_geometry`).
 
 A segment is what the pipeline imagines in one call: at most `segment` views and at most its clip length. The geometric
@@ -37,6 +38,8 @@ from worldstereo_ros.utils.indices import evenly_spaced_indices
 from worldstereo_ros.world import BANK_VIEWS_PER_CLIP, WorldModel
 
 logger = logging.getLogger(__name__)
+
+MIN_DEPTH_CONFIDENCE = 0.5  # of an imagined pixel that updates the geometry
 
 Progress = Callable[[int, int], None]  # (views that are done, of)
 
@@ -70,6 +73,7 @@ def imagine_place(
     limit: int = MAX_CAPTURES,
     update: bool = True,
     check: bool = True,
+    min_depth_confidence: float = MIN_DEPTH_CONFIDENCE,
     network: GeometryModel | None = None,
     prompt: str = "",
     seed: int = 0,
@@ -92,6 +96,7 @@ def imagine_place(
         update: add what was imagined to the geometry, labelled as imagined.
         check: locate each view against the captures; those that drifted stay out of the geometry, and no segment
             continues from them.
+        min_depth_confidence: imagined pixels whose depth has less confidence stay out of the geometry; 0 = none.
         network: gives the depth of imagined views from these and their captures together; None: that of the pipeline.
         prompt: description of the place.
         seed: random seed; each segment draws noise of its own.
@@ -115,9 +120,8 @@ def imagine_place(
         raise InputError(f"The cuts {list(cuts)} do not lie on a trajectory of {len(poses)} views.")
     pipeline = SegmentPipeline(world.pipeline, captures, limit)
     inner = WorldModel(pipeline, world.cloud, world.bank, depth_estimator=world.depth_estimator, device=world.device)
-    loop = _Loop(inner, pipeline, poses, camera, update, check, network, segment, blocked_poses(
-        world.cloud, poses, clearance
-    ))  # fmt: skip
+    blocked = blocked_poses(world.cloud, poses, clearance)
+    loop = _Loop(inner, pipeline, poses, camera, update, check, min_depth_confidence, network, segment, blocked)
     return loop.run(_segments(len(poses), min(segment, pipeline.clip_length), cuts), prompt, seed, on_step, on_progress)
 
 
@@ -140,12 +144,14 @@ class _Loop:
         camera: Camera,
         update: bool,
         check: bool,
+        min_depth_confidence: float,
         network: GeometryModel | None,
         segment: int,
         blocked: np.ndarray,
     ) -> None:
         self.world, self.pipeline, self.poses, self.camera = world, pipeline, poses, camera
         self.update, self.network, self.blocked = update, network, blocked
+        self.min_depth_confidence = min_depth_confidence
         self.captures = [view for view in world.bank.views if view.is_observation]
         self.relocaliser = Relocaliser(self.captures) if check else None
         clips = -(-len(poses) // segment)
@@ -183,27 +189,40 @@ class _Loop:
         drifted = last.check is not None and last.check.drifted
         self.pipeline.previous = None if drifted else last.view
         kept = [one.view for one in segment if one.in_geometry]
-        for view in self._with_network_depth(kept, segment[0].captures):
+        for view in self._with_update_depth(kept, segment[0].captures):
             self.world.remember(view, in_bank=view.index in self.for_bank)
 
-    def _with_network_depth(self, views: list[ImaginedView], numbers: tuple[int, ...]) -> list[ImaginedView]:
-        """The views with the depth of the network, brought to the captures' frame and unit by the captures alone."""
+    def _with_update_depth(self, views: list[ImaginedView], numbers: tuple[int, ...]) -> list[ImaginedView]:
+        """The views with the depth that updates the geometry, 0 elsewhere.
+
+        That of the network, where it gives one, is brought to the captures' frame and unit by the captures alone.
+        """
         captures: list[View] = [self.captures[number] for number in numbers]
+        own = [self._trusted_depth(view) for view in views]
         if self.network is None or not views or len(captures) < 2:
-            return views
+            return [replace(view, depth=depth) for view, depth in zip(views, own, strict=True)]
         poses = np.stack([view.world_from_camera for view in (*captures, *views)])
         images = [view.image for view in (*captures, *views)]
         try:
             depths = estimate_geometry(self.network, images, poses, anchors=len(captures))[len(captures) :]
         except InputError as error:
-            logger.warning(
-                "%s The depth of the pipeline is used for views %d to %d.", error, views[0].index, views[-1].index
-            )
-            return views
+            first, last = views[0].index, views[-1].index
+            logger.warning("%s The depth of the pipeline is used for views %d to %d.", error, first, last)
+            return [replace(view, depth=depth) for view, depth in zip(views, own, strict=True)]
         return [
-            replace(view, depth=np.where(depth > 0, depth, view.depth if view.depth is not None else np.float32(0)))
-            for view, depth in zip(views, depths, strict=True)
+            replace(view, depth=np.where(depth > 0, depth, mine).astype(np.float32))
+            for view, depth, mine in zip(views, depths, own, strict=True)
         ]
+
+    def _trusted_depth(self, view: ImaginedView) -> np.ndarray:
+        """(H, W) float32 depth of a view, 0 where it is imagined with too little confidence."""
+        depth = np.zeros(view.image.shape[:2], np.float32) if view.depth is None else view.depth
+        if view.depth_confidence is None:
+            return depth
+        trusted = view.depth_confidence >= self.min_depth_confidence
+        if view.covered is not None:
+            trusted = trusted | view.covered
+        return np.where(trusted, depth, np.float32(0)).astype(np.float32)
 
 
 # --- report ----------------------------------------------------------------------------------------------------------
