@@ -89,13 +89,13 @@ def test_the_order_of_photographs_changes_nothing(walk):
     settings = PhotoSettings(poses=("given",), every=3, with_features=False)
     names = ["geometric", "geometric?shuffle=true", "geometric?update=false&cache=false"]
     found = evaluate(
-        [walk], "extrapolation", names, every=3, poses=settings.poses, depth_model="none", with_features=False
+        [walk], "interpolation", names, every=3, poses=settings.poses, depth_model="none", with_features=False
     )
     first, shuffled, bare = (asdict(row) for row in found[-3:])
     for name in (*OLD, *NEW, "drift_pixels", "drifted"):
         if name not in ("pipeline", "seconds_per_view"):
             assert first[name] == shuffled[name], name
-    assert bare["psnr"] < first["psnr"] + 0.5  # one capture instead of four
+    assert bare["psnr"] < first["psnr"] + 0.5  # one capture instead of three
     assert bare["psnr"] != first["psnr"]
 
 
