@@ -1,7 +1,7 @@
 """A round on a GPU: checks every CUDA path, trains within the minutes given, saves every minute, leaves a table.
 
     python scripts/gpu_round.py --out DIR --minutes 9         # on a GPU machine, from a checkout, offline
-    python scripts/gpu_round.py --out DIR --start PACKED      # goes on from weights of an earlier round
+    python scripts/gpu_round.py --out DIR --start PACKED      # continues from weights of an earlier round
     python scripts/gpu_round.py --out DIR --checks-only
     python scripts/gpu_round.py --out DIR --device cpu --toy  # the same code at toy size
 
@@ -57,7 +57,7 @@ DONE, CUT = "finished", "interrupted; the weights so far are saved"
 
 
 class Lane:
-    """A process that runs checks; another one goes on after a crash.
+    """A process that runs checks; another one continues after a crash.
 
     Attributes:
         pending: names of the checks that have not begun.
@@ -312,7 +312,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--toy", action="store_true", help="small sizes, to try the script")
     parser.add_argument("--config", default="gpu", help="training configuration")
     parser.add_argument(
-        "--start", default="", help="folder of packaged weights to go on from; default: the bundled ones"
+        "--start", default="", help="folder of packaged weights to continue from; default: the bundled ones"
     )
     parser.add_argument("--worlds", default="", help="folder of rendered worlds; default: a temporary one")
     parser.add_argument("--run", default="", help="folder of the run, kept; default: a temporary one")

@@ -153,7 +153,7 @@ class Collector:
         self.run, self.out, self.config, self.package = run, out, config, work / "package"
 
     def __call__(self) -> None:
-        """Packages the weights, and writes pictures and report. What fails is printed: training goes on."""
+        """Packages the weights, and writes pictures and report. What fails is printed, and training continues."""
         from worldstereo_ros.training.packaging import package_weights
 
         failed = ""

@@ -85,7 +85,7 @@ def imagine(
         typer.Option(
             "--map",
             metavar="MAP",
-            help="Saved map (.wsmap), or folder with one, to go on from instead of a source.",
+            help="Saved map (.wsmap), or folder with one, to continue from instead of a source.",
             show_default="none",
             rich_help_panel=INPUT,
         ),

@@ -141,7 +141,7 @@ def reconstruct(
 
     The output folder holds world.wsmap (the memories), cloud.ply, mesh.glb, splats.ply, colmap/ (poses and intrinsics),
     observed/ (the photographs with depth, a posed sequence), and figures.json, which says which photographs were left
-    out and why. A run that was interrupted goes on where it was: what it computed is in stages/.
+    out and why. A run that was interrupted resumes where it stopped: what it computed is in stages/.
     """
     from rich.console import Console
     from rich.markup import escape

@@ -87,7 +87,7 @@ def estimate_depths(
 ) -> None:
     """Computes the depth of all photographs: first each by itself (raw_N.npy), then what others confirm (depth_N.npz).
 
-    Files that are there are kept, so that a run that was interrupted goes on.
+    Files that are there are kept, so that a run that was interrupted resumes.
 
     Args:
         frames: the photographs.

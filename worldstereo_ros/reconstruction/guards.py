@@ -39,7 +39,7 @@ COMPARED_PAIRS, MIN_PAIR_MATCHES = 4, 50  # of each photograph, those with most 
 PAIR_ERROR = 0.001  # of the longer side, in the fit of a pair alone
 MIN_BASELINE = 1e-9  # of two cameras, in the unit of the poses; closer ones are at one place
 MIN_TIE = 15  # matches of two photographs that are tied to each other
-MIN_UNCALIBRATED = 4  # photographs; three or fewer do not determine intrinsics that nobody knows
+MIN_UNCALIBRATED = 4  # photographs; three or fewer do not determine unknown intrinsics
 
 
 @dataclass(frozen=True)

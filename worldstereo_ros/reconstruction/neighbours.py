@@ -14,7 +14,7 @@ from worldstereo_ros.reconstruction.sparse_model import SparseModel
 BEST_ANGLE_DEG, SMALL_SIGMA_DEG, LARGE_SIGMA_DEG = 8.0, 3.5, 8.0
 MIN_SHARED = 8  # points
 MIN_RANGE_POINTS = 20
-NEAR_MARGIN, FAR_MARGIN = 0.8, 1.35  # of the nearest and the farthest points: surfaces go on beyond the features
+NEAR_MARGIN, FAR_MARGIN = 0.8, 1.35  # of the nearest and the farthest points: surfaces extend beyond the features
 MAX_RATIO = 60.0  # of the farthest to the nearest plane; farther surfaces would be a plane or two apart
 SAME_SIDE = 0.6  # factor of the score of a neighbour that looks from the same side as one that is chosen
 

@@ -1,4 +1,4 @@
-"""From photographs to a place: the stages of `worldstereo reconstruct`, each of which a later run can go on from.
+"""From photographs to a place: the stages of `worldstereo reconstruct`, each of which a later run can continue from.
 
 photographs -> registration -> depth -> holes -> fusion -> mesh, splats -> files
 """

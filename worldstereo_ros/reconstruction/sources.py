@@ -97,7 +97,7 @@ def open_source(
         raise DatasetError(f"{path} does not exist.")
     source = _open(path, max_photographs, bag_options or {})
     if not use_poses:
-        # Poses that nobody wants say nothing about the unit either; depth keeps its own.
+        # Poses that are ignored say nothing about the unit either; depth keeps its own.
         with_poses = source.photographs
         source.photographs = (replace(photo, world_from_camera=None) for photo in with_poses)
     return source

@@ -1,7 +1,7 @@
 """Stages of a long computation that survive Ctrl-C and kill -9.
 
 Each stage has a folder. What it was computed from is written into it first, as a fingerprint, and when it is done that
-it is. A later run with the same fingerprint uses what is done, and goes on with what was begun: files in the folder are
+it is. A later run with the same fingerprint uses what is done, and continues what was begun: files in the folder are
 complete or not there (`utils.atomic_files`). Another fingerprint empties the folder.
 """
 
