@@ -12,12 +12,16 @@ import typer
 
 from worldstereo_ros.cli.options import INPUT, MODEL, OUTPUT, DepthModel, Device
 from worldstereo_ros.cli.recording_options import (
-    BAG,
     BaseFrame,
     CameraAxes,
+    CameraInfoTopic,
+    DepthTopic,
     DepthUnit,
+    ImageTopic,
+    PoseTopic,
     Rectified,
     Tolerance,
+    WorldFrame,
 )
 from worldstereo_ros.utils.errors import InputError
 
@@ -63,40 +67,11 @@ def reconstruct(
             rich_help_panel=INPUT,
         ),
     ] = None,
-    image_topic: Annotated[
-        str,
-        typer.Option(metavar="TOPIC", help="Colour images.", show_default="first topic of images", rich_help_panel=BAG),
-    ] = "",
-    depth_topic: Annotated[
-        str,
-        typer.Option(
-            metavar="TOPIC",
-            help="Depth images, registered to the colour images.",
-            show_default="that of the images, if detected",
-            rich_help_panel=BAG,
-        ),
-    ] = "",
-    camera_info_topic: Annotated[
-        str,
-        typer.Option(
-            metavar="TOPIC", help="Camera intrinsics.", show_default="beside the image topic", rich_help_panel=BAG
-        ),
-    ] = "",
-    pose_topic: Annotated[
-        str,
-        typer.Option(
-            metavar="TOPIC",
-            help="Camera poses, PoseStamped or Odometry.",
-            show_default="TF",
-            rich_help_panel=BAG,
-        ),
-    ] = "",
-    world_frame: Annotated[
-        str,
-        typer.Option(
-            metavar="FRAME", help="Fixed frame of the poses from TF.", show_default="root of TF", rich_help_panel=BAG
-        ),
-    ] = "",
+    image_topic: ImageTopic = "",
+    depth_topic: DepthTopic = "",
+    camera_info_topic: CameraInfoTopic = "",
+    pose_topic: PoseTopic = "",
+    world_frame: WorldFrame = "",
     base_frame: BaseFrame = "",
     tolerance: Tolerance = 0.03,
     rectified: Rectified = "auto",

@@ -20,6 +20,40 @@ DepthUnit = Annotated[
         rich_help_panel=INPUT,
     ),
 ]
+ImageTopic = Annotated[
+    str,
+    typer.Option(metavar="TOPIC", help="Colour images.", show_default="first topic of images", rich_help_panel=BAG),
+]
+DepthTopic = Annotated[
+    str,
+    typer.Option(
+        metavar="TOPIC",
+        help="Depth images, registered to the colour images.",
+        show_default="that of the images, if these are detected",
+        rich_help_panel=BAG,
+    ),
+]
+CameraInfoTopic = Annotated[
+    str,
+    typer.Option(
+        metavar="TOPIC", help="Camera intrinsics.", show_default="beside the image topic", rich_help_panel=BAG
+    ),
+]
+PoseTopic = Annotated[
+    str,
+    typer.Option(
+        metavar="TOPIC",
+        help="Camera poses, PoseStamped or Odometry.",
+        show_default="TF",
+        rich_help_panel=BAG,
+    ),
+]
+WorldFrame = Annotated[
+    str,
+    typer.Option(
+        metavar="FRAME", help="Fixed frame of the poses from TF.", show_default="root of TF", rich_help_panel=BAG
+    ),
+]
 Tolerance = Annotated[
     float,
     typer.Option(
