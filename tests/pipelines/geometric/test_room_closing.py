@@ -115,3 +115,14 @@ def test_the_room_moves_with_the_world(seed, x, degrees):
     )
     near = np.abs(one.depth - other.depth) < 0.03 * one.depth + 0.02
     assert near.mean() > 0.9
+
+
+def test_nothing_unseen_is_assumed_where_lengths_are_no_metres():
+    view = observe(turned(0), metric=False)
+    layout = estimate_layout([view])
+    assert layout.room is not None
+    assert layout.room.sides
+    assert all(side.source >= 0 for side in layout.room.sides)
+    assert len(layout) == layout.detected
+    alone = View(view.image, CAMERA, np.eye(4), np.where(room(np.eye(4))[1] == 5, view.depth, 0), metric=False)
+    assert estimate_layout([alone]).render_view(CAMERA, turned(180)).probability.max() < 0.5  # a wall without a floor

@@ -246,26 +246,25 @@ def _layout_from_samples(observations: list[View], views: list[SampledView]) -> 
     for index, view in enumerate(views):
         depths[index, : len(view.depth)] = view.depth
     grid_from_world = np.stack([view.grid_from_world for view in views]).astype(np.float32)
-    room = close_room(textures, samples, views)
+    room = close_room(textures, samples, views, metric=all(view.metric for view in observations))
     planes, colours, distances = (np.stack(column) for column in zip(*textures, strict=True))
     planes = np.concatenate([planes, np.zeros((len(planes), 1), np.float32)], axis=1)
     for plane, distance in zip(planes, distances, strict=True):
         fraction = _unbounded_fraction(plane, distance, grid_from_world, depths) ** BOUNDED_POWER
         plane[13] = max(EXTENT_SCALE * plane[13] * fraction, MIN_EXTENT_M)
-    profile = _wall_profile(samples, inliers, room)
-    assumed = []
     for side in room.sides:
         if side.source >= 0:
             planes[side.source, 14] = side.probability
-        else:
-            assumed.append(_assumed_texture(side, room, samples, profile))
-    if assumed:
+    unseen = [side for side in room.sides if side.source < 0]
+    if unseen:
+        profile = _wall_profile(samples, inliers, room)
+        assumed = [_assumed_texture(side, room, samples, profile) for side in unseen]
         planes, colours, distances = (
             np.concatenate([known, np.stack(new)])
             for known, new in zip((planes, colours, distances), zip(*assumed, strict=True), strict=True)
         )
     examples, example_of = _examples(observations, textures, room)
-    sides = np.array([[*side.normal, side.offset, side.probability] for side in room.sides], np.float32)
+    sides = np.array([[*side.normal, side.offset, side.probability] for side in room.sides], np.float32).reshape(-1, 5)
     return Layout(
         *(planes, colours, distances, sides, grid_from_world, depths),
         room=room,

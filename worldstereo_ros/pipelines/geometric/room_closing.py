@@ -5,6 +5,8 @@ in which most vertical surfaces face. A side is where a seen surface closes the 
 what was seen. In procedural rooms unseen walls stand in the median 1.6 to 1.9 m behind the last surface that was seen
 on their side, and in 80 % of them an outermost wall that faces the room is right within 20 cm.
 
+Where lengths have an arbitrary unit, nothing is assumed that was not seen: its distances are in metres.
+
 Outdoors only the ground continues. A place is outdoors if no view saw a ceiling and views that look above the horizon
 measured nothing in a large part of it.
 """
@@ -72,13 +74,17 @@ class Room(NamedTuple):
     kinds: list[str]
 
 
-def close_room(planes: Sequence[PlaneTexture], samples: PlaneSamples, views: Sequence[SampledView]) -> Room:
+def close_room(
+    planes: Sequence[PlaneTexture], samples: PlaneSamples, views: Sequence[SampledView], *, metric: bool = True
+) -> Room:
     """Closes a room around the observations.
 
     Args:
         planes: the detected planes.
         samples: samples of all views, at least one.
         views: the observations.
+        metric: whether lengths are metres; else nothing is known of the size of a room, and no side is assumed that was
+            not seen.
     """
     positions = np.stack([view.position for view in views])
     normals, offsets = _geometry(planes)
@@ -102,7 +108,7 @@ def close_room(planes: Sequence[PlaneTexture], samples: PlaneSamples, views: Seq
     axis = _along_largest_wall(_main_axis(samples, up, views), up, normals[is_wall], areas[is_wall])
     kinds = np.select([is_floor, is_ceiling, is_wall], [FLOOR, CEILING, WALL], "").tolist()
     if outdoors:
-        return Room(up, axis, True, sides, kinds)
+        return Room(up, axis, True, sides if metric else [side for side in sides if side.source >= 0], kinds)
     ceiling = _largest_near(areas, -offsets, is_ceiling, highest)
     if ceiling is not None:
         high = float(-offsets[ceiling])
@@ -124,7 +130,7 @@ def close_room(planes: Sequence[PlaneTexture], samples: PlaneSamples, views: Seq
         else:
             distance = far + BEHIND_HEIGHTS * (high - low)
             sides.append(AssumedPlane(WALL, -outwards, -distance, ASSUMED_PROBABILITY))
-    return Room(up, axis, False, sides, kinds)
+    return Room(up, axis, False, sides if metric else [side for side in sides if side.source >= 0], kinds)
 
 
 def _geometry(planes: Sequence[PlaneTexture]) -> tuple[np.ndarray, np.ndarray]:
