@@ -52,7 +52,8 @@ ANGLE_SHARPNESS = 30.0  # of the weight against the angle between lines of sight
 PRIOR_WEIGHT = 0.2  # of the mean colour of the references, in smooth fills
 SPECKLE_WINDOW_PX, MIN_SPECKLE_COVERAGE = 9, 0.35  # points that cover less of the window around them are removed
 FILLS = ("smooth", "planes")
-MIN_DEPTH_PROBABILITY = 0.4  # of a plane whose depth is that of the view
+# A plane's depth is that of the view if it is at least this likely, and within this factor of the smooth fill.
+MIN_DEPTH_PROBABILITY, MAX_DEPTH_RATIO = 0.4, 1.5
 EXPOSURE_POWER = 2.0  # of a reference's share of the image, in the exposure of the image
 
 
@@ -125,12 +126,13 @@ class GeometricPipeline:
             *(frame.image, known, warped.depth, layout, camera, pose), seed=seed, threads=self.threads
         )
         likely = (fill.depth > 0) & (fill.probability > MIN_DEPTH_PROBABILITY)
+        # Confidence of depth is fitted with smooth fills: a plane that is far from those would be trusted too much.
+        agrees = (fill.depth < MAX_DEPTH_RATIO * warped.depth) & (warped.depth < MAX_DEPTH_RATIO * fill.depth)
         return replace(
             frame,
             image=image,
-            depth=np.where(likely, fill.depth, warped.depth),
+            depth=np.where(likely & agrees, fill.depth, warped.depth),
             memory_image=warped.image,
-            plane_absence=np.where(known, np.float32(0), 1 - fill.probability).clip(0, 1),
         )
 
     def warp_all(self, conditioning: Conditioning, on_step: OnStep) -> list[WarpedView]:

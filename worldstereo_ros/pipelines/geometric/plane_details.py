@@ -38,7 +38,7 @@ COLOUR_FAMILY, COLOUR_TOLERANCE = 3.0, 8.0  # deviations from the colour of the 
 # A texel whose surroundings have more than this much of the detail of the calmest quarter shows a thing, not texture.
 CALM_M = 0.35  # standard deviation of the surroundings
 CALM_QUANTILE, CALM_FACTOR, CALM_TOLERANCE = 0.25, 2.0, 2.0
-MAX_DETAIL = 28.0  # RMS grey levels of a texture; with more it shows a thing
+MAX_DETAIL = 18.0  # RMS grey levels of a texture; with more it shows a thing
 MIN_EXAMPLE_AREA_M2 = 0.05
 WINDOW_RADII = (48, 32, 24, 16, 12, 8)  # texels; the largest with `MIN_CENTRES` is used
 MIN_CENTRES, MAX_CENTRES = 64, 1024
