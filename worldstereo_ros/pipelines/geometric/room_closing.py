@@ -2,8 +2,7 @@
 
 The room is a box (Manhattan world, Coughlan and Yuille 1999): its axes are the direction of gravity and the direction
 in which most vertical surfaces face. A side is where a seen surface closes the box; otherwise it is assumed behind
-what was seen. In procedural rooms unseen walls stand in the median 1.6 to 1.9 m behind the last surface that was seen
-on their side, and in 80 % of them an outermost wall that faces the room is right within 20 cm.
+what was seen.
 
 Where lengths have an arbitrary unit, nothing is assumed that was not seen: its distances are in metres.
 
