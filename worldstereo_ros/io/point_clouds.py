@@ -146,12 +146,12 @@ def _colours(columns: dict[str, np.ndarray], count: int) -> np.ndarray:
     return np.full((count, 3), 190, dtype=np.uint8)
 
 
-class Cloud(Protocol):
-    """Arrays of a cloud to be written; `CloudMemory` is one. Properties, so that a memory may compute them."""
+class ColouredCloud(Protocol):
+    """Arrays of a cloud with provenance; `CloudMemory` is one. Properties, so that a memory may compute them."""
 
     @property
     def points(self) -> np.ndarray:
-        """(N, 3) float32 metres in the world frame."""
+        """(N, 3) float32 in the world frame; metres, if the memory is metric."""
 
     @property
     def colours(self) -> np.ndarray:
@@ -160,6 +160,10 @@ class Cloud(Protocol):
     @property
     def provenance(self) -> np.ndarray:
         """(N,) uint8 values of `Provenance`."""
+
+
+class Cloud(ColouredCloud, Protocol):
+    """Arrays of a cloud to be written."""
 
     @property
     def weight(self) -> np.ndarray:

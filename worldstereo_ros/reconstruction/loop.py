@@ -1,4 +1,4 @@
-"""The loop over a trajectory: imagine a segment, check it against the captures, update the geometry, go on.
+"""The loop over a trajectory: imagine a segment, check it against the captures, update the geometry, continue.
 
     captures and geometry ──► captures of the segment ──► pipeline ──► pictures ──► checked against the captures
           ▲                   renders of its targets                                     │

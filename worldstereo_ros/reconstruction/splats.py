@@ -17,6 +17,7 @@ import torch
 
 from worldstereo_ros.geometry.provenance import Provenance
 from worldstereo_ros.geometry.views import View
+from worldstereo_ros.io.point_clouds import ColouredCloud
 from worldstereo_ros.memory.cloud import CloudMemory
 from worldstereo_ros.reconstruction.splat_loss import Target, photometric_loss
 from worldstereo_ros.reconstruction.surface_normals import surface_neighbourhood
@@ -32,20 +33,8 @@ MAX_TARGET_BYTES = 3 * 2**30  # of the photographs as numbers; those of large se
 NEAR_SHARE = 0.02  # of the median distance of the splats from the cameras: nearer splats are not drawn
 
 
-class SurfaceCloud(Protocol):
-    """Arrays that splats are made from; `CloudMemory` has them. Properties, so that a memory may compute them."""
-
-    @property
-    def points(self) -> np.ndarray:
-        """(N, 3) float32 in the world."""
-
-    @property
-    def colours(self) -> np.ndarray:
-        """(N, 3) uint8 RGB."""
-
-    @property
-    def provenance(self) -> np.ndarray:
-        """(N,) uint8 values of `Provenance`."""
+class SurfaceCloud(ColouredCloud, Protocol):
+    """Arrays that splats are made from; `CloudMemory` has them."""
 
     @property
     def spacing(self) -> np.ndarray:

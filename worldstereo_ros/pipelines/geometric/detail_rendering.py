@@ -10,6 +10,7 @@ import numpy as np
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.pipelines.geometric.plane_details import ATLAS_COLUMNS, MAX_CENTRES, TEXELS, DetailExample
 from worldstereo_ros.pipelines.geometric.plane_noise import hash_integers
+from worldstereo_ros.pipelines.geometric.plane_rays import pixel_ray
 from worldstereo_ros.utils.jit import compiled, run_in_threads, split_range
 
 ATTEMPTS = 8  # to find a place that is whole periods away
@@ -120,10 +121,7 @@ def _details(
                 continue
             e = example_of[k]
             z = depth[y, x]
-            rx, ry = (np.float32(x) - intrinsics[2]) * intrinsics[0], (np.float32(y) - intrinsics[3]) * intrinsics[1]
-            dx = pose[0, 0] * rx + pose[0, 1] * ry + pose[0, 2]
-            dy = pose[1, 0] * rx + pose[1, 1] * ry + pose[1, 2]
-            dz = pose[2, 0] * rx + pose[2, 1] * ry + pose[2, 2]
+            dx, dy, dz = pixel_ray(intrinsics, pose, x, y)
             px, py, pz = pose[0, 3] + z * dx, pose[1, 3] + z * dy, pose[2, 3] + z * dz
             texel = scales[e, 2]
             u = (axes[k, 0, 0] * px + axes[k, 0, 1] * py + axes[k, 0, 2] * pz - scales[e, 0]) / texel - half

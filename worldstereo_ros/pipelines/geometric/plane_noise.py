@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from worldstereo_ros.geometry.cameras import Camera
+from worldstereo_ros.pipelines.geometric.plane_rays import pixel_ray
 from worldstereo_ros.utils.jit import compiled, run_in_threads, split_range
 
 NOISE_WAVELENGTHS_PX = (3.0, 12.0)
@@ -72,10 +73,7 @@ def _noise(row0, row1, intrinsics, pose, plane, depth, planes, axes, wavelengths
             if k < 0:
                 continue
             z = depth[y, x]
-            rx, ry = (np.float32(x) - intrinsics[2]) * intrinsics[0], (np.float32(y) - intrinsics[3]) * intrinsics[1]
-            dx = pose[0, 0] * rx + pose[0, 1] * ry + pose[0, 2]
-            dy = pose[1, 0] * rx + pose[1, 1] * ry + pose[1, 2]
-            dz = pose[2, 0] * rx + pose[2, 1] * ry + pose[2, 2]
+            dx, dy, dz = pixel_ray(intrinsics, pose, x, y)
             px, py, pz = pose[0, 3] + z * dx, pose[1, 3] + z * dy, pose[2, 3] + z * dz
             u = axes[k, 0, 0] * px + axes[k, 0, 1] * py + axes[k, 0, 2] * pz
             v = axes[k, 1, 0] * px + axes[k, 1, 1] * py + axes[k, 1, 2] * pz

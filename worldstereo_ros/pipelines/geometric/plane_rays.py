@@ -13,6 +13,24 @@ SIDE_TOLERANCE_M = 0.05  # behind a side of the room
 
 
 @compiled
+def pixel_ray(intrinsics, pose, x, y):
+    """Direction in the world of the ray through a pixel, whose component along the optical axis is 1.
+
+    Args:
+        intrinsics: (4,) float32: 1 / fx, 1 / fy, cx, cy.
+        pose: (3, 4) float32 world from camera.
+        x, y: column and row of the pixel.
+    """
+    rx = (np.float32(x) - intrinsics[2]) * intrinsics[0]
+    ry = (np.float32(y) - intrinsics[3]) * intrinsics[1]
+    return (
+        pose[0, 0] * rx + pose[0, 1] * ry + pose[0, 2],
+        pose[1, 0] * rx + pose[1, 1] * ry + pose[1, 2],
+        pose[2, 0] * rx + pose[2, 1] * ry + pose[2, 2],
+    )
+
+
+@compiled
 def cast_rays(
     row0,
     row1,
@@ -49,11 +67,7 @@ def cast_rays(
         for x in range(out_depth.shape[1]):
             if not mask[y, x]:
                 continue
-            rx = (np.float32(x) - intrinsics[2]) * intrinsics[0]
-            ry = (np.float32(y) - intrinsics[3]) * intrinsics[1]
-            dx = pose[0, 0] * rx + pose[0, 1] * ry + pose[0, 2]
-            dy = pose[1, 0] * rx + pose[1, 1] * ry + pose[1, 2]
-            dz = pose[2, 0] * rx + pose[2, 1] * ry + pose[2, 2]
+            dx, dy, dz = pixel_ray(intrinsics, pose, x, y)
             for k in range(len(planes)):
                 p = planes[k]
                 towards = p[0] * dx + p[1] * dy + p[2] * dz
@@ -139,10 +153,8 @@ def colour_surfaces(row0, row1, intrinsics, pose, plane, depth, planes, colours,
             if k < 0:
                 continue
             p, z = planes[k], depth[y, x]
-            rx, ry = (np.float32(x) - intrinsics[2]) * intrinsics[0], (np.float32(y) - intrinsics[3]) * intrinsics[1]
-            hx = pose[0, 3] + z * (pose[0, 0] * rx + pose[0, 1] * ry + pose[0, 2])
-            hy = pose[1, 3] + z * (pose[1, 0] * rx + pose[1, 1] * ry + pose[1, 2])
-            hz = pose[2, 3] + z * (pose[2, 0] * rx + pose[2, 1] * ry + pose[2, 2])
+            dx, dy, dz = pixel_ray(intrinsics, pose, x, y)
+            hx, hy, hz = pose[0, 3] + z * dx, pose[1, 3] + z * dy, pose[2, 3] + z * dz
             u = min(max((p[4] * hx + p[5] * hy + p[6] * hz - p[10]) / p[12] - half, zero), last)
             v = min(max((p[7] * hx + p[8] * hy + p[9] * hz - p[11]) / p[12] - half, zero), last)
             x0, y0 = min(int(u), cells - 2), min(int(v), cells - 2)
