@@ -214,6 +214,8 @@ class WorldStereoClient:
 
         A node that is busy keeps the newest observation only: where several threads or robots add some at once, or
         images come faster than they are remembered, one may take the place of another, which is then published again.
+        A node that asks for reliable delivery has the depth before the image, so that it does not estimate depth in
+        place of a depth image that is on its way.
 
         Args:
             view: see `publish_view`.
@@ -229,7 +231,7 @@ class WorldStereoClient:
         """
         attempts = max(attempts, 1)
         for _ in range(attempts):
-            stamp_ns = self.publish_view(view)
+            stamp_ns = self._sender.publish_view(view, timeout)
             if self._remembered.wait_for(stamp_ns, timeout):
                 return stamp_ns
         reason = self._watch.last_rejection()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from geometry_msgs.msg import PoseStamped
 from nav_msgs.msg import Path
+from rclpy.duration import Duration
 from rclpy.node import Node
 from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
@@ -95,8 +96,15 @@ class PoseAndImageSender:
         extrinsics = transform_message(self._base_from_camera, Header(frame_id=self.base_frame), self._camera_frame)
         self._tf_static.publish(TFMessage(transforms=[extrinsics]))
 
-    def publish_view(self, view: View) -> int:
-        """See `WorldStereoClient.publish_view`."""
+    def publish_view(self, view: View, arrival_timeout: float = 0.0) -> int:
+        """See `WorldStereoClient.publish_view`.
+
+        Args:
+            view: see there.
+            arrival_timeout: seconds to wait for subscribers that ask for reliable delivery to have the camera_info and
+                the depth before the image is sent. A large depth image that has to be sent again arrives seconds after
+                its image, for which the node has then estimated depth.
+        """
         if not view.is_observation:
             raise InputError("The view is imagined; the node would remember it as observed. Publish observations only.")
         if not self.can_publish:
@@ -122,6 +130,9 @@ class PoseAndImageSender:
             depth = np.where(view.estimated, np.float32(0), depth) if (depth[~view.estimated] > 0).any() else None
         if depth is not None:
             self._depth.publish(depth_message(depth, header))
+        if arrival_timeout > 0:
+            for publisher in (self._info, self._depth):
+                publisher.wait_for_all_acked(Duration(seconds=arrival_timeout))
         self.image.publish(colour_message(view.image, header))
         return stamp.nanoseconds
 
