@@ -25,6 +25,7 @@ from worldstereo_ros.cli.recording_options import (
     Tolerance,
     WorldFrame,
 )
+from worldstereo_ros.cli.segments import Captures, Loop, Segment, Update
 from worldstereo_ros.utils.errors import InputError
 from worldstereo_ros.visualization.result_files import MAP_FILE, OBSERVED_FOLDER, RESULT_NAMES, RESULTS_FILE
 from worldstereo_ros.weights.bundled import DEFAULT_MODEL
@@ -154,6 +155,10 @@ def imagine(
             rich_help_panel=PATH,
         ),
     ] = 0.05,
+    loop: Loop = None,
+    segment: Segment = None,
+    captures: Captures = "visible",
+    update: Update = True,
     model: Model = DEFAULT_MODEL,
     variant: Variant = "",
     prompt: Prompt = "",
@@ -182,7 +187,8 @@ def imagine(
     """Imagine views along a path, from a recording, without ROS.
 
     The output folder holds imagined.mp4, contact_sheet.png, cloud.ply, cloud.png, world.wsmap (the memories), and the
-    folders imagined/ and observed/ (posed sequences); results.json says which poses pass through observed surfaces.
+    folders imagined/ and observed/ (posed sequences); results.json says which poses pass through observed surfaces and,
+    of the loop, which observed views each view got and where it lies by what it shows.
     """
     from rich.console import Console
     from rich.markup import escape
@@ -192,6 +198,7 @@ def imagine(
     from worldstereo_ros.cli.options import check_model_options
     from worldstereo_ros.cli.paths import choose_path
     from worldstereo_ros.cli.recording_options import check_no_bag_options, check_no_path_options
+    from worldstereo_ros.cli.segments import choose_loop, imagine_segments, loop_results
     from worldstereo_ros.cli.sources import parse_frames, parse_size, read_bag, read_source
     from worldstereo_ros.cli.summaries import estimated_depth_warning, pixel_shares, point_counts
     from worldstereo_ros.depth.estimators import BUNDLED_NETWORK, NONE, SMALL, load_depth_estimator
@@ -259,6 +266,9 @@ def imagine(
     if warning := check_depth(observed_views, f"The depth of {recording.name}", "--depth-unit"):
         console.print(f"[yellow]{escape(warning)}[/]", highlight=False)
     path_chosen = choose_path(path, recording, views, distance)
+    loop_settings = choose_loop(
+        loop, segment, captures, update, from_map=archive is not None, observed=len(observed_views)
+    )
     if bag is not None and path not in recording.path_names:
         check_no_path_options(
             base_frame="" if pose_topic else base_frame, path_pose_frame=path_pose_frame, path_heading=path_heading
@@ -289,21 +299,15 @@ def imagine(
     if preview is not None:
         preview_path(preview, world.render_memory, path_chosen.camera, path_chosen.poses)
         console.print(f"Preview of the path: {escape(str(preview))}", highlight=False)
-    imagined = list(
-        track(
-            world.imagine(
-                path_chosen.poses,
-                path_chosen.camera,
-                prompt=prompt or recording.prompt,
-                seed=seed,
-                remember=True,
-                clearance=clearance,
-            ),
-            description="imagining",
-            total=len(path_chosen.poses),
-            console=console,
-        )
-    )
+    options: dict[str, Any] = {"prompt": prompt or recording.prompt, "seed": seed, "clearance": clearance}
+    imagined: list[ImaginedView] = []
+    of_loop: dict[str, Any] = {}
+    if loop_settings is None:
+        views_of_path = world.imagine(path_chosen.poses, path_chosen.camera, remember=True, **options)
+        imagined = list(track(views_of_path, description="imagining", total=len(path_chosen.poses), console=console))
+    else:
+        looped = imagine_segments(world, path_chosen, loop_settings, console, **options)
+        imagined, of_loop = [one.view for one in looped], loop_results(looped, loop_settings)
     console.print(
         f"Imagined {escape(path_chosen.description)}: {pixel_shares(imagined)}; now {point_counts(world.cloud)}"
     )
@@ -327,7 +331,7 @@ def imagine(
     with results:
         world.save(out / MAP_FILE)
         write_results(out, imagined, written, world.cloud, title="worldstereo imagine", subtitle=subtitle)
-        write_json(out / RESULTS_FILE, _results(recording, path, path_chosen, imagined, model, clearance))
+        write_json(out / RESULTS_FILE, _results(recording, path, path_chosen, imagined, model, clearance) | of_loop)
     sheet = escape(str(out / "contact_sheet.png"))
     console.print(f"See [bold]{sheet}[/]; in the browser: worldstereo view {escape(quote(str(out)))}")
 

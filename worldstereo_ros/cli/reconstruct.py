@@ -164,7 +164,9 @@ def reconstruct(
         place = run(source, out, settings, _reporter(progress))
     for line in describe(place):
         console.print(escape(line), highlight=False)
-    console.print(f"In the browser: worldstereo view {escape(quote(str(out)))}")
+    name = escape(quote(str(out)))
+    console.print(f"In the browser: worldstereo view {name}")
+    console.print(f"Views between the photographs: worldstereo imagine --map {name} --path between")
 
 
 def _check_no_bag_options(options: dict[str, Any]) -> None:
