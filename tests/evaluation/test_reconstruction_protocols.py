@@ -19,7 +19,7 @@ from worldstereo_ros.io.posed_sequences import open_posed, write_sequence
 from worldstereo_ros.reconstruction.features import RegistrationError
 from worldstereo_ros.utils.errors import InputError
 
-NEW = ("ate_percent", "rotation_degrees", "st_lpips")
+NEW = ("ate_percent", "rotation_degrees", "st_lpips", "psnr_covered")
 OLD = (
     "sequence", "protocol", "pipeline", "frames", "psnr", "ssim", "psnr_seen", "psnr_unseen", "coverage",
     "observed_precision", "observed_recall", "abs_rel", "delta_1_25", "seconds_per_view",
@@ -45,8 +45,11 @@ def rows(walk) -> list:
 def test_positions_are_those_of_the_paper():
     assert given_indices(40, "interpolation") == [0, 20, 39]
     assert given_indices(40, "extrapolation") == [0, 10, 20, 30]
+    assert given_indices(11, "every-fifth") == [1, 2, 3, 4, 6, 7, 8, 9]
     with pytest.raises(InputError, match="needs more"):
         given_indices(3, "interpolation")
+    with pytest.raises(InputError, match="at least 3"):
+        given_indices(2, "every-fifth")
 
 
 def test_rows_have_all_names(rows, tmp_path):
@@ -67,6 +70,7 @@ def test_baselines_and_pipelines_are_scored_from_the_same_geometry(rows):
         assert score["geometric", poses].psnr > score["constant", poses].psnr + 5
         assert score["geometric", poses].psnr >= score["open3d+telea", poses].psnr - 0.5
         assert score["splats", poses].psnr > score["constant", poses].psnr + 3
+        assert score["geometric", poses].psnr_covered > score["geometric", poses].psnr
         assert score["geometric", poses].drift_pixels < 1
         assert score["geometric", poses].drifted == 0
         assert score["geometric", poses].abs_rel is None  # there is no true depth

@@ -16,8 +16,8 @@ def evaluate(
         list[str],
         typer.Option(
             metavar="DATA",
-            help="Posed sequence, folder of sequences, or worlds:SPLIT:COUNT such as worlds:test:8. Interpolation and "
-            "extrapolation take sequences without depth, too. Repeatable.",
+            help="Posed sequence, folder of sequences, or worlds:SPLIT:COUNT such as worlds:test:8. Interpolation, "
+            "extrapolation and every-fifth take sequences without depth, too. Repeatable.",
             rich_help_panel=INPUT,
         ),
     ],
@@ -28,8 +28,8 @@ def evaluate(
         list[str] | None,
         typer.Option(
             metavar="PROTOCOL",
-            help="Protocol: single, sparse, mono, revisit, loop, panorama, cloud, interpolation or extrapolation. "
-            "Repeatable.",
+            help="Protocol: single, sparse, mono, revisit, loop, panorama, cloud; of photographs in any order: "
+            "interpolation, extrapolation or every-fifth. Repeatable.",
             show_default="single and sparse",
             rich_help_panel="Protocol",
         ),
@@ -38,7 +38,8 @@ def evaluate(
         str,
         typer.Option(
             metavar="POSES",
-            help="Poses of the photographs that interpolation and extrapolation give: given, estimated or both.",
+            help="Poses of the photographs that interpolation, extrapolation and every-fifth give: given, estimated or "
+            "both.",
             rich_help_panel="Protocol",
         ),
     ] = "both",
@@ -80,8 +81,8 @@ def evaluate(
         typer.Option(
             metavar="MODEL",
             help="Pipeline: geometric, small, a checkpoint (folder or hub id), anyrecon:PATH, or open3d+telea. Options "
-            "follow a question mark, as in small?compose=false; those of the loop in interpolation and extrapolation, "
-            "too, as in geometric?update=false&revisit=true. Repeatable.",
+            "follow a question mark, as in small?compose=false; those of the loop in interpolation, extrapolation "
+            "and every-fifth, too, as in geometric?update=false&revisit=true. Repeatable.",
             show_default="geometric",
             rich_help_panel=MODEL,
         ),
@@ -124,12 +125,13 @@ def evaluate(
 ) -> None:
     """Evaluate pipelines on sequences with ground truth, beside a baseline."""
     from worldstereo_ros.evaluation.given_photographs import DEPTH_SOURCES, POSES
+    from worldstereo_ros.evaluation.reconstruction_protocols import RECONSTRUCTION_PROTOCOLS
 
     if poses not in (*POSES, "both") or depth_source not in DEPTH_SOURCES:
         expected = f"one of {', '.join((*POSES, 'both'))} and one of {', '.join(DEPTH_SOURCES)}"
         raise InputError(f"--poses is '{poses}' and --depth-source is '{depth_source}'; {expected} were expected.")
-    if (poses != "both" or depth_source != "sweep") and not {"interpolation", "extrapolation"} & set(protocol or ()):
-        raise InputError("--poses and --depth-source need --protocol interpolation or extrapolation.")
+    if (poses != "both" or depth_source != "sweep") and not set(RECONSTRUCTION_PROTOCOLS) & set(protocol or ()):
+        raise InputError(f"--poses and --depth-source need --protocol {', '.join(RECONSTRUCTION_PROTOCOLS)}.")
     if remember and not truth:
         raise InputError("--remember needs --truth.")
     if truth:

@@ -1,4 +1,5 @@
-"""Protocols of unordered photographs: interpolation and extrapolation (AnyRecon, arXiv 2604.19747, section 4).
+"""Protocols of unordered photographs: interpolation and extrapolation (AnyRecon, arXiv 2604.19747, section 4), and
+every-fifth.
 
 A few photographs of a walk are given, and the others are imagined by the loop (`reconstruction.loop`). Poses of the
 given ones are known, or estimated from them alone; these are two rows. Their depth is triangulated (`plane sweep`), or
@@ -8,6 +9,7 @@ that of a sensor where it is asked for. Baselines get the same photographs with 
 | --- | --- |
 | interpolation | the first, the one in the middle, the last |
 | extrapolation | those at 0, 1/4, 1/2 and 3/4: the last quarter lies beyond |
+| every-fifth | all but every fifth, from the first on: what a reconstruction of many photographs shows elsewhere |
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from worldstereo_ros.depth.estimators import DepthEstimator
-from worldstereo_ros.evaluation import perceptual
+from worldstereo_ros.evaluation import metrics, perceptual
 from worldstereo_ros.evaluation.baseline import BASELINES, Baseline
 from worldstereo_ros.evaluation.contact_sheets import ContactSheets
 from worldstereo_ros.evaluation.given_photographs import (
@@ -38,16 +40,17 @@ from worldstereo_ros.evaluation.hole_sheets import HoleSheets
 from worldstereo_ros.evaluation.loop_options import LoopOptions, split_loop_options
 from worldstereo_ros.evaluation.pipeline_options import Pipelines
 from worldstereo_ros.evaluation.protocols import Scenario
+from worldstereo_ros.evaluation.reduced_sequences import ReducedSequence
 from worldstereo_ros.evaluation.report import Row
 from worldstereo_ros.evaluation.scoring import EvaluatedView, Scorer
 from worldstereo_ros.evaluation.splat_baseline import NAME as SPLATS
 from worldstereo_ros.evaluation.splat_baseline import PlainSplats
 from worldstereo_ros.evaluation.world_sequences import PosedSequence, WorldSequence
-from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.views import View
 from worldstereo_ros.io.photos import reduced_size
 from worldstereo_ros.pipelines.anyrecon.sequence import MAX_CAPTURES
 from worldstereo_ros.pipelines.base import Pipeline
+from worldstereo_ros.pipelines.geometric.pipeline import GeometricPipeline
 from worldstereo_ros.reconstruction.dense import DEFAULT_PIXELS
 from worldstereo_ros.reconstruction.fusion import fuse
 from worldstereo_ros.reconstruction.loop import LoopView, describe_checks, imagine_place
@@ -55,7 +58,8 @@ from worldstereo_ros.utils.errors import InputError
 from worldstereo_ros.world import WorldModel
 
 POSITIONS = {"interpolation": (0.0, 0.5, 1.0), "extrapolation": (0.0, 0.25, 0.5, 0.75)}  # of the walk
-RECONSTRUCTION_PROTOCOLS = tuple(POSITIONS)
+EVERY_FIFTH, FIFTH = "every-fifth", 5
+RECONSTRUCTION_PROTOCOLS = (*POSITIONS, EVERY_FIFTH)
 ALWAYS = ("open3d+telea", SPLATS, "constant")  # baselines of these protocols
 LOOP_BASELINES: dict[str, Callable[[list[View]], Baseline]] = {**BASELINES, SPLATS: PlainSplats}
 
@@ -82,64 +86,23 @@ class PhotoSettings:
 
 
 def given_indices(count: int, protocol: str) -> list[int]:
-    """Positions of the given photographs in a walk of `count`: of 40 the 1st, 21st and 40th, or 1st, 11th, 21st, 31st.
+    """Positions of the given photographs in a walk of `count`: of 40 the 1st, 21st and 40th, or 1st, 11th, 21st, 31st,
+    or all but the 1st, 6th, 11th and so on.
 
     Raises:
         InputError: the walk is too short to leave a photograph to imagine.
     """
+    if protocol == EVERY_FIFTH:
+        indices = [index for index in range(count) if index % FIFTH]
+        if len(indices) < 2:
+            raise InputError(f"The walk has {count} photographs; {protocol} needs at least 3.")
+        return indices
     indices = sorted({min(int(share * count), count - 1) for share in POSITIONS[protocol]})
     if len(indices) < len(POSITIONS[protocol]) or count <= len(indices):
         raise InputError(
             f"The walk has {count} photographs; {protocol} gives {len(POSITIONS[protocol])} of them and needs more."
         )
     return indices
-
-
-class ReducedSequence:
-    """A posed sequence at a smaller size; views without depth get one that is unknown everywhere."""
-
-    def __init__(self, sequence: PosedSequence, size: tuple[int, int]) -> None:
-        self._sequence, self._size = sequence, size
-
-    @property
-    def path(self) -> Path:
-        """The sequence's path."""
-        return self._sequence.path
-
-    @property
-    def camera(self) -> Camera:
-        """Intrinsics of all views."""
-        return self._sequence.camera.resized(*self._size)
-
-    @property
-    def poses(self) -> np.ndarray:
-        """(N, 4, 4) world_from_camera."""
-        return self._sequence.poses
-
-    @property
-    def posed(self) -> bool:
-        """Whether poses are available."""
-        return self._sequence.posed
-
-    @property
-    def has_depth(self) -> bool:
-        """Whether any view has depth."""
-        return self._sequence.has_depth
-
-    def __len__(self) -> int:
-        return len(self._sequence)
-
-    def __getitem__(self, key: int) -> View:
-        """View `key`."""
-        view = self._sequence[key].resized(*self._size).with_finite_depth()
-        return view if view.depth is not None else replace(view, depth=np.zeros(view.image.shape[:2], np.float32))
-
-    def __iter__(self) -> Iterator[View]:
-        return (self[index] for index in range(len(self)))
-
-    def subset(self, indices: Iterable[int]) -> ReducedSequence:
-        """The views at these positions."""
-        return ReducedSequence(self._sequence.subset(indices), self._size)
 
 
 class PhotoEvaluation:
@@ -186,6 +149,7 @@ class PhotoEvaluation:
         self._photographs: dict[tuple[str, bool], GivenPhotographs | str] = {}
         self._scorers: dict[tuple[str, bool], Scorer] = {}
         self._features: dict[int, Any] = {}
+        self._covered: dict[int, list[np.ndarray]] = {}  # by the id of the photographs, which are kept
 
     def rows(
         self,
@@ -216,7 +180,7 @@ class PhotoEvaluation:
                 for text in photographs.notes:
                     note(f"{where}: {text}")
             scenario = self._scenario(photographs, options.revisit)
-            figures: dict[str, list[float]] = {"st_lpips": []}
+            figures: dict[str, list[float]] = {"st_lpips": [], "psnr_covered": []}
             loop: list[LoopView] = []
             if pipeline is None:
                 row = self._score(name, poses, options, photographs, scenario, _baseline_views(name, scenario), figures)
@@ -232,6 +196,7 @@ class PhotoEvaluation:
                 ate_percent=photographs.ate_percent,
                 rotation_degrees=photographs.rotation_degrees,
                 st_lpips=_mean(figures["st_lpips"]),
+                psnr_covered=_mean(figures["psnr_covered"]),
                 drift_pixels=_mean([c.pixels for one in loop if (c := one.check) is not None and c.pixels is not None]),
                 drifted=_mean([float(one.check.drifted) for one in loop if one.check is not None]),
             )
@@ -283,14 +248,28 @@ class PhotoEvaluation:
                 *(self.sequence.path.name, self.protocol, kind, scenario, self._truths, self._true_views),
                 *(sheets, None, hole_sheets),
                 with_features=self.settings.with_features,
-                uncovered=_uncovered(photographs.views, scenario) if options.revisit else None,
+                uncovered=[~covered for covered in self._covered_by(photographs)] if options.revisit else None,
             )
-        return self._scorers[key](name, self._compared(views, figures))
+        return self._scorers[key](name, self._compared(views, self._covered_by(photographs), figures))
 
-    def _compared(self, views: Iterator[EvaluatedView], figures: dict[str, list[float]]) -> Iterator[EvaluatedView]:
-        """Passes views on, and collects their ST-LPIPS over the whole frame."""
+    def _covered_by(self, photographs: GivenPhotographs) -> list[np.ndarray]:
+        """(H, W) bool of each target: pixels that the photographs' geometry covers, the same for all pipelines."""
+        key = id(photographs)
+        if key not in self._covered:
+            world = WorldModel(GeometricPipeline(), *fuse(photographs.views, device=self.settings.device))
+            rendering = world.render_memory(self._targets.camera, self._targets.poses)
+            self._covered[key] = list(rendering.covered.cpu().numpy())
+        return self._covered[key]
+
+    def _compared(
+        self, views: Iterator[EvaluatedView], covered: list[np.ndarray], figures: dict[str, list[float]]
+    ) -> Iterator[EvaluatedView]:
+        """Passes views on, and collects their ST-LPIPS over the whole frame and their PSNR where memory covers it."""
         wanted = self.settings.with_features and perceptual.is_available()
         for view in views:
+            if view.index < len(self._truths):
+                inside = metrics.psnr(view.image, self._truths[view.index].image, covered[view.index])
+                figures["psnr_covered"] += [] if inside is None else [inside]
             if wanted and view.index < len(self._truths):
                 truth = self._truths[view.index].image
                 if view.index not in self._features:
@@ -405,15 +384,6 @@ def _baseline_views(name: str, scenario: Scenario) -> Iterator[EvaluatedView]:
         view = baseline(scenario.target_views.camera, scenario.path[index])
         seconds = time.perf_counter() - start
         yield EvaluatedView(index, view.image, view.depth, float((view.depth > 0).mean()), None, seconds)
-
-
-def _uncovered(views: list[View], scenario: Scenario) -> list[np.ndarray]:
-    """(H, W) bool of each pair of the scenario: pixels that the photographs do not cover."""
-    from worldstereo_ros.pipelines.geometric.pipeline import GeometricPipeline
-
-    world = WorldModel(GeometricPipeline(), *fuse(views))
-    poses = scenario.path[[first for first, _ in scenario.pairs]]
-    return list(~world.render_memory(scenario.target_views.camera, poses).covered.cpu().numpy())
 
 
 def _mean(values: list[float]) -> float | None:

@@ -48,6 +48,7 @@ class Row:
         poses: given or estimated, of the photographs that the protocols interpolation and extrapolation give.
         ate_percent, rotation_degrees: errors of estimated poses, see `given_photographs.GivenPhotographs`.
         st_lpips: mean ST-LPIPS over whole frames.
+        psnr_covered: PSNR over the pixels that the geometry of the given photographs covers, the same for all rows.
         drift_pixels: how far imagined views are from the pose that was asked for, by what they show, see
             `reconstruction.relocalisation`.
         drifted: share of the imagined views that stayed out of the geometry.
@@ -93,6 +94,7 @@ class Row:
     ate_percent: float | None = None
     rotation_degrees: float | None = None
     st_lpips: float | None = None
+    psnr_covered: float | None = None
     drift_pixels: float | None = None
     drifted: float | None = None
 
@@ -100,7 +102,7 @@ class Row:
 METRICS = tuple(field.name for field in fields(Row) if field.name not in ("curves", "poses"))[4:]
 SUMMARY_METRICS = (
     "psnr", "psnr_unseen", "psnr_revisited_imagined", "seam", "joint", "cloud_f1", "ate_percent", "rotation_degrees",
-    "st_lpips", "steps", "seconds_per_view",
+    "st_lpips", "psnr_covered", "steps", "seconds_per_view",
 )  # fmt: skip
 HOLE_METRICS = (
     "psnr_unseen", "psnr_constant", "psnr_unseen_blurred", "psnr_constant_wholly_unseen", "psnr_blurred_wholly_unseen",
@@ -135,6 +137,7 @@ HEADINGS = {
     "ate_percent": ("ATE %", "{:.2f}"),
     "rotation_degrees": ("rotation °", "{:.2f}"),
     "st_lpips": ("ST-LPIPS", "{:.3f}"),
+    "psnr_covered": ("PSNR covered", "{:.2f}"),
     "drift_pixels": ("drift px", "{:.1f}"),
     "drifted": ("drifted", "{:.2f}"),
     "psnr_constant": ("PSNR\nconstant", "{:.2f}"),
