@@ -4,8 +4,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from helpers.photo_scene import CAMERA, arc, render, write_photos
+from helpers.recordings import record
 
 from worldstereo_ros.geometry.calibration import CameraCalibration
+from worldstereo_ros.io.bags.files import Bag, BagWriter
+from worldstereo_ros.io.bags.views import read_views
 from worldstereo_ros.io.bags.write_views import write_views
 from worldstereo_ros.io.colmap_export import write_colmap_model
 from worldstereo_ros.io.colmap_models import ColmapImage
@@ -60,6 +63,40 @@ def test_a_bag_gives_poses_in_metres(tmp_path):
     relative = np.linalg.inv(photos[0].world_from_camera) @ photos[3].world_from_camera
     np.testing.assert_allclose(relative, np.linalg.inv(POSES[0]) @ POSES[3], atol=1e-5)
     assert photos[0].measured_depth() is not None
+
+
+@pytest.mark.parametrize(("tf", "expected"), [("none", "neither poses nor transforms"), ("static", "are the same")])
+def test_all_images_of_a_bag_without_poses_are_read(tmp_path, tf, expected):
+    if tf == "none":
+        record(tmp_path / "bag", tf=False)
+    else:
+        stamps = [(i + 1) * 10**9 for i in range(4)]
+        still = [
+            replace(render(pose), world_from_camera=POSES[0], stamp_ns=t) for pose, t in zip(POSES, stamps, strict=True)
+        ]
+        write_views(tmp_path / "bag", still)
+    source = open_source(tmp_path / "bag")
+    found = list(source.photographs)
+    assert len(found) == (5 if tf == "none" else 4)
+    assert all(photo.world_from_camera is None and photo.calibration is not None for photo in found)
+    assert f"{len(found)} of the {len(found)} images of bag have no pose; they are registered." in source.notes[-1]
+    assert expected in source.notes[-1]
+
+
+def test_images_of_a_bag_before_its_first_transform_are_read_without_a_pose(tmp_path):
+    views = [replace(render(pose), stamp_ns=(i + 1) * 10**9) for i, pose in enumerate(POSES)]
+    write_views(tmp_path / "bag", views)
+    with BagWriter(tmp_path / "early") as writer, Bag(tmp_path / "bag") as bag:
+        for topic, kind in bag.topics.items():
+            writer.add_topic(topic, kind, latched=topic == "/tf_static")
+        for topic, recorded, raw in bag.messages(bag.topics):
+            if topic != "/tf" or recorded > 2 * 10**9:
+                writer.write(topic, bag.decode(topic, raw), recorded)
+    source = open_source(tmp_path / "early")
+    posed = [photo.world_from_camera is not None for photo in source.photographs]
+    assert posed == [False, False, True, True]
+    assert "2 of the 4 images of early have no pose" in source.notes[-1]
+    assert len(list(read_views(tmp_path / "early"))) == 2
 
 
 def test_frames_of_a_video_are_chosen_and_one_that_stands_still_is_no_place(tmp_path):

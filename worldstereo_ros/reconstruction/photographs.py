@@ -21,7 +21,7 @@ from worldstereo_ros.imaging.resizing import resize_image
 from worldstereo_ros.imaging.sharpness import sharpness
 from worldstereo_ros.io.files import DatasetError, read_json
 from worldstereo_ros.io.images import encode_png, read_depth, read_image
-from worldstereo_ros.reconstruction.sources import PhotographSource, RawPhotograph
+from worldstereo_ros.reconstruction.raw_photographs import PhotographSource, RawPhotograph
 from worldstereo_ros.utils.atomic_files import write_bytes, write_json
 from worldstereo_ros.utils.errors import InputError
 
@@ -87,7 +87,7 @@ class Photographs:
         photographs: those that can be used.
         left_out: name -> reason of the others.
         notes: sentences for the user.
-        kind, metric, ordered: see `sources.PhotographSource`.
+        kind, metric, ordered: see `raw_photographs.PhotographSource`.
     """
 
     photographs: tuple[Photograph, ...]

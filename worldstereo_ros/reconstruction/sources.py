@@ -5,7 +5,7 @@ posed sequence. Each gives raw photographs, one at a time, with whatever is know
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,62 +21,13 @@ from worldstereo_ros.io.nerfstudio import TRANSFORMS_FILE, Transforms, Transform
 from worldstereo_ros.io.photos import read_photo, read_photo_header
 from worldstereo_ros.io.results_folder import MARKER_FILE
 from worldstereo_ros.io.view_sequence import ViewSequence
+from worldstereo_ros.reconstruction.raw_photographs import PhotographSource, RawPhotograph
+from worldstereo_ros.reconstruction.recordings import open_bag, open_video
 from worldstereo_ros.utils.indices import evenly_spaced_indices
 
 MAX_PHOTO_PIXELS = 64_000_000
-DEFAULT_VIDEO_FRAMES = 100  # also of bags, whose images are as close together
 DEFAULT_PHOTOGRAPHS = 300
 MAX_SEARCH_DEPTH = 3  # folders below the one that is named
-
-
-@dataclass(frozen=True)
-class RawPhotograph:
-    """A photograph as its source gives it.
-
-    Attributes:
-        name: unique name for the user.
-        load: returns its pixels, (H, W, 3) uint8 RGB: upright, or as stored where a calibration refers to those.
-        original_size: (width, height) of the photograph.
-        calibration: intrinsics and distortion of this size; None if unknown.
-        focal_ratio: focal length by EXIF over the diagonal of the image; None if unknown.
-        world_from_camera: (4, 4) pose, or None.
-        load_depth: returns measured depth (H, W) float32 in the unit of the poses; None if there is none.
-        stamp_ns: time in nanoseconds, 0 if unknown.
-        camera_key: photographs of one key share their intrinsics.
-    """
-
-    name: str
-    load: Callable[[], np.ndarray]
-    original_size: tuple[int, int]
-    calibration: CameraCalibration | None = None
-    focal_ratio: float | None = None
-    world_from_camera: np.ndarray | None = None
-    load_depth: Callable[[], np.ndarray] | None = None
-    stamp_ns: int = 0
-    camera_key: str = ""
-
-
-@dataclass
-class PhotographSource:
-    """Photographs of one source.
-
-    Attributes:
-        kind: photographs, video, bag, colmap, nerfstudio, or posed sequence.
-        files: files that the photographs come from, for the fingerprint of a run.
-        photographs: generator of the photographs, used once.
-        metric: lengths of poses and depth are metres.
-        ordered: they were taken one after the other in this order.
-        left_out: photographs that cannot be used: name -> reason. Grows while `photographs` is used.
-        notes: sentences for the user about what was chosen or assumed. Grows, too.
-    """
-
-    kind: str
-    files: list[Path]
-    photographs: Iterator[RawPhotograph] = field(default_factory=lambda: iter(()))
-    metric: bool = False
-    ordered: bool = False
-    left_out: dict[str, str] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
 
 
 def open_source(
@@ -110,12 +61,12 @@ def is_bag(path: Path) -> bool:
 
 def _open(path: Path, limit: int | None, bag_options: dict[str, Any]) -> PhotographSource:
     if is_bag(path):
-        return _open_bag(path, limit, bag_options)
+        return open_bag(path, limit, bag_options)
     if path.name == TRANSFORMS_FILE or (path / TRANSFORMS_FILE).is_file():
         return _open_transforms(path, limit)
     if path.is_file():
         if path.suffix.lower() in VIDEO_SUFFIXES:
-            return _open_video(path, limit)
+            return open_video(path, limit)
         if path.suffix.lower() in IMAGE_SUFFIXES:
             raise DatasetError(
                 f"{path} is one photograph; poses and distances follow from several. Name the folder of the "
@@ -133,7 +84,7 @@ def _open(path: Path, limit: int | None, bag_options: dict[str, Any]) -> Photogr
     videos = [file for file in sorted(path.iterdir()) if file.suffix.lower() in VIDEO_SUFFIXES]
     files = _image_files(path)
     if not files and len(videos) == 1:
-        return _open_video(videos[0], limit)
+        return open_video(videos[0], limit)
     return _open_folder(path, files, videos, limit)
 
 
@@ -200,68 +151,12 @@ def _photo_reader(file: Path) -> Callable[[], np.ndarray]:
     return lambda: read_photo(file, max_pixels=MAX_PHOTO_PIXELS)
 
 
-def _constant(array: np.ndarray) -> Callable[[], np.ndarray]:
-    return lambda: array
-
-
 def _image_reader(file: Path) -> Callable[[], np.ndarray]:
     return lambda: read_image(file)
 
 
 def _depth_reader(file: Path | None, scale: float) -> Callable[[], np.ndarray] | None:
     return None if file is None else lambda: read_depth(file, scale)
-
-
-# --- videos and bags -------------------------------------------------------------------------------------------------
-
-
-def _open_video(path: Path, limit: int | None) -> PhotographSource:
-    from worldstereo_ros.io.video import video_size
-
-    width, height, _, rate = video_size(path)
-    source = PhotographSource("video", [path], ordered=True)
-    source.photographs = _read_video(path, limit or DEFAULT_VIDEO_FRAMES, (width, height), rate, source)
-    return source
-
-
-def _read_video(
-    path: Path, limit: int, size: tuple[int, int], rate: float, source: PhotographSource
-) -> Iterator[RawPhotograph]:
-    from worldstereo_ros.reconstruction.video_frames import choose_video_frames
-
-    choice = choose_video_frames(path, limit)
-    source.notes.append(
-        f"{len(choice.indices)} of the {choice.count} frames of {path.name} are used: the sharpest of each stretch in "
-        "which the camera moved about as far."
-    )
-    for index, image in choice.read():
-        name, stamp = f"{path.stem}_{index:06d}", round(index * 1e9 / rate)
-        yield RawPhotograph(name, _constant(image), size, stamp_ns=stamp, camera_key="video")
-
-
-def _open_bag(path: Path, limit: int | None, options: dict[str, Any]) -> PhotographSource:
-    files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
-    source = PhotographSource("bag", files, metric=True, ordered=True)
-    source.photographs = _read_bag(path, limit or DEFAULT_VIDEO_FRAMES, options, source)
-    return source
-
-
-def _read_bag(path: Path, limit: int, options: dict[str, Any], source: PhotographSource) -> Iterator[RawPhotograph]:
-    from worldstereo_ros.io.bags.views import read_views
-
-    source.notes.append(f"At most {limit} images of the bag are used, spread evenly; --photographs N changes it.")
-    for number, view in enumerate(read_views(path, **options, max_views=limit)):
-        view = view.with_finite_depth()
-        yield RawPhotograph(
-            f"{path.stem}_{number:06d}",
-            _constant(view.image),
-            (view.camera.width, view.camera.height),
-            CameraCalibration(view.camera, np.zeros(0), ""),
-            world_from_camera=view.world_from_camera,
-            load_depth=None if view.depth is None else _constant(view.depth),
-            stamp_ns=view.stamp_ns,
-            camera_key=repr(view.camera),
-        )
 
 
 # --- with poses ------------------------------------------------------------------------------------------------------

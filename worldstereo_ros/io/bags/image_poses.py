@@ -97,6 +97,38 @@ def image_poses(
     return poses
 
 
+def known_poses(
+    index: BagIndex, images: Sequence[int], image_topic: str, options: PoseOptions
+) -> tuple[dict[int, np.ndarray], str]:
+    """Looks up the poses of images that can be used without one.
+
+    Poses that are missing or say nothing are no error, unless an option names where they should come from.
+
+    Args:
+        index, images, image_topic, options: as for `image_poses`.
+
+    Returns:
+        (position -> (4, 4) world_from_camera of the images that have one, why the others have none, as a sentence, or
+        "" if all have one).
+
+    Raises:
+        BagError: the poses that the options name cannot be had.
+    """
+    named = bool(options.pose_type or options.world_frame or options.base_frame)
+    if not named and not index.tree.frames:
+        return {}, "The bag has neither poses nor transforms."
+    left_out = LeftOut()
+    try:
+        poses = image_poses(index, images, image_topic, options, left_out)
+    except BagError as error:
+        if named:
+            raise
+        return {}, str(error)
+    if not named and _stands_still(list(poses.values())):
+        return {}, "All transforms of the camera are the same, so its motion is not in the recording."
+    return poses, "" if len(poses) == len(images) else left_out.first_reason(image_topic)
+
+
 def _common_root(index: BagIndex, images: Sequence[int]) -> str:
     """The world of most images: a frame may be attached to another root later, which is another world."""
     if index.poses:
@@ -157,8 +189,12 @@ def _chain(tree: TransformTree, frame: str, world: str, stamp_ns: int) -> list[s
     return ancestors[:end]
 
 
+def _stands_still(poses: list[np.ndarray]) -> bool:
+    return len(poses) > 1 and float(np.abs(np.stack(poses) - poses[0]).max()) <= SAME_POSE_TOLERANCE
+
+
 def _warn_of_standstill(poses: list[np.ndarray], image_topic: str) -> None:
-    if len(poses) > 1 and np.abs(np.stack(poses) - poses[0]).max() <= SAME_POSE_TOLERANCE:
+    if _stands_still(poses):
         logger.warning(
             "All %d images on '%s' have the same pose. If the camera moved, its motion is not in the recording's TF: "
             "name a topic of poses (--pose-topic).",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import bisect
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from worldstereo_ros.geometry.views import View
 from worldstereo_ros.imaging.codecs import ImageError
 from worldstereo_ros.io.bags.decoding import decode_colour, decode_depth
 from worldstereo_ros.io.bags.files import Bag, BagError, BagWriter
-from worldstereo_ros.io.bags.image_poses import PoseOptions, image_poses
+from worldstereo_ros.io.bags.image_poses import PoseOptions, image_poses, known_poses
 from worldstereo_ros.io.bags.index import BagIndex, build_index
 from worldstereo_ros.io.bags.left_out import LeftOut
 from worldstereo_ros.io.bags.paths import read_path
@@ -40,26 +40,21 @@ from worldstereo_ros.io.bags.video_stream import VideoStream, open_video
 from worldstereo_ros.io.bags.video_types import DECODED_TYPES
 from worldstereo_ros.utils.errors import InputError
 
-__all__ = ["Bag", "BagError", "BagWriter", "camera_info_beside", "find_topics", "read_path", "read_views"]
+__all__ = [
+    "Bag",
+    "BagError",
+    "BagWriter",
+    "camera_info_beside",
+    "find_topics",
+    "read_images",
+    "read_path",
+    "read_views",
+]
 
 logger = logging.getLogger(__name__)
 
 
-def read_views(
-    path: str | Path,
-    image_topic: str = "",
-    *,
-    depth_topic: str = "",
-    camera_info_topic: str = "",
-    pose_topic: str = "",
-    world_frame: str = "",
-    base_frame: str = "",
-    tolerance: float = 0.03,
-    max_views: int = 0,
-    rectified: str = "auto",
-    camera_axes: str = "auto",
-    depth_unit: str = "auto",
-) -> Iterator[View]:
+def read_views(path: str | Path, image_topic: str = "", **options: Any) -> Iterator[View]:
     """Reads posed RGB-D views from a bag, in recorded order.
 
     An image is paired with the depth image of the nearest stamp; if there is a depth topic, images without depth
@@ -92,6 +87,44 @@ def read_views(
         BagError: the bag is damaged, a topic is missing or of another type, or no image has all that it needs.
         InputError: an option is invalid.
     """
+    return (view for view, _ in _read(path, image_topic, None, **options))
+
+
+def read_images(
+    path: str | Path, image_topic: str = "", *, on_unposed: Callable[[str], None] | None = None, **options: Any
+) -> Iterator[tuple[View, bool]]:
+    """Reads images from a bag as `read_views` does, also those without a pose.
+
+    Args:
+        path, image_topic, options: as for `read_views`.
+        on_unposed: called once with a sentence, if some images or all have no pose.
+
+    Yields:
+        (view, whether its pose is known; otherwise it is at the origin).
+
+    Raises:
+        BagError, InputError: see `read_views`.
+    """
+    return _read(path, image_topic, on_unposed or (lambda reason: None), **options)
+
+
+def _read(
+    path: str | Path,
+    image_topic: str,
+    on_unposed: Callable[[str], None] | None,
+    *,
+    depth_topic: str = "",
+    camera_info_topic: str = "",
+    pose_topic: str = "",
+    world_frame: str = "",
+    base_frame: str = "",
+    tolerance: float = 0.03,
+    max_views: int = 0,
+    rectified: str = "auto",
+    camera_axes: str = "auto",
+    depth_unit: str = "auto",
+) -> Iterator[tuple[View, bool]]:
+    """See `read_images`; without `on_unposed` only images with poses, see `read_views`."""
     if not (np.isfinite(tolerance) and tolerance >= 0):
         raise InputError(f"The tolerance is {tolerance} s; a number of at least 0 was expected.")
     tolerance_ns = round(tolerance * 1e9)
@@ -128,13 +161,20 @@ def read_views(
                 pairs = {**_nearest(index.images, index.depths, tolerance_ns)}
                 _check_pairs(pairs, index, image_topic, depth_topic, tolerance, left_out)
             options = PoseOptions(bag.topics.get(pose_topic, ""), world_frame, base_frame, camera_axes, tolerance_ns)
-            poses = image_poses(index, sorted(pairs), image_topic, options, left_out)
+            if on_unposed is None:
+                poses = known = image_poses(index, sorted(pairs), image_topic, options, left_out)
+            else:
+                known, reason = known_poses(index, sorted(pairs), image_topic, options)
+                poses = {i: known.get(i, np.eye(4)) for i in pairs}
+                if reason:
+                    on_unposed(reason)
             with ExitStack() as stack:
                 video = None
                 if bag.topics[image_topic] in DECODED_TYPES:
                     video = stack.enter_context(open_video(bag, image_topic))
                 reader = _ViewReader(bag, image_topic, depth_topic, index, poses, metres_per_count, left_out, video)
-                yield from reader.read({i: pairs[i] for i in sorted(poses)}, max_views)
+                for i, view in reader.read({i: pairs[i] for i in sorted(poses)}, max_views):
+                    yield view, i in known
         finally:
             left_out.log(logger)
 
@@ -214,8 +254,8 @@ class _ViewReader:
         self._bag, self._index, self._poses, self._left_out = bag, index, poses, left_out
         self._image_topic, self._depth_topic, self._metres_per_count = image_topic, depth_topic, metres_per_count
 
-    def read(self, pairs: dict[int, int | None], max_views: int) -> Iterator[View]:
-        """Yields the views of images with their depth images, at most `max_views`; raises BagError if there is none."""
+    def read(self, pairs: dict[int, int | None], max_views: int) -> Iterator[tuple[int, View]]:
+        """Yields at most `max_views` images (position, view) with their depth; raises BagError if there is none."""
         candidates = sorted(pairs)
         selected = set(candidates)
         if 0 < max_views < len(candidates):
@@ -242,7 +282,7 @@ class _ViewReader:
                     depths.pop(partner, None)
                 if view is not None:
                     count += 1
-                    yield view
+                    yield i, view
                 elif (other := self._next_after(i, candidates, selected)) is not None:
                     selected.add(other)
                     self._users[pairs[other]] += 1
