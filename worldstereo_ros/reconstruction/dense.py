@@ -9,8 +9,9 @@ everything that a network of `geometry_models` gives.
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import overload
@@ -36,6 +37,7 @@ FEW_PHOTOGRAPHS = 5  # up to this many, one view that confirms suffices
 MAX_CHECKED = 16  # other views that may confirm a depth: those that share most points
 MAX_NETWORK_PHOTOGRAPHS = 64  # at once; more do not fit on a GPU of 24 GB
 KEPT_IMAGES, KEPT_DEPTHS = 48, 96  # that are held in memory
+MAX_FRAME_BYTES = 400 * 10**6  # of images that are held in memory at their small size; the others are read again
 
 Progress = Callable[[int, int], None]
 
@@ -55,6 +57,7 @@ class Frames:
     registration: Registration
     max_pixels: int = DEFAULT_PIXELS
     size: tuple[int, int] | None = None
+    _held: dict[int, View] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.registration.model)
@@ -66,8 +69,20 @@ class Frames:
     def view(self, row: int, *, with_depth: bool = False) -> View:
         """The photograph as a view; with measured depth if there is some and it is asked for."""
         model = self.registration.model
+        photo = self.photos[int(model.photographs[row])]
+        if with_depth and photo.depth is not None and self.registration.depth_usable:
+            return self._read(row, photo.measured_depth())
+        if row in self._held:
+            return self._held[row]
+        view = self._read(row, None)
+        # The first that fit are held, not the last: photographs are read in turn, many times.
+        if sum(held.image.nbytes for held in self._held.values()) + view.image.nbytes <= MAX_FRAME_BYTES:
+            self._held[row] = view
+        return view
+
+    def _read(self, row: int, measured: np.ndarray | None) -> View:
+        model = self.registration.model
         photo, calibration = self.photos[int(model.photographs[row])], model.calibrations[row]
-        measured = photo.measured_depth() if with_depth and self.registration.depth_usable else None
         image, depth = calibration.undistort(photo.image(), measured)
         camera = calibration.undistorted_camera
         pose, stamp = model.world_from_camera[row], photo.stamp_ns
@@ -245,17 +260,27 @@ class PlaceViews(Sequence[View]):
             return [self[i] for i in range(*row.indices(len(self)))]
         if not 0 <= row < len(self):
             raise IndexError(f"View {row} is out of range; there are {len(self)}.")
-        file = self.folder / f"view_{row:06d}.npz"
-        try:
-            with np.load(file, allow_pickle=False) as stored:
-                depth, estimated, levels = stored["depth"], stored["estimated"], stored["confidence"]
-        except (OSError, ValueError, KeyError, EOFError) as error:
-            raise DatasetError(f"{file} is damaged: {error}.") from None
+        depth, estimated, levels = self._stored(row)
         confidence = np.where(estimated, levels.astype(np.float32) / 255, np.float32(1)) * (depth > 0)
         view = self.frames.view(row)
         if not estimated.any():
             return replace(view, depth=depth)
         return replace(view, depth=depth, estimated=estimated, depth_confidence=confidence.astype(np.float32))
+
+    def shares(self) -> tuple[float, float]:
+        """Shares of all pixels whose depth is observed, and estimated, as the mean over the photographs."""
+        both = [(((depth > 0) & ~mask).mean(), mask.mean()) for depth, mask, _ in map(self._stored, range(len(self)))]
+        observed, estimated = np.mean(both, axis=0)
+        return float(observed), float(estimated)
+
+    def _stored(self, row: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Depth, estimated mask and levels of the confidence of a photograph. Raises DatasetError."""
+        file = self.folder / f"view_{row:06d}.npz"
+        try:
+            with np.load(file, allow_pickle=False) as stored:
+                return stored["depth"], stored["estimated"], stored["confidence"]
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise DatasetError(f"{file} is damaged: {error}.") from None
 
 
 def _write_array(path: Path, array: np.ndarray) -> None:

@@ -21,6 +21,7 @@ from worldstereo_ros.utils.errors import WorldStereoError
 SEED = 1
 MAX_EXHAUSTIVE = 60  # photographs; more are matched with those that look alike
 NEIGHBOURS = 20  # photographs that look most alike, for each
+EXTRACTED_AT_ONCE = 8  # photographs between two reports of the progress
 SEQUENTIAL = 8  # photographs before and after, if they were taken one after the other
 VOCABULARY, TRAINING_DESCRIPTORS = 64, 40_000  # words of the VLAD descriptors, and SIFT descriptors to learn them from
 
@@ -80,7 +81,14 @@ def threads() -> int:
 # --- extraction ------------------------------------------------------------------------------------------------------
 
 
-def extract(photos: Photographs, database: Path, settings: FeatureSettings, *, shared_cameras: bool = True) -> None:
+def extract(
+    photos: Photographs,
+    database: Path,
+    settings: FeatureSettings,
+    *,
+    shared_cameras: bool = True,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> None:
     """Writes the features of all photographs and their cameras into a database.
 
     Photographs whose features are in the database, from a run that was interrupted, are left as they are. Cameras
@@ -91,6 +99,7 @@ def extract(photos: Photographs, database: Path, settings: FeatureSettings, *, s
         database: file, created if it is missing.
         settings: of the features.
         shared_cameras: photographs of one `camera_key` share their intrinsics; otherwise each has its own.
+        on_progress: called with the number of photographs that are done and of all.
     """
     pycolmap = load_pycolmap()
     with open_database(database) as opened:
@@ -107,22 +116,26 @@ def extract(photos: Photographs, database: Path, settings: FeatureSettings, *, s
         sorted(range(len(photos)), key=lambda i: (camera_group(photos[i], i, shared_cameras), i)),
         key=lambda i: camera_group(photos[i], i, shared_cameras),
     )
-    folder = photos[0].file.parent
+    folder, done = photos[0].file.parent, 0
     for _, members in groups:
         rows = list(members)
         reader = pycolmap.ImageReaderOptions()
         reader.camera_model, reader.camera_params = _camera_parameters(photos[rows[0]])
         names = [photos[i].file.name for i in rows]
-        reader.existing_camera_id = next((camera_of[name] for name in names if name in camera_of), -1)
-        pycolmap.extract_features(
-            database,
-            folder,
-            names,
-            pycolmap.CameraMode.SINGLE,
-            reader,
-            options,
-            pycolmap.Device.cpu,
-        )
+        camera_id = next((camera_of[name] for name in names if name in camera_of), -1)
+        for first in range(0, len(names), EXTRACTED_AT_ONCE):
+            some = names[first : first + EXTRACTED_AT_ONCE]
+            if any(name not in camera_of for name in some):
+                reader.existing_camera_id = camera_id
+                pycolmap.extract_features(
+                    database, folder, some, pycolmap.CameraMode.SINGLE, reader, options, pycolmap.Device.cpu
+                )
+            if camera_id < 0:
+                with open_database(database) as opened:
+                    camera_id = int(opened.read_image_with_name(some[0]).camera_id)
+            done += len(some)
+            if on_progress is not None:
+                on_progress(done, len(photos))
 
 
 def camera_group(photo: Photograph, number: int, shared: bool) -> str:
@@ -192,9 +205,7 @@ def choose_pairs(photos: Photographs, database: Path) -> list[tuple[int, int]]:
     if count <= MAX_EXHAUSTIVE:
         return list(itertools.combinations(range(count), 2))
     with open_database(database) as opened:
-        names = image_ids(opened)
-        descriptors = [_descriptors(opened, names[photo.file.name]) for photo in photos]
-    likeness = vlad_similarity(descriptors)
+        likeness = vlad_similarity(_StoredDescriptors(opened, [photo.file.name for photo in photos]))
     np.fill_diagonal(likeness, -np.inf)
     nearest = np.argsort(-likeness, axis=1, kind="stable")[:, :NEIGHBOURS]
     pairs = {(min(i, int(j)), max(i, int(j))) for i in range(count) for j in nearest[i]}
@@ -207,7 +218,7 @@ def vlad_similarity(descriptors: Sequence[np.ndarray]) -> np.ndarray:
     """(N, N) cosine similarities of the VLAD descriptors of N images.
 
     Args:
-        descriptors: (K_i, 128) SIFT descriptors of each image; an image may have none.
+        descriptors: (K_i, 128) SIFT descriptors of each image, read twice; an image may have none.
     """
     random = np.random.default_rng(SEED)
     share = max(1, TRAINING_DESCRIPTORS // max(1, len(descriptors)))
@@ -262,9 +273,18 @@ def image_ids(database: Any) -> dict[str, int]:
     return {image.name: int(image.image_id) for image in database.read_all_images()}
 
 
-def _descriptors(database: Any, image_id: int) -> np.ndarray:
-    found = database.read_descriptors(image_id)
-    return np.asarray(found.data).reshape(-1, 128)
+class _StoredDescriptors(Sequence[np.ndarray]):
+    """Descriptors of images, (K, 128) uint8 each, read on access: those of thousands do not fit into memory."""
+
+    def __init__(self, database: Any, names: Sequence[str]) -> None:
+        ids = image_ids(database)
+        self._database, self._ids = database, [ids[name] for name in names]
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def __getitem__(self, index):
+        return np.asarray(self._database.read_descriptors(self._ids[index]).data).reshape(-1, 128)
 
 
 def read_matches(photos: Photographs, path: Path) -> dict[tuple[int, int], np.ndarray]:
@@ -276,7 +296,8 @@ def read_matches(photos: Photographs, path: Path) -> dict[tuple[int, int], np.nd
     pycolmap = load_pycolmap()
     found = {}
     with open_database(path) as database:
-        number = {image_id: i for i, photo in enumerate(photos) if (image_id := image_ids(database)[photo.file.name])}
+        ids = image_ids(database)
+        number = {ids[photo.file.name]: i for i, photo in enumerate(photos)}
         keypoints = {i: _pixels(database.read_keypoints(image_id)) for image_id, i in number.items()}
         pair_ids, geometries = database.read_two_view_geometries()
         for pair_id, geometry in zip(pair_ids, geometries, strict=True):

@@ -82,16 +82,16 @@ def check_model(
     """
     rows = np.arange(len(model))
     reasons: dict[int, str] = {}
-    pairs = _compare_with_pairs(model, matches)
+    pairs, fits = _compare_with_pairs(model, matches), _fitting_matches(model, matches)
     for _ in range(len(model)):
         part = model.subset(rows)
         refused = _whole(part, [intrinsics_known[int(row)] for row in rows])
         if refused:
             return Verdict(np.zeros(0, np.int64), {int(model.photographs[row]): refused for row in rows}, refused)
-        worst = _worst(part, matches, [exif_focal[int(row)] for row in rows] if len(exif_focal) else [])
+        worst = _worst(part, fits, [exif_focal[int(row)] for row in rows] if len(exif_focal) else [])
         worst = worst or _worse_than_pairs(part, pairs)
         if worst is None:
-            loose = _loose(part, matches)
+            loose = _loose(part, fits)
             if not len(loose):
                 return Verdict(rows, reasons)
             for row in loose:
@@ -131,7 +131,7 @@ def _whole(model: SparseModel, intrinsics_known: Sequence[bool]) -> str:
 
 
 def _worst(
-    model: SparseModel, matches: Mapping[tuple[int, int], PairMatches], exif_focal: Sequence[float | None]
+    model: SparseModel, fits: Mapping[tuple[int, int], np.ndarray], exif_focal: Sequence[float | None]
 ) -> tuple[int, str] | None:
     """The row that holds least, with the reason; None if all hold."""
     counts = np.bincount(model.observed_by, minlength=len(model))
@@ -150,7 +150,7 @@ def _worst(
     row = int(np.argmax(behind))
     if behind[row] > 0.02:
         return row, f"{behind[row]:.0%} of the points that it sees lie behind it, so its pose is wrong."
-    share, checked = epipolar_agreement(model, matches)
+    share, checked = _agreement(model, fits)
     share = np.where(checked >= MIN_CHECKED_MATCHES, share, 1.0)
     row = int(share.argmin())
     if share[row] < MIN_AGREEMENT:
@@ -219,12 +219,12 @@ def _worse_than_pairs(
     return worst
 
 
-def _loose(model: SparseModel, matches: Mapping[tuple[int, int], PairMatches]) -> np.ndarray:
+def _loose(model: SparseModel, fits: Mapping[tuple[int, int], np.ndarray]) -> np.ndarray:
     """Rows that are not tied to the largest group of photographs by pairs whose matches fit the poses."""
     ties = [
         (i, j)
-        for i, j, fits in _fitting_matches(model, matches)
-        if len(fits) >= MIN_TIE and fits.mean() >= MIN_AGREEMENT
+        for i, j, fitting in _rows_of_pairs(model, fits)
+        if len(fitting) >= MIN_TIE and fitting.mean() >= MIN_AGREEMENT
     ]
     one, other = np.array(ties, np.int64).reshape(-1, 2).T
     graph = csr_matrix((np.ones(len(one)), (one, other)), shape=(len(model), len(model)))
@@ -243,18 +243,33 @@ def epipolar_agreement(
     Returns:
         ((N,) shares, 1 without matches; (N,) numbers of matches).
     """
+    return _agreement(model, _fitting_matches(model, matches))
+
+
+def _agreement(model: SparseModel, fits: Mapping[tuple[int, int], np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     good, count = np.zeros(len(model)), np.zeros(len(model), np.int64)
-    for i, j, fits in _fitting_matches(model, matches):
+    for i, j, fitting in _rows_of_pairs(model, fits):
         for row in (i, j):
-            good[row] += fits.sum()
-            count[row] += len(fits)
+            good[row] += fitting.sum()
+            count[row] += len(fitting)
     return np.where(count > 0, good / np.maximum(count, 1), 1.0), count
+
+
+def _rows_of_pairs(
+    model: SparseModel, fits: Mapping[tuple[int, int], np.ndarray]
+) -> Iterator[tuple[int, int, np.ndarray]]:
+    """(row, row, (M,) bool which of their matches fit the poses) of the pairs of a part of a model."""
+    row_of = {int(number): row for row, number in enumerate(model.photographs)}
+    for (one, other), fitting in fits.items():
+        if one in row_of and other in row_of:
+            yield row_of[one], row_of[other], fitting
 
 
 def _fitting_matches(
     model: SparseModel, matches: Mapping[tuple[int, int], PairMatches]
-) -> Iterator[tuple[int, int, np.ndarray]]:
-    """(row, row, (M,) bool which of their matches fit the poses) of each pair of the model's photographs."""
+) -> dict[tuple[int, int], np.ndarray]:
+    """Numbers of two photographs -> (M,) bool, which of their matches fit the poses of the model."""
+    found = {}
     row_of = {int(number): row for row, number in enumerate(model.photographs)}
     for (one, other), pair in matches.items():
         if one not in row_of or other not in row_of:
@@ -264,7 +279,8 @@ def _fitting_matches(
         cameras = model.calibrations[i].camera, model.calibrations[j].camera
         limit = np.mean([MAX_EPIPOLAR_ERROR * max(c.width, c.height) / c.fx for c in cameras])
         fits = sampson_distances(pair.rays_one, pair.rays_other, other_from_one) <= limit
-        yield i, j, fits & _in_front(pair.rays_one, pair.rays_other, other_from_one)
+        found[one, other] = fits & _in_front(pair.rays_one, pair.rays_other, other_from_one)
+    return found
 
 
 def sampson_distances(rays_one: np.ndarray, rays_other: np.ndarray, other_from_one: np.ndarray) -> np.ndarray:

@@ -24,6 +24,7 @@ MIN_MODEL = 3  # photographs of a group that is worth mentioning
 # The principal point is refined if this many photographs share a camera, and stays within this share of the size.
 MIN_SHARED, MAX_SHIFT = 12, 0.05
 MIN_POINTS_TO_REFINE = 1000
+FUNCTION_TOLERANCE = 1e-6  # relative change of the error at which an adjustment ends
 
 
 def map_photographs(
@@ -70,6 +71,8 @@ def map_photographs(
         chunks.clustering_options.image_overlap = CHUNK_OVERLAP
         chunks.num_workers = 1
         found = pycolmap.hierarchical_mapping(database, images, folder, chunks)
+        for one in found.values():  # each chunk was adjusted by itself alone
+            _adjust(one, options.constant_cameras)
     if max((one.num_reg_images() for one in found.values()), default=0) < MIN_CHUNKED * len(photos):
         # Chunks of thin overlap may not be tied; one after the other takes longer and loses fewer.
         one_by_one = pycolmap.incremental_mapping(
@@ -78,6 +81,24 @@ def map_photographs(
         found = {**found, **{len(found) + key: one for key, one in one_by_one.items()}}
     models = [_converted(_refined(one, photos), photos) for one in found.values() if one.num_reg_images() >= 2]
     return sorted(models, key=lambda model: (-len(model), -len(model.points)))
+
+
+def _adjust(model: Any, constant_cameras: set[int] | None = None, *, refine_principal_point: bool = False) -> None:
+    """Adjusts all poses, points and intrinsics of a model, but those of constant cameras (bundle adjustment)."""
+    pycolmap = load_pycolmap()
+    options = pycolmap.BundleAdjustmentOptions()
+    options.refine_principal_point = refine_principal_point
+    options.print_summary = False
+    options.ceres.solver_options.num_threads = threads()
+    options.ceres.solver_options.function_tolerance = FUNCTION_TOLERANCE
+    config = pycolmap.BundleAdjustmentConfig()
+    for image_id in model.reg_image_ids():
+        config.add_image(image_id)
+    for camera_id in (constant_cameras or set()) & set(model.cameras):
+        config.set_constant_cam_intrinsics(camera_id)
+    config.fix_gauge(pycolmap.BundleAdjustmentGauge.TWO_CAMS_FROM_WORLD)
+    pycolmap.create_default_bundle_adjuster(options, config, model).solve()
+    model.update_point_3d_errors()
 
 
 def triangulate(
@@ -150,15 +171,7 @@ def _refined(model: Any, photos: Photographs) -> Any:
         return model
     before = model.compute_mean_reprojection_error()
     refined = pycolmap.Reconstruction(model)
-    options = pycolmap.BundleAdjustmentOptions()
-    options.refine_principal_point = True
-    options.print_summary = False
-    config = pycolmap.BundleAdjustmentConfig()
-    for image_id in refined.reg_image_ids():
-        config.add_image(image_id)
-    config.fix_gauge(pycolmap.BundleAdjustmentGauge.TWO_CAMS_FROM_WORLD)
-    pycolmap.create_default_bundle_adjuster(options, config, refined).solve()
-    refined.update_point_3d_errors()
+    _adjust(refined, refine_principal_point=True)
     for camera in refined.cameras.values():
         shift = (
             abs(camera.principal_point_x / camera.width - 0.5),

@@ -7,7 +7,7 @@ closes far from any point is cut away. Each vertex has the provenance of what it
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -49,16 +49,16 @@ def mesh_from_views(
     Raises:
         InputError: no view has depth, units differ, the voxels are too small for this place, or nothing is left.
     """
-    used = [view.with_finite_depth() for view in views if view.depth is not None and (view.depth > 0).any()]
+    used = _UsedViews(views)
     if not used:
         raise InputError(f"None of the {len(views)} views has depth; a mesh needs views with depth, or a cloud.")
-    if any(view.metric != used[0].metric for view in used):
+    if len(used.units) > 1:
         raise InputError("Some views are in metres and others in an arbitrary unit; a mesh has one unit.")
     if voxel_size is not None and not (np.isfinite(voxel_size) and voxel_size > 0):
         raise InputError(f"The voxel size is {voxel_size}; a positive number was expected.")
-    size = _pixel_size(used) * PIXELS_PER_VOXEL if voxel_size is None else float(voxel_size)
+    size = used.pixel_size * PIXELS_PER_VOXEL if voxel_size is None else float(voxel_size)
     # One origin for all, so that single precision holds far from the world's.
-    origin = np.median([view.world_from_camera[:3, 3] for view in used], axis=0)
+    origin = np.median(used.centres, axis=0)
     while True:
         count, grid = _fuse(used, origin, size, device)
         if grid is not None:
@@ -78,7 +78,7 @@ def mesh_from_views(
     if len(vertices) == 0:
         raise InputError(f"The {len(used)} views with depth have no surface in common that {min_views} of them saw.")
     classes = _classes_of_views(vertices, used, DEPTH_AGREEMENT_VOXELS * size)
-    return _as_mesh(surface, vertices, colours, classes, used[0].metric)
+    return _as_mesh(surface, vertices, colours, classes, used.units.pop())
 
 
 def mesh_from_cloud(
@@ -140,16 +140,38 @@ def mesh_from_cloud(
     return _as_mesh(surface, vertices + origin, np.asarray(surface.vertex_colors), classes, metric)
 
 
-def _pixel_size(views: Sequence[View]) -> float:
-    """Median size of a pixel on the surface."""
-    sizes = []
-    for view in views:
-        assert view.depth is not None
-        sizes.append(float(np.median(view.depth[view.depth > 0])) / np.sqrt(view.camera.fx * view.camera.fy))
-    return float(np.median(sizes))
+class _UsedViews:
+    """The views with depth, read one at a time each time they are gone through: hundreds do not fit into memory.
+
+    Attributes:
+        units: values of `View.metric`.
+        centres: of the cameras.
+        pixel_size: median size of a pixel on the surface.
+    """
+
+    def __init__(self, views: Sequence[View]) -> None:
+        self._views, self._rows = views, []
+        self.units: set[bool] = set()
+        self.centres: list[np.ndarray] = []
+        sizes = []
+        for row, view in enumerate(views):
+            if view.depth is None or not (view.depth > 0).any():
+                continue
+            self._rows.append(row)
+            self.units.add(view.metric)
+            self.centres.append(view.world_from_camera[:3, 3])
+            known = view.depth[np.isfinite(view.depth) & (view.depth > 0)]
+            sizes.append(float(np.median(known)) / np.sqrt(view.camera.fx * view.camera.fy))
+        self.pixel_size = float(np.median(sizes)) if sizes else 0.0
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __iter__(self) -> Iterator[View]:
+        return (self._views[row].with_finite_depth() for row in self._rows)
 
 
-def _fuse(views: Sequence[View], origin: np.ndarray, size: float, device: str) -> tuple[int, Any]:
+def _fuse(views: _UsedViews, origin: np.ndarray, size: float, device: str) -> tuple[int, Any]:
     """(number of blocks, the field); the field is None if there are more blocks than fit into memory."""
     import open3d as o3d
 
@@ -162,18 +184,24 @@ def _fuse(views: Sequence[View], origin: np.ndarray, size: float, device: str) -
         assert view.depth is not None
         pose = view.world_from_camera.copy()
         pose[:3, 3] -= origin
-        depth = o3d.t.geometry.Image(np.ascontiguousarray(view.depth, np.float32)).to(where)
+        depth = _depth_image(view, where)
         matrix, extrinsic = o3d.core.Tensor(view.camera.matrix), o3d.core.Tensor(invert_pose(pose))
         far = float(view.depth.max()) * 1.001
         blocks = grid.compute_unique_block_coordinates(depth, matrix, extrinsic, 1.0, far, TRUNCATION_VOXELS)
         seen.update(map(tuple, blocks.cpu().numpy().tolist()))
         if len(seen) > MAX_BLOCKS:
             return len(seen) * len(views) // (len(frames) + 1), None
-        frames.append((blocks, depth, view, matrix, extrinsic, far))
-    for blocks, depth, view, matrix, extrinsic, far in frames:
-        colour = o3d.t.geometry.Image(view.image.astype(np.float32) / 255).to(where)
+        frames.append((blocks, matrix, extrinsic, far))
+    for (blocks, matrix, extrinsic, far), view in zip(frames, views, strict=True):
+        depth, colour = _depth_image(view, where), o3d.t.geometry.Image(view.image.astype(np.float32) / 255).to(where)
         grid.integrate(blocks, depth, colour, matrix, matrix, extrinsic, 1.0, far, TRUNCATION_VOXELS)
     return len(seen), grid
+
+
+def _depth_image(view: View, where: Any) -> Any:
+    import open3d as o3d
+
+    return o3d.t.geometry.Image(np.ascontiguousarray(view.depth, np.float32)).to(where)
 
 
 def _cleaned(surface: Any) -> Any:
@@ -186,9 +214,9 @@ def _cleaned(surface: Any) -> Any:
     return surface
 
 
-def _classes_of_views(vertices: np.ndarray, views: Sequence[View], tolerance: float) -> np.ndarray:
+def _classes_of_views(vertices: np.ndarray, views: _UsedViews, tolerance: float) -> np.ndarray:
     """(V,) uint8: the highest class of the pixels that show each vertex."""
-    classes = np.zeros(len(vertices), np.uint8)
+    classes, lowest = np.zeros(len(vertices), np.uint8), int(Provenance.OBSERVED)
     for view in views:
         pixels, depth = project(vertices, view.camera, view.world_from_camera)
         with np.errstate(invalid="ignore"):
@@ -199,8 +227,8 @@ def _classes_of_views(vertices: np.ndarray, views: Sequence[View], tolerance: fl
         agrees = np.abs(view.depth[at] - depth[inside]) < tolerance
         rows = np.flatnonzero(inside)[agrees]
         classes[rows] = np.maximum(classes[rows], view.provenance[at][agrees])
+        lowest = min(lowest, int(view.provenance[view.depth > 0].min(initial=lowest)))
     # Between the pixels of all views: the lowest class that there is, since nothing better is known.
-    lowest = min(int(view.provenance[view.depth > 0].min()) for view in views if view.depth is not None)
     return np.where(classes == Provenance.UNKNOWN, np.uint8(lowest), classes)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.sparse import csr_matrix
 
 from worldstereo_ros.geometry.cameras import project
 from worldstereo_ros.reconstruction.sparse_model import SparseModel
@@ -53,15 +54,20 @@ def find_neighbours(model: SparseModel, count: int) -> list[Neighbourhood]:
 def pair_scores(model: SparseModel) -> np.ndarray:
     """(N, N) symmetric: number of shared points, each weighted by the angle between its rays; 0 for few points."""
     count = len(model)
-    seen = np.zeros((count, len(model.points)), bool)
-    seen[model.observed_by, model.observed_point] = True
+    # A track may have two observations in one photograph; it counts once.
+    seen = csr_matrix(
+        (np.ones(len(model.observed_by), np.int32), (model.observed_by, model.observed_point)),
+        shape=(count, len(model.points)),
+    )
+    seen.data[:] = 1
+    seen.sort_indices()
+    points_of = [seen.indices[seen.indptr[row] : seen.indptr[row + 1]] for row in range(count)]
     centres = model.world_from_camera[:, :3, 3]
     scores = np.zeros((count, count))
+    shares = (seen @ seen.T).toarray() >= MIN_SHARED
     for i in range(count):
-        for j in range(i + 1, count):
-            shared = model.points[seen[i] & seen[j]]
-            if len(shared) < MIN_SHARED:
-                continue
+        for j in i + 1 + np.flatnonzero(shares[i, i + 1 :]):
+            shared = model.points[np.intersect1d(points_of[i], points_of[j], assume_unique=True)]
             one, other = centres[i] - shared, centres[j] - shared
             cosine = (one * other).sum(axis=1) / (np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1))
             angle = np.degrees(np.arccos(np.clip(cosine, -1, 1)))

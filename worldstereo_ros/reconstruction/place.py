@@ -31,10 +31,10 @@ from worldstereo_ros.reconstruction.dense import DEFAULT_PIXELS, Frames, PlaceVi
 from worldstereo_ros.reconstruction.features import load_pycolmap
 from worldstereo_ros.reconstruction.fusion import fuse
 from worldstereo_ros.reconstruction.geometry_models import load_geometry_model, parse_geometry
+from worldstereo_ros.reconstruction.map_source import open_all
 from worldstereo_ros.reconstruction.meshing import mesh_from_views
 from worldstereo_ros.reconstruction.photographs import Photographs, import_photographs, load_photographs
 from worldstereo_ros.reconstruction.registration import Registration, register
-from worldstereo_ros.reconstruction.sources import open_source
 from worldstereo_ros.reconstruction.sparse_model import SparseModel
 from worldstereo_ros.reconstruction.splats import SplatSettings, optimise_splats, splats_from_cloud
 from worldstereo_ros.reconstruction.stages import STAGES_FOLDER, Stages, file_stamps, fingerprint
@@ -68,6 +68,7 @@ class PlaceSettings:
         splats: make Gaussian splats.
         splat_seconds: how long they are fitted to the photographs; 0 = not at all.
         bag_options: keyword arguments of `io.bags.views.read_views`.
+        photographs: files or folders of further photographs without poses, which are registered to the source.
     """
 
     max_photographs: int | None = None
@@ -82,6 +83,7 @@ class PlaceSettings:
     splats: bool = True
     splat_seconds: float = 240.0
     bag_options: dict[str, Any] = field(default_factory=dict)
+    photographs: tuple[str, ...] = ()
 
 
 @dataclass
@@ -112,7 +114,7 @@ def reconstruct(source: Path, out: Path, settings: PlaceSettings, on_progress: P
     """Reconstructs a place from photographs and writes it into a folder.
 
     Args:
-        source: see `sources.open_source`.
+        source: see `map_source.open_all`.
         out: folder for the results; what an interrupted run computed is in stages/ there, and is used again.
         settings: of the reconstruction.
         on_progress: called as on_progress(stage, what, done, of).
@@ -129,11 +131,13 @@ def reconstruct(source: Path, out: Path, settings: PlaceSettings, on_progress: P
     if settings.geometry not in (SWEEP, FAST):
         network = load_geometry_model(*parse_geometry(settings.geometry), settings.device)
     estimator = None if settings.depth_model == NONE else load_depth_estimator(settings.depth_model, settings.device)
-    results = ResultsFolder(out, PLACE_NAMES, sources=[source])
+    further = [Path(path) for path in settings.photographs]
+    results = ResultsFolder(out, PLACE_NAMES, sources=[source, *further])
     stages = Stages(out / STAGES_FOLDER)
     stages.check()
-    opened = open_source(
+    opened = open_all(
         source,
+        further,
         max_photographs=settings.max_photographs,
         use_poses=settings.use_poses,
         bag_options=settings.bag_options,
@@ -184,7 +188,10 @@ def reconstruct(source: Path, out: Path, settings: PlaceSettings, on_progress: P
             )
         start = time.perf_counter()
         cloud, bank = fuse(
-            views, device=settings.device, on_progress=lambda done, of: progress("fusion", "fusing", done, of)
+            views,
+            device=settings.device,
+            on_progress=lambda done, of: progress("fusion", "fusing", done, of),
+            on_note=notes.append,
         )
         stages.seconds["fusion"] = round(time.perf_counter() - start, 2)
         left_out = {**photos.left_out, **registration.left_out}
@@ -312,9 +319,7 @@ def _figures(
     place: Place, stages: Stages, settings: PlaceSettings, triangles: int | None, splats: int | None
 ) -> dict[str, Any]:
     """What figures.json holds."""
-    shares = [(float(((v.depth > 0) & ~v.estimated_mask).mean()), float(v.estimated_mask.mean()))  # type: ignore[operator]
-              for v in place.views]  # fmt: skip
-    observed, estimated = np.mean(shares, axis=0)
+    observed, estimated = place.views.shares()
     kept = {name: value for name, value in asdict(settings).items() if name != "bag_options"}
     return {
         "images": len(place.photos) + len(place.photos.left_out),

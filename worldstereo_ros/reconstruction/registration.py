@@ -178,8 +178,10 @@ def _match(
     photos: Photographs, database: Path, settings: FeatureSettings, progress: Progress, *, shared: bool = True
 ) -> dict[tuple[int, int], np.ndarray]:
     """Features and verified matches of the photographs."""
-    progress(f"finding features ({settings.name})", 0, 1)
-    extract(photos, database, settings, shared_cameras=shared)
+    finding = f"finding features ({settings.name})"
+    progress(finding, 0, len(photos))
+    extract(photos, database, settings, shared_cameras=shared, on_progress=lambda done, of: progress(finding, done, of))
+    progress("choosing pairs", 0, 1)
     pairs = choose_pairs(photos, database)
     names = [(photos[i].file.name, photos[j].file.name) for i, j in pairs]
     match(database, names, settings, lambda done, of: progress(f"matching pairs ({settings.name})", done, of))
