@@ -112,8 +112,8 @@ class Relocaliser:
         """
         found = [self._features_of(index) for index in self._compared(view)]
         expected = max((_expected(features.points, view) for features in found), default=0)
-        keypoints, descriptors = _detect(view.image)
-        matched = [_match(descriptors, features.descriptors) for features in found]
+        keypoints, descriptors = detect_features(view.image)
+        matched = [match_features(descriptors, features.descriptors) for features in found]
         pixels = np.concatenate([np.zeros((0, 2)), *(keypoints[pairs[:, 0]] for pairs in matched)])
         places = np.concatenate(
             [np.zeros((0, 3)), *(one.points[pairs[:, 1]] for one, pairs in zip(found, matched, strict=True))]
@@ -136,15 +136,11 @@ class Relocaliser:
         if index not in self._features:
             view = self._captures[index]
             assert view.depth is not None
-            keypoints, descriptors = _detect(view.image)
+            keypoints, descriptors = detect_features(view.image)
             depth = np.where(view.estimated_mask, np.float32(0), view.depth)
             if not (depth > 0).any():
                 depth = view.depth
-            kernel = np.ones((3, 3), np.uint8)
-            spread = cv2.dilate(depth, kernel) - cv2.erode(depth, kernel)
-            depth = np.where(spread <= MAX_EDGE * depth, depth, np.float32(0))
-            u, v = np.rint(keypoints).astype(np.int64).T
-            z = depth[v.clip(0, len(depth) - 1), u.clip(0, depth.shape[1] - 1)].astype(np.float64)
+            z = depth_at_features(depth, keypoints)
             camera, pose = view.camera, view.world_from_camera
             rays = np.stack(
                 [(keypoints[:, 0] - camera.cx) / camera.fx, (keypoints[:, 1] - camera.cy) / camera.fy, np.ones(len(z))],
@@ -156,30 +152,51 @@ class Relocaliser:
         return self._features[index]
 
 
-def _detect(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Places (N, 2) float64 in pixels and descriptors (N, 128) float32 of an image's features (RootSIFT)."""
-    detector = cv2.SIFT_create(nfeatures=MAX_FEATURES, contrastThreshold=MIN_CONTRAST)  # type: ignore[attr-defined]
+def detect_features(image: np.ndarray, limit: int = MAX_FEATURES) -> tuple[np.ndarray, np.ndarray]:
+    """Features of an image (RootSIFT), the strongest first.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        limit: largest number of features.
+
+    Returns:
+        ((N, 2) float64 places in pixels, (N, 128) float32 descriptors of norm 1).
+    """
+    detector = cv2.SIFT_create(nfeatures=limit, contrastThreshold=MIN_CONTRAST)  # type: ignore[attr-defined]
     keypoints, descriptors = detector.detectAndCompute(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), None)
     if descriptors is None:
         return np.zeros((0, 2)), np.zeros((0, 128), np.float32)
     places = np.array([keypoint.pt for keypoint in keypoints], np.float64).reshape(-1, 2)
     total = np.maximum(descriptors.sum(axis=1, keepdims=True), 1e-9)
-    return places, np.sqrt(descriptors / total).astype(np.float32)
+    order = np.argsort([-keypoint.response for keypoint in keypoints], kind="stable")
+    return places[order], np.sqrt(descriptors / total).astype(np.float32)[order]
 
 
-def _match(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+def depth_at_features(depth: np.ndarray, pixels: np.ndarray) -> np.ndarray:
+    """(N,) float64 depth at pixels (N, 2); 0 where it is unknown, or at an edge, where depth and picture may differ."""
+    kernel = np.ones((3, 3), np.uint8)
+    spread = cv2.dilate(depth, kernel) - cv2.erode(depth, kernel)
+    smooth = np.where(spread <= MAX_EDGE * depth, depth, np.float32(0))
+    u, v = np.rint(pixels).astype(np.int64).T
+    return smooth[v.clip(0, len(depth) - 1), u.clip(0, depth.shape[1] - 1)].astype(np.float64)
+
+
+def match_features(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     """(M, 2) int64 pairs of descriptors that are each other's nearest, and clearly so."""
     if len(one) < 2 or len(other) < 2:
         return np.zeros((0, 2), np.int64)
     similarity = one @ other.T  # of unit vectors
-    nearest, back = similarity.argmax(axis=1), similarity.argmax(axis=0)
+    nearest = similarity.argmax(axis=1)
     rows = np.arange(len(one))
     best = similarity[rows, nearest]
     similarity[rows, nearest] = -1
     second = similarity.max(axis=1)
+    similarity[rows, nearest] = best
     distance, next_distance = (np.sqrt(np.maximum(2 - 2 * values, 0)) for values in (best, second))
-    kept = (back[nearest] == rows) & (distance < RATIO * next_distance)
-    return np.stack([rows[kept], nearest[kept]], axis=1).astype(np.int64)
+    rows = np.flatnonzero(distance < RATIO * next_distance)
+    back = similarity[:, nearest[rows]].argmax(axis=0)
+    rows = rows[back == rows]
+    return np.stack([rows, nearest[rows]], axis=1).astype(np.int64)
 
 
 def _expected(points: np.ndarray, view: View) -> int:
@@ -197,7 +214,7 @@ def _expected(points: np.ndarray, view: View) -> int:
 def _judge(view: View, expected: int, pixels: np.ndarray, points: np.ndarray) -> PoseCheck:
     camera = view.camera
     diagonal = float(np.hypot(camera.width, camera.height))
-    pose, inliers = _locate(pixels, points, camera, max(1.5, INLIER_SHARE * diagonal))
+    pose, inliers = locate(pixels, points, camera, max(1.5, INLIER_SHARE * diagonal))
     if pose is None or len(inliers) < MIN_INLIERS:
         return PoseCheck(expected, len(pixels), len(inliers), drifted=expected >= EXPECTED_FEATURES)
     asked = view.world_from_camera
@@ -205,7 +222,7 @@ def _judge(view: View, expected: int, pixels: np.ndarray, points: np.ndarray) ->
     shift = np.where(z > 0, np.linalg.norm(uv - pixels[inliers], axis=1), diagonal)
     moved = float(np.median(shift))
     drifted = moved > MAX_DRIFT * diagonal
-    if _uncertainty_deg(pixels[inliers], points[inliers], camera, pose) > MAX_UNCERTAINTY_DEG:
+    if pose_uncertainty(pixels[inliers], points[inliers], camera, pose)[0] > MAX_UNCERTAINTY_DEG:
         return PoseCheck(expected, len(pixels), len(inliers), pixels=moved, drifted=drifted)
     depth = points[inliers] @ invert_pose(asked)[2, :3] + invert_pose(asked)[2, 3]
     distance = float(np.linalg.norm(pose[:3, 3] - asked[:3, 3]))
@@ -221,26 +238,49 @@ def _judge(view: View, expected: int, pixels: np.ndarray, points: np.ndarray) ->
     )
 
 
-def _uncertainty_deg(pixels: np.ndarray, points: np.ndarray, camera: Camera, pose: np.ndarray) -> float:
-    """Standard deviation of the rotation in degrees, in the direction that the pairs leave most open."""
-    camera_from_world = invert_pose(pose)
-    rotation = cv2.Rodrigues(camera_from_world[:3, :3])[0]
-    projected, jacobian = cv2.projectPoints(
-        points, rotation, camera_from_world[:3, 3], camera.matrix.astype(np.float64), np.zeros(4)
-    )
+def pose_uncertainty(pixels: np.ndarray, points: np.ndarray, camera: Camera, pose: np.ndarray) -> tuple[float, float]:
+    """Standard deviations of a pose, in the directions that its pairs of pixels and points leave most open.
+
+    Args:
+        pixels: (N, 2) where the points are seen.
+        points: (N, 3) in the world.
+        camera: intrinsics.
+        pose: (4, 4) world_from_camera.
+
+    Returns:
+        (rotation in degrees, position in the unit of the poses).
+    """
+    local = points - pose[:3, 3]  # around the camera, so that its position is not that of a far origin
+    rotation = cv2.Rodrigues(pose[:3, :3].T)[0]
+    projected, jacobian = cv2.projectPoints(local, rotation, np.zeros(3), camera.matrix.astype(np.float64), np.zeros(4))
     by_pose = jacobian[:, :6]
     variance = float(((projected.reshape(-1, 2) - pixels) ** 2).sum()) / max(1, 2 * len(pixels) - 6)
-    by_pose = by_pose * np.array([1.0] * 3 + [float(np.linalg.norm(points - pose[:3, 3], axis=1).mean())] * 3)
+    distance = float(np.linalg.norm(local, axis=1).mean())
+    by_pose = by_pose * np.array([1.0] * 3 + [distance] * 3)
     covariance = variance * np.linalg.pinv(by_pose.T @ by_pose, rcond=1e-14)
-    return float(np.degrees(np.sqrt(max(0.0, float(np.linalg.eigvalsh(covariance[:3, :3])[-1])))))
+    turned, moved = (
+        max(0.0, float(np.linalg.eigvalsh(block)[-1])) for block in (covariance[:3, :3], covariance[3:, 3:])
+    )
+    return float(np.degrees(np.sqrt(turned))), distance * float(np.sqrt(moved))
 
 
-def _locate(
-    pixels: np.ndarray, points: np.ndarray, camera: Camera, tolerance: float
+def locate(
+    pixels: np.ndarray, points: np.ndarray, camera: Camera, tolerance: float, *, minimum: int = MIN_INLIERS
 ) -> tuple[np.ndarray | None, np.ndarray]:
-    """world_from_camera (4, 4) of most of the pairs, and the indices of those that agree with it."""
+    """Pose of a camera from points that it sees (RANSAC over PnP, refined on those that agree).
+
+    Args:
+        pixels: (N, 2) float64.
+        points: (N, 3) float64 in the world.
+        camera: intrinsics.
+        tolerance: pixels within which a pair agrees.
+        minimum: pairs that have to agree.
+
+    Returns:
+        (world_from_camera (4, 4) of most of the pairs, None if fewer than `minimum` agree; indices of those that do).
+    """
     none = np.zeros(0, np.int64)
-    if len(pixels) < MIN_INLIERS:
+    if len(pixels) < minimum:
         return None, none
     matrix, straight = camera.matrix.astype(np.float64), np.zeros(4)
     points, pixels = np.ascontiguousarray(points), np.ascontiguousarray(pixels)
@@ -249,7 +289,7 @@ def _locate(
             points, pixels, matrix, straight,
             iterationsCount=1000, reprojectionError=tolerance, confidence=0.999, flags=cv2.SOLVEPNP_SQPNP,
         )  # fmt: skip
-        if not found or inliers is None or len(inliers) < MIN_INLIERS:
+        if not found or inliers is None or len(inliers) < minimum:
             return None, none if inliers is None else inliers.reshape(-1)
         inliers = inliers.reshape(-1)
         rotation, translation = cv2.solvePnPRefineLM(
