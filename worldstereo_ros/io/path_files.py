@@ -84,6 +84,32 @@ def read_path_file(path: str | Path) -> PathFile:
     return PathFile(_to_opencv(path, stacked, axes), None if unit is None else unit == "metres", f"{direction}, {axes}")
 
 
+def read_path_files(path: str | Path) -> dict[str, PathFile]:
+    """Reads several camera paths by name: those of all files of a folder, or the one of a file.
+
+    Args:
+        path: a file of `read_path_file`, or a folder of such files (.txt and .json).
+
+    Returns:
+        The paths by the names of their files without suffix, in alphabetical order.
+
+    Raises:
+        DatasetError: the folder has no such file, two have the same name, or a file is invalid.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return {path.stem: read_path_file(path)}
+    files = sorted(file for file in path.iterdir() if file.suffix.lower() in (".txt", ".json") and file.is_file())
+    if not files:
+        raise DatasetError(f"The folder {path} has no path files (.txt or .json).")
+    named: dict[str, PathFile] = {}
+    for file in files:
+        if file.stem in named:
+            raise DatasetError(f"The folder {path} has two files of the path '{file.stem}'; remove one of them.")
+        named[file.stem] = read_path_file(file)
+    return named
+
+
 def write_path_file(path: str | Path, world_from_camera: np.ndarray, *, metric: bool = True) -> None:
     """Writes a camera path as text, with its convention in the header.
 

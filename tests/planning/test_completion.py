@@ -1,0 +1,77 @@
+import math
+
+import numpy as np
+import pytest
+from helpers.floor_plans import boxes, look, mapped
+
+from worldstereo_ros.planning.cells import CellState
+from worldstereo_ros.planning.columns import make_grid
+from worldstereo_ros.planning.completion import complete, drawn_completions, wall_angle
+from worldstereo_ros.planning.occupancy_map import OccupancyMap
+from worldstereo_ros.utils.errors import InputError
+
+ROOM = boxes()
+
+
+@pytest.fixture(scope="module")
+def half():
+    """The room, its half at negative x unseen."""
+    return make_grid(mapped(ROOM, *(look(ROOM, 0, 0, yaw) for yaw in (-1.2, -0.6, 0, 0.6, 1.2))))
+
+
+def test_observed_cells_stay_as_they_are(half):
+    completed = complete(half, range(5))
+    known = half.observed
+    for name in ("state", "occupied", "confidence", "variance"):
+        np.testing.assert_array_equal(getattr(completed, name)[known], getattr(half, name)[known])
+    assert (completed.observed == known).all()
+    assert completed.imagined.sum() > 100
+    assert completed.hypotheses.shape[0] == 5
+
+
+def test_the_same_seed_gives_the_same_completion_and_others_differ(half):
+    a, b, c = (drawn_completions(half, [seed]) for seed in (3, 3, 4))
+    np.testing.assert_array_equal(a, b)
+    assert not np.array_equal(np.nan_to_num(a, nan=-1), np.nan_to_num(c, nan=-1))
+
+
+def test_walls_go_on_along_their_lines_and_the_room_is_free(half):
+    completed = complete(half, range(11))
+    rows, columns, _ = completed.cells_at(np.array([[-0.8, 2.06, 0], [-0.8, 0.6, 0]]))
+    wall, floor = completed.occupied[rows, columns]
+    assert wall > 0.4 > floor
+    assert completed.state[rows[1], columns[1]] in (CellState.IMAGINED_FREE, CellState.OBSERVED_FREE)
+
+
+def test_hypotheses_differ_where_the_unseen_side_may_be(half):
+    completed = complete(half, range(11))
+    assert completed.variance[completed.imagined].max() > 0.01
+
+
+def test_the_direction_of_the_walls_is_found():
+    turn = 0.3
+    turned = np.eye(4)
+    turned[:2, :2] = [[math.cos(turn), -math.sin(turn)], [math.sin(turn), math.cos(turn)]]
+    occupancy = OccupancyMap((-4, -4, -0.55), (4, 4, 2.5))
+    from dataclasses import replace
+
+    for yaw in np.arange(8) * math.pi / 4:
+        view = look(ROOM, 0, 0, yaw)
+        occupancy.integrate(replace(view, world_from_camera=turned @ view.world_from_camera))
+    grid = make_grid(occupancy)
+    assert wall_angle(grid) == pytest.approx(turn, abs=math.radians(4))
+    completed = complete(grid, range(3))
+    np.testing.assert_array_equal(completed.state[grid.observed], grid.state[grid.observed])
+
+
+def test_a_map_of_nothing_completes_to_nothing(half):
+    empty = make_grid(mapped(ROOM), floor=0.0)
+    completed = complete(empty, [0])
+    assert not completed.imagined.any()
+    assert wall_angle(empty) == 0
+
+
+@pytest.mark.parametrize("seeds", [[], range(99), [1, 1]])
+def test_bad_seeds_are_refused(half, seeds):
+    with pytest.raises(InputError, match="seeds"):
+        complete(half, seeds)

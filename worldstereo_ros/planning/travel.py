@@ -1,0 +1,99 @@
+"""Shortest ways over the free cells of a grid."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from scipy import ndimage, sparse
+from scipy.sparse import csgraph
+
+from worldstereo_ros.planning.cells import CellState
+from worldstereo_ros.planning.occupancy_grid import OccupancyGrid
+
+
+def disk(radius: float) -> np.ndarray:
+    """(2 R + 1, 2 R + 1) bool: cells whose centres lie within `radius` cells of the middle one."""
+    reach = int(radius)
+    y, x = np.mgrid[-reach : reach + 1, -reach : reach + 1]
+    return np.hypot(x, y) <= radius + 1e-9
+
+
+def footprint_maximum(values: np.ndarray, radius: float) -> np.ndarray:
+    """(..., Y, X) maximum of each cell's surroundings of `radius` cells; beyond the border lies nothing."""
+    mask = disk(radius)
+    out = np.empty_like(values)
+    for index in np.ndindex(values.shape[:-2]):
+        out[index] = ndimage.maximum_filter(values[index], footprint=mask, mode="constant", cval=0)
+    return out
+
+
+def traversable(grid: OccupancyGrid, *, through_imagined: bool = False, max_occupied: float = 0.35) -> np.ndarray:
+    """(Y, X) bool: cells at which the centre of the robot may be.
+
+    Args:
+        grid: the grid.
+        through_imagined: cells that are imagined free count, too, where P(occupied) is at most `max_occupied`.
+        max_occupied: see above.
+    """
+    free = grid.state == CellState.OBSERVED_FREE
+    if through_imagined:
+        free = free | ((grid.state == CellState.IMAGINED_FREE) & (grid.occupied <= max_occupied))
+    blocked = grid.state == CellState.OBSERVED_OCCUPIED
+    return free & ~ndimage.binary_dilation(blocked, disk(grid.robot.radius / grid.resolution))
+
+
+class TravelField:
+    """Distances from a cell to all others over cells that are free, by Dijkstra's algorithm on eight neighbours.
+
+    Attributes:
+        distance: (Y, X) float64 metres; infinite where the robot cannot get.
+    """
+
+    def __init__(self, free: np.ndarray, row: int, column: int, resolution: float) -> None:
+        """Finds the ways from cell (row, column), which counts as free, over `free` (Y, X)."""
+        free = free.copy()
+        free[row, column] = True
+        Y, X = free.shape
+        number = np.full((Y, X), -1, np.int64)
+        self._rows, self._columns = np.nonzero(free)
+        number[self._rows, self._columns] = np.arange(len(self._rows))
+        self._number = number
+        starts, ends, lengths = [], [], []
+        for dy, dx in ((0, 1), (1, 0), (1, 1), (1, -1)):
+            a = number[: Y - dy, max(0, -dx) : X - max(0, dx)]
+            b = number[dy:, max(0, dx) : X - max(0, -dx)]
+            both = (a >= 0) & (b >= 0)
+            if dx and dy:  # a diagonal does not cut the corner of what is not free
+                both &= (number[: Y - dy, max(0, dx) : X - max(0, -dx)] >= 0) & (
+                    number[dy:, max(0, -dx) : X - max(0, dx)] >= 0
+                )
+            starts.append(a[both])
+            ends.append(b[both])
+            lengths.append(np.full(int(both.sum()), resolution * math.hypot(dx, dy)))
+        graph = sparse.coo_array(
+            (np.concatenate(lengths), (np.concatenate(starts), np.concatenate(ends))), shape=(len(self._rows),) * 2
+        ).tocsr()
+        self._graph = graph
+        found, self._before = csgraph.dijkstra(
+            graph, directed=False, indices=int(number[row, column]), return_predecessors=True
+        )
+        self.distance = np.full((Y, X), np.inf)
+        self.distance[self._rows, self._columns] = found
+
+    def from_cell(self, row: int, column: int, ends: Sequence[tuple[int, int]]) -> np.ndarray:
+        """(N,) metres from another cell to cells `ends`; infinite where there is no way."""
+        found = csgraph.dijkstra(self._graph, directed=False, indices=int(self._number[row, column]))
+        return np.array([found[self._number[end]] if self._number[end] >= 0 else np.inf for end in ends])
+
+    def path_to(self, row: int, column: int) -> np.ndarray:
+        """(N, 2) int64 rows and columns from the start to a cell; N = 0 if there is no way."""
+        at = int(self._number[row, column])
+        if at < 0 or not np.isfinite(self.distance[row, column]):
+            return np.zeros((0, 2), np.int64)
+        cells = []
+        while at >= 0:
+            cells.append((self._rows[at], self._columns[at]))
+            at = int(self._before[at])
+        return np.array(cells[::-1], np.int64)
