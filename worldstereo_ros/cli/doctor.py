@@ -82,6 +82,8 @@ PACKAGES = (
     Package("accelerate", "accelerate", "training"),
     Package("viser", "viser", "worldstereo view", "view"),
     Package("onnxruntime", "onnxruntime", "exported models", "export"),
+    Package("pycolmap", "pycolmap", "worldstereo reconstruct", "reconstruct"),
+    Package("gsply", "gsply", "files of Gaussian splats", "reconstruct"),
 )
 
 

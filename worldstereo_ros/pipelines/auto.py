@@ -90,20 +90,32 @@ def _load_anyrecon(
 ) -> Pipeline:
     import torch
 
-    from worldstereo_ros.pipelines.anyrecon.pipeline import ATTENTIONS, AnyReconPipeline
+    from worldstereo_ros.pipelines.anyrecon.pipeline import AnyReconPipeline
 
     if control_backend != "torch":
         raise InputError(f"AnyRecon has no control branch for '{control_backend}'; use control_backend torch.")
+    path, variant = split_anyrecon(path, variant)
+    if variant:
+        options = {"attention": variant, **options}
+    torch_dtype = None if dtype == "auto" else getattr(torch, dtype)
+    return AnyReconPipeline.from_pretrained(path, device=device, dtype=torch_dtype, **options)
+
+
+def split_anyrecon(path: str, variant: str = "") -> tuple[str, str]:
+    """Splits `PATH:attention`, what follows `anyrecon:`, into (PATH, attention); "" where none is named.
+
+    Raises:
+        InputError: there is no such attention, no path, or the path and the argument name different ones.
+    """
+    from worldstereo_ros.pipelines.anyrecon.pipeline import ATTENTIONS
+
     if path.rpartition(":")[2] in ATTENTIONS:
         path, variant = split_variant(path, variant)
     if variant not in ("", *ATTENTIONS):
         raise InputError(f"AnyRecon has no variant '{variant}'; {' or '.join(ATTENTIONS)} was expected.")
     if not path:
         raise InputError("The model 'anyrecon:' names no files; write anyrecon:PATH, the folder with its files.")
-    if variant:
-        options = {"attention": variant, **options}
-    torch_dtype = None if dtype == "auto" else getattr(torch, dtype)
-    return AnyReconPipeline.from_pretrained(path, device=device, dtype=torch_dtype, **options)
+    return path, variant
 
 
 def split_variant(model: str, variant: str = "") -> tuple[str, str]:
