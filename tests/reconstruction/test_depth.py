@@ -19,6 +19,7 @@ from worldstereo_ros.reconstruction.plane_sweep import (
     SweepSettings,
     SweepView,
     cross_check,
+    drop_small_regions,
     plane_inverse_depths,
     sweep,
     warp_matrices,
@@ -66,6 +67,22 @@ def test_depth_that_no_other_view_confirms_is_thrown_away(depths):
     assert (confirmed > 0).mean() < 0.05
     one, _ = cross_check(VIEWS[2].depth, SWEPT[2], others[:1], needed=2)
     assert not one.any()
+
+
+def test_depth_that_no_surface_around_it_supports_is_thrown_away():
+    slanted = np.zeros((100, 200), np.float32)
+    slanted[:, :40] = 1.0
+    slanted[:, 60:] = 20 * 1.01 ** np.arange(140, dtype=np.float32)  # 1 % a pixel
+    noisy = slanted.copy()
+    noisy[20:26, 100:106] *= 1.2
+    noisy[50, 10] = 7.0
+    speckles = noisy != slanted
+    kept = drop_small_regions(noisy, 40)
+    np.testing.assert_array_equal(kept, np.where(speckles, 0, slanted))
+    np.testing.assert_array_equal(drop_small_regions(noisy, 36)[20:26, 100:106], noisy[20:26, 100:106])
+    assert not drop_small_regions(noisy, 40 * 100 + 1)[:, :40].any()
+    nothing = np.zeros((4, 5), np.float32)
+    np.testing.assert_array_equal(drop_small_regions(nothing, 3), nothing)
 
 
 def test_torch_and_numba_give_the_same_depth():

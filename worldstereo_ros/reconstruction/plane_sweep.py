@@ -27,10 +27,14 @@ from worldstereo_ros.reconstruction.sweep_settings import SweepSettings
 from worldstereo_ros.utils.errors import InputError
 from worldstereo_ros.utils.jit import run_in_threads, split_range
 
-__all__ = ["SweepSettings", "SweepView", "cross_check", "plane_inverse_depths", "sweep", "warp_matrices"]
+__all__ = [
+    "SweepSettings", "SweepView", "cross_check", "drop_small_regions", "plane_inverse_depths", "sweep",
+    "warp_matrices",
+]  # fmt: skip
 
 TOLERANCE = 0.015  # relative difference of depths that confirm each other
 MIN_COLUMNS = 16  # in a thread
+REGION_STEPS = 16  # levels of log depth within `TOLERANCE`
 
 
 @dataclass(frozen=True)
@@ -176,3 +180,28 @@ def cross_check(
     kept = count >= needed
     mean = (depth + total) / (1 + count.astype(np.float32))
     return np.where(kept, mean, np.float32(0)), np.where(kept, count, 0).astype(np.uint8)
+
+
+def drop_small_regions(depth: np.ndarray, least: int, tolerance: float = TOLERANCE) -> np.ndarray:
+    """Removes depths that no surface of some size around them supports.
+
+    Correlation of texture that repeats, such as fur, is high at wrong depths too, and in both directions; but such
+    depths differ from pixel to pixel, while those of a surface continue.
+
+    Args:
+        depth: (H, W) float32, 0 = unknown.
+        least: pixels of a surface.
+        tolerance: largest relative difference of neighbouring pixels of a surface.
+
+    Returns:
+        (H, W) float32, 0 in regions of fewer pixels.
+    """
+    known = depth > 0
+    if least <= 1 or not known.any():
+        return depth
+    nearest = float(depth[known].min())
+    steps = np.log(np.where(known, depth, nearest) / nearest) * (REGION_STEPS / np.log1p(tolerance))
+    levels = np.where(known, np.minimum(np.rint(steps) + 1, np.iinfo(np.int16).max), 0).astype(np.int16)
+    # It counts pixels of value 0 as unknown, and regions of up to as many pixels as speckles.
+    cv2.filterSpeckles(levels, 0, least - 1, REGION_STEPS)
+    return np.where(levels > 0, depth, np.float32(0))
