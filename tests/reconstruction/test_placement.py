@@ -131,7 +131,7 @@ def test_holes_get_the_depth_of_the_estimator(captures, photograph):
 def test_real_photographs_are_placed(shared_data):
     """Every fourth photograph of the fox has a pose; others are placed among them to a fifth of a percent."""
     sequence = open_sequence(shared_data / "multiview_fox")
-    views = [view for view in sequence]
+    views = list(sequence)
     centres = np.stack([view.world_from_camera[:3, 3] for view in views])
     size = float(np.linalg.norm(np.ptp(centres, axis=0)))
     placer = PhotographPlacer()

@@ -82,7 +82,7 @@ def _open(path: Path, limit: int | None, bag_options: dict[str, Any]) -> Photogr
     if (model := find_colmap_model(path)) is not None:
         return _open_colmap(path, model, limit)
     videos = [file for file in sorted(path.iterdir()) if file.suffix.lower() in VIDEO_SUFFIXES]
-    files = _image_files(path)
+    files = image_files(path)
     if not files and len(videos) == 1:
         return open_video(videos[0], limit)
     return _open_folder(path, files, videos, limit)
@@ -98,7 +98,7 @@ def _spread(count: int, limit: int | None, what: str, notes: list[str]) -> list[
 # --- photographs -----------------------------------------------------------------------------------------------------
 
 
-def _image_files(folder: Path) -> list[Path]:
+def image_files(folder: Path) -> list[Path]:
     """Images in a folder and the folders below, in the order of their names; without hidden ones and depth."""
     found = []
     for file in sorted(folder.rglob("*")):
@@ -123,11 +123,12 @@ def _open_folder(path: Path, files: list[Path], videos: list[Path], limit: int |
     if videos:
         source.notes.append(f"{len(videos)} videos in {path.name} are not used, such as {videos[0].name}.")
     chosen = _spread(len(files), limit, "photographs", source.notes)
-    source.photographs = _read_folder(path, [files[i] for i in chosen], source)
+    source.photographs = read_folder(path, [files[i] for i in chosen], source)
     return source
 
 
-def _read_folder(folder: Path, files: list[Path], source: PhotographSource) -> Iterator[RawPhotograph]:
+def read_folder(folder: Path, files: list[Path], source: PhotographSource) -> Iterator[RawPhotograph]:
+    """Photographs of a folder, named relative to it; what is wrong with some is noted in their source."""
     turned = []
     for file in files:
         name = file.relative_to(folder).as_posix()
@@ -172,7 +173,7 @@ def _open_posed(path: Path, limit: int | None) -> PhotographSource:
     if not kept.metric:
         notes.append(f"The unit of {path.name} is arbitrary, by its intrinsics.json.")
     listed = {file.name for file in sequence.frames}
-    others = [] if limit else [file for file in _image_files(path / "frames") if file.name not in listed]
+    others = [] if limit else [file for file in image_files(path / "frames") if file.name not in listed]
     if others:
         source.files += others
         notes.append(f"{len(others)} frames of {path.name} have no pose in poses.txt; they are registered.")
