@@ -8,6 +8,7 @@ from PIL import Image
 
 from worldstereo_ros.imaging.sharpness import sharpness
 from worldstereo_ros.io.files import DatasetError
+from worldstereo_ros.reconstruction import photographs
 from worldstereo_ros.reconstruction.photographs import import_photographs, load_photographs
 from worldstereo_ros.reconstruction.sources import open_source
 from worldstereo_ros.reconstruction.video_frames import choose_frames
@@ -48,6 +49,37 @@ def test_a_turned_photograph_is_read_upright_with_its_focal_length(tmp_path):
     assert turned.focal_px == pytest.approx(28 / 43.2666 * 300)
     assert turned.camera_key != photos[0].camera_key
     assert any("turned upright" in note for note in photos.notes)
+
+
+def test_an_interrupted_run_copies_no_photograph_again(tmp_path, monkeypatch):
+    folder = tmp_path / "in"
+    write_photos(folder, arc(5))
+    (folder / "000001_copy.png").write_bytes((folder / "000001.png").read_bytes())
+    cv2.imwrite(str(folder / "000002_black.png"), np.zeros((180, 240, 3), np.uint8))
+    whole = import_photographs(open_source(folder), tmp_path / "whole")
+    copy, copied = photographs._copy, []
+
+    def counted(raw, *arguments):
+        if len(copied) == 5:
+            raise KeyboardInterrupt
+        copied.append(raw.name)
+        return copy(raw, *arguments)
+
+    monkeypatch.setattr(photographs, "_copy", counted)
+    with pytest.raises(KeyboardInterrupt):
+        import_photographs(open_source(folder), tmp_path / "out")
+    assert copied[-1] == "000002_black.png"
+    copied.clear()
+    again = import_photographs(open_source(folder), tmp_path / "out")
+    assert copied == ["000003.png", "000004.png"]
+    assert again.left_out == whole.left_out
+    assert "same picture as 000001.png" in again.left_out["000001_copy.png"]
+    assert [photo.file.name for photo in again] == [photo.file.name for photo in whole]
+    for one, other in zip(again, whole, strict=True):
+        assert np.array_equal(one.image(), other.image())
+        assert (one.name, one.sharpness, one.camera_key) == (other.name, other.sharpness, other.camera_key)
+    next(iter(again)).file.unlink()
+    assert len(import_photographs(open_source(folder), tmp_path / "out")) == 5
 
 
 def test_the_list_of_photographs_is_read_as_it_was_written(tmp_path):

@@ -116,6 +116,8 @@ def import_photographs(
 ) -> Photographs:
     """Copies the photographs of a source at working size, and checks each.
 
+    Photographs that an interrupted run copied into the folder are not copied again.
+
     Args:
         source: an opened source, which is used up.
         folder: where the working copies and their list are written.
@@ -131,15 +133,22 @@ def import_photographs(
     count = 0
     for raw in source.photographs:
         count += 1
-        try:
-            copied, thumbnail = _copy(_with_fov(raw, fov), folder, len(photographs))
-        except (ImageError, DatasetError, InputError) as error:
-            left_out[raw.name] = str(error)
-            continue
-        reason = _shows_nothing(thumbnail) or _copy_of(thumbnail, thumbnails, photographs)
-        if reason:
+        record = folder / f"{count:06d}_read.json"
+        reason, copied = _earlier(record, raw.name, folder)
+        if copied is not None:
+            thumbnail = _thumbnail(copied.image())
+        elif not reason:
+            try:
+                copied, thumbnail = _copy(_with_fov(raw, fov), folder, len(photographs))
+                reason = _shows_nothing(thumbnail) or _copy_of(thumbnail, thumbnails, photographs)
+            except (ImageError, DatasetError, InputError) as error:
+                reason = str(error)
+            if reason and copied is not None:
+                copied.file.unlink(missing_ok=True)
+            entry = None if reason or copied is None else _entry(copied, folder)
+            write_json(record, {"name": raw.name, "reason": reason, "photograph": entry})
+        if reason or copied is None:
             left_out[raw.name] = reason
-            copied.file.unlink(missing_ok=True)
             continue
         photographs.append(copied)
         thumbnails.append(thumbnail)
@@ -217,8 +226,27 @@ def _copy(raw: RawPhotograph, folder: Path, number: int) -> tuple[Photograph, np
     )
     if depth is not None and (depth > 0).any():
         photograph = _with_depth(photograph, depth, folder / f"{number:06d}_depth.png")
-    grey = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY)
-    return photograph, cv2.resize(grey, (THUMBNAIL_PX, THUMBNAIL_PX), interpolation=cv2.INTER_AREA).astype(np.float32)
+    return photograph, _thumbnail(small)
+
+
+def _thumbnail(image: np.ndarray) -> np.ndarray:
+    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+    return cv2.resize(grey, (THUMBNAIL_PX, THUMBNAIL_PX), interpolation=cv2.INTER_AREA).astype(np.float32)
+
+
+def _earlier(record: Path, name: str, folder: Path) -> tuple[str, Photograph | None]:
+    """(why an earlier run left a photograph out, what it copied); ("", None) if it did not come to it."""
+    try:
+        content = json.loads(record.read_text(encoding="utf-8"))
+        if content["name"] != name:
+            return "", None
+        entry = content["photograph"]
+        photograph = None if entry is None else _from_json(entry, folder)
+        if photograph is not None and not photograph.file.is_file():
+            return "", None
+        return content["reason"], photograph
+    except (OSError, ValueError, KeyError, TypeError):
+        return "", None
 
 
 def _with_depth(photograph: Photograph, depth: np.ndarray, file: Path) -> Photograph:
@@ -269,22 +297,24 @@ def _without_blurred(photographs: list[Photograph], left_out: dict[str, str]) ->
 
 
 def _to_json(photos: Photographs, folder: Path) -> dict[str, Any]:
-    entries = []
-    for photo in photos:
-        entry = {name: value for name, value in vars(photo).items() if value is not None}
-        entry["file"] = photo.file.relative_to(folder).as_posix()
-        if photo.depth is not None:
-            entry["depth"] = photo.depth.relative_to(folder).as_posix()
-        if photo.camera is not None:
-            entry["camera"] = vars(photo.camera)
-        if photo.lens is not None:
-            lens = {"coefficients": photo.lens.coefficients.tolist(), "model": photo.lens.model}
-            entry["lens"] = {"camera": vars(photo.lens.camera), **lens}
-        if photo.world_from_camera is not None:
-            entry["world_from_camera"] = photo.world_from_camera.tolist()
-        entries.append(entry)
+    entries = [_entry(photo, folder) for photo in photos]
     plain = {"kind": photos.kind, "metric": photos.metric, "ordered": photos.ordered}
     return json.loads(json.dumps({**plain, "left_out": photos.left_out, "notes": photos.notes, "photographs": entries}))
+
+
+def _entry(photo: Photograph, folder: Path) -> dict[str, Any]:
+    entry = {name: value for name, value in vars(photo).items() if value is not None}
+    entry["file"] = photo.file.relative_to(folder).as_posix()
+    if photo.depth is not None:
+        entry["depth"] = photo.depth.relative_to(folder).as_posix()
+    if photo.camera is not None:
+        entry["camera"] = vars(photo.camera)
+    if photo.lens is not None:
+        lens = {"coefficients": photo.lens.coefficients.tolist(), "model": photo.lens.model}
+        entry["lens"] = {"camera": vars(photo.lens.camera), **lens}
+    if photo.world_from_camera is not None:
+        entry["world_from_camera"] = photo.world_from_camera.tolist()
+    return entry
 
 
 def _from_json(entry: dict[str, Any], folder: Path) -> Photograph:
