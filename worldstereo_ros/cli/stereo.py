@@ -1,0 +1,240 @@
+"""`worldstereo stereo`: the other eye of a photograph, a video, a sequence or a bag."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from worldstereo_ros.cli.options import INPUT, MODEL, OUTPUT, DepthModel, Device, Out
+from worldstereo_ros.cli.recording_options import (
+    BaseFrame,
+    CameraAxes,
+    CameraInfoTopic,
+    DepthTopic,
+    DepthUnit,
+    ImageTopic,
+    PoseTopic,
+    Rectified,
+    Tolerance,
+    WorldFrame,
+)
+from worldstereo_ros.utils.errors import InputError
+
+if TYPE_CHECKING:
+    from worldstereo_ros.pipelines.stereo.conversion import Conversion
+
+STEREO = "Stereo"
+
+
+def stereo(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="SOURCE", help="Photograph, video, folder of a sequence (frames/, depth/, poses.txt), or bag."
+        ),
+    ],
+    out: Out = Path("stereo_out"),
+    layout: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            metavar="FORMAT",
+            help="sbs (side by side), half-sbs, tb (left above right), half-tb, anaglyph (red-cyan, Dubois), or "
+            "left-right (two files).",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = "sbs",
+    base: Annotated[
+        float,
+        typer.Option(metavar="METRES", help="Distance between the eyes.", rich_help_panel=STEREO),
+    ] = 0.065,
+    strength: Annotated[
+        float,
+        typer.Option(metavar="FACTOR", help="Factor on all disparities.", rich_help_panel=STEREO),
+    ] = 1.0,
+    convergence: Annotated[
+        float | None,
+        typer.Option(
+            metavar="METRES",
+            help="Distance of what appears on the screen; the made eye is shifted, not turned.",
+            show_default="parallel eyes",
+            rich_help_panel=STEREO,
+        ),
+    ] = None,
+    eye: Annotated[
+        str,
+        typer.Option(metavar="EYE", help="The eye to make: right or left.", rich_help_panel=STEREO),
+    ] = "right",
+    memory: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            help="Past frames that fill what the camera does not see now.",
+            min=0,
+            max=64,
+            rich_help_panel=STEREO,
+        ),
+    ] = 6,
+    depth: Annotated[
+        str,
+        typer.Option(
+            metavar="DEPTH",
+            help="auto: measured depth where there is some, else estimated; sensor: measured only; estimated: as if "
+            "there were none.",
+            rich_help_panel=MODEL,
+        ),
+    ] = "auto",
+    depth_model: DepthModel = "",
+    device: Device = "cpu",
+    fov: Annotated[
+        float | None,
+        typer.Option(
+            metavar="DEGREES",
+            help="Horizontal field of view of a camera without intrinsics.",
+            show_default="by EXIF, else assumed",
+            rich_help_panel=INPUT,
+        ),
+    ] = None,
+    size: Annotated[
+        str,
+        typer.Option(
+            metavar="WxH",
+            help="Size of each eye, such as 640x480.",
+            show_default="that of the source",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = "",
+    source_map: Annotated[
+        bool,
+        typer.Option(
+            "--source-map",
+            help="Also write where each pixel of the made eye comes from: 255 seen, 128 remembered, 0 painted.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = False,
+    image_topic: ImageTopic = "",
+    depth_topic: DepthTopic = "",
+    camera_info_topic: CameraInfoTopic = "",
+    pose_topic: PoseTopic = "",
+    world_frame: WorldFrame = "",
+    base_frame: BaseFrame = "",
+    tolerance: Tolerance = 0.03,
+    rectified: Rectified = "auto",
+    camera_axes: CameraAxes = "auto",
+    depth_unit: DepthUnit = "auto",
+) -> None:
+    """Make a stereo pair or a stereo video of one camera's images.
+
+    The camera's image is one eye, unchanged. The other one is warped from it by depth; what opens in it is filled from
+    past frames that saw it, else from the background beside it. An interrupted run goes on where it stopped.
+    """
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    from worldstereo_ros.cli.sources import parse_size
+    from worldstereo_ros.depth.estimators import NONE, load_depth_estimator
+    from worldstereo_ros.pipelines.stereo.conversion import convert
+    from worldstereo_ros.pipelines.stereo.frame_sources import open_source
+    from worldstereo_ros.pipelines.stereo.pipeline import GeometricStereo
+    from worldstereo_ros.pipelines.stereo.settings import StereoSettings
+    from worldstereo_ros.reconstruction.sources import is_bag
+    from worldstereo_ros.utils.atomic_files import check_folder_writable
+
+    if depth not in ("auto", "sensor", "estimated"):
+        raise InputError(f"--depth is '{depth}'; auto, sensor or estimated was expected.")
+    if depth == "sensor" and depth_model:
+        raise InputError("--depth sensor estimates nothing, and --depth-model is for what does. Remove one of them.")
+    settings = StereoSettings(base=base, strength=strength, convergence=convergence, eye=eye.lower(), memory=memory)
+    bag_options: dict[str, Any] = {
+        "image_topic": image_topic,
+        "depth_topic": depth_topic,
+        "camera_info_topic": camera_info_topic,
+        "pose_topic": pose_topic,
+        "world_frame": world_frame,
+        "base_frame": base_frame,
+        "tolerance": tolerance,
+        "rectified": rectified,
+        "camera_axes": camera_axes,
+        "depth_unit": depth_unit,
+    }
+    from_bag = is_bag(source)
+    if not from_bag:
+        _check_no_bag_options(bag_options)
+    elif fov is not None:
+        raise InputError("A bag has intrinsics (camera_info), which --fov would contradict. Remove the option.")
+    check_folder_writable(out)
+    console = Console()
+    with console.status("reading the source"):
+        frames = open_source(
+            source,
+            fov_deg=fov,
+            size=parse_size(size),
+            measured_depth=depth != "estimated",
+            bag_options=bag_options if from_bag else None,
+        )
+    estimator = load_depth_estimator(NONE if depth == "sensor" else depth_model, device)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("frames", total=frames.count)
+        done = convert(
+            frames,
+            GeometricStereo(frames.camera, settings),
+            out,
+            layout=layout.lower(),
+            estimator=estimator,
+            estimator_name=depth_model or "small",
+            source_map=source_map,
+            on_frame=lambda count, total: progress.update(task, completed=count, total=total),
+        )
+    for line in describe(done):
+        console.print(escape(line), highlight=False, soft_wrap=True)
+
+
+def _check_no_bag_options(options: dict[str, Any]) -> None:
+    """Raises InputError for an option of bags with another source, where it would be without effect."""
+    defaults = {"tolerance": 0.03, "rectified": "auto", "camera_axes": "auto", "depth_unit": "auto"}
+    for name, value in options.items():
+        if value != defaults.get(name, ""):
+            raise InputError(f"--{name.replace('_', '-')} is an option of bags, and the source is none. Remove it.")
+
+
+def describe(done: Conversion) -> list[str]:
+    """Sentences about a conversion, for the console."""
+    about = done.description
+    lines = [f"Taken up at frame {done.resumed_at}."] if done.resumed_at else []
+    shares = about["made_eye_pixels"]
+    lines.append(
+        f"{about['frames_read']} frames; of the made eye {shares['seen']:.1%} was seen, {shares['remembered']:.1%} "
+        f"remembered from other frames, {shares['painted']:.1%} painted."
+    )
+    if estimated := about["depth"]["estimated_frames"]:
+        lines.append(
+            f"The depth of {estimated} frames is estimated ({about['depth']['model']}): how strong the effect is "
+            "depends on it, and disparities are no measurements."
+        )
+    if about["cuts"]:
+        lines.append(f"{about['cuts']} cuts between shots: nothing is remembered across them.")
+    converged = "" if about["convergence_m"] is None else f" at {about['convergence_m']:g} m"
+    lines.append(
+        f"Base {about['base_m']:g} m, strength {about['strength']:g}, {about['cameras']} eyes{converged}, "
+        f"{about['made_eye']} eye made. Sound: {about['sound']}."
+    )
+    lines += about["notes"]
+    lines += [f"Wrote {path}" for path in done.files]
+    return lines

@@ -1,0 +1,239 @@
+"""What other frames saw of the holes: past frames projected into them, tested against the present depth.
+
+A remembered point that lies in front of what the present frame sees is gone: something moved, and the space is free
+now. Points at a jump of disparity are left out, because their colours mix two surfaces.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+import numpy as np
+
+from worldstereo_ros.geometry.cameras import Camera
+from worldstereo_ros.imaging.warping import pixel_transform
+from worldstereo_ros.pipelines.stereo.warp import HOLE, JUMP_PX, JUMP_RATIO, WarpedEye
+from worldstereo_ros.utils.jit import compiled, run_in_threads, split_range
+
+MIN_DEPTH = 1e-3
+FAR = np.float32(1e6)  # depth that stands for infinitely far in the loops
+FOOTPRINT_PX = 0.75  # half the side of the square that a point covers
+DEPTH_TOLERANCE = 0.06  # relative difference of depths of one surface
+
+
+@dataclass(frozen=True)
+class SeenFrame:
+    """A frame that was seen.
+
+    Attributes:
+        image: (H, W, 3) uint8 RGB.
+        depth: (H, W) float32 lengths along the optical axis, 0 = unknown, inf = sky.
+        world_from_camera: (4, 4) float64.
+    """
+
+    image: np.ndarray
+    depth: np.ndarray
+    world_from_camera: np.ndarray
+
+
+class FrameMemory:
+    """The last frames of one shot, bounded in number.
+
+    Attributes:
+        frames: the frames, oldest first.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        """Creates an empty memory of at most `capacity` frames; 0 remembers nothing."""
+        self.frames: deque[SeenFrame] = deque(maxlen=capacity)
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def add(self, frame: SeenFrame) -> None:
+        """Remembers a frame; the oldest is forgotten if there are too many."""
+        self.frames.append(frame)
+
+    def clear(self) -> None:
+        """Forgets everything, as at a cut."""
+        self.frames.clear()
+
+    def recall(
+        self,
+        warped: WarpedEye,
+        camera: Camera,
+        world_from_eye: np.ndarray,
+        disparity: np.ndarray,
+        *,
+        focal_base: float,
+        offset: float = 0.0,
+        sign: float = 1.0,
+        threads: int = 2,
+    ) -> tuple[WarpedEye, np.ndarray]:
+        """Fills holes from the remembered frames.
+
+        Args:
+            warped: the eye with its holes.
+            camera: intrinsics of the frames.
+            world_from_eye: (4, 4) pose of the made eye.
+            disparity: (H, W) float32 of the present frame, pixels.
+            focal_base: focal length times base, pixels times length: disparity times depth.
+            offset: see `warp_to_eye`.
+            sign: 1 for a right eye, -1 for a left one.
+            threads: number of threads.
+
+        Returns:
+            The eye, and (H, W) bool, True where a remembered frame filled a hole.
+        """
+        hole = warped.hole
+        found = np.zeros(hole.shape, bool)
+        if not self.frames or not hole.any():
+            return warped, found
+        eye = Camera(camera.width, camera.height, camera.fx, camera.fy, camera.cx + sign * offset, camera.cy)
+        marked = hole.view(np.uint8)
+        settings = np.array(
+            [focal_base, sign * offset, sign, JUMP_PX, JUMP_RATIO, FOOTPRINT_PX, DEPTH_TOLERANCE], np.float32
+        )
+        depth = np.zeros(hole.shape, np.float32)
+        parts = [np.zeros(hole.shape, np.float32) for _ in range(threads)]
+        present = np.ascontiguousarray(disparity, np.float32)
+        for frame in self.frames:
+            A, b = pixel_transform(camera, frame.world_from_camera, eye, world_from_eye)
+            ranges = split_range(len(depth), threads)
+            run_in_threads(
+                _splat_into_holes,
+                [
+                    (*rows, frame.depth, A, b, marked, present, settings, part)
+                    for rows, part in zip(ranges, parts, strict=False)
+                ],
+            )
+        for part in parts:
+            closer = (part > 0) & ((depth == 0) | (part < depth))
+            depth[closer] = part[closer]
+        if not depth.any():
+            return warped, found
+        image, target, filled = warped.image.copy(), warped.disparity.copy(), found.view(np.uint8)
+        for frame in reversed(self.frames):  # the newest that saw it
+            A, b = pixel_transform(eye, world_from_eye, camera, frame.world_from_camera)
+            run_in_threads(
+                _look_up,
+                [
+                    (*rows, depth, A, b, frame.image, frame.depth, settings, image, target, filled)
+                    for rows in split_range(len(depth), threads)
+                ],
+            )
+        target[hole & ~found] = HOLE
+        return WarpedEye(image, target), found
+
+
+@compiled
+def _splat_into_holes(row0, row1, depth, A, b, hole, present, settings, out):
+    """Projects points of a remembered frame into the holes of the eye; the nearest wins.
+
+    Args:
+        row0, row1: first row and end of the rows of the frame.
+        depth: (H, W) float32 of the frame, 0 = unknown.
+        A, b: `pixel_transform` from the frame to the eye.
+        hole: (H, W) uint8, 1 = hole of the eye.
+        present: (H, W) float32 disparity of the present frame.
+        settings: (7,) float32: focal_base, signed offset, sign, `JUMP_PX`, `JUMP_RATIO`, `FOOTPRINT_PX`,
+            `DEPTH_TOLERANCE`.
+        out: (H, W) float32 depth in the eye, updated, 0 = none.
+    """
+    height, width = hole.shape
+    near = np.float32(MIN_DEPTH)
+    half = np.float32(0.5)
+    for y in range(row0, row1):
+        for x in range(width):
+            d = depth[y, x]
+            if not near < d < FAR:
+                continue
+            at_x, at_y = np.float32(x), np.float32(y)
+            z = (A[2, 0] * at_x + A[2, 1] * at_y + A[2, 2]) * d + b[2]
+            if z < near:
+                continue
+            u = ((A[0, 0] * at_x + A[0, 1] * at_y + A[0, 2]) * d + b[0]) / z
+            v = ((A[1, 0] * at_x + A[1, 1] * at_y + A[1, 2]) * d + b[1]) / z
+            if not (-half < u < width - half and -half < v < height - half):
+                continue
+            r = settings[5] * min(max(d / z, np.float32(1.0)), np.float32(4.0))
+            u0, u1 = max(0, int(np.ceil(u - r))), min(width - 1, int(np.floor(u + r)))
+            v0, v1 = max(0, int(np.ceil(v - r))), min(height - 1, int(np.floor(v + r)))
+            touched = False
+            for q in range(v0, v1 + 1):
+                for p in range(u0, u1 + 1):
+                    touched = touched or hole[q, p] != 0
+            if not touched:
+                continue
+            # At a jump of depth the colour mixes two surfaces.
+            mixed = False
+            for q in range(max(0, y - 1), min(height - 1, y + 1) + 1):
+                for p in range(max(0, x - 1), min(width - 1, x + 1) + 1):
+                    other = depth[q, p]
+                    mixed = mixed or abs(other - d) > settings[6] * max(d, other)
+            if mixed:
+                continue
+            shift = settings[0] / z
+            column = int(np.floor(u + settings[2] * shift - settings[1] + half))
+            row = int(np.floor(v + half))
+            if 0 <= column < width:
+                now = present[row, column]
+                if shift > now + max(settings[3], settings[4] * now):
+                    continue  # the present frame looks through this point
+            for q in range(v0, v1 + 1):
+                for p in range(u0, u1 + 1):
+                    if hole[q, p] != 0 and (out[q, p] == 0 or z < out[q, p]):
+                        out[q, p] = z
+
+
+@compiled
+def _look_up(row0, row1, depth, A, b, image, source_depth, settings, out, target, found):
+    """Looks up the colours of points in a remembered frame, where no other frame gave them.
+
+    Args:
+        row0, row1: first row and end of the rows of the eye.
+        depth: (H, W) float32 of the eye, 0 = nothing to look up.
+        A, b: `pixel_transform` from the eye to the frame.
+        image, source_depth: of the frame.
+        settings: as in `_splat_into_holes`.
+        out: (H, W, 3) uint8, updated.
+        target: (H, W) float32 disparity, updated.
+        found: (H, W) uint8, updated.
+    """
+    height, width = depth.shape
+    zero, half, one = np.float32(0.0), np.float32(0.5), np.float32(1.0)
+    for y in range(row0, row1):
+        for x in range(width):
+            d = depth[y, x]
+            if d == zero or found[y, x] != 0:
+                continue
+            at_x, at_y = np.float32(x), np.float32(y)
+            z = (A[2, 0] * at_x + A[2, 1] * at_y + A[2, 2]) * d + b[2]
+            if z < np.float32(MIN_DEPTH):
+                continue
+            u = ((A[0, 0] * at_x + A[0, 1] * at_y + A[0, 2]) * d + b[0]) / z
+            v = ((A[1, 0] * at_x + A[1, 1] * at_y + A[1, 2]) * d + b[1]) / z
+            if not (-half < u < width - half and -half < v < height - half):
+                continue
+            u, v = min(max(u, zero), np.float32(width - 1)), min(max(v, zero), np.float32(height - 1))
+            x0, y0 = min(int(u), width - 2), min(int(v), height - 2)
+            fx, fy = u - np.float32(x0), v - np.float32(y0)
+            red, green, blue, total = zero, zero, zero, zero
+            for j in range(2):
+                for i in range(2):
+                    other = source_depth[y0 + j, x0 + i]
+                    if abs(other - z) > settings[6] * z:
+                        continue
+                    w = (fx if i else one - fx) * (fy if j else one - fy)
+                    total += w
+                    red += w * np.float32(image[y0 + j, x0 + i, 0])
+                    green += w * np.float32(image[y0 + j, x0 + i, 1])
+                    blue += w * np.float32(image[y0 + j, x0 + i, 2])
+            if total < half:
+                continue
+            out[y, x, 0] = np.uint8(red / total + half)
+            out[y, x, 1] = np.uint8(green / total + half)
+            out[y, x, 2] = np.uint8(blue / total + half)
+            target[y, x] = settings[0] / d
+            found[y, x] = 1

@@ -1,0 +1,55 @@
+"""Finds cuts between shots and black frames, where nothing of the frames before holds any more."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+
+THUMBNAIL = (32, 18)
+BINS = 6  # of each channel of a colour histogram
+MIN_COMMON_COLOURS = 0.55  # share of common colours between frames of one shot
+MIN_CORRELATION = 0.35  # of the brightness of thumbnails of one shot
+BLACK_MEAN, BLACK_DEVIATION = 12.0, 4.0  # grey levels; a black frame shows nothing
+
+
+class ShotDetector:
+    """Compares each frame with the one before. A cut changes the colours and where it is bright; motion changes one."""
+
+    def __init__(self) -> None:
+        self._thumbnail: np.ndarray | None = None
+        self._colours: np.ndarray | None = None
+
+    def is_cut(self, image: np.ndarray) -> bool:
+        """Whether a frame (H, W, 3) uint8 RGB begins another shot than the one before; False for the first."""
+        small = cv2.resize(image, THUMBNAIL, interpolation=cv2.INTER_AREA)
+        thumbnail = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY).astype(np.float32)
+        medium = cv2.resize(image, (160, 90), interpolation=cv2.INTER_AREA)
+        colours = cv2.calcHist([medium], [0, 1, 2], None, [BINS] * 3, [0, 256] * 3).ravel() / (160 * 90)
+        before, self._thumbnail = self._thumbnail, thumbnail
+        others, self._colours = self._colours, colours
+        if before is None or others is None:
+            return False
+        common = float(np.minimum(colours, others).sum())
+        return common < MIN_COMMON_COLOURS and _correlation(thumbnail, before) < MIN_CORRELATION
+
+    def state(self) -> dict[str, np.ndarray]:
+        """What it knows of the frame before, to go on later."""
+        if self._thumbnail is None or self._colours is None:
+            return {}
+        return {"thumbnail": self._thumbnail, "colours": self._colours}
+
+    def restore(self, state: dict[str, np.ndarray]) -> None:
+        """Goes on from a `state`."""
+        self._thumbnail, self._colours = state.get("thumbnail"), state.get("colours")
+
+
+def is_black(image: np.ndarray) -> bool:
+    """Whether a frame (H, W, 3) uint8 is black, as between scenes or while a camera starts."""
+    small = cv2.resize(image, THUMBNAIL, interpolation=cv2.INTER_AREA).astype(np.float32)
+    return float(small.mean()) < BLACK_MEAN and float(small.std()) < BLACK_DEVIATION
+
+
+def _correlation(one: np.ndarray, other: np.ndarray) -> float:
+    a, b = one - one.mean(), other - other.mean()
+    norm = float(np.sqrt((a * a).sum() * (b * b).sum()))
+    return float((a * b).sum()) / norm if norm > 1e-3 else 0.0
