@@ -11,6 +11,7 @@ from worldstereo_ros.ros.node.diagnostics import RECENT_S
 from worldstereo_ros.ros.node.jobs import ErrorCode
 from worldstereo_ros.ros.node.parameter_text import to_markdown
 from worldstereo_ros.ros.node.publishers import OUTPUTS
+from worldstereo_ros.ros.node.reconstruction_servers import ACTION, SERVICE
 from worldstereo_ros.ros.node.servers import ACTIONS, COMMANDS, SERVICES
 from worldstereo_ros.ros.node.subscriptions import INPUTS
 
@@ -25,7 +26,9 @@ _CODES = {
     ErrorCode.CANCELED: "the client cancelled the goal, or the memory was reset",
     ErrorCode.MODEL_ERROR: "the model failed or ran out of memory",
     ErrorCode.TOO_LARGE: "more poses, views or pixels than the parameters allow",
-    ErrorCode.TIMEOUT: "not finished within `job_timeout`",
+    ErrorCode.TIMEOUT: "not finished within `job_timeout`, or `reconstruct_timeout`",
+    ErrorCode.INVALID_REQUEST: "a name, a path or an option of the request is not usable",
+    ErrorCode.NOT_RECONSTRUCTED: "the views and photographs give no place; the message says why",
 }
 
 _HEAD = """\
@@ -126,7 +129,8 @@ def node_page() -> str:
     rows = [_topic(*row) for row in OUTPUTS] + [(f"`{a}`", f"`{b}`", c, d) for a, b, c, d in extra]
     parts.append(_table("Publishers", ("topic", "type", "QoS", "what"), rows))
     parts.append("The node converts and publishes a topic only while it has subscribers.\n")
-    calls = [(f"`{name}`", f"`{_type_name(kind)}`", what) for name, kind, what in (*ACTIONS, *SERVICES)]
+    served = *ACTIONS, ACTION, *SERVICES, SERVICE
+    calls = [(f"`{name}`", f"`{_type_name(kind)}`", what) for name, kind, what in served]
     parts.append(_table("Action and services", ("name", "type", "what"), calls))
     codes = [(str(int(code)), f"`{code.name}`", _CODES[code]) for code in ErrorCode]
     parts.append(_table("Error codes", ("code", "name", "when"), codes))

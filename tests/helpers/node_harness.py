@@ -381,7 +381,16 @@ def running(
             "tf_timeout": 0.3,
         }
         # Tests count messages; best effort loses some on a busy machine.
-        for topic in ("image", "image/compressed", "camera_info", "depth", "panorama"):
+        cameras = (
+            "image",
+            "image/compressed",
+            "camera_info",
+            "depth",
+            "panorama",
+            "photograph",
+            "photograph/camera_info",
+        )
+        for topic in cameras:
             defaults[f"qos_overrides./{topic}.subscription.reliability"] = "reliable"
         node = NodeProcess(domain, {**defaults, **(parameters or {})}, script)
         robot = Robot(domain)

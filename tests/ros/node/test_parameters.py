@@ -10,6 +10,7 @@ import pytest
 import yaml
 from helpers.paths import REPOSITORY
 
+from worldstereo_ros.ros.node.folders import map_directory
 from worldstereo_ros.ros.node.parameter_text import to_markdown, to_yaml
 from worldstereo_ros.ros.node.parameters import (
     CONFIGURE,
@@ -17,7 +18,6 @@ from worldstereo_ros.ros.node.parameters import (
     NodeParameters,
     check_value,
     make_parameters,
-    map_directory,
     ros_type,
     table,
 )

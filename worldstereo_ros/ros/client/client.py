@@ -31,8 +31,10 @@ from std_msgs.msg import Header
 from std_srvs.srv import Trigger
 
 from worldstereo_ros.action import ImaginePath
+from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.views import View
 from worldstereo_ros.ros.client.node_watch import NodeWatch
+from worldstereo_ros.ros.client.places import PlaceRequests, ProgressCallback, ReconstructionSummary
 from worldstereo_ros.ros.client.remembered import RememberedStamps
 from worldstereo_ros.ros.client.requests import NodeTimeoutError, Requests
 from worldstereo_ros.ros.client.results import ImagineResult, ViewCollector
@@ -103,6 +105,7 @@ class WorldStereoClient:
             frames=(world_frame, base_frame, camera_frame),
             base_from_camera=base_from_camera,
         )
+        self._places = PlaceRequests(self.node, self.node_name, self._requests, self._watch)
         self._connect()
         self._executor.add_node(self.node)
         self._closed = False
@@ -324,6 +327,30 @@ class WorldStereoClient:
                 self._profile or "none",
             )
         return outcome
+
+    def add_photograph(
+        self, image: np.ndarray, camera: Camera, *, stamp_ns: int | None = None, timeout: float = 60.0
+    ) -> np.ndarray:
+        """Sends a photograph without a pose and waits until the node has placed it by what it shows.
+
+        Args:
+            image, camera: (H, W, 3) uint8 RGB, of any camera, and its intrinsics.
+            stamp_ns: when it was taken, in any order; None = now. timeout: seconds.
+
+        Returns:
+            Its pose world_from_camera (4, 4).
+
+        Raises:
+            PhotographRejectedError: no pose is certain. It waits at the node, and is tried again when more is observed.
+            NodeTimeoutError: the node did not answer in time.
+        """
+        return self._places.add_photograph(image, camera, stamp_ns, timeout)
+
+    def reconstruct(
+        self, name: str, *, on_progress: ProgressCallback | None = None, timeout: float = 3660.0, **options: Any
+    ) -> ReconstructionSummary:
+        """Reconstructs a place from what the node remembers; see `places.PlaceRequests.reconstruct`."""
+        return self._places.reconstruct(name, options, on_progress, timeout)
 
     def path_message(self, world_from_camera: np.ndarray) -> Path:
         """Converts camera poses (N, 4, 4) to a path of the base or the camera, as the node expects, in the world frame.

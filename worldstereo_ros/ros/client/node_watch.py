@@ -102,6 +102,10 @@ class NodeWatch:
 
     def last_rejection(self) -> str:
         """Why the node rejected the last image, as its diagnostics say; empty if they do not."""
+        return self.rejections("image")[1]
+
+    def rejections(self, topic: str) -> tuple[int, str]:
+        """(how many messages of a topic the node rejected, why the last one), as its diagnostics say."""
         status = self._statuses.get("input")
         values = {} if status is None else {item.key: item.value for item in status.values}
-        return values.get("image last rejection", "")
+        return int(values.get(f"{topic} rejected", 0)), values.get(f"{topic} last rejection", "")

@@ -20,7 +20,7 @@ VIEW_ORIGIN = "imagine_view"  # origin of single views, which neither supersede 
 
 
 class ErrorCode(IntEnum):
-    """Error codes of ImaginePath and ImagineView, equal to the constants of the interface files."""
+    """Error codes of the action and services, equal to the constants of the interface files."""
 
     NONE = 0
     UNKNOWN = 300
@@ -33,6 +33,8 @@ class ErrorCode(IntEnum):
     MODEL_ERROR = 307
     TOO_LARGE = 308
     TIMEOUT = 309
+    INVALID_REQUEST = 310
+    NOT_RECONSTRUCTED = 311
 
 
 @dataclass(frozen=True)

@@ -203,7 +203,7 @@ class WorldStereoNode(LifecycleNode):
         return SUCCESS
 
     def _end_work(self, reason: str) -> None:
-        self._servers.accept_jobs = False
+        self._servers.stop_accepting(reason)
         if self._input_subscriptions is not None:
             self._input_subscriptions.close()
             self._input_subscriptions = None
@@ -388,6 +388,7 @@ class WorldStereoNode(LifecycleNode):
             "observations taken": self.worker.observations_done,
             "observations dropped": self.worker.observations_dropped + waiting_dropped,
             "running": running.origin if (running := self.worker.running) is not None else "nothing",
+            "reconstruction": self._servers.reconstructions.progress,
             **self.worker_events.memory_status,
         }
         if self.pose_resolver.used_fallback:

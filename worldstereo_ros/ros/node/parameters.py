@@ -7,11 +7,9 @@ the table in the documentation (`parameter_text.py`). Imports no rclpy.
 from __future__ import annotations
 
 import math
-import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import Field, dataclass, field, fields
-from pathlib import Path
 from typing import Any
 
 from worldstereo_ros.geometry.depth_units import parse_depth_unit
@@ -220,7 +218,12 @@ class NodeParameters:
         applies=CONFIGURE,
     )
     map_directory: str = _row(
-        "", "Folder of save_map and load_map; empty = worldstereo in ROS_HOME (~/.ros).", applies=CONFIGURE
+        "", "Folder of save_map, load_map and reconstruct; empty = worldstereo in ROS_HOME (~/.ros).", applies=CONFIGURE
+    )
+    photograph_directory: str = _row(
+        "",
+        "Folder of the photographs that a request of reconstruct may name; empty = photographs in map_directory.",
+        applies=CONFIGURE,
     )
 
     # --- jobs ---
@@ -243,6 +246,13 @@ class NodeParameters:
     )
     job_timeout: float = _row(
         300.0, "Time from acceptance after which a job ends with TIMEOUT.", unit="s", low=0.1, high=86_400.0
+    )
+    reconstruct_timeout: float = _row(
+        3600.0,
+        "Time from acceptance after which a reconstruction ends with TIMEOUT.",
+        unit="s",
+        low=1.0,
+        high=864_000.0,
     )
     watchdog_grace: float = _row(
         10.0,
@@ -378,20 +388,3 @@ def make_parameters(values: Mapping[str, object]) -> NodeParameters:
             "depth_source is 'model' but depth_model is 'none'; set depth_model, or depth_source to 'auto'."
         )
     return parameters
-
-
-def map_directory(parameters: NodeParameters) -> Path:
-    """Returns the folder of save_map and load_map. It exists only once a map was saved.
-
-    Raises:
-        ConfigurationError: there is no home folder that the parameter, or its default, is in.
-    """
-    try:
-        if parameters.map_directory:
-            return Path(parameters.map_directory).expanduser()
-        return Path(os.environ.get("ROS_HOME") or Path.home() / ".ros") / "worldstereo"
-    except RuntimeError:
-        raise ConfigurationError(
-            "The user has no home folder, so there is no folder for maps. Set `map_directory` to an absolute path, or "
-            "ROS_HOME."
-        ) from None

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 from builtin_interfaces.msg import Time
+from geometry_msgs.msg import PoseStamped
 from rclpy.lifecycle import LifecycleNode
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import CameraInfo, Image, PointCloud2
@@ -83,6 +84,12 @@ OUTPUTS = (
     ("~/points/observed", PointCloud2, qos.CLOUD, "the observed points of `~/points` alone, with the same fields"),
     ("~/views", MarkerArray, qos.MAP, "frusta of the view bank and of the imagined views"),
     ("~/remembered", Header, qos.MAP, "stamp and frame_id of each image once it is in the memories"),
+    (
+        "~/photograph/pose",
+        PoseStamped,
+        qos.VIEW,
+        "pose of the camera (optical axes) of each photograph that was placed, in `world_frame`, with its stamp",
+    ),
 )
 MAP_CLASSES = {
     "~/map": Provenance.OBSERVED,
@@ -141,6 +148,13 @@ class Publishers:
         if self._publishers["~/remembered"].is_activated:
             header = Header(stamp=messages.time_message(stamp_ns), frame_id=frame_id)
             self._publishers["~/remembered"].publish(header)
+
+    def publish_photograph_pose(self, stamp_ns: int, world_from_camera: np.ndarray) -> None:
+        """Publishes where a photograph was taken (4, 4)."""
+        if self._publishers["~/photograph/pose"].is_activated:
+            header = Header(stamp=messages.time_message(stamp_ns), frame_id=self._parameters.world_frame)
+            pose = messages.pose_message(world_from_camera)
+            self._publishers["~/photograph/pose"].publish(PoseStamped(header=header, pose=pose))
 
     # --- views ---
 

@@ -18,9 +18,11 @@ from worldstereo_ros.memory.archive import archive_path
 from worldstereo_ros.ros.conversions import messages, qos
 from worldstereo_ros.ros.node.deferred_services import DeferredActionServer, DeferredReply, DeferredService
 from worldstereo_ros.ros.node.diagnostics import NodeDiagnostics
+from worldstereo_ros.ros.node.folders import map_directory
 from worldstereo_ros.ros.node.jobs import VIEW_ORIGIN, ErrorCode, Job, JobRejectedError, JobResult, Progress
-from worldstereo_ros.ros.node.parameters import NodeParameters, map_directory
+from worldstereo_ros.ros.node.parameters import NodeParameters
 from worldstereo_ros.ros.node.pose_resolver import PoseResolver
+from worldstereo_ros.ros.node.reconstruction_servers import ReconstructionServers
 from worldstereo_ros.ros.node.worker import Worker
 from worldstereo_ros.srv import ImagineView, LoadMap, SaveMap
 from worldstereo_ros.world import WorldModel
@@ -55,6 +57,7 @@ class Servers:
 
     Attributes:
         accept_jobs: whether the node is active.
+        reconstructions: the service and the action `~/reconstruct`.
     """
 
     def __init__(
@@ -96,20 +99,31 @@ class Servers:
                 timeout=self._view_timeout if is_view else (lambda: CALL_TIMEOUT_S),
             )
             self._services.append(service)
+        self.reconstructions = ReconstructionServers(
+            node, parameters, diagnostics, get_worker=get_worker, require_active=self._require_active
+        )
         name, kind, profile, _ = COMMANDS[0]
         self._path_subscription = node.create_subscription(kind, name, guarded(name, self._on_path), profile)
 
     def apply(self, parameters: NodeParameters) -> None:
         """Applies new parameters."""
         self._parameters = parameters
+        self.reconstructions.apply(parameters)
+
+    def stop_accepting(self, reason: str) -> None:
+        """Rejects jobs from now on, and ends the reconstruction that runs with INACTIVE."""
+        self.accept_jobs = False
+        self.reconstructions.jobs.end_all(ErrorCode.INACTIVE, reason)
 
     def expire(self) -> None:
         """Answers service requests that have reached their timeout."""
         for service in self._services:
             service.expire()
+        self.reconstructions.expire()
 
     def destroy(self) -> None:
-        """Destroys the action server, which rclpy leaves to its owner."""
+        """Destroys the action servers, which rclpy leaves to their owner."""
+        self.reconstructions.destroy()
         self._action.destroy()
 
     def _view_timeout(self) -> float:
@@ -228,6 +242,7 @@ class Servers:
     def _on_reset(self, request: Trigger.Request, reply: DeferredReply) -> None:
         worker = self._get_worker()
         worker.end_all(ErrorCode.CANCELED, "The memory was reset.")
+        self.reconstructions.jobs.end_all(ErrorCode.CANCELED, "The memory was reset.")
         reply.outcome = "Jobs were told to end; the memories were not cleared."
 
         def reset() -> str:

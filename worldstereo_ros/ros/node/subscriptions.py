@@ -1,6 +1,8 @@
 """The node's inputs: subscriptions, and the way of an image from its message to the worker's mailbox.
 
 image, image/compressed ─► checked ─► matched with camera_info and depth ─► pose looked up ─► mailbox
+
+Photographs without poses take another way (`photographs.py`).
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from worldstereo_ros.imaging.codecs import COLOUR_ENCODINGS
 from worldstereo_ros.ros.conversions import messages, qos
 from worldstereo_ros.ros.node.diagnostics import NodeDiagnostics
 from worldstereo_ros.ros.node.parameters import NodeParameters
+from worldstereo_ros.ros.node.photographs import PHOTOGRAPH_TOPICS, PhotographInput
 from worldstereo_ros.ros.node.pose_resolver import PoseResolver
 from worldstereo_ros.ros.node.synchronizer import (
     MAX_PENDING,
@@ -42,6 +45,9 @@ INPUTS = (
     ("depth", Image, qos.SENSOR, "depth of each pixel of the image: 16UC1 mm or 32FC1 m (`depth_unit`); optional"),
     ("panorama", Image, qos.SENSOR, "equirectangular image, split into several views"),
     ("pose", PoseStamped, qos.COMMAND, "pose of each image where TF has none"),
+    ("photograph", Image, qos.SENSOR, "photograph without a pose, of any camera and time: placed by what it shows"),
+    ("photograph/compressed", CompressedImage, qos.SENSOR, "photograph as JPEG or PNG"),
+    ("photograph/camera_info", CameraInfo, qos.SENSOR, "calibration of the photographs"),
 )
 MAX_POSES = 4 * MAX_PENDING  # of the topic `pose` that are kept; the newest
 MIN_WARNING_PERIOD_S = 30.0  # between two warnings that no image has arrived yet; doubled after each one
@@ -86,6 +92,8 @@ class Subscriptions:
         self._next_warning_s = MIN_WARNING_PERIOD_S
         self._warned_last: float | None = None  # time of the last image when the newest warning was logged
         self.dropped = 0
+        self.topics: dict[str, str] = {}
+        self._photographs = PhotographInput(diagnostics, offer, self.topics)
         self.apply(parameters)
         handlers = {
             "image": self._on_image,
@@ -94,6 +102,9 @@ class Subscriptions:
             "depth": self._on_depth,
             "panorama": self._on_panorama,
             "pose": self._on_pose,
+            "photograph": self._photographs.on_image,
+            "photograph/compressed": self._photographs.on_image,
+            "photograph/camera_info": self._photographs.on_info,
         }
         self._subscriptions = []
         for name, kind, profile, _ in INPUTS:
@@ -105,13 +116,15 @@ class Subscriptions:
                 qos_overriding_options=QoSOverridingOptions.with_default_policies(),
             )
             self._subscriptions.append(subscription)
-        self.topics = {
-            name: subscription.topic_name for (name, *_), subscription in zip(INPUTS, self._subscriptions, strict=True)
-        }
+        self.topics.update(
+            (name, subscription.topic_name)
+            for (name, *_), subscription in zip(INPUTS, self._subscriptions, strict=True)
+        )
 
     def apply(self, parameters: NodeParameters) -> None:
         """Applies new parameters."""
         self._parameters = parameters
+        self._photographs.apply(parameters)
         self._synchronizer.tolerance_ns = int(parameters.sync_tolerance * 1e9)
         self._synchronizer.timeout = parameters.sync_timeout
         # By default, estimated depth replaces a sensor that is absent, but not single frames that a sensor lost.
@@ -126,6 +139,7 @@ class Subscriptions:
             self._node.destroy_subscription(subscription)
         self._subscriptions = []
         self._synchronizer.clear()
+        self._photographs.clear()
         self._synced.clear()
         self._poses.clear()
         self._newest_stamps.clear()
@@ -137,7 +151,9 @@ class Subscriptions:
         try:
             if name != "pose":
                 self._reject_own_output(name, message.header.frame_id)
-            self._check_time(name, messages.nanoseconds(message.header.stamp))
+            # Photographs come in any order, and so do images where each has a message with its pose.
+            if name not in PHOTOGRAPH_TOPICS and self._parameters.pose_source not in ("topic", "fixed"):
+                self._check_time(name, messages.nanoseconds(message.header.stamp))
             handler(name, message)
         except (ValueError, TransformUnavailableError) as error:  # ImageError is a ValueError
             self._diagnostics.on_rejected(name, str(error))
@@ -231,6 +247,7 @@ class Subscriptions:
     def process_pending(self) -> None:
         """Offers complete images and rejects those that timed out. Called after each message and by a timer."""
         now = time.monotonic()
+        self._photographs.process_pending(now)
         ready, rejected = self._synchronizer.pop_ready(now)
         for frame, reason in rejected:
             self._diagnostics.on_rejected(frame.topic, reason)
@@ -308,7 +325,8 @@ class Subscriptions:
             except TransformUnavailableError as error:
                 reason = error
         if source in ("topic", "auto") and self._poses:
-            stamp_ns, pose = min(self._poses, key=lambda entry: abs(entry[0] - frame.stamp_ns))
+            # Of two of one stamp the one that came last: a recording may have started over.
+            stamp_ns, pose = min(reversed(self._poses), key=lambda entry: abs(entry[0] - frame.stamp_ns))
             gap_ns = abs(stamp_ns - frame.stamp_ns)
             if gap_ns <= self._synchronizer.tolerance_ns:
                 return self._pose_resolver.camera_poses(pose, camera_frame)

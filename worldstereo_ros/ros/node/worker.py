@@ -10,13 +10,14 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass
-from typing import Protocol
+from typing import cast
 
 from worldstereo_ros.geometry.cameras import Camera
-from worldstereo_ros.geometry.views import ImaginedView
 from worldstereo_ros.pipelines.base import Cancelled, ModelError
 from worldstereo_ros.ros.node.jobs import VIEW_ORIGIN, ErrorCode, Job, JobRejectedError, JobResult, Mailbox
+from worldstereo_ros.ros.node.photographs import MAX_QUEUED, NotPlacedError, Photograph, PhotographQueue
 from worldstereo_ros.ros.node.synchronizer import Observation
+from worldstereo_ros.ros.node.worker_protocol import NoEvents, WorkerEvents
 from worldstereo_ros.utils.errors import first_line
 from worldstereo_ros.world import EmptyMemoryError, WorldModel
 
@@ -39,33 +40,12 @@ class Work:
     item: Job | Observation | None = None
 
 
-class WorkerEvents(Protocol):
-    """Callbacks of the worker, called on its thread. It reports their exceptions by `on_fault` and continues."""
-
-    def on_observation_remembered(self, world: WorldModel, observation: Observation) -> None:
-        """An observation was inserted into the memories."""
-
-    def on_observation_rejected(self, topic: str, reason: str) -> None:
-        """An observation was not usable."""
-
-    def on_view(self, view: ImaginedView, job: Job) -> None:
-        """A view is finished."""
-
-    def between_steps(self, world: WorldModel) -> None:
-        """Called between two steps of a job and after each job; the memories are consistent."""
-
-    def on_job_ended(self, job: Job, result: JobResult, seconds: float) -> None:
-        """A job left the worker after `seconds` of work. Called before the client gets the result."""
-
-    def on_fault(self, where: str, error: Exception) -> None:
-        """An unexpected exception."""
-
-
 class Worker:
     """Runs a `WorldModel` on its own thread.
 
-    Observations come through a mailbox of one slot (the newest wins). One path runs and one waits; a newer path
-    supersedes both. Single views queue behind the running path. Calls (save, load, reset) run between jobs.
+    Observations come through a mailbox of one slot (the newest wins), photographs through a queue. One path runs and
+    one waits; a newer path supersedes both. Single views queue behind the running path. Calls (save, load, reset) run
+    between jobs.
 
     Args:
         events: callbacks for results.
@@ -82,6 +62,7 @@ class Worker:
         self._world: WorldModel | None = None
         self._wake = threading.Condition()
         self._observations: Mailbox[Observation] = Mailbox()
+        self._photographs = PhotographQueue()
         self._next_path: Job | None = None
         self._single_views: deque[Job] = deque()
         self._calls: deque[tuple[Callable[[], object], Future]] = deque()
@@ -111,10 +92,16 @@ class Worker:
         return current.item if current is not None and isinstance(current.item, Job) else None
 
     def offer_observation(self, observation: Observation) -> None:
-        """Puts an observation into the mailbox."""
+        """Puts an observation into the mailbox, or a photograph into the queue."""
         with self._wake:
-            self._observations.put(observation)
+            if isinstance(observation, Photograph):
+                accepted = self._photographs.put(observation)
+            else:
+                accepted, _ = True, self._observations.put(observation)
             self._wake.notify()
+        if not accepted:
+            message = f"{MAX_QUEUED} photographs wait already; send it again later."
+            self._events.on_observation_rejected(observation.topic, message)
 
     def submit_path(self, job: Job) -> None:
         """Runs a path next and supersedes the running path and the waiting one."""
@@ -150,12 +137,13 @@ class Worker:
             job.end(JobResult(code, message))
 
     def end_all(self, code: ErrorCode, message: str) -> None:
-        """Stops the running job at its next step, ends the waiting ones and drops the waiting observation."""
+        """Stops the running job at its next step, ends the waiting ones and drops waiting observations."""
         with self._wake:
             waiting = [*self._single_views, *([self._next_path] if self._next_path else [])]
             self._single_views.clear()
             self._next_path = None
             self._observations.take()
+            self._photographs.clear()
             running = self.running
             if running is not None:
                 running.request_stop(code, message)
@@ -199,7 +187,7 @@ class Worker:
 
     def abandon(self) -> None:
         """Gives up a thread that hangs: if it ever continues, it ends without any further event."""
-        self._events = _NoEvents()
+        self._events = cast(WorkerEvents, NoEvents())
         self.stop(0)
         _abandoned.append(self._thread)
         call = self._current_call
@@ -247,10 +235,17 @@ class Worker:
         """The oldest waiting item, so that neither a fast camera nor a fast planner starves the other."""
         if self._world is None:
             return None
-        waiting = [self._observations.peek(), self._next_path, self._single_views[0] if self._single_views else None]
+        waiting = [
+            self._observations.peek(),
+            self._photographs.peek(),
+            self._next_path,
+            self._single_views[0] if self._single_views else None,
+        ]
         return min((item for item in waiting if item is not None), key=lambda item: item.accepted_at, default=None)
 
     def _take(self, item: Observation | Job | None) -> Observation | Job | None:
+        if isinstance(item, Photograph):
+            return self._photographs.take()
         if isinstance(item, Observation):
             return self._observations.take()
         if item is self._next_path:
@@ -271,11 +266,28 @@ class Worker:
         assert self._world is not None
         try:
             observation.remember(self._world)
+        except NotPlacedError as error:
+            self._keep(observation, str(error))
+            return
         except ValueError as error:  # ImageError is one
             self._events.on_observation_rejected(observation.topic, str(error))
             return
         self.observations_done += 1
         self._events.on_observation_remembered(self._world, observation)
+        with self._wake:
+            self._photographs.retry(self.observations_done)
+
+    def _keep(self, photograph: Observation, reason: str) -> None:
+        """Keeps a photograph that overlaps nothing yet, and says so at its first attempt."""
+        assert isinstance(photograph, Photograph)
+        with self._wake:
+            given_up = self._photographs.keep(photograph, self.observations_done)
+        if not photograph.attempts:
+            message = f"{reason} It waits, and is tried again when more was observed."
+            self._events.on_observation_rejected(photograph.topic, message)
+        if given_up is not None:
+            message = "Given up a photograph that was never placed, since too many wait."
+            self._events.on_observation_rejected(given_up.topic, message)
 
     def _run_job(self, job: Job) -> None:
         assert self._world is not None
@@ -344,22 +356,6 @@ def _describe_work(work: Observation | Job | tuple | None) -> Work:
     if isinstance(work, Observation):
         return Work(f"an observation from {work.topic}", started_at, work)
     return Work("a request to save, load or reset the memories, or to publish them", started_at)
-
-
-class _NoEvents:
-    """Events of a worker that was given up."""
-
-    def on_observation_remembered(self, world: WorldModel, observation: Observation) -> None: ...
-
-    def on_observation_rejected(self, topic: str, reason: str) -> None: ...
-
-    def on_view(self, view: ImaginedView, job: Job) -> None: ...
-
-    def between_steps(self, world: WorldModel) -> None: ...
-
-    def on_job_ended(self, job: Job, result: JobResult, seconds: float) -> None: ...
-
-    def on_fault(self, where: str, error: Exception) -> None: ...
 
 
 def _model_error_message(error: Exception) -> str:

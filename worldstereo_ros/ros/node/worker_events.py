@@ -11,6 +11,7 @@ from worldstereo_ros.ros.node.activity_log import JobLog, ObservationLog
 from worldstereo_ros.ros.node.diagnostics import NodeDiagnostics
 from worldstereo_ros.ros.node.jobs import VIEW_ORIGIN, ErrorCode, Job, JobRejectedError, JobResult
 from worldstereo_ros.ros.node.parameters import NodeParameters
+from worldstereo_ros.ros.node.photographs import Photograph
 from worldstereo_ros.ros.node.publishers import Publishers
 from worldstereo_ros.ros.node.synchronizer import Observation
 from worldstereo_ros.world import EmptyMemoryError, WorldModel
@@ -34,6 +35,7 @@ class WorkerEventHandler:
         self.publishers: Publishers | None = None
         self.memory_status: dict[str, object] = {}
         self._depth_of_newest = ""
+        self._camera: Camera | None = None  # of the newest image that was no photograph
         self._observation_log = ObservationLog(log, lambda text, key: diagnostics.warn(text, key=key))
         self._job_log = JobLog(log)
 
@@ -46,8 +48,15 @@ class WorkerEventHandler:
         if self.publishers is not None:
             self.publishers.memory_changed()
             self.publishers.publish_remembered(observation.stamp_ns, observation.image.header.frame_id)
-        self._log_depth_change(world)
-        self._observation_log.on_observation(world, observation.topic)
+        if isinstance(observation, Photograph):
+            if self.publishers is not None:
+                self.publishers.publish_photograph_pose(observation.stamp_ns, observation.world_from_camera)
+            self._log(f"Placed a photograph from {observation.topic}: {observation.placed}.")
+        else:
+            newest = world.newest_observation
+            self._camera = None if newest is None else newest.camera
+            self._log_depth_change(world)
+            self._observation_log.on_observation(world, observation.topic)
         self.between_steps(world)
 
     def _log_depth_change(self, world: WorldModel) -> None:
@@ -101,6 +110,7 @@ class WorkerEventHandler:
     def on_memory_replaced(self, world: WorldModel) -> None:
         """Publishes the memories after they were reset or loaded from a file."""
         self._depth_of_newest = _depth_of_newest(world)
+        self._camera = None
         self._observation_log.restart()
         if self.publishers is not None:
             self.publishers.memory_replaced()
@@ -120,7 +130,9 @@ class WorkerEventHandler:
         self._diagnostics.on_fault(where, error)
 
     def camera_for(self, world: WorldModel, job: Job) -> Camera:
-        """Returns the camera of a job's views: that of the newest observation, resized to `view_width`. Logs the start.
+        """Returns the camera of a job's views: that of the newest image, resized to `view_width`. Logs the start.
+
+        A photograph of another camera does not change it; of memories that were loaded it is the newest view's.
 
         Raises:
             EmptyMemoryError: the memories are empty.
@@ -131,7 +143,7 @@ class WorkerEventHandler:
             raise EmptyMemoryError(
                 "The memory is empty. Publish an image with camera_info, depth and pose first, or load a map."
             )
-        camera, width = observation.camera, self._parameters.view_width
+        camera, width = self._camera or observation.camera, self._parameters.view_width
         if width:
             camera = camera.resized(width, max(1, round(width * camera.height / camera.width)))
         pixels = camera.width * camera.height * job.views

@@ -8,7 +8,8 @@ from worldstereo_ros.depth.estimators import DepthEstimator
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.pipelines.auto import load_pipeline
 from worldstereo_ros.pipelines.base import Pipeline
-from worldstereo_ros.ros.node.parameters import ConfigurationError, NodeParameters, map_directory
+from worldstereo_ros.ros.node.folders import map_directory
+from worldstereo_ros.ros.node.parameters import ConfigurationError, NodeParameters
 from worldstereo_ros.world import WorldModel, warm_up
 
 
