@@ -54,7 +54,7 @@ def test_what_lies_between_two_poses_counts(grid):
     assert len(sparse) == 2
     a, b = score_paths(grid, [dense, sparse]).scores
     assert a.collision_probability == pytest.approx(b.collision_probability, abs=0.02)
-    assert b.pose_collision[1] > 0.9
+    assert b.pose_collision[1] > 0.8
     assert np.isfinite(a.pose_gain).sum() <= 64
 
 

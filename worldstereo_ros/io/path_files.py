@@ -13,6 +13,7 @@ camera-to-world with OpenGL axes, in an arbitrary unit. Arrays (.npy, .npz) cann
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -102,12 +103,10 @@ def read_path_files(path: str | Path) -> dict[str, PathFile]:
     files = sorted(file for file in path.iterdir() if file.suffix.lower() in (".txt", ".json") and file.is_file())
     if not files:
         raise DatasetError(f"The folder {path} has no path files (.txt or .json).")
-    named: dict[str, PathFile] = {}
-    for file in files:
-        if file.stem in named:
-            raise DatasetError(f"The folder {path} has two files of the path '{file.stem}'; remove one of them.")
-        named[file.stem] = read_path_file(file)
-    return named
+    for one, other in itertools.pairwise(files):
+        if one.stem == other.stem:
+            raise DatasetError(f"The folder {path} has two files of the path '{one.stem}'; remove one of them.")
+    return {file.stem: read_path_file(file) for file in files}
 
 
 def write_path_file(path: str | Path, world_from_camera: np.ndarray, *, metric: bool = True) -> None:

@@ -8,9 +8,10 @@ import numpy as np
 
 from worldstereo_ros.utils.jit import compiled
 
-# Log odds of a voxel that a sensor saw occupied or free once, and their limits, as in OctoMap (Hornung et al. 2013).
-# A miss counts for half of theirs: rays pass beside thin objects, such as the seat of a chair, in the same voxel.
-HIT, MISS, LOWEST, HIGHEST = np.float32(0.85), np.float32(-0.2), np.float32(-2.0), np.float32(3.5)
+# Log odds of a voxel that a sensor saw occupied or free once, and their limits, as in OctoMap (Hornung et al. 2013). A
+# miss counts for a quarter of theirs: rays pass beside thin and slanted surfaces in the same voxel, such as over the
+# seat of a chair. A voxel stays occupied if it is hit in a tenth of the images; what left is gone after 35 of them.
+HIT, MISS, LOWEST, HIGHEST = np.float32(0.85), np.float32(-0.1), np.float32(-2.0), np.float32(3.5)
 # A ray says that space is free up to this fraction of its depth in front of the surface, for errors of the depth.
 FREE_MARGIN_FRACTION = 0.02
 

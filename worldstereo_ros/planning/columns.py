@@ -13,7 +13,7 @@ from worldstereo_ros.planning.occupancy_grid import OccupancyGrid, merge_evidenc
 from worldstereo_ros.planning.occupancy_map import OccupancyMap
 from worldstereo_ros.utils.errors import InputError
 
-MIN_FREE_SHARE = 0.5  # of the voxels above a cell that must have been seen free
+MIN_FREE_SHARE = 1.0  # of the voxels above a cell that must have been seen free: a seat hides in a gap
 MIN_FLOOR_SHARE = 0.3  # of the largest level surface: a floor is the lowest one of at least this size
 START_RADIUS_M = 0.75  # around the cameras, where the floor is taken to be level
 SLOPE_BASE_M = 0.3  # to either side of a cell, over which the slope of the floor is measured

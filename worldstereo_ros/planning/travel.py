@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 from scipy import ndimage, sparse
@@ -49,12 +48,14 @@ class TravelField:
 
     Attributes:
         distance: (Y, X) float64 metres; infinite where the robot cannot get.
+        start: row and column of the cell.
     """
 
     def __init__(self, free: np.ndarray, row: int, column: int, resolution: float) -> None:
         """Finds the ways from cell (row, column), which counts as free, over `free` (Y, X)."""
         free = free.copy()
         free[row, column] = True
+        self.start = (row, column)
         Y, X = free.shape
         number = np.full((Y, X), -1, np.int64)
         self._rows, self._columns = np.nonzero(free)
@@ -75,17 +76,11 @@ class TravelField:
         graph = sparse.coo_array(
             (np.concatenate(lengths), (np.concatenate(starts), np.concatenate(ends))), shape=(len(self._rows),) * 2
         ).tocsr()
-        self._graph = graph
         found, self._before = csgraph.dijkstra(
             graph, directed=False, indices=int(number[row, column]), return_predecessors=True
         )
         self.distance = np.full((Y, X), np.inf)
         self.distance[self._rows, self._columns] = found
-
-    def from_cell(self, row: int, column: int, ends: Sequence[tuple[int, int]]) -> np.ndarray:
-        """(N,) metres from another cell to cells `ends`; infinite where there is no way."""
-        found = csgraph.dijkstra(self._graph, directed=False, indices=int(self._number[row, column]))
-        return np.array([found[self._number[end]] if self._number[end] >= 0 else np.inf for end in ends])
 
     def path_to(self, row: int, column: int) -> np.ndarray:
         """(N, 2) int64 rows and columns from the start to a cell; N = 0 if there is no way."""

@@ -1,0 +1,106 @@
+"""Whether the cells of a grid are what they say: calibration and completion against ground truth."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from worldstereo_ros.evaluation.calibration_metrics import expected_calibration_error
+from worldstereo_ros.evaluation.exploration import world_to_explore
+from worldstereo_ros.evaluation.exploration_robot import ExploringRobot
+from worldstereo_ros.planning.cells import CellState
+from worldstereo_ros.planning.completion import complete, drawn_completions
+from worldstereo_ros.planning.occupancy_grid import OccupancyGrid
+from worldstereo_ros.scenes import make_path
+
+VISIBLE = 0.55  # share of the cells to see at which completions are evaluated
+SEEDS = 11
+
+
+@dataclass(frozen=True)
+class CompletionScores:
+    """Completed cells of some worlds against the truth.
+
+    Attributes:
+        cells: number of completed cells.
+        visible: mean share of the cells to see that were seen.
+        ece: expected calibration error of P(occupied) of completed cells; None if there are none.
+        iou_free, iou_occupied: intersection over union of all cells called free, and called occupied, observed or
+            completed, with the truth inside the worlds.
+        iou_free_seen, iou_occupied_seen: the same of what was observed alone.
+        false_free: share of cells called observed free in which there is an object.
+        observed_occupied: share of cells called observed occupied in which there is an object.
+    """
+
+    cells: int
+    visible: float
+    ece: float | None
+    iou_free: float
+    iou_occupied: float
+    iou_free_seen: float
+    iou_occupied_seen: float
+    false_free: float
+    observed_occupied: float
+
+
+def half_seen(worlds: Sequence[tuple[str, int]], visible: float = VISIBLE) -> Iterator[ExploringRobot]:
+    """Robots that saw about a share of their world, along a path that follows from the world alone."""
+    for split, index in worlds:
+        scene = world_to_explore(split, index)
+        robot = ExploringRobot(scene)
+        path = make_path(scene, "ground", 400, 0)
+        for pose in path[::3]:
+            if robot.coverage >= visible:
+                break
+            robot.put(pose)
+        yield robot
+
+
+def inside(robot: ExploringRobot) -> np.ndarray:
+    """(Y, X) bool: cells within the bounds of the world."""
+    return ~robot.outside
+
+
+def completion_samples(robot: ExploringRobot, seeds: int = SEEDS) -> tuple[np.ndarray, np.ndarray]:
+    """Share of completions in which unseen cells are occupied (N,), and whether they are (N,)."""
+    drawn = drawn_completions(robot.grid, range(seeds))
+    told = (~np.isnan(drawn)).mean(axis=0) >= 0.5
+    where = told & ~robot.grid.observed & inside(robot)
+    return np.nanmean(drawn[:, where], axis=0), robot.truth.occupied[where]
+
+
+def score_completions(robots: Sequence[ExploringRobot], seeds: int = SEEDS) -> CompletionScores:
+    """Scores the completions of the grids of some robots."""
+    chance, right, counts, visible = [], [], np.zeros(8), []
+    seen_free, seen_occupied = np.zeros(2), np.zeros(2)
+    for robot in robots:
+        grid, true, within = complete(robot.grid, range(seeds)), robot.truth.occupied, inside(robot)
+        completed = grid.imagined & within
+        chance.append(grid.occupied[completed])
+        right.append(true[completed])
+        visible.append(robot.coverage)
+        counts += [*_overlap(grid, true, within), *_overlap(robot.grid, true, within)]
+        free = within & (grid.state == CellState.OBSERVED_FREE)
+        occupied = within & (grid.state == CellState.OBSERVED_OCCUPIED)
+        seen_free += [float(true[free].sum()), float(free.sum())]
+        seen_occupied += [float(true[occupied].sum()), float(occupied.sum())]
+    p, y = np.concatenate(chance), np.concatenate(right)
+    ratio = counts[::2] / np.maximum(counts[1::2], 1)
+    return CompletionScores(
+        cells=len(p), visible=float(np.mean(visible)), ece=expected_calibration_error(p, y.astype(np.float64)),
+        iou_free=float(ratio[0]), iou_occupied=float(ratio[1]), iou_free_seen=float(ratio[2]),
+        iou_occupied_seen=float(ratio[3]), false_free=float(seen_free[0] / max(seen_free[1], 1)),
+        observed_occupied=float(seen_occupied[0] / max(seen_occupied[1], 1)),
+    )  # fmt: skip
+
+
+def _overlap(grid: OccupancyGrid, true: np.ndarray, within: np.ndarray) -> list[float]:
+    """Intersection and union of free cells, and of occupied cells, with the truth."""
+    known = (grid.state != CellState.UNKNOWN) & within
+    free, occupied = known & (grid.occupied < 0.5), known & (grid.occupied >= 0.5)
+    out = []
+    for called, is_so in ((free, ~true & within), (occupied, true & within)):
+        out += [float((called & is_so).sum()), float((called | is_so).sum())]
+    return out
