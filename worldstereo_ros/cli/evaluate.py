@@ -68,6 +68,24 @@ def evaluate(
             rich_help_panel="Protocol",
         ),
     ] = False,
+    exploration: Annotated[
+        bool,
+        typer.Option(
+            "--exploration",
+            help="Evaluate exploration instead: a simulated robot sees worlds:SPLIT:COUNT or worlds:SPLIT:FIRST:END by "
+            "the rules frontier, mapex and ours.",
+            rich_help_panel="Protocol",
+        ),
+    ] = False,
+    stereo: Annotated[
+        bool,
+        typer.Option(
+            "--stereo",
+            help="Evaluate made eyes instead, of stereo pairs (left.png, right.png, calib.json), posed sequences with "
+            "depth and worlds. --pipeline is unchanged, background, telea or geometric; all by default.",
+            rich_help_panel="Protocol",
+        ),
+    ] = False,
     remember: Annotated[
         bool,
         typer.Option(
@@ -124,6 +142,25 @@ def evaluate(
     ] = None,
 ) -> None:
     """Evaluate pipelines on sequences with ground truth, beside a baseline."""
+    if stereo:
+        if truth or depth or remember or protocol or stages or sheet or reliability:
+            raise InputError("--stereo takes --data, --pipeline, --depth-model and --json; remove the other options.")
+        from worldstereo_ros.evaluation.stereo import run_stereo
+
+        run_stereo(
+            data,
+            pipelines=pipeline or (),
+            depth_model=depth_model,
+            json_file=json,
+            with_features=features,
+            device=device,
+        )
+        return
+    if exploration:
+        if truth or depth or remember or protocol or pipeline or stages or sheet or reliability or depth_model:
+            raise InputError("--exploration takes --data, --json and nothing else; remove the other options.")
+        _explore(data, json)
+        return
     from worldstereo_ros.evaluation.given_photographs import DEPTH_SOURCES, POSES
     from worldstereo_ros.evaluation.reconstruction_protocols import RECONSTRUCTION_PROTOCOLS
 
@@ -182,3 +219,18 @@ def evaluate(
         poses=POSES if poses == "both" else (poses,),
         depth_source=depth_source,
     )
+
+
+def _explore(data: list[str], json_file: Path | None) -> None:
+    from rich.console import Console
+
+    from worldstereo_ros.evaluation.exploration import evaluate_exploration, summary_table
+    from worldstereo_ros.evaluation.output import print_table
+
+    console = Console()
+    rows = evaluate_exploration(
+        data,
+        json_file=json_file,
+        progress=lambda line: console.print(line, style="dim", highlight=False, soft_wrap=True),
+    )
+    print_table(console, summary_table(rows))

@@ -24,7 +24,7 @@ MIN_FOLLOWED, MIN_INLIER_SHARE = 24, 0.4
 REPROJECTION_PX = 2.0  # at a width of 640
 STILL_PX = 0.25  # median motion of a camera that stands still, at a width of 640
 SCALE_MEMORY = 0.97  # share of the aligned scale that is kept; the rest returns to what the estimator says
-MAX_SCALE_STEP = 0.25  # logarithm; a larger change of the scale in one frame is an error of the alignment
+MAX_SCALE_STEP = 0.7  # logarithm; an estimate off by more than a factor of two from the frame before is not followed
 
 
 @dataclass(frozen=True)

@@ -123,7 +123,8 @@ def _open_video(sequence: ViewSequence) -> FrameSource:
             yield StereoInput(image, None, None, int(timing.repeats[index]))
 
     notes = []
-    if timing.announced > len(timing):
+    # Some containers count by their duration, which is right for a constant rate and up to rounding.
+    if not timing.variable and timing.announced - len(timing) > max(2, 0.02 * timing.announced):
         notes.append(
             f"{clip.name} is truncated or damaged: {len(timing)} of {timing.announced} frames can be decoded, and "
             "these are used."

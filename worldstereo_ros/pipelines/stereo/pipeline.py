@@ -174,8 +174,7 @@ class GeometricStereo:
         known = depth > 0
         if not known.all():
             far = np.isinf(depth)
-            # Sky takes part as something very far, so that unknown pixels beside it become far, too.
-            depth = fill_depth(np.where(far, np.float32(1e4), np.where(known, depth, np.float32(0))))
+            depth = fill_depth(np.where(known & ~far, depth, np.float32(0)))
             depth[far] = np.inf
         with np.errstate(divide="ignore"):
             disparity = np.where(depth > 0, np.float32(self.settings.focal_base(self.camera.fx)) / depth, 0)

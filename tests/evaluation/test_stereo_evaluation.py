@@ -1,0 +1,110 @@
+"""Evaluation of made eyes on pairs and posed sequences with known truth."""
+
+import json
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+from helpers.stereo_scene import CAMERA, pose_at, view_from
+from typer.testing import CliRunner
+
+from worldstereo_ros.cli.main import app
+from worldstereo_ros.evaluation.stereo import ESTIMATED, SENSOR, TRUTH, evaluate_sequence, means
+from worldstereo_ros.evaluation.stereo_data import THERE_AND_BACK, open_stereo_data
+from worldstereo_ros.geometry.views import View
+from worldstereo_ros.io.files import DatasetError
+from worldstereo_ros.io.images import write_image
+from worldstereo_ros.io.posed_sequences import write_sequence
+from worldstereo_ros.utils.errors import InputError
+
+BASE, DOFFS = 0.1, 2.0
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    """A rectified pair whose principal points differ, as in Middlebury's."""
+    folder = tmp_path_factory.mktemp("pairs") / "stereo_board"
+    left, depth = view_from(0.0)
+    right = view_from(BASE)[0]
+    shifted = np.roll(right, int(DOFFS), axis=1)
+    write_image(folder / "left.png", left)
+    write_image(folder / "right.png", shifted)
+    disparity = CAMERA.fx * BASE / depth - DOFFS
+    write_image(folder / "disparity.png", np.rint(disparity * 256).astype(np.uint16))
+    calibration = {"width": CAMERA.width, "height": CAMERA.height, "fx": CAMERA.fx, "fy": CAMERA.fy}
+    calibration |= {"cx_left": CAMERA.cx, "cy": CAMERA.cy, "baseline_m": BASE, "doffs": DOFFS}
+    (folder / "calib.json").write_text(json.dumps(calibration))
+    return folder
+
+
+def test_pipelines_rank_as_they_must_on_a_pair(pair):
+    (sequence,) = open_stereo_data(pair)
+    rows = {
+        row.pipeline: row
+        for row in evaluate_sequence(sequence, ["unchanged", "background", "telea", "geometric"], SENSOR)
+    }
+    assert TRUTH not in rows
+    for name in ("background", "telea", "geometric"):
+        assert rows[name].psnr > rows["unchanged"].psnr + 6
+        assert rows[name].psnr_seen > 32
+    assert rows["background"].sgbm_epe < rows["unchanged"].sgbm_epe
+    assert rows["background"].flicker is None
+
+
+def test_memory_raises_holes_in_a_sequence_there_and_back(tmp_path):
+    views = []
+    for index in range(4):
+        x = 0.08 * index
+        image, depth = view_from(x)
+        views.append(View(image, CAMERA, pose_at(x), depth))
+    write_sequence(tmp_path / "walk", views)
+    (sequence,) = open_stereo_data(tmp_path / "walk")
+    assert sequence.truth == THERE_AND_BACK
+    rows = {r.pipeline: r for r in evaluate_sequence(sequence, ["background", "geometric"], SENSOR)}
+    assert rows["geometric"].psnr_holes > rows["background"].psnr_holes
+    assert rows["geometric"].psnr_seen > rows["background"].psnr_seen - 0.05
+    assert rows[TRUTH].warp_error > 0
+    assert rows[TRUTH].psnr is None
+
+
+def test_depth_sources_have_rows_of_their_own(pair, tmp_path):
+    arguments = ["evaluate", "--stereo", "--data", str(pair), "--pipeline", "background", "--no-features"]
+    result = CliRunner().invoke(app, [*arguments, "--json", str(tmp_path / "rows.json")])
+    assert result.exit_code == 0, result.output
+    rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    assert [row["depth"] for row in rows] == [SENSOR, ESTIMATED]
+    assert rows[0]["psnr"] != rows[1]["psnr"]
+    assert set(rows[0]) >= {
+        "sequence", "pipeline", "depth", "psnr", "psnr_holes", "psnr_seen", "ssim", "st_lpips", "flicker", "warp_error",
+        "sgbm_epe", "seconds_per_frame",
+    }  # fmt: skip
+
+
+def test_pair_without_disparity_is_estimated_alone(pair, tmp_path):
+    for name in ("left.png", "right.png", "calib.json"):
+        (tmp_path / name).write_bytes((pair / name).read_bytes())
+    (sequence,) = open_stereo_data(tmp_path)
+    assert not sequence.sensor_depth
+    assert sequence.load(0).hole is None
+
+
+def test_means_keep_kinds_apart(pair):
+    (sequence,) = open_stereo_data(pair)
+    rows = evaluate_sequence(sequence, ["unchanged"], SENSOR)
+    assert means(rows) == []
+    average = means([*rows, *rows])
+    assert len(average) == 1
+    assert asdict(average[0])["psnr"] == rows[0].psnr
+
+
+def test_bad_data_is_refused(pair, tmp_path):
+    with pytest.raises(InputError, match="stereo pair"):
+        open_stereo_data(tmp_path)
+    for name in ("left.png", "right.png"):
+        (tmp_path / name).write_bytes((pair / name).read_bytes())
+    (tmp_path / "calib.json").write_text('{"width": 4}')
+    with pytest.raises(DatasetError, match="height"):
+        open_stereo_data(tmp_path)
+    result = CliRunner().invoke(app, ["evaluate", "--stereo", "--data", str(pair), "--pipeline", "magic"])
+    assert result.exit_code == 1
+    assert "magic" in result.output
