@@ -76,7 +76,8 @@ camera's optical frame (x right, y down, z forward). The pose of the camera on t
 `base_to_camera`.
 
 A stamp of 0 means now. If stamps jump back by more than two seconds, the node assumes that a recording was restarted:
-it drops messages that wait for a matching one and keeps the memories.
+it drops messages that wait for a matching one and keeps the memories. Photographs come in any order, and so do images
+whose poses come with them (`pose_source` topic or fixed).
 """
 
 _PROVENANCE = """\

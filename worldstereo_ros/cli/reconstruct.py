@@ -40,7 +40,7 @@ def reconstruct(
         Path,
         typer.Argument(
             metavar="PHOTOGRAPHS",
-            help="Folder of photographs, video, bag, COLMAP model, transforms.json, or posed sequence.",
+            help="Folder of photographs, video, bag, saved map, COLMAP model, transforms.json, or posed sequence.",
         ),
     ],
     photographs: Annotated[
@@ -51,6 +51,15 @@ def reconstruct(
             min=2,
             max=5000,
             show_default="300; of a video or bag 100",
+            rich_help_panel=INPUT,
+        ),
+    ] = None,
+    further: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--with",
+            metavar="PATH",
+            help="Further photographs without poses, a file or a folder, registered to the others. Repeatable.",
             rich_help_panel=INPUT,
         ),
     ] = None,
@@ -157,6 +166,7 @@ def reconstruct(
         splats=splats,
         splat_seconds=splat_seconds,
         bag_options=bag_options,
+        photographs=tuple(str(path) for path in further or ()),
         max_pixels=MAX_FULL_PIXELS if size.lower() == FULL_SIZE else DEFAULT_PIXELS,
     )
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()

@@ -57,6 +57,7 @@ class BackgroundReconstruction:
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
+            start_new_session=True,  # Ctrl-C in a terminal is for the parent, which ends this one
         )
         assert self._process.stdin is not None
         with contextlib.suppress(OSError):  # it ended already; `wait` says how

@@ -20,6 +20,7 @@ from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.ros.client.client import WorldStereoClient
 from worldstereo_ros.ros.client.places import PhotographRejectedError
 from worldstereo_ros.ros.conversions import messages, qos
+from worldstereo_ros.ros.node.photographs import MAX_QUEUED, MAX_UNPLACED, Photograph, PhotographQueue
 
 LIMIT_S = 200.0  # of every wait for a reconstruction; says nothing about speed
 POSES = arc(7)
@@ -101,6 +102,22 @@ def test_photograph_that_comes_first_is_placed_when_the_map_reaches_it():
         assert np.linalg.norm(messages.pose_matrix(poses[0].pose)[:3, 3] - POSES[3][:3, 3]) < 0.03
         assert messages.nanoseconds(poses[0].header.stamp) == 9 * 10**9
         assert "jumped back" not in node.log
+
+
+def test_queue_is_bounded_and_tries_again_later():
+    info, image = messages.info_message(CAMERA, Header()), messages.colour_message(render(POSES[0]).image, Header())
+    photographs = [Photograph(image, info, None, np.eye(4), number, "photograph") for number in range(MAX_QUEUED + 1)]
+    queue = PhotographQueue()
+    assert [queue.put(one) for one in photographs] == [True] * MAX_QUEUED + [False]
+    assert queue.take().stamp_ns == 0
+    queue.clear()
+    given_up = [queue.keep(one, observations=8) for one in photographs[: MAX_UNPLACED + 1]]
+    assert given_up[:-1] == [None] * MAX_UNPLACED
+    assert given_up[-1].stamp_ns == 0  # the oldest
+    queue.retry(9)
+    assert queue.peek() is None
+    queue.retry(10)  # a quarter more; one at a time
+    assert (queue.take().stamp_ns, queue.peek()) == (1, None)
 
 
 # --- reconstructions ---

@@ -147,10 +147,12 @@ class PhotographQueue:
         return self._unplaced.popleft() if len(self._unplaced) > MAX_UNPLACED else None
 
     def retry(self, observations: int) -> None:
-        """Puts those at the end of the queue whose next attempt is due."""
-        for photograph in list(self._unplaced):
-            if observations >= photograph.retry_at and self.put(replace(photograph, accepted_at=time.monotonic())):
-                self._unplaced.remove(photograph)
+        """Puts one whose next attempt is due at the end of the queue; not all at once, since images wait meanwhile."""
+        for index, photograph in enumerate(self._unplaced):
+            if observations >= photograph.retry_at:
+                if self.put(replace(photograph, accepted_at=time.monotonic())):
+                    del self._unplaced[index]
+                return
 
     def clear(self) -> None:
         """Removes all."""
