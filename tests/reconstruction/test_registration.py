@@ -1,11 +1,12 @@
 import numpy as np
 import pytest
 from helpers.paths import SHARED
-from helpers.photo_scene import arc, pose_at, write_photos, write_posed
+from helpers.photo_scene import CAMERA, arc, pose_at, write_photos, write_posed
 
 from worldstereo_ros.geometry.poses import invert_pose
 from worldstereo_ros.geometry.similarity import pose_errors
 from worldstereo_ros.io.posed_sequences import read_poses
+from worldstereo_ros.reconstruction import registration
 from worldstereo_ros.reconstruction.features import RegistrationError, vlad_similarity
 from worldstereo_ros.reconstruction.guards import PairMatches, check_model, sampson_distances
 from worldstereo_ros.reconstruction.photographs import import_photographs
@@ -39,6 +40,36 @@ def test_photographs_alone_give_poses_up_to_a_similarity(estimated):
     assert errors.degrees.max() < 0.6
     assert found.model.calibrations[0].camera.fx == pytest.approx(210, rel=0.03)
     assert (found.poses_from, found.model.metric, found.left_out) == ("photographs", False, {})
+
+
+@pytest.mark.parametrize(("stated", "used", "said"), [(1.02, 1.02, ""), (1.3, 1.0, "by what the photographs show")])
+def test_a_focal_length_that_comes_along_is_used_unless_the_photographs_contradict_it(tmp_path, stated, used, said):
+    write_photos(tmp_path / "in", POSES)
+    fov = 2 * np.arctan(0.5 * CAMERA.width / (stated * CAMERA.fx))
+    photos = import_photographs(open_source(tmp_path / "in"), tmp_path / "photographs", fov=fov)
+    model = register(photos, tmp_path / "registration").model
+    assert model.calibrations[0].camera.fx == pytest.approx(used * CAMERA.fx, rel=0.03)
+    assert said in " ".join(model.notes)
+    assert bool(model.notes) == bool(said)
+
+
+def test_photographs_along_a_short_arc_leave_the_field_of_view_open_and_it_is_said(tmp_path, estimated):
+    poses = arc(6, step_deg=1.3)
+    write_photos(tmp_path / "in", poses)
+    found, _ = _register(tmp_path / "in", tmp_path)
+    assert "55 and 65 degrees explain them about as well" in found.notes[0]
+    assert "--fov" in found.notes[0]
+    assert estimated[0].notes == ()
+
+
+def test_a_focal_length_that_explains_the_photographs_as_well_is_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(registration, "MAX_HELD_ERROR", 2.0)
+    write_photos(tmp_path / "in", arc(6, step_deg=1.3))
+    fov = 2 * np.arctan(0.5 * CAMERA.width / (1.1 * CAMERA.fx))
+    photos = import_photographs(open_source(tmp_path / "in"), tmp_path / "photographs", fov=fov)
+    model = register(photos, tmp_path / "registration").model
+    assert model.calibrations[0].camera.fx == pytest.approx(1.1 * CAMERA.fx)
+    assert model.notes == ()
 
 
 def test_the_frame_of_photographs_has_z_up_and_is_about_as_large_as_a_room(estimated):

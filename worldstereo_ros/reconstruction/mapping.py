@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,9 @@ MIN_MODEL = 3  # photographs of a group that is worth mentioning
 # The principal point is refined if this many photographs share a camera, and stays within this share of the size.
 MIN_SHARED, MAX_SHIFT = 12, 0.05
 MIN_POINTS_TO_REFINE = 1000
+MAX_PROBED = 60  # photographs; more determine their focal length
+PROBED_FACTORS = (0.9, 1.1)  # of the focal length that was found
+MAX_PROBED_ERROR = 1.05  # of the reprojection error with such a focal length, over the least
 FUNCTION_TOLERANCE = 1e-6  # relative change of the error at which an adjustment ends
 
 
@@ -33,6 +37,8 @@ def map_photographs(
     folder: Path,
     settings: FeatureSettings,
     on_image: Callable[[], None] | None = None,
+    *,
+    hold_focal: bool = False,
 ) -> list[SparseModel]:
     """Registers photographs whose poses are unknown (incremental mapping, Schönberger and Frahm, CVPR 2016).
 
@@ -42,6 +48,7 @@ def map_photographs(
         folder: for the files of the mapper; emptied.
         settings: with which the features were found; the relaxed ones also relax the mapper.
         on_image: called after each registered photograph.
+        hold_focal: keep the focal lengths of EXIF as they are.
 
     Returns:
         Models of groups of photographs that overlap, the largest first; each in a frame and a unit of its own.
@@ -55,6 +62,10 @@ def map_photographs(
     options.min_model_size = MIN_MODEL
     options.extract_colors = True
     options.constant_cameras = _known_cameras(photos, database)
+    if hold_focal and all(photo.camera is not None or photo.focal_px is not None for photo in photos):
+        options.ba_refine_focal_length = options.mapper.abs_pose_refine_focal_length = False  # distortion is refined
+    elif hold_focal:
+        options.constant_cameras |= _known_cameras(photos, database, exif=True)
     if settings.affine:
         options.min_num_matches = settings.min_inliers
         options.mapper.init_min_num_inliers = 25
@@ -72,21 +83,32 @@ def map_photographs(
         chunks.num_workers = 1
         found = pycolmap.hierarchical_mapping(database, images, folder, chunks)
         for one in found.values():  # each chunk was adjusted by itself alone
-            _adjust(one, options.constant_cameras)
+            _adjust(one, options.constant_cameras, refine_focal=options.ba_refine_focal_length)
     if max((one.num_reg_images() for one in found.values()), default=0) < MIN_CHUNKED * len(photos):
         # Chunks of thin overlap may not be tied; one after the other takes longer and loses fewer.
         one_by_one = pycolmap.incremental_mapping(
             database, images, folder, options, next_image_callback=on_image or (lambda: None)
         )
         found = {**found, **{len(found) + key: one for key, one in one_by_one.items()}}
-    models = [_converted(_refined(one, photos), photos) for one in found.values() if one.num_reg_images() >= 2]
+    models = []
+    for one in found.values():
+        if one.num_reg_images() >= 2:
+            refined = one if hold_focal else _refined(one, photos)
+            models.append(replace(_converted(refined, photos), notes=_focal_notes(refined, photos)))
     return sorted(models, key=lambda model: (-len(model), -len(model.points)))
 
 
-def _adjust(model: Any, constant_cameras: set[int] | None = None, *, refine_principal_point: bool = False) -> None:
+def _adjust(
+    model: Any,
+    constant_cameras: set[int] | None = None,
+    *,
+    refine_focal: bool = True,
+    refine_principal_point: bool = False,
+) -> None:
     """Adjusts all poses, points and intrinsics of a model, but those of constant cameras (bundle adjustment)."""
     pycolmap = load_pycolmap()
     options = pycolmap.BundleAdjustmentOptions()
+    options.refine_focal_length = refine_focal
     options.refine_principal_point = refine_principal_point
     options.print_summary = False
     options.ceres.solver_options.num_threads = threads()
@@ -149,9 +171,9 @@ def _colmap_camera(pycolmap: Any, calibration: CameraCalibration) -> Any:
     return pycolmap.Camera(model=name, width=camera.width, height=camera.height, params=values)
 
 
-def _known_cameras(photos: Photographs, database: Path) -> set[int]:
-    """Numbers of the cameras in the database whose intrinsics came along."""
-    names = {photo.file.name for photo in photos if photo.camera is not None}
+def _known_cameras(photos: Photographs, database: Path, *, exif: bool = False) -> set[int]:
+    """Numbers of the cameras in the database whose intrinsics came along, or whose focal length is in EXIF."""
+    names = {photo.file.name for photo in photos if photo.camera is not None or (exif and photo.focal_px is not None)}
     with open_database(database) as opened:
         return {int(image.camera_id) for image in opened.read_all_images() if image.name in names}
 
@@ -180,6 +202,34 @@ def _refined(model: Any, photos: Photographs) -> Any:
         if max(shift) > MAX_SHIFT:
             return model
     return refined if refined.compute_mean_reprojection_error() < before else model
+
+
+def _focal_notes(model: Any, photos: Photographs) -> tuple[str, ...]:
+    """Says where the photographs hardly determine their focal length: others explain them as well."""
+    free = {photo.file.name for photo in photos if photo.camera is None and photo.focal_px is None}
+    cameras = {int(model.images[i].camera_id) for i in model.reg_image_ids() if model.images[i].name in free}
+    if not cameras or model.num_reg_images() > MAX_PROBED or not model.num_points3D():
+        return ()
+    least, fitting = model.compute_mean_reprojection_error(), []
+    for factor in PROBED_FACTORS:
+        probe = load_pycolmap().Reconstruction(model)
+        for camera_id in cameras:
+            camera = probe.cameras[camera_id]
+            camera.params = [camera.params[0] * factor, *list(camera.params)[1:]]
+        _adjust(probe, set(probe.cameras) - cameras, refine_focal=False)
+        if probe.compute_mean_reprojection_error() < MAX_PROBED_ERROR * least:
+            fitting.append(factor)
+    if not fitting:
+        return ()
+    camera = model.cameras[min(cameras)]
+    degrees = [
+        2 * np.degrees(np.arctan(0.5 * camera.width / (camera.params[0] * factor))) for factor in (1.0, *fitting)
+    ]
+    return (
+        f"The photographs hardly determine their field of view: {min(degrees):.0f} and {max(degrees):.0f} degrees "
+        "explain them about as well, so shapes may be stretched along the line of sight. Name it with --fov, keep the "
+        "EXIF of the photographs, or take more from other sides.",
+    )
 
 
 def _converted(model: Any, photos: Photographs) -> SparseModel:

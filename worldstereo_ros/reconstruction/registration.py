@@ -40,6 +40,8 @@ THOROUGH_FIRST = 30  # photographs up to which the quick settings are skipped: t
 MAX_THOROUGH, MAX_RELAXED = 60, 25  # photographs up to which slower settings are tried
 MIN_REGISTERED_TO_STOP = 5
 ENOUGH = 0.75  # registered share, from which on the slowest settings are not tried
+MAX_EXIF_DRIFT = 1.06  # between a focal length that is found and that of EXIF, which is rounded to a millimetre
+MAX_HELD_ERROR = 1.03  # of the reprojection error with the focal lengths of EXIF, over that with those found
 MEDIAN_DEPTH = 3.0  # of a reconstruction without a unit, so that it is about as large as a room in metres
 MAX_CENTRE_ERROR, MAX_ROTATION_ERROR_DEG = 0.1, 5.0  # of poses that came along, after the best similarity
 MIN_DEPTH_SAMPLES = 100
@@ -248,7 +250,15 @@ def _attempt(
 
     progress(f"registering ({settings.name})", 0, len(photos))
     best, reasons, refused = None, {}, ""
-    for model in map_photographs(photos, database, folder, settings, on_image):
+    models = map_photographs(photos, database, folder, settings, on_image)
+    if models and (drift := _focal_drift(models[0], photos)):
+        done[0] = 0
+        held = map_photographs(photos, database, folder, settings, on_image, hold_focal=True)
+        if held and _holds_as_well(held[0], models[0]):
+            models = held
+        else:
+            models[0] = replace(models[0], notes=(*models[0].notes, drift))
+    for model in models:
         calibrations = {int(n): c for n, c in zip(model.photographs, model.calibrations, strict=True)}
         numbers = [int(number) for number in model.photographs]
         verdict = check_model(
@@ -262,6 +272,27 @@ def _attempt(
         elif best is None or len(verdict.accepted) > len(best):
             best, reasons = model.subset(verdict.accepted), verdict.reasons
     return best, reasons, refused or ("" if best is not None else "No two of them share enough features.")
+
+
+def _focal_drift(model: SparseModel, photos: Photographs) -> str:
+    """Says that a focal length went away from that of EXIF, as it may where the cameras hardly determine it."""
+    for row, number in enumerate(model.photographs):
+        photo = photos[int(number)]
+        if photo.camera is None and photo.focal_px is not None:
+            found = model.calibrations[row].camera.fx
+            if max(found / photo.focal_px, photo.focal_px / found) > MAX_EXIF_DRIFT:
+                return (
+                    f"The focal length of {photo.name} is {photo.focal_px:.0f} pixels by its EXIF or --fov, and "
+                    f"{found:.0f} by what the photographs show, which is used: it explains them better."
+                )
+    return ""
+
+
+def _holds_as_well(held: SparseModel, free: SparseModel) -> bool:
+    """Whether the focal lengths of EXIF explain the photographs as well as those that were found."""
+    if len(held) < len(free) or not len(held.errors):
+        return False
+    return float(held.errors.mean()) <= MAX_HELD_ERROR * float(free.errors.mean())
 
 
 def _why_unregistered(
