@@ -219,7 +219,7 @@ def describe(place: Place) -> list[str]:
     made = [f"{figures['mesh_triangles']:,} triangles"] if figures["mesh_triangles"] else []
     made += [f"{figures['splats']:,} splats"] if figures["splats"] else []
     if made:
-        lines.append(f"Mesh and splats: {', '.join(made)}.")
+        lines.append(f"{' and '.join(made)}.")
     seconds = ", ".join(f"{name} {value:.0f}" for name, value in figures["seconds"].items())
     earlier = f" Of an earlier run: {', '.join(figures['resumed'])}." if figures["resumed"] else ""
     lines.append(f"Seconds: {seconds}.{earlier}")

@@ -145,7 +145,8 @@ def read_folder(folder: Path, files: list[Path], source: PhotographSource) -> It
         key = f"{width}x{height} {'' if header.focal_35mm is None else format(header.focal_35mm, 'g')}"
         yield RawPhotograph(name, _photo_reader(file), header.size, focal_ratio=ratio, camera_key=key)
     if turned:
-        source.notes.append(f"{len(turned)} photographs are turned upright by their EXIF, such as {turned[0]}.")
+        many = f"{len(turned)} photographs are turned upright by their EXIF, such as {turned[0]}."
+        source.notes.append(many if len(turned) > 1 else f"{turned[0]} is turned upright by its EXIF.")
 
 
 def _photo_reader(file: Path) -> Callable[[], np.ndarray]:
