@@ -12,7 +12,8 @@ from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.pipelines.geometric import plane_details
 from worldstereo_ros.pipelines.geometric.detail_rendering import add_details, pack_examples
 from worldstereo_ros.pipelines.geometric.layout import estimate_layout
-from worldstereo_ros.pipelines.geometric.plane_details import TEXELS, DetailExample, canonical_axes
+from worldstereo_ros.pipelines.geometric.plane_details import canonical_axes
+from worldstereo_ros.pipelines.geometric.plane_sampling import TEXELS, DetailExample, find_periods
 
 SHARP = Camera.from_fov(320, 240, np.radians(75))
 GRID = np.arange(TEXELS)
@@ -40,7 +41,7 @@ def test_periods_are_found(across, along):
     valid[:, 200:] = False
     grey[~valid] = 0
     grey = np.where(valid, grey - grey[valid].mean(), 0).astype(np.float32)
-    periods, correlation = plane_details._periods(grey, valid)
+    periods, correlation = find_periods(grey, valid)
     np.testing.assert_allclose(periods, [across, along], atol=0.6)
     assert 0 < correlation <= 1
 
@@ -48,7 +49,7 @@ def test_periods_are_found(across, along):
 @pytest.mark.parametrize("seed", range(5))
 def test_noise_has_no_period(seed):
     noise = np.random.default_rng(seed).normal(0, 5, (TEXELS, TEXELS)).astype(np.float32)
-    periods, correlation = plane_details._periods(noise, np.ones((TEXELS, TEXELS), bool))
+    periods, correlation = find_periods(noise, np.ones((TEXELS, TEXELS), bool))
     assert not periods.any()
     assert correlation == 0
 

@@ -8,9 +8,9 @@ from typing import NamedTuple
 import numpy as np
 
 from worldstereo_ros.geometry.cameras import Camera
-from worldstereo_ros.pipelines.geometric.plane_details import ATLAS_COLUMNS, MAX_CENTRES, TEXELS, DetailExample
 from worldstereo_ros.pipelines.geometric.plane_noise import hash_integers
 from worldstereo_ros.pipelines.geometric.plane_rays import pixel_ray
+from worldstereo_ros.pipelines.geometric.plane_sampling import ATLAS_COLUMNS, MAX_CENTRES, TEXELS, DetailExample
 from worldstereo_ros.utils.jit import compiled, run_in_threads, split_range
 
 ATTEMPTS = 8  # to find a place that is whole periods away

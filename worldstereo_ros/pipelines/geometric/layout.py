@@ -18,12 +18,17 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
-import scipy.ndimage
 
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.views import View
 from worldstereo_ros.imaging.inpainting import push_pull
 from worldstereo_ros.imaging.resizing import resize_image
+from worldstereo_ros.pipelines.geometric.assumed_textures import (
+    MIN_EXTENT_M,
+    assumed_texture,
+    typical_walls,
+    wall_profile,
+)
 from worldstereo_ros.pipelines.geometric.detail_rendering import PackedExamples, add_details, pack_examples
 from worldstereo_ros.pipelines.geometric.plane_details import DetailExample, canonical_axes, detail_example
 from worldstereo_ros.pipelines.geometric.plane_detection import (
@@ -43,21 +48,16 @@ from worldstereo_ros.pipelines.geometric.plane_rays import (
     cast_rays,
     colour_surfaces,
 )
-from worldstereo_ros.pipelines.geometric.room_closing import WALL, AssumedPlane, Room, close_room
+from worldstereo_ros.pipelines.geometric.room_closing import WALL, Room, close_room
 from worldstereo_ros.utils.indices import evenly_spaced_indices
 from worldstereo_ros.utils.jit import run_in_threads, split_range
 
 MAX_VIEWS = 24  # observations that are sampled for planes and for free space
 # Estimation of how far a plane extends
 EXTENT_SCALE = 1.2  # distance at which the probability is 1 / e, in sides of a square of the observed area
-MIN_EXTENT_M = 1e-3  # the same for a plane that is bounded all around
 BORDER_CELLS = 2.5  # width of the border around the observed part that is checked for free space
 BOUNDED_POWER = 3.0  # of the unbounded fraction of the border: a table top extends less than a floor
 PARAMETERS = 15  # of a plane
-UNOBSERVED_M = 1e4  # distance from the observed part, of a plane that was not observed
-# Colours of assumed walls by height
-PROFILE_CELLS = 3.0  # standard deviation of the filter
-PROFILE_PRIOR = 0.2  # weight of the mean colour, in that of the most common height
 SKY_BINS = 16  # of the elevation, 0 to 90 degrees
 
 
@@ -256,14 +256,15 @@ def _layout_from_samples(observations: list[View], views: list[SampledView]) -> 
         if side.source >= 0:
             planes[side.source, 14] = side.probability
     unseen = [side for side in room.sides if side.source < 0]
+    typical = typical_walls(samples, inliers, room.kinds)
     if unseen:
-        profile = _wall_profile(samples, inliers, room)
-        assumed = [_assumed_texture(side, room, samples, profile) for side in unseen]
+        profile = wall_profile(samples, [inliers[wall] for wall in typical], room)
+        assumed = [assumed_texture(side, room, samples, profile) for side in unseen]
         planes, colours, distances = (
             np.concatenate([known, np.stack(new)])
             for known, new in zip((planes, colours, distances), zip(*assumed, strict=True), strict=True)
         )
-    examples, example_of = _examples(observations, textures, room)
+    examples, example_of = _examples(observations, textures, room, typical)
     sides = np.array([[*side.normal, side.offset, side.probability] for side in room.sides], np.float32).reshape(-1, 5)
     return Layout(
         *(planes, colours, distances, sides, grid_from_world, depths),
@@ -276,55 +277,9 @@ def _layout_from_samples(observations: list[View], views: list[SampledView]) -> 
     )
 
 
-def _wall_profile(samples: PlaneSamples, inliers: list[np.ndarray], room: Room) -> np.ndarray:
-    """(TEXTURE_CELLS, 3) float32 mean colour of seen walls by height, from the floor to the ceiling."""
-    low, high = _height_range(room)
-    on_wall = np.zeros(len(samples.points), bool)
-    for kind, chosen in zip(room.kinds, inliers, strict=True):
-        if kind == WALL:
-            on_wall |= chosen
-    if not on_wall.any():
-        on_wall[:] = True
-    heights = samples.points[on_wall] @ room.up
-    rows = np.clip((heights - low) / (high - low) * TEXTURE_CELLS, 0, TEXTURE_CELLS - 1).astype(int)
-    weights = samples.weights[on_wall]
-    total = np.bincount(rows, weights, TEXTURE_CELLS)
-    colours = samples.colours[on_wall]
-    sums = np.stack([np.bincount(rows, weights * channel, TEXTURE_CELLS) for channel in colours.T], axis=-1)
-    # Smooth: bands of single heights are things on the walls.
-    sums, total = (scipy.ndimage.gaussian_filter1d(a, PROFILE_CELLS, axis=0, mode="nearest") for a in (sums, total))
-    prior = PROFILE_PRIOR * float(total.max())
-    mean = np.average(samples.colours[on_wall], axis=0, weights=weights)
-    return ((sums + prior * mean) / (total + prior)[:, None]).astype(np.float32)
-
-
-def _height_range(room: Room) -> tuple[float, float]:
-    levels = [side for side in room.sides if side.kind != WALL]
-    heights = [float(side.offset * np.sign(side.normal @ room.up)) for side in levels]
-    return min(heights), max(max(heights), min(heights) + 1.0)
-
-
-def _assumed_texture(
-    side: AssumedPlane, room: Room, samples: PlaneSamples, profile: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Parameters, colours and distances of a side that was not seen."""
-    low, high = _height_range(room)
-    cells = (TEXTURE_CELLS, TEXTURE_CELLS)
-    if side.kind == WALL:
-        axes = np.stack([np.cross(room.up, side.normal), room.up])
-        cell, corner = (high - low) / TEXTURE_CELLS, np.array([0.0, low])
-        colours = np.repeat(profile[:, None], TEXTURE_CELLS, axis=1)
-    else:
-        axes = np.stack([room.axis, np.cross(side.normal, room.axis)])
-        cell, corner = 0.1, np.zeros(2)
-        colours = np.broadcast_to(profile.mean(axis=0), (*cells, 3))
-    parameters = np.concatenate(
-        [side.normal, [side.offset], *axes, corner, [cell, MIN_EXTENT_M, side.probability]]
-    ).astype(np.float32)
-    return parameters, np.ascontiguousarray(colours, np.float32), np.full(cells, UNOBSERVED_M, np.float32)
-
-
-def _examples(observations: list[View], textures: list[PlaneTexture], room: Room) -> tuple[PackedExamples, np.ndarray]:
+def _examples(
+    observations: list[View], textures: list[PlaneTexture], room: Room, typical: list[int]
+) -> tuple[PackedExamples, np.ndarray]:
     """Details of the detected planes, and the example of every plane, assumed ones last."""
     examples: list[DetailExample] = []
     example_of: list[int] = []
@@ -338,8 +293,10 @@ def _examples(observations: list[View], textures: list[PlaneTexture], room: Room
     for index, kind in enumerate(kinds):
         if index < len(textures) and (example_of[index] >= 0 or not kind):
             continue
-        # The like of it: the largest example of the same kind.
+        # The like of it: the largest example of the same kind, for walls among those of the usual colour.
         like = [other for other in range(len(textures)) if room.kinds[other] == kind and example_of[other] >= 0]
+        if kind == WALL:
+            like = [other for other in like if other in typical]
         found = example_of[max(like, key=areas.__getitem__)] if like else -1
         if index < len(textures):
             example_of[index] = found

@@ -56,6 +56,7 @@ def fill_with_planes(
     camera: Camera,
     world_from_camera: np.ndarray,
     *,
+    planes: PlaneRender | None = None,
     guide_weight: float = 0.0,
     seed: int = 0,
     threads: int = 1,
@@ -68,6 +69,7 @@ def fill_with_planes(
         depth: (H, W) float32 metres of the known pixels.
         layout: of the place.
         camera, world_from_camera: camera and (4, 4) pose of the view.
+        planes: of the view, at least of its holes; None: they are rendered here.
         guide_weight: weight of a pixel of a hole against a known one, for the light of planes.
         seed: another one gives other details.
         threads: number of threads to use.
@@ -83,7 +85,14 @@ def fill_with_planes(
     if not len(layout) or known.all():
         return out
     pose = np.asarray(world_from_camera)
-    planes = layout.render_view(camera, pose, mask=~known, threads=threads)
+    if planes is None:
+        planes = layout.render_view(camera, pose, mask=~known, threads=threads)
+    else:
+        planes = planes._replace(
+            depth=np.where(known, np.float32(0), planes.depth),
+            probability=np.where(known, np.float32(0), planes.probability),
+            plane=np.where(known, np.int16(-1), planes.plane),
+        )
     colours = layout.render_surfaces(planes, camera, pose, seed=seed, threads=threads)
     if (planes.plane >= 0).any():
         fields = _light(image, known, depth, layout, planes, camera, pose, guide_weight, threads)
@@ -106,13 +115,14 @@ def draw_planes(
     camera: Camera,
     world_from_camera: np.ndarray,
     *,
+    planes: PlaneRender | None = None,
     seed: int = 0,
     threads: int = 1,
 ) -> tuple[np.ndarray, PlaneFill]:
     """A view whose holes show planes as far as these are likely, else its own colours.
 
     Args:
-        image, known, depth, layout, camera, world_from_camera, threads: see `fill_with_planes`.
+        image, known, depth, layout, camera, world_from_camera, planes, threads: see `fill_with_planes`.
         seed: another one gives other details; of any size.
 
     Returns:
@@ -120,6 +130,7 @@ def draw_planes(
     """
     fill = fill_with_planes(
         *(image, known, depth, layout, camera, world_from_camera),
+        planes=planes,
         guide_weight=GUIDE_WEIGHT,
         seed=seed & SEED_MASK,
         threads=threads,
