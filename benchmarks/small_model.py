@@ -29,8 +29,10 @@ from worldstereo_ros.pipelines.geometric.layout import estimate_layout
 from worldstereo_ros.pipelines.geometric.pipeline import GeometricPipeline
 from worldstereo_ros.pipelines.geometric.warped_view import WarpedView
 from worldstereo_ros.pipelines.worldstereo.compositing import compose, mix_with_memory
+from worldstereo_ros.pipelines.worldstereo.imagined_depth import complete_frame, render_planes
 from worldstereo_ros.pipelines.worldstereo.model_inputs import build_model_inputs
 from worldstereo_ros.pipelines.worldstereo.pipeline import WorldStereoPipeline
+from worldstereo_ros.pipelines.worldstereo.refinement import fill_frame
 from worldstereo_ros.world import WorldModel
 
 PARTS = (
@@ -66,10 +68,19 @@ class PlainPipeline(WorldStereoPipeline):
         images = decoded.permute(0, 2, 3, 1).cpu().numpy()
         size = (conditioning.camera.width, conditioning.camera.height)
         resized = [resize_image(image, *size, enlarge=cv2.INTER_CUBIC) for image in images]
-        yield from [
+        composed = [
             compose(frame, mix_with_memory(image, warped_views[index], conditioning, index))
             for index, (frame, image) in enumerate(zip(frames, resized, strict=True))
         ]
+        for index, frame in enumerate(composed):
+            planes = None
+            if layout is not None:
+                planes = render_planes(frame, conditioning, index, layout)
+                if self.fill == "planes" and self.compose_observed:
+                    inputs = (frame, warped_views[index], conditioning, index, layout, planes, self.refiner)
+                    frame = fill_frame(*inputs, seed=generator.initial_seed())
+            composed[index] = complete_frame(frame, conditioning, index, planes, self.depth)
+        yield from composed
 
 
 class CoarseWarping(GeometricPipeline):

@@ -181,7 +181,7 @@ def imagine(
             rich_help_panel=MODEL,
         ),
     ] = "torch",
-    fill: Fill = "smooth",
+    fill: Fill = "auto",
     out: Out = Path("imagine_out"),
 ) -> None:
     """Imagine views along a path, from a recording, without ROS.

@@ -42,7 +42,8 @@ Fill = Annotated[
     str,
     typer.Option(
         metavar="FILL",
-        help="What geometric and small show where nothing was seen: smooth, or planes (of a closed room).",
+        help="What geometric and small show where nothing was seen: smooth, planes (of a closed room), or auto (small "
+        "planes, geometric smooth).",
         rich_help_panel=MODEL,
     ),
 ]

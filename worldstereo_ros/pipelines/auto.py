@@ -11,7 +11,7 @@ from worldstereo_ros.weights.bundled import BUNDLED
 
 NAMES = ("geometric", *BUNDLED)
 ANYRECON = "anyrecon:"  # before the path of its files
-FILLS = ("smooth", "planes")
+FILLS = ("auto", "smooth", "planes")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -22,7 +22,7 @@ def load_pipeline(
     variant: str = "",
     dtype: str = "auto",
     control_backend: str = "torch",
-    fill: str = "smooth",
+    fill: str = "auto",
     **options: Any,
 ) -> Pipeline:
     """Loads a pipeline.
@@ -37,6 +37,7 @@ def load_pipeline(
         dtype: dtype of a checkpoint's networks, one of `DTYPES`; auto: bfloat16 on CUDA, float32 on the CPU.
         control_backend: runs a checkpoint's control branch: torch, onnxruntime or tensorrt (docs/guides/export.md).
         fill: what holes show: smooth, or planes of a closed room; of `geometric` and models with a layout (`small`).
+            auto: planes for such models, smooth for `geometric`.
         options: keyword arguments of `from_pretrained` of the pipeline's class.
 
     Raises:
@@ -54,10 +55,10 @@ def load_pipeline(
             )
         from worldstereo_ros.pipelines.geometric.pipeline import GeometricPipeline
 
-        return GeometricPipeline(fill=fill)
+        return GeometricPipeline(fill="smooth" if fill == "auto" else fill)
     if dtype not in DTYPES:
         raise InputError(f"The dtype '{dtype}' is unknown; one of {', '.join(DTYPES)} was expected.")
-    if model.startswith(ANYRECON) and fill != "smooth":
+    if model.startswith(ANYRECON) and fill == "planes":
         raise InputError(f"The fill '{fill}' is for geometric and small; AnyRecon generates what holes show.")
     if model.startswith(ANYRECON):
         return _load_anyrecon(model.removeprefix(ANYRECON), device, variant, dtype, control_backend, options)
@@ -75,9 +76,10 @@ def load_pipeline(
 
     torch_dtype = None if dtype == "auto" else getattr(torch, dtype)
     pipeline = WorldStereoPipeline.from_pretrained(model, variant or None, device=device, dtype=torch_dtype, **options)
-    if fill != "smooth" and not pipeline.config.uses_layout:
+    if fill == "planes" and not pipeline.config.uses_layout:
         raise InputError(f"The fill '{fill}' is for geometric and small; '{model}' generates what holes show.")
-    pipeline.fill = fill
+    if fill != "auto":
+        pipeline.fill = fill
     if control_backend != "torch":
         from worldstereo_ros.export.runtime import use_control_backend
 

@@ -37,7 +37,7 @@ def test_asking_again_raises_no_confidence(name, kind, seed):
     for which in (1, 2):
         means = [float(request[which][always].mean()) for request in requests]
         # A pixel may show a surface that another view imagined, and an image imagined anew differs a little.
-        assert max(means[1:]) <= means[0] + 0.01, means
+        assert max(means[1:]) <= means[0] + 0.015, means
         assert means[2] <= means[1] + 0.005, means
 
 

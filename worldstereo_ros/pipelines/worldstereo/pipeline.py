@@ -24,9 +24,7 @@ import cv2
 import numpy as np
 import torch
 
-from worldstereo_ros.depth.alignment import DepthError, complete_depth
 from worldstereo_ros.depth.estimators import DepthEstimator, load_small_depth
-from worldstereo_ros.geometry.provenance import Provenance
 from worldstereo_ros.imaging.inpainting import fill_depth
 from worldstereo_ros.imaging.resizing import resize_image
 from worldstereo_ros.models import (
@@ -55,6 +53,7 @@ from worldstereo_ros.pipelines.geometric.pipeline import GeometricPipeline
 from worldstereo_ros.pipelines.geometric.warped_view import WarpedView
 from worldstereo_ros.pipelines.worldstereo.compositing import compose, mix_with_memory
 from worldstereo_ros.pipelines.worldstereo.conditioning import make_keyframes
+from worldstereo_ros.pipelines.worldstereo.imagined_depth import complete_frame, render_planes
 from worldstereo_ros.pipelines.worldstereo.memory_errors import out_of_memory_message
 from worldstereo_ros.pipelines.worldstereo.model_inputs import MASK_CHANNELS, ModelInputs, build_model_inputs
 from worldstereo_ros.pipelines.worldstereo.refinement import fill_frame
@@ -63,9 +62,6 @@ from worldstereo_ros.utils.errors import InputError
 
 STEPS = 40  # of the variants that are not distilled
 PATCH_PX = 16  # pixels of a token along each side
-# Depth of an extrapolated plane is used if the plane is at least this likely, and if it differs from the depth of the
-# network by no more than this factor. The two are compared at every fourth pixel.
-MIN_PLANE_PROBABILITY, MAX_DEPTH_RATIO, DEPTH_STRIDE_PX = 0.6, 2.0, 4
 
 # (pipeline, step, timestep, {"latents": ...}) to a dict with the tensors to replace, or None; as in diffusers.
 StepEnd = Callable[["WorldStereoPipeline", int, torch.Tensor, dict[str, torch.Tensor]], dict[str, torch.Tensor] | None]
@@ -90,7 +86,8 @@ class WorldStereoPipeline:
             pose. A shorter path then costs as much as a full one.
         callback_on_step_end: called after every step as in diffusers; may replace `latents`.
         depth: estimates depth of imagined pixels; None: depth is filled smoothly from memory.
-        fill: what holes show: `smooth`, the transformer's image, or `planes` of the layout as far as they are likely.
+        fill: what holes show: `smooth`, the transformer's image, or `planes` of the layout as far as they are likely;
+            by default planes, for models with a layout.
         refiner: refines holes with planes; None: planes as they are.
         geometric: the geometric pipeline, which warps views from memory and labels their provenance.
     """
@@ -115,7 +112,7 @@ class WorldStereoPipeline:
         callback_on_step_end: StepEnd | None = None,
         depth: DepthEstimator | None = None,
         refiner: HoleRefiner | None = None,
-        fill: str = "smooth",
+        fill: str | None = None,
     ) -> None:
         """Assembles the pipeline from loaded parts; `from_pretrained` loads them.
 
@@ -146,7 +143,7 @@ class WorldStereoPipeline:
         self.fill_clip = fill_clip
         self.callback_on_step_end = callback_on_step_end
         self.depth = depth
-        self.refiner, self.fill = refiner, fill
+        self.refiner, self.fill = refiner, fill or ("planes" if config.uses_layout else "smooth")
         self.geometric, self._estimate_layout = GeometricPipeline(), LayoutEstimator()
 
     @classmethod
@@ -339,10 +336,15 @@ class WorldStereoPipeline:
             image = resize_image(image, frame.image.shape[1], frame.image.shape[0], enlarge=cv2.INTER_CUBIC)
             if warped_views and self.compose_observed:
                 image = mix_with_memory(image, warped_views[index], conditioning, index)
-            composed = self._with_depth(compose(frame, image), conditioning, index, layout)
-            if self.fill == "planes" and layout is not None and warped_views and self.compose_observed:
-                inputs = (composed, warped_views[index], conditioning, index, layout, self.refiner)
-                composed = fill_frame(*inputs, seed=generator.initial_seed(), threads=self.geometric.threads)
+            composed = compose(frame, image)
+            planes = None
+            if layout is not None:
+                planes = render_planes(composed, conditioning, index, layout, self.geometric.threads)
+                if self.fill == "planes" and warped_views and self.compose_observed:
+                    inputs = (composed, warped_views[index], conditioning, index, layout, planes, self.refiner)
+                    composed = fill_frame(*inputs, seed=generator.initial_seed(), threads=self.geometric.threads)
+            # The depth network sees more in the filled image.
+            composed = complete_frame(composed, conditioning, index, planes, self.depth)
             has_memory_image = self.compose_observed or self.config.fills_render_holes
             yield composed if has_memory_image else replace(composed, memory_image=None)
 
@@ -354,43 +356,6 @@ class WorldStereoPipeline:
         depth = fill_depth(conditioning.renders.depth[index].cpu().numpy()) if warped is None else warped.depth
         image = np.zeros((*depth.shape, 3), np.uint8) if warped is None else warped.image
         return PipelineFrame(image, depth, np.zeros(depth.shape, bool))
-
-    def _with_depth(
-        self, frame: PipelineFrame, conditioning: Conditioning, index: int, layout: Layout | None
-    ) -> PipelineFrame:
-        """The frame with estimated depth where memory has none, and with `plane_absence`.
-
-        Depth is that of an extrapolated plane where one is likely and the depth network agrees within a factor of
-        `MAX_DEPTH_RATIO`, else that of the network.
-        """
-        covered, depth = conditioning.renders.covered[index].cpu().numpy() | frame.observed, frame.depth
-        # A plane that was imagined before is not more certain for that.
-        provenance = conditioning.renders.provenance[index].cpu().numpy()
-        seen = (provenance >= Provenance.ESTIMATED) | frame.observed
-        if depth is None or seen.all():
-            return frame
-        pose, threads = conditioning.world_from_camera[index], self.geometric.threads
-        planes = None
-        if layout is not None:
-            # Confidence is fitted with the detected planes alone.
-            detected = layout.without_closing()
-            planes = detected.render_view(conditioning.camera, pose, mask=~seen, threads=threads)
-            frame = replace(frame, plane_absence=np.where(seen, np.float32(0), 1 - planes.probability).clip(0, 1))
-        if self.depth is None or covered.all():
-            return frame
-        try:
-            estimated = self.depth(frame.image, conditioning.camera)
-        except DepthError:  # nothing but sky
-            return frame
-        known = np.where(covered, depth, np.float32(0))
-        if planes is not None:
-            coarse = (slice(None, None, DEPTH_STRIDE_PX),) * 2
-            completed = complete_depth(known[coarse], estimated[coarse])
-            completed = cv2.resize(completed, known.shape[::-1], interpolation=cv2.INTER_NEAREST)
-            agrees = (planes.depth < completed * MAX_DEPTH_RATIO) & (planes.depth * MAX_DEPTH_RATIO > completed)
-            likely = ~covered & (planes.probability > MIN_PLANE_PROBABILITY)
-            known = np.where(likely & agrees, planes.depth, known)
-        return replace(frame, depth=complete_depth(known, estimated))
 
     # --- memory of the device ----------------------------------------------------------------------------------------
 

@@ -12,10 +12,11 @@ import cv2
 import numpy as np
 import torch
 
+from worldstereo_ros.geometry.provenance import Provenance
 from worldstereo_ros.imaging.resizing import resize_image
 from worldstereo_ros.models.hole_refiner import MULTIPLE_PX, SOURCES, HoleRefiner
 from worldstereo_ros.pipelines.base import Conditioning, PipelineFrame
-from worldstereo_ros.pipelines.geometric.layout import Layout
+from worldstereo_ros.pipelines.geometric.layout import Layout, PlaneRender
 from worldstereo_ros.pipelines.geometric.plane_fill import (
     SEED_MASK,
     SKY,
@@ -28,6 +29,8 @@ from worldstereo_ros.pipelines.geometric.warped_view import WarpedView
 
 SKY_LEVEL = 0.5  # of the channel that has the cosine between up and the surface's normal
 MAX_LOG_DEPTH, REFERENCE_DEPTH_M, MIN_DEPTH_M = 2.0, 3.0, 0.1
+# Detail that memory shows: its weight, the filter that separates it, and over how many pixels it fades.
+MEMORY_DETAIL_WEIGHT, DETAIL_PX, BORDER_PX = 0.7, 2.0, 5
 FEATHER_PX = 3  # over which refined pixels blend into seen ones
 
 
@@ -37,6 +40,7 @@ def fill_frame(
     conditioning: Conditioning,
     index: int,
     layout: Layout,
+    planes: PlaneRender,
     refiner: HoleRefiner | None,
     *,
     seed: int = 0,
@@ -47,12 +51,33 @@ def fill_frame(
     if seen.all() or warped.coincident is not None:
         return frame
     if refiner is not None:
-        return refine_frame(frame, warped, conditioning, index, layout, refiner, seed=seed, threads=threads)
-    known = seen | warped.valid_mask
+        return refine_frame(frame, warped, conditioning, index, layout, planes, refiner, seed=seed, threads=threads)
+    known = known_pixels(seen, warped, conditioning, index)
     depth = warped.depth if frame.depth is None else frame.depth
     camera, pose = conditioning.camera, conditioning.world_from_camera[index]
-    image, _ = draw_planes(frame.image, known, depth, layout, camera, pose, seed=seed, threads=threads)
-    return replace(frame, image=image)
+    given = (frame.image, known, depth, layout, camera, pose)
+    image, _ = draw_planes(*given, planes=planes, seed=seed, threads=threads)
+    return replace(frame, image=add_memory_detail(image, warped.image, known & ~seen))
+
+
+def add_memory_detail(image: np.ndarray, memory: np.ndarray, shown: np.ndarray) -> np.ndarray:
+    """The image with the detail of memory where memory shows something that counts as unseen.
+
+    The mean of the model and memory is nearer to the truth than either, but it has lost the detail of both.
+
+    Args:
+        image, memory: (H, W, 3) uint8.
+        shown: (H, W) bool, pixels that memory shows and that are no observation.
+
+    Returns:
+        (H, W, 3) uint8.
+    """
+    if not shown.any():
+        return image
+    weight = MEMORY_DETAIL_WEIGHT * cv2.blur(shown.astype(np.float32), (BORDER_PX, BORDER_PX)) * shown
+    difference = memory.astype(np.float32) - image
+    difference -= cv2.GaussianBlur(difference, (0, 0), DETAIL_PX)
+    return np.clip(np.rint(image + weight[..., None] * difference), 0, 255).astype(np.uint8)
 
 
 def refine_frame(
@@ -61,6 +86,7 @@ def refine_frame(
     conditioning: Conditioning,
     index: int,
     layout: Layout,
+    planes: PlaneRender,
     refiner: HoleRefiner,
     *,
     seed: int = 0,
@@ -74,12 +100,13 @@ def refine_frame(
         conditioning: what memory holds about the clip.
         index: index of the view in the clip.
         layout: of the place.
+        planes: of the view, at least of the pixels that no camera saw.
         refiner: the network.
         seed: another one gives other details.
         threads: number of threads to use.
     """
     seen = frame.observed if frame.estimated is None else frame.observed | frame.estimated
-    sources, inputs = view_inputs(frame, warped, conditioning, index, layout, seed=seed, threads=threads)
+    sources, inputs = view_inputs(frame, warped, conditioning, index, layout, planes, seed=seed, threads=threads)
     device = next(refiner.parameters()).device
     with torch.no_grad():
         weights, residual = refiner(*(tensor[None].to(device) for tensor in inputs))
@@ -102,6 +129,7 @@ def view_inputs(
     conditioning: Conditioning,
     index: int,
     layout: Layout,
+    planes: PlaneRender,
     *,
     seed: int = 0,
     threads: int = 1,
@@ -113,13 +141,33 @@ def view_inputs(
         the result of `refiner_inputs`.
     """
     seen = frame.observed if frame.estimated is None else frame.observed | frame.estimated
-    known = seen | warped.valid_mask
+    known = known_pixels(seen, warped, conditioning, index)
     depth = warped.depth if frame.depth is None else frame.depth
     camera, pose = conditioning.camera, conditioning.world_from_camera[index]
-    fill = fill_with_planes(frame.image, known, depth, layout, camera, pose, seed=seed & SEED_MASK, threads=threads)
+    given = (frame.image, known, depth, layout, camera, pose)
+    fill = fill_with_planes(*given, planes=planes, seed=seed & SEED_MASK, threads=threads)
     sources = [frame.image.astype(np.float32), fill.image, warped.image.astype(np.float32)]
     size = working_size(camera.height, camera.width)
     return sources, refiner_inputs(sources, fill, known, seen, depth, layout, size)
+
+
+def known_pixels(seen: np.ndarray, warped: WarpedView, conditioning: Conditioning, index: int) -> np.ndarray:
+    """(H, W) bool: pixels that are seen, or that memory shows and that were not imagined before.
+
+    What was imagined before is drawn anew where planes are likely: its depth is not exact enough for straight lines to
+    stay straight when it is warped. A pixel without a point of the cloud counts as its nearest pixel with one.
+    """
+    provenance = conditioning.renders.provenance[index].cpu().numpy()
+    imagined = provenance == Provenance.IMAGINED
+    if imagined.any():
+        covered = provenance != Provenance.UNKNOWN
+        _, nearest = cv2.distanceTransformWithLabels(
+            (~covered).astype(np.uint8), cv2.DIST_L2, 3, labelType=cv2.DIST_LABEL_PIXEL
+        )
+        of_label = np.zeros(int(nearest.max()) + 1, bool)
+        of_label[nearest[covered]] = imagined[covered]
+        imagined = of_label[nearest]
+    return seen | (warped.valid_mask & ~imagined)
 
 
 def working_size(height: int, width: int) -> tuple[int, int]:

@@ -79,9 +79,10 @@ class NodeParameters:
         applies=CONFIGURE,
     )
     fill: str = _row(
-        "smooth",
-        "What geometric and small show where nothing was seen: smooth colours, or the planes of a closed room.",
-        choices=("smooth", "planes"),
+        "auto",
+        "What geometric and small show where nothing was seen: smooth colours, planes of a closed room, or auto "
+        "(planes for small).",
+        choices=("auto", "smooth", "planes"),
         applies=CONFIGURE,
     )
     device: str = _row("auto", "Device: auto (CUDA if available), cpu, cuda or cuda:N.", applies=CONFIGURE)

@@ -28,6 +28,7 @@ from worldstereo_ros.geometry.views import View
 from worldstereo_ros.models.hole_refiner import PLAIN_CHANNELS, SOURCES
 from worldstereo_ros.pipelines.base import Conditioning, PipelineFrame
 from worldstereo_ros.pipelines.geometric.layout import LayoutEstimator
+from worldstereo_ros.pipelines.worldstereo.imagined_depth import render_planes
 from worldstereo_ros.pipelines.worldstereo.pipeline import WorldStereoPipeline
 from worldstereo_ros.pipelines.worldstereo.refinement import view_inputs, working_size
 from worldstereo_ros.scenes import SPLITS
@@ -161,7 +162,7 @@ class _Maker:
         except ValueError:  # no free path
             return None
         if self._pipeline is None:
-            self._pipeline = WorldStereoPipeline.from_pretrained(self._checkpoint, refiner=None)
+            self._pipeline = WorldStereoPipeline.from_pretrained(self._checkpoint, refiner=None, fill="smooth")
             self._pipeline.geometric.threads = torch.get_num_threads()
         views = list(_sample_views(sequence, self._pipeline, np.random.default_rng(index)))
         stacked = [np.stack(arrays) for arrays in zip(*views, strict=True)] if views else _no_views(sequence)
@@ -200,8 +201,9 @@ def _sample_views(sequence: WorldSequence, pipeline: Any, random: np.random.Gene
             conditioning, index, frame = recorder.frames[position]
             warped = pipeline.geometric.warp(conditioning, index)
             layout = estimate_layout(conditioning.references)
+            planes = render_planes(frame, conditioning, index, layout)
             seed = int(random.integers(1 << 31))
-            _, (sources, plain) = view_inputs(frame, warped, conditioning, index, layout, seed=seed)
+            _, (sources, plain) = view_inputs(frame, warped, conditioning, index, layout, planes, seed=seed)
             yield (
                 ((sources.numpy() + 1) * 127.5).round().clip(0, 255).astype(np.uint8),
                 (plain.numpy() * PLAIN_SCALE).round().clip(-127, 127).astype(np.int8),
