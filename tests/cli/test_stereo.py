@@ -202,3 +202,18 @@ def test_truncated_video_is_used_as_far_as_it_goes(tmp_path):
     assert any("truncated" in note for note in source.notes)
     assert not any("truncated" in note for note in open_source(whole).notes)
     assert sum(1 for _ in source.read(0)) == source.count
+
+
+def test_damaged_frame_of_a_sequence_is_replaced_by_the_one_before(walk, tmp_path, caplog):
+    folder = tmp_path / "walk"
+    for file in sorted(walk.rglob("*")):
+        if file.is_file():
+            target = folder / file.relative_to(walk)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(file.read_bytes())
+    frame = folder / "frames" / "000002.png"
+    frame.write_bytes(frame.read_bytes()[:200])
+    read = list(open_source(folder).read(0))
+    assert len(read) == FRAMES
+    np.testing.assert_array_equal(read[2].image, read[1].image)
+    assert "000002.png" in caplog.text

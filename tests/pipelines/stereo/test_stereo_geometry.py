@@ -109,3 +109,12 @@ def test_state_is_restored():
     _, moved, moved_depth = textured(0.05)
     one, other = (tracker.step(moved, moved_depth) for tracker in (first, second))
     np.testing.assert_array_equal(one.world_from_camera, other.world_from_camera)
+
+
+def test_given_poses_hold_across_a_cut():
+    camera, image, depth = textured(0.0)
+    bright = 255 - np.clip(image[::-1, ::-1] // 3, 0, 255).astype(np.uint8)
+    tracker = GeometryTracker(camera, None)
+    tracker.step(image, depth, np.eye(4))
+    assert not tracker.step(bright, depth, np.eye(4)).new_shot
+    assert tracker.cuts == 0

@@ -86,7 +86,8 @@ class GeometryTracker:
         Raises:
             InputError: there is neither depth nor an estimator.
         """
-        cut = self._shots.is_cut(image) or self._was_black
+        # Where poses are given, places stay where they are, whatever the camera shows next.
+        cut = (self._shots.is_cut(image) or self._was_black) and world_from_camera is None
         self._was_black = is_black(image)
         if self._was_black:
             self._before = None
@@ -125,7 +126,9 @@ class GeometryTracker:
             if found is None and given is None:
                 self.lost += 1
                 pose, new_shot = np.eye(4), True
-            elif found is not None:
+            elif found is None:
+                log_scale = before.log_scale
+            else:
                 motion, pixels, distances = found
                 if pose is None:
                     pose = before.pose @ motion

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -20,6 +21,8 @@ from worldstereo_ros.io.files import VIDEO_SUFFIXES, DatasetError
 from worldstereo_ros.io.video_timing import plan_timing, read_frames, read_timing
 from worldstereo_ros.io.view_sequence import ViewSequence
 from worldstereo_ros.utils.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 SEQUENCE_RATE = 10.0  # frames per second of sequences without stamps
 BAG_RATE = 30.0  # of bags: their stamps are known only when all is read, so that frames are placed by them
@@ -161,14 +164,24 @@ def _open_views(sequence: ViewSequence) -> FrameSource:
         notes.append(f"The frames of {sequence.path.name} have no stamps: {SEQUENCE_RATE:g} a second are assumed.")
 
     def read(start: int) -> Iterator[StereoInput]:
+        last: StereoInput | None = None
         for index in range(start, len(sequence)):
-            view = sequence[index].with_finite_depth()
+            try:
+                view = sequence[index].with_finite_depth()
+            except DatasetError as error:
+                if index == 0:
+                    raise
+                logger.warning("%s The frame before is shown instead.", error)
+                if last is not None:
+                    yield replace(last, repeats=int(timing.repeats[index]))
+                continue
             if not view.is_observation:
                 raise InputError(f"{sequence.path} holds imagined views; frames of a camera were expected.")
             # Estimated depth that is stored beside a frame was not measured, and is none for this purpose.
             depth = view.depth if view.estimated is None or view.depth is None else view.depth * ~view.estimated
             pose = view.world_from_camera if sequence.posed else None
-            yield StereoInput(view.image, depth, pose, int(timing.repeats[index]))
+            last = StereoInput(view.image, depth, pose, int(timing.repeats[index]))
+            yield last
 
     return FrameSource(
         sequence.path,

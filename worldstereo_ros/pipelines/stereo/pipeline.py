@@ -139,7 +139,8 @@ class GeometricStereo:
         if settings.steady:
             out, band = self._steady(filled.image, hole, source == PAINTED)
         if world_from_camera is not None and settings.memory:
-            self._remember(SeenFrame(image, depth, np.asarray(world_from_camera, np.float64)))
+            seen = np.ascontiguousarray(image), np.ascontiguousarray(depth, np.float32)
+            self._remember(SeenFrame(*seen, np.asarray(world_from_camera, np.float64)))
         return StereoFrame(image, out, filled.disparity, source, band, clamped, settings.eye)
 
     def state(self) -> dict[str, np.ndarray]:
