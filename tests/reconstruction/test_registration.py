@@ -1,3 +1,4 @@
+import cv2
 import numpy as np
 import pytest
 from helpers.paths import SHARED
@@ -301,3 +302,19 @@ def test_nine_photographs_of_the_fox_are_registered(tmp_path):
     errors = pose_errors(found.model.world_from_camera, read_poses(fox / "poses.txt")[1][registered])
     assert errors.ate_percent < 0.5
     assert errors.degrees.max() < 1.0
+
+
+def test_poses_that_follow_a_thing_with_more_features_than_the_place_are_refused(tmp_path):
+    """A patch with much texture crosses the pictures; the poses are those of the place, or there are none."""
+    views = write_photos(tmp_path / "in", POSES)
+    patch = cv2.resize(
+        np.random.default_rng(0).integers(0, 255, (30, 24, 3), dtype=np.uint8),
+        (96, 120),
+        interpolation=cv2.INTER_NEAREST,
+    )
+    for index, view in enumerate(views):
+        image = cv2.GaussianBlur(view.image, (0, 0), 1.5)
+        image[30:150, 8 + 25 * index : 104 + 25 * index] = patch
+        cv2.imwrite(str(tmp_path / "in" / f"{index:06d}.png"), image[..., ::-1])
+    with pytest.raises(RegistrationError, match=r"follow a thing that moved|cannot be registered"):
+        _register(tmp_path / "in", tmp_path)

@@ -29,7 +29,7 @@ from worldstereo_ros.reconstruction.features import (
 )
 from worldstereo_ros.reconstruction.guards import MIN_AGREEMENT, MIN_CHECKED_MATCHES, check_model, epipolar_agreement
 from worldstereo_ros.reconstruction.mapping import known_calibration, map_photographs, triangulate
-from worldstereo_ros.reconstruction.moving import describe_moving
+from worldstereo_ros.reconstruction.moving import describe_moving, follows_moving
 from worldstereo_ros.reconstruction.neighbours import MIN_RANGE_POINTS
 from worldstereo_ros.reconstruction.photographs import Photographs
 from worldstereo_ros.reconstruction.sparse_model import SparseModel
@@ -270,7 +270,11 @@ def _attempt(
         if verdict.refused:
             refused = refused or verdict.refused
         elif best is None or len(verdict.accepted) > len(best):
-            best, reasons = model.subset(verdict.accepted), verdict.reasons
+            accepted = model.subset(verdict.accepted)
+            if moving := follows_moving(photos, database, accepted, pixels):
+                refused = refused or moving
+            else:
+                best, reasons = accepted, verdict.reasons
     return best, reasons, refused or ("" if best is not None else "No two of them share enough features.")
 
 
