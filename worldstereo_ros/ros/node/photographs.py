@@ -83,8 +83,8 @@ class Placing:
         world.observe(placed)
         unit = "m" if world.metric else "units of the map"
         return placement.world_from_camera, (
-            f"{len(placement.points)} of {placement.compared} shared points agree; its position is known to within "
-            f"{placement.position_error:.2g} {unit}, its rotation to {placement.rotation_error_deg:.2g} degrees"
+            f"{len(placement.points)} of {placement.compared} shared points agree, and leave its position open by "
+            f"{placement.position_error:.2g} {unit}, its rotation by {placement.rotation_error_deg:.2g} degrees"
         )
 
 

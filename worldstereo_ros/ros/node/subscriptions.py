@@ -354,8 +354,9 @@ class Subscriptions:
         elif now - self._warned_at < MIN_WARNING_PERIOD_S:
             return
         self._warned_at, self._warned_last = now, last
-        publishers = {name: self._node.count_publishers(topic) for name, topic in self.topics.items()}
-        listed = ", ".join(f"{self.topics[name]} ({count} publishers)" for name, count in publishers.items())
+        topics = {name: topic for name, topic in self.topics.items() if name not in PHOTOGRAPH_TOPICS}
+        publishers = {name: self._node.count_publishers(topic) for name, topic in topics.items()}
+        listed = ", ".join(f"{topics[name]} ({count} publishers)" for name, count in publishers.items())
         hint = "Remap them to the topics of your camera (-r image:=/camera/color/image_raw ...)."
         if publishers["image"] or publishers["image/compressed"] or publishers["panorama"]:
             hint = "Publishers exist but send nothing (check with ros2 topic hz), or their QoS does not match."
