@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from worldstereo_ros.cli.demo_figures import compute_figures
 from worldstereo_ros.cli.options import INPUT, MODEL, PATH, Out
 from worldstereo_ros.cli.recording_options import CameraAxes, DepthUnit, Rectified, Tolerance, check_no_bag_options
 from worldstereo_ros.utils.atomic_files import write_text
@@ -36,7 +37,6 @@ NODE_NAME = "/worldstereo"
 OBSERVED_MAP_FILE = "observed.wsmap"  # the memories before the node imagines; removed at the end
 DEMO_NAMES = (*RESULT_NAMES, "bag", OBSERVED_MAP_FILE, "figures.json", "node.log")
 BUNDLED_STARTUP_TIMEOUT_S, CHECKPOINT_STARTUP_TIMEOUT_S = 60.0, 900.0
-MIN_SCORED_FRACTION = 0.005  # of the pixels of an image; the PSNR of fewer says little
 
 
 class DemoError(WorldStereoError, RuntimeError):
@@ -83,6 +83,14 @@ def demo(
             metavar="N", help="Number of views to imagine along the path.", min=2, max=200, rich_help_panel=PATH
         ),
     ] = 24,
+    photographs: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Only write photographs of the procedural world to this folder, for `worldstereo reconstruct`.",
+            rich_help_panel=INPUT,
+        ),
+    ] = None,
     model: Annotated[
         str,
         typer.Option(
@@ -100,6 +108,11 @@ def demo(
     figures.json, node.log, and the folders imagined/ and observed/ (posed sequences) and bag/ (an MCAP bag of all that
     was published). Results of an earlier run there are replaced; a file that no run wrote is never removed.
     """
+    if photographs is not None:
+        if bag is not None or sequence is not None:
+            raise InputError("--photographs takes those of a procedural world; remove --bag and --sequence.")
+        _write_photographs(photographs, scene, seed)
+        return
     options = {"tolerance": tolerance, "rectified": rectified, "camera_axes": camera_axes}
     if bag is not None and sequence is not None:
         raise InputError("Name one recording: --sequence or --bag.")
@@ -110,6 +123,21 @@ def demo(
         raise InputError("--depth-unit is of recordings; name one with --bag or --sequence, or remove it.")
     options |= {"depth_unit": depth_unit}
     run_demo(out, sequence=sequence, bag=bag, scene=scene, seed=seed, views=views, model=model, source_options=options)
+
+
+def _write_photographs(folder: Path, scene: str, seed: int) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+
+    from worldstereo_ros.reconstruction.sample_photographs import write_sample_photographs
+
+    console = Console()
+    with console.status("taking photographs ...") as status:
+        files = write_sample_photographs(
+            folder, kind=scene, seed=seed, on_photograph=lambda count: status.update(f"taking photographs: {count}")
+        )
+    console.print(f"{len(files)} photographs of a procedural {escape(scene)} are in {escape(str(folder))}.")
+    console.print(f"Reconstruct the place: [bold]worldstereo reconstruct {escape(quote(str(folder)))}[/]")
 
 
 def run_demo(
@@ -208,11 +236,11 @@ def _run_scenario(scenario: DemoScenario, out: Path, model: str, console: Consol
                 other_views[name], seconds = _imagine_here(name, out / OBSERVED_MAP_FILE, result.views)
         except (ValueError, RuntimeError) as error:
             raise DemoError(f"The pipeline '{name}' could not imagine the same path: {error}") from error
-        other_figures[name] = _compute_figures(scenario, other_views[name]) | {"seconds_per_view": round(seconds, 3)}
+        other_figures[name] = compute_figures(scenario, other_views[name]) | {"seconds_per_view": round(seconds, 3)}
     (out / OBSERVED_MAP_FILE).unlink()
     with console.status("drawing ..."):
         cloud = load_archive(out / MAP_FILE).cloud
-        figures = {"scenario": scenario.title, "model": model, **_compute_figures(scenario, result.views)} | {
+        figures = {"scenario": scenario.title, "model": model, **compute_figures(scenario, result.views)} | {
             "points": len(cloud),
             "points_observed": cloud.observed_count,
             "points_estimated": cloud.estimated_count,
@@ -366,35 +394,3 @@ def _imagine_path(client: Any, scenario: DemoScenario) -> Any:
         result = client.imagine(scenario.path, on_feedback=on_feedback, remember=True)
         bar.update(task, completed=len(result.views), note="")
     return result
-
-
-def _compute_figures(scenario: DemoScenario, views: Sequence[ImaginedView]) -> dict[str, Any]:
-    """Image quality over whole frames and by provenance; None without ground truth."""
-    import numpy as np
-
-    from worldstereo_ros.evaluation.metrics import psnr, ssim
-
-    scores: dict[str, list[float]] = {"psnr": [], "ssim": []}
-    scores |= {f"psnr_{name}": [] for name in ("observed", "estimated", "imagined")}
-    figures: dict[str, Any] = {
-        "views": len(views),
-        "observed_fraction": round(float(np.mean([view.observed_fraction for view in views])), 4),
-        "estimated_fraction": round(float(np.mean([view.estimated_fraction for view in views])), 4),
-        **dict.fromkeys(scores),
-    }
-    if scenario.truth is None:
-        return figures
-    for view, truth in zip(views, scenario.truth, strict=True):
-        scores["ssim"].append(ssim(view.image, truth))
-        observed, estimated = view.observed_mask, view.estimated_mask
-        masks = {
-            "psnr": np.ones_like(observed),
-            "psnr_observed": observed,
-            "psnr_estimated": estimated,
-            "psnr_imagined": ~(observed | estimated),
-        }
-        for name, mask in masks.items():
-            value = psnr(view.image, truth, mask)
-            if value is not None and mask.mean() > MIN_SCORED_FRACTION:
-                scores[name].append(value)
-    return figures | {name: round(float(np.mean(values)), 3) for name, values in scores.items() if values}
