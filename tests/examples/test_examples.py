@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import re
 import subprocess
@@ -180,3 +181,17 @@ def test_example_export_onnx(finished):
     assert "onnxruntime agrees with torch" in example.stdout
     model = onnx.load(str(example.folder / "example_out/export/control.onnx"))
     assert [node.name for node in model.graph.input] == ["latent", "volume", "temb"]
+
+
+def test_example_reconstruct(finished):
+    pytest.importorskip("pycolmap")
+    example = finished("reconstruct")
+    assert "10 of 10 photographs are registered" in example.stdout
+    assert "metric: False" in example.stdout
+    folder = example.folder / "example_out/place"
+    figures = json.loads((folder / "figures.json").read_text(encoding="utf-8"))
+    assert figures["observed_points"] > 5000
+    assert figures["mesh_triangles"] > 1000
+    assert len(read_point_cloud(folder / "cloud.ply").points) == figures["points"]
+    assert len(open_posed(folder / "observed")) == 10
+    assert_image(folder / "overview.png")
