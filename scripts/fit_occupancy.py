@@ -1,33 +1,50 @@
 """Fits the probabilities of `weights/occupancy.json` on worlds of the validation split, and checks them on others.
 
-    python scripts/fit_occupancy.py [--worlds 12] [--check] [--write]
+    python scripts/fit_occupancy.py [--worlds 16] [--models 8] [--check] [--write]
 
 Robots see about half of each world. Then: how often are cells that were seen free or occupied, or not seen, occupied;
 and how does the share of completions in which a cell is occupied map to how often it is. The first four worlds, one of
-each kind, are fitted, the next four checked, and so on.
+each kind, are fitted, the next four checked, and so on. In further worlds a world model imagines views and estimates
+depth: how do the confidences of depth map to how often cells are occupied. Every other pair of a room and a corridor is
+checked.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 from scipy.optimize import minimize
 
+from worldstereo_ros.depth.estimators import load_depth_estimator
+from worldstereo_ros.evaluation.calibration_metrics import expected_calibration_error
+from worldstereo_ros.evaluation.exploration import world_to_explore
 from worldstereo_ros.evaluation.exploration_robot import ExploringRobot, coarse, true_occupancy
-from worldstereo_ros.evaluation.occupancy_calibration import completion_samples, half_seen, inside, score_completions
-from worldstereo_ros.planning.cells import CALIBRATION_FILE, CellState
+from worldstereo_ros.evaluation.occupancy_calibration import (
+    completion_samples,
+    half_seen,
+    inside,
+    model_samples,
+    score_completions,
+)
+from worldstereo_ros.pipelines.auto import load_pipeline
+from worldstereo_ros.planning.cells import CALIBRATION_FILE, CellState, probability
 from worldstereo_ros.planning.completion import MIN_SHARE
 
 FILE = Path(__file__).resolve().parents[1] / "worldstereo_ros" / CALIBRATION_FILE
 RIDGE = 1e-3  # of the logistic models
+FIRST_MODEL_WORLD = 40  # of those in which a model imagines, a room
 
 
-def fit_logistic(features: np.ndarray, occupied: np.ndarray) -> np.ndarray:
-    """Coefficients (1 + F,) of a logistic model of `occupied` (N,) on features (N, F), the offset first."""
+def fit_logistic(features: np.ndarray, occupied: np.ndarray, signs: tuple[int, ...]) -> np.ndarray:
+    """Coefficients (1 + F,) of a logistic model of `occupied` (N,) on features (N, F), the offset first.
+
+    Each coefficient has the sign that it is given: more evidence for a surface never makes it less likely.
+    """
     X = np.column_stack([np.ones(len(features)), features])
     y = occupied.astype(np.float64)
 
@@ -37,7 +54,8 @@ def fit_logistic(features: np.ndarray, occupied: np.ndarray) -> np.ndarray:
         value = float(np.mean(np.logaddexp(0, z) - y * z) + RIDGE * (w[1:] ** 2).sum())
         return value, X.T @ (p - y) / len(y) + 2 * RIDGE * np.append(0, w[1:])
 
-    return minimize(loss, np.zeros(X.shape[1]), jac=True).x
+    bounds = [(None, None), *((0, None) if sign > 0 else (None, 0) for sign in signs)]
+    return minimize(loss, np.zeros(X.shape[1]), jac=True, bounds=bounds).x
 
 
 def nearly_occupied(robot: ExploringRobot) -> np.ndarray:
@@ -64,10 +82,34 @@ def rates(robots: list[ExploringRobot]) -> dict[str, float]:
     return out
 
 
+Evidence = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+def model_evidence(count: int) -> Iterator[dict[str, Evidence]]:
+    """Evidence of the geometric pipeline and of the bundled depth network in rooms and corridors in turn."""
+    pipeline, estimator = load_pipeline("geometric"), load_depth_estimator()
+    for index in range(count):
+        number = FIRST_MODEL_WORLD + 4 * (index // 2) + index % 2
+        yield model_samples(world_to_explore("validation", number), pipeline, estimator)
+
+
+def fit_evidence(name: str, fit: list[Evidence], check: list[Evidence]) -> list[float]:
+    """The logistic model of evidence, rounded; prints how well it is calibrated on other worlds."""
+    hit, free, occupied = (np.concatenate(part) for part in zip(*fit, strict=True))
+    model = [round(float(value), 3) for value in fit_logistic(np.column_stack([hit, free]), occupied, (1, -1))]
+    if check:
+        hit, free, occupied = (np.concatenate(part) for part in zip(*check, strict=True))
+        chance = probability((model[0], model[1], model[2]), hit, free)
+        error = expected_calibration_error(chance, occupied.astype(np.float64))
+        print(f"{name}: {len(chance)} cells of other worlds, {occupied.mean():.3f} occupied, ECE {error:.4f}")
+    return model
+
+
 def main() -> None:
     """Fits, checks, and writes."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--worlds", type=int, default=12)
+    parser.add_argument("--worlds", type=int, default=16)
+    parser.add_argument("--models", type=int, default=8, help="rooms and corridors in which a model imagines")
     parser.add_argument("--check", action="store_true", help="only print the figures of the values as they are")
     parser.add_argument("--write", action="store_true", help="write the fitted values")
     options = parser.parse_args()
@@ -79,8 +121,16 @@ def main() -> None:
     if not options.check:
         share, occupied = (np.concatenate(part) for part in zip(*map(completion_samples, fitted), strict=True))
         share = np.clip(share, MIN_SHARE, 1 - MIN_SHARE)
-        model = fit_logistic(np.log(share / (1 - share))[:, None], occupied)
+        model = fit_logistic(np.log(share / (1 - share))[:, None], occupied, (1,))
         values |= {**rates(fitted), "completed": [round(float(value), 3) for value in model]}
+        models = list(model_evidence(options.models))
+        for name in ("imagined", "estimated"):
+            fit, check = ([m[name] for n, m in enumerate(models) if n // 2 % 2 == k] for k in (0, 1))
+            print(f"{name}: {(model := fit_evidence(name, fit, check))}")
+            if name == "imagined":
+                values[name] = model
+        # Where estimated depth ends says next to nothing of cells of 0.1 m. A robot had better not drive there: the
+        # coefficients of estimated cells are set by hand, so that surfaces are probably occupied.
         print(json.dumps(values))
     if options.write:
         FILE.write_text(json.dumps(values) + "\n", encoding="utf-8")

@@ -103,7 +103,7 @@ class ExploringRobot:
     @property
     def outside(self) -> np.ndarray:
         """(Y, X) bool: cells beyond the bounds of the world."""
-        return _outside(self.scene, self.grid)
+        return outside_cells(self.scene, self.grid)
 
     def put(self, world_from_camera: np.ndarray) -> None:
         """Puts the robot at a pose of a path that is known to be free, and takes an image there."""
@@ -178,7 +178,7 @@ class ExploringRobot:
         return float(self.truth.occupied[free].mean()) if free.any() else 0.0
 
 
-def _outside(scene: Scene, grid: OccupancyGrid) -> np.ndarray:
+def outside_cells(scene: Scene, grid: OccupancyGrid) -> np.ndarray:
     """(Y, X) bool: cells beyond the bounds of the world."""
     (x0, y0, _), (x1, y1, _) = scene.bounds
     Y, X = grid.state.shape
@@ -235,7 +235,7 @@ def _within(kind: int, local: np.ndarray) -> np.ndarray:
 def _truth(scene: Scene, grid: OccupancyGrid, row: int, column: int) -> Truth:
     fine = true_occupancy(scene, grid)
     occupied = coarse(fine, grid)
-    outside = _outside(scene, grid)
+    outside = outside_cells(scene, grid)
     # Where the robot can stand, from the start on, and what it covers there.
     room = ndimage.distance_transform_edt(~(occupied | outside)) * grid.resolution > ROBOT.radius
     parts, _ = ndimage.label(room)

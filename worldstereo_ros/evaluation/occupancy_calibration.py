@@ -2,21 +2,39 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from worldstereo_ros.depth.estimators import DepthEstimator
 from worldstereo_ros.evaluation.calibration_metrics import expected_calibration_error
 from worldstereo_ros.evaluation.exploration import world_to_explore
-from worldstereo_ros.evaluation.exploration_robot import ExploringRobot
+from worldstereo_ros.evaluation.exploration_robot import (
+    ROBOT,
+    SENSOR,
+    ExploringRobot,
+    coarse,
+    outside_cells,
+    true_occupancy,
+)
+from worldstereo_ros.geometry.cameras import Camera
+from worldstereo_ros.geometry.views import View
+from worldstereo_ros.memory.cloud import CloudMemory
+from worldstereo_ros.pipelines.base import Pipeline
 from worldstereo_ros.planning.cells import CellState
+from worldstereo_ros.planning.columns import find_columns, make_grid
 from worldstereo_ros.planning.completion import complete, drawn_completions
 from worldstereo_ros.planning.occupancy_grid import OccupancyGrid
-from worldstereo_ros.scenes import make_path
+from worldstereo_ros.planning.occupancy_map import OccupancyMap
+from worldstereo_ros.scenes import Scene, make_path, render_scene
+from worldstereo_ros.world import WorldModel
 
 VISIBLE = 0.55  # share of the cells to see at which completions are evaluated
 SEEDS = 11
+WALK = 80  # poses of a path of which a world model observes a few of the first half and imagines a few of the second
+VIEW_CAMERA = Camera.from_fov(160, 120, math.radians(70))
 
 
 @dataclass(frozen=True)
@@ -71,6 +89,53 @@ def completion_samples(robot: ExploringRobot, seeds: int = SEEDS) -> tuple[np.nd
     return np.nanmean(drawn[:, where], axis=0), robot.truth.occupied[where]
 
 
+def model_samples(
+    scene: Scene, pipeline: Pipeline, estimator: DepthEstimator | None
+) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Evidence of a model in cells of a world, and whether they are occupied.
+
+    A world model observes a few views of a walk and imagines those after them; with a depth estimator it is given no
+    depth, too.
+
+    Args:
+        scene: the world. pipeline: imagines. estimator: estimates depth; None: only imagined cells.
+
+    Returns:
+        By "imagined" and "estimated": highest confidence of depth that ends in a cell, mean confidence of depth that
+        passes through it, in 0..1, and whether it is occupied, (N,) each.
+    """
+    walk = make_path(scene, "ground", WALK, 0)
+    given, asked = walk[: WALK // 2 : WALK // 10], walk[WALK // 2 :: WALK // 16]
+    frames = render_scene(scene, VIEW_CAMERA, given, light="plain")
+    views = [
+        View(image.numpy(), VIEW_CAMERA, pose, depth.numpy(), stamp_ns=index)
+        for index, (image, pose, depth) in enumerate(zip(frames.image, given, frames.depth, strict=True))
+    ]
+    out = {}
+    world = WorldModel(pipeline, CloudMemory(voxel_size=0.02, max_points=500_000))
+    for view in views:
+        world.observe(view)
+    occupancy = OccupancyMap.from_world(world, up=(0, 0, 1), max_range=SENSOR.max_range, include=walk[:, :3, 3])
+    occupancy.add_hypothesis(world.imagine(asked, VIEW_CAMERA))
+    out["imagined"] = _samples(scene, occupancy, occupancy.hypothesis_levels[-1])
+    if estimator is not None:
+        world = WorldModel(pipeline, CloudMemory(voxel_size=0.02, max_points=500_000), depth_estimator=estimator)
+        for view in views:
+            world.observe(replace(view, depth=None))
+        occupancy = OccupancyMap.from_world(world, up=(0, 0, 1), max_range=SENSOR.max_range)
+        out["estimated"] = _samples(scene, occupancy, occupancy.estimated_levels)
+    return out
+
+
+def _samples(
+    scene: Scene, occupancy: OccupancyMap, levels: tuple[np.ndarray, np.ndarray]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    _, _, hit, free = find_columns(occupancy, ROBOT, 0.0).evidence(levels)
+    grid = make_grid(occupancy, ROBOT, floor=0.0)
+    where = ((hit > 0) | (free > 0)) & ~grid.observed & ~outside_cells(scene, grid)
+    return hit[where], free[where], coarse(true_occupancy(scene, grid), grid)[where]
+
+
 def score_completions(robots: Sequence[ExploringRobot], seeds: int = SEEDS) -> CompletionScores:
     """Scores the completions of the grids of some robots."""
     chance, right, counts, visible = [], [], np.zeros(8), []
@@ -81,7 +146,7 @@ def score_completions(robots: Sequence[ExploringRobot], seeds: int = SEEDS) -> C
         chance.append(grid.occupied[completed])
         right.append(true[completed])
         visible.append(robot.coverage)
-        counts += [*_overlap(grid, true, within), *_overlap(robot.grid, true, within)]
+        counts += [*overlap(grid, true, within), *overlap(robot.grid, true, within)]
         free = within & (grid.state == CellState.OBSERVED_FREE)
         occupied = within & (grid.state == CellState.OBSERVED_OCCUPIED)
         seen_free += [float(true[free].sum()), float(free.sum())]
@@ -96,10 +161,10 @@ def score_completions(robots: Sequence[ExploringRobot], seeds: int = SEEDS) -> C
     )  # fmt: skip
 
 
-def _overlap(grid: OccupancyGrid, true: np.ndarray, within: np.ndarray) -> list[float]:
+def overlap(grid: OccupancyGrid, true: np.ndarray, within: np.ndarray) -> list[float]:
     """Intersection and union of free cells, and of occupied cells, with the truth."""
     known = (grid.state != CellState.UNKNOWN) & within
-    free, occupied = known & (grid.occupied < 0.5), known & (grid.occupied >= 0.5)
+    free, occupied = known & ~grid.called_occupied, known & grid.called_occupied
     out = []
     for called, is_so in ((free, ~true & within), (occupied, true & within)):
         out += [float((called & is_so).sum()), float((called | is_so).sum())]

@@ -82,7 +82,7 @@ def summarise_columns(odds, hits, free, floor, low, high, seen_free, seen_occupi
         hits, free: (X, Y, Z) uint8 levels of what a model said; (0, 0, 0) if it said nothing.
         floor: (X, Y) int16 index of the floor; `NO_FLOOR` = none.
         low, high: voxels above the floor, the first and the one after the last of that space.
-        seen_free: (X, Y) float32, filled in place: share of voxels that a sensor saw free; negative if not the lowest.
+        seen_free: (X, Y) float32, filled in place: share of voxels that a sensor saw free.
         seen_occupied: (X, Y) bool, filled in place: a sensor saw one occupied.
         hit, clear: (X, Y) float32, filled in place: highest level of `hits`, and mean level of `free`, in 0..1.
     """
@@ -109,7 +109,5 @@ def summarise_columns(odds, hits, free, floor, low, high, seen_free, seen_occupi
             if last <= first:
                 continue
             seen_free[i, j] = count / (last - first)
-            if odds[i, j, first] >= 0:
-                seen_free[i, j] = -seen_free[i, j]
             hit[i, j] = highest / 255
             clear[i, j] = total / (255 * (last - first))

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from enum import IntEnum
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -82,7 +83,7 @@ def load_calibration() -> CellCalibration:
     files = [Path(folder) / CALIBRATION_FILE for folder in worldstereo_ros.__path__]
     file = next((file for file in files if file.is_file()), files[0])
     values = json.loads(file.read_text(encoding="utf-8"))
-    read = {field.name: values[field.name] for field in fields(CellCalibration)}
+    read: dict[str, Any] = {field.name: values[field.name] for field in fields(CellCalibration)}
     return CellCalibration(**{name: tuple(value) if isinstance(value, list) else value for name, value in read.items()})
 
 

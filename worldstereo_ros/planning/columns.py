@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 from scipy import ndimage
@@ -19,13 +20,59 @@ START_RADIUS_M = 0.75  # around the cameras, where the floor is taken to be leve
 SLOPE_BASE_M = 0.3  # to either side of a cell, over which the slope of the floor is measured
 
 
+@dataclass(frozen=True)
+class Columns:
+    """The columns of a map above its floor.
+
+    Attributes:
+        occupancy: the voxels. robot: the space that is looked at.
+        floor: (X, Y) int16 index of the floor along z, `NO_FLOOR` = none.
+        connected: (X, Y) bool, True = the floor itself was seen there.
+    """
+
+    occupancy: OccupancyMap
+    robot: RobotShape
+    floor: np.ndarray
+    connected: np.ndarray
+
+    def evidence(self, levels: tuple[np.ndarray, np.ndarray] | None = None) -> tuple[np.ndarray, ...]:
+        """What is known of the space that the robot needs, each (Y, X).
+
+        Args:
+            levels: evidence of a model that is summarised too, such as `OccupancyMap.hypothesis_levels` has.
+
+        Returns:
+            Share of the voxels that a sensor saw free; whether it saw one occupied; the highest confidence with which
+            the model says that one is occupied, and the mean one that they are free, in 0..1.
+        """
+        resolution, (X, Y) = self.occupancy.resolution, self.occupancy.shape[:2]
+        low = 1 + round(self.robot.max_step / resolution)
+        high = max(low + 1, math.ceil(self.robot.height / resolution))
+        empty = np.zeros((0, 0, 0), np.uint8)
+        hits, free = (empty, empty) if levels is None else levels
+        out = [np.empty((X, Y), dtype) for dtype in (np.float32, bool, np.float32, np.float32)]
+        _columns_numba.summarise_columns(self.occupancy.odds, hits, free, self.floor, low, high, *out)
+        return tuple(array.T for array in out)
+
+
+def find_columns(occupancy: OccupancyMap, robot: RobotShape, floor: float | None = None) -> Columns:
+    """Follows the floor from the first camera on; arguments and errors as in `make_grid`."""
+    surface = occupancy.surfaces()
+    level = _floor_level(occupancy, surface, robot, floor)
+    floors = np.empty(occupancy.shape[:2], np.int16)
+    connected = np.empty(occupancy.shape[:2], bool)
+    climb = max(1, round(robot.max_step / occupancy.resolution))
+    _columns_numba.flood_floor(surface, _start_columns(occupancy), level, climb, floors, connected)
+    return Columns(occupancy, robot, floors, connected)
+
+
 def make_grid(occupancy: OccupancyMap, robot: RobotShape | None = None, *, floor: float | None = None) -> OccupancyGrid:
     """The cells on which a robot can stand, with what is known of each.
 
-    A cell is observed free if a sensor saw at least `MIN_FREE_SHARE` of the space that the robot needs there free, none
-    of it occupied, and the floor or the space just above it. It is observed occupied if a sensor saw something in that
-    space, or a floor that rises more steeply than the robot climbs. What is lower than the robot's step, or higher than
-    its top, does not count. The floor is followed from the first camera over steps and ramps.
+    A cell is observed free if a sensor saw all of the space that the robot needs there free. It is observed occupied if
+    a sensor saw something in that space, or a floor that rises more steeply than the robot climbs. What is lower than
+    the robot's step, or higher than its top, does not count. The floor is followed from the first camera over steps and
+    ramps.
 
     Args:
         occupancy: the voxels.
@@ -36,40 +83,27 @@ def make_grid(occupancy: OccupancyMap, robot: RobotShape | None = None, *, floor
         InputError: no floor was found, or it lies outside the map.
     """
     robot = RobotShape() if robot is None else robot
+    columns = find_columns(occupancy, robot, floor)
     resolution, (X, Y) = occupancy.resolution, occupancy.shape[:2]
-    surface = occupancy.surfaces()
-    level = _floor_level(occupancy, surface, robot, floor)
-    climb = max(1, round(robot.max_step / resolution))
-    floors = np.empty((X, Y), np.int16)
-    connected = np.empty((X, Y), bool)
-    _columns_numba.flood_floor(surface, _start_columns(occupancy), level, climb, floors, connected)
-    low, high = 1 + round(robot.max_step / resolution), max(2, math.ceil(robot.height / resolution))
-    high = max(high, low + 1)
-    empty = np.zeros((0, 0, 0), np.uint8)
-
-    def summarise(hits: np.ndarray, free: np.ndarray) -> list[np.ndarray]:
-        out = [np.empty((X, Y), dtype) for dtype in (np.float32, bool, np.float32, np.float32)]
-        _columns_numba.summarise_columns(occupancy.odds, hits, free, floors, low, high, *out)
-        return [array.T for array in out]
-
-    seen_free, seen_occupied, *_ = summarise(empty, empty)
+    seen_free, seen_occupied, *_ = columns.evidence()
     # Where the floor was seen, whether by a sensor or as estimated.
-    rows, columns = np.ogrid[:X, :Y]
-    known = (connected & (occupancy.odds[rows, columns, np.maximum(floors, 0)] > 0)).T
-    steep = _steep(floors, connected, resolution, robot).T
-    free = (seen_free >= MIN_FREE_SHARE) | (known & (np.abs(seen_free) >= MIN_FREE_SHARE))
+    i, j = np.ogrid[:X, :Y]
+    known = (columns.connected & (occupancy.odds[i, j, np.maximum(columns.floor, 0)] > 0)).T
+    steep = _steep(columns.floor, columns.connected, resolution, robot).T
     calibration = load_calibration()
-    _, _, hit, clear = summarise(*occupancy.estimated_levels)
+    _, _, hit, clear = columns.evidence(occupancy.estimated_levels)
     hit = np.where(steep & ~known, 1, hit)
     estimated = np.where((hit > 0) | (clear > 0), probability(calibration.estimated, hit, clear), np.nan)
     hypotheses = []
     for levels in occupancy.hypothesis_levels:
-        _, _, hit, clear = summarise(*levels)
+        _, _, hit, clear = columns.evidence(levels)
         has = (hit > 0) | (clear > 0)
         hypotheses.append(np.where(has, probability(calibration.imagined, hit, clear), np.nan))
-    heights = np.where(floors == _columns_numba.NO_FLOOR, np.nan, occupancy.low[2] + (floors + 0.5) * resolution)
+    no_floor = columns.floor == _columns_numba.NO_FLOOR
+    heights = np.where(no_floor, np.nan, occupancy.low[2] + (columns.floor + 0.5) * resolution)
     return merge_evidence(
-        observed_free=free & ~seen_occupied & ~steep, observed_occupied=seen_occupied | (steep & known),
+        observed_free=(seen_free >= MIN_FREE_SHARE) & ~seen_occupied & ~steep,
+        observed_occupied=seen_occupied | (steep & known),
         estimated=estimated.astype(np.float32), hypotheses=np.array(hypotheses, np.float32).reshape(-1, Y, X),
         floor=heights.T.astype(np.float32), origin=(float(occupancy.low[0]), float(occupancy.low[1])),
         resolution=resolution, grid_from_world=occupancy.grid_from_world, robot=robot, metric=occupancy.metric,

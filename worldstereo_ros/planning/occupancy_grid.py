@@ -50,6 +50,12 @@ class OccupancyGrid:
         return self.state >= CellState.OBSERVED_FREE
 
     @property
+    def called_occupied(self) -> np.ndarray:
+        """(Y, X) bool: the state says occupied; an estimated cell is, if that is more likely than not."""
+        occupied = (self.state == CellState.OBSERVED_OCCUPIED) | (self.state == CellState.IMAGINED_OCCUPIED)
+        return occupied | ((self.state == CellState.ESTIMATED) & (self.occupied >= 0.5))
+
+    @property
     def imagined(self) -> np.ndarray:
         """(Y, X) bool: a model imagined the cell."""
         return (self.state == CellState.IMAGINED_FREE) | (self.state == CellState.IMAGINED_OCCUPIED)
@@ -86,7 +92,7 @@ class OccupancyGrid:
         grid = np.full(self.state.shape, TRINARY_UNKNOWN, np.int8)
         if imagined:
             told = self.state != CellState.UNKNOWN
-            grid[told & (self.occupied < FREE_BELOW)] = TRINARY_FREE
+            grid[told & ~self.called_occupied & (self.occupied < FREE_BELOW)] = TRINARY_FREE
             grid[told & (self.occupied >= OCCUPIED_FROM)] = TRINARY_OCCUPIED
         grid[self.state == CellState.OBSERVED_FREE] = TRINARY_FREE
         grid[self.state == CellState.OBSERVED_OCCUPIED] = TRINARY_OCCUPIED
@@ -115,6 +121,14 @@ class OccupancyGrid:
             floor=self.floor, origin=self.origin, resolution=self.resolution, grid_from_world=self.grid_from_world,
             robot=self.robot, metric=self.metric,
         )  # fmt: skip
+
+
+def state_confidence(state: np.ndarray, occupied: np.ndarray) -> np.ndarray:
+    """Probability that states are right, float32: of an estimated cell the larger one, of an unknown one 0."""
+    out = np.maximum(occupied, 1 - occupied)
+    out = np.where((state == CellState.IMAGINED_OCCUPIED) | (state == CellState.OBSERVED_OCCUPIED), occupied, out)
+    out = np.where((state == CellState.IMAGINED_FREE) | (state == CellState.OBSERVED_FREE), 1 - occupied, out)
+    return np.where(state == CellState.UNKNOWN, 0, out).astype(np.float32)
 
 
 def merge_evidence(
@@ -154,18 +168,20 @@ def merge_evidence(
     mean = each.mean(axis=0)
     if len(hypotheses):
         imagined = told.mean(axis=0) >= MIN_KNOWN_SHARE
-        state[imagined] = np.where(mean[imagined] >= 0.5, CellState.IMAGINED_OCCUPIED, CellState.IMAGINED_FREE)
+        # Few cells are occupied for sure: those are called occupied that are so more often than cells are in general.
+        called = mean[imagined] > calibration.unknown
+        state[imagined] = np.where(called, CellState.IMAGINED_OCCUPIED, CellState.IMAGINED_FREE)
     layers = (
         (~np.isnan(estimated), CellState.ESTIMATED, np.nan_to_num(estimated)),
         (observed_free, CellState.OBSERVED_FREE, calibration.observed_free),
         (observed_occupied, CellState.OBSERVED_OCCUPIED, calibration.observed_occupied),
     )
-    for where, name, value in layers:
-        state[where] = name
+    for where, cell_state, value in layers:
+        state[where] = cell_state
         each = np.where(where, value, each).astype(np.float32)
     fixed = state >= CellState.ESTIMATED
     occupied = np.where(fixed, each[0], each.mean(axis=0))  # a mean of equal numbers may be off by rounding
-    confidence = np.where(state > 0, np.maximum(occupied, 1 - occupied), 0).astype(np.float32)
+    confidence = state_confidence(state, occupied)
     variance = np.where(fixed, 0, each.var(axis=0)).astype(np.float32)
     return OccupancyGrid(
         state, occupied, confidence, variance, each, floor, origin, resolution, grid_from_world, robot, metric

@@ -18,6 +18,7 @@ from worldstereo_ros.geometry.provenance import Provenance
 from worldstereo_ros.geometry.views import View
 from worldstereo_ros.planning import _voxels_numba
 from worldstereo_ros.planning.cells import CellState, check_resolution, load_calibration, probability
+from worldstereo_ros.planning.occupancy_grid import state_confidence
 from worldstereo_ros.utils.errors import InputError
 
 if TYPE_CHECKING:
@@ -255,14 +256,15 @@ class OccupancyMap:
                 total += np.where(has, probability(calibration.imagined, hit, clear), calibration.unknown)
             mean, told = (total / len(self._hypotheses)).astype(np.float32), known * 2 >= len(self._hypotheses)
             occupied[:] = mean
-            state[told] = np.where(mean[told] >= 0.5, CellState.IMAGINED_OCCUPIED, CellState.IMAGINED_FREE)
+            called = mean[told] > calibration.unknown
+            state[told] = np.where(called, CellState.IMAGINED_OCCUPIED, CellState.IMAGINED_FREE)
         hit, clear = (array[index] / np.float32(255) for array in self._estimated)
         has = (hit > 0) | (clear > 0)
         state[has] = CellState.ESTIMATED
         occupied[has] = probability(calibration.estimated, hit, clear)[has]
         state[odds < 0], occupied[odds < 0] = CellState.OBSERVED_FREE, calibration.observed_free
         state[odds > 0], occupied[odds > 0] = CellState.OBSERVED_OCCUPIED, calibration.observed_occupied
-        return state, occupied, np.where(state > 0, np.maximum(occupied, 1 - occupied), 0).astype(np.float32)
+        return state, occupied, state_confidence(state, occupied)
 
     def surfaces(self) -> np.ndarray:
         """(X, Y, Z) bool: voxels that a sensor saw occupied, or that a model estimates to be."""

@@ -90,7 +90,7 @@ class _Layers:
         self.grid = grid
         radius = grid.robot.radius / grid.resolution
         self.collision = footprint_maximum(grid.hypotheses, radius)
-        likely = grid.occupied >= 0.5
+        likely = grid.called_occupied
         if likely.any():
             # The distance between the centres of two cells, less half of the occupied one.
             gap = ndimage.distance_transform_edt(~likely) * grid.resolution - 0.5 * grid.resolution

@@ -17,7 +17,8 @@ def why_first(scores: Sequence[PathScore], best: int) -> str:
     if len(scores) == 1:
         return f"'{winner.name}' is the only path: {risk}, {_share(winner)}."
     second = max((score for index, score in enumerate(scores) if index != best), key=lambda score: score.score)
-    better, worse = [], []
+    better: list[str] = []
+    worse: list[str] = []
     for text, is_better in _differences(winner, second):
         (better if is_better else worse).append(text)
     if not better and not worse:

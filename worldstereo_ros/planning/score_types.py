@@ -42,7 +42,7 @@ class PathScore:
         name: of the path.
         length: metres, horizontally.
         collision_probability: that the robot touches something on the way, given the hypotheses.
-        clearance: least distance between the robot and what is likely occupied, metres; infinite without obstacles.
+        clearance: least distance between the robot and cells that are called occupied, metres; infinite without any.
         imagined_share: share of the cells that the robot would cover that are imagined or estimated.
         unknown_share: share of these cells of which nothing is known, also of those outside the map.
         information_gain: expected information of the views along the path, bits.
