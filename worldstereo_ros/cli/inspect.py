@@ -44,9 +44,9 @@ def inspect(
         from worldstereo_ros.pipelines.anyrecon.inspection import inspect_anyrecon
         from worldstereo_ros.pipelines.auto import split_anyrecon
 
-        report = inspect_anyrecon(split_anyrecon(model.removeprefix("anyrecon:"), variant)[0])
-        typer.echo(str(report))
-        raise typer.Exit(0 if report.usable else 1)
+        weights = inspect_anyrecon(split_anyrecon(model.removeprefix("anyrecon:"), variant)[0])
+        typer.echo(str(weights))
+        raise typer.Exit(0 if weights.usable else 1)
     if is_place(Path(model)):
         if variant:
             raise InputError(f"{model} is a place; --variant is of checkpoints. Remove it.")

@@ -23,7 +23,7 @@ from worldstereo_ros.utils.errors import InputError
 STAGES_FOLDER = "stages"
 _MARKER = "worldstereo_stages.json"
 _BEGUN, _DONE = "begun.json", "done.json"
-FORMAT = 1
+FORMAT = 2  # changes where the same inputs give other results
 
 T = TypeVar("T")
 
