@@ -83,8 +83,11 @@ def load_calibration() -> CellCalibration:
     files = [Path(folder) / CALIBRATION_FILE for folder in worldstereo_ros.__path__]
     file = next((file for file in files if file.is_file()), files[0])
     values = json.loads(file.read_text(encoding="utf-8"))
-    read: dict[str, Any] = {field.name: values[field.name] for field in fields(CellCalibration)}
-    return CellCalibration(**{name: tuple(value) if isinstance(value, list) else value for name, value in read.items()})
+    read: dict[str, Any] = {}
+    for field in fields(CellCalibration):
+        value = values[field.name]
+        read[field.name] = tuple(value) if isinstance(value, list) else value
+    return CellCalibration(**read)
 
 
 def probability(model: tuple[float, float, float], hit: np.ndarray, free: np.ndarray) -> np.ndarray:
