@@ -18,8 +18,8 @@ from worldstereo_ros.cli.inspect import inspect
 from worldstereo_ros.cli.interrupts import prepare_process
 from worldstereo_ros.cli.panorama import panorama
 from worldstereo_ros.cli.reconstruct import reconstruct
-from worldstereo_ros.cli.stereo import stereo
 from worldstereo_ros.cli.score import score
+from worldstereo_ros.cli.stereo import stereo
 from worldstereo_ros.cli.train import app as train
 from worldstereo_ros.cli.view import view
 

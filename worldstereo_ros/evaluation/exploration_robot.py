@@ -220,7 +220,7 @@ def coarse(fine: np.ndarray, grid: OccupancyGrid) -> np.ndarray:
     """(Y, X) bool: cells in which any of the points of `true_occupancy` is True."""
     Y, X = grid.state.shape
     per_cell = fine.shape[0] // Y
-    return fine.reshape(Y, per_cell, X, per_cell).any(axis=(1, 3))
+    return np.asarray(fine.reshape(Y, per_cell, X, per_cell).any(axis=(1, 3)))
 
 
 def _within(kind: int, local: np.ndarray) -> np.ndarray:
@@ -229,7 +229,7 @@ def _within(kind: int, local: np.ndarray) -> np.ndarray:
         return (local**2).sum(axis=-1) <= 1
     if kind == CYLINDER:
         return ((local[..., :2] ** 2).sum(axis=-1) <= 1) & (local[..., 2] <= 1)
-    return (local <= 1).all(axis=-1)
+    return np.asarray((local <= 1).all(axis=-1))
 
 
 def _truth(scene: Scene, grid: OccupancyGrid, row: int, column: int) -> Truth:
