@@ -31,6 +31,7 @@ SKY_LEVEL = 0.5  # of the channel that has the cosine between up and the surface
 MAX_LOG_DEPTH, REFERENCE_DEPTH_M, MIN_DEPTH_M = 2.0, 3.0, 0.1
 # Detail that memory shows: its weight, the filter that separates it, and over how many pixels it fades.
 MEMORY_DETAIL_WEIGHT, DETAIL_PX, BORDER_PX = 0.7, 2.0, 5
+GAP_PX = 7  # width of gaps between known pixels in which no planes are drawn, in a view of `WORKING_PIXELS`
 FEATHER_PX = 3  # over which refined pixels blend into seen ones
 
 
@@ -55,7 +56,7 @@ def fill_frame(
     known = known_pixels(seen, warped, conditioning, index)
     depth = warped.depth if frame.depth is None else frame.depth
     camera, pose = conditioning.camera, conditioning.world_from_camera[index]
-    given = (frame.image, known, depth, layout, camera, pose)
+    given = (frame.image, close_gaps(known), depth, layout, camera, pose)
     image, _ = draw_planes(*given, planes=planes, seed=seed, threads=threads)
     return replace(frame, image=add_memory_detail(image, warped.image, known & ~seen))
 
@@ -168,6 +169,18 @@ def known_pixels(seen: np.ndarray, warped: WarpedView, conditioning: Conditionin
         of_label[nearest[covered]] = imagined[covered]
         imagined = of_label[nearest]
     return seen | (warped.valid_mask & ~imagined)
+
+
+def close_gaps(known: np.ndarray) -> np.ndarray:
+    """(H, W) bool: known pixels, and specks, slits and scallops between them.
+
+    Points of the cloud, seen from closer than they were measured, end in scallops. The gaps do not show what is
+    behind: there the image keeps the colours that it continues from the known pixels.
+    """
+    scale = max(1.0, (known.size / WORKING_PIXELS) ** 0.5)
+    size = 2 * round(GAP_PX * scale / 2) + 1
+    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (size, size))
+    return cv2.morphologyEx(known.astype(np.uint8), cv2.MORPH_CLOSE, kernel) > 0
 
 
 def working_size(height: int, width: int) -> tuple[int, int]:
