@@ -128,7 +128,7 @@ def stereo(
     """Make a stereo pair or a stereo video of one camera's images.
 
     The camera's image is one eye, unchanged. The other one is warped from it by depth; what opens in it is filled from
-    past frames that saw it, else from the background beside it. An interrupted run goes on where it stopped.
+    past frames that saw it, else from the background beside it. An interrupted run resumes where it stopped.
     """
     from rich.console import Console
     from rich.markup import escape

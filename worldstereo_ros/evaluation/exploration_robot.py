@@ -87,7 +87,7 @@ class ExploringRobot:
     def refresh(self) -> None:
         """Updates the grid from the map; cells that the robot touched something in are occupied."""
         self.grid: OccupancyGrid = make_grid(self._map, ROBOT, floor=0.0)
-        # A fence at the bounds of the world, of which the robot knows what it saw; nobody is asked to leave the world.
+        # A fence at the bounds of the world, of which the robot knows what it saw; no rule leaves the world.
         self._fence(self.outside & (self.grid.state == CellState.OBSERVED_FREE))
         for x, y in self._bumps:
             rows, columns, _ = self.grid.cells_at(np.array([[x, y, 0.0]]))

@@ -1,6 +1,6 @@
 """Writes stereo videos in parts with the bundled ffmpeg, and joins them with the sound of their source.
 
-Each part appears whole or not at all, so that an interrupted conversion goes on where it stopped.
+Each part appears whole or not at all, so that an interrupted conversion resumes where it stopped.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from worldstereo_ros.utils.jit import compiled
 
 MIN_WALL_M = 0.6  # of aligned obstacles that count as a wall
 MAX_GAP_M = 1.2  # in a wall, as of a door; it may be closed
-MAX_WALL_M, MEAN_WALL_M = 8.0, 3.0  # by which a wall goes on, at most and on average
+MAX_WALL_M, MEAN_WALL_M = 8.0, 3.0  # by which a wall continues, at most and on average
 MEAN_SIDE_M = 1.5  # average distance from what was seen to a side that was not
 OBJECT_SHARE, OBJECT_M = 0.12, 0.6  # of the floor that objects cover, and their size
 ANGLES = 30  # directions of walls that are tried, over 90 degrees
@@ -139,7 +139,7 @@ def _extend(occupied, free, lengths, min_wall, max_gap, out):
 
     Args:
         occupied, free: (R, C) bool, as seen.
-        lengths: (R, 2) cells by which the runs of each row go on to either side, at most.
+        lengths: (R, 2) cells by which the runs of each row continue to either side, at most.
         min_wall: cells of a run that counts as a wall. max_gap: cells of a gap in it.
         out: (R, C) bool, filled: True = continued wall, where nothing was seen.
     """

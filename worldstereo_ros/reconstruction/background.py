@@ -1,4 +1,4 @@
-"""A reconstruction in a process of its own, so that whoever asks for it goes on, and can stop it at any moment.
+"""A reconstruction in a process of its own, so that whoever asks for it can work on, and stop it at any moment.
 
 The mapper and the compiled loops stop nowhere in between, take all processors, and need gigabytes for large sets; a
 process gives way to others (`NICENESS`), ends when it is told to or when its parent ends, and leaves no memory behind.

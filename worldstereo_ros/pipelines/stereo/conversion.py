@@ -1,4 +1,4 @@
-"""Converts a source of frames to stereo files, in parts that an interrupted run goes on from."""
+"""Converts a source of frames to stereo files, in parts from which an interrupted run resumes."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class StereoPipeline(Protocol):
         """What it remembers."""
 
     def restore(self, state: dict[str, np.ndarray]) -> None:
-        """Goes on from a state."""
+        """Resumes from a state."""
 
 
 @dataclass
@@ -147,7 +147,7 @@ def convert(
         on_frame: called with the number of frames done and of all (None: unknown).
 
     Returns:
-        What was written. An interrupted conversion with the same arguments goes on where it stopped.
+        What was written. An interrupted conversion with the same arguments resumes where it stopped.
 
     Raises:
         InputError: the layout is unknown, a frame has no depth, or frames change in size.
@@ -352,7 +352,7 @@ class _Job:
                 self._restore(state)
                 return int(state["parts"])
         except (OSError, ValueError, KeyError) as error:
-            logger.debug("No earlier run to go on from in %s: %s", folder, error)
+            logger.debug("No earlier run to resume in %s: %s", folder, error)
         shutil.rmtree(folder, ignore_errors=True)
         write_json(folder / RUN_FILE, wanted)
         return 0

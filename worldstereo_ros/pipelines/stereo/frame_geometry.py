@@ -141,7 +141,7 @@ class GeometryTracker:
         return FrameGeometry(depth, pose, estimated, new_shot)
 
     def state(self) -> dict[str, np.ndarray]:
-        """What it knows, to go on later."""
+        """What it knows, to resume later."""
         state = {f"shots_{name}": array for name, array in self._shots.state().items()}
         state["counts"] = np.array([self.cuts, self.lost, int(self._was_black)])
         if (before := self._before) is not None:
@@ -150,7 +150,7 @@ class GeometryTracker:
         return state
 
     def restore(self, state: dict[str, np.ndarray]) -> None:
-        """Goes on from a `state`."""
+        """Resumes from a `state`."""
         prefix = "shots_"
         self._shots.restore({name.removeprefix(prefix): a for name, a in state.items() if name.startswith(prefix)})
         self.cuts, self.lost, was_black = (int(number) for number in state["counts"])

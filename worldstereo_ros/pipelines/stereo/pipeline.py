@@ -144,7 +144,7 @@ class GeometricStereo:
         return StereoFrame(image, out, filled.disparity, source, band, clamped, settings.eye)
 
     def state(self) -> dict[str, np.ndarray]:
-        """What it remembers, as arrays, to go on later as if nothing had happened."""
+        """What it remembers, as arrays, to resume later as if nothing had happened."""
         state = {"since_kept": np.array(self._since_kept), "frames": np.array(len(self.memory))}
         for index, frame in enumerate(self.memory.frames):
             arrays = {"image": frame.image, "depth": frame.depth, "pose": frame.world_from_camera}
@@ -154,7 +154,7 @@ class GeometricStereo:
         return state
 
     def restore(self, state: dict[str, np.ndarray]) -> None:
-        """Goes on from a `state` of a pipeline of the same camera and settings."""
+        """Resumes from a `state` of a pipeline of the same camera and settings."""
         self.restart()
         self._since_kept = int(state["since_kept"])
         for index in range(int(state["frames"])):

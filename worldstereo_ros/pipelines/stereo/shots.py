@@ -33,13 +33,13 @@ class ShotDetector:
         return common < MIN_COMMON_COLOURS and _correlation(thumbnail, before) < MIN_CORRELATION
 
     def state(self) -> dict[str, np.ndarray]:
-        """What it knows of the frame before, to go on later."""
+        """What it knows of the frame before, to resume later."""
         if self._thumbnail is None or self._colours is None:
             return {}
         return {"thumbnail": self._thumbnail, "colours": self._colours}
 
     def restore(self, state: dict[str, np.ndarray]) -> None:
-        """Goes on from a `state`."""
+        """Resumes from a `state`."""
         self._thumbnail, self._colours = state.get("thumbnail"), state.get("colours")
 
 
