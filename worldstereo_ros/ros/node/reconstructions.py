@@ -1,6 +1,6 @@
 """Reconstructions of what is remembered: jobs beside the worker, each in a process of its own. Imports no rclpy.
 
-The worker hands over its views, which takes no time, and goes on; the node remembers and imagines meanwhile. One
+The worker hands over its views, which takes no time; the node remembers and imagines meanwhile. One
 reconstruction runs, and a newer one supersedes it.
 """
 
