@@ -58,6 +58,7 @@ def fill_with_planes(
     *,
     planes: PlaneRender | None = None,
     guide_weight: float = 0.0,
+    noise: bool = True,
     seed: int = 0,
     threads: int = 1,
 ) -> PlaneFill:
@@ -71,6 +72,7 @@ def fill_with_planes(
         camera, world_from_camera: camera and (4, 4) pose of the view.
         planes: of the view, at least of its holes; None: they are rendered here.
         guide_weight: weight of a pixel of a hole against a known one, for the light of planes.
+        noise: whether noise is needed; else it is 0.
         seed: another one gives other details.
         threads: number of threads to use.
     """
@@ -99,9 +101,10 @@ def fill_with_planes(
         shown = planes.plane >= 0
         out.image[shown] = (colours + fields)[shown]
         out.probability[:], out.depth[:], out.plane[:] = planes.probability, planes.depth, planes.plane
-        scale = max(1.0, (known.size / WORKING_PIXELS) ** 0.5)
-        surfaces = (layout.planes, layout.axes, planes.plane, planes.depth)
-        render_noise(*surfaces, camera, pose, out.noise, seed=seed, scale=scale, threads=threads)
+        if noise:
+            scale = max(1.0, (known.size / WORKING_PIXELS) ** 0.5)
+            surfaces = (layout.planes, layout.axes, planes.plane, planes.depth)
+            render_noise(*surfaces, camera, pose, out.noise, seed=seed, scale=scale, threads=threads)
     if layout.sky is not None and layout.room is not None:
         _add_sky(out, layout.sky, layout.room.up, known, camera, pose)
     return out
@@ -132,6 +135,7 @@ def draw_planes(
         *(image, known, depth, layout, camera, world_from_camera),
         planes=planes,
         guide_weight=GUIDE_WEIGHT,
+        noise=False,
         seed=seed & SEED_MASK,
         threads=threads,
     )
