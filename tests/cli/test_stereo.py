@@ -1,6 +1,7 @@
 """`worldstereo stereo`: images, videos with sound, sequences; names, formats, resumption and bad input."""
 
 import json
+import shutil
 import subprocess
 
 import cv2
@@ -82,6 +83,16 @@ def test_sequence_becomes_a_video_with_its_description(walk, tmp_path):
         about["made_eye_pixels"]["remembered"]
     )
     assert not list(tmp_path.glob(".*"))
+
+
+def test_arbitrary_unit_is_not_called_metres(walk, tmp_path):
+    folder = shutil.copytree(walk, tmp_path / "walk")
+    intrinsics = folder / "intrinsics.json"
+    intrinsics.write_text(json.dumps(json.loads(intrinsics.read_text()) | {"metric": False}))
+    output = run(folder, "--out", tmp_path / "out", "--base", 0.1, "--depth", "sensor")
+    assert "The unit of the depth is arbitrary, not metres" in output
+    assert "Base 0.1 units of the depth" in output
+    assert "0.1 m" not in output
 
 
 def test_frame_packing_is_in_the_stream(walk, tmp_path):

@@ -22,6 +22,7 @@ from worldstereo_ros.cli.recording_options import (
     Rectified,
     Tolerance,
     WorldFrame,
+    check_no_bag_options,
 )
 from worldstereo_ros.utils.errors import InputError
 
@@ -153,7 +154,7 @@ def reconstruct(
         "depth_unit": depth_unit,
     }
     if not is_bag(source):
-        _check_no_bag_options(bag_options)
+        check_no_bag_options(bag_options, named=False)
     settings = PlaceSettings(
         max_photographs=photographs,
         use_poses=not ignore_poses,
@@ -177,14 +178,6 @@ def reconstruct(
     name = escape(quote(str(out)))
     console.print(f"In the browser: worldstereo view {name}")
     console.print(f"Views between the photographs: worldstereo imagine --map {name} --path between")
-
-
-def _check_no_bag_options(options: dict[str, Any]) -> None:
-    """Raises InputError for an option of bags with another source, where it would be without effect."""
-    defaults = {"tolerance": 0.03, "rectified": "auto", "camera_axes": "auto", "depth_unit": "auto"}
-    for name, value in options.items():
-        if value != defaults.get(name, ""):
-            raise InputError(f"--{name.replace('_', '-')} is an option of bags, and the source is none. Remove it.")
 
 
 def _reporter(progress: Progress) -> Callable[[str, str, int, int], None]:

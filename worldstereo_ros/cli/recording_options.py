@@ -112,23 +112,32 @@ _DEFAULTS: dict[str, Any] = {
     "tolerance": 0.03,
     "rectified": "auto",
     "camera_axes": "auto",
+    "depth_unit": "auto",
     "path_pose_frame": "base",
     "path_heading": "auto",
 }
 
 
-def check_no_bag_options(view_options: Mapping[str, Any], **path_options: Any) -> None:
+def check_no_bag_options(view_options: Mapping[str, Any], *, named: bool = True, **path_options: Any) -> None:
     """Checks that no option of bags is given for another source, where it would be without effect.
 
     Args:
         view_options, path_options: values of the options by their names.
+        named: a bag is named with --bag, and the unit of depth is an option of other sources, too; else the source
+            itself may be a bag, and only bags take a unit.
 
     Raises:
         InputError: one differs from its default.
     """
     for name, value in (*view_options.items(), *path_options.items()):
-        if name != "depth_unit" and value != _DEFAULTS.get(name, ""):
-            raise InputError(f"--{name.replace('_', '-')} is an option of bags; name the bag with --bag, or remove it.")
+        if value == _DEFAULTS.get(name, "") or (named and name == "depth_unit"):
+            continue
+        option = f"--{name.replace('_', '-')} is an option of bags"
+        raise InputError(
+            f"{option}; name the bag with --bag, or remove it."
+            if named
+            else f"{option}, and the source is none. Remove it."
+        )
 
 
 def check_no_path_options(**options: Any) -> None:

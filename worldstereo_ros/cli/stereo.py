@@ -19,6 +19,7 @@ from worldstereo_ros.cli.recording_options import (
     Rectified,
     Tolerance,
     WorldFrame,
+    check_no_bag_options,
 )
 from worldstereo_ros.utils.errors import InputError
 
@@ -169,7 +170,7 @@ def stereo(
     }
     from_bag = is_bag(source)
     if not from_bag:
-        _check_no_bag_options(bag_options)
+        check_no_bag_options(bag_options, named=False)
     elif fov is not None:
         raise InputError("A bag has intrinsics (camera_info), which --fov would contradict. Remove the option.")
     check_folder_writable(out)
@@ -206,14 +207,6 @@ def stereo(
         console.print(escape(line), highlight=False, soft_wrap=True)
 
 
-def _check_no_bag_options(options: dict[str, Any]) -> None:
-    """Raises InputError for an option of bags with another source, where it would be without effect."""
-    defaults = {"tolerance": 0.03, "rectified": "auto", "camera_axes": "auto", "depth_unit": "auto"}
-    for name, value in options.items():
-        if value != defaults.get(name, ""):
-            raise InputError(f"--{name.replace('_', '-')} is an option of bags, and the source is none. Remove it.")
-
-
 def describe(done: Conversion) -> list[str]:
     """Sentences about a conversion, for the console."""
     about = done.description
@@ -230,9 +223,14 @@ def describe(done: Conversion) -> list[str]:
         )
     if about["cuts"]:
         lines.append(f"{about['cuts']} cuts between shots: nothing is remembered across them.")
-    converged = "" if about["convergence_m"] is None else f" at {about['convergence_m']:g} m"
+    unit = "m" if about["unit"] == "metre" else "units of the depth"
+    if unit != "m":
+        lines.append(
+            "The unit of the depth is arbitrary, not metres, and so is that of the base: choose --base by what you see."
+        )
+    converged = "" if about["convergence_m"] is None else f" at {about['convergence_m']:g} {unit}"
     lines.append(
-        f"Base {about['base_m']:g} m, strength {about['strength']:g}, {about['cameras']} eyes{converged}, "
+        f"Base {about['base_m']:g} {unit}, strength {about['strength']:g}, {about['cameras']} eyes{converged}, "
         f"{about['made_eye']} eye made. Sound: {about['sound']}."
     )
     lines += about["notes"]

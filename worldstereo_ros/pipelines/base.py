@@ -72,7 +72,7 @@ class PipelineFrame:
         observed: (H, W) bool, True where the pixel shows what a camera saw and a sensor measured.
         memory_image: (H, W, 3) uint8 RGB, the view from memory alone; None if it equals `image`.
         confidence: (H, W) float32 in 0..1, see `confidence`; None: the world model estimates it.
-        plane_absence: (H, W) float32 in 0..1, 1 - P(a known plane extends here), 0 where memory has a point that a
+        plane_absence: (H, W) float32 in 0..1, 1 - P(a plane of the layout is here), 0 where memory has a point that a
             camera saw; None if the pipeline does not estimate it.
         estimated: (H, W) bool, True where a camera saw the colour and a model estimated the distance; None = nowhere.
         depth_confidence: (H, W) float32 in 0..1, see `confidence`; None: the world model estimates it.

@@ -20,7 +20,7 @@ MIN_RESOLUTION_M, MAX_RESOLUTION_M = 0.01, 1.0
 
 
 class CellState(IntEnum):
-    """What is known of a cell or a voxel, and from where. *Estimated*: a camera saw it, a model told its distance."""
+    """State of a cell or a voxel, and who says so: a sensor (observed), a depth model (estimated), imagination."""
 
     UNKNOWN = 0
     IMAGINED_FREE = 1

@@ -36,7 +36,7 @@ class Columns:
     connected: np.ndarray
 
     def evidence(self, levels: tuple[np.ndarray, np.ndarray] | None = None) -> tuple[np.ndarray, ...]:
-        """What is known of the space that the robot needs, each (Y, X).
+        """Evidence about the space that the robot needs, each (Y, X).
 
         Args:
             levels: evidence of a model that is summarised too, such as `OccupancyMap.hypothesis_levels` has.

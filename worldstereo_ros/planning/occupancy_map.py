@@ -35,7 +35,7 @@ MAX_RAY_GAP = 0.5  # voxels between rays at the end of their range, from which p
 
 @dataclass(frozen=True)
 class PointStates:
-    """What is known of points.
+    """The states of N points.
 
     Attributes:
         state: (N,) uint8 values of `CellState`; unknown outside the map.
@@ -146,10 +146,10 @@ class OccupancyMap:
         return len(self._hypotheses)
 
     def integrate(self, view: View) -> None:
-        """Adds what a sensor saw: measured depth as observed, estimated depth as estimated.
+        """Adds what a sensor saw: measured depth as observed, estimated depth as estimated. Without depth, nothing.
 
         Raises:
-            InputError: the view has no depth, or is imagined (see `add_hypothesis`).
+            InputError: the view is imagined (see `add_hypothesis`).
         """
         if not view.is_observation:
             raise InputError("The view has imagined pixels; `add_hypothesis` takes those.")
@@ -214,7 +214,7 @@ class OccupancyMap:
         return np.asarray(points, np.float64) @ self.grid_from_world.T
 
     def query(self, points: np.ndarray) -> PointStates:
-        """What is known of points, whatever their height; no floor is needed.
+        """The states of points, whatever their height; no floor is needed.
 
         Args:
             points: (N, 3) world points, metres.

@@ -105,7 +105,7 @@ def imagine_hypotheses(
 def query_points(
     source: WorldModel | OccupancyMap, points: np.ndarray, *, resolution: float = RESOLUTION_M
 ) -> PointStates:
-    """What is known of points: observed, estimated or imagined, free or occupied, or unknown, and how sure that is.
+    """The state of points (see `CellState`), the probability that they are occupied, and the confidence of the state.
 
     Args:
         source: a world model, or its map where several questions are asked.
