@@ -128,7 +128,7 @@ def test_transform_between_two_stamps_is_interpolated(pair):
     _, robot = pair
     from std_srvs.srv import Trigger
 
-    robot.call("reset", Trigger.Request())
+    assert robot.call("reset", Trigger.Request()).success
     start = robot.now()
     robot.send_tf(0.0, start)
     robot.send_tf(1.0, later(start, 0.2))
