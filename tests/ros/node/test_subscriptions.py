@@ -34,7 +34,7 @@ class Intake:
         self.lines: list[str] = []
         self.observations: list[Observation] = []
         self.callbacks: dict = {}
-        buffer = TransformBuffer()
+        self.buffer = buffer = TransformBuffer()
         buffer.insert("map", "base_link", (0, 0, 0), (1, 0, 0, 0), 0, static=True)
         buffer.insert("base_link", frame, (0, 0, 0.5), quaternion, 0, static=True)
         parameters = NodeParameters(sync_timeout=0.0, **values)
@@ -253,6 +253,24 @@ def test_image_without_camera_info_takes_the_nearest_one_and_not_the_last():
     intake.send(second=12, names=("depth", "image"))
     intake.send(second=19, names=("depth", "image"))
     assert [observation.info.k[0] for observation in intake.observations] == [60.0, 90.0]
+
+
+# --- a reset ---
+
+
+def test_images_that_wait_at_a_reset_are_not_remembered_after_it():
+    """One waits for its depth, one for its pose; the camera_info stays for the images that follow."""
+    intake = Intake()
+    intake.subscriptions.apply(NodeParameters(sync_timeout=9.0, tf_timeout=9.0))
+    intake.send(second=1, names=("camera_info", "image"))
+    intake.send(second=2, frame="not in TF yet")
+    intake.subscriptions.drop_images()
+    intake.send(second=1, names=("depth",))
+    intake.buffer.insert("map", "not in TF yet", (0, 0, 0), OPTICAL, 0, static=True)
+    intake.subscriptions.process_pending()
+    assert not intake.observations
+    intake.send(second=3)
+    assert [observation.stamp_ns for observation in intake.observations] == [3 * SECOND]
 
 
 # --- no input ---

@@ -94,6 +94,7 @@ class WorldStereoNode(LifecycleNode):
             self.diagnostics,
             get_worker=lambda: self.worker,
             get_state=lambda: self.state_label,
+            on_reset=lambda: self._input_subscriptions.drop_images() if self._input_subscriptions else None,
             on_memory_replaced=self.worker_events.on_memory_replaced,
             guarded=self.guarded,
         )

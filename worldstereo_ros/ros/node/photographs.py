@@ -189,6 +189,10 @@ class PhotographInput:
         """Drops all waiting messages."""
         self._synchronizer.clear()
 
+    def drop_images(self) -> None:
+        """Drops the photographs that wait for their camera_info."""
+        self._synchronizer.drop_images()
+
     def on_image(self, name: str, message: Image | CompressedImage) -> None:
         """Takes a photograph. Raises ValueError if it is not usable."""
         if isinstance(message, Image):

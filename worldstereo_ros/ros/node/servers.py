@@ -52,6 +52,7 @@ class Servers:
         diagnostics: counts messages, rejections and faults.
         get_worker: returns the current worker; the node replaces one that hangs.
         get_state: returns the label of the lifecycle state.
+        on_reset: called when a reset is requested, before it is carried out.
         on_memory_replaced: called with the world model on the worker's thread after a reset or load.
         guarded: (name, callback) -> a callback that reports exceptions instead of raising them.
 
@@ -69,13 +70,14 @@ class Servers:
         *,
         get_worker: Callable[[], Worker],
         get_state: Callable[[], str],
+        on_reset: Callable[[], None],
         on_memory_replaced: Callable[[WorldModel], None],
         guarded: Callable[[str, Callable], Callable],
     ) -> None:
         self._node, self._parameters = node, parameters
         self._pose_resolver, self._diagnostics = pose_resolver, diagnostics
         self._get_worker, self._get_state = get_worker, get_state
-        self._on_memory_replaced = on_memory_replaced
+        self._forget_waiting, self._on_memory_replaced = on_reset, on_memory_replaced
         self._jobs: dict[bytes, Job] = {}
         self.accept_jobs = False
         self._action = DeferredActionServer(
@@ -241,6 +243,7 @@ class Servers:
 
     def _on_reset(self, request: Trigger.Request, reply: DeferredReply) -> None:
         worker = self._get_worker()
+        self._forget_waiting()
         worker.end_all(ErrorCode.CANCELED, "The memory was reset.")
         self.reconstructions.jobs.end_all(ErrorCode.CANCELED, "The memory was reset.")
         reply.outcome = "Jobs were told to end; the memories were not cleared."

@@ -144,6 +144,12 @@ class Subscriptions:
         self._poses.clear()
         self._newest_stamps.clear()
 
+    def drop_images(self) -> None:
+        """Drops the images that wait for depth or a pose: of before a reset, they must not come after it."""
+        self._synchronizer.drop_images()
+        self._photographs.drop_images()
+        self._synced.clear()
+
     # --- messages ---
 
     def _on_message(self, name: str, handler: Callable, message) -> None:

@@ -187,6 +187,10 @@ class Synchronizer:
         self._infos = deque((entry for entry in self._infos if entry[0] <= latest), maxlen=MAX_PENDING)
         self._depths = deque((entry for entry in self._depths if entry[0] <= latest), maxlen=MAX_PENDING)
 
+    def drop_images(self) -> None:
+        """Removes the images that wait; camera_infos and depth images stay for those that follow."""
+        self._images.clear()
+
     def clear(self) -> None:
         """Removes all messages."""
         self._images.clear()
