@@ -51,6 +51,7 @@ class Attention(nn.Module):
         extra: torch.Tensor | None = None,
         extra_rotary: Rotary | None = None,
         index: torch.Tensor | None = None,
+        mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Attends from tokens to themselves and to further ones.
 
@@ -60,6 +61,7 @@ class Attention(nn.Module):
             extra: (N, M, width) further tokens, which are keys and values only.
             extra_rotary: their positions.
             index: (N, K) int64, the tokens that are queries; None = all.
+            mask: (L or K, L + M) bool, True = the query attends to the key; None = all do.
 
         Returns:
             (N, L or K, width).
@@ -77,7 +79,8 @@ class Attention(nn.Module):
                 extra_k = apply_rotary_emb(extra_k, extra_rotary)
             k, v = torch.cat((k, extra_k), dim=1), torch.cat((v, extra_v), dim=1)
         q, k, v = (t.transpose(1, 2).to(v.dtype) for t in (q, k, v))
-        return self.proj(functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        attended = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return self.proj(attended.transpose(1, 2).flatten(2))
 
     def _project(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(2)
@@ -156,6 +159,7 @@ class FactorisedBlock(nn.Module):
         extra_keys: torch.Tensor | None = None,
         extra_rotary: Rotary | None = None,
         query_index: torch.Tensor | None = None,
+        mask: torch.Tensor | None = None,
         text: torch.Tensor | None = None,
         text_mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
@@ -169,6 +173,7 @@ class FactorisedBlock(nn.Module):
                 normalised nor modulated here.
             extra_rotary: their positions.
             query_index: (k,) or (b, k) int64 places that are updated; the others stay as they are and are keys only.
+            mask: bool, True = a query (first axis) attends to a key, such as the frames before (f, f); None = all do.
             text: (b, M, width) tokens of a text, for blocks with attention to it.
             text_mask: (b, M) bool, True = a token of the text.
 
@@ -192,7 +197,7 @@ class FactorisedBlock(nn.Module):
         if self.temporal:
             source = normed if where is None else _take(normed, where)
             flat = source.transpose(1, 2).flatten(0, 1)
-            update = self.attn(flat, rotary).unflatten(0, (b, -1)).transpose(1, 2)
+            update = self.attn(flat, rotary, mask=mask).unflatten(0, (b, -1)).transpose(1, 2)
         else:
             flat = normed.flatten(0, 1)
             update = self.attn(
@@ -201,6 +206,7 @@ class FactorisedBlock(nn.Module):
                 None if extra_keys is None else extra_keys.type_as(flat).flatten(0, 1),
                 extra_rotary,
                 None if where is None else where.flatten(0, 1),
+                mask,
             ).unflatten(0, (b, f))
         x = chosen + gate1 * update
         if self.cross_attn is not None and text is not None:
