@@ -52,7 +52,12 @@ class PatchEmbedding(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Maps (b, channels, F, H, W) to (b, f, n, width)."""
-        return self.proj(x).flatten(3).permute(0, 2, 3, 1)
+        b, channels, frames, rows, columns = x.shape
+        pt, ph, pw = self.patch
+        cells = x.reshape(b, channels, frames // pt, pt, rows // ph, ph, columns // pw, pw)
+        cells = cells.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4).flatten(2, 3)
+        # A matrix product: a 3-D convolution with as large a stride is slow.
+        return functional.linear(cells, self.proj.weight.flatten(1), self.proj.bias)
 
 
 class FinalLayer(nn.Module):
