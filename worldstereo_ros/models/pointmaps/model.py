@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -214,13 +215,10 @@ def sample_latents(
     if steps < 1:
         raise InputError(f"steps is {steps}; at least 1 was expected.")
     like = inputs.image_latents
-    if steps == 1:
-        latents = torch.zeros_like(like)
-    else:
-        latents = torch.randn(like.shape, generator=generator, device=like.device)
+    latents = torch.zeros_like(like) if steps == 1 else torch.randn(like.shape, generator=generator, device=like.device)
     even = [1 - index / steps for index in range(steps + 1)]
     levels = [LEVEL_SHIFT * t / (1 + (LEVEL_SHIFT - 1) * t) for t in even]
-    for level, end in zip(levels, levels[1:], strict=False):
+    for level, end in itertools.pairwise(levels):
         velocity, _ = network(latents, torch.full((len(like),), level, device=like.device), inputs)
         latents = latents + (end - level) * velocity
     return latents
