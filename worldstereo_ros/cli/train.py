@@ -178,6 +178,55 @@ def anyrecon(
 
 
 @app.command()
+def stereo(
+    video: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="SOURCE",
+            help="Also train on a mono video, image folder or sequence: its frames are rendered to the other eye and "
+            "back by their depth.",
+            rich_help_panel=INPUT,
+        ),
+    ] = None,
+    config: Annotated[
+        str,
+        typer.Option(
+            metavar="CONFIG",
+            help="cpu, gpu or smoke.",
+            show_default="gpu with CUDA, else cpu",
+            rich_help_panel=INPUT,
+        ),
+    ] = "",
+    minutes: Minutes = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Maximum number of steps of each phase.", rich_help_panel=_BUDGET),
+    ] = None,
+    out: RunFolder = Path("runs/stereo"),
+) -> None:
+    """Train the network that paints what neither eye of a stereo pair has seen: frames, time, one step."""
+    from worldstereo_ros.training.stereo_training import CONFIGS, process_start, train_stereo
+    from worldstereo_ros.utils.errors import InputError
+
+    begin = process_start()
+    if not config:
+        import torch
+
+        config = "gpu" if torch.cuda.is_available() else "cpu"
+    if config not in CONFIGS:
+        raise InputError(f"--config is '{config}'; one of {', '.join(CONFIGS)} was expected.")
+    previous_handler = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        train_stereo(
+            out, CONFIGS[config], minutes=minutes, steps=steps, video=video, begin=begin,
+            device="" if config == "gpu" else "cpu",
+        )  # fmt: skip
+    finally:
+        signal.signal(signal.SIGTERM, previous_handler)
+    typer.echo(f"stereo trained; weights, logs and images are in {out}")
+
+
+@app.command()
 def package(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder to package.")],
     out: Annotated[

@@ -307,7 +307,7 @@ class StereoRefiner(ModelMixin, ConfigMixin):
         if not fits or height % REFERENCE_PX or width % REFERENCE_PX or wide % REFERENCE_PX:
             raise InputError(
                 f"The refiner was given {tuple(noisy.shape)}, times {tuple(time.shape)} and a reference "
-                f"{tuple(condition.reference.shape)}; (b, F, 3, H, W), (b,) and (b, F, 3, H, at least W) with multiples "
+                f"{tuple(condition.reference.shape)}; (b, F, 3, H, W), (b,) and (b, F, 3, H, at least W) of multiples "
                 f"of {REFERENCE_PX} were expected, and conditions of the same size."
             )
         if history is not None and frames != 1:

@@ -1,4 +1,4 @@
-"""Training batches of the stereo refiner, made on the device from clips: true pairs, and frames rendered there and back.
+"""Training batches of the stereo refiner, made on the device from clips: true pairs, and frames there and back.
 
 A true pair: the left eye is warped by its depth, the right eye is the truth. There and back (SpatialDreamer's "depth
 based video generation"): a frame counts as the right eye; the left one is made of it by its depth, then warped back.
