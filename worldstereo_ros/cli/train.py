@@ -227,6 +227,35 @@ def stereo(
 
 
 @app.command()
+def pointmaps(
+    config: Annotated[
+        str,
+        typer.Option(
+            metavar="CONFIG",
+            help="Preset: cpu, gpu or smoke.",
+            show_default="gpu with CUDA and cpu without",
+            rich_help_panel=INPUT,
+        ),
+    ] = "",
+    minutes: Minutes = None,
+    steps: Steps = None,
+    out: RunFolder = Path("runs/pointmaps"),
+) -> None:
+    """Train the network of point maps on procedural worlds with moving things."""
+    from dataclasses import replace
+
+    from worldstereo_ros.training.stages.pointmaps import preset, train_pointmaps
+
+    settings = preset(config)
+    previous_handler = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        train_pointmaps(replace(settings, minutes=settings.minutes if minutes is None else minutes), out, steps=steps)
+    finally:
+        signal.signal(signal.SIGTERM, previous_handler)
+    typer.echo(f"point maps trained; weights, log and a picture are in {out}")
+
+
+@app.command()
 def package(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder to package.")],
     out: Annotated[

@@ -112,15 +112,16 @@ def point_loss(
     ratio = truth.norm(dim=2).clamp_min(1e-4).log() - points.detach().norm(dim=2).clamp_min(1e-4).log()
     points = points * clip_medians(ratio, hit).exp().view(-1, 1, 1, 1, 1)
     centre = poses[:, :, :3, 3, None, None]
-    distance = (truth - centre).norm(dim=2).clamp_min(0.05)
+    distance = (truth - centre).norm(dim=2).clamp_min(0.1)
     error = (points - truth).abs().sum(2) / distance
-    likelihood = masked_mean(error * (-log_scale).exp() + log_scale, weight)
+    # The likelihood teaches the scale alone: where points are sure, its gradient would outweigh all others.
+    likelihood = masked_mean(error.detach() * (-log_scale).exp() + log_scale, weight)
     rays = functional.normalize(pixel_rays(intrinsics, *hit.shape[-2:]), dim=1)
     rays = torch.einsum("bfij,bjhw->bfihw", poses[:, :, :3, :3], rays)
     across = 1 - functional.cosine_similarity(points - centre, rays, dim=2, eps=1e-4)
     direction = masked_mean(across, (hit & ~moving).float())
     surface = functional.binary_cross_entropy_with_logits(valid, hit.float())
-    return likelihood + PLAIN_WEIGHT * masked_mean(error, weight) + RAY_WEIGHT * direction + VALID_WEIGHT * surface
+    return 0.2 * likelihood + masked_mean(error, weight) + RAY_WEIGHT * direction + VALID_WEIGHT * surface
 
 
 def autoencoder_loss(

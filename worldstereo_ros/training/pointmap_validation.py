@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -14,22 +13,13 @@ from worldstereo_ros.models.pointmaps.geometry import world_points
 from worldstereo_ros.models.pointmaps.model import PointmapModel
 from worldstereo_ros.models.pointmaps.types import PointmapPrediction
 from worldstereo_ros.training.data.moving_walks import MovingClips
-from worldstereo_ros.training.data.prior_simulation import SimulatedPrior
+from worldstereo_ros.training.data.pointmap_batches import ValidationClips
 from worldstereo_ros.training.pointmap_losses import clip_medians
 from worldstereo_ros.utils.atomic_files import atomic_path
 
 DELTA = 1.25
 EVALUATION_BATCH = 8  # clips
 PICTURE_FRAME = 6
-
-
-@dataclass(frozen=True)
-class ValidationClips:
-    """Clips with their images and priors, the same at each validation."""
-
-    clips: MovingClips
-    images: torch.Tensor
-    prior: SimulatedPrior
 
 
 def depth_scores(log_depth: torch.Tensor, clips: MovingClips) -> dict[str, list[float]]:

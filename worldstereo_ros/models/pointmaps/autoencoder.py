@@ -49,7 +49,7 @@ class PointmapAutoencoder(ImageAutoencoder):
         return model
 
     def encode_points(self, points: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
-        """Encodes points to latents (b * F, z_dim, h, w) without normalisation, for training; see `encode_pointmaps`."""
+        """Encodes points to latents (b * F, z_dim, h, w) without normalisation; see `encode_pointmaps`."""
         return self.encode_images(coded(points, valid).flatten(0, 1))
 
     def encode_pointmaps(self, points: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:

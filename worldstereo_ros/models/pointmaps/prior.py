@@ -1,7 +1,7 @@
 """A dense prior from a depth network and sparse anchors: the network's log depth, moved by a smooth field.
 
-The field is spread from the anchors by normalised convolution (Knutsson and Westin 1993) from coarse to fine: each scale
-adds what the anchors say beyond the coarser ones, where there are enough of them.
+The field is spread from the anchors by normalised convolution (Knutsson and Westin 1993) from coarse to fine: each
+scale adds what the anchors say beyond the coarser ones, where there are enough of them.
 """
 
 from __future__ import annotations

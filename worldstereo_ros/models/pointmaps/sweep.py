@@ -31,8 +31,8 @@ def sweep(images: torch.Tensor, log_depth: torch.Tensor, poses: torch.Tensor, in
 
     Returns:
         (b, F, SWEEP_CHANNELS, H / 2, W / 2) float32: for each offset the mean correlation with the frames that see the
-        point, then for each offset the highest one, then the fraction of frames that see the point of the prior. 0 where
-        no frame does.
+        point, then for each offset the highest one, then the fraction of frames that see the point of the prior. 0
+        where no frame does.
     """
     b, f, _, height, width = images.shape
     with torch.autocast(images.device.type, enabled=False):

@@ -34,6 +34,7 @@ MAX_MOVERS = 5
 SHADOW_PROB = 0.5
 MIN_CLEARANCE_M = 0.12  # between the camera and moving things
 REVERSE_PROB = 0.3
+HURRIED_WORLDS = 25  # of each process, before it rests as long as it works
 
 
 @dataclass(frozen=True)
@@ -229,7 +230,7 @@ class WalkSource:
         first: int = 0,
     ) -> None:
         self._arguments: dict[str, Any] = {"sizes": tuple(sizes), "views": views, "supersample": supersample}
-        self._device, self._next = device, first
+        self._device, self._next, self._ready = device, first, 0.0
         context = torch.multiprocessing.get_context("spawn")  # a forked process must not use CUDA
         self._queue: Any = context.Queue(maxsize=max(2, 4 * workers)) if workers else None
         self._processes = [
@@ -247,11 +248,21 @@ class WalkSource:
         """Whether a process still renders."""
         return any(process.is_alive() for process in self._processes)
 
-    def poll(self, limit: int = 4) -> Iterator[Walk]:
-        """Yields walks that are ready, at most `limit`; renders here where no process does."""
+    def poll(self, limit: int = 4, *, urgent: bool = False) -> Iterator[Walk]:
+        """Yields walks that are ready, at most `limit`.
+
+        Where no process renders, this one does, for about a fifth of the time, or always if it is `urgent`.
+        """
         if not self.alive():
-            yield from render_walks("training", self._next, device=self._device, **self._arguments)
-            self._next += 1
+            started = time.monotonic()
+            if urgent or started >= self._ready:
+                try:
+                    walks = render_walks("training", self._next, device=self._device, **self._arguments)
+                except (InputError, ValueError):
+                    walks = []  # a world without room
+                self._next += 1
+                self._ready = time.monotonic() + 4 * (time.monotonic() - started)
+                yield from walks
             return
         for _ in range(limit):
             try:
@@ -273,13 +284,16 @@ def _render_continuously(
     """Renders worlds until the training process ends. Runs in its own process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the training process handles Ctrl-C and stops this process
     torch.set_num_threads(1)
-    index = first
+    index, hurried = first, first + HURRIED_WORLDS * step
     while os.getppid() == parent:
+        started = time.monotonic()
         try:
             walks = render_walks("training", index, device=device, **arguments)
         except (InputError, ValueError):
             walks = []  # a world without room
         index += step
+        if index > hurried:
+            time.sleep(time.monotonic() - started)  # training needs the device more
         for walk in walks:
             while os.getppid() == parent:
                 try:
