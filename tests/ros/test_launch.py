@@ -11,6 +11,7 @@ from helpers.paths import REPOSITORY
 
 FILES = sorted((REPOSITORY / "launch").glob("*.launch.py"))
 COMMON_ARGUMENTS = {"params_file", "namespace", "use_sim_time", "autostart", "log_level", "rviz", "device", "model"}
+COMMON_ARGUMENTS |= {"stereo", "stereo_base"}
 HAS_LAUNCH = importlib.util.find_spec("launch_ros") is not None
 
 
@@ -86,8 +87,10 @@ def test_rviz_qos_matches_publishers():
     from rclpy.qos import DurabilityPolicy
 
     from worldstereo_ros.ros.node.publishers import OUTPUTS
+    from worldstereo_ros.ros.node.stereo import STEREO_OUTPUTS
 
-    profiles = {name.replace("~", "/worldstereo"): profile for name, _, profile, _ in OUTPUTS}
+    outputs = (*OUTPUTS, *STEREO_OUTPUTS)
+    profiles = {name.replace("~", "/worldstereo"): profile for name, _, profile, _ in outputs}
     displayed = set()
     for name, display in displays().items():
         topic = display.get("Topic")
@@ -98,7 +101,7 @@ def test_rviz_qos_matches_publishers():
         assert topic["Durability Policy"] == ("Transient Local" if latched else "Volatile"), name
         assert topic["Reliability Policy"] == "Reliable", name
     names = ("map", "map/estimated", "map/imagined", "views", "image", "observed", "points")
-    names += ("provenance", "provenance/colour")
+    names += ("provenance", "provenance/colour", "stereo/sbs", "stereo/right/source")
     assert displayed >= {f"/worldstereo/{name}" for name in names}
 
 

@@ -40,6 +40,8 @@ def arguments(**defaults: str) -> list[DeclareLaunchArgument]:
             "",
             "geometric, small, or a checkpoint (a folder or a hub id); empty = the value in the parameter files.",
         ),
+        ("stereo", "", "true: publish the stereo pairs of ~/stereo/*; empty = the value in the parameter files."),
+        ("stereo_base", "", "Distance between their eyes in metres; empty = the value in the parameter files."),
         *((f"{name}_topic", name, f"Topic of the input '{name}'.") for name in INPUTS),
     )
     return [
@@ -73,6 +75,10 @@ def nodes(context: LaunchContext) -> list[Node]:
     overrides |= {
         name: ParameterValue(value_of(name), value_type=str) for name in ("device", "model") if value_of(name)
     }
+    if value_of("stereo"):
+        overrides["stereo.enabled"] = _parse_bool("stereo", value_of("stereo"))
+    if value_of("stereo_base"):
+        overrides["stereo.base"] = _parse_number("stereo_base", value_of("stereo_base"))
     parameters.append(overrides)
     remaps = [(name, value_of(f"{name}_topic")) for name in INPUTS if value_of(f"{name}_topic") != name]
     if "image_topic" in context.launch_configurations and value_of("image_topic") != "image":
@@ -105,3 +111,10 @@ def _parse_bool(name: str, text: str) -> bool:
     if text.lower() not in ("true", "false", "1", "0"):
         raise RuntimeError(f"The launch argument '{name}' is '{text}'; true or false was expected.")
     return text.lower() in ("true", "1")
+
+
+def _parse_number(name: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise RuntimeError(f"The launch argument '{name}' is '{text}'; a number was expected.") from None

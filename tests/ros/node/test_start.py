@@ -115,7 +115,7 @@ def test_request_to_end_interrupts_the_configuration(make_node, monkeypatch):
 def test_second_node_of_the_same_name_is_said(make_node):
     first, second = make_node(), make_node()
     for node in (first, second):
-        node._check_for_namesakes()
+        node._surroundings.check_namesakes()
         assert node.diagnostics.notice.startswith("2 nodes are named /worldstereo")
 
 

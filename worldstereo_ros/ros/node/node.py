@@ -16,10 +16,9 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError  # another class than TimeoutError in Python 3.10
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from diagnostic_msgs.msg import DiagnosticArray
-from lifecycle_msgs.srv import ChangeState
 from rclpy.clock import Clock, ClockType, JumpThreshold
 from rclpy.duration import Duration
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
@@ -34,13 +33,19 @@ from worldstereo_ros.ros.node.pose_resolver import PoseResolver
 from worldstereo_ros.ros.node.publishers import OUTPUTS, Publishers
 from worldstereo_ros.ros.node.qos_overrides import unknown_qos_overrides
 from worldstereo_ros.ros.node.servers import Servers
+from worldstereo_ros.ros.node.stereo_loading import open_stereo
 from worldstereo_ros.ros.node.subscriptions import INPUTS, Subscriptions
+from worldstereo_ros.ros.node.surroundings import SurroundingsCheck
 from worldstereo_ros.ros.node.tf_buffer import TransformBuffer, TransformSource
 from worldstereo_ros.ros.node.tf_listener import open_transforms
+from worldstereo_ros.ros.node.transition_checks import check_transitions
 from worldstereo_ros.ros.node.watchdog import Watchdog
 from worldstereo_ros.ros.node.worker import Worker
 from worldstereo_ros.ros.node.worker_events import WorkerEventHandler
 from worldstereo_ros.ros.node.world_factory import build_world, describe_depth_source
+
+if TYPE_CHECKING:
+    from worldstereo_ros.ros.node.stereo import StereoOutput
 
 TICK_PERIOD_S = 0.05
 STOP_TIMEOUT_S = 3.0  # for running work when the node is deactivated or shut down
@@ -76,6 +81,7 @@ class WorldStereoNode(LifecycleNode):
         self._configured = False
         self._input_subscriptions: Subscriptions | None = None
         self._output_publishers: Publishers | None = None
+        self._stereo: StereoOutput | None = None
         self._transforms: TransformSource = TransformBuffer()
         self.parameters = NodeParameters()
         self.diagnostics = NodeDiagnostics(lambda text: self.get_logger().warning(text))
@@ -100,10 +106,10 @@ class WorldStereoNode(LifecycleNode):
         )
         self._diagnostics_publisher = self.create_publisher(DiagnosticArray, "/diagnostics", qos.DIAGNOSTICS)
         self._diagnostics_published_at = 0.0
-        self._clock_silent_since: float | None = None
+        self._surroundings = SurroundingsCheck(self, self.diagnostics)
         self._map_request: Future = Future()  # the newest request to publish the maps
         self._map_request.set_result(None)
-        self._check_transitions()
+        check_transitions(self)
         # A steady clock, because with use_sim_time and no /clock a timer on ROS time never fires.
         self._steady_clock = Clock(clock_type=ClockType.STEADY_TIME)
         self._timer = self.create_timer(TICK_PERIOD_S, self.guarded("timer", self._tick), clock=self._steady_clock)
@@ -133,6 +139,7 @@ class WorldStereoNode(LifecycleNode):
             )
             self.pose_resolver.reset(self._transforms, self.parameters)
             self._output_publishers = Publishers(self, self.parameters, self.pose_resolver)
+            self._stereo = open_stereo(self, self.parameters, self.diagnostics)
             worker = self.worker
             world = self._wait_for(worker.call(lambda: build_world(self.parameters)))
             self._wait_for(worker.call(lambda: worker.set_world(world)))
@@ -165,6 +172,7 @@ class WorldStereoNode(LifecycleNode):
                 self.diagnostics,
                 self.worker.offer_observation,
                 self.guarded,
+                on_matched=None if self._stereo is None else self._stereo.offer,
             )
         except Exception as error:  # rclpy would go through on_error without a word
             self.diagnostics.problem = f"Not activated. {type(error).__name__}: {error}"
@@ -229,6 +237,9 @@ class WorldStereoNode(LifecycleNode):
         if self._output_publishers is not None:
             self._output_publishers.close()
             self._output_publishers = None
+        if self._stereo is not None:
+            self._stereo.close()
+            self._stereo = None
         self._transforms.close()
         self._transforms = TransformBuffer()
         self.pose_resolver.reset(self._transforms, self.parameters)
@@ -283,27 +294,6 @@ class WorldStereoNode(LifecycleNode):
 
         return wrapper
 
-    def _check_transitions(self) -> None:
-        """Answers requests for impossible transitions with a failure; rclpy raises them out of the executor."""
-        service = self._service_change_state
-        change_state = service.callback
-
-        def checked(request: ChangeState.Request, response: ChangeState.Response) -> ChangeState.Response:
-            transition, available = request.transition, self._state_machine.available_transitions
-            if not any(
-                transition.label == label if transition.label else transition.id == id_ for id_, label, *_ in available
-            ):
-                labels = ", ".join(label for _, label, *_ in available) or "none"
-                self.get_logger().warning(
-                    f"The transition '{transition.label or transition.id}' is not possible while {self.state_label}; "
-                    f"possible: {labels}."
-                )
-                response.success = False
-                return response
-            return change_state(request, response)
-
-        service.callback = checked
-
     # --- parameters and time ---
 
     def _apply(self, parameters: NodeParameters) -> None:
@@ -314,6 +304,7 @@ class WorldStereoNode(LifecycleNode):
             self._servers,
             self._input_subscriptions,
             self._output_publishers,
+            self._stereo,
         ):
             if part is not None:
                 part.apply(parameters)
@@ -335,12 +326,12 @@ class WorldStereoNode(LifecycleNode):
         if self._input_subscriptions is not None:
             self._input_subscriptions.process_pending()
             self._input_subscriptions.warn_if_no_input()
-            self._warn_if_no_clock(now)
+            self._surroundings.check_clock(now, self.parameters.no_input_warning_period)
         if self._output_publishers is not None and self._map_request.done() and self._output_publishers.map_due():
             self._map_request = self.worker.call(self._publish_maps)
         if now - self._diagnostics_published_at >= self.parameters.diagnostics_period:
             self._diagnostics_published_at = now
-            self._check_for_namesakes()
+            self._surroundings.check_namesakes()
             self._publish_diagnostics()
 
     def _publish_maps(self) -> None:
@@ -349,37 +340,10 @@ class WorldStereoNode(LifecycleNode):
 
     def _warn_of_qos_overrides(self) -> None:
         topics = [(self.resolve_topic_name(name), "subscription") for name, *_ in INPUTS]
-        topics += [(self.resolve_topic_name(name), "publisher") for name, *_ in OUTPUTS]
+        outputs = [name for name, *_ in OUTPUTS] + ([] if self._stereo is None else self._stereo.names)
+        topics += [(self.resolve_topic_name(name), "publisher") for name in outputs]
         for warning in unknown_qos_overrides(self._parameter_overrides, topics):
             self.get_logger().warning(warning)
-
-    def _check_for_namesakes(self) -> None:
-        """Says that another node has the same name: both would answer each request and take each image."""
-        name = self.get_fully_qualified_name()
-        count = self.get_node_names_and_namespaces().count((self.get_name(), self.get_namespace()))
-        notice = (
-            f"{count} nodes are named {name}. Each request reaches all of them. Stop all but one, or start them in "
-            "different namespaces (-r __ns:=/robot1). One that was killed is listed for some 20 s more."
-            if count > 1
-            else ""
-        )
-        if notice and notice != self.diagnostics.notice:
-            self.get_logger().warning(notice)
-        self.diagnostics.notice = notice
-
-    def _warn_if_no_clock(self, now: float) -> None:
-        silent = self.get_parameter("use_sim_time").value and self.get_clock().now().nanoseconds == 0
-        if not silent:
-            self._clock_silent_since = None
-            return
-        self._clock_silent_since = self._clock_silent_since or now
-        if now - self._clock_silent_since > self.parameters.no_input_warning_period:
-            self._clock_silent_since = now
-            self.diagnostics.warn(
-                "use_sim_time is true but no message arrives on /clock, so all stamps are 0. Start the simulator, play "
-                "the bag with --clock, or set use_sim_time to false.",
-                key="clock",
-            )
 
     def _publish_diagnostics(self) -> None:
         waiting_dropped = self._input_subscriptions.dropped if self._input_subscriptions else 0
@@ -392,6 +356,8 @@ class WorldStereoNode(LifecycleNode):
             "reconstruction": self._servers.reconstructions.progress,
             **self.worker_events.memory_status,
         }
+        if self._stereo is not None:
+            values |= self._stereo.status
         if self.pose_resolver.used_fallback:
             values["camera extrinsics"] = "from the parameter base_to_camera, since TF has no transform"
         array = DiagnosticArray()

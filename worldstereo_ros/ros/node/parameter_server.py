@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
-from dataclasses import Field
-from typing import Any
 
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor, SetParametersResult
 from rclpy.exceptions import ParameterException
@@ -19,6 +17,7 @@ from worldstereo_ros.ros.node.parameters import (
     START,
     ConfigurationError,
     NodeParameters,
+    Row,
     check_value,
     make_parameters,
     ros_type,
@@ -58,7 +57,7 @@ class ParameterServer:
         if hasattr(node, "add_post_set_parameters_callback"):
             node.add_post_set_parameters_callback(self._on_set)
 
-    def _declare(self, row: Field[Any]) -> None:
+    def _declare(self, row: Row) -> None:
         default = row.metadata["default"]
         descriptor = _descriptor(row)
         override = self._node._parameter_overrides.get(row.name)
@@ -130,7 +129,7 @@ class ParameterServer:
             self._apply(self.read())
 
 
-def _descriptor(row: Field[Any]) -> ParameterDescriptor:
+def _descriptor(row: Row) -> ParameterDescriptor:
     info = row.metadata
     unit = f" [{info['unit']}]" if info["unit"] else ""
     descriptor = ParameterDescriptor(

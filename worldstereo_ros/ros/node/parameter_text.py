@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import Field
-from typing import Any
-
-from worldstereo_ros.ros.node.parameters import Value, ros_type, table
+from worldstereo_ros.ros.node.parameters import Row, Value, ros_type, table
 
 
 def yaml_value(value: Value) -> str:
@@ -19,7 +16,7 @@ def yaml_value(value: Value) -> str:
     return f'"{value}"' if isinstance(value, str) else str(value)
 
 
-def allowed_values(row: Field[Any]) -> str:
+def allowed_values(row: Row) -> str:
     """Describes the values that a row accepts; empty if any."""
     info = row.metadata
     if info["choices"]:

@@ -18,10 +18,11 @@ from rclpy.node import Node
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
-from worldstereo_ros.geometry.calibration import CameraCalibration, calibration_from_info, is_rectified
+from worldstereo_ros.geometry.calibration import calibration_from_info, is_rectified
 from worldstereo_ros.geometry.depth_units import parse_depth_unit
 from worldstereo_ros.imaging.codecs import COLOUR_ENCODINGS
 from worldstereo_ros.ros.conversions import messages, qos
+from worldstereo_ros.ros.node.camera_log import CameraLog
 from worldstereo_ros.ros.node.diagnostics import NodeDiagnostics
 from worldstereo_ros.ros.node.parameters import NodeParameters
 from worldstereo_ros.ros.node.photographs import PHOTOGRAPH_TOPICS, PhotographInput
@@ -63,6 +64,8 @@ class Subscriptions:
         diagnostics: counts messages and rejections.
         offer: takes a complete observation.
         guarded: (name, callback) -> a callback that reports exceptions instead of raising them.
+        on_matched: takes (image with its camera_info and depth, whether its pose is known) of each image, whatever
+            `min_observation_period`; where poses do not arrive, without waiting for them.
 
     Attributes:
         topics: resolved topic by the name of the input.
@@ -77,15 +80,17 @@ class Subscriptions:
         diagnostics: NodeDiagnostics,
         offer: Callable[[Observation], None],
         guarded: Callable[[str, Callable], Callable],
+        on_matched: Callable[[Observation, bool], None] | None = None,
     ) -> None:
         self._node, self._pose_resolver, self._diagnostics, self._offer = node, pose_resolver, diagnostics, offer
+        self._on_matched = on_matched
+        self._poses_arrive = False  # of the images, so that they are worth waiting for
         self._synchronizer = Synchronizer()
         self._synced: deque[SyncedFrame] = deque()  # frames that wait for their pose
         self._poses: deque[tuple[int, np.ndarray]] = deque(maxlen=MAX_POSES)
         self._newest_stamps: dict[str, int] = {}
         self._last_observation_at = -1e9
         self._last_observation: tuple[str, int] | None = None  # frame_id and stamp
-        self._camera_texts: dict[str, str] = {}  # by topic: what was logged of its camera
         self._own_topics = {publisher.topic_name for publisher in node.publishers}
         self._started_at = time.monotonic()
         self._warned_at = -1e9
@@ -93,6 +98,7 @@ class Subscriptions:
         self._warned_last: float | None = None  # time of the last image when the newest warning was logged
         self.dropped = 0
         self.topics: dict[str, str] = {}
+        self._camera_log = CameraLog(lambda text: node.get_logger().info(text), diagnostics, self.topics)
         self._photographs = PhotographInput(diagnostics, offer, self.topics)
         self.apply(parameters)
         handlers = {
@@ -257,6 +263,10 @@ class Subscriptions:
         ready, rejected = self._synchronizer.pop_ready(now)
         for frame, reason in rejected:
             self._diagnostics.on_rejected(frame.topic, reason)
+        if self._on_matched is not None and not self._poses_arrive:
+            for frame in ready:
+                frame.handed_on = True
+                self._on_matched(self._observation(frame, np.eye(4)), False)
         self._synced.extend(ready)
         while len(self._synced) > MAX_PENDING:
             self._synced.popleft()
@@ -268,6 +278,7 @@ class Subscriptions:
             except TransformUnavailableError as error:
                 if error.may_arrive and now - frame.received_at < timeout:
                     continue
+                self._poses_arrive = False
                 self._diagnostics.on_rejected(frame.topic, f"The pose of the image is unknown. {error}")
             except ValueError as error:
                 self._diagnostics.on_rejected(frame.topic, str(error))
@@ -281,7 +292,13 @@ class Subscriptions:
                 check_sizes(calibration.camera, frame.image.width, frame.image.height)
             if frame.depth is not None:
                 check_depth_size(calibration.camera, frame.depth.width, frame.depth.height)
-            self._log_camera(frame, calibration, rectified)
+            self._camera_log.on_frame(frame, calibration, rectified)
+        if self._on_matched is not None and frame.info is not None:
+            pose = self._pose_of(frame)
+            self._poses_arrive = True
+            if not frame.handed_on:
+                frame.handed_on = True
+                self._on_matched(self._observation(frame, pose), True)
         if now - self._last_observation_at < self._parameters.min_observation_period:
             return
         frame_and_stamp = (frame.image.header.frame_id, frame.stamp_ns)
@@ -292,30 +309,20 @@ class Subscriptions:
         self._last_observation_at = now
         # Only after the lookup: a frame that TF does not know must not replace one that it knows.
         self._pose_resolver.image_frame = self._frame_of(frame.image)
-        needs_depth = self._synchronizer.depth_policy in ("required", "auto")
-        observation = Observation(
+        self._offer(self._observation(frame, pose))
+
+    def _observation(self, frame: SyncedFrame, world_from_camera: np.ndarray) -> Observation:
+        return Observation(
             frame.image,
             frame.info,
             frame.depth,
-            pose,
+            world_from_camera,
             frame.stamp_ns,
             frame.topic,
-            needs_depth,
-            rectified=rectified,
+            needs_depth=self._synchronizer.depth_policy in ("required", "auto"),
+            rectified=frame.info is not None and self._is_rectified(frame.topic),
             depth_unit=self._depth_unit,
         )
-        self._offer(observation)
-
-    def _log_camera(self, frame: SyncedFrame, calibration: CameraCalibration, rectified: bool) -> None:
-        """Logs how images are seen: for the first one of a topic, and when its camera_info changes."""
-        text = _describe_camera(frame, calibration, rectified)
-        before = self._camera_texts.get(frame.topic)
-        # A zoom that changes each image must not fill the log.
-        if text == before or not self._diagnostics.is_log_due(f"camera {frame.topic}"):
-            return
-        self._camera_texts[frame.topic] = text
-        change = "" if before is None else "The camera_info has changed. "
-        self._node.get_logger().info(f"{change}Images of {self.topics[frame.topic]} are {text}")
 
     def _pose_of(self, frame: SyncedFrame) -> np.ndarray:
         """world_from_camera (4, 4) of an image. Raises TransformUnavailableError."""
@@ -367,16 +374,3 @@ class Subscriptions:
         if publishers["image"] or publishers["image/compressed"] or publishers["panorama"]:
             hint = "Publishers exist but send nothing (check with ros2 topic hz), or their QoS does not match."
         self._diagnostics.warn(f"No image for {period:g} s. Subscribed to {listed}. {hint}", key="no input")
-
-
-def _describe_camera(frame: SyncedFrame, calibration: CameraCalibration, rectified: bool) -> str:
-    """Describes with which camera images are seen, and the parameter that changes it."""
-    camera, info = calibration.camera, frame.info
-    size = f"{camera.width}x{camera.height}, fx {camera.fx:.1f}, fy {camera.fy:.1f}"
-    if rectified:
-        return f"taken as rectified: seen with P of camera_info, without distortion ({size}; parameter `rectified`)."
-    if not calibration.distorted:
-        return f"seen with K of camera_info, which has no distortion ({size})."
-    P = np.zeros(12) if info is None else np.asarray(info.p, dtype=np.float64)
-    hint = " If they are rectified, set the parameter `rectified` to true." if P[0] else ""
-    return f"taken as raw: the distortion of camera_info ({calibration.model}) is removed ({size}).{hint}"

@@ -126,6 +126,7 @@ class SyncedFrame:
 
     Attributes:
         received_at: `time.monotonic()` when the image arrived.
+        handed_on: it was handed on to what does not wait for its pose.
     """
 
     image: Image | CompressedImage
@@ -134,6 +135,7 @@ class SyncedFrame:
     topic: str
     stamp_ns: int
     received_at: float
+    handed_on: bool = False
 
 
 class Synchronizer:
