@@ -105,9 +105,9 @@ def test_only_the_surface_itself_is_an_example():
     depth[60:90, 120:150], image[60:90, 120:150] = 2.0, 255  # a lamp before the wall
     seen = type(view)(image, SHARP, view.world_from_camera, depth)
     layout = estimate_layout([seen])
-    examples = layout.examples
+    examples, example_of = layout.details
     wall = next(k for k, plane in enumerate(layout.planes) if plane[2] < -0.99)
-    example = int(layout.example_of[wall])
+    example = int(example_of[wall])
     assert example >= 0
     usable = examples.usable[example]
     assert usable.any()

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -77,6 +78,22 @@ class PlaneRender(NamedTuple):
     plane: np.ndarray
 
 
+class SeenSurfaces(NamedTuple):
+    """What the details of a layout's surfaces are found in.
+
+    Attributes:
+        observations: views with depth.
+        textures: of the detected planes.
+        room: what is assumed about the place.
+        typical: indices of the walls of the usual colour.
+    """
+
+    observations: list[View]
+    textures: list[PlaneTexture]
+    room: Room
+    typical: list[int]
+
+
 @dataclass(frozen=True)
 class Layout:
     """K planes of the world, and V sampled observations that show free space.
@@ -93,8 +110,7 @@ class Layout:
         room: what is assumed about the place; None if no planes were found.
         sky: (SKY_BINS, 3) float32 0..255 mean colour of the sky by elevation; None without sky.
         axes: (K, 2, 3) float32 axes in each plane that are the same for all planes of a kind.
-        examples: details of surfaces at the resolution of the cameras.
-        example_of: (K,) int64 index into `examples`, -1 = none.
+        seen: what shows the details of the surfaces; None for a layout without details.
         detected: number of detected planes; assumed ones come after them.
     """
 
@@ -107,9 +123,18 @@ class Layout:
     room: Room | None = None
     sky: np.ndarray | None = None
     axes: np.ndarray = field(default_factory=lambda: np.zeros((0, 2, 3), np.float32))
-    examples: PackedExamples = field(default_factory=lambda: pack_examples([]))
-    example_of: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    seen: SeenSurfaces | None = None
     detected: int = 0
+
+    @cached_property
+    def details(self) -> tuple[PackedExamples, np.ndarray]:
+        """(details of surfaces at the resolution of the cameras, (K,) int64 index into them of each plane, -1 = none).
+
+        Found when they are first drawn: that takes longer than all the rest of a layout.
+        """
+        if self.seen is None:
+            return pack_examples([]), np.full(len(self), -1, np.int64)
+        return _examples(*self.seen)
 
     def without_closing(self) -> Layout:
         """The detected planes alone, without what is assumed about a room."""
@@ -179,7 +204,7 @@ class Layout:
         rows = split_range(camera.height, threads)
         run_in_threads(colour_surfaces, [(start, stop, *arguments) for start, stop in rows])
         if details:
-            surfaces = (self.examples, self.example_of, self.axes, self.planes, planes.plane, planes.depth)
+            surfaces = (*self.details, self.axes, self.planes, planes.plane, planes.depth)
             add_details(*surfaces, camera, world_from_camera, out, seed=seed, threads=threads)
         return out
 
@@ -264,15 +289,13 @@ def _layout_from_samples(observations: list[View], views: list[SampledView]) -> 
             np.concatenate([known, np.stack(new)])
             for known, new in zip((planes, colours, distances), zip(*assumed, strict=True), strict=True)
         )
-    examples, example_of = _examples(observations, textures, room, typical)
     sides = np.array([[*side.normal, side.offset, side.probability] for side in room.sides], np.float32).reshape(-1, 5)
     return Layout(
         *(planes, colours, distances, sides, grid_from_world, depths),
         room=room,
         sky=_sky(observations, views, room),
         axes=np.stack([canonical_axes(p[:3].astype(float), room.up, room.axis) for p in planes]).astype(np.float32),
-        examples=examples,
-        example_of=example_of,
+        seen=SeenSurfaces(observations, textures, room, typical),
         detected=len(textures),
     )
 
