@@ -14,7 +14,7 @@ from worldstereo_ros.models.pointmaps.types import PointmapPrediction
 
 MOVING_WEIGHT = 2.0
 PLAIN_WEIGHT = 0.5  # of the error itself beside its likelihood: pixels in doubt are learned, too
-ABSOLUTE_WEIGHT = 0.1  # of the error in the scale of the prior
+ABSOLUTE_WEIGHT = 0.3  # of the error in the scale of the prior
 GRADIENT_WEIGHT = 0.5
 GRADIENT_STRIDES = (1, 2, 4)
 MAX_GRADIENT = 0.5  # of the log depth; steps beyond are edges, which are counted no more than this

@@ -43,7 +43,7 @@ class PointmapTraining:
     sizes: tuple[tuple[int, int], ...] = ((96, 128), (80, 144))
     frames: int = 13
     batch: int = 4
-    learning_rate: float = 1e-3
+    learning_rate: float = 8e-4
     prior_drop: float = 0.15
     second_pass: float = 0.5
     ema: float = 0.998

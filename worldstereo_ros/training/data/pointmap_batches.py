@@ -113,7 +113,7 @@ class ClipFeed:
         self, settings: PointmapTraining, model: PointmapModel, depth_network: DepthNetwork, source: WalkSource
     ) -> None:
         self.settings, self.model, self.depth_network, self.source = settings, model, depth_network, source
-        self.device = model.device
+        self.device, self.batch = model.device, settings.batch
         self.random = np.random.default_rng(settings.seed)
         self.pools = {size: WalkPool(size, settings.capacity, self.device, settings.views) for size in settings.sizes}
 
@@ -183,7 +183,7 @@ class ClipFeed:
     @torch.no_grad()
     def draw(self) -> Batch:
         """A batch with priors; a share of the clips has none."""
-        clips = self.draw_clips(self.settings.batch)
+        clips = self.draw_clips(self.batch)
         images = camera_looks(clips.images, self.random)
         simulated = simulate_prior(clips, images, self.depth_network, self.random)
         b = len(images)

@@ -103,6 +103,10 @@ class PointmapTrainer:
             name: {key: value.detach().clone() for key, value in part.state_dict().items()}
             for name, part in self._parts().items()
         }
+        # Weights are only ever changed in place.
+        states = {name: part.state_dict() for name, part in self._parts().items()}
+        pairs = [(self.averages[name][key], value) for name, state in states.items() for key, value in state.items()]
+        self._averaged_tensors, self._tensors = [pair[0] for pair in pairs], [pair[1].detach() for pair in pairs]
         self.feed = ClipFeed(settings, self.model, depth_network, source)
         self.steps, self.updates, self._bad = 0, 0, 0
         self._last_log, self._last_validation = time.monotonic(), time.monotonic()
@@ -127,7 +131,7 @@ class PointmapTrainer:
 
     def autoencoder_step(self) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Loss of the autoencoder."""
-        clips = self.feed.draw_clips(max(1, self.settings.batch // 2))
+        clips = self.feed.draw_clips(max(1, self.feed.batch // 2))
         points, hit = true_points(clips)
         with self.autocast():
             return autoencoder_loss(self.model.autoencoder, points, hit)
@@ -198,6 +202,7 @@ class PointmapTrainer:
         highest = [group["lr"] for group in optimiser.param_groups]
         parameters = [p for group in optimiser.param_groups for p in group["params"]]
         count = 0
+        loss: torch.Tensor | None
         while (now := self.elapsed()) < end and (max_steps is None or count < max_steps):
             progress = (now - first) / max(end - first, 1e-6)
             fall = max(0.0, progress - decay_from) / max(1 - decay_from, 1e-6)
@@ -205,9 +210,19 @@ class PointmapTrainer:
             for group, high in zip(optimiser.param_groups, highest, strict=True):
                 group["lr"] = high * rate
             self.feed.poll()
-            loss, parts = step()
             optimiser.zero_grad(set_to_none=True)
-            loss.backward()
+            try:
+                loss, parts = step()
+                loss.backward()
+            except torch.OutOfMemoryError:
+                if self.feed.batch == 1:
+                    raise
+                loss, parts = None, {}
+            if loss is None:  # after the error has let go of its tensors
+                self.feed.batch //= 2
+                torch.cuda.empty_cache()
+                self.say(f"{name}: not enough memory; {self.feed.batch} clips a step from here on")
+                continue
             norm = nn.utils.clip_grad_norm_(parameters, 1.0)
             count += 1
             self.steps += 1
@@ -231,10 +246,7 @@ class PointmapTrainer:
         """Moves the averages of the weights towards the weights."""
         self.updates += 1
         decay = min(self.settings.ema, (1 + self.updates) / (10 + self.updates))
-        for name, part in self._parts().items():
-            state = part.state_dict()
-            keys = list(state)
-            torch._foreach_lerp_([self.averages[name][k] for k in keys], [state[k].detach() for k in keys], 1 - decay)
+        torch._foreach_lerp_(self._averaged_tensors, self._tensors, 1 - decay)
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -253,7 +265,7 @@ class PointmapTrainer:
 
     def _log(self, name: str, parts: dict[str, torch.Tensor], rate: float) -> None:
         for key, value in parts.items():
-            self._sums[key] = self._sums.get(key, torch.zeros((), device=self.device)) + value.float()
+            self._sums[key] = self._sums[key] + value.float() if key in self._sums else value.float()
         self._summed += 1
         now = time.monotonic()
         if now - self._last_log < LOG_EVERY_S:
@@ -266,10 +278,14 @@ class PointmapTrainer:
         self.say(f"{name} {self.steps} ({seconds * 1000:.0f} ms, {self.feed.walks()} walks): {shown}")
         self._sums, self._summed, self._last_log = {}, 0, now
 
+    def save(self) -> None:
+        """Writes the averaged weights."""
+        for name, part in self._parts().items():
+            save_part(self.folder / name, part, self.averages[name], torch.bfloat16)
+
     def checkpoint(self, name: str, sampler_steps: tuple[int, ...] = (1,)) -> dict[str, float]:
         """Writes the averaged weights, then validates with them."""
-        for part_name, part in self._parts().items():
-            save_part(self.folder / part_name, part, self.averages[part_name], torch.bfloat16)
+        self.save()
         metrics: dict[str, float] = {}
         try:
             with self.averaged():
@@ -332,6 +348,11 @@ def train_pointmaps(
     trainer = PointmapTrainer(settings, folder, started)
     try:
         return _train(trainer, settings, folder, steps)
+    except KeyboardInterrupt:
+        if trainer.steps:
+            trainer.save()
+            trainer.say(f"interrupted; the weights of step {trainer.steps} are in {folder}")
+        raise
     finally:
         trainer.feed.source.close()
 
@@ -359,7 +380,7 @@ def _train(trainer: PointmapTrainer, settings: PointmapTraining, folder: Path, s
         trainer.run("autoencoder", ends[0], trainer.autoencoder_step, groups, 0.3, steps)
         autoencoder.load_state_dict(trainer.averages[AUTOENCODER_FOLDER])
         with torch.no_grad(), trainer.autocast():
-            latents = [autoencoder.encode_points(*true_points(trainer.feed.draw_clips(settings.batch))).float()
+            latents = [autoencoder.encode_points(*true_points(trainer.feed.draw_clips(trainer.feed.batch))).float()
                        for _ in range(STATISTICS_BATCHES)]  # fmt: skip
         flat = torch.cat([each.transpose(0, 1).flatten(1) for each in latents], dim=1)
         autoencoder.set_statistics(flat.mean(1), flat.std(1))
