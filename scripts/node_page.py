@@ -131,12 +131,11 @@ def node_page() -> str:
     rows = [_topic(*row) for row in OUTPUTS] + [(f"`{a}`", f"`{b}`", c, d) for a, b, c, d in extra]
     parts.append(_table("Publishers", ("topic", "type", "QoS", "what"), rows))
     parts.append("The node converts and publishes a topic only while it has subscribers.\n")
+    rows = [_topic(*row) for row in STEREO_OUTPUTS]
+    parts.append(_table("Stereo publishers", ("topic", "type", "QoS", "what"), rows))
     parts.append(
-        _table("Stereo publishers", ("topic", "type", "QoS", "what"), [_topic(*row) for row in STEREO_OUTPUTS])
-    )
-    parts.append(
-        "Only with `stereo.enabled` ([stereo](../guides/stereo.md)). While nobody subscribes to any of them, no pair is "
-        "made. All messages of a pair have the stamp and the optical frame of the camera's image.\n"
+        "Only with `stereo.enabled` ([stereo](../guides/stereo.md)). While nobody subscribes to any of them, no pair\n"
+        "is made. All messages of a pair have the stamp and the optical frame of the camera's image.\n"
     )
     served = *ACTIONS, ACTION, *SERVICES, SERVICE
     calls = [(f"`{name}`", f"`{_type_name(kind)}`", what) for name, kind, what in served]
