@@ -5,8 +5,8 @@ import pytest
 from helpers.stereo_scene import CAMERA, view_from
 
 from worldstereo_ros.geometry.cameras import Camera
+from worldstereo_ros.imaging.shots import ShotDetector, is_black
 from worldstereo_ros.pipelines.stereo.frame_geometry import GeometryTracker
-from worldstereo_ros.pipelines.stereo.shots import ShotDetector, is_black
 from worldstereo_ros.utils.errors import InputError
 
 

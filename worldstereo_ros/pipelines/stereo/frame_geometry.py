@@ -16,7 +16,7 @@ from worldstereo_ros.depth.alignment import DepthError
 from worldstereo_ros.depth.estimators import DepthEstimator, estimate_depth
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.poses import invert_pose
-from worldstereo_ros.pipelines.stereo.shots import ShotDetector, is_black
+from worldstereo_ros.imaging.shots import ShotDetector, is_black
 from worldstereo_ros.utils.errors import InputError
 
 MAX_FEATURES, FEATURE_GAP_PX, FEATURE_QUALITY = 400, 8, 0.01
