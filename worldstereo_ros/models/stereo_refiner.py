@@ -227,10 +227,12 @@ class StereoRefiner(ModelMixin, ConfigMixin):
             ),
             dim=2,
         ).flatten(0, 1)
-        skip = self.stem(functional.pixel_unshuffle(pixels, 2))
+        pixels = functional.pixel_unshuffle(pixels, 2).contiguous(memory_format=torch.channels_last)
+        skip = self.stem(pixels)
         tokens = self.down(skip).flatten(2).transpose(1, 2).unflatten(0, (b, frames))
         rows, columns = height // BLOCK_PX, width // BLOCK_PX
-        band = self.band_of(condition.painted)[..., None]
+        band = self.band_of(condition.painted)
+        index = None if history is None else _places(band[:, 0])
         embedded = self.t_embedder(1000 * time) + self.deviation_embedder(1000 * condition.deviation)
         modulation = self.t_block(embedded)
         references = self.reference(condition.reference, modulation)
@@ -243,13 +245,16 @@ class StereoRefiner(ModelMixin, ConfigMixin):
             if temporal:
                 past = [] if history is None else [each[level] for each in history.references]
                 keys = self.reference.interact(level, keys, past)
-            updated = spatial(tokens, modulation, rotary=rotary, extra_keys=keys, extra_rotary=beside)
-            tokens = torch.where(band, updated, tokens.type_as(updated))
-            if temporal:
+            updated = spatial(
+                tokens, modulation, rotary=rotary, extra_keys=keys, extra_rotary=beside, query_index=index
+            )
+            tokens = torch.where(band[..., None], updated, tokens.type_as(updated))
+            if history is not None and index is not None:
                 inputs.append(tokens)
-                past = [] if history is None else [each[level] for each in history.tokens]
-                updated = self._over_time(over_time, tokens, past, modulation)
-                tokens = torch.where(band, updated, tokens.type_as(updated))
+                tokens = self._latest(over_time, tokens, [each[level] for each in history.tokens], index, modulation)
+            elif temporal:
+                updated = self._over_time(over_time, tokens, modulation)
+                tokens = torch.where(band[..., None], updated, tokens.type_as(updated))
         if history is not None:
             history.add(inputs, references, self.config.history)
         wide = self.up(self.norm(tokens)).flatten(0, 1).transpose(1, 2).unflatten(2, (rows, columns))
@@ -269,16 +274,36 @@ class StereoRefiner(ModelMixin, ConfigMixin):
         wide = functional.max_pool2d(mask, size // BLOCK_PX, 1, self.config.band)
         return (wide > 0).flatten(1).unflatten(0, painted.shape[:2])
 
-    def _over_time(
-        self, block: FactorisedBlock, tokens: torch.Tensor, past: list[torch.Tensor], modulation: torch.Tensor
-    ) -> torch.Tensor:
+    def _over_time(self, block: FactorisedBlock, tokens: torch.Tensor, modulation: torch.Tensor) -> torch.Tensor:
         """A temporal block, in which frames attend to themselves and to `history` frames before them."""
-        known = torch.cat([*(each.type_as(tokens) for each in past), tokens], dim=1)
-        place = torch.arange(known.shape[1], device=tokens.device)
+        place = torch.arange(tokens.shape[1], device=tokens.device)
         apart = place[:, None] - place[None]
         mask = (apart >= 0) & (apart <= self.config.history)
         rotary = rotary_positions(place, self.config.width // self.config.heads)
-        return block(known, modulation, rotary=rotary, mask=mask)[:, len(past) :]
+        return block(tokens, modulation, rotary=rotary, mask=mask)
+
+    def _latest(
+        self,
+        block: FactorisedBlock,
+        tokens: torch.Tensor,
+        past: list[torch.Tensor],
+        index: torch.Tensor,
+        modulation: torch.Tensor,
+    ) -> torch.Tensor:
+        """What `_over_time` gives for the last frame alone, at the places `index` (b, k); past frames are keys only."""
+        b, _, _, width = tokens.shape
+        where = index[:, None, :, None].expand(-1, 1, -1, width)
+        known = [each.type_as(tokens).gather(2, where) for each in (*past, tokens)]
+        shift1, scale1, gate1, shift2, scale2, gate2 = (
+            (block.scale_shift_table + modulation.view(b, -1, width))[:, :, None, None].type_as(tokens).unbind(1)
+        )
+        normed = block.norm1(torch.cat(known, dim=1)) * (1 + scale1) + shift1
+        flat = normed.transpose(1, 2).flatten(0, 1)  # (b * k, frames, width)
+        rotary = rotary_positions(torch.arange(flat.shape[1], device=tokens.device), width // self.config.heads)
+        last = torch.full((len(flat), 1), flat.shape[1] - 1, device=tokens.device)
+        x = known[-1] + gate1 * block.attn(flat, rotary, index=last).unflatten(0, (b, -1)).transpose(1, 2)
+        x = x + gate2 * block.mlp(block.norm2(x) * (1 + scale2) + shift2)
+        return tokens.scatter(2, where, x.type_as(tokens))
 
     def _reference_rotary(
         self, size: torch.Size, columns: int, head_dim: int, device: torch.device
@@ -312,6 +337,14 @@ class StereoRefiner(ModelMixin, ConfigMixin):
             )
         if history is not None and frames != 1:
             raise InputError(f"The refiner was given {frames} frames with a history; one at a time was expected.")
+
+
+def _places(band: torch.Tensor) -> torch.Tensor:
+    """(b, k) int64 places of a band (b, n) bool; repeated where one has fewer than another, so that k fits all."""
+    count = int(band.sum(1).max().clamp_min(1))
+    order = band.to(torch.uint8).sort(dim=1, descending=True, stable=True).indices[:, :count]
+    inside = band.gather(1, order)
+    return torch.where(inside, order, order[:, :1])
 
 
 def load_stereo_refiner(folder: Path, device: torch.device | str = "cpu") -> StereoRefiner | None:

@@ -126,7 +126,8 @@ def train_stereo(
     rounds = _rounds(folder)
     set_seed(rounds)
     model = _model(weights, settings)
-    model.requires_grad_(True).train().to(accelerator.device)
+    model.requires_grad_(True).train()
+    model.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     given: list[StereoClip] = []
     if video is not None:
         from worldstereo_ros.training.data.stereo_video import read_clips

@@ -147,7 +147,9 @@ def _clip(
     for eye, at in zip((0, 1), (poses, right), strict=True):
         rows = slice(eye * len(poses), (eye + 1) * len(poses))
         depth = both.depth[rows]
-        still = ~torch.isin(both.instance[rows], moving)
+        still = torch.ones_like(depth, dtype=torch.bool)
+        if len(moving):
+            still = ~torch.isin(both.instance[rows], moving)
         flow = _flow(depth, still, camera, torch.from_numpy(at).to(device))
         image = both.image[rows].permute(0, 3, 1, 2).contiguous()
         parts.append((image, _inverse(depth, camera.fx).half(), flow.half()))

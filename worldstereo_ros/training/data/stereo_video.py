@@ -29,6 +29,7 @@ from worldstereo_ros.utils.errors import InputError
 
 MAX_SIDE_PX = 640  # of frames; larger ones are made smaller, as holes would be wider than a crop
 MIN_MOTION_PX = 0.5  # median flow from frame to frame; frames of a camera that stands still repeat each other
+MAX_SKIPPED = 5  # such frames
 CLIPS_AT_ONCE = 3  # windows of the same frames
 
 
@@ -64,8 +65,7 @@ def read_clips(source: Path, frames: int, count: int, *, device: str = "cpu", se
     clips = [clip for group in groups for clip in group][:count]
     if not clips:
         raise DatasetError(
-            f"{source} has no {frames} frames in a row with depth and things before a background; a video of a moving "
-            "camera was expected."
+            f"{source} has no {frames} frames of one shot with depth and with things before a background."
         )
     return clips
 
@@ -78,7 +78,7 @@ def _shots(source: Path, frames: int, device: str) -> Iterator[_Frames]:
     if size[0] < WINDOW_PX or size[1] < HEIGHT_PX:
         raise InputError(f"{source} has frames of {size[0]}x{size[1]}; at least {WINDOW_PX}x{HEIGHT_PX} were expected.")
     tracker = GeometryTracker(opened.camera, load_depth_estimator("", device))
-    run, before = _Frames(), None
+    run, before, skipped = _Frames(), None, 0
     for frame in opened.read(0):
         geometry = tracker.step(frame.image, frame.depth, frame.world_from_camera)
         if geometry.black or geometry.new_shot:
@@ -97,10 +97,11 @@ def _shots(source: Path, frames: int, device: str) -> Iterator[_Frames]:
         if before is not None:
             link = FlowLink(before, grey, size)
             moved = np.stack([link.x - np.arange(size[0])[None], link.y - np.arange(size[1])[:, None]])
-            if float(np.median(np.abs(moved).max(0))) < MIN_MOTION_PX:
+            if float(np.median(np.abs(moved).max(0))) < MIN_MOTION_PX and skipped < MAX_SKIPPED:
+                skipped += 1
                 continue
             flow = np.where(link.consistent[None], moved, INVALID_FLOW).astype(np.float32)
-        before = grey
+        before, skipped = grey, 0
         run.images.append(image)
         run.inverses.append(inverse)
         run.flows.append(flow)

@@ -41,7 +41,7 @@ class ClipConfig:
     frames: int = 7
     clips: int = 6
     worlds: int = 8
-    validation_worlds: int = 12
+    validation_worlds: int = 10
     capacity: int = 800
     workers: int = 2
     supersample: int = 2
