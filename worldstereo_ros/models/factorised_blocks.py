@@ -249,14 +249,15 @@ class TimestepEmbedding(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.mlp = nn.Sequential(nn.Linear(TIME_CHANNELS, width), nn.SiLU(), nn.Linear(width, width))
+        first = nn.Linear(TIME_CHANNELS, width)
+        self.mlp = nn.Sequential(first, nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         """Maps (b,) to (b, width)."""
         half = TIME_CHANNELS // 2
         frequencies = torch.exp(-math.log(10_000) * torch.arange(half, device=values.device) / half)
         angles = values.float()[:, None] * frequencies
-        return self.mlp(torch.cat((angles.cos(), angles.sin()), dim=1).to(self.mlp[0].weight.dtype))
+        return self.mlp(torch.cat((angles.cos(), angles.sin()), dim=1).to(next(self.mlp.parameters()).dtype))
 
 
 def time_modulation(width: int) -> nn.Sequential:

@@ -86,7 +86,7 @@ class TextEmbedding(nn.Module):
 
     def forward(self, text: torch.Tensor | None, batch: int) -> torch.Tensor:
         """Maps (b, M, channels), or None = no text, to (b, M, width)."""
-        text = self.y_embedding.expand(batch, -1, -1) if text is None else text
+        text = self.get_buffer("y_embedding").expand(batch, -1, -1) if text is None else text
         return self.y_proj["fc2"](functional.gelu(self.y_proj["fc1"](text), approximate="tanh"))
 
 
@@ -199,6 +199,8 @@ class FactorisedTransformer(ModelMixin, ConfigMixin):
         rows, columns = x.shape[3] // patch[1], x.shape[4] // patch[2]
         height, width = image_size or (8 * x.shape[3], 8 * x.shape[4])
         tokens = self.x_embedder(x)
+        if torch.is_autocast_enabled(x.device.type):
+            tokens = tokens.float()  # what blocks add to stays exact
         places = sine_positions(
             rows, columns, self.config.width, x.device,
             scale=math.sqrt(height * width) / BASE_SIDE, base_side=round(math.sqrt(rows * columns)),

@@ -11,12 +11,12 @@ from torch.nn import functional
 
 from worldstereo_ros.models.pointmaps.geometry import box_mean, pixel_rays
 
-SOURCES = (-5, -2, 2, 5)  # frames that a frame is compared with, relative to it
+DISTANCES = (2, 4, 8)  # to the frames before and after that a frame is compared with
 OFFSETS = (-0.6, -0.4, -0.25, -0.15, -0.07, 0.0, 0.07, 0.15, 0.25, 0.4, 0.6)  # of the log depth
 SCALE = 2  # pixels of the image per pixel of the result
 WINDOW, NORMAL_WINDOW = 5, 9  # of the correlation, and of the local normalisation
 MIN_DEPTH = 1e-3
-SWEEP_CHANNELS = 2 * len(OFFSETS) + 1
+SWEEP_CHANNELS = (len(DISTANCES) + 1) * len(OFFSETS) + len(DISTANCES)
 
 
 @torch.no_grad()
@@ -30,9 +30,9 @@ def sweep(images: torch.Tensor, log_depth: torch.Tensor, poses: torch.Tensor, in
         intrinsics: (b, 4).
 
     Returns:
-        (b, F, SWEEP_CHANNELS, H / 2, W / 2) float32: for each offset the mean correlation with the frames that see the
-        point, then for each offset the highest one, then the fraction of frames that see the point of the prior. 0
-        where no frame does.
+        (b, F, SWEEP_CHANNELS, H / 2, W / 2) float32: for each distance and offset the mean correlation with the frames
+        that see the point, 0 where none does; then for each offset the highest one; then for each distance the
+        fraction of frames that see the point of the prior.
     """
     b, f, _, height, width = images.shape
     with torch.autocast(images.device.type, enabled=False):
@@ -45,38 +45,39 @@ def sweep(images: torch.Tensor, log_depth: torch.Tensor, poses: torch.Tensor, in
         points = pixel_rays(intrinsics, h, w, SCALE)[:, None] * depth[:, :, None]  # (b, F, 3, h, w)
         factors = torch.tensor(OFFSETS, device=images.device).exp()
         fx, fy, cx, cy = (part.float().view(b, 1, 1, 1, 1) for part in intrinsics.unbind(1))
-        total = torch.zeros(b, f, len(OFFSETS), h, w, device=images.device)
-        best, seen = torch.full_like(total, -1.0), torch.zeros_like(total)
+        shape = (b, f, len(OFFSETS), h, w)
+        best, parts, shares = torch.full(shape, -1.0, device=images.device), [], []
         from_first = torch.linalg.inv(poses.float())
-        for source in SOURCES:
-            if abs(source) >= f:
-                continue
-            here = slice(max(0, -source), min(f, f - source))
-            there = slice(max(0, source), min(f, f + source))
-            between = from_first[:, there] @ poses[:, here].float()  # source_from_reference
-            turned = torch.einsum("bfij,bfjhw->bfihw", between[..., :3, :3], points[:, here])
-            x, y, z = (
-                turned[:, :, i, None] * factors.view(1, 1, -1, 1, 1) + between[:, :, i, 3, None, None, None]
-                for i in range(3)
-            )
-            front = z > MIN_DEPTH
-            z = z.clamp_min(MIN_DEPTH)
-            # Positions in [-1, 1] between the outer borders of the image, as grid_sample has them.
-            u = ((fx * x / z + cx) + 0.5) / width * 2 - 1
-            v = ((fy * y / z + cy) + 0.5) / height * 2 - 1
-            inside = front & (u.abs() < 1) & (v.abs() < 1)
-            count = u.shape[1]
-            grid = torch.stack((u, v), dim=-1).clamp(-2, 2).reshape(b * count, -1, w, 2)
-            sampled = functional.grid_sample(
-                features[:, there].flatten(0, 1), grid, mode="bilinear", padding_mode="border", align_corners=False
-            ).view(b * count, 3, len(OFFSETS), h, w)
-            product = (sampled * features[:, here].flatten(0, 1)[:, :, None]).mean(1)
-            # The mean over the window alone, which the mask leaves out nothing of: its border is that of the image.
-            score = box_mean(product, WINDOW).clamp(-1, 1).view(b, count, len(OFFSETS), h, w)
-            total[:, here] += score * inside
-            seen[:, here] += inside
-            best[:, here] = torch.where(inside, torch.maximum(best[:, here], score), best[:, here])
-        best = torch.where(seen > 0, best, torch.zeros_like(best))
-        middle = OFFSETS.index(0.0)
-        share = seen[:, :, middle : middle + 1] / len(SOURCES)
-        return torch.cat((total / seen.clamp_min(1), best, share), dim=2)
+        for distance in DISTANCES:
+            total, seen = (torch.zeros(shape, device=images.device) for _ in range(2))
+            for source in (-distance, distance):
+                if distance >= f:
+                    continue
+                here = slice(max(0, -source), min(f, f - source))
+                there = slice(max(0, source), min(f, f + source))
+                between = from_first[:, there] @ poses[:, here].float()  # source_from_reference
+                turned = torch.einsum("bfij,bfjhw->bfihw", between[..., :3, :3], points[:, here])
+                x, y, z = (
+                    turned[:, :, i, None] * factors.view(1, 1, -1, 1, 1) + between[:, :, i, 3, None, None, None]
+                    for i in range(3)
+                )
+                front = z > MIN_DEPTH
+                z = z.clamp_min(MIN_DEPTH)
+                # Positions in [-1, 1] between the outer borders of the image, as grid_sample has them.
+                u = ((fx * x / z + cx) + 0.5) / width * 2 - 1
+                v = ((fy * y / z + cy) + 0.5) / height * 2 - 1
+                inside = front & (u.abs() < 1) & (v.abs() < 1)
+                count = u.shape[1]
+                grid = torch.stack((u, v), dim=-1).clamp(-2, 2).reshape(b * count, -1, w, 2)
+                sampled = functional.grid_sample(
+                    features[:, there].flatten(0, 1), grid, mode="bilinear", padding_mode="border", align_corners=False
+                ).view(b * count, 3, len(OFFSETS), h, w)
+                product = (sampled * features[:, here].flatten(0, 1)[:, :, None]).mean(1)
+                score = box_mean(product, WINDOW).clamp(-1, 1).view(b, count, len(OFFSETS), h, w)
+                total[:, here] += score * inside
+                seen[:, here] += inside
+                best[:, here] = torch.where(inside, torch.maximum(best[:, here], score), best[:, here])
+            parts.append(total / seen.clamp_min(1))
+            shares.append(seen[:, :, OFFSETS.index(0.0)] / 2)
+        best = torch.where(best > -1, best, torch.zeros_like(best))
+        return torch.cat((*parts, best, torch.stack(shares, dim=2)), dim=2)

@@ -96,7 +96,7 @@ def simulate_prior(
     # Anchors: corners, random places or both, where the camera moved far enough.
     places = _places(images, hit, random, generator)
     parallax = _parallax(clips)
-    pixel_error = per_clip(np.exp(random.uniform(*np.log(PIXEL_ERROR), size=b)))
+    pixel_error = per_clip(_log_uniform(random, PIXEL_ERROR, b))
     error = (0.01 + pixel_error / parallax.clamp_min(0.5)).clamp(max=0.6)
     noise = torch.randn(truth.shape, generator=generator, device=device)
     uniform = torch.rand(truth.shape, generator=generator, device=device)
@@ -176,8 +176,8 @@ def _noisy_poses(poses: torch.Tensor, random: np.random.Generator, scale_log: to
         )
         return torch.from_numpy(both.astype(np.float32)).to(device)
 
-    angles = walk(np.radians(np.exp(random.uniform(*np.log(ROTATION_DEG), size=b))))
-    drift = walk(np.exp(random.uniform(*np.log(DRIFT), size=b)))
+    angles = walk(np.radians(_log_uniform(random, ROTATION_DEG, b)))
+    drift = walk(_log_uniform(random, DRIFT, b))
     centres = poses[:, :, :3, 3]
     travelled = (centres[:, 1:] - centres[:, :-1]).norm(dim=-1).sum(1).view(b, 1, 1)
     x, y, z = angles.unbind(-1)
@@ -193,3 +193,7 @@ def _clip_median(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Median (b,) of masked values (b, ...); 0 where there is none."""
     masked = torch.where(mask, values, torch.full_like(values, torch.nan))
     return masked.flatten(1)[:, ::7].nanmedian(dim=1).values.nan_to_num(0.0)
+
+
+def _log_uniform(random: np.random.Generator, bounds: tuple[float, float], count: int) -> np.ndarray:
+    return np.exp(random.uniform(math.log(bounds[0]), math.log(bounds[1]), size=count))
