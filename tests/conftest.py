@@ -1,8 +1,11 @@
 """Shared fixtures: the development data, a single thread, models of toy size, and panoramas."""
 
+import fcntl
+import gc
 import os
+import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,35 @@ from helpers.paths import SHARED
 # Processes that a shell starts in the background inherit an ignored SIGINT; the tests of Ctrl-C must pass there, too.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+# Most of what is allocated here lives to the end; searching it for garbage all the time took a fifth of the suite.
+gc.set_threshold(20_000, 20, 20)
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    gc.freeze()
+
+
+def made_once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """A folder that the first process of this run that asks for it makes; the others wait for it. None changes it."""
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+    folder = root / f"shared_{name}"
+    with (root / f"shared_{name}.lock").open("a+") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        lock.seek(0)
+        if lock.read() != "made":
+            shutil.rmtree(folder, ignore_errors=True)  # of an attempt that failed
+            folder.mkdir()
+            make(folder)
+            lock.write("made")
+    return folder
 
 
 def development_data(folder: Path, what: str) -> Path:
@@ -85,7 +117,8 @@ def small_checkpoint(tmp_path_factory) -> Path:
     """The small model at toy size with all variants, in the folder layout of the package."""
     from helpers.checkpoints import write_small_checkpoint
 
-    return write_small_checkpoint(tmp_path_factory.mktemp("package") / "weights" / "small")
+    folder = made_once(tmp_path_factory, "package", lambda root: write_small_checkpoint(root / "weights" / "small"))
+    return folder / "weights" / "small"
 
 
 @pytest.fixture(scope="session")
@@ -95,12 +128,13 @@ def published_checkpoints(tmp_path_factory) -> Path:
 
     from worldstereo_ros.models import VARIANTS
 
-    root = tmp_path_factory.mktemp("checkpoints")
-    for index, variant in enumerate(VARIANTS):
-        write_checkpoint(root, variant, encoders=index == 0)
-    # One variant for each mode of the condition latents.
-    change_config(root / MEMORY, latent_cond_mode="first_frame_only")
-    return root
+    def make(root: Path) -> None:
+        for index, variant in enumerate(VARIANTS):
+            write_checkpoint(root, variant, encoders=index == 0)
+        # One variant for each mode of the condition latents.
+        change_config(root / MEMORY, latent_cond_mode="first_frame_only")
+
+    return made_once(tmp_path_factory, "checkpoints", make)
 
 
 @pytest.fixture(scope="session")
@@ -124,10 +158,8 @@ def training_worlds(tmp_path_factory) -> Path:
     """A folder with all worlds of the configuration."""
     from helpers.training_runs import render_smoke_worlds
 
-    folder = tmp_path_factory.mktemp("worlds")
     with single_thread():
-        render_smoke_worlds(folder)
-    return folder
+        return made_once(tmp_path_factory, "worlds", render_smoke_worlds)
 
 
 @pytest.fixture(scope="session")
@@ -135,10 +167,8 @@ def trained(tmp_path_factory, training_worlds) -> Path:
     """The folder of a training run of all stages; tests that change it use `trained_copy`."""
     from helpers.training_runs import train_all
 
-    folder = tmp_path_factory.mktemp("runs") / "small"
     with single_thread():
-        train_all(folder, training_worlds)
-    return folder
+        return made_once(tmp_path_factory, "run", lambda root: train_all(root / "small", training_worlds)) / "small"
 
 
 @pytest.fixture
