@@ -89,12 +89,16 @@ class WorldSequence:
         *,
         indices: np.ndarray | None = None,
         cache: dict[int, View] | None = None,
+        device: str = "cpu",
     ) -> None:
-        """Creates a sequence of views of `scene` from `poses`; `cache` is shared by subsets of the same walk."""
+        """Creates a sequence of views of `scene` from `poses`; `cache` is shared by subsets of the same walk.
+
+        Views are rendered on `device`.
+        """
         self.path = Path(name)
         self.camera, self.poses = camera, poses
         self.indices = np.arange(len(poses)) if indices is None else indices
-        self.scene, self._cache = scene, {} if cache is None else cache
+        self.scene, self.device, self._cache = scene, device, {} if cache is None else cache
 
     def __len__(self) -> int:
         return len(self.poses)
@@ -105,7 +109,9 @@ class WorldSequence:
             raise IndexError(f"{self.path} has {len(self)} views; there is no view {key}.")
         number = int(self.indices[key])
         if number not in self._cache:
-            self._cache[number] = render_view(self.scene, self.camera, self.poses[key], stamp_ns=number * PERIOD_NS)
+            self._cache[number] = render_view(
+                self.scene, self.camera, self.poses[key], stamp_ns=number * PERIOD_NS, device=self.device
+            )
         return self._cache[number]
 
     def __iter__(self) -> Iterator[View]:
@@ -115,7 +121,13 @@ class WorldSequence:
         """The views at these positions, in this order. Raises IndexError."""
         rows = np.arange(len(self))[list(indices)]
         return WorldSequence(
-            self.scene, str(self.path), self.camera, self.poses[rows], indices=self.indices[rows], cache=self._cache
+            self.scene,
+            str(self.path),
+            self.camera,
+            self.poses[rows],
+            indices=self.indices[rows],
+            cache=self._cache,
+            device=self.device,
         )
 
     def instances(self) -> np.ndarray:
@@ -144,7 +156,9 @@ def world_panorama(sequence: WorldSequence, world_from_camera: np.ndarray, heigh
     return panorama_from_views(list(faces), height, world_from_camera=world_from_camera, align=False)
 
 
-def world_sequence(split: str, index: int, *, views: int = VIEWS, camera: Camera = CAMERA) -> WorldSequence:
+def world_sequence(
+    split: str, index: int, *, views: int = VIEWS, camera: Camera = CAMERA, device: str = "cpu"
+) -> WorldSequence:
     """World `index` of a split; deterministic.
 
     Args:
@@ -152,6 +166,7 @@ def world_sequence(split: str, index: int, *, views: int = VIEWS, camera: Camera
         index: number of the world; kind and path follow from it, see the module.
         views: number of views.
         camera: intrinsics of the views.
+        device: renders the views.
 
     Raises:
         InputError: the split or world does not exist, or the world has no free path.
@@ -161,7 +176,7 @@ def world_sequence(split: str, index: int, *, views: int = VIEWS, camera: Camera
     walk = PATHS[(index + index // len(kinds)) % len(PATHS)]
     scene = make_scene(kind, seed_of(split, index))
     poses = make_path(scene, walk, views, seed=0, step=MAX_STEP_M, turn=MAX_TURN_RAD)
-    return WorldSequence(scene, f"{split}{index}-{kind}-{walk}", camera, poses)
+    return WorldSequence(scene, f"{split}{index}-{kind}-{walk}", camera, poses, device=device)
 
 
 def open_worlds(text: str) -> list[WorldSequence]:

@@ -134,15 +134,18 @@ class PatchDiscriminator(nn.Module):
         self.layers = nn.ModuleList(layers)
         self.fine, self.coarse = nn.Conv2d(widths[1], 1, 3, padding=1), nn.Conv2d(widths[-1], 1, 3, padding=1)
 
-    def forward(self, images: torch.Tensor, conditions: torch.Tensor) -> list[torch.Tensor]:
-        """Scores (b, 1, H / 4, W / 4) and (b, 1, H / 16, W / 16) of images (b, 3, H, W) in [-1, 1]."""
+    def forward(self, images: torch.Tensor, conditions: torch.Tensor) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Judges images (b, 3, H, W) in [-1, 1].
+
+        Returns:
+            Scores (b, 1, H / 4, W / 4) and (b, 1, H / 16, W / 16); and features at a half to a sixteenth of the size.
+        """
         x = torch.cat((images, conditions), dim=1)
-        scores = []
-        for level, layer in enumerate(self.layers):
+        features = []
+        for layer in self.layers:
             x = functional.leaky_relu(layer(x), 0.2)
-            if level == 1:
-                scores.append(self.fine(x))
-        return [*scores, self.coarse(x)]
+            features.append(x)
+        return [self.fine(features[1]), self.coarse(x)], features
 
 
 def load_hole_refiner(folder: Path, device: torch.device | str = "cpu") -> HoleRefiner | None:

@@ -71,8 +71,12 @@ class StageConfig:
         ema: decay of the exponential moving average of the weights, which is what is saved.
         clip_norm: maximum norm of the gradient.
         validate_minutes: interval of validation and saving.
-        precomputed_views: number of views that are imagined before training and kept in the run's folder `views`
+        precomputed_views: number of views that are imagined for training and kept in the run's folder `views`
             (refine).
+        initial_views: number of them that training waits for; loader processes imagine the others while it runs. 0: all
+            (refine).
+        crop: height and width of the crops in pixels, a multiple of 16 (refine).
+        critic_width: channels of the discriminator's finest layer (refine).
         critic_updates: updates of the fake score per update of the student (distill).
         critic_learning_rate: learning rate of the fake score (distill) or discriminator (refine); 0: `learning_rate`.
         regression: weight of the regression to the true clip (distill).
@@ -97,6 +101,9 @@ class StageConfig:
     clip_norm: float = 1.0
     validate_minutes: float = 4.0
     precomputed_views: int = 1000
+    initial_views: int = 0
+    crop: int = 128
+    critic_width: int = 32
     critic_updates: int = 5
     critic_learning_rate: float = 0.0
     regression: float = 0.5
@@ -207,6 +214,15 @@ def _check(config: TrainingConfig, where: str) -> None:
             raise TrainingConfigError(
                 f"{where}: precomputed_views of {name} is {stage.precomputed_views}; at least 1 was expected."
             )
+        if stage.crop < 32 or stage.crop % 16:
+            raise TrainingConfigError(
+                f"{where}: crop of {name} is {stage.crop}; a multiple of 16, at least 32, was expected."
+            )
+        for key, least in (("initial_views", 0), ("critic_width", 1)):
+            if getattr(stage, key) < least:
+                raise TrainingConfigError(
+                    f"{where}: {key} of {name} is {getattr(stage, key)}; at least {least} was expected."
+                )
         if stage.precomputed_clips < 0 or (stage.precomputed_clips and name not in CLIP_STAGES):
             raise TrainingConfigError(
                 f"{where}: precomputed_clips of {name} is {stage.precomputed_clips}; 0, or a number of clips for "

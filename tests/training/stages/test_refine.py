@@ -10,7 +10,8 @@ from helpers.training_runs import SMOKE, toy_stage
 from torch.nn import functional
 
 from worldstereo_ros.models.hole_refiner import PLAIN_CHANNELS, SOURCES, load_hole_refiner
-from worldstereo_ros.training.data.refiner_views import RefinerViews, as_tensors, crops
+from worldstereo_ros.training.data.refiner_view_pool import ViewPool
+from worldstereo_ros.training.data.refiner_views import RefinerViews
 from worldstereo_ros.training.stages import refine
 from worldstereo_ros.training.trainer import train
 
@@ -30,14 +31,17 @@ def make_views(count: int = 3, height: int = 96, width: int = 128) -> RefinerVie
 
 
 def test_crops_lie_around_holes_and_belong_together():
-    views = make_views()
-    sources, plain, unseen, truth = crops(views, 16, 32, np.random.default_rng(1), torch.device("cpu"))
+    pool = ViewPool(3, torch.device("cpu"))
+    pool.add(make_views(2))
+    pool.add(make_views(2))  # one of them: then the pool is full
+    assert len(pool) == 3
+    sources, plain, unseen, truth = pool.crops(16, 32, torch.Generator().manual_seed(1))
     assert sources.shape == (16, 3 * SOURCES, 32, 32)
     assert plain.shape == (16, PLAIN_CHANNELS, 32, 32)
     assert (unseen.flatten(1).sum(1) > 0).all()
     assert truth.min() >= -1
     assert truth.max() <= 1
-    whole = as_tensors(views, torch.device("cpu"))
+    whole = pool.views([0, 1])
     found = 0
     for index in range(16):  # each crop, or its mirror image, is a part of a view in all its channels
         patch = torch.cat((sources[index], plain[index], unseen[index], truth[index]))

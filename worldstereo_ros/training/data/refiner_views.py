@@ -8,21 +8,20 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 from collections import deque
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors.numpy import load_file, save_file
 
 from worldstereo_ros.evaluation import metrics
-from worldstereo_ros.evaluation.protocols import make_scenario
+from worldstereo_ros.evaluation.protocols import Scenario, make_scenario
 from worldstereo_ros.evaluation.world_sequences import WorldSequence, world_sequence
 from worldstereo_ros.geometry.views import View
 from worldstereo_ros.models.hole_refiner import PLAIN_CHANNELS, SOURCES
@@ -37,6 +36,7 @@ from worldstereo_ros.world import WorldModel
 
 PROTOCOLS = ("single", "sparse")
 EVERY = 5  # n-th view of a walk
+RANDOM_SCENARIOS, MAX_RANDOM_OBSERVED = 2, 3  # of a walk; of the views observed in one
 MIN_UNSEEN_FRACTION = 0.02  # of a view that is kept
 NOISY_PROB = 0.5
 # Images are kept as bytes; other channels, which lie in about -2.5..2.5, as 1 / PLAIN_SCALE.
@@ -59,81 +59,82 @@ class RefinerViews(NamedTuple):
     truth: np.ndarray
 
 
-def prepare_views(
-    folder: Path, split: str, count: int, checkpoint: Path, *, processes: int = 0, console: Console | None = None
-) -> RefinerViews:
-    """Makes views until there are `count`, or loads them. Resumes where an earlier call stopped.
-
-    Args:
-        folder: where files are kept.
-        split: one of `scenes.SPLITS`.
-        count: number of views.
-        checkpoint: root of the model that imagines them.
-        processes: processes that make views, each with one thread on the CPU; 0: this one makes them.
-        console: for the progress bar.
-
-    Returns:
-        At least `count` views, unless the split has too few worlds; those of whole worlds.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    for unfinished in folder.glob("*.safetensors.*.part"):
-        unfinished.unlink()
-    console = console or Console()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    parts: list[RefinerViews] = []
-    done = 0
-    with (
-        Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar,
-        _world_files(folder, split, checkpoint, processes) as files,
-    ):
-        task = bar.add_task(f"imagining {split} views", total=count)
-        for file in files:
-            views = load_views(file) if file is not None else None
-            if views is not None and len(views.truth):
-                parts.append(views)
-                done += len(views.truth)
-                bar.update(task, completed=min(done, count))
-            if done >= count:
-                break
-    return RefinerViews(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
-
-
 def load_views(file: Path) -> RefinerViews:
     """The views of one file."""
     loaded = load_file(file)
     return RefinerViews(*(loaded[name] for name in RefinerViews._fields))
 
 
-@contextmanager
-def _world_files(folder: Path, split: str, checkpoint: Path, processes: int) -> Iterator[Iterator[Path | None]]:
-    """Context manager: the files of all worlds, in order, each made when it is asked for or a little before."""
-    indices = range(len(SPLITS[split]))
-    if not processes:
-        maker = _Maker(checkpoint)
-        yield (maker(folder, split, index) for index in indices)
-        return
-    context = multiprocessing.get_context("spawn")  # a forked process could not use the threads of torch
-    with context.Pool(processes, _start_process, (checkpoint,)) as pool:  # terminated when the block ends
+class ViewMakers:
+    """Context manager: makes views in processes of its own, each with one thread on the CPU, or in this one.
 
-        def made() -> Iterator[Path | None]:
-            waiting: deque[Any] = deque()
-            for index in indices:
-                waiting.append(pool.apply_async(_make_in_process, (folder, split, index)))
-                if len(waiting) > 2 * processes:
-                    yield waiting.popleft().get()
-            while waiting:
+    Args:
+        folder: where files are kept, one for each world; those that are there are not made again.
+        checkpoint: root of the model that imagines the views.
+        processes: number of processes; 0: this one makes them.
+        render_device: device that renders the worlds.
+    """
+
+    def __init__(self, folder: Path, checkpoint: Path, processes: int = 0, render_device: str = "cpu") -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        for unfinished in folder.glob("*.safetensors.*.part"):
+            unfinished.unlink()
+        self._arguments, self.processes = (checkpoint, render_device), processes
+        self._own: _Maker | None = None
+        self._pool: Any = None
+
+    def __enter__(self) -> ViewMakers:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def files(self, split: str, worlds: int = 0) -> Iterator[Path]:
+        """The files of the first `worlds` worlds of a split, in order, each made when it is asked for or before.
+
+        Args:
+            split: one of `scenes.SPLITS`.
+            worlds: number of worlds; 0: all.
+        """
+        indices = range(worlds or len(SPLITS[split]))
+        for file in self._made(split, indices) if self.processes else self._made_here(split, indices):
+            if file is not None:
+                yield file
+
+    def _made_here(self, split: str, indices: range) -> Iterator[Path | None]:
+        self._own = self._own or _Maker(*self._arguments)
+        return (self._own(self.folder, split, index) for index in indices)
+
+    def _made(self, split: str, indices: range) -> Iterator[Path | None]:
+        if self._pool is None:
+            context = multiprocessing.get_context("spawn")  # a forked process could not use the threads of torch
+            self._pool = context.Pool(self.processes, _start_process, self._arguments)
+        waiting: deque[Any] = deque()
+        for index in indices:
+            waiting.append(self._pool.apply_async(_make_in_process, (self.folder, split, index)))
+            if len(waiting) > 2 * self.processes:
                 yield waiting.popleft().get()
+        while waiting:
+            yield waiting.popleft().get()
 
-        yield made()
+    def close(self) -> None:
+        """Ends the processes."""
+        if self._pool is not None:
+            self._pool.terminate()
+            self._pool.join()
+            self._pool = None
 
 
 _maker: _Maker | None = None  # of a process of the pool
 
 
-def _start_process(checkpoint: Path) -> None:
+def _start_process(checkpoint: Path, render_device: str) -> None:
     global _maker
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the training, which ends these processes
     torch.set_num_threads(1)
-    _maker = _Maker(checkpoint)
+    cv2.setNumThreads(1)
+    _maker = _Maker(checkpoint, render_device)
 
 
 def _make_in_process(folder: Path, split: str, index: int) -> Path | None:
@@ -146,10 +147,11 @@ class _Maker:
 
     Args:
         checkpoint: root of the model.
+        render_device: device that renders the worlds.
     """
 
-    def __init__(self, checkpoint: Path) -> None:
-        self._checkpoint = checkpoint
+    def __init__(self, checkpoint: Path, render_device: str = "cpu") -> None:
+        self._checkpoint, self._render_device = checkpoint, render_device
         self._pipeline: Any = None
 
     def __call__(self, folder: Path, split: str, index: int) -> Path | None:
@@ -158,7 +160,7 @@ class _Maker:
         if file.is_file():
             return file
         try:
-            sequence = world_sequence(split, index)
+            sequence = world_sequence(split, index, device=self._render_device)
         except ValueError:  # no free path
             return None
         if self._pipeline is None:
@@ -172,6 +174,22 @@ class _Maker:
         return file
 
 
+def _scenarios(sequence: WorldSequence, random: np.random.Generator) -> Iterator[Scenario]:
+    """What was observed: the first view, a few views of the whole walk, and views at random."""
+    for protocol in PROTOCOLS:
+        yield make_scenario(sequence, protocol, EVERY)
+    held_out = list(range(1, len(sequence), EVERY))
+    for _ in range(RANDOM_SCENARIOS):
+        chosen = random.choice(held_out, size=int(random.integers(1, MAX_RANDOM_OBSERVED + 1)), replace=False)
+        others = [index for index in held_out if index not in chosen]
+        yield Scenario(
+            [sequence[int(index)] for index in chosen],
+            sequence.subset(others),
+            sequence.poses[others],
+            list(range(len(others))),
+        )
+
+
 def _no_views(sequence: WorldSequence) -> list[np.ndarray]:
     size = working_size(sequence.camera.height, sequence.camera.width)
     channels = (3 * SOURCES, PLAIN_CHANNELS, 1, 3)
@@ -181,8 +199,7 @@ def _no_views(sequence: WorldSequence) -> list[np.ndarray]:
 def _sample_views(sequence: WorldSequence, pipeline: Any, random: np.random.Generator) -> Iterator[tuple[Any, ...]]:
     """Yields fields of `RefinerViews` for each view of a walk that shows something unseen."""
     noisy = random.random() < NOISY_PROB
-    for protocol in PROTOCOLS:
-        scenario = make_scenario(sequence, protocol, EVERY)
+    for scenario in _scenarios(sequence, random):
         observed = [_with_noise(view, random) if noisy else view for view in scenario.observed_views]
         recorder = _Recorder(pipeline)
         world = WorldModel(recorder, depth_estimator=None)
@@ -244,42 +261,11 @@ def _with_noise(view: View, random: np.random.Generator) -> View:
     return replace(view, image=image, depth=depth)
 
 
-def crops(
-    views: RefinerViews, count: int, size: int, random: np.random.Generator, device: torch.device
-) -> tuple[torch.Tensor, ...]:
-    """Random crops around unseen pixels, half of them mirrored.
+def as_tensors(views: Any) -> tuple[torch.Tensor, ...]:
+    """Views as float32 tensors: sources, plain, unseen, truth; images in [-1, 1].
 
     Args:
-        views: the views.
-        count: number of crops.
-        size: height and width in pixels; smaller views give smaller crops.
-        random: random numbers.
-        device: of the result.
-
-    Returns:
-        sources, plain, unseen and truth as float32 tensors (count, ..., size, size), images in [-1, 1].
+        views: tensors in the order of `RefinerViews`.
     """
-    height, width = views.truth.shape[-2:]
-    rows, columns = min(size, height), min(size, width)
-    parts: list[list[np.ndarray]] = [[] for _ in views]
-    for index in random.integers(len(views.truth), size=count):
-        at = np.argwhere(views.unseen[index, 0, ::8, ::8]) * 8
-        centre = at[int(random.integers(len(at)))] if len(at) else np.array([height // 2, width // 2])
-        shift = random.integers(0, [rows, columns])
-        top, left = (np.clip(centre - shift, 0, [height - rows, width - columns])).tolist()
-        mirrored = random.random() < 0.5
-        for part, array in zip(parts, views, strict=True):
-            crop = array[index, :, top : top + rows, left : left + columns]
-            part.append(crop[..., ::-1] if mirrored else crop)
-    return as_tensors(RefinerViews(*(np.stack(part) for part in parts)), device)
-
-
-def as_tensors(views: RefinerViews, device: torch.device) -> tuple[torch.Tensor, ...]:
-    """Views as float32 tensors: sources, plain, unseen, truth; images in [-1, 1]."""
-    sources, plain, unseen, truth = (torch.from_numpy(np.ascontiguousarray(a)).to(device).float() for a in views)
+    sources, plain, unseen, truth = (array.float() for array in views)
     return sources / 127.5 - 1, plain / PLAIN_SCALE, unseen, truth / 127.5 - 1
-
-
-def chosen(views: RefinerViews, indices: Sequence[int]) -> RefinerViews:
-    """The views of these indices."""
-    return RefinerViews(*(array[list(indices)] for array in views))
