@@ -132,9 +132,10 @@ class Scorer:
             }
             for name, value in of_view.items():
                 values.setdefault(name, []).append(value)
-            offset, contrast = metrics.colour_and_contrast(view.image, truth.image)
-            for name, value in {"psnr": of_view["psnr"], "offset": offset, "contrast": contrast}.items():
-                curves.setdefault(name, []).append(value)
+            if self.protocol == "loop":
+                offset, contrast = metrics.colour_and_contrast(view.image, truth.image)
+                for name, value in {"psnr": of_view["psnr"], "offset": offset, "contrast": contrast}.items():
+                    curves.setdefault(name, []).append(value)
             holes.add(number, view.image, view.depth, view.provenance, view.confidence, view.depth_confidence)
             if self.hole_sheets is not None and number in holes.swd_of_view:
                 name, distance = f"{self.sequence}, {self.protocol} {number + 1}", holes.swd_of_view[number]
