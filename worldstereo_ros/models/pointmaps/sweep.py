@@ -14,7 +14,8 @@ from worldstereo_ros.models.pointmaps.geometry import box_mean, pixel_rays
 DISTANCES = (2, 4, 8)  # to the frames before and after that a frame is compared with
 OFFSETS = (-0.6, -0.4, -0.25, -0.15, -0.07, 0.0, 0.07, 0.15, 0.25, 0.4, 0.6)  # of the log depth
 SCALE = 2  # pixels of the image per pixel of the result
-WINDOW, NORMAL_WINDOW = 5, 9  # of the correlation, and of the local normalisation
+WINDOW = 7  # of the correlation, in pixels of the result
+NORMAL_WINDOW = 7  # of the local normalisation, in pixels of the image
 MIN_DEPTH = 1e-3
 SWEEP_CHANNELS = (len(DISTANCES) + 1) * len(OFFSETS) + len(DISTANCES)
 
@@ -36,13 +37,12 @@ def sweep(images: torch.Tensor, log_depth: torch.Tensor, poses: torch.Tensor, in
     """
     b, f, _, height, width = images.shape
     with torch.autocast(images.device.type, enabled=False):
-        small = functional.avg_pool2d(images.float().flatten(0, 1), SCALE)
-        h, w = small.shape[-2:]
-        mean = box_mean(small, NORMAL_WINDOW)
-        variance = (box_mean(small.square(), NORMAL_WINDOW) - mean.square()).clamp_min(0)
-        features = ((small - mean) / (variance + 1e-3).sqrt()).unflatten(0, (b, f))
-        depth = functional.avg_pool2d(log_depth.float(), SCALE).exp()
-        points = pixel_rays(intrinsics, h, w, SCALE)[:, None] * depth[:, :, None]  # (b, F, 3, h, w)
+        grey = images.float().mean(2).flatten(0, 1)[:, None]
+        mean = box_mean(grey, NORMAL_WINDOW)
+        variance = (box_mean(grey.square(), NORMAL_WINDOW) - mean.square()).clamp_min(0)
+        features = ((grey - mean) / (variance + 1e-3).sqrt()).unflatten(0, (b, f))
+        points = pixel_rays(intrinsics, height, width)[:, None] * log_depth.float().exp()[:, :, None]
+        h, w = height // SCALE, width // SCALE
         factors = torch.tensor(OFFSETS, device=images.device).exp()
         fx, fy, cx, cy = (part.float().view(b, 1, 1, 1, 1) for part in intrinsics.unbind(1))
         shape = (b, f, len(OFFSETS), h, w)
@@ -68,11 +68,12 @@ def sweep(images: torch.Tensor, log_depth: torch.Tensor, poses: torch.Tensor, in
                 v = ((fy * y / z + cy) + 0.5) / height * 2 - 1
                 inside = front & (u.abs() < 1) & (v.abs() < 1)
                 count = u.shape[1]
-                grid = torch.stack((u, v), dim=-1).clamp(-2, 2).reshape(b * count, -1, w, 2)
+                grid = torch.stack((u, v), dim=-1).clamp(-2, 2).reshape(b * count, -1, width, 2)
                 sampled = functional.grid_sample(
                     features[:, there].flatten(0, 1), grid, mode="bilinear", padding_mode="border", align_corners=False
-                ).view(b * count, 3, len(OFFSETS), h, w)
-                product = (sampled * features[:, here].flatten(0, 1)[:, :, None]).mean(1)
+                ).view(b * count, len(OFFSETS), height, width)
+                product = functional.avg_pool2d(sampled * features[:, here].flatten(0, 1), SCALE)
+                inside = inside[..., ::SCALE, ::SCALE]
                 score = box_mean(product, WINDOW).clamp(-1, 1).view(b, count, len(OFFSETS), h, w)
                 total[:, here] += score * inside
                 seen[:, here] += inside
