@@ -88,6 +88,16 @@ def stereo(
         ),
     ] = "auto",
     depth_model: DepthModel = "",
+    model: Annotated[
+        str,
+        typer.Option(
+            metavar="MODEL",
+            help="What paints what no frame has seen: geometric (the background beside it), small (the bundled "
+            "network), or the folder of a training run.",
+            show_default="small where it is bundled, else geometric",
+            rich_help_panel=MODEL,
+        ),
+    ] = "",
     device: Device = "cpu",
     fov: Annotated[
         float | None,
@@ -129,7 +139,8 @@ def stereo(
     """Make a stereo pair or a stereo video of one camera's images.
 
     The camera's image is one eye, unchanged. The other one is warped from it by depth; what opens in it is filled from
-    past frames that saw it, else from the background beside it. An interrupted run resumes where it stopped.
+    past frames that saw it, else from the background beside it, which a network repaints. An interrupted run resumes
+    where it stopped.
     """
     from rich.console import Console
     from rich.markup import escape
@@ -146,6 +157,7 @@ def stereo(
     from worldstereo_ros.depth.estimators import NONE, load_depth_estimator
     from worldstereo_ros.pipelines.stereo.conversion import convert
     from worldstereo_ros.pipelines.stereo.frame_sources import open_source
+    from worldstereo_ros.pipelines.stereo.painting import load_painter
     from worldstereo_ros.pipelines.stereo.pipeline import GeometricStereo
     from worldstereo_ros.pipelines.stereo.settings import StereoSettings
     from worldstereo_ros.reconstruction.sources import is_bag
@@ -173,6 +185,7 @@ def stereo(
         check_no_bag_options(bag_options, named=False)
     elif fov is not None:
         raise InputError("A bag has intrinsics (camera_info), which --fov would contradict. Remove the option.")
+    painter = load_painter(model, device)
     check_folder_writable(out)
     console = Console()
     with console.status("reading the source"):
@@ -195,7 +208,7 @@ def stereo(
         task = progress.add_task("frames", total=frames.count)
         done = convert(
             frames,
-            GeometricStereo(frames.camera, settings),
+            GeometricStereo(frames.camera, settings, painter=painter),
             out,
             layout=layout.lower(),
             estimator=estimator,

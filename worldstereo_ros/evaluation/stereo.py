@@ -30,12 +30,13 @@ from worldstereo_ros.evaluation.stereo_data import StereoSequence, TruthFrame, o
 from worldstereo_ros.evaluation.tables import Column, build_table
 from worldstereo_ros.pipelines.stereo.frame_geometry import GeometryTracker
 from worldstereo_ros.pipelines.stereo.pipeline import GeometricStereo
+from worldstereo_ros.pipelines.stereo.settings import SMALL as SMALL_REFINER
 from worldstereo_ros.pipelines.stereo.settings import StereoSettings
 from worldstereo_ros.pipelines.stereo.steadying import FlowLink, flow_image
 from worldstereo_ros.pipelines.stereo.warp import warp_to_eye
 from worldstereo_ros.utils.errors import InputError
 
-PIPELINES = ("unchanged", "background", "telea", "geometric")
+PIPELINES = ("unchanged", "background", "telea", "geometric", "small")
 SENSOR, ESTIMATED = "sensor", "estimated"
 TRUTH = "truth"
 TELEA_RADIUS_PX = 3
@@ -115,14 +116,17 @@ def load_maker(name: str, sequence: StereoSequence) -> EyeMaker:
             return cv2.inpaint(warped.image, warped.hole.view(np.uint8), TELEA_RADIUS_PX, cv2.INPAINT_TELEA)
 
         return telea
-    if name not in PIPELINES:
-        raise InputError(f"The stereo pipeline '{name}' is unknown; {', '.join(PIPELINES)} were expected.")
-    alone = name == "background"
+    alone, painter = name == "background", None
+    if name not in ("background", "geometric"):
+        from worldstereo_ros.pipelines.stereo.painting import load_painter
+
+        _check_name(name)
+        painter = load_painter(name)
     settings = StereoSettings(
         base=given.base, strength=given.strength, convergence=given.convergence, eye=given.eye,
         memory=0 if alone else given.memory, steady=not alone,
     )  # fmt: skip
-    pipeline = GeometricStereo(sequence.camera, settings)
+    pipeline = GeometricStereo(sequence.camera, settings, painter=painter)
 
     def make(image: np.ndarray, depth: np.ndarray, world_from_camera: np.ndarray | None, new_shot: bool) -> np.ndarray:
         if new_shot:
@@ -130,6 +134,14 @@ def load_maker(name: str, sequence: StereoSequence) -> EyeMaker:
         return pipeline.make(image, depth, world_from_camera).image
 
     return make
+
+
+def _check_name(name: str) -> None:
+    if name not in PIPELINES and not Path(name).is_dir():
+        raise InputError(
+            f"The stereo pipeline '{name}' is unknown; {', '.join(PIPELINES)}, or the folder of a training run were "
+            "expected."
+        )
 
 
 @dataclass
@@ -298,7 +310,7 @@ def run_stereo(
 
     Args:
         data: see `stereo_data.open_stereo_data`.
-        pipelines: some of `PIPELINES`; empty: all.
+        pipelines: some of `PIPELINES`, or folders of training runs of the refiner; empty: all that there are.
         depth_model: see `load_depth_estimator`; "" for the bundled network, "none" for sensor depth alone.
         json_file: file for the rows, rewritten after each sequence, so that an interruption loses none.
         with_features: compute ST-LPIPS.
@@ -307,10 +319,13 @@ def run_stereo(
     Raises:
         InputError: data or a pipeline is unknown, or there is nothing to evaluate.
     """
-    names = list(dict.fromkeys(pipelines)) or list(PIPELINES)
+    from worldstereo_ros.pipelines.stereo.painting import load_painter
+
+    names = list(dict.fromkeys(pipelines)) or [
+        name for name in PIPELINES if name != SMALL_REFINER or load_painter("") is not None
+    ]
     for name in names:
-        if name not in PIPELINES:
-            raise InputError(f"The stereo pipeline '{name}' is unknown; {', '.join(PIPELINES)} were expected.")
+        _check_name(name)
     sequences = [sequence for one in data for sequence in open_stereo_data(one)]
     estimator = None if depth_model == NONE else load_depth_estimator(depth_model or SMALL, device)
     if estimator is None and not any(sequence.sensor_depth for sequence in sequences):

@@ -1,12 +1,13 @@
-"""The other eye by geometry alone: warp, then what other frames saw, then the background's side.
+"""The other eye by geometry: warp, then what other frames saw, then the background's side.
 
-No network takes part but the one that estimates depth where none is given. What a network may repaint is in the
-result: the steadied mask `band` of the holes, and the source of each pixel.
+A network may then repaint what is left, see `painting`; no other pixel changes by it. The steadied mask `band` of the
+holes and the source of each pixel are in the result.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -14,9 +15,9 @@ from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.imaging.inpainting import fill_depth
 from worldstereo_ros.pipelines.stereo.background import fill_background
 from worldstereo_ros.pipelines.stereo.recall import FrameMemory, SeenFrame
-from worldstereo_ros.pipelines.stereo.settings import MAX_DISPARITY, StereoSettings
+from worldstereo_ros.pipelines.stereo.settings import GEOMETRIC, MAX_DISPARITY, StereoSettings
 from worldstereo_ros.pipelines.stereo.steadying import FlowLink, flow_image, steady_mask, steady_painting
-from worldstereo_ros.pipelines.stereo.warp import warp_to_eye
+from worldstereo_ros.pipelines.stereo.warp import WarpedEye, warp_to_eye
 from worldstereo_ros.utils.errors import InputError
 
 # Values of `StereoFrame.source`: seen now by the camera, seen in another frame, painted.
@@ -59,6 +60,21 @@ class StereoFrame:
         return self.image if self.eye == "right" else self.camera_image
 
 
+class HolePainter(Protocol):
+    """Repaints what was painted by geometry."""
+
+    name: str
+
+    def paint(
+        self, camera_image: np.ndarray, eye: WarpedEye, painted: np.ndarray, remembered: np.ndarray, *, left: bool,
+        offset: float,
+    ) -> np.ndarray:  # fmt: skip
+        """Returns the made eye (H, W, 3) uint8; only pixels of `painted` differ from the given one."""
+
+    def restart(self) -> None:
+        """Forgets all frames."""
+
+
 @dataclass
 class _Previous:
     """What the frame before left behind: its eye, its holes, and its grey image for flow."""
@@ -76,26 +92,35 @@ class GeometricStereo:
     Attributes:
         camera: intrinsics of all frames.
         settings: what the pair is to be like.
+        painter: repaints what no frame has seen; None: nothing does.
         memory: the past frames of this shot.
     """
 
-    name = "geometric"
-
-    def __init__(self, camera: Camera, settings: StereoSettings | None = None) -> None:
+    def __init__(
+        self, camera: Camera, settings: StereoSettings | None = None, *, painter: HolePainter | None = None
+    ) -> None:
         """Creates a pipeline that remembers nothing yet.
 
         Args:
             camera: intrinsics of all frames.
             settings: see `StereoSettings`; None: its defaults.
+            painter: see `painting.load_painter`.
         """
-        self.camera, self.settings = camera, settings or StereoSettings()
+        self.camera, self.settings, self.painter = camera, settings or StereoSettings(), painter
         self.memory = FrameMemory(self.settings.memory)
         self._previous: _Previous | None = None
         self._since_kept = 0
 
+    @property
+    def name(self) -> str:
+        """For file descriptions and tables."""
+        return GEOMETRIC if self.painter is None else self.painter.name
+
     def restart(self) -> None:
         """Forgets all frames, as at a cut between two shots."""
         self.memory.clear()
+        if self.painter is not None:
+            self.painter.restart()
         self._previous, self._since_kept = None, 0
 
     def make(self, image: np.ndarray, depth: np.ndarray, world_from_camera: np.ndarray | None = None) -> StereoFrame:
@@ -136,15 +161,24 @@ class GeometricStereo:
             source[found] = REMEMBERED
         filled = fill_background(filled, threads=settings.threads)
         out, band = filled.image, hole
+        if self.painter is not None:
+            out = self.painter.paint(
+                image, filled, source == PAINTED, source == REMEMBERED, left=settings.eye == "left", offset=offset
+            )
         if settings.steady:
-            out, band = self._steady(filled.image, hole, source == PAINTED)
+            out, band = self._steady(out, hole, source == PAINTED)
         if world_from_camera is not None and settings.memory:
             seen = np.ascontiguousarray(image), np.ascontiguousarray(depth, np.float32)
             self._remember(SeenFrame(*seen, np.asarray(world_from_camera, np.float64)))
         return StereoFrame(image, out, filled.disparity, source, band, clamped, settings.eye)
 
     def state(self) -> dict[str, np.ndarray]:
-        """What it remembers, as arrays, to resume later as if nothing had happened."""
+        """What it remembers, as arrays, to resume later as if nothing had happened.
+
+        A painter forgets its frames, so that one that goes on and one that resumes are the same.
+        """
+        if self.painter is not None:
+            self.painter.restart()
         state = {"since_kept": np.array(self._since_kept), "frames": np.array(len(self.memory))}
         for index, frame in enumerate(self.memory.frames):
             arrays = {"image": frame.image, "depth": frame.depth, "pose": frame.world_from_camera}

@@ -9,6 +9,7 @@ from typing import Any
 from worldstereo_ros.pipelines.stereo.warp import EYES
 from worldstereo_ros.utils.errors import InputError
 
+GEOMETRIC, SMALL = "geometric", "small"  # what paints the rest of the holes: nothing, or the bundled network
 HUMAN_BASE_M = 0.065  # between the eyes of most people
 MAX_BASE_M, WIDE_BASE_M = 20.0, 1.0
 MAX_STRENGTH = 10.0

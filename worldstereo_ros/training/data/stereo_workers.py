@@ -7,6 +7,7 @@ import os
 import queue
 import signal
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from worldstereo_ros.training.trainer import TrainingError
 
 QUEUED_CLIPS = 16  # of all workers together, before they wait
 TRAINING, VALIDATION = "training", "validation"
+MAX_FAILED_WORLDS = 5  # one after the other
 MAX_TAKEN = 6  # clips that are moved to the device between two steps
 
 
@@ -170,9 +172,18 @@ def _render_continuously(out: Any, config: ClipConfig, device: str, worker: int,
         for clip in _render(config, VALIDATION, index, config.validation_clips, device):
             out.put((VALIDATION, clip.arrays()))
     out.put((VALIDATION, None))
-    index = worker + config.workers * 100_000 * seed
+    index, failures = worker + config.workers * 100_000 * seed, 0
     while os.getppid() == parent:
-        for clip in _render(config, TRAINING, index, config.clips, device):
+        try:
+            clips = _render(config, TRAINING, index, config.clips, device)
+            failures = 0
+        except Exception:  # one odd world must not end the training of hours
+            failures += 1
+            if failures >= MAX_FAILED_WORLDS:
+                raise
+            traceback.print_exc()
+            clips = []
+        for clip in clips:
             item = (TRAINING, clip.arrays())
             while os.getppid() == parent:
                 try:

@@ -1,0 +1,212 @@
+"""Paints what is left of the holes of a made eye with the trained network, in tiles around them.
+
+Only pixels that no frame has seen change. A tile has the size of the images that the network was trained on; its core
+is what is used of it, and the margin around it is context.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from worldstereo_ros.models.stereo_refiner import RefinerHistory, StereoCondition, StereoRefiner, load_stereo_refiner
+from worldstereo_ros.pipelines.stereo.settings import GEOMETRIC, SMALL
+from worldstereo_ros.pipelines.stereo.warp import WarpedEye
+from worldstereo_ros.utils.errors import InputError
+from worldstereo_ros.weights.bundled import BUNDLED, bundled_folder
+
+REFINER_FOLDER = Path("base") / "stereo"  # of a checkpoint or of a training run
+TILE_PX, CORE_PX = (96, 128), (64, 96)  # height and width
+REFERENCE_MARGIN_PX = 64  # of the camera's image, beyond a tile's right side
+TILES_AT_ONCE = 8
+
+
+@dataclass
+class _Tile:
+    """What the frame before left behind in a tile."""
+
+    frame: int
+    history: RefinerHistory
+
+
+class NetworkPainter:
+    """Paints with a `StereoRefiner`; one frame after the other.
+
+    Attributes:
+        model: the network.
+        name: for tables and files.
+    """
+
+    name = SMALL
+
+    def __init__(self, model: StereoRefiner) -> None:
+        self.model = model
+        self._tiles: dict[tuple[int, int], _Tile] = {}
+        self._frame = 0
+
+    def restart(self) -> None:
+        """Forgets all frames, as at a cut."""
+        self._tiles.clear()
+
+    @torch.inference_mode()
+    def paint(
+        self, camera_image: np.ndarray, eye: WarpedEye, painted: np.ndarray, remembered: np.ndarray, *,
+        left: bool = False, offset: float = 0.0,
+    ) -> np.ndarray:  # fmt: skip
+        """Paints holes.
+
+        Args:
+            camera_image: (H, W, 3) uint8 RGB of the camera.
+            eye: the made eye without holes.
+            painted: (H, W) bool, filled from the background alone; these are painted.
+            remembered: (H, W) bool, filled from other frames.
+            left: the made eye is the left one.
+            offset: of converged eyes, see `warp.warp_to_eye`.
+
+        Returns:
+            (H, W, 3) uint8; pixels that are not `painted` are those of `eye`.
+        """
+        self._frame += 1
+        if not painted.any():
+            return eye.image
+        arrays = [camera_image, eye.image, painted, remembered, eye.disparity]
+        if left:  # the network knows right eyes
+            arrays = [np.ascontiguousarray(array[:, ::-1]) for array in arrays]
+        device = self.model.out.weight.device
+        reference, filled = (_image(array, device) for array in arrays[:2])
+        masks = [torch.from_numpy(np.ascontiguousarray(array, np.float32)).to(device)[None] for array in arrays[2:]]
+        height, width = painted.shape
+        # Smaller images are extended to a tile; the reference everywhere by what lies beyond the right side.
+        below, right = max(0, TILE_PX[0] - height), max(0, TILE_PX[1] - width)
+        shift = round(offset)
+        filled = _extend(filled, (0, right, 0, below))
+        masks = [_extend(mask, (0, right, 0, below)) for mask in masks]
+        masks[0][:, height:], masks[0][:, :, width:] = 0, 0
+        reference = _extend(reference, (max(0, shift), right + REFERENCE_MARGIN_PX + max(0, -shift), 0, below))
+        out = filled.clone()
+        tiles = find_tiles(masks[0][0].cpu().numpy() > 0)
+        by_length: dict[int, list[tuple[int, int]]] = {}
+        for corner in tiles:
+            known = self._tiles.get(corner)
+            if known is None or known.frame != self._frame - 1:
+                known = self._tiles[corner] = _Tile(self._frame, RefinerHistory())
+            by_length.setdefault(len(known.history.tokens), []).append(corner)
+        for group in by_length.values():
+            for first in range(0, len(group), TILES_AT_ONCE):
+                part = group[first : first + TILES_AT_ONCE]
+                made = self._paint_tiles(part, filled, masks, reference, max(0, -shift))
+                for image, (y, x) in zip(made, part, strict=True):
+                    for rows, columns in tiles[y, x]:
+                        out[:, rows, columns] = image[
+                            :, rows.start - y : rows.stop - y, columns.start - x : columns.stop - x
+                        ]
+        self._tiles = {at: tile for at, tile in self._tiles.items() if tile.frame == self._frame}
+        image = ((out[:, :height, :width] + 1) * 127.5).round().clamp(0, 255).byte().permute(1, 2, 0).cpu().numpy()
+        if left:
+            image = image[:, ::-1]
+        return np.where(painted[..., None], image, eye.image)
+
+    def _paint_tiles(
+        self, places: list[tuple[int, int]], filled: torch.Tensor, masks: list[torch.Tensor], reference: torch.Tensor,
+        shift: int,
+    ) -> torch.Tensor:  # fmt: skip
+        """(N, 3, h, w) painted tiles at places (y, x), whose histories have one length."""
+
+        def cut(image: torch.Tensor, more: int = 0, begin: int = 0) -> torch.Tensor:
+            h, w = TILE_PX
+            return torch.stack([image[:, y : y + h, x + begin : x + begin + w + more] for y, x in places])[:, None]
+
+        condition = StereoCondition(
+            cut(filled), *(cut(mask) for mask in masks), cut(reference, REFERENCE_MARGIN_PX, shift)
+        )
+        tiles = [self._tiles[place] for place in places]
+        histories = [tile.history for tile in tiles]
+        together = RefinerHistory(
+            [_levels([history.tokens[i] for history in histories]) for i in range(len(histories[0].tokens))],
+            [_levels([history.references[i] for history in histories]) for i in range(len(histories[0].references))],
+        )
+        made = self.model.refine(condition, history=together)[:, 0]
+        for index, tile in enumerate(tiles):
+            tile.frame = self._frame
+            one = slice(index, index + 1)
+            tile.history = RefinerHistory(
+                [[level[one] for level in levels] for levels in together.tokens],
+                [[level[one] for level in levels] for levels in together.references],
+            )
+        return made
+
+
+def load_painter(name: str, device: str = "cpu") -> NetworkPainter | None:
+    """Loads what paints the holes.
+
+    Args:
+        name: geometric (nothing paints), small (the bundled network), a folder of weights or of a training run, or ""
+            for small where it is bundled, else geometric.
+        device: torch device.
+
+    Returns:
+        The painter; None for geometric.
+
+    Raises:
+        InputError: the weights are not there.
+        CheckpointError: they are damaged.
+    """
+    if name == GEOMETRIC:
+        return None
+    if name in ("", *BUNDLED):
+        folder = bundled_folder(SMALL) / REFINER_FOLDER
+        model = load_stereo_refiner(folder, device)
+        if model is None and name:
+            raise InputError(
+                f"This installation has no weights of the stereo network ({folder}). Use the model geometric, or give "
+                "the folder of a `worldstereo train stereo` run."
+            )
+        return None if model is None else NetworkPainter(model)
+    path = Path(name)
+    inside = path / REFINER_FOLDER
+    model = load_stereo_refiner(inside if inside.is_dir() else path, device)
+    if model is None:
+        raise InputError(
+            f"The stereo model is '{name}'; {GEOMETRIC}, {SMALL}, or a folder of weights or of a training run was "
+            "expected."
+        )
+    return NetworkPainter(model)
+
+
+def _levels(of_tiles: list[list[torch.Tensor]]) -> list[torch.Tensor]:
+    return [torch.cat(level) for level in zip(*of_tiles, strict=True)]
+
+
+def _image(array: np.ndarray, device: torch.device) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array)).to(device).permute(2, 0, 1).float() / 127.5 - 1
+
+
+def _extend(image: torch.Tensor, sides: tuple[int, int, int, int]) -> torch.Tensor:
+    """Repeats the border of (c, H, W)."""
+    return functional.pad(image[None], sides, mode="replicate")[0] if any(sides) else image
+
+
+def find_tiles(painted: np.ndarray) -> dict[tuple[int, int], list[tuple[slice, slice]]]:
+    """Tiles that have something to paint.
+
+    Args:
+        painted: (H, W) bool, at least as large as a tile.
+
+    Returns:
+        For each corner (y, x) of a tile inside the image, rows and columns of its cores. Cores do not overlap, and
+        each painted pixel is in one.
+    """
+    height, width = painted.shape
+    found: dict[tuple[int, int], list[tuple[slice, slice]]] = {}
+    margin = [(tile - inner) // 2 for tile, inner in zip(TILE_PX, CORE_PX, strict=True)]
+    for y in range(0, height, CORE_PX[0]):
+        for x in range(0, width, CORE_PX[1]):
+            core = slice(y, min(y + CORE_PX[0], height)), slice(x, min(x + CORE_PX[1], width))
+            if painted[core].any():
+                corner = min(max(y - margin[0], 0), height - TILE_PX[0]), min(max(x - margin[1], 0), width - TILE_PX[1])
+                found.setdefault(corner, []).append(core)
+    return found
