@@ -78,6 +78,11 @@ def spread_residuals(residual: torch.Tensor, weight: torch.Tensor) -> tuple[torc
     return tuple(functional.interpolate(x, size=size, mode="bilinear", align_corners=False) for x in (field, around))  # type: ignore[return-value]
 
 
+def anchor_weight(deviation: torch.Tensor) -> torch.Tensor:
+    """Weights of anchors from the standard deviations of their log depths: 1 up to .05, then falling, down to .15."""
+    return (0.05 / deviation.clamp_min(0.05)).clamp(0.15, 1.0)
+
+
 def _median(values: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """Median (b,) of the values (b, ...) with a weight; 0 where there is none."""
     masked = torch.where(weight > 0, values, torch.full_like(values, torch.nan)).flatten(1)

@@ -22,7 +22,8 @@ class PointmapPrior:
         poses: (b, F, 4, 4) float32 first_from_camera; the first one is the identity.
         anchor_residual: (b, F, H, W) float32, at sparse pixels whose depth was triangulated: the logarithm of that
             depth, minus `log_depth`; 0 elsewhere.
-        anchor_weight: (b, F, H, W) float32 0..1, how sure that is; 0 = no anchor.
+        anchor_weight: (b, F, H, W) float32 0..1, how sure that is; 0 = no anchor. The network was trained with
+            `anchor_weight` of the standard deviation of that logarithm.
     """
 
     log_depth: torch.Tensor

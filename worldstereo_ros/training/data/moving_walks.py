@@ -34,6 +34,7 @@ MAX_MOVERS = 5
 SHADOW_PROB = 0.5
 MIN_CLEARANCE_M = 0.12  # between the camera and moving things
 REVERSE_PROB = 0.3
+HERE = 1_000_000  # first world that the training process renders beside others
 HURRIED_WORLDS = 25  # of each process, before it rests as long as it works
 
 
@@ -254,21 +255,27 @@ class WalkSource:
         Where no process renders, this one does, for about a fifth of the time, or always if it is `urgent`.
         """
         if not self.alive():
-            started = time.monotonic()
-            if urgent or started >= self._ready:
-                try:
-                    walks = render_walks("training", self._next, device=self._device, **self._arguments)
-                except (InputError, ValueError):
-                    walks = []  # a world without room
-                self._next += 1
-                self._ready = time.monotonic() + 4 * (time.monotonic() - started)
-                yield from walks
+            if urgent or time.monotonic() >= self._ready:
+                yield from self.render_here()
             return
         for _ in range(limit):
             try:
                 yield self._queue.get_nowait()
             except queue.Empty:
                 return
+
+    def render_here(self) -> list[Walk]:
+        """Renders a world in this process."""
+        started = time.monotonic()
+        # Far from the worlds of the processes.
+        index = self._next + HERE if self._processes else self._next
+        try:
+            walks = render_walks("training", index, device=self._device, **self._arguments)
+        except (InputError, ValueError):
+            walks = []  # a world without room
+        self._next += 1
+        self._ready = time.monotonic() + 4 * (time.monotonic() - started)
+        return walks
 
     def close(self) -> None:
         """Stops the processes."""

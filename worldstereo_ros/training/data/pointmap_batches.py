@@ -24,6 +24,8 @@ from worldstereo_ros.training.data.prior_simulation import SimulatedPrior, simul
 from worldstereo_ros.training.pointmap_settings import PointmapTraining
 from worldstereo_ros.utils.errors import InputError
 
+PATIENCE_S = 20.0  # without a walk, before the training process renders itself
+
 
 def camera_looks(images: torch.Tensor, random: np.random.Generator) -> torch.Tensor:
     """Images (b, F, 3, h, w) in [0, 1] of clips as cameras would take them, in [-1, 1].
@@ -135,10 +137,16 @@ class ClipFeed:
         Raises:
             TrainingConfigError: no walk was rendered in time.
         """
+        latest = time.monotonic()
         while self.walks() < self.settings.first_walks and not overdue():
             before = self.walks()
             self.poll(urgent=True)
-            if self.walks() == before:
+            if self.walks() > before:
+                latest = time.monotonic()
+            elif time.monotonic() - latest > PATIENCE_S:
+                for walk in self.source.render_here():
+                    self.pools[(walk.image.shape[1], walk.image.shape[2])].add(walk)
+            else:
                 time.sleep(0.05)
         if not self.walks():
             raise TrainingConfigError("No walk was rendered in time; give more minutes.")

@@ -16,7 +16,7 @@ import torch
 
 from worldstereo_ros.models.depth_network import CANONICAL_FOCAL_PX, SMOOTHING_SIGMA_PX, DepthNetwork
 from worldstereo_ros.models.pointmaps.geometry import gaussian_blur
-from worldstereo_ros.models.pointmaps.prior import anchored_prior
+from worldstereo_ros.models.pointmaps.prior import anchor_weight, anchored_prior
 from worldstereo_ros.models.pointmaps.types import PointmapPrior
 from worldstereo_ros.training.data.moving_walks import MovingClips
 
@@ -106,7 +106,7 @@ def simulate_prior(
     wrong = outlier | clips.moving
     without = per_clip(random.random(b) < NO_ANCHORS_PROB) > 0
     kept &= ~without
-    weight = kept * (0.05 / error.clamp_min(0.05)).clamp(0.15, 1.0)
+    weight = kept * anchor_weight(error)
     loose = per_clip(random.normal(0, LOOSE_SCALE_LOG, b)) * without
     scale_log = per_clip(random.normal(0, SCALE_LOG, b) * (random.random(b) < 0.7))
     # Where there are no anchors, tracks were lifted by the network's own depth, and the scale is its own.

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from worldstereo_ros.training.data.refiner_views import RefinerViews, ViewMakers, as_tensors, load_views
 
-VALIDATION_WORLDS = 6
+VALIDATION_WORLDS = 5
 CELL_PX = 8  # of the grid on which centres of crops are drawn
 
 
@@ -120,13 +120,12 @@ class GrowingPool:
         self._error: BaseException | None = None
         try:
             worlds = min(VALIDATION_WORLDS, validation)
-            for file in makers.files("validation", worlds):
+            validation_files, files = makers.files("validation", worlds), makers.files("training")
+            for file in validation_files:
                 views = load_views(file)
-                share = np.linspace(0, len(views.truth) - 1, min(-(-validation // worlds), len(views.truth))).astype(
-                    int
-                )
-                self.validation.add(RefinerViews(*(array[share] for array in views)))
-            files = makers.files("training")
+                number = min(-(-validation // worlds), len(views.truth))
+                chosen = np.linspace(0, len(views.truth) - 1, number).astype(int)
+                self.validation.add(RefinerViews(*(array[chosen] for array in views)))
             count = min(initial or training, training) if makers.processes else training
             self._fill(files, count, console or Console())
         except BaseException:

@@ -6,6 +6,7 @@ with the noise of a depth camera. The views are made once and kept in the run's 
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 import signal
@@ -98,9 +99,8 @@ class ViewMakers:
             worlds: number of worlds; 0: all.
         """
         indices = range(worlds or len(SPLITS[split]))
-        for file in self._made(split, indices) if self.processes else self._made_here(split, indices):
-            if file is not None:
-                yield file
+        made = self._made(split, indices) if self.processes else self._made_here(split, indices)
+        return (file for file in made if file is not None)
 
     def _made_here(self, split: str, indices: range) -> Iterator[Path | None]:
         self._own = self._own or _Maker(*self._arguments)
@@ -110,13 +110,22 @@ class ViewMakers:
         if self._pool is None:
             context = multiprocessing.get_context("spawn")  # a forked process could not use the threads of torch
             self._pool = context.Pool(self.processes, _start_process, self._arguments)
-        waiting: deque[Any] = deque()
-        for index in indices:
-            waiting.append(self._pool.apply_async(_make_in_process, (self.folder, split, index)))
-            if len(waiting) > 2 * self.processes:
+        pool, remaining = self._pool, iter(indices)
+
+        def tasks(count: int) -> list[Any]:
+            return [
+                pool.apply_async(_make_in_process, (self.folder, split, index))
+                for index in itertools.islice(remaining, count)
+            ]
+
+        waiting = deque(tasks(2 * self.processes))  # at once, also if the first file is asked for later
+
+        def results() -> Iterator[Path | None]:
+            while waiting:
                 yield waiting.popleft().get()
-        while waiting:
-            yield waiting.popleft().get()
+                waiting.extend(tasks(1))
+
+        return results()
 
     def close(self) -> None:
         """Ends the processes."""
