@@ -77,6 +77,7 @@ class StageConfig:
             (refine).
         crop: height and width of the crops in pixels, a multiple of 16 (refine).
         critic_width: channels of the discriminator's finest layer (refine).
+        critic_start: steps before the discriminator takes part, unless the refiner was trained before (refine).
         critic_updates: updates of the fake score per update of the student (distill).
         critic_learning_rate: learning rate of the fake score (distill) or discriminator (refine); 0: `learning_rate`.
         regression: weight of the regression to the true clip (distill).
@@ -104,6 +105,7 @@ class StageConfig:
     initial_views: int = 0
     crop: int = 128
     critic_width: int = 32
+    critic_start: int = 300
     critic_updates: int = 5
     critic_learning_rate: float = 0.0
     regression: float = 0.5
@@ -218,7 +220,7 @@ def _check(config: TrainingConfig, where: str) -> None:
             raise TrainingConfigError(
                 f"{where}: crop of {name} is {stage.crop}; a multiple of 16, at least 32, was expected."
             )
-        for key, least in (("initial_views", 0), ("critic_width", 1)):
+        for key, least in (("initial_views", 0), ("critic_start", 0), ("critic_width", 1)):
             if getattr(stage, key) < least:
                 raise TrainingConfigError(
                     f"{where}: {key} of {name} is {getattr(stage, key)}; at least {least} was expected."

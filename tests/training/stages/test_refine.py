@@ -76,9 +76,8 @@ def test_the_pairing_loss_prefers_higher_scores_where_nothing_was_seen():
 def test_a_short_training_changes_the_refiner_and_resumes(trained_copy, training_worlds, tmp_path, monkeypatch):
     """With and without the discriminator; the weights are where the pipeline finds them."""
     shutil.rmtree(trained_copy / "base" / "refiner")  # as if it had not been trained
-    monkeypatch.setattr(refine, "WARMUP_STEPS", 1)
     monkeypatch.setattr(refine, "PENALTY_EVERY", 2)
-    stage = toy_stage(trained_copy, training_worlds, "refine")
+    stage = toy_stage(trained_copy, training_worlds, "refine", critic_start=1)
     before = {name: tensor.clone() for name, tensor in stage.model.state_dict().items()}
     metrics = train(stage, stage.run.accelerator, tmp_path / "logs", steps=3)
     assert {"loss", "psnr", "psnr_before", "detail", "detail_before"} <= set(metrics)

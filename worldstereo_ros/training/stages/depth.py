@@ -6,6 +6,7 @@ Independent of the other stages.
 from __future__ import annotations
 
 import math
+from collections import deque
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from worldstereo_ros.visualization.images import depth_image
 # Weights relative to the absolute error of log depth.
 LIKELIHOOD_WEIGHT, SURFACE_WEIGHT, GRADIENT_WEIGHT, SCALE_INVARIANT_WEIGHT = 0.2, 0.2, 0.5, 0.5
 MAX_SHOWN_DEPTH_M = 8.0  # of the colours in validation images
+MIN_REPLAY = 4  # batches that have to be new before any is used again
 GRADIENT_SCALES = 4  # resolutions of the gradient loss, each half of the one before
 
 
@@ -93,17 +95,24 @@ class DepthStage:
         random = np.random.default_rng(0)
         self._validation = [DepthSampler(16, clean=True)(validation, random, run.device) for _ in range(8)]
         self._stream = run.stream(DepthSampler(self.config.batch), training, [*seed, 3])
+        self._recent: deque[DepthBatch] = deque(maxlen=max(1, run.config.worlds.replay))
 
     def start_step(self) -> None:
-        """Samples and augments the views of a step."""
-        batch = self._stream.take()
-        assert batch is not None
+        """Samples and augments the views of a step; recent ones with another look while no new ones are ready."""
+        replay = self.run.config.worlds.replay
+        batch = self._stream.take(wait=not replay or len(self._recent) < min(replay, MIN_REPLAY))
+        self._new_views = batch is not None
+        if batch is None:
+            batch = self._recent[int(self._random.integers(len(self._recent)))]
+        elif replay:
+            self._recent.append(batch)
         self._batch = batch
         self._images = augment_appearance(batch.images.float() / 255, self._random)
 
     def _loss(self) -> tuple[torch.Tensor, dict[str, float]]:
         images = self._images.contiguous(memory_format=torch.channels_last)
-        return depth_loss(self.model(images, self._batch.centre), self._batch)
+        loss, values = depth_loss(self.model(images, self._batch.centre), self._batch)
+        return loss, {**values, "new_views": float(self._new_views)}
 
     def validate(self) -> tuple[dict[str, float], np.ndarray]:
         """Metric and scale-aligned errors; an image of rows with images, true and predicted depth."""

@@ -38,7 +38,6 @@ MATCHING_WEIGHT, FEATURE_WEIGHT = 1.0, 1.0  # of features of the discriminator a
 PENALTY_WEIGHT, PENALTY_EVERY = 2.0, 8  # steps
 # Of the discriminator: probability of the plane, noise left out, depth, level, and what is unseen.
 CONDITIONS = (2, 5, 6)
-WARMUP_STEPS = 300  # without discriminator, unless the refiner was trained before
 VALIDATION_VIEWS = 24
 SHOWN_VIEWS, SHOWN_SIZE = 8, (320, 240)
 
@@ -52,7 +51,7 @@ class RefineStage:
         self.run, self.config = run, run.config.stages[self.name]
         seed = run.random_seed(self.name)
         self._random = np.random.default_rng([*seed, 1])
-        self._warmup = 0 if run.has(self.name) else WARMUP_STEPS
+        self._warmup = 0 if run.has(self.name) else self.config.critic_start
         self._step = 0
         self.model = run.refiner()
         torch.manual_seed(run.config.seed)
