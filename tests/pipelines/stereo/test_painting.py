@@ -1,0 +1,119 @@
+"""Painting of a made eye with a network: only what no frame has seen, in tiles, and steady when resumed."""
+
+import numpy as np
+import pytest
+import torch
+from helpers.stereo_scene import CAMERA, view_from
+from safetensors.torch import save_file
+
+from worldstereo_ros.geometry.cameras import Camera
+from worldstereo_ros.models.checkpoints.saving import write_json
+from worldstereo_ros.models.stereo_refiner import StereoRefiner
+from worldstereo_ros.pipelines.stereo.painting import CORE_PX, TILE_PX, NetworkPainter, find_tiles, load_painter
+from worldstereo_ros.pipelines.stereo.pipeline import PAINTED, GeometricStereo
+from worldstereo_ros.pipelines.stereo.settings import StereoSettings
+from worldstereo_ros.utils.errors import InputError
+from worldstereo_ros.weights.bundled import bundled_folder
+
+SMALL = {"width": 32, "heads": 2, "depth": 1, "pixel_width": 8}
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def network(strength: float = 0.2) -> StereoRefiner:
+    torch.manual_seed(0)
+    model = StereoRefiner(**SMALL).requires_grad_(False).eval()
+    model.out.weight.normal_(std=strength)
+    for block in model.temporal_blocks:
+        block.attn.proj.weight.normal_(std=strength)
+    return model
+
+
+def stereo(painter, eye: str = "right", camera: Camera = CAMERA, **settings) -> GeometricStereo:
+    return GeometricStereo(camera, StereoSettings(base=0.2, eye=eye, steady=False, **settings), painter=painter)
+
+
+@pytest.mark.parametrize(("width", "height"), [(96, 128), (200, 96), (320, 240), (641, 479)])
+def test_tiles_cover_each_painted_pixel_once(width, height):
+    random = np.random.default_rng(0)
+    painted = random.random((max(height, TILE_PX[0]), max(width, TILE_PX[1]))) < 0.002
+    count = np.zeros(painted.shape, int)
+    for (y, x), cores in find_tiles(painted).items():
+        assert 0 <= y <= painted.shape[0] - TILE_PX[0]
+        assert 0 <= x <= painted.shape[1] - TILE_PX[1]
+        for rows, columns in cores:
+            count[rows, columns] += 1
+            assert y <= rows.start
+            assert rows.stop <= y + TILE_PX[0]
+            assert x <= columns.start
+            assert columns.stop <= x + TILE_PX[1]
+    assert (count[painted] == 1).all()
+    assert count.max() == 1
+    assert find_tiles(np.zeros_like(painted)) == {}
+    assert CORE_PX < TILE_PX
+
+
+@pytest.mark.parametrize("eye", ["right", "left"])
+@pytest.mark.parametrize("convergence", [None, 3.0])
+def test_only_painted_pixels_change(eye, convergence):
+    image, depth = view_from(0.0)
+    plain = stereo(None, eye, convergence=convergence).make(image, depth)
+    made = stereo(NetworkPainter(network()), eye, convergence=convergence).make(image, depth)
+    painted = plain.source == PAINTED
+    assert painted.any()
+    assert np.array_equal(made.image[~painted], plain.image[~painted])
+    assert np.abs(made.image[painted].astype(int) - plain.image[painted]).mean() > 1
+    assert np.array_equal(made.source, plain.source)
+
+
+def test_an_untrained_network_changes_nothing():
+    image, depth = view_from(0.0)
+    untrained = NetworkPainter(StereoRefiner(**SMALL).requires_grad_(False).eval())
+    assert np.array_equal(stereo(untrained).make(image, depth).image, stereo(None).make(image, depth).image)
+
+
+def test_a_left_eye_is_the_mirror_image_of_a_right_one():
+    image, depth = view_from(0.0)
+    right = stereo(NetworkPainter(network())).make(image, depth).image
+    left = stereo(NetworkPainter(network()), "left").make(image[:, ::-1].copy(), depth[:, ::-1].copy()).image
+    assert np.abs(left[:, ::-1].astype(int) - right).max() <= 1
+
+
+def test_small_images_are_painted_too():
+    camera = Camera(100, 60, CAMERA.fx, CAMERA.fy, 50, 30)
+    image, depth = view_from(0.0, camera=camera)
+    made = stereo(NetworkPainter(network()), camera=camera).make(image, depth)
+    assert made.image.shape == (60, 100, 3)
+
+
+def test_frames_before_count_until_a_restart():
+    first, second = view_from(0.0), view_from(0.02)
+    pipeline = stereo(NetworkPainter(network()), memory=0)
+    fresh = pipeline.make(*second).image
+    pipeline.restart()
+    pipeline.make(*first)
+    after = pipeline.make(*second).image
+    assert (after != fresh).any()
+    # A painter forgets when the state is taken: a run that goes on equals one that resumes.
+    pipeline.make(*first)
+    state = pipeline.state()
+    resumed = stereo(NetworkPainter(network()), memory=0)
+    resumed.restore(state)
+    assert np.array_equal(pipeline.make(*second).image, resumed.make(*second).image)
+
+
+def test_weights_are_found_or_missed_clearly(tmp_path):
+    assert load_painter("geometric") is None
+    folder = tmp_path / "run" / "base" / "stereo"
+    folder.mkdir(parents=True)
+    save_file(network().state_dict(), folder / "diffusion_pytorch_model.safetensors")
+    write_json(folder / "config.json", {"_class_name": "StereoRefiner", **SMALL})
+    for path in (tmp_path / "run", folder):
+        assert load_painter(str(path)).name == "small"
+    with pytest.raises(InputError, match="geometric, small, or a folder"):
+        load_painter(str(tmp_path / "nothing"))
+    if (bundled_folder("small") / "base" / "stereo").is_dir():
+        assert load_painter("").name == "small"
+    else:
+        assert load_painter("") is None
+        with pytest.raises(InputError, match="no weights of the stereo network"):
+            load_painter("small")
