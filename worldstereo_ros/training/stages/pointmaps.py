@@ -198,6 +198,7 @@ class PointmapTrainer:
             max_steps: steps at most.
         """
         first = self.elapsed()
+        self._sums, self._summed, self._last_log = {}, 0, time.monotonic()
         optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=0.01, fused=self.device.type == "cuda")
         highest = [group["lr"] for group in optimiser.param_groups]
         parameters = [p for group in optimiser.param_groups for p in group["params"]]
