@@ -99,6 +99,7 @@ class ReferenceNetwork(nn.Module):
 
     def __init__(self, width: int, heads: int, depth: int, mlp_ratio: float) -> None:
         super().__init__()
+        self.heads = heads
         self.embed = nn.Conv2d(3, width, REFERENCE_PX, stride=REFERENCE_PX)
         self.blocks = nn.ModuleList(FactorisedBlock(width, heads, mlp_ratio=mlp_ratio) for _ in range(depth))
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(depth))
@@ -111,8 +112,7 @@ class ReferenceNetwork(nn.Module):
         x = self.embed(images.flatten(0, 1))
         rows, columns = x.shape[-2:]
         x = x.flatten(2).transpose(1, 2).unflatten(0, (b, frames))
-        attention = self.blocks[0].attn
-        rotary = rotary_grid(rows, columns, x.shape[-1] // attention.heads, x.device)
+        rotary = rotary_grid(rows, columns, x.shape[-1] // self.heads, x.device)
         out = []
         for block, norm in zip(self.blocks, self.norms, strict=True):
             x = block(x, modulation, rotary=rotary)
@@ -178,12 +178,11 @@ class StereoRefiner(ModelMixin, ConfigMixin):
         self.t_block = time_modulation(width)
         self.reference = ReferenceNetwork(width, heads, depth, mlp_ratio)
         self.spatial_blocks = nn.ModuleList(FactorisedBlock(width, heads, mlp_ratio=mlp_ratio) for _ in range(depth))
-        self.temporal_blocks = nn.ModuleList(
-            FactorisedBlock(width, heads, temporal=True, mlp_ratio=mlp_ratio) for _ in range(depth)
-        )
-        for block in self.temporal_blocks:  # nothing of other frames until trained
+        over_time = [FactorisedBlock(width, heads, temporal=True, mlp_ratio=mlp_ratio) for _ in range(depth)]
+        for block in over_time:  # nothing of other frames until trained
             zero_module(block.attn.proj)
             zero_module(block.mlp.fc2)
+        self.temporal_blocks = nn.ModuleList(over_time)
         self.norm = nn.LayerNorm(width)
         self.up = nn.Linear(width, 4 * pixel_width)
         self.head = nn.Sequential(ResidualBlock(pixel_width), ResidualBlock(pixel_width))
@@ -274,7 +273,7 @@ class StereoRefiner(ModelMixin, ConfigMixin):
         wide = functional.max_pool2d(mask, size // BLOCK_PX, 1, self.config.band)
         return (wide > 0).flatten(1).unflatten(0, painted.shape[:2])
 
-    def _over_time(self, block: FactorisedBlock, tokens: torch.Tensor, modulation: torch.Tensor) -> torch.Tensor:
+    def _over_time(self, block: nn.Module, tokens: torch.Tensor, modulation: torch.Tensor) -> torch.Tensor:
         """A temporal block, in which frames attend to themselves and to `history` frames before them."""
         place = torch.arange(tokens.shape[1], device=tokens.device)
         apart = place[:, None] - place[None]
@@ -284,13 +283,14 @@ class StereoRefiner(ModelMixin, ConfigMixin):
 
     def _latest(
         self,
-        block: FactorisedBlock,
+        block: nn.Module,
         tokens: torch.Tensor,
         past: list[torch.Tensor],
         index: torch.Tensor,
         modulation: torch.Tensor,
     ) -> torch.Tensor:
         """What `_over_time` gives for the last frame alone, at the places `index` (b, k); past frames are keys only."""
+        assert isinstance(block, FactorisedBlock)
         b, _, _, width = tokens.shape
         where = index[:, None, :, None].expand(-1, 1, -1, width)
         known = [each.type_as(tokens).gather(2, where) for each in (*past, tokens)]

@@ -39,14 +39,11 @@ NOTABLE_CLAMPED = 0.01  # fraction of the pixels with limited disparity that the
 
 
 class StereoPipeline(Protocol):
-    """Makes the other eye of frames in order; `GeometricStereo` is one.
+    """Makes the other eye of frames in order; `GeometricStereo` is one."""
 
-    Attributes:
-        name: for file descriptions and tables.
-        settings: what the pair is to be like.
-    """
-
-    name: str
+    @property
+    def name(self) -> str:
+        """For file descriptions and tables."""
 
     @property
     def settings(self) -> StereoSettings:

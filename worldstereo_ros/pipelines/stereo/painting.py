@@ -120,8 +120,9 @@ class NetworkPainter:
             h, w = TILE_PX
             return torch.stack([image[:, y : y + h, x + begin : x + begin + w + more] for y, x in places])[:, None]
 
+        painted, remembered, disparity = (cut(mask) for mask in masks)
         condition = StereoCondition(
-            cut(filled), *(cut(mask) for mask in masks), cut(reference, REFERENCE_MARGIN_PX, shift)
+            cut(filled), painted, remembered, disparity, cut(reference, REFERENCE_MARGIN_PX, shift)
         )
         tiles = [self._tiles[place] for place in places]
         histories = [tile.history for tile in tiles]

@@ -119,8 +119,8 @@ def _cut(shot: _Frames, random: np.random.Generator) -> list[StereoClip]:
         return []
     hole = warp_to_eye(middle[:, None], middle * (MAX_DISPARITY_PX / 2 / near)).hole.float()
     share = torch.nn.functional.avg_pool2d(hole, (HEIGHT_PX, WIDTH_PX), stride=4)[0]
-    share = share[:, : (middle.shape[-1] - WINDOW_PX) // 4 + 1].numpy()
-    if share.max() <= 0:
+    holes = share[:, : (middle.shape[-1] - WINDOW_PX) // 4 + 1].numpy()
+    if holes.max() <= 0:
         return []
     images = np.stack(shot.images).transpose(0, 3, 1, 2)
     flows = np.stack(shot.flows)
@@ -129,8 +129,8 @@ def _cut(shot: _Frames, random: np.random.Generator) -> list[StereoClip]:
     inverse = inverse * (MAX_DISPARITY_PX / near)
     clips = []
     for _ in range(CLIPS_AT_ONCE):
-        chosen = share + 0.7 * share.max() * random.random(share.shape)
-        y, x = (4 * int(i) for i in np.unravel_index(int(chosen.argmax()), share.shape))
+        chosen = holes + 0.7 * holes.max() * random.random(holes.shape)
+        y, x = (4 * int(i) for i in np.unravel_index(int(chosen.argmax()), holes.shape))
         window = (..., slice(y, y + HEIGHT_PX), slice(x, x + WINDOW_PX))
         image, inverses, flow = (
             torch.from_numpy(np.ascontiguousarray(each[window]))
