@@ -86,6 +86,15 @@ def evaluate(
             rich_help_panel="Protocol",
         ),
     ] = False,
+    pointmaps: Annotated[
+        bool,
+        typer.Option(
+            "--pointmaps",
+            help="Evaluate point maps instead, in clips of 17 frames of posed sequences, with or without depth, and of "
+            "worlds:SPLIT:COUNT with moving things. --pipeline is vo, map, small or small-no-prior; all by default.",
+            rich_help_panel="Protocol",
+        ),
+    ] = False,
     remember: Annotated[
         bool,
         typer.Option(
@@ -155,6 +164,15 @@ def evaluate(
             with_features=features,
             device=device,
         )
+        return
+    if pointmaps:
+        if truth or depth or remember or exploration or protocol or stages or sheet or reliability:
+            raise InputError(
+                "--pointmaps takes --data, --pipeline, --depth-model, --device and --json; remove the other options."
+            )
+        from worldstereo_ros.evaluation.pointmaps import run_pointmaps
+
+        run_pointmaps(data, methods=pipeline or (), depth_model=depth_model, json_file=json, device=device)
         return
     if exploration:
         if truth or depth or remember or protocol or pipeline or stages or sheet or reliability or depth_model:

@@ -227,8 +227,8 @@ def _judged(
     moving = np.zeros(len(tracks), bool)
     moving[kept] = (share < 0.3) & (sightings >= 2)
     covariance = _unknown(found)
-    for f in np.flatnonzero(found):
-        covariance[f] = _camera_covariance(solution.covariance[f])
+    for known in np.flatnonzero(found):
+        covariance[known] = _camera_covariance(solution.covariance[known])
     return Motion(
         poses, found, solution.log_scale, _anchors(observations, poses, depths, static, found, camera), None,
         covariance, moving, solution.focal_factor, messages,
