@@ -22,6 +22,7 @@ DYNAMIC_WEIGHT, DYNAMIC_POSITIVE = 0.3, 3.0
 VALID_WEIGHT = 0.1
 KL_WEIGHT = 1e-6
 RAY_WEIGHT = 1.0
+MAX_KNOWN_ERROR = 1.0  # relative errors beyond teach the scale no more than this
 HUBER_DELTA = 0.05
 MEDIAN_STRIDE = 7  # of the pixels that a median is taken over
 
@@ -115,10 +116,14 @@ def point_loss(
     distance = (truth - centre).norm(dim=2).clamp_min(0.1)
     error = (points - truth).abs().sum(2) / distance
     # The likelihood teaches the scale alone: where points are sure, its gradient would outweigh all others.
-    likelihood = masked_mean(error.detach() * (-log_scale).exp() + log_scale, weight)
+    known = error.detach().clamp(max=MAX_KNOWN_ERROR)
+    likelihood = masked_mean(known * (-log_scale).exp() + log_scale, weight)
     rays = functional.normalize(pixel_rays(intrinsics, *hit.shape[-2:]), dim=1)
     rays = torch.einsum("bfij,bjhw->bfihw", poses[:, :, :3, :3], rays)
-    across = 1 - functional.cosine_similarity(points - centre, rays, dim=2, eps=1e-4)
+    # The tangent of the angle to the true ray, were the distance right: its gradient is bounded.
+    apart = points - centre
+    across = apart - (apart * rays).sum(2, keepdim=True) * rays
+    across = (across.square().sum(2) + 1e-6).sqrt() / distance
     direction = masked_mean(across, (hit & ~moving).float())
     surface = functional.binary_cross_entropy_with_logits(valid, hit.float())
     return 0.2 * likelihood + masked_mean(error, weight) + RAY_WEIGHT * direction + VALID_WEIGHT * surface

@@ -18,7 +18,7 @@ from worldstereo_ros.models.autoencoders.image import BLOCK_PX, ImageAutoencoder
 from worldstereo_ros.models.blocks import Upsample, zero_module
 from worldstereo_ros.models.pointmaps.geometry import SKY_DISTANCE, decode_points, encode_points
 
-MIN_LOG_SCALE, MAX_LOG_SCALE = -4.5, 2.0
+MIN_LOG_SCALE, MAX_LOG_SCALE = -3.5, 2.0
 FIRST_LOG_SCALE = -2.0
 FIRST_VALID = 2.0
 

@@ -54,6 +54,8 @@ LOG_EVERY_S = 10.0
 FINISH_S = 12.0  # kept for the last validation and saving
 MAX_BAD_STEPS = 200  # in a row
 STATISTICS_BATCHES = 4
+MAX_NORM = 2.0
+POINT_WEIGHT = 0.05  # of decoded point maps beside the maps, whose gradient is smaller
 
 
 def load_image_autoencoder(device: torch.device) -> ImageAutoencoder:
@@ -176,7 +178,7 @@ class PointmapTrainer:
             points, log_scale, valid, batch.points()[some], batch.hit[some], batch.clips.moving[some],
             batch.poses()[some], batch.clips.intrinsics[some],
         )  # fmt: skip
-        return loss + 0.3 * decoded, {"points": decoded.detach(), **parts}
+        return loss + POINT_WEIGHT * decoded, {"points": decoded.detach(), **parts}
 
     def run(
         self,
@@ -224,7 +226,7 @@ class PointmapTrainer:
                 torch.cuda.empty_cache()
                 self.say(f"{name}: not enough memory; {self.feed.batch} clips a step from here on")
                 continue
-            norm = nn.utils.clip_grad_norm_(parameters, 1.0)
+            norm = nn.utils.clip_grad_norm_(parameters, MAX_NORM)
             count += 1
             self.steps += 1
             if not bool(torch.isfinite(norm)):
