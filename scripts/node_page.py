@@ -9,7 +9,9 @@ from rclpy.qos import QoSProfile
 from worldstereo_ros.ros.conversions import qos
 from worldstereo_ros.ros.node.diagnostics import RECENT_S
 from worldstereo_ros.ros.node.jobs import ErrorCode
+from worldstereo_ros.ros.node.occupancy_publishers import OCCUPANCY_OUTPUTS
 from worldstereo_ros.ros.node.parameter_text import to_markdown
+from worldstereo_ros.ros.node.planning_servers import PLANNING_ACTIONS, PLANNING_SERVICES
 from worldstereo_ros.ros.node.publishers import OUTPUTS
 from worldstereo_ros.ros.node.reconstruction_servers import ACTION, SERVICE
 from worldstereo_ros.ros.node.servers import ACTIONS, COMMANDS, SERVICES
@@ -131,13 +133,18 @@ def node_page() -> str:
     rows = [_topic(*row) for row in OUTPUTS] + [(f"`{a}`", f"`{b}`", c, d) for a, b, c, d in extra]
     parts.append(_table("Publishers", ("topic", "type", "QoS", "what"), rows))
     parts.append("The node converts and publishes a topic only while it has subscribers.\n")
+    rows = [_topic(*row) for row in OCCUPANCY_OUTPUTS]
+    parts.append(_table("Grids for planners", ("topic", "type", "QoS", "what"), rows))
+    parts.append(
+        "Of what is remembered, level at the floor, sent when it changed ([planning](../concepts/planning.md)).\n"
+    )
     rows = [_topic(*row) for row in STEREO_OUTPUTS]
     parts.append(_table("Stereo publishers", ("topic", "type", "QoS", "what"), rows))
     parts.append(
         "Only with `stereo.enabled` ([stereo](../guides/stereo.md)). While nobody subscribes to any of them, no pair\n"
         "is made. All messages of a pair have the stamp and the optical frame of the camera's image.\n"
     )
-    served = *ACTIONS, ACTION, *SERVICES, SERVICE
+    served = *ACTIONS, *PLANNING_ACTIONS, ACTION, *SERVICES, *PLANNING_SERVICES, SERVICE
     calls = [(f"`{name}`", f"`{_type_name(kind)}`", what) for name, kind, what in served]
     parts.append(_table("Action and services", ("name", "type", "what"), calls))
     codes = [(str(int(code)), f"`{code.name}`", _CODES[code]) for code in ErrorCode]

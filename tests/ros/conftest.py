@@ -11,6 +11,7 @@ WITHOUT_PROCESSES = {
     "test_activity_log.py",
     "test_jobs.py",
     "test_parameters.py",
+    "test_planner.py",
     "test_pose_resolver.py",
     "test_subscriptions.py",
     "test_tf_buffer.py",

@@ -23,6 +23,7 @@ from worldstereo_ros.utils.errors import InputError
 
 if TYPE_CHECKING:
     from worldstereo_ros.memory.cloud import CloudMemory
+    from worldstereo_ros.planning.remembered import RememberedPoints, RememberedWorld
     from worldstereo_ros.world import WorldModel
 
 MAX_VOXELS = 24_000_000  # 9 bytes each, 2 more for each hypothesis
@@ -92,7 +93,7 @@ class OccupancyMap:
     @classmethod
     def from_world(
         cls,
-        world: WorldModel,
+        world: WorldModel | RememberedWorld,
         *,
         resolution: float = RESOLUTION_M,
         up: Sequence[float] | np.ndarray | None = None,
@@ -105,7 +106,7 @@ class OccupancyMap:
         that the bank no longer has. What was imagined and remembered is the first hypothesis.
 
         Args:
-            world: the world model. It is unchanged.
+            world: the world model, or a copy of what it remembers. It is unchanged.
             resolution, max_range: see the class.
             up: (3,) up direction of the world; None: that of the observations' cameras.
             include: (N, 3) world points that the map must contain, such as those of paths.
@@ -199,7 +200,7 @@ class OccupancyMap:
             self._stamps, self._turn, odds, hits, free, int(which),
         )  # fmt: skip
 
-    def _mark(self, cloud: CloudMemory, remembered: tuple[np.ndarray, np.ndarray]) -> None:
+    def _mark(self, cloud: CloudMemory | RememberedPoints, remembered: tuple[np.ndarray, np.ndarray]) -> None:
         if not len(cloud):
             return
         _voxels_numba.mark_points(
@@ -317,7 +318,10 @@ def _checked_shape(
 
 
 def _extent(
-    cloud: CloudMemory, cameras: np.ndarray, grid_from_world: np.ndarray, include: np.ndarray | None
+    cloud: CloudMemory | RememberedPoints,
+    cameras: np.ndarray,
+    grid_from_world: np.ndarray,
+    include: np.ndarray | None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Corners in grid axes of what is in memory, without its outliers."""
     parts = [cameras @ grid_from_world.T]

@@ -24,13 +24,15 @@ from worldstereo_ros.planning.occupancy_map import (
 from worldstereo_ros.utils.errors import InputError
 
 if TYPE_CHECKING:
+    from worldstereo_ros.pipelines.base import OnStep
+    from worldstereo_ros.planning.remembered import RememberedWorld
     from worldstereo_ros.world import WorldModel
 
 VIEWS_A_PATH = 8
 
 
 def world_grid(
-    world: WorldModel,
+    world: WorldModel | RememberedWorld,
     paths: Mapping[str, np.ndarray] | Sequence[np.ndarray] = (),
     *,
     hypotheses: Sequence[Sequence[ImaginedView]] = (),
@@ -43,7 +45,7 @@ def world_grid(
     """The grid of what a world model remembers and imagines.
 
     Args:
-        world: the world model.
+        world: the world model, or a copy of what it remembers.
         paths: paths (N, 4, 4) that the map must contain, by name or in a sequence.
         hypotheses: the views that each random seed imagined, such as `imagine_hypotheses` returns.
         robot: the space that it needs; None: the default.
@@ -73,6 +75,8 @@ def imagine_hypotheses(
     *,
     seeds: Sequence[int] = (0,),
     views: int = VIEWS_A_PATH,
+    prompt: str = "",
+    on_step: OnStep | None = None,
 ) -> list[list[ImaginedView]]:
     """Imagines views along paths with several random seeds; memory is unchanged.
 
@@ -82,6 +86,7 @@ def imagine_hypotheses(
         camera: intrinsics and size of the views.
         seeds: random seeds of the model, one hypothesis each. A model without randomness gives the same for all.
         views: number of views of each path, spread evenly along it.
+        prompt, on_step: see `WorldModel.imagine`.
 
     Returns:
         For each seed the views of all paths.
@@ -99,11 +104,18 @@ def imagine_hypotheses(
     if views < 1:
         raise InputError(f"{views} views a path were requested; at least 1 was expected.")
     thinned = [interpolate_poses(check_poses(poses), views) if len(poses) > views else poses for poses in every]
-    return [[view for poses in thinned for view in world.imagine(poses, camera, seed=int(seed))] for seed in seeds]
+    return [
+        [
+            view
+            for poses in thinned
+            for view in world.imagine(poses, camera, prompt=prompt, seed=int(seed), on_step=on_step)
+        ]
+        for seed in seeds
+    ]
 
 
 def query_points(
-    source: WorldModel | OccupancyMap, points: np.ndarray, *, resolution: float = RESOLUTION_M
+    source: WorldModel | RememberedWorld | OccupancyMap, points: np.ndarray, *, resolution: float = RESOLUTION_M
 ) -> PointStates:
     """The state of points (see `CellState`), the probability that they are occupied, and the confidence of the state.
 

@@ -153,3 +153,31 @@ def test_path_that_is_too_far_away_is_invalid(views):
     with pytest.raises(JobRejectedError, match="from the origin in pose 1") as caught:
         resolver().path_poses(path([(0, 0, 0), (1e12, 0, 0)]), views)
     assert caught.value.code == ErrorCode.INVALID_PATH
+
+
+# --- for planners ---
+
+
+def test_long_paths_have_the_robot_and_its_camera():
+    plan = path([(0.01 * index, 0, 0) for index in range(1000)])
+    with pytest.raises(JobRejectedError, match="max_views"):  # that many views are not imagined
+        resolver().path_poses(plan, 0)
+    poses, cameras = resolver().resolve_path(plan)
+    np.testing.assert_allclose(poses[:, :3, 3], [(0.01 * index, 0, 0) for index in range(1000)], atol=1e-9)
+    np.testing.assert_allclose(cameras[:, :3, 3] - poses[:, :3, 3], np.tile((0.1, 0, 0.3), (1000, 1)), atol=1e-9)
+
+
+def test_robot_is_where_tf_says_else_where_the_newest_image_was_taken():
+    newest = np.array([[0, 0, 1, 5.1], [-1, 0, 0, 2], [0, -1, 0, 0.3], [0, 0, 0, 1]], np.float64)
+    base, camera = resolver().robot_now(newest)
+    np.testing.assert_allclose(camera, newest)
+    np.testing.assert_allclose(base[:3, 3], (5, 2, 0), atol=1e-9)
+    np.testing.assert_allclose(base[:3, :3], np.eye(3), atol=1e-9)
+    np.testing.assert_allclose(resolver(path_pose_frame="camera").robot_now(newest)[0], newest)
+    buffer = TransformBuffer()
+    buffer.insert("map", "base_link", (1, 2, 0), (1, 0, 0, 0), 0, static=True)
+    there = resolver(buffer, camera_frame="camera_optical_frame")
+    np.testing.assert_allclose(there.robot_now(newest)[0][:3, 3], (1, 2, 0), atol=1e-9)
+    with pytest.raises(JobRejectedError, match="place of the robot") as caught:
+        PoseResolver(TransformBuffer(), NodeParameters()).robot_now(newest)
+    assert caught.value.code == ErrorCode.TF_ERROR

@@ -27,6 +27,7 @@ from worldstereo_ros.ros.conversions import qos
 from worldstereo_ros.ros.node.diagnostics import NodeDiagnostics
 from worldstereo_ros.ros.node.jobs import ErrorCode, JobResult
 from worldstereo_ros.ros.node.logging_bridge import NodeLogHandler
+from worldstereo_ros.ros.node.occupancy_publishers import OccupancyPublishers
 from worldstereo_ros.ros.node.parameter_server import ParameterServer
 from worldstereo_ros.ros.node.parameters import ConfigurationError, NodeParameters
 from worldstereo_ros.ros.node.pose_resolver import PoseResolver
@@ -82,6 +83,7 @@ class WorldStereoNode(LifecycleNode):
         self._input_subscriptions: Subscriptions | None = None
         self._output_publishers: Publishers | None = None
         self._stereo: StereoOutput | None = None
+        self._occupancy: OccupancyPublishers | None = None
         self._transforms: TransformSource = TransformBuffer()
         self.parameters = NodeParameters()
         self.diagnostics = NodeDiagnostics(lambda text: self.get_logger().warning(text))
@@ -140,6 +142,9 @@ class WorldStereoNode(LifecycleNode):
             self.pose_resolver.reset(self._transforms, self.parameters)
             self._output_publishers = Publishers(self, self.parameters, self.pose_resolver)
             self._stereo = open_stereo(self, self.parameters, self.diagnostics)
+            self._occupancy = OccupancyPublishers(
+                self, self.parameters, self.diagnostics, self._servers.planner, self._memory_revision
+            )
             worker = self.worker
             world = self._wait_for(worker.call(lambda: build_world(self.parameters)))
             self._wait_for(worker.call(lambda: worker.set_world(world)))
@@ -240,6 +245,9 @@ class WorldStereoNode(LifecycleNode):
         if self._stereo is not None:
             self._stereo.close()
             self._stereo = None
+        if self._occupancy is not None:
+            self._occupancy.close()
+            self._occupancy = None
         self._transforms.close()
         self._transforms = TransformBuffer()
         self.pose_resolver.reset(self._transforms, self.parameters)
@@ -305,6 +313,7 @@ class WorldStereoNode(LifecycleNode):
             self._input_subscriptions,
             self._output_publishers,
             self._stereo,
+            self._occupancy,
         ):
             if part is not None:
                 part.apply(parameters)
@@ -329,10 +338,17 @@ class WorldStereoNode(LifecycleNode):
             self._surroundings.check_clock(now, self.parameters.no_input_warning_period)
         if self._output_publishers is not None and self._map_request.done() and self._output_publishers.map_due():
             self._map_request = self.worker.call(self._publish_maps)
+        if self._occupancy is not None:
+            self._occupancy.tick()
         if now - self._diagnostics_published_at >= self.parameters.diagnostics_period:
             self._diagnostics_published_at = now
             self._surroundings.check_namesakes()
             self._publish_diagnostics()
+
+    def _memory_revision(self) -> object:
+        """A value that changes with the memories."""
+        status = self.worker_events.memory_status
+        return self.worker.observations_done, status.get("points"), status.get("views in the bank")
 
     def _publish_maps(self) -> None:
         if self.worker.world is not None:
@@ -340,7 +356,9 @@ class WorldStereoNode(LifecycleNode):
 
     def _warn_of_qos_overrides(self) -> None:
         topics = [(self.resolve_topic_name(name), "subscription") for name, *_ in INPUTS]
-        outputs = [name for name, *_ in OUTPUTS] + ([] if self._stereo is None else self._stereo.names)
+        outputs = [name for name, *_ in OUTPUTS]
+        for part in (self._stereo, self._occupancy):
+            outputs += [] if part is None else part.names
         topics += [(self.resolve_topic_name(name), "publisher") for name in outputs]
         for warning in unknown_qos_overrides(self._parameter_overrides, topics):
             self.get_logger().warning(warning)

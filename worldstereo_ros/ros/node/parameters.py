@@ -28,12 +28,17 @@ from worldstereo_ros.ros.node.parameter_rows import (
     row,
     rows_of,
 )
+from worldstereo_ros.ros.node.planning_parameters import AUTO, PlanningParameters
 from worldstereo_ros.ros.node.stereo_parameters import StereoParameters
 from worldstereo_ros.utils.errors import InputError
 from worldstereo_ros.weights.bundled import DEFAULT_MODEL
 
 MIN_VIEW_WIDTH = 16  # pixels
-DYNAMIC = ("rectified", "depth_unit")  # strings whose values YAML and `ros2 param set` read as a bool or a number
+DYNAMIC = (
+    "rectified",
+    "depth_unit",
+    "planning.floor",
+)  # strings whose values YAML and `ros2 param set` read as a bool or a number
 
 
 @dataclass(frozen=True)
@@ -274,6 +279,7 @@ class NodeParameters:
     diagnostics_period: float = row(1.0, "Time between two diagnostics messages.", unit="s", low=0.1, high=60.0)
 
     # --- groups ---
+    planning: PlanningParameters = group(PlanningParameters)  # noqa: RUF009 - becomes a default_factory
     stereo: StereoParameters = group(StereoParameters)  # noqa: RUF009 - becomes a default_factory
 
 
@@ -322,6 +328,15 @@ def _check_constraints(name: str, value: object) -> None:
             parse_depth_unit(str(value))
         except InputError as error:
             raise ConfigurationError(f"The parameter 'depth_unit' is '{value}'. {error}") from None
+    if name == "planning.floor" and value != AUTO:
+        try:
+            finite = math.isfinite(float(str(value)))
+        except ValueError:
+            finite = False
+        if not finite:
+            raise ConfigurationError(
+                f"The parameter 'planning.floor' is '{value}'; {AUTO} or a height in metres was expected."
+            )
     if name == "model" and not value:
         raise ConfigurationError("The parameter 'model' is empty; the name of a pipeline was expected.")
 
@@ -347,6 +362,11 @@ def make_parameters(values: Mapping[str, object]) -> NodeParameters:
         raise ConfigurationError(
             f"camera_frame and imagined_frame are both '{parameters.camera_frame}'; two frames were expected, since "
             "images in imagined_frame are the node's own."
+        )
+    if parameters.planning.max_step >= parameters.planning.robot_height:
+        raise ConfigurationError(
+            f"planning.max_step is {parameters.planning.max_step:g} m and planning.robot_height "
+            f"{parameters.planning.robot_height:g} m; a robot higher than its steps was expected."
         )
     if parameters.depth_source == "model" and parameters.depth_model == "none":
         raise ConfigurationError(

@@ -10,7 +10,7 @@ from nav_msgs.msg import Path
 
 from worldstereo_ros.geometry.camera_axes import BODY_FROM_OPTICAL, has_robot_frame, resolve_camera_axes
 from worldstereo_ros.geometry.path_headings import headings_along, without_headings
-from worldstereo_ros.geometry.poses import check_poses, interpolate_poses
+from worldstereo_ros.geometry.poses import check_poses, interpolate_poses, invert_pose
 from worldstereo_ros.ros.conversions import messages
 from worldstereo_ros.ros.conversions.rotations import pose_from_quaternion
 from worldstereo_ros.ros.node.jobs import ErrorCode, JobRejectedError
@@ -178,6 +178,32 @@ class PoseResolver:
         Raises:
             JobRejectedError: INVALID_PATH, TF_ERROR, NO_OBSERVATION or TOO_LARGE.
         """
+        count = views or len(path.poses)
+        if count > self._parameters.max_views and len(path.poses) <= self._parameters.max_path_poses:
+            raise JobRejectedError(
+                ErrorCode.TOO_LARGE,
+                f"{count} views were requested; at most {self._parameters.max_views} are accepted (parameter "
+                "`max_views`). " + ("Request fewer." if views else "Set `views` to spread fewer views along the path."),
+            )
+        _, camera_poses = self.resolve_path(path)
+        try:
+            return interpolate_poses(camera_poses, views) if views else check_poses(camera_poses)
+        except InputError as error:
+            raise JobRejectedError(ErrorCode.INVALID_PATH, str(error)) from None
+
+    def resolve_path(self, path: Path) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the poses of a path in the world frame.
+
+        Args:
+            path: as in `path_poses`.
+
+        Returns:
+            (poses (N, 4, 4) of what the path has poses of, the base or the camera, with headings; world_from_camera
+            (N, 4, 4)).
+
+        Raises:
+            JobRejectedError: as `path_poses`.
+        """
         parameters = self._parameters
         if len(path.poses) > parameters.max_path_poses:
             raise JobRejectedError(
@@ -185,21 +211,14 @@ class PoseResolver:
                 f"The path has {len(path.poses)} poses; at most {parameters.max_path_poses} are accepted "
                 "(parameter `max_path_poses`).",
             )
-        count = views or len(path.poses)
-        if count > parameters.max_views:
-            raise JobRejectedError(
-                ErrorCode.TOO_LARGE,
-                f"{count} views were requested; at most {parameters.max_views} are accepted (parameter `max_views`). "
-                + ("Request fewer." if views else "Set `views` to spread fewer views along the path."),
-            )
         try:
             frames, poses = messages.path_matrices(path)
         except ValueError as error:
             raise JobRejectedError(ErrorCode.INVALID_PATH, str(error)) from None
         missing = self._missing_headings(path, frames, poses)
         try:
-            poses = self._world_from_frames(path, frames) @ poses
-            camera_poses = self.camera_poses(self._with_headings(poses, missing))
+            poses = self._with_headings(self._world_from_frames(path, frames) @ poses, missing)
+            return poses, self.camera_poses(poses)
         except TransformUnavailableError as error:
             if error.no_camera_frame:
                 raise JobRejectedError(
@@ -211,10 +230,30 @@ class PoseResolver:
                 ErrorCode.TF_ERROR,
                 f"The path cannot be transformed to camera poses in '{parameters.world_frame}'. {error}",
             ) from None
+
+    def robot_now(self, newest: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns where the robot is: by the newest transforms, else where its newest image was taken.
+
+        Args:
+            newest: (4, 4) world_from_camera of the newest image.
+
+        Returns:
+            (pose (4, 4) of what paths have poses of, the base or the camera; world_from_camera (4, 4)).
+
+        Raises:
+            JobRejectedError: TF_ERROR, if neither TF nor `base_to_camera` says where the camera is on the robot.
+        """
+        frame = self.camera_frame
         try:
-            return interpolate_poses(camera_poses, views) if views else check_poses(camera_poses)
-        except InputError as error:
-            raise JobRejectedError(ErrorCode.INVALID_PATH, str(error)) from None
+            camera = self.world_from_camera(frame, None) if frame else newest
+        except TransformUnavailableError:
+            camera = newest
+        if self._parameters.path_pose_frame == "camera":
+            return camera, camera
+        try:
+            return camera @ invert_pose(self.base_from_camera(frame)), camera
+        except TransformUnavailableError as error:
+            raise JobRejectedError(ErrorCode.TF_ERROR, f"The place of the robot is unknown. {error}") from None
 
     def single_pose(self, stamped: PoseStamped) -> np.ndarray:
         """Returns the camera pose (1, 4, 4) of one stamped pose. Raises JobRejectedError as `path_poses`."""

@@ -21,6 +21,8 @@ from worldstereo_ros.ros.node.diagnostics import NodeDiagnostics
 from worldstereo_ros.ros.node.folders import map_directory
 from worldstereo_ros.ros.node.jobs import VIEW_ORIGIN, ErrorCode, Job, JobRejectedError, JobResult, Progress
 from worldstereo_ros.ros.node.parameters import NodeParameters
+from worldstereo_ros.ros.node.planner import Planner
+from worldstereo_ros.ros.node.planning_servers import PlanningServers
 from worldstereo_ros.ros.node.pose_resolver import PoseResolver
 from worldstereo_ros.ros.node.reconstruction_servers import ReconstructionServers
 from worldstereo_ros.ros.node.worker import Worker
@@ -59,6 +61,7 @@ class Servers:
     Attributes:
         accept_jobs: whether the node is active.
         reconstructions: the service and the action `~/reconstruct`.
+        planner: answers the questions of planners.
     """
 
     def __init__(
@@ -104,6 +107,10 @@ class Servers:
         self.reconstructions = ReconstructionServers(
             node, parameters, diagnostics, get_worker=get_worker, require_active=self._require_active
         )
+        self.planner = Planner(get_worker, diagnostics.on_fault)
+        self._planning = PlanningServers(
+            node, parameters, pose_resolver, diagnostics, self.planner, require_active=self._require_active
+        )
         name, kind, profile, _ = COMMANDS[0]
         self._path_subscription = node.create_subscription(kind, name, guarded(name, self._on_path), profile)
 
@@ -111,21 +118,27 @@ class Servers:
         """Applies new parameters."""
         self._parameters = parameters
         self.reconstructions.apply(parameters)
+        self.planner.apply(parameters)
+        self._planning.apply(parameters)
 
     def stop_accepting(self, reason: str) -> None:
-        """Rejects jobs from now on, and ends the reconstruction that runs with INACTIVE."""
+        """Rejects jobs from now on, and ends the reconstruction and the requests of planners with INACTIVE."""
         self.accept_jobs = False
         self.reconstructions.jobs.end_all(ErrorCode.INACTIVE, reason)
+        self.planner.end_all(ErrorCode.INACTIVE, reason)
 
     def expire(self) -> None:
         """Answers service requests that have reached their timeout."""
         for service in self._services:
             service.expire()
         self.reconstructions.expire()
+        self._planning.expire()
 
     def destroy(self) -> None:
         """Destroys the action servers, which rclpy leaves to their owner."""
         self.reconstructions.destroy()
+        self.planner.close()
+        self._planning.destroy()
         self._action.destroy()
 
     def _view_timeout(self) -> float:
