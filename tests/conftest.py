@@ -167,7 +167,11 @@ def trained(tmp_path_factory, training_worlds) -> Path:
     """The folder of a training run of all stages; tests that change it use `trained_copy`."""
     from helpers.training_runs import train_all
 
-    with single_thread():
+    from worldstereo_ros.training.data import refiner_views
+
+    with single_thread(), pytest.MonkeyPatch.context() as patch:
+        for name, fewer in {"PROTOCOLS": ("single",), "RANDOM_SCENARIOS": 0, "EVERY": 12}.items():
+            patch.setattr(refiner_views, name, fewer)  # a tenth of the views that a refiner needs
         return made_once(tmp_path_factory, "run", lambda root: train_all(root / "small", training_worlds)) / "small"
 
 
