@@ -17,6 +17,7 @@ from worldstereo_ros.cli.imagine import imagine
 from worldstereo_ros.cli.inspect import inspect
 from worldstereo_ros.cli.interrupts import prepare_process
 from worldstereo_ros.cli.panorama import panorama
+from worldstereo_ros.cli.pointmaps import pointmaps
 from worldstereo_ros.cli.reconstruct import reconstruct
 from worldstereo_ros.cli.score import score
 from worldstereo_ros.cli.stereo import stereo
@@ -36,6 +37,7 @@ app.command()(imagine)
 app.command()(panorama)
 app.command()(reconstruct)
 app.command()(stereo)
+app.command()(pointmaps)
 app.command()(view)
 app.command()(score)
 app.command()(evaluate)

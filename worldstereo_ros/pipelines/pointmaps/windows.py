@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -66,6 +67,7 @@ class PointmapStream:
         overlap: int = OVERLAP,
         estimator: DepthEstimator | None = None,
         refiner: Refiner | None = None,
+        estimate: Callable[[Window], Pointmaps] | None = None,
     ) -> None:
         """Creates a stream.
 
@@ -76,11 +78,12 @@ class PointmapStream:
             overlap: frames of it that it shares with the one before.
             estimator: depth estimator of frames without measured depth; None for the bundled network.
             refiner: see `estimate_window`.
+            estimate: gives the point maps of a window instead of `estimate_window`.
 
         Raises:
             InputError: the method is unknown or lacks its refiner, or a number is out of range.
         """
-        if method not in METHODS or (method == SMALL and refiner is None):
+        if method not in METHODS or (method == SMALL and refiner is None and estimate is None):
             raise InputError(
                 f"The method is '{method}'; {', '.join(METHODS)} were expected, and 'small' needs a refiner."
             )
@@ -90,7 +93,8 @@ class PointmapStream:
             )
         self.camera, self.method, self.window, self.overlap = camera, method, window, overlap
         self._known = camera is not None
-        self._estimator, self._refiner = estimator or SmallDepth(), refiner
+        chosen = estimator or SmallDepth()
+        self._estimate_window = estimate or partial(estimate_window, method=method, estimator=chosen, refiner=refiner)
         self._shots = ShotDetector()
         self._pending: list[_Input] = []
         self._last: Pointmaps | None = None  # the window before, tied
@@ -177,7 +181,7 @@ class PointmapStream:
             depths = np.stack([blank if each.depth is None else each.depth for each in inputs])
         poses = np.stack([each.pose for each in inputs if each.pose is not None]) if self._with_poses else None
         window = Window(np.stack([each.image for each in inputs]), self._target, depths, poses, self._known)
-        maps = estimate_window(window, method=self.method, estimator=self._estimator, refiner=self._refiner)
+        maps = self._estimate_window(window)
         dark = np.array([is_black(each.image) for each in inputs])
         if dark.any():
             maps = _without(maps, dark)

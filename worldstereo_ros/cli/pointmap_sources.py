@@ -1,0 +1,153 @@
+"""Sources of `worldstereo pointmaps`: videos, folders, posed sequences and bags, frame by frame."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from worldstereo_ros.utils.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from worldstereo_ros.geometry.cameras import Camera
+    from worldstereo_ros.io.view_sequence import ViewSequence
+
+SEQUENCE_RATE = 10.0  # frames per second of sequences without stamps
+MIN_FOV_DEG, MAX_FOV_DEG = 1.0, 170.0
+
+
+@dataclass(frozen=True)
+class SourceFrame:
+    """One frame as its source gives it.
+
+    Attributes:
+        image: (H, W, 3) uint8 RGB.
+        depth: (H, W) measured, metres, 0 = unknown; None if there is none.
+        pose: (4, 4) world_from_camera; None if it is unknown.
+        seconds: time.
+    """
+
+    image: np.ndarray
+    depth: np.ndarray | None
+    pose: np.ndarray | None
+    seconds: float
+
+
+@dataclass(frozen=True)
+class FrameSource:
+    """Frames of one camera, in order.
+
+    Attributes:
+        camera: intrinsics; None if they are unknown.
+        read: yields the frames.
+        count: number of frames; None if it is known at the end only.
+        posed: their poses are known.
+        notes: sentences for the user.
+    """
+
+    camera: Camera | None
+    read: Callable[[], Iterator[SourceFrame]]
+    count: int | None
+    posed: bool
+    notes: list[str] = field(default_factory=list)
+
+
+def open_frames(path: Path, fov: float | None, bag_options: dict[str, Any] | None) -> FrameSource:
+    """Opens a source.
+
+    Args:
+        path: video, folder of images, posed sequence, or bag.
+        fov: horizontal field of view in degrees of a camera without intrinsics; None: unknown.
+        bag_options: keyword arguments of `read_images`; None: the source is no bag.
+
+    Raises:
+        DatasetError, BagError: the source is missing or damaged.
+        InputError: it is a single image, or an option does not fit.
+    """
+    if fov is not None and not MIN_FOV_DEG <= fov <= MAX_FOV_DEG:
+        raise InputError(f"The field of view is {fov:g} degrees; {MIN_FOV_DEG:g} to {MAX_FOV_DEG:g} were expected.")
+    if bag_options is not None:
+        return _open_bag(path, bag_options)
+    from worldstereo_ros.geometry.cameras import Camera
+    from worldstereo_ros.io.datasets import open_sequence
+    from worldstereo_ros.io.files import VIDEO_SUFFIXES
+
+    sequence = open_sequence(path)
+    camera: Camera | None = sequence.camera
+    if fov is not None:
+        if sequence.camera_known:
+            raise InputError(f"{path} has intrinsics, which --fov would contradict. Remove the option.")
+        camera = Camera.from_fov(sequence.camera.width, sequence.camera.height, math.radians(fov))
+    elif not sequence.camera_known and (sequence.photo is None or sequence.photo.focal_35mm is None):
+        camera = None
+    if sequence.kind == "video" and sequence.frames[0].suffix.lower() in VIDEO_SUFFIXES:
+        return _open_video(sequence.frames[0], camera)
+    if len(sequence) < 2:
+        raise InputError(
+            f"{path} is a single image; a video, a sequence or a bag was expected. See `worldstereo imagine`."
+        )
+    return _open_sequence(sequence, camera)
+
+
+def _open_video(clip: Path, camera: Camera | None) -> FrameSource:
+    from worldstereo_ros.io.video_timing import read_frames, read_timing
+
+    timing = read_timing(clip)
+
+    def read() -> Iterator[SourceFrame]:
+        for index, image in enumerate(read_frames(clip, 0)):
+            if index >= len(timing):
+                return
+            yield SourceFrame(image, None, None, float(timing.times_s[index]))
+
+    notes = (
+        [f"{clip.name} has a variable frame rate; the poses have the times of their frames."] if timing.variable else []
+    )
+    return FrameSource(camera, read, len(timing), False, notes)
+
+
+def _open_sequence(sequence: ViewSequence, camera: Camera | None) -> FrameSource:
+    if any(each != sequence.camera for each in sequence.cameras):
+        raise InputError(
+            f"The frames of {sequence.path} have different sizes or intrinsics; those of one camera were expected."
+        )
+    stamps = sequence.stamps_ns / 1e9
+    notes = []
+    if not stamps.any():
+        stamps = stamps + [index / SEQUENCE_RATE for index in range(len(sequence))]
+        notes.append(f"{sequence.path.name} has no stamps: {SEQUENCE_RATE:g} frames a second are assumed.")
+
+    def read() -> Iterator[SourceFrame]:
+        for index in range(len(sequence)):
+            view = sequence[index].with_finite_depth()
+            if not view.is_observation:
+                raise InputError(f"{sequence.path} holds imagined views; frames of a camera were expected.")
+            depth = view.depth
+            if depth is not None and view.estimated is not None:
+                depth = depth * ~view.estimated  # it was not measured
+            pose = view.world_from_camera if sequence.posed else None
+            yield SourceFrame(view.image, depth, pose, float(stamps[index]))
+
+    return FrameSource(camera, read, len(sequence), sequence.posed, notes)
+
+
+def _open_bag(path: Path, options: dict[str, Any]) -> FrameSource:
+    from worldstereo_ros.io.bags.files import BagError
+    from worldstereo_ros.io.bags.views import read_images
+
+    unposed: list[str] = []
+    first = next(read_images(path, **options, max_views=1, on_unposed=unposed.append), None)
+    if first is None:
+        raise BagError(f"{path} has no image that can be used.")
+
+    def read() -> Iterator[SourceFrame]:
+        for view, known in read_images(path, **options, on_unposed=unposed.append):
+            view = view.with_finite_depth()
+            yield SourceFrame(view.image, view.depth, view.world_from_camera if known else None, view.stamp_ns / 1e9)
+
+    notes = ["The bag has no poses of some images or of all: poses are estimated."] if not first[1] else []
+    return FrameSource(first[0].camera, read, None, first[1], notes)
