@@ -186,8 +186,8 @@ class Robot:
                 ("save_map", SaveMap),
                 ("load_map", LoadMap),
                 ("change_state", ChangeState),
-                ("get_state", GetState),
                 ("set_parameters_atomically", SetParametersAtomically),
+                ("get_state", GetState),
             )
         }
         self.prompt = ""  # selects the behaviour of the fault injection pipeline
@@ -268,6 +268,8 @@ class Robot:
         """Waits until the node is active and connected. It does not respond while it loads its model."""
         assert wait_for(lambda: self.services["get_state"].service_is_ready(), seconds), "the node did not start"
         assert wait_for(lambda: self.state(seconds) == "active", seconds), "the node did not become active"
+        # The node discovers reply channels in the order of their creation; it has answered on the last one.
+        self._discovered.update(self.services)
         publishers = (self.image, self.info, self.depth, self.tf, self.tf_static, self.path, self.pose)
         assert wait_for(lambda: all(p.get_subscription_count() for p in publishers), seconds), (
             "the node did not subscribe"
