@@ -86,10 +86,11 @@ def test_rviz_qos_matches_publishers():
     """Every display has the reliability and durability of its topic; otherwise RViz shows no latched map."""
     from rclpy.qos import DurabilityPolicy
 
+    from worldstereo_ros.ros.node.occupancy_publishers import OCCUPANCY_OUTPUTS
     from worldstereo_ros.ros.node.publishers import OUTPUTS
     from worldstereo_ros.ros.node.stereo import STEREO_OUTPUTS
 
-    outputs = (*OUTPUTS, *STEREO_OUTPUTS)
+    outputs = (*OUTPUTS, *STEREO_OUTPUTS, *OCCUPANCY_OUTPUTS)
     profiles = {name.replace("~", "/worldstereo"): profile for name, _, profile, _ in outputs}
     displayed = set()
     for name, display in displays().items():
@@ -101,7 +102,7 @@ def test_rviz_qos_matches_publishers():
         assert topic["Durability Policy"] == ("Transient Local" if latched else "Volatile"), name
         assert topic["Reliability Policy"] == "Reliable", name
     names = ("map", "map/estimated", "map/imagined", "views", "image", "observed", "points")
-    names += ("provenance", "provenance/colour", "stereo/sbs", "stereo/right/source")
+    names += ("provenance", "provenance/colour", "stereo/sbs", "stereo/right/source", "occupancy", "occupancy/imagined")
     assert displayed >= {f"/worldstereo/{name}" for name in names}
 
 
@@ -135,3 +136,18 @@ def test_nav2_layer_marks_observed_points_only():
     assert marked <= {"/worldstereo/map", "/worldstereo/points/observed"}
     assert layer["observed_map"]["sensor_frame"] == "base_link"
     assert not layer["imagined_view"]["marking"]
+
+
+def test_nav2_plans_on_observed_cells_and_slows_where_nothing_was_observed():
+    from worldstereo_ros.ros.node.occupancy_publishers import OBSERVED, OCCUPANCY_OUTPUTS, SPEED_MASK
+
+    content = yaml.safe_load((REPOSITORY / "config" / "nav2_imagination.yaml").read_text())
+    costmap = content["global_costmap"]["global_costmap"]["ros__parameters"]
+    info = content["costmap_filter_info_server"]["ros__parameters"]
+    assert costmap["static_layer"]["map_topic"] == OBSERVED.replace("~", "/worldstereo")
+    assert costmap["static_layer"]["map_subscribe_transient_local"]
+    assert info["mask_topic"] == SPEED_MASK.replace("~", "/worldstereo")
+    assert {OBSERVED, SPEED_MASK} <= {name for name, *_ in OCCUPANCY_OUTPUTS}
+    assert info["filter_info_topic"] == costmap["speed_filter"]["filter_info_topic"]
+    assert (info["type"], info["base"], info["multiplier"]) == (1, 0.0, 1.0)  # percent, as it is
+    assert set(costmap["filters"]) == {"speed_filter"}

@@ -18,6 +18,7 @@ from worldstereo_ros.srv import QueryPoints, ScorePaths
 from worldstereo_ros.geometry.poses import invert_pose
 from worldstereo_ros.planning import CellState
 from worldstereo_ros.ros.client.client import WorldStereoClient
+from worldstereo_ros.ros.client.planning import PlanningRequests, RequestRefusedError
 from worldstereo_ros.ros.conversions import messages, qos
 from worldstereo_ros.ros.node.jobs import ErrorCode
 from worldstereo_ros.ros.node.planning_servers import level_base_pose
@@ -188,6 +189,27 @@ def test_next_best_view_is_ranked_with_a_preview(room):
     assert (status, result.error_code) == (GoalStatus.STATUS_ABORTED, ErrorCode.INVALID_REQUEST)
     assert "outside the map" in result.error_msg
     action.destroy()
+
+
+def test_client_asks(room):
+    _, _, client = room
+    planning = PlanningRequests(client)
+    scores = planning.score_paths({"into": INTO, "beside": BESIDE})
+    assert scores.winner.name == "beside"
+    assert scores.scores[0].pose_collision.shape == (len(INTO),)
+    with pytest.raises(RequestRefusedError, match="33 hypotheses") as caught:
+        planning.score_paths({"into": INTO}, hypotheses=33)
+    assert caught.value.code == ErrorCode.INVALID_REQUEST
+    found = planning.query_points(np.array([[0.3, 1.0, 0.5], [1.35, 0.0, 0.5]]))
+    assert found.state.tolist() == [CellState.OBSERVED_FREE, CellState.OBSERVED_OCCUPIED]
+    views = planning.next_best_view(count=2)
+    assert 1 <= len(views) <= 2
+    assert views[0].index == -1
+    assert views[0].score > 0
+    candidates = np.stack([camera_pose(np.array([x, y, 0.7]), 0.0) for x, y in ((-0.5, 0.0), (1.4, 1.2))])
+    assert [view.index for view in planning.next_best_view(candidates)] == [1, 0]
+    with pytest.raises(RequestRefusedError, match="outside the map"):
+        planning.next_best_view(region=(50, 50, 51, 51))
 
 
 def test_empty_memory_and_inactive_node_say_so(room):
