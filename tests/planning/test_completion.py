@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from helpers.floor_plans import boxes, look, mapped
 
+from worldstereo_ros.planning.cells import CellState
 from worldstereo_ros.planning.columns import make_grid
-from worldstereo_ros.planning.completion import complete, drawn_completions, wall_angle
+from worldstereo_ros.planning.completion import complete, complete_unknown, drawn_completions, wall_angle
 from worldstereo_ros.planning.occupancy_map import OccupancyMap
 from worldstereo_ros.utils.errors import InputError
 
@@ -26,6 +27,21 @@ def test_observed_cells_stay_as_they_are(half):
     assert (completed.observed == known).all()
     assert completed.imagined.sum() > 100
     assert completed.hypotheses.shape[0] == 5
+
+
+def test_what_views_imagined_is_kept(half):
+    unknown = np.argwhere(half.state == CellState.UNKNOWN)
+    hypotheses = np.full((1, *half.state.shape), np.nan, np.float32)
+    told = tuple(unknown[:: max(1, len(unknown) // 50)].T)
+    hypotheses[0][told] = 0.9
+    imagined = half.with_hypotheses(hypotheses)
+    completed = complete_unknown(imagined, range(3))
+    np.testing.assert_allclose(completed.occupied[told], 0.9, atol=1e-6)
+    assert (completed.state[told] == CellState.IMAGINED_OCCUPIED).all()
+    assert completed.imagined.sum() > imagined.imagined.sum() + 100
+    np.testing.assert_array_equal(completed.state[half.observed], half.state[half.observed])
+    plain = complete_unknown(half, range(3))
+    np.testing.assert_array_equal(plain.occupied, complete(half, range(3)).occupied)
 
 
 def test_the_same_seed_gives_the_same_completion_and_others_differ(half):

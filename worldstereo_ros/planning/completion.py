@@ -60,6 +60,15 @@ def complete(grid: OccupancyGrid, seeds: Sequence[int] = range(3)) -> OccupancyG
     return grid.with_hypotheses(_calibrated(drawn_completions(grid, seeds)))
 
 
+def complete_unknown(grid: OccupancyGrid, seeds: Sequence[int] = range(3)) -> OccupancyGrid:
+    """The same as `complete`, but cells that the grid's own hypotheses imagine keep what those say, in all of them."""
+    completed = complete(grid, seeds)
+    if not grid.imagined.any():
+        return completed
+    each = np.where(completed.state == CellState.UNKNOWN, np.nan, completed.hypotheses)
+    return completed.with_hypotheses(np.where(grid.imagined, grid.occupied, each))
+
+
 def drawn_completions(grid: OccupancyGrid, seeds: Sequence[int]) -> np.ndarray:
     """(K, Y, X) float32 completions before they are calibrated: 1 occupied, 0 free, NaN nothing is said."""
     if not 1 <= len(seeds) <= MAX_HYPOTHESES or len(set(seeds)) != len(seeds):

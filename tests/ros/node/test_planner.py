@@ -129,6 +129,20 @@ def test_map_is_made_anew_when_memory_or_parameters_change(planner):
     assert (grid.resolution, grid.robot.radius) == (0.2, 0.1)
 
 
+def test_grids_and_scores_are_completed_if_the_parameters_say_so(planner):
+    planner, _, _ = planner
+    plain = ask(planner, planner.grid)
+    planner.apply(make_parameters({"planning.completions": 3}))
+    completed = ask(planner, planner.grid)
+    np.testing.assert_array_equal(completed.state[plain.observed], plain.state[plain.observed])
+    assert not plain.imagined.any()
+    assert completed.imagined.sum() > 100
+    for hypotheses, expected in ((0, 3), (1, 1)):  # what is imagined takes the place of what is drawn
+        scores, _ = ask(planner, lambda question, k=hypotheses: planner.score(question, PATHS, hypotheses=k, views=1))
+        assert scores.hypotheses == expected
+        assert scores.winner.name == "beside"
+
+
 def test_nothing_observed_yet_is_said(planner):
     planner, worker, _ = planner
     worker.call(lambda: worker.set_world(make_world())).result(LIMIT_S)

@@ -242,15 +242,18 @@ class WorldStereoNode(LifecycleNode):
         if self._output_publishers is not None:
             self._output_publishers.close()
             self._output_publishers = None
-        if self._stereo is not None:
-            self._stereo.close()
-            self._stereo = None
+        self._close_stereo()
         if self._occupancy is not None:
             self._occupancy.close()
             self._occupancy = None
         self._transforms.close()
         self._transforms = TransformBuffer()
         self.pose_resolver.reset(self._transforms, self.parameters)
+
+    def _close_stereo(self) -> None:
+        if self._stereo is not None and not self._stereo.close() and not self._stop_requested():
+            self.get_logger().error("The thread of the stereo pairs hangs; it ends with the process.")
+        self._stereo = None
 
     def _wait_for(self, future: Future) -> Any:
         """The result of a call of the worker. Raises ConfigurationError as soon as the process is asked to end."""
@@ -269,6 +272,7 @@ class WorldStereoNode(LifecycleNode):
     def close(self) -> bool:
         """Ends all work and the worker thread. Returns False if the worker hangs."""
         self._end_work("The node is shutting down.")
+        self._close_stereo()
         stopped = self.worker.stop(STOP_TIMEOUT_S)
         if not stopped:
             for job in self.worker.overdue(grace=-float("inf")):

@@ -104,7 +104,9 @@ class OccupancyPublishers:
             return
         self._requested_at = now
         self._pending = Question(
-            lambda question: self._publish(question, due, revision), self._on_done, self._parameters.job_timeout
+            lambda question: self._publish(question, due, revision),
+            lambda _, error: self._on_done(error, due, revision),
+            self._parameters.job_timeout,
         )
         try:
             self._planner.submit(self._pending)
@@ -143,14 +145,15 @@ class OccupancyPublishers:
                 publisher.publish(grids.grid_message(cells[name](grid), grid, header))
                 self._published[name] = revision
 
-    def _on_done(self, _: object, error: Exception | None) -> None:
+    def _on_done(self, error: Exception | None, due: list[str], revision: object) -> None:
         self._pending = None
         if error is None:
             return
         if isinstance(error, JobRejectedError):
             if error.code not in (ErrorCode.NO_OBSERVATION, ErrorCode.INACTIVE):
                 self._diagnostics.warn(f"The occupancy was not published. {error}", key="occupancy")
-        elif isinstance(error, InputError):  # such as: no floor was found
+        elif isinstance(error, InputError):  # such as: no floor was found; the next view may show it
             self._diagnostics.warn(f"The occupancy was not published. {error}", key="occupancy")
+            self._published.update(dict.fromkeys(due, revision))
         else:
             self._diagnostics.on_fault("occupancy", error)

@@ -135,6 +135,8 @@ class Planner(QuestionThread):
         robots = {name: path.robot for name, path in paths.items()}
         grid = world_grid(remembered, robots, hypotheses=imagined, **self._map_settings(), **self._shape_settings())
         question.check()
+        if not hypotheses:
+            grid = self._completed(grid)
         return score_paths(grid, robots, sensor=_sensor(camera, chosen.sensor_range)), seconds
 
     def query(self, question: Question, points: np.ndarray) -> PointStates:
@@ -175,10 +177,16 @@ class Planner(QuestionThread):
         return self._imagine(question, world_from_camera[None], camera, seed=0, views=1, width=camera.width)[0]
 
     def grid(self, question: Question) -> OccupancyGrid:
-        """The grid of what is remembered. Raises as `score`."""
+        """The grid of what is remembered, completed as the parameters say. Raises as `score`."""
         from worldstereo_ros.planning.columns import make_grid
 
-        return make_grid(self._occupancy(question), **self._shape_settings())
+        return self._completed(make_grid(self._occupancy(question), **self._shape_settings()))
+
+    def _completed(self, grid: OccupancyGrid) -> OccupancyGrid:
+        from worldstereo_ros.planning.completion import complete_unknown
+
+        count = self._parameters.planning.completions
+        return complete_unknown(grid, range(count)) if count else grid
 
     def _occupancy(self, question: Question) -> OccupancyMap:
         """The map of what is remembered; the one before, if nothing has changed."""

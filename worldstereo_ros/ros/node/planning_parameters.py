@@ -25,6 +25,13 @@ class PlanningParameters:
     sensor_range: float = row(
         4.0, "Range of the robot's camera, for what a view would show.", unit="m", low=0.1, high=100.0
     )
+    completions: int = row(
+        0,
+        "Random completions of what was not seen (how walls may go on, and where objects may stand) in the grids, in "
+        "next_best_view, and in scores for which nothing is imagined; 0 = none. Observed cells never change.",
+        low=0,
+        high=32,
+    )
     view_width: int = row(
         160, "Width of the views that are imagined for scores; cells are larger than their pixels.",
         unit="pixels", low=16, high=4096,
