@@ -86,7 +86,7 @@ def test_failed_activation_is_said(make_node, monkeypatch):
     node = make_node()
     assert node.trigger_configure() == TransitionCallbackReturn.SUCCESS
     with monkeypatch.context() as patch:
-        patch.setattr(node_module, "Subscriptions", lambda *arguments: 1 / 0)
+        patch.setattr(node_module, "Subscriptions", lambda *arguments, **options: 1 / 0)
         assert node.trigger_activate() == TransitionCallbackReturn.FAILURE
     assert node.diagnostics.problem == "Not activated. ZeroDivisionError: division by zero"
     assert node.state_label == "inactive"
