@@ -7,6 +7,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from worldstereo_ros.training.trainer import Stage, TrainingInterruptedError, tr
 from worldstereo_ros.utils.atomic_files import write_text
 
 WORLDS_FOLDER, LOGS_FOLDER, SETTINGS_FILE = "worlds", "logs", "settings.json"  # of a run's folder
+WITHOUT_WORLDS = ("refine",)  # stages that take their views from elsewhere
 MIN_STAGE_MINUTES = 0.02  # of a stage, even if the budget is used up
 
 
@@ -85,7 +87,9 @@ def train_stages(
     weights = [config.stages[name].minutes or 1.0 for name in stages]
     metrics: dict[str, dict[str, float]] = {}
     try:
-        with rendered_worlds(config, worlds or folder / WORLDS_FOLDER, console, run.device) as (training, validation):
+        needs_worlds = any(name not in WITHOUT_WORLDS for name in stages)
+        rendered = rendered_worlds(config, worlds or folder / WORLDS_FOLDER, console, run.device)
+        with rendered if needs_worlds else nullcontext((None, None)) as (training, validation):
             for index, name in enumerate(stages):
                 stage_minutes = None
                 if minutes is not None:  # the remaining stages share the remaining time
@@ -103,8 +107,8 @@ def train_stages(
 def _train_stage(
     name: str,
     run: RunFolder,
-    training: WorldDataset,
-    validation: WorldDataset,
+    training: WorldDataset | None,
+    validation: WorldDataset | None,
     minutes: float | None,
     steps: int | None,
     on_save: Callable[[], None],
@@ -112,14 +116,15 @@ def _train_stage(
 ) -> dict[str, float]:
     begin = time.monotonic()
     set_seed(run.config.seed)
-    training.refresh()
+    refresh = training.refresh if training is not None else lambda: None
+    refresh()
     header = {
         "round": run.random_seed(name)[-1],
         "resumed": run.has(name),
         "seed": run.config.seed,
         "hardware": hardware(run.device),
         "precision": run.config.precision,
-        "worlds": len(training.worlds),
+        "worlds": len(training.worlds) if training is not None else 0,
         "settings": describe(run.config)["stages"][name],
         "notes": run.config.notes,
     }
@@ -134,7 +139,7 @@ def _train_stage(
             minutes=minutes,
             steps=steps,
             header=header,
-            refresh=training.refresh,
+            refresh=refresh,
             on_save=on_save,
             console=console,
         )
@@ -153,16 +158,18 @@ def hardware(device: torch.device) -> dict[str, Any]:
     }
 
 
-def make_stage(name: str, run: RunFolder, training: WorldDataset, validation: WorldDataset) -> Stage:
-    """Makes a stage by its name."""
+def make_stage(name: str, run: RunFolder, training: WorldDataset | None, validation: WorldDataset | None) -> Stage:
+    """Makes a stage by its name; only those of `WITHOUT_WORLDS` do without worlds."""
+    if name == "refine":
+        return RefineStage(run)
+    assert training is not None
+    assert validation is not None
     if name == "autoencoder":
         return AutoencoderStage(run, training, validation)
     if name == "depth":
         return DepthStage(run, training, validation)
     if name == "distill":
         return DistillStage(run, training, validation)
-    if name == "refine":
-        return RefineStage(run, training, validation)
     if name == "finetune":
         return FinetuneStage(run, training, validation)
     return DiffusionStage(name, run, training, validation)

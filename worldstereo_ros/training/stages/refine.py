@@ -25,7 +25,6 @@ from worldstereo_ros.evaluation.hole_metrics import detail, inside
 from worldstereo_ros.evaluation.metrics import psnr_from_mse
 from worldstereo_ros.models.depth_network import DepthNetwork
 from worldstereo_ros.models.hole_refiner import PatchDiscriminator, refine
-from worldstereo_ros.training.data.dataset import WorldDataset
 from worldstereo_ros.training.data.refiner_view_pool import GrowingPool
 from worldstereo_ros.training.data.refiner_views import ViewMakers
 from worldstereo_ros.training.run_folder import RunFolder
@@ -47,7 +46,7 @@ class RefineStage:
 
     name = "refine"
 
-    def __init__(self, run: RunFolder, training: WorldDataset, validation: WorldDataset) -> None:
+    def __init__(self, run: RunFolder) -> None:
         self.run, self.config = run, run.config.stages[self.name]
         seed = run.random_seed(self.name)
         self._random = np.random.default_rng([*seed, 1])
