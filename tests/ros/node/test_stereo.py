@@ -203,6 +203,21 @@ def test_node_without_stereo_has_none_of_its_topics(stereo):
     assert "Unexpected error" not in node.log
 
 
+def test_process_ends_while_pairs_are_made(stereo):
+    node, robot = stereo
+    assert robot.transition("deactivate")
+    assert robot.transition("cleanup")
+    assert set_parameter(robot, "stereo.enabled", True).successful
+    assert robot.transition("configure", 60)
+    assert robot.transition("activate")
+    listen(robot, "sbs/compressed")
+    for seed in range(5):
+        send(robot, seed=seed)
+    assert node.terminate() == 0
+    assert "Traceback" not in node.log
+    assert "Unexpected error" not in node.log
+
+
 def test_messages():
     header = Header(frame_id="left")
     info = right_info_message(replace(CAMERA, cx=50.0), 0.2, header)
