@@ -10,24 +10,41 @@ from worldstereo_ros.geometry.poses import invert_pose
 from worldstereo_ros.imaging.resizing import resize_image
 
 FLOW_SIDE_PX = 320  # longer side of the frames that flow is computed of
-FLOW_ERROR_PX, FLOW_ERROR_SHARE = 0.6, 0.06  # of the flow: constant, and of its length
+FLOW_ERROR_PX, FLOW_ERROR_SHARE = 0.5, 0.05  # of the flow: constant, and of its length
 MAX_RETURN_PX = 1.5
-MOVING_SIGMAS = 4.0  # of the difference of flow and static scene
+GAPS = (1, 3)  # frames between two that are compared: slow things need more
+MOVING_SIGMAS = 3.5  # of the difference of flow and static scene
+TEXTURE_WINDOW_PX, TYPICAL_TEXTURE = 9, 4.0  # squared grey levels a pixel, in the weaker direction
+PLAIN_ERROR_PX = 0.7  # added to the error of flow where there is no texture
 OPENING_PX, MIN_AREA = 3, 0.0008  # speckles are no things; share of the image
 MAX_SHARE = 0.6  # of the pixels; if more seem to move, the camera's motion is wrong rather
 
 
-def optical_flow(before: np.ndarray, now: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Dense flow (h, w, 2) from one grey image (h, w) uint8 to another, and (h, w) bool: it returns."""
+def optical_flow(before: np.ndarray, now: np.ndarray) -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray]]:
+    """Dense flow (h, w, 2) between two grey images (h, w) uint8, there and back, and where each returns (h, w) bool."""
     method = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
     forth, back = method.calc(before, now, None), method.calc(now, before, None)
-    height, width = before.shape
+    return forth, back, (_returns(forth, back), _returns(back, forth))
+
+
+def flow_noise(grey: np.ndarray) -> np.ndarray:
+    """(h, w) float32 error of flow in pixels: larger where there is no detail in both directions to follow."""
+    x = cv2.Sobel(grey, cv2.CV_32F, 1, 0, scale=1 / 8)
+    y = cv2.Sobel(grey, cv2.CV_32F, 0, 1, scale=1 / 8)
+    window = (TEXTURE_WINDOW_PX, TEXTURE_WINDOW_PX)
+    xx, yy, xy = (cv2.blur(product, window) for product in (x * x, y * y, x * y))
+    weaker = 0.5 * (xx + yy - np.sqrt((xx - yy) ** 2 + 4 * xy**2))
+    return FLOW_ERROR_PX + PLAIN_ERROR_PX / (1 + np.maximum(weaker, 0) / TYPICAL_TEXTURE)
+
+
+def _returns(forth: np.ndarray, back: np.ndarray) -> np.ndarray:
+    height, width = forth.shape[:2]
     x, y = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
     there_x, there_y = x + forth[..., 0], y + forth[..., 1]
     returned = cv2.remap(back, there_x, there_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     inside = (there_x >= 0) & (there_x <= width - 1) & (there_y >= 0) & (there_y <= height - 1)
     limit = MAX_RETURN_PX + FLOW_ERROR_SHARE * np.linalg.norm(forth, axis=2)
-    return forth, inside & (np.linalg.norm(forth + returned, axis=2) < limit)
+    return inside & (np.linalg.norm(forth + returned, axis=2) < limit)
 
 
 def rigid_flow(depth: np.ndarray, camera: Camera, other_from_this: np.ndarray) -> np.ndarray:
@@ -44,7 +61,12 @@ def rigid_flow(depth: np.ndarray, camera: Camera, other_from_this: np.ndarray) -
 
 
 def motion_evidence(
-    flow: np.ndarray, depth: np.ndarray, sigma: np.ndarray, camera: Camera, other_from_this: np.ndarray
+    flow: np.ndarray,
+    error: np.ndarray,
+    depth: np.ndarray,
+    sigma: np.ndarray,
+    camera: Camera,
+    other_from_this: np.ndarray,
 ) -> np.ndarray:
     """How many standard deviations flow is off from that of a static scene.
 
@@ -53,6 +75,7 @@ def motion_evidence(
 
     Args:
         flow: (H, W, 2) pixels.
+        error: (H, W) of the flow of short motion, pixels.
         depth: (H, W), 0 = unknown.
         sigma: (H, W) error of its logarithm.
         camera: intrinsics.
@@ -64,7 +87,7 @@ def motion_evidence(
     static = rigid_flow(depth, camera, other_from_this)
     slope = (rigid_flow(depth * np.float32(1.05), camera, other_from_this) - static) / np.float32(np.log(1.05))
     difference = flow - static
-    noise = FLOW_ERROR_PX + FLOW_ERROR_SHARE * np.linalg.norm(flow, axis=2)
+    noise = error + FLOW_ERROR_SHARE * np.linalg.norm(flow, axis=2)
     length = np.linalg.norm(slope, axis=2)
     along = slope / np.maximum(length, 1e-6)[..., None]
     parallel = (difference * along).sum(axis=2)
@@ -100,21 +123,24 @@ def find_moving(
         for d, s in zip(depth, sigma, strict=True)
     ]
     out, doubtful = np.zeros(depth.shape, bool), False
+    evidence = np.zeros((frames, size[1], size[0]), np.float32)
+    errors = [flow_noise(image) for image in grey]
+    for gap in GAPS:
+        seen = np.full((2, *evidence.shape), np.nan, np.float32)  # by the earlier and the later frame
+        for f in range(frames - gap):
+            if usable[f] and usable[f + gap]:
+                relative = invert_pose(poses[f + gap]) @ poses[f]
+                forth, back, returns = optical_flow(grey[f], grey[f + gap])
+                seen[1, f] = np.where(
+                    returns[0], motion_evidence(forth, errors[f], *small[f], reduced, relative), np.nan
+                )
+                later = motion_evidence(back, errors[f + gap], *small[f + gap], reduced, invert_pose(relative))
+                seen[0, f + gap] = np.where(returns[1], later, np.nan)
+        # What is hidden in one frame may be seen in the other; what both see must move in both.
+        evidence = np.fmax(evidence, np.fmin(seen[0], seen[1]))
+    evidence = np.nan_to_num(evidence)
     for f in range(frames):
-        found = []
-        for other in (f - 1, f + 1):
-            if not (0 <= other < frames and usable[f] and usable[other]):
-                continue
-            flow, returns = optical_flow(grey[f], grey[other])
-            relative = invert_pose(poses[other]) @ poses[f]
-            found.append(np.where(returns, motion_evidence(flow, *small[f], reduced, relative), np.nan))
-        if not found:
-            continue
-        with np.errstate(invalid="ignore"):
-            # What is hidden in one neighbour may be seen in the other; what both see must move in both.
-            evidence = np.nan_to_num(np.fmin(found[0], found[-1]), nan=0.0)
-        evidence = cv2.medianBlur(evidence, 5)
-        moving = (evidence > MOVING_SIGMAS).astype(np.uint8)
+        moving = (cv2.medianBlur(evidence[f], 5) > MOVING_SIGMAS).astype(np.uint8)
         moving = cv2.morphologyEx(moving, cv2.MORPH_OPEN, np.ones((OPENING_PX, OPENING_PX), np.uint8))
         moving = cv2.morphologyEx(moving, cv2.MORPH_CLOSE, np.ones((7, 7), np.uint8))
         _, labels, stats, _ = cv2.connectedComponentsWithStats(moving)
@@ -140,7 +166,7 @@ def scene_flow(images: np.ndarray, points: np.ndarray, dynamic: np.ndarray, fram
         (H, W, 3) float32: 0 where nothing moves; NaN where the point is hidden in the next frame, or unknown.
     """
     grey = [cv2.cvtColor(images[f], cv2.COLOR_RGB2GRAY) for f in (frame, frame + 1)]
-    flow, returns = optical_flow(*grey)
+    flow, _, (returns, _) = optical_flow(*grey)
     height, width = grey[0].shape
     x, y = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
     there = cv2.remap(

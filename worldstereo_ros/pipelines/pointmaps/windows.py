@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from worldstereo_ros.depth.estimators import DepthEstimator, SmallDepth
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.poses import check_poses, invert_pose
-from worldstereo_ros.geometry.similarity import Similarity, mean_rotation
+from worldstereo_ros.geometry.similarity import Similarity
 from worldstereo_ros.imaging.shots import ShotDetector, is_black
 from worldstereo_ros.pipelines.pointmaps.estimate import (
     MAP,
@@ -26,19 +26,15 @@ from worldstereo_ros.pipelines.pointmaps.estimate import (
     reduce_depth,
     reduce_frame,
     reduced_camera,
-    scale_by_odometry,
-    scaled,
 )
-from worldstereo_ros.pipelines.pointmaps.types import GUESS, Pointmaps
+from worldstereo_ros.pipelines.pointmaps.tying import join, moved_by, select, tie_windows, with_odometry, without
+from worldstereo_ros.pipelines.pointmaps.types import Pointmaps
 from worldstereo_ros.utils.errors import InputError
 
 if TYPE_CHECKING:
     from worldstereo_ros.pipelines.pointmaps.dense_depth import Refiner
 
 WINDOW, OVERLAP = 17, 4
-MIN_TIED_FRAMES = 2  # of the overlap whose poses both windows found
-MAX_TIE_PIXELS = 20_000
-MIN_TIE_CONFIDENCE = 0.05
 
 
 @dataclass(frozen=True)
@@ -96,6 +92,7 @@ class PointmapStream:
         chosen = estimator or SmallDepth()
         self._estimate_window = estimate or partial(estimate_window, method=method, estimator=chosen, refiner=refiner)
         self._shots = ShotDetector()
+        self._suspect: tuple[_Input, dict[str, np.ndarray]] | None = None  # first frame of a shot, maybe
         self._pending: list[_Input] = []
         self._last: Pointmaps | None = None  # the window before, tied
         self._shot, self._count = 0, 0
@@ -140,25 +137,49 @@ class PointmapStream:
                 f"The depth of frame {self._count} has shape {depth.shape}; {image.shape[:2]} was expected."
             )
         self._count += 1
-        ready = []
-        cut = self._shots.is_cut(image)
-        if cut and self._with_poses is False:
-            ready += self._close()
-        self._pending.append(
-            _Input(
-                reduce_frame(image, self._target),
-                None if depth is None else reduce_depth(depth, self._target),
-                None if pose is None else check_poses(np.asarray(pose)[None], "The given pose")[0],
-            )
+        taken = _Input(
+            reduce_frame(image, self._target),
+            None if depth is None else reduce_depth(depth, self._target),
+            None if pose is None else check_poses(np.asarray(pose)[None], "The given pose")[0],
         )
-        if len(self._pending) == self.window:
-            ready.append(self._estimate())
-            self._pending = self._pending[-self.overlap :]
-        return ready
+        if self._with_poses:
+            return self._append(taken)
+        state = self._shots.state()
+        cut = self._shots.is_cut(image)
+        ready = []
+        if self._suspect is not None:
+            suspect, before = self._suspect
+            self._suspect = None
+            earlier = ShotDetector()
+            earlier.restore(before)
+            if earlier.is_cut(image):
+                ready += self._close()
+                ready += self._append(suspect)
+            else:  # a flash, or one frame that shows nothing
+                ready += self._append(suspect)
+                cut = False
+        if cut:  # the next frame shows whether the old shot goes on
+            self._suspect = taken, state
+            return ready
+        return ready + self._append(taken)
+
+    def _append(self, taken: _Input) -> list[Pointmaps]:
+        self._pending.append(taken)
+        if len(self._pending) < self.window:
+            return []
+        ready = self._estimate()
+        self._pending = self._pending[-self.overlap :]
+        return [ready]
 
     def finish(self) -> list[Pointmaps]:
         """Ends the stream; returns the point maps of the frames that are left."""
-        return self._close()
+        ready = self._close()
+        if self._suspect is not None:
+            suspect, _ = self._suspect
+            self._suspect = None
+            ready += self._append(suspect)
+            ready += self._close()
+        return ready
 
     # --- windows ---
 
@@ -184,7 +205,9 @@ class PointmapStream:
         maps = self._estimate_window(window)
         dark = np.array([is_black(each.image) for each in inputs])
         if dark.any():
-            maps = _without(maps, dark)
+            maps = without(maps, dark, f"{int(dark.sum())} black frames show nothing.")
+        if len(inputs) == 1:
+            maps = without(maps, np.ones(1, bool), "A shot of a single frame has no motion.")
         if not self._known:
             self._target, self._known = maps.camera, True
         if self._last is None:
@@ -212,88 +235,6 @@ class PointmapStream:
             moved = moved_by(maps, tie)
         self._last = moved
         return replace(select(moved, slice(n, None)), messages=tuple(messages))
-
-
-def tie_windows(before: Pointmaps, now: Pointmaps) -> Similarity | None:
-    """Similarity from a window's world to that of the one before, by the frames that both have.
-
-    The scale is the median ratio of depths, weighted by confidence; it is 1 where something measured it. Rotation and
-    translation are means over the poses.
-
-    Returns:
-        None where fewer than `MIN_TIED_FRAMES` poses are known in both.
-    """
-    both = before.frame_ok & now.frame_ok
-    if both.sum() < MIN_TIED_FRAMES:
-        return None
-    scale = 1.0
-    if not (before.metric and now.metric):
-        ratios, weights = [], []
-        old, new = before.depth, now.depth
-        for f in np.flatnonzero(both):
-            usable = before.valid[f] & now.valid[f] & ~before.dynamic[f] & ~now.dynamic[f]
-            rows = np.flatnonzero(usable)[:: max(1, int(usable.sum()) // MAX_TIE_PIXELS)]
-            ratios.append(np.log(old[f].ravel()[rows] / new[f].ravel()[rows]))
-            weights.append(np.minimum(before.confidence[f].ravel()[rows], now.confidence[f].ravel()[rows]))
-        joined, weight = np.concatenate(ratios), np.maximum(np.concatenate(weights), MIN_TIE_CONFIDENCE)
-        if len(joined):
-            order = np.argsort(joined)
-            at = int(np.searchsorted(np.cumsum(weight[order]), 0.5 * weight.sum()))
-            scale = float(np.exp(joined[order][min(at, len(joined) - 1)]))
-    rotation = mean_rotation(before.poses[both, :3, :3] @ np.swapaxes(now.poses[both, :3, :3], 1, 2))
-    shift = (before.poses[both, :3, 3] - scale * now.poses[both, :3, 3] @ rotation.T).mean(axis=0)
-    return Similarity(scale, rotation, shift)
-
-
-def select(maps: Pointmaps, frames: slice | np.ndarray) -> Pointmaps:
-    """Some of the frames."""
-    names = ("points", "confidence", "valid", "dynamic", "poses", "frame_ok", "shot", "pose_covariance")
-    return replace(maps, **{name: getattr(maps, name)[frames] for name in names})
-
-
-def moved_by(maps: Pointmaps, similarity: Similarity) -> Pointmaps:
-    """Point maps in another world and unit."""
-    grown = maps if similarity.scale == 1 else scaled(maps, similarity.scale, maps.scale_from)
-    rigid = Similarity(1.0, similarity.rotation, similarity.translation)
-    points = grown.points @ rigid.rotation.T.astype(np.float32) + rigid.translation.astype(np.float32)
-    return replace(grown, points=points, poses=rigid.poses(grown.poses))
-
-
-def _without(maps: Pointmaps, frames: np.ndarray) -> Pointmaps:
-    """Point maps without those of black frames."""
-    off = frames[:, None, None]
-    return replace(
-        maps,
-        points=np.where(off[..., None], np.float32(np.nan), maps.points),
-        confidence=np.where(off, np.float32(0), maps.confidence),
-        valid=maps.valid & ~off,
-        dynamic=maps.dynamic & ~off,
-        frame_ok=maps.frame_ok & ~frames,
-        messages=(*maps.messages, f"{int(frames.sum())} black frames show nothing."),
-    )
-
-
-def join(parts: Sequence[Pointmaps]) -> Pointmaps:
-    """One result from those of consecutive frames, with a sentence about frames that were lost."""
-    names = ("points", "confidence", "valid", "dynamic", "poses", "frame_ok", "shot", "pose_covariance")
-    joined: dict[str, Any] = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
-    messages = [text for part in parts for text in part.messages]
-    found = joined["frame_ok"]
-    if not found.all():
-        lost = np.flatnonzero(~found)
-        listed = ", ".join(str(f) for f in lost[:8]) + (f" and {len(lost) - 8} more" if len(lost) > 8 else "")
-        messages.append(f"The pose of {len(lost)} of {len(found)} frames was not found: {listed}.")
-    if (shots := int(joined["shot"].max()) + 1) > 1:
-        starts = np.flatnonzero(np.diff(joined["shot"])) + 1
-        where = ", ".join(map(str, starts))
-        messages.append(f"There are {shots} shots, each in a world of its own; new ones begin at frames {where}.")
-    metric = all(part.metric for part in parts)
-    scale_from = parts[0].scale_from if metric else GUESS
-    if not metric:
-        messages.append(
-            "Lengths are a guess of the depth network: nothing that measures them was given (metric: false)."
-        )
-    return replace(parts[0], **joined, messages=tuple(dict.fromkeys(messages)), scale_from=scale_from)
 
 
 def estimate_pointmaps(
@@ -360,19 +301,3 @@ def _in_given_world(parts: list[Pointmaps], poses: np.ndarray) -> list[Pointmaps
         out.append(replace(moved_by(part, Similarity(1.0, change[:3, :3], change[:3, 3])), poses=wanted))
         start += len(part)
     return out
-
-
-def with_odometry(maps: Pointmaps, odometry: np.ndarray) -> Pointmaps:
-    """Point maps of the scale of odometry of the same times, shot by shot.
-
-    If one shot has too little motion to tell its scale, all stay as they are, with a sentence.
-    """
-    factors = {}
-    for shot in np.unique(maps.shot):
-        rows = (maps.shot == shot) & maps.frame_ok
-        factors[shot] = scale_by_odometry(maps.poses[rows], odometry[rows])
-    if any(factor is None for factor in factors.values()):
-        return replace(maps, messages=(*maps.messages, "The odometry moves too little to tell the scale."))
-    parts = [scaled(select(maps, maps.shot == shot), factor) for shot, factor in factors.items() if factor is not None]
-    messages = tuple(text for text in maps.messages if "metric: false" not in text)
-    return replace(join(parts), messages=messages)
