@@ -4,7 +4,8 @@ What of it counts as *observed*: depth of a sensor, and depth that the plane swe
 photographs confirm; of up to five photographs, one, where it continues over a surface of some size. Such a distance is
 a measurement, as that of a stereo camera is: it follows from rays of cameras that saw the place, and no model filled it
 in. Its unit is that of the poses. All other depth is *estimated*: holes, which the depth network fills with its shape,
-scaled to the confirmed pixels around; and everything that a network of `geometry_models` gives.
+scaled to the confirmed pixels around, except where another photograph saw through it (`free_space`); and everything
+that a network of `geometry_models` gives.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from worldstereo_ros.depth.estimators import DepthEstimator, estimate_depth
 from worldstereo_ros.geometry.views import View
 from worldstereo_ros.io.files import DatasetError
 from worldstereo_ros.io.photos import reduced_size
+from worldstereo_ros.reconstruction.free_space import seen_through
 from worldstereo_ros.reconstruction.geometry_models import GeometryModel, estimate_geometry
 from worldstereo_ros.reconstruction.neighbours import find_neighbours, pair_scores
 from worldstereo_ros.reconstruction.photographs import Photographs
@@ -38,6 +40,7 @@ FEW_PHOTOGRAPHS = 5  # up to this many, one view that confirms suffices
 # other confirmed was off by more than 5 %, and a hundredth of what also continues.
 MIN_SURFACE = 1 / 500
 MAX_CHECKED = 16  # other views that may confirm a depth: those that share most points
+MAX_LOOKING_THROUGH = 32  # other views that may contradict an estimated depth
 MAX_NETWORK_PHOTOGRAPHS = 64  # at once; more do not fit on a GPU of 24 GB
 KEPT_IMAGES, KEPT_DEPTHS = 48, 96  # that are held in memory
 MAX_FRAME_BYTES = 400 * 10**6  # of images that are held in memory at their small size; the others are read again
@@ -210,15 +213,26 @@ def fill_holes(
         Names of photographs whose holes could not be filled, for lack of confirmed pixels.
     """
     bare = []
+
+    @lru_cache(maxsize=KEPT_DEPTHS)
+    def read(row: int) -> np.ndarray:
+        return _read_array(depths / f"depth_{row:06d}.npy")
+
+    scores = pair_scores(frames.registration.model)
     for row in range(len(frames)):
         file = folder / f"view_{row:06d}.npz"
         if not file.is_file():
-            known = _read_array(depths / f"depth_{row:06d}.npy")
+            known = read(row)
             depth, confidence = known, np.zeros(known.shape, np.float32)
             mask = np.full(known.shape, estimated) & (known > 0)
             if estimator is not None and (known > 0).sum() >= MIN_KNOWN_PX:
                 depth, confidence = _filled(frames.view(row), known, estimator)
                 mask |= (known <= 0) & (depth > 0)
+                if not estimated:
+                    order = [int(j) for j in np.argsort(-scores[row], kind="stable")[:MAX_LOOKING_THROUGH] if j != row]
+                    others = ((frames.view(other), read(other)) for other in order)
+                    wrong = seen_through(replace(frames.view(row), depth=depth), mask, others)
+                    depth, confidence, mask = np.where(wrong, 0, depth), np.where(wrong, 0, confidence), mask & ~wrong
             with atomic_file(file) as out:
                 np.savez(out, depth=depth, estimated=mask, confidence=(confidence * 255).astype(np.uint8))
         with np.load(file, allow_pickle=False) as stored:
