@@ -36,6 +36,9 @@ MIN_TOLERANCE_PX = 1.5
 MIN_ANGLE_DEG = 1.5  # between the rays of a triangulated point
 MAX_NEAR = 0.3  # a second pose is the same place if it is this share of the depth away, and
 MAX_NEAR_DEG = 10.0  # turned by no more
+# Of thirty placements of photographs of a fox among eight to twenty others, the error of the position was 2.6 times what
+# points with independent errors would leave open (nine in ten: at most 3.9 times), of the rotation 2.1 (3.5) times.
+POINTS_PER_INDEPENDENT = 8
 
 
 @dataclass(frozen=True)
@@ -197,7 +200,9 @@ class PhotographPlacer:
             )
         votes = supporters[inliers].sum(axis=0)
         order = [int(i) for i in np.argsort(-votes, kind="stable")[:NEIGHBOURS] if votes[i] > 0]
-        return Placement(pose, "", points[inliers], count, tuple(order), position, rotation)
+        # Errors of points that come from one capture are alike, so that they count for fewer independent ones.
+        factor = POINTS_PER_INDEPENDENT**0.5
+        return Placement(pose, "", points[inliers], count, tuple(order), factor * position, factor * rotation)
 
     def _rival(
         self,
