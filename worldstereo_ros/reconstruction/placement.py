@@ -36,8 +36,8 @@ MIN_TOLERANCE_PX = 1.5
 MIN_ANGLE_DEG = 1.5  # between the rays of a triangulated point
 MAX_NEAR = 0.3  # a second pose is the same place if it is this share of the depth away, and
 MAX_NEAR_DEG = 10.0  # turned by no more
-# Of thirty placements of photographs of a fox among eight to twenty others, the error of the position was 2.6 times what
-# points with independent errors would leave open (nine in ten: at most 3.9 times), of the rotation 2.1 (3.5) times.
+# Of thirty placements of photographs of a fox among eight to twenty others, the error of the position was 2.6 times
+# what points with independent errors leave open (nine in ten: at most 3.9 times), of the rotation 2.1 (3.5) times.
 POINTS_PER_INDEPENDENT = 8
 
 
