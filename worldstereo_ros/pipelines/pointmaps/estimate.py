@@ -31,6 +31,7 @@ ASSUMED_FOV_DEG = 60.0  # along the longer side, of cameras without intrinsics
 MIN_FOCAL_PARALLAX = 30  # anchors, from where on an assumed focal length may change
 MAX_FOCAL_FACTOR = 2.0
 MOVING_PROB = 0.5
+GOOD_FIT = 0.75  # share of explained observations; with less, descriptors are matched at every step
 MIN_SIDE_PX = 32
 
 
@@ -136,10 +137,9 @@ def estimate_window(
         raise InputError("The method 'small' needs a refiner, see `load_refiner`; 'map' is the geometry alone.")
     images, camera = window.images, window.camera
     maps = predict_depth(images, camera, window.depth, estimator or SmallDepth())
-    tracks = track_points(images)
     given = None if window.poses is None else invert_pose(window.poses[0]) @ check_poses(window.poses, "The given path")
     free = not window.camera_known and method != VO and given is None
-    motion = estimate_motion(tracks, maps, camera, method=method, given=given, solve_focal=free)
+    tracks, motion = _find_motion(images, maps, camera, method, given, free)
     messages = list(motion.messages)
     if free:
         camera, maps, motion, text = _with_focal(tracks, maps, camera, motion, method)
@@ -160,6 +160,20 @@ def estimate_window(
         # Both say it, or one of them loudly: flow sees what the network has never seen, and the other way round.
         moving = (dynamic_prob > MOVING_PROB) | (moving & (dynamic_prob > 0.2))
     return _assemble(dense, moving, motion, camera, _scale_from(window), tuple(messages), method)
+
+
+def _find_motion(
+    images: np.ndarray, maps: DepthMaps, camera: Camera, method: str, given: np.ndarray | None, solve_focal: bool
+) -> tuple[Tracks, Motion]:
+    """Motion by optical flow; where that explains too little, also by descriptors, and the better one of the two."""
+    tracks = track_points(images)
+    motion = estimate_motion(tracks, maps, camera, method=method, given=given, solve_focal=solve_focal)
+    if given is not None or motion.turning is not None or (motion.found.all() and motion.fit >= GOOD_FIT):
+        return tracks, motion
+    more = track_points(images, describe=True)
+    again = estimate_motion(more, maps, camera, method=method, solve_focal=solve_focal)
+    # More frames first; then descriptors, which do not slip along edges and repeated textures as optical flow does.
+    return (more, again) if again.found.sum() >= motion.found.sum() else (tracks, motion)
 
 
 def _scale_from(window: Window) -> str:

@@ -41,6 +41,7 @@ class Motion:
         covariance: (F, 6, 6) see `Pointmaps.pose_covariance`.
         moving: (N,) bool, tracks that no static point explains.
         focal_factor: of the focal lengths that were assumed.
+        fit: share of the observations that the poses explain.
         messages: what went wrong.
     """
 
@@ -52,6 +53,7 @@ class Motion:
     covariance: np.ndarray
     moving: np.ndarray
     focal_factor: float = 1.0
+    fit: float = 1.0
     messages: list[str] = field(default_factory=list)
 
 
@@ -119,7 +121,7 @@ def _odometry_alone(tracks: Tracks, odometry: Odometry) -> Motion:
         covariance[f] = np.diag([sizes[f] ** 2] * 3 + [(0.01 / share[f]) ** 2] * 3)
     return Motion(
         odometry.world_from_camera, odometry.found, odometry.log_scale, no_anchors(), None, covariance,
-        np.zeros(len(tracks), bool),
+        np.zeros(len(tracks), bool), fit=float(odometry.inlier_share[1:].mean()),
     )  # fmt: skip
 
 
@@ -231,7 +233,7 @@ def _judged(
         covariance[known] = _camera_covariance(solution.covariance[known])
     return Motion(
         poses, found, solution.log_scale, _anchors(observations, poses, depths, static, found, camera), None,
-        covariance, moving, solution.focal_factor, messages,
+        covariance, moving, solution.focal_factor, float(good.mean()) if len(good) else 0.0, messages,
     )  # fmt: skip
 
 

@@ -66,11 +66,12 @@ class _Frame:
         return self.keypoints, self.descriptors
 
 
-def track_points(frames: Sequence[np.ndarray] | np.ndarray) -> Tracks:
+def track_points(frames: Sequence[np.ndarray] | np.ndarray, *, describe: bool = False) -> Tracks:
     """Follows corners through the frames of one shot.
 
     Args:
         frames: F images (H, W, 3) uint8 RGB of one size.
+        describe: match descriptors at every step, not only where optical flow loses much.
 
     Returns:
         Tracks of two frames at least; none where nothing can be followed.
@@ -89,6 +90,7 @@ def track_points(frames: Sequence[np.ndarray] | np.ndarray) -> Tracks:
         share = builder.follow(small[index - 1], small[index], index)
         if share < MIN_FOLLOWED_SHARE:
             wide.append(index)
+        if describe or share < MIN_FOLLOWED_SHARE:
             for step in DESCRIPTOR_STEPS:
                 if index >= step:
                     builder.match(small[index - step], small[index], index - step, index)
