@@ -228,6 +228,32 @@ def test_render_view_renders_only_masked_pixels():
         assert (part[~mask] == (-1 if part.dtype == np.int16 else 0)).all()
 
 
+@pytest.mark.parametrize("size", [(640, 480), (517, 331)])
+def test_large_views_are_interpolated_in_blocks_that_show_the_same(size, monkeypatch):
+    """The same planes, and colours within a few grey levels; with a mask and with threads exactly the same."""
+    planes = estimate_layout([observe(turned(angle), noise=0.005) for angle in (0, 50)])
+    camera, there = CAMERA.resized(*size), turned(90)
+    fast = planes.render_view(camera, there)
+    mask = np.random.default_rng(0).random((camera.height, camera.width)) < 0.2
+    for whole, threaded, part in zip(
+        fast,
+        planes.render_view(camera, there, threads=3),
+        planes.render_view(camera, there, mask=mask),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(whole, threaded)
+        np.testing.assert_array_equal(whole[mask], part[mask])
+        assert (part[~mask] == (-1 if part.dtype == np.int16 else 0)).all()
+    monkeypatch.setattr(layout, "BLOCKS_FROM_PIXELS", 10**9)
+    exact = planes.render_view(camera, there)
+    assert (fast.plane >= 0).mean() > 0.3
+    assert (fast.plane == exact.plane).mean() > 0.995
+    same = fast.plane == exact.plane
+    assert np.abs(fast.colour - exact.colour)[same].mean() < 0.5
+    assert np.abs(fast.probability - exact.probability)[same].max() < 0.05
+    np.testing.assert_allclose(fast.depth[same], exact.depth[same], rtol=1e-4)
+
+
 def test_render_layout_keeps_remembered_pixels():
     planes = estimate_layout([observe(np.eye(4))])
     camera = CAMERA.resized(64, 48)

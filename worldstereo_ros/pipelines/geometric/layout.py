@@ -59,6 +59,7 @@ EXTENT_SCALE = 1.2  # distance at which the probability is 1 / e, in sides of a 
 BORDER_CELLS = 2.5  # width of the border around the observed part that is checked for free space
 BOUNDED_POWER = 3.0  # of the unbounded fraction of the border: a table top extends less than a floor
 PARAMETERS = 15  # of a plane
+BLOCK_PX, BLOCKS_FROM_PIXELS = 8, 150_000  # rays of larger images are cast in blocks, see `cast_rays`
 SKY_BINS = 16  # of the elevation, 0 to 90 degrees
 
 
@@ -175,7 +176,10 @@ class Layout:
             self.depths,
             *out,
         )
-        run_in_threads(cast_rays, [(start, stop, *arguments) for start, stop in split_range(camera.height, threads)])
+        block = BLOCK_PX if camera.height * camera.width >= BLOCKS_FROM_PIXELS else 1
+        bands = split_range(-(-camera.height // block), threads)
+        rows = [(block * start, min(block * stop, camera.height)) for start, stop in bands]
+        run_in_threads(cast_rays, [(start, stop, block, *arguments) for start, stop in rows])
         return out
 
     def render_surfaces(
