@@ -30,7 +30,7 @@ from worldstereo_ros.ros.conversions.stereo import (
 from worldstereo_ros.utils.errors import InputError
 
 BASE = 0.1
-LIMIT_S = 90.0  # of every wait for the first images; says nothing about speed
+LIMIT_S = 200.0  # of every wait for the first images; says nothing about speed
 TOPICS = {
     "left/image_rect": Image,
     "left/camera_info": CameraInfo,
