@@ -10,6 +10,7 @@ from worldstereo_ros.geometry.poses import invert_pose
 from worldstereo_ros.imaging.resizing import resize_image
 
 FLOW_SIDE_PX = 320  # longer side of the frames that flow is computed of
+FINE_SIDE_PX = 256  # images that are smaller get flow at their full resolution
 FLOW_ERROR_PX, FLOW_ERROR_SHARE = 0.5, 0.05  # of the flow: constant, and of its length
 MAX_RETURN_PX = 1.5
 GAPS = (1, 3)  # frames between two that are compared: slow things need more
@@ -22,7 +23,8 @@ MAX_SHARE = 0.6  # of the pixels; if more seem to move, the camera's motion is w
 
 def optical_flow(before: np.ndarray, now: np.ndarray) -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray]]:
     """Dense flow (h, w, 2) between two grey images (h, w) uint8, there and back, and where each returns (h, w) bool."""
-    method = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
+    method = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    method.setFinestScale(1 if max(before.shape) >= FINE_SIDE_PX else 0)
     forth, back = method.calc(before, now, None), method.calc(now, before, None)
     return forth, back, (_returns(forth, back), _returns(back, forth))
 
