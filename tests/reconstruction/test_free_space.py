@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.views import View
-from worldstereo_ros.reconstruction.free_space import seen_through
+from worldstereo_ros.reconstruction.free_space import bridges, seen_through
 
 CAMERA = Camera(64, 48, 50.0, 50.0, 31.5, 23.5)
 
@@ -71,3 +71,17 @@ def test_cameras_that_look_away_say_nothing():
     away = view()
     away.world_from_camera[:3, :3] = np.diag([-1.0, 1.0, -1.0])
     assert not seen_through(view(depth=2.0), np.ones((48, 64), bool), [(away, wall())]).any()
+
+
+def test_bridges_between_surfaces_are_found_and_slopes_are_not():
+    depth = np.tile(np.linspace(2, 4, 64, dtype=np.float32), (48, 1))  # a wall seen from the side
+    everything = np.ones((48, 64), bool)
+    assert not bridges(depth, everything).any()
+    depth[:, 30:] += np.minimum(np.arange(34), 4).astype(np.float32)  # to another one, a metre a pixel
+    found = bridges(depth, everything)
+    assert found[:, 30:35].all()
+    assert not found[:, :30].any()
+    assert not found[:, 35:].any()
+    assert not bridges(depth, np.zeros_like(everything)).any()
+    depth[:, 31:34] = 0  # unknown pixels are no neighbours
+    assert not bridges(depth, everything).any()

@@ -4,7 +4,7 @@ What of it counts as *observed*: depth of a sensor, and depth that the plane swe
 photographs confirm; of up to five photographs, one, where it continues over a surface of some size. Such a distance is
 a measurement, as that of a stereo camera is: it follows from rays of cameras that saw the place, and no model filled it
 in. Its unit is that of the poses. All other depth is *estimated*: holes, which the depth network fills with its shape,
-scaled to the confirmed pixels around, except where another photograph saw through it (`free_space`); and everything
+scaled to the confirmed pixels around, except where it cannot be true (`free_space`); and everything
 that a network of `geometry_models` gives.
 """
 
@@ -24,7 +24,7 @@ from worldstereo_ros.depth.estimators import DepthEstimator, estimate_depth
 from worldstereo_ros.geometry.views import View
 from worldstereo_ros.io.files import DatasetError
 from worldstereo_ros.io.photos import reduced_size
-from worldstereo_ros.reconstruction.free_space import seen_through
+from worldstereo_ros.reconstruction.free_space import bridges, seen_through
 from worldstereo_ros.reconstruction.geometry_models import GeometryModel, estimate_geometry
 from worldstereo_ros.reconstruction.neighbours import find_neighbours, pair_scores
 from worldstereo_ros.reconstruction.photographs import Photographs
@@ -231,7 +231,7 @@ def fill_holes(
                 if not estimated:
                     order = [int(j) for j in np.argsort(-scores[row], kind="stable")[:MAX_LOOKING_THROUGH] if j != row]
                     others = ((frames.view(other), read(other)) for other in order)
-                    wrong = seen_through(replace(frames.view(row), depth=depth), mask, others)
+                    wrong = bridges(depth, mask) | seen_through(replace(frames.view(row), depth=depth), mask, others)
                     depth, confidence, mask = np.where(wrong, 0, depth), np.where(wrong, 0, confidence), mask & ~wrong
             with atomic_file(file) as out:
                 np.savez(out, depth=depth, estimated=mask, confidence=(confidence * 255).astype(np.uint8))

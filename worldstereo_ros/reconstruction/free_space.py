@@ -1,8 +1,9 @@
-"""Estimated depth that contradicts what another photograph observed: the surface would stand in its line of sight.
+"""Estimated depth that cannot be true: it contradicts what another photograph observed, or bridges two surfaces.
 
 A depth network fills holes with smooth shapes. Where they are too near, they hide what other photographs observed
 behind them, and a single wrong photograph spoils all views. What a camera saw lies at the end of a free line of sight,
-so an estimated point on that line is wrong, whatever is true there.
+so an estimated point on that line is wrong, whatever is true there. Between a surface and what is far behind it, a
+smooth shape is a bridge that nothing stands on.
 """
 
 from __future__ import annotations
@@ -17,6 +18,21 @@ from worldstereo_ros.geometry.views import View
 MARGIN = 0.02  # relative; observed depth is nearly always within this
 NEIGHBOURHOOD_PX = 3  # the nearest observed depth in a window of this side counts, beside depth edges
 UNKNOWN_M = np.float32(np.inf)
+# Of the logarithm of depth between neighbours: a surface seen at 5 degrees, with a focal length of 300 pixels.
+MAX_STEP = 0.04
+
+
+def bridges(depth: np.ndarray, estimated: np.ndarray) -> np.ndarray:
+    """(H, W) bool: estimated pixels whose depth (H, W) differs from that of a neighbour as surfaces do not."""
+    logarithm = np.log(np.maximum(depth, np.finfo(np.float32).tiny))
+    known = depth > 0
+    found = np.zeros(depth.shape, bool)
+    for axis in (0, 1):
+        one, other = (np.delete(known, index, axis=axis) for index in (-1, 0))
+        step = (np.abs(np.diff(logarithm, axis=axis)) > MAX_STEP) & one & other
+        pad = np.zeros_like(np.take(found, [0], axis=axis))
+        found |= np.concatenate([step, pad], axis=axis) | np.concatenate([pad, step], axis=axis)
+    return found & estimated
 
 
 def seen_through(view: View, estimated: np.ndarray, others: Iterable[tuple[View, np.ndarray]]) -> np.ndarray:
