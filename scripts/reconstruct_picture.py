@@ -21,7 +21,7 @@ from worldstereo_ros.rendering.splatting import render
 
 CAMERA = Camera.from_fov(1000, 620, math.radians(55))
 YELLOW, TINT = np.array([230, 190, 40], np.float32), 0.45
-HEIGHT, BACK = 1.5, 1.0  # of the camera, in sizes of the place
+HEIGHT, BACK = 1.7, 2.0  # of the camera, in sizes of the place
 
 
 def main() -> None:
