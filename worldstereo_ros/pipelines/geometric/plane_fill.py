@@ -98,8 +98,7 @@ def fill_with_planes(
     colours = layout.render_surfaces(planes, camera, pose, seed=seed, threads=threads)
     if (planes.plane >= 0).any():
         fields = _light(image, known, depth, layout, planes, camera, pose, guide_weight, threads)
-        shown = planes.plane >= 0
-        out.image[shown] = (colours + fields)[shown]
+        np.copyto(out.image, colours + fields, where=(planes.plane >= 0)[..., None])
         out.probability[:], out.depth[:], out.plane[:] = planes.probability, planes.depth, planes.plane
         if noise:
             scale = max(1.0, (known.size / WORKING_PIXELS) ** 0.5)
@@ -175,8 +174,7 @@ def _light(
         sums += FAR_WEIGHT * _wide_blur(weighted, FAR_FACTOR * deviation)
         field = sums[..., :3] / (sums[..., 3:] + OWN_WEIGHT * (1 + FAR_WEIGHT) + 1e-6)
         field = cv2.resize(field, known.shape[::-1], interpolation=cv2.INTER_LINEAR)
-        chosen = planes.plane == index
-        fields[chosen] = field[chosen]
+        np.copyto(fields, field, where=(planes.plane == index)[..., None])
     return fields
 
 
