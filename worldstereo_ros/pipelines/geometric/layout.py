@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
@@ -133,9 +134,17 @@ class Layout:
 
         Found when they are first drawn: that takes longer than all the rest of a layout.
         """
-        if self.seen is None:
-            return pack_examples([]), np.full(len(self), -1, np.int64)
-        return _examples(*self.seen)
+        return self.find_details()
+
+    def find_details(self, threads: int = 1) -> tuple[PackedExamples, np.ndarray]:
+        """`details`, found by several threads, unless they are known."""
+        known = self.__dict__.get("details")
+        if known is None:
+            known = pack_examples([]), np.full(len(self), -1, np.int64)
+            if self.seen is not None:
+                known = _examples(*self.seen, threads)
+            self.__dict__["details"] = known  # as `cached_property` keeps it
+        return known
 
     def without_closing(self) -> Layout:
         """The detected planes alone, without what is assumed about a room."""
@@ -208,7 +217,7 @@ class Layout:
         rows = split_range(camera.height, threads)
         run_in_threads(colour_surfaces, [(start, stop, *arguments) for start, stop in rows])
         if details:
-            surfaces = (*self.details, self.axes, self.planes, planes.plane, planes.depth)
+            surfaces = (*self.find_details(threads), self.axes, self.planes, planes.plane, planes.depth)
             add_details(*surfaces, camera, world_from_camera, out, seed=seed, threads=threads)
         return out
 
@@ -305,13 +314,14 @@ def _layout_from_samples(observations: list[View], views: list[SampledView]) -> 
 
 
 def _examples(
-    observations: list[View], textures: list[PlaneTexture], room: Room, typical: list[int]
+    observations: list[View], textures: list[PlaneTexture], room: Room, typical: list[int], threads: int
 ) -> tuple[PackedExamples, np.ndarray]:
     """Details of the detected planes, and the example of every plane, assumed ones last."""
     examples: list[DetailExample] = []
     example_of: list[int] = []
-    for texture in textures:
-        example = detail_example(observations, texture, room.up, room.axis)
+    with ThreadPoolExecutor(max(1, threads)) as pool:  # each plane by itself
+        found = list(pool.map(lambda texture: detail_example(observations, texture, room.up, room.axis), textures))
+    for example in found:
         example_of.append(-1 if example is None else len(examples))
         if example is not None:
             examples.append(example)
@@ -324,11 +334,11 @@ def _examples(
         like = [other for other in range(len(textures)) if room.kinds[other] == kind and example_of[other] >= 0]
         if kind == WALL:
             like = [other for other in like if other in typical]
-        found = example_of[max(like, key=areas.__getitem__)] if like else -1
+        best = example_of[max(like, key=areas.__getitem__)] if like else -1
         if index < len(textures):
-            example_of[index] = found
+            example_of[index] = best
         else:
-            example_of.append(found)
+            example_of.append(best)
     return pack_examples(examples), np.array(example_of, np.int64)
 
 
