@@ -122,7 +122,7 @@ def check_finite(tensor: torch.Tensor, name: str, info: TensorInfo) -> torch.Ten
 
 
 def set_parameter(model: nn.Module, name: str, tensor: torch.Tensor, dtype: torch.dtype) -> None:
-    """Replaces a parameter of a model by a tensor, cast to a dtype, without gradient.
+    """Replaces a parameter or buffer of a model by a tensor, cast to a dtype, without gradient.
 
     Args:
         model: the model; its own parameter may be on the meta device.
@@ -134,7 +134,10 @@ def set_parameter(model: nn.Module, name: str, tensor: torch.Tensor, dtype: torc
     module = model.get_submodule(owner)
     # A CPU tensor that was read from a file is a memory map of it; the copy stays valid if the file changes.
     value = tensor.to(dtype, copy=tensor.device.type == "cpu")
-    module._parameters[leaf] = nn.Parameter(value, requires_grad=False)
+    if leaf in module._buffers:
+        module._buffers[leaf] = value
+    else:
+        module._parameters[leaf] = nn.Parameter(value, requires_grad=False)
 
 
 def check_state_dict(model: nn.Module, actual: Mapping[str, tuple[int, ...]], folder: Path) -> None:
