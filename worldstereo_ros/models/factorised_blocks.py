@@ -66,14 +66,18 @@ class Attention(nn.Module):
         Returns:
             (N, L or K, width).
         """
-        q, k, v = self._project(x)
+        if index is None:
+            q, k, v = self._project(x, 0, 3)
+            at = rotary
+        else:  # of the others, keys and values alone are needed
+            q = self._project(_gather(x, index), 0, 1)[0]
+            k, v = self._project(x, 1, 3)
+            at = None if rotary is None else (_gather(rotary[0], index), _gather(rotary[1], index))
         q, k = self.q_norm(q), self.k_norm(k)
-        if rotary is not None:
-            q, k = apply_rotary_emb(q, rotary), apply_rotary_emb(k, rotary)
-        if index is not None:
-            q = q.gather(1, index[:, :, None, None].expand(-1, -1, *q.shape[2:]))
+        if rotary is not None and at is not None:
+            q, k = apply_rotary_emb(q, at), apply_rotary_emb(k, rotary)
         if extra is not None:
-            _, extra_k, extra_v = self._project(extra)
+            extra_k, extra_v = self._project(extra, 1, 3)
             extra_k = self.k_norm(extra_k)
             if extra_rotary is not None:
                 extra_k = apply_rotary_emb(extra_k, extra_rotary)
@@ -82,8 +86,19 @@ class Attention(nn.Module):
         attended = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return self.proj(attended.transpose(1, 2).flatten(2))
 
-    def _project(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(2)
+    def _project(self, x: torch.Tensor, first: int, end: int) -> tuple[torch.Tensor, ...]:
+        """Queries, keys and values (0, 1, 2) from `first` up to `end`, each (N, L, heads, head_dim)."""
+        rows = slice(first * x.shape[-1], end * x.shape[-1])
+        projected = (
+            self.qkv(x) if end - first == 3 else functional.linear(x, self.qkv.weight[rows], self.qkv.bias[rows])
+        )
+        return projected.unflatten(-1, (end - first, self.heads, -1)).unbind(2)
+
+
+def _gather(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """Entries `index` (N, K) along the second axis of (1 or N, L, ...), (N, K, ...)."""
+    where = index.view(*index.shape, *[1] * (x.ndim - 2)).expand(-1, -1, *x.shape[2:])
+    return x.expand(len(index), *x.shape[1:]).gather(1, where)
 
 
 class CrossAttention(nn.Module):

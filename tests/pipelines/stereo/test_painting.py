@@ -9,7 +9,15 @@ from safetensors.torch import save_file
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.models.checkpoints.saving import write_json
 from worldstereo_ros.models.stereo_refiner import StereoRefiner
-from worldstereo_ros.pipelines.stereo.painting import CORE_PX, TILE_PX, NetworkPainter, find_tiles, load_painter
+from worldstereo_ros.pipelines.stereo.painting import (
+    MIN_HOLE_PX,
+    OVERLAP_PX,
+    TILE_PX,
+    NetworkPainter,
+    find_tiles,
+    load_painter,
+    without_specks,
+)
 from worldstereo_ros.pipelines.stereo.pipeline import PAINTED, GeometricStereo
 from worldstereo_ros.pipelines.stereo.settings import StereoSettings
 from worldstereo_ros.utils.errors import InputError
@@ -33,23 +41,18 @@ def stereo(painter, eye: str = "right", camera: Camera = CAMERA, **settings) -> 
 
 
 @pytest.mark.parametrize(("width", "height"), [(96, 128), (200, 96), (320, 240), (641, 479)])
-def test_tiles_cover_each_painted_pixel_once(width, height):
+def test_each_painted_pixel_is_well_inside_a_tile(width, height):
     random = np.random.default_rng(0)
-    painted = random.random((max(height, TILE_PX[0]), max(width, TILE_PX[1]))) < 0.002
-    count = np.zeros(painted.shape, int)
-    for (y, x), cores in find_tiles(painted).items():
-        assert 0 <= y <= painted.shape[0] - TILE_PX[0]
-        assert 0 <= x <= painted.shape[1] - TILE_PX[1]
-        for rows, columns in cores:
-            count[rows, columns] += 1
-            assert y <= rows.start
-            assert rows.stop <= y + TILE_PX[0]
-            assert x <= columns.start
-            assert columns.stop <= x + TILE_PX[1]
-    assert (count[painted] == 1).all()
-    assert count.max() == 1
-    assert find_tiles(np.zeros_like(painted)) == {}
-    assert CORE_PX < TILE_PX
+    shape = max(height, TILE_PX[0]), max(width, TILE_PX[1])
+    for y, x in np.argwhere(random.random(shape) < 0.002):
+        painted = np.zeros(shape, bool)
+        painted[y, x] = True
+        ((top, left),) = find_tiles(painted)
+        assert top == 0 or top + OVERLAP_PX // 2 <= y
+        assert left == 0 or left + OVERLAP_PX // 2 <= x
+        assert y < top + TILE_PX[0] - (top + TILE_PX[0] < shape[0]) * OVERLAP_PX // 2 <= shape[0]
+        assert x < left + TILE_PX[1] - (left + TILE_PX[1] < shape[1]) * OVERLAP_PX // 2 <= shape[1]
+    assert find_tiles(np.zeros(shape, bool)) == []
 
 
 @pytest.mark.parametrize("eye", ["right", "left"])
@@ -63,6 +66,17 @@ def test_only_painted_pixels_change(eye, convergence):
     assert np.array_equal(made.image[~painted], plain.image[~painted])
     assert np.abs(made.image[painted].astype(int) - plain.image[painted]).mean() > 1
     assert np.array_equal(made.source, plain.source)
+
+
+def test_specks_keep_the_fill():
+    painted = np.zeros((20, 30), bool)
+    painted[2:4, 2:4] = True
+    painted[2 : 2 + MIN_HOLE_PX, 20] = True
+    kept = without_specks(painted)
+    assert not kept[2:4, 2:4].any()
+    assert kept[:, 20].sum() == MIN_HOLE_PX
+    assert not without_specks(np.zeros((4, 4), bool)).any()
+    assert without_specks(np.ones((8, 8), bool)).all()
 
 
 def test_an_untrained_network_changes_nothing():

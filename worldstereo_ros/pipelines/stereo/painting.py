@@ -1,14 +1,16 @@
 """Paints what is left of the holes of a made eye with the trained network, in tiles around them.
 
-Only pixels that no frame has seen change. A tile has the size of the images that the network was trained on; its core
-is what is used of it, and the margin around it is context.
+Only pixels that no frame has seen change. A tile has the size of the images that the network was trained on. Tiles
+overlap, and are faded into each other there: two tiles know different parts of the image.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 from torch.nn import functional
@@ -20,9 +22,10 @@ from worldstereo_ros.utils.errors import InputError
 from worldstereo_ros.weights.bundled import BUNDLED, bundled_folder
 
 REFINER_FOLDER = Path("base") / "stereo"  # of a checkpoint or of a training run
-TILE_PX, CORE_PX = (96, 128), (64, 96)  # height and width
+TILE_PX, OVERLAP_PX = (96, 128), 16  # height and width; of neighbouring tiles
+MIN_HOLE_PX = 16  # holes of fewer pixels keep the fill
 REFERENCE_MARGIN_PX = 64  # of the camera's image, beyond a tile's right side
-TILES_AT_ONCE = 8
+TILES_AT_ONCE = 4
 
 
 @dataclass
@@ -62,7 +65,8 @@ class NetworkPainter:
         Args:
             camera_image: (H, W, 3) uint8 RGB of the camera.
             eye: the made eye without holes.
-            painted: (H, W) bool, filled from the background alone; these are painted.
+            painted: (H, W) bool, filled from the background alone; these are painted, but for specks of fewer than
+                `MIN_HOLE_PX` pixels.
             remembered: (H, W) bool, filled from other frames.
             left: the made eye is the left one.
             offset: of converged eyes, see `warp.warp_to_eye`.
@@ -71,6 +75,7 @@ class NetworkPainter:
             (H, W, 3) uint8; pixels that are not `painted` are those of `eye`.
         """
         self._frame += 1
+        painted = without_specks(painted)
         if not painted.any():
             return eye.image
         arrays = [camera_image, eye.image, painted, remembered, eye.disparity]
@@ -87,25 +92,26 @@ class NetworkPainter:
         masks = [_extend(mask, (0, right, 0, below)) for mask in masks]
         masks[0][:, height:], masks[0][:, :, width:] = 0, 0
         reference = _extend(reference, (max(0, shift), right + REFERENCE_MARGIN_PX + max(0, -shift), 0, below))
-        out = filled.clone()
-        tiles = find_tiles(masks[0][0].cpu().numpy() > 0)
+        total, weight = torch.zeros_like(filled), torch.zeros_like(masks[0])
         by_length: dict[int, list[tuple[int, int]]] = {}
-        for corner in tiles:
+        for corner in find_tiles(masks[0][0].cpu().numpy() > 0):
             known = self._tiles.get(corner)
             if known is None or known.frame != self._frame - 1:
                 known = self._tiles[corner] = _Tile(self._frame, RefinerHistory())
             by_length.setdefault(len(known.history.tokens), []).append(corner)
+        fading = fade_of_tile().to(device)
         for group in by_length.values():
             for first in range(0, len(group), TILES_AT_ONCE):
                 part = group[first : first + TILES_AT_ONCE]
-                made = self._paint_tiles(part, filled, masks, reference, max(0, -shift))
+                with _reduced_precision(device):
+                    made = self._paint_tiles(part, filled, masks, reference, max(0, -shift))
                 for image, (y, x) in zip(made, part, strict=True):
-                    for rows, columns in tiles[y, x]:
-                        out[:, rows, columns] = image[
-                            :, rows.start - y : rows.stop - y, columns.start - x : columns.stop - x
-                        ]
+                    at = np.s_[:, y : y + TILE_PX[0], x : x + TILE_PX[1]]
+                    total[at] += fading * image
+                    weight[at] += fading
         self._tiles = {at: tile for at, tile in self._tiles.items() if tile.frame == self._frame}
-        image = ((out[:, :height, :width] + 1) * 127.5).round().clamp(0, 255).byte().permute(1, 2, 0).cpu().numpy()
+        made = torch.where(masks[0] * weight > 0, total / weight.clamp_min(1e-6), filled)[:, :height, :width]
+        image = ((made + 1) * 127.5).round().clamp(0, 255).byte().permute(1, 2, 0).cpu().numpy()
         if left:
             image = image[:, ::-1]
         return np.where(painted[..., None], image, eye.image)
@@ -130,7 +136,7 @@ class NetworkPainter:
             [_levels([history.tokens[i] for history in histories]) for i in range(len(histories[0].tokens))],
             [_levels([history.references[i] for history in histories]) for i in range(len(histories[0].references))],
         )
-        made = self.model.refine(condition, history=together)[:, 0]
+        made = self.model.refine(condition, history=together)[:, 0].float()
         for index, tile in enumerate(tiles):
             tile.frame = self._frame
             one = slice(index, index + 1)
@@ -191,23 +197,58 @@ def _extend(image: torch.Tensor, sides: tuple[int, int, int, int]) -> torch.Tens
     return functional.pad(image[None], sides, mode="replicate")[0] if any(sides) else image
 
 
-def find_tiles(painted: np.ndarray) -> dict[tuple[int, int], list[tuple[slice, slice]]]:
+@cache
+def fade_of_tile() -> torch.Tensor:
+    """(1, h, w) weights of a tile: 1, and falling towards its sides where tiles overlap, never to 0."""
+    ramps = []
+    for side in TILE_PX:
+        place = torch.arange(side) + 0.5
+        ramps.append((torch.minimum(place, side - place) / OVERLAP_PX).clamp(max=1))
+    return torch.outer(*ramps)[None]
+
+
+@cache
+def _has_fast_bfloat16() -> bool:
+    """Whether the CPU multiplies bfloat16 matrices by instructions of its own."""
+    probe = getattr(torch.cpu, "_is_avx512_bf16_supported", None)  # PyTorch has no public question for it
+    return probe is not None and bool(probe())
+
+
+def _reduced_precision(device: torch.device) -> torch.autocast:
+    """bfloat16 where it is faster."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=device.type != "cpu" or _has_fast_bfloat16())
+
+
+def without_specks(painted: np.ndarray) -> np.ndarray:
+    """(H, W) bool without connected parts of fewer than `MIN_HOLE_PX` pixels: between known pixels, the fill does."""
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(painted.view(np.uint8), connectivity=8)
+    large = stats[:, cv2.CC_STAT_AREA] >= MIN_HOLE_PX
+    large[0] = False
+    return large[labels]
+
+
+def find_tiles(painted: np.ndarray) -> list[tuple[int, int]]:
     """Tiles that have something to paint.
 
     Args:
         painted: (H, W) bool, at least as large as a tile.
 
     Returns:
-        For each corner (y, x) of a tile inside the image, rows and columns of its cores. Cores do not overlap, and
-        each painted pixel is in one.
+        Corners (y, x) of tiles inside the image. Each painted pixel is in one, and at least half of `OVERLAP_PX` away
+        from those of its sides that are not the image's. The same place is in the same tiles in each frame.
     """
-    height, width = painted.shape
-    found: dict[tuple[int, int], list[tuple[slice, slice]]] = {}
-    margin = [(tile - inner) // 2 for tile, inner in zip(TILE_PX, CORE_PX, strict=True)]
-    for y in range(0, height, CORE_PX[0]):
-        for x in range(0, width, CORE_PX[1]):
-            core = slice(y, min(y + CORE_PX[0], height)), slice(x, min(x + CORE_PX[1], width))
-            if painted[core].any():
-                corner = min(max(y - margin[0], 0), height - TILE_PX[0]), min(max(x - margin[1], 0), width - TILE_PX[1])
-                found.setdefault(corner, []).append(core)
+    found = []
+    rows, columns = (_cores(side, tile) for side, tile in zip(painted.shape, TILE_PX, strict=True))
+    for y, core_rows in rows:
+        for x, core_columns in columns:
+            if painted[core_rows, core_columns].any():
+                found.append((y, x))
     return found
+
+
+def _cores(side: int, tile: int) -> list[tuple[int, slice]]:
+    """Tiles along an axis: where each begins, and the part that it is needed for."""
+    starts = [min(first, side - tile) for first in range(0, side - OVERLAP_PX, tile - OVERLAP_PX)]
+    starts = sorted(set(starts))
+    cuts = [0, *(second + OVERLAP_PX // 2 for second in starts[1:]), side]
+    return [(start, slice(a, b)) for start, a, b in zip(starts, cuts[:-1], cuts[1:], strict=True)]
