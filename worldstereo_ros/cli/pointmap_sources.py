@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from worldstereo_ros.io.view_sequence import ViewSequence
 
 SEQUENCE_RATE = 10.0  # frames per second of sequences without stamps
+# A folder with one of these is more than its images.
+OTHER_CONTENT = ("poses.txt", "frames", "pano_bank", "camera.json", "renders", "metadata.yaml")
 MIN_FOV_DEG, MAX_FOV_DEG = 1.0, 170.0
 
 
@@ -74,8 +77,12 @@ def open_frames(path: Path, fov: float | None, bag_options: dict[str, Any] | Non
         return _open_bag(path, bag_options)
     from worldstereo_ros.geometry.cameras import Camera
     from worldstereo_ros.io.datasets import open_sequence
-    from worldstereo_ros.io.files import VIDEO_SUFFIXES
+    from worldstereo_ros.io.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, list_files
 
+    if path.is_dir() and not any((path / name).exists() for name in OTHER_CONTENT):
+        images = list_files(path, IMAGE_SUFFIXES)
+        if len(images) > 1 and not list_files(path, VIDEO_SUFFIXES):
+            return _open_images(images, fov)
     sequence = open_sequence(path)
     camera: Camera | None = sequence.camera
     if fov is not None:
@@ -91,6 +98,29 @@ def open_frames(path: Path, fov: float | None, bag_options: dict[str, Any] | Non
             f"{path} is a single image; a video, a sequence or a bag was expected. See `worldstereo imagine`."
         )
     return _open_sequence(sequence, camera)
+
+
+def _open_images(images: list[Path], fov: float | None) -> FrameSource:
+    """Images of a folder in the order of the numbers in their names."""
+    from worldstereo_ros.geometry.cameras import Camera
+    from worldstereo_ros.io.photos import read_photo, read_photo_header
+
+    images = sorted(images, key=lambda path: [(len(part), part) for part in re.findall(r"\d+|\D+", path.name)])
+    header = read_photo_header(images[0])
+    width, height = header.size
+    focal = header.focal_px(width, height)
+    camera = None
+    if fov is not None:
+        camera = Camera.from_fov(width, height, math.radians(fov))
+    elif focal is not None:
+        camera = Camera(width, height, focal, focal, 0.5 * (width - 1), 0.5 * (height - 1))
+
+    def read() -> Iterator[SourceFrame]:
+        for index, image in enumerate(images):
+            yield SourceFrame(read_photo(image), None, None, index / SEQUENCE_RATE)
+
+    notes = [f"The images have no times: {SEQUENCE_RATE:g} frames a second are assumed, in the order of their names."]
+    return FrameSource(camera, read, len(images), False, notes)
 
 
 def _open_video(clip: Path, camera: Camera | None) -> FrameSource:

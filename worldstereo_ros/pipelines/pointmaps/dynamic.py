@@ -18,6 +18,8 @@ MOVING_SIGMAS = 3.5  # of the difference of flow and static scene
 TEXTURE_WINDOW_PX, TYPICAL_TEXTURE = 9, 4.0  # squared grey levels a pixel, in the weaker direction
 PLAIN_ERROR_PX = 0.7  # added to the error of flow where there is no texture
 OPENING_PX, MIN_AREA = 3, 0.0008  # speckles are no things; share of the image
+MIN_FLOW_PIXELS = 20  # of a thing, to tell outliers of its scene flow
+MAX_FLOW_DEVIATIONS = 3.0  # median deviations; farther is an outlier
 MAX_SHARE = 0.6  # of the pixels; if more seem to move, the camera's motion is wrong rather
 
 
@@ -176,5 +178,21 @@ def scene_flow(images: np.ndarray, points: np.ndarray, dynamic: np.ndarray, fram
         borderMode=cv2.BORDER_CONSTANT, borderValue=(np.nan,) * 3,
     )  # fmt: skip
     moved = np.where(returns[..., None], there - points[frame], np.nan)
+    moved = _without_outliers(moved, dynamic[frame])
     static = np.where(np.isfinite(points[frame]), 0.0, np.nan)
     return np.where(dynamic[frame][..., None], moved, static).astype(np.float32)
+
+
+def _without_outliers(flow: np.ndarray, dynamic: np.ndarray) -> np.ndarray:
+    """Scene flow where that of single pixels, such as at the border of a thing, is no farther off than most of it."""
+    count, labels = cv2.connectedComponents(dynamic.astype(np.uint8))
+    out = flow.copy()
+    for label in range(1, count):
+        rows = (labels == label) & np.isfinite(flow).all(axis=2)
+        if rows.sum() < MIN_FLOW_PIXELS:
+            continue
+        middle = np.median(flow[rows], axis=0)
+        distance = np.linalg.norm(flow[rows] - middle, axis=1)
+        far = distance > MAX_FLOW_DEVIATIONS * max(float(np.median(distance)), 1e-9)
+        out[rows] = np.where(far[:, None], middle, flow[rows])
+    return out

@@ -1,0 +1,138 @@
+"""`worldstereo pointmaps`: what it writes, options, and bad input."""
+
+import json
+
+import numpy as np
+import pytest
+from helpers.box_room import CAMERA
+from helpers.video_scene import KnownDepth, frame, walk
+from typer.testing import CliRunner
+
+from worldstereo_ros.cli.main import app
+from worldstereo_ros.depth import estimators
+from worldstereo_ros.geometry.poses import invert_pose
+from worldstereo_ros.geometry.views import View
+from worldstereo_ros.io.images import write_image
+from worldstereo_ros.io.posed_sequences import open_posed, write_sequence
+from worldstereo_ros.io.video import write_video
+from worldstereo_ros.visualization.viewer.loading import load_viewable
+
+COUNT = 8
+
+
+def run(*arguments, fails=False) -> str:
+    result = CliRunner().invoke(app, ["pointmaps", *map(str, arguments)])
+    assert (result.exit_code != 0) == fails, result.output
+    return " ".join(result.output.split())
+
+
+@pytest.fixture(scope="module")
+def recording(tmp_path_factory):
+    """(folder of a posed sequence with depth, folder of the images alone, poses)."""
+    folder = tmp_path_factory.mktemp("room")
+    poses, views = walk(COUNT), []
+    for index, pose in enumerate(poses):
+        image, depth, _ = frame(pose)
+        views.append(View(image, CAMERA, pose, depth))
+        write_image(folder / "images" / f"{index:03d}.png", image)
+    write_sequence(folder / "posed", views)
+    return folder / "posed", folder / "images", poses
+
+
+@pytest.fixture
+def known(recording, monkeypatch):
+    """Estimated depth is 1.3 times the true one."""
+    views = [frame(pose) for pose in recording[2]]
+    guess = KnownDepth([view[0] for view in views], [view[1] for view in views], 1.3)
+    monkeypatch.setattr(estimators, "load_depth_estimator", lambda name, device="cpu": guess)
+    return guess
+
+
+def test_a_session_is_written_and_can_be_viewed_and_imagined_in(recording, known, tmp_path):
+    posed, _, poses = recording
+    out = tmp_path / "out"
+    text = run(posed, "--ignore-poses", "--ignore-depth", "--method", "map", "--out", out, "--ply")
+    assert f"{COUNT} of {COUNT} frames written" in text
+    assert "metric: false" in text
+    for name in ("poses.txt", "poses_tum.txt", "poses_kitti.txt", "cloud.ply", "world.wsmap", "pointmaps.json"):
+        assert (out / name).is_file(), name
+    for name in ("frames", "depth", "dynamic", "points"):
+        assert len(list((out / name).iterdir())) == COUNT, name
+    summary = json.loads((out / "pointmaps.json").read_text())
+    assert summary["ok"]
+    assert summary["scale_from"] == "depth network"
+    found = open_posed(out).poses
+    np.testing.assert_allclose(found[:, :3, 3], 1.3 * (invert_pose(poses[0]) @ poses)[:, :3, 3], atol=0.02)
+    shown = load_viewable(out)
+    assert len(shown.points) > 1000
+    assert len(shown.observed_views) == COUNT
+    arguments = ["imagine", "--map", str(out), "--path", "forward", "--distance", "0.1", "--views", "1"]
+    arguments += ["--model", "geometric", "--out", str(tmp_path / "imagined")]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    # Again into the same folder, from fewer frames: nothing of the first run is left.
+    run(posed, "--ignore-poses", "--ignore-depth", "--method", "vo", "--frames", 4, "--out", out)
+    assert len(list((out / "frames").iterdir())) == 4
+    assert not (out / "points").exists()
+
+
+def test_poses_depth_and_scale_that_come_along(recording, known, tmp_path):
+    posed, _, poses = recording
+    wanted = (invert_pose(poses[0]) @ poses)[:, :3, 3]
+    run(posed, "--method", "map", "--out", tmp_path / "given")
+    sequence = open_posed(tmp_path / "given")
+    assert sequence.metric
+    assert known.calls == 0
+    np.testing.assert_allclose(sequence.poses[:, :3, 3], wanted, atol=1e-6)
+    text = run(posed, "--method", "map", "--ignore-depth", "--scale-by-poses", "--out", tmp_path / "scaled")
+    assert "by the odometry" in text
+    assert open_posed(tmp_path / "scaled").metric
+    np.testing.assert_allclose(open_posed(tmp_path / "scaled").poses[:, :3, 3], wanted, atol=0.02)
+
+
+def test_a_video_without_anything_is_said_to_be_guessed(tmp_path):
+    images = [frame(pose)[0] for pose in walk(6)]
+    write_video(tmp_path / "clip.mp4", images, fps=10)
+    text = run(tmp_path / "clip.mp4", "--fov", 75, "--method", "vo", "--out", tmp_path / "out")
+    assert "metric: false" in text
+    times = np.loadtxt(tmp_path / "out" / "poses_tum.txt")[:, 0]
+    np.testing.assert_allclose(np.diff(times), 0.1, atol=0.01)
+
+
+def test_frames_that_show_nothing_are_not_ok(tmp_path):
+    for index in range(4):
+        write_image(tmp_path / "grey" / f"{index}.png", np.full((96, 128, 3), 120, np.uint8))
+    text = run(tmp_path / "grey", "--method", "map", "--out", tmp_path / "out")
+    assert "NOT OK" in text
+    assert "too little detail" in text
+    assert json.loads((tmp_path / "out" / "pointmaps.json").read_text())["frames_lost"] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--method", "best"], "vo, map or small"),
+        (["--prior", "some"], "tracks or none"),
+        (["--prior", "none", "--method", "map"], "--prior none is for the network"),
+        (["--steps", "4"], "--steps is for --prior none"),
+        (["--method", "small", "--weights", "nowhere"], "no point-map network"),
+        (["--depth-model", "none"], "need a depth model"),
+        (["--fov", "500"], "1 to 170"),
+        (["--fov", "60"], "has intrinsics"),
+        (["--scale-by-poses", "--ignore-poses"], "--scale-by-poses needs"),
+        (["--pose-topic", "/pose"], "option of bags"),
+        (["--frames", "1"], "2 at least"),
+    ],
+)
+def test_bad_options_are_refused(recording, known, tmp_path, options, words):
+    text = run(recording[0], "--out", tmp_path / "out", *options, fails=True)
+    assert words in text
+    assert not (tmp_path / "out" / "poses.txt").exists()
+
+
+def test_sources_that_are_none(recording, tmp_path):
+    posed, images, _ = recording
+    assert "single image" in run(images / "000.png", "--out", tmp_path / "out", fails=True)
+    assert "no poses" in run(images, "--scale-by-poses", "--out", tmp_path / "out", fails=True)
+    assert "does not exist" in run(tmp_path / "nothing.mp4", "--out", tmp_path / "out", fails=True)
+    assert "lies in the output folder" in run(posed, "--out", posed.parent, fails=True)
