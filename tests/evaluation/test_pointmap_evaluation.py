@@ -89,7 +89,7 @@ def test_depth_is_measured_after_one_scale():
 
 
 def test_points_and_flow():
-    truth = [*np.random.default_rng(0).normal(size=(2, 6, 6, 3)), 0, 0, 4]
+    truth = np.random.default_rng(0).normal(size=(2, 6, 6, 3)) + np.array([0, 0, 4])
     points = truth / 5
     points[0, 0] = np.nan
     assert point_errors(points, truth) == pytest.approx((0, 5), abs=1e-9)

@@ -39,6 +39,7 @@ from worldstereo_ros.utils.errors import InputError
 
 if TYPE_CHECKING:
     from worldstereo_ros.models.pointmaps.model import PointmapModel
+    from worldstereo_ros.models.pointmaps.published import PublishedPointmaps
 
 NO_PRIOR = "small-no-prior"
 METHODS = ("vo", "map", "small", NO_PRIOR)
@@ -127,7 +128,9 @@ def _depth_figures(maps: Pointmaps, clip: PointmapClip, depth: np.ndarray) -> di
     figures["rel_p"] = relative[0]
     if clip.flow is not None and clip.moving is not None:
         images = np.stack([resize_image(image, *size) for image in clip.images])
-        flow = np.stack([scene_flow(images, maps.points, maps.dynamic, f) for f in range(len(maps) - 1)])
+        flow = np.stack(
+            [scene_flow(images, maps.points, maps.dynamic, maps.poses, camera, f) for f in range(len(maps) - 1)]
+        )
         true_flow, moving = nearest(clip.flow)[:-1], nearest(clip.moving.astype(np.uint8))[:-1] > 0
         moving &= np.linalg.norm(true_flow, axis=-1) > MIN_FLOW_M
         figures["moving_epe"] = flow_error(flow, true_flow, moving, relative[1])
@@ -135,7 +138,10 @@ def _depth_figures(maps: Pointmaps, clip: PointmapClip, depth: np.ndarray) -> di
 
 
 def evaluate_clip(
-    clip: PointmapClip, methods: Sequence[str], estimator: DepthEstimator, model: PointmapModel | None
+    clip: PointmapClip,
+    methods: Sequence[str],
+    estimator: DepthEstimator,
+    model: PointmapModel | PublishedPointmaps | None,
 ) -> list[PointmapRow]:
     """A row for each method."""
     rows = []

@@ -121,7 +121,7 @@ def test_scene_flow_of_a_board():
     images = np.stack([view[0] for view in views])
     points = np.stack([unproject(view[1], CAMERA, np.eye(4)) for view in views])
     moving = np.stack([view[2] for view in views])
-    flow = scene_flow(images, points, moving, 0)
+    flow = scene_flow(images, points, moving, np.stack([np.eye(4)] * 2), CAMERA, 0)
     assert not flow[~moving[0]].any()
     found = flow[moving[0]]
     np.testing.assert_allclose(np.nanmedian(found, axis=0), [0.15, 0, 0], atol=0.03)

@@ -18,8 +18,8 @@ MOVING_SIGMAS = 3.5  # of the difference of flow and static scene
 TEXTURE_WINDOW_PX, TYPICAL_TEXTURE = 9, 4.0  # squared grey levels a pixel, in the weaker direction
 PLAIN_ERROR_PX = 0.7  # added to the error of flow where there is no texture
 OPENING_PX, MIN_AREA = 3, 0.0008  # speckles are no things; share of the image
-MIN_FLOW_PIXELS = 20  # of a thing, to tell outliers of its scene flow
-MAX_FLOW_DEVIATIONS = 3.0  # median deviations; farther is an outlier
+MIN_FLOW_PIXELS = 20  # of a thing, to tell how it approaches
+MAX_APPROACH = 0.05  # change of a thing's distance between frames by its own motion, as a logarithm
 MAX_SHARE = 0.6  # of the pixels; if more seem to move, the camera's motion is wrong rather
 
 
@@ -157,13 +157,21 @@ def find_moving(
     return out, doubtful
 
 
-def scene_flow(images: np.ndarray, points: np.ndarray, dynamic: np.ndarray, frame: int) -> np.ndarray:
+def scene_flow(
+    images: np.ndarray, points: np.ndarray, dynamic: np.ndarray, poses: np.ndarray, camera: Camera, frame: int
+) -> np.ndarray:
     """Displacement of moving points from a frame to the next one, in the world.
+
+    Optical flow says where a point is in the next image. Its distance there is that of a static point, times the median
+    ratio of the next depth map to it over the whole thing, within `MAX_APPROACH`: depth maps of single pixels change
+    from frame to frame by more than things move.
 
     Args:
         images: (F, H, W, 3) uint8, of the size of the point maps.
         points: (F, H, W, 3), NaN = unknown.
         dynamic: (F, H, W) bool.
+        poses: (F, 4, 4) world_from_camera.
+        camera: intrinsics.
         frame: its number; not the last.
 
     Returns:
@@ -173,26 +181,27 @@ def scene_flow(images: np.ndarray, points: np.ndarray, dynamic: np.ndarray, fram
     flow, _, (returns, _) = optical_flow(*grey)
     height, width = grey[0].shape
     x, y = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
-    there = cv2.remap(
-        points[frame + 1].astype(np.float32), x + flow[..., 0], y + flow[..., 1], cv2.INTER_NEAREST,
-        borderMode=cv2.BORDER_CONSTANT, borderValue=(np.nan,) * 3,
+    there_x, there_y = x + flow[..., 0], y + flow[..., 1]
+    pose = poses[frame + 1]
+    axis = pose[:3, 2].astype(np.float32)
+    distance = (points[frame] - pose[:3, 3].astype(np.float32)) @ axis  # of a static point in the next camera
+    next_depth = (points[frame + 1] - pose[:3, 3].astype(np.float32)) @ axis
+    found = cv2.remap(
+        next_depth.astype(np.float32), there_x, there_y, cv2.INTER_NEAREST, borderMode=cv2.BORDER_CONSTANT,
+        borderValue=float("nan"),
     )  # fmt: skip
-    moved = np.where(returns[..., None], there - points[frame], np.nan)
-    moved = _without_outliers(moved, dynamic[frame])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = np.log(found / np.where(distance > 0, distance, np.nan))
+    usable = returns & np.isfinite(ratio) & dynamic[frame]
+    change = np.zeros((height, width), np.float32)
+    count, labels = cv2.connectedComponents(dynamic[frame].astype(np.uint8))
+    for label in range(1, count):
+        rows = (labels == label) & usable
+        if rows.sum() >= MIN_FLOW_PIXELS:
+            change[labels == label] = np.clip(np.median(ratio[rows]), -MAX_APPROACH, MAX_APPROACH)
+    local = np.stack([(there_x - camera.cx) / camera.fx, (there_y - camera.cy) / camera.fy, np.ones_like(x)], axis=2)
+    local *= (distance * np.exp(change))[..., None]
+    arrived = local @ pose[:3, :3].T.astype(np.float32) + pose[:3, 3].astype(np.float32)
+    moved = np.where(usable[..., None], arrived - points[frame], np.nan)
     static = np.where(np.isfinite(points[frame]), 0.0, np.nan)
     return np.where(dynamic[frame][..., None], moved, static).astype(np.float32)
-
-
-def _without_outliers(flow: np.ndarray, dynamic: np.ndarray) -> np.ndarray:
-    """Scene flow where that of single pixels, such as at the border of a thing, is no farther off than most of it."""
-    count, labels = cv2.connectedComponents(dynamic.astype(np.uint8))
-    out = flow.copy()
-    for label in range(1, count):
-        rows = (labels == label) & np.isfinite(flow).all(axis=2)
-        if rows.sum() < MIN_FLOW_PIXELS:
-            continue
-        middle = np.median(flow[rows], axis=0)
-        distance = np.linalg.norm(flow[rows] - middle, axis=1)
-        far = distance > MAX_FLOW_DEVIATIONS * max(float(np.median(distance)), 1e-9)
-        out[rows] = np.where(far[:, None], middle, flow[rows])
-    return out
