@@ -142,18 +142,36 @@ def autoencoder_loss(
         hit: (b, F, H, W) bool.
     """
     latents = autoencoder.encode_points(points, hit)
-    code, log_scale, valid = autoencoder.decode_heads(latents)
-    target = coded(points, hit).flatten(0, 1)
-    known = hit.flatten(0, 1).float()
+    heads = autoencoder.decode_heads(latents)
+    loss, parts = decoder_loss(*heads, points.flatten(0, 1), coded(points, hit).flatten(0, 1), hit.flatten(0, 1))
+    return loss + KL_WEIGHT * 0.5 * latents.float().square().mean(), parts
+
+
+def decoder_loss(
+    code: torch.Tensor,
+    log_scale: torch.Tensor,
+    valid: torch.Tensor,
+    points: torch.Tensor,
+    target: torch.Tensor,
+    hit: torch.Tensor,
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Loss of decoded point maps: Huber, likelihood, surfaces.
+
+    Args:
+        code: (N, 3, H, W) decoded coded points.
+        log_scale, valid: (N, H, W) decoded.
+        points: (N, 3, H, W) true points over the mean distance.
+        target: (N, 3, H, W) their codes.
+        hit: (N, H, W) bool, where there is a surface.
+    """
+    known = hit.float()
     huber = functional.smooth_l1_loss(code, target, beta=HUBER_DELTA)
-    true_points = points.flatten(0, 1)
-    distance = true_points.norm(dim=1).clamp_min(0.05)
+    distance = points.norm(dim=1).clamp_min(0.05)
     # The likelihood teaches the scale alone: its gradient would outweigh Huber's where points are sure.
     decoded = decode_points(code.detach().clamp(-MAX_CODE, MAX_CODE))
-    relative = (decoded - true_points).abs().sum(1) / distance
+    relative = (decoded - points).abs().sum(1) / distance
     likelihood = masked_mean(relative * (-log_scale).exp() + log_scale, known)
     surface = functional.binary_cross_entropy_with_logits(valid, known)
-    divergence = 0.5 * latents.float().square().mean()
-    loss = 10 * huber + 0.1 * likelihood + VALID_WEIGHT * surface + KL_WEIGHT * divergence
+    loss = 10 * huber + 0.1 * likelihood + VALID_WEIGHT * surface
     parts = {"huber": huber.detach(), "relative": masked_mean(relative, known).detach(), "surface": surface.detach()}
     return loss, parts

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -17,14 +16,11 @@ from worldstereo_ros.models.pointmaps.geometry import mean_distance, world_point
 from worldstereo_ros.models.pointmaps.model import PointmapModel
 from worldstereo_ros.models.pointmaps.network import NetworkInputs
 from worldstereo_ros.models.pointmaps.types import PointmapPrior
-from worldstereo_ros.training.config import TrainingConfigError
 from worldstereo_ros.training.data.dataset import augment_colours
-from worldstereo_ros.training.data.moving_walks import MovingClips, Walk, WalkPool, WalkSource, render_walks
+from worldstereo_ros.training.data.moving_walks import MovingClips, WalkSource
 from worldstereo_ros.training.data.prior_simulation import SimulatedPrior, simulate_prior
+from worldstereo_ros.training.data.walk_feed import WalkFeed
 from worldstereo_ros.training.pointmap_settings import PointmapTraining
-from worldstereo_ros.utils.errors import InputError
-
-PATIENCE_S = 20.0  # without a walk, before the training process renders itself
 
 
 def camera_looks(images: torch.Tensor, random: np.random.Generator) -> torch.Tensor:
@@ -101,7 +97,7 @@ class Batch:
         return world_points(torch.where(self.hit, depth, torch.ones_like(depth)), self.poses(), self.clips.intrinsics)
 
 
-class ClipFeed:
+class ClipFeed(WalkFeed):
     """Gives batches while walks are rendered.
 
     Args:
@@ -114,79 +110,17 @@ class ClipFeed:
     def __init__(
         self, settings: PointmapTraining, model: PointmapModel, depth_network: DepthNetwork, source: WalkSource
     ) -> None:
-        self.settings, self.model, self.depth_network, self.source = settings, model, depth_network, source
-        self.device, self.batch = model.device, settings.batch
-        self.random = np.random.default_rng(settings.seed)
-        self.pools = {size: WalkPool(size, settings.capacity, self.device, settings.views) for size in settings.sizes}
-
-    def poll(self, *, urgent: bool = False) -> None:
-        """Takes what was rendered into the pool; `urgent`: training waits for it."""
-        for walk in self.source.poll(urgent=urgent):
-            self.pools[(walk.image.shape[1], walk.image.shape[2])].add(walk)
-
-    def walks(self) -> int:
-        """Walks so far."""
-        return sum(pool.count for pool in self.pools.values())
-
-    def fill(self, overdue: Callable[[], bool]) -> None:
-        """Waits for the first walks; renders them here if no process does.
-
-        Args:
-            overdue: whether it is too late to wait on.
-
-        Raises:
-            TrainingConfigError: no walk was rendered in time.
-        """
-        latest = time.monotonic()
-        while self.walks() < self.settings.first_walks and not overdue():
-            before = self.walks()
-            self.poll(urgent=True)
-            if self.walks() > before:
-                latest = time.monotonic()
-            elif time.monotonic() - latest > PATIENCE_S:
-                for walk in self.source.render_here():
-                    self.pools[(walk.image.shape[1], walk.image.shape[2])].add(walk)
-            else:
-                time.sleep(0.05)
-        if not self.walks():
-            raise TrainingConfigError("No walk was rendered in time; give more minutes.")
+        super().__init__(settings, source, model.device)
+        self.model, self.depth_network = model, depth_network
 
     def render_validation(self, overdue: Callable[[], bool]) -> list[ValidationClips]:
         """Renders validation worlds with two to four moving things, and their priors, until it is too late."""
         found: list[ValidationClips] = []
-        by_size: dict[tuple[int, int], list[Walk]] = {}
-        for index in range(self.settings.validation_worlds):
-            if overdue():
-                break
-            try:
-                walks = render_walks(
-                    "validation", index, self.settings.sizes, device=self.device, views=self.settings.views,
-                    supersample=self.settings.supersample, movers=2 + index % 3,
-                )  # fmt: skip
-            except (InputError, ValueError):
-                continue
-            for walk in walks:
-                by_size.setdefault((walk.image.shape[1], walk.image.shape[2]), []).append(walk)
-            self.poll()
         random = np.random.default_rng(17)
-        for size, walks in by_size.items():
-            pool = WalkPool(size, len(walks), self.device, self.settings.views)
-            for walk in walks:
-                pool.add(walk)
-            frames = self.settings.frames
-            stride = min(2, (self.settings.views - 1) // (frames - 1))
-            order = np.tile(np.arange(frames) * stride, (len(walks), 1))
-            clips = pool.take(np.arange(len(walks)), order)
+        for clips in self.render_validation_clips(overdue):
             images = augment_colours(clips.images, random, strength=0.3)
             found.append(ValidationClips(clips, images, simulate_prior(clips, images, self.depth_network, random)))
         return found
-
-    def draw_clips(self, count: int) -> MovingClips:
-        """Clips of one size; sizes by turns in proportion to their walks."""
-        sizes = [size for size, pool in self.pools.items() if len(pool)]
-        weights = np.array([len(self.pools[size]) for size in sizes], dtype=np.float64)
-        size = sizes[int(self.random.choice(len(sizes), p=weights / weights.sum()))]
-        return self.pools[size].draw(count, self.settings.frames, self.random)
 
     @torch.no_grad()
     def draw(self) -> Batch:

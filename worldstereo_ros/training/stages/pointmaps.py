@@ -11,13 +11,9 @@ trained in a share of the steps.
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -34,11 +30,9 @@ from worldstereo_ros.models.pointmaps.model import (
     NETWORK_FOLDER,
     PointmapModel,
     load_pointmap_model,
-    save_part,
 )
 from worldstereo_ros.models.pointmaps.network import PointmapNetwork
 from worldstereo_ros.models.pointmaps.types import PointmapPrediction
-from worldstereo_ros.training.config import TrainingConfigError
 from worldstereo_ros.training.data.moving_walks import WalkSource
 from worldstereo_ros.training.data.pointmap_batches import Batch, ClipFeed, ValidationClips, true_points
 from worldstereo_ros.training.flow_matching import noised, shifted
@@ -46,15 +40,13 @@ from worldstereo_ros.training.logs import append_log
 from worldstereo_ros.training.pointmap_losses import autoencoder_loss, map_loss, point_loss
 from worldstereo_ros.training.pointmap_settings import PRESETS, PointmapTraining, preset, process_age_s
 from worldstereo_ros.training.pointmap_validation import summary, validate, write_picture
+from worldstereo_ros.training.timed_trainer import TimedTrainer, training_device
 from worldstereo_ros.weights.bundled import DEFAULT_MODEL, bundled_folder
 
 __all__ = ["PRESETS", "PointmapTraining", "preset", "train_pointmaps"]
 
-LOG_EVERY_S = 10.0
 FINISH_S = 12.0  # kept for the last validation and saving
-MAX_BAD_STEPS = 200  # in a row
 STATISTICS_BATCHES = 4
-MAX_NORM = 2.0
 POINT_WEIGHT = 0.05  # of decoded point maps beside the maps, whose gradient is smaller
 
 
@@ -67,7 +59,7 @@ def load_image_autoencoder(device: torch.device) -> ImageAutoencoder:
     return model.requires_grad_(False).eval()
 
 
-class PointmapTrainer:
+class PointmapTrainer(TimedTrainer):
     """State of a run: networks, averages, pool, clock and log.
 
     Args:
@@ -77,59 +69,30 @@ class PointmapTrainer:
     """
 
     def __init__(self, settings: PointmapTraining, folder: Path, started: float) -> None:
-        self.settings, self.folder, self.started = settings, folder, started
-        if settings.device == "cuda" and not torch.cuda.is_available():
-            raise TrainingConfigError(
-                "The device is cuda and this machine has no usable CUDA GPU; use device auto or cpu."
-            )
-        cuda = settings.device != "cpu" and torch.cuda.is_available()
-        self.device = torch.device("cuda" if cuda else "cpu")
+        device = training_device(settings.device)
         torch.manual_seed(settings.seed)
         torch.backends.cudnn.benchmark = True
         source = WalkSource(
-            settings.sizes, settings.workers, self.device, views=settings.views, supersample=settings.supersample
+            settings.sizes, settings.workers, device, views=settings.views, supersample=settings.supersample
         )
-        depth_network = load_depth_network(bundled_folder(DEFAULT_MODEL) / "base" / "depth", self.device)
-        image_autoencoder = load_image_autoencoder(self.device)
+        depth_network = load_depth_network(bundled_folder(DEFAULT_MODEL) / "base" / "depth", device)
+        image_autoencoder = load_image_autoencoder(device)
         if (folder / NETWORK_FOLDER / "config.json").is_file():
-            self.model = load_pointmap_model(folder, image_autoencoder, self.device)
+            self.model = load_pointmap_model(folder, image_autoencoder, device)
             self.resumed = True
         else:
-            network = PointmapNetwork(**(settings.network or {})).to(self.device)
-            autoencoder = PointmapAutoencoder.from_image_autoencoder(image_autoencoder).to(self.device)
+            network = PointmapNetwork(**(settings.network or {})).to(device)
+            autoencoder = PointmapAutoencoder.from_image_autoencoder(image_autoencoder).to(device)
             self.model = PointmapModel(network, autoencoder, image_autoencoder)
             self.resumed = False
-        for part in (self.model.network, self.model.autoencoder):
+        parts: dict[str, nn.Module] = {
+            NETWORK_FOLDER: self.model.network, AUTOENCODER_FOLDER: self.model.autoencoder,
+        }  # fmt: skip
+        for part in parts.values():
             part.requires_grad_(True).train()
-        self.averages = {
-            name: {key: value.detach().clone() for key, value in part.state_dict().items()}
-            for name, part in self._parts().items()
-        }
-        # Weights are only ever changed in place.
-        states = {name: part.state_dict() for name, part in self._parts().items()}
-        pairs = [(self.averages[name][key], value) for name, state in states.items() for key, value in state.items()]
-        self._averaged_tensors, self._tensors = [pair[0] for pair in pairs], [pair[1].detach() for pair in pairs]
         self.feed = ClipFeed(settings, self.model, depth_network, source)
-        self.steps, self.updates, self._bad = 0, 0, 0
-        self._last_log, self._last_validation = time.monotonic(), time.monotonic()
-        self._sums: dict[str, torch.Tensor] = {}
-        self._summed = 0
+        super().__init__(settings, folder, started, device, parts, self.feed)
         self.validation: list[ValidationClips] = []
-
-    def _parts(self) -> dict[str, nn.Module]:
-        return {NETWORK_FOLDER: self.model.network, AUTOENCODER_FOLDER: self.model.autoencoder}
-
-    def elapsed(self) -> float:
-        """Seconds of the budget that are gone."""
-        return time.monotonic() - self.started
-
-    def say(self, text: str) -> None:
-        """Prints a line with the time."""
-        print(f"[{self.elapsed():6.1f} s] {text}", flush=True)
-
-    def autocast(self) -> torch.autocast:
-        """bf16 on CUDA."""
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.device.type == "cuda")
 
     def autoencoder_step(self) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Loss of the autoencoder."""
@@ -180,112 +143,6 @@ class PointmapTrainer:
         )  # fmt: skip
         return loss + POINT_WEIGHT * decoded, {"points": decoded.detach(), **parts}
 
-    def run(
-        self,
-        name: str,
-        end: float,
-        step: Callable[[], tuple[torch.Tensor, dict[str, torch.Tensor]]],
-        groups: list[dict[str, Any]],
-        decay_from: float,
-        max_steps: int | None = None,
-    ) -> None:
-        """Runs steps until `end` seconds of the budget.
-
-        Args:
-            name: of the stage.
-            end: seconds.
-            step: gives a loss and its parts.
-            groups: parameters with their highest learning rates (`lr`).
-            decay_from: share of the stage after which the rate falls, to a fiftieth.
-            max_steps: steps at most.
-        """
-        first = self.elapsed()
-        self._sums, self._summed, self._last_log = {}, 0, time.monotonic()
-        optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=0.01, fused=self.device.type == "cuda")
-        highest = [group["lr"] for group in optimiser.param_groups]
-        parameters = [p for group in optimiser.param_groups for p in group["params"]]
-        count = 0
-        loss: torch.Tensor | None
-        while (now := self.elapsed()) < end and (max_steps is None or count < max_steps):
-            progress = (now - first) / max(end - first, 1e-6)
-            fall = max(0.0, progress - decay_from) / max(1 - decay_from, 1e-6)
-            rate = min(1.0, (count + 1) / 100) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * fall)))
-            for group, high in zip(optimiser.param_groups, highest, strict=True):
-                group["lr"] = high * rate
-            self.feed.poll()
-            optimiser.zero_grad(set_to_none=True)
-            try:
-                loss, parts = step()
-                loss.backward()
-            except torch.OutOfMemoryError:
-                if self.feed.batch == 1:
-                    raise
-                loss, parts = None, {}
-            if loss is None:  # after the error has let go of its tensors
-                self.feed.batch //= 2
-                torch.cuda.empty_cache()
-                self.say(f"{name}: not enough memory; {self.feed.batch} clips a step from here on")
-                continue
-            norm = nn.utils.clip_grad_norm_(parameters, MAX_NORM)
-            count += 1
-            self.steps += 1
-            if not bool(torch.isfinite(norm)):
-                self._bad += 1
-                if self._bad > MAX_BAD_STEPS:
-                    self.say(f"{name}: {self._bad} steps in a row were not finite; the stage ends here")
-                    break
-                continue
-            self._bad = 0
-            optimiser.step()
-            self._average()
-            self._log(name, {"loss": loss.detach(), "norm": norm.detach(), **parts}, rate)
-            if time.monotonic() - self._last_validation > self.settings.validation_s and name != "autoencoder":
-                self.checkpoint(name)
-        optimiser.zero_grad(set_to_none=True)
-        self.say(f"{name}: {count} steps in {self.elapsed() - first:.0f} s")
-
-    @torch.no_grad()
-    def _average(self) -> None:
-        """Moves the averages of the weights towards the weights."""
-        self.updates += 1
-        decay = min(self.settings.ema, (1 + self.updates) / (10 + self.updates))
-        torch._foreach_lerp_(self._averaged_tensors, self._tensors, 1 - decay)
-
-    @contextmanager
-    def averaged(self) -> Iterator[None]:
-        """Inside the block, the networks have the averages as weights."""
-        kept = {}
-        for name, part in self._parts().items():
-            kept[name] = {key: value.detach().clone() for key, value in part.state_dict().items()}
-            part.load_state_dict(self.averages[name])
-            part.eval()
-        try:
-            yield
-        finally:
-            for name, part in self._parts().items():
-                part.load_state_dict(kept[name])
-                part.train()
-
-    def _log(self, name: str, parts: dict[str, torch.Tensor], rate: float) -> None:
-        for key, value in parts.items():
-            self._sums[key] = self._sums[key] + value.float() if key in self._sums else value.float()
-        self._summed += 1
-        now = time.monotonic()
-        if now - self._last_log < LOG_EVERY_S:
-            return
-        means = {key: float(value) / self._summed for key, value in self._sums.items()}
-        seconds = (now - self._last_log) / self._summed
-        line = {"step": self.steps, "seconds": self.elapsed(), "stage": name, "step_seconds": seconds, **means}
-        append_log(self.folder / "log.jsonl", {**line, "walks": self.feed.walks(), "rate": rate})
-        shown = ", ".join(f"{key} {value:.4f}" for key, value in means.items())
-        self.say(f"{name} {self.steps} ({seconds * 1000:.0f} ms, {self.feed.walks()} walks): {shown}")
-        self._sums, self._summed, self._last_log = {}, 0, now
-
-    def save(self) -> None:
-        """Writes the averaged weights."""
-        for name, part in self._parts().items():
-            save_part(self.folder / name, part, self.averages[name], torch.bfloat16)
-
     def checkpoint(self, name: str, sampler_steps: tuple[int, ...] = (1,)) -> dict[str, float]:
         """Writes the averaged weights, then validates with them."""
         self.save()
@@ -311,7 +168,7 @@ class PointmapTrainer:
                 write_picture(self.folder / "validation.png", self.validation[0], results[0][1], sorted(set(picked)))
         except Exception as error:  # training is worth more than a picture of it
             self.say(f"validation failed: {type(error).__name__}: {error}")
-        self._last_validation = time.monotonic()
+        self.last_validation = time.monotonic()
         return metrics
 
 
