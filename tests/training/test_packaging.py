@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 import pytest
 import torch
@@ -9,7 +10,9 @@ from helpers.training_runs import SMOKE, weights_of
 from safetensors.torch import load_file, save_file
 
 from worldstereo_ros.models import CheckpointError
+from worldstereo_ros.models.checkpoints.saving import save_weights, write_json
 from worldstereo_ros.models.depth_network import load_depth_network
+from worldstereo_ros.models.stereo_refiner import StereoRefiner
 from worldstereo_ros.training.config import STAGES
 from worldstereo_ros.training.logs import append_log, read_log
 from worldstereo_ros.training.packaging import package_weights
@@ -92,3 +95,19 @@ def test_large_damaged_or_foreign_files_are_not_packaged(trained_copy, tmp_path)
     with pytest.raises(ValueError, match="is not an earlier package"):
         package_weights(trained_copy, tmp_path / "mine")
     assert (tmp_path / "mine" / "thesis.txt").is_file()
+
+
+def test_networks_of_runs_of_their_own_stay_in_a_package(trained_copy, tmp_path):
+    out, refiner = tmp_path / "packed", StereoRefiner(width=32, heads=2, depth=1, pixel_width=8)
+    package_weights(trained_copy, out)
+    run = trained_copy / "base" / "stereo"
+    save_weights(run, "diffusion_pytorch_model", refiner.state_dict())
+    write_json(
+        run / "config.json", {"_class_name": "StereoRefiner", "width": 32, "heads": 2, "depth": 1, "pixel_width": 8}
+    )
+    size = package_weights(trained_copy, out)
+    files = {file: file.read_bytes() for file in (out / "base" / "stereo").iterdir()}
+    assert len(files) == 2
+    shutil.rmtree(run)
+    assert package_weights(trained_copy, out) == size
+    assert {file: file.read_bytes() for file in files} == files

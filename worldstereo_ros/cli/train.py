@@ -293,10 +293,22 @@ def package(
         ),
     ] = "",
 ) -> None:
-    """Package a run: bfloat16 weights in small files, checked, with a model card."""
-    from worldstereo_ros.training.config import read_training_config
-    from worldstereo_ros.training.packaging import package_weights
+    """Package a run: bfloat16 weights in small files, checked, with a model card.
 
+    The networks of `train stereo` and `train pointmaps` are added to a package, or replace those in it.
+    """
+    from worldstereo_ros.training.config import read_training_config
+    from worldstereo_ros.training.network_packaging import find_networks, package_networks
+    from worldstereo_ros.training.packaging import package_weights
+    from worldstereo_ros.training.runner import SETTINGS_FILE
+    from worldstereo_ros.utils.errors import InputError
+
+    if not config and not (run / SETTINGS_FILE).is_file() and find_networks(run):
+        if variant or evaluation:
+            raise InputError("A run of stereo or point maps has neither variants nor a model card; remove the options.")
+        for name, count in package_networks(run, out).items():
+            typer.echo(f"wrote {count / 1e6:.1f} MB to {out / 'base' / name}")
+        return
     size = package_weights(
         run,
         out,

@@ -7,22 +7,24 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from worldstereo_ros.models.checkpoints.loading import BASE_STEM
-from worldstereo_ros.models.checkpoints.parameters import check_finite, parameter_dtype
-from worldstereo_ros.models.checkpoints.saving import save_weights, write_json
-from worldstereo_ros.models.checkpoints.weights import CheckpointError, open_weights, read_json
+from worldstereo_ros.models.checkpoints.weights import CheckpointError
 from worldstereo_ros.models.depth_network import load_depth_network
 from worldstereo_ros.training.config import TrainingConfig, read_training_config
 from worldstereo_ros.training.model_card import CARD, write_card
+from worldstereo_ros.training.network_packaging import (
+    SHARD_BYTES,
+    copy_in_bfloat16,
+    find_networks,
+    replace_folder,
+    write_network,
+)
 from worldstereo_ros.training.run_folder import VARIANT_OF
 from worldstereo_ros.training.runner import SETTINGS_FILE
 from worldstereo_ros.training.starting_weights import STARTED_FROM
 from worldstereo_ros.utils.errors import InputError
 
-MAX_BYTES = 48_000_000  # of all files together
-SHARD_BYTES = 16_000_000  # of one file
+MAX_BYTES = 48_000_000  # of all files together, but for networks with limits of their own
 VARIANTS = ("memory-dmd", "memory", "camera")
 
 
@@ -39,7 +41,8 @@ def package_weights(
 
     Norms, modulation tables and the time embedding stay in float32, as in a model that is loaded in bfloat16. The
     weights of `memory-dmd` are the fine-tuned ones, if there are any. The backbone of the base is included only if a
-    variant needs it. `out` is replaced as a whole, after the new files have been loaded successfully.
+    variant needs it. Networks of stereo and point maps (`network_packaging`) are those of the run, or else those of an
+    earlier package in `out`. `out` is replaced as a whole, after the new files have been loaded successfully.
 
     Args:
         run: folder of the run.
@@ -76,24 +79,19 @@ def package_weights(
         write_card(part, run, config, evaluation)
         if (run / STARTED_FROM).is_file():
             shutil.copyfile(run / STARTED_FROM, part / STARTED_FROM)
+        separate = _write_networks(run, part, out)
         files = [file for file in part.rglob("*") if file.is_file()]
         for file in files:
             file.chmod(0o644)  # safetensors writes files that only their owner can read
         size = sum(file.stat().st_size for file in files)
         largest = max(file.stat().st_size for file in files)
-        if size > max_bytes or largest > SHARD_BYTES * 1.02:  # headers are not counted in shards
+        if size - separate > max_bytes or largest > SHARD_BYTES * 1.02:  # headers are not counted in shards
             raise InputError(
-                f"{', '.join(variants)} take {size / 1e6:.2f} MB, the largest file {largest / 1e6:.2f}; at most "
-                f"{max_bytes / 1e6:g} MB in all are allowed. Package fewer variants or train a smaller model."
+                f"{', '.join(variants)} take {(size - separate) / 1e6:.2f} MB, the largest file "
+                f"{largest / 1e6:.2f}; at most {max_bytes / 1e6:g} MB in all are allowed. Package fewer variants or "
+                "train a smaller model."
             )
-        if out.exists():
-            out.rename(old)
-        try:
-            part.rename(out)
-        except BaseException:
-            if old.exists():
-                old.rename(out)
-            raise
+        replace_folder(part, out, old)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return size
@@ -102,33 +100,25 @@ def package_weights(
 def _write_package(run: Path, part: Path, variants: Sequence[str]) -> None:
     """Writes weights and configurations."""
     base = run / "base"
-    _copy(base / "vae", part / "base" / "vae", BASE_STEM)
+    copy_in_bfloat16(base / "vae", part / "base" / "vae", BASE_STEM)
     # Variants with the whole backbone need the configuration of the base's alone.
     self_contained = all(name == "memory-dmd" for name in variants)
-    _copy(base / "transformer", part / "base" / "transformer", None if self_contained else BASE_STEM)
-    _copy(base / "scheduler", part / "base" / "scheduler", None, config="scheduler_config.json")
+    copy_in_bfloat16(base / "transformer", part / "base" / "transformer", None if self_contained else BASE_STEM)
+    copy_in_bfloat16(base / "scheduler", part / "base" / "scheduler", None, config="scheduler_config.json")
     if (base / "depth" / "config.json").is_file():
-        _copy(base / "depth", part / "base" / "depth", BASE_STEM)
+        copy_in_bfloat16(base / "depth", part / "base" / "depth", BASE_STEM)
     if (base / "refiner" / "config.json").is_file():
-        _copy(base / "refiner", part / "base" / "refiner", BASE_STEM)
+        copy_in_bfloat16(base / "refiner", part / "base" / "refiner", BASE_STEM)
     for name in variants:
         finetuned = run / VARIANT_OF["finetune"]
         source = finetuned if name == "memory-dmd" and finetuned.is_dir() else run / f"worldstereo-{name}"
-        _copy(source, part / f"worldstereo-{name}", "model")
+        copy_in_bfloat16(source, part / f"worldstereo-{name}", "model")
 
 
-def _copy(source: Path, target: Path, stem: str | None, config: str = "config.json") -> None:
-    """Copies a configuration and, if `stem` is given, the weights in bfloat16."""
-    target.mkdir(parents=True)
-    write_json(target / config, read_json(source / config))
-    if stem is None:
-        return
-    weights = open_weights(source, stem)
-    tensors = {}
-    for name, tensor in weights.read(list(weights.tensors)):
-        packed = check_finite(tensor, name, weights.tensors[name]).to(parameter_dtype(name, torch.bfloat16))
-        tensors[name] = check_finite(packed, name, weights.tensors[name])
-    save_weights(target, stem, tensors, max_shard_bytes=SHARD_BYTES)
+def _write_networks(run: Path, part: Path, earlier: Path) -> int:
+    """Writes the networks of stereo and point maps of the run or of the earlier package; their size in bytes."""
+    found = {**find_networks(earlier), **find_networks(run)}
+    return sum(write_network(name, folder, part / "base" / name, part) for name, folder in found.items())
 
 
 def _check_loading(root: Path, variant: str) -> None:

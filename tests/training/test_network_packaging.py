@@ -1,0 +1,73 @@
+"""Networks with runs of their own in a package: sizes, what stays, and what is refused."""
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from worldstereo_ros.cli.main import app
+from worldstereo_ros.models.checkpoints.saving import save_weights, write_json
+from worldstereo_ros.models.checkpoints.weights import CheckpointError
+from worldstereo_ros.models.pointmaps.autoencoder import PointmapAutoencoder
+from worldstereo_ros.models.pointmaps.model import PointmapModel
+from worldstereo_ros.models.pointmaps.network import PointmapNetwork
+from worldstereo_ros.models.stereo_refiner import StereoRefiner
+from worldstereo_ros.pipelines.pointmaps.refinement import load_model
+from worldstereo_ros.pipelines.stereo.painting import load_painter
+from worldstereo_ros.training.network_packaging import NETWORKS, find_networks, package_networks
+from worldstereo_ros.utils.errors import InputError
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+STEM = "diffusion_pytorch_model"
+
+
+def write_refiner(folder, **changes) -> StereoRefiner:
+    """A run of `train stereo` that is done."""
+    torch.manual_seed(0)
+    model = StereoRefiner(**changes)
+    config = {key: value for key, value in model.config.items() if not key.startswith("_")}
+    save_weights(folder / "base" / "stereo", STEM, model.state_dict())
+    write_json(folder / "base" / "stereo" / "config.json", {"_class_name": "StereoRefiner", **config})
+    return model
+
+
+def test_networks_of_full_size_fit_and_load(tmp_path):
+    run, out = tmp_path / "run", tmp_path / "package"
+    model = write_refiner(run)
+    points = tmp_path / "pointmaps"
+    PointmapModel(PointmapNetwork(), PointmapAutoencoder(), None).save(points)
+    result = CliRunner().invoke(app, ["train", "package", str(run), "--out", str(out)])
+    assert result.exit_code == 0, result.output
+    sizes = package_networks(points, out)
+    assert set(sizes) == {"pointmaps"}
+    assert set(find_networks(out)) == set(NETWORKS)
+    painter = load_painter(str(out))
+    loaded, expected = painter.model.state_dict(), model.state_dict()
+    assert all(torch.allclose(loaded[name], expected[name], rtol=0.01, atol=1e-3) for name in expected)
+    assert load_model(out / "base" / "pointmaps").network.config.width == PointmapNetwork().config.width
+    for name, network in NETWORKS.items():
+        files = list((out / "base" / name).rglob("*.safetensors"))
+        assert 0.5 * network.max_bytes < sum(file.stat().st_size for file in files) <= network.max_bytes
+    assert sorted(path.name for path in (out / "base").iterdir()) == ["pointmaps", "stereo"]
+
+
+def test_what_cannot_be_packaged_is_refused_and_nothing_is_lost(tmp_path):
+    small = {"width": 32, "heads": 2, "depth": 1, "pixel_width": 8}
+    run, out = tmp_path / "run", tmp_path / "package"
+    write_refiner(run, **small)
+    package_networks(run, out)
+    before = {file: file.read_bytes() for file in out.rglob("*") if file.is_file()}
+    write_refiner(tmp_path / "large", width=256, heads=4, depth=4)
+    with pytest.raises(InputError, match="at most 5 MB are allowed"):
+        package_networks(tmp_path / "large", out)
+    bad = write_refiner(tmp_path / "bad", **small).state_dict()
+    bad["out.bias"][0] = float("nan")
+    save_weights(tmp_path / "bad" / "base" / "stereo", STEM, bad)
+    with pytest.raises(CheckpointError, match="not finite"):
+        package_networks(tmp_path / "bad", out)
+    with pytest.raises(InputError, match="has no network of stereo or pointmaps"):
+        package_networks(tmp_path / "nothing", out)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "file").touch()
+    with pytest.raises(InputError, match="is not a package"):
+        package_networks(run, tmp_path / "mine")
+    assert before == {file: file.read_bytes() for file in out.rglob("*") if file.is_file()}
