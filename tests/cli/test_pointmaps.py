@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from helpers.box_room import CAMERA
+from helpers.recordings import SECOND, START, image_message, info_message, pose_stamped
 from helpers.video_scene import KnownDepth, frame, walk
 from typer.testing import CliRunner
 
@@ -12,6 +13,7 @@ from worldstereo_ros.cli.main import app
 from worldstereo_ros.depth import estimators
 from worldstereo_ros.geometry.poses import invert_pose
 from worldstereo_ros.geometry.views import View
+from worldstereo_ros.io.bags.files import BagWriter
 from worldstereo_ros.io.images import write_image
 from worldstereo_ros.io.posed_sequences import open_posed, write_sequence
 from worldstereo_ros.io.video import write_video
@@ -97,6 +99,34 @@ def test_a_video_without_anything_is_said_to_be_guessed(tmp_path):
     assert "metric: false" in text
     times = np.loadtxt(tmp_path / "out" / "poses_tum.txt")[:, 0]
     np.testing.assert_allclose(np.diff(times), 0.1, atol=0.01)
+
+
+@pytest.mark.parametrize("poses", [False, True])
+def test_bags_with_video_alone_and_with_poses(recording, known, tmp_path, poses):
+    stamps = [START + index * SECOND // 5 for index in range(COUNT)]
+    with BagWriter(tmp_path / "bag") as writer:
+        writer.add_topic("/cam/image", "sensor_msgs/msg/Image")
+        writer.add_topic("/cam/camera_info", "sensor_msgs/msg/CameraInfo")
+        if poses:
+            writer.add_topic("/pose", "geometry_msgs/msg/PoseStamped")
+        info = info_message(START, CAMERA.width, CAMERA.height)
+        info.k[:] = CAMERA.matrix.ravel()
+        writer.write("/cam/camera_info", info, START)
+        for stamp, pose in zip(stamps, recording[2], strict=True):
+            writer.write("/cam/image", image_message(stamp, frame(pose)[0]), stamp)
+            if poses:
+                writer.write("/pose", pose_stamped(stamp, pose), stamp)
+    options = ["--pose-topic", "/pose", "--scale-by-poses"] if poses else []
+    text = run(tmp_path / "bag", "--method", "map", *options, "--out", tmp_path / "out")
+    sequence = open_posed(tmp_path / "out")
+    assert len(sequence) == COUNT
+    assert sequence.metric == poses
+    assert ("by the odometry" in text) == poses
+    factor = 1.0 if poses else 1.3
+    wanted = factor * (invert_pose(recording[2][0]) @ recording[2])[:, :3, 3]
+    np.testing.assert_allclose(sequence.poses[:, :3, 3], wanted, atol=0.02)
+    times = np.loadtxt(tmp_path / "out" / "poses_tum.txt")[:, 0]
+    np.testing.assert_allclose(np.diff(times), 0.2, atol=1e-6)
 
 
 def test_frames_that_show_nothing_are_not_ok(tmp_path):

@@ -23,6 +23,7 @@ from worldstereo_ros.pipelines.pointmaps.visual_odometry import (
 
 SIGMA_PX = 0.5  # of tracked positions, at a width of 640
 INLIER_SIGMAS = 4.0
+MAX_POINTS = 2000  # of a window that are solved for
 MIN_FITTING, MIN_FITTING_SHARE = 10, 0.3  # observations of a frame that its pose explains
 MAX_STEP_DEPTHS = 3.0  # step between frames, in median depths of the scene; more is no motion of a camera
 MIN_PARALLAX_PX = 2.0  # of an anchor, at a width of 640
@@ -161,6 +162,8 @@ def _joint(
     frames, unit = len(maps.depth), max(camera.width / 640, 0.5)
     seen = tracks.seen & odometry.found[None]
     kept = np.flatnonzero(seen.sum(axis=1) >= 2)
+    if len(kept) > MAX_POINTS:  # drawn evenly: more tell little more, and take longer
+        kept = np.sort(np.random.default_rng(0).permutation(kept)[:MAX_POINTS])
     seen = seen[kept]
     anchor = seen.argmax(axis=1) if len(kept) else np.zeros(0, np.int64)
     pixel = tracks.pixels[kept, anchor]
