@@ -16,7 +16,8 @@ import torch
 from torch.nn import functional
 
 from worldstereo_ros.models.stereo_refiner import RefinerHistory, StereoCondition, StereoRefiner, load_stereo_refiner
-from worldstereo_ros.pipelines.stereo.settings import GEOMETRIC, SMALL
+from worldstereo_ros.pipelines.stereo.pipeline import HolePainter
+from worldstereo_ros.pipelines.stereo.settings import GEOMETRIC, SMALL, parse_published
 from worldstereo_ros.pipelines.stereo.warp import WarpedEye
 from worldstereo_ros.utils.errors import InputError
 from worldstereo_ros.weights.bundled import BUNDLED, bundled_folder
@@ -147,12 +148,12 @@ class NetworkPainter:
         return made
 
 
-def load_painter(name: str, device: str = "cpu") -> NetworkPainter | None:
+def load_painter(name: str, device: str = "cpu") -> HolePainter | None:
     """Loads what paints the holes.
 
     Args:
-        name: geometric (nothing paints), small (the bundled network), a folder of weights or of a training run, or ""
-            for small where it is bundled, else geometric.
+        name: geometric (nothing paints), small (the bundled network), a folder of weights or of a training run,
+            svd:PATH,refiner:PATH (see `published`), or "" for small where it is bundled, else geometric.
         device: torch device.
 
     Returns:
@@ -173,13 +174,17 @@ def load_painter(name: str, device: str = "cpu") -> NetworkPainter | None:
                 "the folder of a `worldstereo train stereo` run."
             )
         return None if model is None else NetworkPainter(model)
+    if folders := parse_published(name):
+        from worldstereo_ros.pipelines.stereo.published import StereoPipeline
+
+        return StereoPipeline.from_pretrained(folders[0], refiner=folders[1], device=device)
     path = Path(name)
     inside = path / REFINER_FOLDER
     model = load_stereo_refiner(inside if inside.is_dir() else path, device)
     if model is None:
         raise InputError(
-            f"The stereo model is '{name}'; {GEOMETRIC}, {SMALL}, or a folder of weights or of a training run was "
-            "expected."
+            f"The stereo model is '{name}'; {GEOMETRIC}, {SMALL}, or a folder of weights or of a training run, or "
+            "svd:PATH,refiner:PATH was expected."
         )
     return NetworkPainter(model)
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from worldstereo_ros.pipelines.stereo.warp import EYES
 from worldstereo_ros.utils.errors import InputError
 
-GEOMETRIC, SMALL = "geometric", "small"  # what paints the rest of the holes: nothing, or the bundled network
+# What paints the rest of the holes: nothing, the bundled network, or the published ones.
+GEOMETRIC, SMALL, PUBLISHED = "geometric", "small", "svd"
+_PUBLISHED_MODEL = re.compile(rf"{PUBLISHED}:(?P<svd>.+),refiner:(?P<refiner>.+)")
 HUMAN_BASE_M = 0.065  # between the eyes of most people
 MAX_BASE_M, WIDE_BASE_M = 20.0, 1.0
 MAX_STRENGTH = 10.0
@@ -102,3 +106,20 @@ class StereoSettings:
             "made_eye": self.eye,
             "memory_frames": self.memory,
         }
+
+
+def parse_published(name: str) -> tuple[Path, Path] | None:
+    """Folders of Stable Video Diffusion and of RefinerNet in `svd:PATH,refiner:PATH`; None for other models.
+
+    Raises:
+        InputError: the name begins so, and lacks a part.
+    """
+    if not name.startswith(f"{PUBLISHED}:"):
+        return None
+    match = _PUBLISHED_MODEL.fullmatch(name)
+    if match is None:
+        raise InputError(
+            f"The stereo model is '{name}'; {PUBLISHED}:PATH,refiner:PATH was expected, with the folders of Stable "
+            "Video Diffusion and of Stable Diffusion 2.1."
+        )
+    return Path(match["svd"]), Path(match["refiner"])
