@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from worldstereo_ros.models.blocks import zero_module
 from worldstereo_ros.models.factorised_blocks import (
@@ -106,6 +108,8 @@ class FactorisedTransformer(ModelMixin, ConfigMixin):
 
     The defaults are the size of STDiT3-XL/2, whose first four output channels are the velocity.
     """
+
+    recompute = False  # activations of blocks for gradients, instead of keeping them
 
     @register_to_config
     def __init__(
@@ -216,8 +220,12 @@ class FactorisedTransformer(ModelMixin, ConfigMixin):
         frames = torch.arange(tokens.shape[1], device=x.device)
         rotary = rotary_positions(frames, self.config.width // self.config.heads)
         for spatial, temporal in zip(self.spatial_blocks, self.temporal_blocks, strict=True):
-            tokens = spatial(tokens, modulation, text=words, text_mask=text_mask)
-            tokens = temporal(tokens, modulation, rotary=rotary, text=words, text_mask=text_mask)
+            for block, where in ((spatial, None), (temporal, rotary)):
+                run = partial(block, rotary=where, text=words, text_mask=text_mask)
+                if self.recompute and torch.is_grad_enabled():
+                    tokens = checkpoint(run, tokens, modulation, use_reentrant=False)
+                else:
+                    tokens = run(tokens, modulation)
         return tokens, time
 
     def unpatch(self, patches: torch.Tensor, size: Sequence[int]) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """The temporal half of Open-Sora 1.2's video autoencoder: causal convolutions after Magvit-v2 (Yu et al., 2310.05737).
 
-It encodes latents of single frames (b, z, F, h, w) to fewer frames of the same size. A frame depends on earlier ones of
-its chunk alone. Modules have the published names.
+It encodes latents of single frames (b, z, F, h, w) to fewer frames of the same size. Convolutions see no later frames,
+normalisations see all frames of a chunk. Modules have the published names.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ class TemporalDecoder(nn.Module):
         for block in self.res_blocks:
             x = block(x)
         for level in reversed(range(len(self.block_res_blocks))):
-            for block in self.block_res_blocks[level]:  # type: ignore[union-attr]
+            for block in self.block_res_blocks[level]:  # type: ignore[attr-defined]
                 x = block(x)
             if level and self.halves[level - 1]:
                 # Even channels are the earlier frame of each pair, odd ones the later.

@@ -23,6 +23,7 @@ from worldstereo_ros.weights.bundled import DEFAULT_MODEL, bundled_folder
 
 if TYPE_CHECKING:
     from worldstereo_ros.models.pointmaps.model import PointmapModel
+    from worldstereo_ros.models.pointmaps.published import PublishedPointmaps
     from worldstereo_ros.pipelines.pointmaps.dense_depth import Refiner
 
 POINTMAPS_FOLDER = "pointmaps"
@@ -42,11 +43,11 @@ def is_available(folder: Path | None = None) -> bool:
     return ((folder or model_folder()) / "transformer" / "config.json").is_file()
 
 
-def load_model(folder: Path | None = None, device: Any = "cpu") -> PointmapModel:
+def load_model(folder: Path | None = None, device: Any = "cpu") -> PointmapModel | PublishedPointmaps:
     """Loads the point-map network.
 
     Args:
-        folder: folder of `worldstereo train pointmaps`; None for the bundled network.
+        folder: folder of `worldstereo train pointmaps`, of either size; None for the bundled network.
         device: torch device.
 
     Raises:
@@ -62,8 +63,13 @@ def load_model(folder: Path | None = None, device: Any = "cpu") -> PointmapModel
             "train pointmaps."
         )
     from worldstereo_ros.models.checkpoints.loading import load_image_autoencoder
+    from worldstereo_ros.models.checkpoints.weights import read_json
     from worldstereo_ros.models.pointmaps.model import load_pointmap_model
 
+    if read_json(folder / "transformer" / "config.json").get("_class_name") == "STDiT3":
+        from worldstereo_ros.models.pointmaps.published import PublishedPointmaps
+
+        return PublishedPointmaps.from_pretrained(folder / "transformer", folder / "vae", device=device)
     images = load_image_autoencoder(bundled_folder(DEFAULT_MODEL) / "base" / "vae", torch.device(device), torch.float32)
     return load_pointmap_model(folder, images, device)
 
@@ -73,12 +79,12 @@ def load_refiner(folder: Path | None = None, device: Any = "cpu") -> Refiner:
     return refiner_of(load_model(folder, device))
 
 
-def refiner_of(model: PointmapModel) -> Refiner:
+def refiner_of(model: PointmapModel | PublishedPointmaps) -> Refiner:
     """The refiner of a model."""
     return partial(_refine, model)
 
 
-def _refine(model: PointmapModel, images: Any, intrinsics: Any, prior: Any) -> Any:
+def _refine(model: PointmapModel | PublishedPointmaps, images: Any, intrinsics: Any, prior: Any) -> Any:
     device = model.device
     return model.refine(
         images.to(device), intrinsics.to(device), None if prior is None else prior.to(device), passes=PASSES
@@ -86,7 +92,7 @@ def _refine(model: PointmapModel, images: Any, intrinsics: Any, prior: Any) -> A
 
 
 def estimate_without_prior(
-    frames: Sequence[np.ndarray], camera: Camera | None, model: PointmapModel, *, steps: int = 1
+    frames: Sequence[np.ndarray], camera: Camera | None, model: PointmapModel | PublishedPointmaps, *, steps: int = 1
 ) -> Pointmaps:
     """Point maps by the network alone, as Sora3R does it: no tracks and no depth network; poses by PnP-RANSAC.
 
