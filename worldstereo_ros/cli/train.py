@@ -232,8 +232,17 @@ def pointmaps(
         str,
         typer.Option(
             metavar="CONFIG",
-            help="Preset: cpu, gpu or smoke.",
+            help="Preset: cpu, gpu or smoke; with --base gpu or smoke.",
             show_default="gpu with CUDA and cpu without",
+            rich_help_panel=INPUT,
+        ),
+    ] = "",
+    base: Annotated[
+        str,
+        typer.Option(
+            metavar="open-sora:FOLDER",
+            help="Fine-tune Open-Sora 1.2 at its own size; its transformer and vae are in FOLDER.",
+            show_default="the small network",
             rich_help_panel=INPUT,
         ),
     ] = "",
@@ -244,12 +253,21 @@ def pointmaps(
     """Train the network of point maps on procedural worlds with moving things."""
     from dataclasses import replace
 
-    from worldstereo_ros.training.stages.pointmaps import preset, train_pointmaps
-
-    settings = preset(config)
     previous_handler = signal.signal(signal.SIGTERM, _interrupt)
     try:
-        train_pointmaps(replace(settings, minutes=settings.minutes if minutes is None else minutes), out, steps=steps)
+        if base:
+            from worldstereo_ros.training.open_sora_settings import open_sora_preset
+            from worldstereo_ros.training.stages.open_sora_pointmaps import train_open_sora
+
+            large = open_sora_preset(config)
+            train_open_sora(
+                replace(large, minutes=large.minutes if minutes is None else minutes), base, out, steps=steps
+            )
+        else:
+            from worldstereo_ros.training.stages.pointmaps import preset, train_pointmaps
+
+            small = preset(config)
+            train_pointmaps(replace(small, minutes=small.minutes if minutes is None else minutes), out, steps=steps)
     finally:
         signal.signal(signal.SIGTERM, previous_handler)
     typer.echo(f"point maps trained; weights, log and a picture are in {out}")
