@@ -137,7 +137,7 @@ def test_it_paints_frame_by_frame_by_the_option_of_the_command(folders, left):
     assert painter.paint(image, warped, np.zeros_like(painted), ~painted) is eye
 
 
-def test_trained_parts_are_loaded(folders, pipeline, tmp_path):
+def test_trained_parts_are_loaded(folders, pipeline, tmp_path, caplog):
     svd = tmp_path / "svd"
     svd.mkdir()
     for part in ("unet", "vae", "scheduler"):
@@ -147,6 +147,9 @@ def test_trained_parts_are_loaded(folders, pipeline, tmp_path):
     save_file(state, svd / "stereo" / "diffusion_pytorch_model.safetensors")
     trained = StereoPipeline.from_pretrained(svd, refiner=folders[1])
     assert trained.trained
+    assert not caplog.records
+    StereoPipeline.from_pretrained(folders[0], refiner=folders[1])
+    assert "of no use until they are trained" in caplog.text
     assert not pipeline.trained
     assert (trained.unets.conditioning.own_share == 0.125).all()
 

@@ -7,6 +7,7 @@ of an untrained combination and of no use. The bundled network (`painting`) is t
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,8 @@ from worldstereo_ros.utils.errors import InputError
 
 CONDITIONING_FOLDER = "stereo"  # beside SVD's parts: weights of `StereoConditioning`, once there are some
 STEPS, WINDOW_FRAMES = 25, 4
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -121,6 +124,11 @@ class StereoPipeline:
         trained = (svd / CONDITIONING_FOLDER).is_dir()
         if trained:
             load_weights(unets.conditioning, open_weights(svd / CONDITIONING_FOLDER, BASE_STEM), device, dtype)
+        else:
+            logger.warning(
+                "%s has no folder %s with trained weights of SpatialDreamer, and none are published: what it paints is "
+                "of no use until they are trained.", svd, CONDITIONING_FOLDER,
+            )  # fmt: skip
         unets.conditioning.to(device, dtype)
         config = read_json(scheduler_file)
         check_numbers(scheduler_file, config)
