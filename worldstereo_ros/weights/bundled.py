@@ -22,3 +22,8 @@ def bundled_folder(name: str) -> Path:
     # The package may span several folders: a checkout, and the installation of its ROS messages.
     folders = [Path(folder) / "weights" / name for folder in worldstereo_ros.__path__]
     return next((folder for folder in folders if folder.is_dir()), folders[0])
+
+
+def has_bundled(part: str) -> bool:
+    """Whether a part of the bundled model (a folder of its `base`, such as stereo) is in this installation."""
+    return (bundled_folder(DEFAULT_MODEL) / "base" / part).is_dir()

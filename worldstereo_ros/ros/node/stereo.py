@@ -23,8 +23,10 @@ from std_msgs.msg import Header
 from stereo_msgs.msg import DisparityImage
 
 from worldstereo_ros.depth.estimators import NONE, DepthEstimator, load_depth_estimator
+from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.views import View
 from worldstereo_ros.imaging.stereo_layouts import LAYOUTS
+from worldstereo_ros.pipelines.stereo.pipeline import GeometricStereo
 from worldstereo_ros.pipelines.stereo.settings import StereoSettings
 from worldstereo_ros.pipelines.stereo.streaming import LeftEye, StereoPair, StereoStream
 from worldstereo_ros.ros.conversions import qos
@@ -36,6 +38,7 @@ from worldstereo_ros.ros.node.parameters import NodeParameters
 from worldstereo_ros.ros.node.synchronizer import Observation
 from worldstereo_ros.ros.node.world_factory import effective_device
 from worldstereo_ros.utils.errors import InputError
+from worldstereo_ros.weights.bundled import has_bundled
 
 LEFT, LEFT_INFO = "~/stereo/left/image_rect", "~/stereo/left/camera_info"
 RIGHT, RIGHT_INFO = "~/stereo/right/image_rect", "~/stereo/right/camera_info"
@@ -248,7 +251,10 @@ class StereoOutput:
             )
             for note in settings.notes:
                 self._log(f"stereo: {note}")
-            self._stream = StereoStream(settings, self._estimator_for(parameters), width=chosen.width)
+            make = functools.partial(make_pipeline, device=effective_device(parameters.device))
+            self._stream = StereoStream(
+                settings, self._estimator_for(parameters), width=chosen.width, make_pipeline=make
+            )
             self._stream_of = made_of
         return self._stream
 
@@ -292,3 +298,12 @@ def _depth_messages(left: LeftEye, jpeg_quality: int, header: Header) -> dict[st
             SBS_JPEG: lambda: jpeg_message(both(), jpeg_quality, header),
         }
     return made
+
+
+def make_pipeline(camera: Camera, settings: StereoSettings, *, device: str) -> GeometricStereo:
+    """The pipeline of a camera, with the bundled network as its painter if this installation has it."""
+    if not has_bundled("stereo"):
+        return GeometricStereo(camera, settings)
+    from worldstereo_ros.pipelines.stereo.painting import load_painter  # imports torch
+
+    return GeometricStereo(camera, settings, painter=load_painter("", device))
