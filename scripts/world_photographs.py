@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes photographs of a walk through a procedural world, and the true poses, to try `worldstereo reconstruct` on many.
+"""Writes photographs of a walk through a procedural world, and their true poses, to reconstruct many at a time.
 
 python scripts/world_photographs.py --out photos --poses poses.npy --count 300
 """
@@ -21,9 +21,7 @@ def main() -> None:
     """Renders the photographs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for the photographs")
-    parser.add_argument(
-        "--poses", type=Path, required=True, help="file for the true poses, (N, 4, 4) world_from_camera"
-    )
+    parser.add_argument("--poses", type=Path, required=True, help="file for the true poses (N, 4, 4)")
     parser.add_argument("--count", type=int, default=300)
     parser.add_argument("--world", type=int, default=2, help="number of the world of the split test")
     options = parser.parse_args()
