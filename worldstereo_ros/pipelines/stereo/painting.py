@@ -15,7 +15,13 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from worldstereo_ros.models.stereo_refiner import RefinerHistory, StereoCondition, StereoRefiner, load_stereo_refiner
+from worldstereo_ros.models.stereo_refiner import (
+    BLOCK_PX,
+    RefinerHistory,
+    StereoCondition,
+    StereoRefiner,
+    load_stereo_refiner,
+)
 from worldstereo_ros.pipelines.stereo.pipeline import HolePainter
 from worldstereo_ros.pipelines.stereo.settings import GEOMETRIC, SMALL, parse_published
 from worldstereo_ros.pipelines.stereo.warp import WarpedEye
@@ -95,7 +101,7 @@ class NetworkPainter:
         reference = _extend(reference, (max(0, shift), right + REFERENCE_MARGIN_PX + max(0, -shift), 0, below))
         total, weight = torch.zeros_like(filled), torch.zeros_like(masks[0])
         by_length: dict[int, list[tuple[int, int]]] = {}
-        for corner in find_tiles(masks[0][0].cpu().numpy() > 0):
+        for corner in _by_work(find_tiles(masks[0][0].cpu().numpy() > 0), masks[0][0]):
             known = self._tiles.get(corner)
             if known is None or known.frame != self._frame - 1:
                 known = self._tiles[corner] = _Tile(self._frame, RefinerHistory())
@@ -249,6 +255,12 @@ def find_tiles(painted: np.ndarray) -> list[tuple[int, int]]:
             if painted[core_rows, core_columns].any():
                 found.append((y, x))
     return found
+
+
+def _by_work(corners: list[tuple[int, int]], painted: torch.Tensor) -> list[tuple[int, int]]:
+    """Tiles in the order of the pixels around what is painted: those of a batch wait for the one with the most."""
+    band = cv2.dilate(painted.cpu().numpy(), np.ones((2 * BLOCK_PX + 1,) * 2, np.uint8))
+    return sorted(corners, key=lambda at: band[at[0] : at[0] + TILE_PX[0], at[1] : at[1] + TILE_PX[1]].sum())
 
 
 def _cores(side: int, tile: int) -> list[tuple[int, slice]]:
