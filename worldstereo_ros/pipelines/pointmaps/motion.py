@@ -23,7 +23,7 @@ from worldstereo_ros.pipelines.pointmaps.visual_odometry import (
 
 SIGMA_PX = 0.5  # of tracked positions, at a width of 640
 INLIER_SIGMAS = 4.0
-MAX_POINTS = 2000  # of a window that are solved for
+MAX_POINTS = 1500  # of a window that are solved for
 MIN_FITTING, MIN_FITTING_SHARE = 10, 0.3  # observations of a frame that its pose explains
 MAX_STEP_DEPTHS = 3.0  # step between frames, in median depths of the scene; more is no motion of a camera
 MIN_PARALLAX_PX = 2.0  # of an anchor, at a width of 640
