@@ -79,6 +79,7 @@ def test_the_command_of_point_maps_takes_a_run(run):
     frames = [np.full((48, 64, 3), 40 * i, np.uint8) for i in range(3)]
     maps = estimate_without_prior(frames, None, load_model(run[0]), steps=1)
     assert maps.method == "small-no-prior"
+    assert maps.points.shape[1:3] == (32, 48)  # the size that it was trained at
     assert len(maps.poses) == 3
 
 
@@ -104,5 +105,5 @@ def test_what_is_missing_is_said(tmp_path):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_the_published_size_is_for_a_gpu(base, tmp_path):
-    with pytest.raises(TrainingConfigError, match="no usable CUDA GPU"):
+    with pytest.raises(TrainingConfigError, match="needs a CUDA GPU"):
         train_open_sora(OPEN_SORA_PRESETS["gpu"], base, tmp_path)

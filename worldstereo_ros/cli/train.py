@@ -270,7 +270,7 @@ def pointmaps(
             train_pointmaps(replace(small, minutes=small.minutes if minutes is None else minutes), out, steps=steps)
     finally:
         signal.signal(signal.SIGTERM, previous_handler)
-    typer.echo(f"point maps trained; weights, log and a picture are in {out}")
+    typer.echo(f"point maps trained; weights and a log are in {out}")
 
 
 @app.command()

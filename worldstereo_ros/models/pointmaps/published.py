@@ -17,11 +17,12 @@ from worldstereo_ros.models.pointmaps.open_sora_autoencoder import (
     load_open_sora_autoencoder,
 )
 from worldstereo_ros.models.pointmaps.open_sora_flow import sample_flow, sampling_levels
-from worldstereo_ros.models.pointmaps.stdit3 import FPS, STDiT3, load_stdit3
+from worldstereo_ros.models.pointmaps.stdit3 import FPS, WORK_PIXELS, STDiT3, load_stdit3
 from worldstereo_ros.models.pointmaps.types import PointmapPrediction, PointmapPrior, WorldPointmaps, check_clip
 from worldstereo_ros.utils.errors import InputError
 
 TRANSFORMER_FOLDER, AUTOENCODER_FOLDER, IMAGE_AUTOENCODER_FOLDER = "transformer", "vae", "image_vae"
+DEFAULT_PIXELS = 384 * 512
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,11 @@ class PublishedPointmaps:
     def device(self) -> torch.device:
         """Device of the networks."""
         return self.transformer.device
+
+    @property
+    def work_pixels(self) -> int:
+        """Pixels of the images that the transformer was fine-tuned with, 384x512 if it does not say."""
+        return int(self.transformer.config.get(WORK_PIXELS, DEFAULT_PIXELS))
 
     @property
     def chunk(self) -> int:

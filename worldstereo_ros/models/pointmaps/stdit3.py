@@ -18,7 +18,7 @@ import torch
 from diffusers.configuration_utils import register_to_config
 from torch.nn import functional
 
-from worldstereo_ros.models.checkpoints.bounds import MAX_LAYERS
+from worldstereo_ros.models.checkpoints.bounds import MAX_LAYERS, MAX_NUMBER, check_integer
 from worldstereo_ros.models.checkpoints.loading import build_on_meta
 from worldstereo_ros.models.checkpoints.weights import CheckpointError, read_json
 from worldstereo_ros.models.factorised_transformer import BASE_SIDE, FactorisedTransformer
@@ -32,6 +32,7 @@ FPS = 24.0  # frame rate that the published weights have seen most
 # Constants that the published files hold beside the weights; they are computed here.
 ROTARY_FREQUENCIES = "rope.freqs"
 COMPUTED = (ROTARY_FREQUENCIES, "pos_embed.inv_freq")
+WORK_PIXELS = "work_pixels"  # in `config.json` of a run: pixels of the images that it was fine-tuned with
 INPUT_WEIGHT = "x_embedder.proj.weight"
 
 
@@ -171,10 +172,12 @@ def load_stdit3(
     files = open_published(path)
     shapes = files.shapes()
     config = config_of_shapes(shapes, path)
-    _check_config(path if path.is_dir() else path.parent)
+    content = _read_config(path if path.is_dir() else path.parent)
     if widened and config["in_channels"] == config["out_channels"] // 2:
         config["in_channels"] *= 2
     model = build_on_meta(STDiT3, path, config, "STDiT3")
+    if WORK_PIXELS in content:
+        model.register_to_config(**{WORK_PIXELS: int(content[WORK_PIXELS])})
     computed = [name for name in COMPUTED if name in shapes]
     for name, tensor in files.read([name for name in computed if name == ROTARY_FREQUENCIES]):
         head_dim = config["width"] // config["heads"]
@@ -187,11 +190,11 @@ def load_stdit3(
     return model.requires_grad_(False).eval()
 
 
-def _check_config(folder: Path) -> None:
+def _read_config(folder: Path) -> dict[str, Any]:
     """Checks what shapes do not tell, where a `config.json` says it."""
     file = folder / "config.json"
     if not file.is_file():
-        return
+        return {}
     content = read_json(file)
     kind = content.get("_class_name", content.get("model_type"))
     if kind not in (None, "STDiT3"):
@@ -199,3 +202,6 @@ def _check_config(folder: Path) -> None:
     for key, expected in (("input_sq_size", BASE_SIDE), ("qk_norm", True), ("skip_y_embedder", False)):
         if content.get(key, expected) != expected:
             raise CheckpointError(f"{file}: {key} is {content[key]!r:.40}; {expected} was expected.")
+    if WORK_PIXELS in content:
+        check_integer(file, content, WORK_PIXELS, 256, MAX_NUMBER)
+    return content

@@ -104,9 +104,9 @@ def predict_depth(
     return DepthMaps(depth, np.clip(sigma, MIN_SIGMA, MAX_SIGMA), measured)
 
 
-def work_size(height: int, width: int) -> tuple[int, int]:
-    """(rows, columns) that dense priors are computed at."""
-    factor = math.sqrt(WORK_PIXELS / (height * width))
+def work_size(height: int, width: int, pixels: int = WORK_PIXELS) -> tuple[int, int]:
+    """(rows, columns) that dense priors are computed at, of about so many pixels."""
+    factor = math.sqrt(pixels / (height * width))
     rows, columns = (max(WORK_MULTIPLE, round(n * factor / WORK_MULTIPLE) * WORK_MULTIPLE) for n in (height, width))
     return rows, columns
 

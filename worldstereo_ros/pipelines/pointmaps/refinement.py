@@ -13,7 +13,7 @@ from worldstereo_ros.depth.familiarity import laplace_confidence
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.poses import invert_pose
 from worldstereo_ros.imaging.resizing import resize_image
-from worldstereo_ros.pipelines.pointmaps.dense_depth import work_size
+from worldstereo_ros.pipelines.pointmaps.dense_depth import WORK_PIXELS, work_size
 from worldstereo_ros.pipelines.pointmaps.estimate import as_frames, assumed_camera
 from worldstereo_ros.pipelines.pointmaps.focal import estimate_focal
 from worldstereo_ros.pipelines.pointmaps.types import GUESS, Pointmaps
@@ -113,7 +113,7 @@ def estimate_without_prior(
 
     images = np.stack(as_frames(frames))
     height, width = images.shape[1:3]
-    rows, columns = work_size(height, width)
+    rows, columns = work_size(height, width, getattr(model, "work_pixels", WORK_PIXELS))
     given = assumed_camera(height, width) if camera is None else camera
     reduced = given.resized(columns, rows)
     small = np.stack([resize_image(image, columns, rows) for image in images])

@@ -31,7 +31,7 @@ from worldstereo_ros.models.pointmaps.published import (
     TRANSFORMER_FOLDER,
     PublishedPointmaps,
 )
-from worldstereo_ros.models.pointmaps.stdit3 import load_stdit3
+from worldstereo_ros.models.pointmaps.stdit3 import WORK_PIXELS, load_stdit3
 from worldstereo_ros.training.config import TrainingConfigError
 from worldstereo_ros.training.data.dataset import augment_colours
 from worldstereo_ros.training.data.moving_walks import MovingClips, WalkSource
@@ -65,6 +65,11 @@ class OpenSoraTrainer(TimedTrainer):
     max_norm = 1.0
 
     def __init__(self, settings: OpenSoraTraining, base: str, folder: Path, started: float) -> None:
+        if settings.device == "cuda" and not torch.cuda.is_available():
+            raise TrainingConfigError(
+                "Open-Sora's size needs a CUDA GPU, and this machine has no usable one. --config smoke tries the "
+                "command with tiny weights."
+            )
         device = training_device(settings.device)
         torch.manual_seed(settings.seed)
         self.resumed = (folder / TRANSFORMER_FOLDER / "config.json").is_file()
@@ -80,6 +85,8 @@ class OpenSoraTrainer(TimedTrainer):
             points = PointmapVideoAutoencoder.from_video_autoencoder(images)
             model = PublishedPointmaps(load_stdit3(transformer, widened=True, device=device), points, images)
             _save_autoencoder(folder / IMAGE_AUTOENCODER_FOLDER, images)
+        height, width = settings.sizes[0]
+        model.transformer.register_to_config(**{WORK_PIXELS: height * width})
         self.model, self.warm_up_steps = model, settings.warm_up_steps
         parts: dict[str, nn.Module] = {
             TRANSFORMER_FOLDER: model.transformer, AUTOENCODER_FOLDER: model.autoencoder,
