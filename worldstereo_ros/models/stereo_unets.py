@@ -162,11 +162,13 @@ def widen_input(network: UNetSpatioTemporalConditionModel, channels: int) -> Non
     old = network.conv_in
     new = nn.Conv2d(
         old.in_channels + channels, old.out_channels, old.kernel_size, old.stride, old.padding,
+        bias=old.bias is not None,
         device=old.weight.device, dtype=old.weight.dtype,
     )  # fmt: skip
     with torch.no_grad():
         new.weight.zero_()[:, : old.in_channels] = old.weight
-        new.bias.copy_(old.bias)
+        if old.bias is not None and new.bias is not None:
+            new.bias.copy_(old.bias)
     network.conv_in = new.requires_grad_(old.weight.requires_grad)
     network.register_to_config(in_channels=new.in_channels)
 
