@@ -14,7 +14,7 @@ API_PAGES = {
     "memory": "The cloud memory, the view bank, saved maps and free space.",
     "rendering": "Point splatting on the CPU and on CUDA.",
     "imaging": "Image codecs, inpainting, warping, exposure, overlap and borders.",
-    "pipelines": "The pipeline protocol; geometric, WorldStereo, AnyRecon and stereo pipelines; confidence.",
+    "pipelines": "The pipeline protocol; geometric, WorldStereo, AnyRecon, point-map and stereo pipelines; confidence.",
     "depth": "Depth estimators, alignment and completion.",
     "reconstruction": "From photographs to a place: registration, depth, meshes, splats and the loop.",
     "planning": "Occupancy of what was seen and imagined, scores of paths, and where to look next.",
