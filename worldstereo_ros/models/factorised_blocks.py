@@ -220,7 +220,7 @@ class FactorisedBlock(nn.Module):
         chosen = tokens if where is None else _take(tokens, where)
         if self.temporal:
             source = normed if where is None else _take(normed, where)
-            flat = source.transpose(1, 2).flatten(0, 1)
+            flat = source.transpose(1, 2).flatten(0, 1).contiguous()  # linear layers are slow on views
             update = self.attn(flat, rotary, mask=mask).unflatten(0, (b, -1)).transpose(1, 2)
         else:
             flat = normed.flatten(0, 1)

@@ -298,7 +298,8 @@ class StereoRefiner(ModelMixin, ConfigMixin):
             (block.scale_shift_table + modulation.view(b, -1, width))[:, :, None, None].type_as(tokens).unbind(1)
         )
         normed = block.norm1(torch.cat(known, dim=1)) * (1 + scale1) + shift1
-        flat = normed.transpose(1, 2).flatten(0, 1)  # (b * k, frames, width)
+        # (b * k, frames, width); of a single clip it would be a view, which linear layers are slow on.
+        flat = normed.transpose(1, 2).flatten(0, 1).contiguous()
         rotary = rotary_positions(torch.arange(flat.shape[1], device=tokens.device), width // self.config.heads)
         last = torch.full((len(flat), 1), flat.shape[1] - 1, device=tokens.device)
         x = known[-1] + gate1 * block.attn(flat, rotary, index=last).unflatten(0, (b, -1)).transpose(1, 2)
