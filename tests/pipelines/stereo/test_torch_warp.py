@@ -51,5 +51,6 @@ def test_a_row_without_anything_becomes_black():
     empty = torch_warp.WarpedEyes(torch.rand(1, 3, 2, 8), torch.full((1, 2, 8), torch_warp.HOLE))
     empty.disparity[0, 0, 3] = 2.0
     found = torch_warp.fill_background(empty)
-    assert (found.image[0, :, 1] == 0).all() and (found.disparity[0, 1] == 0).all()
+    assert (found.image[0, :, 1] == 0).all()
+    assert (found.disparity[0, 1] == 0).all()
     assert (found.disparity[0, 0] == 2.0).all()
