@@ -62,8 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="gpu_trainings.") as folder:
         work = Path(folder)
         names = options.only or list(TRAININGS)
-        # Files of the libraries are read once, not by all processes at the same time.
-        subprocess.run([sys.executable, "-c", "import cv2, scipy, torch, numba, diffusers, accelerate, transformers"])
+        read_libraries()
         running = {name: start(name, work, ends, options.toy) for name in names}
         checks: subprocess.Popen[str] | None = None
         last = time.monotonic()
@@ -86,6 +85,11 @@ def main(arguments: list[str] | None = None) -> int:
             benchmark(work, options.benchmark, options.toy)
             collect([], work, options.out)
     return 0 if any((options.out / f"{name}.tar.gz").is_file() for name in names) else 1
+
+
+def read_libraries() -> None:
+    """Reads the files of the libraries once, instead of in all processes at the same time."""
+    subprocess.run([sys.executable, "-c", "import cv2, scipy, torch, numba, diffusers, accelerate, transformers"])
 
 
 def start(name: str, work: Path, ends: float, toy: bool) -> subprocess.Popen[str]:

@@ -57,7 +57,8 @@ def test_scores_follow_the_place_of_what_changed():
     images, conditions = torch.zeros(1, 3, 64, 64), torch.zeros(1, 2, 64, 64)
     changed = images.clone()
     changed[..., :8, :8] = 1
-    before, after = judge(images, conditions), judge(changed, conditions)
+    (before, features), (after, _) = judge(images, conditions), judge(changed, conditions)
+    assert [maps.shape[-1] for maps in features] == [32, 16, 8, 4]
     assert [scores.shape for scores in before] == [(1, 1, 16, 16), (1, 1, 4, 4)]
     difference = (after[0] - before[0]).abs()[0, 0]
     assert difference[:2, :2].max() > 0

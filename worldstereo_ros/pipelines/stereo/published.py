@@ -177,7 +177,7 @@ class StereoPipeline:
     @torch.inference_mode()
     def generate(
         self, reference: torch.Tensor, filled: torch.Tensor, painted: torch.Tensor, *,
-        numbers: list[int] | None = None, on_step: Callable[[int, int], None] | None = None,
+        numbers: list[int] | None = None, on_denoised: Callable[[int, int], None] | None = None,
     ) -> torch.Tensor:  # fmt: skip
         """Paints a clip of right eyes.
 
@@ -186,7 +186,7 @@ class StereoPipeline:
             filled: (F, 3, H, W) the warped eyes, holes filled.
             painted: (F, 1, H, W) 1 = to be painted.
             numbers: of the frames, which decide on their noise; None: 0 to F - 1.
-            on_step: called with the step's number from 1, and how many there are; may raise to cancel.
+            on_denoised: called with the step's number from 1, and how many there are; may raise to cancel.
 
         Returns:
             (F, 3, H, W) on the CPU; where nothing is to be painted, exactly `filled`: such pixels never pass the
@@ -219,8 +219,8 @@ class StereoPipeline:
                 given = self.scheduler.scale_model_input(latents, time).to(dtype)
                 predicted = self.unets(given, time, warped, small)
                 latents = self.scheduler.step(predicted.float(), time, latents).prev_sample
-                if on_step is not None:
-                    on_step(index + 1, self.steps)
+                if on_denoised is not None:
+                    on_denoised(index + 1, self.steps)
         decoded = self.autoencoder.decode((latents[0] / scale).to(dtype), num_frames=frames).sample
         decoded = decoded[..., :height, :width].float().cpu().clamp(-1, 1)
         return torch.where(painted.cpu() > 0.5, decoded, filled.cpu())
