@@ -141,7 +141,7 @@ def node_page() -> str:
     rows = [_topic(*row) for row in STEREO_OUTPUTS]
     parts.append(_table("Stereo publishers", ("topic", "type", "QoS", "what"), rows))
     parts.append(
-        "Only with `stereo.enabled` ([stereo](../guides/stereo.md)). While nobody subscribes to any of them, no pair\n"
+        "Only with `stereo.enabled` ([stereo](../guides/stereo.md)). Without subscribers to any of them, no pair\n"
         "is made. All messages of a pair have the stamp and the optical frame of the camera's image.\n"
     )
     served = *ACTIONS, *PLANNING_ACTIONS, ACTION, *SERVICES, *PLANNING_SERVICES, SERVICE

@@ -19,10 +19,7 @@ from torch import nn
 from torch.nn import functional
 
 from worldstereo_ros.models.blocks import zero_module
-from worldstereo_ros.models.checkpoints.bounds import check_numbers
-from worldstereo_ros.models.checkpoints.loading import BASE_STEM, build_on_meta
-from worldstereo_ros.models.checkpoints.parameters import load_weights
-from worldstereo_ros.models.checkpoints.weights import CheckpointError, open_weights, read_json
+from worldstereo_ros.models.checkpoints.networks import load_network
 from worldstereo_ros.utils.errors import InputError
 
 SOURCES = 3  # images that the generator mixes
@@ -161,13 +158,4 @@ def load_hole_refiner(folder: Path, device: torch.device | str = "cpu") -> HoleR
     Raises:
         CheckpointError: a file is missing or damaged, or the weights do not fit the configuration.
     """
-    if not folder.is_dir():
-        return None
-    file = folder / "config.json"
-    config = read_json(file)
-    if config.get("_class_name") != "HoleRefiner":
-        raise CheckpointError(f"{folder} has a {config.get('_class_name')}; a HoleRefiner was expected.")
-    check_numbers(file, config)
-    model = build_on_meta(HoleRefiner, file, config, "refiner")
-    load_weights(model, open_weights(folder, BASE_STEM), torch.device(device), torch.float32)
-    return model.requires_grad_(False).eval()
+    return load_network(folder, HoleRefiner, "refiner", device)

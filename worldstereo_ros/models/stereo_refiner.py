@@ -27,10 +27,7 @@ from torch import nn
 from torch.nn import functional
 
 from worldstereo_ros.models.blocks import ResidualBlock, zero_module
-from worldstereo_ros.models.checkpoints.bounds import check_numbers
-from worldstereo_ros.models.checkpoints.loading import BASE_STEM, build_on_meta
-from worldstereo_ros.models.checkpoints.parameters import load_weights
-from worldstereo_ros.models.checkpoints.weights import CheckpointError, open_weights, read_json
+from worldstereo_ros.models.checkpoints.networks import load_network
 from worldstereo_ros.models.factorised_blocks import (
     FactorisedBlock,
     TimestepEmbedding,
@@ -48,7 +45,7 @@ INTERACTING_FRAMES = 2  # before the present one, that its reference tokens are 
 
 @dataclass(frozen=True)
 class StereoCondition:
-    """What is known of F frames of a made right eye, in b clips; images are in [-1, 1].
+    """Inputs of the refiner: F frames of a synthesised right view, in b clips; images are in [-1, 1].
 
     Attributes:
         filled: (b, F, 3, H, W) the eye, its holes filled by geometry. H and W are multiples of 8.
@@ -361,13 +358,4 @@ def load_stereo_refiner(folder: Path, device: torch.device | str = "cpu") -> Ste
     Raises:
         CheckpointError: a file is missing or damaged, or the weights do not fit the configuration.
     """
-    if not folder.is_dir():
-        return None
-    file = folder / "config.json"
-    config = read_json(file)
-    if config.get("_class_name") != "StereoRefiner":
-        raise CheckpointError(f"{folder} has a {config.get('_class_name')}; a StereoRefiner was expected.")
-    check_numbers(file, config)
-    model = build_on_meta(StereoRefiner, file, config, "stereo refiner")
-    load_weights(model, open_weights(folder, BASE_STEM), torch.device(device), torch.float32)
-    return model.requires_grad_(False).eval()
+    return load_network(folder, StereoRefiner, "stereo refiner", device)

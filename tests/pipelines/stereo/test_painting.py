@@ -107,7 +107,7 @@ def test_frames_before_count_until_a_restart():
     pipeline.make(*first)
     after = pipeline.make(*second).image
     assert (after != fresh).any()
-    # A painter forgets when the state is taken: a run that goes on equals one that resumes.
+    # A painter forgets when the state is taken: an uninterrupted run equals a resumed one.
     pipeline.make(*first)
     state = pipeline.state()
     resumed = stereo(NetworkPainter(network()), memory=0)

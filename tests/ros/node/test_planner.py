@@ -188,7 +188,7 @@ def test_imagining_is_stopped_between_steps(planner):
     while not errors and time.monotonic() < deadline:
         time.sleep(0.01)
     assert (errors[0].code, str(errors[0])) == (ErrorCode.INACTIVE, "The node was deactivated.")
-    assert worker.call(lambda: 1).result(LIMIT_S) == 1  # the worker goes on
+    assert worker.call(lambda: 1).result(LIMIT_S) == 1  # the worker continues
 
 
 def test_questions_wait_in_order_and_end_once(planner):

@@ -109,7 +109,7 @@ def test_images_without_depth_and_tf_have_estimated_depth(stereo):
     deaf(robot)
 
 
-def test_nothing_is_made_for_topics_that_nobody_hears(stereo):
+def test_outputs_without_subscribers_are_not_computed(stereo):
     _, robot = stereo
     before = stereo_frames(robot)
     robot.publish_view()
@@ -183,8 +183,8 @@ def test_client_receives_whole_pairs(stereo):
         with pytest.raises(NodeTimeoutError, match=r"although .* has a publisher"):
             receiver.wait(0.2)
     with (
-        StereoReceiver(robot.node, "/nobody") as receiver,
-        pytest.raises(NodeTimeoutError, match=r"nothing publishes /nobody/stereo.*enabled"),
+        StereoReceiver(robot.node, "/absent") as receiver,
+        pytest.raises(NodeTimeoutError, match=r"nothing publishes /absent/stereo.*enabled"),
     ):
         receiver.wait(0.2)
 

@@ -158,7 +158,7 @@ class PointmapStream:
             else:  # a flash, or one frame that shows nothing
                 ready += self._append(suspect)
                 cut = False
-        if cut:  # the next frame shows whether the old shot goes on
+        if cut:  # the next frame shows whether the old shot continues
             self._suspect = taken, state
             return ready
         return ready + self._append(taken)

@@ -175,7 +175,7 @@ class GeometricStereo:
     def state(self) -> dict[str, np.ndarray]:
         """What it remembers, as arrays, to resume later as if nothing had happened.
 
-        A painter forgets its frames, so that one that goes on and one that resumes are the same.
+        A painter forgets its frames, so that an uninterrupted and a resumed one give the same result.
         """
         if self.painter is not None:
             self.painter.restart()

@@ -39,7 +39,7 @@ class RequestRefusedError(WorldStereoError, RuntimeError):
 
 @dataclass(frozen=True)
 class PointAnswers:
-    """What is known of N points.
+    """Occupancy and provenance of N points.
 
     Attributes:
         state: (N,) uint8 values of `planning.CellState`; unknown outside the map.
@@ -125,7 +125,7 @@ class PlanningRequests:
         return PathScores([score_of(row) for row in answer.scores], answer.best, answer.reason, answer.hypotheses)
 
     def query_points(self, points: np.ndarray, frame: str = "map", *, timeout: float = TIMEOUT_S) -> PointAnswers:
-        """What is known of points (N, 3) in a frame, metres. Raises as `score_paths`."""
+        """Queries occupancy and provenance of points (N, 3) in a frame, metres. Raises as `score_paths`."""
         rows = np.asarray(points, np.float64).reshape(-1, 3)
         request = QueryPoints.Request(header=Header(frame_id=frame))
         request.points = [Point(x=x, y=y, z=z) for x, y, z in rows.tolist()]

@@ -163,7 +163,7 @@ class StereoOutput:
         )
 
     def offer(self, frame: Observation, posed: bool) -> None:
-        """Takes the next image with its camera_info and depth, unless nobody listens. It replaces one that waits.
+        """Takes the next image with its camera_info and depth, if there are subscribers. It replaces one that waits.
 
         Args:
             frame: the image.
