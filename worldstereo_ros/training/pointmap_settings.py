@@ -27,12 +27,14 @@ class PointmapTraining:
         prior_drop: share of the clips without a prior.
         second_pass: share of the steps that train a second pass.
         ema: decay of the average of the weights.
-        workers: processes that render walks; 0 = the training process does, at each step.
+        workers: processes that render walks; 0 = the training process does, every `walk_every` steps.
         capacity: walks of each size in the pool.
         first_walks: walks before training starts.
         views, supersample: of walks, see `moving_walks.render_walks`.
         validation_worlds: worlds to validate on, with two walks each at most.
         validation_s: seconds between validations; weights are written at each.
+        reuse: consecutive steps that train on the same clips and priors; making them takes a third of a step.
+        walk_every: steps between looking for new walks.
         seed: random seed.
         network: arguments of `PointmapNetwork`.
     """
@@ -54,12 +56,14 @@ class PointmapTraining:
     supersample: int = 1
     validation_worlds: int = 4
     validation_s: float = 300.0
+    reuse: int = 1
+    walk_every: int = 1
     seed: int = 0
     network: dict[str, Any] | None = None
 
 
 PRESETS = {
-    "cpu": PointmapTraining(),
+    "cpu": PointmapTraining(shares=(0.09, 0.09, 0.82), batch=2, ema=0.995, reuse=2, walk_every=3),
     "gpu": PointmapTraining(
         minutes=10.0, batch=40, workers=2, capacity=1600, first_walks=24, supersample=2, validation_worlds=12,
         validation_s=60.0,

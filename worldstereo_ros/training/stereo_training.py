@@ -32,6 +32,8 @@ from worldstereo_ros.utils.errors import InputError
 
 STEREO_FOLDER, LOGS_FOLDER = Path("base") / "stereo", "logs"  # of a run's folder
 SHARES = {"frames": 0.35, "time": 0.25, "finetune": 0.4}  # of the time
+# With few steps, most of them train what inference does: one step from the fill.
+SHORT_SHARES = {"frames": 0.07, "time": 0.08, "finetune": 0.85}
 RATES = {"frames": 1.0, "time": 0.6, "finetune": 0.5}  # learning rates, relative to the configured one
 END_RESERVE_MINUTES = 0.15  # before the end of the time, to stop the workers
 MIN_PHASE_MINUTES = 0.05
@@ -49,6 +51,9 @@ class StereoTraining:
         minutes: of all phases together, if the caller does not say.
         ema: decay of the averaged weights.
         threads: of torch; 0 = as many as there are cores.
+        shares: of the time, for each phase.
+        validate_minutes: time between validations.
+        bf16: compute in bfloat16 on a CPU, too; faster where the CPU has instructions for it.
     """
 
     clips: ClipConfig = field(default_factory=ClipConfig)
@@ -58,12 +63,16 @@ class StereoTraining:
     minutes: float = 60.0
     ema: float = 0.998
     threads: int = 0
+    shares: Mapping[str, float] = field(default_factory=lambda: SHARES)
+    validate_minutes: float = 1.0
+    bf16: bool = False
 
 
 CONFIGS = {
     "gpu": StereoTraining(),
     "cpu": StereoTraining(
-        ClipConfig(frames=5, clips=4, worlds=6, validation_worlds=6, capacity=200, workers=1), batch=2, minutes=240.0
+        ClipConfig(frames=5, clips=4, worlds=12, validation_worlds=6, capacity=2000, workers=1, light="plain"),
+        batch=2, minutes=120.0, shares=SHORT_SHARES, validate_minutes=4.0, bf16=True,
     ),
     "smoke": StereoTraining(
         ClipConfig(
@@ -118,7 +127,7 @@ def train_stereo(
     on_gpu = torch.cuda.is_available() and device != "cpu"
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    accelerator = Accelerator(mixed_precision="bf16" if on_gpu else "no", cpu=not on_gpu)
+    accelerator = Accelerator(mixed_precision="bf16" if on_gpu or settings.bf16 else "no", cpu=not on_gpu)
     if on_gpu:
         torch.set_float32_matmul_precision("high")
         torch.backends.cudnn.benchmark = True
@@ -150,7 +159,7 @@ def train_stereo(
             for index, phase in enumerate(PHASES):
                 config = StageConfig(
                     batch=settings.batch, frames=settings.clips.frames, warmup=100, ema=settings.ema,
-                    learning_rate=settings.learning_rate * RATES[phase], validate_minutes=1.0,
+                    learning_rate=settings.learning_rate * RATES[phase], validate_minutes=settings.validate_minutes,
                 )  # fmt: skip
                 stage = StereoStage(
                     phase, model, config, feed, accelerator.device,
@@ -159,7 +168,7 @@ def train_stereo(
                 phase_minutes = None
                 if total is not None:  # the remaining phases share the remaining time
                     remaining = total - END_RESERVE_MINUTES - (time.monotonic() - begin) / 60
-                    share = SHARES[phase] / sum(SHARES[each] for each in PHASES[index:])
+                    share = settings.shares[phase] / sum(settings.shares[each] for each in PHASES[index:])
                     phase_minutes = max(MIN_PHASE_MINUTES, remaining * share)
                 header = {
                     "round": rounds,

@@ -118,7 +118,8 @@ class TimedTrainer:
             rate = min(1.0, (count + 1) / self.warm_up_steps) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * fall)))
             for group, high in zip(optimiser.param_groups, highest, strict=True):
                 group["lr"] = high * rate
-            self.walk_feed.poll()
+            if count % self.settings.walk_every == 0:
+                self.walk_feed.poll()
             optimiser.zero_grad(set_to_none=True)
             try:
                 loss, parts = step()

@@ -112,6 +112,8 @@ class ClipFeed(WalkFeed):
     ) -> None:
         super().__init__(settings, source, model.device)
         self.model, self.depth_network = model, depth_network
+        self._kept: Batch | None = None
+        self._uses = 0
 
     def render_validation(self, overdue: Callable[[], bool]) -> list[ValidationClips]:
         """Renders validation worlds with two to four moving things, and their priors, until it is too late."""
@@ -122,14 +124,20 @@ class ClipFeed(WalkFeed):
             found.append(ValidationClips(clips, images, simulate_prior(clips, images, self.depth_network, random)))
         return found
 
-    @torch.no_grad()
     def draw(self) -> Batch:
-        """A batch with priors; a share of the clips has none."""
+        """A batch with priors; a share of the clips has none. Some in succession are the same (`reuse`)."""
+        if self._kept is None or self._uses >= self.settings.reuse:
+            self._kept, self._uses = self._draw(), 0
+        self._uses += 1
+        return self._kept
+
+    @torch.no_grad()
+    def _draw(self) -> Batch:
         clips = self.draw_clips(self.batch)
         images = camera_looks(clips.images, self.random)
         simulated = simulate_prior(clips, images, self.depth_network, self.random)
         b = len(images)
-        dropped = min(b - 1, max(1, round(self.settings.prior_drop * b))) if self.settings.prior_drop else 0
+        dropped = min(b - 1, int(self.settings.prior_drop * b + self.random.random()))  # that share in the mean
         has_prior = torch.arange(b, device=self.device) >= dropped
         return self.make_batch(clips, images, simulated, has_prior, simulated.prior, None)
 
