@@ -82,7 +82,8 @@ def evaluate(
         typer.Option(
             "--stereo",
             help="Evaluate made eyes instead, of stereo pairs (left.png, right.png, calib.json), posed sequences with "
-            "depth and worlds. --pipeline is unchanged, background, telea or geometric; all by default.",
+            "depth and worlds. --pipeline is unchanged, background, telea, geometric, small (the bundled network paints), "
+            "or the folder of a training run; all of the former by default.",
             rich_help_panel="Protocol",
         ),
     ] = False,
@@ -153,7 +154,9 @@ def evaluate(
     """Evaluate pipelines on sequences with ground truth, beside a baseline."""
     if stereo:
         if truth or depth or remember or protocol or stages or sheet or reliability:
-            raise InputError("--stereo takes --data, --pipeline, --depth-model and --json; remove the other options.")
+            raise InputError(
+                "--stereo takes --data, --pipeline, --depth-model, --device and --json; remove the other options."
+            )
         from worldstereo_ros.evaluation.stereo import run_stereo
 
         run_stereo(

@@ -30,11 +30,12 @@ from worldstereo_ros.evaluation.stereo_data import StereoSequence, TruthFrame, o
 from worldstereo_ros.evaluation.tables import Column, build_table
 from worldstereo_ros.pipelines.stereo.frame_geometry import GeometryTracker
 from worldstereo_ros.pipelines.stereo.pipeline import GeometricStereo
+from worldstereo_ros.pipelines.stereo.settings import REFINER, StereoSettings
 from worldstereo_ros.pipelines.stereo.settings import SMALL as SMALL_REFINER
-from worldstereo_ros.pipelines.stereo.settings import StereoSettings
 from worldstereo_ros.pipelines.stereo.steadying import FlowLink, flow_image
 from worldstereo_ros.pipelines.stereo.warp import warp_to_eye
 from worldstereo_ros.utils.errors import InputError
+from worldstereo_ros.weights.bundled import has_bundled
 
 PIPELINES = ("unchanged", "background", "telea", "geometric", "small")
 SENSOR, ESTIMATED = "sensor", "estimated"
@@ -97,11 +98,16 @@ class EyeMaker(Protocol):
         """Returns (H, W, 3) uint8 RGB."""
 
 
-def load_maker(name: str, sequence: StereoSequence) -> EyeMaker:
+def load_maker(name: str, sequence: StereoSequence, device: str = "cpu") -> EyeMaker:
     """The pipeline of a name for a sequence.
 
+    Args:
+        name: one of `PIPELINES`, or the folder of a training run of the refiner.
+        sequence: what its frames are to be like.
+        device: torch device of the network that paints.
+
     Raises:
-        InputError: the name is unknown.
+        InputError: the name is unknown, or this installation has no weights of it.
     """
     given = sequence.settings
     if name == "unchanged":
@@ -121,7 +127,7 @@ def load_maker(name: str, sequence: StereoSequence) -> EyeMaker:
         from worldstereo_ros.pipelines.stereo.painting import load_painter
 
         _check_name(name)
-        painter = load_painter(name)
+        painter = load_painter(name, device)
     settings = StereoSettings(
         base=given.base, strength=given.strength, convergence=given.convergence, eye=given.eye,
         memory=0 if alone else given.memory, steady=not alone,
@@ -162,6 +168,7 @@ def evaluate_sequence(
     depth: str,
     estimator: DepthEstimator | None = None,
     *,
+    device: str = "cpu",
     with_features: bool = True,
     progress: Callable[[str], None] = lambda text: None,
 ) -> list[StereoRow]:
@@ -172,13 +179,14 @@ def evaluate_sequence(
         pipelines: names.
         depth: `SENSOR` or `ESTIMATED`.
         estimator: for estimated depth.
+        device: torch device of the networks that paint.
         with_features: compute ST-LPIPS, if its weights are installed.
         progress: called with a line of text before each frame.
 
     Returns:
         A row for each pipeline, and one for the true frames (`TRUTH`) if there are several, with their flicker.
     """
-    makers = {name: load_maker(name, sequence) for name in pipelines}
+    makers = {name: load_maker(name, sequence, device) for name in pipelines}
     scores = {name: _Scores() for name in (*pipelines, TRUTH)}
     tracker = GeometryTracker(sequence.camera, estimator)
     perceptual = with_features and is_available() and min(sequence.camera.width, sequence.camera.height) >= MIN_SIZE_PX
@@ -314,15 +322,13 @@ def run_stereo(
         depth_model: see `load_depth_estimator`; "" for the bundled network, "none" for sensor depth alone.
         json_file: file for the rows, rewritten after each sequence, so that an interruption loses none.
         with_features: compute ST-LPIPS.
-        device: torch device of the estimator.
+        device: torch device of the depth estimator and of the networks that paint.
 
     Raises:
         InputError: data or a pipeline is unknown, or there is nothing to evaluate.
     """
-    from worldstereo_ros.pipelines.stereo.painting import load_painter
-
     names = list(dict.fromkeys(pipelines)) or [
-        name for name in PIPELINES if name != SMALL_REFINER or load_painter("") is not None
+        name for name in PIPELINES if name != SMALL_REFINER or has_bundled(REFINER)
     ]
     for name in names:
         _check_name(name)
@@ -339,8 +345,9 @@ def run_stereo(
                 if (depth == SENSOR and not sequence.sensor_depth) or (depth == ESTIMATED and estimator is None):
                     continue
                 new = evaluate_sequence(
-                    sequence, names, depth, estimator, with_features=with_features, progress=status.update
-                )
+                    sequence, names, depth, estimator,
+                    device=device, with_features=with_features, progress=status.update,
+                )  # fmt: skip
                 rows += new
                 record(new)
     print_table(console, build_table([*rows, *means(rows)], COLUMNS))

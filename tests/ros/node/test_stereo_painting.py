@@ -7,6 +7,7 @@ from worldstereo_ros.models.checkpoints.saving import save_weights, write_json
 from worldstereo_ros.models.stereo_refiner import StereoRefiner
 from worldstereo_ros.pipelines.stereo import painting
 from worldstereo_ros.pipelines.stereo.settings import StereoSettings
+from worldstereo_ros.utils.errors import InputError
 from worldstereo_ros.weights import bundled
 
 pytest.importorskip("rclpy")
@@ -26,3 +27,6 @@ def test_the_bundled_network_paints_if_it_is_there(tmp_path, monkeypatch):
     first, second = (make_pipeline(camera, settings, device="cpu") for _ in range(2))
     assert first.name == "small"
     assert first.painter is not second.painter  # frames of one camera are not those of another
+    assert make_pipeline(camera, settings, model="geometric", device="cpu").painter is None
+    with pytest.raises(InputError, match="nowhere"):
+        make_pipeline(camera, settings, model=str(tmp_path / "nowhere"), device="cpu")

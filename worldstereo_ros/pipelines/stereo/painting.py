@@ -23,12 +23,12 @@ from worldstereo_ros.models.stereo_refiner import (
     load_stereo_refiner,
 )
 from worldstereo_ros.pipelines.stereo.pipeline import HolePainter
-from worldstereo_ros.pipelines.stereo.settings import GEOMETRIC, SMALL, parse_published
+from worldstereo_ros.pipelines.stereo.settings import GEOMETRIC, REFINER, SMALL, parse_published
 from worldstereo_ros.pipelines.stereo.warp import WarpedEye
 from worldstereo_ros.utils.errors import InputError
 from worldstereo_ros.weights.bundled import BUNDLED, bundled_folder
 
-REFINER_FOLDER = Path("base") / "stereo"  # of a checkpoint or of a training run
+REFINER_FOLDER = Path("base") / REFINER  # of a checkpoint or of a training run
 TILE_PX, OVERLAP_PX = (96, 128), 16  # height and width; of neighbouring tiles
 MIN_HOLE_PX = 16  # holes of fewer pixels keep the fill
 REFERENCE_MARGIN_PX = 64  # of the camera's image, beyond a tile's right side

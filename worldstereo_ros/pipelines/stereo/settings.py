@@ -13,6 +13,7 @@ from worldstereo_ros.utils.errors import InputError
 
 # What paints the rest of the holes: nothing, the bundled network, or the published ones.
 GEOMETRIC, SMALL, PUBLISHED = "geometric", "small", "svd"
+REFINER = "stereo"  # the network's folder in `base` of a checkpoint or of a training run
 _PUBLISHED_MODEL = re.compile(rf"{PUBLISHED}:(?P<svd>.+),refiner:(?P<refiner>.+)")
 HUMAN_BASE_M = 0.065  # between the eyes of most people
 MAX_BASE_M, WIDE_BASE_M = 20.0, 1.0

@@ -27,7 +27,7 @@ from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.views import View
 from worldstereo_ros.imaging.stereo_layouts import LAYOUTS
 from worldstereo_ros.pipelines.stereo.pipeline import GeometricStereo
-from worldstereo_ros.pipelines.stereo.settings import StereoSettings
+from worldstereo_ros.pipelines.stereo.settings import GEOMETRIC, REFINER, StereoSettings
 from worldstereo_ros.pipelines.stereo.streaming import LeftEye, StereoPair, StereoStream
 from worldstereo_ros.ros.conversions import qos
 from worldstereo_ros.ros.conversions.messages import colour_message, info_message
@@ -251,7 +251,7 @@ class StereoOutput:
             )
             for note in settings.notes:
                 self._log(f"stereo: {note}")
-            make = functools.partial(make_pipeline, device=effective_device(parameters.device))
+            make = functools.partial(make_pipeline, model=chosen.model, device=effective_device(parameters.device))
             self._stream = StereoStream(
                 settings, self._estimator_for(parameters), width=chosen.width, make_pipeline=make
             )
@@ -300,10 +300,20 @@ def _depth_messages(left: LeftEye, jpeg_quality: int, header: Header) -> dict[st
     return made
 
 
-def make_pipeline(camera: Camera, settings: StereoSettings, *, device: str) -> GeometricStereo:
-    """The pipeline of a camera, with the bundled network as its painter if this installation has it."""
-    if not has_bundled("stereo"):
+def make_pipeline(camera: Camera, settings: StereoSettings, *, model: str = "", device: str) -> GeometricStereo:
+    """The pipeline of a camera, with what paints its holes.
+
+    Args:
+        camera: intrinsics.
+        settings: what the pair is to be like.
+        model: see `painting.load_painter`.
+        device: torch device.
+
+    Raises:
+        InputError: there are no weights of the model.
+    """
+    if model == GEOMETRIC or (not model and not has_bundled(REFINER)):
         return GeometricStereo(camera, settings)
     from worldstereo_ros.pipelines.stereo.painting import load_painter  # imports torch
 
-    return GeometricStereo(camera, settings, painter=load_painter("", device))
+    return GeometricStereo(camera, settings, painter=load_painter(model, device))
