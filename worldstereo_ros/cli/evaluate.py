@@ -82,7 +82,7 @@ def evaluate(
         typer.Option(
             "--stereo",
             help="Evaluate made eyes instead, of stereo pairs (left.png, right.png, calib.json), posed sequences with "
-            "depth and worlds. --pipeline is unchanged, background, telea, geometric, small (the bundled network paints), "
+            "depth and worlds. --pipeline is unchanged, background, telea, geometric, small (the bundled network), "
             "or the folder of a training run; all of the former by default.",
             rich_help_panel="Protocol",
         ),
