@@ -48,13 +48,13 @@ if [ "$(cat $stamp 2>/dev/null)" != "$wanted" ]; then
   echo "$wanted" > $stamp
 fi
 
-# --- our interfaces, and tf2_msgs, which the wheels lack -------------------------------------------------------------
+# --- our interfaces, and those of tf2_msgs, map_msgs and nav2_msgs that we use, which the wheels lack -----------------
 stamp=.venv/.worldstereo_interfaces
-wanted=$( (cat CMakeLists.txt package.xml cmake/* msg/* srv/* action/* scripts/setup.sh scripts/write_tf2_msgs.py; pwd) | sha256sum)
+wanted=$( (cat CMakeLists.txt package.xml cmake/* msg/* srv/* action/* scripts/setup.sh scripts/write_message_packages.py; pwd) | sha256sum)
 if [ "$(cat $stamp 2>/dev/null)" != "$wanted" ]; then
   say "building the ROS interfaces with colcon"
   rm -rf .venv/lib/python3*/site-packages/worldstereo_ros  # links to modules of an earlier version
-  .venv/bin/python scripts/write_tf2_msgs.py build/overlay
+  .venv/bin/python scripts/write_message_packages.py build/overlay
   prefix=$PWD/.venv
   PATH="$prefix/bin:$PATH" AMENT_PREFIX_PATH=$prefix CMAKE_PREFIX_PATH=$prefix COLCON_LOG_PATH=build/log \
     .venv/bin/colcon build --base-paths . build/overlay --build-base build/colcon \
@@ -62,9 +62,11 @@ if [ "$(cat $stamp 2>/dev/null)" != "$wanted" ]; then
     --cmake-args -GNinja "-DPython3_EXECUTABLE=$prefix/bin/python" -DBUILD_TESTING=OFF -DCMAKE_BUILD_TYPE=Release \
     "-DCMAKE_PROJECT_worldstereo_ros_INCLUDE=$PWD/cmake/pip_environment.cmake" -DPYTHON_MODULES_FROM_CHECKOUT=ON \
     "-DCMAKE_PROJECT_tf2_msgs_INCLUDE=$PWD/cmake/pip_environment.cmake" \
+    "-DCMAKE_PROJECT_map_msgs_INCLUDE=$PWD/cmake/pip_environment.cmake" \
+    "-DCMAKE_PROJECT_nav2_msgs_INCLUDE=$PWD/cmake/pip_environment.cmake" \
     || die "colcon could not build the interfaces; the log is in build/log/latest_build."
   echo "$wanted" > $stamp
 fi
-.venv/bin/python -c 'from worldstereo_ros.action import ImaginePath; from tf2_msgs.msg import TFMessage; import open3d' \
+.venv/bin/python -c 'from worldstereo_ros.action import ImaginePath; from tf2_msgs.msg import TFMessage; from map_msgs.msg import OccupancyGridUpdate; from nav2_msgs.msg import CostmapFilterInfo; import open3d' \
   || die "the environment does not import; remove .venv and build, and run this again."
 say "ready: .venv/bin/worldstereo"
