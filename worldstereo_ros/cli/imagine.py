@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -27,13 +26,8 @@ from worldstereo_ros.cli.recording_options import (
 )
 from worldstereo_ros.cli.segments import Captures, Loop, Segment, Update
 from worldstereo_ros.utils.errors import InputError
-from worldstereo_ros.visualization.result_files import MAP_FILE, OBSERVED_FOLDER, RESULT_NAMES, RESULTS_FILE
+from worldstereo_ros.visualization.result_files import RESULT_NAMES
 from worldstereo_ros.weights.bundled import DEFAULT_MODEL
-
-if TYPE_CHECKING:
-    from worldstereo_ros.cli.paths import ChosenPath
-    from worldstereo_ros.cli.sources import Recording
-    from worldstereo_ros.geometry.views import ImaginedView, View
 
 
 def imagine(
@@ -192,24 +186,19 @@ def imagine(
     """
     from rich.console import Console
     from rich.markup import escape
-    from rich.progress import track
 
+    from worldstereo_ros.cli.imagine_path import PathRequest, imagine_path, lacks_depth
     from worldstereo_ros.cli.maps import check_only_map, read_map
     from worldstereo_ros.cli.options import check_model_options
     from worldstereo_ros.cli.paths import choose_path
     from worldstereo_ros.cli.recording_options import check_no_bag_options, check_no_path_options
-    from worldstereo_ros.cli.segments import choose_loop, imagine_segments, loop_results
+    from worldstereo_ros.cli.segments import choose_loop
     from worldstereo_ros.cli.sources import parse_frames, parse_size, read_bag, read_source
-    from worldstereo_ros.cli.summaries import estimated_depth_warning, pixel_shares, point_counts
     from worldstereo_ros.depth.estimators import BUNDLED_NETWORK, NONE, SMALL, load_depth_estimator
     from worldstereo_ros.geometry.depth_units import check_depth
     from worldstereo_ros.io.results_folder import ResultsFolder
-    from worldstereo_ros.memory.path_clearance import describe_blocked
     from worldstereo_ros.pipelines.auto import load_pipeline
-    from worldstereo_ros.utils.atomic_files import write_json
-    from worldstereo_ros.visualization.path_preview import check_preview, preview_path
-    from worldstereo_ros.visualization.results import write_results
-    from worldstereo_ros.world import WorldModel
+    from worldstereo_ros.visualization.path_preview import check_preview
 
     console = Console()
     parse_size(size)
@@ -274,96 +263,17 @@ def imagine(
             base_frame="" if pose_topic else base_frame, path_pose_frame=path_pose_frame, path_heading=path_heading
         )
     estimator, estimator_name = None, depth_model or BUNDLED_NETWORK
-    if (
-        archive is None
-        and depth_model != NONE
-        and any(view.depth is None or not view.depth.any() for view in observed_views)
-    ):
+    if archive is None and depth_model != NONE and lacks_depth(recording):
         estimator = load_depth_estimator(depth_model or SMALL, device)
         console.print(f"Depth is missing; estimating it with {escape(estimator_name)}.")
     elif archive is None and depth_model not in ("", NONE):
         console.print(f"All views have measured depth: --depth-model {escape(depth_model)} is not used.")
     pipeline = load_pipeline(model, device, variant=variant, dtype=dtype, control_backend=control_backend, fill=fill)
-    memories = () if archive is None else (archive.cloud, archive.bank)
-    world = WorldModel(pipeline, *memories, depth_estimator=estimator, device=device)
-    remembered = list(observed_views) if archive is not None else []
-    new_views = observed_views if archive is None else []
-    for view in track(new_views, description="observing", console=console, disable=len(new_views) < 4):
-        world.observe(view)
-        remembered.append(world.newest_observation or view)
-    remembered = _with_newest_depth(remembered, world.bank.views)
-    observed_count = f"{len(observed_views)} observed view{'s' if len(observed_views) > 1 else ''}"
-    console.print(f"[bold]{escape(recording.name)}[/]: {observed_count}, {point_counts(world.cloud)}")
-    if warning := estimated_depth_warning(remembered, estimator_name):
-        console.print(f"[yellow]{escape(warning)}[/]", highlight=False)
-    if preview is not None:
-        preview_path(preview, world.render_memory, path_chosen.camera, path_chosen.poses)
-        console.print(f"Preview of the path: {escape(str(preview))}", highlight=False)
-    options: dict[str, Any] = {"prompt": prompt or recording.prompt, "seed": seed, "clearance": clearance}
-    imagined: list[ImaginedView] = []
-    of_loop: dict[str, Any] = {}
-    if loop_settings is None:
-        views_of_path = world.imagine(path_chosen.poses, path_chosen.camera, remember=True, **options)
-        imagined = list(track(views_of_path, description="imagining", total=len(path_chosen.poses), console=console))
-    else:
-        looped = imagine_segments(world, path_chosen, loop_settings, console, **options)
-        imagined, of_loop = [one.view for one in looped], loop_results(looped, loop_settings)
-    console.print(
-        f"Imagined {escape(path_chosen.description)}: {pixel_shares(imagined)}; now {point_counts(world.cloud)}"
+    request = PathRequest(
+        recording, archive, path, path_chosen, loop_settings, model, prompt, seed, clearance, estimator_name
     )
-    if blocked := describe_blocked([view.blocked for view in imagined], clearance):
-        console.print(f"[yellow]{escape(blocked)}[/]", highlight=False)
-    estimated_count = sum(bool(view.estimated_mask.any()) for view in remembered)
-    note = f" ({estimated_count} with estimated depth)" if estimated_count else ""
-    subtitle = f"{recording.name}, {observed_count}{note}, path: {path}"
-    # Views that were cropped differ in size, and a sequence has one camera; they are written as they came.
-    observed_views = [
-        now if now.camera == view.camera else view for now, view in zip(remembered, observed_views, strict=True)
-    ]
-    # A recording may change its camera; a sequence has one.
-    written = [view for view in observed_views if view.camera == observed_views[-1].camera]
-    if len(written) < len(observed_views):
-        console.print(
-            f"The recording has several cameras: {OBSERVED_FOLDER}/ gets the {len(written)} of {len(observed_views)} "
-            "observed views of the last one.",
-            highlight=False,
-        )
+    done = imagine_path(request, pipeline, estimator, console, device=device, preview=preview)
     with results:
-        world.save(out / MAP_FILE)
-        write_results(out, imagined, written, world.cloud, title="worldstereo imagine", subtitle=subtitle)
-        write_json(out / RESULTS_FILE, _results(recording, path, path_chosen, imagined, model, clearance) | of_loop)
+        done.write(out)
     sheet = escape(str(out / "contact_sheet.png"))
     console.print(f"See [bold]{sheet}[/]; in the browser: worldstereo view {escape(quote(str(out)))}")
-
-
-def _with_newest_depth(remembered: list[View], bank_views: list[View]) -> list[View]:
-    """The remembered views; those whose estimated depth was corrected by later measurements as they are now."""
-    newest = {id(view.image): view for view in bank_views}  # a correction keeps the image
-    return [newest.get(id(view.image), view) for view in remembered]
-
-
-def _results(
-    recording: Recording,
-    path: str,
-    chosen: ChosenPath,
-    imagined: Sequence[ImaginedView],
-    model: str,
-    clearance: float,
-) -> dict[str, Any]:
-    """What results.json holds."""
-    camera = chosen.camera
-    return {
-        "source": recording.name,
-        "model": model,
-        "camera": {name: getattr(camera, name) for name in ("width", "height", "fx", "fy", "cx", "cy")}
-        | {"origin": recording.camera_origin},
-        "metric": recording.observed_views[0].metric,
-        "observed_views": len(recording.observed_views),
-        "path": path,
-        "views": chosen.description,
-        "clearance": clearance,
-        "blocked_count": sum(view.blocked for view in imagined),
-        "blocked": [view.blocked for view in imagined],
-        "observed": [round(view.observed_fraction, 4) for view in imagined],
-        "estimated": [round(view.estimated_fraction, 4) for view in imagined],
-    }

@@ -109,6 +109,7 @@ def imagine_segments(
     prompt: str,
     seed: int,
     clearance: float,
+    progress: bool = True,
 ) -> list[LoopView]:
     """Imagines the views of a path by the loop, and prints which photographs a segment gets and where views are.
 
@@ -118,6 +119,7 @@ def imagine_segments(
         settings: of the loop.
         console: for the output.
         prompt, seed, clearance: see `WorldModel.imagine`.
+        progress: show a progress bar.
 
     Raises:
         InputError, ModelError: see `reconstruction.loop.imagine_place`.
@@ -139,7 +141,7 @@ def imagine_segments(
         **options,
     )
     done: list[LoopView] = []
-    for one in track(views, description="imagining", total=len(path.poses), console=console):
+    for one in track(views, description="imagining", total=len(path.poses), console=console, disable=not progress):
         done.append(one)
         if len(done) <= MAX_LISTED:
             if len(done) == 1 or one.captures != done[-2].captures:
