@@ -2,7 +2,9 @@
 with.
 
 `WorldModel` offers a pipeline everything it remembers. `SegmentPipeline` hands on the captures of the segment alone,
-chosen by geometry, with the imagined views that memory holds.
+chosen by geometry, with the imagined views that memory holds. A pipeline that selects references for each view by
+itself gets the captures of every single view: a few for a whole segment leave views without the capture that shows
+them.
 """
 
 from __future__ import annotations
@@ -16,7 +18,12 @@ import numpy as np
 from worldstereo_ros.geometry.cameras import unproject
 from worldstereo_ros.geometry.capture_paths import walk_order
 from worldstereo_ros.geometry.views import View
-from worldstereo_ros.pipelines.anyrecon.captures import select_captures, visible_shares
+from worldstereo_ros.pipelines.anyrecon.captures import (
+    CaptureSelection,
+    captures_of_targets,
+    select_captures,
+    visible_shares,
+)
 from worldstereo_ros.pipelines.anyrecon.published_retrieval import count_points, published_chunks
 from worldstereo_ros.pipelines.anyrecon.sequence import MAX_CAPTURES
 from worldstereo_ros.pipelines.base import Conditioning, OnStep, Pipeline, PipelineFrame
@@ -38,7 +45,7 @@ class SegmentPipeline:
         name, clip_length, selects_references: those of the pipeline.
         previous: the last view of the segment before, which the next one continues from; None: it starts from the
             capture that shows most of it.
-        captures: indices of the captures of the last segment, among all observations.
+        captures: indices of the captures of the last segment, among all observations; a model attends to these.
     """
 
     def __init__(self, pipeline: Pipeline, selection: str = VISIBLE, limit: int = MAX_CAPTURES) -> None:
@@ -48,7 +55,8 @@ class SegmentPipeline:
             pipeline: the pipeline.
             selection: visible (ours: what each capture saw of the targets, with occlusion) or published (the code's
                 count of points).
-            limit: largest number of captures; 1 leaves the one that saw most.
+            limit: largest number of captures of a segment; 1 leaves the one that saw most. For pipelines that select
+                references by themselves, of each view.
 
         Raises:
             InputError: the selection is unknown, or the limit is less than 1.
@@ -68,17 +76,22 @@ class SegmentPipeline:
         self, conditioning: Conditioning, *, prompt: str, generator: torch.Generator, on_step: OnStep
     ) -> Iterator[PipelineFrame]:
         """Yields the frames of the segment in order."""
-        chosen = self.choose(conditioning)
-        self.captures = tuple(chosen)
-        captures = [conditioning.observations[index] for index in chosen]
+        selection = self.choose(conditioning)
+        self.captures = tuple(selection.indices)
+        captures = [conditioning.observations[index] for index in selection.indices]
+        numbers = selection.indices
+        if self.selects_references:
+            of_views = captures_of_targets(conditioning.observations, selection.shares, limit=self._limit)
+            numbers = sorted({*numbers, *of_views})
+        offered = [conditioning.observations[index] for index in numbers]
         imagined = [view for view in conditioning.references if not view.is_observation]
         start = self.previous if self.previous is not None else conditioning.start_view
         yield from self._pipeline(
             replace(
                 conditioning,
                 start_view=start,
-                references=[*captures, *imagined],
-                reference_index=_reference_index(conditioning, captures, imagined),
+                references=[*offered, *imagined],
+                reference_index=_reference_index(conditioning, offered, imagined, selection.shares[:, numbers]),
                 captures=captures,
             ),
             prompt=prompt,
@@ -86,8 +99,8 @@ class SegmentPipeline:
             on_step=on_step,
         )
 
-    def choose(self, conditioning: Conditioning) -> list[int]:
-        """Indices of the captures among the observations, ascending; at least one if there is any."""
+    def choose(self, conditioning: Conditioning) -> CaptureSelection:
+        """The captures of the segment, indices among the observations; at least one if there is any."""
         captures, camera, poses = conditioning.observations, conditioning.camera, conditioning.world_from_camera
         depth = conditioning.renders.depth.cpu().numpy()
         if self._selection == PUBLISHED:
@@ -98,8 +111,8 @@ class SegmentPipeline:
             ]
             chosen = published_chunks(counts, 0, length=len(poses), limit=self._limit)[0].captures
             if chosen:
-                return chosen
-        return select_captures(captures, depth, camera, poses, limit=self._limit).indices
+                return CaptureSelection(chosen, visible_shares(captures, depth, camera, poses))
+        return select_captures(captures, depth, camera, poses, limit=self._limit)
 
     def _counted_points(self, captures: list[View]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Points, colours and capture of a regular sample of the pixels of all captures."""
@@ -117,16 +130,18 @@ class SegmentPipeline:
         return self._points[1]
 
 
-def _reference_index(conditioning: Conditioning, captures: list[View], imagined: list[View]) -> np.ndarray:
-    """(F,) the reference of each target: the capture that saw most of it, else the imagined view that was retrieved."""
+def _reference_index(
+    conditioning: Conditioning, captures: list[View], imagined: list[View], shares: np.ndarray
+) -> np.ndarray:
+    """(F,) the reference of each target: the capture that saw most of it, else the imagined view that was retrieved.
+
+    `shares` (F, C) of what each target shows that each capture saw.
+    """
     old = np.asarray(conditioning.reference_index)
     numbers = {id(view): len(captures) + position for position, view in enumerate(imagined)}
     retrieved = np.array([numbers.get(id(conditioning.references[i]), -1) if i >= 0 else -1 for i in old], np.int64)
     if not captures:
         return retrieved
-    shares = visible_shares(
-        captures, conditioning.renders.depth.cpu().numpy(), conditioning.camera, conditioning.world_from_camera
-    )
     best, share = shares.argmax(axis=1), shares.max(axis=1)
     seen = (share >= MIN_SHARE) | ((share > 0) & (retrieved < 0))
     return np.where(seen, best, retrieved)

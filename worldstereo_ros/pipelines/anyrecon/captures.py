@@ -60,19 +60,38 @@ def select_captures(
     if not captures:
         return CaptureSelection([], np.zeros((len(depth), 0)))
     shares = visible_shares(captures, depth, camera, world_from_camera)
-    total = shares.sum(axis=0)
-    available = total > 0
-    chosen: list[int] = []
-    while available.any() and len(chosen) < limit:
-        best = int(np.where(available, total, -1).argmax())
-        chosen.append(best)
-        available[best] = False
-        if captures[best].metric:  # "nearly the same pose" is in metres
-            available &= ~near_identical(captures[best], list(captures))
+    chosen = _best(captures, shares.sum(axis=0), limit)
     if not chosen:
         centres = np.stack([view.world_from_camera[:3, 3] for view in captures])
         chosen = [int(np.linalg.norm(centres - world_from_camera[0, :3, 3], axis=1).argmin())]
     return CaptureSelection(sorted(chosen), shares)
+
+
+def captures_of_targets(captures: Sequence[View], shares: np.ndarray, *, limit: int = MAX_CAPTURES) -> list[int]:
+    """The captures that saw most of each target by itself, for pipelines that choose among captures target by target.
+
+    Args:
+        captures: all captures.
+        shares: (F, C) of `CaptureSelection`.
+        limit: maximum number of captures of one target.
+
+    Returns:
+        Their indices, ascending.
+    """
+    return sorted({index for row in shares for index in _best(captures, row, limit)})
+
+
+def _best(captures: Sequence[View], score: np.ndarray, limit: int) -> list[int]:
+    """Indices of at most `limit` captures with the highest scores above 0, the best of those from nearly one pose."""
+    available = score > 0
+    chosen: list[int] = []
+    while available.any() and len(chosen) < limit:
+        best = int(np.where(available, score, -1).argmax())
+        chosen.append(best)
+        available[best] = False
+        if captures[best].metric:  # "nearly the same pose" is in metres
+            available &= ~near_identical(captures[best], list(captures))
+    return chosen
 
 
 def visible_shares(
