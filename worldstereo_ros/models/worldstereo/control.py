@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from worldstereo_ros.models.blocks import zero_module
 from worldstereo_ros.models.worldstereo.rotary import Rotary, RotaryEmbedding
+from worldstereo_ros.models.worldstereo.token_sequence import TokenSequence
 from worldstereo_ros.utils.errors import InputError
 
 
@@ -127,6 +128,7 @@ class ControlBranch(nn.Module):
         self.layout_embedding = nn.Conv3d(channels, out_dim, patch_size, stride=patch_size) if channels else None
         if self.layout_embedding is not None:
             zero_module(self.layout_embedding)
+        self.sequence = TokenSequence()
         self.gradient_checkpointing = False
         self._gradient_checkpointing_func: Callable[..., torch.Tensor] | None = None  # set by the transformer
 
@@ -156,7 +158,9 @@ class ControlBranch(nn.Module):
                 f"for a latent of {tuple(latent.shape[2:])} they must be 8 times as high and wide, with as many frames."
             )
         tokens = self.proj_in(tokens + mask_tokens)
-        rotary = self.rope(torch.arange(frames, device=latent.device), rows, columns)
+        cos, sin = self.rope(torch.arange(frames, device=latent.device), rows, columns)
+        tokens, cos, sin = self.sequence(tokens, cos, sin)
+        rotary = cos, sin
         states = []
         for block in self.controlnet_blocks:
             if torch.is_grad_enabled() and self.gradient_checkpointing and self._gradient_checkpointing_func:

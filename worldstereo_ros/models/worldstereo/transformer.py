@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -33,6 +34,7 @@ from worldstereo_ros.models.worldstereo.inputs import check_inputs
 from worldstereo_ros.models.worldstereo.masks import MODES, Correspondence, TokenGrid
 from worldstereo_ros.models.worldstereo.render_prior import with_render_prior
 from worldstereo_ros.models.worldstereo.rotary import Rotary, RotaryEmbedding
+from worldstereo_ros.models.worldstereo.token_sequence import TokenSequence
 from worldstereo_ros.utils.errors import InputError
 
 
@@ -138,6 +140,7 @@ class WorldStereoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, Attentio
         super().__init__()
         dim = num_attention_heads * attention_head_dim
         self.rope = RotaryEmbedding(attention_head_dim)
+        self.target_sequence, self.reference_sequence = TokenSequence(), TokenSequence()
         self.patch_embedding = nn.Conv3d(in_channels, dim, kernel_size=patch_size, stride=patch_size)
         self.condition_embedder = WanTimeTextImageEmbedding(
             dim, freq_dim, dim * 6, text_dim, image_embed_dim=image_dim, pos_embed_seq_len=pos_embed_seq_len
@@ -303,14 +306,19 @@ class WorldStereoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, Attentio
             assert self.controlnet is not None
             assert self.controlnet.layout_embedding is not None
             tokens = tokens + self.controlnet.layout_embedding(layout.to(tokens.dtype)).flatten(2).transpose(1, 2)
-        rotary = self.rope(torch.arange(frames, device=device), rows, columns)
+        cos, sin = self.rope(torch.arange(frames, device=device), rows, columns)
+        tokens, cos, sin = self.target_sequence(tokens, cos, sin)
+        rotary = cos, sin
         references, plan = None, AttentionPlan()
         if reference_frames and reference_latent is not None:
             references = self._embed(reference_latent, camera_qt_ref, rows * columns)
             positions = torch.tensor(reference_frames, device=device)
             cos, sin = self.rope(positions, rows, columns, first_column=columns)
+            references, cos, sin = self.reference_sequence(references, cos, sin)
             rotary = torch.cat((cos, rotary[0]), dim=1), torch.cat((sin, rotary[1]), dim=1)
             plan = self._make_plan(grid, reference_points, tokens)
+            if plan.first_query:
+                plan = replace(plan, first_query=references.shape[1])  # of this process, if there are several
         elif self.context_window is not None:
             plan = make_context_plan(
                 self.context_window, grid, implementation=self.attention_implementation, device=device

@@ -48,6 +48,8 @@ def init_process_groups(device_type: str) -> None:
     import torch
     import torch.distributed as dist
 
+    from worldstereo_ros.pipelines.diffusion.peers import PeerWatch
+
     if dist.is_initialized() and "messages" in _groups:
         return
     if device_type == "cuda" or torch.cuda.is_available():
@@ -59,6 +61,7 @@ def init_process_groups(device_type: str) -> None:
         dist.init_process_group(backend, timeout=TIMEOUT)
     # Messages are sent on the CPU: workers that wait for one must not keep their GPU busy.
     _groups["messages"] = dist.new_group(backend="gloo", timeout=TIMEOUT)
+    _groups["watch"] = PeerWatch(dist.new_group(backend="gloo", timeout=TIMEOUT))
 
 
 def load_distributed_transformer(
@@ -155,6 +158,7 @@ def _destroy_process_groups() -> None:
     """Ends the threads of all groups: a process that exits while they run is aborted now and then."""
     import torch.distributed as dist
 
+    _groups["watch"].stop()
     dist.destroy_process_group()
     _groups.clear()
 

@@ -1,9 +1,9 @@
-"""Sequence parallelism (Ulysses) and sharded weights (FSDP2) for a transformer on several GPUs.
+"""Context parallelism (Ulysses, by diffusers) and sharded weights (FSDP2) for a transformer on several GPUs.
 
-The tokens of a clip are split evenly over the processes. All layers but attention work on single tokens. For attention,
-an all-to-all exchanges "own tokens, all heads" for "all tokens, own heads", and back (DeepSpeed-Ulysses,
-arXiv 2309.14509). This is done in hooks, by which the blocks get other tokens and another attention plan. The model is
-not changed, and all modes of reference attention are supported.
+The tokens of a clip are split over the processes where they enter the blocks (`TokenSequence`), and the predictions of
+all processes are joined after the last layer. All layers but attention work on single tokens. For attention, all-to-all
+exchanges "own tokens, all heads" for "all tokens, own heads", and back (DeepSpeed-Ulysses, arXiv 2309.14509). diffusers
+does that, except for attention with a mask: for it, processes exchange tokens here, in the order of the mask.
 
 Each process must call the transformer with the same inputs (see `distributed`) and gets the whole result.
 """
@@ -11,33 +11,46 @@ Each process must call the transformer with the same inputs (see `distributed`) 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from diffusers.models.attention_dispatch import dispatch_attention_fn
+from diffusers.hooks import apply_context_parallel
+from diffusers.models._modeling_parallel import (
+    ContextParallelConfig,
+    ContextParallelInput,
+    ContextParallelModelPlan,
+    ParallelConfig,
+)
+from diffusers.models.attention import AttentionModuleMixin
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
 
-from worldstereo_ros.models.worldstereo.attention import AttentionPlan, StereoAttnProcessor
-from worldstereo_ros.models.worldstereo.rotary import Rotary
+from worldstereo_ros.models.worldstereo.attention import AttentionPlan
 from worldstereo_ros.models.worldstereo.transformer import WorldStereoTransformer
 from worldstereo_ros.utils.errors import InputError
 
 AttentionFunction = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
+_SPLIT: ContextParallelModelPlan = {  # outputs of a `TokenSequence`
+    0: ContextParallelInput(split_dim=1, expected_dims=3, split_output=True),
+    1: ContextParallelInput(split_dim=1, expected_dims=4, split_output=True),
+    2: ContextParallelInput(split_dim=1, expected_dims=4, split_output=True),
+}
 
-def enable_sequence_parallel(transformer: WorldStereoTransformer, group: dist.ProcessGroup | None = None) -> None:
-    """Splits the tokens of each forward over the processes of a group; the output is the same in all processes.
+
+def enable_sequence_parallel(transformer: WorldStereoTransformer) -> None:
+    """Splits the tokens of each forward over all processes; the output is the same in all of them.
 
     Args:
         transformer: the same in each process, in evaluation mode. This cannot be undone.
-        group: process group; None = all processes.
 
     Raises:
         InputError: the number of heads is not a multiple of the number of processes.
     """
-    count = dist.get_world_size(group)
+    count = dist.get_world_size()
     heads = [transformer.config.num_attention_heads]
     control = transformer.controlnet
     if control is not None:
@@ -47,17 +60,29 @@ def enable_sequence_parallel(transformer: WorldStereoTransformer, group: dist.Pr
             f"The model has {' and '.join(map(str, heads))} heads, which are not multiples of {count} processes; "
             "start a number of processes that divides them."
         )
-    backbone = _TokenShard(group)
-    for block in transformer.blocks:
-        block.register_forward_pre_hook(backbone.scatter_hook)
-    transformer.norm_out.register_forward_pre_hook(backbone.gather_hook)
+    if count == 1:
+        return
+    config = _context_parallel_config(count, next(transformer.parameters()).device.type)
+    plan: dict[str, Any] = {"target_sequence": _SPLIT, "reference_sequence": _SPLIT}
+    outputs = [transformer.proj_out]
     if control is not None:
-        branch = _TokenShard(group)
-        for block in control.controlnet_blocks:
-            attention: Any = block.self_attn
-            attention.set_processor(_ControlBranchProcessor(branch))
-            block.register_forward_pre_hook(branch.scatter_branch_hook)
-        control.register_forward_hook(branch.reset_hook)
+        plan["controlnet.sequence"] = _SPLIT
+        outputs += [control.render_head] if control.render_head is not None else []
+    apply_context_parallel(transformer, config, plan)
+    for module in transformer.modules():
+        if isinstance(module, AttentionModuleMixin):
+            processor: Any = module.processor
+            processor._parallel_config = ParallelConfig(context_parallel_config=config)
+    counts = _TokenCounts(config)
+    transformer.target_sequence.register_forward_pre_hook(counts.targets_hook)
+    transformer.reference_sequence.register_forward_pre_hook(counts.references_hook)
+    for output in outputs:
+        output.register_forward_hook(counts.join_hook)
+    masked = _MaskedAttention(counts)
+    for block in transformer.blocks:
+        block.register_forward_pre_hook(masked.plan_hook)
+    if control is not None:
+        control.sequence.register_forward_pre_hook(counts.targets_hook)
 
         def check_branch(_module: nn.Module, _arguments: tuple[Any, ...]) -> None:
             if transformer.controlnet is not control:
@@ -67,6 +92,19 @@ def enable_sequence_parallel(transformer: WorldStereoTransformer, group: dist.Pr
                 )
 
         transformer.register_forward_pre_hook(check_branch)
+
+
+def _context_parallel_config(count: int, device: str) -> ContextParallelConfig:
+    """The configuration of Ulysses attention over all processes.
+
+    `enable_parallelism` of diffusers would make it, but it divides by the number of GPUs, which is 0 on a CPU.
+    """
+    config = ContextParallelConfig(ulysses_degree=count)
+    config.setup(
+        dist.get_rank(), count, torch.device(device),
+        init_device_mesh(device, config.mesh_shape, mesh_dim_names=config.mesh_dim_names),
+    )  # fmt: skip
+    return config
 
 
 def shard_weights(transformer: WorldStereoTransformer, mesh: Any) -> None:
@@ -86,76 +124,62 @@ def shard_weights(transformer: WorldStereoTransformer, mesh: Any) -> None:
         fully_shard(module, mesh=mesh)
 
 
-class _TokenShard:
-    """The tokens of a clip that this process computes, from the first block of a forward to the last."""
+class _TokenCounts:
+    """How many tokens a forward has, and how many of them each process computes.
 
-    def __init__(self, group: dist.ProcessGroup | None) -> None:
-        self.group = group
-        self.count, self.rank = dist.get_world_size(group), dist.get_rank(group)
-        self.plan: AttentionPlan | None = None
-        self.rotary: Rotary | None = None
+    Attributes:
+        targets, references: tokens of each process; no references: empty.
+    """
+
+    def __init__(self, config: ContextParallelConfig) -> None:
         self.targets: list[int] = []
+        self.references: list[int] = []
+        self._config = config
 
-    # --- hooks ---
+    def targets_hook(self, _sequence: nn.Module, arguments: tuple[Any, ...]) -> None:
+        """Before target tokens are split."""
+        self.targets, self.references = _split(arguments[0].shape[1], self._config.ulysses_degree), []
+        # Exchanging equal numbers needs no message about their size before each attention.
+        self._config.ulysses_anything = len(set(self.targets)) > 1
 
-    def scatter_hook(self, _block: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Before a block: keeps the own tokens at the first one, and passes rotary embedding and plan for them."""
-        tokens, references, context, modulation, rotary, plan = arguments
-        if self.plan is None:
-            num_references = 0 if references is None else references.shape[1]
-            self._start(num_references, tokens.shape[1], rotary, plan)
-            tokens = self._own_part(tokens, self.targets)
-            if references is not None:
-                references = self._own_part(references, _split_evenly(num_references, self.count))
-        return tokens, references, context, modulation, self.rotary, self.plan
+    def references_hook(self, _sequence: nn.Module, arguments: tuple[Any, ...]) -> None:
+        """Before reference tokens are split; targets were split before."""
+        self.references = _split(arguments[0].shape[1], self._config.ulysses_degree)
+        self._config.ulysses_anything |= len(set(self.references)) > 1
 
-    def scatter_branch_hook(self, _block: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Before a block of the control branch, see `scatter_hook`."""
-        tokens, temb, rotary = arguments
-        if self.plan is None:
-            self._start(0, tokens.shape[1], rotary, AttentionPlan())
-            tokens = self._own_part(tokens, self.targets)
-        return tokens, temb, self.rotary
+    def join_hook(self, _layer: nn.Module, _arguments: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
+        """After the last layer: joins the target tokens of all processes.
 
-    def gather_hook(self, _norm: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Gathers the target tokens of all processes."""
-        (tokens,) = arguments
-        sizes = self.targets
-        self.plan = self.rotary = None
-        padded = tokens.new_zeros(tokens.shape[0], max(sizes), tokens.shape[2])
-        padded[:, : tokens.shape[1]] = tokens
-        parts = [torch.empty_like(padded) for _ in sizes]
-        dist.all_gather(parts, padded, group=self.group)
-        return (torch.cat([part[:, :size] for part, size in zip(parts, sizes, strict=True)], dim=1),)
+        That of diffusers (`ContextParallelOutput`) gathers unequal numbers with NCCL alone, and not on a CPU.
+        """
+        padded = output.new_zeros(output.shape[0], max(self.targets), output.shape[2])
+        padded[:, : output.shape[1]] = output
+        parts = [torch.empty_like(padded) for _ in self.targets]
+        dist.all_gather(parts, padded)
+        return torch.cat([part[:, :size] for part, size in zip(parts, self.targets, strict=True)], dim=1)
 
-    def reset_hook(self, *_: Any) -> None:
-        """After the control branch: ends the forward."""
-        self.plan = self.rotary = None
 
-    # --- sharding ---
+class _MaskedAttention:
+    """Gives attention with a mask all tokens, for the heads of this process, in the order that the mask expects."""
 
-    def _start(self, num_references: int, num_targets: int, rotary: Rotary, plan: AttentionPlan) -> None:
-        references, targets = _split_evenly(num_references, self.count), _split_evenly(num_targets, self.count)
-        self.targets = targets
-        cos, sin = (
-            torch.cat(
-                (self._own_part(t[:, :num_references], references), self._own_part(t[:, num_references:], targets)),
-                dim=1,
-            )
-            for t in rotary
-        )
-        self.rotary = (cos, sin)
-        keys = [r + t for r, t in zip(references, targets, strict=True)]
-        queries = targets if plan.first_query else keys
-        order = _gathered_order(references, targets, rotary[0].device) if num_references else None
-        attend = plan.attend or (lambda q, k, v: dispatch_attention_fn(q, k, v))
-        self.plan = AttentionPlan(
-            references[self.rank] if plan.first_query else 0,
-            self._with_exchange(attend, keys, queries, order, None if plan.first_query else order),
-        )
+    def __init__(self, counts: _TokenCounts) -> None:
+        self.counts, self.count, self.rank = counts, dist.get_world_size(), dist.get_rank()
+        self._plan: AttentionPlan | None = None  # of this forward, and the one that replaces it
+        self._replaced: AttentionPlan | None = None
 
-    def _own_part(self, tokens: torch.Tensor, sizes: list[int]) -> torch.Tensor:
-        return tokens.split(sizes, dim=1)[self.rank]
+    def plan_hook(self, _block: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        """Before a block: replaces the attention function of its plan."""
+        *others, plan = arguments
+        if plan.attend is None:
+            return None
+        if plan is not self._plan:
+            references, targets = self.counts.references or [0] * self.count, self.counts.targets
+            keys = [r + t for r, t in zip(references, targets, strict=True)]
+            order = _gathered_order(references, targets, others[0].device) if sum(references) else None
+            queries, query_order = (targets, None) if plan.first_query else (keys, order)
+            attend = self._with_exchange(plan.attend, keys, queries, order, query_order)
+            self._plan, self._replaced = plan, replace(plan, attend=attend)
+        return (*others, self._replaced)
 
     def _with_exchange(
         self,
@@ -180,7 +204,7 @@ class _TokenShard:
         own_tokens = tokens.shape[1]
         sent = tokens.unflatten(2, (self.count, -1)).permute(2, 1, 0, 3, 4).flatten(0, 1).contiguous()
         received = sent.new_empty(sum(sizes), *sent.shape[1:])
-        dist.all_to_all_single(received, sent, sizes, [own_tokens] * self.count, group=self.group)
+        dist.all_to_all_single(received, sent, sizes, [own_tokens] * self.count)
         return received.transpose(0, 1)
 
     def _to_tokens(self, tokens: torch.Tensor, sizes: list[int]) -> torch.Tensor:
@@ -188,31 +212,13 @@ class _TokenShard:
         own_tokens = sizes[self.rank]
         sent = tokens.transpose(0, 1).contiguous()
         received = sent.new_empty(self.count * own_tokens, *sent.shape[1:])
-        dist.all_to_all_single(received, sent, [own_tokens] * self.count, sizes, group=self.group)
+        dist.all_to_all_single(received, sent, [own_tokens] * self.count, sizes)
         return received.unflatten(0, (self.count, own_tokens)).permute(2, 1, 0, 3, 4).flatten(2, 3)
 
 
-class _ControlBranchProcessor(StereoAttnProcessor):
-    """Attention processor of the control branch, with the plan of its token shard."""
-
-    def __init__(self, shard: _TokenShard) -> None:
-        self._shard = shard
-
-    def __call__(  # type: ignore[override]
-        self,
-        attn: Any,
-        hidden_states: torch.Tensor,
-        encoder_hidden_states: None = None,
-        attention_mask: None = None,
-        rotary_emb: Rotary | None = None,
-    ) -> torch.Tensor:
-        assert self._shard.plan is not None
-        assert rotary_emb is not None
-        return super().__call__(attn, hidden_states, None, None, rotary_emb, self._shard.plan)
-
-
-def _split_evenly(total: int, parts: int) -> list[int]:
-    return [total * (i + 1) // parts - total * i // parts for i in range(parts)]
+def _split(total: int, parts: int) -> list[int]:
+    """Numbers of tokens of each process, as `torch.tensor_split` gives them."""
+    return [total // parts + (part < total % parts) for part in range(parts)]
 
 
 def _gathered_order(references: list[int], targets: list[int], device: torch.device) -> torch.Tensor:
