@@ -16,6 +16,7 @@ from worldstereo_ros.imaging.inpainting import fill_depth
 from worldstereo_ros.pipelines.stereo.background import fill_background
 from worldstereo_ros.pipelines.stereo.recall import FrameMemory, SeenFrame
 from worldstereo_ros.pipelines.stereo.settings import GEOMETRIC, MAX_DISPARITY, StereoSettings
+from worldstereo_ros.pipelines.stereo.sparse_depth import is_sparse, spread_disparity
 from worldstereo_ros.pipelines.stereo.steadying import FlowLink, flow_image, steady_mask, steady_painting
 from worldstereo_ros.pipelines.stereo.warp import WarpedEye, warp_to_eye
 from worldstereo_ros.utils.errors import InputError
@@ -128,8 +129,8 @@ class GeometricStereo:
 
         Args:
             image: (H, W, 3) uint8 RGB.
-            depth: (H, W) float32 metres along the optical axis; 0 = unknown, filled smoothly from the background;
-                inf = infinitely far, as sky.
+            depth: (H, W) float32 metres along the optical axis; 0 = unknown, filled smoothly from the background, or
+                from the nearest pixels where few are known; inf = infinitely far, as sky.
             world_from_camera: (4, 4) pose; None if it is unknown: then no other frame can fill holes.
 
         Raises:
@@ -168,6 +169,9 @@ class GeometricStereo:
         if settings.steady:
             out, band = self._steady(out, hole, source == PAINTED)
         if world_from_camera is not None and settings.memory:
+            if is_sparse(depth > 0):  # few points would leave speckles
+                with np.errstate(divide="ignore"):
+                    depth = np.float32(focal_base) / disparity
             seen = np.ascontiguousarray(image), np.ascontiguousarray(depth, np.float32)
             self._remember(SeenFrame(*seen, np.asarray(world_from_camera, np.float64)))
         return StereoFrame(image, out, filled.disparity, source, band, clamped, settings.eye)
@@ -206,13 +210,16 @@ class GeometricStereo:
             ((H, W) float32 pixels, fraction of the pixels whose disparity is limited to `MAX_DISPARITY`).
         """
         depth = np.asarray(depth, np.float32)
-        known = depth > 0
-        if not known.all():
+        known, focal_base = depth > 0, np.float32(self.settings.focal_base(self.camera.fx))
+        sparse = not known.all() and is_sparse(known)
+        if not known.all() and not sparse:
             far = np.isinf(depth)
             depth = fill_depth(np.where(known & ~far, depth, np.float32(0)))
             depth[far] = np.inf
         with np.errstate(divide="ignore"):
-            disparity = np.where(depth > 0, np.float32(self.settings.focal_base(self.camera.fx)) / depth, 0)
+            disparity = np.where(depth > 0, focal_base / depth, 0)
+        if sparse:
+            disparity = spread_disparity(disparity, known)
         limit = np.float32(MAX_DISPARITY * self.camera.width)
         clamped = float((disparity > limit).mean())
         return np.minimum(disparity, limit).astype(np.float32, copy=False), clamped
