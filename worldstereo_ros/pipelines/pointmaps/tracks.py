@@ -57,13 +57,28 @@ class _Frame:
 
     def describe(self) -> tuple[np.ndarray, np.ndarray]:
         if self.keypoints is None or self.descriptors is None:
-            sift = cv2.SIFT_create(DESCRIPTORS, contrastThreshold=CONTRAST)
-            points, found = sift.detectAndCompute(self.grey, None)
-            self.keypoints = np.array([point.pt for point in points], np.float32).reshape(-1, 2)
-            described = np.zeros((0, 128), np.float32) if found is None else found
-            total = np.maximum(described.sum(axis=1, keepdims=True), 1e-6)
-            self.descriptors = np.sqrt(described / total)  # RootSIFT: Arandjelovic and Zisserman, CVPR 2012
+            self.keypoints, self.descriptors = root_sift(self.grey, DESCRIPTORS, CONTRAST)
         return self.keypoints, self.descriptors
+
+
+def root_sift(
+    grey: np.ndarray, count: int, contrast: float, mask: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Keypoints and RootSIFT descriptors (Arandjelovic and Zisserman, CVPR 2012) of norm 1.
+
+    Args:
+        grey: (H, W) uint8.
+        count: of the strongest keypoints, about.
+        contrast: least contrast of a keypoint.
+        mask: (H, W) uint8, 0 = no keypoints there.
+
+    Returns:
+        (K, 2) float32 x and y, and (K, 128) float32.
+    """
+    points, found = cv2.SIFT_create(count, contrastThreshold=contrast).detectAndCompute(grey, mask)
+    keypoints = np.array([point.pt for point in points], np.float32).reshape(-1, 2)
+    described = np.zeros((0, 128), np.float32) if found is None else found
+    return keypoints, np.sqrt(described / np.maximum(described.sum(axis=1, keepdims=True), 1e-6))
 
 
 def track_points(frames: Sequence[np.ndarray] | np.ndarray, *, describe: bool = False) -> Tracks:
@@ -229,7 +244,11 @@ def follow_points(before: np.ndarray, now: np.ndarray, points: np.ndarray) -> tu
 
 def match_descriptors(before: _Frame, now: _Frame) -> tuple[np.ndarray, np.ndarray]:
     """Rows of mutual nearest descriptors that pass the ratio test, (M,) of both frames."""
-    one, two = before.describe()[1], now.describe()[1]
+    return match_rows(before.describe()[1], now.describe()[1])
+
+
+def match_rows(one: np.ndarray, two: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows (M,) of two sets of descriptors (K, D) of norm 1 that are nearest both ways, and pass the ratio test."""
     if len(one) < 2 or len(two) < 2:
         return np.zeros(0, np.int64), np.zeros(0, np.int64)
     similar = one @ two.T

@@ -27,6 +27,7 @@ from worldstereo_ros.pipelines.pointmaps.estimate import (
     reduce_frame,
     reduced_camera,
 )
+from worldstereo_ros.pipelines.pointmaps.loops import LoopCloser, apply_closure
 from worldstereo_ros.pipelines.pointmaps.tying import join, moved_by, select, tie_windows, with_odometry, without
 from worldstereo_ros.pipelines.pointmaps.types import Pointmaps
 from worldstereo_ros.utils.errors import InputError
@@ -247,6 +248,7 @@ def estimate_pointmaps(
     method: str = MAP,
     window: int = WINDOW,
     overlap: int = OVERLAP,
+    close_loops: bool = True,
     estimator: DepthEstimator | None = None,
     refiner: Refiner | None = None,
 ) -> Pointmaps:
@@ -264,6 +266,7 @@ def estimate_pointmaps(
         odometry: (F, 4, 4) poses of the robot at the same times, such as of its wheels; they tell the scale alone.
         method: vo (PnP against depth), map (joint solve), or small (map, refined by the bundled network).
         window, overlap: frames of the windows that longer videos are split into, and of their overlap.
+        close_loops: correct the path where a place is seen again; not with given poses, which are exact.
         estimator: depth estimator; None for the bundled network.
         refiner: network of the method small, see `refinement.load_refiner`.
 
@@ -289,6 +292,10 @@ def estimate_pointmaps(
     if poses is not None:
         parts = _in_given_world(parts, check_poses(poses, "The given path"))
     result = join(parts)
+    if close_loops and poses is None:
+        closer = LoopCloser()
+        closer.add(result, checked)
+        result = apply_closure(result, closer.close())
     return result if odometry is None or result.metric else with_odometry(result, odometry)
 
 

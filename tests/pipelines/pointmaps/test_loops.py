@@ -1,0 +1,189 @@
+"""Loop closure: the pose graph over similarities, places that are seen again, and those that only look so."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from helpers import video_scene
+from helpers.box_room import CAMERA, turned
+from helpers.video_scene import frame
+from scipy.spatial.transform import Rotation
+
+from worldstereo_ros.geometry.cameras import unproject
+from worldstereo_ros.geometry.poses import invert_pose
+from worldstereo_ros.geometry.similarity import pose_errors
+from worldstereo_ros.pipelines.pointmaps import Pointmaps
+from worldstereo_ros.pipelines.pointmaps.loops import LoopCloser, apply_closure, make_keyframe, verify_loop
+from worldstereo_ros.pipelines.pointmaps.pose_graph import (
+    Edges,
+    Similarities,
+    chain_edges,
+    close_loops,
+    edge_errors,
+    interpolate,
+    optimise,
+)
+from worldstereo_ros.utils.errors import InputError
+
+QUANTILE = 0.999
+
+
+def circle(count, radius=2.0):
+    poses = np.tile(np.eye(4), (count, 1, 1))
+    for index, angle in enumerate(np.linspace(0, 2 * np.pi, count)):
+        poses[index, :3, :3] = Rotation.from_euler("Y", -angle).as_matrix()
+        poses[index, :3, 3] = radius * np.array([np.sin(angle), 0.02 * np.sin(3 * angle), 1 - np.cos(angle)])
+    return poses
+
+
+def drifted(poses, turn=0.006, growth=0.004):
+    """Poses whose steps turn too far and grow, and the logarithm of the unit of each."""
+    steps = invert_pose(poses[:-1]) @ poses[1:]
+    out, logs = [np.eye(4)], growth * np.arange(len(poses))
+    for index, step in enumerate(steps):
+        wrong = step.copy()
+        wrong[:3, :3] = step[:3, :3] @ Rotation.from_rotvec([0, turn, turn / 3]).as_matrix()
+        wrong[:3, 3] *= np.exp(logs[index + 1])
+        out.append(out[-1] @ wrong)
+    return np.stack(out), logs
+
+
+def edge(first, second, scale, pose):
+    relative = Similarities(np.log([scale]), pose[None, :3, :3], pose[None, :3, 3])
+    return Edges(np.array([first]), np.array([second]), relative, np.array([[0.02, 0.05, 0.08]]))
+
+
+@pytest.fixture(scope="module")
+def graph():
+    truth = circle(40)
+    estimate, logs = drifted(truth)
+    nodes = Similarities.of_poses(estimate)
+    return truth, estimate, logs, nodes, chain_edges(nodes, np.tile([0.01, 0.02, 0.03], (39, 1)))
+
+
+def test_a_loop_takes_the_drift_away(graph):
+    truth, estimate, logs, nodes, chain = graph
+    assert np.abs(edge_errors(nodes, chain)).max() < 1e-9
+    loop = edge(0, 39, np.exp(-logs[-1]), invert_pose(truth[0]) @ truth[-1])
+    after, used = close_loops(nodes, chain, loop, QUANTILE)
+    assert used.all()
+    moved, scale = interpolate(after, nodes, np.arange(40), estimate, np.arange(40))
+    assert pose_errors(moved, truth).ate_percent < 0.1 * pose_errors(estimate, truth).ate_percent
+    assert scale[0] == 1
+    assert scale[-1] == pytest.approx(np.exp(-logs[-1]), rel=0.05)
+    np.testing.assert_array_equal(moved[0], estimate[0])
+
+
+def test_a_wrong_loop_is_refused_alone_and_beside_a_right_one(graph):
+    truth, _, logs, nodes, chain = graph
+    right = edge(0, 39, np.exp(-logs[-1]), invert_pose(truth[0]) @ truth[-1])
+    wrong = edge(0, 20, 1.0, np.eye(4))
+    after, used = close_loops(nodes, chain, wrong, QUANTILE)
+    assert not used.any()
+    np.testing.assert_array_equal(after.translation, nodes.translation)
+    _, used = close_loops(nodes, chain, right.joined(wrong), QUANTILE)
+    assert used.tolist() == [True, False]
+    with pytest.raises(InputError, match="node 77"):
+        optimise(nodes, chain.joined(edge(0, 77, 1.0, np.eye(4))))
+
+
+def test_frames_between_nodes_move_with_them(graph):
+    truth, estimate, logs, nodes, chain = graph
+    loop = edge(0, 39, np.exp(-logs[-1]), invert_pose(truth[0]) @ truth[-1])
+    at = np.arange(0, 40, 3)
+    few = nodes[at]
+    after, used = close_loops(
+        few, chain_edges(few, chain.sigma[at[:-1]] * 2), replace(loop, second=loop.second // 3), 1.0
+    )
+    assert used.all()
+    moved, _ = interpolate(after, few, at, estimate, np.arange(40))
+    assert pose_errors(moved, truth).ate_percent < 0.2 * pose_errors(estimate, truth).ate_percent
+    steps = np.linalg.norm(np.diff(moved[:, :3, 3], axis=0), axis=1)
+    assert steps.max() < 1.3 * np.median(steps)
+
+
+def maps_of(poses, depths, dynamic=None, scale_from="depth network"):
+    depths = np.stack(depths).astype(np.float32)
+    points = np.stack([unproject(depth, CAMERA, pose) for depth, pose in zip(depths, poses, strict=True)])
+    moving = np.zeros(depths.shape, bool) if dynamic is None else dynamic
+    count = len(poses)
+    return Pointmaps(
+        points.astype(np.float32), np.ones(depths.shape, np.float32), np.ones(depths.shape, bool), moving, poses,
+        CAMERA, scale_from, np.ones(count, bool), np.zeros(count, np.int64), np.zeros((count, 6, 6)),
+    )  # fmt: skip
+
+
+def keyframe_of(image, depth, number):
+    return make_keyframe(image, depth, maps_of(np.eye(4)[None], [depth]), 0, number)
+
+
+def test_one_place_is_found_with_its_scale_and_another_is_not(monkeypatch):
+    there = turned(4, 2)
+    there[:3, 3] = [0.15, 0.02, 0.1]
+    board = (0.0, 0.2, 2.2)
+    first, second = frame(np.eye(4), board=board), frame(there, board=board)
+    one = keyframe_of(first[0], first[1], 0)
+    loop = verify_loop(one, keyframe_of(second[0], second[1] * np.float32(1.4), 60))
+    assert loop is not None
+    assert (loop.first, loop.second) == (0, 60)
+    assert loop.relative.scale == pytest.approx(1 / 1.4, rel=0.03)
+    np.testing.assert_allclose(loop.relative.translation, there[:3, 3], atol=0.03)
+    np.testing.assert_allclose(loop.relative.rotation, there[:3, :3], atol=0.02)
+    # The same board hangs in another room: its own points agree, all else does not.
+    textures = video_scene.TEXTURES.copy()
+    textures[:6] = textures[:6, ::-1, ::-1, ::-1]
+    monkeypatch.setattr(video_scene, "TEXTURES", textures)
+    other = frame(there, board=board)
+    assert verify_loop(one, keyframe_of(other[0], other[1], 60)) is None
+
+
+def returning_walk(count):
+    """Poses that go a way and come back, turned to the same side."""
+    phase = np.sin(np.linspace(0, np.pi, count))
+    poses = np.stack([turned(25 * x) for x in phase])
+    poses[:, :3, 3] = np.stack([1.2 * phase - 0.5, 0.1 * phase, 0.6 * phase], axis=1)
+    return poses
+
+
+@pytest.fixture(scope="module")
+def returning():
+    poses = returning_walk(46)
+    shown = [frame(pose) for pose in poses]
+    return invert_pose(poses[0]) @ poses, [each[0] for each in shown], [each[1] for each in shown]
+
+
+def test_a_walk_that_returns_is_corrected(returning):
+    poses, images, depths = returning
+    estimate, logs = drifted(poses, turn=0.003, growth=0.005)
+    grown = [depth * np.float32(np.exp(log)) for depth, log in zip(depths, logs, strict=True)]
+    maps = maps_of(estimate, grown)
+    closer = LoopCloser()
+    for part in (slice(0, 20), slice(20, 46)):
+        rows = np.arange(46)[part]
+        closer.add(maps_of(estimate[rows], [grown[row] for row in rows]), images[part])
+    closure = closer.close()
+    assert closure.loops
+    closed = apply_closure(maps, closure)
+    before, after = pose_errors(estimate, poses), pose_errors(closed.poses, poses)
+    assert after.ate_percent < 0.5 * before.ate_percent
+    assert np.median(closed.depth[-1] / depths[-1]) == pytest.approx(1, abs=0.05)
+    np.testing.assert_allclose(closed.depth, maps.depth * closure.scale[:, None, None].astype(np.float32), rtol=1e-3)
+    assert "seen again" in closed.messages[-1]
+
+
+def test_a_place_that_looks_the_same_is_refused_where_the_path_is_too_long(returning):
+    poses, images, depths = returning
+    far = poses.copy()
+    far[:, 0, 3] += 0.5 * np.arange(len(far))  # 22 m, and no sign of drift
+    closer = LoopCloser()
+    maps = maps_of(far, depths, scale_from="given depth")
+    closer.add(maps, images)
+    closure = closer.close()
+    assert not closure.loops
+    assert closure.refused
+    closed = apply_closure(maps, closure)
+    np.testing.assert_array_equal(closed.poses, far)
+    assert "not taken for one place" in closed.messages[-1]
+    given = LoopCloser()
+    given.add(maps_of(far, depths, scale_from="given poses"), images)
+    assert not given.keyframes
