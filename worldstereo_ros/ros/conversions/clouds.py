@@ -89,6 +89,45 @@ def cloud_message(
     return message
 
 
+def organised_message(
+    points: np.ndarray, colours: np.ndarray, confidence: np.ndarray, dynamic: np.ndarray, header: Header
+) -> PointCloud2:
+    """Packs a point map into an organised PointCloud2: a point for each pixel, NaN where there is none.
+
+    Args:
+        points: (H, W, 3) float32 metres in the header's frame.
+        colours: (H, W, 3) uint8 RGB.
+        confidence: (H, W) probability in 0..1 that the distance is right; field `confidence`, float32.
+        dynamic: (H, W) bool, the point moves in the world; field `dynamic`, float32, 1 = it does.
+        header: frame and time.
+
+    Raises:
+        ValueError: the sizes differ.
+    """
+    height, width = points.shape[:2]
+    if (
+        points.shape != (height, width, 3)
+        or colours.shape != points.shape
+        or {confidence.shape, dynamic.shape} != {(height, width)}
+    ):
+        raise InputError(
+            f"The points have shape {points.shape}, the colours {colours.shape}, the confidence {confidence.shape} and "
+            f"the mask {dynamic.shape}; all of one size (H, W) were expected."
+        )
+    names = ("x", "y", "z", "rgb", "confidence", "dynamic")
+    rows = np.empty((height, width, len(names)), np.float32)
+    rows[..., :3], rows[..., 4], rows[..., 5] = points, confidence, dynamic
+    red, green, blue = (colours[..., channel].astype(np.uint32) for channel in range(3))
+    rows.view(np.uint32)[..., 3] = (red << 16) | (green << 8) | blue
+    step = 4 * len(names)
+    message = PointCloud2(header=header, height=height, width=width, point_step=step, row_step=step * width)
+    message.fields = [PointField(name=name, offset=4 * i, datatype=_FLOAT32, count=1) for i, name in enumerate(names)]
+    message.is_dense = bool(np.isfinite(points).all())
+    message.is_bigendian = False
+    message.data = array.array("B", rows.tobytes())
+    return message
+
+
 @compiled
 def _pack(out, points, colours):
     """Writes points (their bits, 3 N) and colours (3 N) into `out` (4 N); returns whether all coordinates are finite.

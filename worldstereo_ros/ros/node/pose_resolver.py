@@ -147,6 +147,13 @@ class PoseResolver:
             self._body_axes[frame] = is_body
         return is_body
 
+    def base_in(self, frame: str, stamp_ns: int | None) -> np.ndarray | None:
+        """Returns frame_from_base (4, 4) at a time (None = the newest), such as of wheel odometry; None without one."""
+        try:
+            return self._transforms.lookup(frame, self._parameters.base_frame, stamp_ns)[0]
+        except TransformUnavailableError:
+            return None
+
     def base_from_world(self) -> tuple[np.ndarray, int]:
         """Returns the newest (base_from_world (4, 4), its stamp in ns). Raises TransformUnavailableError."""
         return self._transforms.lookup(self._parameters.base_frame, self._parameters.world_frame, None)
