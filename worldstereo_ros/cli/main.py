@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import typer
 
+from worldstereo_ros.cli.batch import batch
 from worldstereo_ros.cli.demo import demo
 from worldstereo_ros.cli.doctor import doctor
 from worldstereo_ros.cli.errors import ErrorReportingGroup
@@ -40,6 +41,7 @@ app.command()(stereo)
 app.command()(pointmaps)
 app.command()(view)
 app.command()(score)
+app.command()(batch)
 app.command()(evaluate)
 app.command()(export)
 app.command()(inspect)
