@@ -223,7 +223,7 @@ class WorldModel:
         on_step: OnStep,
     ) -> Iterator[ImaginedView]:
         count, clip_length = len(poses), self.pipeline.clip_length
-        for_bank = _views_for_bank(count, clip_length)
+        for_bank = views_for_bank(count, clip_length)
         for first in range(0, count, clip_length):
             on_step("rendering", first, count)
             conditioning, bank_index = self._condition(poses[first : first + clip_length], camera, start_view)
@@ -384,8 +384,8 @@ def warm_up(
         assert view.image.shape == image.shape
 
 
-def _views_for_bank(count: int, clip_length: int) -> set[int]:
-    """Indices of the views of a path that join the view bank."""
+def views_for_bank(count: int, clip_length: int) -> set[int]:
+    """Indices of the views of a path of `count` views that join the view bank, where views are remembered."""
     clips = -(-count // clip_length) if clip_length > 1 else 1
     return {int(i) for i in np.linspace(min(1, count - 1), count - 1, BANK_VIEWS_PER_CLIP * clips).round()}
 

@@ -29,6 +29,7 @@ from worldstereo_ros.ros.node.parameter_rows import (
     rows_of,
 )
 from worldstereo_ros.ros.node.planning_parameters import AUTO, PlanningParameters
+from worldstereo_ros.ros.node.serve_parameters import ServeParameters, check_serve
 from worldstereo_ros.ros.node.stereo_parameters import StereoParameters
 from worldstereo_ros.utils.errors import InputError
 from worldstereo_ros.weights.bundled import DEFAULT_MODEL
@@ -92,6 +93,13 @@ class NodeParameters:
         "Depth model for images without a depth image: small (the bundled network), the name or folder of a depth "
         "estimation model, or none (such images are rejected; nothing is estimated); empty = small until the first "
         "depth image arrives, then none. Points of such images are estimated: on ~/map/estimated, never on ~/map.",
+        applies=CONFIGURE,
+    )
+
+    backend: str = row(
+        "local",
+        "Where views are imagined: local, or serve (on the server serve.url; here while it does not answer).",
+        choices=("local", "serve"),
         applies=CONFIGURE,
     )
 
@@ -280,6 +288,7 @@ class NodeParameters:
 
     # --- groups ---
     planning: PlanningParameters = group(PlanningParameters)  # noqa: RUF009 - becomes a default_factory
+    serve: ServeParameters = group(ServeParameters)  # noqa: RUF009 - becomes a default_factory
     stereo: StereoParameters = group(StereoParameters)  # noqa: RUF009 - becomes a default_factory
 
 
@@ -372,6 +381,7 @@ def make_parameters(values: Mapping[str, object]) -> NodeParameters:
         raise ConfigurationError(
             "depth_source is 'model' but depth_model is 'none'; set depth_model, or depth_source to 'auto'."
         )
+    check_serve(parameters.backend, parameters.serve)
     return parameters
 
 

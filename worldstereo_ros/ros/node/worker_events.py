@@ -8,6 +8,7 @@ from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.views import ImaginedView
 from worldstereo_ros.memory.path_clearance import describe_blocked
 from worldstereo_ros.ros.node.activity_log import JobLog, ObservationLog
+from worldstereo_ros.ros.node.backend import describe_backend
 from worldstereo_ros.ros.node.diagnostics import NodeDiagnostics
 from worldstereo_ros.ros.node.jobs import VIEW_ORIGIN, ErrorCode, Job, JobRejectedError, JobResult
 from worldstereo_ros.ros.node.parameters import NodeParameters
@@ -96,6 +97,7 @@ class WorkerEventHandler:
             "depth of the newest observation": self._depth_of_newest or "none",
             "views in the bank": len(world.bank.views),
             "device in use": str(world.device),
+            "backend": describe_backend(world),
         }
         if world.device.type == "cuda":
             import torch

@@ -8,6 +8,7 @@ from worldstereo_ros.depth.estimators import DepthEstimator
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.pipelines.auto import load_pipeline
 from worldstereo_ros.pipelines.base import Pipeline
+from worldstereo_ros.ros.node.backend import make_world
 from worldstereo_ros.ros.node.folders import map_directory
 from worldstereo_ros.ros.node.parameters import ConfigurationError, NodeParameters
 from worldstereo_ros.world import WorldModel, warm_up
@@ -61,7 +62,7 @@ def build_world(parameters: NodeParameters) -> WorldModel:
             max_age=parameters.max_age or None,
         )
         bank = ViewBank(parameters.max_bank_views, max_bytes=parameters.max_bank_memory * 10**6)
-        return WorldModel(pipeline, cloud, bank, depth_estimator=estimator, device=device)
+        return make_world(parameters, pipeline, cloud, bank, depth_estimator=estimator, device=device)
     except (ValueError, RuntimeError, OSError) as error:
         raise ConfigurationError(str(error)) from error
 
