@@ -8,6 +8,7 @@ explain it (`pose_graph.close_loops`).
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -46,6 +47,7 @@ MAX_LOOPS = 24
 # Standard deviations of a loop, and of the chain between keyframes; the latter are those of worlds' walks, generously.
 LOOP_SIGMA = (0.02, 0.04, 0.08)  # radians, median depths, logarithm
 CHAIN_TURN, CHAIN_SHIFT, CHAIN_LENGTH, CHAIN_SCALE = 0.01, 0.006, 0.05, 0.04  # depths; share of the step
+WEAK_LINK = np.array([0.05, 0.1, 0.5])  # of the chain where nothing of two keyframes can be matched
 MEASURED_SCALE = 0.002
 DRIFT_QUANTILE = 0.999
 
@@ -170,7 +172,8 @@ class LoopCloser:
     def close(self) -> Closure:
         """The corrected path; that of the start where no place is seen again or the poses were given."""
         poses = np.stack(self._poses) if self._poses else np.zeros((0, 4, 4))
-        scale, used, refused = np.ones(len(poses)), [], 0
+        scale, refused = np.ones(len(poses)), 0
+        used: list[Loop] = []
         shots = np.array(self._shots)
         for shot in np.unique(shots):
             keyframes = [each for each in self.keyframes if each.shot == shot]
@@ -329,18 +332,7 @@ def _closed(keyframes: Sequence[Keyframe], loops: Sequence[Loop], poses: np.ndar
     start = Similarities.of_poses(np.stack([each.pose for each in keyframes]))
     depth = np.array([each.median_depth for each in keyframes])
     measured = all(each.measured for each in keyframes)
-    length = np.linalg.norm(np.diff(start.translation, axis=0), axis=1)
-    steps = len(keyframes) - 1
-    spread = np.sqrt(np.diff(at) / KEYFRAME_STEP)  # of a random walk
-    scale_sigma = MEASURED_SCALE if measured else CHAIN_SCALE
-    sigma = np.stack(
-        [
-            CHAIN_TURN * spread,
-            CHAIN_SHIFT * depth[:-1] * spread + CHAIN_LENGTH * length,
-            np.full(steps, scale_sigma) * spread,
-        ],
-        axis=1,
-    )
+    sigma = np.stack([_link_sigma(a, b, measured) for a, b in itertools.pairwise(keyframes)])
     place = {frame: row for row, frame in enumerate(at.tolist())}
     first = np.array([place[loop.first] for loop in loops])
     relative = Similarities(
@@ -352,12 +344,41 @@ def _closed(keyframes: Sequence[Keyframe], loops: Sequence[Loop], poses: np.ndar
     grown = MEASURED_SCALE if measured else grown
     loop_sigma = np.stack([np.full(len(loops), turn), shift * depth[first], np.full(len(loops), grown)], axis=1)
     edges = Edges(first, np.array([place[loop.second] for loop in loops]), relative, loop_sigma)
-    nodes, used = close_loops(start, chain_edges(start, sigma), edges, DRIFT_QUANTILE)
-    kept = tuple(loop for loop, good in zip(loops, used, strict=True) if good)
+    nodes, used_rows = close_loops(start, chain_edges(start, sigma), edges, DRIFT_QUANTILE)
+    kept = tuple(loop for loop, good in zip(loops, used_rows, strict=True) if good)
     if not kept:
         return Closure(poses, np.ones(len(poses)), (), len(loops))
     moved, scale = interpolate(nodes, start, at, poses, frames)
-    return Closure(moved, scale, kept, int((~used).sum()))
+    return Closure(moved, scale, kept, int((~used_rows).sum()))
+
+
+def _link_sigma(one: Keyframe, two: Keyframe, measured: bool) -> np.ndarray:
+    """(3,) standard deviations of the way from one keyframe to the next, see `Edges`.
+
+    The two are placed anew by their descriptors and depth maps: where this contradicts the path, or nothing can be
+    matched, the path may have lost its scale there.
+    """
+    way = invert_pose(one.pose) @ two.pose
+    depth, length = one.median_depth, float(np.linalg.norm(way[:3, 3]))
+    spread = np.sqrt((two.frame - one.frame) / KEYFRAME_STEP)  # of a random walk
+    base = np.array([CHAIN_TURN, CHAIN_SHIFT * depth, CHAIN_SCALE]) * spread
+    base[1] = np.hypot(base[1], CHAIN_LENGTH * length)
+    rows, others = match_rows(_unit(one.descriptors), _unit(two.descriptors))
+    contradiction = WEAK_LINK * [1, depth, 1]
+    for first, second, a, b, wanted in (
+        (one, two, rows, others, way),
+        (two, one, others, rows, invert_pose(way)),
+    ):
+        found = _place(first, second, a, b) if len(a) >= MIN_MATCHES else None
+        if found is not None:
+            relative, _ = found
+            shift = float(np.linalg.norm(relative.translation - wanted[:3, 3]))
+            turn = float(rotation_angles(relative.rotation, wanted[:3, :3]))
+            contradiction = np.minimum(contradiction, [turn, shift, abs(np.log(relative.scale))])
+    sigma = np.hypot(base, contradiction)
+    if measured:
+        sigma[2] = MEASURED_SCALE * spread
+    return sigma
 
 
 def apply_closure(maps: Pointmaps, closure: Closure) -> Pointmaps:

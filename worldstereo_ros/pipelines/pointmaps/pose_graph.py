@@ -215,12 +215,12 @@ def close_loops(nodes: Similarities, chain: Edges, loops: Edges, probability: fl
         if 2 * cost <= chi2.ppf(probability, 7 * len(chosen)):
             return best, used
         # Loops that contradict each other: without the one whose removal helps most.
-        rows = np.flatnonzero(used)
+        candidates = np.flatnonzero(used)
         costs = []
-        for row in rows:
-            rest = loops[rows[rows != row]]
+        for candidate in candidates:
+            rest = loops[candidates[candidates != candidate]]
             costs.append(optimise(nodes, chain.joined(rest))[1])
-        used[rows[int(np.argmin(costs))]] = False
+        used[candidates[int(np.argmin(costs))]] = False
     return nodes if not used.any() else best, used
 
 
