@@ -30,6 +30,7 @@ from worldstereo_ros.ros.node.logging_bridge import NodeLogHandler
 from worldstereo_ros.ros.node.occupancy_publishers import OccupancyPublishers
 from worldstereo_ros.ros.node.parameter_server import ParameterServer
 from worldstereo_ros.ros.node.parameters import ConfigurationError, NodeParameters
+from worldstereo_ros.ros.node.pointmap_loading import offer_to, open_pointmaps
 from worldstereo_ros.ros.node.pose_resolver import PoseResolver
 from worldstereo_ros.ros.node.publishers import OUTPUTS, Publishers
 from worldstereo_ros.ros.node.qos_overrides import unknown_qos_overrides
@@ -46,6 +47,7 @@ from worldstereo_ros.ros.node.worker_events import WorkerEventHandler
 from worldstereo_ros.ros.node.world_factory import build_world, describe_depth_source
 
 if TYPE_CHECKING:
+    from worldstereo_ros.ros.node.pointmaps import PointmapOutput
     from worldstereo_ros.ros.node.stereo import StereoOutput
 
 TICK_PERIOD_S = 0.05
@@ -83,6 +85,7 @@ class WorldStereoNode(LifecycleNode):
         self._input_subscriptions: Subscriptions | None = None
         self._output_publishers: Publishers | None = None
         self._stereo: StereoOutput | None = None
+        self._pointmaps: PointmapOutput | None = None
         self._occupancy: OccupancyPublishers | None = None
         self._transforms: TransformSource = TransformBuffer()
         self.parameters = NodeParameters()
@@ -102,7 +105,7 @@ class WorldStereoNode(LifecycleNode):
             self.diagnostics,
             get_worker=lambda: self.worker,
             get_state=lambda: self.state_label,
-            on_reset=lambda: self._input_subscriptions.drop_images() if self._input_subscriptions else None,
+            on_reset=self._on_reset,
             on_memory_replaced=self.worker_events.on_memory_replaced,
             guarded=self.guarded,
         )
@@ -142,6 +145,9 @@ class WorldStereoNode(LifecycleNode):
             self.pose_resolver.reset(self._transforms, self.parameters)
             self._output_publishers = Publishers(self, self.parameters, self.pose_resolver)
             self._stereo = open_stereo(self, self.parameters, self.diagnostics)
+            offer = lambda observation: self.worker.offer_observation(observation)  # noqa: E731 - workers change
+            common = self, self.parameters, self.pose_resolver, self.diagnostics
+            self._pointmaps = open_pointmaps(*common, offer, self.guarded)
             self._occupancy = OccupancyPublishers(
                 self, self.parameters, self.diagnostics, self._servers.planner, self._memory_revision
             )
@@ -177,7 +183,8 @@ class WorldStereoNode(LifecycleNode):
                 self.diagnostics,
                 self.worker.offer_observation,
                 self.guarded,
-                on_matched=None if self._stereo is None else self._stereo.offer,
+                on_matched=offer_to(self._stereo, self._pointmaps),
+                placed_by_pointmaps=lambda: self._pointmaps is not None and self._pointmaps.places_images,
             )
         except Exception as error:  # rclpy would go through on_error without a word
             self.diagnostics.problem = f"Not activated. {type(error).__name__}: {error}"
@@ -188,10 +195,8 @@ class WorldStereoNode(LifecycleNode):
         self._warn_of_qos_overrides()
         self._servers.accept_jobs = True
         topics = ", ".join(self._input_subscriptions.topics.values())
-        name = self.get_fully_qualified_name()
-        self.get_logger().info(
-            f"Active. Subscribed to {topics}. Send goals to the action {name}/imagine_path or paths to the topic path."
-        )
+        action = f"{self.get_fully_qualified_name()}/imagine_path"
+        self.get_logger().info(f"Active. Subscribed to {topics}. Send goals to {action} or paths to the topic path.")
         return SUCCESS
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -239,21 +244,26 @@ class WorldStereoNode(LifecycleNode):
                 self.get_logger().error("The worker thread hangs; started a new one.")
             worker.abandon()
             self.worker = self._start_worker()
-        if self._output_publishers is not None:
-            self._output_publishers.close()
-            self._output_publishers = None
-        self._close_stereo()
-        if self._occupancy is not None:
-            self._occupancy.close()
-            self._occupancy = None
+        self._close_outputs()
+        for part in (self._output_publishers, self._occupancy):
+            if part is not None:
+                part.close()
+        self._output_publishers = self._occupancy = None
         self._transforms.close()
         self._transforms = TransformBuffer()
         self.pose_resolver.reset(self._transforms, self.parameters)
 
-    def _close_stereo(self) -> None:
-        if self._stereo is not None and not self._stereo.close() and not self._stop_requested():
-            self.get_logger().error("The thread of the stereo pairs hangs; it ends with the process.")
-        self._stereo = None
+    def _close_outputs(self) -> None:
+        for name, output in (("stereo pairs", self._stereo), ("point maps", self._pointmaps)):
+            if output is not None and not output.close() and not self._stop_requested():
+                self.get_logger().error(f"The thread of the {name} still works; it ends with the process.")
+        self._stereo = self._pointmaps = None
+
+    def _on_reset(self) -> None:
+        if self._input_subscriptions is not None:
+            self._input_subscriptions.drop_images()
+        if self._pointmaps is not None:
+            self._pointmaps.restart()
 
     def _wait_for(self, future: Future) -> Any:
         """The result of a call of the worker. Raises ConfigurationError as soon as the process is asked to end."""
@@ -272,7 +282,7 @@ class WorldStereoNode(LifecycleNode):
     def close(self) -> bool:
         """Ends all work and the worker thread. Returns False if the worker hangs."""
         self._end_work("The node is shutting down.")
-        self._close_stereo()
+        self._close_outputs()
         stopped = self.worker.stop(STOP_TIMEOUT_S)
         if not stopped:
             for job in self.worker.overdue(grace=-float("inf")):
@@ -317,6 +327,7 @@ class WorldStereoNode(LifecycleNode):
             self._input_subscriptions,
             self._output_publishers,
             self._stereo,
+            self._pointmaps,
             self._occupancy,
         ):
             if part is not None:
@@ -361,7 +372,7 @@ class WorldStereoNode(LifecycleNode):
     def _warn_of_qos_overrides(self) -> None:
         topics = [(self.resolve_topic_name(name), "subscription") for name, *_ in INPUTS]
         outputs = [name for name, *_ in OUTPUTS]
-        for part in (self._stereo, self._occupancy):
+        for part in (self._stereo, self._pointmaps, self._occupancy):
             outputs += [] if part is None else part.names
         topics += [(self.resolve_topic_name(name), "publisher") for name in outputs]
         for warning in unknown_qos_overrides(self._parameter_overrides, topics):
@@ -378,8 +389,8 @@ class WorldStereoNode(LifecycleNode):
             "reconstruction": self._servers.reconstructions.progress,
             **self.worker_events.memory_status,
         }
-        if self._stereo is not None:
-            values |= self._stereo.status
+        for part in (self._stereo, self._pointmaps):
+            values |= {} if part is None else part.status
         if self.pose_resolver.used_fallback:
             values["camera extrinsics"] = "from the parameter base_to_camera, since TF has no transform"
         array = DiagnosticArray()

@@ -29,6 +29,7 @@ from worldstereo_ros.ros.node.parameter_rows import (
     rows_of,
 )
 from worldstereo_ros.ros.node.planning_parameters import AUTO, PlanningParameters
+from worldstereo_ros.ros.node.pointmap_parameters import PointmapParameters, check_pointmaps
 from worldstereo_ros.ros.node.serve_parameters import ServeParameters, check_serve
 from worldstereo_ros.ros.node.stereo_parameters import StereoParameters
 from worldstereo_ros.utils.errors import InputError
@@ -84,8 +85,9 @@ class NodeParameters:
     depth_source: str = row(
         "auto",
         "Source of depth: sensor (the topic depth; images without depth are rejected), model (always depth_model; all "
-        "points are estimated, none observed), or auto (the topic depth, else depth_model).",
-        choices=("auto", "sensor", "model"),
+        "points are estimated, none observed), pointmaps (always by point maps; estimated, too), or auto (the topic "
+        "depth, else point maps where the poses are theirs, else depth_model).",
+        choices=("auto", "sensor", "model", "pointmaps"),
         applies=CONFIGURE,
     )
     depth_model: str = row(
@@ -137,9 +139,10 @@ class NodeParameters:
     )
     pose_source: str = row(
         "auto",
-        "Source of the pose of each image: tf, topic (pose), auto (tf, else topic), or fixed (a robot that never "
-        "moves, at the origin of world_frame).",
-        choices=("auto", "tf", "topic", "fixed"),
+        "Source of the pose of each image: tf, topic (pose), fixed (a robot that never moves, at the origin of "
+        "world_frame), pointmaps (estimated from the images; world_frame is where base_frame was at first), or auto "
+        "(tf, else topic, else, with pointmaps.enabled and while neither gave any pose, point maps).",
+        choices=("auto", "tf", "topic", "fixed", "pointmaps"),
     )
     camera_axes: str = row(
         "auto",
@@ -290,6 +293,7 @@ class NodeParameters:
     planning: PlanningParameters = group(PlanningParameters)  # noqa: RUF009 - becomes a default_factory
     serve: ServeParameters = group(ServeParameters)  # noqa: RUF009 - becomes a default_factory
     stereo: StereoParameters = group(StereoParameters)  # noqa: RUF009 - becomes a default_factory
+    pointmaps: PointmapParameters = group(PointmapParameters)  # noqa: RUF009 - becomes a default_factory
 
 
 def table() -> tuple[Row, ...]:
@@ -382,6 +386,7 @@ def make_parameters(values: Mapping[str, object]) -> NodeParameters:
             "depth_source is 'model' but depth_model is 'none'; set depth_model, or depth_source to 'auto'."
         )
     check_serve(parameters.backend, parameters.serve)
+    check_pointmaps(parameters)
     return parameters
 
 

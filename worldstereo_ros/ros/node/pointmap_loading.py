@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from rclpy.lifecycle import LifecycleNode
 
@@ -14,6 +14,10 @@ from worldstereo_ros.ros.node.synchronizer import Observation
 
 if TYPE_CHECKING:
     from worldstereo_ros.ros.node.pointmaps import PointmapOutput
+
+
+class _Taker(Protocol):
+    def offer(self, frame: Observation, posed: bool) -> None: ...
 
 
 def open_pointmaps(
@@ -33,14 +37,14 @@ def open_pointmaps(
     return PointmapOutput(node, parameters, pose_resolver, diagnostics, log, offer_observation, guarded)
 
 
-def both(*callbacks: Callable[[Observation, bool], None] | None) -> Callable[[Observation, bool], None] | None:
-    """A callback that calls all of those that are there; None if none is."""
-    there = [callback for callback in callbacks if callback is not None]
+def offer_to(*takers: _Taker | None) -> Callable[[Observation, bool], None] | None:
+    """A callback that offers an image to all that are there; None if none is."""
+    there = [taker for taker in takers if taker is not None]
     if not there:
         return None
 
-    def call(frame: Observation, posed: bool) -> None:
-        for callback in there:
-            callback(frame, posed)
+    def offer(frame: Observation, posed: bool) -> None:
+        for taker in there:
+            taker.offer(frame, posed)
 
-    return call
+    return offer

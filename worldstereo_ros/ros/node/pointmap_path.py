@@ -117,6 +117,8 @@ class PointmapPath:
                 self._pose = self._pose @ step
             self._before, camera_from_path = pose, invert_pose(self._pose)
             own = self._scaled(covariance) + floor
+            if self.scale_from == GIVEN_ODOMETRY:
+                own = _without_scale(own, (camera_from_path @ start)[:3, 3])
             self._base = moved(base, camera_from_path @ start) + own
             # The scale is common to the shot, so that its error grows with the distance from where it began.
             ray = (camera_from_path @ self._shot_start)[:3, 3] * (SCALE_STD if self.metric else GUESS_STD)
@@ -149,6 +151,24 @@ class PointmapPath:
             self.factor, self.scale_from = factor, GIVEN_ODOMETRY
         elif self.scale_from != GIVEN_ODOMETRY or len(self._reference) == len(maps):
             self.factor, self.scale_from, self.scale_awaited = 1.0, GUESS, True
+
+
+def _without_scale(covariance: np.ndarray, ray: np.ndarray) -> np.ndarray:
+    """A covariance of a solve that does not know its scale, where a reference tells it.
+
+    The error along the ray (3,) to where the part began is mostly that of the scale; no more of it is left than that
+    of the reference, and what is across.
+    """
+    length = float(np.linalg.norm(ray))
+    if length < 1e-9:
+        return covariance
+    along = ray / length
+    variance = float(along @ covariance[:3, :3] @ along)
+    across = 0.5 * (float(np.trace(covariance[:3, :3])) - variance)
+    kept = min(1.0, ((SCALE_STD * length) ** 2 + across) / variance)
+    shrink = np.eye(6)
+    shrink[:3, :3] -= (1 - np.sqrt(kept)) * np.outer(along, along)
+    return shrink @ covariance @ shrink
 
 
 def _diagonal(position: float, rotation: float) -> np.ndarray:

@@ -66,6 +66,7 @@ class Subscriptions:
         guarded: (name, callback) -> a callback that reports exceptions instead of raising them.
         on_matched: takes (image with its camera_info and depth, whether its pose is known) of each image, whatever
             `min_observation_period`; where poses do not arrive, without waiting for them.
+        placed_by_pointmaps: returns whether the memories hold views whose poses point maps estimated.
 
     Attributes:
         topics: resolved topic by the name of the input.
@@ -81,9 +82,10 @@ class Subscriptions:
         offer: Callable[[Observation], None],
         guarded: Callable[[str, Callable], Callable],
         on_matched: Callable[[Observation, bool], None] | None = None,
+        placed_by_pointmaps: Callable[[], bool] = lambda: False,
     ) -> None:
         self._node, self._pose_resolver, self._diagnostics, self._offer = node, pose_resolver, diagnostics, offer
-        self._on_matched = on_matched
+        self._on_matched, self._placed_by_pointmaps = on_matched, placed_by_pointmaps
         self._poses_arrive = False  # of the images, so that they are worth waiting for
         self._synchronizer = Synchronizer()
         self._synced: deque[SyncedFrame] = deque()  # frames that wait for their pose
@@ -136,7 +138,7 @@ class Subscriptions:
         # By default, estimated depth replaces a sensor that is absent, but not single frames that a sensor lost.
         self._depth_unit = parse_depth_unit(parameters.depth_unit)
         auto = "optional" if parameters.depth_model else "auto"
-        policies = {"sensor": "required", "model": "ignored", "auto": auto}
+        policies = {"sensor": "required", "model": "ignored", "pointmaps": "ignored", "auto": auto}
         self._synchronizer.depth_policy = policies[parameters.depth_source]
 
     def close(self) -> None:
@@ -267,6 +269,8 @@ class Subscriptions:
             for frame in ready:
                 frame.handed_on = True
                 self._on_matched(self._observation(frame, np.eye(4)), False)
+        if self._parameters.pose_source == "pointmaps":  # which gets every image, and offers those that it places
+            ready = [frame for frame in ready if not frame.handed_on]
         self._synced.extend(ready)
         while len(self._synced) > MAX_PENDING:
             self._synced.popleft()
@@ -279,6 +283,9 @@ class Subscriptions:
                 if error.may_arrive and now - frame.received_at < timeout:
                     continue
                 self._poses_arrive = False
+                if self._parameters.pointmaps.enabled and self._parameters.pose_source == "auto" and frame.handed_on:
+                    self._synced.remove(frame)  # point maps place it, if poses never arrive
+                    continue
                 self._diagnostics.on_rejected(frame.topic, f"The pose of the image is unknown. {error}")
             except ValueError as error:
                 self._diagnostics.on_rejected(frame.topic, str(error))
@@ -299,12 +306,19 @@ class Subscriptions:
             if not frame.handed_on:
                 frame.handed_on = True
                 self._on_matched(self._observation(frame, pose), True)
+        if self._parameters.depth_source == "pointmaps" and frame.info is not None:
+            return  # point maps offer it with their depth
         if now - self._last_observation_at < self._parameters.min_observation_period:
             return
         frame_and_stamp = (frame.image.header.frame_id, frame.stamp_ns)
         if frame.stamp_ns and frame_and_stamp == self._last_observation:
             return  # a driver that publishes raw and compressed images sends each one twice
         pose = self._pose_of(frame)
+        if self._placed_by_pointmaps():
+            raise InputError(
+                "The image has a pose of TF or a topic, and the memories hold views that point maps placed, in a frame "
+                "of their own: the two are not mixed. Call ~/reset to go on with the poses that arrive now."
+            )
         self._last_observation = frame_and_stamp
         self._last_observation_at = now
         # Only after the lookup: a frame that TF does not know must not replace one that it knows.
@@ -328,6 +342,11 @@ class Subscriptions:
         """world_from_camera (4, 4) of an image. Raises TransformUnavailableError."""
         source = self._parameters.pose_source
         camera_frame = self._frame_of(frame.image)
+        if source == "pointmaps":
+            raise InputError(
+                "The image has no pose: pose_source is pointmaps, which places images of a camera with camera_info, "
+                "and no panorama. Set pose_source to tf or topic for it."
+            )
         if source == "fixed":
             return self._pose_resolver.base_from_camera(camera_frame)
         reason: TransformUnavailableError | None = None

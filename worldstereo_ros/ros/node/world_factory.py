@@ -69,6 +69,8 @@ def build_world(parameters: NodeParameters) -> WorldModel:
 
 def describe_depth_source(parameters: NodeParameters) -> str:
     """Describes in one sentence, for the log, where images without a depth image get their depth from."""
+    if parameters.depth_source == "pointmaps":
+        return "Depth of all images is estimated by point maps; such points are never on ~/map."
     if parameters.depth_source == "sensor" or parameters.depth_model == "none":
         return "Images without depth are rejected."
     bundled = parameters.depth_model in ("", "small")
