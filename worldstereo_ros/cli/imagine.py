@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 from shlex import quote
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from worldstereo_ros.cli.options import INPUT, MODEL, PATH, DepthModel, Device, Fill, Model, Out, Prompt, Seed, Variant
+from worldstereo_ros.cli.pointmap_geometry import DepthSource, PoseSource, check_sources
 from worldstereo_ros.cli.recording_options import (
     BAG,
     BaseFrame,
@@ -76,6 +77,8 @@ def imagine(
             rich_help_panel=INPUT,
         ),
     ] = None,
+    pose_source: PoseSource = "auto",
+    depth_source: DepthSource = "auto",
     bag: Annotated[
         Path | None,
         typer.Option(metavar="BAG", help="Rosbag (MCAP or SQLite) to use as the source.", rich_help_panel=BAG),
@@ -191,6 +194,7 @@ def imagine(
     from worldstereo_ros.cli.maps import check_only_map, read_map
     from worldstereo_ros.cli.options import check_model_options
     from worldstereo_ros.cli.paths import choose_path
+    from worldstereo_ros.cli.pointmap_recording import read_by_pointmaps, without_depth
     from worldstereo_ros.cli.recording_options import check_no_bag_options, check_no_path_options
     from worldstereo_ros.cli.segments import choose_loop
     from worldstereo_ros.cli.sources import parse_frames, parse_size, read_bag, read_source
@@ -208,8 +212,12 @@ def imagine(
     if preview is not None:
         check_preview(preview)
     frames = parse_frames(observe) if observe else []
+    check_sources(pose_source, depth_source, depth_model)
     given = {"--observe": observe, "--observations": observations, "--size": size, "--fov": fov, "--bag": bag}
+    given |= {"--pose-source": pose_source.replace("auto", ""), "--depth-source": depth_source.replace("auto", "")}
     check_only_map(map_file, SOURCE=source, **given)
+    if depth_source == "sensor":
+        depth_model = "none"
     results = ResultsFolder(
         out, RESULT_NAMES, sources=[source, bag, map_file, path if path and Path(path).is_dir() else None]
     )
@@ -228,6 +236,16 @@ def imagine(
         "depth_unit": depth_unit,
     }
     path_options = frame_options | {"pose_frame": path_pose_frame, "heading": path_heading}
+    placing: dict[str, Any] = {
+        "pose_source": pose_source,
+        "depth_source": depth_source,
+        "observations": observations,
+        "frames": frames,
+        "size": size,
+        "depth_model": depth_model,
+        "device": device,
+        "console": console,
+    }
     archive = None
     if map_file is not None:
         check_no_bag_options(view_options, path_pose_frame=path_pose_frame, path_heading=path_heading)
@@ -235,10 +253,13 @@ def imagine(
     elif bag is not None and source is None:
         if fov is not None:
             raise InputError("The camera of a bag is that of its camera_info; --fov is for images and videos without.")
-        recording = read_bag(bag, observations, frames, size=size, view_options=view_options, path_options=path_options)
+        placed = read_by_pointmaps(bag, bag_options=view_options, **placing)
+        recording = placed or read_bag(
+            bag, observations, frames, size=size, view_options=view_options, path_options=path_options
+        )
     elif source is not None and bag is None:
         check_no_bag_options(view_options, path_pose_frame=path_pose_frame, path_heading=path_heading)
-        recording = read_source(
+        recording = read_by_pointmaps(source, depth_unit=depth_unit, fov=fov, **placing) or read_source(
             source,
             observations,
             frames,
@@ -249,6 +270,8 @@ def imagine(
         )
     else:
         raise InputError("Name one source: a folder or image, a bag with --bag, or a saved map with --map.")
+    if depth_source == "model" and archive is None:
+        recording = without_depth(recording)
     observed_views = recording.observed_views
     for note in recording.notes:
         console.print(escape(note), highlight=False)

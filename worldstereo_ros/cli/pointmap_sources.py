@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +50,7 @@ class FrameSource:
         count: number of frames; None if it is known at the end only.
         posed: their poses are known.
         notes: sentences for the user.
+        metric: lengths of poses and depth are metres, where there are some.
     """
 
     camera: Camera | None
@@ -57,15 +58,20 @@ class FrameSource:
     count: int | None
     posed: bool
     notes: list[str] = field(default_factory=list)
+    metric: bool = True
 
 
-def open_frames(path: Path, fov: float | None, bag_options: dict[str, Any] | None) -> FrameSource:
+def open_frames(
+    path: Path, fov: float | None, bag_options: dict[str, Any] | None, *, depth_unit: str = "auto"
+) -> FrameSource:
     """Opens a source.
 
     Args:
         path: video, folder of images, posed sequence, or bag.
         fov: horizontal field of view in degrees of a camera without intrinsics; None: unknown.
-        bag_options: keyword arguments of `read_images`; None: the source is no bag.
+        bag_options: keyword arguments of `read_images`; None: the source is no bag. With `max_views` as many of its
+            images, spread evenly.
+        depth_unit: of a sequence, see `geometry.depth_units.parse_depth_unit`.
 
     Raises:
         DatasetError, BagError: the source is missing or damaged.
@@ -76,6 +82,7 @@ def open_frames(path: Path, fov: float | None, bag_options: dict[str, Any] | Non
     if bag_options is not None:
         return _open_bag(path, bag_options)
     from worldstereo_ros.geometry.cameras import Camera
+    from worldstereo_ros.geometry.depth_units import parse_depth_unit
     from worldstereo_ros.io.datasets import open_sequence
     from worldstereo_ros.io.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, list_files
 
@@ -84,6 +91,8 @@ def open_frames(path: Path, fov: float | None, bag_options: dict[str, Any] | Non
         if len(images) > 1 and not list_files(path, VIDEO_SUFFIXES):
             return _open_images(images, fov)
     sequence = open_sequence(path)
+    if (metres_per_count := parse_depth_unit(depth_unit)) is not None:
+        sequence = replace(sequence, depth_scale=1 / metres_per_count)
     camera: Camera | None = sequence.camera
     if fov is not None:
         if sequence.camera_known:
@@ -162,7 +171,10 @@ def _open_sequence(sequence: ViewSequence, camera: Camera | None) -> FrameSource
             pose = view.world_from_camera if sequence.posed else None
             yield SourceFrame(view.image, depth, pose, float(stamps[index]))
 
-    return FrameSource(camera, read, len(sequence), sequence.posed, notes)
+    if not sequence.metric and sequence.has_lengths:
+        notes.append(f"The unit of {sequence.path.name} is arbitrary, by its intrinsics.json: lengths are not metres.")
+    metric = sequence.metric or not sequence.has_lengths
+    return FrameSource(camera, read, len(sequence), sequence.posed, notes, metric)
 
 
 def _open_bag(path: Path, options: dict[str, Any]) -> FrameSource:
@@ -170,7 +182,7 @@ def _open_bag(path: Path, options: dict[str, Any]) -> FrameSource:
     from worldstereo_ros.io.bags.views import read_images
 
     unposed: list[str] = []
-    first = next(read_images(path, **options, max_views=1, on_unposed=unposed.append), None)
+    first = next(read_images(path, **{**options, "max_views": 1}, on_unposed=unposed.append), None)
     if first is None:
         raise BagError(f"{path} has no image that can be used.")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -23,15 +23,6 @@ from worldstereo_ros.cli.recording_options import (
     check_no_bag_options,
 )
 from worldstereo_ros.utils.errors import InputError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    import numpy as np
-
-    from worldstereo_ros.cli.pointmap_sources import FrameSource, SourceFrame
-    from worldstereo_ros.pipelines.pointmaps.session import Session
-    from worldstereo_ros.pipelines.pointmaps.windows import PointmapStream
 
 AUTO = "auto"
 
@@ -131,10 +122,10 @@ def pointmaps(
     from rich.markup import escape
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+    from worldstereo_ros.cli.pointmap_session import Selection, choose_method, feed, open_stream
     from worldstereo_ros.cli.pointmap_sources import open_frames
     from worldstereo_ros.depth.estimators import NONE, load_depth_estimator
     from worldstereo_ros.io.results_folder import ResultsFolder
-    from worldstereo_ros.pipelines.pointmaps.refinement import is_available
     from worldstereo_ros.pipelines.pointmaps.session import SESSION_NAMES, Session
     from worldstereo_ros.reconstruction.sources import is_bag
 
@@ -150,8 +141,7 @@ def pointmaps(
         raise InputError("Point maps need a depth model; remove --depth-model none.")
     if odometry and ignore_poses:
         raise InputError("--scale-by-poses needs the poses that --ignore-poses ignores. Remove one of them.")
-    if method == AUTO:
-        method = "small" if prior == "none" or is_available(weights) else "map"
+    method = "small" if method == AUTO and prior == "none" else choose_method(method, weights)
     bag_options: dict[str, Any] = {
         "image_topic": image_topic,
         "depth_topic": depth_topic,
@@ -173,20 +163,20 @@ def pointmaps(
     opened = open_frames(source, fov, bag_options if from_bag else None)
     if odometry and not opened.posed:
         raise InputError(f"{source} has no poses, which --scale-by-poses takes the scale from. Remove the option.")
-    stream = _open_stream(opened, method, prior, steps, weights, load_depth_estimator(depth_model, device), device)
+    estimator = load_depth_estimator(depth_model, device)
+    stream = open_stream(opened.camera, method, estimator, device, weights=weights, prior=prior, steps=steps)
+    selection = Selection(
+        every, most=frames, poses=opened.posed and not ignore_poses and not odometry, scale=odometry,
+        depth=not ignore_depth,
+    )  # fmt: skip
     console = Console()
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with Session() as session:
         with Progress(*columns, console=console, transient=True) as progress:
             count = None if opened.count is None else min(frames or opened.count, -(-opened.count // every))
             task = progress.add_task("frames", total=count)
-            reference = _feed(
-                opened, stream, session, every, frames,
-                with_poses=opened.posed and not ignore_poses and not odometry,
-                with_depth=not ignore_depth,
-                keep_poses=odometry,
-                on_frame=lambda done: progress.update(task, completed=done),
-            )  # fmt: skip
+            on_frame = lambda done: progress.update(task, completed=done)  # noqa: E731
+            _, reference = feed(opened, stream, session, selection, on_frame)
         with results, console.status("writing"):
             summary = session.write(out, odometry=reference, ply=ply)
     for line in (*opened.notes, *describe(summary)):
@@ -194,73 +184,6 @@ def pointmaps(
     name = escape(quote(str(out)))
     console.print(f"In the browser: worldstereo view {name}", soft_wrap=True)
     console.print(f"New views of it: worldstereo imagine --map {name} --path between", soft_wrap=True)
-
-
-def _open_stream(
-    opened: FrameSource, method: str, prior: str, steps: int, weights: Path | None, estimator: Any, device: str
-) -> PointmapStream:
-    from worldstereo_ros.pipelines.pointmaps.refinement import estimate_without_prior, load_model, refiner_of
-    from worldstereo_ros.pipelines.pointmaps.windows import PointmapStream
-
-    if method != "small":
-        return PointmapStream(opened.camera, method=method, estimator=estimator)
-    model = load_model(weights, device)
-    if prior == "tracks":
-        return PointmapStream(opened.camera, method=method, estimator=estimator, refiner=refiner_of(model))
-    return PointmapStream(
-        opened.camera,
-        method=method,
-        estimator=estimator,
-        estimate=lambda window: estimate_without_prior(
-            list(window.images), window.camera if window.camera_known else None, model, steps=steps
-        ),
-    )
-
-
-def _feed(
-    opened: FrameSource,
-    stream: PointmapStream,
-    session: Session,
-    every: int,
-    most: int,
-    *,
-    with_poses: bool,
-    with_depth: bool,
-    keep_poses: bool,
-    on_frame: Callable[[int], None],
-) -> np.ndarray | None:
-    """Sends the frames through the stream; returns the poses that came along, if they are to be kept."""
-    import numpy as np
-
-    waiting: list[SourceFrame] = []
-    kept: list[np.ndarray] = []
-    done = 0
-    for index, frame in enumerate(opened.read()):
-        if index % every:
-            continue
-        if most and done == most:
-            break
-        done += 1
-        if (with_poses or keep_poses) and frame.pose is None:
-            raise InputError(f"Frame {index} has no pose while others do; use --ignore-poses to estimate all of them.")
-        if keep_poses and frame.pose is not None:
-            kept.append(frame.pose)
-        waiting.append(frame)
-        depth = frame.depth if with_depth else None
-        for maps in stream.push(frame.image, depth=depth, pose=frame.pose if with_poses else None):
-            _store(session, maps, waiting)
-        on_frame(done)
-    if done < 2:
-        raise InputError(f"The source has {done} frames to use; 2 at least were expected.")
-    for maps in stream.finish():
-        _store(session, maps, waiting)
-    return np.stack(kept) if keep_poses else None
-
-
-def _store(session: Session, maps: Any, waiting: list[SourceFrame]) -> None:
-    part = waiting[: len(maps)]
-    session.add(maps, [frame.image for frame in part], [frame.seconds for frame in part])
-    del waiting[: len(maps)]
 
 
 def describe(summary: dict[str, Any]) -> list[str]:

@@ -25,6 +25,7 @@ from worldstereo_ros.memory.archive import save_archive
 from worldstereo_ros.memory.bank import ViewBank
 from worldstereo_ros.memory.cloud import CloudMemory
 from worldstereo_ros.pipelines.pointmaps.estimate import scale_by_odometry
+from worldstereo_ros.pipelines.pointmaps.loops import LoopCloser
 from worldstereo_ros.pipelines.pointmaps.types import GIVEN_DEPTH, GIVEN_ODOMETRY, GUESS, Pointmaps
 from worldstereo_ros.utils.atomic_files import write_json
 from worldstereo_ros.utils.errors import InputError
@@ -46,7 +47,9 @@ class Session:
     """Frames so far. Use as a context manager: its temporary files go at the end.
 
     Attributes:
-        metadata: of each frame: number in the source, pose, whether it was found, shot, seconds.
+        metadata: of each frame: pose, its covariance, whether it was found, shot, seconds, whether depth is measured.
+        given_metric: poses and depth that are given are in metres; False: in a unit that nobody knows.
+        close_loops: correct the path where a place is seen again.
     """
 
     folder: Path = field(init=False)
@@ -55,6 +58,9 @@ class Session:
     scale_from: str = GUESS
     method: str = ""
     messages: list[str] = field(default_factory=list)
+    given_metric: bool = True
+    close_loops: bool = True
+    _closer: LoopCloser = field(default_factory=LoopCloser, repr=False)
 
     def __enter__(self) -> Session:
         self._temporary = tempfile.TemporaryDirectory(prefix="worldstereo_pointmaps_")
@@ -64,13 +70,29 @@ class Session:
     def __exit__(self, *error: object) -> None:
         self._temporary.cleanup()
 
-    def add(self, maps: Pointmaps, images: Sequence[np.ndarray], seconds: Sequence[float]) -> None:
-        """Adds the point maps of the next frames, with their images (of any size) and times."""
+    def add(
+        self,
+        maps: Pointmaps,
+        images: Sequence[np.ndarray],
+        seconds: Sequence[float],
+        measured: Sequence[bool] | None = None,
+    ) -> None:
+        """Adds the point maps of the next frames.
+
+        Args:
+            maps: of these frames.
+            images: of any size.
+            seconds: times.
+            measured: whether a sensor measured the depth of a frame; None: of all, if the scale is from depth.
+        """
         if self.camera is None:
             self.camera, self.scale_from, self.method = maps.camera, maps.scale_from, maps.method
         if not maps.metric:
             self.scale_from = GUESS
+        if self.close_loops:
+            self._closer.add(maps, images)
         depth = maps.depth
+        by_sensor = [maps.scale_from == GIVEN_DEPTH] * len(maps) if measured is None else measured
         for f, (image, time) in enumerate(zip(images, seconds, strict=True)):
             index = len(self.metadata)
             if image.shape[:2] != (maps.camera.height, maps.camera.width):
@@ -80,8 +102,11 @@ class Session:
                 confidence=np.rint(maps.confidence[f] * 255).astype(np.uint8),
             )  # fmt: skip
             self.metadata.append(
-                {"pose": maps.poses[f], "ok": bool(maps.frame_ok[f]), "shot": int(maps.shot[f]), "seconds": float(time)}
-            )
+                {
+                    "pose": maps.poses[f], "covariance": maps.pose_covariance[f], "ok": bool(maps.frame_ok[f]),
+                    "shot": int(maps.shot[f]), "seconds": float(time), "measured": bool(by_sensor[f]),
+                }
+            )  # fmt: skip
         self.messages += [text for text in maps.messages if text not in self.messages]
 
     def longest_shot(self) -> list[int]:
@@ -91,6 +116,37 @@ class Session:
             if each["ok"]:
                 shots.setdefault(each["shot"], []).append(index)
         return max(shots.values(), key=len) if shots else []
+
+    def views(self, odometry: np.ndarray | None = None) -> SessionViews:
+        """The frames of the longest shot whose pose was found, in the axes of the first of them.
+
+        Args:
+            odometry: (F, 4, 4) poses of the robot at the times of all frames, for the scale, where nothing else tells
+                it. Those of frames without are NaN.
+
+        Raises:
+            InputError: no frame has a pose.
+        """
+        rows = self.longest_shot()
+        if not rows or self.camera is None:
+            raise InputError("No frame has a pose, so there is nothing to write. " + " ".join(self.messages))
+        poses, factors, loops = np.stack([self.metadata[row]["pose"] for row in rows]), np.ones(len(rows)), 0
+        if self.close_loops:
+            closure = self._closer.close()
+            poses, factors, loops = closure.poses[rows], closure.scale[rows], len(closure.loops)
+            self.messages += [closure.message] if closure.message and closure.message not in self.messages else []
+        poses = np.linalg.inv(poses[0]) @ poses
+        factor, scale_from = 1.0, self.scale_from
+        if odometry is not None and scale_from == GUESS:
+            known = np.isfinite(odometry[rows]).all(axis=(1, 2))
+            found = scale_by_odometry(poses[known], odometry[rows][known]) if known.sum() > 1 else None
+            if found is None:
+                self.messages.append("The odometry moves too little to tell the scale.")
+            else:
+                factor, scale_from = found, GIVEN_ODOMETRY
+                self.messages = [text for text in self.messages if "metric: false" not in text]
+        poses[:, :3, 3] *= factor
+        return SessionViews(self, rows, poses, factors * factor, scale_from, loops)
 
     def write(self, out: Path, *, odometry: np.ndarray | None = None, ply: bool = False) -> dict[str, Any]:
         """Writes the longest shot and the summary.
@@ -107,21 +163,8 @@ class Session:
             InputError: no frame has a pose.
             WriteError, CloudFileError: a file cannot be written.
         """
-        rows = self.longest_shot()
-        if not rows or self.camera is None:
-            raise InputError("No frame has a pose, so there is nothing to write. " + " ".join(self.messages))
-        poses = np.stack([self.metadata[row]["pose"] for row in rows])
-        first = np.linalg.inv(poses[0])
-        poses = first @ poses
-        factor, scale_from = 1.0, self.scale_from
-        if odometry is not None and scale_from == GUESS:
-            found = scale_by_odometry(poses, odometry[rows])
-            if found is None:
-                self.messages.append("The odometry moves too little to tell the scale.")
-            else:
-                factor, scale_from = found, GIVEN_ODOMETRY
-        poses[:, :3, 3] *= factor
-        views = _Views(self, rows, poses, factor, metric=scale_from != GUESS, measured=scale_from == GIVEN_DEPTH)
+        views = self.views(odometry)
+        rows, poses = views.rows, views.poses
         write_sequence(out, views)
         seconds = np.array([self.metadata[row]["seconds"] for row in rows])
         write_tum(out / TUM_FILE, poses, seconds)
@@ -132,11 +175,11 @@ class Session:
             write_point_cloud(cloud, out / CLOUD_FILE)
         else:
             self.messages.append("No point is sure enough for the cloud.")
-        summary = self._summary(rows, poses, scale_from, len(cloud))
+        summary = self._summary(views, len(cloud))
         write_json(out / SUMMARY_FILE, summary)
         return summary
 
-    def _map(self, views: _Views, out: Path, ply: bool) -> tuple[CloudMemory, ViewBank]:
+    def _map(self, views: SessionViews, out: Path, ply: bool) -> tuple[CloudMemory, ViewBank]:
         (out / DYNAMIC_FOLDER).mkdir(parents=True, exist_ok=True)
         cloud: CloudMemory | None = None
         bank = ViewBank(BANK_VIEWS)
@@ -165,8 +208,8 @@ class Session:
         assert cloud is not None
         return cloud, bank
 
-    def _summary(self, rows: list[int], poses: np.ndarray, scale_from: str, points: int) -> dict[str, Any]:
-        steps = np.linalg.norm(np.diff(poses[:, :3, 3], axis=0), axis=1)
+    def _summary(self, views: SessionViews, points: int) -> dict[str, Any]:
+        steps = np.linalg.norm(np.diff(views.poses[:, :3, 3], axis=0), axis=1)
         camera = self.camera
         assert camera is not None
         return {
@@ -176,9 +219,10 @@ class Session:
             "frames_ok": sum(each["ok"] for each in self.metadata),
             "frames_lost": [index for index, each in enumerate(self.metadata) if not each["ok"]],
             "shots": len({each["shot"] for each in self.metadata}),
-            "frames_written": rows,
-            "metric": scale_from != GUESS,
-            "scale_from": scale_from,
+            "frames_written": views.rows,
+            "metric": views.metric,
+            "scale_from": views.scale_from,
+            "loops_closed": views.loops,
             "path_length": round(float(steps.sum()), 6),
             "points": points,
             "camera": {name: getattr(camera, name) for name in ("width", "height", "fx", "fy", "cx", "cy")},
@@ -186,15 +230,24 @@ class Session:
         }
 
 
-class _Views(Sequence[View]):
-    """The frames of a session as views, loaded from disk when they are read."""
+class SessionViews(Sequence[View]):
+    """The frames of a session as views, loaded from disk when they are read.
+
+    Attributes:
+        rows: numbers of the frames in the session.
+        poses: (N, 4, 4) world_from_camera.
+        scale_from: what the unit of length is from, see `Pointmaps`.
+        metric: lengths are metres.
+        loops: pairs of frames of one place that the path was corrected by.
+    """
 
     def __init__(
-        self, session: Session, rows: list[int], poses: np.ndarray, factor: float, *, metric: bool, measured: bool
+        self, session: Session, rows: list[int], poses: np.ndarray, factors: np.ndarray, scale_from: str, loops: int = 0
     ) -> None:
         assert session.camera is not None
-        self.session, self.rows, self.poses, self.factor = session, rows, poses, factor
-        self.camera, self.metric, self.measured = session.camera, metric, measured
+        self.session, self.rows, self.poses, self.factors = session, rows, poses, factors
+        self.camera, self.scale_from = session.camera, scale_from
+        self.metric, self.loops = scale_from != GUESS and session.given_metric, loops
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -214,13 +267,14 @@ class _Views(Sequence[View]):
         """A view, what moves in it (H, W) bool, and the confidence of its depth (H, W)."""
         row = self.rows[index]
         with np.load(self.session.folder / f"{row:06d}.npz") as stored:
-            image, depth = stored["image"], stored["depth"] * np.float32(self.factor)
+            image, depth = stored["image"], stored["depth"] * np.float32(self.factors[index])
             dynamic, confidence = stored["dynamic"], stored["confidence"].astype(np.float32) / 255
+        measured = self.session.metadata[row]["measured"]
         view = View(
             image=image, camera=self.camera, world_from_camera=self.poses[index], depth=depth,
             stamp_ns=round(self.session.metadata[row]["seconds"] * 1e9),
-            estimated=None if self.measured else np.ones(depth.shape, bool),
-            depth_confidence=None if self.measured else confidence, metric=self.metric,
+            estimated=None if measured else np.ones(depth.shape, bool),
+            depth_confidence=None if measured else confidence, metric=self.metric,
         )  # fmt: skip
         return view, dynamic, confidence
 
