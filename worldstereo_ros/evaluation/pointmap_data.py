@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from worldstereo_ros.evaluation.drawn_movers import DIRECTIONS, draw_mover
+from worldstereo_ros.evaluation.pointmap_clips import PointmapClip
 from worldstereo_ros.evaluation.world_sequences import CAMERA, PREFIX, PosedSequence, open_data
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.poses import invert_pose
@@ -27,6 +28,9 @@ from worldstereo_ros.scenes.paths import clearance
 from worldstereo_ros.scenes.raytracing.scene_flow import scene_flow
 from worldstereo_ros.utils.errors import InputError
 
+__all__ = ["PointmapClip", "open_clips", "world_clip"]
+
+DRAWN_PREFIX = "movers:"
 FRAMES = 17  # of a clip
 STEP_S = 0.1
 STEP_M, TURN_RAD = 0.11, 0.12  # most, between frames; a clip is about 1.5 m long
@@ -39,49 +43,28 @@ PREVIEW = (40, 30)
 MIN_CLIP = 9  # frames; fewer at the end of a sequence are left out
 
 
-@dataclass(frozen=True)
-class PointmapClip:
-    """Frames of one camera with the truth.
-
-    Attributes:
-        sequence: name of what it is a clip of.
-        name: of the clip.
-        images: (F, H, W, 3) uint8.
-        camera: intrinsics.
-        poses: (F, 4, 4) world_from_camera.
-        depth: (F, H, W) metres, 0 = unknown; None if there is none.
-        moving: (F, H, W) bool; None if unknown.
-        flow: (F, H, W, 3) displacement to the next frame in the axes of the first camera, metres; None if unknown.
-    """
-
-    sequence: str
-    name: str
-    images: np.ndarray
-    camera: Camera
-    poses: np.ndarray
-    depth: np.ndarray | None = None
-    moving: np.ndarray | None = None
-    flow: np.ndarray | None = None
-
-
 def open_clips(data: Sequence[str | Path]) -> Iterator[PointmapClip]:
     """Yields the clips that `worldstereo evaluate --pointmaps --data` names.
 
     Args:
         data: posed sequences, folders of such, or `worlds:SPLIT:COUNT`: each world gives a clip of a handheld camera
-            and one of a wheeled robot, with up to `MOVING_OBJECTS` moving things.
+            and one of a wheeled robot, with up to `MOVING_OBJECTS` moving things; `movers:PATH` is posed sequences with
+            depth into which moving things are drawn, one across the view and, once more, one along it.
 
     Raises:
         InputError: it is none of these.
     """
     worlds: list[tuple[str, int]] = []
     sequences: list[PosedSequence] = []
+    drawn: list[PosedSequence] = []
     for one in data:
         if str(one).startswith(PREFIX):
             worlds.append(_parse_worlds(str(one)))
+        elif str(one).startswith(DRAWN_PREFIX):
+            drawn += open_data(str(one).removeprefix(DRAWN_PREFIX))
         else:
             sequences += open_data(one, needs_depth=False)
-    if not worlds and not sequences:
+    if not worlds and not sequences and not drawn:
         raise InputError("There is nothing to evaluate; name posed sequences or worlds:SPLIT:COUNT with --data.")
     for split, count in worlds:
         for number in range(count):
@@ -91,6 +74,10 @@ def open_clips(data: Sequence[str | Path]) -> Iterator[PointmapClip]:
                     yield clip
     for sequence in sequences:
         yield from _posed_clips(sequence)
+    for sequence in drawn:
+        for clip in _posed_clips(sequence):
+            for direction in DIRECTIONS:
+                yield draw_mover(clip, direction)
 
 
 def _parse_worlds(text: str) -> tuple[str, int]:

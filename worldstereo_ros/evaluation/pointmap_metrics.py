@@ -116,3 +116,19 @@ def flow_error(flow: np.ndarray, truth: np.ndarray, moving: np.ndarray, scale: f
         return None
     found = np.nan_to_num(flow[moving].astype(np.float64)) * scale
     return float(np.linalg.norm(found - truth[moving], axis=1).mean())
+
+
+def motion_scores(found: np.ndarray, moving: np.ndarray, seen: np.ndarray) -> tuple[float | None, float | None]:
+    """Precision and recall of pixels that are said to move.
+
+    Args:
+        found: (...) bool, said to move.
+        moving: (...) bool, they do.
+        seen: (...) bool, pixels that count.
+
+    Returns:
+        Precision, None where nothing is said to move; and recall, None where nothing moves.
+    """
+    right = float((found & moving & seen).sum())
+    said, true = float((found & seen).sum()), float((moving & seen).sum())
+    return (right / said if said else None), (right / true if true else None)

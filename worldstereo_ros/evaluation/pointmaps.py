@@ -20,7 +20,13 @@ from rich.console import Console
 from worldstereo_ros.depth.estimators import NONE, SMALL, DepthEstimator, load_depth_estimator
 from worldstereo_ros.evaluation.output import print_table, row_recorder, write_rows
 from worldstereo_ros.evaluation.pointmap_data import PointmapClip, open_clips
-from worldstereo_ros.evaluation.pointmap_metrics import depth_errors, flow_error, point_errors, trajectory_errors
+from worldstereo_ros.evaluation.pointmap_metrics import (
+    depth_errors,
+    flow_error,
+    motion_scores,
+    point_errors,
+    trajectory_errors,
+)
 from worldstereo_ros.evaluation.report import mean
 from worldstereo_ros.evaluation.tables import Column, build_table
 from worldstereo_ros.geometry.cameras import unproject
@@ -61,7 +67,9 @@ class PointmapRow:
         abs_rel, abs_rel_median, delta_1_25: see `depth_errors`.
         rel_p: see `point_errors`.
         moving_epe: metres, see `flow_error`.
+        motion_precision, motion_recall: of the pixels that are said to move, see `motion_scores`.
         seconds: of the whole clip.
+        frames_per_second: of them.
         group: the sequence that it is a clip of.
     """
 
@@ -77,20 +85,23 @@ class PointmapRow:
     delta_1_25: float | None = None
     rel_p: float | None = None
     moving_epe: float | None = None
+    motion_precision: float | None = None
+    motion_recall: float | None = None
     seconds: float | None = None
+    frames_per_second: float | None = None
     group: str = ""
 
 
 FIGURES = (
     "ate", "rpe_translation", "rpe_rotation", "abs_rel", "abs_rel_median", "delta_1_25", "rel_p", "moving_epe",
-    "seconds",
+    "motion_precision", "motion_recall", "seconds", "frames_per_second",
 )  # fmt: skip
 
 
 def score(maps: Pointmaps, clip: PointmapClip, method: str, seconds: float) -> PointmapRow:
     """Compares point maps with the truth of their clip."""
     figures: dict[str, float | None] = dict.fromkeys(FIGURES)
-    figures["seconds"] = seconds
+    figures |= {"seconds": seconds, "frames_per_second": len(maps) / seconds if seconds > 0 else None}
     trajectory = trajectory_errors(maps.poses, clip.poses)
     if trajectory is not None:
         figures |= {"ate": trajectory.ate, "rpe_translation": trajectory.rpe_translation}
@@ -132,6 +143,8 @@ def _depth_figures(maps: Pointmaps, clip: PointmapClip, depth: np.ndarray) -> di
             [scene_flow(images, maps.points, maps.dynamic, maps.poses, camera, f) for f in range(len(maps) - 1)]
         )
         true_flow, moving = nearest(clip.flow)[:-1], nearest(clip.moving.astype(np.uint8))[:-1] > 0
+        seen = maps.valid[:-1] & (truth[:-1] > 0)
+        figures["motion_precision"], figures["motion_recall"] = motion_scores(maps.dynamic[:-1], moving, seen)
         moving &= np.linalg.norm(true_flow, axis=-1) > MIN_FLOW_M
         figures["moving_epe"] = flow_error(flow, true_flow, moving, relative[1])
     return figures
@@ -186,7 +199,10 @@ COLUMNS = [
     Column("δ<1.25", attrgetter("delta_1_25"), "{:.3f}"),
     Column("Rel^p", attrgetter("rel_p"), "{:.3f}"),
     Column("moving EPE m", attrgetter("moving_epe"), "{:.3f}"),
+    Column("precision", attrgetter("motion_precision"), "{:.2f}"),
+    Column("recall", attrgetter("motion_recall"), "{:.2f}"),
     Column("s", attrgetter("seconds"), "{:.1f}"),
+    Column("frames/s", attrgetter("frames_per_second"), "{:.1f}"),
 ]
 
 
