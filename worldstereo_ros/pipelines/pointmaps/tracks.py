@@ -187,7 +187,10 @@ class _Builder:
             return
         one, two = before.describe()[0][first], now.describe()[0][second]
         cv2.setRNGSeed(1)
-        found, mask = cv2.findFundamentalMat(one, two, cv2.USAC_MAGSAC, EPIPOLAR_PX, 0.999, 2000)
+        try:
+            found, mask = cv2.findFundamentalMat(one, two, cv2.USAC_MAGSAC, EPIPOLAR_PX, 0.999, 2000)
+        except cv2.error:  # raised for degenerate matches, which define no epipolar geometry
+            return
         if found is None or mask is None or mask.sum() < MIN_MATCHES:
             return
         new_rows, new_pixels = [], []
