@@ -194,6 +194,7 @@ class StereoRefiner(ModelMixin, ConfigMixin):
         *,
         temporal: bool = True,
         history: RefinerHistory | None = None,
+        band: int | None = None,
     ) -> torch.Tensor:
         """Predicts the clean eye.
 
@@ -203,6 +204,7 @@ class StereoRefiner(ModelMixin, ConfigMixin):
             condition: what is known.
             temporal: frames attend to those before them.
             history: of frames before; then F is 1, and the frame is added to it.
+            band: instead of that of the configuration; fewer tokens are faster.
 
         Returns:
             (b, F, 3, H, W); the fill where the network knows nothing better, and until it is trained.
@@ -227,8 +229,10 @@ class StereoRefiner(ModelMixin, ConfigMixin):
         skip = self.stem(pixels)
         tokens = self.down(skip).flatten(2).transpose(1, 2).unflatten(0, (b, frames))
         rows, columns = height // BLOCK_PX, width // BLOCK_PX
-        band = self.band_of(condition.painted)
-        index = None if history is None else _places(band[:, 0])
+        inside = self.band_of(condition.painted, band)
+        index = None if history is None else _places(inside[:, 0])
+        # The blocks change the tokens of the index alone, which is the band unless a clip has none.
+        exact = index is not None and bool(inside.any(-1).all())
         embedded = self.t_embedder(1000 * time) + self.deviation_embedder(1000 * condition.deviation)
         modulation = self.t_block(embedded)
         references = self.reference(condition.reference, modulation)
@@ -244,30 +248,32 @@ class StereoRefiner(ModelMixin, ConfigMixin):
             updated = spatial(
                 tokens, modulation, rotary=rotary, extra_keys=keys, extra_rotary=beside, query_index=index
             )
-            tokens = torch.where(band[..., None], updated, tokens.type_as(updated))
+            tokens = updated if exact else torch.where(inside[..., None], updated, tokens.type_as(updated))
             if history is not None and index is not None:
                 inputs.append(tokens)
                 tokens = self._latest(over_time, tokens, [each[level] for each in history.tokens], index, modulation)
             elif temporal:
                 updated = self._over_time(over_time, tokens, modulation)
-                tokens = torch.where(band[..., None], updated, tokens.type_as(updated))
+                tokens = torch.where(inside[..., None], updated, tokens.type_as(updated))
         if history is not None:
             history.add(inputs, references, self.config.history)
         wide = self.up(self.norm(tokens)).flatten(0, 1).transpose(1, 2).unflatten(2, (rows, columns))
         x = self.out(functional.silu(self.head(skip + functional.pixel_shuffle(wide, 2))))
         return condition.filled + functional.pixel_shuffle(x, 2).unflatten(0, (b, frames)).type_as(condition.filled)
 
-    def refine(self, condition: StereoCondition, *, history: RefinerHistory | None = None) -> torch.Tensor:
-        """Paints the eye in one step from the fill, (b, F, 3, H, W); all but `painted` is unchanged."""
+    def refine(
+        self, condition: StereoCondition, *, history: RefinerHistory | None = None, band: int | None = None
+    ) -> torch.Tensor:
+        """Paints the eye in one step from the fill, (b, F, 3, H, W); all but `painted` is unchanged. See `forward`."""
         time = torch.ones(len(condition.filled), device=condition.filled.device)
-        made = self(condition.filled, time, condition, history=history).clamp(-1, 1)
+        made = self(condition.filled, time, condition, history=history, band=band).clamp(-1, 1)
         return torch.where(condition.painted > 0.5, made, condition.filled)
 
-    def band_of(self, painted: torch.Tensor) -> torch.Tensor:
-        """(b, F, n) bool: the tokens that are updated, for (b, F, 1, H, W)."""
-        size = BLOCK_PX * (2 * self.config.band + 1)
+    def band_of(self, painted: torch.Tensor, band: int | None = None) -> torch.Tensor:
+        """(b, F, n) bool: the tokens that are updated, for (b, F, 1, H, W), up to `band` places beside it."""
+        reach = self.config.band if band is None else band
         mask = functional.max_pool2d(painted.flatten(0, 1).float(), BLOCK_PX)
-        wide = functional.max_pool2d(mask, size // BLOCK_PX, 1, self.config.band)
+        wide = functional.max_pool2d(mask, 2 * reach + 1, 1, reach)
         return (wide > 0).flatten(1).unflatten(0, painted.shape[:2])
 
     def _over_time(self, block: nn.Module, tokens: torch.Tensor, modulation: torch.Tensor) -> torch.Tensor:

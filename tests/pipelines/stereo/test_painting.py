@@ -9,14 +9,13 @@ from safetensors.torch import save_file
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.models.checkpoints.saving import write_json
 from worldstereo_ros.models.stereo_refiner import StereoRefiner
+from worldstereo_ros.pipelines.stereo.hole_masks import blend, network_share, wide_parts
 from worldstereo_ros.pipelines.stereo.painting import (
-    MIN_HOLE_PX,
     OVERLAP_PX,
     TILE_PX,
     NetworkPainter,
     find_tiles,
     load_painter,
-    without_specks,
 )
 from worldstereo_ros.pipelines.stereo.pipeline import PAINTED, GeometricStereo
 from worldstereo_ros.pipelines.stereo.settings import StereoSettings
@@ -53,6 +52,7 @@ def test_each_painted_pixel_is_well_inside_a_tile(width, height):
         assert y < top + TILE_PX[0] - (top + TILE_PX[0] < shape[0]) * OVERLAP_PX // 2 <= shape[0]
         assert x < left + TILE_PX[1] - (left + TILE_PX[1] < shape[1]) * OVERLAP_PX // 2 <= shape[1]
     assert find_tiles(np.zeros(shape, bool)) == []
+    assert find_tiles(painted, least=2) == []
 
 
 @pytest.mark.parametrize("eye", ["right", "left"])
@@ -68,15 +68,35 @@ def test_only_painted_pixels_change(eye, convergence):
     assert np.array_equal(made.source, plain.source)
 
 
-def test_specks_keep_the_fill():
-    painted = np.zeros((20, 30), bool)
-    painted[2:4, 2:4] = True
-    painted[2 : 2 + MIN_HOLE_PX, 20] = True
-    kept = without_specks(painted)
-    assert not kept[2:4, 2:4].any()
-    assert kept[:, 20].sum() == MIN_HOLE_PX
-    assert not without_specks(np.zeros((4, 4), bool)).any()
-    assert without_specks(np.ones((8, 8), bool)).all()
+def test_specks_and_slits_keep_the_fill():
+    painted = np.zeros((40, 40), bool)
+    painted[2:5, 2:5] = True  # few pixels
+    painted[2:30, 20:22] = True  # narrow
+    painted[10:30, 37:] = True  # goes on beyond the image
+    painted[32:38, 4:14] = True
+    kept = wide_parts(painted)
+    assert not kept[:, :32].any(where=np.arange(40)[:, None] < 31)
+    assert kept[12:28, 37:].all()
+    assert kept[32:38, 4:14].all()
+    assert not (kept & ~painted).any()
+    assert not wide_parts(np.zeros((4, 4), bool)).any()
+    assert wide_parts(np.ones((8, 8), bool)).all()
+
+
+def test_the_network_fades_in_from_the_background_side_alone():
+    painted, disparity = np.zeros((20, 60), bool), np.full((20, 60), 2.0, np.float32)
+    disparity[:, :20] = 30  # a near thing; behind it a hole, then the background that fills it
+    painted[:, 20:40] = True
+    share = network_share(painted, disparity)
+    assert (share[~painted] == 0).all()
+    assert (share[:, 20:37] == 1).all()
+    assert 0.2 < share[5, 39] < 0.4
+    assert (np.diff(share[5, 37:40]) < 0).all()
+    image = blend(np.zeros((20, 60, 3), np.uint8), np.full((20, 60, 3), 100, np.uint8), share)
+    assert (image[~painted] == 0).all()
+    assert image[5, 25, 0] == 100
+    assert 20 < image[5, 39, 0] < 40
+    assert (network_share(np.ones((4, 6), bool), np.ones((4, 6), np.float32)) == 1).all()
 
 
 def test_an_untrained_network_changes_nothing():

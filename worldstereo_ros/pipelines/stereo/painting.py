@@ -22,6 +22,7 @@ from worldstereo_ros.models.stereo_refiner import (
     StereoRefiner,
     load_stereo_refiner,
 )
+from worldstereo_ros.pipelines.stereo.hole_masks import blend, network_share, wide_parts
 from worldstereo_ros.pipelines.stereo.pipeline import HolePainter
 from worldstereo_ros.pipelines.stereo.settings import GEOMETRIC, REFINER, SMALL, parse_published
 from worldstereo_ros.pipelines.stereo.warp import WarpedEye
@@ -30,9 +31,10 @@ from worldstereo_ros.weights.bundled import BUNDLED, bundled_folder
 
 REFINER_FOLDER = Path("base") / REFINER  # of a checkpoint or of a training run
 TILE_PX, OVERLAP_PX = (96, 128), 16  # height and width; of neighbouring tiles
-MIN_HOLE_PX = 16  # holes of fewer pixels keep the fill
 REFERENCE_MARGIN_PX = 64  # of the camera's image, beyond a tile's right side
 TILES_AT_ONCE = 4
+MIN_TILE_PX = 32  # tiles that are needed for fewer pixels are left out, and the fill kept
+BAND = 1  # tokens beside what is painted that are updated; of more, none was seen to help
 
 
 @dataclass
@@ -72,8 +74,8 @@ class NetworkPainter:
         Args:
             camera_image: (H, W, 3) uint8 RGB of the camera.
             eye: the made eye without holes.
-            painted: (H, W) bool, filled from the background alone; these are painted, but for specks of fewer than
-                `MIN_HOLE_PX` pixels.
+            painted: (H, W) bool, filled from the background alone; these are painted, but for narrow parts
+                (`wide_parts`), and feathered where the fill goes on beside them (`network_share`).
             remembered: (H, W) bool, filled from other frames.
             left: the made eye is the left one.
             offset: of converged eyes, see `warp.warp_to_eye`.
@@ -82,9 +84,10 @@ class NetworkPainter:
             (H, W, 3) uint8; pixels that are not `painted` are those of `eye`.
         """
         self._frame += 1
-        painted = without_specks(painted)
+        painted = wide_parts(painted)
         if not painted.any():
             return eye.image
+        share = network_share(painted, eye.disparity)
         arrays = [camera_image, eye.image, painted, remembered, eye.disparity]
         if left:  # the network knows right eyes
             arrays = [np.ascontiguousarray(array[:, ::-1]) for array in arrays]
@@ -101,7 +104,7 @@ class NetworkPainter:
         reference = _extend(reference, (max(0, shift), right + REFERENCE_MARGIN_PX + max(0, -shift), 0, below))
         total, weight = torch.zeros_like(filled), torch.zeros_like(masks[0])
         by_length: dict[int, list[tuple[int, int]]] = {}
-        for corner in _by_work(find_tiles(masks[0][0].cpu().numpy() > 0), masks[0][0]):
+        for corner in _by_work(find_tiles(masks[0][0].cpu().numpy() > 0, MIN_TILE_PX), masks[0][0]):
             known = self._tiles.get(corner)
             if known is None or known.frame != self._frame - 1:
                 known = self._tiles[corner] = _Tile(self._frame, RefinerHistory())
@@ -121,7 +124,7 @@ class NetworkPainter:
         image = ((made + 1) * 127.5).round().clamp(0, 255).byte().permute(1, 2, 0).cpu().numpy()
         if left:
             image = image[:, ::-1]
-        return np.where(painted[..., None], image, eye.image)
+        return blend(eye.image, image, share)
 
     def _paint_tiles(
         self, places: list[tuple[int, int]], filled: torch.Tensor, masks: list[torch.Tensor], reference: torch.Tensor,
@@ -143,7 +146,7 @@ class NetworkPainter:
             [_levels([history.tokens[i] for history in histories]) for i in range(len(histories[0].tokens))],
             [_levels([history.references[i] for history in histories]) for i in range(len(histories[0].references))],
         )
-        made = self.model.refine(condition, history=together)[:, 0].float()
+        made = self.model.refine(condition, history=together, band=BAND)[:, 0].float()
         for index, tile in enumerate(tiles):
             tile.frame = self._frame
             one = slice(index, index + 1)
@@ -230,29 +233,22 @@ def _reduced_precision(device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=device.type != "cpu" or _has_fast_bfloat16())
 
 
-def without_specks(painted: np.ndarray) -> np.ndarray:
-    """(H, W) bool without connected parts of fewer than `MIN_HOLE_PX` pixels: between known pixels, the fill does."""
-    _, labels, stats, _ = cv2.connectedComponentsWithStats(painted.view(np.uint8), connectivity=8)
-    large = stats[:, cv2.CC_STAT_AREA] >= MIN_HOLE_PX
-    large[0] = False
-    return large[labels]
-
-
-def find_tiles(painted: np.ndarray) -> list[tuple[int, int]]:
+def find_tiles(painted: np.ndarray, least: int = 1) -> list[tuple[int, int]]:
     """Tiles that have something to paint.
 
     Args:
         painted: (H, W) bool, at least as large as a tile.
+        least: pixels that a tile is needed for.
 
     Returns:
-        Corners (y, x) of tiles inside the image. Each painted pixel is in one, and at least half of `OVERLAP_PX` away
+        Corners (y, x) of tiles inside the image. Each painted pixel is in one, unless too few need that tile, and at least half of `OVERLAP_PX` away
         from those of its sides that are not the image's. The same place is in the same tiles in each frame.
     """
     found = []
     rows, columns = (_cores(side, tile) for side, tile in zip(painted.shape, TILE_PX, strict=True))
     for y, core_rows in rows:
         for x, core_columns in columns:
-            if painted[core_rows, core_columns].any():
+            if np.count_nonzero(painted[core_rows, core_columns]) >= least:
                 found.append((y, x))
     return found
 
