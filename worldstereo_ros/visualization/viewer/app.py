@@ -135,6 +135,7 @@ class Page:
         server.gui.main_panel.dock_right()
         server.gui.main_panel.set_width(350)
         self._strip: Any = None
+        self._time: Any = None
         self._add_controls()
         self._thread: threading.Thread | None = None
         if viewable.slider_views:
@@ -166,6 +167,8 @@ class Page:
                 self.scene.select(index)
                 self._strip.content = image_strip(self.viewable.slider_views[index])
                 self._slider.value = index + 1
+                if self._time is not None and self.viewable.times_s is not None:
+                    self._time.value = f"{self.viewable.times_s[index]:.2f} s"
             self._move_cameras(index * SUBSTEPS)
 
     def follow(self, following: bool) -> None:
@@ -193,6 +196,12 @@ class Page:
         """Steps along the path in a loop, or pauses."""
         (self._play.set if playing else self._play.clear)()
         self._button.label = "Pause" if playing else "Play"
+
+    def show_moving(self, shown: bool) -> None:
+        """Shows or hides the points that move."""
+        with self._lock:
+            self.scene.moving.shown = shown
+            self.scene.moving.refresh()
 
     def _move_cameras(self, step: int, clients: list[Any] | None = None) -> None:
         """Moves the browsers' cameras to a step of the route, if they follow the path."""
@@ -228,9 +237,13 @@ class Page:
         gui, viewable, scene = self.server.gui, self.viewable, self.scene
         gui.add_html(summary(viewable, scene.point_count))
         if viewable.slider_views:
-            with gui.add_folder("Imagined views" if viewable.imagined else "Views"):
+            over_time = viewable.times_s is not None
+            with gui.add_folder("Imagined views" if viewable.imagined else "Time" if over_time else "Views"):
                 count = len(viewable.slider_views)
-                self._slider = gui.add_slider("View", 1, max(count, 2), 1, 1, disabled=count == 1)
+                self._slider = gui.add_slider(
+                    "Frame" if over_time else "View", 1, max(count, 2), 1, 1, disabled=count == 1
+                )
+                self._time = gui.add_text("Time", "0.00 s", disabled=True) if over_time else None
                 self._button = gui.add_button("Play", disabled=count == 1, color=OBSERVED_COLOUR)
                 self._speed = gui.add_slider("Views per second", 1, 12, 1, 4)
                 self._follow = gui.add_checkbox("Follow the path", False)
@@ -251,6 +264,9 @@ class Page:
                 self._add_thresholds()
             for label, attribute in scene.representations:
                 self._add_toggle(label, attribute)
+            if scene.moving.handle is not None:
+                moving = gui.add_checkbox("Moving points", True, hint="Of the selected frame, tinted red.")
+                moving.on_update(lambda _: self.show_moving(moving.value))
             if len(viewable.points):
                 size = gui.add_slider("Point size", 0.2, 3.0, 0.1, 1.0)
                 size.on_update(lambda _: scene.resize_points(size.value))

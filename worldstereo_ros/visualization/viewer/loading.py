@@ -25,6 +25,7 @@ from worldstereo_ros.rendering.gaussian_splats import GaussianSplats
 from worldstereo_ros.utils.errors import WorldStereoError
 from worldstereo_ros.utils.indices import evenly_spaced_indices
 from worldstereo_ros.visualization.result_files import IMAGINED_FOLDER, MAP_FILE, OBSERVED_FOLDER
+from worldstereo_ros.visualization.viewer.moving_points import POINTMAPS_FILE, MovingPoints, read_moving
 from worldstereo_ros.visualization.viewer.surfaces import find_surfaces, read_faces, read_surface, surface_points
 
 MAP_SUFFIX = ".wsmap"
@@ -33,9 +34,9 @@ MAX_SHOWN_VIEWS = 200
 UNKNOWN_UNIT = "The unit is unknown; lengths are not in metres."
 MAX_IMAGE_WIDTH_PX = 480  # wider images slow the page down
 EXPECTED = (
-    f"Expected a saved map ({MAP_SUFFIX}), an output folder of `worldstereo demo`, `imagine` or `reconstruct`, a .ply "
-    "or .pcd cloud, splats (.ply, .spz, .glb), a mesh (.glb, .ply), or a posed sequence (frames/, poses.txt, "
-    "intrinsics.json)."
+    f"Expected a saved map ({MAP_SUFFIX}), an output folder of `worldstereo demo`, `imagine`, `reconstruct` or "
+    "`pointmaps`, a .ply or .pcd cloud, splats (.ply, .spz, .glb), a mesh (.glb, .ply), or a posed sequence (frames/, "
+    "poses.txt, intrinsics.json)."
 )
 
 
@@ -62,6 +63,8 @@ class Viewable:
         notes: sentences for the page about what was left out or assumed.
         splats: the place as Gaussians; None if there are none.
         mesh: the place as triangles; None if there are none.
+        moving: points that move, of each of the slider's views; empty if nothing is known of it.
+        times_s: (V,) time of each of the slider's views from the first one; None if unknown.
     """
 
     name: str
@@ -78,6 +81,8 @@ class Viewable:
     notes: tuple[str, ...] = ()
     splats: GaussianSplats | None = None
     mesh: Mesh | None = None
+    moving: tuple[MovingPoints, ...] = ()
+    times_s: np.ndarray | None = None
 
     @property
     def observed(self) -> np.ndarray:
@@ -113,6 +118,8 @@ def load_viewable(path: str | Path) -> Viewable:
         if path.is_dir():
             if (path / IMAGINED_FOLDER / "poses.txt").is_file():
                 return _with_surfaces(_load_results(path), path)
+            if (path / POINTMAPS_FILE).is_file() and (path / "poses.txt").is_file():
+                return _load_pointmaps(path)
             if find_surfaces(path) or (path / MAP_FILE).is_file():
                 return _with_surfaces(_load_place(path), path)
             return _load_sequence(path)
@@ -221,6 +228,29 @@ def _load_place(folder: Path) -> Viewable:
     return replace(world, name=folder.resolve().name, kind="place")
 
 
+def _load_pointmaps(folder: Path) -> Viewable:
+    """Loads a folder of `worldstereo pointmaps`: the map of what does not move, and the frames with what does."""
+    sequence = open_posed(folder)
+    kept = evenly_spaced_indices(len(sequence), MAX_SHOWN_VIEWS)
+    views, moving = [], []
+    for index in kept:
+        view = sequence[index]
+        moving.append(read_moving(folder, view, int(sequence.indices[index])))
+        views.append(shrink(view))
+    notes = [] if any(len(frame) for frame in moving) else ["Nothing was found to move."]
+    if len(kept) < len(sequence):
+        notes.append(f"{len(kept)} of its {len(sequence)} frames are shown.")
+    world = _load_place(folder)
+    if not sequence.metric and UNKNOWN_UNIT not in world.notes:
+        notes.append(UNKNOWN_UNIT)
+    stamps = np.array([view.stamp_ns for view in views], np.float64) / 1e9
+    return replace(
+        world, name=folder.resolve().name, kind="point maps", observed_views=tuple(views), path=sequence.poses,
+        up=estimate_up_direction(sequence.poses), moving=tuple(moving), times_s=stamps - stamps[0],
+        notes=tuple(note for note in (*world.notes, *notes) if "remembered views" not in note),
+    )  # fmt: skip
+
+
 def _with_surfaces(world: Viewable, folder: Path) -> Viewable:
     """`world` with the splats and the mesh of the folder; without points, those of the surface take their place."""
     for path in find_surfaces(folder):
@@ -277,10 +307,8 @@ def _load_sequence(folder: Path) -> Viewable:
         name=folder.resolve().name,
         observed_views=() if is_imagined else views,
         imagined=views if is_imagined else (),
-        path=path,
-        up=estimate_up_direction(path),
-        notes=tuple(notes),
-    )
+        path=path, up=estimate_up_direction(path), notes=tuple(notes),
+    )  # fmt: skip
 
 
 def _read_views(folder: Path) -> tuple[tuple[View, ...], np.ndarray, list[str]]:

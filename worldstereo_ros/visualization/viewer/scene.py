@@ -16,6 +16,7 @@ from worldstereo_ros.io.view_labels import PROVENANCE_COLOURS
 from worldstereo_ros.visualization.images import PATH_COLOUR
 from worldstereo_ros.visualization.unsure_points import unsure_points
 from worldstereo_ros.visualization.viewer.loading import Viewable
+from worldstereo_ros.visualization.viewer.moving_points import MovingNode
 from worldstereo_ros.visualization.viewer.points import (
     MAX_POINTS,
     NATURAL,
@@ -95,6 +96,7 @@ class ViewerScene:
         show_unsure: whether these are shown; call `filter_points` after a change.
         show_observed_cameras, show_path, show_points, show_splats, show_mesh: visibility.
         surfaces: the splats and the mesh.
+        moving: the points that move, of the selected view.
         representations: (label, attribute) of what can be shown in several ways; empty if there are points alone.
         hide_ceiling: whether points above the ceiling height are hidden.
         following: whether the browsers look through the cameras of the path.
@@ -118,6 +120,8 @@ class ViewerScene:
         observed_views, imagined = viewable.observed_views, viewable.imagined
         self.observed_frusta = self._add_frusta("/memory", observed_views, [camera_class(v) for v in observed_views])
         self.path_frusta = self._add_frusta("/path/cameras", imagined, [Provenance.IMAGINED] * len(imagined))
+        self._moving_size = float(np.median([c.point_size for c in self.clouds])) if self.clouds else 0.01 * self.size
+        self.moving = MovingNode(server, viewable.moving, self._moving_size)
         self._line = self._add_line()
         self._selected: Any = None
         self.shown_classes = set(viewable.classes)
@@ -164,6 +168,8 @@ class ViewerScene:
         colour = colour if min_confidence is None else min_confidence
         depth = depth if min_depth_confidence is None else min_depth_confidence
         self._thresholds = colour, depth
+        self.moving.min_confidence = depth
+        self.moving.refresh()
         for cloud in self.clouds:
             kept = cloud.confident(*self._thresholds)
             if not self.show_unsure:
@@ -205,6 +211,7 @@ class ViewerScene:
         """Draws the points `factor` times as large as they need to be to touch each other."""
         for cloud in self.clouds:
             cloud.handle.point_size = factor * cloud.point_size
+        self.moving.resize(factor * self._moving_size)
 
     def show_images(self, shown: bool) -> None:
         """Shows or removes the images inside the frusta."""
@@ -214,6 +221,8 @@ class ViewerScene:
     def select(self, index: int) -> None:
         """Marks view `index` of `viewable.slider_views` by a larger frustum with its image."""
         view = self.viewable.slider_views[index]
+        if self.viewable.moving:
+            self.moving.select(index)
         if self._selected is None:
             self._selected = self._add_frustum(
                 "/path/selected", view, SELECTED_FRUSTUM_SCALE, PATH_COLOUR, SELECTED_THUMBNAIL_WIDTH_PX
