@@ -96,7 +96,7 @@ def decompress(data: np.ndarray, dtype: type, shape: tuple[int, ...], what: str)
     levels = np.frombuffer(raw, np.uint8)
     if dtype is np.bool_:
         return np.unpackbits(levels, count=count).astype(np.bool_).reshape(shape)
-    return np.ascontiguousarray(levels.reshape(size, count).T).view(dtype).reshape(shape)
+    return np.array(levels.reshape(size, count).T, order="C").view(dtype).reshape(shape)
 
 
 # --- fields ---
