@@ -26,6 +26,13 @@ from worldstereo_ros.pipelines.stereo.settings import StereoSettings
 BASE_M, WALL_M, BOARD_M = 0.065, 4.0, 1.5
 
 
+def make_texture() -> np.ndarray:
+    """(512, 512, 3) uint8 blurred noise, seamless."""
+    noise = np.random.default_rng(0).integers(0, 256, (512, 512, 3), dtype=np.uint8)
+    texture = cv2.GaussianBlur(noise, (0, 0), 2, borderType=cv2.BORDER_WRAP)
+    return cv2.normalize(texture, None, 0, 255, cv2.NORM_MINMAX)
+
+
 def walk(camera: Camera, index: int, texture: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(image, depth, pose) of a frame of the walk."""
     x = 0.02 * index
@@ -63,9 +70,7 @@ def main() -> None:
     options = parser.parse_args()
     width, height = (int(side) for side in options.size.split("x"))
     camera = Camera.from_fov(width, height, np.radians(70))
-    noise = np.random.default_rng(0).integers(0, 256, (512, 512, 3), dtype=np.uint8)
-    texture = cv2.GaussianBlur(noise, (0, 0), 2, borderType=cv2.BORDER_WRAP)
-    texture = cv2.normalize(texture, None, 0, 255, cv2.NORM_MINMAX)
+    texture = make_texture()
     cv2.setNumThreads(options.threads)
     settings = {
         "warp + background": StereoSettings(base=BASE_M, memory=0, steady=False, threads=options.threads),

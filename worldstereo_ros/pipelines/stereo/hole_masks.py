@@ -16,8 +16,8 @@ def wide_parts(painted: np.ndarray) -> np.ndarray:
     """What a network repaints of (H, W) bool: between known pixels a few apart, the fill is as good.
 
     Returns:
-        (H, W) bool: `painted` without parts narrower than `MIN_WIDTH_PX` or `MIN_WIDTH`, and without those of fewer than
-        `MIN_HOLE_PX` pixels.
+        (H, W) bool: `painted` without parts narrower than `MIN_WIDTH_PX` or `MIN_WIDTH`, and without those of fewer
+        than `MIN_HOLE_PX` pixels.
     """
     if not painted.any():
         return painted

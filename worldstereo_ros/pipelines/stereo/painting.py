@@ -241,8 +241,9 @@ def find_tiles(painted: np.ndarray, least: int = 1) -> list[tuple[int, int]]:
         least: pixels that a tile is needed for.
 
     Returns:
-        Corners (y, x) of tiles inside the image. Each painted pixel is in one, unless too few need that tile, and at least half of `OVERLAP_PX` away
-        from those of its sides that are not the image's. The same place is in the same tiles in each frame.
+        Corners (y, x) of tiles inside the image. Each painted pixel is in one, unless too few need that tile, and at
+        least half of `OVERLAP_PX` away from those of its sides that are not the image's. The same place is in the same
+        tiles in each frame.
     """
     found = []
     rows, columns = (_cores(side, tile) for side, tile in zip(painted.shape, TILE_PX, strict=True))
