@@ -21,6 +21,7 @@ from worldstereo_ros.cli.panorama import panorama
 from worldstereo_ros.cli.pointmaps import pointmaps
 from worldstereo_ros.cli.reconstruct import reconstruct
 from worldstereo_ros.cli.score import score
+from worldstereo_ros.cli.serve import serve
 from worldstereo_ros.cli.stereo import stereo
 from worldstereo_ros.cli.train import app as train
 from worldstereo_ros.cli.view import view
@@ -41,6 +42,7 @@ app.command()(stereo)
 app.command()(pointmaps)
 app.command()(view)
 app.command()(score)
+app.command()(serve)
 app.command()(batch)
 app.command()(evaluate)
 app.command()(export)
