@@ -108,6 +108,31 @@ def test_saved_weights_are_loaded(tmp_path):
     assert load_stereo_refiner(tmp_path / "nothing") is None
 
 
+@pytest.mark.parametrize("switch", ["reference_attention", "deviation_strength", "temporal_interaction"])
+def test_parts_can_be_left_out_for_ablations(switch):
+    whole, less = StereoRefiner(**SMALL), StereoRefiner(**SMALL, **{switch: False})
+    gone = {
+        "reference_attention": "reference.", "deviation_strength": "deviation_embedder.", "temporal_interaction": " "
+    }[switch]  # fmt: skip
+    assert set(less.state_dict()) == {name for name in whole.state_dict() if not name.startswith(gone)}
+    model = trained()
+    less.load_state_dict(model.state_dict(), strict=False)
+    given = condition()
+    assert (less.eval().refine(given) - model.refine(given)).abs().max() > 1e-5
+    history = RefinerHistory()
+    for index in range(2):
+        frame = StereoCondition(*(part[:, index : index + 1] for part in vars(given).values()))
+        assert less.refine(frame, history=history).isfinite().all()
+
+
+def test_without_reference_and_deviation_the_camera_image_does_not_matter():
+    model = StereoRefiner(**SMALL, reference_attention=False, deviation_strength=False).eval()
+    model.out.requires_grad_(False).weight.normal_(std=0.2)
+    given = condition()
+    other = StereoCondition(**{**vars(given), "reference": -given.reference})
+    assert torch.equal(model.refine(other), model.refine(given))
+
+
 @pytest.mark.parametrize("part", ["painted", "reference", "filled"])
 def test_shapes_that_do_not_fit_are_refused(part):
     given = condition()

@@ -146,6 +146,11 @@ class StereoRefiner(ModelMixin, ConfigMixin):
         band: tokens are updated up to so many places beside what is painted.
         history: frames before the present one that it attends to.
         prior_noise: standard deviation of the noise that is added to the fill in training, image units (-1 to 1).
+        reference_attention: the tokens of the camera's image are keys; else there is no reference network.
+        deviation_strength: the stereo deviation strength is embedded beside the time.
+        temporal_interaction: the reference's tokens are mixed with those of the frames before (TIL).
+
+    The last three are for ablations.
 
     Raises:
         InputError: a number is too small, or the heads do not fit the width.
@@ -162,6 +167,9 @@ class StereoRefiner(ModelMixin, ConfigMixin):
         band: int = 2,
         history: int = 3,
         prior_noise: float = 0.5,
+        reference_attention: bool = True,
+        deviation_strength: bool = True,
+        temporal_interaction: bool = True,
     ) -> None:
         super().__init__()
         if depth < 1 or pixel_width < 1 or band < 0 or history < 1 or width % (4 * heads):
@@ -171,9 +179,10 @@ class StereoRefiner(ModelMixin, ConfigMixin):
             )
         self.stem = nn.Sequential(nn.Conv2d(4 * PIXEL_CHANNELS, pixel_width, 3, padding=1), ResidualBlock(pixel_width))
         self.down = nn.Conv2d(pixel_width, width, 2, stride=2)
-        self.t_embedder, self.deviation_embedder = TimestepEmbedding(width), TimestepEmbedding(width)
+        self.t_embedder = TimestepEmbedding(width)
+        self.deviation_embedder = TimestepEmbedding(width) if deviation_strength else None
         self.t_block = time_modulation(width)
-        self.reference = ReferenceNetwork(width, heads, depth, mlp_ratio)
+        self.reference = ReferenceNetwork(width, heads, depth, mlp_ratio) if reference_attention else None
         self.spatial_blocks = nn.ModuleList(FactorisedBlock(width, heads, mlp_ratio=mlp_ratio) for _ in range(depth))
         over_time = [FactorisedBlock(width, heads, temporal=True, mlp_ratio=mlp_ratio) for _ in range(depth)]
         for block in over_time:  # nothing of other frames until trained
@@ -233,18 +242,20 @@ class StereoRefiner(ModelMixin, ConfigMixin):
         index = None if history is None else _places(inside[:, 0])
         # The blocks change the tokens of the index alone, which is the band unless a clip has none.
         exact = index is not None and bool(inside.any(-1).all())
-        embedded = self.t_embedder(1000 * time) + self.deviation_embedder(1000 * condition.deviation)
+        embedded = self.t_embedder(1000 * time)
+        if self.deviation_embedder is not None:
+            embedded = embedded + self.deviation_embedder(1000 * condition.deviation)
         modulation = self.t_block(embedded)
-        references = self.reference(condition.reference, modulation)
+        references = [] if self.reference is None else self.reference(condition.reference, modulation)
         head_dim = self.config.width // self.config.heads
         rotary = rotary_grid(rows, columns, head_dim, noisy.device)
         beside = self._reference_rotary(condition.reference.shape[-2:], columns, head_dim, noisy.device)
         inputs: list[torch.Tensor] = []
         for level, (spatial, over_time) in enumerate(zip(self.spatial_blocks, self.temporal_blocks, strict=True)):
-            keys = references[level]
-            if temporal:
+            keys = references[level] if references else None
+            if temporal and self.reference is not None and self.config.temporal_interaction:
                 past = [] if history is None else [each[level] for each in history.references]
-                keys = self.reference.interact(level, keys, past)
+                keys = self.reference.interact(level, references[level], past)
             updated = spatial(
                 tokens, modulation, rotary=rotary, extra_keys=keys, extra_rotary=beside, query_index=index
             )
