@@ -17,6 +17,7 @@ from worldstereo_ros.io.bags.files import BagWriter
 from worldstereo_ros.io.images import write_image
 from worldstereo_ros.io.posed_sequences import open_posed, write_sequence
 from worldstereo_ros.io.video import write_video
+from worldstereo_ros.pipelines.pointmaps import refinement
 from worldstereo_ros.visualization.viewer.loading import load_viewable
 
 COUNT = 8
@@ -76,6 +77,57 @@ def test_a_session_is_written_and_can_be_viewed_and_imagined_in(recording, known
     run(posed, "--ignore-poses", "--ignore-depth", "--method", "vo", "--frames", 4, "--out", out)
     assert len(list((out / "frames").iterdir())) == 4
     assert not (out / "points").exists()
+
+
+def test_imagine_takes_poses_and_depth_where_none_come_along(recording, known, tmp_path, monkeypatch):
+    posed, images, poses = recording
+    monkeypatch.setattr(refinement, "is_available", lambda folder=None: False)
+    wanted = (invert_pose(poses[0]) @ poses)[[0, COUNT - 1], :3, 3]
+
+    def imagine(source, *options, fails=False):
+        out = tmp_path / "imagined"
+        arguments = ["imagine", str(source), "--model", "geometric", "--views", "1", "--distance", "0.1"]
+        result = CliRunner().invoke(app, [*arguments, "--out", str(out), *options])
+        assert (result.exit_code != 0) == fails, result.output
+        return out, " ".join(result.output.split())
+
+    out, text = imagine(images, "--observations", "2", "--fov", "75")
+    assert "a guess of the depth network (metric: false)" in text
+    about, observed = json.loads((out / "results.json").read_text()), open_posed(out / "observed")
+    assert (about["poses_from"], about["depth_from"], about["metric"]) == ("point maps", "point maps", False)
+    np.testing.assert_allclose(observed.poses[:, :3, 3], 1.3 * wanted, atol=0.03)
+    assert all(view.estimated is not None and not view.metric for view in observed)
+    # Poses that come along tell the scale, or stay as they are.
+    out, text = imagine(posed, "--observe", f"0,{COUNT - 1}", "--pose-source", "pointmaps", "--depth-source", "model")
+    assert "the scale is that of the odometry, and lengths are metres" in text
+    np.testing.assert_allclose(open_posed(out / "observed").poses[:, :3, 3], wanted, atol=0.03)
+    out, text = imagine(posed, "--observations", "2", "--depth-source", "pointmaps")
+    observed = open_posed(out / "observed")
+    np.testing.assert_allclose(observed.poses[:, :3, 3], poses[[0, COUNT - 1], :3, 3], atol=1e-6)
+    truth = frame(poses[0])[1]
+    assert np.median(np.abs(observed[0].depth / truth - 1)[observed[0].depth > 0]) < 0.05
+    assert observed[0].estimated.all()
+    _, text = imagine(images, "--pose-source", "recorded", "--depth-source", "pointmaps", fails=True)
+    assert "has no poses; use --pose-source pointmaps" in text
+    _, text = imagine(images, "--observe", f"{COUNT}", "--pose-source", "pointmaps", fails=True)
+    assert f"There is no frame {COUNT}" in text
+    _, text = imagine(images, "--pose-source", "gps", fails=True)
+    assert "auto, recorded or pointmaps" in text
+
+
+def test_stereo_takes_depth_of_point_maps(recording, known, tmp_path, monkeypatch):
+    monkeypatch.setattr(refinement, "is_available", lambda folder=None: False)
+    arguments = ["stereo", str(recording[0]), "--depth", "pointmaps", "--model", "geometric", "--out", str(tmp_path)]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    about = json.loads(next(tmp_path.glob("*.json")).read_text())
+    assert about["depth"] | {"black_frames": 0} == {
+        "measured_frames": 0, "estimated_frames": COUNT, "model": "point maps", "black_frames": 0,
+    }  # fmt: skip
+    assert any("the scale is that of the odometry" in note for note in about["notes"])
+    photo = CliRunner().invoke(app, ["stereo", str(recording[1] / "000.png"), *arguments[2:]])
+    assert photo.exit_code == 1
+    assert "needs a video or a sequence" in " ".join(photo.output.split())
 
 
 def test_poses_depth_and_scale_that_come_along(recording, known, tmp_path):

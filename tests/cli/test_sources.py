@@ -105,7 +105,8 @@ def test_a_video_without_poses_gives_one_frame_as_a_photo(tmp_path):
     differences = [np.abs(observed.image.astype(int) - image).mean() for image in images]
     assert np.argmin(differences) == 3
     for options in (["--observations", 2], ["--observe", "0,4"]):
-        code, text = _imagine(tmp_path / "walk.mp4", *options, "--out", tmp_path / "no")
+        options = [*options, "--pose-source", "recorded", "--out", tmp_path / "no"]
+        code, text = _imagine(tmp_path / "walk.mp4", *options)
         assert code == 1
         assert "only one of its 5 frames can be observed" in text
 

@@ -192,6 +192,7 @@ def _results(request: PathRequest, imagined: Sequence[ImaginedView]) -> dict[str
         "camera": {name: getattr(camera, name) for name in ("width", "height", "fx", "fy", "cx", "cy")}
         | {"origin": recording.camera_origin},
         "metric": recording.observed_views[0].metric,
+        **recording.origin,
         "observed_views": len(recording.observed_views),
         "path": request.path,
         "views": request.chosen.description,

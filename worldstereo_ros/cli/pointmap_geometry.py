@@ -53,11 +53,13 @@ class PlacedFrames:
             the confidence is low; views are `metric` if something measured the scale.
         numbers: of these frames in the source.
         notes: sentences for the user: what was left out, where the scale comes from, what failed.
+        scale_from: what the unit of length is from, see `Pointmaps`.
     """
 
     views: list[View]
     numbers: list[int]
     notes: list[str]
+    scale_from: str
 
 
 def check_sources(pose_source: str, depth_source: str, depth_model: str = "") -> None:
@@ -151,7 +153,7 @@ def place_frames(
             views[number] = _view(frame, of_maps, dynamic, confidence, depth_source, keep_pose=not estimate_poses)
             if len(views) == len(chosen):
                 break
-    return PlacedFrames([views[number] for number in chosen], chosen, notes)
+    return PlacedFrames([views[number] for number in chosen], chosen, notes, found.scale_from)
 
 
 def _in_range(wanted: Sequence[int], count: int | None) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,7 @@ def read_by_pointmaps(
     fov: float | None = None,
     depth_unit: str = AUTO,
     bag_options: dict[str, Any] | None = None,
+    recorded: Callable[[], Recording] | None = None,
 ) -> Recording | None:
     """Reads the views to observe, if point maps are to give poses or depth; else returns None.
 
@@ -39,6 +41,7 @@ def read_by_pointmaps(
         depth_model, device: of the depth that point maps begin with.
         console: shows the progress.
         fov, depth_unit, bag_options: as for `open_frames`.
+        recorded: reads the source without point maps, for the paths that come with it, where its poses are kept.
 
     Raises:
         InputError: an option does not fit the source, or no pose was found.
@@ -68,7 +71,22 @@ def read_by_pointmaps(
     notes = list(placed.notes)
     views = resize_views(placed.views, size, photo=opened.camera is None, notes=notes)
     origin = "pointmaps" if opened.camera is None else "option" if fov is not None else "recorded"
-    return Recording(source.name, views, lambda name: None, camera_origin=origin, notes=notes)
+    paths = None if estimate_poses or recorded is None else recorded()
+    estimated = any(view.estimated is not None for view in views)
+    return Recording(
+        source.name,
+        views,
+        (lambda name: None) if paths is None else paths.find_path,
+        () if paths is None else paths.path_names,
+        camera_origin=origin,
+        notes=notes,
+        depth_from="point maps" if estimated else "",
+        origin={
+            "poses_from": "point maps" if estimate_poses else "recorded",
+            "depth_from": "point maps" if estimated else "recorded or the depth model",
+            "scale_from": placed.scale_from,
+        },
+    )
 
 
 def without_depth(recording: Recording) -> Recording:

@@ -51,6 +51,8 @@ class Recording:
         prompt: text prompt that comes with the recording, may be empty.
         camera_origin: where the intrinsics come from, for the results: recorded, exif, assumed or option.
         notes: sentences about what was chosen or assumed, for the user.
+        depth_from: what estimated the depth of the views, if that is no depth model.
+        origin: where poses, depth and scale come from, for the results; empty: recorded.
     """
 
     name: str
@@ -60,6 +62,8 @@ class Recording:
     prompt: str = ""
     camera_origin: str = "recorded"
     notes: list[str] = field(default_factory=list)
+    depth_from: str = ""
+    origin: dict[str, str] = field(default_factory=dict)
 
 
 # --- options ---------------------------------------------------------------------------------------------------------
@@ -187,7 +191,7 @@ def _choose_frames(
     if not sequence.posed and max(observations or 1, len(frames)) > 1:
         raise InputError(
             f"{path} has no poses, which say where each frame was taken, so only one of its {count} frames can be "
-            "observed. Choose it with --observe N."
+            "observed. Choose it with --observe N, or estimate poses with --pose-source pointmaps."
         )
     if frames:
         position = {int(number): index for index, number in enumerate(sequence.indices)}

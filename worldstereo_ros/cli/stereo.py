@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -83,7 +84,7 @@ def stereo(
         typer.Option(
             metavar="DEPTH",
             help="auto: measured depth where there is some, else estimated; sensor: measured only; estimated: as if "
-            "there were none.",
+            "there were none; pointmaps: by point maps of all frames, which agree with each other.",
             rich_help_panel=MODEL,
         ),
     ] = "auto",
@@ -164,8 +165,8 @@ def stereo(
     from worldstereo_ros.reconstruction.sources import is_bag
     from worldstereo_ros.utils.atomic_files import check_folder_writable
 
-    if depth not in ("auto", "sensor", "estimated"):
-        raise InputError(f"--depth is '{depth}'; auto, sensor or estimated was expected.")
+    if depth not in ("auto", "sensor", "estimated", "pointmaps"):
+        raise InputError(f"--depth is '{depth}'; auto, sensor, estimated or pointmaps was expected.")
     if depth == "sensor" and depth_model:
         raise InputError("--depth sensor estimates nothing, and --depth-model is for what does. Remove one of them.")
     settings = StereoSettings(base=base, strength=strength, convergence=convergence, eye=eye.lower(), memory=memory)
@@ -194,10 +195,14 @@ def stereo(
             source,
             fov_deg=fov,
             size=parse_size(size),
-            measured_depth=depth != "estimated",
+            measured_depth=depth in ("auto", "sensor"),
             bag_options=bag_options if from_bag else None,
         )
     estimator = load_depth_estimator(NONE if depth == "sensor" else depth_model, device)
+    estimator_name, kept = depth_model or "small", ExitStack()
+    if depth == "pointmaps":
+        frames, estimator = _with_pointmaps(frames, estimator, device, console, kept)
+        estimator_name = "point maps"
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -205,7 +210,7 @@ def stereo(
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, transient=True) as progress:
+    with kept, Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("frames", total=frames.count)
         done = convert(
             frames,
@@ -213,12 +218,27 @@ def stereo(
             out,
             layout=layout.lower(),
             estimator=estimator,
-            estimator_name=depth_model or "small",
+            estimator_name=estimator_name,
             source_map=source_map,
             on_frame=lambda count, total: progress.update(task, completed=count, total=total),
         )
     for line in describe(done):
         console.print(escape(line), highlight=False, soft_wrap=True)
+
+
+def _with_pointmaps(frames: Any, estimator: Any, device: str, console: Any, kept: ExitStack) -> tuple[Any, Any]:
+    """The frames, and an estimator that has the depth of their point maps for as long as `kept` is open."""
+    from worldstereo_ros.cli.pointmap_depth import stereo_depth
+    from worldstereo_ros.pipelines.pointmaps.session import Session
+
+    if frames.single:
+        raise InputError("--depth pointmaps needs a video or a sequence; the source is one image. Use auto.")
+    if estimator is None:
+        raise InputError("--depth pointmaps needs a depth model; remove --depth-model none.")
+    session = kept.enter_context(Session())
+    with console.status("estimating point maps") as status:
+        show = lambda done: status.update(f"estimating point maps: frame {done}")  # noqa: E731
+        return stereo_depth(frames, session, estimator, device, show)
 
 
 def describe(done: Conversion) -> list[str]:
