@@ -10,14 +10,12 @@ from typing import Any
 
 import numpy as np
 from rich.table import Table
-from scipy import ndimage
 
-from worldstereo_ros.evaluation.exploration_robot import MARGIN_M, SENSOR, ExploringRobot
+from worldstereo_ros.evaluation.exploration_robot import SENSOR, ExploringRobot
 from worldstereo_ros.evaluation.exploration_rules import RULES, Goal, snap
 from worldstereo_ros.evaluation.output import write_rows
 from worldstereo_ros.evaluation.tables import Column, build_table
 from worldstereo_ros.evaluation.world_sequences import PREFIX
-from worldstereo_ros.planning.cells import CellState
 from worldstereo_ros.planning.travel import TravelField
 from worldstereo_ros.scenes import KINDS, SPLITS, Scene, make_scene, seed_of
 from worldstereo_ros.utils.errors import InputError
@@ -25,7 +23,6 @@ from worldstereo_ros.utils.errors import InputError
 COVERAGE = 0.95  # of the cells to see, at which a run ends
 REPLAN_M = 0.8  # driven between two decisions
 MAX_DECISIONS, MAX_TRAVEL_M = 400, 400.0
-UNSEEN_M, LEAVE_M = 1.0, 0.6  # around the robot, see `_ways`
 NO_GAIN_CELLS = 3  # cells that a decision must show for its goal not to be given up
 BOOTSTRAP_SAMPLES, LEVEL = 2000, 0.95
 
@@ -95,13 +92,13 @@ def explore(scene: Scene, rule: str, name: str = "") -> ExplorationRow:
     if rule not in RULES:
         raise InputError(f"The rule '{rule}' is unknown; one of {', '.join(RULES)} was expected.")
     start = time.perf_counter()
-    robot = ExploringRobot(scene)
+    robot, choose = ExploringRobot(scene), RULES[rule]()
     given_up: set[tuple[int, int]] = set()
     decisions = 0
     while robot.coverage < COVERAGE and decisions < MAX_DECISIONS and robot.travel < MAX_TRAVEL_M:
         decisions += 1
         field = _ways(robot)
-        goal = next((g for g in RULES[rule](robot.grid, field, SENSOR) if (g.row, g.column) not in given_up), None)
+        goal = next((g for g in choose(robot.grid, field, SENSOR) if (g.row, g.column) not in given_up), None)
         if goal is None:
             break
         before = int(robot.grid.observed.sum())
@@ -130,15 +127,9 @@ def _around(goal: Goal) -> set[tuple[int, int]]:
 
 def _ways(robot: ExploringRobot) -> TravelField:
     """The ways over cells that were seen free, at a distance from obstacles."""
-    grid = robot.grid
-    away = ndimage.distance_transform_edt(grid.state != CellState.OBSERVED_OCCUPIED) * grid.resolution
+    known, clear = robot.ways()
+    free, grid = known & clear, robot.grid
     row, column = robot.cell()
-    i, j = np.ogrid[: away.shape[0], : away.shape[1]]
-    here = np.hypot(i - row, j - column) * grid.resolution
-    # Below itself the sensor sees nothing, and an obstacle that was seen only now may be nearer than planned for: the
-    # robot may leave the place where it stands.
-    free = (grid.state == CellState.OBSERVED_FREE) | ((here <= UNSEEN_M) & (grid.state == CellState.UNKNOWN))
-    free &= (away > grid.robot.radius + MARGIN_M) | ((here <= LEAVE_M) & (away >= away[row, column]))
     return TravelField(free, *snap(free, row, column, grid.resolution), grid.resolution)
 
 

@@ -16,20 +16,20 @@ import numpy as np
 from scipy import ndimage
 
 from worldstereo_ros.planning import OccupancyGrid
+from worldstereo_ros.planning.cells import CellState
 from worldstereo_ros.planning.completion import drawn_completions
+from worldstereo_ros.planning.coverage_tour import Viewpoints, coverable, coverage_tour
 from worldstereo_ros.planning.next_view import frontier_cells, snap
-from worldstereo_ros.planning.travel import TravelField, disk
+from worldstereo_ros.planning.travel import TravelField
 from worldstereo_ros.planning.visibility import Sensor, opacity, seen_from
 
 MIN_FRONTIER_M = 0.75  # of explore_lite; smaller ones are visited when there are no others
 POTENTIAL_SCALE, GAIN_SCALE = 3.0, 1.0  # of explore_lite's cost
 COMPLETIONS = 3  # of MapEx's ensemble
-PLACES, HEADINGS, NEAR_CELLS = 60, 8, 20  # of candidates of `ours`
-MIN_AREA_M2, MAX_AREA_M2 = (
-    0.15,
-    4.0,
-)  # of a view, below which it is not worth a way, and above which more does not count
-METRES_PER_M2 = 0.5  # of the way that a square metre of what is shown is worth
+PLACES, NEAR_CELLS = 60, 20  # of candidates of `ours`
+MIN_AREA_M2 = 0.15  # that a place must show to be worth a way
+AIM = 0.96  # share of what is to be seen that a tour is to show
+DOUBT = 0.3  # factor of the worth of a cell each time that a view should have shown it and did not
 BEYOND = 0.1  # worth of a cell of which no completion says anything
 ALL_AROUND = 2 * math.pi
 
@@ -115,26 +115,54 @@ def mapex_rule(grid: OccupancyGrid, field: TravelField, sensor: Sensor) -> list[
     return [Goal(*frontier.nearest, _towards(frontier)) for frontier in ranked]
 
 
-def our_rule(grid: OccupancyGrid, field: TravelField, sensor: Sensor) -> list[Goal]:
-    """Goals in ascending order of the way to them less what they show; then those of `frontier_rule`.
+class TourRule:
+    """The places of a tour that shows what completions say is free; then the goals of `frontier_rule`.
 
-    A robot need not drive to a frontier to see what lies behind it: of the places from which a view shows something,
-    the near ones come first, also the one where the robot stands.
+    It remembers what it expected to see: cells that were in view and stay unseen count less and less.
     """
-    share, _ = _ensemble(grid)
-    # What is probably free is what the robot is to see. Cells of which no completion says anything count little.
-    told = ~np.isnan(share)
-    worth = np.where(told, 1 - share, BEYOND).astype(np.float32)
-    worth[grid.observed] = 0
-    opaque = opacity(replace(grid, occupied=np.where(told & ~grid.observed, share, grid.occupied)))
-    found = []
-    for row, column in _places(grid, field):
-        yaw, area = _best_heading(opaque, worth, grid.resolution, row, column, sensor)
-        if area >= MIN_AREA_M2:
-            cost = float(field.distance[row, column]) - METRES_PER_M2 * min(area, MAX_AREA_M2)
-            found.append((cost, Goal(row, column, yaw)))
-    found.sort(key=lambda item: item[0])
-    return [goal for _, goal in found] + frontier_rule(grid, field, sensor)
+
+    def __init__(self) -> None:
+        self._doubt: np.ndarray | None = None  # (Y, X) float32 factor of the worth of cells
+        self._goal: Goal | None = None  # where it sent the robot
+        self._expected: tuple[np.ndarray, np.ndarray] | None = None  # rows and columns that the view there shows
+
+    def __call__(self, grid: OccupancyGrid, field: TravelField, sensor: Sensor) -> list[Goal]:
+        """Goals, the best first."""
+        if self._doubt is None:
+            self._doubt = np.ones(grid.state.shape, np.float32)
+        on_the_way = self._goal
+        if self._goal is not None and self._expected is not None and (self._goal.row, self._goal.column) == field.start:
+            self._doubt[self._expected] *= DOUBT  # the robot has looked there
+            on_the_way = None
+        share, _ = _ensemble(grid)
+        told = ~np.isnan(share)
+        # What the robot is to see: unseen cells that are probably free and that it can cover. Cells of which no
+        # completion says anything count little.
+        free = (grid.state == CellState.OBSERVED_FREE) | (~grid.observed & told & (share < 0.5))
+        cover = coverable(free, field.start, grid.robot.radius / grid.resolution)
+        worth = np.where(told, (1 - share) * cover, BEYOND).astype(np.float32) * self._doubt
+        worth[grid.observed] = 0
+        opaque = opacity(replace(grid, occupied=np.where(told & ~grid.observed, share, grid.occupied)))
+        chosen = _places(grid, field)
+        if on_the_way is not None and np.isfinite(field.distance[on_the_way.row, on_the_way.column]):
+            chosen = sorted({*chosen, (on_the_way.row, on_the_way.column)})
+        else:
+            on_the_way = None
+        points = Viewpoints(opaque, worth, *np.array(chosen).T, round(sensor.max_range / grid.resolution))
+        seen, unseen = float((cover & grid.observed).sum()), float(worth[told].sum())
+        tour = coverage_tour(
+            points, chosen.index(field.start), field, grid.resolution,
+            enough=AIM * (seen + unseen) - seen, min_gain=MIN_AREA_M2 / grid.resolution**2,
+            before=None if on_the_way is None else chosen.index((on_the_way.row, on_the_way.column)),
+        )  # fmt: skip
+        goals = [Goal(*chosen[n], points.best_heading(n, sensor.fov)[0]) for n in tour]
+        self._goal = goals[0] if goals else None
+        if goals:
+            rows, columns, _ = points.expected(tour[0])
+            away = np.arctan2(rows - goals[0].row, columns - goals[0].column) - (goals[0].yaw or 0.0)
+            ahead = np.abs((away + math.pi) % (2 * math.pi) - math.pi) < 0.5 * sensor.fov
+            self._expected = (rows[ahead], columns[ahead])
+        return goals + frontier_rule(grid, field, sensor)
 
 
 def _ensemble(grid: OccupancyGrid) -> tuple[np.ndarray, np.ndarray]:
@@ -150,25 +178,12 @@ def _ensemble(grid: OccupancyGrid) -> tuple[np.ndarray, np.ndarray]:
     return np.where(most, share, np.nan), np.where(most, share * (1 - share), 0)
 
 
-def _best_heading(
-    opaque: np.ndarray, worth: np.ndarray, resolution: float, row: int, column: int, sensor: Sensor
-) -> tuple[float, float]:
-    """The heading of the view from a cell that shows most, and the area that it shows, square metres."""
-    best, chosen = 0.0, 0.0
-    for yaw in 2 * math.pi * np.arange(HEADINGS) / HEADINGS:
-        seen = np.zeros(worth.shape, np.float32)
-        seen_from(opaque, resolution, np.array([row]), np.array([column]), np.array([yaw]), sensor, seen)
-        area = float((seen * worth).sum()) * resolution**2
-        if area > best:
-            best, chosen = area, float(yaw)
-    return chosen, best
-
-
 def _places(grid: OccupancyGrid, field: TravelField) -> list[tuple[int, int]]:
     """The robot's own cell, the nearest to each frontier, and places in reach that are spread near what is unseen."""
     chosen = {frontier.nearest for frontier in frontiers(grid, field)}
     chosen.add(field.start)
-    near = ndimage.binary_dilation(frontier_cells(grid), disk(NEAR_CELLS)) & np.isfinite(field.distance)
+    edge = frontier_cells(grid)
+    near = np.isfinite(field.distance) & (ndimage.distance_transform_edt(~edge) <= NEAR_CELLS) & edge.any()
     rows, columns = np.nonzero(near)
     if len(rows):
         tile = max(3, math.ceil(math.sqrt(len(rows) / PLACES)))
@@ -177,6 +192,11 @@ def _places(grid: OccupancyGrid, field: TravelField) -> list[tuple[int, int]]:
     return sorted(chosen)
 
 
-RULES: dict[str, Rule] = {"frontier": frontier_rule, "mapex": mapex_rule, "ours": our_rule}
+# Each run of a world has a rule of its own, since a rule may remember.
+RULES: dict[str, Callable[[], Rule]] = {
+    "frontier": lambda: frontier_rule,
+    "mapex": lambda: mapex_rule,
+    "ours": TourRule,
+}
 
-__all__ = ["RULES", "Frontier", "Goal", "Rule", "frontiers", "snap"]
+__all__ = ["RULES", "Frontier", "Goal", "Rule", "TourRule", "frontiers", "snap"]

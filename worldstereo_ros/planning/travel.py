@@ -43,43 +43,69 @@ def traversable(grid: OccupancyGrid, *, through_imagined: bool = False, max_occu
     return free & ~ndimage.binary_dilation(blocked, disk(grid.robot.radius / grid.resolution))
 
 
+def travel_graph(
+    free: np.ndarray, resolution: float, cost: np.ndarray | None = None
+) -> tuple[sparse.csr_array, np.ndarray]:
+    """The graph of free cells with their eight neighbours.
+
+    Args:
+        free: (Y, X) bool. resolution: edge of a cell, metres.
+        cost: (Y, X) positive cost of a metre over each cell; None: 1.
+
+    Returns:
+        (N, N) lengths in metres times the mean cost of both cells, each pair once, and (Y, X) int64 number of each
+        cell, -1 where it is not free.
+    """
+    Y, X = free.shape
+    number = np.full((Y, X), -1, np.int64)
+    number[free] = np.arange(int(free.sum()))
+    price = None if cost is None else cost[free]
+    starts, ends, lengths = [], [], []
+    for dy, dx in ((0, 1), (1, 0), (1, 1), (1, -1)):
+        a = number[: Y - dy, max(0, -dx) : X - max(0, dx)]
+        b = number[dy:, max(0, dx) : X - max(0, -dx)]
+        both = (a >= 0) & (b >= 0)
+        if dx and dy:  # a diagonal does not cut the corner of what is not free
+            both &= (number[: Y - dy, max(0, dx) : X - max(0, -dx)] >= 0) & (
+                number[dy:, max(0, -dx) : X - max(0, dx)] >= 0
+            )
+        starts.append(a[both])
+        ends.append(b[both])
+        length = np.full(int(both.sum()), resolution * math.hypot(dx, dy))
+        if price is not None:
+            length *= 0.5 * (price[a[both]] + price[b[both]])
+        lengths.append(length)
+    graph = sparse.coo_array(
+        (np.concatenate(lengths), (np.concatenate(starts), np.concatenate(ends))), shape=(int(free.sum()),) * 2
+    )
+    return graph.tocsr(), number
+
+
 class TravelField:
     """Distances from a cell to all others over cells that are free, by Dijkstra's algorithm on eight neighbours.
 
     Attributes:
-        distance: (Y, X) float64 metres; infinite where the robot cannot get.
+        distance: (Y, X) float64 metres, or cost; infinite where the robot cannot get.
         start: row and column of the cell.
     """
 
-    def __init__(self, free: np.ndarray, row: int, column: int, resolution: float) -> None:
-        """Finds the ways from cell (row, column), which counts as free, over `free` (Y, X)."""
+    def __init__(
+        self, free: np.ndarray, row: int, column: int, resolution: float, *, cost: np.ndarray | None = None
+    ) -> None:
+        """Finds the ways from cell (row, column), which counts as free, over `free` (Y, X).
+
+        With `cost` (Y, X), a positive one of each metre over a cell, those of least cost.
+        """
         free = free.copy()
         free[row, column] = True
         self.start = (row, column)
-        Y, X = free.shape
-        number = np.full((Y, X), -1, np.int64)
         self._rows, self._columns = np.nonzero(free)
-        number[self._rows, self._columns] = np.arange(len(self._rows))
+        graph, number = travel_graph(free, resolution, cost)
         self._number = number
-        starts, ends, lengths = [], [], []
-        for dy, dx in ((0, 1), (1, 0), (1, 1), (1, -1)):
-            a = number[: Y - dy, max(0, -dx) : X - max(0, dx)]
-            b = number[dy:, max(0, dx) : X - max(0, -dx)]
-            both = (a >= 0) & (b >= 0)
-            if dx and dy:  # a diagonal does not cut the corner of what is not free
-                both &= (number[: Y - dy, max(0, dx) : X - max(0, -dx)] >= 0) & (
-                    number[dy:, max(0, -dx) : X - max(0, dx)] >= 0
-                )
-            starts.append(a[both])
-            ends.append(b[both])
-            lengths.append(np.full(int(both.sum()), resolution * math.hypot(dx, dy)))
-        graph = sparse.coo_array(
-            (np.concatenate(lengths), (np.concatenate(starts), np.concatenate(ends))), shape=(len(self._rows),) * 2
-        ).tocsr()
         found, self._before = csgraph.dijkstra(
             graph, directed=False, indices=int(number[row, column]), return_predecessors=True
         )
-        self.distance = np.full((Y, X), np.inf)
+        self.distance = np.full(free.shape, np.inf)
         self.distance[self._rows, self._columns] = found
 
     def path_to(self, row: int, column: int) -> np.ndarray:
