@@ -199,7 +199,7 @@ def test_bad_sources_are_refused(clip, tmp_path):
     assert "does not exist" in run(tmp_path / "none.mp4", fails=True)
     (tmp_path / "cut.mp4").write_bytes(clip.read_bytes()[:2000])
     assert "cut.mp4" in run(tmp_path / "cut.mp4", "--out", tmp_path / "out", fails=True)
-    assert "no depth" in run(clip, "--out", tmp_path / "out", "--depth", "sensor", fails=True)
+    assert "no measured depth" in run(clip, "--out", tmp_path / "out", "--depth", "sensor", fails=True)
 
 
 def test_truncated_video_is_used_as_far_as_it_goes(tmp_path):
@@ -213,6 +213,18 @@ def test_truncated_video_is_used_as_far_as_it_goes(tmp_path):
     assert any("truncated" in note for note in source.notes)
     assert not any("truncated" in note for note in open_source(whole).notes)
     assert sum(1 for _ in source.read(0)) == source.count
+
+
+def test_pixels_that_are_no_squares_become_some(tmp_path):
+    ffmpeg = pytest.importorskip("imageio_ffmpeg").get_ffmpeg_exe()
+    path = tmp_path / "wide.mp4"
+    command = [ffmpeg, "-v", "error", "-f", "lavfi", "-i", "testsrc=size=64x48:rate=10:duration=0.3"]
+    subprocess.run([*command, "-vf", "setsar=3/2", "-pix_fmt", "yuv420p", str(path)], check=True)
+    source = open_source(path)
+    assert (source.camera.width, source.camera.height) == (96, 48)
+    assert source.camera.fx == pytest.approx(source.camera.fy)
+    assert next(source.read(0)).image.shape == (48, 96, 3)
+    assert any("1.5 times as wide" in note for note in source.notes)
 
 
 def test_damaged_frame_of_a_sequence_is_replaced_by_the_one_before(walk, tmp_path, caplog):

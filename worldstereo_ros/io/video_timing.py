@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -27,6 +27,7 @@ class VideoTiming:
             constant.
         variable: the rate of the video varies.
         announced: number of frames by the header, 0 if it does not say; more than N: the file is truncated.
+        pixel_aspect: width of a pixel in heights, by the header; 1 for square ones.
     """
 
     times_s: np.ndarray
@@ -34,6 +35,7 @@ class VideoTiming:
     repeats: np.ndarray
     variable: bool
     announced: int
+    pixel_aspect: float = 1.0
 
     def __len__(self) -> int:
         return len(self.times_s)
@@ -49,6 +51,7 @@ def read_timing(path: Path) -> VideoTiming:
     capture = _open_capture(path)
     try:
         announced = max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
+        aspect = _pixel_aspect(capture)
         times: list[float] = []
         while capture.grab():
             times.append(capture.get(cv2.CAP_PROP_POS_MSEC) / 1000)
@@ -56,7 +59,15 @@ def read_timing(path: Path) -> VideoTiming:
         capture.release()
     if not times:
         raise DatasetError(f"No frame of the video {path} can be decoded; it may be truncated or damaged.")
-    return plan_timing(np.array(times), header_rate, announced)
+    return replace(plan_timing(np.array(times), header_rate, announced), pixel_aspect=aspect)
+
+
+def _pixel_aspect(capture: cv2.VideoCapture) -> float:
+    wide, high = capture.get(cv2.CAP_PROP_SAR_NUM), capture.get(cv2.CAP_PROP_SAR_DEN)
+    if not (np.isfinite([wide, high]).all() and wide > 0 and high > 0):
+        return 1.0
+    turned = round(capture.get(cv2.CAP_PROP_ORIENTATION_META)) % 180 == 90  # frames are decoded upright
+    return high / wide if turned else wide / high
 
 
 def plan_timing(times_s: np.ndarray, header_rate: float, announced: int = 0) -> VideoTiming:

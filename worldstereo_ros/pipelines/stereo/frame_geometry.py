@@ -102,8 +102,8 @@ class GeometryTracker:
             return self._tracked(image, depth, None, cut)
         if self.estimator is None:
             raise InputError(
-                "A frame has no depth, and there is no depth model to estimate it. Remove --depth-model none, or give "
-                "depth images."
+                "A frame has no measured depth, and none is estimated. Give depth images, or allow a depth model "
+                "(without --depth sensor and --depth-model none)."
             )
         try:
             raw = estimate_depth(self.estimator, image, self.camera).depth

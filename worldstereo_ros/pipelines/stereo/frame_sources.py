@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 SEQUENCE_RATE = 10.0  # frames per second of sequences without stamps
 BAG_RATE = 30.0  # of bags: their stamps are known only when all is read, so that frames are placed by them
 MIN_SIDE_PX = 16
+MIN_ASPECT = 0.2  # of a pixel's sides; a header that says less is damaged
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,7 @@ def _open_video(sequence: ViewSequence) -> FrameSource:
             f"{clip.name} has a variable frame rate: it is written at {timing.rate:g} frames a second, with frames "
             f"repeated so that they keep their time and sound stays in step.{lost}"
         )
-    return FrameSource(
+    source = FrameSource(
         sequence.path,
         camera,
         timing.rate,
@@ -150,6 +151,21 @@ def _open_video(sequence: ViewSequence) -> FrameSource:
         variable_rate=timing.variable,
         notes=notes,
     )
+    return _with_square_pixels(source, timing.pixel_aspect)
+
+
+def _with_square_pixels(source: FrameSource, aspect: float) -> FrameSource:
+    """The source with frames stretched to square pixels, if theirs are `aspect` as wide as high."""
+    camera = source.camera
+    width = round(camera.width * aspect)
+    if not MIN_ASPECT < aspect < 1 / MIN_ASPECT or width == camera.width:
+        return source
+    source.notes.append(
+        f"The pixels of {source.path.name} are {aspect:.3g} times as wide as high: its frames of "
+        f"{camera.width}x{camera.height} are stretched to {width}x{camera.height}."
+    )
+    fov = 2 * math.atan(0.5 * camera.width / camera.fx)
+    return replace(_resized(source, width, camera.height), camera=Camera.from_fov(width, camera.height, fov))
 
 
 def _open_views(sequence: ViewSequence) -> FrameSource:
