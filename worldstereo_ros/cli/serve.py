@@ -86,7 +86,7 @@ def serve(
         ),
     ] = None,
     gpus_per_replica: Annotated[
-        float,
+        float | None,
         typer.Option(
             metavar="SHARE",
             help="GPUs that Ray reserves for a replica; below 1, several share one.",
@@ -94,7 +94,7 @@ def serve(
             min=0,
             rich_help_panel=PROCESSES,
         ),
-    ] = -1.0,
+    ] = None,
     max_robots: Annotated[int, typer.Option(metavar="N", help="Robots.", min=1, rich_help_panel=LIMITS)] = 16,
     max_points: Annotated[
         int, typer.Option(metavar="N", help="Points in the memory of a robot.", min=1000, rich_help_panel=LIMITS)
@@ -123,6 +123,8 @@ def serve(
     digest = digest_of(read_token(token_file))
     if (tls_cert is None) != (tls_key is None):
         raise InputError("--tls-cert and --tls-key belong together; only one of them was given.")
+    if tls_cert is not None and tls_key is not None:
+        _check_tls(tls_cert, tls_key)
     if engine is Engine.local and (replicas != 1 or address is not None):
         raise InputError("--engine local is one replica in this process; --replicas and --address are for ray.")
     limits = ServingLimits(
@@ -141,12 +143,25 @@ def serve(
     if engine is Engine.local:
         _serve_here(chosen, limits, digest, host, port, tls, lambda: console.print(ready.format("1 replica")))
         return
-    gpus = (1.0 if device.startswith("cuda") else 0.0) if gpus_per_replica < 0 else gpus_per_replica
+    gpus = (1.0 if device.startswith("cuda") else 0.0) if gpus_per_replica is None else gpus_per_replica
     ray_options = {"replicas": replicas, "gpus_per_replica": gpus}
     count = f"{replicas} replica{'s' if replicas > 1 else ''}"
     _serve_with_ray(
         chosen, limits, digest, host, port, tls, address, ray_options, lambda: console.print(ready.format(count))
     )
+
+
+def _check_tls(certificate: Path, key: Path) -> None:
+    """Raises InputError if a server cannot use the files."""
+    import ssl
+
+    try:
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(certificate, key)
+    except OSError as error:  # ssl.SSLError is one
+        raise InputError(
+            f"{certificate} and {key} cannot be used for https ({error.strerror or error}); a certificate and its key, "
+            "both in PEM, were expected."
+        ) from None
 
 
 def _listen(host: str, port: int) -> Any:

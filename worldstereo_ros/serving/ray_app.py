@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Any
 
@@ -25,6 +26,7 @@ from worldstereo_ros.utils.errors import InputError, first_line
 APP = "worldstereo"
 HEALTH_TIMEOUT_S = 5.0
 RESTART_S = 5.0
+CONNECT_S = 5.0
 MAX_ONGOING = 1000  # the service bounds its queues itself, with a sentence
 
 
@@ -155,12 +157,15 @@ def start_ray(address: str | None, *, needed_cpus: float, needed_gpus: float = 0
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # tells nobody that it runs
     import ray
 
+    host, colon, port = (address or "").rpartition(":")
     try:
+        if colon and port.isdecimal():  # Ray itself would try for minutes
+            socket.create_connection((host.rpartition("/")[2], int(port)), CONNECT_S).close()
         if address:
             ray.init(address=address, log_to_driver=False)
         else:
             ray.init(address="local", include_dashboard=False, log_to_driver=False)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, OverflowError) as error:
         raise InputError(
             f"There is no Ray cluster at '{address or 'local'}' ({first_line(error)}). Start one with "
             "`ray start --head`."
