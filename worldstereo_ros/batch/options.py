@@ -58,7 +58,7 @@ class Option:
             value = float(value)
         if not isinstance(value, self.type) or (isinstance(value, str) and "\0" in value):
             raise ValueError
-        if self.type in (int, float) and not (math.isfinite(value) and self.least <= value <= self.most):
+        if isinstance(value, int | float) and not (math.isfinite(value) and self.least <= value <= self.most):
             raise ValueError
         return value
 
@@ -70,7 +70,7 @@ SOURCE_OPTIONS = {
     "observe": Option(str, kinds=_RECORDED, frames=True),
     "size": Option(str, kinds=_RECORDED),
     "fov": Option(float, 1, 170, ("source",)),
-    "depth_unit": Option(str, kinds=("source", "bag")),
+    **{name: Option(str, kinds=("source", "bag")) for name in ("depth_unit", "pose_source", "depth_source")},
     **{
         name: Option(str, kinds=_BAG)
         for name in (

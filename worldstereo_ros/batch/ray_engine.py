@@ -84,7 +84,7 @@ class RayEngine:
 
     def start(self, worker: int) -> None:
         """Asks the cluster for an actor; it may wait for a free core."""
-        actor = self._actor_class.remote(self._spec)
+        actor: Any = self._actor_class.remote(self._spec)
         self._actors[worker] = actor
         self._calls[actor.prepare.remote()] = worker, False
 

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 ENGINE = "Engine"
 ENGINES = ("local", "ray")
-MAX_LISTED = 20  # failed jobs at the end
 
 
 def batch(
@@ -132,10 +131,6 @@ def batch(
     manifest = escape(str(out / done.manifest.name))
     console.print(f"{counts['done']} done{again}, {counts['failed']} failed. See [bold]{manifest}[/].", highlight=False)
     if done.failed:
-        for name, sentence in list(done.failed.items())[:MAX_LISTED]:
-            console.print(f"[red]{escape(name)}[/]: {escape(sentence)}", highlight=False)
-        if len(done.failed) > MAX_LISTED:
-            console.print(f"and {len(done.failed) - MAX_LISTED} more, see the manifest.", highlight=False)
         raise typer.Exit(1)
 
 

@@ -13,10 +13,15 @@ from worldstereo_ros.utils.errors import InputError
 from worldstereo_ros.weights.bundled import DEFAULT_MODEL
 
 if TYPE_CHECKING:
+    from worldstereo_ros.cli.imagine_source import SourceOptions
     from worldstereo_ros.depth.estimators import DepthEstimator
     from worldstereo_ros.memory.archive import Archive
 
-FRAME_OPTIONS = ("image_topic", "pose_topic", "world_frame", "base_frame")  # of bags; text, empty if not given
+# What options of bags are where they are not given, as for `worldstereo imagine`.
+BAG_DEFAULTS: dict[str, Any] = {
+    "image_topic": "", "pose_topic": "", "world_frame": "", "base_frame": "", "camera_axes": "auto", "depth_topic": "",
+    "camera_info_topic": "", "tolerance": 0.03, "rectified": "auto", "depth_unit": "auto",
+}  # fmt: skip
 CLEARANCE_M = 0.05
 
 
@@ -58,13 +63,24 @@ class ImagineJobs:
         from rich.console import Console
 
         from worldstereo_ros.cli.imagine_path import PathRequest, imagine_path, lacks_depth
+        from worldstereo_ros.cli.imagine_source import check_path_options, open_source
         from worldstereo_ros.cli.paths import choose_path
+        from worldstereo_ros.cli.recording_options import check_no_path_options
         from worldstereo_ros.cli.segments import choose_loop
         from worldstereo_ros.depth.estimators import BUNDLED_NETWORK, NONE
         from worldstereo_ros.geometry.depth_units import check_depth
 
         settings, path = self._settings, job.path
-        archive, recording = self._read(job)
+        text = io.StringIO()
+        console = Console(file=text, width=1_000_000, color_system=None)
+        archive: Archive | None = None
+        options = _source_options(job, settings.get("depth_model", ""))
+        if job.source["kind"] == "world":
+            world = job.source["split"], job.source["index"]
+            recording = read_world(*world, options.observations or 1, options.frames, options.size)
+            check_no_path_options(**options.of_path)
+        else:
+            archive, recording = open_source(options, device=self._device, console=console)
         for sentence in recording.notes:
             note(sentence)
         if warning := check_depth(recording.observed_views, f"The depth of {recording.name}", "depth_unit"):
@@ -78,7 +94,8 @@ class ImagineJobs:
             from_map=archive is not None,
             observed=len(recording.observed_views),
         )
-        depth_model = settings.get("depth_model", "")
+        check_path_options(options, path["path"], recording)
+        depth_model = options.depth_model
         needs_depth = archive is None and depth_model != NONE and lacks_depth(recording)
         request = PathRequest(
             recording,
@@ -90,70 +107,48 @@ class ImagineJobs:
             settings.get("prompt", ""),
             job.seed,
             settings.get("clearance", CLEARANCE_M),
-            depth_model or BUNDLED_NETWORK,
+            recording.depth_from or depth_model or BUNDLED_NETWORK,
         )
-        text = io.StringIO()
-        console = Console(file=text, width=1_000_000, color_system=None)
         estimator = self._load_estimator() if needs_depth else None
         done = imagine_path(request, self._pipeline, estimator, console, device=self._device, progress=False)
         for line in text.getvalue().splitlines():
             note(line.strip())
         done.write(folder)
 
-    def _load_estimator(self) -> DepthEstimator:
+    def _load_estimator(self) -> DepthEstimator | None:
         from worldstereo_ros.depth.estimators import SMALL, load_depth_estimator
 
         if self._estimator is None:
             self._estimator = load_depth_estimator(self._settings.get("depth_model") or SMALL, self._device)
         return self._estimator
 
-    def _read(self, job: Job) -> tuple[Archive | None, Recording]:
-        """(map, its observations) or (None, the recording of a job)."""
-        from worldstereo_ros.cli.maps import read_map
-        from worldstereo_ros.cli.recording_options import check_no_path_options
-        from worldstereo_ros.cli.sources import parse_frames, read_bag, read_source
-        from worldstereo_ros.depth.estimators import NONE
 
-        source, path = job.source, job.path
-        of_path = {
-            "path_pose_frame": path.get("path_pose_frame", "base"),
-            "path_heading": path.get("path_heading", "auto"),
-        }
-        frames = parse_frames(source["observe"]) if "observe" in source else []
-        observations, size = source.get("observations"), source.get("size", "")
-        depth_unit = source.get("depth_unit", "auto")
-        if source["kind"] == "bag":
-            options = {name: source.get(name, "") for name in FRAME_OPTIONS}
-            options["camera_axes"] = source.get("camera_axes", "auto")
-            recording = read_bag(
-                Path(source["file"]),
-                observations,
-                frames,
-                size=size,
-                view_options=options
-                | {name: source.get(name, "") for name in ("depth_topic", "camera_info_topic")}
-                | {"tolerance": source.get("tolerance", 0.03), "rectified": source.get("rectified", "auto")}
-                | {"depth_unit": depth_unit},
-                path_options=options | {"pose_frame": of_path["path_pose_frame"], "heading": of_path["path_heading"]},
-            )
-            if path["path"] not in recording.path_names:
-                base_frame = "" if options["pose_topic"] else options["base_frame"]
-                check_no_path_options(base_frame=base_frame, **of_path)
-            return None, recording
-        check_no_path_options(**of_path)
-        if source["kind"] == "map":
-            return read_map(Path(source["file"]))
-        if source["kind"] == "world":
-            return None, read_world(source["split"], source["index"], observations or 1, frames, size)
-        return None, read_source(
-            Path(source["file"]),
-            observations,
-            frames,
-            fov=source.get("fov"),
-            size=size,
-            depth_unit=depth_unit,
-            depth_required=self._settings.get("depth_model") == NONE,
-        )
+def _source_options(job: Job, depth_model: str) -> SourceOptions:
+    """The options of `worldstereo imagine` that a job stands for."""
+    from worldstereo_ros.cli.imagine_source import SourceOptions
+    from worldstereo_ros.cli.pointmap_geometry import AUTO, SENSOR, check_sources
+    from worldstereo_ros.cli.sources import parse_frames
+    from worldstereo_ros.depth.estimators import NONE
+
+    source, path, kind = job.source, job.path, job.source["kind"]
+    pose_source, depth_source = source.get("pose_source", AUTO), source.get("depth_source", AUTO)
+    check_sources(pose_source, depth_source, depth_model)
+    file = Path(source["file"]) if "file" in source else None
+    return SourceOptions(
+        source=file if kind == "source" else None,
+        bag=file if kind == "bag" else None,
+        map_file=file if kind == "map" else None,
+        observations=source.get("observations"),
+        frames=parse_frames(source["observe"]) if "observe" in source else [],
+        size=source.get("size", ""),
+        fov=source.get("fov"),
+        pose_source=pose_source,
+        depth_source=depth_source,
+        depth_model=NONE if depth_source == SENSOR else depth_model,
+        bag_options={name: source.get(name, default) for name, default in BAG_DEFAULTS.items()},
+        path_pose_frame=path.get("path_pose_frame", "base"),
+        path_heading=path.get("path_heading", "auto"),
+    )
 
 
 def read_world(split: str, index: int, observations: int, frames: list[int], size: str) -> Recording:

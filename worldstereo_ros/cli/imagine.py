@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from shlex import quote
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -191,13 +191,12 @@ def imagine(
     from rich.markup import escape
 
     from worldstereo_ros.cli.imagine_path import PathRequest, imagine_path, lacks_depth
-    from worldstereo_ros.cli.maps import check_only_map, read_map
+    from worldstereo_ros.cli.imagine_source import SourceOptions, check_path_options, open_source
+    from worldstereo_ros.cli.maps import check_only_map
     from worldstereo_ros.cli.options import check_model_options
     from worldstereo_ros.cli.paths import choose_path
-    from worldstereo_ros.cli.pointmap_recording import read_by_pointmaps, without_depth
-    from worldstereo_ros.cli.recording_options import check_no_bag_options, check_no_path_options
     from worldstereo_ros.cli.segments import choose_loop
-    from worldstereo_ros.cli.sources import parse_frames, parse_size, read_bag, read_source
+    from worldstereo_ros.cli.sources import parse_frames, parse_size
     from worldstereo_ros.depth.estimators import BUNDLED_NETWORK, NONE, SMALL, load_depth_estimator
     from worldstereo_ros.geometry.depth_units import check_depth
     from worldstereo_ros.io.results_folder import ResultsFolder
@@ -221,57 +220,33 @@ def imagine(
     results = ResultsFolder(
         out, RESULT_NAMES, sources=[source, bag, map_file, path if path and Path(path).is_dir() else None]
     )
-    frame_options = {
-        "image_topic": image_topic,
-        "pose_topic": pose_topic,
-        "world_frame": world_frame,
-        "base_frame": base_frame,
-        "camera_axes": camera_axes,
-    }
-    view_options = frame_options | {
-        "depth_topic": depth_topic,
-        "camera_info_topic": camera_info_topic,
-        "tolerance": tolerance,
-        "rectified": rectified,
-        "depth_unit": depth_unit,
-    }
-    path_options = frame_options | {"pose_frame": path_pose_frame, "heading": path_heading}
-    placing: dict[str, Any] = {
-        "pose_source": pose_source,
-        "depth_source": depth_source,
-        "observations": observations,
-        "frames": frames,
-        "size": size,
-        "depth_model": depth_model,
-        "device": device,
-        "console": console,
-    }
-    archive = None
-    if map_file is not None:
-        check_no_bag_options(view_options, path_pose_frame=path_pose_frame, path_heading=path_heading)
-        archive, recording = read_map(map_file)
-    elif bag is not None and source is None:
-        if fov is not None:
-            raise InputError("The camera of a bag is that of its camera_info; --fov is for images and videos without.")
-        placed = read_by_pointmaps(bag, bag_options=view_options, **placing)
-        recording = placed or read_bag(
-            bag, observations, frames, size=size, view_options=view_options, path_options=path_options
-        )
-    elif source is not None and bag is None:
-        check_no_bag_options(view_options, path_pose_frame=path_pose_frame, path_heading=path_heading)
-        recording = read_by_pointmaps(source, depth_unit=depth_unit, fov=fov, **placing) or read_source(
-            source,
-            observations,
-            frames,
-            fov=fov,
-            size=size,
-            depth_unit=depth_unit,
-            depth_required=depth_model == NONE,
-        )
-    else:
-        raise InputError("Name one source: a folder or image, a bag with --bag, or a saved map with --map.")
-    if depth_source == "model" and archive is None:
-        recording = without_depth(recording)
+    source_options = SourceOptions(
+        source,
+        bag,
+        map_file,
+        observations,
+        frames,
+        size,
+        fov,
+        pose_source,
+        depth_source,
+        depth_model,
+        {
+            "image_topic": image_topic,
+            "pose_topic": pose_topic,
+            "world_frame": world_frame,
+            "base_frame": base_frame,
+            "camera_axes": camera_axes,
+            "depth_topic": depth_topic,
+            "camera_info_topic": camera_info_topic,
+            "tolerance": tolerance,
+            "rectified": rectified,
+            "depth_unit": depth_unit,
+        },
+        path_pose_frame,
+        path_heading,
+    )
+    archive, recording = open_source(source_options, device=device, console=console)
     observed_views = recording.observed_views
     for note in recording.notes:
         console.print(escape(note), highlight=False)
@@ -281,14 +256,11 @@ def imagine(
     loop_settings = choose_loop(
         loop, segment, captures, update, from_map=archive is not None, observed=len(observed_views)
     )
-    if bag is not None and path not in recording.path_names:
-        check_no_path_options(
-            base_frame="" if pose_topic else base_frame, path_pose_frame=path_pose_frame, path_heading=path_heading
-        )
-    estimator, estimator_name = None, depth_model or BUNDLED_NETWORK
+    check_path_options(source_options, path, recording)
+    estimator, estimator_name = None, recording.depth_from or depth_model or BUNDLED_NETWORK
     if archive is None and depth_model != NONE and lacks_depth(recording):
         estimator = load_depth_estimator(depth_model or SMALL, device)
-        console.print(f"Depth is missing; estimating it with {escape(estimator_name)}.")
+        console.print(f"Depth is missing; estimating it with {escape(depth_model or BUNDLED_NETWORK)}.")
     elif archive is None and depth_model not in ("", NONE):
         console.print(f"All views have measured depth: --depth-model {escape(depth_model)} is not used.")
     pipeline = load_pipeline(model, device, variant=variant, dtype=dtype, control_backend=control_backend, fill=fill)
