@@ -139,15 +139,22 @@ def test_nav2_layer_marks_observed_points_only():
 
 
 def test_nav2_plans_on_observed_cells_and_slows_where_nothing_was_observed():
-    from worldstereo_ros.ros.node.occupancy_publishers import OBSERVED, OCCUPANCY_OUTPUTS, SPEED_MASK
+    from worldstereo_ros.ros.node.occupancy_publishers import (
+        OBSERVED,
+        OCCUPANCY_OUTPUTS,
+        SPEED_MASK,
+        SPEED_MASK_INFO,
+        UPDATES,
+    )
 
     content = yaml.safe_load((REPOSITORY / "config" / "nav2_imagination.yaml").read_text())
     costmap = content["global_costmap"]["global_costmap"]["ros__parameters"]
-    info = content["costmap_filter_info_server"]["ros__parameters"]
     assert costmap["static_layer"]["map_topic"] == OBSERVED.replace("~", "/worldstereo")
     assert costmap["static_layer"]["map_subscribe_transient_local"]
-    assert info["mask_topic"] == SPEED_MASK.replace("~", "/worldstereo")
-    assert {OBSERVED, SPEED_MASK} <= {name for name, *_ in OCCUPANCY_OUTPUTS}
-    assert info["filter_info_topic"] == costmap["speed_filter"]["filter_info_topic"]
-    assert (info["type"], info["base"], info["multiplier"]) == (1, 0.0, 1.0)  # percent, as it is
+    assert costmap["static_layer"]["subscribe_to_updates"]
+    outputs = {name: kind.__name__ for name, kind, *_ in OCCUPANCY_OUTPUTS}
+    assert {outputs[OBSERVED], outputs[SPEED_MASK]} == {"OccupancyGrid"}
+    assert outputs[OBSERVED + UPDATES] == "OccupancyGridUpdate"
+    assert costmap["speed_filter"]["filter_info_topic"] == SPEED_MASK_INFO.replace("~", "/worldstereo")
+    assert outputs[SPEED_MASK_INFO] == "CostmapFilterInfo"
     assert set(costmap["filters"]) == {"speed_filter"}

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from action_msgs.msg import GoalStatus
 from geometry_msgs.msg import Point, PoseStamped
-from helpers.floor_plans import CAMERA, around, boxes, drive
+from helpers.floor_plans import CAMERA, around, boxes, drive, look
 from helpers.node_harness import NODE, running, wait_for
+from map_msgs.msg import OccupancyGridUpdate
+from nav2_msgs.msg import CostmapFilterInfo
 from nav_msgs.msg import OccupancyGrid, Path
 from rclpy.action import ActionClient
 from std_msgs.msg import Header
@@ -20,6 +22,7 @@ from worldstereo_ros.planning import CellState
 from worldstereo_ros.ros.client.client import WorldStereoClient
 from worldstereo_ros.ros.client.planning import PlanningRequests, RequestRefusedError
 from worldstereo_ros.ros.conversions import messages, qos
+from worldstereo_ros.ros.node.grid_updates import apply_update
 from worldstereo_ros.ros.node.jobs import ErrorCode
 from worldstereo_ros.ros.node.planning_servers import level_base_pose
 from worldstereo_ros.scenes.paths import camera_pose
@@ -77,7 +80,8 @@ def test_grids_say_what_is_free_occupied_and_unknown(room):
     assert cell(got["occupancy/confidence"], *free) > 90
     assert cell(got["occupancy/confidence"], *outside) == -1
     assert [cell(got["occupancy/imagined"], *place) for place in (free, outside)] == [0, -1]
-    assert [cell(got["speed_mask"], *place) for place in (free, behind)] == [0, 50]
+    # The limit begins a metre before the floor below the camera, which it has not seen.
+    assert [cell(got["speed_mask"], *place) for place in ((-2.6, 1.2), free, behind)] == [0, 50, 50]
     # They are latched, and sent again only when something has changed.
     counts = {name: len(received) for name, received in lists.items()}
     late = robot.subscribe(f"{NODE}/occupancy", OccupancyGrid, qos.MAP)
@@ -85,6 +89,25 @@ def test_grids_say_what_is_free_occupied_and_unknown(room):
     assert {name: len(received) for name, received in lists.items() if name != "occupancy"} == {
         name: count for name, count in counts.items() if name != "occupancy"
     }
+
+
+def test_what_has_changed_is_sent_alone_and_the_mask_says_what_it_means(room):
+    node, robot, client = room
+    whole = robot.subscribe(f"{NODE}/occupancy/graded", OccupancyGrid, qos.MAP)
+    updates = robot.subscribe(f"{NODE}/occupancy/graded_updates", OccupancyGridUpdate, qos.COMMAND)
+    info = robot.subscribe(f"{NODE}/speed_mask_info", CostmapFilterInfo, qos.MAP)
+    assert wait_for(lambda: whole and info, LIMIT_S), node.log
+    assert (info[0].type, info[0].filter_mask_topic) == (1, f"{NODE}/speed_mask")
+    assert (info[0].base, info[0].multiplier, info[0].header.frame_id) == (0.0, 1.0, "map")
+    beside = (2.4, -0.6)  # behind the box, from where the robot was
+    assert cell(whole[-1], *beside) == -1
+    client.add_observation(look(SCENE, 0.3, -1.2, 0.0))
+    assert wait_for(lambda: updates, LIMIT_S), node.log
+    grid, update = whole[-1], updates[-1]
+    assert update.header.frame_id == "map"
+    assert update.width * update.height < len(grid.data)
+    apply_update(grid, update)
+    assert 0 <= cell(grid, *beside) < 10
 
 
 def test_paths_are_scored_together(room):

@@ -61,9 +61,11 @@ def imagined_cells(grid: OccupancyGrid) -> np.ndarray:
     return out
 
 
-def speed_cells(grid: OccupancyGrid, slow_percent: int) -> np.ndarray:
-    """(Y, X) int8 of a speed mask of Nav2 (type 1): no limit where a sensor saw the cell, else `slow_percent`."""
-    return np.where(grid.observed, FULL_SPEED, slow_percent).astype(np.int8)
+def speed_cells(grid: OccupancyGrid, slow_percent: int, slow_distance: float) -> np.ndarray:
+    """(Y, X) int8 of a speed mask of Nav2 (type 1): `slow_percent` in `planning.caution.slow_zone`, else no limit."""
+    from worldstereo_ros.planning.caution import slow_zone
+
+    return np.where(slow_zone(grid, slow_distance), slow_percent, FULL_SPEED).astype(np.int8)
 
 
 def score_message(score: PathScore) -> PathScoreMessage:

@@ -39,8 +39,16 @@ class PlanningParameters:
     period: float = row(2.0, "Minimum time between two published grids.", unit="s", low=0.1, high=3600.0)
     slow_speed: int = row(
         50,
-        "Speed limit of ~/speed_mask where nothing was observed, in percent of the full speed.",
+        "Speed limit of ~/speed_mask where nothing was observed and before it, in percent of the full speed.",
         unit="%",
         low=1,
         high=100,
+    )
+    slow_distance: float = row(
+        1.0,
+        "Way over observed free space, before a place that was not observed and in which the robot has room, on which "
+        "the speed limit holds: Nav2's speed filter reads the mask where the robot is, not where it is going.",
+        unit="m",
+        low=0.0,
+        high=20.0,
     )
