@@ -40,9 +40,11 @@ class Clock(BatchObserver):
         self.first, self.last = float("inf"), 0.0
 
     def begin(self, job: Job) -> None:
+        """Notes the first start."""
         self.first = min(self.first, time.perf_counter())
 
     def end(self, job: Job, report: JobReport) -> None:
+        """Notes the last end."""
         self.last = time.perf_counter()
 
 

@@ -126,7 +126,9 @@ def test_an_unexpected_error_is_one_line_and_gets_another_attempt(tmp_path):
     assert repeated == ["RuntimeError: the network folder is gone."]
 
 
-def test_a_worker_elsewhere_says_what_it_lacks(tmp_path):
+def test_a_worker_elsewhere_says_what_it_lacks(tmp_path, monkeypatch):
+    monkeypatch.setattr("worldstereo_ros.batch.worker.SHARED_FOLDER_WAIT_S", 0)
+
     def elsewhere(**changes):
         return lambda spec: InProcessEngine(replace(spec, **changes))
 

@@ -12,6 +12,8 @@ seeds: [0, 1]
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import os
 import re
@@ -117,8 +119,8 @@ def _combine(
     for text in (*(s.get("file", "") for s in sources), *(p.get("file", "") for p in paths)):
         if text:
             inputs[text] = base / text
-    model_stamps = [_stamps(path) for path in _model_files(settings, base)]
-    stamps = {text: _stamps(path) for text, path in inputs.items()}
+    model_stamps = [_stamp(path) for path in _model_files(settings, base)]
+    stamps = {text: _stamp(path) for text, path in inputs.items()}
     jobs = []
     for source in sources:
         for path in paths:
@@ -335,15 +337,15 @@ def _shown(value: Any) -> str:
 # --- stamps ----------------------------------------------------------------------------------------------------------
 
 
-def _stamps(path: Path) -> list[list[Any]]:
-    """Name, size and time of the last change of a file, or of each file in a folder: what tells a changed input.
+def _stamp(path: Path) -> str:
+    """SHA-256 of names, sizes and times of the last change of a file, or all files in a folder; tells a changed input.
 
     Raises:
         InputError: a folder has more files than a recording has.
     """
     if path.is_file():
         status = path.stat()
-        return [["", status.st_size, status.st_mtime_ns]]
+        return _digest([["", status.st_size, status.st_mtime_ns]])
     found: list[list[Any]] = []
     for parent, folders, files in os.walk(path):
         folders.sort()
@@ -358,4 +360,8 @@ def _stamps(path: Path) -> list[list[Any]]:
             raise InputError(
                 f"{path} holds more than {MAX_STAMPED_FILES} files; the folder of one recording was expected."
             )
-    return found
+    return _digest(found)
+
+
+def _digest(content: list[list[Any]]) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()

@@ -16,7 +16,9 @@ from worldstereo_ros.utils.errors import InputError
 
 MANIFEST_FILE = "manifest.json"
 FORMAT = 1
-WRITE_PERIOD_S = 2.0  # a batch has thousands of jobs; what is not in the manifest yet is in the folders of the jobs
+# A batch has thousands of jobs; what is not in the manifest yet is in the folders of the jobs.
+WRITE_PERIOD_S = 2.0
+MAX_WRITING_SHARE = 0.05  # of the time
 MAX_BYTES = 512 * 2**20
 
 
@@ -78,7 +80,7 @@ class Manifest:
             }
             for job in jobs
         }  # fmt: skip
-        self._written = -WRITE_PERIOD_S
+        self._next_write = 0.0
 
     def begin(self, job: Job) -> None:
         """Counts an attempt."""
@@ -102,7 +104,7 @@ class Manifest:
     def end(self, job: Job, report: JobReport) -> None:
         """Records how a job ended; writes the file if that was a while ago."""
         self.enter(job, report)
-        if time.monotonic() - self._written >= WRITE_PERIOD_S:
+        if time.monotonic() >= self._next_write:
             self.write()
 
     def attempts(self, job: Job) -> int:
@@ -121,10 +123,12 @@ class Manifest:
 
     def write(self) -> None:
         """Writes the file, whole or not at all. Raises WriteError."""
+        start = time.monotonic()
         counts = self.counts
         content = self._description | {"updated": _now(), "complete": not counts[PENDING], "counts": counts}
         write_json(self.path, content | {"jobs": list(self._entries.values())})
-        self._written = time.monotonic()
+        end = time.monotonic()
+        self._next_write = end + max(WRITE_PERIOD_S, (end - start) / MAX_WRITING_SHARE)
 
 
 def _now() -> str:

@@ -19,6 +19,7 @@ from worldstereo_ros.utils.errors import InputError, WorldStereoError, first_lin
 # Workers share the cores: with more threads each they would wait for one another.
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
 MAX_NOTES = 100
+SHARED_FOLDER_WAIT_S = 10.0  # network folders show the file of an earlier run for some seconds
 
 
 class Worker:
@@ -43,7 +44,7 @@ class Worker:
                     f"{_machine()} has version {__version__} of worldstereo_ros, and the jobs are handed out by "
                     f"version {self.spec.version}; install the same version on all machines."
                 )
-            if read_run(self._out / MANIFEST_FILE) != self.spec.run:
+            if not self._sees_manifest():
                 raise InputError(
                     f"{_machine()} does not see the output folder {self._out} of this run; all machines need a file "
                     "system that they share, with the same paths."
@@ -61,6 +62,14 @@ class Worker:
         except Exception as error:
             return describe(error)
         return ""
+
+    def _sees_manifest(self) -> bool:
+        end = time.monotonic() + SHARED_FOLDER_WAIT_S
+        while read_run(self._out / MANIFEST_FILE) != self.spec.run:
+            if time.monotonic() >= end:
+                return False
+            time.sleep(0.5)
+        return True
 
     def run(self, job: Job) -> JobReport:
         """Runs one job. Whatever goes wrong ends in its report."""
