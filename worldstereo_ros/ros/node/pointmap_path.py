@@ -99,6 +99,7 @@ class PointmapPath:
                 self.broken += 1
                 self._base = self._whole + _diagonal(LOST_POSITION_STD_M, LOST_ROTATION_STD)
             self._key, self._before, self._shot_start = key, None, self._pose
+            self.factor, self.scale_from = 1.0, GUESS  # a shot has a unit of its own
             self._estimated.clear()
             self._reference.clear()
         self._estimated.extend(maps.poses[maps.frame_ok])
@@ -143,14 +144,12 @@ class PointmapPath:
         reference = np.stack(self._reference)
         known = np.isfinite(reference).all(axis=(1, 2))
         if known.sum() < 2:
-            if len(self._reference) == len(maps):  # a new shot has a unit of its own
-                self.factor, self.scale_from = 1.0, GUESS
             return
         factor = scale_by_odometry(np.stack(self._estimated)[known], reference[known])
         if factor is not None:
             self.factor, self.scale_from = factor, GIVEN_ODOMETRY
-        elif self.scale_from != GIVEN_ODOMETRY or len(self._reference) == len(maps):
-            self.factor, self.scale_from, self.scale_awaited = 1.0, GUESS, True
+        else:
+            self.scale_awaited = self.scale_from != GIVEN_ODOMETRY
 
 
 def _without_scale(covariance: np.ndarray, ray: np.ndarray) -> np.ndarray:

@@ -111,6 +111,7 @@ class PointmapOutput:
         self._stream_of: object = None
         self._streams = 0
         self._given = self._posed_seen = False
+        self._newest_stamp_ns = 0
         self._path: PointmapPath | None = None
         self._base_from_camera: np.ndarray | None = None
         self._waiting: deque[tuple[Frame, View]] = deque()
@@ -245,6 +246,7 @@ class PointmapOutput:
             self._path = self._new_path(observation)
         measured = view.depth if parameters.depth_source in ("auto", "sensor") else None
         self._waiting.append((frame, view))
+        self._newest_stamp_ns = observation.stamp_ns
         try:
             parts = self._stream.push(view.image, depth=measured, pose=view.world_from_camera if given else None)
         except ValueError:
@@ -254,8 +256,7 @@ class PointmapOutput:
             self._use(part)
 
     def _end_where_broken(self, made_of: object, stamp_ns: int) -> None:
-        last = self._waiting[-1][0].observation.stamp_ns if self._waiting else stamp_ns
-        gap_s = (stamp_ns - last) * 1e-9
+        gap_s = (stamp_ns - self._newest_stamp_ns) * 1e-9
         if made_of != self._stream_of:
             self._finish("The camera, its images' size, or a parameter changed.")
         elif not -1e-9 <= gap_s <= self._parameters.pointmaps.max_gap:
@@ -266,8 +267,7 @@ class PointmapOutput:
         stream, self._stream, self._stream_of = self._stream, None, None
         if stream is None:
             return
-        if self._waiting:
-            self._log(f"pointmaps: {reason} The path begins a new part; what happened in between is not known.")
+        self._log(f"pointmaps: {reason} The path begins a new part; what happened in between is not known.")
         try:
             for part in stream.finish():
                 self._use(part)
@@ -297,8 +297,6 @@ class PointmapOutput:
         taken = [self._waiting.popleft() for _ in range(len(maps))]
         for text in maps.messages:
             self._diagnostics.warn(f"pointmaps: {text}", key=f"pointmaps {text[:40]}")
-        self._done += len(maps)
-        self._lost += int((~maps.frame_ok).sum())
         reference = np.stack([self._reference_of(frame) for frame, _ in taken])
         key = (self._streams, int(maps.shot[0]))
         path = self._path.extend(maps, key, reference)
@@ -314,6 +312,8 @@ class PointmapOutput:
         self._publishers.publish_maps(
             maps, self._path.factor, headers, lambda index: taken[index][1].resized(*size).image, lambda: self._stopping
         )
+        self._done += len(maps)
+        self._lost += int((~maps.frame_ok).sum())
         if self._remembered_by_pointmaps() and self._feed.accepts(key, self._path, given=self._given):
             images = [view for _, view in taken]
             views = self._feed.views(maps, images, path, self._path, self._parameters.depth_source, given=self._given)
