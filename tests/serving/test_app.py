@@ -6,6 +6,7 @@ import dataclasses
 import json
 import stat
 import struct
+import threading
 
 import numpy as np
 import pytest
@@ -20,7 +21,8 @@ from worldstereo_ros.planning import RobotShape, imagine_hypotheses, score_paths
 from worldstereo_ros.planning.path_scores import PathScore, PathScores
 from worldstereo_ros.planning.visibility import Sensor
 from worldstereo_ros.serving.app import REVISION, SESSION, make_app
-from worldstereo_ros.serving.client import parse_url
+from worldstereo_ros.serving.client import FRAMES, parse_url
+from worldstereo_ros.serving.limits import MemorySettings
 from worldstereo_ros.serving.messages import compress, decompress, pack, unpack
 from worldstereo_ros.serving.tokens import digest_of, is_valid, read_token
 from worldstereo_ros.serving.view_messages import (
@@ -378,3 +380,26 @@ def test_urls_are_checked():
     for url in ("", "gpu:8000", "ftp://a", "http://", "http://a:b", "http://a:99999", "http://u:p@a", "http://a?x=1"):
         with pytest.raises(WorldStereoError, match="HOST:PORT"):
             parse_url(url)
+
+
+def test_who_waits_gets_a_sign_of_life(service, http, robot, monkeypatch):
+    """A robot whose observation waits behind another robot's views knows that the server is there."""
+    headers, view = robot
+    monkeypatch.setattr("worldstereo_ros.serving.service.HEARTBEAT_S", 0.02)
+    other = service.sessions.begin("other", MemorySettings(max_points=1000))
+    release = threading.Event()
+    running = service.sessions.submit("other", other.id, lambda session, request: release.wait(30))
+    threading.Timer(0.3, release.set).start()
+    accepting = headers | {"Accept": FRAMES}
+    answer = http.post(OBSERVE, content=pack(*view_message(view)), headers=accepting)
+    assert running.future.result(30)
+    frames = frames_of(answer.content)
+    assert [fields["kind"] for fields, _ in frames[:-1]] == ["progress"] * (len(frames) - 1)
+    assert len(frames) > 2
+    assert json.loads(frames[-1][1]["body"].tobytes())["revision"] == 2
+    release.clear()
+    running = service.sessions.submit("other", other.id, lambda session, request: release.wait(30))
+    threading.Timer(0.3, release.set).start()
+    answer = http.post(OBSERVE, content=pack({}), headers=accepting)  # an error that comes after signs of life
+    assert frames_of(answer.content)[-1][0]["error"] == "bad_request"
+    assert running.future.result(30)

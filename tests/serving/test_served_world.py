@@ -314,6 +314,32 @@ def test_observations_are_sent_while_the_robot_does_other_things(served):
     assert gone() is None  # the thread that sends does not keep it
 
 
+def test_a_robot_waits_while_others_are_served_and_may_give_up(served, monkeypatch):
+    """The server computes for another robot for longer than the robot's timeout."""
+    service, port = served
+    monkeypatch.setattr("worldstereo_ros.serving.service.HEARTBEAT_S", 0.05)
+    world = robot_at(port)
+    world.client.timeout = 0.5
+    other = service.sessions.begin("other", SETTINGS)
+    release, entered = threading.Event(), threading.Event()
+    service.sessions.submit("other", other.id, lambda session, request: (entered.set(), release.wait(30)))
+    assert entered.wait(30)
+    world.observe(sights(1)[0])
+    steps = []
+
+    def on_step(stage, step, count):
+        steps.append(stage)
+        if len(steps) == 2:
+            raise Cancelled("enough")
+
+    with pytest.raises(Cancelled):
+        list(world.imagine(path(1), CAMERA, on_step=on_step))
+    threading.Timer(1.0, release.set).start()
+    assert len(list(world.imagine(path(1), CAMERA, on_step=lambda stage, *_: steps.append(stage)))) == 1
+    assert world.backend.startswith("serve")
+    assert steps.count("waiting") > 2
+
+
 def test_settings_beyond_those_of_the_server_are_said(served):
     _, port = served
     client = ServeClient(f"http://127.0.0.1:{port}", TOKEN, "r1")

@@ -11,7 +11,8 @@
 
 Each needs `Authorization: Bearer TOKEN`; each POST but reset also `Worldstereo-Session`, the session that reset
 answered. `Worldstereo-Revision` names what the robot believes its memories to be, so that no answer is about others. An
-error is JSON: `error`, a code (`serving.errors`), `message`, a sentence, and `retry_after` in seconds.
+error is JSON: `error`, a code (`serving.errors`), `message`, a sentence, and `retry_after` in seconds. Who accepts
+`application/x-worldstereo-frames` gets a frame each second while an answer is waited for, then one with the answer.
 """
 
 from __future__ import annotations
@@ -164,6 +165,7 @@ class _Front:
             request.headers.get(SESSION, "")[:200],
             int(revision) if revision else None,
             bytes(body),
+            FRAMES in request.headers.get("accept", ""),
         )
 
     async def on_http_error(self, request: Request, error: Exception) -> Response:

@@ -9,7 +9,7 @@ import socket
 import ssl
 import struct
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,15 +20,17 @@ from worldstereo_ros.geometry.views import ImaginedView, View
 from worldstereo_ros.planning.path_scores import PathScores
 from worldstereo_ros.serving.errors import STATUS, ServingError
 from worldstereo_ros.serving.limits import MemorySettings
-from worldstereo_ros.serving.messages import pack, unpack
+from worldstereo_ros.serving.messages import array_of, pack, unpack
 from worldstereo_ros.serving.view_messages import camera_fields, parse_imagined, parse_scores, view_message
 from worldstereo_ros.utils.errors import InputError, WorldStereoError, first_line
 
-SESSION, REVISION = "Worldstereo-Session", "Worldstereo-Revision"
+SESSION, REVISION, FRAMES = "Worldstereo-Session", "Worldstereo-Revision", "application/x-worldstereo-frames"
 MAX_ANSWER_BYTES = 64 * 10**6  # of an answer, and of a frame
 MAX_PIXELS = 64_000_000
 BYTES_A_PIXEL = 24  # of a view, when nothing in it can be compressed
 DEFAULT_TIMEOUT_S = 10.0
+
+OnWait = Callable[[], None]
 
 
 class UnreachableError(WorldStereoError, ConnectionError):
@@ -72,7 +74,7 @@ class ServeClient:
         token: that it expects.
         robot: id of this robot, see `serving.sessions.check_robot`.
         timeout: seconds without any byte from the server after which it counts as unreachable. The server gives a sign
-            of life each second while it computes views.
+            of life each second.
 
     Attributes:
         session: id of the session; "" before `reset`.
@@ -105,13 +107,19 @@ class ServeClient:
         self.session, self.model, self.clip_length = session, model, length
         self._keep_revision(answer)
 
-    def observe(self, view: View) -> None:
-        """Remembers a view."""
-        self._keep_revision(_as_json(self._request("POST", self._path("observe"), pack(*view_message(view)))))
+    def observe(self, view: View, *, on_wait: OnWait | None = None) -> None:
+        """Remembers a view.
 
-    def restore(self, archive: bytes) -> None:
-        """Replaces the memories by those of a saved map."""
-        self._keep_revision(_as_json(self._request("POST", self._path("restore"), archive)))
+        Args:
+            view: an observation.
+            on_wait: called each second while other robots are served; what it raises ends the request.
+        """
+        body = pack(*view_message(view))
+        self._keep_revision(_as_json(self._request("POST", self._path("observe"), body, on_wait)))
+
+    def restore(self, archive: bytes, *, on_wait: OnWait | None = None) -> None:
+        """Replaces the memories by those of a saved map; `on_wait` as of `observe`."""
+        self._keep_revision(_as_json(self._request("POST", self._path("restore"), archive, on_wait)))
 
     def score_paths(self, paths: dict[str, np.ndarray], *, up: np.ndarray | None = None, **options: Any) -> PathScores:
         """Scores paths (N, 4, 4) by name.
@@ -189,17 +197,39 @@ class ServeClient:
     def _path(self, operation: str) -> str:
         return f"/v1/robots/{urllib.parse.quote(self.robot, safe='')}/{operation}"
 
-    def _request(self, method: str, path: str, body: bytes = b"") -> bytes:
+    def _request(self, method: str, path: str, body: bytes = b"", on_wait: OnWait | None = None) -> bytes:
         response = self._open(method, path, body)
+        complete = False
         try:
-            return _read_answer(response)
-        except (OSError, http.client.HTTPException) as error:
-            self.close()
+            if response.headers.get_content_type() == FRAMES:
+                answer = self._wait_for_answer(response, on_wait)
+            else:
+                answer = _read_answer(response)
+            complete = True
+            return answer
+        except (OSError, http.client.HTTPException, InputError) as error:
+            if isinstance(error, UnreachableError):
+                raise
             raise UnreachableError(f"{self._lost()} ({_reason(error)}).") from None
+        finally:
+            if not complete:
+                self.close()
+
+    def _wait_for_answer(self, response: http.client.HTTPResponse, on_wait: OnWait | None) -> bytes:
+        """The answer after signs of life."""
+        while True:
+            fields, arrays = unpack(self._read_frame(response, MAX_ANSWER_BYTES), "The answer")
+            if fields.get("kind") == "answer":
+                _take_all(response)
+                return array_of(arrays, "body", np.uint8, 1).tobytes()
+            if fields.get("kind") == "error":
+                raise _error_of(fields)
+            if on_wait is not None:
+                on_wait()
 
     def _open(self, method: str, path: str, body: bytes) -> http.client.HTTPResponse:
         """Sends a request; the response has status 200, and a body to be read."""
-        headers = {"Authorization": f"Bearer {self._token}", "Content-Type": "application/x-safetensors"}
+        headers = {"Authorization": f"Bearer {self._token}", "Accept": f"{FRAMES}, */*"}
         if self.session and not path.endswith("/reset"):
             headers |= {SESSION: self.session, REVISION: str(self.revision)}
         for attempt in (0, 1):

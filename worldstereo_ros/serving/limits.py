@@ -6,6 +6,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from worldstereo_ros.serving.errors import ServingError
 from worldstereo_ros.utils.errors import InputError
 
 MB = 10**6
@@ -47,6 +48,17 @@ class ServingLimits:
         for name, value in asdict(self).items():
             if not (math.isfinite(value) and value > 0):
                 raise InputError(f"The limit {name} of the server is {value}; a positive number was expected.")
+
+    def check_poses(self, count: int) -> None:
+        """Raises ServingError for too many poses."""
+        if count > self.max_poses:
+            raise ServingError("too_large", f"There are {count} poses; at most {self.max_poses} are accepted.")
+
+    def check_views(self, count: int) -> None:
+        """Raises ServingError for too many views to imagine."""
+        if count > self.max_views:
+            message = f"{count} views were asked for; at most {self.max_views} are accepted at once."
+            raise ServingError("too_large", message)
 
 
 @dataclass(frozen=True)

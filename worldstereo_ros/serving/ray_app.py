@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Any
@@ -162,9 +163,9 @@ def start_ray(address: str | None, *, needed_cpus: float, needed_gpus: float = 0
         if colon and port.isdecimal():  # Ray itself would try for minutes
             socket.create_connection((host.rpartition("/")[2], int(port)), CONNECT_S).close()
         if address:
-            ray.init(address=address, log_to_driver=False)
+            ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
         else:
-            ray.init(address="local", include_dashboard=False, log_to_driver=False)
+            ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
     except (OSError, ValueError, RuntimeError, OverflowError) as error:
         raise InputError(
             f"There is no Ray cluster at '{address or 'local'}' ({first_line(error)}). Start one with "

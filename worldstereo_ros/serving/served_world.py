@@ -28,7 +28,7 @@ from worldstereo_ros.memory.archive import save_archive
 from worldstereo_ros.memory.insert_report import InsertReport
 from worldstereo_ros.memory.path_clearance import PATH_CLEARANCE_M, blocked_poses
 from worldstereo_ros.pipelines.base import OnStep
-from worldstereo_ros.serving.client import ServeClient, Step, UnreachableError
+from worldstereo_ros.serving.client import OnWait, ServeClient, Step, UnreachableError
 from worldstereo_ros.serving.errors import RESYNC_CODES, ServingError
 from worldstereo_ros.serving.limits import MemorySettings
 from worldstereo_ros.serving.view_messages import plain_camera
@@ -42,7 +42,7 @@ MAX_UNSENT_BYTES = 256 * 10**6
 RETRY_S = 10.0  # after which a server that failed is asked again
 REFUSED_RETRY_S = 60.0  # after which a server that refused the token or the robot is
 WARN_PERIOD_S = 60.0  # between two warnings of the same kind
-BACKGROUND_PERIOD_S = 0.5
+BACKGROUND_PERIOD_S = LINE_PERIOD_S = 0.5
 # Of the request alone: the next one may be answered.
 _OF_THE_REQUEST = ("bad_request", "too_large", "timeout", "model_error", "fault", "no_observation")
 _REFUSALS = ("unauthorized", "not_found", "method_not_allowed")
@@ -76,6 +76,7 @@ class ServedWorld(WorldModel):
         self._has_session = False
         self._mirrored = (self.cloud, self.bank)
         self._retry_at = -np.inf
+        self._imagining_thread = 0
         self._warned_at: dict[str, float] = {}
         self._failing = True  # until it has answered once
         self._wake = threading.Event()
@@ -150,7 +151,7 @@ class ServedWorld(WorldModel):
     ) -> Iterator[ImaginedView]:
         count, done = len(poses), 0
         error: WorldStereoError | None = None
-        if self._clock() >= self._retry_at and self._line.acquire(timeout=self.client.timeout):
+        if self._clock() >= self._retry_at and self._take_line(on_step):
             complete = False
             try:
                 for view in self._ask(poses, camera, on_step, options):
@@ -166,11 +167,10 @@ class ServedWorld(WorldModel):
             finally:
                 if options["remember"] and not complete:
                     self._unsent = None  # how far the server came is not known
+                self._imagining_thread = 0
                 self._line.release()
             if complete:
                 return
-        elif self._clock() >= self._retry_at:
-            self._on_failure(UnreachableError(f"The server {self.client.url} takes no request."), 0, count)
         if not done:
             yield from local
             return
@@ -180,6 +180,16 @@ class ServedWorld(WorldModel):
             index = view.index + done
             yield replace(view, index=index, count=count, blocked=bool(blocked[index]))
 
+    def _take_line(self, on_step: OnStep | None) -> bool:
+        """Waits until an observation was sent; False if views of this thread are on their way, which nobody takes."""
+        while not self._line.acquire(timeout=LINE_PERIOD_S):
+            if self._imagining_thread == threading.get_ident():
+                return False
+            if on_step is not None:
+                on_step("waiting", 0, 1)
+        self._imagining_thread = threading.get_ident()
+        return True
+
     def _ask(
         self, poses: np.ndarray, camera: Camera, on_step: OnStep | None, options: dict[str, Any]
     ) -> Iterator[ImaginedView]:
@@ -187,7 +197,7 @@ class ServedWorld(WorldModel):
         done = 0
         for attempt in (0, 1):
             try:
-                self._bring_into_step()
+                self._bring_into_step(None if on_step is None else lambda: on_step("waiting", 0, 1))
                 for item in self.client.imagine(poses, camera, **options):
                     if isinstance(item, Step):
                         if on_step is not None:
@@ -210,7 +220,7 @@ class ServedWorld(WorldModel):
 
     # --- the memories on the server; the caller has the line ---
 
-    def _bring_into_step(self) -> None:
+    def _bring_into_step(self, on_wait: OnWait | None) -> None:
         """Makes the memories on the server equal to those here; on the thread that owns these."""
         if self._mirrored[0] is not self.cloud or self._mirrored[1] is not self.bank:
             self._unsent, self._mirrored = None, (self.cloud, self.bank)
@@ -219,20 +229,20 @@ class ServedWorld(WorldModel):
             self._has_session = False
         self._begin()
         if whole:
-            self.client.restore(self._archive())
+            self.client.restore(self._archive(), on_wait=on_wait)
             self._unsent = deque()
         while self._unsent:
-            self._send_next()
+            self._send_next(on_wait)
 
     def _begin(self) -> None:
         if not self._has_session:
             self.client.reset(MemorySettings.of(self.cloud, self.bank))
             self._has_session = True
 
-    def _send_next(self) -> None:
+    def _send_next(self, on_wait: OnWait | None = None) -> None:
         unsent = self._unsent
         if unsent:
-            self.client.observe(unsent[0])
+            self.client.observe(unsent[0], on_wait=on_wait)
             unsent.popleft()
 
     def _archive(self) -> bytes:

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import struct
 import tempfile
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from concurrent.futures import CancelledError as FutureCancelledError
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,8 +34,6 @@ JSON, MESSAGE, FRAMES = "application/json", "application/x-safetensors", "applic
 HEARTBEAT_S = 1.0  # between two frames of a request that waits or computes, so that the robot sees that it is alive
 OPERATIONS = ("reset", "restore", "observe", "imagine", "score_paths")
 MAX_SEED = 2**63 - 1
-MAX_HYPOTHESES = 32
-MAX_CELL_M = 10.0
 
 
 @dataclass(frozen=True)
@@ -47,6 +45,7 @@ class Call:
         robot: id of the robot. session: of its session; "" where none was named.
         revision: what the robot believes the memories to be; None = not said.
         body: a message of `serving.messages`; of restore a saved map.
+        frames: the robot takes frames, with a sign of life each second, also of operations with one answer.
     """
 
     operation: str
@@ -54,6 +53,7 @@ class Call:
     session: str = ""
     revision: int | None = None
     body: bytes = b""
+    frames: bool = False
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,9 @@ def frame(fields: dict[str, Any], arrays: dict[str, np.ndarray] | None = None) -
     """A message with its length before it, so that several follow each other."""
     body = pack(fields, arrays)
     return struct.pack("<Q", len(body)) + body
+
+
+_WAITING = frame({"kind": "progress", "stage": "waiting", "step": 0, "steps": 1})
 
 
 def failure(error: BaseException) -> Part:
@@ -144,7 +147,9 @@ class RobotService:
                 }
                 if call.operation not in handlers:
                     raise ServingError("not_found", f"The operation '{call.operation[:40]}' is unknown.")
-                yield await handlers[call.operation](call)
+                async with contextlib.aclosing(self._one(handlers[call.operation](call), call.frames)) as parts:
+                    async for part in parts:
+                        yield part
                 return
         except Exception as error:
             yield failure(error)
@@ -152,6 +157,26 @@ class RobotService:
         async with contextlib.aclosing(self._stream(call, work)) as parts:
             async for part in parts:
                 yield part
+
+    async def _one(self, answer: Coroutine[Any, Any, Part], frames: bool) -> AsyncGenerator[Part, None]:
+        """One answer; as frames with a sign of life each second until it is there, if it takes longer than that."""
+        task = asyncio.ensure_future(answer)
+        began = False
+        try:
+            while frames and not (await asyncio.wait({task}, timeout=HEARTBEAT_S))[0]:
+                began = True
+                yield Part(_WAITING, content_type=FRAMES)
+            if not began:
+                yield await task
+                return
+            try:
+                part = await task
+            except Exception as error:
+                yield Part(frame({"kind": "error", **as_serving_error(error).as_fields()}))
+                return
+            yield Part(frame({"kind": "answer"}, {"body": np.frombuffer(part.body, np.uint8)}))
+        finally:
+            task.cancel()
 
     # --- operations with one answer ---
 
@@ -196,67 +221,16 @@ class RobotService:
         return await self._once(call, work)
 
     async def _scoring(self, call: Call) -> Part:
-        work = self._score_work(call)
-        return await self._once(call, work)
+        from worldstereo_ros.serving.scoring import parse_scoring
 
-    def _score_work(self, call: Call) -> Callable[[Session, Request], Part]:
-        from worldstereo_ros.planning import RobotShape, imagine_hypotheses, score_paths, world_grid
-        from worldstereo_ros.planning.visibility import Sensor
-
-        fields, arrays = unpack(call.body)
-        paths = self._paths(fields, arrays)
-        hypotheses = whole(fields, "hypotheses", 0, 0, MAX_HYPOTHESES)
-        views, width = whole(fields, "views", 8, 1, 1000), whole(fields, "view_width", 160, 16, 4096)
-        self._check_count(hypotheses * views * len(paths))
-        prompt = text(fields, "prompt")
-        robot = RobotShape(
-            number(fields, "robot_radius", 0.2, 0.01, 10),
-            number(fields, "robot_height", 0.6, 0.05, 10),
-            number(fields, "max_step", 0.1, 0.001, 2),
-            number(fields, "max_slope", 0.35, 0.01, 1.5),
-        )
-        sensor_range = number(fields, "sensor_range", 4, 0.1, 100)
-        grid_settings: dict[str, Any] = {
-            "resolution": number(fields, "resolution", 0.1, 0.02, MAX_CELL_M),
-            "max_range": number(fields, "max_range", 8, 0.5, 100),
-            "floor": None if fields.get("floor") is None else number(fields, "floor", None, -1e6, 1e6),
-            "up": array_of(arrays, "up", np.float64, 1) if "up" in arrays else None,
-        }
+        scoring = parse_scoring(call.body, self.limits)
 
         def work(session: Session, request: Request) -> Part:
-            world = session.world
-            assert world is not None
-            newest = world.newest_observation
-            if newest is None:
-                raise EmptyMemoryError("Nothing was observed yet.")
-            camera = newest.camera
-            across = min(width, camera.width)
-            small = camera.resized(across, max(1, round(camera.height * across / camera.width)))
-            seeds = range(hypotheses)
-            on_step = _checking(request)
-            imagined = (
-                imagine_hypotheses(world, paths, small, seeds=seeds, views=views, prompt=prompt, on_step=on_step)
-                if hypotheses
-                else []
-            )
-            request.check()
-            grid = world_grid(world, paths, hypotheses=imagined, robot=robot, **grid_settings)
-            request.check()
-            scores = score_paths(grid, paths, sensor=Sensor.of_camera(camera, sensor_range))
-            fields, arrays = scores_message(scores)
+            assert session.world is not None
+            fields, arrays = scores_message(scoring(session.world, _checking(request)))
             return Part(pack({**fields, "revision": session.revision}, arrays), content_type=MESSAGE)
 
-        return work
-
-    def _paths(self, fields: dict[str, Any], arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        names = fields.get("names")
-        if not isinstance(names, list) or not 1 <= len(names) <= 1000 or not all(isinstance(n, str) for n in names):
-            raise InputError("The field names is no list of 1 to 1000 names of paths.")
-        if len(set(names)) != len(names) or max(map(len, names)) > 200:
-            raise InputError("The names of the paths are not all different, or longer than 200 characters.")
-        paths = {name: array_of(arrays, f"path.{i}", np.float64, 3) for i, name in enumerate(names)}
-        self._check_poses(sum(len(path) for path in paths.values()))
-        return paths
+        return await self._once(call, work)
 
     async def _once(self, call: Call, work: Callable[[Session, Request], Part]) -> Part:
         request = self._submit(call, work)
@@ -285,23 +259,13 @@ class RobotService:
             }).encode()
         )  # fmt: skip
 
-    def _check_poses(self, count: int) -> None:
-        if count > self.limits.max_poses:
-            raise ServingError("too_large", f"There are {count} poses; at most {self.limits.max_poses} are accepted.")
-
-    def _check_count(self, views: int) -> None:
-        if views > self.limits.max_views:
-            raise ServingError(
-                "too_large", f"{views} views were asked for; at most {self.limits.max_views} are accepted at once."
-            )
-
     # --- imagining: frames as they are made ---
 
     def _imagining(self, call: Call) -> Callable[[Session, Request, Callable[[bytes], None]], None]:
         fields, arrays = unpack(call.body)
         poses = array_of(arrays, "poses", np.float64, 3)
-        self._check_poses(len(poses))
-        self._check_count(len(poses))
+        self.limits.check_poses(len(poses))
+        self.limits.check_views(len(poses))
         camera = parse_camera(fields, self.limits.max_image_pixels)
         if camera.width * camera.height * len(poses) > self.limits.max_job_pixels:
             raise ServingError(
@@ -360,7 +324,7 @@ class RobotService:
                 try:
                     data = await asyncio.wait_for(events.get(), HEARTBEAT_S)
                 except asyncio.TimeoutError:
-                    data = frame({"kind": "progress", "stage": "waiting", "step": 0, "steps": 1})
+                    data = _WAITING
                 if data is not None:
                     yield Part(data, content_type=FRAMES)
                     began = True
