@@ -94,6 +94,11 @@ def open_stereo_data(data: str | Path) -> list[StereoSequence]:
     with suppress(InputError):
         posed = [sequence for sequence in open_data(path) if not is_pair(Path(sequence.path))]
     found = [_pair(folder) for folder in pairs] + [_there_and_back(sequence) for sequence in posed]
+    if not found and all((path / name).is_file() for name in ("left.png", "right.png")):
+        raise InputError(
+            f"{path} has left.png and right.png, but no calib.json; without the focal length and the distance of the "
+            "cameras, no eye can be made at the place of the right one."
+        )
     if not found:
         raise InputError(
             f"{path} has no stereo pair (left.png, right.png, calib.json) and no posed sequence with depth; one of "
