@@ -12,6 +12,7 @@ from worldstereo_ros.ros.node.jobs import ErrorCode
 from worldstereo_ros.ros.node.occupancy_publishers import OCCUPANCY_OUTPUTS
 from worldstereo_ros.ros.node.parameter_text import to_markdown
 from worldstereo_ros.ros.node.planning_servers import PLANNING_ACTIONS, PLANNING_SERVICES
+from worldstereo_ros.ros.node.pointmap_publishers import POINTMAP_INPUTS, POINTMAP_OUTPUTS
 from worldstereo_ros.ros.node.publishers import OUTPUTS
 from worldstereo_ros.ros.node.reconstruction_servers import ACTION, SERVICE
 from worldstereo_ros.ros.node.servers import ACTIONS, COMMANDS, SERVICES
@@ -111,7 +112,11 @@ also in `~/view`; no pixels if the pipeline estimates none) and fields of `~/poi
 def node_page() -> str:
     """Returns the content of `docs/reference/node.md`."""
     parts = [_HEAD]
-    parts.append(_table("Inputs", ("topic", "type", "QoS", "what"), [_topic(*row) for row in (*INPUTS, *COMMANDS)]))
+    parts.append(
+        _table(
+            "Inputs", ("topic", "type", "QoS", "what"), [_topic(*row) for row in (*INPUTS, *POINTMAP_INPUTS, *COMMANDS)]
+        )
+    )
     parts.append(
         "The node reads `/tf` and `/tf_static` with tf2_ros if it is installed, otherwise with its own buffer.\n"
     )
@@ -143,6 +148,12 @@ def node_page() -> str:
     parts.append(
         "Only with `stereo.enabled` ([stereo](../guides/stereo.md)). Without subscribers to any of them, no pair\n"
         "is made. All messages of a pair have the stamp and the optical frame of the camera's image.\n"
+    )
+    rows = [_topic(*row) for row in POINTMAP_OUTPUTS]
+    parts.append(_table("Point maps", ("topic", "type", "QoS", "what"), rows))
+    parts.append(
+        "Only with `pointmaps.enabled` ([point maps](../guides/pointmaps.md)). All of it is estimated from images alone.\n"
+        "Without subscribers to any of them nothing is estimated, unless the memories or /tf get it.\n"
     )
     served = *ACTIONS, *PLANNING_ACTIONS, ACTION, *SERVICES, *PLANNING_SERVICES, SERVICE
     calls = [(f"`{name}`", f"`{_type_name(kind)}`", what) for name, kind, what in served]

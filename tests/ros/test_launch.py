@@ -87,10 +87,11 @@ def test_rviz_qos_matches_publishers():
     from rclpy.qos import DurabilityPolicy
 
     from worldstereo_ros.ros.node.occupancy_publishers import OCCUPANCY_OUTPUTS
+    from worldstereo_ros.ros.node.pointmap_publishers import POINTMAP_OUTPUTS
     from worldstereo_ros.ros.node.publishers import OUTPUTS
     from worldstereo_ros.ros.node.stereo import STEREO_OUTPUTS
 
-    outputs = (*OUTPUTS, *STEREO_OUTPUTS, *OCCUPANCY_OUTPUTS)
+    outputs = (*OUTPUTS, *STEREO_OUTPUTS, *POINTMAP_OUTPUTS, *OCCUPANCY_OUTPUTS)
     profiles = {name.replace("~", "/worldstereo"): profile for name, _, profile, _ in outputs}
     displayed = set()
     for name, display in displays().items():
@@ -103,6 +104,7 @@ def test_rviz_qos_matches_publishers():
         assert topic["Reliability Policy"] == "Reliable", name
     names = ("map", "map/estimated", "map/imagined", "views", "image", "observed", "points")
     names += ("provenance", "provenance/colour", "stereo/sbs", "stereo/right/source", "occupancy", "occupancy/imagined")
+    names += ("odometry", "pointmaps/points", "pointmaps/depth", "pointmaps/dynamic")
     assert displayed >= {f"/worldstereo/{name}" for name in names}
 
 
