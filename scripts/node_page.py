@@ -152,7 +152,7 @@ def node_page() -> str:
     rows = [_topic(*row) for row in POINTMAP_OUTPUTS]
     parts.append(_table("Point maps", ("topic", "type", "QoS", "what"), rows))
     parts.append(
-        "Only with `pointmaps.enabled` ([point maps](../guides/pointmaps.md)). All of it is estimated from images alone.\n"
+        "Only with `pointmaps.enabled` ([point maps](../guides/pointmaps.md)). All of it is estimated from images.\n"
         "Without subscribers to any of them nothing is estimated, unless the memories or /tf get it.\n"
     )
     served = *ACTIONS, *PLANNING_ACTIONS, ACTION, *SERVICES, *PLANNING_SERVICES, SERVICE

@@ -13,7 +13,8 @@ from worldstereo_ros.cli.main import app
 from worldstereo_ros.depth import estimators
 from worldstereo_ros.geometry.poses import invert_pose
 from worldstereo_ros.geometry.views import View
-from worldstereo_ros.io.bags.files import BagWriter
+from worldstereo_ros.io.bags.files import Bag, BagWriter
+from worldstereo_ros.io.bags.views import read_views
 from worldstereo_ros.io.images import write_image
 from worldstereo_ros.io.posed_sequences import open_posed, write_sequence
 from worldstereo_ros.io.video import write_video
@@ -54,7 +55,7 @@ def known(recording, monkeypatch):
 def test_a_session_is_written_and_can_be_viewed_and_imagined_in(recording, known, tmp_path):
     posed, _, poses = recording
     out = tmp_path / "out"
-    text = run(posed, "--ignore-poses", "--ignore-depth", "--method", "map", "--out", out, "--ply")
+    text = run(posed, "--ignore-poses", "--ignore-depth", "--method", "map", "--out", out, "--ply", "--mcap")
     assert f"{COUNT} of {COUNT} frames written" in text
     assert "metric: false" in text
     for name in ("poses.txt", "poses_tum.txt", "poses_kitti.txt", "cloud.ply", "world.wsmap", "pointmaps.json"):
@@ -66,6 +67,14 @@ def test_a_session_is_written_and_can_be_viewed_and_imagined_in(recording, known
     assert summary["scale_from"] == "depth network"
     found = open_posed(out).poses
     np.testing.assert_allclose(found[:, :3, 3], 1.3 * (invert_pose(poses[0]) @ poses)[:, :3, 3], atol=0.02)
+    # The bag has the same poses, and no reader takes its depth as measured.
+    views = list(read_views(out / "bag"))
+    assert all(view.depth is None for view in views)
+    np.testing.assert_allclose([view.world_from_camera for view in views], found, atol=1e-6)
+    with Bag(out / "bag") as bag:
+        assert {"/pointmaps/depth", "/pointmaps/dynamic", "/pointmaps/path", "/tf"} <= set(bag.topics)
+        (_, _, raw), *_ = bag.messages({"/pointmaps/path"})
+        assert bag.decode("/pointmaps/path", raw).header.frame_id == "map_unscaled"
     shown = load_viewable(out)
     assert len(shown.points) > 1000
     assert len(shown.observed_views) == COUNT

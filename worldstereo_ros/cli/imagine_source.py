@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,18 +90,17 @@ def open_source(options: SourceOptions, *, device: str, console: Console) -> tup
     if options.bag is not None and options.source is None:
         if options.fov is not None:
             raise InputError("The camera of a bag is that of its camera_info; --fov is for images and videos without.")
-        recording = read_by_pointmaps(options.bag, bag_options=dict(options.bag_options), **placing)
-        if recording is None:
-            path_options = {name: options.bag_options[name] for name in OF_FRAMES}
-            path_options |= {"pose_frame": options.path_pose_frame, "heading": options.path_heading}
-            view_options = dict(options.bag_options)
-            recording = read_bag(options.bag, *views, size=size, view_options=view_options, path_options=path_options)
+        bag, view_options = options.bag, dict(options.bag_options)
+        path_options = {name: options.bag_options[name] for name in OF_FRAMES}
+        path_options |= {"pose_frame": options.path_pose_frame, "heading": options.path_heading}
+        read = partial(read_bag, bag, *views, size=size, view_options=view_options, path_options=path_options)
+        recording = read_by_pointmaps(bag, bag_options=view_options, recorded=read, **placing) or read()
     elif options.source is not None and options.bag is None:
         check_no_bag_options(options.bag_options, **options.of_path)
         source, fov = options.source, options.fov
-        recording = read_by_pointmaps(source, depth_unit=unit, fov=fov, **placing) or read_source(
-            source, *views, fov=fov, size=size, depth_unit=unit, depth_required=options.depth_model == NONE
-        )
+        needs_depth = options.depth_model == NONE
+        recorded = partial(read_source, source, *views, fov=fov, size=size, depth_unit=unit, depth_required=needs_depth)
+        recording = read_by_pointmaps(source, depth_unit=unit, fov=fov, recorded=recorded, **placing) or recorded()
     else:
         raise InputError("Name one source: a folder or image, a bag with --bag, or a saved map with --map.")
     return None, without_depth(recording) if options.depth_source == "model" else recording

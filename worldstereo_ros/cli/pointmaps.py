@@ -100,6 +100,14 @@ def pointmaps(
         bool,
         typer.Option("--ply", help="Also write a cloud of each frame to points/.", rich_help_panel=OUTPUT),
     ] = False,
+    mcap: Annotated[
+        bool,
+        typer.Option(
+            "--mcap",
+            help="Also write bag/ (MCAP): images, estimated depth, what moves, the path and transforms.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = False,
     image_topic: ImageTopic = "",
     depth_topic: DepthTopic = "",
     camera_info_topic: CameraInfoTopic = "",
@@ -178,7 +186,7 @@ def pointmaps(
             on_frame = lambda done: progress.update(task, completed=done)  # noqa: E731
             _, reference = feed(opened, stream, session, selection, on_frame)
         with results, console.status("writing"):
-            summary = session.write(out, odometry=reference, ply=ply)
+            summary = session.write(out, odometry=reference, ply=ply, bag=mcap)
     for line in (*opened.notes, *describe(summary)):
         console.print(escape(line), highlight=False, soft_wrap=True)
     name = escape(quote(str(out)))

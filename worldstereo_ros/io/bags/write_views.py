@@ -64,32 +64,35 @@ def _write(bag: BagWriter, views: Iterable[View], namespace: str, world_frame: s
         if not view.metric:
             raise BagError("The unit of the views is arbitrary (`metric` is false); messages are in metres.")
         stamp_ns = view.stamp_ns
-        header = _header(bag, stamp_ns, camera_frame)
-        bag.write("/tf", _transform(bag, stamp_ns, world_frame, camera_frame, view.world_from_camera), stamp_ns)
-        bag.write(topics["camera_info"], _camera_info(bag, header, view.camera), stamp_ns)
+        header = bag_header(bag, stamp_ns, camera_frame)
+        bag.write("/tf", bag_transform(bag, stamp_ns, world_frame, camera_frame, view.world_from_camera), stamp_ns)
+        bag.write(topics["camera_info"], bag_camera_info(bag, header, view.camera), stamp_ns)
         if view.depth is not None:
             # A reader of the bag takes all depth as measured, as that of a camera driver.
             measured = np.where(view.observed_mask, view.depth, np.float32(0))
-            bag.write(topics["depth"], _image(bag, header, codecs.encode_depth(measured)), stamp_ns)
-        bag.write(topics["image"], _image(bag, header, codecs.encode_colour(view.image)), stamp_ns)
+            bag.write(topics["depth"], bag_image(bag, header, codecs.encode_depth(measured)), stamp_ns)
+        bag.write(topics["image"], bag_image(bag, header, codecs.encode_colour(view.image)), stamp_ns)
         count += 1
     return count
 
 
-def _header(bag: BagWriter, stamp_ns: int, frame: str):
+def bag_header(bag: BagWriter, stamp_ns: int, frame: str):
+    """A std_msgs/Header."""
     seconds, nanoseconds = divmod(stamp_ns, NANOSECONDS)
     stamp = bag.message("builtin_interfaces/msg/Time", sec=seconds, nanosec=nanoseconds)
     return bag.message("std_msgs/msg/Header", stamp=stamp, frame_id=frame)
 
 
-def _image(bag: BagWriter, header, encoded: tuple[str, int, int, int, np.ndarray]):
+def bag_image(bag: BagWriter, header, encoded: tuple[str, int, int, int, np.ndarray]):
+    """A sensor_msgs/Image of what `imaging.codecs` encoded."""
     encoding, height, width, step, data = encoded
     return bag.message(
         IMAGE, header=header, height=height, width=width, encoding=encoding, is_bigendian=0, step=step, data=data
     )
 
 
-def _camera_info(bag: BagWriter, header, camera: Camera):
+def bag_camera_info(bag: BagWriter, header, camera: Camera):
+    """A sensor_msgs/CameraInfo without distortion."""
     K = np.asarray(camera.matrix, dtype=np.float64)
     roi = bag.message("sensor_msgs/msg/RegionOfInterest", x_offset=0, y_offset=0, height=0, width=0, do_rectify=False)
     return bag.message(
@@ -99,7 +102,8 @@ def _camera_info(bag: BagWriter, header, camera: Camera):
     )  # fmt: skip
 
 
-def _transform(bag: BagWriter, stamp_ns: int, parent: str, child: str, parent_from_child: np.ndarray):
+def bag_transform(bag: BagWriter, stamp_ns: int, parent: str, child: str, parent_from_child: np.ndarray):
+    """A tf2_msgs/TFMessage of one transform (4, 4)."""
     (x, y, z), (qx, qy, qz, qw) = (part.tolist() for part in quaternion_from_pose(parent_from_child))
     transform = bag.message(
         "geometry_msgs/msg/Transform",
@@ -108,6 +112,6 @@ def _transform(bag: BagWriter, stamp_ns: int, parent: str, child: str, parent_fr
     )
     stamped = bag.message(
         "geometry_msgs/msg/TransformStamped",
-        header=_header(bag, stamp_ns, parent), child_frame_id=child, transform=transform,
+        header=bag_header(bag, stamp_ns, parent), child_frame_id=child, transform=transform,
     )  # fmt: skip
     return bag.message(TF, transforms=[stamped])

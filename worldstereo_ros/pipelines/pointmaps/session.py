@@ -5,6 +5,7 @@ Frames are kept on disk until the end, when the scale of all is known, so that a
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -18,6 +19,7 @@ from worldstereo_ros.geometry.cameras import Camera, unproject
 from worldstereo_ros.geometry.provenance import Provenance
 from worldstereo_ros.geometry.views import View
 from worldstereo_ros.imaging.resizing import resize_image
+from worldstereo_ros.io.bags.write_pointmaps import write_pointmap_bag
 from worldstereo_ros.io.point_clouds import write_point_cloud
 from worldstereo_ros.io.posed_sequences import write_sequence
 from worldstereo_ros.io.trajectory_files import write_kitti, write_tum
@@ -32,10 +34,11 @@ from worldstereo_ros.utils.errors import InputError
 
 MAP_FILE, CLOUD_FILE, SUMMARY_FILE = "world.wsmap", "cloud.ply", "pointmaps.json"
 TUM_FILE, KITTI_FILE, DYNAMIC_FOLDER, PLY_FOLDER = "poses_tum.txt", "poses_kitti.txt", "dynamic", "points"
+BAG_FOLDER = "bag"
 SESSION_NAMES = (
     "frames", "depth", "provenance", "depth_confidence", "confidence", "observed", "conditioning", "poses.txt",
     "intrinsics.json", "timestamps.txt", MAP_FILE, CLOUD_FILE, SUMMARY_FILE, TUM_FILE, KITTI_FILE, DYNAMIC_FOLDER,
-    PLY_FOLDER,
+    PLY_FOLDER, BAG_FOLDER,
 )  # fmt: skip
 MIN_MAP_CONFIDENCE = 0.2  # of a point in the cloud and the map
 VOXEL_DEPTHS, MIN_VOXEL = 1 / 150, 0.01  # edge of a voxel, in median depths; in the unit of the map
@@ -148,20 +151,23 @@ class Session:
         poses[:, :3, 3] *= factor
         return SessionViews(self, rows, poses, factors * factor, scale_from, loops)
 
-    def write(self, out: Path, *, odometry: np.ndarray | None = None, ply: bool = False) -> dict[str, Any]:
+    def write(
+        self, out: Path, *, odometry: np.ndarray | None = None, ply: bool = False, bag: bool = False
+    ) -> dict[str, Any]:
         """Writes the longest shot and the summary.
 
         Args:
             out: folder, which exists.
             odometry: (F, 4, 4) poses of the robot at the times of all frames, for the scale.
             ply: also a cloud of each frame.
+            bag: also an MCAP bag (`io.bags.write_pointmaps`).
 
         Returns:
             The summary, as in `SUMMARY_FILE`.
 
         Raises:
             InputError: no frame has a pose.
-            WriteError, CloudFileError: a file cannot be written.
+            WriteError, CloudFileError, BagError: a file cannot be written.
         """
         views = self.views(odometry)
         rows, poses = views.rows, views.poses
@@ -171,6 +177,10 @@ class Session:
         write_kitti(out / KITTI_FILE, poses)
         cloud, bank = self._map(views, out, ply)
         save_archive(out / MAP_FILE, cloud, bank, {"pipeline": "pointmaps", "metric": views.metric})
+        if bag:
+            shutil.rmtree(out / BAG_FOLDER, ignore_errors=True)  # of an earlier run
+            frames = (views.load(index)[:2] for index in range(len(views)))
+            write_pointmap_bag(out / BAG_FOLDER, frames, metric=views.metric)
         if len(cloud):
             write_point_cloud(cloud, out / CLOUD_FILE)
         else:
