@@ -20,8 +20,9 @@ from starlette.testclient import TestClient
 from worldstereo_ros.planning import RobotShape, imagine_hypotheses, score_paths, world_grid
 from worldstereo_ros.planning.path_scores import PathScore, PathScores
 from worldstereo_ros.planning.visibility import Sensor
+from worldstereo_ros.serving.addresses import parse_url
 from worldstereo_ros.serving.app import REVISION, SESSION, make_app
-from worldstereo_ros.serving.client import FRAMES, parse_url
+from worldstereo_ros.serving.calls import FRAMES
 from worldstereo_ros.serving.limits import MemorySettings
 from worldstereo_ros.serving.messages import compress, decompress, pack, unpack
 from worldstereo_ros.serving.tokens import digest_of, is_valid, read_token

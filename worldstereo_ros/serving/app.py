@@ -29,9 +29,9 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
+from worldstereo_ros.serving.calls import FRAMES, OPERATIONS, Call, Part, as_serving_error, failure, frame
 from worldstereo_ros.serving.errors import ServingError
 from worldstereo_ros.serving.limits import ServingLimits
-from worldstereo_ros.serving.service import FRAMES, OPERATIONS, Call, Part, as_serving_error, failure, frame
 from worldstereo_ros.serving.tokens import is_valid
 
 SESSION, REVISION = "Worldstereo-Session", "Worldstereo-Revision"

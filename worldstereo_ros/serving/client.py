@@ -18,6 +18,7 @@ import numpy as np
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.views import ImaginedView, View
 from worldstereo_ros.planning.path_scores import PathScores
+from worldstereo_ros.serving.addresses import parse_url
 from worldstereo_ros.serving.errors import STATUS, ServingError
 from worldstereo_ros.serving.limits import MemorySettings
 from worldstereo_ros.serving.messages import array_of, pack, unpack
@@ -50,20 +51,6 @@ class Step:
     steps: int
 
 
-def parse_url(url: str) -> tuple[bool, str, int, str]:
-    """(whether it is https, host, port, path before /v1). Raises InputError for what is no URL of a server."""
-    expected = "http://HOST:PORT or https://HOST:PORT was expected"
-    try:
-        parts = urllib.parse.urlsplit(url)
-        port = parts.port
-    except ValueError:
-        raise InputError(f"The URL '{url[:200]}' is invalid; {expected}.") from None
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.query or parts.fragment:
-        raise InputError(f"The URL '{url[:200]}' is invalid; {expected}.")
-    secure = parts.scheme == "https"
-    return secure, parts.hostname, port or (443 if secure else 80), parts.path.rstrip("/")
-
-
 class ServeClient:
     """Requests of one robot.
 
@@ -72,7 +59,7 @@ class ServeClient:
     Args:
         url: of the server, such as http://gpu.local:8000.
         token: that it expects.
-        robot: id of this robot, see `serving.sessions.check_robot`.
+        robot: id of this robot, see `serving.addresses.check_robot`.
         timeout: seconds without any byte from the server after which it counts as unreachable. The server gives a sign
             of life each second.
 

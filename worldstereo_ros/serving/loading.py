@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from worldstereo_ros.memory.bank import ViewBank
-from worldstereo_ros.memory.cloud import CloudMemory
 from worldstereo_ros.serving.limits import MemorySettings, ServingLimits
-from worldstereo_ros.serving.service import RobotService
-from worldstereo_ros.world import WorldModel, warm_up
+
+if TYPE_CHECKING:
+    from worldstereo_ros.serving.service import RobotService
+    from worldstereo_ros.world import WorldModel
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,11 @@ def load_service(chosen: ModelSettings, limits: ServingLimits) -> RobotService:
         InputError, CheckpointError: a model or the device is not usable.
     """
     from worldstereo_ros.depth.estimators import NONE, load_depth_estimator
+    from worldstereo_ros.memory.bank import ViewBank
+    from worldstereo_ros.memory.cloud import CloudMemory
     from worldstereo_ros.pipelines.auto import load_pipeline
+    from worldstereo_ros.serving.service import RobotService
+    from worldstereo_ros.world import WorldModel, warm_up
 
     pipeline = load_pipeline(chosen.model, chosen.device, variant=chosen.variant, dtype=chosen.dtype, fill=chosen.fill)
     estimator = None if chosen.depth_model == NONE else load_depth_estimator(chosen.depth_model, chosen.device)

@@ -17,11 +17,11 @@ import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Any
 
+from worldstereo_ros.serving.addresses import check_robot
+from worldstereo_ros.serving.calls import Call, Part
 from worldstereo_ros.serving.errors import ServingError
 from worldstereo_ros.serving.limits import ServingLimits
 from worldstereo_ros.serving.loading import ModelSettings, load_service
-from worldstereo_ros.serving.service import Call, Part
-from worldstereo_ros.serving.sessions import check_robot
 from worldstereo_ros.utils.errors import InputError, first_line
 
 APP = "worldstereo"

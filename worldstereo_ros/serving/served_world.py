@@ -282,7 +282,8 @@ class ServedWorld(WorldModel):
     def _on_session_lost(self, error: ServingError) -> None:
         self._has_session, self._unsent = False, None
         if self._may_warn(error.code):
-            logger.warning("%s: %s The memories are sent again.", self.client.url, error)
+            why = str(error).partition(". ")[0]  # what to do is done here
+            logger.warning("%s: %s. The memories are sent again.", self.client.url, why)
 
     def _on_failure(self, error: WorldStereoError, done: int, count: int) -> None:
         code = error.code if isinstance(error, ServingError) else "unreachable"

@@ -8,7 +8,6 @@ are answered in the order in which they came. Knows nothing of HTTP.
 from __future__ import annotations
 
 import logging
-import re
 import secrets
 import threading
 import time
@@ -19,9 +18,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from worldstereo_ros.pipelines.base import Cancelled
+from worldstereo_ros.serving.addresses import check_robot
 from worldstereo_ros.serving.errors import ServingError
 from worldstereo_ros.serving.limits import MemorySettings, ServingLimits
-from worldstereo_ros.utils.errors import InputError
 from worldstereo_ros.world import WorldModel
 
 logger = logging.getLogger(__name__)
@@ -30,17 +29,6 @@ MAX_ENDED = 256  # sessions of which it is remembered why they ended
 MAX_RETRY_S = 60.0
 SWEEP_PERIOD_S = 5.0  # between two looks for idle sessions
 STOP_TIMEOUT_S = 5.0
-_ROBOT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
-
-
-def check_robot(robot: str) -> str:
-    """Returns the id of a robot. Raises InputError if it is none."""
-    if not _ROBOT.fullmatch(robot):
-        raise InputError(
-            f"The robot id {robot[:80]!r} is invalid; up to 64 letters, digits, '_', '-' and '.' were expected, "
-            "beginning with a letter or digit."
-        )
-    return robot
 
 
 @dataclass(eq=False)

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from worldstereo_ros.ros.node.parameter_rows import CONFIGURE, ConfigurationError, row
-from worldstereo_ros.serving.client import parse_url
-from worldstereo_ros.serving.sessions import check_robot
+from worldstereo_ros.serving.addresses import check_robot, parse_url
 from worldstereo_ros.utils.errors import InputError
 
 SERVE = "serve"
