@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 
+import cv2
 import numpy as np
 import pytest
 from helpers.box_room import CAMERA, turned
@@ -12,7 +13,13 @@ from worldstereo_ros.geometry.cameras import Camera, unproject
 from worldstereo_ros.geometry.poses import invert_pose
 from worldstereo_ros.geometry.similarity import Similarity
 from worldstereo_ros.pipelines.pointmaps import estimate_pointmaps
-from worldstereo_ros.pipelines.pointmaps.dynamic import motion_evidence, rigid_flow, scene_flow
+from worldstereo_ros.pipelines.pointmaps.dynamic import (
+    find_moving,
+    motion_evidence,
+    rigid_flow,
+    scene_flow,
+    structure_tensor,
+)
 from worldstereo_ros.pipelines.pointmaps.focal import estimate_focal
 from worldstereo_ros.pipelines.pointmaps.parallax import find_turning, fit_rotation
 from worldstereo_ros.pipelines.pointmaps.refinement import is_available, load_model, poses_of
@@ -102,17 +109,63 @@ def test_tracks_follow_points_to_a_tenth_of_a_pixel():
 def test_depth_errors_are_no_motion_but_motion_across_is():
     pose = np.eye(4)
     pose[0, 3] = 0.2
-    _, depth, _ = frame(np.eye(4))
+    image, depth, _ = frame(np.eye(4))
     relative = invert_pose(pose)
     flow = rigid_flow(depth, CAMERA, relative)
     sure, unsure = (np.full(depth.shape, value, np.float32) for value in (0.02, 0.4))
-    error = np.full(depth.shape, 0.5, np.float32)
-    assert np.nanmax(motion_evidence(flow, error, depth, sure, CAMERA, relative)) < 0.1
-    bent = (depth * 1.4).astype(np.float32)
-    assert np.median(motion_evidence(flow, error, bent, unsure, CAMERA, relative)) < 2
-    assert np.median(motion_evidence(flow, error, bent, sure, CAMERA, relative)) > 2
-    across = flow + np.array([0, 6], np.float32)
-    assert np.median(motion_evidence(across, error, bent, unsure, CAMERA, relative)) > 4
+    detail = structure_tensor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY))
+    part = np.s_[40:80, 60:100]
+    inner = np.s_[48:72, 68:92]
+
+    def evidence(flow, depth, sigma, structure=detail):
+        return motion_evidence(flow, structure, depth, sigma, CAMERA, relative)[0]
+
+    assert evidence(flow, depth, sure).max() < 0.1
+    bent = depth.copy()
+    bent[part] *= 1.4
+    assert np.median(evidence(flow, bent, unsure)[inner]) < 2
+    assert np.median(evidence(flow, bent, sure)[inner]) > 5
+    across = flow.copy()
+    across[part] += np.array([0, 6], np.float32)
+    assert np.median(evidence(across, depth, unsure)[inner]) > 5
+    # Stripes that run up and down tell nothing of motion up and down, nor does a plain wall.
+    stripes = np.zeros_like(detail)
+    assert np.median(evidence(across, depth, unsure, stripes)[inner]) < 2
+    stripes[..., 0] = 100
+    assert np.median(evidence(across, depth, unsure, stripes)[inner]) < 2
+
+
+def test_what_does_not_fit_at_all_is_doubtful():
+    poses = walk(4)
+    images, depths, _ = zip(*(frame(pose) for pose in poses), strict=True)
+    wrong = poses.copy()
+    wrong[1::2] = wrong[1::2] @ turned(8, 5)
+    found, doubtful = find_moving(
+        np.stack(images), np.stack(depths), np.full((4, 120, 160), 0.05, np.float32), wrong, CAMERA, np.ones(4, bool)
+    )
+    assert doubtful
+    assert found[1].mean() < 0.1
+
+
+@pytest.mark.parametrize(("step", "speed", "least"), [(0.0, 0.05, 0.6), (0.02, 0.06, 0.35), (0.0, 0.0, 0.0)])
+def test_what_moves_along_the_line_of_sight_is_found(step, speed, least):
+    poses = walk(6, step=step, turn_deg=0.8 if step else 0.0)
+    poses = poses if step else np.tile(poses[:1], (6, 1, 1))
+    random = np.random.default_rng(0)
+    views = [frame(pose, board=(0.0, 0.2, 2.8 - speed * index)) for index, pose in enumerate(poses)]
+    images = np.stack([np.clip(view[0] + random.normal(0, 2, view[0].shape), 0, 255) for view in views])
+    bend = np.exp(0.15 * np.linspace(-1, 1, CAMERA.width, dtype=np.float32))
+    depth = np.stack([view[1] for view in views]) * bend
+    there = np.stack([view[2] for view in views])
+    found, doubtful = find_moving(
+        images.astype(np.uint8), depth, np.full(depth.shape, 0.15, np.float32), poses, CAMERA, np.ones(6, bool)
+    )
+    assert not doubtful
+    if speed:
+        assert found[there].mean() > least
+        assert found[~there].mean() < 0.02
+    else:
+        assert not found.any()
 
 
 def test_scene_flow_of_a_board():
