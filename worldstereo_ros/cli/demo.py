@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
-import re
-import signal
 import subprocess
-import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,11 +13,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from worldstereo_ros.cli.demo_figures import compute_figures
+from worldstereo_ros.cli.demo_node import NODE_NAME, DemoError, check_ros, pipeline_names, run_node, wait_until_ready
 from worldstereo_ros.cli.options import INPUT, MODEL, PATH, Out
 from worldstereo_ros.cli.recording_options import CameraAxes, DepthUnit, Rectified, Tolerance, check_no_bag_options
 from worldstereo_ros.utils.atomic_files import write_text
-from worldstereo_ros.utils.errors import InputError, WorldStereoError
-from worldstereo_ros.utils.resources import find_resource
+from worldstereo_ros.utils.errors import InputError
 from worldstereo_ros.visualization.result_files import MAP_FILE, RESULT_NAMES
 from worldstereo_ros.weights.bundled import BUNDLED, DEFAULT_MODEL, bundled_folder
 
@@ -33,14 +28,8 @@ if TYPE_CHECKING:
     from worldstereo_ros.evaluation.demo_scenarios import DemoScenario
     from worldstereo_ros.geometry.views import ImaginedView
 
-NODE_NAME = "/worldstereo"
 OBSERVED_MAP_FILE = "observed.wsmap"  # the memories before the node imagines; removed at the end
 DEMO_NAMES = (*RESULT_NAMES, "bag", OBSERVED_MAP_FILE, "figures.json", "node.log")
-BUNDLED_STARTUP_TIMEOUT_S, CHECKPOINT_STARTUP_TIMEOUT_S = 60.0, 900.0
-
-
-class DemoError(WorldStereoError, RuntimeError):
-    """The demo could not run; the message says why and what to do."""
 
 
 def demo(
@@ -91,6 +80,14 @@ def demo(
             rich_help_panel=INPUT,
         ),
     ] = None,
+    drive: Annotated[
+        bool,
+        typer.Option(
+            "--drive",
+            help="Drive a robot through a corridor by the node's answers alone: it slows down before an unseen corner. "
+            "Writes a film, drive.mp4.",
+        ),
+    ] = False,
     model: Annotated[
         str,
         typer.Option(
@@ -106,12 +103,20 @@ def demo(
 
     The output folder holds imagined.mp4, contact_sheet.png, cloud.ply, cloud.png, world.wsmap (the memories),
     figures.json, node.log, and the folders imagined/ and observed/ (posed sequences) and bag/ (an MCAP bag of all that
-    was published). Results of an earlier run there are replaced; a file that no run wrote is never removed.
+    was published); with --drive, drive.mp4, drive.png, drive.json (speeds, and where they were limited) and node.log.
+    Results of an earlier run there are replaced; a file that no run wrote is never removed.
     """
     if photographs is not None:
         if bag is not None or sequence is not None:
             raise InputError("--photographs takes those of a procedural world; remove --bag and --sequence.")
         _write_photographs(photographs, scene, seed)
+        return
+    if drive:
+        if bag is not None or sequence is not None or scene != "room":
+            raise InputError("--drive takes place in a procedural corridor; remove --bag, --sequence and --scene.")
+        from worldstereo_ros.cli.demo_drive import run_drive
+
+        run_drive(out, seed=seed, model=model)
         return
     options = {"tolerance": tolerance, "rectified": rectified, "camera_axes": camera_axes}
     if bag is not None and sequence is not None:
@@ -181,11 +186,7 @@ def run_demo(
     from worldstereo_ros.geometry.depth_units import check_depth
     from worldstereo_ros.io.results_folder import ResultsFolder
 
-    try:
-        from worldstereo_ros.ros.client import recorder  # noqa: F401
-    except ImportError as error:
-        raise DemoError(f"The demo runs the real node, which needs ROS 2 ({error}). Run `make setup`.") from error
-
+    check_ros()
     console = Console()
     begin = time.monotonic()
     # Before minutes of computing; the node is given an absolute path.
@@ -213,11 +214,11 @@ def _run_scenario(scenario: DemoScenario, out: Path, model: str, console: Consol
 
     try:
         with (
-            _run_node(out, model) as process,
+            run_node(out, {"model": model}) as process,
             WorldStereoClient(NODE_NAME, publish_tf=True) as client,
             Recorder(client, out / "bag"),
         ):
-            _wait_until_ready(client, model, out / "node.log")
+            wait_until_ready(client, model, out / "node.log")
             startup_seconds = time.monotonic() - begin
             _send_observations(client, scenario, process)
             _save_map(client, OBSERVED_MAP_FILE)
@@ -277,73 +278,15 @@ def _make_scenario(
     return scene_scenario(scene, seed, views)
 
 
-@contextmanager
-def _run_node(out: Path, model: str) -> Iterator[subprocess.Popen[bytes]]:
-    """Runs the node in a process of its own, its log in node.log; ends it when the block is left."""
-    command = [sys.executable, "-m", "worldstereo_ros.ros.node", "--ros-args", "-r", f"__node:={NODE_NAME[1:]}"]
-    for name, value in {"map_directory": out, "model": model, "camera_frame": "camera_optical_frame"}.items():
-        command += ["-p", f"{name}:={value}"]
-    _configure_middleware()
-    with (out / "node.log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
-        try:
-            yield process
-        finally:
-            process.send_signal(signal.SIGINT)
-            try:
-                process.wait(timeout=10)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-
-
-def _configure_middleware() -> None:
-    """Sets up discovery and transport for one machine, for this process and the node, unless the user set them."""
-    os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
-    # The profile has room for whole images in shared memory. Without it they are sent as fragments over UDP, which a
-    # busy machine loses.
-    profiles = find_resource("config/fastdds.xml")
-    if profiles is not None:
-        os.environ.setdefault("FASTRTPS_DEFAULT_PROFILES_FILE", str(profiles))
-
-
-def _wait_until_ready(client: Any, model: str, log: Path) -> None:
-    """Waits until the node is active, or fails at once if its log says that it cannot be configured.
-
-    Raises:
-        DemoError: the node cannot be configured.
-        NodeTimeoutError: the node is not active in time.
-    """
-    from worldstereo_ros.ros.client.client import NodeTimeoutError
-
-    timeout = BUNDLED_STARTUP_TIMEOUT_S if model in _pipeline_names() else CHECKPOINT_STARTUP_TIMEOUT_S
-    deadline = time.monotonic() + timeout
-    while True:
-        try:
-            return client.wait_until_ready(2.0)
-        except NodeTimeoutError:
-            reason = re.search(r"Not configured\. (.*)", log.read_text(errors="replace"))
-            if reason:
-                raise DemoError(f"The node could not be configured. {reason[1]}") from None
-            if time.monotonic() > deadline:
-                raise
-
-
 def _save_map(client: Any, name: str) -> None:
     saved, message = client.save_map(name)
     if not saved:
         raise DemoError(f"The node did not save its map: {message}")
 
 
-def _pipeline_names() -> tuple[str, ...]:
-    from worldstereo_ros.pipelines.auto import NAMES
-
-    return NAMES
-
-
 def _other_pipelines(model: str) -> list[str]:
     """Names of the installed pipelines other than the node's."""
-    installed = [name for name in _pipeline_names() if name not in BUNDLED or bundled_folder(name).is_dir()]
+    installed = [name for name in pipeline_names() if name not in BUNDLED or bundled_folder(name).is_dir()]
     return [name for name in installed if name != model]
 
 

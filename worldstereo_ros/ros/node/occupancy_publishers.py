@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import importlib
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -22,16 +24,12 @@ from worldstereo_ros.ros.node.planner import Planner
 from worldstereo_ros.ros.node.questions import Question
 from worldstereo_ros.utils.errors import InputError
 
-UpdateMessage: Any
-FilterInfo: Any
-try:
-    from map_msgs.msg import OccupancyGridUpdate as UpdateMessage
-except ImportError:  # of a ROS without RViz; grids are sent as a whole
-    UpdateMessage = None
-try:
-    from nav2_msgs.msg import CostmapFilterInfo as FilterInfo
-except ImportError:  # of a ROS without Nav2
-    FilterInfo = None
+UpdateMessage: Any = None
+FilterInfo: Any = None
+with contextlib.suppress(ImportError):  # of a ROS without RViz; grids are sent as a whole
+    UpdateMessage = importlib.import_module("map_msgs.msg").OccupancyGridUpdate
+with contextlib.suppress(ImportError):  # of a ROS without Nav2
+    FilterInfo = importlib.import_module("nav2_msgs.msg").CostmapFilterInfo
 
 if TYPE_CHECKING:
     from worldstereo_ros.planning import OccupancyGrid
