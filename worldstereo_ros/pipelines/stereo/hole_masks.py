@@ -9,7 +9,8 @@ from worldstereo_ros.pipelines.stereo.warp import JUMP_PX, JUMP_RATIO
 
 MIN_HOLE_PX = 16  # connected parts of fewer pixels keep the fill
 MIN_WIDTH_PX, MIN_WIDTH = 3, 1 / 128  # narrower parts do, too; in pixels, and of the image's width
-FEATHER_PX = 2  # over which the network's colours take the place of the fill
+FEATHER_PX = (2, 16)  # over which the network's colours take the place of the fill, in narrow and in wide holes
+FEATHER = 0.5  # of the largest distance within as many pixels around, from where the fill goes on
 
 
 def wide_parts(painted: np.ndarray) -> np.ndarray:
@@ -35,7 +36,8 @@ def network_share(painted: np.ndarray, disparity: np.ndarray) -> np.ndarray:
     """How much of the network's colours shows, so that no seam does.
 
     The fill continues the surface behind: at that side of a hole it has the colours beside it, and the network takes
-    its place over `FEATHER_PX` pixels. At the other side, where a nearer surface begins, an edge belongs.
+    its place over some pixels, the more the wider the hole. At the other side, where a nearer surface begins, an edge
+    belongs.
 
     Args:
         painted: (H, W) bool, pixels that the network paints.
@@ -51,7 +53,10 @@ def network_share(painted: np.ndarray, disparity: np.ndarray) -> np.ndarray:
     if not continued.any():
         return painted.astype(np.float32)
     distance = cv2.distanceTransform((~continued).view(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_3)
-    return np.where(painted, np.minimum(distance / np.float32(FEATHER_PX + 1), np.float32(1)), np.float32(0))
+    distance[~painted] = 0
+    around = 2 * FEATHER_PX[1] + 1
+    width = np.clip(FEATHER * cv2.dilate(distance, np.ones((around, around), np.uint8)), *FEATHER_PX)
+    return np.minimum(distance / (width + 1), np.float32(1))
 
 
 def blend(fill: np.ndarray, image: np.ndarray, share: np.ndarray) -> np.ndarray:

@@ -31,6 +31,7 @@ from worldstereo_ros.weights.bundled import BUNDLED, bundled_folder
 
 REFINER_FOLDER = Path("base") / REFINER  # of a checkpoint or of a training run
 TILE_PX, OVERLAP_PX = (96, 128), 16  # height and width; of neighbouring tiles
+BORDER_PX = 8  # by which images are extended, so that no side of a tile, where it paints worse, is in them
 REFERENCE_MARGIN_PX = 64  # of the camera's image, beyond a tile's right side
 TILES_AT_ONCE = 4
 MIN_TILE_PX = 32  # tiles that are needed for fewer pixels are left out, and the fill kept
@@ -95,16 +96,21 @@ class NetworkPainter:
         reference, filled = (_image(array, device) for array in arrays[:2])
         masks = [torch.from_numpy(np.ascontiguousarray(array, np.float32)).to(device)[None] for array in arrays[2:]]
         height, width = painted.shape
-        # Smaller images are extended to a tile; the reference everywhere by what lies beyond the right side.
-        below, right = max(0, TILE_PX[0] - height), max(0, TILE_PX[1] - width)
+        # Small images are extended to a tile; the reference everywhere by what lies beyond the right side, too.
+        below, right = (
+            max(BORDER_PX, tile - side - BORDER_PX) for tile, side in zip(TILE_PX, (height, width), strict=True)
+        )
         shift = round(offset)
-        filled = _extend(filled, (0, right, 0, below))
-        masks = [_extend(mask, (0, right, 0, below)) for mask in masks]
-        masks[0][:, height:], masks[0][:, :, width:] = 0, 0
-        reference = _extend(reference, (max(0, shift), right + REFERENCE_MARGIN_PX + max(0, -shift), 0, below))
+        filled = _extend(filled, (BORDER_PX, right, BORDER_PX, below))
+        masks = [_extend(mask, (BORDER_PX, right, BORDER_PX, below)) for mask in masks]
+        sides = BORDER_PX + max(0, shift), right + REFERENCE_MARGIN_PX + max(0, -shift), BORDER_PX, below
+        reference = _extend(reference, sides)
+        inside = np.s_[..., BORDER_PX : BORDER_PX + height, BORDER_PX : BORDER_PX + width]
+        needed = np.zeros(masks[0].shape[1:], bool)
+        needed[inside] = arrays[2]
         total, weight = torch.zeros_like(filled), torch.zeros_like(masks[0])
         by_length: dict[int, list[tuple[int, int]]] = {}
-        for corner in _by_work(find_tiles(masks[0][0].cpu().numpy() > 0, MIN_TILE_PX), masks[0][0]):
+        for corner in _by_work(find_tiles(needed, MIN_TILE_PX), masks[0][0]):
             known = self._tiles.get(corner)
             if known is None or known.frame != self._frame - 1:
                 known = self._tiles[corner] = _Tile(self._frame, RefinerHistory())
@@ -120,7 +126,7 @@ class NetworkPainter:
                     total[at] += fading * image
                     weight[at] += fading
         self._tiles = {at: tile for at, tile in self._tiles.items() if tile.frame == self._frame}
-        made = torch.where(masks[0] * weight > 0, total / weight.clamp_min(1e-6), filled)[:, :height, :width]
+        made = torch.where(masks[0] * weight > 0, total / weight.clamp_min(1e-6), filled)[inside]
         image = ((made + 1) * 127.5).round().clamp(0, 255).byte().permute(1, 2, 0).cpu().numpy()
         if left:
             image = image[:, ::-1]
