@@ -14,8 +14,10 @@ from worldstereo_ros.pipelines.base import Conditioning, PipelineFrame
 from worldstereo_ros.pipelines.geometric.layout import Layout, PlaneRender
 
 # Depth of a plane is used if the plane is at least this likely, and if it differs from the depth of the network by no
-# more than this factor. The two are compared at every fourth pixel.
-MIN_PLANE_PROBABILITY, MAX_DEPTH_RATIO, DEPTH_STRIDE_PX = 0.25, 1.5, 4
+# more than a factor: a larger one for planes that a view saw in part than for sides of the room that are assumed. The
+# two are compared at every fourth pixel.
+MIN_PLANE_PROBABILITY, DEPTH_STRIDE_PX = 0.25, 4
+MAX_DETECTED_RATIO, MAX_ASSUMED_RATIO = 2.5, 1.5
 
 
 def render_planes(
@@ -43,11 +45,12 @@ def complete_frame(
     index: int,
     planes: PlaneRender | None,
     network: DepthEstimator | None,
+    *,
+    detected: int = 0,
 ) -> PipelineFrame:
     """A frame with depth where memory has none, and with `plane_absence`.
 
-    Depth is that of a plane where one is likely and the depth network agrees within a factor of `MAX_DEPTH_RATIO`, else
-    that of the network.
+    Depth is that of a plane where one is likely and the depth network roughly agrees, else that of the network.
 
     Args:
         frame: composed frame.
@@ -55,6 +58,7 @@ def complete_frame(
         index: index of the view in the clip.
         planes: of the view, see `render_planes`; None: no planes.
         network: estimates depth; None: depth stays as it is.
+        detected: number of planes that views saw in part; those after them are assumed.
     """
     covered, depth = conditioning.renders.covered[index].cpu().numpy() | frame.observed, frame.depth
     seen = _seen(frame, conditioning, index)
@@ -73,7 +77,8 @@ def complete_frame(
         coarse = (slice(None, None, DEPTH_STRIDE_PX),) * 2
         completed = complete_depth(known[coarse], estimated[coarse])
         completed = cv2.resize(completed, known.shape[::-1], interpolation=cv2.INTER_NEAREST)
-        agrees = (planes.depth < completed * MAX_DEPTH_RATIO) & (planes.depth * MAX_DEPTH_RATIO > completed)
+        ratio = np.where(planes.plane < detected, np.float32(MAX_DETECTED_RATIO), np.float32(MAX_ASSUMED_RATIO))
+        agrees = (planes.depth < completed * ratio) & (planes.depth * ratio > completed)
         likely = ~covered & (planes.probability > MIN_PLANE_PROBABILITY)
         known = np.where(likely & agrees, planes.depth, known)
     return replace(frame, depth=complete_depth(known, estimated))

@@ -344,7 +344,8 @@ class WorldStereoPipeline:
                     inputs = (composed, warped_views[index], conditioning, index, layout, planes, self.refiner)
                     composed = fill_frame(*inputs, seed=generator.initial_seed(), threads=self.geometric.threads)
             # The depth network sees more in the filled image.
-            composed = complete_frame(composed, conditioning, index, planes, self.depth)
+            detected = 0 if layout is None else layout.detected
+            composed = complete_frame(composed, conditioning, index, planes, self.depth, detected=detected)
             has_memory_image = self.compose_observed or self.config.fills_render_holes
             yield composed if has_memory_image else replace(composed, memory_image=None)
 
