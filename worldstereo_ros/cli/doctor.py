@@ -84,6 +84,7 @@ PACKAGES = (
     Package("onnxruntime", "onnxruntime", "exported models", "export"),
     Package("pycolmap", "pycolmap", "worldstereo reconstruct", "reconstruct"),
     Package("gsply", "gsply", "files of Gaussian splats", "reconstruct"),
+    Package("ray", "ray", "worldstereo batch --engine ray", "batch"),
 )
 
 
