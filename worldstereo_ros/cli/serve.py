@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from worldstereo_ros.cli.options import MODEL, Device, Fill, Variant
-from worldstereo_ros.utils.errors import InputError
+from worldstereo_ros.utils.errors import InputError, first_line
 from worldstereo_ros.weights.bundled import DEFAULT_MODEL
 
 if TYPE_CHECKING:
@@ -216,7 +216,7 @@ def _serve_with_ray(
         raise InputError(
             "Ray Serve is not installed. Install it with: pip install 'worldstereo_ros[serve]', or use --engine local."
         ) from None
-    from worldstereo_ros.serving.ray_app import APP, build_application, start_ray
+    from worldstereo_ros.serving.ray_app import APP, build_application, start_ray, why_not_started
 
     if address is None:
         _listen(host, port).close()
@@ -225,7 +225,10 @@ def _serve_with_ray(
     try:
         http = {"host": host, "port": port, "ssl_certfile": tls[0], "ssl_keyfile": tls[1]}
         ray_serve.start(proxy_location="HeadOnly", http_options=http)
-        ray_serve.run(build_application(chosen, limits, digest, **options), name=APP, route_prefix="/")
+        try:
+            ray_serve.run(build_application(chosen, limits, digest, **options), name=APP, route_prefix="/")
+        except RuntimeError as error:
+            raise InputError(f"The replicas did not start: {why_not_started() or first_line(error)}") from None
         say_ready()
         while True:
             time.sleep(POLL_S)

@@ -95,9 +95,9 @@ class _Front:
         # From here on the parts give the bytes back, when they end.
         parts = self._parts(call, size)
         first = await _unless_gone(parts, request)
-        if first is None:
+        if first is None or first.status != 200:
             await parts.aclose()
-            return Response(status_code=499)
+            return Response(status_code=499) if first is None else _response(first)
         return _response(first, parts)
 
     async def _parts(self, call: Call, size: int) -> AsyncGenerator[Part, None]:
@@ -203,7 +203,7 @@ async def _disconnected(request: Request) -> None:
 
 
 def _response(first: Part, more: AsyncGenerator[Part, None] | None = None) -> Response:
-    if more is None or first.status != 200:
+    if more is None:
         return Response(first.body, first.status, first.headers, first.content_type)
 
     async def bodies() -> AsyncIterator[bytes]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import re
 import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Any
@@ -166,11 +167,13 @@ def start_ray(address: str | None, *, needed_cpus: float, needed_gpus: float = 0
             ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
         else:
             ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
-    except (OSError, ValueError, RuntimeError, OverflowError) as error:
-        raise InputError(
-            f"There is no Ray cluster at '{address or 'local'}' ({first_line(error)}). Start one with "
-            "`ray start --head`."
-        ) from None
+    except Exception as error:  # Ray raises bare ones, too
+        reason = first_line(error)
+        if address:
+            message = f"There is no Ray cluster at '{address}' ({reason}). Start one with `ray start --head`."
+        else:
+            message = f"Ray did not start on this computer ({reason}). Is it busy, or out of memory? Try again."
+        raise InputError(message) from None
     has = ray.cluster_resources()
     for name, needed, option in (("CPU", needed_cpus, "--replicas"), ("GPU", needed_gpus, "--gpus-per-replica")):
         if needed > has.get(name, 0) + 1e-9:
@@ -178,3 +181,15 @@ def start_ray(address: str | None, *, needed_cpus: float, needed_gpus: float = 0
             raise InputError(
                 f"The replicas need {needed:g} {name}s, and the Ray cluster has {has.get(name, 0):g}; lower {option}."
             )
+
+
+def why_not_started() -> str:
+    """What a replica that did not start failed with, by Ray's record of it; "" if that says nothing."""
+    from ray import serve
+
+    for deployment in serve.status().applications[APP].deployments.values():
+        lines = [line.strip() for line in deployment.message.splitlines()]
+        found = [line for line in lines if re.match(r"[\w.]+(Error|Exception): .", line)]
+        if found:
+            return found[-1].partition(": ")[2]
+    return ""
