@@ -15,6 +15,8 @@ from worldstereo_ros.geometry.views import View
 from worldstereo_ros.io.files import DatasetError
 from worldstereo_ros.io.images import write_image
 from worldstereo_ros.io.posed_sequences import write_sequence
+from worldstereo_ros.models.checkpoints.saving import save_weights, write_json
+from worldstereo_ros.models.stereo_refiner import StereoRefiner
 from worldstereo_ros.utils.errors import InputError
 
 BASE, DOFFS = 0.1, 2.0
@@ -68,12 +70,19 @@ def test_memory_raises_holes_in_a_sequence_there_and_back(tmp_path):
 
 
 def test_depth_sources_have_rows_of_their_own(pair, tmp_path):
-    arguments = ["evaluate", "--stereo", "--data", str(pair), "--pipeline", "background", "--no-features"]
-    result = CliRunner().invoke(app, [*arguments, "--json", str(tmp_path / "rows.json")])
+    small = {"width": 16, "heads": 2, "depth": 1, "pixel_width": 4}
+    run = tmp_path / "run"
+    save_weights(run / "base" / "stereo", "diffusion_pytorch_model", StereoRefiner(**small).state_dict())
+    write_json(run / "base" / "stereo" / "config.json", {"_class_name": "StereoRefiner", **small})
+    arguments = ["evaluate", "--stereo", "--data", str(pair), "--pipeline", "background", "--pipeline", str(run)]
+    arguments += ["--no-features", "--device", "cpu", "--json", str(tmp_path / "rows.json")]
+    result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
-    assert [row["depth"] for row in rows] == [SENSOR, ESTIMATED]
-    assert rows[0]["psnr"] != rows[1]["psnr"]
+    assert [row["depth"] for row in rows] == [SENSOR, SENSOR, ESTIMATED, ESTIMATED]
+    assert [row["pipeline"] for row in rows] == ["background", str(run)] * 2
+    assert rows[0]["psnr"] != rows[2]["psnr"]
+    assert rows[0]["psnr"] == pytest.approx(rows[1]["psnr"], abs=0.1)  # untrained, it paints the fill
     assert set(rows[0]) >= {
         "sequence", "pipeline", "depth", "psnr", "psnr_holes", "psnr_seen", "ssim", "st_lpips", "flicker", "warp_error",
         "sgbm_epe", "seconds_per_frame",
@@ -102,6 +111,8 @@ def test_bad_data_is_refused(pair, tmp_path):
         open_stereo_data(tmp_path)
     for name in ("left.png", "right.png"):
         (tmp_path / name).write_bytes((pair / name).read_bytes())
+    with pytest.raises(InputError, match="but no calib"):
+        open_stereo_data(tmp_path)
     (tmp_path / "calib.json").write_text('{"width": 4}')
     with pytest.raises(DatasetError, match="height"):
         open_stereo_data(tmp_path)
