@@ -20,3 +20,17 @@ def test_what_cannot_be_explored_is_refused_with_a_sentence(arguments, sentence)
     result = CliRunner().invoke(app, ["evaluate", "--exploration", *arguments])
     assert result.exit_code == 1
     assert sentence in re.sub(r"\s+", " ", result.output)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--data", "worlds:test:1", "--exploration"], "remove the other options"),
+        (["--data", "worlds:test:1", "--pipeline", "small"], "remove the other options"),
+        (["--data", "recordings/run1"], "names no worlds"),
+    ],
+)
+def test_where_there_is_no_point_to_go_to_is_refused_with_a_sentence(arguments, sentence):
+    result = CliRunner().invoke(app, ["evaluate", "--point-goals", *arguments])
+    assert result.exit_code == 1
+    assert sentence in re.sub(r"\s+", " ", result.output)

@@ -77,6 +77,15 @@ def evaluate(
             rich_help_panel="Protocol",
         ),
     ] = False,
+    point_goals: Annotated[
+        bool,
+        typer.Option(
+            "--point-goals",
+            help="Evaluate navigation instead: a simulated robot drives to an unseen point of floors with the seeds of "
+            "worlds:SPLIT:COUNT or worlds:SPLIT:FIRST:END, without imagination and with 1, 3 and 11 hypotheses.",
+            rich_help_panel="Protocol",
+        ),
+    ] = False,
     stereo: Annotated[
         bool,
         typer.Option(
@@ -177,6 +186,11 @@ def evaluate(
 
         run_pointmaps(data, methods=pipeline or (), depth_model=depth_model, json_file=json, device=device)
         return
+    if point_goals:
+        if truth or depth or remember or exploration or protocol or pipeline or stages or sheet or reliability:
+            raise InputError("--point-goals takes --data, --json and nothing else; remove the other options.")
+        _drive_to_points(data, json)
+        return
     if exploration:
         if truth or depth or remember or protocol or pipeline or stages or sheet or reliability or depth_model:
             raise InputError("--exploration takes --data, --json and nothing else; remove the other options.")
@@ -250,6 +264,21 @@ def _explore(data: list[str], json_file: Path | None) -> None:
 
     console = Console()
     rows = evaluate_exploration(
+        data,
+        json_file=json_file,
+        progress=lambda line: console.print(line, style="dim", highlight=False, soft_wrap=True),
+    )
+    print_table(console, summary_table(rows))
+
+
+def _drive_to_points(data: list[str], json_file: Path | None) -> None:
+    from rich.console import Console
+
+    from worldstereo_ros.evaluation.output import print_table
+    from worldstereo_ros.evaluation.point_goals import evaluate_point_goals, summary_table
+
+    console = Console()
+    rows = evaluate_point_goals(
         data,
         json_file=json_file,
         progress=lambda line: console.print(line, style="dim", highlight=False, soft_wrap=True),

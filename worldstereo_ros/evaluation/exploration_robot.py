@@ -60,8 +60,8 @@ class ExploringRobot:
         travel: metres driven. steps: images taken. collisions: how often it touched something.
     """
 
-    def __init__(self, scene: Scene, seed: int = 0, *, turn: bool = True) -> None:
-        """Puts the robot where a path through the world starts, and lets it turn around once, or take one image."""
+    def __init__(self, scene: Scene, seed: int = 0) -> None:
+        """Puts the robot where a path through the world starts, and lets it turn around once."""
         self.scene = scene
         low, high = (np.array(corner) for corner in scene.bounds)
         high[2] = min(high[2], MAX_MAP_HEIGHT_M)
@@ -74,8 +74,8 @@ class ExploringRobot:
         self.yaw = math.atan2(start[1, 2], start[0, 2])
         self.travel, self.steps, self.collisions = 0.0, 0, 0
         self._bumps: list[tuple[float, float]] = []
-        for image in range(math.ceil(2 * math.pi / SENSE_TURN_RAD) if turn else 1):
-            self._sense(self.yaw + image * SENSE_TURN_RAD)
+        for turn in range(math.ceil(2 * math.pi / SENSE_TURN_RAD)):
+            self._sense(self.yaw + turn * SENSE_TURN_RAD)
         self.refresh()
         self.truth = _truth(scene, self.grid, *self.cell())
 
@@ -123,8 +123,11 @@ class ExploringRobot:
         """(4, 4) pose of its camera, level."""
         return camera_pose(np.array([self.x, self.y, CAMERA_HEIGHT_M]), self.yaw)
 
-    def ways(self) -> tuple[np.ndarray, np.ndarray]:
-        """Two masks (Y, X): cells that were seen free, and cells at a distance from what was seen occupied."""
+    def ways(self, blind: float = UNSEEN_M) -> tuple[np.ndarray, np.ndarray]:
+        """Two masks (Y, X): cells that were seen free, and cells at a distance from what was seen occupied.
+
+        Within `blind` metres of the robot unseen cells count as free.
+        """
         grid = self.grid
         away = ndimage.distance_transform_edt(grid.state != CellState.OBSERVED_OCCUPIED) * grid.resolution
         row, column = self.cell()
@@ -132,7 +135,7 @@ class ExploringRobot:
         here = np.hypot(i - row, j - column) * grid.resolution
         # Below itself the sensor sees nothing, and an obstacle that was seen only now may be nearer than planned for:
         # the robot may leave the place where it stands.
-        free = (grid.state == CellState.OBSERVED_FREE) | ((here <= UNSEEN_M) & (grid.state == CellState.UNKNOWN))
+        free = (grid.state == CellState.OBSERVED_FREE) | ((here <= blind) & (grid.state == CellState.UNKNOWN))
         return free, (away > ROBOT.radius + MARGIN_M) | ((here <= LEAVE_M) & (away >= away[row, column]))
 
     def drive(self, cells: np.ndarray, max_travel: float) -> bool:
