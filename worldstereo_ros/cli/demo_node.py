@@ -87,8 +87,7 @@ def wait_until_ready(client: Any, model: str, log: Path) -> None:
     """Waits until the node is active, or fails at once if its log says that it cannot be configured.
 
     Raises:
-        DemoError: the node cannot be configured.
-        NodeTimeoutError: the node is not active in time.
+        DemoError: the node cannot be configured, or is not active in time.
     """
     from worldstereo_ros.ros.client.client import NodeTimeoutError
 
@@ -97,12 +96,15 @@ def wait_until_ready(client: Any, model: str, log: Path) -> None:
     while True:
         try:
             return client.wait_until_ready(2.0)
-        except NodeTimeoutError:
+        except NodeTimeoutError as error:
             reason = re.search(r"Not configured\. (.*)", log.read_text(errors="replace"))
             if reason:
                 raise DemoError(f"The node could not be configured. {reason[1]}") from None
             if time.monotonic() > deadline:
-                raise
+                raise DemoError(
+                    f"The node was not ready within {timeout:g} s; its log is {log}. If that has no error, the machine "
+                    "is busy: try again when it is idle."
+                ) from error
 
 
 def pipeline_names() -> tuple[str, ...]:
