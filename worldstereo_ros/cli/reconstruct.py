@@ -68,6 +68,24 @@ def reconstruct(
         bool,
         typer.Option("--ignore-poses", help="Estimate the poses also if some come along.", rich_help_panel=INPUT),
     ] = False,
+    pose_source: Annotated[
+        str,
+        typer.Option(
+            metavar="SOURCE",
+            help="Poses: photographs (by what they show), pointmaps (of a video, sequence or bag, in its order), or "
+            "auto (those that come along, else photographs, else pointmaps where these fail).",
+            rich_help_panel=INPUT,
+        ),
+    ] = "auto",
+    depth_source: Annotated[
+        str,
+        typer.Option(
+            metavar="SOURCE",
+            help="Where neither a sensor nor other photographs tell depth: pointmaps, or auto (pointmaps where the "
+            "poses are from there, else --depth-model).",
+            rich_help_panel=INPUT,
+        ),
+    ] = "auto",
     fov: Annotated[
         float | None,
         typer.Option(
@@ -132,8 +150,11 @@ def reconstruct(
     from rich.markup import escape
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+    from worldstereo_ros.cli.pointmap_photographs import photographs_by_pointmaps
     from worldstereo_ros.cli.sources import FULL_SIZE, parse_size
+    from worldstereo_ros.io.files import VIDEO_SUFFIXES
     from worldstereo_ros.reconstruction.dense import DEFAULT_PIXELS
+    from worldstereo_ros.reconstruction.features import RegistrationError
     from worldstereo_ros.reconstruction.place import PlaceSettings
     from worldstereo_ros.reconstruction.place import reconstruct as run
     from worldstereo_ros.reconstruction.sources import is_bag
@@ -155,9 +176,19 @@ def reconstruct(
     }
     if not is_bag(source):
         check_no_bag_options(bag_options, named=False)
+    if pose_source not in ("auto", "photographs", "pointmaps"):
+        raise InputError(f"--pose-source is '{pose_source}'; auto, photographs or pointmaps was expected.")
+    if depth_source not in ("auto", "pointmaps"):
+        raise InputError(f"--depth-source is '{depth_source}'; auto or pointmaps was expected.")
+    if ignore_poses and pose_source == "auto" and depth_source == "pointmaps":
+        raise InputError("--ignore-poses takes poses by the photographs; with point maps use --pose-source pointmaps.")
+    if depth_model == "none" and "pointmaps" in (pose_source, depth_source):
+        raise InputError("Point maps need a depth model; remove --depth-model none.")
+    if pose_source == "photographs" and depth_source == "pointmaps":
+        raise InputError("Depth of point maps fits their own poses or those that come along, not those of photographs.")
     settings = PlaceSettings(
         max_photographs=photographs,
-        use_poses=not ignore_poses,
+        use_poses=not ignore_poses and pose_source != "photographs",
         fov=None if fov is None else math.radians(fov),
         size=parse_size(size),
         geometry=geometry,
@@ -172,7 +203,26 @@ def reconstruct(
     )
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns, console=console, transient=True) as progress:
-        place = run(source, out, settings, _reporter(progress))
+        report = _reporter(progress)
+
+        def by_pointmaps() -> Place:
+            given = photographs_by_pointmaps(
+                source, pose_source=pose_source, depth_source=depth_source, count=photographs, fov=fov,
+                depth_model=depth_model, device=device, bag_options=bag_options if is_bag(source) else None,
+                on_frame=lambda done: report("point maps", "frames", done, 0),
+            )  # fmt: skip
+            return run(source, out, settings, report, given=given)
+
+        if "pointmaps" in (pose_source, depth_source):
+            place = by_pointmaps()
+        else:
+            try:
+                place = run(source, out, settings, report)
+            except RegistrationError as error:
+                if pose_source != "auto" or not (is_bag(source) or source.suffix.lower() in VIDEO_SUFFIXES):
+                    raise
+                console.print(f"{escape(str(error))} Poses are estimated by point maps.", highlight=False)
+                place = by_pointmaps()
     for line in describe(place):
         console.print(escape(line), highlight=False)
     name = escape(quote(str(out)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -61,6 +62,21 @@ class PhotographSource:
     notes: list[str] = field(default_factory=list)
 
 
-def constant(array: np.ndarray) -> Callable[[], np.ndarray]:
+@dataclass(frozen=True)
+class GivenPhotographs:
+    """Photographs that a caller opened, in place of a path.
+
+    Attributes:
+        name: says how they were made, for the fingerprint of a run.
+        source: the photographs.
+        estimator: depth estimator that fills holes; None = that of the settings.
+    """
+
+    name: str
+    source: PhotographSource
+    estimator: Any = None
+
+
+def constant(array: Any) -> Callable[[], Any]:
     """A reader that returns an array that is there already."""
     return lambda: array
