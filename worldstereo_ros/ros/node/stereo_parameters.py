@@ -31,7 +31,7 @@ class StereoParameters:
     model: str = row(
         "",
         "What paints what no frame has seen: geometric (the background beside it), small (the bundled network), or the "
-        "folder of a `worldstereo train stereo` run; empty = small where it is bundled, else geometric.",
+        "folder of a `worldstereo train stereo` run; empty = small on a GPU where it is bundled, else geometric.",
     )
     width: int = row(
         0, "Width of each eye; 0 = that of the images. Smaller ones are faster.", unit="pixels", low=0, high=4096
