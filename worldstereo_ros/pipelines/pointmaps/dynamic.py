@@ -18,9 +18,10 @@ LEAST_TEXTURE = 0.004  # of it: there the error of flow is sixteen times as larg
 MAX_RETURN_PX, RETURN_SHARE = 1.5, 0.05  # there and back: constant, and of the length
 GAPS = (1, 3)  # frames between two that are compared: slow things need more
 MOVING_SIGMAS = 4.5  # of the difference of flow and static scene
-TOLD_QUANTILE = 0.9  # of a pair's differences, which tells how large its errors are: so much of the image is static
+TOLD_QUANTILE = 0.9  # of a pair's differences, which tells how large its errors are
+MAX_TAIL = 3.5  # by the median they are not smaller than by that quantile over this, or things move rather
 TOLD_RANGE, MAX_TOLD = (0.6, 8.0), 6.0  # factors of the error that are believed; beyond, the poses are wrong rather
-SPREAD_PX = 3.0  # evidence is spread so far, from detail to what is plain
+SPREAD_PX = 2.0  # evidence is spread so far, from detail to what is plain
 GROWTH_WINDOW, FLOW_PATCH_PX = (
     0.06,
     8,
@@ -120,9 +121,11 @@ def motion_evidence(
     xx, yy, xy = matching[0] + loose * ax**2, matching[1] + loose * ay**2, matching[2] + loose * ax * ay
     x, y = difference[..., 0], difference[..., 1]
     squared = np.maximum(yy * x**2 - 2 * xy * x * y + xx * y**2, 0) / np.maximum(xx * yy - xy**2, 1e-9)
-    # A Rayleigh distribution, if all is static.
-    told = np.sqrt(float(np.quantile(squared[known], TOLD_QUANTILE)) / (-2 * np.log(1 - TOLD_QUANTILE)))
-    told = float(np.clip(told, *TOLD_RANGE))
+    middle, high = (
+        np.sqrt(float(np.quantile(squared[known], share)) / (-2 * np.log(1 - share)))  # of a Rayleigh distribution
+        for share in (0.5, TOLD_QUANTILE)
+    )
+    told = float(np.clip(min(high, MAX_TAIL * middle), *TOLD_RANGE))
     across = np.sqrt(matching[0] * ay**2 + matching[1] * ax**2 - 2 * matching[2] * ax * ay)
     growth = _growth_evidence(difference, along, told * across, depth, sigma, camera, other_from_this, known)
     evidence = np.where(known, np.fmax(np.sqrt(squared) / told, growth), 0)
