@@ -100,6 +100,18 @@ def test_scores_with_what_is_imagined(planner):
     assert not [view for view in world.bank.views if not view.is_observation]  # and nothing of it is remembered
 
 
+def test_the_parameter_says_how_many_hypotheses_are_imagined_where_a_request_does_not(planner):
+    planner, _, _ = planner
+    planner.apply(make_parameters({"planning.hypotheses": 2}))
+    asked = {name: PATHS[name] for name in list(PATHS)[:1]}
+    by_parameter, _ = ask(planner, lambda question: planner.score(question, asked, views=1))
+    by_request, _ = ask(planner, lambda question: planner.score(question, asked, hypotheses=1, views=1))
+    assert (by_parameter.hypotheses, by_request.hypotheses) == (2, 1)
+    planner.apply(make_parameters({"planning.hypotheses": 32}))
+    with pytest.raises(JobRejectedError, match="32 hypotheses of 100 views"):
+        ask(planner, lambda question: planner.score(question, asked, views=100))
+
+
 def test_points_and_views(planner):
     planner, _, _ = planner
     points = np.array([[0.5, 0.0, 0.5], [1.35, 0.0, 0.5], [90.0, 0.0, 0.5]])

@@ -109,7 +109,8 @@ class PlanningRequests:
 
         Args:
             paths: name -> (N, 4, 4) world_from_camera of the robot's camera along the path.
-            hypotheses: random seeds to imagine views along the paths with; 0 = nothing is imagined.
+            hypotheses: random seeds to imagine views along the paths with; 0 = as the node's parameter
+                `planning.hypotheses` says, by default none.
             views: views a path and seed; 0 = 8.
             prompt: description of the place.
             timeout: seconds.

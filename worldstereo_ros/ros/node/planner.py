@@ -95,7 +95,7 @@ class Planner(QuestionThread):
         Args:
             question: the request, which may be told to end.
             paths: by name.
-            hypotheses: random seeds to imagine with; 0 = nothing is imagined.
+            hypotheses: random seeds to imagine with; 0 = as the parameter `planning.hypotheses` says, by default none.
             views: views a path and seed; 0 = 8.
             prompt: description of the place.
 
@@ -112,6 +112,7 @@ class Planner(QuestionThread):
         if hypotheses > MAX_HYPOTHESES:
             raise InputError(f"{hypotheses} hypotheses were asked for; at most {MAX_HYPOTHESES} were expected.")
         chosen, count = self._parameters.planning, views or VIEWS_A_PATH
+        hypotheses = hypotheses or chosen.hypotheses
         total = hypotheses * count * len(paths)
         if total > self._parameters.max_views:
             raise JobRejectedError(

@@ -32,6 +32,13 @@ class PlanningParameters:
         low=0,
         high=32,
     )
+    hypotheses: int = row(
+        0,
+        "Random seeds with which ~/score_paths imagines views along the paths where a request leaves its number of "
+        "hypotheses at 0; scores are of all of them. 0 = nothing is imagined. Each takes as long as the first.",
+        low=0,
+        high=32,
+    )
     view_width: int = row(
         160, "Width of the views that are imagined for scores; cells are larger than their pixels.",
         unit="pixels", low=16, high=4096,
