@@ -152,7 +152,7 @@ def _connect(ray: Any, address: str, workers: int) -> None:
         if address:
             ray.init(address=address, **quiet)
         else:
-            ray.init(address="local", num_cpus=workers, include_dashboard=False, **quiet)
+            _start(ray, num_cpus=workers, include_dashboard=False, **quiet)
     except Exception as error:
         where = "started on this machine" if not address else f"reached at {address}"
         raise InputError(f"No Ray cluster could be {where}: {first_line(error)}.") from error
@@ -161,6 +161,15 @@ def _connect(ray: Any, address: str, workers: int) -> None:
             if handler is not None:
                 with contextlib.suppress(ValueError):  # not the main thread
                     signal.signal(number, handler)
+
+
+def _start(ray: Any, **options: Any) -> None:
+    """Starts a cluster of this machine alone; once more if Ray gives up, as it does after 30 s on a busy machine."""
+    try:
+        ray.init(address="local", **options)
+    except Exception:
+        ray.shutdown()
+        ray.init(address="local", **options)
 
 
 def _reason(error: Exception) -> str:
