@@ -166,7 +166,7 @@ class OccupancyPublishers:
             if name == SPEED_MASK_INFO or name.endswith(UPDATES):
                 continue
             count = publisher.get_subscription_count() if publisher.is_activated else 0
-            if count > self._counts.get(name, 0) or self._has_new_reader(name):
+            if self._has_new_reader(name) or count > self._counts.get(name, 0):
                 self._published.pop(name, None)
                 self._changes[name].forget()
             self._counts[name] = count
