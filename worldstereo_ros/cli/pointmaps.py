@@ -96,6 +96,14 @@ def pointmaps(
             rich_help_panel=INPUT,
         ),
     ] = False,
+    loops: Annotated[
+        bool,
+        typer.Option(
+            "--loops/--no-loops",
+            help="Correct the path where a place is seen again. Given poses are left as they are.",
+            rich_help_panel=MODEL,
+        ),
+    ] = True,
     ply: Annotated[
         bool,
         typer.Option("--ply", help="Also write a cloud of each frame to points/.", rich_help_panel=OUTPUT),
@@ -179,7 +187,7 @@ def pointmaps(
     )  # fmt: skip
     console = Console()
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-    with Session() as session:
+    with Session(close_loops=loops) as session:
         with Progress(*columns, console=console, transient=True) as progress:
             count = None if opened.count is None else min(frames or opened.count, -(-opened.count // every))
             task = progress.add_task("frames", total=count)
@@ -187,7 +195,7 @@ def pointmaps(
             _, reference = feed(opened, stream, session, selection, on_frame)
         with results, console.status("writing"):
             summary = session.write(out, odometry=reference, ply=ply, bag=mcap)
-    for line in (*opened.notes, *describe(summary)):
+    for line in (*opened.notes, *describe(summary), f"Rate: {stream.rate}."):
         console.print(escape(line), highlight=False, soft_wrap=True)
     name = escape(quote(str(out)))
     console.print(f"In the browser: worldstereo view {name}", soft_wrap=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -43,6 +44,32 @@ class _Input:
     image: np.ndarray
     depth: np.ndarray | None
     pose: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class StreamRate:
+    """Speed of a stream.
+
+    Attributes:
+        windows: that were estimated.
+        frames: new ones among their frames.
+        seconds: that the estimation of windows took, without reading and writing.
+    """
+
+    windows: int
+    frames: int
+    seconds: float
+
+    @property
+    def frames_per_second(self) -> float:
+        """New frames a second; 0 before the first window."""
+        return self.frames / self.seconds if self.seconds > 0 else 0.0
+
+    def __str__(self) -> str:
+        if not self.windows:
+            return "No window was estimated."
+        each = self.seconds / self.windows
+        return f"{self.frames_per_second:.1f} frames a second ({self.windows} windows, {each:.2f} s each)"
 
 
 class PointmapStream:
@@ -100,6 +127,12 @@ class PointmapStream:
         self._target: Camera | None = None
         self._with_poses: bool | None = None
         self._reported: set[str] = set()
+        self._windows, self._estimated, self._busy_s = 0, 0, 0.0
+
+    @property
+    def rate(self) -> StreamRate:
+        """How fast point maps were estimated so far."""
+        return StreamRate(self._windows, self._estimated, self._busy_s)
 
     def push(
         self, frame: np.ndarray, *, depth: np.ndarray | None = None, pose: np.ndarray | None = None
@@ -203,7 +236,11 @@ class PointmapStream:
             depths = np.stack([blank if each.depth is None else each.depth for each in inputs])
         poses = np.stack([each.pose for each in inputs if each.pose is not None]) if self._with_poses else None
         window = Window(np.stack([each.image for each in inputs]), self._target, depths, poses, self._known)
+        start = time.perf_counter()
         maps = self._estimate_window(window)
+        self._busy_s += time.perf_counter() - start
+        self._windows += 1
+        self._estimated += len(inputs) - (self.overlap if self._last is not None else 0)
         dark = np.array([is_black(each.image) for each in inputs])
         if dark.any():
             maps = without(maps, dark, f"{int(dark.sum())} black frames show nothing.")
