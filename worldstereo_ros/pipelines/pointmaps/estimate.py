@@ -31,6 +31,7 @@ ASSUMED_FOV_DEG = 60.0  # along the longer side, of cameras without intrinsics
 MIN_FOCAL_PARALLAX = 30  # anchors, from where on an assumed focal length may change
 MAX_FOCAL_FACTOR = 2.0
 MOVING_PROB = 0.5
+ODOMETRY_SHARE = 0.5  # of the logarithmic scale of depth maps, with odometry alone
 GOOD_FIT = 0.75  # share of explained observations; with less, descriptors are matched at every step
 MIN_SIDE_PX = 32
 
@@ -146,7 +147,9 @@ def estimate_window(
         messages = [*motion.messages, text]
     dynamic_prob = None
     if method == VO:
-        depth = (maps.depth * np.exp(motion.log_scale)[:, None, None]).astype(np.float32)
+        # The scale of odometry drifts, that of the network's depth maps does not but varies: half of each.
+        scale = np.where(maps.measured, 0.0, ODOMETRY_SHARE * motion.log_scale)
+        depth = (maps.depth * np.exp(scale)[:, None, None]).astype(np.float32)
         dense = DepthMaps(depth, maps.sigma, maps.measured)
     else:
         dense, dynamic_prob = correct_depth(
