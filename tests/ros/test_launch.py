@@ -104,6 +104,7 @@ def test_rviz_qos_matches_publishers():
         assert topic["Reliability Policy"] == "Reliable", name
     names = ("map", "map/estimated", "map/imagined", "views", "image", "observed", "points")
     names += ("provenance", "provenance/colour", "stereo/sbs", "stereo/right/source", "occupancy", "occupancy/imagined")
+    names += ("speed_mask",)
     names += ("odometry", "pointmaps/points", "pointmaps/depth", "pointmaps/dynamic")
     assert displayed >= {f"/worldstereo/{name}" for name in names}
 
