@@ -179,9 +179,14 @@ def _listen(host: str, port: int) -> Any:
 def _serve_here(
     chosen: ModelSettings, limits: ServingLimits, digest: str, host: str, port: int, tls: tuple, say_ready: Any
 ) -> None:
-    import uvicorn
+    try:
+        import uvicorn
 
-    from worldstereo_ros.serving.app import make_app
+        from worldstereo_ros.serving.app import make_app
+    except ImportError as error:
+        raise InputError(
+            f"A server needs uvicorn and starlette ({error}). Install them with: pip install 'worldstereo_ros[serve]'."
+        ) from None
     from worldstereo_ros.serving.loading import load_service
 
     with _listen(host, port) as listening:
