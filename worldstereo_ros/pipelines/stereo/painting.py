@@ -51,13 +51,11 @@ class NetworkPainter:
 
     Attributes:
         model: the network.
-        name: for tables and files.
+        name: for tables and files, and to tell runs with other weights from each other.
     """
 
-    name = SMALL
-
-    def __init__(self, model: StereoRefiner) -> None:
-        self.model = model
+    def __init__(self, model: StereoRefiner, name: str = SMALL) -> None:
+        self.model, self.name = model, name
         self._tiles: dict[tuple[int, int], _Tile] = {}
         self._frame = 0
 
@@ -201,7 +199,7 @@ def load_painter(name: str, device: str = "cpu") -> HolePainter | None:
             f"The stereo model is '{name}'; {GEOMETRIC}, {SMALL}, or a folder of weights or of a training run, or "
             "svd:PATH,refiner:PATH was expected."
         )
-    return NetworkPainter(model)
+    return NetworkPainter(model, str(path.absolute()))
 
 
 def _levels(of_tiles: list[list[torch.Tensor]]) -> list[torch.Tensor]:
