@@ -11,6 +11,7 @@ from torch.nn import functional
 from worldstereo_ros.models.pointmaps.autoencoder import PointmapAutoencoder, coded
 from worldstereo_ros.models.pointmaps.geometry import MAX_CODE, decode_points, pixel_rays
 from worldstereo_ros.models.pointmaps.types import PointmapPrediction
+from worldstereo_ros.utils.errors import InputError
 
 MOVING_WEIGHT = 2.0
 PLAIN_WEIGHT = 0.5  # of the error itself beside its likelihood: pixels in doubt are learned, too
@@ -24,6 +25,7 @@ KL_WEIGHT = 1e-6
 RAY_WEIGHT = 1.0
 MAX_KNOWN_ERROR = 1.0  # relative errors beyond teach the scale no more than this
 HUBER_DELTA = 0.05
+CODE_ERRORS = ("huber", "l1", "l2")  # of coded points: the published one, and those that it was compared with
 MEDIAN_STRIDE = 7  # of the pixels that a median is taken over
 
 
@@ -129,8 +131,31 @@ def point_loss(
     return 0.2 * likelihood + masked_mean(error, weight) + RAY_WEIGHT * direction + VALID_WEIGHT * surface
 
 
+def code_error(code: torch.Tensor, target: torch.Tensor, kind: str = "huber") -> torch.Tensor:
+    """Mean error of coded points of the same shape.
+
+    Huber's is square over twice `HUBER_DELTA` below this, and absolute less half of it above; l2 is the square part
+    everywhere and l1 the absolute one, so that the three are of one size where errors are those of a trained model.
+
+    Raises:
+        InputError: the kind is none of `CODE_ERRORS`.
+    """
+    if kind == "huber":
+        return functional.smooth_l1_loss(code, target, beta=HUBER_DELTA)
+    if kind == "l1":
+        return functional.l1_loss(code, target)
+    if kind == "l2":
+        return functional.mse_loss(code, target) / (2 * HUBER_DELTA)
+    raise InputError(f"The error of coded points is '{kind}'; one of {', '.join(CODE_ERRORS)} was expected.")
+
+
 def autoencoder_loss(
-    autoencoder: PointmapAutoencoder, points: torch.Tensor, hit: torch.Tensor
+    autoencoder: PointmapAutoencoder,
+    points: torch.Tensor,
+    hit: torch.Tensor,
+    *,
+    error: str = "huber",
+    kl_weight: float = KL_WEIGHT,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Loss of the autoencoder: Huber, KL divergence from the standard normal, likelihood, surfaces.
 
@@ -140,11 +165,17 @@ def autoencoder_loss(
         autoencoder: the autoencoder.
         points: (b, F, 3, H, W) over the mean distance.
         hit: (b, F, H, W) bool.
+        error: of the coded points, see `code_error`.
+        kl_weight: of the divergence; 0 for none.
+
+    Raises:
+        InputError: the error is unknown.
     """
     latents = autoencoder.encode_points(points, hit)
     heads = autoencoder.decode_heads(latents)
-    loss, parts = decoder_loss(*heads, points.flatten(0, 1), coded(points, hit).flatten(0, 1), hit.flatten(0, 1))
-    return loss + KL_WEIGHT * 0.5 * latents.float().square().mean(), parts
+    target = coded(points, hit).flatten(0, 1)
+    loss, parts = decoder_loss(*heads, points.flatten(0, 1), target, hit.flatten(0, 1), error=error)
+    return loss + kl_weight * 0.5 * latents.float().square().mean(), parts
 
 
 def decoder_loss(
@@ -154,8 +185,10 @@ def decoder_loss(
     points: torch.Tensor,
     target: torch.Tensor,
     hit: torch.Tensor,
+    *,
+    error: str = "huber",
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Loss of decoded point maps: Huber, likelihood, surfaces.
+    """Loss of decoded point maps: error of their codes, likelihood, surfaces.
 
     Args:
         code: (N, 3, H, W) decoded coded points.
@@ -163,15 +196,19 @@ def decoder_loss(
         points: (N, 3, H, W) true points over the mean distance.
         target: (N, 3, H, W) their codes.
         hit: (N, H, W) bool, where there is a surface.
+        error: of the codes, see `code_error`; it gives its part its name.
+
+    Raises:
+        InputError: the error is unknown.
     """
     known = hit.float()
-    huber = functional.smooth_l1_loss(code, target, beta=HUBER_DELTA)
+    coding = code_error(code, target, error)
     distance = points.norm(dim=1).clamp_min(0.05)
     # The likelihood teaches the scale alone: its gradient would outweigh Huber's where points are sure.
     decoded = decode_points(code.detach().clamp(-MAX_CODE, MAX_CODE))
     relative = (decoded - points).abs().sum(1) / distance
     likelihood = masked_mean(relative * (-log_scale).exp() + log_scale, known)
     surface = functional.binary_cross_entropy_with_logits(valid, known)
-    loss = 10 * huber + 0.1 * likelihood + VALID_WEIGHT * surface
-    parts = {"huber": huber.detach(), "relative": masked_mean(relative, known).detach(), "surface": surface.detach()}
+    loss = 10 * coding + 0.1 * likelihood + VALID_WEIGHT * surface
+    parts = {error: coding.detach(), "relative": masked_mean(relative, known).detach(), "surface": surface.detach()}
     return loss, parts
