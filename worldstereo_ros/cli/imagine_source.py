@@ -46,7 +46,7 @@ class SourceOptions:
     path_heading: str
 
     @property
-    def of_path(self) -> dict[str, str]:
+    def of_path(self) -> dict[str, Any]:
         """The options of recorded paths."""
         return {"path_pose_frame": self.path_pose_frame, "path_heading": self.path_heading}
 
