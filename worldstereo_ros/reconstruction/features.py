@@ -107,8 +107,7 @@ def extract(
     options = pycolmap.FeatureExtractionOptions()
     options.num_threads = threads()
     options.use_gpu = False
-    small = float(np.median([max(photo.width, photo.height) for photo in photos])) <= SMALL_PX
-    options.sift.first_octave = -1 if small else settings.first_octave
+    options.sift.first_octave = -1 if _are_small(photos) else settings.first_octave
     options.sift.max_num_features = settings.max_features
     options.sift.peak_threshold = settings.peak
     options.sift.estimate_affine_shape = options.sift.domain_size_pooling = settings.affine
@@ -266,6 +265,23 @@ def open_database(path: Path) -> Iterator[Any]:
         yield database
     finally:
         database.close()
+
+
+def thorough_finds_no_more(photos: Photographs, path: Path) -> bool:
+    """Whether `DEFAULT` would find the same features as `FAST` did: small photographs, none of which reached its limit.
+
+    Args:
+        photos: the photographs.
+        path: the database of `FAST`.
+    """
+    if not _are_small(photos):
+        return False
+    with open_database(path) as database:
+        return all(database.num_keypoints_for_image(i) < FAST.max_features for i in image_ids(database).values())
+
+
+def _are_small(photos: Photographs) -> bool:
+    return float(np.median([max(photo.width, photo.height) for photo in photos])) <= SMALL_PX
 
 
 def image_ids(database: Any) -> dict[str, int]:

@@ -269,6 +269,18 @@ def _fitting_matches(
     model: SparseModel, matches: Mapping[tuple[int, int], PairMatches]
 ) -> dict[tuple[int, int], np.ndarray]:
     """Numbers of two photographs -> (M,) bool, which of their matches fit the poses of the model."""
+    return {pair: distances <= limit for pair, (distances, limit) in matching_distances(model, matches).items()}
+
+
+def matching_distances(
+    model: SparseModel, matches: Mapping[tuple[int, int], PairMatches]
+) -> dict[tuple[int, int], tuple[np.ndarray, float]]:
+    """How far the matches of pairs of registered photographs are from their epipolar lines.
+
+    Returns:
+        Numbers of two photographs -> ((M,) `sampson_distances`, infinite where the rays do not meet in front of both
+        cameras; the largest distance that fits: `MAX_EPIPOLAR_ERROR`).
+    """
     found = {}
     row_of = {int(number): row for row, number in enumerate(model.photographs)}
     for (one, other), pair in matches.items():
@@ -277,9 +289,10 @@ def _fitting_matches(
         i, j = row_of[one], row_of[other]
         other_from_one = invert_pose(model.world_from_camera[j]) @ model.world_from_camera[i]
         cameras = model.calibrations[i].camera, model.calibrations[j].camera
-        limit = np.mean([MAX_EPIPOLAR_ERROR * max(c.width, c.height) / c.fx for c in cameras])
-        fits = sampson_distances(pair.rays_one, pair.rays_other, other_from_one) <= limit
-        found[one, other] = fits & _in_front(pair.rays_one, pair.rays_other, other_from_one)
+        limit = float(np.mean([MAX_EPIPOLAR_ERROR * max(c.width, c.height) / c.fx for c in cameras]))
+        distances = sampson_distances(pair.rays_one, pair.rays_other, other_from_one)
+        in_front = _in_front(pair.rays_one, pair.rays_other, other_from_one)
+        found[one, other] = np.where(in_front, distances, np.inf), limit
     return found
 
 

@@ -14,8 +14,17 @@ from worldstereo_ros.geometry.calibration import CameraCalibration
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.poses import invert_pose
 from worldstereo_ros.io.colmap_models import calibration_from_colmap
-from worldstereo_ros.reconstruction.features import SEED, FeatureSettings, load_pycolmap, open_database, threads
+from worldstereo_ros.reconstruction.features import (
+    SEED,
+    FeatureSettings,
+    image_ids,
+    load_pycolmap,
+    open_database,
+    read_matches,
+    threads,
+)
 from worldstereo_ros.reconstruction.photographs import Photographs
+from worldstereo_ros.reconstruction.restarts import AGREE, choose_models, explain, spread, starting_photographs
 from worldstereo_ros.reconstruction.sparse_model import SparseModel
 
 # More photographs than this are mapped in chunks of at most `CHUNK` that share `CHUNK_OVERLAP`, which ties them.
@@ -25,6 +34,7 @@ MIN_MODEL = 3  # photographs of a group that is worth mentioning
 # The principal point is refined if this many photographs share a camera, and stays within this share of the size.
 MIN_SHARED, MAX_SHIFT = 12, 0.05
 MIN_POINTS_TO_REFINE = 1000
+MAX_RESTARTED = 60  # photographs up to which the mapper also starts from others than it prefers
 MAX_PROBED = 60  # photographs; more determine their focal length
 PROBED_FACTORS = (0.9, 1.1)  # of the focal length that was found
 MAX_PROBED_ERROR = 1.05  # of the reprojection error with such a focal length, over the least
@@ -51,7 +61,8 @@ def map_photographs(
         hold_focal: keep the focal lengths of EXIF as they are.
 
     Returns:
-        Models of groups of photographs that overlap, the largest first; each in a frame and a unit of its own.
+        Models of groups of photographs that overlap, the one that explains most first; each in a frame and a unit of
+        its own.
     """
     pycolmap = load_pycolmap()
     shutil.rmtree(folder, ignore_errors=True)
@@ -90,12 +101,49 @@ def map_photographs(
             database, images, folder, options, next_image_callback=on_image or (lambda: None)
         )
         found = {**found, **{len(found) + key: one for key, one in one_by_one.items()}}
-    models = []
-    for one in found.values():
-        if one.num_reg_images() >= 2:
-            refined = one if hold_focal else _refined(one, photos)
-            models.append(replace(_converted(refined, photos), notes=_focal_notes(refined, photos)))
-    return sorted(models, key=lambda model: (-len(model), -len(model.points)))
+    models = [one for one in found.values() if one.num_reg_images() >= 2]
+    if len(photos) <= MAX_RESTARTED:
+        return _best_of_starts(models, photos, database, folder, options, refine=not hold_focal)
+    converted = [_finished(one, photos, refine=not hold_focal) for one in models]
+    return sorted(converted, key=lambda model: (-len(model), -len(model.points)))
+
+
+def _best_of_starts(
+    models: list[Any], photos: Photographs, database: Path, folder: Path, options: Any, *, refine: bool
+) -> list[SparseModel]:
+    """The models that explain most matches of those given and of those that other first photographs lead to."""
+    pycolmap = load_pycolmap()
+    pixels = read_matches(photos, database)
+    with open_database(database) as opened:
+        ids = image_ids(opened)
+    converted = [_converted(one, photos) for one in models]
+    totals = [explain(model, pixels).total for model in converted]
+    options.multiple_models, options.extract_colors = False, True
+    for number in starting_photographs(len(photos)):
+        if len(totals) > 1 and max(map(len, converted)) == len(photos):
+            best, second = sorted(totals)[:-3:-1]
+            if second >= AGREE * best:
+                break
+        options.init_image_id1 = ids[photos[number].file.name]
+        again = folder / f"from_{number}"
+        again.mkdir()
+        for one in pycolmap.incremental_mapping(database, photos[0].file.parent, again, options).values():
+            if one.num_reg_images() >= 2:
+                models.append(one)
+                converted.append(_converted(one, photos))
+                totals.append(explain(converted[-1], pixels).total)
+    raw = {id(model): one for model, one in zip(converted, models, strict=True)}
+    chosen = []
+    for model, others in choose_models(converted, pixels):
+        positions, degrees = spread(model, others)
+        finished = _finished(raw[id(model)], photos, refine=refine)
+        chosen.append(replace(finished, other_answers=np.stack([positions, degrees], axis=1)))
+    return chosen
+
+
+def _finished(model: Any, photos: Photographs, *, refine: bool) -> SparseModel:
+    refined = _refined(model, photos) if refine else model
+    return replace(_converted(refined, photos), notes=_focal_notes(refined, photos))
 
 
 def _adjust(

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from worldstereo_ros.geometry.similarity import Similarity, align_poses, mean_rotation, rotation_angles
+from worldstereo_ros.geometry.similarity import align_poses, rotation_angles
 from worldstereo_ros.reconstruction.features import (
     DEFAULT,
     FAST,
@@ -26,12 +26,20 @@ from worldstereo_ros.reconstruction.features import (
     extract,
     match,
     read_matches,
+    thorough_finds_no_more,
 )
+from worldstereo_ros.reconstruction.frame_and_unit import normalised, scale_by_depth
 from worldstereo_ros.reconstruction.guards import MIN_AGREEMENT, MIN_CHECKED_MATCHES, check_model, epipolar_agreement
 from worldstereo_ros.reconstruction.mapping import known_calibration, map_photographs, triangulate
 from worldstereo_ros.reconstruction.moving import describe_moving, follows_moving
 from worldstereo_ros.reconstruction.neighbours import MIN_RANGE_POINTS
 from worldstereo_ros.reconstruction.photographs import Photographs
+from worldstereo_ros.reconstruction.pose_precision import (
+    PosePrecision,
+    describe_precision,
+    open_photographs,
+    pose_precision,
+)
 from worldstereo_ros.reconstruction.sparse_model import SparseModel
 
 Progress = Callable[[str, int, int], None]  # (what, done, of)
@@ -42,11 +50,7 @@ MIN_REGISTERED_TO_STOP = 5
 ENOUGH = 0.75  # registered share, from which on the slowest settings are not tried
 MAX_EXIF_DRIFT = 1.06  # between a focal length that is found and that of EXIF, which is rounded to a millimetre
 MAX_HELD_ERROR = 1.03  # of the reprojection error with the focal lengths of EXIF, over that with those found
-MEDIAN_DEPTH = 3.0  # of a reconstruction without a unit, so that it is about as large as a room in metres
 MAX_CENTRE_ERROR, MAX_ROTATION_ERROR_DEG = 0.1, 5.0  # of poses that came along, after the best similarity
-MIN_DEPTH_SAMPLES = 100
-MIN_PHOTO_SAMPLES, MAX_SCALE_RATIO = 20, 1.2  # of one photograph, between its scale and that of most
-MAX_SCALE_SPREAD = 0.1  # relative; of measured over triangulated depth
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,7 @@ class Registration:
         notes: sentences for the user.
         poses_from: source, photographs, or both.
         depth_usable: measured depth of the photographs is in the unit of the poses.
+        precision: how precisely the photographs determine their poses; None for poses that came along.
     """
 
     model: SparseModel
@@ -66,6 +71,7 @@ class Registration:
     notes: tuple[str, ...]
     poses_from: str
     depth_usable: bool = True
+    precision: PosePrecision | None = None
 
 
 def register(photos: Photographs, folder: Path, on_progress: Progress | None = None) -> Registration:
@@ -88,7 +94,7 @@ def register(photos: Photographs, folder: Path, on_progress: Progress | None = N
     found, left_out, pixels, database = _estimate(photos, folder, progress)
     notes = list(found.notes)
     given = [row for row, number in enumerate(found.photographs) if posed[number]]
-    poses_from, model, depth_usable = "photographs", _normalised(found), True
+    poses_from, model, depth_usable = "photographs", normalised(found), True
     if given:
         aligned, note = _to_given_frame(found, photos, given)
         notes.append(note)
@@ -97,11 +103,13 @@ def register(photos: Photographs, folder: Path, on_progress: Progress | None = N
     elif any(posed):
         notes.append("None of the photographs with poses could be registered with the others; the frame is a new one.")
     if poses_from == "photographs":
-        model, depth_usable, scale_note = _scale_by_depth(model, photos, left_out)
+        model, depth_usable, scale_note = scale_by_depth(model, photos, left_out)
         if scale_note:
             notes.append(scale_note)
+    precision = pose_precision(model, [photos[int(number)].camera is not None for number in model.photographs])
+    notes += describe_precision(precision)
     notes += describe_moving(photos, database, model, pixels)
-    return Registration(replace(model, notes=tuple(notes)), left_out, tuple(notes), poses_from, depth_usable)
+    return Registration(replace(model, notes=tuple(notes)), left_out, tuple(notes), poses_from, depth_usable, precision)
 
 
 # --- poses that come along -------------------------------------------------------------------------------------------
@@ -210,6 +218,9 @@ def _estimate(
             continue
         if not shared and not _shares_unknown_cameras(photos):
             continue
+        fast = folder / f"{FAST.name}.db"
+        if settings is DEFAULT and shared and fast.exists() and thorough_finds_no_more(photos, fast):
+            continue
         database = folder / f"{settings.name}{'' if shared else '_separate'}.db"
         now = _match(photos, database, settings, progress, shared=shared)
         model, why, refused = _attempt(photos, database, folder / "mapping", settings, now, progress)
@@ -270,8 +281,15 @@ def _attempt(
         if verdict.refused:
             refused = refused or verdict.refused
         elif best is None or len(verdict.accepted) > len(best):
-            accepted = model.subset(verdict.accepted)
-            if moving := follows_moving(photos, database, accepted, pixels):
+            accepted, open_reasons, why = open_photographs(
+                model.subset(verdict.accepted), [photos[numbers[row]].camera is not None for row in verdict.accepted]
+            )
+            verdict.reasons.update(open_reasons)
+            if why:
+                refused = refused or why
+            elif best is not None and len(accepted) <= len(best):
+                continue
+            elif moving := follows_moving(photos, database, accepted, pixels):
                 refused = refused or moving
             else:
                 best, reasons = accepted, verdict.reasons
@@ -327,69 +345,3 @@ def _why_unregistered(
 
 def _is_soft(number: int, photos: Photographs) -> bool:
     return photos[number].sharpness < 0.7 * float(np.median([photo.sharpness for photo in photos]))
-
-
-# --- frame and unit --------------------------------------------------------------------------------------------------
-
-
-def _normalised(model: SparseModel) -> SparseModel:
-    """The model with its cameras around the origin, up along z, and a median depth of `MEDIAN_DEPTH`."""
-    up = -model.world_from_camera[:, :3, 1].mean(axis=0)
-    forward = model.world_from_camera[:, :3, 2].mean(axis=0)
-    rotation = np.eye(3)
-    if np.linalg.norm(up) > 0.3:
-        z = up / np.linalg.norm(up)
-        y = forward - z * (forward @ z)
-        if np.linalg.norm(y) < 0.1:
-            y = np.linalg.svd(z[None])[2][1]
-        y /= np.linalg.norm(y)
-        rotation = mean_rotation(np.stack([np.cross(y, z), y, z])[None])
-    depths = np.concatenate([model.depths_of(row) for row in range(len(model))])
-    scale = MEDIAN_DEPTH / float(np.median(depths))
-    centre = model.world_from_camera[:, :3, 3].mean(axis=0)
-    return model.moved(Similarity(scale, rotation, -scale * rotation @ centre), metric=False)
-
-
-def _scale_by_depth(model: SparseModel, photos: Photographs, left_out: dict[str, str]) -> tuple[SparseModel, bool, str]:
-    """Scales the model to measured depth; returns it, whether that was possible, and a sentence ("" without depth)."""
-    ratios: dict[int, np.ndarray] = {}
-    for row, number in enumerate(model.photographs):
-        depth = photos[int(number)].measured_depth()
-        if depth is None:
-            continue
-        x, y = np.rint(model.pixels[model.observed_by == row]).astype(int).T
-        inside = (x >= 0) & (y >= 0) & (x < depth.shape[1]) & (y < depth.shape[0])
-        measured, triangulated = depth[y[inside], x[inside]], model.depths_of(row)[inside]
-        usable = (measured > 0) & (triangulated > 0)
-        ratios[row] = measured[usable] / triangulated[usable]
-    model, ratios = _without_wrong_scales(model, photos, ratios, left_out)
-    ratio = np.concatenate([*ratios.values(), np.zeros(0)])
-    if len(ratio) < MIN_DEPTH_SAMPLES:
-        return model, False, ""
-    scale = float(np.median(ratio))
-    spread = float(np.median(np.abs(ratio / scale - 1)))
-    if spread > MAX_SCALE_SPREAD:
-        return model, False, f"Measured depth disagrees with the photographs by {spread:.0%}; it is not used."
-    unit = "metres" if photos.metric else "the unit of the depth images"
-    note = (
-        f"The scale is that of measured depth ({len(ratio)} points, which agree within {spread:.1%}); lengths are in "
-        f"{unit}."
-    )
-    return model.moved(Similarity(scale, np.eye(3), np.zeros(3)), metric=photos.metric), True, note
-
-
-def _without_wrong_scales(
-    model: SparseModel, photos: Photographs, ratios: dict[int, np.ndarray], left_out: dict[str, str]
-) -> tuple[SparseModel, dict[int, np.ndarray]]:
-    """Leaves out photographs whose measured depth says another scale than that of most: their poses are wrong."""
-    scales = {row: float(np.median(values)) for row, values in ratios.items() if len(values) >= MIN_PHOTO_SAMPLES}
-    common = float(np.median(list(scales.values()))) if scales else 0.0
-    wrong = [row for row, scale in scales.items() if abs(np.log(scale / common)) > np.log(MAX_SCALE_RATIO)]
-    if not wrong or len(model) - len(wrong) < 2:
-        return model, ratios
-    for row in wrong:
-        left_out[photos[int(model.photographs[row])].name] = (
-            f"Its measured depth is {scales[row] / common:.2f} times what its pose says; the pose is wrong."
-        )
-    kept = [row for row in range(len(model)) if row not in wrong]
-    return model.subset(np.array(kept)), {new: ratios[row] for new, row in enumerate(kept) if row in ratios}

@@ -32,6 +32,8 @@ class SparseModel:
         pixels: (M, 2) float64, where it was seen, in the photograph as it came (with its lens distortion).
         metric: lengths are metres.
         notes: sentences for the user.
+        other_answers: (N, 2) float64, how far other solutions that explain the photographs nearly as well are from each
+            pose: distance of the centre in the unit of the model, and degrees; 0 if none is known.
     """
 
     photographs: np.ndarray
@@ -45,6 +47,7 @@ class SparseModel:
     pixels: np.ndarray
     metric: bool = False
     notes: tuple[str, ...] = field(default_factory=tuple)
+    other_answers: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.photographs)
@@ -65,6 +68,7 @@ class SparseModel:
             world_from_camera=similarity.poses(self.world_from_camera),
             points=similarity.points(self.points),
             metric=self.metric if metric is None else metric,
+            other_answers=None if self.other_answers is None else self.other_answers * [similarity.scale, 1],
         )
 
     def subset(self, rows: np.ndarray) -> SparseModel:
@@ -87,6 +91,7 @@ class SparseModel:
             observed_by=new_row[self.observed_by[kept]],
             observed_point=new_point[self.observed_point[kept]],
             pixels=self.pixels[kept],
+            other_answers=None if self.other_answers is None else self.other_answers[rows],
         )
 
     def save(self, path: Path) -> None:
@@ -108,6 +113,7 @@ class SparseModel:
             models=np.array([c.model for c in self.calibrations], dtype="U32"),
             metric=np.array(self.metric),
             notes=np.array(self.notes, dtype=np.str_),
+            other_answers=np.zeros((0, 2)) if self.other_answers is None else self.other_answers,
         )
         write_bytes(path, file.getvalue())
 
@@ -126,6 +132,7 @@ class SparseModel:
                     file["photographs"], calibrations, file["world_from_camera"], file["points"], file["colours"],
                     file["errors"], file["observed_by"], file["observed_point"], file["pixels"],
                     bool(file["metric"]), tuple(str(note) for note in file["notes"]),
+                    file["other_answers"] if "other_answers" in file and len(file["other_answers"]) else None,
                 )  # fmt: skip
         except (OSError, ValueError, KeyError, EOFError) as error:
             raise DatasetError(f"{path} is damaged: {error}.") from None
