@@ -55,6 +55,7 @@ LANES = {"inside": 0.5, "middle": 0.0, "outside": -0.5}  # metres towards the si
 TURN_RADIUS_M = 0.95
 PATH_STEP = 6  # of the points of a path, one goes into a request
 MIN_WAY_M = 0.8  # left, of which it still asks
+PAUSE_S = 0.3  # between two rounds of questions, in which the node has time for images
 BETTER = 0.15  # by which the probability of a collision must fall for the robot to change its path
 LOOK_AHEAD_M, BESIDE_M, PASSED_M = 1.6, 0.3, 0.6  # of the imagined view: along the way, or beside the corner
 MAX_VIEWS_BEHIND, WAIT_S = 3, 30.0  # images that the newest mask may lack before the robot's time waits
@@ -268,7 +269,7 @@ class DrivingRobot:
             try:
                 self._score(planning)
                 self._imagine()
-                stop.wait(0.1)
+                stop.wait(PAUSE_S)
             except (RequestRefusedError, NodeTimeoutError, InputError) as error:
                 if not stop.is_set():
                     self._problem = DriveError(str(error))
