@@ -31,9 +31,10 @@ from worldstereo_ros.reconstruction.dense import DEFAULT_PIXELS, Frames, PlaceVi
 from worldstereo_ros.reconstruction.features import load_pycolmap
 from worldstereo_ros.reconstruction.fusion import fuse
 from worldstereo_ros.reconstruction.geometry_models import load_geometry_model, parse_geometry
-from worldstereo_ros.reconstruction.map_source import open_all
+from worldstereo_ros.reconstruction.map_source import join_photographs, open_all
 from worldstereo_ros.reconstruction.meshing import mesh_from_views
 from worldstereo_ros.reconstruction.photographs import Photographs, import_photographs, load_photographs
+from worldstereo_ros.reconstruction.raw_photographs import GivenPhotographs
 from worldstereo_ros.reconstruction.registration import Registration, register
 from worldstereo_ros.reconstruction.sparse_model import SparseModel
 from worldstereo_ros.reconstruction.splats import SplatSettings, optimise_splats, splats_from_cloud
@@ -110,7 +111,14 @@ class Place:
     figures: dict[str, Any]
 
 
-def reconstruct(source: Path, out: Path, settings: PlaceSettings, on_progress: Progress | None = None) -> Place:
+def reconstruct(
+    source: Path,
+    out: Path,
+    settings: PlaceSettings,
+    on_progress: Progress | None = None,
+    *,
+    given: GivenPhotographs | None = None,
+) -> Place:
     """Reconstructs a place from photographs and writes it into a folder.
 
     Args:
@@ -118,6 +126,7 @@ def reconstruct(source: Path, out: Path, settings: PlaceSettings, on_progress: P
         out: folder for the results; what an interrupted run computed is in stages/ there, and is used again.
         settings: of the reconstruction.
         on_progress: called as on_progress(stage, what, done, of).
+        given: photographs of the source that are open already, such as with poses of point maps.
 
     Raises:
         InputError: a setting is invalid, the folder holds something else, or nothing could be reconstructed.
@@ -130,22 +139,23 @@ def reconstruct(source: Path, out: Path, settings: PlaceSettings, on_progress: P
     network = None
     if settings.geometry not in (SWEEP, FAST):
         network = load_geometry_model(*parse_geometry(settings.geometry), settings.device)
-    estimator = None if settings.depth_model == NONE else load_depth_estimator(settings.depth_model, settings.device)
+    estimator = None if given is None else given.estimator
+    if estimator is None and settings.depth_model != NONE:
+        estimator = load_depth_estimator(settings.depth_model, settings.device)
     further = [Path(path) for path in settings.photographs]
     results = ResultsFolder(out, PLACE_NAMES, sources=[source, *further])
     stages = Stages(out / STAGES_FOLDER)
     stages.check()
-    opened = open_all(
-        source,
-        further,
-        max_photographs=settings.max_photographs,
-        use_poses=settings.use_poses,
-        bag_options=settings.bag_options,
-    )
+    limit, use_poses, bag_options = settings.max_photographs, settings.use_poses, settings.bag_options
+    if given is None:
+        opened = open_all(source, further, max_photographs=limit, use_poses=use_poses, bag_options=bag_options)
+    else:
+        opened = given.source
+        if further:
+            join_photographs(opened, further)
     with stages.open():
-        bag_options = settings.bag_options if opened.kind == "bag" else {}
-        chosen = settings.max_photographs, settings.use_poses, settings.fov
-        key = fingerprint(file_stamps(opened.files), *chosen, bag_options)
+        chosen = limit, use_poses, settings.fov, bag_options if given is not None or opened.kind == "bag" else {}
+        key = fingerprint(file_stamps(opened.files), *chosen, *([] if given is None else [given.name]))
         photos = stages.run(
             "photographs",
             key,
