@@ -14,7 +14,8 @@ class LoopOptions:
     """How the loop is run.
 
     Attributes:
-        cache: give each segment the captures that saw most of it; false: one capture.
+        cache: give each segment the captures that saw most of it; false: one capture, of each view for pipelines that
+            select references by themselves.
         update: add what was imagined to the geometry.
         shuffle: give the photographs in another order, which must change nothing.
         revisit: imagine the path back as well, and compare the two imaginations of each pose.

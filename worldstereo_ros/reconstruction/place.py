@@ -34,6 +34,7 @@ from worldstereo_ros.reconstruction.geometry_models import load_geometry_model, 
 from worldstereo_ros.reconstruction.map_source import join_photographs, open_all
 from worldstereo_ros.reconstruction.meshing import mesh_from_views
 from worldstereo_ros.reconstruction.photographs import Photographs, import_photographs, load_photographs
+from worldstereo_ros.reconstruction.pose_precision import PosePrecision
 from worldstereo_ros.reconstruction.raw_photographs import GivenPhotographs
 from worldstereo_ros.reconstruction.registration import Registration, register
 from worldstereo_ros.reconstruction.sparse_model import SparseModel
@@ -216,14 +217,25 @@ def reconstruct(
 def _register(photos: Photographs, folder: Path, progress: Callable[[str, int, int], None]) -> Registration:
     found = register(photos, folder, progress)
     found.model.save(folder / "model.npz")
-    content = {"left_out": found.left_out, "poses_from": found.poses_from, "depth_usable": found.depth_usable}
+    precision = found.precision
+    content = {
+        "left_out": found.left_out,
+        "poses_from": found.poses_from,
+        "depth_usable": found.depth_usable,
+        "precision": None
+        if precision is None
+        else [precision.positions.tolist(), precision.degrees.tolist(), precision.share],
+    }
     write_json(folder / "registration.json", content)
     return found
 
 
 def _load_registration(folder: Path) -> Registration:
     model, content = SparseModel.load(folder / "model.npz"), read_json(folder / "registration.json")
-    return Registration(model, content["left_out"], model.notes, content["poses_from"], content["depth_usable"])
+    stored = content.get("precision")
+    precision = None if stored is None else PosePrecision(np.array(stored[0]), np.array(stored[1]), float(stored[2]))
+    how = content["poses_from"], content["depth_usable"], precision
+    return Registration(model, content["left_out"], model.notes, *how)
 
 
 def _depths(frames: Frames, folder: Path, settings: PlaceSettings, network: Any, progress: Progress) -> Path:
@@ -330,6 +342,7 @@ def _figures(
 ) -> dict[str, Any]:
     """What figures.json holds."""
     observed, estimated = place.views.shares()
+    precision = place.registration.precision
     kept = {name: value for name, value in asdict(settings).items() if name != "bag_options"}
     return {
         "images": len(place.photos) + len(place.photos.left_out),
@@ -343,6 +356,9 @@ def _figures(
         "mesh_triangles": triangles,
         "source": place.photos.kind,
         "poses_from": place.registration.poses_from,
+        # One standard deviation, in per cent of the diameter of the walk and in degrees; None: poses came along.
+        "pose_uncertainty_percent": None if precision is None else round(100 * precision.share, 3),
+        "pose_uncertainty_degrees": None if precision is None else round(precision.rotation, 3),
         "observed_points": place.cloud.observed_count,
         "estimated_points": place.cloud.estimated_count,
         "observed_pixels": round(float(observed), 4),

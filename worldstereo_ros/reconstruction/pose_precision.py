@@ -115,7 +115,8 @@ def pose_precision(model: SparseModel, intrinsics_known: Sequence[bool]) -> Pose
     if model.other_answers is not None:
         squares += model.other_answers**2
     share = float(np.sqrt(squares[:, 0].mean())) / _diameter(model)
-    return PosePrecision(*np.sqrt(squares).T, share)
+    deviations = np.sqrt(squares)
+    return PosePrecision(deviations[:, 0], deviations[:, 1], share)
 
 
 def describe_precision(precision: PosePrecision | None) -> list[str]:
