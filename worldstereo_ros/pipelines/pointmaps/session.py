@@ -40,6 +40,7 @@ SESSION_NAMES = (
     "intrinsics.json", "timestamps.txt", MAP_FILE, CLOUD_FILE, SUMMARY_FILE, TUM_FILE, KITTI_FILE, DYNAMIC_FOLDER,
     PLY_FOLDER, BAG_FOLDER,
 )  # fmt: skip
+CAMERA_FIELDS = ("width", "height", "fx", "fy", "cx", "cy")
 MIN_MAP_CONFIDENCE = 0.2  # of a point in the cloud and the map
 VOXEL_DEPTHS, MIN_VOXEL = 1 / 150, 0.01  # edge of a voxel, in median depths; in the unit of the map
 BANK_VIEWS = 48
@@ -53,6 +54,7 @@ class Session:
         metadata: of each frame: pose, its covariance, whether it was found, shot, seconds, whether depth is measured.
         given_metric: poses and depth that are given are in metres; False: in a unit that nobody knows.
         close_loops: correct the path where a place is seen again.
+        source_size: width and height of the frames before they were reduced.
     """
 
     folder: Path = field(init=False)
@@ -63,6 +65,7 @@ class Session:
     messages: list[str] = field(default_factory=list)
     given_metric: bool = True
     close_loops: bool = True
+    source_size: tuple[int, int] | None = None
     _closer: LoopCloser = field(default_factory=LoopCloser, repr=False)
 
     def __enter__(self) -> Session:
@@ -92,6 +95,8 @@ class Session:
             self.camera, self.scale_from, self.method = maps.camera, maps.scale_from, maps.method
         if not maps.metric:
             self.scale_from = GUESS
+        if self.source_size is None and len(images):
+            self.source_size = images[0].shape[1], images[0].shape[0]
         if self.close_loops:
             self._closer.add(maps, images)
         depth = maps.depth
@@ -222,6 +227,7 @@ class Session:
         steps = np.linalg.norm(np.diff(views.poses[:, :3, 3], axis=0), axis=1)
         camera = self.camera
         assert camera is not None
+        source = camera if self.source_size is None else camera.resized(*self.source_size)
         return {
             "ok": all(each["ok"] for each in self.metadata),
             "method": self.method,
@@ -235,7 +241,9 @@ class Session:
             "loops_closed": views.loops,
             "path_length": round(float(steps.sum()), 6),
             "points": points,
-            "camera": {name: getattr(camera, name) for name in ("width", "height", "fx", "fy", "cx", "cy")},
+            "camera": {name: getattr(camera, name) for name in CAMERA_FIELDS},
+            # Of the frames as they came: large ones are reduced for the maps.
+            "source_camera": {name: getattr(source, name) for name in CAMERA_FIELDS},
             "messages": self.messages,
         }
 
