@@ -3,7 +3,8 @@
 `frontier` is the rule of explore_lite: of the frontiers, connected cells between seen free and unseen, the one of least
 cost, three times the distance less the size. `mapex` is that of MapEx (Ho et al. 2024): the frontier with the largest
 sum of the variance of an ensemble of completions, over the cells that are visible from it in the mean completion,
-divided by the distance. `ours` looks from the nearest places that show what our completions say is free.
+divided by the distance. `ours` goes along a tour over places that show what our completions say is
+free (`planning.coverage_tour`).
 """
 
 from __future__ import annotations
@@ -148,7 +149,8 @@ class TourRule:
             chosen = sorted({*chosen, (on_the_way.row, on_the_way.column)})
         else:
             on_the_way = None
-        points = Viewpoints(opaque, worth, *np.array(chosen).T, round(sensor.max_range / grid.resolution))
+        rows, columns = np.array(chosen).T
+        points = Viewpoints(opaque, worth, rows, columns, round(sensor.max_range / grid.resolution))
         seen, unseen = float((cover & grid.observed).sum()), float(worth[told].sum())
         tour = coverage_tour(
             points, chosen.index(field.start), field, grid.resolution,

@@ -99,7 +99,7 @@ class _Distances:
         padded = np.zeros((Y, X), bool)
         padded[: free.shape[0], : free.shape[1]] = free
         padded[rows, columns] = True
-        blocks = padded.reshape(Y // BLOCK, BLOCK, X // BLOCK, BLOCK).any(axis=(1, 3))
+        blocks = np.asarray(padded.reshape(Y // BLOCK, BLOCK, X // BLOCK, BLOCK).any(axis=(1, 3)))
         self._graph, number = travel_graph(blocks, BLOCK * resolution)
         self._at = number[rows // BLOCK, columns // BLOCK]
         self._near = np.stack([rows, columns], axis=1) * resolution
