@@ -229,6 +229,31 @@ def test_a_request_that_the_server_refuses_is_answered_here(served):
     assert world.backend.startswith("serve")
 
 
+def test_a_server_that_is_busy_is_asked_again_when_it_says(served, monkeypatch, caplog):
+    service, port = served
+    clock = [0.0]
+    world, local = robot_at(port, clock=lambda: clock[0]), make_world()
+    first, second = sights(2)
+    world.observe(first)
+    local.observe(first)
+    assert_same(world, local)
+    session = world.client.session
+    with monkeypatch.context() as patch:
+        patch.setattr(service.sessions, "_waiting", LIMITS.waiting)
+        world.observe(second)
+        local.observe(second)
+        assert_same(world, local)
+        assert "wait already; try again in" in world.backend
+        assert "; the server is asked again in" in caplog.text
+    assert_same(world, local)
+    assert world.backend.startswith("local")
+    clock[0] += 60
+    assert_same(world, local)
+    assert world.backend.startswith("serve")
+    assert world.client.session == session  # what waited was sent, and nothing again
+    assert world.client.revision == 2
+
+
 class Breaking(GeometricPipeline):
     """Stops the server on the way."""
 

@@ -168,6 +168,7 @@ def start_ray(address: str | None, *, needed_cpus: float, needed_gpus: float = 0
         else:
             ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
     except Exception as error:  # Ray raises bare ones, too
+        ray.shutdown()
         reason = first_line(error)
         if address:
             message = f"There is no Ray cluster at '{address}' ({reason}). Start one with `ray start --head`."

@@ -261,11 +261,12 @@ class ServedWorld(WorldModel):
         except ServingError as error:
             if error.code in RESYNC_CODES:
                 self._on_session_lost(error)
-            else:
-                self._unsent = None  # it was not remembered there
-                self._on_failure(error, 0, 0)
+                return
+            if error.code in _OF_THE_REQUEST:
+                self._unsent = None  # it would fail again
+            self._on_failure(error, 0, 0)
         except (UnreachableError, InputError) as error:
-            self._unsent = None
+            # Sent again; if it had arrived, its revision tells.
             self._on_failure(error, 0, 0)
         finally:
             self._line.release()
