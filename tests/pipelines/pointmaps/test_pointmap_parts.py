@@ -234,6 +234,8 @@ def test_a_session_holds_what_does_not_move(short, tmp_path):
     assert summary["frames_written"] == [0, 1, 2, 4, 5]
     assert not summary["ok"]
     assert not summary["metric"]
+    assert summary["loops_closed"] == 0
+    assert summary["source_camera"] == summary["camera"]
     assert json.loads((tmp_path / "pointmaps.json").read_text()) == summary
     assert len(list((tmp_path / "points").glob("*.ply"))) == 5
     times = np.loadtxt(tmp_path / "poses_tum.txt")[:, 0]
@@ -263,13 +265,18 @@ def test_nothing_found_is_an_error_and_writes_nothing(short, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_camera_of_another_size_keeps_its_field_of_view():
+def test_camera_of_another_size_keeps_its_field_of_view(tmp_path):
     camera = Camera.from_fov(2000, 1500, 1.0)
     images = [np.kron(frame(pose)[0], np.ones((8, 8, 1), np.uint8)) for pose in walk(2)]
     images = [image[: camera.height // 2, : camera.width // 2] for image in images]
     half = Camera.from_fov(1000, 750, 1.0)
     depth = np.full((2, 750, 1000), 2.0, np.float32)
     maps = estimate_pointmaps(images, half, depth=depth)
+    with Session() as session:
+        session.add(maps, images, np.arange(2))
+        source = session.write(tmp_path)["source_camera"]
+    assert (source["width"], source["height"]) == (1000, 750)
+    assert source["fx"] == pytest.approx(half.fx, rel=1e-3)
     assert maps.points.shape[1:3] == (maps.camera.height, maps.camera.width)
     assert maps.camera.width < 1000
     assert maps.camera.fx / maps.camera.width == pytest.approx(half.fx / 1000, rel=1e-3)

@@ -152,6 +152,26 @@ def test_two_frames_and_grey_frames_suffice(room_walk):
     assert pose_errors(maps.poses, poses[:5]).positions.max() < 0.01
 
 
+def test_blurred_frames_among_sharp_ones_are_found(room_walk):
+    import cv2
+
+    poses, images, depths = room_walk
+    line = np.zeros((13, 13), np.float32)
+    line[6] = 1 / 13
+    blurred = [cv2.filter2D(image, -1, line) if index in (2, 3) else image for index, image in enumerate(images[:6])]
+    maps = estimate_pointmaps(blurred, CAMERA, estimator=KnownDepth(blurred, depths[:6]))
+    assert maps.ok
+    assert pose_errors(maps.poses, poses[:6]).positions.max() < 0.04
+
+
+def test_frames_that_share_nothing_are_not_ok():
+    image, depth, _ = frame(np.eye(4))
+    other = np.ascontiguousarray(255 - image[::-1])
+    maps = estimate_pointmaps([image, other], CAMERA, estimator=KnownDepth([image, other], [depth, depth]))
+    assert not maps.ok
+    assert not maps.poses[:, :3, 3].any()
+
+
 def test_wide_steps_are_matched_by_descriptors():
     camera = Camera.from_fov(320, 240, np.radians(75))
     poses = walk(6, step=0.25, turn_deg=9)
@@ -184,6 +204,8 @@ def test_long_videos_are_tied_and_streamed():
     assert sum(len(part) for part in parts) == count
     np.testing.assert_allclose(np.concatenate([part.poses for part in parts]), maps.poses, atol=1e-9)
     assert stream.finish() == []
+    assert (stream.rate.windows, stream.rate.frames) == (2, count)
+    assert "frames a second (2 windows" in str(stream.rate)
 
 
 def test_cuts_begin_a_world_of_their_own(room_walk):
