@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 from helpers.node_harness import CAMERA, CAMERA_FRAME, HEIGHT, NODE, WIDTH, running, scene, wait_for
+from nav_msgs.msg import Odometry
 from rcl_interfaces.srv import SetParametersAtomically
 from rclpy.parameter import Parameter
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
@@ -46,7 +47,8 @@ TOPICS = {
 @pytest.fixture(scope="module")
 def stereo():
     """A node with stereo topics, and a robot that listens to none of them yet."""
-    with running({"stereo.enabled": True, "stereo.base": BASE, "sync_timeout": 0.2}) as (node, robot):
+    point_maps = {"pointmaps.enabled": True, "pointmaps.method": "vo", "pointmaps.max_gap": 0.6, "pose_source": "tf"}
+    with running({"stereo.enabled": True, "stereo.base": BASE, "sync_timeout": 0.2, **point_maps}) as (node, robot):
         yield node, robot
 
 
@@ -146,6 +148,28 @@ def test_pair_is_published_with_one_header(stereo):
     assert np.abs(jpeg - both).mean() < 0.3 * np.abs(jpeg - both[..., ::-1]).mean()  # these blocks are hard for JPEG
     node.wait_log("the right eye is drawn with measured depth")
     deaf(robot)
+
+
+def test_point_maps_of_the_same_images(stereo):
+    """A still camera with measured depth: the base does not move, and the depth is the sensor's."""
+    _, robot = stereo
+    depth = robot.subscribe(f"{NODE}/pointmaps/depth", Image, qos.VIEW)
+    odometry = robot.subscribe(f"{NODE}/odometry", Odometry, qos.VIEW)
+    deadline = time.monotonic() + LIMIT_S
+    while not (depth and odometry) and time.monotonic() < deadline:
+        for _ in range(3):
+            send(robot)
+            time.sleep(0.15)
+        wait_for(lambda: depth and odometry, 3.0)  # results come when no image does
+    found = messages.depth_array(depth[-1])
+    np.testing.assert_allclose(np.median(found[found > 0] / scene(0)[1][found > 0]), 1, atol=0.02)
+    assert depth[-1].header.frame_id == CAMERA_FRAME
+    newest = odometry[-1]
+    assert (newest.header.frame_id, newest.child_frame_id) == ("odom", "base_link")
+    np.testing.assert_allclose(messages.pose_matrix(newest.pose.pose), np.eye(4), atol=1e-3)
+    assert np.linalg.eigvalsh(np.reshape(newest.pose.covariance, (6, 6))).min() > 0
+    for name in ("pointmaps/depth", "odometry"):
+        robot.node.destroy_subscription(robot._subscriptions.pop(f"{NODE}/{name}"))
 
 
 def test_what_shows_the_camera_alone_needs_no_depth(stereo):

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from worldstereo_ros.ros.node.parameter_rows import CONFIGURE, ConfigurationError, row
-
-if TYPE_CHECKING:
-    from worldstereo_ros.ros.node.parameters import NodeParameters
 
 
 @dataclass(frozen=True)
@@ -68,7 +65,27 @@ class PointmapParameters:
     )
 
 
-def check_pointmaps(parameters: NodeParameters) -> None:
+class AllParameters(Protocol):
+    """What the functions here read of `NodeParameters`, which holds the group above."""
+
+    @property
+    def pose_source(self) -> str:
+        """See `NodeParameters`."""
+
+    @property
+    def depth_source(self) -> str:
+        """See `NodeParameters`."""
+
+    @property
+    def world_frame(self) -> str:
+        """See `NodeParameters`."""
+
+    @property
+    def pointmaps(self) -> PointmapParameters:
+        """The group."""
+
+
+def check_pointmaps(parameters: AllParameters) -> None:
     """Raises ConfigurationError if values contradict each other."""
     chosen = parameters.pointmaps
     for name in ("pose_source", "depth_source"):
@@ -86,12 +103,12 @@ def check_pointmaps(parameters: NodeParameters) -> None:
         )
 
 
-def path_frame(parameters: NodeParameters) -> str:
+def path_frame(parameters: AllParameters) -> str:
     """The frame of ~/odometry: that of the memories, if point maps place what is in them."""
     return parameters.world_frame if parameters.pose_source == "pointmaps" else parameters.pointmaps.odom_frame
 
 
-def keeps_poses(parameters: NodeParameters, posed: bool) -> bool:
+def keeps_poses(parameters: AllParameters, posed: bool) -> bool:
     """Whether the poses that come with the images hold, and point maps give depth alone.
 
     Args:
@@ -101,7 +118,7 @@ def keeps_poses(parameters: NodeParameters, posed: bool) -> bool:
     return posed and parameters.depth_source == "pointmaps" and parameters.pose_source != "pointmaps"
 
 
-def feeds_memories(parameters: NodeParameters, posed: bool) -> bool:
+def feeds_memories(parameters: AllParameters, posed: bool) -> bool:
     """Whether the memories get images by point maps, for their poses, depth, or both. Arguments as `keeps_poses`."""
     if parameters.pose_source == "pointmaps" or (parameters.pose_source == "auto" and not posed):
         return True
