@@ -104,7 +104,7 @@ def test_robot_slows_down_before_the_corner_and_passes_what_stands_behind_it(qui
     assert figures["top_speed_before_corner"] == pytest.approx(drive.FULL_SPEED_M_S, abs=0.02)
     assert figures["speed_at_corner"] < 0.45 * drive.FULL_SPEED_M_S
     before = figures["slow"][0]
-    assert 0.8 < before["before_corner_m"] < 4.0
+    assert 0.6 < before["before_corner_m"] < 4.0
     assert before["limit"] == 0.4
     assert figures["obstacle_seen"]["speed"] < 0.45 * drive.FULL_SPEED_M_S
     assert [path["taken"] for path in figures["paths"]][-1] == "outside"  # the boxes stand on the inside

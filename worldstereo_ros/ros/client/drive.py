@@ -71,7 +71,7 @@ NODE_PARAMETERS: dict[str, object] = {
     "planning.robot_height": ROBOT_HEIGHT_M,
     "planning.max_range": 4.5,
     "planning.slow_speed": 40,
-    "planning.slow_distance": 1.2,
+    "planning.slow_distance": 1.5,
 }
 
 
