@@ -22,7 +22,8 @@ from worldstereo_ros.planning.path_scores import PathScore, PathScores
 from worldstereo_ros.planning.visibility import Sensor
 from worldstereo_ros.serving.addresses import parse_url
 from worldstereo_ros.serving.app import REVISION, SESSION, make_app
-from worldstereo_ros.serving.calls import FRAMES
+from worldstereo_ros.serving.calls import FRAMES, Part, frame
+from worldstereo_ros.serving.errors import ServingError
 from worldstereo_ros.serving.limits import MemorySettings
 from worldstereo_ros.serving.messages import compress, decompress, pack, unpack
 from worldstereo_ros.serving.tokens import digest_of, is_valid, read_token
@@ -404,3 +405,39 @@ def test_who_waits_gets_a_sign_of_life(service, http, robot, monkeypatch):
     answer = http.post(OBSERVE, content=pack({}), headers=accepting)  # an error that comes after signs of life
     assert frames_of(answer.content)[-1][0]["error"] == "bad_request"
     assert running.future.result(30)
+
+
+class Lost:
+    """What answers, lost before or after a first frame, as a process that was killed."""
+
+    def __init__(self) -> None:
+        self.frames, self.ended = 0, 0
+
+    async def health(self):
+        raise ServingError("unavailable", "It was lost.", retry_after=5)
+
+    async def answer(self, call):
+        try:
+            for _ in range(self.frames):
+                yield Part(frame({"kind": "progress", "stage": "waiting", "step": 0, "steps": 1}), content_type=FRAMES)
+            raise ServingError("unavailable", "It was lost.", retry_after=5)
+        finally:
+            self.ended += 1
+
+
+def test_what_answers_may_be_lost_at_any_time():
+    lost = Lost()
+    app = make_app(lost, digest_of(TOKEN), dataclasses.replace(LIMITS, waiting_bytes=1500))
+    with TestClient(app) as http:
+        refused(http.get("/v1/health", headers=BEARER), 503, "unavailable", "It was lost.")
+        for index, lost.frames in enumerate((0, 0, 2, 1)):  # the bytes of the bodies are given back each time
+            answer = http.post(IMAGINE, content=bytes(1000), headers=BEARER)
+            assert lost.ended == index + 1
+            if lost.frames:
+                assert answer.status_code == 200
+                *before, (last, _) = frames_of(answer.content)
+                assert len(before) == lost.frames
+                assert last == {"kind": "error", "error": "unavailable", "message": "It was lost.", "retry_after": 5.0}
+            else:
+                refused(answer, 503, "unavailable", "It was lost.")
+                assert answer.headers["retry-after"] == "5"
