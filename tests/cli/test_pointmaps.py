@@ -2,6 +2,7 @@
 
 import json
 
+import cv2
 import numpy as np
 import pytest
 from helpers.box_room import CAMERA
@@ -9,6 +10,7 @@ from helpers.recordings import SECOND, START, image_message, info_message, pose_
 from helpers.video_scene import KnownDepth, frame, walk
 from typer.testing import CliRunner
 
+from worldstereo_ros.cli import pointmap_photographs
 from worldstereo_ros.cli.main import app
 from worldstereo_ros.depth import estimators
 from worldstereo_ros.geometry.poses import invert_pose
@@ -137,6 +139,32 @@ def test_stereo_takes_depth_of_point_maps(recording, known, tmp_path, monkeypatc
     photo = CliRunner().invoke(app, ["stereo", str(recording[1] / "000.png"), *arguments[2:]])
     assert photo.exit_code == 1
     assert "needs a video or a sequence" in " ".join(photo.output.split())
+
+
+def test_photographs_for_reconstruct(recording, known, monkeypatch):
+    """Poses and hole-filling depth of point maps, at another size; measured depth stays measured."""
+    monkeypatch.setattr(refinement, "is_available", lambda folder=None: False)
+    monkeypatch.setattr(pointmap_photographs, "load_depth_estimator", lambda name, device: known)
+    options = {"pose_source": "auto", "count": 3, "fov": None, "depth_model": "", "device": "cpu", "bag_options": None}
+    given = pointmap_photographs.photographs_by_pointmaps(recording[0], depth_source="pointmaps", **options)
+    photographs = list(given.source.photographs)
+    chosen = recording[2][[0, 4, 7]]
+    np.testing.assert_allclose([photo.world_from_camera for photo in photographs], chosen, atol=1e-6)
+    assert given.source.metric
+    assert all(photo.load_depth is None for photo in photographs)  # none is measured
+    small = CAMERA.resized(80, 60)
+    estimate = given.estimator.estimate(View(photographs[1].load(), CAMERA, np.eye(4)).resized(80, 60).image, small)
+    truth = cv2.resize(frame(chosen[1])[1], (80, 60), interpolation=cv2.INTER_NEAREST_EXACT)
+    usable = estimate.depth > 0
+    assert usable.mean() > 0.5
+    assert np.median(np.abs(estimate.depth / truth - 1)[usable]) < 0.05
+    given = pointmap_photographs.photographs_by_pointmaps(
+        recording[0], depth_source="auto", **options | {"pose_source": "pointmaps"}
+    )
+    measured = next(given.source.photographs).load_depth()
+    kept = measured > 0  # what is taken for moving has none
+    assert kept.mean() > 0.95
+    np.testing.assert_allclose(measured[kept], frame(chosen[0])[1][kept], rtol=0.01)
 
 
 def test_poses_depth_and_scale_that_come_along(recording, known, tmp_path):

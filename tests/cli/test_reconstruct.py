@@ -148,6 +148,10 @@ def test_an_interrupted_run_goes_on_with_the_photograph_it_was_at(tmp_path, monk
         (["--geometry", "pi3:/no/such/file"], "do not exist"),
         (["--fov", "3"], "field of view is 3 degrees"),
         (["--size", "big"], "WIDTHxHEIGHT"),
+        (["--pose-source", "gps"], "auto, photographs or pointmaps"),
+        (["--depth-source", "sonar"], "auto or pointmaps"),
+        (["--pose-source", "photographs", "--depth-source", "pointmaps"], "not those of photographs"),
+        (["--pose-source", "pointmaps", "--depth-model", "none"], "need a depth model"),
     ],
 )
 def test_options_that_cannot_be_are_errors_before_anything_is_computed(tmp_path, options, expected):
