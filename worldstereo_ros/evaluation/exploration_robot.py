@@ -123,10 +123,10 @@ class ExploringRobot:
         """(4, 4) pose of its camera, level."""
         return camera_pose(np.array([self.x, self.y, CAMERA_HEIGHT_M]), self.yaw)
 
-    def ways(self, blind: float = UNSEEN_M) -> tuple[np.ndarray, np.ndarray]:
+    def ways(self, blind: float = UNSEEN_M, margin: float = MARGIN_M) -> tuple[np.ndarray, np.ndarray]:
         """Two masks (Y, X): cells that were seen free, and cells at a distance from what was seen occupied.
 
-        Within `blind` metres of the robot unseen cells count as free.
+        Within `blind` metres of the robot unseen cells count as free; the distance is its radius and `margin` metres.
         """
         grid = self.grid
         away = ndimage.distance_transform_edt(grid.state != CellState.OBSERVED_OCCUPIED) * grid.resolution
@@ -136,7 +136,7 @@ class ExploringRobot:
         # Below itself the sensor sees nothing, and an obstacle that was seen only now may be nearer than planned for:
         # the robot may leave the place where it stands.
         free = (grid.state == CellState.OBSERVED_FREE) | ((here <= blind) & (grid.state == CellState.UNKNOWN))
-        return free, (away > ROBOT.radius + MARGIN_M) | ((here <= LEAVE_M) & (away >= away[row, column]))
+        return free, (away > ROBOT.radius + margin) | ((here <= LEAVE_M) & (away >= away[row, column]))
 
     def drive(self, cells: np.ndarray, max_travel: float) -> bool:
         """Drives along cells (N, 2), taking images; stops after `max_travel` metres, or when it touches something.

@@ -153,23 +153,30 @@ def navigate(scene: Scene, hypotheses: int, name: str = "") -> PointGoalRow | No
 
 
 def _away(robot: ExploringRobot, row: int, column: int) -> float:
-    here = robot.cell()
-    return math.hypot(here[0] - row, here[1] - column) * robot.grid.resolution
+    return _apart(robot, robot.cell(), (row, column))
+
+
+def _apart(robot: ExploringRobot, a: tuple[int, int], b: tuple[int, int]) -> float:
+    return math.hypot(a[0] - b[0], a[1] - b[1]) * robot.grid.resolution
 
 
 def _advance(robot: ExploringRobot, row: int, column: int, hypotheses: int, tried: np.ndarray) -> bool:
     """Plans, drives what was seen of the way, and looks ahead; whether there is a way at all."""
-    known, clear = robot.ways(BLIND_M)
-    # What was looked at and stays unseen is no way: something hides it.
-    passable = clear & ~(tried & ~known)
-    field = TravelField(
-        passable, *snap(known & clear, *robot.cell(), robot.grid.resolution), robot.grid.resolution,
-        cost=costs(robot.grid, hypotheses),
-    )  # fmt: skip
-    goal = snap(np.isfinite(field.distance), row, column, robot.grid.resolution)
-    cells = field.path_to(*goal)
-    if not len(cells):
-        return False
+    cost = costs(robot.grid, hypotheses)
+    for margin in (MARGIN_M, 0.0):  # a door may look narrower than it is
+        known, clear = robot.ways(BLIND_M, margin)
+        # What was looked at and stays unseen is no way: something hides it.
+        start = snap(known & clear, *robot.cell(), robot.grid.resolution)
+        field = TravelField(clear & ~(tried & ~known), *start, robot.grid.resolution, cost=cost)
+        goal = snap(np.isfinite(field.distance), row, column, robot.grid.resolution)
+        cells = field.path_to(*goal)
+        if len(cells) and _apart(robot, goal, (row, column)) <= ARRIVED_M:
+            break
+    else:
+        # Nothing is left but what was tried from elsewhere: it may show itself from here.
+        again = bool(tried.any())
+        tried[:] = False
+        return again
     seen = known[cells[:, 0], cells[:, 1]]
     end = len(cells) if seen.all() else int(np.argmin(seen))
     before = int(robot.grid.observed.sum())
