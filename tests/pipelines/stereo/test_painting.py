@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.models.checkpoints.saving import write_json
 from worldstereo_ros.models.stereo_refiner import StereoRefiner
-from worldstereo_ros.pipelines.stereo.hole_masks import blend, network_share, wide_parts
+from worldstereo_ros.pipelines.stereo.hole_masks import blend, in_view, network_share, wide_parts
 from worldstereo_ros.pipelines.stereo.painting import (
     OVERLAP_PX,
     TILE_PX,
@@ -64,7 +64,7 @@ def test_only_painted_pixels_change(eye, convergence):
     painted = plain.source == PAINTED
     assert painted.any()
     assert np.array_equal(made.image[~painted], plain.image[~painted])
-    assert np.abs(made.image[painted].astype(int) - plain.image[painted]).mean() > 1
+    assert np.abs(made.image[painted].astype(int) - plain.image[painted]).mean() > 0.5
     assert np.array_equal(made.source, plain.source)
 
 
@@ -81,6 +81,24 @@ def test_specks_and_slits_keep_the_fill():
     assert not (kept & ~painted).any()
     assert not wide_parts(np.zeros((4, 4), bool)).any()
     assert wide_parts(np.ones((8, 8), bool)).all()
+
+
+def test_what_lies_beyond_the_camera_image_keeps_the_fill():
+    disparity = np.full((4, 20), 3.0, np.float32)
+    disparity[2:] = 6
+    right, left = in_view(disparity, 0.0), in_view(disparity, 0.0, left=True)
+    assert [int(row.sum()) for row in right] == [17, 17, 14, 14]
+    assert right[:, 0].all()
+    assert np.array_equal(left, right[:, ::-1])
+    converged = in_view(disparity, 4.0)
+    assert not converged[0, 0]
+    assert converged[0, -1]
+    image, depth = view_from(0.0)
+    made = stereo(NetworkPainter(network()), memory=0).make(image, depth)
+    plain = stereo(None, memory=0).make(image, depth)
+    beyond = ~in_view(made.disparity, 0.0)
+    assert (beyond & (made.source == PAINTED)).sum() > 50
+    assert np.array_equal(made.image[beyond], plain.image[beyond])
 
 
 def test_the_network_fades_in_from_the_background_side_alone():

@@ -32,6 +32,26 @@ def wide_parts(painted: np.ndarray) -> np.ndarray:
     return large[labels]
 
 
+def in_view(disparity: np.ndarray, offset: float, *, left: bool = False) -> np.ndarray:
+    """Where a made eye sees what lies inside the camera's image, hidden or not.
+
+    A strip at the side of the made eye lies beyond it. The camera's image says nothing about it, and the network is not
+    trained on it.
+
+    Args:
+        disparity: (H, W) float32 of the filled eye.
+        offset: of converged eyes, see `warp.warp_to_eye`.
+        left: the made eye is the left one.
+
+    Returns:
+        (H, W) bool.
+    """
+    width = disparity.shape[1]
+    columns = np.arange(width, dtype=np.float32)
+    column = (columns[::-1] if left else columns) + disparity - np.float32(offset)
+    return (column >= 0) & (column <= width - 1)
+
+
 def network_share(painted: np.ndarray, disparity: np.ndarray) -> np.ndarray:
     """How much of the network's colours shows, so that no seam does.
 

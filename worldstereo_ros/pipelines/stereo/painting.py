@@ -22,7 +22,7 @@ from worldstereo_ros.models.stereo_refiner import (
     StereoRefiner,
     load_stereo_refiner,
 )
-from worldstereo_ros.pipelines.stereo.hole_masks import blend, network_share, wide_parts
+from worldstereo_ros.pipelines.stereo.hole_masks import blend, in_view, network_share, wide_parts
 from worldstereo_ros.pipelines.stereo.pipeline import HolePainter
 from worldstereo_ros.pipelines.stereo.settings import GEOMETRIC, REFINER, SMALL, parse_published
 from worldstereo_ros.pipelines.stereo.warp import WarpedEye
@@ -73,8 +73,9 @@ class NetworkPainter:
         Args:
             camera_image: (H, W, 3) uint8 RGB of the camera.
             eye: the made eye without holes.
-            painted: (H, W) bool, filled from the background alone; these are painted, but for narrow parts
-                (`wide_parts`), and feathered where the fill goes on beside them (`network_share`).
+            painted: (H, W) bool, filled from the background alone; these are painted, but for what lies beyond the
+                camera's image (`in_view`) and narrow parts (`wide_parts`), and feathered where the fill goes on beside
+                them (`network_share`).
             remembered: (H, W) bool, filled from other frames.
             left: the made eye is the left one.
             offset: of converged eyes, see `warp.warp_to_eye`.
@@ -83,7 +84,7 @@ class NetworkPainter:
             (H, W, 3) uint8; pixels that are not `painted` are those of `eye`.
         """
         self._frame += 1
-        painted = wide_parts(painted)
+        painted = wide_parts(painted & in_view(eye.disparity, offset, left=left))
         if not painted.any():
             return eye.image
         share = network_share(painted, eye.disparity)
