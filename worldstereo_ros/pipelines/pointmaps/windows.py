@@ -28,7 +28,7 @@ from worldstereo_ros.pipelines.pointmaps.estimate import (
     reduce_frame,
     reduced_camera,
 )
-from worldstereo_ros.pipelines.pointmaps.loops import LoopCloser, apply_closure
+from worldstereo_ros.pipelines.pointmaps.loops import MIN_GAP, LoopCloser, apply_closure
 from worldstereo_ros.pipelines.pointmaps.tying import join, moved_by, select, tie_windows, with_odometry, without
 from worldstereo_ros.pipelines.pointmaps.types import Pointmaps
 from worldstereo_ros.utils.errors import InputError
@@ -329,7 +329,7 @@ def estimate_pointmaps(
     if poses is not None:
         parts = _in_given_world(parts, check_poses(poses, "The given path"))
     result = join(parts)
-    if close_loops and poses is None:
+    if close_loops and poses is None and len(checked) > MIN_GAP:
         closer = LoopCloser()
         closer.add(result, checked)
         result = apply_closure(result, closer.close())
