@@ -44,7 +44,7 @@ if [ "$(cat $stamp 2>/dev/null)" != "$wanted" ]; then
   rm -rf .venv/lib/python3*/site-packages/worldstereo_ros* .venv/lib/python3*/site-packages/__editable__.worldstereo_ros* \
     build/colcon/worldstereo_ros .venv/.worldstereo_interfaces
   # compat: a plain path entry, so that files added later are found beside the built messages
-  .venv/bin/python -m pip install -q --config-settings editable_mode=compat -e '.[view,export,evaluation,reconstruct,batch,dev]'
+  .venv/bin/python -m pip install -q --config-settings editable_mode=compat -e '.[view,export,evaluation,reconstruct,batch,serve,dev]'
   echo "$wanted" > $stamp
 fi
 
