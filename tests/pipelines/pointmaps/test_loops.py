@@ -23,6 +23,7 @@ from worldstereo_ros.pipelines.pointmaps.pose_graph import (
     interpolate,
     optimise,
 )
+from worldstereo_ros.pipelines.pointmaps.session import Session
 from worldstereo_ros.utils.errors import InputError
 
 QUANTILE = 0.999
@@ -169,6 +170,23 @@ def test_a_walk_that_returns_is_corrected(returning):
     assert np.median(closed.depth[-1] / depths[-1]) == pytest.approx(1, abs=0.05)
     np.testing.assert_allclose(closed.depth, maps.depth * closure.scale[:, None, None].astype(np.float32), rtol=1e-3)
     assert "seen again" in closed.messages[-1]
+
+
+def test_a_session_writes_the_corrected_path(returning):
+    poses, images, depths = returning
+    estimate, logs = drifted(poses, turn=0.003, growth=0.005)
+    maps = maps_of(estimate, [depth * np.float32(np.exp(log)) for depth, log in zip(depths, logs, strict=True)])
+    ends = []
+    for closing in (True, False):
+        with Session(close_loops=closing) as session:
+            session.add(maps, images, 0.1 * np.arange(46))
+            views = session.views()
+            assert (views.loops > 0) == closing
+            assert any("seen again" in text for text in session.messages) == closing
+            ends.append((pose_errors(views.poses, poses).ate_percent, np.median(views[45].depth / depths[45])))
+    assert ends[0][0] < 0.5 * ends[1][0]
+    assert ends[0][1] == pytest.approx(1, abs=0.05)
+    assert ends[1][1] == pytest.approx(np.exp(logs[-1]), rel=1e-3)
 
 
 def test_a_place_that_looks_the_same_is_refused_where_the_path_is_too_long(returning):
