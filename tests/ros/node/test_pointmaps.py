@@ -107,6 +107,7 @@ def test_odometry_and_organised_clouds_say_what_they_should():
         ({"depth_source": "pointmaps"}, "pointmaps.enabled is false"),
         ({"pointmaps.enabled": True, "pointmaps.publish_tf": True, "pointmaps.scale_frame": "odom"}, "from itself"),
         ({"pointmaps.odom_frame": ""}, "odom_frame' is empty"),
+        ({"pointmaps.enabled": True, "depth_source": "pointmaps", "depth_model": "none"}, "depth_model is 'none'"),
         ({"pointmaps.window": 2}, "between 6 and 33"),
     ],
 )

@@ -77,6 +77,10 @@ class AllParameters(Protocol):
         """See `NodeParameters`."""
 
     @property
+    def depth_model(self) -> str:
+        """See `NodeParameters`."""
+
+    @property
     def world_frame(self) -> str:
         """See `NodeParameters`."""
 
@@ -93,6 +97,11 @@ def check_pointmaps(parameters: AllParameters) -> None:
             raise ConfigurationError(
                 f"{name} is 'pointmaps' but pointmaps.enabled is false; set it to true before the node is configured."
             )
+    if parameters.depth_source == "pointmaps" and parameters.depth_model == "none":
+        raise ConfigurationError(
+            "depth_source is 'pointmaps' but depth_model is 'none', and point maps begin with estimated depth; set "
+            "depth_model, or depth_source to 'sensor'."
+        )
     if not chosen.odom_frame:
         raise ConfigurationError("The parameter 'pointmaps.odom_frame' is empty; the name of a TF frame was expected.")
     own_frame = path_frame(parameters)
@@ -123,3 +132,8 @@ def feeds_memories(parameters: AllParameters, posed: bool) -> bool:
     if parameters.pose_source == "pointmaps" or (parameters.pose_source == "auto" and not posed):
         return True
     return keeps_poses(parameters, posed)
+
+
+def remembered_depth(parameters: AllParameters) -> str:
+    """The depth of remembered images that point maps place, as `depth_source`: none is estimated without a model."""
+    return "sensor" if parameters.depth_model == "none" else parameters.depth_source

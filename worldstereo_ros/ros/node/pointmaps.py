@@ -30,7 +30,7 @@ from worldstereo_ros.ros.node.diagnostics import NodeDiagnostics
 from worldstereo_ros.ros.node.parameters import NodeParameters
 from worldstereo_ros.ros.node.pointmap_estimator import StreamFactory
 from worldstereo_ros.ros.node.pointmap_memory import MemoryFeed, PlacedObservation
-from worldstereo_ros.ros.node.pointmap_parameters import feeds_memories, keeps_poses
+from worldstereo_ros.ros.node.pointmap_parameters import feeds_memories, keeps_poses, remembered_depth
 from worldstereo_ros.ros.node.pointmap_path import PointmapPath
 from worldstereo_ros.ros.node.pointmap_publishers import WHEELS, PointmapPublishers
 from worldstereo_ros.ros.node.pose_resolver import PoseResolver
@@ -316,7 +316,9 @@ class PointmapOutput:
         self._lost += int((~maps.frame_ok).sum())
         if self._remembered_by_pointmaps() and self._feed.accepts(key, self._path, given=self._given):
             images = [view for _, view in taken]
-            views = self._feed.views(maps, images, path, self._path, self._parameters.depth_source, given=self._given)
+            views = self._feed.views(
+                maps, images, path, self._path, remembered_depth(self._parameters), given=self._given
+            )
             if views:
                 self._feed.offer(placed_observation(taken[-1][0].observation, views), given=self._given)
 
