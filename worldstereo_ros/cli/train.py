@@ -246,6 +246,14 @@ def pointmaps(
             rich_help_panel=INPUT,
         ),
     ] = "",
+    code_error: Annotated[
+        str,
+        typer.Option(
+            metavar="ERROR",
+            help="Error of the point-map autoencoder: huber (as published), l1 or l2.",
+            rich_help_panel=INPUT,
+        ),
+    ] = "huber",
     minutes: Minutes = None,
     steps: Steps = None,
     out: RunFolder = Path("runs/pointmaps"),
@@ -259,14 +267,14 @@ def pointmaps(
             from worldstereo_ros.training.open_sora_settings import open_sora_preset
             from worldstereo_ros.training.stages.open_sora_pointmaps import train_open_sora
 
-            large = open_sora_preset(config)
+            large = replace(open_sora_preset(config), code_error=code_error)
             train_open_sora(
                 replace(large, minutes=large.minutes if minutes is None else minutes), base, out, steps=steps
             )
         else:
             from worldstereo_ros.training.stages.pointmaps import preset, train_pointmaps
 
-            small = preset(config)
+            small = replace(preset(config), code_error=code_error)
             train_pointmaps(replace(small, minutes=small.minutes if minutes is None else minutes), out, steps=steps)
     finally:
         signal.signal(signal.SIGTERM, previous_handler)

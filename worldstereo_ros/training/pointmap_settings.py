@@ -34,6 +34,7 @@ class PointmapTraining:
         validation_worlds: worlds to validate on, with two walks each at most.
         validation_s: seconds between validations; weights are written at each.
         reuse: consecutive steps that train on the same clips and priors; making them takes a third of a step.
+        code_error: error of the autoencoder, one of `pointmap_losses.CODE_ERRORS`.
         walk_every: steps between looking for new walks.
         seed: random seed.
         network: arguments of `PointmapNetwork`.
@@ -58,6 +59,7 @@ class PointmapTraining:
     validation_s: float = 300.0
     reuse: int = 1
     walk_every: int = 1
+    code_error: str = "huber"
     seed: int = 0
     network: dict[str, Any] | None = None
 

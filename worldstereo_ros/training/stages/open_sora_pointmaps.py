@@ -112,8 +112,9 @@ class OpenSoraTrainer(TimedTrainer):
             heads = self.model.autoencoder.decode_heads(self.model.autoencoder.normalise(latents), points.shape[1])
         decoded, log_scale, valid = (each.flatten(0, 1).float() for each in heads)
         loss, parts = decoder_loss(
-            decoded, log_scale, valid, points.flatten(0, 1), code.flatten(0, 1), hit.flatten(0, 1)
-        )
+            decoded, log_scale, valid, points.flatten(0, 1), code.flatten(0, 1), hit.flatten(0, 1),
+            error=self.settings.code_error,
+        )  # fmt: skip
         divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
         return loss + KL_WEIGHT * divergence, {"kl": divergence.detach(), **parts}
 

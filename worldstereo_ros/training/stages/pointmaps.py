@@ -99,7 +99,7 @@ class PointmapTrainer(TimedTrainer):
         clips = self.feed.draw_clips(max(1, self.feed.batch // 2))
         points, hit = true_points(clips)
         with self.autocast():
-            return autoencoder_loss(self.model.autoencoder, points, hit)
+            return autoencoder_loss(self.model.autoencoder, points, hit, error=self.settings.code_error)
 
     def flow_step(self) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Loss of the velocity at all levels, and of the maps at full noise, in half of the clips each."""
