@@ -24,7 +24,7 @@ from worldstereo_ros.reconstruction.features import (
     threads,
 )
 from worldstereo_ros.reconstruction.photographs import Photographs
-from worldstereo_ros.reconstruction.restarts import AGREE, choose_models, explain, spread, starting_photographs
+from worldstereo_ros.reconstruction.restarts import AGREE, ENOUGH, choose_models, explain, spread, starting_photographs
 from worldstereo_ros.reconstruction.sparse_model import SparseModel
 
 # More photographs than this are mapped in chunks of at most `CHUNK` that share `CHUNK_OVERLAP`, which ties them.
@@ -120,7 +120,7 @@ def _best_of_starts(
     totals = [explain(model, pixels).total for model in converted]
     options.multiple_models, options.extract_colors = False, True
     for number in starting_photographs(len(photos)):
-        if len(totals) > 1 and max(map(len, converted)) == len(photos):
+        if len(totals) > 1 and max(map(len, converted)) >= ENOUGH * len(photos):
             best, second = sorted(totals)[:-3:-1]
             if second >= AGREE * best:
                 break

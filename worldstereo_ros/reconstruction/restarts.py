@@ -19,8 +19,9 @@ from worldstereo_ros.reconstruction.guards import matching_distances
 from worldstereo_ros.reconstruction.sparse_model import SparseModel
 from worldstereo_ros.utils.errors import InputError
 
-STARTS = 6  # photographs that a mapping starts from, in addition to the one that the mapper prefers
-AGREE = 0.99  # of what the best model explains, by another start: enough, if all photographs are registered
+STARTS = 12  # photographs that a mapping starts from, in addition to the one that the mapper prefers
+# Enough, if this share of the photographs is registered and another start explains this share of what the best does.
+ENOUGH, AGREE = 0.9, 0.99
 NEARLY = 0.97  # of what the best model explains of the same pairs: a model that counts as another answer
 MIN_COMMON = 0.75  # share of its photographs that another answer has, too: parts are determined less well than a whole
 MAX_SHARED = 0.5  # of the photographs of a model; one that shares more with a better model is another answer
