@@ -128,7 +128,7 @@ def test_depth_is_estimated_where_it_is_missing():
         pair = stream.push(view_from(0.0)[0], CAMERA, depth)
         assert pair.estimated
         assert np.allclose(pair.depth, 3.0)
-    with pytest.raises(InputError, match="no depth"):
+    with pytest.raises(InputError, match="no measured depth"):
         StereoStream(SETTINGS, None).push(view_from(0.0)[0], CAMERA)
 
 
