@@ -18,6 +18,8 @@ API_PAGES = {
     "depth": "Depth estimators, alignment and completion.",
     "reconstruction": "From photographs to a place: registration, depth, meshes, splats and the loop.",
     "planning": "Occupancy of what was seen and imagined, scores of paths, and where to look next.",
+    "batch": "Lists of jobs, and workers that run them here or on a Ray cluster.",
+    "serving": "Imagination for many robots over HTTP: sessions, messages, server and client.",
     "panorama": "Equirectangular images to perspective views and back.",
     "io": "Readers and writers of every file format.",
     "models": "Torch modules: transformer, autoencoders, depth network, schedulers, checkpoints.",
