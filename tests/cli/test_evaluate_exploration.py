@@ -25,7 +25,7 @@ def test_what_cannot_be_explored_is_refused_with_a_sentence(arguments, sentence)
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--data", "worlds:test:1", "--exploration"], "remove the other options"),
+        (["--data", "worlds:test:1", "--exploration"], "--point-goals and --exploration are different evaluations"),
         (["--data", "worlds:test:1", "--pipeline", "small"], "remove the other options"),
         (["--data", "recordings/run1"], "names no worlds"),
     ],

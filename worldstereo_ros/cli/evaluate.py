@@ -161,6 +161,9 @@ def evaluate(
     ] = None,
 ) -> None:
     """Evaluate pipelines on sequences with ground truth, beside a baseline."""
+    kinds = {"stereo": stereo, "pointmaps": pointmaps, "point-goals": point_goals, "exploration": exploration}
+    if len(given := [f"--{name}" for name, chosen in kinds.items() if chosen]) > 1:
+        raise InputError(f"{' and '.join(given)} are different evaluations; give one of them.")
     if stereo:
         if truth or depth or remember or protocol or stages or sheet or reliability:
             raise InputError(
@@ -178,7 +181,7 @@ def evaluate(
         )
         return
     if pointmaps:
-        if truth or depth or remember or exploration or protocol or stages or sheet or reliability:
+        if truth or depth or remember or protocol or stages or sheet or reliability:
             raise InputError(
                 "--pointmaps takes --data, --pipeline, --depth-model, --device and --json; remove the other options."
             )
