@@ -58,7 +58,7 @@ def test_what_is_seen_fits_the_truth(pool, back):
 
 def test_frames_there_and_back_are_their_own_truth(pool):
     taken = pool.take([0])
-    batch = make_batch(taken, np.array([True]), np.random.default_rng(1))
+    batch = make_batch(taken, np.array([True]), np.random.default_rng(1), clean=True)
     width = batch.target.shape[-1]
     assert torch.equal(batch.target, taken.image[..., :width].float() / 127.5 - 1)
     assert batch.condition.reference.shape[-1] == WINDOW_PX
@@ -68,9 +68,20 @@ def test_frames_there_and_back_are_their_own_truth(pool):
 def test_clips_without_another_eye_go_there_and_back():
     mono = ClipPool(1, "cpu")
     mono.add(clip(pair=False))
-    batch = make_batch(mono.take([0]), np.array([False]), np.random.default_rng(2))
+    batch = make_batch(mono.take([0]), np.array([False]), np.random.default_rng(2), clean=True)
     assert torch.equal(batch.target, mono.take([0]).image[..., : batch.target.shape[-1]].float() / 127.5 - 1)
     assert float(batch.hole.mean()) > 0.002
+
+
+def test_both_eyes_are_those_of_another_camera(pool):
+    plain = make_batch(pool.take([0]), np.array([False]), np.random.default_rng(4), clean=True)
+    batch = make_batch(pool.take([0]), np.array([False]), np.random.default_rng(4))
+    changes = []
+    for ours, given in ((batch.target, plain.target), (batch.condition.reference, plain.condition.reference)):
+        assert not torch.allclose(ours, given, atol=0.02)
+        assert torch.corrcoef(torch.stack([ours.flatten(), given.flatten()]))[0, 1] > 0.9
+        changes.append(float((ours - given).mean()))
+    assert changes[0] == pytest.approx(changes[1], abs=0.1)  # the same camera
 
 
 def test_flow_leads_to_the_frame_before(pool):

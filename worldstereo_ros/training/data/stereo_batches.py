@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from worldstereo_ros.models.stereo_refiner import StereoCondition
 from worldstereo_ros.pipelines.stereo.torch_warp import HOLE, WarpedEyes, fill_background, warp_to_eye
+from worldstereo_ros.training.data.dataset import augment_colours
 from worldstereo_ros.training.data.stereo_clips import (
     BASE_M,
     INVALID_FLOW,
@@ -31,6 +32,7 @@ MEMORY_PROB = 0.65  # of clips in which other frames saw a part of the holes
 MEMORY_SHARE = (0.2, 0.95)  # of the holes of those clips
 MEMORY_CELLS_PX = (6, 20)  # size of connected parts that were remembered
 MEMORY_BLUR = 0.3  # maximum share of neighbours in remembered colours, which were resampled
+COLOUR_STRENGTH = 0.7  # of exposure, white balance, contrast, gamma and noise; 1 = as for other networks
 SCALE_NOISE, FRAME_SCALE_NOISE = 0.03, 0.01  # of inexact disparities: within an image, and from frame to frame
 
 
@@ -103,13 +105,16 @@ def make_batch(
         there_and_back: (N,) bool, frames are rendered there and back, else they are true pairs. Clips without another
             eye are always the former.
         random: random number generator.
-        clean: exact depth and masks as they are, for validation; memory is as in training.
+        clean: exact depth, masks and colours as they are, for validation; memory is as in training.
     """
     device = clips.image.device
     n, frames = clips.image.shape[:2]
     generator = torch.Generator(device).manual_seed(int(random.integers(2**62)))
     back = torch.from_numpy(there_and_back).to(device) | (clips.base <= 0)
-    image = _as_float(clips.image).flatten(0, 1)
+    frames_seen, frames_other = (
+        (_as_float(clips.image), _as_float(clips.other)) if clean else _as_other_cameras(clips, random)
+    )
+    image = frames_seen.flatten(0, 1)
     exact = _base(clips, back, random)[:, None, None, None] * clips.inverse.float()
     disparity = exact if clean else _made_bad(exact, random, generator, back)
     eye = _warped(image, disparity.flatten(0, 1), back.repeat_interleave(frames))
@@ -119,7 +124,7 @@ def make_batch(
         return x.unflatten(0, (n, frames))
 
     chosen = back[:, None, None, None, None]
-    target = torch.where(chosen, _as_float(clips.image), _as_float(clips.other))[crop]
+    target = torch.where(chosen, frames_seen, frames_other)[crop]
     flow = torch.where(chosen, clips.flow, clips.other_flow)[crop].float()
     true_disparity = torch.where(chosen[:, :, 0], exact, clips.other_inverse.float() * clips.base.view(-1, 1, 1, 1))[
         crop
@@ -148,6 +153,16 @@ def make_batch(
         shaped(complete.disparity)[:, :, None], reference,
     )  # fmt: skip
     return StereoBatch(condition, target, flow, shaped(background.image), hole[:, :, None].float())
+
+
+def _as_other_cameras(clips: StereoClip, random: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images of both eyes as another camera takes them, the same one in all frames of a clip.
+
+    How bright hidden places are beside others depends on the light; without this, a network learns that of the worlds.
+    """
+    both = torch.cat([clips.image, clips.other], dim=1).float() / 255
+    seen, other = augment_colours(both, random, strength=COLOUR_STRENGTH).chunk(2, dim=1)
+    return seen, other
 
 
 @dataclass(frozen=True)
