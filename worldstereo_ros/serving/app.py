@@ -183,7 +183,7 @@ class _Front:
 
 
 async def _unless_gone(parts: AsyncIterator[Part], request: Request) -> Part | None:
-    """The first part; None if the client goes away before there is one, so that nothing is computed for nobody."""
+    """The first part; None if the client goes away before there is one, so that nothing is computed in vain."""
     first = asyncio.ensure_future(anext(parts))
     gone = asyncio.ensure_future(_disconnected(request))
     try:

@@ -156,7 +156,7 @@ def start_ray(address: str | None, *, needed_cpus: float, needed_gpus: float = 0
     """
     import os
 
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # tells nobody that it runs
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # sends no usage statistics
     import ray
 
     host, colon, port = (address or "").rpartition(":")

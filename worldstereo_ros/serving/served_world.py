@@ -181,7 +181,7 @@ class ServedWorld(WorldModel):
             yield replace(view, index=index, count=count, blocked=bool(blocked[index]))
 
     def _take_line(self, on_step: OnStep | None) -> bool:
-        """Waits until an observation was sent; False if views of this thread are on their way, which nobody takes."""
+        """Waits until an observation was sent; False if views of this thread are on their way and not taken."""
         while not self._line.acquire(timeout=LINE_PERIOD_S):
             if self._imagining_thread == threading.get_ident():
                 return False

@@ -233,7 +233,7 @@ class RobotService:
         events: asyncio.Queue[bytes | None] = asyncio.Queue()
 
         def send(data: bytes | None) -> None:
-            with contextlib.suppress(RuntimeError):  # the loop was closed: nobody listens
+            with contextlib.suppress(RuntimeError):  # the loop was closed; no client listens
                 loop.call_soon_threadsafe(events.put_nowait, data)
 
         def run(session: Session, request: Request) -> None:
@@ -267,5 +267,5 @@ class RobotService:
 
 
 def _checking(request: Request) -> Callable[[str, int, int], None]:
-    """An `on_step` that ends the request where nobody waits for it, or its time is up."""
+    """An `on_step` that ends the request if its client no longer waits, or its time is up."""
     return lambda stage, step, steps: request.check()

@@ -70,12 +70,12 @@ class Request:
     cancelled: bool = False
 
     def cancel(self) -> None:
-        """Ends it at its next step: nobody waits for it any more."""
+        """Ends it at its next step; its client no longer waits."""
         self.cancelled = True
         self.future.cancel()
 
     def check(self) -> None:
-        """Raises Cancelled if nobody waits for it any more, and ServingError if its time is up."""
+        """Raises Cancelled if its client no longer waits, and ServingError if its time is up."""
         if self.cancelled:
             raise Cancelled("The client went away.")
         if time.monotonic() > self.deadline:

@@ -52,7 +52,7 @@ class Session:
 
     Attributes:
         metadata: of each frame: pose, its covariance, whether it was found, shot, seconds, whether depth is measured.
-        given_metric: poses and depth that are given are in metres; False: in a unit that nobody knows.
+        given_metric: poses and depth that are given are in metres; False: in an unknown unit.
         close_loops: correct the path where a place is seen again.
         source_size: width and height of the frames before they were reduced.
     """
