@@ -76,7 +76,9 @@ def describe(pipeline: str) -> Description:
         stage += f", {attention}"
     if (steps := options.pop("steps", None)) is not None and steps != (4 if stage.startswith(DISTILLED) else 40):
         stage += f", {steps} steps"
-    return Description(stage + "".join(f", {option} {value:g}" for option, value in options.items()), composed)
+    for option, value in options.items():
+        stage += f", {option} {value:g}" if isinstance(value, float) else f", {option} {value}"
+    return Description(stage, composed)
 
 
 def stage_pipelines(root: str | Path) -> list[str]:
