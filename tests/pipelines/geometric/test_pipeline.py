@@ -217,3 +217,10 @@ def test_without_references_colours_are_those_of_the_cloud():
     (frame,) = GeometricPipeline()(conditioning, prompt="", generator=torch.Generator(), on_step=lambda *a: None)
     np.testing.assert_array_equal(frame.image, start.image)
     assert frame.observed.all()
+
+
+@pytest.mark.parametrize(("allowed", "expected"), [("1", 1), ("3", 3), ("64", 4), ("", None), ("many", None)])
+def test_threads_are_as_many_as_the_environment_allows(monkeypatch, allowed, expected):
+    monkeypatch.setenv("OMP_NUM_THREADS", allowed)
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    assert GeometricPipeline().threads == (expected or 2)

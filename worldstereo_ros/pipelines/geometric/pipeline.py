@@ -57,6 +57,13 @@ MIN_DEPTH_PROBABILITY, MAX_DEPTH_RATIO = 0.4, 1.5
 EXPOSURE_POWER = 2.0  # of a reference's share of the image, in the exposure of the image
 
 
+def _default_threads() -> int:
+    """As many as the environment allows libraries, so that one process of many keeps to its core."""
+    allowed = os.environ.get("OMP_NUM_THREADS", "")
+    cores = int(allowed) if allowed.isdecimal() and int(allowed) > 0 else os.cpu_count() or 1
+    return min(4, cores)
+
+
 class GeometricPipeline:
     """Imagines views from memory alone; see the module. The same seed gives the same views; the prompt is not used.
 
@@ -74,7 +81,7 @@ class GeometricPipeline:
 
         Args:
             align: align the exposure of the references.
-            threads: number of threads that one view may use; None: the number of cores, at most 4.
+            threads: number of threads that one view may use; None: that of OMP_NUM_THREADS, else of cores, at most 4.
             fill: what holes show: `smooth` (a smooth fill, the mean of what may be there) or `planes`.
 
         Raises:
@@ -84,7 +91,7 @@ class GeometricPipeline:
             raise InputError(f"The fill '{fill}' is unknown; one of {', '.join(FILLS)} was expected.")
         self.fill = fill
         self._estimate_layout = LayoutEstimator()
-        self.threads = min(4, os.cpu_count() or 1) if threads is None else threads
+        self.threads = _default_threads() if threads is None else threads
         self._cache = ReferenceCache(align=align)
         self._lock = threading.Lock()  # of the cache: views may be warped in several threads
 
