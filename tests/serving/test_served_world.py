@@ -1,4 +1,4 @@
-"""A robot whose views a server imagines gets the same views bit for bit, and goes on by itself without one."""
+"""A robot whose views a server imagines gets the same views bit for bit, and imagines by itself without one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Many jobs on many processes or machines: lists of jobs, workers, engines, and what is left of a run to go on from.
+"""Many jobs on many processes or machines: lists of jobs, workers, engines, and what is left of a run to continue from.
 
 What a job does is given from outside (`worker.Setup`); `worldstereo batch` imagines views along paths.
 """

@@ -101,7 +101,7 @@ class RayEngine:
             more, _ = self._ray.wait(list(self._calls), num_returns=len(self._calls), timeout=0)
         except Exception as error:  # Ray has many kinds of errors of a lost cluster
             raise BatchError(
-                f"The connection to the Ray cluster is lost: {first_line(error)}. Run the command again to go on."
+                f"The connection to the Ray cluster is lost: {first_line(error)}. Run the command again to continue."
             ) from error
         events: list[Event] = []
         for reference in dict.fromkeys([*done, *more]):

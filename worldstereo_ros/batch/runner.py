@@ -68,7 +68,7 @@ def run_batch(
 ) -> BatchRun:
     """Runs the jobs that are not done yet, each into `out`/`job.name`.
 
-    An interruption leaves a manifest and the folders of finished jobs; the same call goes on from there.
+    An interruption leaves a manifest and the folders of finished jobs; the same call continues from there.
 
     Args:
         jobs: with fingerprints.

@@ -69,7 +69,7 @@ def batch(
         Path,
         typer.Option(
             metavar="FOLDER",
-            help="Output folder. If a run was interrupted there, this one goes on.",
+            help="Output folder. If a run was interrupted there, this one continues it.",
             rich_help_panel=OUTPUT,
         ),
     ] = Path("batch_out"),

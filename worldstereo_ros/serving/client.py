@@ -298,7 +298,7 @@ def _read_answer(response: http.client.HTTPResponse) -> bytes:
 def _take_all(response: http.client.HTTPResponse) -> None:
     """Reads the end of an answer, so that the connection can be used again."""
     if response.read(1):
-        raise http.client.HTTPException("the answer goes on after its end")
+        raise http.client.HTTPException("the answer has bytes after its end")
 
 
 def _as_json(body: bytes) -> dict[str, Any]:

@@ -72,7 +72,7 @@ def test_specks_and_slits_keep_the_fill():
     painted = np.zeros((40, 40), bool)
     painted[2:5, 2:5] = True  # few pixels
     painted[2:30, 20:22] = True  # narrow
-    painted[10:30, 37:] = True  # goes on beyond the image
+    painted[10:30, 37:] = True  # continues beyond the image
     painted[32:38, 4:14] = True
     kept = wide_parts(painted)
     assert not kept[:, :32].any(where=np.arange(40)[:, None] < 31)

@@ -10,7 +10,7 @@ from worldstereo_ros.pipelines.stereo.warp import JUMP_PX, JUMP_RATIO
 MIN_HOLE_PX = 16  # connected parts of fewer pixels keep the fill
 MIN_WIDTH_PX, MIN_WIDTH = 3, 1 / 128  # narrower parts do, too; in pixels, and of the image's width
 FEATHER_PX = (2, 16)  # over which the network's colours take the place of the fill, in narrow and in wide holes
-FEATHER = 0.5  # of the largest distance within as many pixels around, from where the fill goes on
+FEATHER = 0.5  # of the largest distance within as many pixels around, from where the fill continues
 
 
 def wide_parts(painted: np.ndarray) -> np.ndarray:
@@ -23,7 +23,7 @@ def wide_parts(painted: np.ndarray) -> np.ndarray:
     if not painted.any():
         return painted
     side = max(MIN_WIDTH_PX, int(MIN_WIDTH * painted.shape[1]))
-    padded = np.pad(painted.view(np.uint8), side, mode="edge")  # beyond the image, holes go on
+    padded = np.pad(painted.view(np.uint8), side, mode="edge")  # beyond the image, holes continue
     wide = cv2.morphologyEx(padded, cv2.MORPH_OPEN, np.ones((side, side), np.uint8))
     wide = np.ascontiguousarray(wide[side:-side, side:-side])
     _, labels, stats, _ = cv2.connectedComponentsWithStats(wide, connectivity=8)

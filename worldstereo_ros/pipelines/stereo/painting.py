@@ -74,8 +74,8 @@ class NetworkPainter:
             camera_image: (H, W, 3) uint8 RGB of the camera.
             eye: the made eye without holes.
             painted: (H, W) bool, filled from the background alone; these are painted, but for what lies beyond the
-                camera's image (`in_view`) and narrow parts (`wide_parts`), and feathered where the fill goes on beside
-                them (`network_share`).
+                camera's image (`in_view`) and narrow parts (`wide_parts`), and feathered where the fill continues
+                beside them (`network_share`).
             remembered: (H, W) bool, filled from other frames.
             left: the made eye is the left one.
             offset: of converged eyes, see `warp.warp_to_eye`.

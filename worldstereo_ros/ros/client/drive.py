@@ -76,7 +76,7 @@ NODE_PARAMETERS: dict[str, object] = {
 
 
 class DriveError(WorldStereoError, RuntimeError):
-    """The robot could not go on; the message says why."""
+    """The robot had to stop; the message says why."""
 
 
 class DrivingRobot:

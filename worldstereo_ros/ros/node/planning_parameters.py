@@ -27,8 +27,8 @@ class PlanningParameters:
     )
     completions: int = row(
         0,
-        "Random completions of what was not seen (how walls may go on, and where objects may stand) in the grids, in "
-        "next_best_view, and in scores for which nothing is imagined; 0 = none. Observed cells never change.",
+        "Random completions of what was not seen (where walls may continue, and where objects may stand) in the grids, "
+        "in next_best_view, and in scores for which nothing is imagined; 0 = none. Observed cells never change.",
         low=0,
         high=32,
     )

@@ -55,7 +55,7 @@ def moved(covariance: np.ndarray, a_from_b: np.ndarray) -> np.ndarray:
 class PointmapPath:
     """Joins parts of point maps to a path without jumps.
 
-    Parts of a shot are joined as they are. After a cut, or where the camera was lost, the path goes on from its last
+    Parts of a shot are joined as they are. After a cut, or where the camera was lost, the path continues from its last
     pose, and the covariance says that this is not known. A change of the scale changes the steps from there on only.
 
     Args:

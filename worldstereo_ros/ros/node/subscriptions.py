@@ -317,7 +317,7 @@ class Subscriptions:
         if self._placed_by_pointmaps():
             raise InputError(
                 "The image has a pose of TF or a topic, and the memories hold views that point maps placed, in a frame "
-                "of their own: the two are not mixed. Call ~/reset to go on with the poses that arrive now."
+                "of their own: the two are not mixed. Call ~/reset to continue with the poses that arrive now."
             )
         self._last_observation = frame_and_stamp
         self._last_observation_at = now
