@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from types import SimpleNamespace
 
 import numpy as np
@@ -82,7 +83,7 @@ class Scores:
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Depth alone in small images, no waiting for the clock, and a score at each step."""
+    """Depth alone in small images, no waiting for the clock, and each step waits for scores of its own time."""
     grey = np.full((CAMERA.height, CAMERA.width, 3), 128, np.uint8)
 
     def render_view(scene, camera, pose, **options):
@@ -91,6 +92,8 @@ def quick(monkeypatch):
     monkeypatch.setattr(drive, "render_view", render_view)
     monkeypatch.setattr(drive, "PlanningRequests", Scores)
     monkeypatch.setattr(drive.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(drive, "PAUSE_S", 0.0)
+    monkeypatch.setattr(drive, "MAX_AGE_S", 0.5 * drive.STEP_S)
 
 
 def test_robot_slows_down_before_the_corner_and_passes_what_stands_behind_it(quick):
@@ -138,6 +141,16 @@ def test_failed_request_ends_the_drive_with_its_reason(quick, monkeypatch):
     robot = drive.DrivingRobot(NodeHere(world), world, "a test")
     robot.look_around()
     with pytest.raises(drive.DriveError, match="the map is too large"):
+        robot.drive()
+
+
+def test_scores_that_do_not_come_are_an_error_that_names_the_service(quick, monkeypatch):
+    monkeypatch.setattr(drive, "WAIT_S", 0.2)
+    monkeypatch.setattr(Scores, "score_paths", lambda self, paths: threading.Event().wait(1.0))
+    world = corner_world(seed_of("demo", 0))
+    robot = drive.DrivingRobot(NodeHere(world), world, "a test")
+    robot.look_around()
+    with pytest.raises(drive.DriveError, match=r"/worldstereo/score_paths was not answered within 0.2 s"):
         robot.drive()
 
 

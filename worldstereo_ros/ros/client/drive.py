@@ -59,6 +59,7 @@ PAUSE_S = 0.3  # between two rounds of questions, in which the node has time for
 BETTER = 0.15  # by which the probability of a collision must fall for the robot to change its path
 LOOK_AHEAD_M, BESIDE_M, PASSED_M = 1.6, 0.3, 0.6  # of the imagined view: along the way, or beside the corner
 MAX_VIEWS_BEHIND, WAIT_S = 3, 30.0  # images that the newest mask may lack before the robot's time waits
+MAX_AGE_S = 3.0  # of the robot's time, after which it waits for the next scores: a late choice is one before a box
 MAX_SECONDS = 60.0
 # What the node is told, beside its model and frames.
 NODE_PARAMETERS: dict[str, object] = {
@@ -115,6 +116,7 @@ class DrivingRobot:
         self._meaning: MaskMeaning | None = None
         self._problem: Exception | None = None
         self._seconds = 0.0
+        self._scored_at = 0.0  # the robot's time at which the newest scores were asked for
         self._subscribe()
 
     # --- what the node says ---
@@ -167,6 +169,19 @@ class DrivingRobot:
                     raise DriveError(
                         f"No message arrived on {self._client.node_name}/{missing} within {WAIT_S:g} s. The node's log "
                         "says why; `worldstereo doctor` checks the installation."
+                    )
+                self._lock.wait(0.5)
+                self._check()
+
+    def _wait_for_scores(self) -> None:
+        """Waits until the newest scores are of a time not long past."""
+        deadline = time.monotonic() + WAIT_S
+        with self._lock:
+            while self._seconds - self._scored_at > MAX_AGE_S and self._problem is None:
+                if time.monotonic() > deadline:
+                    raise DriveError(
+                        f"{self._client.node_name}/score_paths was not answered within {WAIT_S:g} s. The node's log "
+                        "says why."
                     )
                 self._lock.wait(0.5)
                 self._check()
@@ -239,6 +254,7 @@ class DrivingRobot:
             mask = self._cells("speed_mask")
             assert mask is not None
             assert self._meaning is not None
+            self._wait_for_scores()
             told = speed_limit(mask, self._meaning, robot.position)
             limit = limit if told is None else told
             if taken != len(recording.choices) - 1:
@@ -267,7 +283,11 @@ class DrivingRobot:
         planning = PlanningRequests(self._client)
         while not stop.is_set():
             try:
+                asked_at = self._seconds
                 self._score(planning)
+                with self._lock:
+                    self._scored_at = asked_at
+                    self._lock.notify_all()
                 self._imagine()
                 stop.wait(PAUSE_S)
             except (RequestRefusedError, NodeTimeoutError, InputError) as error:
