@@ -1,5 +1,6 @@
 """`worldstereo imagine`."""
 
+import json
 import re
 from dataclasses import replace
 
@@ -60,6 +61,8 @@ def test_imagine_says_that_the_distances_of_a_photo_are_estimated(tmp_path):
     assert Provenance.OBSERVED not in cloud.provenance
     assert (cloud.provenance == Provenance.ESTIMATED).sum() > 500
     assert load_archive(out / "world.wsmap").cloud.observed_count == 0
+    results = json.loads((out / "results.json").read_text())
+    assert (results["metric"], results["scale_from"]) == (False, "a guess of the depth model")
     (photo,) = open_sequence(out / "observed")
     assert photo.is_observation
     assert photo.estimated_mask.any()
@@ -71,6 +74,7 @@ def test_imagine_says_that_the_distances_of_a_photo_are_estimated(tmp_path):
     again = CliRunner().invoke(app, arguments)
     assert again.exit_code == 0, again.output
     assert load_archive(tmp_path / "again" / "world.wsmap").cloud.observed_count == 0
+    assert json.loads((tmp_path / "again" / "results.json").read_text())["metric"] is False
 
 
 def test_imagine_says_which_views_have_no_measured_depth(tmp_path):

@@ -183,15 +183,26 @@ def _with_newest_depth(remembered: list[View], bank_views: list[View]) -> list[V
     return [newest.get(id(view.image), view) for view in remembered]
 
 
+def scale_is_given(views: Sequence[View]) -> bool:
+    """Whether measured depth or two places of the camera give lengths. Else their scale is the depth model's guess."""
+    import numpy as np
+
+    if any(view.depth is not None and bool((view.observed_mask & (view.depth > 0)).any()) for view in views):
+        return True
+    return any(np.linalg.norm(view.world_from_camera[:3, 3] - views[0].world_from_camera[:3, 3]) > 0 for view in views)
+
+
 def _results(request: PathRequest, imagined: Sequence[ImaginedView]) -> dict[str, Any]:
     """What results.json holds."""
     recording, camera = request.recording, request.chosen.camera
+    given = scale_is_given(recording.observed_views)
     return {
         "source": recording.name,
         "model": request.model,
         "camera": {name: getattr(camera, name) for name in ("width", "height", "fx", "fy", "cx", "cy")}
         | {"origin": recording.camera_origin},
-        "metric": recording.observed_views[0].metric,
+        "metric": recording.observed_views[0].metric and given,
+        **({} if given else {"scale_from": "a guess of the depth model"}),
         **recording.origin,
         "observed_views": len(recording.observed_views),
         "path": request.path,
