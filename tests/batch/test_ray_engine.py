@@ -13,7 +13,7 @@ from helpers.textured_wall import textured_wall_views
 
 from worldstereo_ros import __version__
 from worldstereo_ros.batch import read_job_list, run_batch
-from worldstereo_ros.batch.ray_engine import RayEngine, _connect, check_address
+from worldstereo_ros.batch.ray_engine import RayEngine, check_address
 from worldstereo_ros.cli.batch_jobs import setup
 from worldstereo_ros.io.posed_sequences import write_sequence
 from worldstereo_ros.utils.errors import InputError
@@ -116,27 +116,3 @@ seeds: [0, 1]
     assert sums == {name: job["sha256"] for name, job in entries("single").items()}
     assert sorted(job["attempts"] for job in entries("ray").values()) == [1, 1, 1, 2]
     assert len(engines[0].nodes) == 2
-
-
-def test_a_local_cluster_that_does_not_start_at_once_is_started_again():
-    class Slow:
-        starts, shutdowns = 0, 0
-
-        def init(self, **options):
-            assert options["address"] == "local"
-            self.starts += 1
-            if self.starts < self.after:
-                raise RuntimeError("The current node timed out during startup.\nMore.")
-
-        def shutdown(self):
-            self.shutdowns += 1
-
-    ray = Slow()
-    ray.after = 2
-    _connect(ray, "", 1)
-    assert (ray.starts, ray.shutdowns) == (2, 1)
-    ray.starts, ray.after = 0, 9
-    with pytest.raises(
-        InputError, match=r"could be started on this machine: The current node timed out during startup\."
-    ):
-        _connect(ray, "", 1)

@@ -56,6 +56,23 @@ def test_a_killed_worker_loses_no_job(tmp_path):
     assert manifest(tmp_path)[1]["s2"]["attempts"] == 3
 
 
+def test_a_job_that_hangs_is_stopped_and_leaves_nothing(tmp_path):
+    done = run(tmp_path, jobs("sleep", "write"), LocalEngine, workers=2, job_timeout=1.0)
+    assert (done.counts["done"], done.counts["failed"]) == (1, 1)
+    content, entries = manifest(tmp_path)
+    assert content["complete"]
+    assert entries["s0"]["error"].startswith("It did not end within 1 s")
+    assert not (tmp_path / "out" / ".partial").exists()
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
+
+
+@pytest.mark.parametrize("seconds", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_time_for_jobs_that_is_none_is_refused(tmp_path, seconds):
+    with pytest.raises(InputError, match="--job-timeout"):
+        run(tmp_path, jobs("write"), job_timeout=seconds)
+
+
 class InterruptAfterFirst(BatchObserver):
     def end(self, job, report):
         raise KeyboardInterrupt

@@ -1,5 +1,7 @@
 """Handing out jobs: deaths, repeats, workers that never start."""
 
+import time
+
 import pytest
 from helpers.batch import jobs
 
@@ -155,3 +157,33 @@ def test_an_idle_worker_that_dies_is_replaced_when_a_job_comes_back():
     engine = Engine({"s1/p/seed_0": ["die", GOOD]})
     record = run(engine, jobs(*"ab"), workers=2)
     assert all(report.status == DONE for report in record.ended.values())
+
+
+class HangingEngine(ScriptedEngine):
+    """A job whose script says "hang" never ends."""
+
+    def submit(self, worker, job):
+        if self.script.get(job.name) == ["hang"]:
+            self.submitted.append((worker, job.name))
+        else:
+            super().submit(worker, job)
+
+    def wait(self, seconds):
+        if self.events:
+            return super().wait(seconds)
+        time.sleep(seconds)
+        return []
+
+
+def test_a_job_that_hangs_fails_after_its_time_and_its_worker_is_replaced():
+    engine, record = HangingEngine({"s1/p/seed_0": ["hang"]}), Record()
+    run_jobs(engine, jobs(*"abcd"), record, workers=1, max_attempts=3, job_timeout=0.05)
+    assert [name for name, report in record.ended.items() if report == GOOD] == [
+        "s0/p/seed_0", "s2/p/seed_0", "s3/p/seed_0",
+    ]  # fmt: skip
+    failed = record.ended["s1/p/seed_0"]
+    assert (failed.status, failed.error) == (
+        FAILED,
+        "It did not end within 0.05 s, the time that a job is given, and was stopped.",
+    )
+    assert (engine.started, engine.stopped, record.repeated) == ([0, 0], [0], [])

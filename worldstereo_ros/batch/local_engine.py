@@ -75,7 +75,8 @@ class LocalEngine:
         return {number: one.process.pid or 0 for number, one in self._workers.items()}
 
     def stop(self, worker: int) -> None:
-        """Kills a process."""
+        """Kills a process, also one that hangs."""
+        self._workers[worker].process.kill()
         self._remove(worker)
 
     def close(self) -> None:

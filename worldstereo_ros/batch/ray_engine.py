@@ -6,18 +6,14 @@ Each worker is an actor, which holds the model; a job is a call of it. Results a
 from __future__ import annotations
 
 import contextlib
-import os
-import signal
-import socket
 from typing import Any
 
 from worldstereo_ros.batch.engines import BatchError, Died, Event, Finished, Ready, Unusable
 from worldstereo_ros.batch.jobs import Job, WorkerSpec
 from worldstereo_ros.batch.worker import Worker
 from worldstereo_ros.utils.errors import InputError, first_line
+from worldstereo_ros.utils.ray_cluster import AUTO, connect_ray
 
-AUTO = "auto"
-CONNECT_S = 5.0
 MAX_PORT = 65535
 
 
@@ -72,7 +68,7 @@ class RayEngine:
         self._spec = spec
         self._own = not ray.is_initialized()
         if self._own:
-            _connect(ray, address, workers)
+            connect_ray(ray, address, workers)
         self._actor_class = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=0, max_task_retries=0)(Worker)
         self._actors: dict[int, Any] = {}
         self._calls: dict[Any, tuple[int, bool]] = {}  # reference -> (worker, whether it runs a job)
@@ -132,44 +128,6 @@ class RayEngine:
             self.stop(worker)
         if self._own and self._ray.is_initialized():
             self._ray.shutdown()
-
-
-def _connect(ray: Any, address: str, workers: int) -> None:
-    if address not in ("", AUTO):
-        host, _, port = address.rpartition(":")
-        try:  # Ray itself tries for minutes, and ends the process then
-            socket.create_connection((host, int(port)), timeout=CONNECT_S).close()
-        except OSError as error:
-            raise InputError(
-                f"No Ray cluster answers at {address} ({error.strerror or error}). Start one with `ray start --head`, "
-                "or leave --address out for a cluster of this machine alone."
-            ) from None
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # sends nothing to anyone unless the user wants it
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's new default; silences a warning
-    quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        if address:
-            ray.init(address=address, **quiet)
-        else:
-            _start(ray, num_cpus=workers, include_dashboard=False, **quiet)
-    except Exception as error:
-        where = "started on this machine" if not address else f"reached at {address}"
-        raise InputError(f"No Ray cluster could be {where}: {first_line(error)}.") from error
-    finally:
-        for number, handler in handlers.items():  # Ray replaces them
-            if handler is not None:
-                with contextlib.suppress(ValueError):  # not the main thread
-                    signal.signal(number, handler)
-
-
-def _start(ray: Any, **options: Any) -> None:
-    """Starts a cluster of this machine alone; once more if Ray gives up, as it does after 30 s on a busy machine."""
-    try:
-        ray.init(address="local", **options)
-    except Exception:
-        ray.shutdown()
-        ray.init(address="local", **options)
 
 
 def _reason(error: Exception) -> str:

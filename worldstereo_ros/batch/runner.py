@@ -19,6 +19,7 @@ from worldstereo_ros.utils.atomic_files import lock_folder
 from worldstereo_ros.utils.errors import InputError
 
 MAX_ATTEMPTS = 3
+MAX_TIMEOUT_S = 30 * 86400.0
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ def run_batch(
     make_engine: Callable[[WorkerSpec], Engine],
     workers: int,
     max_attempts: int = MAX_ATTEMPTS,
+    job_timeout: float | None = None,
     observer: BatchObserver | None = None,
 ) -> BatchRun:
     """Runs the jobs that are not done yet, each into `out`/`job.name`.
@@ -75,7 +77,7 @@ def run_batch(
         out: output folder.
         setup, settings, base: see `WorkerSpec`.
         make_engine: starts an engine; not called if nothing is left to do.
-        workers, max_attempts: see `scheduler.run_jobs`.
+        workers, max_attempts, job_timeout: see `scheduler.run_jobs`.
         observer: hears what happens.
 
     Raises:
@@ -88,6 +90,8 @@ def run_batch(
     check_workers(workers)
     if not 1 <= max_attempts <= 100:
         raise InputError(f"--attempts is {max_attempts}; 1 to 100 were expected.")
+    if job_timeout is not None and not 0 < job_timeout <= MAX_TIMEOUT_S:
+        raise InputError(f"--job-timeout is {job_timeout:g}; more than 0 and at most {MAX_TIMEOUT_S:g} s was expected.")
     out = out.absolute()
     out.mkdir(parents=True, exist_ok=True)
     try:
@@ -111,7 +115,10 @@ def run_batch(
             manifest.describe(engine=engine.name)
             try:
                 manifest.write()
-                run_jobs(engine, waiting, _Recorder(manifest, observer), workers=workers, max_attempts=max_attempts)
+                run_jobs(
+                    engine, waiting, _Recorder(manifest, observer), workers=workers, max_attempts=max_attempts,
+                    job_timeout=job_timeout,
+                )  # fmt: skip
             finally:
                 try:
                     engine.close()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections import Counter, deque
 from collections.abc import Iterable
 from typing import Protocol
@@ -26,7 +28,15 @@ class Observer(Protocol):
         """The job ended."""
 
 
-def run_jobs(engine: Engine, jobs: Iterable[Job], observer: Observer, *, workers: int, max_attempts: int) -> None:
+def run_jobs(
+    engine: Engine,
+    jobs: Iterable[Job],
+    observer: Observer,
+    *,
+    workers: int,
+    max_attempts: int,
+    job_timeout: float | None = None,
+) -> None:
     """Runs all jobs. The engine is left open.
 
     Args:
@@ -36,6 +46,8 @@ def run_jobs(engine: Engine, jobs: Iterable[Job], observer: Observer, *, workers
         workers: number of workers.
         max_attempts: so often is a job started before it counts as failed, if its worker dies or an unexpected error
             ends it. Bad input fails at once.
+        job_timeout: seconds after which a job counts as failed, without another attempt, and its worker is replaced;
+            None: never. What all jobs share is loaded before that time begins.
 
     Raises:
         BatchError: no worker can be started.
@@ -43,6 +55,7 @@ def run_jobs(engine: Engine, jobs: Iterable[Job], observer: Observer, *, workers
     waiting = deque(jobs)
     attempts: Counter[str] = Counter()
     running: dict[int, Job] = {}
+    deadlines: dict[int, float] = {}
     failed_starts = 0
     idle: list[int] = []
     starting = set(range(min(workers, len(waiting))))
@@ -68,7 +81,12 @@ def run_jobs(engine: Engine, jobs: Iterable[Job], observer: Observer, *, workers
             running[worker] = job
             observer.begin(job)
             engine.submit(worker, job)
-        for event in engine.wait(WAIT_S):
+            if job_timeout is not None:
+                deadlines[worker] = time.monotonic() + job_timeout
+        left = (
+            min((deadlines[worker] for worker in running if worker in deadlines), default=math.inf) - time.monotonic()
+        )
+        for event in engine.wait(min(WAIT_S, max(left, 0.0))):
             worker = event.worker
             if isinstance(event, Ready):
                 starting.discard(worker)
@@ -102,6 +120,11 @@ def run_jobs(engine: Engine, jobs: Iterable[Job], observer: Observer, *, workers
                     error = f"Its worker ended while it ran{times}: {event.reason}."
                     end_or_repeat(job, JobReport(FAILED, error=error, retry=True))
                 restart(worker)
+        for worker in [n for n in running if deadlines.get(n, math.inf) <= time.monotonic()]:
+            engine.stop(worker)
+            error = f"It did not end within {job_timeout:g} s, the time that a job is given, and was stopped."
+            observer.end(running.pop(worker), JobReport(FAILED, float(job_timeout or 0), error))
+            restart(worker)
         _start_missing(engine, waiting, idle, starting, running, workers)
 
 

@@ -65,6 +65,15 @@ def batch(
             metavar="N", help="How often a job is started whose worker dies.", min=1, max=100, rich_help_panel=ENGINE
         ),
     ] = 3,
+    job_timeout: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS",
+            help="Time after which a job that has not ended is stopped and counts as failed; the others go on.",
+            show_default="no limit",
+            rich_help_panel=ENGINE,
+        ),
+    ] = None,
     out: Annotated[
         Path,
         typer.Option(
@@ -124,6 +133,7 @@ def batch(
             make_engine=lambda spec: _engine(spec, engine, count, address, console),
             workers=count,
             max_attempts=attempts,
+            job_timeout=job_timeout,
             observer=progress.observer,
         )
     counts = done.counts

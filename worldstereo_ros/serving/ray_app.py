@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import logging
 import re
-import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Any
 
@@ -23,12 +21,12 @@ from worldstereo_ros.serving.calls import Call, Part
 from worldstereo_ros.serving.errors import ServingError
 from worldstereo_ros.serving.limits import ServingLimits
 from worldstereo_ros.serving.loading import ModelSettings, load_service
-from worldstereo_ros.utils.errors import InputError, first_line
+from worldstereo_ros.utils.errors import InputError
+from worldstereo_ros.utils.ray_cluster import connect_ray
 
 APP = "worldstereo"
 HEALTH_TIMEOUT_S = 5.0
 RESTART_S = 5.0
-CONNECT_S = 5.0
 MAX_ONGOING = 1000  # the service bounds its queues itself, with a sentence
 
 
@@ -152,29 +150,11 @@ def start_ray(address: str | None, *, needed_cpus: float, needed_gpus: float = 0
     """Connects to a cluster, or starts one on this computer.
 
     Raises:
-        InputError: there is no cluster at the address, or it has too few processors.
+        InputError: there is no cluster at the address, none could be started, or it has too few processors.
     """
-    import os
-
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # sends no usage statistics
     import ray
 
-    host, colon, port = (address or "").rpartition(":")
-    try:
-        if colon and port.isdecimal():  # Ray itself would try for minutes
-            socket.create_connection((host.rpartition("/")[2], int(port)), CONNECT_S).close()
-        if address:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
-        else:
-            ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
-    except Exception as error:  # Ray raises bare ones, too
-        ray.shutdown()
-        reason = first_line(error)
-        if address:
-            message = f"There is no Ray cluster at '{address}' ({reason}). Start one with `ray start --head`."
-        else:
-            message = f"Ray did not start on this computer ({reason}). Is it busy, or out of memory? Try again."
-        raise InputError(message) from None
+    connect_ray(ray, address or "")
     has = ray.cluster_resources()
     for name, needed, option in (("CPU", needed_cpus, "--replicas"), ("GPU", needed_gpus, "--gpus-per-replica")):
         if needed > has.get(name, 0) + 1e-9:
