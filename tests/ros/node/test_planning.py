@@ -29,7 +29,8 @@ from worldstereo_ros.scenes.paths import camera_pose
 
 SCENE = boxes(((1.5, 0.0, 0.5), (0.4, 1.0, 1.0)))
 INTO, BESIDE = drive((0.3, 0), (1.5, 0)), drive((0.3, 0), (0.9, 0.9))
-TOPICS = ("occupancy", "occupancy/observed", "occupancy/graded", "occupancy/confidence", "occupancy/imagined")
+TOPICS = ("occupancy", "occupancy/observed", "occupancy/graded", "occupancy/confidence", "occupancy/imagined",
+          "occupancy/variance")  # fmt: skip
 LIMIT_S = 60.0
 
 
@@ -80,6 +81,7 @@ def test_grids_say_what_is_free_occupied_and_unknown(room):
     assert cell(got["occupancy/confidence"], *free) > 90
     assert cell(got["occupancy/confidence"], *outside) == -1
     assert [cell(got["occupancy/imagined"], *place) for place in (free, outside)] == [0, -1]
+    assert [cell(got["occupancy/variance"], *place) for place in (free, box, outside)] == [0, 0, -1]
     # The limit begins a metre before the floor below the camera, which it has not seen.
     assert [cell(got["speed_mask"], *place) for place in ((-2.6, 1.2), free, behind)] == [0, 50, 50]
     # They are latched, and sent again only when something has changed.

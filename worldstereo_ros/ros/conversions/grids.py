@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # loaded by the first request: SciPy and compiled loops
 UNKNOWN = -1
 UNKNOWN_STATE = 0  # `CellState.UNKNOWN`
 IMAGINED_PERCENT, ESTIMATED_PERCENT, OBSERVED_PERCENT = 100, 50, 0  # of `~/occupancy/imagined`
+MAX_VARIANCE = 0.25  # of a number in 0..1: half of the hypotheses say 0, the others 1
 FULL_SPEED = 0  # of a speed mask of Nav2: no limit
 
 
@@ -59,6 +60,12 @@ def imagined_cells(grid: OccupancyGrid) -> np.ndarray:
     out[grid.state == CellState.ESTIMATED] = ESTIMATED_PERCENT
     out[grid.imagined] = IMAGINED_PERCENT
     return out
+
+
+def variance_cells(grid: OccupancyGrid) -> np.ndarray:
+    """(Y, X) int8: variance of P(occupied) over the hypotheses in percent of `MAX_VARIANCE`; -1 = nothing is known."""
+    percent = np.clip(np.rint(100 * grid.variance / MAX_VARIANCE), 0, 100)
+    return np.where(grid.state == UNKNOWN_STATE, UNKNOWN, percent).astype(np.int8)
 
 
 def speed_cells(grid: OccupancyGrid, slow_percent: int, slow_distance: float) -> np.ndarray:

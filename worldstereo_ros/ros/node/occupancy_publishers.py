@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 OCCUPANCY, OBSERVED = "~/occupancy", "~/occupancy/observed"
 GRADED, CONFIDENCE, IMAGINED = "~/occupancy/graded", "~/occupancy/confidence", "~/occupancy/imagined"
+VARIANCE = "~/occupancy/variance"
 SPEED_MASK, SPEED_MASK_INFO = "~/speed_mask", "~/speed_mask_info"
 UPDATES = "_updates"  # appended to the topic of a grid, as Nav2 and RViz expect
 SPEED_FILTER_PERCENT = 1  # type of a mask that limits the speed to a share of the full one
@@ -51,6 +52,13 @@ OCCUPANCY_OUTPUTS: tuple[tuple[str, Any, Any, str], ...] = (
     (GRADED, GridMessage, qos.MAP, "probability that a cell is occupied in percent, -1 = nothing is known"),
     (CONFIDENCE, GridMessage, qos.MAP, "probability in percent that the cell is what it is called; -1 = unknown"),
     (IMAGINED, GridMessage, qos.MAP, "who says so: 0 = observed, 50 = estimated, 100 = imagined, -1 = unknown"),
+    (
+        VARIANCE,
+        GridMessage,
+        qos.MAP,
+        "how far the hypotheses (`planning.completions`) disagree: variance of P(occupied) in percent of the largest "
+        "possible one, 0.25; 0 = observed, or they agree; -1 = unknown",
+    ),
     (
         SPEED_MASK,
         GridMessage,
@@ -185,6 +193,7 @@ class OccupancyPublishers:
             GRADED: lambda grid: grid.graded(),
             CONFIDENCE: grids.confidence_cells,
             IMAGINED: grids.imagined_cells,
+            VARIANCE: grids.variance_cells,
             SPEED_MASK: lambda grid: grids.speed_cells(grid, planning.slow_speed, planning.slow_distance),
         }
         for name in due:
