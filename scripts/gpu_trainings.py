@@ -127,12 +127,12 @@ def stage_command(stage: str, **worlds: object) -> Callable[[Path, float, bool],
     return command
 
 
-def own_command(name: str) -> Callable[[Path, float, bool], list[str]]:
+def own_command(name: str, *options: str) -> Callable[[Path, float, bool], list[str]]:
     """The command of a training with presets of its own."""
 
     def command(folder: Path, minutes: float, toy: bool) -> list[str]:
         preset = "smoke" if toy else "gpu"
-        return [name, "--config", preset, "--minutes", f"{minutes:.2f}", "--out", str(folder)]
+        return [name, *options, "--config", preset, "--minutes", f"{minutes:.2f}", "--out", str(folder)]
 
     return command
 
@@ -141,7 +141,7 @@ def own_command(name: str) -> Callable[[Path, float, bool], list[str]]:
 TRAININGS = {
     "refine": Training(stage_command("refine", loaders=9, workers=0), ("base/refiner", "logs")),
     "depth": Training(stage_command("depth", loaders=3, workers=3, replay=96), ("base/depth", "logs")),
-    "pointmaps": Training(own_command("pointmaps"), (".",)),
+    "pointmaps": Training(own_command("pointmaps", "--network", "flow"), (".",)),
     "stereo": Training(own_command("stereo"), ("base/stereo", "logs")),
 }
 

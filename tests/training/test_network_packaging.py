@@ -1,5 +1,6 @@
 """Networks with runs of their own in a package: sizes, what stays, and what is refused."""
 
+import numpy as np
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -8,10 +9,11 @@ from worldstereo_ros.cli.main import app
 from worldstereo_ros.models.checkpoints.saving import save_weights, write_json
 from worldstereo_ros.models.checkpoints.weights import CheckpointError
 from worldstereo_ros.models.pointmaps.autoencoder import PointmapAutoencoder
-from worldstereo_ros.models.pointmaps.model import PointmapModel
+from worldstereo_ros.models.pointmaps.model import PointmapModel, save_part
 from worldstereo_ros.models.pointmaps.network import PointmapNetwork
+from worldstereo_ros.models.pointmaps.refiner import NETWORK_FOLDER, PointmapRefiner, RefinerModel
 from worldstereo_ros.models.stereo_refiner import StereoRefiner
-from worldstereo_ros.pipelines.pointmaps.refinement import load_model
+from worldstereo_ros.pipelines.pointmaps.refinement import estimate_without_prior, load_model
 from worldstereo_ros.pipelines.stereo.painting import load_painter
 from worldstereo_ros.training.network_packaging import NETWORKS, find_networks, package_networks
 from worldstereo_ros.utils.errors import InputError
@@ -48,6 +50,25 @@ def test_networks_of_full_size_fit_and_load(tmp_path):
         files = list((out / "base" / name).rglob("*.safetensors"))
         assert 0.5 * network.max_bytes < sum(file.stat().st_size for file in files) <= network.max_bytes
     assert sorted(path.name for path in (out / "base").iterdir()) == ["pointmaps", "stereo"]
+
+
+def test_a_refiner_takes_the_place_of_a_network_of_the_published_form(tmp_path):
+    run, out = tmp_path / "run", tmp_path / "package"
+    torch.manual_seed(0)
+    small = {"widths": (8, 12, 16), "blocks": (1, 1), "layers": 1, "heads": 2, "width": 8}
+    config = {"width": 48, "heads": 2, "depth": 1, "pixel_widths": (16, 24)}
+    PointmapModel(PointmapNetwork(**config), PointmapAutoencoder(), None).save(tmp_path / "flow")
+    package_networks(tmp_path / "flow", out)
+    refiner = PointmapRefiner(**small)
+    save_part(run / NETWORK_FOLDER, refiner, refiner.state_dict(), torch.float32)
+    assert set(package_networks(run, out)) == {"pointmaps"}
+    folder = out / "base" / "pointmaps"
+    assert sorted(path.name for path in folder.iterdir()) == [NETWORK_FOLDER]
+    loaded = load_model(folder)
+    assert isinstance(loaded, RefinerModel)
+    torch.testing.assert_close(loaded.network.extra[0].weight, refiner.extra[0].weight, rtol=0.01, atol=1e-3)
+    with pytest.raises(InputError, match="refines a prior"):
+        estimate_without_prior([np.zeros((64, 64, 3), np.uint8)] * 2, None, loaded)
 
 
 def test_what_cannot_be_packaged_is_refused_and_nothing_is_lost(tmp_path):

@@ -57,7 +57,12 @@ def open_stream(
     steps: int = 1,
 ) -> PointmapStream:  # fmt: skip
     """A stream of the options of `worldstereo pointmaps`. Raises InputError if its network is missing."""
-    from worldstereo_ros.pipelines.pointmaps.refinement import estimate_without_prior, load_model, refiner_of
+    from worldstereo_ros.pipelines.pointmaps.refinement import (
+        check_works_without_prior,
+        estimate_without_prior,
+        load_model,
+        refiner_of,
+    )
     from worldstereo_ros.pipelines.pointmaps.windows import PointmapStream
 
     if method != "small":
@@ -65,6 +70,7 @@ def open_stream(
     model = load_model(weights, device)
     if prior == "tracks":
         return PointmapStream(camera, method=method, estimator=estimator, refiner=refiner_of(model))
+    check_works_without_prior(model)
     return PointmapStream(
         camera,
         method=method,

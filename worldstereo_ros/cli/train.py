@@ -237,6 +237,15 @@ def pointmaps(
             rich_help_panel=INPUT,
         ),
     ] = "",
+    network: Annotated[
+        str,
+        typer.Option(
+            metavar="NETWORK",
+            help="refiner (changes the depth of tracks and solve) or flow (the published form: a "
+            "transformer over latents, which also works without a prior).",
+            rich_help_panel=INPUT,
+        ),
+    ] = "refiner",
     base: Annotated[
         str,
         typer.Option(
@@ -250,7 +259,7 @@ def pointmaps(
         str,
         typer.Option(
             metavar="ERROR",
-            help="Error of the point-map autoencoder: huber (as published), l1 or l2.",
+            help="With flow: error of the point-map autoencoder, huber (as published), l1 or l2.",
             rich_help_panel=INPUT,
         ),
     ] = "huber",
@@ -261,6 +270,10 @@ def pointmaps(
     """Train the network of point maps on procedural worlds with moving things."""
     from dataclasses import replace
 
+    from worldstereo_ros.utils.errors import InputError
+
+    if network not in ("refiner", "flow"):
+        raise InputError(f"--network is '{network}'; refiner or flow was expected.")
     previous_handler = signal.signal(signal.SIGTERM, _interrupt)
     try:
         if base:
@@ -271,6 +284,11 @@ def pointmaps(
             train_open_sora(
                 replace(large, minutes=large.minutes if minutes is None else minutes), base, out, steps=steps
             )
+        elif network == "refiner":
+            from worldstereo_ros.training.stages.pointmap_refiner import refiner_preset, train_refiner
+
+            refiner = refiner_preset(config)
+            train_refiner(replace(refiner, minutes=refiner.minutes if minutes is None else minutes), out, steps=steps)
         else:
             from worldstereo_ros.training.stages.pointmaps import preset, train_pointmaps
 

@@ -35,17 +35,18 @@ from worldstereo_ros.imaging.resizing import resize_image
 from worldstereo_ros.pipelines.pointmaps import Pointmaps, estimate_pointmaps
 from worldstereo_ros.pipelines.pointmaps.dynamic import scene_flow
 from worldstereo_ros.pipelines.pointmaps.refinement import (
+    check_works_without_prior,
     estimate_without_prior,
     is_available,
     load_model,
     model_folder,
     refiner_of,
+    works_without_prior,
 )
 from worldstereo_ros.utils.errors import InputError
 
 if TYPE_CHECKING:
-    from worldstereo_ros.models.pointmaps.model import PointmapModel
-    from worldstereo_ros.models.pointmaps.published import PublishedPointmaps
+    from worldstereo_ros.pipelines.pointmaps.refinement import Model
 
 NO_PRIOR = "small-no-prior"
 METHODS = ("vo", "map", "small", NO_PRIOR)
@@ -154,7 +155,7 @@ def evaluate_clip(
     clip: PointmapClip,
     methods: Sequence[str],
     estimator: DepthEstimator,
-    model: PointmapModel | PublishedPointmaps | None,
+    model: Model | None,
 ) -> list[PointmapRow]:
     """A row for each method."""
     rows = []
@@ -237,6 +238,10 @@ def run_pointmaps(
     if depth_model == NONE:
         raise InputError("Point maps need a depth model; remove --depth-model none.")
     network = load_model(model, device) if set(names) & set(NEEDS_NETWORK) else None
+    if network is not None and NO_PRIOR in names and not works_without_prior(network):
+        if methods:
+            check_works_without_prior(network)
+        names.remove(NO_PRIOR)
     estimator = load_depth_estimator(depth_model or SMALL, device)
     assert estimator is not None
     console = Console()

@@ -136,6 +136,27 @@ class DepthNetwork(ModelMixin, ConfigMixin):
         Raises:
             InputError: `images` has another shape.
         """
+        quarter = self.features(images, principal_point)
+        maps = functional.pixel_shuffle(self.head(functional.silu(quarter)), PATCH_PX).float()
+        return DepthMaps(
+            log_depth=maps[:, 0] + self.config.typical_log,
+            log_scale=(maps[:, 1] - 1).clamp(MIN_LOG_SCALE, MAX_LOG_SCALE),
+            hit=maps[:, 2] + 2,
+        )
+
+    def features(
+        self, images: torch.Tensor, principal_point: torch.Tensor, extra: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Features (N, widths[0], H / 4, W / 4) that the head reads.
+
+        Args:
+            images, principal_point: see `forward`.
+            extra: (N, widths[0], H / 4, W / 4) what is known of the frames beside their images, added after the first
+                convolution.
+
+        Raises:
+            InputError: `images` has another shape.
+        """
         channels, height, width = images.shape[1:]
         if channels != 3 or height % TOKEN_PX or width % TOKEN_PX:
             raise InputError(
@@ -145,7 +166,8 @@ class DepthNetwork(ModelMixin, ConfigMixin):
         # The position on the sensor is a strong cue: it tells how far below the horizon a pixel lies.
         coordinates = _pixel_coordinates(principal_point, height // PATCH_PX, width // PATCH_PX, PATCH_PX)
         patches = functional.pixel_unshuffle(images, PATCH_PX)
-        quarter = self.in_quarter(self.stem(torch.cat([patches, coordinates.to(patches.dtype)], dim=1)))
+        first = self.stem(torch.cat([patches, coordinates.to(patches.dtype)], dim=1))
+        quarter = self.in_quarter(first if extra is None else first + extra)
         eighth = self.in_eighth(self.down_eighth(quarter))
         tokens = self.down_sixteenth(functional.pixel_unshuffle(eighth, 2))
         rows, columns = tokens.shape[-2:]
@@ -155,13 +177,7 @@ class DepthNetwork(ModelMixin, ConfigMixin):
             x = layer(x)
         x = self.norm(x).transpose(1, 2).unflatten(2, (rows, columns))
         eighth = self.out_eighth(eighth + functional.pixel_shuffle(self.up_eighth(x), 2))
-        quarter = self.out_quarter(quarter + self.up_quarter(eighth))
-        maps = functional.pixel_shuffle(self.head(functional.silu(quarter)), PATCH_PX).float()
-        return DepthMaps(
-            log_depth=maps[:, 0] + self.config.typical_log,
-            log_scale=(maps[:, 1] - 1).clamp(MIN_LOG_SCALE, MAX_LOG_SCALE),
-            hit=maps[:, 2] + 2,
-        )
+        return self.out_quarter(quarter + self.up_quarter(eighth))
 
     @torch.no_grad()
     def predict(self, image: np.ndarray, camera: Camera) -> MonocularDepth:

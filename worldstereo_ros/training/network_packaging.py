@@ -14,7 +14,8 @@ from worldstereo_ros.models.checkpoints.loading import BASE_STEM, load_image_aut
 from worldstereo_ros.models.checkpoints.parameters import check_finite, parameter_dtype
 from worldstereo_ros.models.checkpoints.saving import save_weights, write_json
 from worldstereo_ros.models.checkpoints.weights import open_weights, read_json
-from worldstereo_ros.models.pointmaps.model import load_pointmap_model
+from worldstereo_ros.models.pointmaps.model import AUTOENCODER_FOLDER, NETWORK_FOLDER, load_pointmap_model
+from worldstereo_ros.models.pointmaps.refiner import load_refiner_model
 from worldstereo_ros.models.stereo_refiner import load_stereo_refiner
 from worldstereo_ros.utils.errors import InputError
 from worldstereo_ros.weights.bundled import DEFAULT_MODEL, bundled_folder
@@ -27,19 +28,28 @@ class SeparateNetwork:
     """A network with a training run of its own.
 
     Attributes:
-        kind: class of its first part, by which a folder of it is known.
-        parts: folders of its parts; "" is the network's own.
+        kinds: classes of its first part, by which a folder of it is known, and for each the folders of its parts; "" is
+            the network's own.
         max_bytes: maximum size of its files together.
         load: loads it from its folder in a package (folder, package), as a check.
     """
 
-    kind: str
-    parts: tuple[str, ...]
+    kinds: dict[str, tuple[str, ...]]
     max_bytes: int
     load: Callable[[Path, Path], object]
 
+    def parts(self, folder: Path) -> tuple[str, ...] | None:
+        """Folders of the parts of the network in a folder; None if there is none. Raises CheckpointError."""
+        for kind, parts in self.kinds.items():
+            file = folder / parts[0] / "config.json"
+            if file.is_file() and read_json(file).get("_class_name") == kind:
+                return parts
+        return None
+
 
 def _load_pointmaps(folder: Path, package: Path) -> object:
+    if not (folder / AUTOENCODER_FOLDER).is_dir():
+        return load_refiner_model(folder)
     autoencoder = package / "base" / "vae"
     if not autoencoder.is_dir():
         autoencoder = bundled_folder(DEFAULT_MODEL) / "base" / "vae"
@@ -48,8 +58,12 @@ def _load_pointmaps(folder: Path, package: Path) -> object:
 
 # By the name of their folder in `base`.
 NETWORKS = {
-    "stereo": SeparateNetwork("StereoRefiner", ("",), 5_000_000, lambda folder, _: load_stereo_refiner(folder)),
-    "pointmaps": SeparateNetwork("PointmapNetwork", ("transformer", "vae"), 14_000_000, _load_pointmaps),
+    "stereo": SeparateNetwork({"StereoRefiner": ("",)}, 5_000_000, lambda folder, _: load_stereo_refiner(folder)),
+    "pointmaps": SeparateNetwork(
+        {"PointmapNetwork": (NETWORK_FOLDER, AUTOENCODER_FOLDER), "PointmapRefiner": (NETWORK_FOLDER,)},
+        14_000_000,
+        _load_pointmaps,
+    ),
 }
 
 
@@ -62,8 +76,7 @@ def find_networks(run: Path) -> dict[str, Path]:
     found = {}
     for name, network in NETWORKS.items():
         for folder in (run / "base" / name, run):
-            file = folder / network.parts[0] / "config.json"
-            if file.is_file() and read_json(file).get("_class_name") == network.kind:
+            if network.parts(folder) is not None:
                 found[name] = folder
                 break
     return found
@@ -120,7 +133,7 @@ def write_network(name: str, source: Path, target: Path, package: Path) -> int:
         CheckpointError: weights are missing or damaged.
     """
     network = NETWORKS[name]
-    for part in network.parts:
+    for part in network.parts(source) or ():
         copy_in_bfloat16(source / part, target / part, BASE_STEM)
     files = [file for file in target.rglob("*") if file.is_file()]
     size = sum(file.stat().st_size for file in files)

@@ -7,14 +7,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
 from worldstereo_ros.models.pointmaps.model import save_part
 from worldstereo_ros.training.config import TrainingConfigError
-from worldstereo_ros.training.data.walk_feed import WalkFeed
 from worldstereo_ros.training.logs import append_log
 from worldstereo_ros.training.pointmap_settings import PointmapTraining
 
@@ -31,6 +30,18 @@ def training_device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise TrainingConfigError("The device is cuda and this machine has no usable CUDA GPU; use device auto or cpu.")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+class Feed(Protocol):
+    """Where clips come from, such as `WalkFeed`; `batch` is the number of clips of a step."""
+
+    batch: int
+
+    def poll(self) -> None:
+        """Takes what was rendered meanwhile, or renders."""
+
+    def walks(self) -> int:
+        """Walks or clips so far."""
 
 
 class TimedTrainer:
@@ -56,7 +67,7 @@ class TimedTrainer:
         started: float,
         device: torch.device,
         parts: dict[str, nn.Module],
-        feed: WalkFeed,
+        feed: Feed,
     ) -> None:
         self.settings, self.folder, self.started, self.device = settings, folder, started, device
         self.parts, self.walk_feed = parts, feed

@@ -138,30 +138,12 @@ def correct_depth(
     """
     import torch
 
-    from worldstereo_ros.models.pointmaps.prior import anchored_prior
-
-    frames, height, width = maps.depth.shape
-    rows, columns = work_size(height, width)
-    scale = np.zeros(frames) if log_scale is None else log_scale
-    logs = log_depth_of(maps.depth) + scale[:, None, None]
-    filled = np.where(np.isfinite(logs), logs, _middle(logs))
-    small = np.stack([resize_image(one.astype(np.float32), columns, rows) for one in filled])
-    doubt = np.stack([resize_image(np.log(one), columns, rows) for one in maps.sigma])
-    target, weight = _anchor_maps(anchors, (frames, rows, columns), (height, width))
-    first = np.linalg.inv(poses[0]) @ poses
-
-    def tensor(array: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))[None]
-
-    prior = anchored_prior(tensor(small), tensor(doubt), tensor(first), tensor(target), tensor(weight))
+    height, width = maps.depth.shape[1:]
+    prior, small = dense_prior(maps, anchors, poses, log_scale)
     change = prior.log_depth[0].numpy() - small
     log_sigma, dynamic = prior.log_sigma[0].numpy(), None
     if refiner is not None:
-        pictures = np.stack([resize_image(image, columns, rows) for image in images])
-        clip = tensor(pictures.transpose(0, 3, 1, 2) / 127.5 - 1)
-        reduced = camera.resized(columns, rows)
-        intrinsics = torch.tensor([[reduced.fx, reduced.fy, reduced.cx, reduced.cy]], dtype=torch.float32)
-        prediction = refiner(clip, intrinsics, prior)
+        prediction = refiner(*network_clip(images, camera, *small.shape[1:]), prior)
         change = prediction.log_depth[0].float().cpu().numpy() - small
         log_sigma = prediction.log_scale[0].float().cpu().numpy()
         dynamic = np.stack(
@@ -169,10 +151,53 @@ def correct_depth(
         )
     moved = np.stack([_enlarged(one, width, height) for one in change])
     sigma = np.stack([_enlarged(np.exp(one), width, height) for one in log_sigma])
+    logs, filled = _filled_logs(maps, log_scale)
     kept = maps.measured[:, None, None]
     depth = np.where(np.isfinite(logs), np.exp(np.where(kept, filled, filled + moved)), 0).astype(np.float32)
     sigma = np.where(kept, maps.sigma, np.clip(sigma, MIN_SIGMA, MAX_SIGMA)).astype(np.float32)
     return DepthMaps(depth, sigma, maps.measured), dynamic
+
+
+def dense_prior(
+    maps: DepthMaps, anchors: Anchors, poses: np.ndarray, log_scale: np.ndarray | None = None
+) -> tuple[PointmapPrior, np.ndarray]:
+    """The geometric prior of a clip at the working size, and the log depth (F, h, w) that it moves.
+
+    Arguments are those of `correct_depth`.
+    """
+    import torch
+
+    from worldstereo_ros.models.pointmaps.prior import anchored_prior
+
+    frames, height, width = maps.depth.shape
+    rows, columns = work_size(height, width)
+    _, filled = _filled_logs(maps, log_scale)
+    small = np.stack([resize_image(one.astype(np.float32), columns, rows) for one in filled])
+    doubt = np.stack([resize_image(np.log(one), columns, rows) for one in maps.sigma])
+    target, weight = _anchor_maps(anchors, (frames, rows, columns), (height, width))
+    first = np.linalg.inv(poses[0]) @ poses
+    tensors = (
+        torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))[None]
+        for array in (small, doubt, first, target, weight)
+    )
+    return anchored_prior(*tensors), small
+
+
+def network_clip(images: np.ndarray, camera: Camera, rows: int, columns: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images (1, F, 3, rows, columns) in [-1, 1] and intrinsics (1, 4) of a clip, for networks."""
+    import torch
+
+    pictures = np.stack([resize_image(image, columns, rows) for image in images])
+    clip = torch.from_numpy(np.ascontiguousarray(pictures.transpose(0, 3, 1, 2) / 127.5 - 1, dtype=np.float32))[None]
+    reduced = camera.resized(columns, rows)
+    return clip, torch.tensor([[reduced.fx, reduced.fy, reduced.cx, reduced.cy]], dtype=torch.float32)
+
+
+def _filled_logs(maps: DepthMaps, log_scale: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """Scaled log depth (F, H, W), NaN or infinite where it is unknown, and the same with the median there."""
+    scale = np.zeros(len(maps.depth)) if log_scale is None else log_scale
+    logs = log_depth_of(maps.depth) + scale[:, None, None]
+    return logs, np.where(np.isfinite(logs), logs, _middle(logs))
 
 
 def _middle(logs: np.ndarray) -> float:

@@ -14,7 +14,13 @@ from worldstereo_ros.depth.familiarity import laplace_confidence
 from worldstereo_ros.geometry.cameras import Camera, unproject
 from worldstereo_ros.geometry.poses import check_poses, invert_pose
 from worldstereo_ros.imaging.resizing import resize_image
-from worldstereo_ros.pipelines.pointmaps.dense_depth import DepthMaps, correct_depth, predict_depth
+from worldstereo_ros.pipelines.pointmaps.dense_depth import (
+    DepthMaps,
+    correct_depth,
+    dense_prior,
+    network_clip,
+    predict_depth,
+)
 from worldstereo_ros.pipelines.pointmaps.dynamic import find_moving
 from worldstereo_ros.pipelines.pointmaps.motion import Motion, estimate_motion
 from worldstereo_ros.pipelines.pointmaps.tracks import Tracks, track_points
@@ -22,6 +28,9 @@ from worldstereo_ros.pipelines.pointmaps.types import GIVEN_DEPTH, GIVEN_ODOMETR
 from worldstereo_ros.utils.errors import InputError
 
 if TYPE_CHECKING:
+    import torch
+
+    from worldstereo_ros.models.pointmaps.types import PointmapPrior
     from worldstereo_ros.pipelines.pointmaps.dense_depth import Refiner
 
 VO, MAP, SMALL = "vo", "map", "small"
@@ -163,6 +172,20 @@ def estimate_window(
         # Both say it, or one of them loudly: flow sees what the network has never seen, and the other way round.
         moving = (dynamic_prob > MOVING_PROB) | (moving & (dynamic_prob > 0.2))
     return _assemble(dense, moving, motion, camera, _scale_from(window), tuple(messages), method)
+
+
+def prior_of_window(
+    window: Window, estimator: DepthEstimator | None = None
+) -> tuple[torch.Tensor, torch.Tensor, PointmapPrior]:
+    """What the method small gives its network, for training: images, intrinsics and the geometric prior.
+
+    Raises:
+        DepthError: depth cannot be estimated.
+    """
+    maps = predict_depth(window.images, window.camera, window.depth, estimator or SmallDepth())
+    _, motion = _find_motion(window.images, maps, window.camera, SMALL, None, False)
+    prior, small = dense_prior(maps, motion.anchors, motion.world_from_camera, motion.log_scale)
+    return *network_clip(window.images, window.camera, *small.shape[1:]), prior
 
 
 def _find_motion(

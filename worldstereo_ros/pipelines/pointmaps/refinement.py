@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -24,7 +24,10 @@ from worldstereo_ros.weights.bundled import DEFAULT_MODEL, bundled_folder
 if TYPE_CHECKING:
     from worldstereo_ros.models.pointmaps.model import PointmapModel
     from worldstereo_ros.models.pointmaps.published import PublishedPointmaps
+    from worldstereo_ros.models.pointmaps.refiner import RefinerModel
     from worldstereo_ros.pipelines.pointmaps.dense_depth import Refiner
+
+    Model = PointmapModel | PublishedPointmaps | RefinerModel
 
 POINTMAPS_FOLDER = "pointmaps"
 PASSES = 2
@@ -43,11 +46,11 @@ def is_available(folder: Path | None = None) -> bool:
     return ((folder or model_folder()) / "transformer" / "config.json").is_file()
 
 
-def load_model(folder: Path | None = None, device: Any = "cpu") -> PointmapModel | PublishedPointmaps:
+def load_model(folder: Path | None = None, device: Any = "cpu") -> Model:
     """Loads the point-map network.
 
     Args:
-        folder: folder of `worldstereo train pointmaps`, of either size; None for the bundled network.
+        folder: folder of `worldstereo train pointmaps`, of any of its networks; None for the bundled one.
         device: torch device.
 
     Raises:
@@ -66,7 +69,12 @@ def load_model(folder: Path | None = None, device: Any = "cpu") -> PointmapModel
     from worldstereo_ros.models.checkpoints.weights import read_json
     from worldstereo_ros.models.pointmaps.model import load_pointmap_model
 
-    if read_json(folder / "transformer" / "config.json").get("_class_name") == "STDiT3":
+    kind = read_json(folder / "transformer" / "config.json").get("_class_name")
+    if kind == "PointmapRefiner":
+        from worldstereo_ros.models.pointmaps.refiner import load_refiner_model
+
+        return load_refiner_model(folder, device)
+    if kind == "STDiT3":
         from worldstereo_ros.models.pointmaps.published import PublishedPointmaps
 
         return PublishedPointmaps.from_pretrained(folder / "transformer", folder / "vae", device=device)
@@ -79,20 +87,35 @@ def load_refiner(folder: Path | None = None, device: Any = "cpu") -> Refiner:
     return refiner_of(load_model(folder, device))
 
 
-def refiner_of(model: PointmapModel | PublishedPointmaps) -> Refiner:
+def refiner_of(model: Model) -> Refiner:
     """The refiner of a model."""
     return partial(_refine, model)
 
 
-def _refine(model: PointmapModel | PublishedPointmaps, images: Any, intrinsics: Any, prior: Any) -> Any:
+def _refine(model: Model, images: Any, intrinsics: Any, prior: Any) -> Any:
     device = model.device
+    passes = getattr(model, "passes", PASSES)
     return model.refine(
-        images.to(device), intrinsics.to(device), None if prior is None else prior.to(device), passes=PASSES
+        images.to(device), intrinsics.to(device), None if prior is None else prior.to(device), passes=passes
     )
 
 
+def works_without_prior(model: Model) -> bool:
+    """Whether a network samples point maps by itself; one that only refines a prior does not."""
+    return hasattr(model, "sample")
+
+
+def check_works_without_prior(model: Model) -> None:
+    """Raises InputError if a network only refines a prior."""
+    if not works_without_prior(model):
+        raise InputError(
+            "This point-map network refines a prior and gives nothing without one: use --prior tracks, or --weights "
+            "with a network of `worldstereo train pointmaps --network flow`."
+        )
+
+
 def estimate_without_prior(
-    frames: Sequence[np.ndarray], camera: Camera | None, model: PointmapModel | PublishedPointmaps, *, steps: int = 1
+    frames: Sequence[np.ndarray], camera: Camera | None, model: Model, *, steps: int = 1
 ) -> Pointmaps:
     """Point maps by the network alone, as Sora3R does it: no tracks and no depth network; poses by PnP-RANSAC.
 
@@ -107,10 +130,11 @@ def estimate_without_prior(
         consistent pose are not `frame_ok`.
 
     Raises:
-        InputError: the frames are no such.
+        InputError: the frames are no such, or the network only refines a prior.
     """
     import torch
 
+    check_works_without_prior(model)
     images = np.stack(as_frames(frames))
     height, width = images.shape[1:3]
     rows, columns = work_size(height, width, getattr(model, "work_pixels", WORK_PIXELS))
@@ -120,7 +144,8 @@ def estimate_without_prior(
     clip = torch.from_numpy(small.transpose(0, 3, 1, 2).astype(np.float32) / 127.5 - 1)[None].to(model.device)
     intrinsics = torch.tensor([[reduced.fx, reduced.fy, reduced.cx, reduced.cy]], dtype=torch.float32)
     generator = torch.Generator(model.device).manual_seed(0)
-    world = model.sample(clip, intrinsics.to(model.device), None, steps=steps, generator=generator)
+    sampler = cast("PointmapModel", model)
+    world = sampler.sample(clip, intrinsics.to(model.device), None, steps=steps, generator=generator)
     points = world.points[0].float().cpu().numpy().transpose(0, 2, 3, 1)
     sigma = np.exp(world.log_scale[0].float().cpu().numpy())
     valid = (world.valid[0].float().cpu().numpy() > 0) & np.isfinite(points).all(axis=3)
