@@ -4,8 +4,8 @@ What of it counts as *observed*: depth of a sensor, and depth that the plane swe
 photographs confirm; of up to five photographs, one, where it continues over a surface of some size. Such a distance is
 a measurement, as that of a stereo camera is: it follows from rays of cameras that saw the place, and no model filled it
 in. Its unit is that of the poses. All other depth is *estimated*: holes, which the depth network fills with its shape,
-scaled to the confirmed pixels around, except where it cannot be true (`free_space`); and everything
-that a network of `geometry_models` gives.
+scaled to the confirmed pixels around, except where a plane of confirmed pixels continues (`plane_continuation`) and
+where it cannot be true (`free_space`); and everything that a network of `geometry_models` gives.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from worldstereo_ros.reconstruction.free_space import bridges, seen_through
 from worldstereo_ros.reconstruction.geometry_models import GeometryModel, estimate_geometry
 from worldstereo_ros.reconstruction.neighbours import find_neighbours, pair_scores
 from worldstereo_ros.reconstruction.photographs import Photographs
+from worldstereo_ros.reconstruction.plane_continuation import continue_planes, find_planes
 from worldstereo_ros.reconstruction.plane_sweep import SweepSettings, SweepView, cross_check, drop_small_regions, sweep
 from worldstereo_ros.reconstruction.registration import Registration
 from worldstereo_ros.reconstruction.sgbm import match_pairs
@@ -41,6 +42,7 @@ FEW_PHOTOGRAPHS = 5  # up to this many, one view that confirms suffices
 MIN_SURFACE = 1 / 500
 MAX_CHECKED = 16  # other views that may confirm a depth: those that share most points
 MAX_LOOKING_THROUGH = 32  # other views that may contradict an estimated depth
+MAX_SAME_PLANES = 4  # other views whose observed points show the planes of a photograph, too
 MAX_NETWORK_PHOTOGRAPHS = 64  # at once; more do not fit on a GPU of 24 GB
 KEPT_IMAGES, KEPT_DEPTHS = 48, 96  # that are held in memory
 MAX_FRAME_BYTES = 400 * 10**6  # of images that are held in memory at their small size; the others are read again
@@ -230,6 +232,10 @@ def fill_holes(
                 mask |= (known <= 0) & (depth > 0)
                 if not estimated:
                     order = [int(j) for j in np.argsort(-scores[row], kind="stable")[:MAX_LOOKING_THROUGH] if j != row]
+                    same = [row, *(other for other in order[:MAX_SAME_PLANES] if scores[row, other] > 0)]
+                    planes = find_planes([(frames.view(other), read(other)) for other in same])
+                    depth, continued = continue_planes(frames.view(row), known, depth, planes)
+                    confidence = np.where(continued > 0, continued, confidence)
                     others = ((frames.view(other), read(other)) for other in order)
                     wrong = bridges(depth, mask) | seen_through(replace(frames.view(row), depth=depth), mask, others)
                     depth, confidence, mask = np.where(wrong, 0, depth), np.where(wrong, 0, confidence), mask & ~wrong

@@ -180,7 +180,7 @@ def reconstruct(
             lambda folder: folder,
         )
         notes = [*photos.notes, *registration.notes]
-        holes_key = fingerprint(depth_key, settings.depth_model)
+        holes_key = fingerprint(depth_key, settings.depth_model, "planes continue")
 
         def holes(folder: Path) -> Path:
             bare = fill_holes(
