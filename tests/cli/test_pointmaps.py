@@ -21,6 +21,9 @@ from worldstereo_ros.io.images import write_image
 from worldstereo_ros.io.posed_sequences import open_posed, write_sequence
 from worldstereo_ros.io.video import write_video
 from worldstereo_ros.pipelines.pointmaps import refinement
+from worldstereo_ros.reconstruction import place
+from worldstereo_ros.reconstruction.features import RegistrationError
+from worldstereo_ros.utils.errors import InputError
 from worldstereo_ros.visualization.viewer.loading import load_viewable
 
 COUNT = 8
@@ -139,6 +142,33 @@ def test_stereo_takes_depth_of_point_maps(recording, known, tmp_path, monkeypatc
     photo = CliRunner().invoke(app, ["stereo", str(recording[1] / "000.png"), *arguments[2:]])
     assert photo.exit_code == 1
     assert "needs a video or a sequence" in " ".join(photo.output.split())
+
+
+def test_reconstruct_takes_point_maps_of_a_video_whose_photographs_cannot_be_registered(tmp_path, monkeypatch):
+    monkeypatch.setattr(refinement, "is_available", lambda folder=None: False)
+    poses = walk(3)
+    write_video(tmp_path / "clip.mp4", [frame(pose)[0] for pose in poses], fps=10)
+    placed = []
+
+    def registration(source, out, settings, report, given=None):
+        if given is None:
+            raise RegistrationError("No two photographs match.")
+        placed.extend(photograph.world_from_camera for photograph in given.source.photographs)
+        raise InputError("That is enough.")
+
+    monkeypatch.setattr(place, "reconstruct", registration)
+    arguments = ["reconstruct", str(tmp_path / "clip.mp4"), "--fov", "75", "--out", str(tmp_path / "out")]
+    text = " ".join(CliRunner().invoke(app, arguments).output.split())
+    assert "No two photographs match. Poses are estimated by point maps." in text
+    assert "That is enough." in text
+    found, wanted = (np.stack(each)[:, :3, 3] for each in (placed, invert_pose(poses[0]) @ poses))
+    direction = (found[-1] - found[0]) / np.linalg.norm(found[-1] - found[0])
+    assert direction @ (wanted[-1] - wanted[0]) > 0.9 * np.linalg.norm(wanted[-1] - wanted[0])
+    # Asked for photographs, it gives up instead.
+    placed.clear()
+    text = CliRunner().invoke(app, [*arguments, "--pose-source", "photographs"]).output
+    assert "Poses are estimated" not in text
+    assert not placed
 
 
 def test_photographs_for_reconstruct(recording, known, monkeypatch):

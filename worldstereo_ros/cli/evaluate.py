@@ -101,7 +101,8 @@ def evaluate(
         typer.Option(
             "--pointmaps",
             help="Evaluate point maps instead, in clips of 17 frames of posed sequences, with or without depth, and of "
-            "worlds:SPLIT:COUNT with moving things. --pipeline is vo, map, small or small-no-prior; all by default.",
+            "worlds:SPLIT:COUNT with moving things; movers:PATH draws moving things into posed sequences with depth. "
+            "--pipeline is vo, map, small or small-no-prior; by default all whose weights are there.",
             rich_help_panel="Protocol",
         ),
     ] = False,
