@@ -64,7 +64,8 @@ def test_memory_raises_holes_in_a_sequence_there_and_back(tmp_path):
     assert sequence.truth == THERE_AND_BACK
     rows = {r.pipeline: r for r in evaluate_sequence(sequence, ["background", "geometric"], SENSOR)}
     assert rows["geometric"].psnr_holes > rows["background"].psnr_holes
-    assert rows["geometric"].psnr_seen > rows["background"].psnr_seen - 0.05
+    # Edges are mixed as cameras mix them; those of this scene are hard, and the frame was made of them without mixing.
+    assert rows["geometric"].psnr_seen > 42
     assert rows[TRUTH].warp_error > 0
     assert rows[TRUTH].psnr is None
 
@@ -74,13 +75,13 @@ def test_depth_sources_have_rows_of_their_own(pair, tmp_path):
     run = tmp_path / "run"
     save_weights(run / "base" / "stereo", "diffusion_pytorch_model", StereoRefiner(**small).state_dict())
     write_json(run / "base" / "stereo" / "config.json", {"_class_name": "StereoRefiner", **small})
-    arguments = ["evaluate", "--stereo", "--data", str(pair), "--pipeline", "background", "--pipeline", str(run)]
+    arguments = ["evaluate", "--stereo", "--data", str(pair), "--pipeline", "geometric", "--pipeline", str(run)]
     arguments += ["--no-features", "--device", "cpu", "--json", str(tmp_path / "rows.json")]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
     assert [row["depth"] for row in rows] == [SENSOR, SENSOR, ESTIMATED, ESTIMATED]
-    assert [row["pipeline"] for row in rows] == ["background", str(run)] * 2
+    assert [row["pipeline"] for row in rows] == ["geometric", str(run)] * 2
     assert rows[0]["psnr"] != rows[2]["psnr"]
     assert rows[0]["psnr"] == pytest.approx(rows[1]["psnr"], abs=0.1)  # untrained, it paints the fill
     assert set(rows[0]) >= {

@@ -117,7 +117,7 @@ def load_maker(name: str, sequence: StereoSequence, device: str = "cpu") -> EyeM
 
         def telea(image: np.ndarray, depth: np.ndarray, world_from_camera: object, new_shot: bool) -> np.ndarray:
             warped = warp_to_eye(
-                image, plain.disparity_of(depth)[0], eye=given.eye, offset=given.offset(sequence.camera.fx)
+                image, plain.disparity_of(depth, image)[0], eye=given.eye, offset=given.offset(sequence.camera.fx)
             )
             return cv2.inpaint(warped.image, warped.hole.view(np.uint8), TELEA_RADIUS_PX, cv2.INPAINT_TELEA)
 
@@ -130,7 +130,7 @@ def load_maker(name: str, sequence: StereoSequence, device: str = "cpu") -> EyeM
         painter = load_painter(name, device)
     settings = StereoSettings(
         base=given.base, strength=given.strength, convergence=given.convergence, eye=given.eye,
-        memory=0 if alone else given.memory, steady=not alone,
+        memory=0 if alone else given.memory, steady=not alone, soft_edges=not alone,
     )  # fmt: skip
     pipeline = GeometricStereo(sequence.camera, settings, painter=painter)
 

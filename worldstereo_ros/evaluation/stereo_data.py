@@ -187,7 +187,7 @@ def _there_and_back(sequence: PosedSequence) -> StereoSequence:
     """
     camera = sequence.camera
     rows = np.unique(np.linspace(0, len(sequence) - 1, min(len(sequence), POSED_FRAMES)).round().astype(int))
-    first = GeometricStereo(camera, StereoSettings(base=BASE_M, memory=0, steady=False))
+    first = GeometricStereo(camera, StereoSettings(base=BASE_M, memory=0, steady=False, soft_edges=False))
     settings = StereoSettings(base=BASE_M, eye="left")
 
     def load(index: int) -> TruthFrame:

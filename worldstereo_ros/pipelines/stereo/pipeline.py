@@ -1,7 +1,7 @@
-"""The other eye by geometry: warp, then what other frames saw, then the background's side.
+"""The other eye by geometry: warp, then what other frames saw, then the background's side, then edges on top.
 
-A network may then repaint what is left, see `painting`; no other pixel changes by it. The steadied mask `band` of the
-holes and the source of each pixel are in the result.
+A network may then repaint what is left, see `painting`; of other pixels, only edges that mix with it change by
+it. The steadied mask `band` of the holes and the source of each pixel are in the result.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ import numpy as np
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.imaging.inpainting import fill_depth
 from worldstereo_ros.pipelines.stereo.background import fill_background
+from worldstereo_ros.pipelines.stereo.narrow_gaps import fill_narrow_gaps
 from worldstereo_ros.pipelines.stereo.recall import FrameMemory, SeenFrame
 from worldstereo_ros.pipelines.stereo.settings import GEOMETRIC, MAX_DISPARITY, StereoSettings
+from worldstereo_ros.pipelines.stereo.soft_edges import DrawnEdges, draw_edges, split_edges
 from worldstereo_ros.pipelines.stereo.sparse_depth import is_sparse, spread_disparity
 from worldstereo_ros.pipelines.stereo.steadying import FlowLink, flow_image, steady_mask, steady_painting
 from worldstereo_ros.pipelines.stereo.warp import WarpedEye, warp_to_eye
@@ -143,11 +145,9 @@ class GeometricStereo:
                 f"The image has shape {image.shape} and the depth {depth.shape}; {(*shape, 3)} and {shape}, the "
                 "camera's size, were expected."
             )
-        disparity, clamped = self.disparity_of(depth)
+        disparity, clamped = self.disparity_of(depth, image)
         focal_base, offset = settings.focal_base(camera.fx), settings.offset(camera.fx)
-        warped = warp_to_eye(
-            image, disparity, eye=settings.eye, offset=offset, edge_px=settings.edge_px, threads=settings.threads
-        )
+        warped, edges = self._warp(image, disparity, offset)
         hole = warped.hole
         source = np.where(hole, np.uint8(PAINTED), np.uint8(SEEN))
         filled = warped
@@ -161,20 +161,25 @@ class GeometricStereo:
             )  # fmt: skip
             source[found] = REMEMBERED
         filled = fill_background(filled, threads=settings.threads)
-        out, band = filled.image, hole
+        if edges is not None:
+            source[edges.owned] = SEEN
+            hole = hole & ~edges.owned
+        out, band, shown = filled.image, hole, filled.disparity
         if self.painter is not None:
             out = self.painter.paint(
                 image, filled, source == PAINTED, source == REMEMBERED, left=settings.eye == "left", offset=offset
             )
+        if edges is not None:
+            out, shown = edges.mix(out), np.where(edges.owned, edges.disparity, filled.disparity)
         if settings.steady:
-            out, band = self._steady(out, hole, source == PAINTED)
+            out, band = self._steady(out, hole, source)
         if world_from_camera is not None and settings.memory:
             if is_sparse(depth > 0):  # few points would leave speckles
                 with np.errstate(divide="ignore"):
                     depth = np.float32(focal_base) / disparity
             seen = np.ascontiguousarray(image), np.ascontiguousarray(depth, np.float32)
             self._remember(SeenFrame(*seen, np.asarray(world_from_camera, np.float64)))
-        return StereoFrame(image, out, filled.disparity, source, band, clamped, settings.eye)
+        return StereoFrame(image, out, shown, source, band, clamped, settings.eye)
 
     def state(self) -> dict[str, np.ndarray]:
         """What it remembers, as arrays, to resume later as if nothing had happened.
@@ -200,11 +205,12 @@ class GeometricStereo:
         if "eye" in state:
             self._previous = _Previous(state["eye"], state["hole"], state["grey"])
 
-    def disparity_of(self, depth: np.ndarray) -> tuple[np.ndarray, float]:
+    def disparity_of(self, depth: np.ndarray, image: np.ndarray | None = None) -> tuple[np.ndarray, float]:
         """Disparity of a depth image.
 
         Args:
             depth: see `make`.
+            image: (H, W, 3) uint8, by which narrow gaps are filled; None: as wide ones.
 
         Returns:
             ((H, W) float32 pixels, fraction of the pixels whose disparity is limited to `MAX_DISPARITY`).
@@ -213,8 +219,14 @@ class GeometricStereo:
         known, focal_base = depth > 0, np.float32(self.settings.focal_base(self.camera.fx))
         sparse = not known.all() and is_sparse(known)
         if not known.all() and not sparse:
+            if image is not None:
+                with np.errstate(divide="ignore"):
+                    raw = np.where(known, focal_base / depth, np.float32(0)).astype(np.float32, copy=False)
+                closed, found = fill_narrow_gaps(raw, known, image, threads=self.settings.threads)
+                with np.errstate(divide="ignore"):
+                    depth = np.where(found & ~known, focal_base / closed, depth)
             far = np.isinf(depth)
-            depth = fill_depth(np.where(known & ~far, depth, np.float32(0)))
+            depth = fill_depth(np.where(far, np.float32(0), depth))
             depth[far] = np.inf
         with np.errstate(divide="ignore"):
             disparity = np.where(depth > 0, focal_base / depth, 0)
@@ -224,13 +236,30 @@ class GeometricStereo:
         clamped = float((disparity > limit).mean())
         return np.minimum(disparity, limit).astype(np.float32, copy=False), clamped
 
-    def _steady(self, image: np.ndarray, hole: np.ndarray, painted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(image with steady painting, steady mask)."""
+    def _warp(self, image: np.ndarray, disparity: np.ndarray, offset: float) -> tuple[WarpedEye, DrawnEdges | None]:
+        """(the eye with its holes, the edges to mix into it once they are filled)."""
+        settings = self.settings
+        if not settings.soft_edges:
+            eye = warp_to_eye(
+                image, disparity, eye=settings.eye, offset=offset, edge_px=settings.edge_px, threads=settings.threads
+            )
+            return eye, None
+        layers = split_edges(image, disparity, threads=settings.threads)
+        eye = warp_to_eye(
+            layers.image, layers.disparity, eye=settings.eye, offset=offset, edge_px=0,
+            near_end=layers.near_end(),
+            threads=settings.threads,
+        )  # fmt: skip
+        drawn = draw_edges(layers, eye, disparity, side=settings.eye, offset=offset, threads=settings.threads)
+        return eye, drawn
+
+    def _steady(self, image: np.ndarray, hole: np.ndarray, source: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(image with steady holes, steady mask)."""
         grey, band, before = flow_image(image), hole, self._previous
         if before is not None:
             link = FlowLink(before.grey, grey, (image.shape[1], image.shape[0]))
             band = steady_mask(hole, before.hole, link)
-            image = steady_painting(image, before.image, painted, link)
+            image = steady_painting(image, before.image, source == PAINTED, source == REMEMBERED, link)
         self._previous = _Previous(image, hole, grey)
         return image, band
 

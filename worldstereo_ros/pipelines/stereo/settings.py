@@ -33,7 +33,8 @@ class StereoSettings:
         eye: the eye to make, right or left. The other eye is the camera's image, unchanged.
         memory: number of past frames that fill holes; 0: none.
         steady: masks and painted pixels are made steady over time by optical flow.
-        edge_px: see `warp_to_eye`.
+        soft_edges: edges of nearer surfaces are unmixed and mixed anew, see `soft_edges`.
+        edge_px: see `warp_to_eye`; of no effect with soft edges.
         threads: number of threads.
 
     Raises:
@@ -46,6 +47,7 @@ class StereoSettings:
     eye: str = "right"
     memory: int = 6
     steady: bool = True
+    soft_edges: bool = True
     edge_px: int = 1
     threads: int = 2
 

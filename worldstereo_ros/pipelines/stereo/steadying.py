@@ -7,7 +7,7 @@ import numpy as np
 
 FLOW_SIDE_PX = 320  # longer side of the images that flow is computed in
 CONSISTENT_PX = 1.0  # forward and backward flow cancel within this, at the size of the flow
-PAST_SHARE = 0.6  # of a painted pixel's colour, from the frame before
+PAST_SHARE, REMEMBERED_SHARE = 0.65, 0.45  # of the colour of painted and remembered pixels, from the frame before
 
 
 class FlowLink:
@@ -73,22 +73,25 @@ def steady_mask(hole: np.ndarray, before: np.ndarray, link: FlowLink) -> np.ndar
     return hole | link.carry_mask(before)
 
 
-def steady_painting(image: np.ndarray, before: np.ndarray, painted: np.ndarray, link: FlowLink) -> np.ndarray:
-    """Mixes painted pixels with what the frame before showed there.
+def steady_painting(
+    image: np.ndarray, before: np.ndarray, painted: np.ndarray, remembered: np.ndarray, link: FlowLink
+) -> np.ndarray:
+    """Mixes painted and remembered pixels with what the frame before showed there.
 
     Args:
         image: (H, W, 3) uint8, this frame.
         before: (H, W, 3) uint8, the frame before, as it was shown.
-        painted: (H, W) bool, pixels that may change.
+        painted, remembered: (H, W) bool, pixels that may change.
         link: flow between the two.
 
     Returns:
         (H, W, 3) uint8; the same array if nothing changes.
     """
-    mixed = painted & link.consistent
+    mixed = (painted | remembered) & link.consistent
     if not mixed.any():
         return image
     past = link.carry_image(before)
+    share = np.where(painted[mixed], np.float32(PAST_SHARE), np.float32(REMEMBERED_SHARE))[:, None]
     out = image.copy()
-    out[mixed] = np.rint(PAST_SHARE * past[mixed] + (1 - PAST_SHARE) * image[mixed].astype(np.float32)).astype(np.uint8)
+    out[mixed] = np.rint(share * past[mixed] + (1 - share) * image[mixed]).astype(np.uint8)
     return out

@@ -49,6 +49,7 @@ def warp_to_eye(
     eye: str = "right",
     offset: float = 0.0,
     edge_px: int = 1,
+    near_end: np.ndarray | None = None,
     threads: int = 2,
 ) -> WarpedEye:
     """Warps an image to the other eye.
@@ -61,6 +62,8 @@ def warp_to_eye(
             (converged cameras by a shifted sensor); 0 for parallel ones. It does not change `disparity`.
         edge_px: nearer surfaces are widened by so many pixels first: the pixels at an edge mix both colours, and those
             left behind would draw a ghost of the edge on the background.
+        near_end: (H, W) float32 pixels by which the nearer surface at an edge reaches beyond the middle of its last
+            pixel: 0 where its edge is drawn apart (`soft_edges`); None: half a pixel, as the farther one.
         threads: number of threads.
 
     Raises:
@@ -76,7 +79,11 @@ def warp_to_eye(
     out, target = np.zeros_like(source), np.full(values.shape, HOLE, np.float32)
     column = np.zeros(values.shape, np.float32)
     settings = np.array([offset, JUMP_PX, JUMP_RATIO], np.float32)
-    calls = [(a, b, source, values, settings, out, target, column) for a, b in split_range(len(values), threads)]
+    if near_end is None:
+        ends = np.full_like(values, 0.5)
+    else:
+        ends = np.ascontiguousarray(near_end if eye == "right" else near_end[:, ::-1])
+    calls = [(a, b, source, values, ends, settings, out, target, column) for a, b in split_range(len(values), threads)]
     run_in_threads(_warp_rows, calls)
     if eye == "left":
         out, target = np.ascontiguousarray(out[:, ::-1]), np.ascontiguousarray(target[:, ::-1])
@@ -110,13 +117,14 @@ def _joined(one, other, settings):
 
 
 @compiled
-def _warp_rows(row0, row1, image, disparity, settings, out, target, column):
+def _warp_rows(row0, row1, image, disparity, ends, settings, out, target, column):
     """Warps rows to the right eye.
 
     Args:
         row0, row1: first row and end of the rows.
         image: (H, W, 3) uint8.
         disparity: (H, W) float32 pixels.
+        ends: (H, W) float32, near_end.
         settings: (3,) float32: offset, `JUMP_PX`, `JUMP_RATIO`.
         out: (H, W, 3) uint8, written where a surface is.
         target: (H, W) float32, holes at first; written likewise.
@@ -140,13 +148,15 @@ def _warp_rows(row0, row1, image, disparity, settings, out, target, column):
                         if d > target[y, t]:
                             target[y, t] = d
                             column[y, t] = np.float32(x) + f
-            else:  # the surface ends half a pixel farther
-                for t in range(max(0, int(np.ceil(x0))), min(width - 1, int(np.floor(x0 + half))) + 1):
+            else:  # the surface ends a little farther
+                reach = half if end or d0 < disparity[y, x + 1] else ends[y, x]
+                for t in range(max(0, int(np.ceil(x0))), min(width - 1, int(np.floor(x0 + reach))) + 1):
                     if d0 > target[y, t]:
                         target[y, t] = d0
                         column[y, t] = np.float32(x)
             if x == 0 or not _joined(d0, disparity[y, x - 1], settings):
-                for t in range(max(0, int(np.ceil(x0 - half))), min(width - 1, int(np.floor(x0))) + 1):
+                reach = half if x == 0 or d0 < disparity[y, x - 1] else ends[y, x]
+                for t in range(max(0, int(np.ceil(x0 - reach))), min(width - 1, int(np.floor(x0))) + 1):
                     if d0 > target[y, t]:
                         target[y, t] = d0
                         column[y, t] = np.float32(x)
