@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from helpers.stereo_scene import CAMERA, view_from
 
+from worldstereo_ros.depth.estimators import DepthEstimate
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.imaging.shots import ShotDetector, is_black
-from worldstereo_ros.pipelines.stereo.frame_geometry import GeometryTracker
+from worldstereo_ros.pipelines.stereo.frame_geometry import MAX_DOUBT, TRUSTED, GeometryTracker
 from worldstereo_ros.utils.errors import InputError
 
 
@@ -118,3 +119,15 @@ def test_given_poses_hold_across_a_cut():
     tracker.step(image, depth, np.eye(4))
     assert not tracker.step(bright, depth, np.eye(4)).new_shot
     assert tracker.cuts == 0
+
+
+@pytest.mark.parametrize(("confidence", "factor"), [(0.6, 1.0), (TRUSTED, 1.0), (TRUSTED / 2, 2.0), (0.0, MAX_DOUBT)])
+def test_depth_that_its_estimator_doubts_is_moved_away(confidence, factor):
+    image, depth = view_from(0.0)
+
+    class Doubtful(FakeEstimator):
+        def estimate(self, image, camera):
+            return DepthEstimate(self(image, camera), np.full(depth.shape, confidence, np.float32))
+
+    found = GeometryTracker(CAMERA, Doubtful(depth, [1.0])).step(image).depth
+    np.testing.assert_allclose(found, factor * depth, rtol=1e-5)
