@@ -166,8 +166,8 @@ class GeometryTracker:
 def doubt(estimate: DepthEstimate) -> float:
     """Factor from 1 on by which the depth of an estimator that doubts it is too small for a made eye.
 
-    An estimator in doubt may give a depth that is rather too small, which is right for a robot that must not collide. In
-    a made eye, disparities that are too large tear the image; those that are too small flatten it.
+    An estimator in doubt may give a depth that is rather too small, which is right for a robot that must not collide.
+    In a made eye, disparities that are too large tear the image; those that are too small flatten it.
     """
     known = estimate.depth > 0
     if estimate.confidence is None or not known.any():
