@@ -70,6 +70,21 @@ def test_nothing_is_remembered_that_has_moved_away():
     assert error(frame.image, truth, hole) <= error(alone.image, truth, hole) + 1
 
 
+@pytest.mark.parametrize("moved", [False, True])
+def test_what_stands_beside_the_image_hides_what_is_seen_behind_it(moved):
+    settings, board = StereoSettings(base=0.2, steady=False), 1.47  # outside the camera's image, inside the eye's
+    before = [board, board + 0.15 * moved]
+    frame = make([0.5, 0.4, 0.0], settings, boards=[*before, board + 0.5 * moved])
+    alone = make([0.0], settings, boards=[board + 0.5 * moved])
+    hidden = (frame.source == REMEMBERED) & (alone.source == SEEN)
+    truth = view_from(0.2, board + 0.5 * moved)[0]
+    if moved:
+        assert hidden.mean() < 0.002
+    else:
+        assert hidden.mean() > 0.01
+        assert error(frame.image, truth, hidden) < 0.2 * error(alone.image, truth, hidden)
+
+
 def test_without_poses_nothing_is_remembered():
     assert not (make([0.25, 0.0], poses=False).source == REMEMBERED).any()
 

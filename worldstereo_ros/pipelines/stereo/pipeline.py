@@ -160,6 +160,7 @@ class GeometricStereo:
                 focal_base=focal_base, offset=offset, sign=sign, threads=settings.threads,
             )  # fmt: skip
             source[found] = REMEMBERED
+            hole = hole | found
         filled = fill_background(filled, threads=settings.threads)
         if edges is not None:
             source[edges.owned] = SEEN

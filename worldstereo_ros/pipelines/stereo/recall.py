@@ -1,7 +1,8 @@
 """What other frames saw of the holes: past frames projected into them, tested against the present depth.
 
 A remembered point that lies in front of what the present frame sees is gone: something moved, and the space is free
-now. Points at a jump of disparity are left out, because their colours mix two surfaces.
+now. Beside the camera's image nothing says so, and a still point there hides what the other eye would see behind it.
+Points at a jump of disparity are left out, because their colours mix two surfaces.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from worldstereo_ros.utils.jit import compiled, run_in_threads, split_range
 MIN_DEPTH = 1e-3
 FAR = np.float32(1e6)  # depth that stands for infinitely far in the loops
 FOOTPRINT_PX = 0.75  # half the side of the square that a point covers
+STILL_TOLERANCE, STILL_COLOUR = 0.02, 32  # relative depth and grey levels between frames that show one still point
 DEPTH_TOLERANCE = 0.06  # relative difference of depths of one surface
 
 
@@ -84,11 +86,12 @@ class FrameMemory:
             threads: number of threads.
 
         Returns:
-            The eye, and (H, W) bool, True where a remembered frame filled a hole.
+            The eye, and (H, W) bool, True where it shows what a remembered frame saw: in holes, and in front of what is
+            seen, where something beside the camera's image hides it.
         """
         hole = warped.hole
         found = np.zeros(hole.shape, bool)
-        if not self.frames or not hole.any():
+        if not self.frames:
             return warped, found
         eye = Camera(camera.width, camera.height, camera.fx, camera.fy, camera.cx + sign * offset, camera.cy)
         marked = hole.view(np.uint8)
@@ -104,13 +107,17 @@ class FrameMemory:
             run_in_threads(
                 _splat_into_holes,
                 [
-                    (*rows, frame.depth, A, b, marked, present, settings, part)
+                    (*rows, frame.depth, A, b, marked, warped.disparity, present, settings, part)
                     for rows, part in zip(ranges, parts, strict=False)
                 ],
             )
         for part in parts:
             closer = (part > 0) & ((depth == 0) | (part < depth))
             depth[closer] = part[closer]
+        hiding = np.argwhere((depth > 0) & ~hole)
+        if len(hiding):
+            doubtful = hiding[~self._stand_still(hiding, depth[tuple(hiding.T)], eye, world_from_eye, camera)]
+            depth[tuple(doubtful.T)] = 0
         if not depth.any():
             return warped, found
         image, target, filled = warped.image.copy(), warped.disparity.copy(), found.view(np.uint8)
@@ -126,9 +133,43 @@ class FrameMemory:
         target[hole & ~found] = HOLE
         return WarpedEye(image, target), found
 
+    def _stand_still(
+        self, pixels: np.ndarray, depth: np.ndarray, eye: Camera, world_from_eye: np.ndarray, camera: Camera
+    ) -> np.ndarray:
+        """Whether points stood still: at least two frames show them alike, and none looks through them.
+
+        Args:
+            pixels: (N, 2) rows and columns of the eye.
+            depth: (N,) in the eye.
+            eye, world_from_eye: of the eye.
+            camera: of the frames.
+
+        Returns:
+            (N,) bool.
+        """
+        at = np.stack([pixels[:, 1], pixels[:, 0], np.ones(len(pixels))])
+        count, clear = np.zeros(len(pixels), int), np.ones(len(pixels), bool)
+        darkest, brightest = np.full((len(pixels), 3), 255, np.uint8), np.zeros((len(pixels), 3), np.uint8)
+        for frame in self.frames:
+            A, b = pixel_transform(eye, world_from_eye, camera, frame.world_from_camera)
+            x, y, z = (A @ at) * depth + b[:, None]
+            with np.errstate(divide="ignore", invalid="ignore"):
+                u, v = np.rint(x / z), np.rint(y / z)
+                inside = (z > MIN_DEPTH) & (u >= 0) & (u < camera.width) & (v >= 0) & (v < camera.height)
+            column, row = np.where(inside, u, 0).astype(np.intp), np.where(inside, v, 0).astype(np.intp)
+            there = frame.depth[row, column]
+            clear &= ~inside | (there <= (1 + DEPTH_TOLERANCE) * z)
+            same = inside & (np.abs(there - z) <= STILL_TOLERANCE * z)
+            count += same
+            colour = frame.image[row, column]
+            darkest[same] = np.minimum(darkest, colour)[same]
+            brightest[same] = np.maximum(brightest, colour)[same]
+        alike = (brightest.astype(int) - darkest).max(axis=1) <= STILL_COLOUR
+        return clear & (count >= 2) & alike
+
 
 @compiled
-def _splat_into_holes(row0, row1, depth, A, b, hole, present, settings, out):
+def _splat_into_holes(row0, row1, depth, A, b, hole, seen, present, settings, out):
     """Projects points of a remembered frame into the holes of the eye; the nearest wins.
 
     Args:
@@ -136,6 +177,7 @@ def _splat_into_holes(row0, row1, depth, A, b, hole, present, settings, out):
         depth: (H, W) float32 of the frame, 0 = unknown.
         A, b: `pixel_transform` from the frame to the eye.
         hole: (H, W) uint8, 1 = hole of the eye.
+        seen: (H, W) float32 disparity of the eye, outside its holes.
         present: (H, W) float32 disparity of the present frame.
         settings: (7,) float32: focal_base, signed offset, sign, `JUMP_PX`, `JUMP_RATIO`, `FOOTPRINT_PX`,
             `DEPTH_TOLERANCE`.
@@ -160,10 +202,14 @@ def _splat_into_holes(row0, row1, depth, A, b, hole, present, settings, out):
             r = settings[5] * min(max(d / z, np.float32(1.0)), np.float32(4.0))
             u0, u1 = max(0, int(np.ceil(u - r))), min(width - 1, int(np.floor(u + r)))
             v0, v1 = max(0, int(np.ceil(v - r))), min(height - 1, int(np.floor(v + r)))
+            shift = settings[0] / z
+            column = int(np.floor(u + settings[2] * shift - settings[1] + half))
+            beside = not 0 <= column < width
+            behind = shift - max(settings[3], settings[4] * shift) if beside else np.float32(-2.0)
             touched = False
             for q in range(v0, v1 + 1):
                 for p in range(u0, u1 + 1):
-                    touched = touched or hole[q, p] != 0
+                    touched = touched or hole[q, p] != 0 or seen[q, p] < behind
             if not touched:
                 continue
             # At a jump of depth the colour mixes two surfaces.
@@ -174,16 +220,14 @@ def _splat_into_holes(row0, row1, depth, A, b, hole, present, settings, out):
                     mixed = mixed or abs(other - d) > settings[6] * max(d, other)
             if mixed:
                 continue
-            shift = settings[0] / z
-            column = int(np.floor(u + settings[2] * shift - settings[1] + half))
             row = int(np.floor(v + half))
-            if 0 <= column < width:
+            if not beside:
                 now = present[row, column]
                 if shift > now + max(settings[3], settings[4] * now):
                     continue  # the present frame looks through this point
             for q in range(v0, v1 + 1):
                 for p in range(u0, u1 + 1):
-                    if hole[q, p] != 0 and (out[q, p] == 0 or z < out[q, p]):
+                    if (hole[q, p] != 0 or seen[q, p] < behind) and (out[q, p] == 0 or z < out[q, p]):
                         out[q, p] = z
 
 
