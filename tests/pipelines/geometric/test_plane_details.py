@@ -1,5 +1,7 @@
 """Details of surfaces: periods, which texels count, and their continuation."""
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.pipelines.geometric import plane_details
 from worldstereo_ros.pipelines.geometric.detail_rendering import add_details, pack_examples
 from worldstereo_ros.pipelines.geometric.layout import estimate_layout
-from worldstereo_ros.pipelines.geometric.plane_details import canonical_axes
+from worldstereo_ros.pipelines.geometric.plane_details import CONTRAST_GAIN, canonical_axes, strengthened
 from worldstereo_ros.pipelines.geometric.plane_sampling import TEXELS, DetailExample, find_periods
 
 SHARP = Camera.from_fov(320, 240, np.radians(75))
@@ -80,6 +82,27 @@ def test_noise_keeps_its_strength_and_seeds_differ():
     assert other.std() == pytest.approx(noise.std(), rel=0.2)
     assert np.abs(one - other).mean() > 2
     np.testing.assert_array_equal(one, flat_view(noise))
+
+
+@pytest.mark.parametrize(("grey_levels", "gain"), [(4.0, CONTRAST_GAIN), (12.0, (1 + CONTRAST_GAIN) / 2), (25.0, 1.0)])
+def test_weak_textures_are_drawn_with_more_contrast(grey_levels, gain):
+    noise = np.random.default_rng(0).normal(0, grey_levels, (TEXELS, TEXELS, 3)).astype(np.float32)
+    example = make_example(noise, np.ones((TEXELS, TEXELS), bool))
+    drawn = strengthened(example)
+    np.testing.assert_allclose(drawn.atlas, gain * example.atlas, rtol=0.02, atol=1e-6)  # its pyramid too
+
+
+def test_a_drawn_texture_has_about_the_contrast_that_its_plane_has_where_it_was_seen():
+    """Without the gain it has half of it."""
+    view = observe(turned(0), camera=SHARP)
+    grain = np.random.default_rng(0).normal(0, 6, view.image.shape[:2])[..., None]
+    seen = replace(view, image=np.clip(view.image + grain, 0, 255).astype(np.uint8))
+    layout = estimate_layout([seen])
+    planes = layout.render_view(SHARP, np.eye(4))
+    smooth, drawn = (layout.render_surfaces(planes, SHARP, np.eye(4), details=details) for details in (False, True))
+    wall = planes.plane == planes.plane[120, 160]
+    assert wall.sum() > 5000
+    assert 0.6 < (drawn - smooth)[wall].std() / 6 < 1.2
 
 
 def test_a_periodic_texture_continues_in_phase():
