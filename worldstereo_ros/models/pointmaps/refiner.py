@@ -1,4 +1,4 @@
-"""The refiner: changes the log depth of a geometric prior, frame by frame, by what images and their matching say.
+"""The refiner: changes the log depth of a geometric prior by what images and their matching say; frames are then fused.
 
 It is the depth network, fine-tuned, with another head and more to read: the prior, its anchors, and how well other
 frames match around it (`sweep`). A monocular network knows what surfaces look like, and matching knows where they are;
@@ -8,7 +8,7 @@ result is the prior. There is no flow of latents: `PointmapNetwork` is the publi
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ from worldstereo_ros.models.checkpoints.loading import BASE_STEM, build_on_meta
 from worldstereo_ros.models.checkpoints.parameters import load_weights
 from worldstereo_ros.models.checkpoints.weights import CheckpointError, open_weights, read_json
 from worldstereo_ros.models.depth_network import PATCH_PX, DepthNetwork
+from worldstereo_ros.models.pointmaps.fusion import fuse_depth
+from worldstereo_ros.models.pointmaps.prior import spread_residuals
 from worldstereo_ros.models.pointmaps.sweep import DISTANCES, OFFSETS, SCALE, SWEEP_CHANNELS, sweep
 from worldstereo_ros.models.pointmaps.types import PointmapPrediction, PointmapPrior, check_clip
 from worldstereo_ros.utils.errors import InputError
@@ -37,6 +39,9 @@ OUTPUTS = 4  # residual, change of the log sigma, logits of dynamic and valid
 MAX_RESIDUAL = 3.0
 MIN_LOG_SCALE, MAX_LOG_SCALE = -5.0, 1.5
 FIRST_DYNAMIC, FIRST_VALID = -3.0, 3.0
+TRUSTED_ANCHORS = (
+    5.0  # near a pixel, with which prior and prediction count the same; of 5, 10, 20 the best in validation
+)
 
 
 class PointmapRefiner(ModelMixin, ConfigMixin):
@@ -148,15 +153,33 @@ def match_hints(matching: torch.Tensor) -> torch.Tensor:
     return torch.stack((*likely, 0.5 * best, best - score.mean(2)), dim=2)
 
 
+def between_anchors(prediction: PointmapPrediction, prior: PointmapPrior) -> PointmapPrediction:
+    """What is predicted, drawn back to the prior where anchors are many: they are measured, and it only guesses."""
+    _, count = spread_residuals(prior.anchor_residual, prior.anchor_weight)
+    share = 1 / (1 + count / TRUSTED_ANCHORS)
+    log_depth = torch.lerp(prior.log_depth, prediction.log_depth, share)
+    scale = torch.lerp(prior.log_sigma.exp(), prediction.log_scale.exp(), share)
+    return replace(prediction, log_depth=log_depth, log_scale=scale.log())
+
+
+def finished(prediction: PointmapPrediction, prior: PointmapPrior, intrinsics: torch.Tensor) -> PointmapPrediction:
+    """What the network predicts of each frame, as it is used: with the prior at anchors, and fused over the frames."""
+    prediction = between_anchors(prediction, prior)
+    log_depth = fuse_depth(prediction.log_depth, prediction.log_scale, prior.poses, intrinsics)
+    return replace(prediction, log_depth=log_depth, knows_moving=False)
+
+
 @dataclass(frozen=True)
 class RefinerModel:
     """Refines priors; what a loaded `PointmapRefiner` is used through.
 
     Attributes:
         network: the network.
+        passes: see `refine`; more made no difference on validation worlds.
     """
 
     network: PointmapRefiner
+    passes: int = 1
 
     @property
     def device(self) -> torch.device:
@@ -176,7 +199,8 @@ class RefinerModel:
             passes: how often; later passes match frames around the depth of the one before.
 
         Returns:
-            Depth in the scale of the prior.
+            Depth in the scale of the prior, fused over the frames. The network hardly finds what moves, so
+            `knows_moving` is False.
 
         Raises:
             InputError: there is no prior, a shape is another, or `passes` is below 1.
@@ -189,6 +213,7 @@ class RefinerModel:
         for _ in range(passes):
             matching = sweep(images, prior.log_depth, prior.poses, intrinsics)
             prediction = self.network.predict(images, intrinsics, prior, matching)
+            prediction = finished(prediction, prior, intrinsics)
             prior = prior.refined(prediction)
         return prediction
 

@@ -66,12 +66,14 @@ class PointmapPrediction:
             absolute error of `log_depth`, when one scale of the whole clip is free.
         dynamic: (b, F, H, W) float32 logit of the probability that the pixel moves in the world.
         valid: (b, F, H, W) float32 logit of the probability that the ray hits a surface.
+        knows_moving: `dynamic` is to be believed; else what moves follows from geometry alone.
     """
 
     log_depth: torch.Tensor
     log_scale: torch.Tensor
     dynamic: torch.Tensor
     valid: torch.Tensor
+    knows_moving: bool = True
 
     def points(self, poses: torch.Tensor, intrinsics: torch.Tensor) -> torch.Tensor:
         """Points (b, F, 3, H, W) in the axes of the first camera, with poses (b, F, 4, 4) and intrinsics (b, 4)."""

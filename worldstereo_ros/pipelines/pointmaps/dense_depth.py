@@ -134,7 +134,7 @@ def correct_depth(
 
     Returns:
         Depth at the size of the frames, and (F, H, W) float32 probability that a pixel moves, by the refiner; None
-        without one.
+        where it does not know.
     """
     import torch
 
@@ -146,9 +146,10 @@ def correct_depth(
         prediction = refiner(*network_clip(images, camera, *small.shape[1:]), prior)
         change = prediction.log_depth[0].float().cpu().numpy() - small
         log_sigma = prediction.log_scale[0].float().cpu().numpy()
-        dynamic = np.stack(
-            [_enlarged(one, width, height) for one in torch.sigmoid(prediction.dynamic[0].float()).cpu().numpy()]
-        )
+        if prediction.knows_moving:
+            dynamic = np.stack(
+                [_enlarged(one, width, height) for one in torch.sigmoid(prediction.dynamic[0].float()).cpu().numpy()]
+            )
     moved = np.stack([_enlarged(one, width, height) for one in change])
     sigma = np.stack([_enlarged(np.exp(one), width, height) for one in log_sigma])
     logs, filled = _filled_logs(maps, log_scale)

@@ -17,7 +17,8 @@ import torch
 
 from worldstereo_ros.depth.estimators import SmallDepth
 from worldstereo_ros.models.depth_network import load_depth_network
-from worldstereo_ros.models.pointmaps.refiner import NETWORK_FOLDER, PointmapRefiner, load_refiner_model
+from worldstereo_ros.models.pointmaps.fusion import fuse_depth
+from worldstereo_ros.models.pointmaps.refiner import NETWORK_FOLDER, PointmapRefiner, finished, load_refiner_model
 from worldstereo_ros.training.config import TrainingConfigError
 from worldstereo_ros.training.data.moving_walks import MovingClips
 from worldstereo_ros.training.data.prior_batches import ClipBank, make_batch
@@ -172,23 +173,38 @@ class RefinerTrainer(TimedTrainer):
 def score_refiner(
     network: PointmapRefiner, clips: list[PriorClip], device: torch.device | str = "cpu"
 ) -> dict[str, float]:
-    """Means over clips of the depth scores of the prior and of the refined depth, and the IoU of what moves."""
+    """Means over clips of depth scores, and what the network says of what moves and of its errors.
+
+    The scores are those of the prior, of the prior fused over frames, of the network's frames, and of the result.
+    """
     rows: dict[str, list[float]] = {}
     both = either = 0
+    errors, sigmas = [], []
     for clip in clips:
         batch = make_batch([clip], [np.arange(len(clip.image))]).to(device)
-        prediction = network.predict(batch.images, batch.intrinsics, batch.prior, batch.matching)
+        raw = network.predict(batch.images, batch.intrinsics, batch.prior, batch.matching)
+        prediction = finished(raw, batch.prior, batch.intrinsics)
+        fused = fuse_depth(batch.prior.log_depth, batch.prior.log_sigma, batch.prior.poses, batch.intrinsics)
         truth = MovingClips(
             batch.images, torch.from_numpy(clip.depth[None].astype(np.float32)).to(device), batch.moving,
             batch.prior.poses, batch.intrinsics,
         )  # fmt: skip
-        for name, log_depth in (("prior", batch.prior.log_depth), ("refined", prediction.log_depth)):
+        maps = {
+            "prior": batch.prior.log_depth, "prior_fused": fused, "network": raw.log_depth,
+            "refined": prediction.log_depth,
+        }  # fmt: skip
+        for name, log_depth in maps.items():
             for key, values in depth_scores(log_depth, truth).items():
                 rows.setdefault(f"{name}_{key}", []).extend(values)
+        difference = (prediction.log_depth - batch.log_depth)[batch.hit]
+        errors.append(float((difference - difference.median()).abs().mean()))
+        sigmas.append(float(prediction.log_scale.exp()[batch.hit].mean()))
         both += int(((prediction.dynamic > 0) & batch.moving).sum())
         either += int(((prediction.dynamic > 0) | batch.moving).sum())
     found = {name: float(np.nanmean(values)) for name, values in rows.items() if np.isfinite(values).any()}
-    return {**found, "dynamic_iou": both / max(either, 1)} if found else {}
+    if not found:
+        return {}
+    return {**found, "error_over_sigma": float(np.mean(errors) / np.mean(sigmas)), "dynamic_iou": both / max(either, 1)}
 
 
 def train_refiner(
