@@ -1,12 +1,12 @@
 """Fits the probabilities of `weights/occupancy.json` on worlds of the validation split, and checks them on others.
 
-    python scripts/fit_occupancy.py [--worlds 16] [--models 8] [--check] [--write]
+    python scripts/fit_occupancy.py [--worlds 32] [--models 8] [--floors 8] [--check] [--write]
 
 Robots see about half of each world. Then: how often are cells that were seen free or occupied, or not seen, occupied;
-and how does the share of completions in which a cell is occupied map to how often it is. The first four worlds, one of
-each kind, are fitted, the next four checked, and so on. In further worlds a world model imagines views and estimates
-depth: how do the confidences of depth map to how often cells are occupied. Every other pair of a room and a corridor is
-checked.
+and how does what the network of completions says (`scripts/train_completion.py` trains it) map to how often they are.
+The first four worlds, one of each kind, are fitted, the next four checked, and so on. In further worlds a world model
+imagines views and estimates depth: how do the confidences of depth map to how often cells are occupied. Every other
+pair of a room and a corridor is checked. Floors of several rooms are checked, too.
 """
 
 from __future__ import annotations
@@ -25,15 +25,18 @@ from worldstereo_ros.evaluation.calibration_metrics import expected_calibration_
 from worldstereo_ros.evaluation.exploration import world_to_explore
 from worldstereo_ros.evaluation.exploration_robot import ExploringRobot, coarse, true_occupancy
 from worldstereo_ros.evaluation.occupancy_calibration import (
+    best_threshold,
     completion_samples,
     half_seen,
+    half_seen_scene,
     inside,
     model_samples,
     score_completions,
 )
+from worldstereo_ros.evaluation.room_floors import make_floor
 from worldstereo_ros.pipelines.auto import load_pipeline
 from worldstereo_ros.planning.cells import CALIBRATION_FILE, CellState, probability
-from worldstereo_ros.planning.completion import MIN_SHARE
+from worldstereo_ros.scenes import seed_of
 
 FILE = Path(__file__).resolve().parents[1] / "worldstereo_ros" / CALIBRATION_FILE
 RIDGE = 1e-3  # of the logistic models
@@ -108,8 +111,9 @@ def fit_evidence(name: str, fit: list[Evidence], check: list[Evidence]) -> list[
 def main() -> None:
     """Fits, checks, and writes."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--worlds", type=int, default=16)
-    parser.add_argument("--models", type=int, default=8, help="rooms and corridors in which a model imagines")
+    parser.add_argument("--worlds", type=int, default=32)
+    parser.add_argument("--models", type=int, default=8, help="rooms and corridors in which a model imagines; 0 = keep")
+    parser.add_argument("--floors", type=int, default=8, help="floors of rooms with doors that are checked")
     parser.add_argument("--check", action="store_true", help="only print the figures of the values as they are")
     parser.add_argument("--write", action="store_true", help="write the fitted values")
     options = parser.parse_args()
@@ -119,12 +123,16 @@ def main() -> None:
     checked = [robot for index, robot in enumerate(robots) if (index // 4) % 2 == 1] or robots
     values = json.loads(FILE.read_text(encoding="utf-8"))
     if not options.check:
-        share, occupied = (np.concatenate(part) for part in zip(*map(completion_samples, fitted), strict=True))
-        share = np.clip(share, MIN_SHARE, 1 - MIN_SHARE)
-        model = fit_logistic(np.log(share / (1 - share))[:, None], occupied, (1,))
-        values |= {**rates(fitted), "completed": [round(float(value), 3) for value in model]}
+        chance, occupied = (np.concatenate(part) for part in zip(*map(completion_samples, fitted), strict=True))
+        model = fit_logistic(np.log(chance / (1 - chance))[:, None], occupied, (1,))
+        threshold = best_threshold(fitted)
+        called = 1 / (1 + np.exp(-(model[0] + model[1] * np.log(threshold / (1 - threshold)))))
+        values |= {
+            **rates(fitted), "completed": [round(float(value), 3) for value in model],
+            "completed_called": round(float(called), 3),
+        }  # fmt: skip
         models = list(model_evidence(options.models))
-        for name in ("imagined", "estimated"):
+        for name in ("imagined", "estimated") if models else ():
             fit, check = ([m[name] for n, m in enumerate(models) if n // 2 % 2 == k] for k in (0, 1))
             print(f"{name}: {(model := fit_evidence(name, fit, check))}")
             if name == "imagined":
@@ -137,7 +145,9 @@ def main() -> None:
         print(f"Written to {FILE}; run with --check to see the figures.")
         return
     print("rates on the checked worlds:", rates(checked))
-    print(asdict(score_completions(checked)))
+    print("checked worlds:", asdict(score_completions(checked)))
+    floors = [half_seen_scene(make_floor(seed_of("validation", index))) for index in range(options.floors)]
+    print("floors of rooms, on which nothing is fitted:", asdict(score_completions(floors)))
 
 
 if __name__ == "__main__":

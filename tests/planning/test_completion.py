@@ -6,7 +6,14 @@ from helpers.floor_plans import boxes, look, mapped
 
 from worldstereo_ros.planning.cells import CellState
 from worldstereo_ros.planning.columns import make_grid
-from worldstereo_ros.planning.completion import complete, complete_unknown, drawn_completions, wall_angle
+from worldstereo_ros.planning.completion import (
+    complete,
+    complete_unknown,
+    completion_chances,
+    drawn_completions,
+    wall_angle,
+)
+from worldstereo_ros.planning.occupancy_grid import merge_evidence
 from worldstereo_ros.planning.occupancy_map import OccupancyMap
 from worldstereo_ros.utils.errors import InputError
 
@@ -51,11 +58,13 @@ def test_the_same_seed_gives_the_same_completion_and_others_differ(half):
 
 
 def test_walls_go_on_along_their_lines_and_the_room_is_free(half):
-    rows, columns, _ = half.cells_at(np.array([[-1.2, 2.06, 0], [-0.8, 0.6, 0]]))
+    rows, columns, _ = half.cells_at(np.array([[-1.2, 2.06, 0], [-1.2, 2.16, 0], [-0.8, 0.6, 0]]))
     assert not half.observed[rows, columns].any()
-    wall, floor = (drawn_completions(half, range(11))[:, rows, columns] == 1).mean(axis=0)
-    assert wall > 0.5
-    assert floor < 0.4
+    chances = completion_chances(half)[rows, columns]
+    assert chances[:2].max() > 0.75  # to a cell
+    assert chances[2] < 0.2
+    shares = (drawn_completions(half, range(11))[:, rows, columns] == 1).mean(axis=0)
+    assert shares[2] < 0.4 < shares[:2].max()
 
 
 def test_hypotheses_differ_where_the_unseen_side_may_be(half):
@@ -77,6 +86,44 @@ def test_the_direction_of_the_walls_is_found():
     assert wall_angle(grid) == pytest.approx(turn, abs=math.radians(4))
     completed = complete(grid, range(3))
     np.testing.assert_array_equal(completed.state[grid.observed], grid.state[grid.observed])
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_the_mean_of_the_hypotheses_is_what_the_network_says(half, count):
+    chance = completion_chances(half)
+    completed = complete(half, range(count))
+    told = ~np.isnan(chance)
+    assert (told <= ~half.observed).all()
+    np.testing.assert_array_equal(completed.imagined, told)
+    np.testing.assert_allclose(completed.occupied[told], chance[told], atol=1e-5)
+
+
+def test_where_a_map_ends_and_how_fine_its_cells_are_says_nothing(half):
+    def resized(state, resolution):
+        nothing = np.full((0, *state.shape), np.nan, np.float32)
+        return merge_evidence(
+            observed_free=state == CellState.OBSERVED_FREE, observed_occupied=state == CellState.OBSERVED_OCCUPIED,
+            estimated=np.full(state.shape, np.nan, np.float32), hypotheses=nothing, floor=np.zeros(state.shape),
+            origin=half.origin, resolution=resolution, grid_from_world=half.grid_from_world, robot=half.robot,
+        )  # fmt: skip
+
+    chance = completion_chances(half)
+    wider = completion_chances(resized(np.pad(half.state, 32), half.resolution))[32:-32, 32:-32]
+    finer = completion_chances(resized(np.repeat(np.repeat(half.state, 2, 0), 2, 1), half.resolution / 2))[::2, ::2]
+    for other in (wider, finer):
+        both = ~np.isnan(chance) & ~np.isnan(other)
+        assert both.sum() > 0.8 * (~np.isnan(chance)).sum()
+        assert np.abs(chance - other)[both].mean() < 0.06
+
+
+def test_large_maps_are_completed_over_larger_cells(half, monkeypatch):
+    chance = completion_chances(half)
+    monkeypatch.setattr("worldstereo_ros.planning.completion.MAX_CELLS", half.state.size // 2)
+    coarser = completion_chances(half)
+    np.testing.assert_array_equal(np.isnan(coarser), np.isnan(chance))
+    told = ~np.isnan(chance)
+    assert (coarser != chance)[told].any()
+    assert np.corrcoef(coarser[told], chance[told])[0, 1] > 0.7
 
 
 def test_a_map_of_nothing_completes_to_nothing(half):

@@ -18,7 +18,7 @@ from scipy import ndimage
 
 from worldstereo_ros.planning import OccupancyGrid
 from worldstereo_ros.planning.cells import CellState
-from worldstereo_ros.planning.completion import drawn_completions
+from worldstereo_ros.planning.completion import completion_chances, drawn_completions
 from worldstereo_ros.planning.coverage_tour import Viewpoints, coverable, coverage_tour
 from worldstereo_ros.planning.next_view import frontier_cells, snap
 from worldstereo_ros.planning.travel import TravelField
@@ -135,7 +135,7 @@ class TourRule:
         if self._goal is not None and self._expected is not None and (self._goal.row, self._goal.column) == field.start:
             self._doubt[self._expected] *= DOUBT  # the robot has looked there
             on_the_way = None
-        share, _ = _ensemble(grid)
+        share = completion_chances(grid)
         told = ~np.isnan(share)
         # What the robot is to see: unseen cells that are probably free and that it can cover. Cells of which no
         # completion says anything count little.
@@ -168,10 +168,7 @@ class TourRule:
 
 
 def _ensemble(grid: OccupancyGrid) -> tuple[np.ndarray, np.ndarray]:
-    """Share of the completions in which cells are occupied (Y, X), NaN where most say nothing; and its variance, or 0.
-
-    The completions as they are drawn: after calibration they would hardly differ (`planning.completion`).
-    """
+    """Share of some completions in which cells are occupied (Y, X), NaN where they say nothing; its variance, or 0."""
     drawn = drawn_completions(grid, range(COMPLETIONS))
     told = ~np.isnan(drawn)
     count = np.maximum(told.sum(axis=0), 1)

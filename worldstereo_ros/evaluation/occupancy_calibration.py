@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from scipy import ndimage
 
 from worldstereo_ros.depth.estimators import DepthEstimator
 from worldstereo_ros.evaluation.calibration_metrics import expected_calibration_error
@@ -25,7 +26,7 @@ from worldstereo_ros.memory.cloud import CloudMemory
 from worldstereo_ros.pipelines.base import Pipeline
 from worldstereo_ros.planning.cells import CellState
 from worldstereo_ros.planning.columns import find_columns, make_grid
-from worldstereo_ros.planning.completion import complete, drawn_completions
+from worldstereo_ros.planning.completion import complete, completion_chances
 from worldstereo_ros.planning.occupancy_grid import OccupancyGrid
 from worldstereo_ros.planning.occupancy_map import OccupancyMap
 from worldstereo_ros.scenes import Scene, make_path, render_scene
@@ -48,6 +49,7 @@ class CompletionScores:
         iou_free, iou_occupied: intersection over union of all cells called free, and called occupied, observed or
             completed, with the truth inside the worlds.
         iou_free_seen, iou_occupied_seen: the same of what was observed alone.
+        iou_occupied_near, iou_occupied_seen_near: of occupied cells, where those count as one that lie side by side.
         false_free: share of cells called observed free in which there is an object.
         observed_occupied: share of cells called observed occupied in which there is an object.
     """
@@ -59,6 +61,8 @@ class CompletionScores:
     iou_occupied: float
     iou_free_seen: float
     iou_occupied_seen: float
+    iou_occupied_near: float
+    iou_occupied_seen_near: float
     false_free: float
     observed_occupied: float
 
@@ -66,14 +70,17 @@ class CompletionScores:
 def half_seen(worlds: Sequence[tuple[str, int]], visible: float = VISIBLE) -> Iterator[ExploringRobot]:
     """Robots that saw about a share of their world, along a path that follows from the world alone."""
     for split, index in worlds:
-        scene = world_to_explore(split, index)
-        robot = ExploringRobot(scene)
-        path = make_path(scene, "ground", 400, 0)
-        for pose in path[::3]:
-            if robot.coverage >= visible:
-                break
-            robot.put(pose)
-        yield robot
+        yield half_seen_scene(world_to_explore(split, index), visible)
+
+
+def half_seen_scene(scene: Scene, visible: float = VISIBLE) -> ExploringRobot:
+    """A robot that saw about a share of a world, along a path that follows from the world alone."""
+    robot = ExploringRobot(scene)
+    for pose in make_path(scene, "ground", 400, 0)[::3]:
+        if robot.coverage >= visible:
+            break
+        robot.put(pose)
+    return robot
 
 
 def inside(robot: ExploringRobot) -> np.ndarray:
@@ -81,12 +88,30 @@ def inside(robot: ExploringRobot) -> np.ndarray:
     return ~robot.outside
 
 
-def completion_samples(robot: ExploringRobot, seeds: int = SEEDS) -> tuple[np.ndarray, np.ndarray]:
-    """Share of completions in which unseen cells are occupied (N,), and whether they are (N,)."""
-    drawn = drawn_completions(robot.grid, range(seeds))
-    told = (~np.isnan(drawn)).mean(axis=0) >= 0.5
-    where = told & ~robot.grid.observed & inside(robot)
-    return np.nanmean(drawn[:, where], axis=0), robot.truth.occupied[where]
+def completion_samples(robot: ExploringRobot) -> tuple[np.ndarray, np.ndarray]:
+    """How probably the network says that unseen cells are occupied, uncalibrated (N,), and whether they are (N,)."""
+    chance = completion_chances(robot.grid, calibrated=False)
+    where = ~np.isnan(chance) & inside(robot)
+    return chance[where], robot.truth.occupied[where]
+
+
+def best_threshold(robots: Sequence[ExploringRobot]) -> float:
+    """What the network must say, uncalibrated, for completed cells to be called occupied: with the largest overlap."""
+    chance, right, seen = [], [], np.zeros(2)
+    for robot in robots:
+        p, within, occupied = completion_chances(robot.grid, calibrated=False), inside(robot), robot.truth.occupied
+        where = ~np.isnan(p) & within
+        chance.append(p[where])
+        right.append(occupied[where])
+        called = (robot.grid.state == CellState.OBSERVED_OCCUPIED) & within
+        seen += np.array([(called & occupied).sum(), (called | occupied).sum()])
+    p, y = np.concatenate(chance), np.concatenate(right)
+
+    def overlap_from(threshold: float) -> float:
+        called = p > threshold
+        return float((seen[0] + (called & y).sum()) / (seen[1] + (called & ~y).sum()))
+
+    return max(np.arange(0.1, 0.7, 0.02).round(2).tolist(), key=overlap_from)
 
 
 def model_samples(
@@ -138,7 +163,7 @@ def _samples(
 
 def score_completions(robots: Sequence[ExploringRobot], seeds: int = SEEDS) -> CompletionScores:
     """Scores the completions of the grids of some robots."""
-    chance, right, counts, visible = [], [], np.zeros(8), []
+    chance, right, counts, near, visible = [], [], np.zeros(8), np.zeros(4), []
     seen_free, seen_occupied = np.zeros(2), np.zeros(2)
     for robot in robots:
         grid, true, within = complete(robot.grid, range(seeds)), robot.truth.occupied, inside(robot)
@@ -147,6 +172,7 @@ def score_completions(robots: Sequence[ExploringRobot], seeds: int = SEEDS) -> C
         right.append(true[completed])
         visible.append(robot.coverage)
         counts += [*overlap(grid, true, within), *overlap(robot.grid, true, within)]
+        near += [*near_overlap(grid, true, within), *near_overlap(robot.grid, true, within)]
         free = within & (grid.state == CellState.OBSERVED_FREE)
         occupied = within & (grid.state == CellState.OBSERVED_OCCUPIED)
         seen_free += [float(true[free].sum()), float(free.sum())]
@@ -156,7 +182,8 @@ def score_completions(robots: Sequence[ExploringRobot], seeds: int = SEEDS) -> C
     return CompletionScores(
         cells=len(p), visible=float(np.mean(visible)), ece=expected_calibration_error(p, y.astype(np.float64)),
         iou_free=float(ratio[0]), iou_occupied=float(ratio[1]), iou_free_seen=float(ratio[2]),
-        iou_occupied_seen=float(ratio[3]), false_free=float(seen_free[0] / max(seen_free[1], 1)),
+        iou_occupied_seen=float(ratio[3]), iou_occupied_near=float(near[0] / max(near[1], 1)),
+        iou_occupied_seen_near=float(near[2] / max(near[3], 1)), false_free=float(seen_free[0] / max(seen_free[1], 1)),
         observed_occupied=float(seen_occupied[0] / max(seen_occupied[1], 1)),
     )  # fmt: skip
 
@@ -169,3 +196,12 @@ def overlap(grid: OccupancyGrid, true: np.ndarray, within: np.ndarray) -> list[f
     for called, is_so in ((free, ~true & within), (occupied, true & within)):
         out += [float((called & is_so).sum()), float((called | is_so).sum())]
     return out
+
+
+def near_overlap(grid: OccupancyGrid, true: np.ndarray, within: np.ndarray) -> list[float]:
+    """Intersection and union of occupied cells with the truth, where neighbours (eight) count as one cell."""
+    called, true = grid.called_occupied & within, true & within
+    called_right = float((called & ndimage.binary_dilation(true, np.ones((3, 3)))).sum())
+    true_found = float((true & ndimage.binary_dilation(called, np.ones((3, 3)))).sum())
+    shared = 0.5 * (called_right + true_found)
+    return [shared, float(called.sum()) - called_right + float(true.sum()) - true_found + shared]

@@ -64,8 +64,9 @@ class CellCalibration:
         unknown: of cells without evidence.
         estimated, imagined: (a, b, c) of the logistic model a + b hit + c free, where `hit` is the highest confidence
             of depth that ends in the cell, and `free` the mean confidence of depth that passes through it.
-        completed: (a, b) of the logistic model a + b logit(share) of the share of completions in which an unseen cell
-            is occupied (`completion`).
+        completed: (a, b) of the logistic model a + b logit(p) of what the network of completions says (`completion`).
+        completed_called: P(occupied) above which a completed cell is called occupied: that of the largest overlap of
+            called and occupied cells.
     """
 
     observed_free: float
@@ -74,6 +75,7 @@ class CellCalibration:
     estimated: tuple[float, float, float]
     imagined: tuple[float, float, float]
     completed: tuple[float, float]
+    completed_called: float
 
 
 @cache

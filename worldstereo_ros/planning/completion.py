@@ -1,34 +1,42 @@
-"""Completions of a grid: what may lie where nothing was seen, drawn from the walls that were.
+"""Completions of a grid: what may lie where nothing was seen, by a network that learned it from procedural worlds.
 
-A stand-in for imagined views where those take too long, as at every step of an explorer. Each hypothesis (each random
-seed) continues the observed walls along their lines until they meet another one, places the sides of the place that
-were not seen yet, and takes what they enclose as free, with objects strewn in. Hypotheses differ in how far walls go
-on, where unseen sides are, and where objects stand; their mean is calibrated on worlds with ground truth
-(`scripts/fit_occupancy.py`).
+A stand-in for imagined views where those take too long, as at every step of an explorer. A small network
+(`models.completion_network`) tells how probably each unseen cell is occupied. Each hypothesis (each random seed) is a
+draw from that: cells are occupied where their probability exceeds a random field that is smooth over half a metre and
+over some metres, so that walls and objects appear and vanish as a whole. The probability itself is calibrated on worlds
+with ground truth (`scripts/fit_occupancy.py`).
 
-Walls are looked for along two directions at right angles, those along which the observed obstacles line up best.
+The network has seen walls along the axes of grids; others are turned so that theirs are, too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy import ndimage
+from scipy.special import ndtr
 
+import worldstereo_ros
 from worldstereo_ros.planning.cells import CellState, load_calibration
 from worldstereo_ros.planning.occupancy_grid import OccupancyGrid
 from worldstereo_ros.utils.errors import InputError
-from worldstereo_ros.utils.jit import compiled
 
-MIN_WALL_M = 0.6  # of aligned obstacles that count as a wall
-MAX_GAP_M = 1.2  # in a wall, as of a door; it may be closed
-MAX_WALL_M, MEAN_WALL_M = 8.0, 3.0  # by which a wall continues, at most and on average
-MEAN_SIDE_M = 1.5  # average distance from what was seen to a side that was not
-OBJECT_SHARE, OBJECT_M = 0.12, 0.6  # of the floor that objects cover, and their size
+if TYPE_CHECKING:  # torch is loaded by the first completion
+    from worldstereo_ros.models.completion_network import CompletionNetwork
+
+WEIGHTS_FILE = "weights/completion.safetensors"
+CELL_M = 0.1  # edge of the cells that the network knows
+MAX_CELLS = 2_000_000  # of a map at that size; larger maps are completed over larger cells
+MARGIN_CELLS = 32  # of unseen cells around the grid: where a map ends says nothing of the world
+REACH_M = 8.0  # from what was seen free, within which cells are completed
 ANGLES = 30  # directions of walls that are tried, over 90 degrees
 MAX_HYPOTHESES = 32
-MIN_SHARE = 0.02  # shares of completions are kept from 0 and 1
+SMOOTH_M = (0.3, 1.5)  # standard deviations of the random fields
+MIN_CHANCE = 1e-3
 
 
 def wall_angle(grid: OccupancyGrid) -> float:
@@ -50,6 +58,8 @@ def wall_angle(grid: OccupancyGrid) -> float:
 def complete(grid: OccupancyGrid, seeds: Sequence[int] = range(3)) -> OccupancyGrid:
     """The grid with one hypothesis for each random seed; observed and estimated cells are unchanged.
 
+    P(occupied), the mean of the hypotheses, does not depend on the seeds; what each of them says does.
+
     Args:
         grid: what is known. Hypotheses that it has are replaced.
         seeds: random seeds, different ones. The same seed gives the same completion.
@@ -57,166 +67,126 @@ def complete(grid: OccupancyGrid, seeds: Sequence[int] = range(3)) -> OccupancyG
     Raises:
         InputError: there is no seed, one is given twice, or there are more than `MAX_HYPOTHESES`.
     """
-    return grid.with_hypotheses(_calibrated(drawn_completions(grid, seeds)))
+    return grid.with_hypotheses(_hypotheses(grid, seeds), called_from=load_calibration().completed_called)
 
 
 def complete_unknown(grid: OccupancyGrid, seeds: Sequence[int] = range(3)) -> OccupancyGrid:
     """The same as `complete`, but cells that the grid's own hypotheses imagine keep what those say, in all of them."""
-    completed = complete(grid, seeds)
     if not grid.imagined.any():
-        return completed
-    each = np.where(completed.state == CellState.UNKNOWN, np.nan, completed.hypotheses)
-    return completed.with_hypotheses(np.where(grid.imagined, grid.occupied, each))
+        return complete(grid, seeds)
+    calibration = load_calibration()
+    each = np.where(grid.imagined, grid.occupied, _hypotheses(grid, seeds))
+    called_from = np.where(grid.imagined, calibration.unknown, calibration.completed_called)
+    return grid.with_hypotheses(each, called_from=called_from)
 
 
 def drawn_completions(grid: OccupancyGrid, seeds: Sequence[int]) -> np.ndarray:
-    """(K, Y, X) float32 completions before they are calibrated: 1 occupied, 0 free, NaN nothing is said."""
+    """(K, Y, X) float32 draws: 1 occupied, 0 free, NaN seen, or too far from what was. Raises as `complete`."""
+    return _drawn(completion_chances(grid), grid.resolution, seeds)
+
+
+def completion_chances(grid: OccupancyGrid, *, calibrated: bool = True) -> np.ndarray:
+    """(Y, X) float32 P(occupied) of cells that no sensor saw; NaN where one did, and beyond `REACH_M`.
+
+    Args:
+        grid: what is known.
+        calibrated: False: as the network says, before it is calibrated.
+    """
+    occupied, free = grid.state == CellState.OBSERVED_OCCUPIED, grid.state == CellState.OBSERVED_FREE
+    if not free.any():
+        return np.full(free.shape, np.nan, np.float32)
+    near = ndimage.distance_transform_edt(~free) * grid.resolution <= REACH_M
+    chance = np.clip(_predict(occupied, free, grid.resolution, wall_angle(grid)), MIN_CHANCE, 1 - MIN_CHANCE)
+    if calibrated:
+        offset, slope = load_calibration().completed
+        chance = 1 / (1 + np.exp(-(offset + slope * np.log(chance / (1 - chance)))))
+    return np.where(near & ~occupied & ~free, chance, np.nan).astype(np.float32)
+
+
+def _hypotheses(grid: OccupancyGrid, seeds: Sequence[int]) -> np.ndarray:
+    """(K, Y, X) float32 P(occupied) of each hypothesis, whose mean is that of `completion_chances`; NaN as there."""
+    chance = completion_chances(grid)
+    drawn = _drawn(chance, grid.resolution, seeds)
+    return chance + np.minimum(chance, 1 - chance) * (drawn - drawn.mean(axis=0))
+
+
+def _drawn(chance: np.ndarray, resolution: float, seeds: Sequence[int]) -> np.ndarray:
     if not 1 <= len(seeds) <= MAX_HYPOTHESES or len(set(seeds)) != len(seeds):
         raise InputError(f"The seeds are {list(seeds)}; 1 to {MAX_HYPOTHESES} different numbers were expected.")
-    occupied, free = grid.state == CellState.OBSERVED_OCCUPIED, grid.state == CellState.OBSERVED_FREE
-    layers = _Layers(occupied, free, wall_angle(grid))
-    return np.stack([_draw(layers, grid.resolution, int(seed)) for seed in seeds])
+    out = []
+    for seed in seeds:
+        rng, field = np.random.default_rng(int(seed)), np.zeros(chance.shape)
+        for smooth in SMOOTH_M:
+            one = ndimage.gaussian_filter(rng.standard_normal(chance.shape), smooth / resolution, mode="wrap")
+            field += one / max(float(one.std()), 1e-12)
+        out.append(np.where(np.isnan(chance), np.nan, chance > ndtr(field / np.sqrt(len(SMOOTH_M)))))
+    return np.array(out, np.float32)
 
 
-def _calibrated(drawn: np.ndarray) -> np.ndarray:
-    """P(occupied) of each hypothesis, so that their mean is calibrated; NaN where less than half say anything.
-
-    Args:
-        drawn: (K, Y, X) float32: 1 occupied, 0 free, NaN nothing.
-    """
-    told = ~np.isnan(drawn)
-    count = told.sum(axis=0)
-    share = np.clip(np.where(told, drawn, 0).sum(axis=0) / np.maximum(count, 1), MIN_SHARE, 1 - MIN_SHARE)
-    offset, slope = load_calibration().completed
-    mean = 1 / (1 + np.exp(-(offset + slope * np.log(share / (1 - share)))))
-    # Each hypothesis keeps its side: the odds of all are moved by the same factor as those of their mean.
-    spread = np.minimum(mean, 1 - mean)
-    each = np.where(drawn > 0.5, mean + (1 - share) * spread, mean - share * spread)
-    return np.where(told & (count * 2 >= len(drawn)), np.clip(each, 0, 1), np.nan).astype(np.float32)
-
-
-class _Layers:
-    """The grid turned so that walls run along its axes, and back."""
-
-    def __init__(self, occupied: np.ndarray, free: np.ndarray, angle: float) -> None:
-        self.angle, self.shape = angle, occupied.shape
-        self.occupied, self.free = self._turned(occupied), self._turned(free)
-
-    def _turned(self, mask: np.ndarray) -> np.ndarray:
-        if self.angle == 0:
-            return mask
-        return ndimage.rotate(mask.astype(np.float32), np.degrees(self.angle), order=1, reshape=True) > 0.4
-
-    def back(self, values: np.ndarray) -> np.ndarray:
-        """Values of the turned grid on the grid; NaN stays NaN."""
-        if self.angle == 0:
-            return values
-        turned = ndimage.rotate(values, -np.degrees(self.angle), order=0, reshape=True, cval=np.nan)
-        top, left = ((np.array(turned.shape) - self.shape) // 2).tolist()
-        return turned[top : top + self.shape[0], left : left + self.shape[1]]
-
-
-def _draw(layers: _Layers, resolution: float, seed: int) -> np.ndarray:
-    """One completion (Y, X) float32: 1 occupied, 0 free, NaN nothing; on the cells of the grid."""
-    rng = np.random.default_rng(seed)
-    occupied, free = layers.occupied, layers.free
-    walls = np.zeros(occupied.shape, bool)
-    reach = MAX_WALL_M / resolution
-    for transposed in (False, True):
-        a, b = (occupied.T, free.T) if transposed else (occupied, free)
-        out = np.zeros(a.shape, bool)
-        lengths = np.minimum(rng.exponential(MEAN_WALL_M / resolution, (a.shape[0], 2)), reach)
-        _extend(a, b, lengths, round(MIN_WALL_M / resolution), round(MAX_GAP_M / resolution), out)
-        walls |= out.T if transposed else out
-    if free.any():
-        _close(occupied, free, walls, rng, resolution)
-    barrier = occupied | walls
-    # What a walk from the free cells reaches without crossing a wall is inside. Thin walls stop it: four neighbours.
-    inside, _ = ndimage.label(~barrier)
-    reached = np.isin(inside, np.unique(inside[free & ~barrier])) & (inside > 0)
-    within = reached & (ndimage.distance_transform_edt(~free) * resolution <= MAX_WALL_M)
-    objects = _strew(within & ~free, rng, resolution)
-    drawn = np.full(occupied.shape, np.nan, np.float32)
-    drawn[within] = 0
-    drawn[(within & objects) | walls] = 1
-    return layers.back(drawn)
-
-
-@compiled
-def _extend(occupied, free, lengths, min_wall, max_gap, out):
-    """Continues runs of obstacles along each row (R, C) into what was not seen.
-
-    Args:
-        occupied, free: (R, C) bool, as seen.
-        lengths: (R, 2) cells by which the runs of each row continue to either side, at most.
-        min_wall: cells of a run that counts as a wall. max_gap: cells of a gap in it.
-        out: (R, C) bool, filled: True = continued wall, where nothing was seen.
-    """
-    R, C = occupied.shape
-    for row in range(R):
-        start = 0
-        while start < C:
-            if not occupied[row, start]:
-                start += 1
-                continue
-            end, count, last = start, 0, start
-            while end < C and not free[row, end] and end - last <= max_gap:
-                if occupied[row, end]:
-                    count += 1
-                    last = end
-                end += 1
-            if count >= min_wall:
-                for column in range(start, last):
-                    if not occupied[row, column]:
-                        out[row, column] = True
-                for side in range(2):
-                    step = 1 if side == 1 else -1
-                    column = (last if side == 1 else start) + step
-                    left = lengths[row, side]
-                    while 0 <= column < C and left >= 1 and not free[row, column] and not occupied[row, column]:
-                        out[row, column] = True
-                        column += step
-                        left -= 1
-            start = last + 1
-
-
-def _close(
-    occupied: np.ndarray, free: np.ndarray, walls: np.ndarray, rng: np.random.Generator, resolution: float
-) -> None:
-    """Adds the sides of the place that were not seen, as straight walls beyond what is free; changes `walls`."""
-    rows, columns = np.nonzero(free)
-    low = np.array([rows.min(), columns.min()])
-    high = np.array([rows.max(), columns.max()])
-    # Obstacles that bound the free cells count as sides where they are as long as a wall and lie outermost.
-    for axis in (0, 1):
-        counts = occupied.sum(axis=1 - axis)
-        is_wall = np.flatnonzero(counts >= round(MIN_WALL_M / resolution))
-        for side in (0, 1):
-            edge = high[axis] if side else low[axis]
-            beyond = is_wall[is_wall >= edge - 1] if side else is_wall[is_wall <= edge + 1]
-            if len(beyond):
-                place = int(beyond.min() if side else beyond.max())
-            else:
-                gap = int(rng.exponential(MEAN_SIDE_M / resolution)) + 1
-                place = int(edge + gap) if side else int(edge - gap)
-            if side:
-                high[axis] = place
-            else:
-                low[axis] = place
+def _predict(occupied: np.ndarray, free: np.ndarray, resolution: float, angle: float) -> np.ndarray:
+    """(Y, X) float32 P(occupied) as the network says, from cells (Y, X) that were seen, and the direction of walls."""
     shape = np.array(occupied.shape)
-    unseen = ~occupied & ~free
-    for axis in (0, 1):
-        other = 1 - axis
-        a, b = max(int(low[other]), 0), min(int(high[other]) + 1, int(shape[other]))
-        for place in (int(low[axis]), int(high[axis])):
-            if not 0 <= place < shape[axis]:
-                continue
-            line = (place, slice(a, b)) if axis == 0 else (slice(a, b), place)
-            walls[line] |= unseen[line]
+    scale = float(min(resolution / CELL_M, np.sqrt(MAX_CELLS / occupied.size)))
+    # Turned about the middle of the grid, so that walls run along its axes; then with cells as the network knows them.
+    turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])  # of (row, column)
+    size = np.ceil(np.abs(turn) @ shape).astype(int)
+    to_middle = 0.5 * (size - 1) - turn @ (0.5 * (shape - 1))
+    layers = []
+    for mask in (free, occupied):
+        if angle != 0:
+            turned = ndimage.affine_transform(
+                mask.astype(np.float32), turn.T, -turn.T @ to_middle, tuple(size), order=1
+            )
+            mask = turned > 0.4
+        layers.append(np.pad(_resized(mask, scale), MARGIN_CELLS))
+    chance = _run(np.stack([layers[0] & ~layers[1], layers[1]]).astype(np.float32))
+    if angle == 0 and scale == 1:
+        return chance[MARGIN_CELLS : MARGIN_CELLS + shape[0], MARGIN_CELLS : MARGIN_CELLS + shape[1]]
+    offset = scale * (to_middle + 0.5) - 0.5 + MARGIN_CELLS
+    return ndimage.affine_transform(chance, turn * scale, offset, occupied.shape, order=1, mode="nearest")
 
 
-def _strew(inside: np.ndarray, rng: np.random.Generator, resolution: float) -> np.ndarray:
-    """(Y, X) bool: square objects at random places that cover about `OBJECT_SHARE` of `inside`."""
-    size = max(1, round(OBJECT_M / resolution))
-    corners = rng.random(inside.shape) < OBJECT_SHARE / size**2
-    return ndimage.binary_dilation(corners & inside, np.ones((size, size), bool)) & inside
+def _resized(mask: np.ndarray, scale: float) -> np.ndarray:
+    """A mask (Y, X) bool with `scale` times as many cells along each side; what is smaller than a cell fills it."""
+    if scale == 1:
+        return mask
+    shape = [int(np.ceil(n * scale)) for n in mask.shape]
+    if scale > 1:
+        rows, columns = (
+            np.minimum(((np.arange(n) + 0.5) / scale).astype(int), m - 1)
+            for n, m in zip(shape, mask.shape, strict=True)
+        )
+        return mask[rows[:, None], columns]
+    out = np.zeros(shape, bool)
+    rows, columns = np.nonzero(mask)
+    out[((rows + 0.5) * scale).astype(int), ((columns + 0.5) * scale).astype(int)] = True
+    return out
+
+
+@cache
+def load_network() -> CompletionNetwork:
+    """The network with the weights of the package."""
+    import torch
+    from safetensors.torch import load_file
+
+    from worldstereo_ros.models.completion_network import CompletionNetwork
+
+    # The package may span several folders: a checkout, and the installation of its ROS messages.
+    files = [Path(folder) / WEIGHTS_FILE for folder in worldstereo_ros.__path__]
+    file = next((file for file in files if file.is_file()), files[0])
+    network = CompletionNetwork()
+    network.load_state_dict({name: value.to(torch.float32) for name, value in load_file(file).items()})
+    return network.eval()
+
+
+def _run(seen: np.ndarray) -> np.ndarray:
+    """(Y, X) float32 P(occupied) of (2, Y, X) float32: 1 = seen free, 1 = seen occupied."""
+    import torch
+
+    from worldstereo_ros.models.completion_network import MULTIPLE
+
+    _, Y, X = seen.shape
+    padded = np.pad(seen, ((0, 0), (0, -Y % MULTIPLE), (0, -X % MULTIPLE)))
+    with torch.inference_mode():
+        chance = torch.sigmoid(load_network()(torch.from_numpy(padded)[None])[0, :Y, :X])
+    return np.asarray(chance.numpy())

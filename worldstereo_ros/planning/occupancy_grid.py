@@ -102,11 +102,14 @@ class OccupancyGrid:
         """(Y, X) int8: P(occupied) in percent; -1 where nothing is known."""
         return np.where(self.state == CellState.UNKNOWN, -1, np.rint(100 * self.occupied)).astype(np.int8)
 
-    def with_hypotheses(self, hypotheses: np.ndarray) -> OccupancyGrid:
+    def with_hypotheses(
+        self, hypotheses: np.ndarray, *, called_from: float | np.ndarray | None = None
+    ) -> OccupancyGrid:
         """The grid with other hypotheses. Cells that were observed or estimated do not change.
 
         Args:
             hypotheses: (K, Y, X) P(occupied) in 0..1, NaN where a hypothesis says nothing.
+            called_from: see `merge_evidence`.
 
         Raises:
             InputError: another shape, or a value outside 0..1.
@@ -119,7 +122,7 @@ class OccupancyGrid:
             observed_free=self.state == CellState.OBSERVED_FREE,
             observed_occupied=self.state == CellState.OBSERVED_OCCUPIED, estimated=estimated, hypotheses=hypotheses,
             floor=self.floor, origin=self.origin, resolution=self.resolution, grid_from_world=self.grid_from_world,
-            robot=self.robot, metric=self.metric,
+            robot=self.robot, metric=self.metric, called_from=called_from,
         )  # fmt: skip
 
 
@@ -143,6 +146,7 @@ def merge_evidence(
     grid_from_world: np.ndarray,
     robot: RobotShape,
     metric: bool = True,
+    called_from: float | np.ndarray | None = None,
 ) -> OccupancyGrid:
     """Combines evidence into a grid: observed before estimated, estimated before imagined.
 
@@ -151,6 +155,8 @@ def merge_evidence(
         estimated: (Y, X) P(occupied) by estimates, NaN = none.
         hypotheses: (K, Y, X) P(occupied) by each hypothesis, NaN = it says nothing. K may be 0.
         floor, origin, resolution, grid_from_world, robot, metric: see `OccupancyGrid`.
+        called_from: P(occupied), of all cells or (Y, X) of each, above which an imagined cell is called occupied; None:
+            the share of all unseen cells that are.
 
     Raises:
         InputError: a probability is outside 0..1.
@@ -168,9 +174,9 @@ def merge_evidence(
     mean = each.mean(axis=0)
     if len(hypotheses):
         imagined = told.mean(axis=0) >= MIN_KNOWN_SHARE
-        # Few cells are occupied for sure: those are called occupied that are so more often than cells are in general.
-        called = mean[imagined] > calibration.unknown
-        state[imagined] = np.where(called, CellState.IMAGINED_OCCUPIED, CellState.IMAGINED_FREE)
+        # Few cells of imagined views are occupied for sure: those are called so that are more often than others.
+        called = mean > (calibration.unknown if called_from is None else called_from)
+        state[imagined & called], state[imagined & ~called] = CellState.IMAGINED_OCCUPIED, CellState.IMAGINED_FREE
     layers = (
         (~np.isnan(estimated), CellState.ESTIMATED, np.nan_to_num(estimated)),
         (observed_free, CellState.OBSERVED_FREE, calibration.observed_free),

@@ -27,7 +27,7 @@ class PlanningParameters:
     )
     completions: int = row(
         0,
-        "Random completions of what was not seen (where walls may continue, and where objects may stand) in the grids, "
+        "Random completions of what was not seen (drawn from what a network expects there) in the grids, "
         "in next_best_view, and in scores for which nothing is imagined; 0 = none. Observed cells never change.",
         low=0,
         high=32,
