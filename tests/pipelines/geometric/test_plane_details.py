@@ -14,8 +14,8 @@ from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.pipelines.geometric import plane_details
 from worldstereo_ros.pipelines.geometric.detail_rendering import add_details, pack_examples
 from worldstereo_ros.pipelines.geometric.layout import estimate_layout
-from worldstereo_ros.pipelines.geometric.plane_details import CONTRAST_GAIN, canonical_axes, strengthened
-from worldstereo_ros.pipelines.geometric.plane_sampling import TEXELS, DetailExample, find_periods
+from worldstereo_ros.pipelines.geometric.plane_details import SHARPENING, canonical_axes, sharpened
+from worldstereo_ros.pipelines.geometric.plane_sampling import LEVELS, TEXELS, DetailExample, find_periods
 
 SHARP = Camera.from_fov(320, 240, np.radians(75))
 GRID = np.arange(TEXELS)
@@ -84,16 +84,33 @@ def test_noise_keeps_its_strength_and_seeds_differ():
     np.testing.assert_array_equal(one, flat_view(noise))
 
 
-@pytest.mark.parametrize(("grey_levels", "gain"), [(4.0, CONTRAST_GAIN), (12.0, (1 + CONTRAST_GAIN) / 2), (25.0, 1.0)])
-def test_weak_textures_are_drawn_with_more_contrast(grey_levels, gain):
-    noise = np.random.default_rng(0).normal(0, grey_levels, (TEXELS, TEXELS, 3)).astype(np.float32)
+@pytest.mark.parametrize(("grey_levels", "gain"), [(4.0, SHARPENING), (12.0, SHARPENING / 2), (25.0, 0.0)])
+def test_fine_detail_of_weak_textures_is_drawn_with_more_contrast(grey_levels, gain):
+    columns = np.arange(TEXELS)
+    fine = np.where(columns % 2, 1.0, -1.0)
+    coarse = np.sin(2 * np.pi * columns / 64)
+    for pattern, factor in ((fine, 1 + gain), (coarse * np.sqrt(2), 1.0)):
+        detail = np.broadcast_to(grey_levels * pattern[None, :, None], (TEXELS, TEXELS, 3)).astype(np.float32)
+        example = make_example(detail, np.ones((TEXELS, TEXELS), bool))
+        drawn = sharpened(example).atlas[:, 8 : TEXELS - 8] / np.float32(grey_levels)
+        before = example.atlas[:, 8 : TEXELS - 8] / np.float32(grey_levels)
+        np.testing.assert_allclose(drawn, factor * before, atol=0.05)
+
+
+def test_each_level_of_the_pyramid_is_sharpened():
+    noise = np.random.default_rng(0).normal(0, 4, (TEXELS, TEXELS, 3)).astype(np.float32)
     example = make_example(noise, np.ones((TEXELS, TEXELS), bool))
-    drawn = strengthened(example)
-    np.testing.assert_allclose(drawn.atlas, gain * example.atlas, rtol=0.02, atol=1e-6)  # its pyramid too
+    drawn, row = sharpened(example).atlas, 0
+    for level in range(1, LEVELS):
+        size = TEXELS >> level
+        part = np.s_[row : row + size, TEXELS : TEXELS + size]
+        assert drawn[part].std() > 1.5 * example.atlas[part].std()
+        row += size
+    assert not drawn[row:, TEXELS:].any()
 
 
 def test_a_drawn_texture_has_about_the_contrast_that_its_plane_has_where_it_was_seen():
-    """Without the gain it has half of it."""
+    """Without sharpening it has half of it."""
     view = observe(turned(0), camera=SHARP)
     grain = np.random.default_rng(0).normal(0, 6, view.image.shape[:2])[..., None]
     seen = replace(view, image=np.clip(view.image + grain, 0, 255).astype(np.uint8))

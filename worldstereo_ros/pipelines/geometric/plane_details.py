@@ -22,6 +22,7 @@ from worldstereo_ros.geometry.views import View
 from worldstereo_ros.pipelines.geometric.plane_detection import PlaneTexture
 from worldstereo_ros.pipelines.geometric.plane_patterns import find_pattern
 from worldstereo_ros.pipelines.geometric.plane_sampling import (
+    LEVELS,
     MIN_COSINE,
     ON_PLANE_M,
     ON_PLANE_PER_M,
@@ -42,11 +43,11 @@ COLOUR_FAMILY, COLOUR_TOLERANCE = 3.0, 8.0  # deviations from the colour of the 
 CALM_M = 0.35  # standard deviation of the surroundings
 CALM_QUANTILE, CALM_FACTOR, CALM_TOLERANCE = 0.25, 2.0, 2.0
 MAX_DETAIL = 18.0  # RMS grey levels of a texture; with more it shows a thing
-# A texture is drawn with about half of the contrast that its plane has where it was seen: pixels and texels are
-# interpolated, and only calm places are examples. Weak textures make up for it. Strong ones do not: where they are out
-# of phase, their error grows with the square of the contrast.
-CONTRAST_GAIN = 1.8
-STRONG_DETAIL = (8.0, 16.0)  # RMS grey levels of a texture, from which the gain fades and at which it is gone
+# Pixels and texels are interpolated, so that a texture is drawn with about half of the fine detail that its plane has
+# where it was seen. Weak textures are sharpened to make up for it, at each level of the pyramid. Strong ones are not:
+# where they are out of phase, their error grows with the square of the contrast.
+SHARPENING, SHARPENED_TEXELS = 1.5, 1.5  # of what a filter with this standard deviation takes away
+STRONG_DETAIL = (8.0, 16.0)  # RMS grey levels of a texture, from which sharpening fades and at which there is none
 MIN_EXAMPLE_AREA_M2 = 0.05
 WINDOW_RADII = (48, 32, 24, 16, 12, 8)  # texels; the largest with `MIN_CENTRES` is used
 MIN_CENTRES = 64  # texels
@@ -105,19 +106,27 @@ def detail_example(
     best_views = [views[index] for index in chosen]
     pattern = find_pattern(best_views, normal, offset, axes, middle, extent, texel)
     if pattern is not None:
-        return strengthened(pattern)
+        return sharpened(pattern)
     detail, valid = _rectify(best_views, normal, offset, axes, origin, texel)
     example = _make_example(detail, valid, origin, texel, abs(float(normal @ up)) < UPRIGHT_COSINE)
-    return None if example is None else strengthened(example)
+    return None if example is None else sharpened(example)
 
 
-def strengthened(example: DetailExample) -> DetailExample:
-    """An example that is drawn with more contrast, see `CONTRAST_GAIN`."""
-    detail = example.atlas[:, :TEXELS][example.usable]
-    strength = float(np.sqrt(np.mean(np.square(detail, dtype=np.float64))))
+def sharpened(example: DetailExample) -> DetailExample:
+    """An example whose fine detail is drawn with more contrast, see `SHARPENING`."""
+    detail = example.atlas[:, :TEXELS]
+    strength = float(np.sqrt(np.mean(np.square(detail[example.usable], dtype=np.float64))))
     low, high = STRONG_DETAIL
-    gain = 1 + (CONTRAST_GAIN - 1) * np.clip((high - strength) / (high - low), 0, 1)
-    return example._replace(atlas=example.atlas * np.float32(gain))
+    gain = np.float32(SHARPENING * np.clip((high - strength) / (high - low), 0, 1))
+    atlas = example.atlas.copy()
+    levels, row = [atlas[:, :TEXELS]], 0
+    for level in range(1, LEVELS):
+        size = TEXELS >> level
+        levels.append(atlas[row : row + size, TEXELS : TEXELS + size])
+        row += size
+    for part in levels:
+        part += gain * (part - cv2.GaussianBlur(part, (0, 0), SHARPENED_TEXELS))
+    return example._replace(atlas=atlas)
 
 
 def _footprints(points: np.ndarray, normal: np.ndarray, view: View) -> np.ndarray:

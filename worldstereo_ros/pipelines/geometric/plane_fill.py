@@ -19,30 +19,15 @@ from worldstereo_ros.pipelines.geometric.plane_noise import NOISE_CHANNELS, rend
 
 WORKING_PIXELS = 320 * 240  # size of a view for which lengths in pixels are meant; larger views have longer ones
 STRIDE_PX = 4  # of the coarse view in which light is interpolated
+LIGHT_PX = 16.0  # standard deviation of the filter that interpolates light
 FAR_FACTOR, FAR_WEIGHT = 4.0, 0.1  # a wider filter, for what is far from every pixel that was seen
 DEPTH_TOLERANCE_RATIO, DEPTH_TOLERANCE_M = 0.05, 0.05  # two depths within it are of one surface
+OWN_WEIGHT = 0.1  # of a plane's own light, against the light of the pixels around
 SKY_PROBABILITY = 0.7
+GUIDE_WEIGHT = 0.6  # of the image's own colours in holes, for the light of planes
 SHOWN_PROBABILITY = (0.1, 0.4)  # of a plane, from which it begins to show and at which it hides the image
 SEED_MASK = 0xFFFFFFFF
 SKY = -2  # as a plane
-
-
-class PlaneLight(NamedTuple):
-    """How the light of planes in holes is interpolated.
-
-    Attributes:
-        guide: weight of a pixel of a hole, whose colour the given image guesses, against a known one.
-        own: weight of a plane's own light, against that of the pixels around.
-        deviation: of the filter, pixels in a view of `WORKING_PIXELS`.
-    """
-
-    guide: float
-    own: float = 0.1
-    deviation: float = 16.0
-
-
-KNOWN_LIGHT = PlaneLight(guide=0.0)  # of known pixels alone
-GUESSED_LIGHT = PlaneLight(guide=0.6)  # holes of the image are a smooth guess
 
 
 class PlaneFill(NamedTuple):
@@ -72,7 +57,7 @@ def fill_with_planes(
     world_from_camera: np.ndarray,
     *,
     planes: PlaneRender | None = None,
-    light: PlaneLight = KNOWN_LIGHT,
+    guide_weight: float = 0.0,
     noise: bool = True,
     seed: int = 0,
     threads: int = 1,
@@ -80,13 +65,13 @@ def fill_with_planes(
     """Fills the holes of a view.
 
     Args:
-        image: (H, W, 3) uint8; in holes a smooth guess, whose light is used as far as `light` says.
+        image: (H, W, 3) uint8; in holes a smooth guess, whose light is used as far as `guide_weight` says.
         known: (H, W) bool, pixels that are no hole.
         depth: (H, W) float32 metres of the known pixels.
         layout: of the place.
         camera, world_from_camera: camera and (4, 4) pose of the view.
         planes: of the view, at least of its holes; None: they are rendered here.
-        light: how the light of planes is interpolated.
+        guide_weight: weight of a pixel of a hole against a known one, for the light of planes.
         noise: whether noise is needed; else it is 0.
         seed: another one gives other details.
         threads: number of threads to use.
@@ -112,7 +97,7 @@ def fill_with_planes(
         )
     colours = layout.render_surfaces(planes, camera, pose, seed=seed, threads=threads)
     if (planes.plane >= 0).any():
-        fields = _light(image, known, depth, layout, planes, camera, pose, light, threads)
+        fields = _light(image, known, depth, layout, planes, camera, pose, guide_weight, threads)
         np.copyto(out.image, colours + fields, where=(planes.plane >= 0)[..., None])
         out.probability[:], out.depth[:], out.plane[:] = planes.probability, planes.depth, planes.plane
         if noise:
@@ -133,14 +118,13 @@ def draw_planes(
     world_from_camera: np.ndarray,
     *,
     planes: PlaneRender | None = None,
-    light: PlaneLight = GUESSED_LIGHT,
     seed: int = 0,
     threads: int = 1,
 ) -> tuple[np.ndarray, PlaneFill]:
     """A view whose holes show planes as far as these are likely, else its own colours.
 
     Args:
-        image, known, depth, layout, camera, world_from_camera, planes, light, threads: see `fill_with_planes`.
+        image, known, depth, layout, camera, world_from_camera, planes, threads: see `fill_with_planes`.
         seed: another one gives other details; of any size.
 
     Returns:
@@ -149,7 +133,7 @@ def draw_planes(
     fill = fill_with_planes(
         *(image, known, depth, layout, camera, world_from_camera),
         planes=planes,
-        light=light,
+        guide_weight=GUIDE_WEIGHT,
         noise=False,
         seed=seed & SEED_MASK,
         threads=threads,
@@ -168,7 +152,7 @@ def _light(
     planes: PlaneRender,
     camera: Camera,
     pose: np.ndarray,
-    light: PlaneLight,
+    guide_weight: float,
     threads: int,
 ) -> np.ndarray:
     """(H, W, 3) float32 difference between the light of the view and that of its planes, smooth within each plane."""
@@ -179,16 +163,16 @@ def _light(
     near = cv2.resize(depth, size, interpolation=cv2.INTER_NEAREST)
     covered = cv2.resize(known.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST) > 0
     same = np.abs(near - coarse.depth) < DEPTH_TOLERANCE_RATIO * coarse.depth + DEPTH_TOLERANCE_M
-    weight = np.where(covered, same.astype(np.float32), np.float32(light.guide))
+    weight = np.where(covered, same.astype(np.float32), np.float32(guide_weight))
     difference = resize_image(image, *size).astype(np.float32) - own
-    deviation = light.deviation / STRIDE_PX * max(1.0, (known.size / WORKING_PIXELS) ** 0.5)
+    deviation = LIGHT_PX / STRIDE_PX * max(1.0, (known.size / WORKING_PIXELS) ** 0.5)
     fields = np.zeros((*known.shape, 3), np.float32)
     for index in np.unique(planes.plane[planes.plane >= 0]):
         of_plane = weight * (coarse.plane == index)
         weighted = np.concatenate([difference * of_plane[..., None], of_plane[..., None]], axis=-1)
         sums = cv2.GaussianBlur(weighted, (0, 0), deviation)
         sums += FAR_WEIGHT * _wide_blur(weighted, FAR_FACTOR * deviation)
-        field = sums[..., :3] / (sums[..., 3:] + light.own * (1 + FAR_WEIGHT) + 1e-6)
+        field = sums[..., :3] / (sums[..., 3:] + OWN_WEIGHT * (1 + FAR_WEIGHT) + 1e-6)
         field = cv2.resize(field, known.shape[::-1], interpolation=cv2.INTER_LINEAR)
         np.copyto(fields, field, where=(planes.plane == index)[..., None])
     return fields

@@ -22,7 +22,6 @@ from worldstereo_ros.pipelines.geometric.plane_fill import (
     SKY,
     WORKING_PIXELS,
     PlaneFill,
-    PlaneLight,
     draw_planes,
     fill_with_planes,
 )
@@ -33,8 +32,6 @@ MAX_LOG_DEPTH, REFERENCE_DEPTH_M, MIN_DEPTH_M = 2.0, 3.0, 0.1
 # Detail that memory shows: its weight, the filter that separates it, and over how many pixels it fades.
 MEMORY_DETAIL_WEIGHT, DETAIL_PX, BORDER_PX = 0.7, 2.0, 5
 GAP_PX = 7  # width of gaps between known pixels in which no planes are drawn, in a view of `WORKING_PIXELS`
-# The model's image has better light than planes, which are drawn for their borders and their details.
-MODEL_LIGHT = PlaneLight(guide=1.0, own=0.05, deviation=8.0)
 FEATHER_PX = 3  # over which refined pixels blend into seen ones
 
 
@@ -60,7 +57,7 @@ def fill_frame(
     depth = warped.depth if frame.depth is None else frame.depth
     camera, pose = conditioning.camera, conditioning.world_from_camera[index]
     given = (frame.image, close_gaps(known), depth, layout, camera, pose)
-    image, _ = draw_planes(*given, planes=planes, light=MODEL_LIGHT, seed=seed, threads=threads)
+    image, _ = draw_planes(*given, planes=planes, seed=seed, threads=threads)
     return replace(frame, image=add_memory_detail(image, warped.image, known & ~seen))
 
 
