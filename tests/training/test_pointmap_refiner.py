@@ -11,12 +11,18 @@ from worldstereo_ros.depth.estimators import SmallDepth
 from worldstereo_ros.models.depth_network import load_depth_network
 from worldstereo_ros.models.pointmaps.refiner import load_refiner_model
 from worldstereo_ros.models.pointmaps.sweep import SWEEP_CHANNELS
+from worldstereo_ros.pipelines.pointmaps.refinement import load_model
 from worldstereo_ros.training.config import TrainingConfigError
 from worldstereo_ros.training.data.prior_batches import ClipBank, make_batch
 from worldstereo_ros.training.data.prior_clips import PriorClip, world_clips
 from worldstereo_ros.training.pointmap_losses import map_loss
 from worldstereo_ros.training.stages import pointmap_refiner
-from worldstereo_ros.training.stages.pointmap_refiner import REFINER_PRESETS, refiner_preset, train_refiner
+from worldstereo_ros.training.stages.pointmap_refiner import (
+    REFINER_PRESETS,
+    refiner_preset,
+    score_refiner,
+    train_refiner,
+)
 from worldstereo_ros.weights.bundled import bundled_folder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -123,3 +129,11 @@ def test_steps_lower_the_loss_and_a_run_can_be_continued(tmp_path, monkeypatch):
 def test_a_preset_that_is_not_there_is_named():
     with pytest.raises(TrainingConfigError, match="no preset 'huge'"):
         refiner_preset("huge")
+
+
+def test_the_bundled_refiner_is_nearer_to_the_truth_than_its_prior(networks):
+    clips = [next(world_clips("demo", 0, *networks, solved_every=99, sizes=((96, 128),), frames=9))]
+    model = load_model()
+    scores = score_refiner(model.network, clips)
+    assert scores["refined_abs_rel_median"] < scores["prior_abs_rel_median"]
+    assert scores["refined_delta"] > scores["prior_delta"]
