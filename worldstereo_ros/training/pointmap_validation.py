@@ -97,7 +97,10 @@ def validate(
         if "abs_rel" in scores:
             metrics[f"{method}_clip_median_abs_rel"] = float(np.median(scores["abs_rel"]))
     prediction = PointmapPrediction(
-        *(torch.cat([getattr(p, n) for p in predictions]) for n in ("log_depth", "log_scale", "dynamic", "valid"))
+        torch.cat([p.log_depth for p in predictions]),
+        torch.cat([p.log_scale for p in predictions]),
+        torch.cat([p.dynamic for p in predictions]),
+        torch.cat([p.valid for p in predictions]),
     )
     return {**metrics, **_calibration(prediction, clips)}, prediction
 

@@ -63,6 +63,7 @@ class OpenSoraTrainer(TimedTrainer):
     """
 
     max_norm = 1.0
+    walk_feed: WalkFeed
 
     def __init__(self, settings: OpenSoraTraining, base: str, folder: Path, started: float) -> None:
         if settings.device == "cuda" and not torch.cuda.is_available():
