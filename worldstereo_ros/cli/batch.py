@@ -69,7 +69,7 @@ def batch(
         float | None,
         typer.Option(
             metavar="SECONDS",
-            help="Time after which a job that has not ended is stopped and counts as failed; the others go on.",
+            help="Time after which a job that has not ended is stopped and counts as failed; the others continue.",
             show_default="no limit",
             rich_help_panel=ENGINE,
         ),

@@ -1,7 +1,7 @@
 """A small U-Net that tells from the cells of a grid that were seen how probably the others are occupied.
 
-The worlds of a robot repeat themselves: a facade has a house behind it, a row of racks goes on, a room has four sides.
-The network learned that from grids of procedural worlds (`scripts/train_completion.py`).
+The worlds of a robot repeat themselves: a facade has a house behind it, a row of racks continues, a room has four
+sides. The network learned that from grids of procedural worlds (`scripts/train_completion.py`).
 """
 
 from __future__ import annotations
