@@ -38,7 +38,7 @@ from worldstereo_ros.pipelines.auto import load_pipeline
 from worldstereo_ros.planning.cells import CALIBRATION_FILE, CellState, probability
 from worldstereo_ros.scenes import seed_of
 
-FILE = Path(__file__).resolve().parents[1] / "worldstereo_ros" / CALIBRATION_FILE
+FILE = Path(__file__).resolve().parents[1] / "worldstereo_ros" / "weights" / CALIBRATION_FILE
 RIDGE = 1e-3  # of the logistic models
 FIRST_MODEL_WORLD = 40  # of those in which a model imagines, a room
 

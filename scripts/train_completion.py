@@ -32,7 +32,7 @@ from worldstereo_ros.planning.cells import CellState
 from worldstereo_ros.planning.completion import CELL_M, MARGIN_CELLS, REACH_M, WEIGHTS_FILE, load_network
 from worldstereo_ros.scenes import Scene, make_path, seed_of
 
-FILE = Path(__file__).resolve().parents[1] / "worldstereo_ros" / WEIGHTS_FILE
+FILE = Path(__file__).resolve().parents[1] / "worldstereo_ros" / "weights" / WEIGHTS_FILE
 COVERAGES = (0.25, 0.4, 0.55, 0.7, 0.85)  # at which a grid is kept, and that after the first look around
 WALK, STRIDE = 400, 3  # poses of a path, of which every third is an observation
 CROP, BATCH = 160, 8

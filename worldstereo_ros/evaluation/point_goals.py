@@ -40,7 +40,7 @@ from worldstereo_ros.utils.errors import InputError
 HYPOTHESES = (0, 1, 3, 11)  # 0: without imagination
 ARRIVED_M = 0.3  # from the goal
 MIN_WAY_M = 2.0  # of the shortest way to a goal
-MAX_WAYS = 1.5  # of the shortest way, within which a run must arrive: a robot that errs fails
+MAX_WAYS = 1.5  # of the shortest way, within which a run must arrive; a robot that took a wrong door fails
 REPLAN_M = 0.6  # driven between two plans
 MAX_DECISIONS = 200
 BLOCKED_COST = 4.0  # metres more for each metre through what all hypotheses say is occupied

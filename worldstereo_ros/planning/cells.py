@@ -7,15 +7,14 @@ import math
 from dataclasses import dataclass, fields
 from enum import IntEnum
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-import worldstereo_ros
 from worldstereo_ros.utils.errors import InputError
+from worldstereo_ros.weights.bundled import bundled_file
 
-CALIBRATION_FILE = "weights/occupancy.json"
+CALIBRATION_FILE = "occupancy.json"
 MIN_RESOLUTION_M, MAX_RESOLUTION_M = 0.01, 1.0
 
 
@@ -81,10 +80,7 @@ class CellCalibration:
 @cache
 def load_calibration() -> CellCalibration:
     """The calibration of the package."""
-    # The package may span several folders: a checkout, and the installation of its ROS messages.
-    files = [Path(folder) / CALIBRATION_FILE for folder in worldstereo_ros.__path__]
-    file = next((file for file in files if file.is_file()), files[0])
-    values = json.loads(file.read_text(encoding="utf-8"))
+    values = json.loads(bundled_file(CALIBRATION_FILE).read_text(encoding="utf-8"))
     read: dict[str, Any] = {}
     for field in fields(CellCalibration):
         value = values[field.name]

@@ -13,22 +13,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy import ndimage
 from scipy.special import ndtr
 
-import worldstereo_ros
 from worldstereo_ros.planning.cells import CellState, load_calibration
 from worldstereo_ros.planning.occupancy_grid import OccupancyGrid
-from worldstereo_ros.utils.errors import InputError
+from worldstereo_ros.utils.errors import InputError, first_line
+from worldstereo_ros.weights.bundled import bundled_file
 
 if TYPE_CHECKING:  # torch is loaded by the first completion
     from worldstereo_ros.models.completion_network import CompletionNetwork
 
-WEIGHTS_FILE = "weights/completion.safetensors"
+WEIGHTS_FILE = "completion.safetensors"
 CELL_M = 0.1  # edge of the cells that the network knows
 MAX_CELLS = 2_000_000  # of a map at that size; larger maps are completed over larger cells
 MARGIN_CELLS = 32  # of unseen cells around the grid: where a map ends says nothing of the world
@@ -165,17 +164,26 @@ def _resized(mask: np.ndarray, scale: float) -> np.ndarray:
 
 @cache
 def load_network() -> CompletionNetwork:
-    """The network with the weights of the package."""
+    """The network with the weights of the package.
+
+    Raises:
+        InputError: its file is missing or damaged.
+    """
     import torch
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     from worldstereo_ros.models.completion_network import CompletionNetwork
 
-    # The package may span several folders: a checkout, and the installation of its ROS messages.
-    files = [Path(folder) / WEIGHTS_FILE for folder in worldstereo_ros.__path__]
-    file = next((file for file in files if file.is_file()), files[0])
-    network = CompletionNetwork()
-    network.load_state_dict({name: value.to(torch.float32) for name, value in load_file(file).items()})
+    file, network = bundled_file(WEIGHTS_FILE), CompletionNetwork()
+    try:
+        weights = {name: value.to(torch.float32) for name, value in load_file(file).items()}
+        network.load_state_dict(weights)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise InputError(
+            f"The network of completions ({file}) is missing or damaged: {first_line(error)}. Install the package "
+            "again."
+        ) from None
     return network.eval()
 
 

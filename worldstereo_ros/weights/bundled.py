@@ -1,4 +1,4 @@
-"""Names and folders of the weights bundled with the package. Imports nothing heavy."""
+"""Names, folders and files of the weights bundled with the package. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -19,9 +19,18 @@ def bundled_folder(name: str) -> Path:
     Returns:
         The folder; where it should be, if this installation lacks it.
     """
+    return _bundled(name)
+
+
+def bundled_file(name: str) -> Path:
+    """Returns a file of `weights/`, such as confidence.json; where it should be, if this installation lacks it."""
+    return _bundled(name)
+
+
+def _bundled(name: str) -> Path:
     # The package may span several folders: a checkout, and the installation of its ROS messages.
-    folders = [Path(folder) / "weights" / name for folder in worldstereo_ros.__path__]
-    return next((folder for folder in folders if folder.is_dir()), folders[0])
+    paths = [Path(folder) / "weights" / name for folder in worldstereo_ros.__path__]
+    return next((path for path in paths if path.exists()), paths[0])
 
 
 def has_bundled(part: str) -> bool:

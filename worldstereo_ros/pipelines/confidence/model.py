@@ -17,13 +17,13 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
-import worldstereo_ros
 from worldstereo_ros.geometry.provenance import Provenance
 from worldstereo_ros.pipelines.base import Conditioning, ModelError, PipelineFrame
 from worldstereo_ros.pipelines.confidence.features import FEATURES, compute_features
 from worldstereo_ros.pipelines.confidence.statistics import StatisticsCache
 from worldstereo_ros.utils.errors import InputError
 from worldstereo_ros.utils.jit import compiled
+from worldstereo_ros.weights.bundled import bundled_file
 
 # Keys of weights/confidence.json
 CLASSES = ("observed", "estimated", "imagined")
@@ -226,9 +226,7 @@ def _sum_functions(features, columns, starts, rates, tables, offset, out):
 
 def confidence_file() -> Path:
     """Path of `weights/confidence.json`; where it should be, if this installation lacks it."""
-    # As `bundled_folder`: the package may have several folders.
-    files = [Path(folder) / "weights" / "confidence.json" for folder in worldstereo_ros.__path__]
-    return next((file for file in files if file.is_file()), files[0])
+    return bundled_file("confidence.json")
 
 
 @functools.cache

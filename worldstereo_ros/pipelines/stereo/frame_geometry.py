@@ -24,8 +24,8 @@ MIN_FOLLOWED, MIN_INLIER_SHARE = 24, 0.4
 REPROJECTION_PX = 2.0  # at a width of 640
 STILL_PX = 0.25  # median motion of a camera that stands still, at a width of 640
 SCALE_MEMORY = 0.97  # share of the aligned scale that is kept; the rest returns to what the estimator says
-# Median confidence below which estimated depth is moved away, and the most that it is. The bundled network's is .37 to
-# .63 in validation worlds; of what is unlike them it doubts that, and gives the depth of a typical room.
+# Median confidence below which estimated depth is moved away, and the largest factor. The bundled network's median is
+# .37 to .63 in validation worlds; for images unlike them it is lower, and the depth is that of a typical room.
 TRUSTED, MAX_DOUBT = 0.25, 5.0
 MAX_SCALE_STEP = 0.7  # logarithm; an estimate off by more than a factor of two from the frame before is not followed
 
@@ -164,10 +164,10 @@ class GeometryTracker:
 
 
 def doubt(estimate: DepthEstimate) -> float:
-    """Factor from 1 on by which the depth of an estimator that doubts it is too small for a made eye.
+    """Factor, at least 1, by which estimated depth of little confidence is multiplied.
 
-    An estimator in doubt may give a depth that is rather too small, which is right for a robot that must not collide.
-    In a made eye, disparities that are too large tear the image; those that are too small flatten it.
+    Depth that is too small gives disparities that are too large, and those tear the image; disparities that are too
+    small only flatten it.
     """
     known = estimate.depth > 0
     if estimate.confidence is None or not known.any():

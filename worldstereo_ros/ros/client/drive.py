@@ -59,7 +59,7 @@ PAUSE_S = 0.3  # between two rounds of questions, in which the node has time for
 BETTER = 0.15  # by which the probability of a collision must fall for the robot to change its path
 LOOK_AHEAD_M, BESIDE_M, PASSED_M = 1.6, 0.3, 0.6  # of the imagined view: along the way, or beside the corner
 MAX_VIEWS_BEHIND, WAIT_S = 3, 30.0  # images that the newest mask may lack before the robot's time waits
-MAX_AGE_S = 3.0  # of the robot's time, after which it waits for the next scores: a late choice is one before a box
+MAX_AGE_S = 3.0  # of the robot's time, after which it waits for new scores: too late, no path leads past a box
 MAX_SECONDS = 60.0
 # What the node is told, beside its model and frames.
 NODE_PARAMETERS: dict[str, object] = {
