@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from helpers.floor_plans import boxes, look, mapped
 
+from worldstereo_ros.planning import completion
 from worldstereo_ros.planning.cells import CellState
 from worldstereo_ros.planning.columns import make_grid
 from worldstereo_ros.planning.completion import (
@@ -137,3 +138,13 @@ def test_a_map_of_nothing_completes_to_nothing(half):
 def test_bad_seeds_are_refused(half, seeds):
     with pytest.raises(InputError, match="seeds"):
         complete(half, seeds)
+
+
+@pytest.mark.parametrize("content", [None, b"not weights"])
+def test_missing_or_damaged_weights_are_an_error_that_says_so(tmp_path, monkeypatch, content):
+    file = tmp_path / "completion.safetensors"
+    if content is not None:
+        file.write_bytes(content)
+    monkeypatch.setattr(completion, "bundled_file", lambda name: file)
+    with pytest.raises(InputError, match=r"network of completions .* is missing or damaged"):
+        completion.load_network.__wrapped__()

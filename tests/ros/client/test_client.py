@@ -58,6 +58,9 @@ def test_client_of_a_robot_publishes_no_transform():
         result = client.imagine(path)
         assert (result.error_code, result.error_msg, result.views_lost) == (0, "", 0)
         np.testing.assert_allclose([view.world_from_camera for view in result.views], path, atol=1e-6)
+        for bad, why in ((np.nan * path, "not finite in pose 0"), (2 * path, "not a rotation"), (path[0], "shape")):
+            with pytest.raises(InputError, match=why):
+                client.imagine(bad)
         with pytest.raises(InputError, match="publish_tf=True"):
             client.add_observation(view(0))
 

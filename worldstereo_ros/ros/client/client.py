@@ -274,7 +274,7 @@ class WorldStereoClient:
             were lost on their way.
 
         Raises:
-            InputError: the camera's place on the robot is not known, so that the path cannot be sent.
+            InputError: the poses are no finite rigid transforms, or the camera's place on the robot is not known.
             NodeTimeoutError: the node did not answer or end the goal in time.
         """
         goal = ImaginePath.Goal(views=views, prompt=prompt, seed=seed, remember=remember)
@@ -356,7 +356,7 @@ class WorldStereoClient:
         """Converts camera poses (N, 4, 4) to a path of the base or the camera, as the node expects, in the world frame.
 
         Raises:
-            InputError: the node expects poses of the base, and the camera's place on it is not known.
+            InputError: as `imagine`; the camera's place matters where the node expects poses of the base.
         """
         return self._sender.path_message(world_from_camera)
 

@@ -11,7 +11,7 @@ from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
 from tf2_msgs.msg import TFMessage
 
-from worldstereo_ros.geometry.poses import invert_pose
+from worldstereo_ros.geometry.poses import check_poses, invert_pose
 from worldstereo_ros.geometry.views import View
 from worldstereo_ros.ros.client.extrinsics import Extrinsics
 from worldstereo_ros.ros.client.node_watch import NodeWatch
@@ -139,7 +139,8 @@ class PoseAndImageSender:
     def path_message(self, world_from_camera: np.ndarray) -> Path:
         """See `WorldStereoClient.path_message`."""
         header = Header(stamp=self._node.get_clock().now().to_msg(), frame_id=self.world_frame)
-        poses = [PoseStamped(header=header, pose=pose_message(pose)) for pose in self._sent_poses(world_from_camera)]
+        checked = check_poses(world_from_camera)  # only rotations have a quaternion
+        poses = [PoseStamped(header=header, pose=pose_message(pose)) for pose in self._sent_poses(checked)]
         return Path(header=header, poses=poses)
 
     def _sent_poses(self, world_from_camera: np.ndarray) -> np.ndarray:
