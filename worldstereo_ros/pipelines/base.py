@@ -87,6 +87,11 @@ class PipelineFrame:
     estimated: np.ndarray | None = None
     depth_confidence: np.ndarray | None = None
 
+    @property
+    def seen(self) -> np.ndarray:
+        """(H, W) bool, True where a camera saw the colour: observed or estimated."""
+        return self.observed if self.estimated is None else self.observed | self.estimated
+
 
 class Pipeline(Protocol):
     """Imagines the views of a clip.

@@ -9,7 +9,11 @@ from worldstereo_ros.evaluation.metrics import psnr
 from worldstereo_ros.evaluation.world_sequences import world_sequence
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.views import View
-from worldstereo_ros.pipelines.geometric.coincidence import coincident_observation, displacement
+from worldstereo_ros.pipelines.geometric.coincidence import (
+    coincident_imagination,
+    coincident_observation,
+    displacement,
+)
 from worldstereo_ros.pipelines.geometric.pipeline import GeometricPipeline
 from worldstereo_ros.world import WorldModel
 
@@ -135,3 +139,20 @@ def test_depth_that_is_no_number_is_not_observed(views, unknown):
     assert view.estimated[40:60, 60:90].all()
     assert np.isfinite(view.depth).all()
     np.testing.assert_array_equal(view.image, first.image)
+
+
+def test_an_imagined_view_coincides_until_more_of_it_is_seen(views):
+    first = views[0]
+    pose, shape = first.world_from_camera, first.depth.shape
+    seen = np.zeros(shape, bool)
+    seen[:60] = True
+    imagined = replace(first, observed=seen)
+    darker = replace(imagined, image=first.image // 2)
+    assert coincident_imagination([first, imagined, darker], CAMERA, pose, seen) is imagined
+    assert coincident_imagination([first], CAMERA, pose, seen) is None
+    assert coincident_imagination([imagined], CAMERA, moved(first, 0.3), seen) is None
+    assert coincident_imagination([imagined], CAMERA.resized(320, 240), pose, np.zeros((240, 320), bool)) is None
+    a_little_more, much_more = seen.copy(), seen.copy()
+    a_little_more[60:70], much_more[60:75] = True, True
+    assert coincident_imagination([imagined], CAMERA, pose, a_little_more) is imagined
+    assert coincident_imagination([imagined], CAMERA, pose, much_more) is None

@@ -98,7 +98,7 @@ def compute_features(
     shape = camera.height, camera.width
     provenance = conditioning.renders.provenance[index].cpu().numpy()
     evidence = _reduce(provenance >= Provenance.ESTIMATED, size)
-    labelled = frame.observed if frame.estimated is None else frame.observed | frame.estimated
+    labelled = frame.seen
     image = downsample(frame.image, size).astype(np.float32) / 255
     depth = _complete(frame, conditioning, index, size)
     observations = nearest_observations(conditioning, index)

@@ -1,6 +1,7 @@
 """Coincidence: a camera that stands where an observation was taken sees the image of that observation.
 
-No depth is needed for that, and no other view can add to it: what the camera saw from there is known.
+No depth is needed for that, and no other view can add to it: what the camera saw from there is known. A view that was
+imagined and remembered is seen again from its pose, too, as long as no more of it has been observed since.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import numpy as np
 
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.poses import invert_pose
+from worldstereo_ros.geometry.provenance import Provenance
 from worldstereo_ros.geometry.view_overlap import newest_view
 from worldstereo_ros.geometry.views import View
 
@@ -20,6 +22,8 @@ NEAREST_QUANTILE, DEFAULT_NEAREST_M = 0.01, 0.3
 # A smaller image than this share of the camera's size in either axis is no image of what the camera would see.
 MIN_SIZE_RATIO = 0.5
 MAX_ANGLE_PX = 4.0  # rotations beyond are told apart without looking at depth
+# Of a view's pixels, those that were imagined when it was remembered and that a camera has seen since.
+MAX_NEWLY_SEEN_FRACTION = 0.1
 
 
 def coincident_observation(views: Sequence[View], camera: Camera, world_from_camera: np.ndarray) -> View | None:
@@ -38,21 +42,50 @@ def coincident_observation(views: Sequence[View], camera: Camera, world_from_cam
     Returns:
         The observation, resized to `camera`; None if none coincides.
     """
-    axis = world_from_camera[:3, 2]
-    largest = 2 * np.sin(MAX_ANGLE_PX / camera.fx / 2)
-    near = [view for view in views if np.linalg.norm(view.world_from_camera[:3, 2] - axis) < largest]
-    found = [
-        view
-        for view in near
-        if view.is_observation
-        and size_ratio(view, camera) >= MIN_SIZE_RATIO
-        and displacement(view, camera, world_from_camera) <= MAX_DISPLACEMENT_PX
-    ]
+    observations = [view for view in views if view.is_observation and size_ratio(view, camera) >= MIN_SIZE_RATIO]
+    found = _coincident(observations, camera, world_from_camera)
     if not found:
         return None
     largest_ratio = max(size_ratio(view, camera) for view in found)
     sharpest = [view for view in found if size_ratio(view, camera) == largest_ratio]
     return sharpest[newest_view(sharpest)].resized(camera.width, camera.height)
+
+
+def coincident_imagination(
+    views: Sequence[View], camera: Camera, world_from_camera: np.ndarray, seen: np.ndarray
+) -> View | None:
+    """The view that was imagined where a camera stands, at the size of that camera.
+
+    It is the first that was remembered, so that a place does not change from visit to visit. A view of which more than
+    `MAX_NEWLY_SEEN_FRACTION` has been observed since is imagined anew, from what is known by then.
+
+    Args:
+        views: all views of memory; observations are ignored, and views smaller than the camera's.
+        camera: intrinsics and size of the camera.
+        world_from_camera: (4, 4) pose of the camera.
+        seen: (H, W) bool, pixels that a camera has seen by now.
+
+    Returns:
+        The imagined view, resized to `camera`; None if none coincides.
+    """
+    imagined = [view for view in views if not view.is_observation and size_ratio(view, camera) == 1]
+    for view in _coincident(imagined, camera, world_from_camera):
+        resized = view.resized(camera.width, camera.height)
+        newly_seen = seen & (resized.provenance == Provenance.IMAGINED)
+        if newly_seen.mean() <= MAX_NEWLY_SEEN_FRACTION:
+            return resized
+    return None
+
+
+def _coincident(views: Sequence[View], camera: Camera, world_from_camera: np.ndarray) -> list[View]:
+    axis = world_from_camera[:3, 2]
+    largest = 2 * np.sin(MAX_ANGLE_PX / camera.fx / 2)
+    return [
+        view
+        for view in views
+        if np.linalg.norm(view.world_from_camera[:3, 2] - axis) < largest
+        and displacement(view, camera, world_from_camera) <= MAX_DISPLACEMENT_PX
+    ]
 
 
 def size_ratio(view: View, camera: Camera) -> float:

@@ -127,7 +127,7 @@ class GeometricPipeline:
     ) -> PipelineFrame:
         """The frame with planes in its holes, as far as they are likely."""
         camera, pose = conditioning.camera, conditioning.world_from_camera[index]
-        seen = frame.observed if frame.estimated is None else frame.observed | frame.estimated
+        seen = frame.seen
         known = seen | warped.valid_mask
         image, fill = draw_planes(
             *(frame.image, known, warped.depth, layout, camera, pose), seed=seed, threads=self.threads

@@ -32,9 +32,7 @@ def compose(memory_frame: PipelineFrame, imagined: np.ndarray) -> PipelineFrame:
         memory_frame: the view from memory alone, with depth, observed and estimated pixels.
         imagined: (H, W, 3) uint8 of the model.
     """
-    seen = memory_frame.observed
-    if memory_frame.estimated is not None:
-        seen = seen | memory_frame.estimated
+    seen = memory_frame.seen
     if seen.any():
         imagined = match_colours(imagined, memory_frame.image, seen)
         imagined = feather(imagined, memory_frame.image, seen, FEATHER_PX)

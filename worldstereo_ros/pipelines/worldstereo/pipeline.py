@@ -25,6 +25,7 @@ import numpy as np
 import torch
 
 from worldstereo_ros.depth.estimators import DepthEstimator, load_small_depth
+from worldstereo_ros.geometry.views import View
 from worldstereo_ros.imaging.inpainting import fill_depth
 from worldstereo_ros.imaging.resizing import resize_image
 from worldstereo_ros.models import (
@@ -48,6 +49,7 @@ from worldstereo_ros.pipelines.diffusion.text_encoders import (
     load_image_encoder,
     load_text_encoder,
 )
+from worldstereo_ros.pipelines.geometric.coincidence import coincident_imagination
 from worldstereo_ros.pipelines.geometric.layout import Layout, LayoutEstimator
 from worldstereo_ros.pipelines.geometric.pipeline import GeometricPipeline
 from worldstereo_ros.pipelines.geometric.warped_view import WarpedView
@@ -334,13 +336,16 @@ class WorldStereoPipeline:
             image = decoded.permute(1, 2, 0).cpu().numpy()
             frame = self._frame_of_memory(conditioning, index, warped_views[index] if warped_views else None)
             image = resize_image(image, frame.image.shape[1], frame.image.shape[0], enlarge=cv2.INTER_CUBIC)
-            if warped_views and self.compose_observed:
+            past = self._imagined_before(conditioning, index, frame)
+            if past is not None:
+                image = past.image
+            elif warped_views and self.compose_observed:
                 image = mix_with_memory(image, warped_views[index], conditioning, index)
             composed = compose(frame, image)
             planes = None
             if layout is not None:
                 planes = render_planes(composed, conditioning, index, layout, self.geometric.threads)
-                if self.fill == "planes" and warped_views and self.compose_observed:
+                if self.fill == "planes" and warped_views and self.compose_observed and past is None:
                     inputs = (composed, warped_views[index], conditioning, index, layout, planes, self.refiner)
                     composed = fill_frame(*inputs, seed=generator.initial_seed(), threads=self.geometric.threads)
             # The depth network sees more in the filled image.
@@ -348,6 +353,13 @@ class WorldStereoPipeline:
             composed = complete_frame(composed, conditioning, index, planes, self.depth, detected=detected)
             has_memory_image = self.compose_observed or self.config.fills_render_holes
             yield composed if has_memory_image else replace(composed, memory_image=None)
+
+    def _imagined_before(self, conditioning: Conditioning, index: int, frame: PipelineFrame) -> View | None:
+        """The view as it was imagined from this pose before; None if there is none, or more is known of it by now."""
+        if not self.compose_observed:
+            return None
+        camera, pose = conditioning.camera, conditioning.world_from_camera[index]
+        return coincident_imagination(conditioning.references, camera, pose, frame.seen)
 
     def _frame_of_memory(self, conditioning: Conditioning, index: int, warped: WarpedView | None) -> PipelineFrame:
         """A view from memory alone. If nothing of it is composited, only its depth matters."""

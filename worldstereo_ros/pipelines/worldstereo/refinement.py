@@ -48,7 +48,7 @@ def fill_frame(
     threads: int = 1,
 ) -> PipelineFrame:
     """A frame with planes drawn into its holes, refined if there is a network for it; see `refine_frame`."""
-    seen = frame.observed if frame.estimated is None else frame.observed | frame.estimated
+    seen = frame.seen
     if seen.all() or warped.coincident is not None:
         return frame
     if refiner is not None:
@@ -106,7 +106,7 @@ def refine_frame(
         seed: another one gives other details.
         threads: number of threads to use.
     """
-    seen = frame.observed if frame.estimated is None else frame.observed | frame.estimated
+    seen = frame.seen
     sources, inputs = view_inputs(frame, warped, conditioning, index, layout, planes, seed=seed, threads=threads)
     device = next(refiner.parameters()).device
     with torch.no_grad():
@@ -141,7 +141,7 @@ def view_inputs(
         Images (H, W, 3) float32 grey levels of the regression model, planes and memory, at the size of the view; and
         the result of `refiner_inputs`.
     """
-    seen = frame.observed if frame.estimated is None else frame.observed | frame.estimated
+    seen = frame.seen
     known = known_pixels(seen, warped, conditioning, index)
     depth = warped.depth if frame.depth is None else frame.depth
     camera, pose = conditioning.camera, conditioning.world_from_camera[index]
