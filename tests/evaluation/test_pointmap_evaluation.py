@@ -134,7 +134,7 @@ def test_rows_of_a_clip_with_moving_things():
     images, depths, there = zip(*(frame(p, board=b) for p, b in zip(poses, boards, strict=True)), strict=True)
     flow = np.where(np.stack(there)[..., None], np.array([0, -0.07, 0], np.float32) @ poses[0, :3, :3], 0)
     clip = PointmapClip("rooms", "room", np.stack(images), CAMERA, poses, np.stack(depths), np.stack(there), flow)
-    vo, joint = evaluate_clip(clip, ("vo", "map"), KnownDepth(images, depths, 1.2, 0.25), None)
+    vo, joint = evaluate_clip(clip, ("vo", "map"), KnownDepth(images, depths, 1.2, 0.25), {})
     assert (vo.method, joint.method) == ("vo", "map")
     assert all(getattr(joint, name) is not None for name in FIGURES)
     assert joint.ate < 0.01
@@ -168,6 +168,8 @@ def test_the_command_writes_rows(sequence, tmp_path, monkeypatch):
         ({"methods": ["best"]}, "vo, map, small"),
         ({"depth_model": "none"}, "need a depth model"),
         ({"methods": ["small"], "model": "nowhere"}, "no point-map network"),
+        ({"methods": ["small-no-prior?weights=nowhere"]}, "--prior none"),
+        ({"methods": ["small-no-prior?steps=0"]}, "steps=N"),
     ],
 )
 def test_bad_options_are_refused(sequence, tmp_path, options, words):

@@ -102,7 +102,8 @@ def evaluate(
             "--pointmaps",
             help="Evaluate point maps instead, in clips of 17 frames of posed sequences, with or without depth, and of "
             "worlds:SPLIT:COUNT with moving things; movers:PATH draws moving things into posed sequences with depth. "
-            "--pipeline is vo, map, small or small-no-prior; by default all whose weights are there.",
+            "--pipeline is vo, map, small or small-no-prior, by default all whose weights are there; as in "
+            "small-no-prior?steps=4&weights=RUN.",
             rich_help_panel="Protocol",
         ),
     ] = False,

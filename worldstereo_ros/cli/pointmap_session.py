@@ -67,7 +67,7 @@ def open_stream(
 
     if method != "small":
         return PointmapStream(camera, method=method, estimator=estimator)
-    model = load_model(weights, device)
+    model = load_model(weights, device, prior=prior == "tracks")
     if prior == "tracks":
         return PointmapStream(camera, method=method, estimator=estimator, refiner=refiner_of(model))
     check_works_without_prior(model)

@@ -246,6 +246,15 @@ def pointmaps(
             rich_help_panel=INPUT,
         ),
     ] = "refiner",
+    prior: Annotated[
+        str,
+        typer.Option(
+            metavar="PRIOR",
+            help="With flow: tracks (refines a prior, and also works without one), or none (a smaller network that "
+            "never sees one).",
+            rich_help_panel=INPUT,
+        ),
+    ] = "tracks",
     base: Annotated[
         str,
         typer.Option(
@@ -274,6 +283,10 @@ def pointmaps(
 
     if network not in ("refiner", "flow"):
         raise InputError(f"--network is '{network}'; refiner or flow was expected.")
+    if prior not in ("tracks", "none"):
+        raise InputError(f"--prior is '{prior}'; tracks or none was expected.")
+    if prior == "none" and (network != "flow" or base):
+        raise InputError("--prior none is for the small network of --network flow.")
     previous_handler = signal.signal(signal.SIGTERM, _interrupt)
     try:
         if base:
@@ -290,10 +303,13 @@ def pointmaps(
             refiner = refiner_preset(config)
             train_refiner(replace(refiner, minutes=refiner.minutes if minutes is None else minutes), out, steps=steps)
         else:
-            from worldstereo_ros.training.stages.pointmaps import preset, train_pointmaps
+            from worldstereo_ros.training.pointmap_settings import preset
+            from worldstereo_ros.training.stages.pointmaps import train_pointmaps
+            from worldstereo_ros.training.stages.pointmaps_without_prior import train_without_prior
 
-            small = replace(preset(config), code_error=code_error)
-            train_pointmaps(replace(small, minutes=small.minutes if minutes is None else minutes), out, steps=steps)
+            small = replace(preset(config, prior=prior == "tracks"), code_error=code_error)
+            train = train_pointmaps if prior == "tracks" else train_without_prior
+            train(replace(small, minutes=small.minutes if minutes is None else minutes), out, steps=steps)
     finally:
         signal.signal(signal.SIGTERM, previous_handler)
     typer.echo(f"point maps trained; weights and a log are in {out}")

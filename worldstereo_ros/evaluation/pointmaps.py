@@ -1,13 +1,14 @@
 """Evaluation of point maps: `worldstereo evaluate --pointmaps`.
 
 Clips of 17 frames of one camera, without depth and poses, are given to each method; poses and depth are compared with
-the truth. `small` and `small-no-prior` are evaluated where the weights of the network are installed.
+the truth. `small` and `small-no-prior` are evaluated where the weights of their networks are installed; the latter
+may have options, as in `small-no-prior?steps=4&weights=runs/pointmaps`.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from operator import attrgetter
 from pathlib import Path
@@ -39,9 +40,7 @@ from worldstereo_ros.pipelines.pointmaps.refinement import (
     estimate_without_prior,
     is_available,
     load_model,
-    model_folder,
     refiner_of,
-    works_without_prior,
 )
 from worldstereo_ros.utils.errors import InputError
 
@@ -50,7 +49,7 @@ if TYPE_CHECKING:
 
 NO_PRIOR = "small-no-prior"
 METHODS = ("vo", "map", "small", NO_PRIOR)
-NEEDS_NETWORK = ("small", NO_PRIOR)
+MAX_STEPS = 100  # of the sampler
 POINT_STRIDE_PX = 2
 MIN_FLOW_M = 0.005  # of a moving point from one frame to the next
 
@@ -151,19 +150,42 @@ def _depth_figures(maps: Pointmaps, clip: PointmapClip, depth: np.ndarray) -> di
     return figures
 
 
+def split_options(method: str) -> tuple[int, Path | None]:
+    """Steps of the sampler and folder of the weights (None = the bundled ones) of a method `small-no-prior?...`.
+
+    Raises:
+        InputError: an option is unknown or has an invalid value.
+    """
+    steps, weights = 1, None
+    for part in method.partition("?")[2].split("&") if "?" in method else ():
+        name, _, value = part.partition("=")
+        if name == "steps" and value.isdecimal() and 1 <= int(value) <= MAX_STEPS:
+            steps = int(value)
+        elif name == "weights" and value:
+            weights = Path(value)
+        else:
+            raise InputError(
+                f"The method '{method}' has the option '{part}'; steps=N, with N of 1 to {MAX_STEPS}, or "
+                "weights=FOLDER was expected."
+            )
+    return steps, weights
+
+
 def evaluate_clip(
     clip: PointmapClip,
     methods: Sequence[str],
     estimator: DepthEstimator,
-    model: Model | None,
+    models: Mapping[str, Model],
 ) -> list[PointmapRow]:
-    """A row for each method."""
+    """A row for each method; `models` are the networks of those that need one."""
     rows = []
     for method in methods:
         start = time.perf_counter()
-        if method == NO_PRIOR:
+        model = models.get(method)
+        if method.startswith(NO_PRIOR):
             assert model is not None
-            maps = estimate_without_prior(list(clip.images), clip.camera, model)
+            steps = split_options(method)[0]
+            maps = estimate_without_prior(list(clip.images), clip.camera, model, steps=steps)
         else:
             maps = estimate_pointmaps(
                 list(clip.images), clip.camera, method=method, estimator=estimator,
@@ -220,7 +242,7 @@ def run_pointmaps(
 
     Args:
         data: see `pointmap_data.open_clips`.
-        methods: some of `METHODS`; empty: all whose weights are installed.
+        methods: some of `METHODS`, with options, see `split_options`; empty: all whose weights are installed.
         depth_model: see `load_depth_estimator`; "" for the bundled network.
         model: folder of a point-map network; None for the bundled one.
         json_file: file for the rows, rewritten after each clip, so that an interruption loses none.
@@ -229,30 +251,29 @@ def run_pointmaps(
     Raises:
         InputError: data or a method is unknown, or its weights are missing.
     """
-    names = list(dict.fromkeys(methods)) or [
-        name for name in METHODS if name not in NEEDS_NETWORK or is_available(model)
-    ]
+    there = {"small": is_available(model), NO_PRIOR: is_available(prior=False)}
+    names = list(dict.fromkeys(methods)) or [name for name in METHODS if there.get(name, True)]
     for name in names:
-        if name not in METHODS:
+        if name not in METHODS and not name.startswith(f"{NO_PRIOR}?"):
             raise InputError(f"The method '{name}' is unknown; {', '.join(METHODS)} were expected.")
     if depth_model == NONE:
         raise InputError("Point maps need a depth model; remove --depth-model none.")
-    network = load_model(model, device) if set(names) & set(NEEDS_NETWORK) else None
-    if network is not None and NO_PRIOR in names and not works_without_prior(network):
-        if methods:
-            check_works_without_prior(network)
-        names.remove(NO_PRIOR)
+    networks: dict[str, Model] = {}
+    for name in names:
+        if name == "small":
+            networks[name] = load_model(model, device)
+        elif name.startswith(NO_PRIOR):
+            networks[name] = load_model(split_options(name)[1], device, prior=False)
+            check_works_without_prior(networks[name])
     estimator = load_depth_estimator(depth_model or SMALL, device)
     assert estimator is not None
     console = Console()
-    if network is None and not methods:
-        console.print(
-            f"small and small-no-prior are left out: there is no network in {model or model_folder()}.", style="dim"
-        )
+    if not methods and (missing := [name for name, is_there in there.items() if not is_there]):
+        console.print(f"{' and '.join(missing)}: left out, there are no weights.", style="dim")
     rows: list[PointmapRow] = []
     record = row_recorder(console, _line, _write, json_file)
     for clip in open_clips(data):
-        new = evaluate_clip(clip, names, estimator, network)
+        new = evaluate_clip(clip, names, estimator, networks)
         rows += new
         record(new)
     if not rows:

@@ -12,6 +12,7 @@ from worldstereo_ros.models.worldstereo.rotary import Rotary, apply_rotary_emb
 from worldstereo_ros.utils.errors import InputError
 
 MODULATIONS = 6  # shift, scale and gate of the attention, then of the feed-forward network
+SHORT = 64  # tokens; of no more, the gradient of the fused attention takes longer on a CPU than that of products
 TIME_CHANNELS = 256  # of the sinusoidal embedding of a noise level
 
 
@@ -83,7 +84,11 @@ class Attention(nn.Module):
                 extra_k = _rotate(extra_k, extra_rotary)
             k, v = torch.cat((k, extra_k), dim=1), torch.cat((v, extra_v), dim=1)
         q, k, v = (t.transpose(1, 2).to(v.dtype) for t in (q, k, v))
-        attended = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        if mask is None and q.device.type == "cpu" and torch.is_grad_enabled() and k.shape[2] <= SHORT:
+            scores = (q @ k.transpose(-1, -2)).float() * q.shape[-1] ** -0.5
+            attended = scores.softmax(-1).to(v.dtype) @ v
+        else:
+            attended = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return self.proj(attended.transpose(1, 2).flatten(2))
 
     def _project(self, x: torch.Tensor, first: int, end: int) -> tuple[torch.Tensor, ...]:

@@ -14,6 +14,7 @@ from worldstereo_ros.models.checkpoints.loading import BASE_STEM, load_image_aut
 from worldstereo_ros.models.checkpoints.parameters import check_finite, parameter_dtype
 from worldstereo_ros.models.checkpoints.saving import save_weights, write_json
 from worldstereo_ros.models.checkpoints.weights import open_weights, read_json
+from worldstereo_ros.models.depth_network import load_depth_network
 from worldstereo_ros.models.pointmaps.model import AUTOENCODER_FOLDER, NETWORK_FOLDER, load_pointmap_model
 from worldstereo_ros.models.pointmaps.refiner import load_refiner_model
 from worldstereo_ros.models.stereo_refiner import load_stereo_refiner
@@ -53,7 +54,11 @@ def _load_pointmaps(folder: Path, package: Path) -> object:
     autoencoder = package / "base" / "vae"
     if not autoencoder.is_dir():
         autoencoder = bundled_folder(DEFAULT_MODEL) / "base" / "vae"
-    return load_pointmap_model(folder, load_image_autoencoder(autoencoder, torch.device("cpu"), torch.float32))
+    depth = package / "base" / "depth"
+    if not depth.is_dir():
+        depth = bundled_folder(DEFAULT_MODEL) / "base" / "depth"
+    images = load_image_autoencoder(autoencoder, torch.device("cpu"), torch.float32)
+    return load_pointmap_model(folder, images, depth_network=load_depth_network(depth))
 
 
 # By the name of their folder in `base`.

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional
 
 from worldstereo_ros.models.pointmaps.autoencoder import PointmapAutoencoder, coded
-from worldstereo_ros.models.pointmaps.geometry import MAX_CODE, decode_points, pixel_rays
+from worldstereo_ros.models.pointmaps.geometry import MAX_CODE, decode_points, lengths, pixel_rays
 from worldstereo_ros.models.pointmaps.types import PointmapPrediction
 from worldstereo_ros.utils.errors import InputError
 
@@ -112,10 +112,10 @@ def point_loss(
         intrinsics: (b, 4).
     """
     weight = hit * (1 + (MOVING_WEIGHT - 1) * moving)
-    ratio = truth.norm(dim=2).clamp_min(1e-4).log() - points.detach().norm(dim=2).clamp_min(1e-4).log()
+    ratio = lengths(truth).clamp_min(1e-4).log() - lengths(points.detach()).clamp_min(1e-4).log()
     points = points * clip_medians(ratio, hit).exp().view(-1, 1, 1, 1, 1)
     centre = poses[:, :, :3, 3, None, None]
-    distance = (truth - centre).norm(dim=2).clamp_min(0.1)
+    distance = lengths(truth - centre).clamp_min(0.1)
     error = (points - truth).abs().sum(2) / distance
     # The likelihood teaches the scale alone: where points are sure, its gradient would outweigh all others.
     known = error.detach().clamp(max=MAX_KNOWN_ERROR)
@@ -203,7 +203,7 @@ def decoder_loss(
     """
     known = hit.float()
     coding = code_error(code, target, error)
-    distance = points.norm(dim=1).clamp_min(0.05)
+    distance = lengths(points, 1).clamp_min(0.05)
     # The likelihood teaches the scale alone: its gradient would outweigh Huber's where points are sure.
     decoded = decode_points(code.detach().clamp(-MAX_CODE, MAX_CODE))
     relative = (decoded - points).abs().sum(1) / distance

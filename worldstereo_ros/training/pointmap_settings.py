@@ -38,6 +38,8 @@ class PointmapTraining:
         walk_every: steps between looking for new walks.
         seed: random seed.
         network: arguments of `PointmapNetwork`.
+        autoencoder: arguments of `PointmapAutoencoder`, without a prior; with one it has the size of the images'.
+        bf16: compute in bfloat16 on a CPU, too, without a prior; much faster where it has instructions for it.
     """
 
     minutes: float = 60.0
@@ -62,6 +64,8 @@ class PointmapTraining:
     code_error: str = "huber"
     seed: int = 0
     network: dict[str, Any] | None = None
+    autoencoder: dict[str, Any] | None = None
+    bf16: bool = False
 
 
 PRESETS = {
@@ -76,9 +80,35 @@ PRESETS = {
     ),
 }  # fmt: skip
 
+# Without a prior. Network and autoencoder are 6 MB together; 17 frames, as in use.
+_SMALL_AUTOENCODER = {"widths": (24, 40, 64), "encoder_blocks": (1, 1, 1), "decoder_blocks": (1, 1, 2)}
+_SMALL_NETWORK = {"width": 192, "heads": 3, "depth": 3, "pixel_widths": (32, 56)}
+PRESETS_WITHOUT_PRIOR = {
+    "cpu": PointmapTraining(
+        shares=(0.15, 0.85, 0.0), frames=17, batch=4, learning_rate=1e-3, ema=0.997, reuse=3, walk_every=4,
+        capacity=400, first_walks=240, validation_worlds=8, validation_s=600.0, bf16=True, network=_SMALL_NETWORK,
+        autoencoder=_SMALL_AUTOENCODER,
+    ),
+    "gpu": PointmapTraining(
+        minutes=10.0, shares=(0.15, 0.85, 0.0), frames=17, batch=40, learning_rate=1e-3, workers=2, capacity=1600,
+        first_walks=24, supersample=2, validation_worlds=12, validation_s=60.0, network=_SMALL_NETWORK,
+        autoencoder=_SMALL_AUTOENCODER,
+    ),
+    "smoke": PointmapTraining(
+        minutes=2.0, shares=(0.2, 0.8, 0.0), sizes=((48, 64),), frames=5, batch=2, capacity=4, first_walks=2, views=9,
+        validation_worlds=1, validation_s=40.0,
+        network={"width": 48, "heads": 2, "depth": 1, "pixel_widths": (16, 24)},
+        autoencoder={"widths": (8, 16, 24), "encoder_blocks": (1, 1, 1), "decoder_blocks": (1, 1, 1)},
+    ),
+}  # fmt: skip
 
-def preset(name: str) -> PointmapTraining:
+
+def preset(name: str, *, prior: bool = True) -> PointmapTraining:
     """The preset of a name; "" = gpu with CUDA and cpu without.
+
+    Args:
+        name: of the preset.
+        prior: false: of the training without a prior.
 
     Raises:
         TrainingConfigError: there is no such preset.
@@ -87,7 +117,7 @@ def preset(name: str) -> PointmapTraining:
         name = "gpu" if torch.cuda.is_available() else "cpu"
     if name not in PRESETS:
         raise TrainingConfigError(f"There is no preset '{name}'; one of {', '.join(PRESETS)} was expected.")
-    return PRESETS[name]
+    return (PRESETS if prior else PRESETS_WITHOUT_PRIOR)[name]
 
 
 def process_age_s() -> float:

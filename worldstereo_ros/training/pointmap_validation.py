@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
 
+from worldstereo_ros.depth.familiarity import laplace_confidence
+from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.models.pointmaps.geometry import world_points
 from worldstereo_ros.models.pointmaps.model import PointmapModel
 from worldstereo_ros.models.pointmaps.types import PointmapPrediction
+from worldstereo_ros.pipelines.pointmaps.refinement import poses_of
 from worldstereo_ros.training.data.moving_walks import MovingClips
 from worldstereo_ros.training.data.pointmap_batches import ValidationClips
 from worldstereo_ros.training.pointmap_losses import clip_medians
@@ -103,6 +107,52 @@ def validate(
         torch.cat([p.valid for p in predictions]),
     )
     return {**metrics, **_calibration(prediction, clips)}, prediction
+
+
+@torch.no_grad()
+def sample_scores(model: PointmapModel, validation: Sequence[MovingClips], steps: Sequence[int]) -> dict[str, float]:
+    """Scores point maps that are sampled without a prior, and the poses that they imply.
+
+    Returns:
+        For each number of steps N, means over clips: `N_rel_p`, `N_delta_p`; `N_found`, the share of frames with a
+        pose; `N_ate`, its error over the length of the path, after one similarity, as of a path that stands still
+        (`still_ate`); `depth_abs_rel`, `depth_delta` of the maps at the resolution of pixels.
+    """
+    rows: dict[str, list[float]] = {}
+    for all_clips in validation:
+        for index in range(len(all_clips.depth)):
+            part = slice(index, index + 1)
+            clips = MovingClips(*(getattr(all_clips, field.name)[part] for field in fields(MovingClips)))
+            images = clips.images * 2 - 1
+            truth = clips.poses[0].double().cpu().numpy()
+            length = float(np.linalg.norm(np.diff(truth[:, :3, 3], axis=0), axis=1).sum()) + 1e-3
+            still = np.sqrt(np.square(truth[:, :3, 3] - truth[:, :3, 3].mean(0)).sum(1).mean())
+            rows.setdefault("still_ate", []).append(float(still) / length)
+            scores = depth_scores(model.refine(images, clips.intrinsics, None, passes=1).log_depth, clips)
+            rows.setdefault("depth_abs_rel", []).extend(scores["abs_rel"])
+            rows.setdefault("depth_delta", []).extend(scores["delta"])
+            for count in steps:
+                generator = torch.Generator(images.device).manual_seed(0)
+                sampled = model.sample(images, clips.intrinsics, steps=count, generator=generator)
+                for name, values in point_scores(sampled.points, clips).items():
+                    rows.setdefault(f"{count}_{name}", []).extend(values)
+                camera = Camera(images.shape[4], images.shape[3], *(float(v) for v in clips.intrinsics[0]))
+                confidence = laplace_confidence(sampled.log_scale[0].float().exp().cpu().numpy())
+                confidence = confidence * (sampled.valid[0] > 0).cpu().numpy()
+                points = sampled.points[0].float().permute(0, 2, 3, 1).cpu().numpy()
+                poses, found = poses_of(points, confidence, camera)
+                rows.setdefault(f"{count}_found", []).append(float(found.mean()))
+                rows.setdefault(f"{count}_ate", []).append(_path_error(poses[:, :3, 3], truth[:, :3, 3]) / length)
+    return {name: float(np.mean(values)) for name, values in rows.items()}
+
+
+def _path_error(path: np.ndarray, truth: np.ndarray) -> float:
+    """Root of the mean squared distance of two paths (F, 3) after the best similarity (Umeyama 1991)."""
+    a, b = path - path.mean(0), truth - truth.mean(0)
+    u, singular, vt = np.linalg.svd(a.T @ b)
+    sign = np.array([1.0, 1.0, np.sign(np.linalg.det(u @ vt)) or 1.0])
+    scale = float((singular * sign).sum()) / max(float(np.square(a).sum()), 1e-12)
+    return float(np.sqrt(np.square(scale * a @ (u * sign) @ vt - b).sum(1).mean()))
 
 
 def _calibration(prediction: PointmapPrediction, clips: MovingClips) -> dict[str, float]:

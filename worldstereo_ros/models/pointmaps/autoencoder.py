@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from worldstereo_ros.models.autoencoders.image import BLOCK_PX, ImageAutoencoder
 from worldstereo_ros.models.blocks import Upsample, zero_module
-from worldstereo_ros.models.pointmaps.geometry import SKY_DISTANCE, decode_points, encode_points
+from worldstereo_ros.models.pointmaps.geometry import SKY_DISTANCE, decode_points, encode_points, lengths
 
 MIN_LOG_SCALE, MAX_LOG_SCALE = -3.5, 2.0
 FIRST_LOG_SCALE = -2.0
@@ -97,5 +97,5 @@ class PointmapAutoencoder(ImageAutoencoder):
 
 def coded(points: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
     """Codes points (b, F, 3, H, W) over the mean distance; those without a surface are at a fixed distance."""
-    far = functional.normalize(points, dim=2) * SKY_DISTANCE
+    far = points * (SKY_DISTANCE / lengths(points).clamp_min(1e-12))[:, :, None]
     return encode_points(torch.where(valid[:, :, None], points, far))

@@ -17,7 +17,9 @@ from worldstereo_ros.models.checkpoints.loading import BASE_STEM, build_on_meta
 from worldstereo_ros.models.checkpoints.parameters import load_weights
 from worldstereo_ros.models.checkpoints.saving import save_weights, write_json
 from worldstereo_ros.models.checkpoints.weights import CheckpointError, open_weights, read_json
+from worldstereo_ros.models.depth_network import DepthNetwork
 from worldstereo_ros.models.pointmaps.autoencoder import PointmapAutoencoder
+from worldstereo_ros.models.pointmaps.correlation import frame_motion
 from worldstereo_ros.models.pointmaps.geometry import (
     mean_distance,
     pixel_rays,
@@ -50,11 +52,13 @@ class PointmapModel:
         network: predicts velocities and maps.
         autoencoder: of point maps.
         image_autoencoder: of images; it is that of the small model and not part of the files.
+        depth_network: whose features the network reads; likewise. None for networks that do not.
     """
 
     network: PointmapNetwork
     autoencoder: PointmapAutoencoder
     image_autoencoder: ImageAutoencoder
+    depth_network: DepthNetwork | None = None
 
     @property
     def device(self) -> torch.device:
@@ -139,6 +143,8 @@ class PointmapModel:
             has_prior=has_prior,
             log_depth=log_depth,
             log_sigma=log_sigma,
+            features=None if self.depth_network is None else _depth_features(self.depth_network, images, intrinsics),
+            motion=None if self.network.motion is None else frame_motion(images),
         )
         return inputs, scale
 
@@ -236,6 +242,16 @@ def _geometry(
     return torch.cat((world, centre, rays[:, None, :2].expand(b, f, 2, rows, columns)), dim=2)
 
 
+def _depth_features(network: DepthNetwork, images: torch.Tensor, intrinsics: torch.Tensor) -> torch.Tensor:
+    """Features (b, F, C, H / 4, W / 4) of a depth network."""
+    centres = intrinsics[:, None, 2:].expand(-1, images.shape[1], -1).flatten(0, 1)
+    parts = zip(
+        images.flatten(0, 1).to(network.dtype).split(ENCODE_BATCH_SIZE), centres.split(ENCODE_BATCH_SIZE), strict=True
+    )
+    features = torch.cat([network.features(some, centre) for some, centre in parts])
+    return features.float().unflatten(0, images.shape[:2])
+
+
 def save_part(folder: Path, model: Any, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> None:
     """Writes `config.json` and weights of one network.
 
@@ -251,7 +267,10 @@ def save_part(folder: Path, model: Any, tensors: Mapping[str, torch.Tensor], dty
 
 
 def load_pointmap_model(
-    folder: Path, image_autoencoder: ImageAutoencoder, device: torch.device | str = "cpu"
+    folder: Path,
+    image_autoencoder: ImageAutoencoder,
+    device: torch.device | str = "cpu",
+    depth_network: DepthNetwork | None = None,
 ) -> PointmapModel:
     """Loads a model of `PointmapModel.save`, in evaluation mode, without gradients, in float32.
 
@@ -259,10 +278,11 @@ def load_pointmap_model(
         folder: folder of the model.
         image_autoencoder: autoencoder of images that it was trained with, on the same device.
         device: device to load it to.
+        depth_network: the depth network that it was trained with, on the same device; for networks that read it.
 
     Raises:
         CheckpointError: a file is missing or damaged, or the weights do not fit the configuration.
-        InputError: the autoencoder of images has other latents.
+        InputError: the autoencoder of images has other latents, or the depth network other features.
     """
     parts = {}
     for name, kind in ((NETWORK_FOLDER, PointmapNetwork), (AUTOENCODER_FOLDER, PointmapAutoencoder)):
@@ -282,4 +302,9 @@ def load_pointmap_model(
             f"The latents of images have {got} channels and those of point maps {autoencoder.latent_channels}; "
             f"{expected} were expected by the network."
         )
-    return PointmapModel(network, autoencoder, image_autoencoder)
+    if not (channels := network.config.depth_channels):
+        return PointmapModel(network, autoencoder, image_autoencoder)
+    if depth_network is None or depth_network.config.widths[0] != channels:
+        has = "none was given" if depth_network is None else f"this one has {depth_network.config.widths[0]}"
+        raise InputError(f"The network reads {channels} features of a depth network; {has}.")
+    return PointmapModel(network, autoencoder, image_autoencoder, depth_network)

@@ -21,12 +21,14 @@ from torch.nn import functional
 
 from worldstereo_ros.models.blocks import Downsample, ResidualBlock, Upsample, zero_module
 from worldstereo_ros.models.factorised_transformer import FactorisedTransformer
+from worldstereo_ros.models.pointmaps.correlation import MOTION_CHANNELS
 from worldstereo_ros.models.pointmaps.sweep import SCALE, SWEEP_CHANNELS
 from worldstereo_ros.models.pointmaps.types import PointmapPrediction
 from worldstereo_ros.models.worldstereo.render_prior import with_render_prior
 from worldstereo_ros.utils.errors import InputError
 
 PATCH_PX = 4  # side of the cell of pixels that a feature at the highest resolution describes
+COLOURS = 3
 PIXEL_CHANNELS = 8  # colours, log depth, log sigma, residual and weight of anchors, whether there is a prior
 GEOMETRY_CHANNELS = 8  # direction of the ray and place of the camera in the world, direction in the camera
 CONDITION_CHANNELS = 3  # doubt, residual and weight of anchors, beside the latents
@@ -51,6 +53,8 @@ class NetworkInputs:
         has_prior: (b,) bool.
         log_depth: (b, F, H, W) of the prior in its own scale.
         log_sigma: (b, F, H, W) of the prior.
+        features: (b, F, depth_channels, H / 4, W / 4) of the depth network; None for networks that do not read them.
+        motion: (b, F, MOTION_CHANNELS, H / 8, W / 8), see `frame_motion`; None for networks with a prior.
     """
 
     image_latents: torch.Tensor
@@ -63,6 +67,8 @@ class NetworkInputs:
     has_prior: torch.Tensor
     log_depth: torch.Tensor
     log_sigma: torch.Tensor
+    features: torch.Tensor | None = None
+    motion: torch.Tensor | None = None
 
 
 class PointmapNetwork(ModelMixin, ConfigMixin):
@@ -73,6 +79,9 @@ class PointmapNetwork(ModelMixin, ConfigMixin):
         width, heads, depth, mlp_ratio: of the transformer; `depth` counts pairs of blocks.
         pixel_widths: channels of the branch of convolutions at 1/4 and 1/8 of the resolution.
         deviations: standard deviations of a latent around the prior's, without doubt and with full doubt.
+        prior: the branch of convolutions reads a prior and the matching around it; else colours alone, and the motion
+            between frames (`frame_motion`).
+        depth_channels: features of the depth network that it reads, too; 0 = none.
     """
 
     @register_to_config
@@ -85,6 +94,8 @@ class PointmapNetwork(ModelMixin, ConfigMixin):
         mlp_ratio: float = 2.0,
         pixel_widths: tuple[int, ...] = (48, 80),
         deviations: tuple[float, ...] = (0.1, 1.0),
+        prior: bool = True,
+        depth_channels: int = 0,
     ) -> None:
         super().__init__()
         if len(pixel_widths) != 2 or len(deviations) != 2:
@@ -94,10 +105,13 @@ class PointmapNetwork(ModelMixin, ConfigMixin):
             mlp_ratio=mlp_ratio, text_dim=None, fps=False,
         )  # fmt: skip
         quarter, eighth = pixel_widths
-        channels = PIXEL_CHANNELS * PATCH_PX**2 + SWEEP_CHANNELS * (PATCH_PX // SCALE) ** 2 + GEOMETRY_CHANNELS
+        channels = (PIXEL_CHANNELS if prior else COLOURS) * PATCH_PX**2 + GEOMETRY_CHANNELS + depth_channels
+        if prior:
+            channels += SWEEP_CHANNELS * (PATCH_PX // SCALE) ** 2
         self.stem = nn.Conv2d(channels, quarter, 3, padding=1)
         self.in_quarter = nn.Sequential(nn.GroupNorm(1, quarter), ResidualBlock(quarter), ResidualBlock(quarter))
         self.down = Downsample(quarter, eighth)
+        self.motion = None if prior else nn.Conv2d(MOTION_CHANNELS, eighth, 1)
         self.in_eighth = nn.Sequential(nn.GroupNorm(1, eighth), ResidualBlock(eighth), ResidualBlock(eighth))
         self.to_tokens = nn.Linear(4 * eighth, width)
         self.norm = nn.LayerNorm(width)
@@ -147,11 +161,16 @@ class PointmapNetwork(ModelMixin, ConfigMixin):
 
     def _encode(self, inputs: NetworkInputs) -> tuple[torch.Tensor, torch.Tensor]:
         """Features (b * F, C, H / 4, W / 4) and (b * F, C, H / 8, W / 8)."""
-        parts = (
-            functional.pixel_unshuffle(inputs.pixels.flatten(0, 1), PATCH_PX),
-            functional.pixel_unshuffle(inputs.matching.flatten(0, 1), PATCH_PX // SCALE),
-            inputs.geometry.flatten(0, 1),
-        )
+        pixels = inputs.pixels if self.motion is None else inputs.pixels[:, :, :COLOURS]
+        parts = [functional.pixel_unshuffle(pixels.flatten(0, 1), PATCH_PX)]
+        if self.motion is None:
+            parts.append(functional.pixel_unshuffle(inputs.matching.flatten(0, 1), PATCH_PX // SCALE))
+        parts.append(inputs.geometry.flatten(0, 1))
+        if inputs.features is not None:
+            parts.append(inputs.features.flatten(0, 1))
         x = torch.cat([part.to(self.stem.weight.dtype) for part in parts], dim=1)
         quarter = self.in_quarter(self.stem(x))
-        return quarter, self.in_eighth(self.down(quarter))
+        eighth = self.down(quarter)
+        if self.motion is not None and inputs.motion is not None:
+            eighth = eighth + self.motion(inputs.motion.flatten(0, 1).to(self.stem.weight.dtype))
+        return quarter, self.in_eighth(eighth)

@@ -30,28 +30,30 @@ if TYPE_CHECKING:
     Model = PointmapModel | PublishedPointmaps | RefinerModel
 
 POINTMAPS_FOLDER = "pointmaps"
+WITHOUT_PRIOR_FOLDER = "pointmaps-no-prior"
 PASSES = 2
 GRID_PX = 4  # of the pixels that poses are solved from
 MIN_SURE_SHARE = 0.5  # of them, the surest
 POSE_TOLERANCE_PX = 2.0  # at the working size, of about 128 pixels
 
 
-def model_folder() -> Path:
-    """Where the bundled point-map network is."""
-    return bundled_folder(DEFAULT_MODEL) / "base" / POINTMAPS_FOLDER
+def model_folder(*, prior: bool = True) -> Path:
+    """Where the bundled point-map network is: the one that refines a prior, or the one that works without."""
+    return bundled_folder(DEFAULT_MODEL) / "base" / (POINTMAPS_FOLDER if prior else WITHOUT_PRIOR_FOLDER)
 
 
-def is_available(folder: Path | None = None) -> bool:
-    """Whether the weights of the point-map network are there."""
-    return ((folder or model_folder()) / "transformer" / "config.json").is_file()
+def is_available(folder: Path | None = None, *, prior: bool = True) -> bool:
+    """Whether the weights of the point-map network are there; arguments of `load_model`."""
+    return ((folder or model_folder(prior=prior)) / "transformer" / "config.json").is_file()
 
 
-def load_model(folder: Path | None = None, device: Any = "cpu") -> Model:
+def load_model(folder: Path | None = None, device: Any = "cpu", *, prior: bool = True) -> Model:
     """Loads the point-map network.
 
     Args:
         folder: folder of `worldstereo train pointmaps`, of any of its networks; None for the bundled one.
         device: torch device.
+        prior: of the bundled ones, that which refines a prior; else that which works without.
 
     Raises:
         InputError: there are no weights.
@@ -59,17 +61,18 @@ def load_model(folder: Path | None = None, device: Any = "cpu") -> Model:
     """
     import torch
 
-    folder = folder or model_folder()
+    folder = folder or model_folder(prior=prior)
     if not is_available(folder):
         raise InputError(
             f"There is no point-map network in {folder}. Use --method map, which needs none, or train one: worldstereo "
-            "train pointmaps."
+            f"train pointmaps{'' if prior else ' --network flow --prior none'}."
         )
     from worldstereo_ros.models.checkpoints.loading import load_image_autoencoder
     from worldstereo_ros.models.checkpoints.weights import read_json
     from worldstereo_ros.models.pointmaps.model import load_pointmap_model
 
-    kind = read_json(folder / "transformer" / "config.json").get("_class_name")
+    config = read_json(folder / "transformer" / "config.json")
+    kind = config.get("_class_name")
     if kind == "PointmapRefiner":
         from worldstereo_ros.models.pointmaps.refiner import load_refiner_model
 
@@ -78,8 +81,12 @@ def load_model(folder: Path | None = None, device: Any = "cpu") -> Model:
         from worldstereo_ros.models.pointmaps.published import PublishedPointmaps
 
         return PublishedPointmaps.from_pretrained(folder / "transformer", folder / "vae", device=device)
-    images = load_image_autoencoder(bundled_folder(DEFAULT_MODEL) / "base" / "vae", torch.device(device), torch.float32)
-    return load_pointmap_model(folder, images, device)
+    from worldstereo_ros.models.depth_network import load_depth_network
+
+    base = bundled_folder(DEFAULT_MODEL) / "base"
+    images = load_image_autoencoder(base / "vae", torch.device(device), torch.float32)
+    depth = load_depth_network(base / "depth", device) if config.get("depth_channels") else None
+    return load_pointmap_model(folder, images, device, depth)
 
 
 def load_refiner(folder: Path | None = None, device: Any = "cpu") -> Refiner:
@@ -110,7 +117,7 @@ def check_works_without_prior(model: Model) -> None:
     if not works_without_prior(model):
         raise InputError(
             "This point-map network refines a prior and gives nothing without one: use --prior tracks, or --weights "
-            "with a network of `worldstereo train pointmaps --network flow`."
+            "with a network of `worldstereo train pointmaps --network flow --prior none`."
         )
 
 

@@ -12,7 +12,8 @@ import queue
 import signal
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.scenes import add_moving_objects, clearance, make_path, make_scene, pack, render_batch, seed_of
 from worldstereo_ros.scenes.raytracing.primitives import Random
 from worldstereo_ros.training.data.world_files import KIND_WEIGHTS
+from worldstereo_ros.utils.atomic_files import atomic_path
 from worldstereo_ros.utils.errors import InputError
 
 WALK_VIEWS = 37  # clips of 13 frames up to a stride of 3
@@ -55,6 +57,17 @@ class Walk:
     moving: np.ndarray
     poses: np.ndarray
     intrinsics: np.ndarray
+
+    def save(self, file: Path) -> None:
+        """Writes an .npz file."""
+        with atomic_path(file) as partial, partial.open("wb") as stream:
+            np.savez(stream, **{f.name: getattr(self, f.name) for f in fields(self)})
+
+    @classmethod
+    def load(cls, file: Path) -> Walk:
+        """Reads a file of `save`."""
+        with np.load(file) as content:
+            return cls(**{f.name: content[f.name] for f in fields(cls)})
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -23,17 +24,39 @@ class WalkFeed:
         settings: how to train.
         source: renders walks.
         device: where walks are kept.
+        folder: where walks are written to, and read from when a run is started again; None = nowhere.
     """
 
-    def __init__(self, settings: PointmapTraining, source: WalkSource, device: torch.device) -> None:
+    def __init__(
+        self, settings: PointmapTraining, source: WalkSource, device: torch.device, folder: Path | None = None
+    ) -> None:
         self.settings, self.source, self.device, self.batch = settings, source, device, settings.batch
         self.random = np.random.default_rng(settings.seed)
         self.pools = {size: WalkPool(size, settings.capacity, device, settings.views) for size in settings.sizes}
+        self._folder, self._saved = folder, 0
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            files = sorted(folder.glob("*.npz"))
+            self._saved = len(files)
+            for file in files:
+                self._pool(walk := Walk.load(file)).add(walk)
+
+    def _pool(self, walk: Walk) -> WalkPool:
+        size = (walk.image.shape[1], walk.image.shape[2])
+        if size not in self.pools:
+            raise TrainingConfigError(f"A walk of the run's folder has {size} pixels; {list(self.pools)} are trained.")
+        return self.pools[size]
+
+    def _keep(self, walks: Iterable[Walk]) -> None:
+        for walk in walks:
+            self._pool(walk).add(walk)
+            if self._folder is not None:
+                walk.save(self._folder / f"{self._saved:06d}.npz")
+                self._saved += 1
 
     def poll(self, *, urgent: bool = False) -> None:
         """Takes what was rendered into the pool; `urgent`: training waits for it."""
-        for walk in self.source.poll(urgent=urgent):
-            self.pools[(walk.image.shape[1], walk.image.shape[2])].add(walk)
+        self._keep(self.source.poll(urgent=urgent))
 
     def walks(self) -> int:
         """Walks so far."""
@@ -55,8 +78,7 @@ class WalkFeed:
             if self.walks() > before:
                 latest = time.monotonic()
             elif time.monotonic() - latest > PATIENCE_S:
-                for walk in self.source.render_here():
-                    self.pools[(walk.image.shape[1], walk.image.shape[2])].add(walk)
+                self._keep(self.source.render_here())
             else:
                 time.sleep(0.05)
         if not self.walks():
