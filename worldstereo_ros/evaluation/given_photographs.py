@@ -17,7 +17,7 @@ import numpy as np
 
 from worldstereo_ros.depth.alignment import DepthError
 from worldstereo_ros.depth.estimators import DepthEstimator, estimate_depth
-from worldstereo_ros.geometry.similarity import align_poses, pose_errors
+from worldstereo_ros.geometry.similarity import align_poses, pose_errors, rotation_angles
 from worldstereo_ros.geometry.views import View
 from worldstereo_ros.io.files import DatasetError
 from worldstereo_ros.reconstruction.dense import Frames, PlaceViews, estimate_depths, fill_holes
@@ -45,7 +45,8 @@ class GivenPhotographs:
         views: the photographs that could be used, in an order that does not depend on that of the input.
         ate_percent: absolute trajectory error of estimated poses after the best similarity, in per cent of the diameter
             of the true ones; None for given poses.
-        rotation_degrees: mean angle of their rotations to the true ones after it; None for given poses.
+        rotation_degrees: mean angle of their rotations to the true ones after the similarity that fits rotations and
+            centres; None for given poses.
         notes: sentences about what was left out or estimated.
     """
 
@@ -110,6 +111,10 @@ def reconstruct_given(
             views.append(replace(view, depth=np.zeros(view.image.shape[:2], np.float32)))
             rows.append(-1)
     notes = [f"{name} is left out. {reason}" for name, reason in list(left_out.items())[:MAX_LEFT_OUT_NAMED]]
+    if len(left_out) > MAX_LEFT_OUT_NAMED:
+        notes.append(f"{len(left_out)} of {len(names)} photographs are left out in all.")
+    if poses == ESTIMATED:  # such as how far they may be off
+        notes += registration.notes
     views, bare = _without_gaps(views, rows, frames, estimator)
     if bare:
         notes.append(
@@ -146,8 +151,9 @@ def _in_true_frame(
 ) -> tuple[Registration, float, float]:
     """The registration in the true frame, and its errors.
 
-    The errors are those after the similarity that fits the centres best, as usual. Of three photographs, whose centres
-    are nearly on a line, that leaves the rotation about it loose, so the frame follows from the rotations, too.
+    The error of positions is that after the similarity that fits the centres best, as usual. Where these are nearly on
+    a line, as of three photographs or of a walk, that leaves the rotation about it loose, so the frame follows from the
+    rotations, too, and the error of rotations is that in this frame.
     """
     model = registration.model
     true = [names[photos[int(number)].name] for number in model.photographs]
@@ -156,11 +162,12 @@ def _in_true_frame(
     if not math.isfinite(errors.ate_percent):
         raise InputError("The true poses of the photographs are all at one place, so errors have no unit.")
     moved = model.moved(align_poses(model.world_from_camera, true_poses), metric=true[0].metric)
+    angles = rotation_angles(moved.world_from_camera[:, :3, :3], true_poses[:, :3, :3])
     # Measured depth is in the unit of the true poses, which is that of the model now.
     return (
         replace(registration, model=moved, depth_usable=True),
         errors.ate_percent,
-        float(errors.degrees.mean()),
+        float(np.degrees(angles).mean()),
     )
 
 
