@@ -31,6 +31,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
     ({"stages": {"video": {"ema": 1.0}}}, "ema of 0 to below 1"),
     ({"stages": {"video": {"precomputed_clips": -1}}}, "precomputed_clips of video is -1"),
     ({"stages": {"depth": {"precomputed_clips": 8}}}, "a number of clips for one of the stages video, control"),
+    ({"stages": {"finetune": {"photographs_prob": 1.5}}}, "photographs_prob of finetune is 1.5"),
+    ({"stages": {"video": {"photographs_prob": 0.5}}}, "one of the stages control, memory, distill, finetune"),
     ({"precision": "fp8"}, "precision is 'fp8'; no or bf16"),
     ({"transformer": None}, "transformer is None; keys and values"),
 ])  # fmt: skip

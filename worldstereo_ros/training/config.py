@@ -20,6 +20,7 @@ from worldstereo_ros.utils.resources import find_resource
 STAGES = ("autoencoder", "video", "control", "memory", "distill", "finetune", "refine", "depth")
 OPTIONAL_STAGES = ("refine", "depth")  # `train all` leaves them out if the configuration does not have them
 CLIP_STAGES = ("video", "control", "memory", "distill", "finetune")  # they train on encoded video clips
+MEMORY_STAGES = CLIP_STAGES[1:]  # their clips have memory beside the start view
 PRECISIONS = ("no", "bf16")
 
 
@@ -62,6 +63,8 @@ class StageConfig:
         batch: images (autoencoder, depth) or clips of a step.
         frames: keyframes of a training clip, the start view included.
         short_clip_prob: fraction of the batches with shorter clips, larger camera motion between views, and more clips.
+        photographs_prob: fraction of the batches whose memory is two to four photographs with known poses and the depth
+            that reconstruction finds, instead of observations with measured depth (control, memory, distill, finetune).
         precomputed_clips: number of clips to sample and encode before training and to keep on disk, in the run's folder
             `clips`; 0: clips are sampled and encoded during training. Not for autoencoder and depth.
         noise_reuse: consecutive steps on the same clips with new noise, which saves sampling on slow machines.
@@ -93,6 +96,7 @@ class StageConfig:
     batch: int = 8
     frames: int = 9
     short_clip_prob: float = 0.0
+    photographs_prob: float = 0.0
     precomputed_clips: int = 0
     noise_reuse: int = 1
     learning_rate: float = 1e-3
@@ -233,6 +237,11 @@ def _check(config: TrainingConfig, where: str) -> None:
         if not 0 <= stage.short_clip_prob <= 1:
             raise TrainingConfigError(
                 f"{where}: short_clip_prob of {name} is {stage.short_clip_prob:g}; a fraction of 0 to 1 was expected."
+            )
+        if not 0 <= stage.photographs_prob <= 1 or (stage.photographs_prob and name not in MEMORY_STAGES):
+            raise TrainingConfigError(
+                f"{where}: photographs_prob of {name} is {stage.photographs_prob:g}; 0, or a fraction up to 1 for one "
+                f"of the stages {', '.join(MEMORY_STAGES)}, was expected."
             )
         if not 0 <= stage.pixel_share <= 1 or not 0 <= stage.covered_weight <= 1:
             raise TrainingConfigError(

@@ -24,7 +24,7 @@ from worldstereo_ros.pipelines.geometric.layout import estimate_layout
 from worldstereo_ros.pipelines.geometric.pipeline import GeometricPipeline
 from worldstereo_ros.pipelines.geometric.plane_extrapolation import render_layout
 from worldstereo_ros.pipelines.worldstereo.conditioning import fit_renders, published_matrix
-from worldstereo_ros.rendering.splatting import render
+from worldstereo_ros.rendering.splatting import Rendering, render
 from worldstereo_ros.training.data.dataset import WorldDataset, augment_colours
 from worldstereo_ros.training.data.world_files import FINE_SCALE, FINE_STRIDE, RenderedWorld
 
@@ -129,19 +129,47 @@ def _sample_clip(
     if not clean:
         world = world.mirrored() if random.random() < 0.5 else world
         clean = random.random() < NOISE_FREE_PROB
-    path = _sample_path(world, frames, random)
-    camera, poses = world.camera, world.pose.double().numpy()
-    parts = [_as_float(world.image[path])]
-    holes = torch.zeros(frames, *world.image.shape[-2:])
+    path = sample_path(world, frames, random)
     cloud_views = choose_cloud_views(world, path, random, min_count=len(keyframes) if from_cloud else 1)
+    memory = None
     if renders:
         views = [_noisy_view(world, view, random, clean, start=view == path[0]) for view in cloud_views]
-        warped, layouts, plane_channels, holes[1:] = _render_memory(views, camera, poses[path[1:]], device)
-        parts += [warped, layouts]
+        memory = views, _render_points(views, world.camera, world.pose.double().numpy()[path[1:]], device)
     if from_cloud:
         chosen = assign_references(world, path[keyframes], cloud_views)
     else:
         chosen = [choose_reference(world, int(path[k]), random) for k in keyframes]
+    return assemble_clip(world, path, memory, chosen, random, clean=clean, imagined_references=not from_cloud)
+
+
+def assemble_clip(
+    world: RenderedWorld,
+    path: np.ndarray,
+    memory: tuple[list[View], Rendering] | None,
+    chosen: list[int],
+    random: np.random.Generator,
+    *,
+    clean: bool,
+    imagined_references: bool,
+) -> dict[str, torch.Tensor]:
+    """The tensors of a clip: the fields of `ClipBatch` without the batch dimension and `reference_index`.
+
+    Args:
+        world: the rendered world.
+        path: (F,) its views, the start view first.
+        memory: the views that memory holds, the start view first, and its cloud rendered by the fine camera from all
+            views but the start view; None leaves out renders, cameras and references.
+        chosen: views of the world that are the references.
+        random: random number generator.
+        clean: no noise.
+        imagined_references: whether some references are blurred, as imagined views are.
+    """
+    camera, poses, frames = world.camera, world.pose.double().numpy(), len(path)
+    parts = [_as_float(world.image[path])]
+    holes = torch.zeros(frames, *world.image.shape[-2:])
+    if memory is not None:
+        warped, layouts, plane_channels, holes[1:] = _warp_memory(*memory, camera, poses[path[1:]])
+        parts += [warped, layouts]
     if chosen:
         parts.append(_as_float(world.image[chosen]))
     # All images of a clip come from one camera and get the same augmentation.
@@ -157,13 +185,13 @@ def _sample_clip(
         "cameras": torch.from_numpy(targets),
         "intrinsics": torch.from_numpy(np.asarray(matrix, np.float64)),
     }
-    if not renders:
+    if memory is None:
         unused = ("renders", "layouts", "plane_channels", "holes", "plucker", "reference_poses")
         return clip | dict.fromkeys(unused, empty) | {"references": torch.zeros(3, 0, *truth.shape[-2:])}
     warped, layouts = (torch.cat((truth[:1], part)) for part in images[frames : 3 * frames - 2].split(frames - 1))
     references = images[3 * frames - 2 :]
     if chosen and not clean:
-        references = torch.stack([augment_reference(view, random, imagined=not from_cloud) for view in references])
+        references = torch.stack([augment_reference(view, random, imagined=imagined_references) for view in references])
     reference_poses = pose_vectors(others) if others is not None else np.zeros((0, 7), np.float32)
     return clip | {
         "renders": _channels_first(warped),
@@ -185,7 +213,7 @@ def _as_float(images: torch.Tensor) -> torch.Tensor:
     return images.float() / 255
 
 
-def _sample_path(world: RenderedWorld, frames: int, random: np.random.Generator) -> np.ndarray:
+def sample_path(world: RenderedWorld, frames: int, random: np.random.Generator) -> np.ndarray:
     """Views of a clip: the start view, then a part of a walk, forwards or backwards, at a random stride."""
     walks = world.walk.numpy()
     views = np.flatnonzero(walks == random.choice(np.unique(walks)))
@@ -252,16 +280,14 @@ def _noisy_view(world: RenderedWorld, view: int, random: np.random.Generator, cl
     return View(np.ascontiguousarray(image), camera, pose, np.where(valid, depth, np.float32(0)))
 
 
-def _render_memory(
-    views: list[View], camera: Camera, poses: np.ndarray, device: torch.device
-) -> tuple[torch.Tensor, ...]:
-    """Renders memory from (F, 4, 4) poses, as the pipeline does at inference.
+def fine_camera(camera: Camera) -> Camera:
+    """The camera that memory is rendered by: that of fine views."""
+    return camera.resized(camera.width * FINE_SCALE, camera.height * FINE_SCALE)
 
-    Returns:
-        On the CPU, at the camera's size: images warped from memory (F, 3, H, W) in [0, 1], the same with extrapolated
-        planes, their channels (F, 4, H / 8, W / 8), and holes of the cloud (F, H, W).
-    """
-    fine = camera.resized(camera.width * FINE_SCALE, camera.height * FINE_SCALE)
+
+def _render_points(views: list[View], camera: Camera, poses: np.ndarray, device: torch.device) -> Rendering:
+    """The points of views, rendered by the fine camera from (F, 4, 4) poses."""
+    fine = fine_camera(camera)
     with_depth = [(view, view.depth) for view in views if view.depth is not None]
     points = [
         unproject(depth, view.camera, view.world_from_camera)[depth > 0].astype(np.float32)
@@ -270,12 +296,23 @@ def _render_memory(
     colours = [view.image[depth > 0] for view, depth in with_depth]
     spacing = [(depth[depth > 0] / np.float32(fine.fx)).astype(np.float32) for _, depth in with_depth]
     cloud = np.concatenate(points)
-    rendering = render(
+    return render(
         cloud, np.concatenate(colours), np.ones(len(cloud), bool), np.concatenate(spacing), fine, poses,
         device=device, near=NEAR_PLANE_M,
     )  # fmt: skip
+
+
+def _warp_memory(
+    views: list[View], rendering: Rendering, camera: Camera, poses: np.ndarray
+) -> tuple[torch.Tensor, ...]:
+    """Warps memory to (F, 4, 4) poses, as the pipeline does at inference.
+
+    Returns:
+        On the CPU, at the camera's size: images warped from memory (F, 3, H, W) in [0, 1], the same with extrapolated
+        planes, their channels (F, 4, H / 8, W / 8), and holes of the cloud (F, H, W).
+    """
     _, holes = fit_renders(rendering.colour, rendering.covered, (camera.height, camera.width))
-    memory = Conditioning(views[0], rendering, fine, poses, views, np.full(len(poses), -1))
+    memory = Conditioning(views[0], rendering, fine_camera(camera), poses, views, np.full(len(poses), -1))
     warped_views = GeometricPipeline().warp_all(memory, lambda *_: None)
     images = torch.from_numpy(np.stack([warped.image for warped in warped_views]))
     images = functional.avg_pool2d(images.permute(0, 3, 1, 2).float() / 255, FINE_SCALE)

@@ -78,6 +78,7 @@ class ClipSampler:
         memory: whether most batches have reference views.
         clean: no noise, for validation; see `sample_clips`.
         short_clip_prob: fraction of the batches with shorter, and accordingly more, clips.
+        photographs_prob: fraction of the batches whose memory is photographs, see `photograph_clips`; needs `renders`.
     """
 
     count: int
@@ -86,17 +87,24 @@ class ClipSampler:
     memory: bool
     clean: bool = False
     short_clip_prob: float = 0.0
+    photographs_prob: float = 0.0
 
     def __call__(self, dataset: WorldDataset, random: np.random.Generator, device: torch.device) -> ClipBatch:
         """Samples a batch."""
         references, frames = 0, self.frames
         if self.frames > MIN_FRAMES and random.random() < self.short_clip_prob:
             frames = int(random.integers(MIN_FRAMES, self.frames))
+        count = self.count * self.frames // frames
+        if self.photographs_prob and random.random() < self.photographs_prob:
+            # Reconstruction is imported by those who train with it alone.
+            from worldstereo_ros.training.data.photograph_clips import sample_photograph_clips
+
+            return sample_photograph_clips(dataset, count, frames, random, device)
         if self.memory and random.random() < 1 - NO_REFERENCES_PROB:
             references = int(random.integers(1, MAX_REFERENCES + 1))
         return sample_clips(
             dataset,
-            self.count * self.frames // frames,
+            count,
             frames,
             random,
             device,

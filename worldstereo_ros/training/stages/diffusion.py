@@ -70,6 +70,7 @@ class DiffusionStage:
             self.control,
             self.memory,
             short_clip_prob=self.config.short_clip_prob,
+            photographs_prob=self.config.photographs_prob,
         )
         self.stream: BatchStream[ClipBatch] | None = None
         self._precomputed: PrecomputedClips | None = None
@@ -118,6 +119,8 @@ class DiffusionStage:
             **{name: getattr(self.config, name) for name in ("batch", "frames", "short_clip_prob")},
             "autoencoder": hash_weights(self.run.base / "vae"),
         }
+        if self.config.photographs_prob:  # clips of earlier versions do not name it
+            source["photographs_prob"] = self.config.photographs_prob
         files = precompute_clips(
             self.run.folder / "clips" / self.name,
             self.config.precomputed_clips,
