@@ -192,3 +192,16 @@ def test_frame_of_another_size_is_refused():
     image, depth = view_from(0.0)
     with pytest.raises(InputError, match="size"):
         GeometricStereo(CAMERA, SETTINGS).make(image[:, :-1], depth)
+
+
+def test_pixels_farther_than_one_from_a_hole_are_not_steadied():
+    rng = np.random.default_rng(1)
+    image, depth = view_from(0.0)
+    pipeline = GeometricStereo(CAMERA, StereoSettings(base=0.1, memory=0))
+    plain = GeometricStereo(CAMERA, StereoSettings(base=0.1, memory=0, steady=False))
+    for _ in range(3):
+        noisy = np.clip(image + rng.normal(0, 8, image.shape), 0, 255).astype(np.uint8)
+        ours, theirs = (each.make(noisy, depth, pose_at(0.0)) for each in (pipeline, plain))
+    beside = cv2.dilate((ours.source != SEEN).view(np.uint8), np.ones((3, 3), np.uint8)) > 0
+    np.testing.assert_array_equal(ours.image[~beside], theirs.image[~beside])
+    assert (ours.image[beside & (ours.source == SEEN)] != theirs.image[beside & (ours.source == SEEN)]).any()

@@ -32,7 +32,7 @@ class StereoSettings:
             parallel eyes, where what is infinitely far appears on the screen and everything else before it.
         eye: the eye to make, right or left. The other eye is the camera's image, unchanged.
         memory: number of past frames that fill holes; 0: none.
-        steady: masks and painted pixels are made steady over time by optical flow.
+        steady: masks, painted pixels and their rims are made steady over time by optical flow.
         soft_edges: edges of nearer surfaces are unmixed and mixed anew, see `soft_edges`.
         edge_px: see `warp_to_eye`; of no effect with soft edges.
         threads: number of threads.

@@ -8,6 +8,7 @@ import numpy as np
 FLOW_SIDE_PX = 320  # longer side of the images that flow is computed in
 CONSISTENT_PX = 1.0  # forward and backward flow cancel within this, at the size of the flow
 PAST_SHARE, REMEMBERED_SHARE = 0.65, 0.45  # of the colour of painted and remembered pixels, from the frame before
+RIM_SHARE = 0.3  # of seen pixels beside them: edges, where a depth that ends a pixel earlier or later flickers most
 
 
 class FlowLink:
@@ -76,22 +77,24 @@ def steady_mask(hole: np.ndarray, before: np.ndarray, link: FlowLink) -> np.ndar
 def steady_painting(
     image: np.ndarray, before: np.ndarray, painted: np.ndarray, remembered: np.ndarray, link: FlowLink
 ) -> np.ndarray:
-    """Mixes painted and remembered pixels with what the frame before showed there.
+    """Mixes painted and remembered pixels, and the seen ones beside them, with what the frame before showed there.
 
     Args:
         image: (H, W, 3) uint8, this frame.
         before: (H, W, 3) uint8, the frame before, as it was shown.
-        painted, remembered: (H, W) bool, pixels that may change.
+        painted, remembered: (H, W) bool.
         link: flow between the two.
 
     Returns:
         (H, W, 3) uint8; the same array if nothing changes.
     """
-    mixed = (painted | remembered) & link.consistent
+    hole = (painted | remembered).view(np.uint8)
+    mixed = (cv2.dilate(hole, np.ones((3, 3), np.uint8)) > 0) & link.consistent
     if not mixed.any():
         return image
     past = link.carry_image(before)
-    share = np.where(painted[mixed], np.float32(PAST_SHARE), np.float32(REMEMBERED_SHARE))[:, None]
+    shares = np.where(remembered, np.float32(REMEMBERED_SHARE), np.float32(RIM_SHARE))
+    share = np.where(painted, np.float32(PAST_SHARE), shares)[mixed][:, None]
     out = image.copy()
     out[mixed] = np.rint(share * past[mixed] + (1 - share) * image[mixed]).astype(np.uint8)
     return out
