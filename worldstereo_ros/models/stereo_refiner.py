@@ -35,10 +35,12 @@ from worldstereo_ros.models.factorised_blocks import (
     rotary_positions,
     time_modulation,
 )
+from worldstereo_ros.models.stereo_candidates import CANDIDATES, DIRECTIONS, first_met, mix
 from worldstereo_ros.utils.errors import InputError
 
 BLOCK_PX, REFERENCE_PX = 4, 8  # side of a token, and of one of the reference
 PIXEL_CHANNELS = 3 + 3 + 4  # noisy, filled, and `StereoCondition`'s others
+MET_CHANNELS = 4 * len(DIRECTIONS)
 DISPARITY_PX = 32.0  # disparities are divided by it
 INTERACTING_FRAMES = 2  # before the present one, that its reference tokens are mixed with
 
@@ -149,8 +151,9 @@ class StereoRefiner(ModelMixin, ConfigMixin):
         reference_attention: the tokens of the camera's image are keys; else there is no reference network.
         deviation_strength: the stereo deviation strength is embedded beside the time.
         temporal_interaction: the reference's tokens are mixed with those of the frames before (TIL).
+        mixture: it mixes colours that lie around a hole instead of adding to the fill (`stereo_candidates`).
 
-    The last three are for ablations.
+    The last four are for ablations.
 
     Raises:
         InputError: a number is too small, or the heads do not fit the width.
@@ -170,6 +173,7 @@ class StereoRefiner(ModelMixin, ConfigMixin):
         reference_attention: bool = True,
         deviation_strength: bool = True,
         temporal_interaction: bool = True,
+        mixture: bool = False,
     ) -> None:
         super().__init__()
         if depth < 1 or pixel_width < 1 or band < 0 or history < 1 or width % (4 * heads):
@@ -177,7 +181,8 @@ class StereoRefiner(ModelMixin, ConfigMixin):
                 f"depth {depth}, pixel_width {pixel_width}, band {band} and history {history} must be at least 1, 1, "
                 f"0 and 1, and width {width} a multiple of four times the heads ({heads})."
             )
-        self.stem = nn.Sequential(nn.Conv2d(4 * PIXEL_CHANNELS, pixel_width, 3, padding=1), ResidualBlock(pixel_width))
+        channels = PIXEL_CHANNELS + (MET_CHANNELS if mixture else 0)
+        self.stem = nn.Sequential(nn.Conv2d(4 * channels, pixel_width, 3, padding=1), ResidualBlock(pixel_width))
         self.down = nn.Conv2d(pixel_width, width, 2, stride=2)
         self.t_embedder = TimestepEmbedding(width)
         self.deviation_embedder = TimestepEmbedding(width) if deviation_strength else None
@@ -192,7 +197,7 @@ class StereoRefiner(ModelMixin, ConfigMixin):
         self.norm = nn.LayerNorm(width)
         self.up = nn.Linear(width, 4 * pixel_width)
         self.head = nn.Sequential(ResidualBlock(pixel_width), ResidualBlock(pixel_width))
-        self.out = nn.Conv2d(pixel_width, 12, 3, padding=1)
+        self.out = nn.Conv2d(pixel_width, 4 * (CANDIDATES if mixture else 3), 3, padding=1)
         zero_module(self.out)
 
     def forward(
@@ -234,14 +239,17 @@ class StereoRefiner(ModelMixin, ConfigMixin):
             ),
             dim=2,
         ).flatten(0, 1)
+        filled = condition.filled.flatten(0, 1)
+        if self.config.mixture:
+            met, nearer = first_met(filled, condition.painted.flatten(0, 1), condition.disparity.flatten(0, 1))
+            pixels = torch.cat([pixels, met.flatten(1, 2), nearer], dim=1)
         pixels = functional.pixel_unshuffle(pixels, 2).contiguous(memory_format=torch.channels_last)
         skip = self.stem(pixels)
         tokens = self.down(skip).flatten(2).transpose(1, 2).unflatten(0, (b, frames))
         rows, columns = height // BLOCK_PX, width // BLOCK_PX
         inside = self.band_of(condition.painted, band)
-        index = None if history is None else _places(inside[:, 0])
-        # The blocks change the tokens of the index alone, which is the band unless a clip has none.
-        exact = index is not None and bool(inside.any(-1).all())
+        index = _places(inside.any(1), repeat=history is not None)  # the blocks change these tokens alone
+        exact = history is not None and bool(inside.any(-1).all())  # they are the band unless a clip has none
         embedded = self.t_embedder(1000 * time)
         if self.deviation_embedder is not None:
             embedded = embedded + self.deviation_embedder(1000 * condition.deviation)
@@ -260,17 +268,18 @@ class StereoRefiner(ModelMixin, ConfigMixin):
                 tokens, modulation, rotary=rotary, extra_keys=keys, extra_rotary=beside, query_index=index
             )
             tokens = updated if exact else torch.where(inside[..., None], updated, tokens.type_as(updated))
-            if history is not None and index is not None:
+            if history is not None:
                 inputs.append(tokens)
                 tokens = self._latest(over_time, tokens, [each[level] for each in history.tokens], index, modulation)
             elif temporal:
-                updated = self._over_time(over_time, tokens, modulation)
+                updated = self._over_time(over_time, tokens, modulation, index)
                 tokens = torch.where(inside[..., None], updated, tokens.type_as(updated))
         if history is not None:
             history.add(inputs, references, self.config.history)
         wide = self.up(self.norm(tokens)).flatten(0, 1).transpose(1, 2).unflatten(2, (rows, columns))
         x = self.out(functional.silu(self.head(skip + functional.pixel_shuffle(wide, 2))))
-        return condition.filled + functional.pixel_shuffle(x, 2).unflatten(0, (b, frames)).type_as(condition.filled)
+        x = functional.pixel_shuffle(x, 2).type_as(filled)
+        return (mix(filled, met, x) if self.config.mixture else filled + x).unflatten(0, (b, frames))
 
     def refine(
         self, condition: StereoCondition, *, history: RefinerHistory | None = None, band: int | None = None
@@ -287,13 +296,15 @@ class StereoRefiner(ModelMixin, ConfigMixin):
         wide = functional.max_pool2d(mask, 2 * reach + 1, 1, reach)
         return (wide > 0).flatten(1).unflatten(0, painted.shape[:2])
 
-    def _over_time(self, block: nn.Module, tokens: torch.Tensor, modulation: torch.Tensor) -> torch.Tensor:
+    def _over_time(
+        self, block: nn.Module, tokens: torch.Tensor, modulation: torch.Tensor, index: torch.Tensor
+    ) -> torch.Tensor:
         """A temporal block, in which frames attend to themselves and to `history` frames before them."""
         place = torch.arange(tokens.shape[1], device=tokens.device)
         apart = place[:, None] - place[None]
         mask = (apart >= 0) & (apart <= self.config.history)
         rotary = rotary_positions(place, self.config.width // self.config.heads)
-        return block(tokens, modulation, rotary=rotary, mask=mask)
+        return block(tokens, modulation, rotary=rotary, mask=mask, query_index=index)
 
     def _latest(
         self,
@@ -354,12 +365,14 @@ class StereoRefiner(ModelMixin, ConfigMixin):
             raise InputError(f"The refiner was given {frames} frames with a history; one at a time was expected.")
 
 
-def _places(band: torch.Tensor) -> torch.Tensor:
-    """(b, k) int64 places of a band (b, n) bool; repeated where one has fewer than another, so that k fits all."""
+def _places(band: torch.Tensor, *, repeat: bool) -> torch.Tensor:
+    """(b, k) int64 places of a band (b, n) bool; where one has fewer than another, its first or others fill up k.
+
+    Repeated places would have wrong gradients.
+    """
     count = int(band.sum(1).max().clamp_min(1))
     order = band.to(torch.uint8).sort(dim=1, descending=True, stable=True).indices[:, :count]
-    inside = band.gather(1, order)
-    return torch.where(inside, order, order[:, :1])
+    return torch.where(band.gather(1, order), order, order[:, :1]) if repeat else order
 
 
 def load_stereo_refiner(folder: Path, device: torch.device | str = "cpu") -> StereoRefiner | None:

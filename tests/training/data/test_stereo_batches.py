@@ -13,7 +13,7 @@ from worldstereo_ros.training.data.stereo_clips import (
     INVALID_FLOW,
     WINDOW_PX,
     StereoClip,
-    _flow,
+    flow_between,
     render_clips,
 )
 
@@ -29,7 +29,7 @@ def clip(*, pair: bool = True) -> StereoClip:
         views = [view_from(index * STEP_M + shift, board=-0.1, camera=camera) for index in range(FRAMES)]
         image, depth = (torch.from_numpy(np.stack(each)) for each in zip(*views, strict=True))
         poses = torch.from_numpy(np.stack([pose_at(index * STEP_M) for index in range(FRAMES)]))
-        flow = _flow(depth, torch.ones_like(depth, dtype=torch.bool), camera, poses)
+        flow = flow_between(depth, torch.ones_like(depth, dtype=torch.bool), camera, poses)
         parts.append((image.permute(0, 3, 1, 2).contiguous(), (camera.fx / depth).half(), flow.half()))
     base = torch.tensor(BASE_M if pair else 0.0)
     return StereoClip(*parts[0], *parts[1], base)

@@ -20,9 +20,9 @@ from worldstereo_ros.training.data.dataset import augment_colours
 from worldstereo_ros.training.data.stereo_clips import (
     BASE_M,
     INVALID_FLOW,
+    MARGIN_PX,
     MAX_DISPARITY_PX,
     NEAR_QUANTILE,
-    WIDTH_PX,
     StereoClip,
 )
 
@@ -96,7 +96,14 @@ class ClipPool:
 
 
 def make_batch(
-    clips: StereoClip, there_and_back: np.ndarray, random: np.random.Generator, *, clean: bool = False
+    clips: StereoClip,
+    there_and_back: np.ndarray,
+    random: np.random.Generator,
+    *,
+    clean: bool = False,
+    memory: torch.Tensor | None = None,
+    widen_prob: float = WIDEN_PROB,
+    colours: bool = True,
 ) -> StereoBatch:
     """Makes a batch of clips.
 
@@ -106,19 +113,22 @@ def make_batch(
             eye are always the former.
         random: random number generator.
         clean: exact depth, masks and colours as they are, for validation; memory is as in training.
+        memory: (N, T, H, W + margin) bool, what past frames saw of the eye that is made; None: random parts.
+        widen_prob: probability that holes are united with those of the frame before.
+        colours: colours vary as between cameras, unless `clean`.
     """
     device = clips.image.device
     n, frames = clips.image.shape[:2]
     generator = torch.Generator(device).manual_seed(int(random.integers(2**62)))
     back = torch.from_numpy(there_and_back).to(device) | (clips.base <= 0)
     frames_seen, frames_other = (
-        (_as_float(clips.image), _as_float(clips.other)) if clean else _as_other_cameras(clips, random)
+        _as_other_cameras(clips, random) if colours and not clean else (_as_float(clips.image), _as_float(clips.other))
     )
     image = frames_seen.flatten(0, 1)
     exact = _base(clips, back, random)[:, None, None, None] * clips.inverse.float()
     disparity = exact if clean else _made_bad(exact, random, generator, back)
     eye = _warped(image, disparity.flatten(0, 1), back.repeat_interleave(frames))
-    crop = (..., slice(None), slice(0, WIDTH_PX))
+    crop = (..., slice(None), slice(0, clips.image.shape[-1] - MARGIN_PX))
 
     def shaped(x: torch.Tensor) -> torch.Tensor:
         return x.unflatten(0, (n, frames))
@@ -133,8 +143,8 @@ def make_batch(
     made = WarpedEyes(eye.made.image[crop].contiguous(), eye.made.disparity[crop].contiguous())
     hole = shaped(made.hole)
     if not clean:
-        hole = _widened(hole, flow, random)
-    remembered = hole & _memory(hole, random, generator)
+        hole = _widened(hole, flow, random, widen_prob)
+    remembered = hole & (_memory(hole, random, generator) if memory is None else memory[crop])
     seen = shaped(made.image)
     blur = functional.avg_pool2d(target.flatten(0, 1), 3, 1, 1, count_include_pad=False).view_as(target)
     share = torch.rand(n, 1, 1, 1, 1, generator=generator, device=device) * MEMORY_BLUR
@@ -232,13 +242,13 @@ def _made_bad(
     return torch.where(inexact[:, None, None, None], out * torch.exp(bent + jumps), out)
 
 
-def _widened(hole: torch.Tensor, flow: torch.Tensor, random: np.random.Generator) -> torch.Tensor:
+def _widened(hole: torch.Tensor, flow: torch.Tensor, random: np.random.Generator, prob: float) -> torch.Tensor:
     """Unites holes (N, T, H, W) with those of the frame before, along the flow (SpatialDreamer's mask refinement)."""
     if hole.shape[1] < 2:
         return hole
     moved = carry(hole[:, :-1, None].float(), flow[:, 1:]) > 0.5
     united = torch.cat([hole[:, :1], hole[:, 1:] | (moved[:, :, 0] & valid_flow(flow[:, 1:])[:, :, 0])], dim=1)
-    chosen = torch.from_numpy(random.random(len(hole)) < WIDEN_PROB).to(hole.device)
+    chosen = torch.from_numpy(random.random(len(hole)) < prob).to(hole.device)
     return torch.where(chosen[:, None, None, None], united, hole)
 
 

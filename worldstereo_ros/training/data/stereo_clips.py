@@ -93,7 +93,7 @@ def render_clips(
         Clips on the device; fewer than asked for where everything is too near or nothing is hidden.
     """
     random = Random(104_729 * index + 17)
-    scene = _with_moving_objects(make_scene(random.choice(list(KINDS)), seed_of(split, index)), random)
+    scene = with_moving_objects(make_scene(random.choice(list(KINDS)), seed_of(split, index)), random)
     packed = pack([scene], device=device, light=light)
     paths = min(2, clips)
     found = []
@@ -114,7 +114,8 @@ def render_clips(
     return found[:clips]
 
 
-def _with_moving_objects(scene: Scene, random: Random) -> Scene:
+def with_moving_objects(scene: Scene, random: Random) -> Scene:
+    """The scene with some moving objects, as many as find room of a random number."""
     for count in range(random.integer(0, MAX_MOVING_OBJECTS), 0, -1):
         with suppress(InputError):
             return add_moving_objects(scene, count)
@@ -130,8 +131,8 @@ def _clip(
     base = random.uniform(*BASE_M)
     middle = len(poses) // 2
     small = full.resized(full.width // SEARCH_SCALE, full.height // SEARCH_SCALE)
-    seen = _render(packed, small, poses[middle : middle + 1], times[middle : middle + 1], 1)
-    inverse = _inverse(seen.depth, full.fx)
+    seen = render_frames(packed, small, poses[middle : middle + 1], times[middle : middle + 1], 1)
+    inverse = inverse_depth(seen.depth, full.fx)
     base = min(base, MAX_DISPARITY_PX / max(float(torch.quantile(inverse.flatten(), NEAR_QUANTILE)), 1e-3))
     if base < MIN_BASE_M:
         return None
@@ -141,7 +142,7 @@ def _clip(
     camera = Camera(WINDOW_PX, HEIGHT_PX, full.fx, full.fy, full.cx - found[0], full.cy - found[1])
     right = poses.copy()
     right[:, :3, 3] += base * poses[:, :3, 0]
-    both = _render(packed, camera, np.concatenate([poses, right]), np.concatenate([times, times]), supersample)
+    both = render_frames(packed, camera, np.concatenate([poses, right]), np.concatenate([times, times]), supersample)
     moving = torch.tensor([mover.instance for mover in scene.moving_objects], device=device, dtype=torch.int32)
     parts = []
     for eye, at in zip((0, 1), (poses, right), strict=True):
@@ -150,20 +151,22 @@ def _clip(
         still = torch.ones_like(depth, dtype=torch.bool)
         if len(moving):
             still = ~torch.isin(both.instance[rows], moving)
-        flow = _flow(depth, still, camera, torch.from_numpy(at).to(device))
+        flow = flow_between(depth, still, camera, torch.from_numpy(at).to(device))
         image = both.image[rows].permute(0, 3, 1, 2).contiguous()
-        parts.append((image, _inverse(depth, camera.fx).half(), flow.half()))
+        parts.append((image, inverse_depth(depth, camera.fx).half(), flow.half()))
     return StereoClip(*parts[0], *parts[1], torch.tensor(base, device=device))
 
 
-def _render(
+def render_frames(
     packed: PackedScenes, camera: Camera, poses: np.ndarray, times: np.ndarray, supersample: int
 ) -> SceneFrames:
+    """Frames of the one packed scene from poses (F, 4, 4) at times (F,)."""
     table = torch.zeros(len(poses), dtype=torch.int64)
     return render_packed(packed, camera, torch.from_numpy(poses), table, supersample=supersample, times=times)
 
 
-def _inverse(depth: torch.Tensor, focal: float) -> torch.Tensor:
+def inverse_depth(depth: torch.Tensor, focal: float) -> torch.Tensor:
+    """Pixels of disparity per metre of base; 0 where nothing is met. It fits float16."""
     return torch.where(depth > 0, focal / depth.clamp_min(1e-3), 0.0).clamp_max(60_000.0)
 
 
@@ -184,7 +187,7 @@ def _window(disparity: torch.Tensor, full: Camera, random: Random) -> tuple[int,
     return min(x * SEARCH_SCALE, full.width - WINDOW_PX), min(y * SEARCH_SCALE, full.height - HEIGHT_PX)
 
 
-def _flow(depth: torch.Tensor, still: torch.Tensor, camera: Camera, poses: torch.Tensor) -> torch.Tensor:
+def flow_between(depth: torch.Tensor, still: torch.Tensor, camera: Camera, poses: torch.Tensor) -> torch.Tensor:
     """(T, 2, H, W) flow to the frame before of still surfaces, see `StereoClip.flow`."""
     frames, height, width = depth.shape
     flow = depth.new_full((frames, 2, height, width), INVALID_FLOW)

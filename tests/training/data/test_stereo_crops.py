@@ -1,0 +1,65 @@
+"""Clips around what no frame has seen."""
+
+import numpy as np
+import pytest
+import torch
+
+from worldstereo_ros.training.data.stereo_crops import (
+    HEIGHT_PX,
+    MARGIN_PX,
+    THERE_AND_BACK,
+    TRUE_PAIR,
+    WIDTH_PX,
+    StereoCrops,
+    load_crops,
+    render_crops,
+)
+from worldstereo_ros.utils.errors import InputError
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def crops() -> StereoCrops:
+    found = [render_crops("training", index, clips=2, supersample=1, light="plain") for index in range(3)]
+    return next(each for each in found if each is not None and len(each.kind.unique()) == 2)
+
+
+def test_shapes_and_kinds(crops):
+    n = len(crops)
+    assert crops.filled.shape == crops.target.shape == (n, 3, 3, HEIGHT_PX, WIDTH_PX)
+    assert crops.reference.shape[-1] == WIDTH_PX + MARGIN_PX
+    assert set(crops.kind.tolist()) == {TRUE_PAIR, THERE_AND_BACK}
+
+
+def test_painted_pixels_are_holes_that_differ_from_the_truth_more(crops):
+    assert not (crops.painted & ~crops.hole).any()
+    assert crops.painted.float().mean() > 0.005
+    rows = np.flatnonzero(crops.kind.numpy() == THERE_AND_BACK)
+    back = crops.take(rows)
+    error = (back.filled.float() - back.target.float()).abs().mean(2, keepdim=True)
+    assert error[~back.hole].mean() < error[back.painted].mean()
+
+
+def test_past_frames_fill_a_part_of_the_holes():
+    found = [render_crops("training", index, clips=2, supersample=1, light="plain", clean=True) for index in range(4)]
+    remembered = [(each.hole & ~each.painted).float().sum() for each in found if each is not None]
+    assert sum(remembered) > 0
+    for each in found:
+        if each is None:
+            continue
+        assert set(each.kind.tolist()) == {TRUE_PAIR}
+        known = (each.hole & ~each.painted).expand_as(each.filled)
+        if known.any():  # but for resampling, what was remembered is the truth
+            assert (each.filled.float() - each.target.float()).abs()[known].mean() < 12
+
+
+def test_files_give_the_same(crops, tmp_path):
+    crops.save(tmp_path / "a.npz")
+    crops.take(np.array([0])).save(tmp_path / "b.npz")
+    loaded = load_crops(sorted(tmp_path.glob("*.npz")))
+    assert len(loaded) == len(crops) + 1
+    assert torch.equal(loaded.target[:-1], crops.target)
+    assert torch.equal(loaded.flow[-1], crops.flow[0])
+    with pytest.raises(InputError, match="no clips"):
+        load_crops([])
