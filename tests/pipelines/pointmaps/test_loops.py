@@ -11,9 +11,10 @@ from scipy.spatial.transform import Rotation
 
 from worldstereo_ros.geometry.cameras import unproject
 from worldstereo_ros.geometry.poses import invert_pose
-from worldstereo_ros.geometry.similarity import pose_errors
+from worldstereo_ros.geometry.similarity import Similarity, pose_errors
 from worldstereo_ros.pipelines.pointmaps import Pointmaps
-from worldstereo_ros.pipelines.pointmaps.loops import LoopCloser, apply_closure, make_keyframe, verify_loop
+from worldstereo_ros.pipelines.pointmaps.keyframes import make_keyframe, verify_loop
+from worldstereo_ros.pipelines.pointmaps.loops import LoopCloser, apply_closure
 from worldstereo_ros.pipelines.pointmaps.pose_graph import (
     Edges,
     Similarities,
@@ -205,3 +206,54 @@ def test_a_place_that_looks_the_same_is_refused_where_the_path_is_too_long(retur
     given = LoopCloser()
     given.add(maps_of(far, depths, scale_from="given poses"), images)
     assert not given.keyframes
+
+
+def cut_in_two(returning, size=1.4):
+    """Two shots of a walk: the second has a world and a unit of its own, and shows the place where the first began."""
+    poses, images, depths = returning
+    rows = [np.arange(0, 14), np.arange(32, 46)]
+    world = Similarity(size, turned(70, 10)[:3, :3], np.array([4.0, 1.0, -2.0]))
+    maps = [
+        maps_of(poses[rows[0]], [depths[row] for row in rows[0]]),
+        maps_of(world.poses(poses[rows[1]]), [depths[row] * np.float32(size) for row in rows[1]]),
+    ]
+    maps[1] = replace(maps[1], shot=np.ones(14, np.int64))
+    return np.concatenate(rows), maps, images, poses, depths
+
+
+def test_shots_that_show_one_place_are_joined(returning):
+    rows, maps, images, poses, depths = cut_in_two(returning)
+    closer = LoopCloser()
+    for part, some in zip(maps, (rows[:14], rows[14:]), strict=True):
+        closer.add(part, [images[row] for row in some])
+    closure = closer.close()
+    assert closure.shots is not None
+    assert closure.shots.tolist() == [0] * 28
+    assert "joined (1 to 0)" in closure.message
+    np.testing.assert_allclose(closure.scale[14:], 1 / 1.4, rtol=0.05)
+    np.testing.assert_allclose(closure.poses[:, :3, 3], poses[rows, :3, 3], atol=0.06)
+    with Session() as session:
+        for part, some in zip(maps, (rows[:14], rows[14:]), strict=True):
+            session.add(part, [images[row] for row in some], 0.1 * some)
+        views = session.views()
+        assert len(views) == 28
+        assert np.median(views[27].depth / depths[-1]) == pytest.approx(1, abs=0.05)
+        summary = session._summary(views, 0)
+        assert summary["shots"] == 1
+        way = np.linalg.norm(np.diff(poses[:, :3, 3], axis=0), axis=1)
+        assert summary["path_length"] == pytest.approx(way[:13].sum() + way[32:].sum(), rel=0.1)
+
+
+def test_shots_of_two_places_stay_apart(returning, monkeypatch):
+    rows, maps, images, _, _ = cut_in_two(returning)
+    # Mirrored: turned by half a turn, the wall ahead would be the same one for a camera that is turned.
+    monkeypatch.setattr(video_scene, "TEXTURES", np.ascontiguousarray(video_scene.TEXTURES[:, :, ::-1]))
+    other = [frame(pose)[0] for pose in returning_walk(46)[rows[14:]]]
+    closer = LoopCloser()
+    closer.add(maps[0], [images[row] for row in rows[:14]])
+    closer.add(maps[1], other)
+    closure = closer.close()
+    assert closure.shots is not None
+    assert closure.shots.tolist() == [0] * 14 + [1] * 14
+    assert not closure.message
+    np.testing.assert_array_equal(closure.poses[14:], maps[1].poses)

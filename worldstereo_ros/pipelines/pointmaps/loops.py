@@ -1,9 +1,8 @@
 """Loop closure: places that are seen again, and the path that fits them.
 
-Keyframes are retrieved by the image feature of the view bank, matched by descriptors, placed by PnP-RANSAC both ways,
-and compared as a whole: depth and brightness of one warped into the other. A poster that hangs in two rooms passes the
-first tests and fails the last one. A place that looks the same altogether is refused where the drift of the path cannot
-explain it (`pose_graph.close_loops`).
+Keyframes are retrieved by the image feature of the view bank and verified (`keyframes.verify_loop`). A place that looks
+the same altogether is refused where the drift of the path cannot explain it (`pose_graph.close_loops`). Then shots that
+show one place are joined (`joining`).
 """
 
 from __future__ import annotations
@@ -12,14 +11,22 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import cv2
 import numpy as np
 
-from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.poses import invert_pose
-from worldstereo_ros.geometry.similarity import Similarity, rotation_angles
-from worldstereo_ros.imaging.resizing import resize_image
-from worldstereo_ros.memory.bank import image_feature
+from worldstereo_ros.geometry.similarity import rotation_angles
+from worldstereo_ros.pipelines.pointmaps.joining import join_shots
+from worldstereo_ros.pipelines.pointmaps.keyframes import (
+    CANDIDATES,
+    MIN_LIKENESS,
+    MIN_MATCHES,
+    Keyframe,
+    Loop,
+    make_keyframe,
+    place,
+    unit,
+    verify_loop,
+)
 from worldstereo_ros.pipelines.pointmaps.pose_graph import (
     Edges,
     Similarities,
@@ -27,22 +34,12 @@ from worldstereo_ros.pipelines.pointmaps.pose_graph import (
     close_loops,
     interpolate,
 )
-from worldstereo_ros.pipelines.pointmaps.tracks import match_rows, root_sift
+from worldstereo_ros.pipelines.pointmaps.tracks import match_rows
 from worldstereo_ros.pipelines.pointmaps.types import GIVEN_POSES, Pointmaps
-from worldstereo_ros.pipelines.pointmaps.visual_odometry import lift, solve_pose
 
 KEYFRAME_STEP = 4  # frames between keyframes, at first
 MAX_KEYFRAMES = 600  # where there are more, every other one is dropped and the step doubles
 MIN_GAP = 30  # frames between two that may close a loop: about two windows
-FEATURES, CONTRAST = 600, 0.003
-SMALL_PX = 96  # longer side of what is compared as a whole
-CANDIDATES = 6  # keyframes that each is matched with
-MIN_LIKENESS = 0.3  # cosine of the features of images
-MIN_MATCHES, MIN_INLIERS, MIN_INLIER_SHARE = 20, 16, 0.3
-TOLERANCE_PX = 4.0  # of PnP, at a width of 640: depth maps bend
-MAX_TURN_RAD, MAX_SHIFT_DEPTHS, MAX_SCALE = 0.1, 0.2, 0.3  # between the two ways
-DEPTH_AGREES, MIN_DEPTH_SHARE = 0.3, 0.5  # of logarithms; share of the pixels
-MIN_SEEN_SHARE, MIN_CORRELATION = 0.25, 0.4  # of the pixels that both see
 MAX_LOOPS = 24
 # Standard deviations of a loop, and of the chain between keyframes; the latter are those of worlds' walks, generously.
 LOOP_SIGMA = (0.02, 0.04, 0.08)  # radians, median depths, logarithm
@@ -53,83 +50,29 @@ DRIFT_QUANTILE = 0.999
 
 
 @dataclass(frozen=True)
-class Keyframe:
-    """What is kept of a frame to recognise its place.
-
-    Attributes:
-        frame: its number.
-        shot: of which shot.
-        pose: (4, 4) world_from_camera.
-        camera: intrinsics.
-        feature: (D,) of the whole image.
-        pixels: (K, 2) keypoints that do not move.
-        descriptors: (K, 128) uint8.
-        depth: (K,) of the keypoints.
-        small_grey, small_depth: (h, w) of the reduced frame; depth 0 = unknown or moving.
-        measured: depth is of a sensor or has a scale that does not drift.
-    """
-
-    frame: int
-    shot: int
-    pose: np.ndarray
-    camera: Camera
-    feature: np.ndarray
-    pixels: np.ndarray
-    descriptors: np.ndarray
-    depth: np.ndarray
-    small_grey: np.ndarray
-    small_depth: np.ndarray
-    measured: bool
-
-    @property
-    def small_camera(self) -> Camera:
-        """Intrinsics of the reduced frame."""
-        height, width = self.small_grey.shape
-        return self.camera.resized(width, height)
-
-    @property
-    def median_depth(self) -> float:
-        """Median depth of the reduced frame; 1 where none is known."""
-        known = self.small_depth[self.small_depth > 0]
-        return float(np.median(known)) if known.size else 1.0
-
-
-@dataclass(frozen=True)
-class Loop:
-    """Two frames of one place.
-
-    Attributes:
-        first, second: their numbers.
-        relative: similarity from the axes of the second camera to those of the first.
-        inliers: matched points that fit.
-    """
-
-    first: int
-    second: int
-    relative: Similarity
-    inliers: int
-
-
-@dataclass(frozen=True)
 class Closure:
-    """The path with its loops closed.
+    """The path with its loops closed, and shots of one place joined.
 
     Attributes:
         poses: (F, 4, 4) of all frames.
         scale: (F,) factor of the unit of each frame's depth.
         loops: those that were used.
         refused: number of candidates that looked right and were refused, since the path's drift does not explain them.
+        shots: (F,) shot of each frame after joining.
+        joined: a sentence about shots that were joined; empty without any.
     """
 
     poses: np.ndarray
     scale: np.ndarray
     loops: tuple[Loop, ...] = ()
     refused: int = 0
+    shots: np.ndarray | None = None
+    joined: str = ""
 
     @property
     def message(self) -> str:
-        """A sentence about the loops; empty without any."""
-        parts = []
+        """Sentences about loops and shots; empty without any."""
+        parts = [self.joined] if self.joined else []
         if self.loops:
             shown = ", ".join(f"{loop.first} and {loop.second}" for loop in self.loops[:3])
             more = f" and {len(self.loops) - 3} more pairs" if len(self.loops) > 3 else ""
@@ -185,35 +128,8 @@ class LoopCloser:
             poses[frames], scale[frames] = closed.poses, closed.scale
             used += closed.loops
             refused += closed.refused
-        return Closure(poses, scale, tuple(used), refused)
-
-
-def make_keyframe(image: np.ndarray, depth: np.ndarray, maps: Pointmaps, index: int, frame: int) -> Keyframe:
-    """A keyframe of an image of any size.
-
-    Args:
-        image: (H, W, 3) uint8.
-        depth: (h, w) of the point maps; 0 = unknown or moving.
-        maps: the point maps that it is of.
-        index: of the frame in them.
-        frame: of the frame in the video.
-    """
-    camera = maps.camera
-    if image.shape[:2] != depth.shape:
-        image = resize_image(image, camera.width, camera.height)
-    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
-    known = depth > 0
-    pixels, descriptors = root_sift(grey, FEATURES, CONTRAST, known.astype(np.uint8))
-    column = np.clip(np.rint(pixels[:, 0]).astype(np.int64), 0, camera.width - 1)
-    row = np.clip(np.rint(pixels[:, 1]).astype(np.int64), 0, camera.height - 1)
-    usable = known[row, column]
-    factor = min(1.0, SMALL_PX / max(camera.width, camera.height))
-    size = max(16, round(camera.width * factor)), max(16, round(camera.height * factor))
-    return Keyframe(
-        frame, int(maps.shot[index]), maps.poses[index], camera, image_feature(image), pixels[usable],
-        np.clip(np.rint(512 * descriptors[usable]), 0, 255).astype(np.uint8), depth[row, column][usable],
-        resize_image(grey, *size), cv2.resize(depth, size, interpolation=cv2.INTER_NEAREST_EXACT), maps.metric,
-    )  # fmt: skip
+        joined = join_shots(self.keyframes, poses, scale, shots)
+        return Closure(joined.poses, joined.scale, tuple(used), refused, joined.shots, joined.message)
 
 
 def find_loops(keyframes: Sequence[Keyframe]) -> list[Loop]:
@@ -238,94 +154,6 @@ def find_loops(keyframes: Sequence[Keyframe]) -> list[Loop]:
     return kept[:MAX_LOOPS]
 
 
-def verify_loop(first: Keyframe, second: Keyframe) -> Loop | None:
-    """The relative similarity of two keyframes; None unless everything says that they show one place."""
-    one, two = match_rows(_unit(first.descriptors), _unit(second.descriptors))
-    if len(one) < MIN_MATCHES:
-        return None
-    there = _place(first, second, one, two)
-    back = _place(second, first, two, one)
-    if there is None or back is None:
-        return None
-    (forward, inliers), (backward, _) = there, back
-    around = forward.after(backward)
-    if (
-        rotation_angles(around.rotation, np.eye(3)) > MAX_TURN_RAD
-        or np.linalg.norm(around.translation) > MAX_SHIFT_DEPTHS * first.median_depth
-        or abs(np.log(around.scale)) > MAX_SCALE
-    ):
-        return None
-    # A scale that does not drift is 1, and any other would only bring in the error of depth.
-    if first.measured and second.measured:
-        if abs(np.log(forward.scale)) > MAX_SCALE:
-            return None
-        forward = replace(forward, scale=1.0)
-    if not agree(first, second, forward):
-        return None
-    return Loop(first.frame, second.frame, forward, inliers)
-
-
-def _unit(descriptors: np.ndarray) -> np.ndarray:
-    values = descriptors.astype(np.float32)
-    return values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-6)
-
-
-def _place(one: Keyframe, two: Keyframe, rows: np.ndarray, others: np.ndarray) -> tuple[Similarity, int] | None:
-    """Similarity from the second camera's axes to the first one's, by points that the first one knows."""
-    points = lift(one.pixels[rows].astype(np.float64), one.depth[rows].astype(np.float64), one.camera)
-    tolerance = TOLERANCE_PX * max(two.camera.width / 640, 0.5)
-    solved = solve_pose(points, two.pixels[others].astype(np.float64), two.camera, tolerance)
-    if solved is None or solved[1].sum() < MIN_INLIERS or solved[1].mean() < MIN_INLIER_SHARE:
-        return None
-    pose, inlier = solved
-    z = points[inlier] @ pose[2, :3] + pose[2, 3]
-    scale = float(np.exp(np.median(np.log(z / two.depth[others][inlier]))))
-    first_from_second = invert_pose(pose)
-    return Similarity(scale, first_from_second[:3, :3], first_from_second[:3, 3]), int(inlier.sum())
-
-
-def agree(first: Keyframe, second: Keyframe, relative: Similarity) -> bool:
-    """Whether the whole of one frame, warped into the other, is what that one shows: its depth and its brightness.
-
-    Args:
-        first, second: keyframes.
-        relative: from the axes of the second camera to those of the first.
-    """
-    camera = second.small_camera
-    rows, columns = np.nonzero(second.small_depth > 0)
-    if not len(rows):
-        return False
-    pixels = np.stack([columns, rows], axis=1).astype(np.float64)
-    points = relative.points(lift(pixels, second.small_depth[rows, columns].astype(np.float64), camera))
-    target = first.small_camera
-    z = np.maximum(points[:, 2], 1e-6)
-    x = np.rint(points[:, 0] / z * target.fx + target.cx).astype(np.int64)
-    y = np.rint(points[:, 1] / z * target.fy + target.cy).astype(np.int64)
-    inside = (points[:, 2] > 1e-6) & (x >= 0) & (x < target.width) & (y >= 0) & (y < target.height)
-    if inside.mean() < MIN_SEEN_SHARE:
-        return False
-    x, y, z, rows, columns = x[inside], y[inside], z[inside], rows[inside], columns[inside]
-    known = first.small_depth[y, x]
-    with np.errstate(divide="ignore"):
-        off = np.abs(np.log(z) - np.log(np.where(known > 0, known, np.nan)))
-    near = off < DEPTH_AGREES
-    if near.sum() < MIN_DEPTH_SHARE * max(1, int(np.isfinite(off).sum())):
-        return False
-    # Blurred, so that the bend of a depth map by some pixels does not matter.
-    one, two = (_normalised(each.small_grey) for each in (first, second))
-    a, b = one[y[near], x[near]], two[rows[near], columns[near]]
-    spread = float(a.std() * b.std())
-    return spread > 1e-6 and float(((a - a.mean()) * (b - b.mean())).mean()) / spread >= MIN_CORRELATION
-
-
-def _normalised(grey: np.ndarray) -> np.ndarray:
-    """Grey levels relative to their surroundings, blurred."""
-    values = cv2.GaussianBlur(grey.astype(np.float32), (0, 0), 1.2)
-    mean = cv2.GaussianBlur(values, (0, 0), 8)
-    deviation = np.sqrt(np.maximum(cv2.GaussianBlur((values - mean) ** 2, (0, 0), 8), 1.0))
-    return (values - mean) / deviation
-
-
 def _closed(keyframes: Sequence[Keyframe], loops: Sequence[Loop], poses: np.ndarray, frames: np.ndarray) -> Closure:
     """The frames of one shot after its loops are closed."""
     at = np.array([each.frame for each in keyframes])
@@ -333,8 +161,8 @@ def _closed(keyframes: Sequence[Keyframe], loops: Sequence[Loop], poses: np.ndar
     depth = np.array([each.median_depth for each in keyframes])
     measured = all(each.measured for each in keyframes)
     sigma = np.stack([_link_sigma(a, b, measured) for a, b in itertools.pairwise(keyframes)])
-    place = {frame: row for row, frame in enumerate(at.tolist())}
-    first = np.array([place[loop.first] for loop in loops])
+    rows = {frame: row for row, frame in enumerate(at.tolist())}
+    first = np.array([rows[loop.first] for loop in loops])
     relative = Similarities(
         np.log([loop.relative.scale for loop in loops]),
         np.stack([loop.relative.rotation for loop in loops]),
@@ -343,7 +171,7 @@ def _closed(keyframes: Sequence[Keyframe], loops: Sequence[Loop], poses: np.ndar
     turn, shift, grown = LOOP_SIGMA
     grown = MEASURED_SCALE if measured else grown
     loop_sigma = np.stack([np.full(len(loops), turn), shift * depth[first], np.full(len(loops), grown)], axis=1)
-    edges = Edges(first, np.array([place[loop.second] for loop in loops]), relative, loop_sigma)
+    edges = Edges(first, np.array([rows[loop.second] for loop in loops]), relative, loop_sigma)
     nodes, used_rows = close_loops(start, chain_edges(start, sigma), edges, DRIFT_QUANTILE)
     kept = tuple(loop for loop, good in zip(loops, used_rows, strict=True) if good)
     if not kept:
@@ -363,13 +191,13 @@ def _link_sigma(one: Keyframe, two: Keyframe, measured: bool) -> np.ndarray:
     spread = np.sqrt((two.frame - one.frame) / KEYFRAME_STEP)  # of a random walk
     base = np.array([CHAIN_TURN, CHAIN_SHIFT * depth, CHAIN_SCALE]) * spread
     base[1] = np.hypot(base[1], CHAIN_LENGTH * length)
-    rows, others = match_rows(_unit(one.descriptors), _unit(two.descriptors))
+    rows, others = match_rows(unit(one.descriptors), unit(two.descriptors))
     contradiction = WEAK_LINK * [1, depth, 1]
     for first, second, a, b, wanted in (
         (one, two, rows, others, way),
         (two, one, others, rows, invert_pose(way)),
     ):
-        found = _place(first, second, a, b) if len(a) >= MIN_MATCHES else None
+        found = place(first, second, a, b) if len(a) >= MIN_MATCHES else None
         if found is not None:
             relative, _ = found
             shift = float(np.linalg.norm(relative.translation - wanted[:3, 3]))
@@ -382,8 +210,8 @@ def _link_sigma(one: Keyframe, two: Keyframe, measured: bool) -> np.ndarray:
 
 
 def apply_closure(maps: Pointmaps, closure: Closure) -> Pointmaps:
-    """Point maps of all frames with their loops closed."""
-    if not closure.loops:
+    """Point maps of all frames with their loops closed and shots of one place joined."""
+    if not closure.loops and not closure.joined:
         return maps if not closure.message else replace(maps, messages=(*maps.messages, closure.message))
     points = np.empty_like(maps.points)
     covariance = maps.pose_covariance.copy()
@@ -395,5 +223,5 @@ def apply_closure(maps: Pointmaps, closure: Closure) -> Pointmaps:
         covariance[f, :, :3] *= scale
     return replace(
         maps, points=points, poses=closure.poses.copy(), pose_covariance=covariance,
-        messages=(*maps.messages, closure.message),
+        shot=maps.shot if closure.shots is None else closure.shots, messages=(*maps.messages, closure.message),
     )  # fmt: skip

@@ -67,6 +67,7 @@ class Session:
     close_loops: bool = True
     source_size: tuple[int, int] | None = None
     _closer: LoopCloser = field(default_factory=LoopCloser, repr=False)
+    _joined: np.ndarray | None = field(default=None, repr=False)
 
     def __enter__(self) -> Session:
         self._temporary = tempfile.TemporaryDirectory(prefix="worldstereo_pointmaps_")
@@ -117,16 +118,18 @@ class Session:
             )  # fmt: skip
         self.messages += [text for text in maps.messages if text not in self.messages]
 
-    def longest_shot(self) -> list[int]:
-        """Numbers of the frames of the longest shot whose pose was found."""
+    def longest_shot(self, joined: np.ndarray | None = None) -> list[int]:
+        """Numbers of the frames of the longest shot whose pose was found; `joined` are the shots after joining."""
         shots: dict[int, list[int]] = {}
         for index, each in enumerate(self.metadata):
             if each["ok"]:
-                shots.setdefault(each["shot"], []).append(index)
+                shots.setdefault(each["shot"] if joined is None else int(joined[index]), []).append(index)
         return max(shots.values(), key=len) if shots else []
 
     def views(self, odometry: np.ndarray | None = None) -> SessionViews:
         """The frames of the longest shot whose pose was found, in the axes of the first of them.
+
+        Shots that show one place are one, if loops are closed.
 
         Args:
             odometry: (F, 4, 4) poses of the robot at the times of all frames, for the scale, where nothing else tells
@@ -135,12 +138,13 @@ class Session:
         Raises:
             InputError: no frame has a pose.
         """
-        rows = self.longest_shot()
+        closure = self._closer.close() if self.close_loops and self.metadata else None
+        rows = self.longest_shot(None if closure is None else closure.shots)
         if not rows or self.camera is None:
             raise InputError("No frame has a pose, so there is nothing to write. " + " ".join(self.messages))
         poses, factors, loops = np.stack([self.metadata[row]["pose"] for row in rows]), np.ones(len(rows)), 0
-        if self.close_loops:
-            closure = self._closer.close()
+        if closure is not None:
+            self._joined = closure.shots
             poses, factors, loops = closure.poses[rows], closure.scale[rows], len(closure.loops)
             self.messages += [closure.message] if closure.message and closure.message not in self.messages else []
         poses = np.linalg.inv(poses[0]) @ poses
@@ -225,6 +229,9 @@ class Session:
 
     def _summary(self, views: SessionViews, points: int) -> dict[str, Any]:
         steps = np.linalg.norm(np.diff(views.poses[:, :3, 3], axis=0), axis=1)
+        # Between two shots that were joined the camera went unseen.
+        steps = steps[np.diff([self.metadata[row]["shot"] for row in views.rows]) == 0]
+        shots = [each["shot"] for each in self.metadata] if self._joined is None else self._joined.tolist()
         camera = self.camera
         assert camera is not None
         source = camera if self.source_size is None else camera.resized(*self.source_size)
@@ -234,7 +241,7 @@ class Session:
             "frames": len(self.metadata),
             "frames_ok": sum(each["ok"] for each in self.metadata),
             "frames_lost": [index for index, each in enumerate(self.metadata) if not each["ok"]],
-            "shots": len({each["shot"] for each in self.metadata}),
+            "shots": len(set(shots)),
             "frames_written": views.rows,
             "metric": views.metric,
             "scale_from": views.scale_from,
