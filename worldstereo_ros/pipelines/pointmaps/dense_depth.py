@@ -82,6 +82,7 @@ def predict_depth(
         DepthError: the estimator is unavailable.
     """
     from worldstereo_ros.depth.alignment import DepthError
+    from worldstereo_ros.utils.single_thread import single_thread
 
     shape = images.shape[:3]
     depth, sigma = np.zeros(shape, np.float32), np.full(shape, OTHER_SIGMA, np.float32)
@@ -93,7 +94,10 @@ def predict_depth(
         if estimator is None:
             raise DepthError(f"Frame {f} has no depth, and there is no depth estimator; {BUNDLED_NETWORK} is one.")
         predict = getattr(estimator, "predict", None)
-        found = None if predict is None or not hasattr(estimator, "familiarity") else predict(image, camera)
+        found = None
+        if predict is not None and hasattr(estimator, "familiarity"):  # a small network
+            with single_thread():
+                found = predict(image, camera)
         if found is not None:
             depth[f], sigma[f] = found.depth, found.scale
         else:
@@ -138,8 +142,11 @@ def correct_depth(
     """
     import torch
 
+    from worldstereo_ros.utils.single_thread import single_thread
+
     height, width = maps.depth.shape[1:]
-    prior, small = dense_prior(maps, anchors, poses, log_scale)
+    with single_thread():
+        prior, small = dense_prior(maps, anchors, poses, log_scale)
     change = prior.log_depth[0].numpy() - small
     log_sigma, dynamic = prior.log_sigma[0].numpy(), None
     if refiner is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -19,6 +20,7 @@ from worldstereo_ros.pipelines.pointmaps.focal import estimate_focal
 from worldstereo_ros.pipelines.pointmaps.types import GUESS, Pointmaps
 from worldstereo_ros.pipelines.pointmaps.visual_odometry import solve_pose
 from worldstereo_ros.utils.errors import InputError
+from worldstereo_ros.utils.single_thread import single_thread
 from worldstereo_ros.weights.bundled import DEFAULT_MODEL, bundled_folder
 
 if TYPE_CHECKING:
@@ -102,9 +104,15 @@ def refiner_of(model: Model) -> Refiner:
 def _refine(model: Model, images: Any, intrinsics: Any, prior: Any) -> Any:
     device = model.device
     passes = getattr(model, "passes", PASSES)
-    return model.refine(
-        images.to(device), intrinsics.to(device), None if prior is None else prior.to(device), passes=passes
-    )
+    with _threads(model):
+        return model.refine(
+            images.to(device), intrinsics.to(device), None if prior is None else prior.to(device), passes=passes
+        )
+
+
+def _threads(model: Model) -> AbstractContextManager[None]:
+    """One thread for small networks; those of the published size, which say their `work_pixels`, take all."""
+    return nullcontext() if hasattr(model, "work_pixels") else single_thread()
 
 
 def works_without_prior(model: Model) -> bool:
@@ -152,7 +160,8 @@ def estimate_without_prior(
     intrinsics = torch.tensor([[reduced.fx, reduced.fy, reduced.cx, reduced.cy]], dtype=torch.float32)
     generator = torch.Generator(model.device).manual_seed(0)
     sampler = cast("PointmapModel", model)
-    world = sampler.sample(clip, intrinsics.to(model.device), None, steps=steps, generator=generator)
+    with _threads(model):
+        world = sampler.sample(clip, intrinsics.to(model.device), None, steps=steps, generator=generator)
     points = world.points[0].float().cpu().numpy().transpose(0, 2, 3, 1)
     sigma = np.exp(world.log_scale[0].float().cpu().numpy())
     valid = (world.valid[0].float().cpu().numpy() > 0) & np.isfinite(points).all(axis=3)
