@@ -85,7 +85,7 @@ _SMALL_AUTOENCODER = {"widths": (24, 40, 64), "encoder_blocks": (1, 1, 1), "deco
 _SMALL_NETWORK = {"width": 192, "heads": 3, "depth": 3, "pixel_widths": (32, 56)}
 PRESETS_WITHOUT_PRIOR = {
     "cpu": PointmapTraining(
-        shares=(0.15, 0.85, 0.0), frames=17, batch=4, learning_rate=1e-3, ema=0.997, reuse=3, walk_every=4,
+        shares=(0.15, 0.85, 0.0), frames=17, batch=2, learning_rate=1e-3, ema=0.995, reuse=2, walk_every=4,
         capacity=400, first_walks=240, validation_worlds=8, validation_s=600.0, bf16=True, network=_SMALL_NETWORK,
         autoencoder=_SMALL_AUTOENCODER,
     ),

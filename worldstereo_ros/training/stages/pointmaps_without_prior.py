@@ -23,8 +23,8 @@ import torch
 from torch import nn
 
 from worldstereo_ros.models.depth_network import load_depth_network
-from worldstereo_ros.models.pointmaps.autoencoder import PointmapAutoencoder
-from worldstereo_ros.models.pointmaps.geometry import mean_distance, world_points
+from worldstereo_ros.models.pointmaps.autoencoder import PointmapAutoencoder, coded
+from worldstereo_ros.models.pointmaps.geometry import encode_points, mean_distance, world_points
 from worldstereo_ros.models.pointmaps.model import (
     AUTOENCODER_FOLDER,
     NETWORK_FOLDER,
@@ -38,7 +38,7 @@ from worldstereo_ros.training.data.pointmap_batches import camera_looks, true_po
 from worldstereo_ros.training.data.walk_feed import WalkFeed
 from worldstereo_ros.training.flow_matching import noised, shifted
 from worldstereo_ros.training.logs import append_log
-from worldstereo_ros.training.pointmap_losses import autoencoder_loss, map_loss, point_loss
+from worldstereo_ros.training.pointmap_losses import autoencoder_loss, decoder_loss, map_loss
 from worldstereo_ros.training.pointmap_settings import PointmapTraining, process_age_s
 from worldstereo_ros.training.pointmap_validation import sample_scores
 from worldstereo_ros.training.stages.pointmaps import STATISTICS_BATCHES, load_image_autoencoder
@@ -46,8 +46,7 @@ from worldstereo_ros.training.timed_trainer import TimedTrainer, training_device
 from worldstereo_ros.weights.bundled import DEFAULT_MODEL, bundled_folder
 
 WALKS_FOLDER = "walks"
-MAP_WEIGHT, POINT_WEIGHT = 0.3, 0.5  # beside the flow
-POINT_STRIDE = 2  # of the pixels that decoded points are compared in
+MAP_WEIGHT, POINT_WEIGHT = 0.3, 0.3  # beside the flow
 DECODER_RATE = 0.2  # of the network's
 FINISH_SHARE = 0.05  # of the budget, for the last validation
 STEPS = (1, 4, 8)  # of the sampler, in validation
@@ -142,28 +141,29 @@ class TrainerWithoutPrior(TimedTrainer):
         level = torch.where(single, torch.ones_like(level), level)
         with self.autocast():
             velocity, maps = self.model.network(noised(given.target, noise, level), level, given.inputs)
-        flow = (velocity - (noise - given.target)).square().mean()
+        # The lowest frequencies of a block say where it is: they are three of the channels, and vary most.
+        autoencoder = self.model.autoencoder
+        spread = velocity.new_tensor(autoencoder.config.latents_std or [1.0] * velocity.shape[1])
+        weight = (spread / spread.mean()).view(1, -1, 1, 1, 1)
+        flow = (weight * (velocity - (noise - given.target)).square()).mean()
         which = single.nonzero()[:, 0]
-        clips, hit, points = given.clips, given.hit[which], given.points[which]
+        hit, points = given.hit[which], given.points[which]
         chosen = PointmapPrediction(
             *(getattr(maps, name)[which] for name in ("log_depth", "log_scale", "dynamic", "valid"))
         )
-        moving = clips.moving[which]
-        unit = given.unit[which]
-        log_depth = clips.depth[which].clamp_min(1e-2).log() - unit.log().view(-1, 1, 1, 1)
-        map_part, parts = map_loss(chosen, log_depth, hit, moving, torch.ones_like(which, dtype=torch.bool))
+        log_depth = given.clips.depth[which].clamp_min(1e-2).log() - given.unit[which].log().view(-1, 1, 1, 1)
+        map_part, parts = map_loss(
+            chosen, log_depth, hit, given.clips.moving[which], torch.ones_like(which, dtype=torch.bool)
+        )
         with self.autocast():
-            decoded = self.model.autoencoder.decode_pointmaps(-velocity[which])
-        poses = clips.poses[which].clone()
-        poses[:, :, :3, 3] /= unit.view(-1, 1, 1)
-        every = (..., slice(None, None, POINT_STRIDE), slice(None, None, POINT_STRIDE))
-        some, log_scale, valid = (each.float()[every] for each in decoded)
-        point_part = point_loss(
-            some, log_scale, valid, points[every], hit[every], moving[every], poses,
-            clips.intrinsics[which] / POINT_STRIDE,  # pixel centres are at integers
+            decoded = autoencoder.decode_pointmaps(-velocity[which])
+        # Errors of codes, not of points: those of far points would outweigh all others.
+        point_part, decoded_parts = decoder_loss(
+            encode_points(decoded[0].float()).flatten(0, 1), *(each.float().flatten(0, 1) for each in decoded[1:]),
+            points.flatten(0, 1), coded(points, hit).flatten(0, 1), hit.flatten(0, 1), error="l1",
         )  # fmt: skip
         loss = flow + MAP_WEIGHT * map_part + POINT_WEIGHT * point_part
-        return loss, {"flow": flow.detach(), "points": point_part.detach(), "depth": parts["error"]}
+        return loss, {"flow": flow.detach(), "code": decoded_parts["l1"], "depth": parts["error"]}
 
     def checkpoint(self, name: str, steps: tuple[int, ...] = (1,)) -> dict[str, float]:
         """Writes the averaged weights and scores them."""
