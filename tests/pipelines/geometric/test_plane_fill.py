@@ -10,7 +10,7 @@ from worldstereo_ros.evaluation.hole_metrics import detail
 from worldstereo_ros.geometry.provenance import Provenance
 from worldstereo_ros.geometry.views import View
 from worldstereo_ros.pipelines.auto import load_pipeline
-from worldstereo_ros.pipelines.geometric.layout import estimate_layout
+from worldstereo_ros.pipelines.geometric.layout import PlaneRender, estimate_layout
 from worldstereo_ros.pipelines.geometric.pipeline import GeometricPipeline
 from worldstereo_ros.pipelines.geometric.plane_fill import SKY, fill_with_planes
 from worldstereo_ros.utils.errors import InputError
@@ -100,18 +100,45 @@ def test_noise_is_fixed_to_surfaces(layout):
     assert one.noise[inside].std() == pytest.approx(1, abs=0.35)
 
 
-def test_sky_is_drawn_above_the_horizon():
+@pytest.fixture(scope="module")
+def outdoors():
+    """One wall on the ground, under a blue sky."""
     view = observe(turned(0))
     _, wall = room(turned(0))
     assert view.depth is not None
     image = np.where((wall == 3)[..., None], view.image, np.uint8((120, 160, 220))).astype(np.uint8)
-    outdoors = estimate_layout([View(image, CAMERA, np.eye(4), np.where(wall == 3, view.depth, 0))])
-    nothing, depth = np.zeros(wall.shape, bool), np.zeros(wall.shape, np.float32)
-    fill = fill_with_planes(np.full_like(image, 128), nothing, depth, outdoors, CAMERA, turned(90))
+    return estimate_layout([View(image, CAMERA, np.eye(4), np.where(wall == 3, view.depth, 0))])
+
+
+def fill_everything(layout, **options):
+    nothing, depth = np.zeros((CAMERA.height, CAMERA.width), bool), np.zeros((CAMERA.height, CAMERA.width), np.float32)
+    image = np.full((CAMERA.height, CAMERA.width, 3), 128, np.uint8)
+    return fill_with_planes(image, nothing, depth, layout, CAMERA, turned(90), **options)
+
+
+def test_sky_is_drawn_above_the_horizon(outdoors):
+    fill = fill_everything(outdoors)
     assert (fill.plane[:50] == SKY).all()
     assert np.abs(fill.image[:50] - (120, 160, 220)).max() < 8
     assert not fill.depth[fill.plane == SKY].any()
     assert not (fill.plane[70:] == SKY).any()
+
+
+@pytest.mark.parametrize(("probability", "hidden"), [(0.3, True), (0.6, False)])
+def test_the_sky_hides_planes_that_are_less_likely_than_it(outdoors, probability, hidden):
+    """A facade does not begin again in the sky."""
+    planes = outdoors.render_view(CAMERA, turned(90))
+    weak = PlaneRender(
+        planes.colour,
+        np.full_like(planes.depth, 20),
+        np.full_like(planes.probability, probability),
+        np.zeros_like(planes.plane),
+    )
+    fill = fill_everything(outdoors, planes=weak)
+    assert (fill.plane[:50] == SKY).all() == hidden
+    assert (fill.plane[70:] == 0).all()
+    assert not fill.depth[fill.plane == SKY].any()
+    assert not fill.noise[fill.plane == SKY].any()
 
 
 def test_without_planes_nothing_changes():
