@@ -158,9 +158,10 @@ class TrainerWithoutPrior(TimedTrainer):
         with self.autocast():
             decoded = autoencoder.decode_pointmaps(-velocity[which])
         # Errors of codes, not of points: those of far points would outweigh all others.
+        some, log_scale, valid = (each.float().flatten(0, 1) for each in decoded)
         point_part, decoded_parts = decoder_loss(
-            encode_points(decoded[0].float()).flatten(0, 1), *(each.float().flatten(0, 1) for each in decoded[1:]),
-            points.flatten(0, 1), coded(points, hit).flatten(0, 1), hit.flatten(0, 1), error="l1",
+            encode_points(some), log_scale, valid, points.flatten(0, 1), coded(points, hit).flatten(0, 1),
+            hit.flatten(0, 1), error="l1",
         )  # fmt: skip
         loss = flow + MAP_WEIGHT * map_part + POINT_WEIGHT * point_part
         return loss, {"flow": flow.detach(), "code": decoded_parts["l1"], "depth": parts["error"]}
