@@ -21,7 +21,7 @@ import torch
 from worldstereo_ros.models.checkpoints.loading import BASE_STEM
 from worldstereo_ros.models.checkpoints.saving import save_weights, write_json
 from worldstereo_ros.models.stereo_refiner import StereoRefiner, load_stereo_refiner
-from worldstereo_ros.training.data.stereo_crops import load_crops, render_crops
+from worldstereo_ros.training.data.stereo_crops import cut_sides, load_crops, render_crops
 from worldstereo_ros.training.stereo_ablation import (
     LEARNING_RATE,
     VARIANTS,
@@ -112,6 +112,9 @@ def main() -> None:
     counts = [len(np.unique(each.world.numpy())) for each in (clips, validation)]
     print(f"{len(clips)} clips of {counts[0]} worlds, {len(validation)} of {counts[1]} unseen worlds", flush=True)
     print(table(rows), flush=True)
+    cut = cut_sides(validation)
+    cut_fill = measure(cut, of_fill)
+    at_sides = [row("memory and background (fill)", cut_fill, cut_fill)]
     for key in options.variants:
         variant, folder = VARIANTS[key], options.out / key / STEREO_FOLDER
         model = load_stereo_refiner(folder) if options.resume else None
@@ -125,10 +128,17 @@ def main() -> None:
         )  # fmt: skip
         save(trained, folder)
         rows.append(row(variant.name, measure(validation, of_network(trained)), fill))
+        if variant.sides:
+            at_sides.append(row(variant.name, measure(cut, of_network(trained)), cut_fill))
         print(table(rows[-1:]).splitlines()[-1], flush=True)
-        write_json(options.out / "results.json", {"steps": options.steps, "clips": len(clips), "rows": rows})
+        write_json(
+            options.out / "results.json",
+            {"steps": options.steps, "clips": len(clips), "rows": rows, "at_sides": at_sides},
+        )
     print(json.dumps({"training_worlds": counts[0], "validation_worlds": counts[1]}))
     print(table(rows))
+    print("The same clips as if the camera's image ended at their right side:")
+    print(table(at_sides))
 
 
 if __name__ == "__main__":

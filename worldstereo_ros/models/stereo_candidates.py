@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import torch
 
-# (x, y) steps: to the right, where the surface behind is seen, and along the hole; to the left is what hides it.
+# (x, y) steps: to the right, where the surface behind is seen, and along the hole; to the left is what hides it, or, of
+# what lies beyond the side of the camera's image, what is seen last.
 DIRECTIONS = (
     (1.0, 0.0), (1.0, 0.5), (1.0, -0.5), (1.0, 1.0), (1.0, -1.0), (0.5, 1.0), (0.5, -1.0), (0.0, 1.0), (0.0, -1.0),
-    (-1.0, 0.0),
+    (-1.0, 0.0), (-1.0, 0.5), (-1.0, -0.5), (-1.0, 1.0), (-1.0, -1.0),
 )  # fmt: skip
 REACH_PX = 40  # beyond it, there is nothing in a direction
 CANDIDATES = len(DIRECTIONS) + 3  # and the fill, black and white

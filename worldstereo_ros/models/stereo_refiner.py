@@ -152,8 +152,9 @@ class StereoRefiner(ModelMixin, ConfigMixin):
         deviation_strength: the stereo deviation strength is embedded beside the time.
         temporal_interaction: the reference's tokens are mixed with those of the frames before (TIL).
         mixture: it mixes colours that lie around a hole instead of adding to the fill (`stereo_candidates`).
+        sides: it was trained on what lies beyond the side of the camera's image, and paints there, too.
 
-    The last four are for ablations.
+    The last five are for ablations.
 
     Raises:
         InputError: a number is too small, or the heads do not fit the width.
@@ -174,6 +175,7 @@ class StereoRefiner(ModelMixin, ConfigMixin):
         deviation_strength: bool = True,
         temporal_interaction: bool = True,
         mixture: bool = False,
+        sides: bool = False,
     ) -> None:
         super().__init__()
         if depth < 1 or pixel_width < 1 or band < 0 or history < 1 or width % (4 * heads):

@@ -22,13 +22,14 @@ from worldstereo_ros.models.stereo_refiner import StereoCondition, StereoRefiner
 from worldstereo_ros.pipelines.stereo.warp import JUMP_PX, JUMP_RATIO
 from worldstereo_ros.training.data.dataset import augment_colours
 from worldstereo_ros.training.data.stereo_batches import COLOUR_STRENGTH, carry, valid_flow
-from worldstereo_ros.training.data.stereo_crops import TRUE_PAIR, StereoCrops
+from worldstereo_ros.training.data.stereo_crops import TRUE_PAIR, StereoCrops, cut_sides
 from worldstereo_ros.training.stages.stereo import GREY_LEVELS, motion_error
 
 SIZE = MappingProxyType({"width": 48, "heads": 2, "depth": 1, "pixel_width": 24})
 BATCH_CLIPS, LEARNING_RATE, WARMUP_STEPS, EMA, WEIGHT_DECAY, MAX_NORM = 8, 2e-3, 20, 0.98, 0.02, 1.0
 MEASURED_AT_ONCE = 12
 MOTION_WEIGHT = 2.0
+SIDES_PROB = 0.5
 FLOOR = (4 / GREY_LEVELS) ** 2  # squared error below which a clip is good enough
 
 
@@ -47,10 +48,17 @@ class Variant:
     switches: Mapping[str, bool]
     there_and_back: bool = False
 
+    @property
+    def sides(self) -> bool:
+        """Half of the clips end at the side of the camera's image."""
+        return self.switches["sides"]
 
-def _switches(reference: bool, deviation: bool, interaction: bool, mixture: bool = False) -> Mapping[str, bool]:
-    names = ("reference_attention", "deviation_strength", "temporal_interaction", "mixture")
-    return MappingProxyType(dict(zip(names, (reference, deviation, interaction, mixture), strict=True)))
+
+def _switches(
+    reference: bool, deviation: bool, interaction: bool, mixture: bool = False, sides: bool = False
+) -> Mapping[str, bool]:
+    names = ("reference_attention", "deviation_strength", "temporal_interaction", "mixture", "sides")
+    return MappingProxyType(dict(zip(names, (reference, deviation, interaction, mixture, sides), strict=True)))
 
 
 VARIANTS = {
@@ -60,6 +68,7 @@ VARIANTS = {
     "til": Variant("+ temporal interaction", _switches(True, True, True)),
     "dvg": Variant("+ frames there and back, united masks", _switches(True, True, True), there_and_back=True),
     "mixture": Variant("the last, mixing colours around holes", _switches(True, True, True, True), there_and_back=True),
+    "sides": Variant("the same, with sides of images", _switches(True, True, True, True, True), there_and_back=True),
 }
 
 
@@ -176,7 +185,8 @@ def train_variant(
         rate = min(1, (step + 1) / WARMUP_STEPS) * (0.02 + 0.49 * (1 + math.cos(math.pi * step / steps)))
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * rate
-        batch = crop_batch(clips.take(random.choice(rows, BATCH_CLIPS)), random)
+        some = clips.take(random.choice(rows, BATCH_CLIPS))
+        batch = crop_batch(cut_sides(some) if variant.sides and random.random() < SIDES_PROB else some, random)
         with torch.autocast("cpu", torch.bfloat16):
             made = model(batch.condition.filled, torch.ones(len(batch.target)), batch.condition).float()
         loss, error = _loss(made, batch)

@@ -26,9 +26,9 @@ SMALL = {"width": 32, "heads": 2, "depth": 1, "pixel_width": 8}
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def network(strength: float = 0.2) -> StereoRefiner:
+def network(strength: float = 0.2, **switches: bool) -> StereoRefiner:
     torch.manual_seed(0)
-    model = StereoRefiner(**SMALL).requires_grad_(False).eval()
+    model = StereoRefiner(**SMALL, **switches).requires_grad_(False).eval()
     model.out.weight.normal_(std=strength)
     for block in model.temporal_blocks:
         block.attn.proj.weight.normal_(std=strength)
@@ -99,6 +99,15 @@ def test_what_lies_beyond_the_camera_image_keeps_the_fill():
     beyond = ~in_view(made.disparity, 0.0)
     assert (beyond & (made.source == PAINTED)).sum() > 50
     assert np.array_equal(made.image[beyond], plain.image[beyond])
+
+
+def test_a_network_that_knows_sides_paints_beyond_the_camera_image():
+    image, depth = view_from(0.0)
+    plain = stereo(None).make(image, depth)
+    made = stereo(NetworkPainter(network(mixture=True, sides=True))).make(image, depth)
+    beyond = (plain.source == PAINTED) & ~in_view(plain.disparity, 0.0)
+    assert (made.image[beyond] != plain.image[beyond]).mean() > 0.3
+    assert np.array_equal(made.image[plain.source != PAINTED], plain.image[plain.source != PAINTED])
 
 
 def test_the_network_fades_in_from_the_background_side_alone():

@@ -11,6 +11,7 @@ from worldstereo_ros.training.data.stereo_crops import (
     TRUE_PAIR,
     WIDTH_PX,
     StereoCrops,
+    cut_sides,
     load_crops,
     render_crops,
 )
@@ -63,3 +64,18 @@ def test_files_give_the_same(crops, tmp_path):
     assert torch.equal(loaded.flow[-1], crops.flow[0])
     with pytest.raises(InputError, match="no clips"):
         load_crops([])
+
+
+def test_beyond_the_side_nothing_is_known(crops):
+    cut = cut_sides(crops)
+    beyond = torch.arange(WIDTH_PX) + crops.disparity.float() > WIDTH_PX - 1
+    remembered = crops.hole & ~crops.painted
+    assert cut.painted[beyond & ~remembered].all()
+    assert torch.equal(cut.painted & ~beyond, crops.painted & ~beyond)
+    known = (~cut.hole).expand_as(cut.filled)
+    assert torch.equal(cut.filled[known], crops.filled[known])
+    assert torch.equal(cut.target, crops.target)
+    assert (cut.reference[..., WIDTH_PX:] == crops.reference[..., WIDTH_PX - 1 : WIDTH_PX]).all()
+    changed = cut.painted & ~crops.hole  # seen before: the fill knows them no longer
+    error = (cut.filled.float() - cut.target.float()).abs().mean(2, keepdim=True)[changed].mean()
+    assert error > (crops.filled.float() - crops.target.float()).abs().mean(2, keepdim=True)[changed].mean()

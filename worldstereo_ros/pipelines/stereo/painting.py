@@ -73,9 +73,9 @@ class NetworkPainter:
         Args:
             camera_image: (H, W, 3) uint8 RGB of the camera.
             eye: the made eye without holes.
-            painted: (H, W) bool, filled from the background alone; these are painted, but for what lies beyond the
-                camera's image (`in_view`) and narrow parts (`wide_parts`), and feathered where the fill continues
-                beside them (`network_share`).
+            painted: (H, W) bool, filled from the background alone; these are painted, but for narrow parts
+                (`wide_parts`) and, unless the network knows them, those beyond the camera's image (`in_view`), and
+                feathered where the fill continues beside them (`network_share`).
             remembered: (H, W) bool, filled from other frames.
             left: the made eye is the left one.
             offset: of converged eyes, see `warp.warp_to_eye`.
@@ -84,7 +84,9 @@ class NetworkPainter:
             (H, W, 3) uint8; pixels that are not `painted` are those of `eye`.
         """
         self._frame += 1
-        painted = wide_parts(painted & in_view(eye.disparity, offset, left=left))
+        if not self.model.config.sides:
+            painted = painted & in_view(eye.disparity, offset, left=left)
+        painted = wide_parts(painted)
         if not painted.any():
             return eye.image
         share = network_share(painted, eye.disparity)

@@ -10,7 +10,7 @@ import math
 import os
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ import torch
 from torch.nn import functional
 
 from worldstereo_ros.geometry.cameras import Camera
-from worldstereo_ros.pipelines.stereo.torch_warp import warp_to_eye
+from worldstereo_ros.pipelines.stereo.torch_warp import HOLE, WarpedEyes, fill_background, warp_to_eye
 from worldstereo_ros.scenes import PATHS, Scene, make_path, make_scene, seed_of
 from worldstereo_ros.scenes.raytracing.packing import PackedScenes, pack
 from worldstereo_ros.scenes.raytracing.primitives import Random
@@ -106,6 +106,32 @@ def load_crops(files: Iterable[Path]) -> StereoCrops:
     if not parts:
         raise InputError("There are no clips; render some first.")
     return StereoCrops(**{name: torch.from_numpy(np.concatenate([part[name] for part in parts])) for name in parts[0]})
+
+
+def cut_sides(clips: StereoCrops) -> StereoCrops:
+    """The same clips as if the camera's image ended at the right side of the crop.
+
+    What the made eye sees beyond that is painted, unless past frames saw it.
+    """
+    n, frames, _, height, width = clips.filled.shape
+    disparity = clips.disparity.float()
+    remembered = clips.hole & ~clips.painted
+    beyond = (torch.arange(width) + disparity > width - 1) & ~remembered
+    painted, hole = clips.painted | beyond, clips.hole | beyond
+
+    def filled(images: torch.Tensor, holes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        marked = torch.where(holes, HOLE, disparity).view(-1, height, width)
+        eyes = fill_background(WarpedEyes(images.flatten(0, 1).float(), marked))
+        levels = eyes.image.round().clamp(0, 255).to(torch.uint8)
+        return levels.unflatten(0, (n, frames)), eyes.disparity.view_as(disparity).half()
+
+    image, shown = filled(clips.filled, painted)
+    reference = clips.reference.clone()
+    reference[..., width:] = reference[..., width - 1 : width]
+    return replace(
+        clips, filled=image, background=filled(clips.background, hole)[0], reference=reference, hole=hole,
+        painted=painted, disparity=shown,
+    )  # fmt: skip
 
 
 def render_crops(
