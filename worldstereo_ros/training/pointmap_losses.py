@@ -131,6 +131,21 @@ def point_loss(
     return 0.2 * likelihood + masked_mean(error, weight) + RAY_WEIGHT * direction + VALID_WEIGHT * surface
 
 
+def direction_loss(
+    points: torch.Tensor, truth: torch.Tensor, centres: torch.Tensor, mask: torch.Tensor
+) -> torch.Tensor:
+    """Mean distance of unit vectors from the true cameras to points and to true ones: what PnP needs of points.
+
+    Args:
+        points, truth: (b, F, 3, H, W) in the axes of the first camera.
+        centres: (b, F, 3) of the true cameras.
+        mask: (b, F, H, W) bool, where there is a surface that does not move.
+    """
+    ours, true = (each - centres[..., None, None] for each in (points, truth))
+    ours, true = (each / (each.square().sum(2, keepdim=True) + 1e-4).sqrt() for each in (ours, true))
+    return masked_mean(((ours - true).square().sum(2) + 1e-6).sqrt(), mask.float())
+
+
 def code_error(code: torch.Tensor, target: torch.Tensor, kind: str = "huber") -> torch.Tensor:
     """Mean error of coded points of the same shape.
 

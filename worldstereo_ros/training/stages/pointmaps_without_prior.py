@@ -38,7 +38,7 @@ from worldstereo_ros.training.data.pointmap_batches import camera_looks, true_po
 from worldstereo_ros.training.data.walk_feed import WalkFeed
 from worldstereo_ros.training.flow_matching import noised, shifted
 from worldstereo_ros.training.logs import append_log
-from worldstereo_ros.training.pointmap_losses import autoencoder_loss, decoder_loss, map_loss
+from worldstereo_ros.training.pointmap_losses import autoencoder_loss, decoder_loss, direction_loss, map_loss
 from worldstereo_ros.training.pointmap_settings import PointmapTraining, process_age_s
 from worldstereo_ros.training.pointmap_validation import sample_scores
 from worldstereo_ros.training.stages.pointmaps import STATISTICS_BATCHES, load_image_autoencoder
@@ -46,7 +46,7 @@ from worldstereo_ros.training.timed_trainer import TimedTrainer, training_device
 from worldstereo_ros.weights.bundled import DEFAULT_MODEL, bundled_folder
 
 WALKS_FOLDER = "walks"
-MAP_WEIGHT, POINT_WEIGHT = 0.3, 0.3  # beside the flow
+MAP_WEIGHT, POINT_WEIGHT, RAY_WEIGHT = 0.3, 0.3, 2.0  # beside the flow
 DECODER_RATE = 0.2  # of the network's
 FINISH_SHARE = 0.05  # of the budget, for the last validation
 STEPS = (1, 4, 8)  # of the sampler, in validation
@@ -163,8 +163,13 @@ class TrainerWithoutPrior(TimedTrainer):
             encode_points(some), log_scale, valid, points.flatten(0, 1), coded(points, hit).flatten(0, 1),
             hit.flatten(0, 1), error="l1",
         )  # fmt: skip
-        loss = flow + MAP_WEIGHT * map_part + POINT_WEIGHT * point_part
-        return loss, {"flow": flow.detach(), "code": decoded_parts["l1"], "depth": parts["error"]}
+        static = hit & ~given.clips.moving[which]
+        centre = given.clips.poses[which, :, :3, 3] / given.unit[which].view(-1, 1, 1)
+        rays = direction_loss(decoded[0].float(), points, centre, static)
+        loss = flow + MAP_WEIGHT * map_part + POINT_WEIGHT * point_part + RAY_WEIGHT * rays
+        return loss, {
+            "flow": flow.detach(), "code": decoded_parts["l1"], "rays": rays.detach(), "depth": parts["error"],
+        }  # fmt: skip
 
     def checkpoint(self, name: str, steps: tuple[int, ...] = (1,)) -> dict[str, float]:
         """Writes the averaged weights and scores them."""
