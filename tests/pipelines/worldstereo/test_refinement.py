@@ -3,12 +3,18 @@
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from worldstereo_ros.geometry.provenance import Provenance
-from worldstereo_ros.pipelines.worldstereo.refinement import add_memory_detail, close_gaps, known_pixels
+from worldstereo_ros.pipelines.worldstereo.refinement import (
+    add_memory_detail,
+    close_gaps,
+    continue_surroundings,
+    known_pixels,
+)
 
 
 @settings(deadline=None, max_examples=20)
@@ -56,3 +62,35 @@ def test_what_was_imagined_before_is_not_known():
     known = known_pixels(np.zeros((40, 60), bool), warped, conditioning, 0)
     assert known[:, :30].all()
     assert not known[:, 30:].any()
+
+
+def test_surroundings_give_their_light_and_holes_keep_their_detail():
+    detail = 12 * np.where((np.arange(320) // 2) % 2, 1, -1)
+    image = np.full((240, 320, 3), 180, np.uint8)
+    known = np.ones((240, 320), bool)
+    known[100:140, 140:180] = False
+    image[~known] = np.clip(100 + detail[None, :, None] + np.zeros((240, 320, 3)), 0, 255)[~known]
+    result = continue_surroundings(image, known)
+    np.testing.assert_array_equal(result[known], image[known])
+    inside = np.s_[105:135, 145:175]
+    assert 125 < result[inside].mean() < 145
+    assert result[inside].std() == pytest.approx(image[inside].std(), rel=0.3)
+
+
+def test_surroundings_fade_away_from_them_and_in_views_that_are_mostly_hole():
+    image = np.full((240, 320, 3), 100, np.uint8)
+    gained = {}
+    for width in (80, 280):
+        known = np.ones((240, 320), bool)
+        known[:, :width] = False
+        bright = np.where(known[..., None], np.uint8(180), image)
+        result = continue_surroundings(bright, known).astype(int)
+        gained[width] = result[120, width - 6, 0] - 100
+        assert result[120, width - 6, 0] > result[120, width // 2, 0] >= result[120, 2, 0] >= 100
+    assert gained[80] > 4 * gained[280] >= 0
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_without_a_hole_or_surroundings_nothing_changes(known):
+    image = np.random.default_rng(0).integers(0, 256, (48, 64, 3)).astype(np.uint8)
+    np.testing.assert_array_equal(continue_surroundings(image, np.full((48, 64), known)), image)

@@ -33,6 +33,10 @@ MAX_LOG_DEPTH, REFERENCE_DEPTH_M, MIN_DEPTH_M = 2.0, 3.0, 0.1
 MEMORY_DETAIL_WEIGHT, DETAIL_PX, BORDER_PX = 0.7, 2.0, 5
 GAP_PX = 7  # width of gaps between known pixels in which no planes are drawn, in a view of `WORKING_PIXELS`
 FEATHER_PX = 3  # over which refined pixels blend into seen ones
+# Light of the nearest known pixels, which a hole takes on beside its own: its weight at the border of a small hole, how
+# far it reaches, and the filter that separates light. Lengths are in pixels of a view of `WORKING_PIXELS`.
+SURROUNDINGS_WEIGHT, SURROUNDINGS_REACH_PX, SURROUNDINGS_LIGHT_PX = 0.6, 64.0, 8.0
+NEAREST_BLUR_PX = 5  # window over which the colour of the nearest known pixel is averaged
 
 
 def fill_frame(
@@ -56,9 +60,49 @@ def fill_frame(
     known = known_pixels(seen, warped, conditioning, index)
     depth = warped.depth if frame.depth is None else frame.depth
     camera, pose = conditioning.camera, conditioning.world_from_camera[index]
-    given = (frame.image, close_gaps(known), depth, layout, camera, pose)
+    closed = close_gaps(known)
+    given = (frame.image, closed, depth, layout, camera, pose)
     image, _ = draw_planes(*given, planes=planes, seed=seed, threads=threads)
-    return replace(frame, image=add_memory_detail(image, warped.image, known & ~seen))
+    image = add_memory_detail(image, warped.image, known & ~seen)
+    return replace(frame, image=continue_surroundings(image, closed))
+
+
+def continue_surroundings(image: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """The image with the light of the nearest known pixels in its holes, less and less away from them.
+
+    What is around a hole often reaches into it: light that falls on a wall, or a thing of which a part was seen. The
+    mean of two guesses of the light is nearer to the truth than either; detail stays as it is. Where most of a view is
+    hole, planes tell more than the few pixels beside it, and the weight is lower by the square of the known part.
+
+    Args:
+        image: (H, W, 3) uint8 with filled holes.
+        known: (H, W) bool, pixels that are no hole.
+
+    Returns:
+        (H, W, 3) uint8.
+    """
+    height, width = known.shape
+    factor = min(1.0, (WORKING_PIXELS / known.size) ** 0.5)
+    size = max(1, round(width * factor)), max(1, round(height * factor))
+    hole = cv2.resize((~known).astype(np.float32), size, interpolation=cv2.INTER_AREA) > 0.5
+    if hole.all() or not hole.any():
+        return image
+    small = resize_image(image, *size).astype(np.float32)
+    distance, labels = cv2.distanceTransformWithLabels(
+        hole.astype(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL
+    )
+    around, window = (~hole).astype(np.float32), (NEAREST_BLUR_PX, NEAREST_BLUR_PX)
+    averaged = cv2.blur(small * around[..., None], window) / np.maximum(cv2.blur(around, window), 1e-3)[..., None]
+    colours = np.zeros((int(labels.max()) + 1, 3), np.float32)
+    colours[labels[~hole]] = averaged[~hole]
+    difference = np.where(hole[..., None], colours[labels] - small, np.float32(0))
+    light = cv2.GaussianBlur(difference, (0, 0), SURROUNDINGS_LIGHT_PX)
+    light /= (cv2.GaussianBlur(hole.astype(np.float32), (0, 0), SURROUNDINGS_LIGHT_PX) + 1e-3)[..., None]
+    weight = SURROUNDINGS_WEIGHT * float(around.mean()) ** 2
+    light *= (weight * np.exp(-distance / SURROUNDINGS_REACH_PX))[..., None]
+    if size != (width, height):
+        light = cv2.resize(light, (width, height), interpolation=cv2.INTER_LINEAR)
+    return np.clip(np.rint(image + light * (~known)[..., None]), 0, 255).astype(np.uint8)
 
 
 def add_memory_detail(image: np.ndarray, memory: np.ndarray, shown: np.ndarray) -> np.ndarray:
