@@ -140,9 +140,9 @@ def draw_planes(
         threads=threads,
     )
     low, high = SHOWN_PROBABILITY
-    share = np.clip((fill.probability - low) / (high - low), 0, 1)[..., None]
-    drawn = image + share * (fill.image - image)
-    return np.clip(np.rint(drawn), 0, 255).astype(np.uint8), fill
+    share = np.clip((fill.probability - low) / (high - low), 0, 1)
+    drawn = cv2.blendLinear(image.astype(np.float32), fill.image, 1 - share, share)
+    return cv2.add(drawn, 0, dtype=cv2.CV_8U), fill
 
 
 def _light(

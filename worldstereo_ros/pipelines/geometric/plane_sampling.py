@@ -6,9 +6,11 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
+import scipy.fft
 import scipy.ndimage
 
 from worldstereo_ros.geometry.views import View
+from worldstereo_ros.utils.jit import compiled
 
 TEXELS = 256  # along each side of an example
 LEVELS = 4  # of its pyramid
@@ -71,19 +73,13 @@ def sample_plane(
         (size, size) float32 texels that a pixel covers.
     """
     assert view.depth is not None
-    grid = (np.arange(size) + 0.5) * texel
     camera, pose = view.camera, view.world_from_camera
     start = (offset * normal + origin @ axes - pose[:3, 3]) @ pose[:3, :3]
-    step_u, step_v = axes @ pose[:3, :3]
-    local = start + grid[None, :, None] * step_u + grid[:, None, None] * step_v
-    z = local[..., 2]
-    safe = np.maximum(z, 1e-6)
-    u = (camera.fx * local[..., 0] / safe + camera.cx).astype(np.float32)
-    v = (camera.fy * local[..., 1] / safe + camera.cy).astype(np.float32)
-    towards = normal @ pose[:3, 3] - offset
-    cosine = towards / np.maximum(np.linalg.norm(local, axis=-1), 1e-9)
-    inside = (z > 0) & (u > 0) & (v > 0) & (u < camera.width - 1) & (v < camera.height - 1) & (cosine > MIN_COSINE)
-    u, v = np.where(inside, u, np.float32(-1)), np.where(inside, v, np.float32(-1))
+    intrinsics = np.array([camera.fx, camera.fy, camera.cx, camera.cy, camera.width - 1, camera.height - 1], np.float64)
+    u, v, z, cosine = (np.empty((size, size), np.float32) for _ in range(4))
+    towards = float(normal @ pose[:3, 3] - offset)
+    _project(start, axes @ pose[:3, :3], texel, intrinsics, towards, u, v, z, cosine)
+    inside = u >= 0
     colour = cv2.remap(view.image, u, v, cv2.INTER_LINEAR).astype(np.float32)
     measured = cv2.remap(view.depth.astype(np.float32), u, v, cv2.INTER_NEAREST)
     shown = inside & (np.abs(measured - z) < ON_PLANE_M + ON_PLANE_PER_M * z)
@@ -92,8 +88,37 @@ def sample_plane(
     shown |= closed & inside & (measured <= 0)
     kernel = np.ones((2 * EDGE_TEXELS + 1,) * 2, np.uint8)
     shown = cv2.erode(shown.astype(np.uint8), kernel, borderType=cv2.BORDER_CONSTANT, borderValue=0) > 0
-    footprint = (safe / camera.fx / np.sqrt(np.maximum(cosine, MIN_COSINE)) / texel).astype(np.float32)
+    footprint = z / np.float32(camera.fx * texel) / np.sqrt(np.maximum(cosine, np.float32(MIN_COSINE)))
     return colour, shown, footprint
+
+
+@compiled
+def _project(start, steps, texel, intrinsics, towards, out_u, out_v, out_z, out_cosine):
+    """Projects a grid of texels into a camera.
+
+    Args:
+        start: (3,) corner of the grid, in the camera's frame, metres.
+        steps: (2, 3) directions of the columns and of the rows.
+        texel: size, metres.
+        intrinsics: (6,) fx, fy, cx, cy, and the last column and row.
+        towards: distance of the camera from the plane, metres.
+        out_u, out_v: (size, size) float32 column and row in the image; -1 where the camera does not see the texel.
+        out_z, out_cosine: (size, size) float32 depth in metres, and cosine between ray and normal.
+    """
+    fx, fy, cx, cy, last_column, last_row = intrinsics
+    for i in range(out_u.shape[0]):
+        down = (i + 0.5) * texel
+        for j in range(out_u.shape[1]):
+            across = (j + 0.5) * texel
+            x = start[0] + across * steps[0, 0] + down * steps[1, 0]
+            y = start[1] + across * steps[0, 1] + down * steps[1, 1]
+            z = start[2] + across * steps[0, 2] + down * steps[1, 2]
+            safe = max(z, 1e-6)
+            u, v = fx * x / safe + cx, fy * y / safe + cy
+            cosine = towards / max(np.sqrt(x * x + y * y + z * z), 1e-9)
+            out_z[i, j], out_cosine[i, j] = safe, cosine
+            seen = z > 0 and 0 < u < last_column and 0 < v < last_row and cosine > MIN_COSINE
+            out_u[i, j], out_v[i, j] = (u, v) if seen else (-1.0, -1.0)
 
 
 def low_pass(colour: np.ndarray, mask: np.ndarray, deviation: float) -> np.ndarray:
@@ -138,11 +163,11 @@ def find_periods(grey: np.ndarray, valid: np.ndarray) -> tuple[np.ndarray, float
     size = 2 * len(grey)
     weight = valid.astype(np.float32)
     values = grey * weight
-    spectra = [np.fft.rfft2(array, (size, size)) for array in (weight, values, values**2)]
+    spectra = [scipy.fft.rfft2(array, (size, size)) for array in (weight, values, values**2)]
 
     def correlate(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         """Along the two axes, for shifts of 0..MAX_PERIOD: (2, MAX_PERIOD + 1)."""
-        whole = np.fft.irfft2(np.conj(a) * b, (size, size))
+        whole = scipy.fft.irfft2(np.conj(a) * b, (size, size))
         return np.stack([whole[0, : MAX_PERIOD + 1], whole[: MAX_PERIOD + 1, 0]])
 
     overlap, product = correlate(spectra[0], spectra[0]), correlate(spectra[1], spectra[1])

@@ -59,6 +59,5 @@ def mix_with_memory(imagined: np.ndarray, warped: WarpedView, conditioning: Cond
     dots = (covered & ~observed & (density < MIN_DENSITY)).astype(np.uint8)
     valid = warped.valid_mask & (cv2.dilate(dots, np.ones((DENSITY_WINDOW_PX, DENSITY_WINDOW_PX), np.uint8)) == 0)
     weight = np.where(covered, np.float32(COVERED_WEIGHT), np.float32(COMPLETED_WEIGHT)) * valid
-    weight = cv2.blur(weight, (WEIGHT_BLUR_PX, WEIGHT_BLUR_PX))[..., None]
-    mixed = weight * warped.image + (1 - weight) * imagined
-    return np.rint(mixed).astype(np.uint8)
+    weight = cv2.blur(weight, (WEIGHT_BLUR_PX, WEIGHT_BLUR_PX))
+    return cv2.blendLinear(warped.image, imagined, weight, 1 - weight)

@@ -36,6 +36,7 @@ FEATHER_PX = 3  # over which refined pixels blend into seen ones
 # Light of the nearest known pixels, which a hole takes on beside its own: its weight at the border of a small hole, how
 # far it reaches, and the filter that separates light. Lengths are in pixels of a view of `WORKING_PIXELS`.
 SURROUNDINGS_WEIGHT, SURROUNDINGS_REACH_PX, SURROUNDINGS_LIGHT_PX = 0.6, 64.0, 8.0
+LIGHT_STRIDE_PX = 4  # of the coarse view in which light is found
 NEAREST_BLUR_PX = 5  # window over which the colour of the nearest known pixel is averaged
 
 
@@ -87,22 +88,32 @@ def continue_surroundings(image: np.ndarray, known: np.ndarray) -> np.ndarray:
     hole = cv2.resize((~known).astype(np.float32), size, interpolation=cv2.INTER_AREA) > 0.5
     if hole.all() or not hole.any():
         return image
-    small = resize_image(image, *size).astype(np.float32)
+    small = resize_image(image, *size)
     distance, labels = cv2.distanceTransformWithLabels(
         hole.astype(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL
     )
-    around, window = (~hole).astype(np.float32), (NEAREST_BLUR_PX, NEAREST_BLUR_PX)
-    averaged = cv2.blur(small * around[..., None], window) / np.maximum(cv2.blur(around, window), 1e-3)[..., None]
+    around = (~hole).astype(np.float32)
     colours = np.zeros((int(labels.max()) + 1, 3), np.float32)
-    colours[labels[~hole]] = averaged[~hole]
-    difference = np.where(hole[..., None], colours[labels] - small, np.float32(0))
-    light = cv2.GaussianBlur(difference, (0, 0), SURROUNDINGS_LIGHT_PX)
-    light /= (cv2.GaussianBlur(hole.astype(np.float32), (0, 0), SURROUNDINGS_LIGHT_PX) + 1e-3)[..., None]
-    weight = SURROUNDINGS_WEIGHT * float(around.mean()) ** 2
-    light *= (weight * np.exp(-distance / SURROUNDINGS_REACH_PX))[..., None]
-    if size != (width, height):
-        light = cv2.resize(light, (width, height), interpolation=cv2.INTER_LINEAR)
-    return np.clip(np.rint(image + light * (~known)[..., None]), 0, 255).astype(np.uint8)
+    colours[labels[~hole]] = _means(small, around, NEAREST_BLUR_PX)[~hole]
+    # Light is smooth: a quarter of the size is enough for it.
+    coarse = max(1, size[0] // LIGHT_STRIDE_PX), max(1, size[1] // LIGHT_STRIDE_PX)
+    inside = 1 - around
+    difference = (colours[labels] - small) * inside[..., None]
+    difference, inside, distance = (
+        cv2.resize(m, coarse, interpolation=cv2.INTER_AREA) for m in (difference, inside, distance)
+    )
+    deviation = SURROUNDINGS_LIGHT_PX / LIGHT_STRIDE_PX
+    light = cv2.GaussianBlur(difference, (0, 0), deviation)
+    weight = SURROUNDINGS_WEIGHT * float(around.mean()) ** 2 * np.exp(-distance / SURROUNDINGS_REACH_PX)
+    light *= (weight / (cv2.GaussianBlur(inside, (0, 0), deviation) + 1e-3))[..., None]
+    light = cv2.resize(light, (width, height), interpolation=cv2.INTER_LINEAR)
+    return cv2.add(image, light, dst=image.copy(), mask=(~known).astype(np.uint8), dtype=cv2.CV_8U)
+
+
+def _means(image: np.ndarray, weight: np.ndarray, window: int) -> np.ndarray:
+    """(H, W, 3) float32 weighted means of the pixels in a window around each."""
+    sums = cv2.blur(image * weight[..., None], (window, window))
+    return sums / np.maximum(cv2.blur(weight, (window, window)), 1e-3)[..., None]
 
 
 def add_memory_detail(image: np.ndarray, memory: np.ndarray, shown: np.ndarray) -> np.ndarray:
@@ -120,9 +131,10 @@ def add_memory_detail(image: np.ndarray, memory: np.ndarray, shown: np.ndarray) 
     if not shown.any():
         return image
     weight = MEMORY_DETAIL_WEIGHT * cv2.blur(shown.astype(np.float32), (BORDER_PX, BORDER_PX)) * shown
-    difference = memory.astype(np.float32) - image
+    difference = cv2.subtract(memory, image, dtype=cv2.CV_32F)
     difference -= cv2.GaussianBlur(difference, (0, 0), DETAIL_PX)
-    return np.clip(np.rint(image + weight[..., None] * difference), 0, 255).astype(np.uint8)
+    difference *= weight[..., None]
+    return cv2.add(image, difference, dtype=cv2.CV_8U)
 
 
 def refine_frame(
