@@ -7,7 +7,8 @@ what was seen.
 Where lengths have an arbitrary unit, nothing is assumed that was not seen: its distances are in metres.
 
 Outdoors only the ground continues. A place is outdoors if no view saw a ceiling and views that look above the horizon
-measured nothing in a large part of it.
+measured nothing in a large part of it, beside things that are higher than those of a room: indoors, too, a depth camera
+measures nothing that is far.
 """
 
 from __future__ import annotations
@@ -23,7 +24,10 @@ MIN_LEVEL_COSINE = 0.95  # between up and the normal of a floor or ceiling
 MAX_TILT_COSINE = 0.5  # between the mean up direction of the cameras and that of a floor: 60 degrees
 NEAR_AXIS_COSINE = 0.996  # between the normal of a floor and an axis of the world: 5 degrees
 MAX_WALL_SINE = 0.15  # between a wall and up
-MAX_OPEN_FRACTION = 0.35  # of what is above the horizon; a place with more unmeasured is outdoors
+# Of what is above the horizon nothing was measured in at least this fraction, and the highest surfaces are at least so
+# many metres above the cameras: one of the pairs holds outdoors.
+OUTDOORS = ((0.9, -np.inf), (0.25, 1.5), (0.08, 4.0))
+UNSCALED_OPEN_FRACTION = 0.35  # the same where lengths have an arbitrary unit
 HORIZON_SINE = 0.09  # of the elevation above which a line of sight counts: 5 degrees
 CAMERA_CLEARANCE_M = 0.3  # between a camera and a wall
 FACING_QUANTILE, FARTHEST_QUANTILE = 0.9, 0.98  # of the samples along an axis
@@ -96,7 +100,7 @@ def close_room(
     is_wall = np.abs(level) < MAX_WALL_SINE
     lowest, highest = np.quantile(heights, [1 - FARTHEST_QUANTILE, FARTHEST_QUANTILE])
     sides: list[AssumedPlane] = []
-    outdoors = not is_ceiling.any() and _open_fraction(views, up) > MAX_OPEN_FRACTION
+    outdoors = not is_ceiling.any() and _is_outdoors(_open_fraction(views, up), highest - camera_heights.mean(), metric)
     floor = _largest_near(areas, offsets, is_floor, lowest)
     if floor is not None:
         low = float(offsets[floor])
@@ -163,6 +167,19 @@ def _largest_near(areas: np.ndarray, heights: np.ndarray, chosen: np.ndarray, ex
     """The largest of the chosen planes, unless samples lie well beyond it: a table is no floor."""
     candidates = chosen & (np.abs(heights - extreme) < 2 * FACING_TOLERANCE_M)
     return int(np.argmax(np.where(candidates, areas, -1))) if candidates.any() else None
+
+
+def _is_outdoors(open_fraction: float, height: float, metric: bool) -> bool:
+    """Whether there is a sky.
+
+    Args:
+        open_fraction: of what is above the horizon, in which nothing was measured.
+        height: of the highest surfaces above the cameras.
+        metric: whether that is in metres.
+    """
+    if not metric:
+        return open_fraction > UNSCALED_OPEN_FRACTION
+    return any(open_fraction > least and height > metres for least, metres in OUTDOORS)
 
 
 def _open_fraction(views: Sequence[SampledView], up: np.ndarray) -> float:
