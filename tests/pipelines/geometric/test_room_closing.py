@@ -91,7 +91,7 @@ def test_outdoors_there_is_ground_and_sky_and_no_wall():
 def test_a_sensor_of_short_range_makes_no_sky(metric):
     """Half of what is above the horizon is not measured, beside a wall of 1.2 m above the camera."""
     view = observe(turned(0))
-    depth, wall = room(turned(0))
+    _, wall = room(turned(0))
     rows = np.arange(CAMERA.height)[:, None] + np.zeros((1, CAMERA.width), int)
     near = (wall == 3) | ((rows > 25) & (np.arange(CAMERA.width) < CAMERA.width // 2))
     layout = estimate_layout(
