@@ -180,7 +180,8 @@ class WorldModel:
             world_from_camera: (F, 4, 4) camera poses along the path.
             camera: intrinsics and size of the views.
             prompt: description of the place; pipelines without text encoder ignore it.
-            seed: random seed. The same seed and memory give the same views.
+            seed: random seed. The same seed and memory give the same views; views that are remembered return from their
+                poses with any seed.
             remember: add each view to the memories, labelled as imagined, before it is yielded. A caller that stops
                 early has the views that it got remembered.
             on_step: called as on_step(stage, step, steps) between steps; may raise `Cancelled`.
