@@ -181,7 +181,7 @@ class WorldModel:
             camera: intrinsics and size of the views.
             prompt: description of the place; pipelines without text encoder ignore it.
             seed: random seed. The same seed and memory give the same views; views that are remembered return from their
-                poses with any seed.
+                poses with any seed and prompt.
             remember: add each view to the memories, labelled as imagined, before it is yielded. A caller that stops
                 early has the views that it got remembered.
             on_step: called as on_step(stage, step, steps) between steps; may raise `Cancelled`.

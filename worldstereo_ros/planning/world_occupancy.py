@@ -84,7 +84,8 @@ def imagine_hypotheses(
         world: the world model.
         paths: paths (N, 4, 4), by name or in a sequence.
         camera: intrinsics and size of the views.
-        seeds: random seeds of the model, one hypothesis each. A model without randomness gives the same for all.
+        seeds: random seeds of the model, one hypothesis each. A model without randomness gives the same for all, and
+            what memory holds of views that were imagined before is the same for all.
         views: number of views of each path, spread evenly along it.
         prompt, on_step: see `WorldModel.imagine`.
 

@@ -1,5 +1,6 @@
 """Planes drawn into the holes of a view."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from worldstereo_ros.evaluation.hole_metrics import detail
 from worldstereo_ros.geometry.provenance import Provenance
 from worldstereo_ros.geometry.views import View
 from worldstereo_ros.pipelines.auto import load_pipeline
-from worldstereo_ros.pipelines.geometric.layout import PlaneRender, estimate_layout
+from worldstereo_ros.pipelines.geometric.layout import estimate_layout
 from worldstereo_ros.pipelines.geometric.pipeline import GeometricPipeline
 from worldstereo_ros.pipelines.geometric.plane_fill import SKY, fill_with_planes
 from worldstereo_ros.utils.errors import InputError
@@ -126,19 +127,27 @@ def test_sky_is_drawn_above_the_horizon(outdoors):
 
 @pytest.mark.parametrize(("probability", "hidden"), [(0.3, True), (0.6, False)])
 def test_the_sky_hides_planes_that_are_less_likely_than_it(outdoors, probability, hidden):
-    """A facade does not begin again in the sky."""
-    planes = outdoors.render_view(CAMERA, turned(90))
-    weak = PlaneRender(
-        planes.colour,
-        np.full_like(planes.depth, 20),
-        np.full_like(planes.probability, probability),
-        np.zeros_like(planes.plane),
+    """A facade does not begin again in the sky, and what shows the sky has no depth of a facade."""
+    ahead = turned(90)[:3, 2]
+    facade = outdoors.planes[:1].copy()
+    facade[0, :3], facade[0, 3] = -ahead, -5
+    facade[0, 13:] = 1e-3, probability
+    cells = outdoors.distance[:1].shape
+    layout = replace(
+        outdoors,
+        planes=np.concatenate([outdoors.planes, facade]),
+        colours=np.concatenate([outdoors.colours, np.zeros((*cells, 3), np.float32)]),
+        distance=np.concatenate([outdoors.distance, np.full(cells, 1e4, np.float32)]),
+        seen=None,
     )
-    fill = fill_everything(outdoors, planes=weak)
-    assert (fill.plane[:50] == SKY).all() == hidden
-    assert (fill.plane[70:] == 0).all()
-    assert not fill.depth[fill.plane == SKY].any()
-    assert not fill.noise[fill.plane == SKY].any()
+    fill = fill_everything(layout)
+    planes = layout.render_view(CAMERA, turned(90))
+    last = len(outdoors.planes)
+    assert (fill.plane[:50] == (SKY if hidden else last)).all()
+    assert (planes.plane[:50] == (-1 if hidden else last)).all()
+    assert planes.depth[:50].any() != hidden
+    assert planes.probability[:50].any() != hidden
+    assert (planes.plane[70:] >= 0).any()
 
 
 def test_without_planes_nothing_changes():

@@ -62,6 +62,7 @@ BOUNDED_POWER = 3.0  # of the unbounded fraction of the border: a table top exte
 PARAMETERS = 15  # of a plane
 BLOCK_PX, BLOCKS_FROM_PIXELS = 8, 150_000  # rays of larger images are cast in blocks, see `cast_rays`
 SKY_BINS = 16  # of the elevation, 0 to 90 degrees
+MIN_PLANE_BEFORE_SKY = 0.5  # probability of a plane above the horizon, outdoors, below which the sky is more likely
 
 
 class PlaneRender(NamedTuple):
@@ -159,7 +160,7 @@ class Layout:
     def render_view(
         self, camera: Camera, world_from_camera: np.ndarray, *, mask: np.ndarray | None = None, threads: int = 1
     ) -> PlaneRender:
-        """Renders the extrapolated planes from a camera.
+        """Renders the extrapolated planes from a camera; outdoors only those above the horizon that hide the sky.
 
         Args:
             camera, world_from_camera: camera and (4, 4) pose of the view.
@@ -189,6 +190,10 @@ class Layout:
         bands = split_range(-(-camera.height // block), threads)
         rows = [(block * start, min(block * stop, camera.height)) for start, stop in bands]
         run_in_threads(cast_rays, [(start, stop, block, *arguments) for start, stop in rows])
+        if self.sky is not None and self.room is not None:
+            above = camera.rays() @ (world_from_camera[:3, :3].T @ self.room.up).astype(np.float32) > 0
+            sky = above & (out.probability < MIN_PLANE_BEFORE_SKY)
+            out.colour[sky], out.depth[sky], out.probability[sky], out.plane[sky] = 0, 0, 0, -1
         return out
 
     def render_surfaces(

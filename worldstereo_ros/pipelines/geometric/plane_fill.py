@@ -24,7 +24,6 @@ FAR_FACTOR, FAR_WEIGHT = 4.0, 0.1  # a wider filter, for what is far from every 
 DEPTH_TOLERANCE_RATIO, DEPTH_TOLERANCE_M = 0.05, 0.05  # two depths within it are of one surface
 OWN_WEIGHT = 0.1  # of a plane's own light, against the light of the pixels around
 SKY_PROBABILITY = 0.7
-MIN_PLANE_BEFORE_SKY = 0.5  # probability of a plane above the horizon, outdoors, below which the sky is more likely
 GUIDE_WEIGHT = 0.6  # of the image's own colours in holes, for the light of planes
 SHOWN_PROBABILITY = (0.1, 0.4)  # of a plane, from which it begins to show and at which it hides the image
 SEED_MASK = 0xFFFFFFFF
@@ -189,13 +188,12 @@ def _wide_blur(values: np.ndarray, deviation: float) -> np.ndarray:
 def _add_sky(
     out: PlaneFill, sky: np.ndarray, up: np.ndarray, known: np.ndarray, camera: Camera, pose: np.ndarray
 ) -> None:
-    """Draws the sky above the horizon where no plane is likelier than it."""
+    """Draws the sky above the horizon where no plane is."""
     rays = camera.rays() @ (pose[:3, :3].T @ up).astype(np.float32)
     sine = rays / np.linalg.norm(camera.rays(), axis=-1)
-    shown = ~known & (out.probability < MIN_PLANE_BEFORE_SKY) & (sine > 0)
+    shown = ~known & (out.plane < 0) & (sine > 0)
     position = np.arcsin(np.clip(sine[shown], 0, 1)) / (np.pi / 2) * SKY_BINS - 0.5
     low = np.clip(np.floor(position), 0, SKY_BINS - 1).astype(int)
     high, share = np.minimum(low + 1, SKY_BINS - 1), np.clip(position - low, 0, 1)[:, None]
     out.image[shown] = sky[low] * (1 - share) + sky[high] * share
     out.probability[shown], out.plane[shown] = SKY_PROBABILITY, SKY
-    out.depth[shown], out.noise[shown] = 0, 0
