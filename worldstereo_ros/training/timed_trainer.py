@@ -184,6 +184,20 @@ class TimedTrainer:
                 part.load_state_dict(kept[name])
                 part.train()
 
+    @contextmanager
+    def saving(self, close: Callable[[], None] | None = None) -> Iterator[None]:
+        """Inside the block, Ctrl-C writes the weights before it ends the training; `close` is called at the end."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            if self.steps:
+                self.save()
+                self.say(f"interrupted; the weights of step {self.steps} are in {self.folder}")
+            raise
+        finally:
+            if close is not None:
+                close()
+
     def _log(self, name: str, parts: dict[str, torch.Tensor], rate: float) -> None:
         for key, value in parts.items():
             self._sums[key] = self._sums[key] + value.float() if key in self._sums else value.float()

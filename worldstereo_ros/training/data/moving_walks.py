@@ -12,8 +12,7 @@ import queue
 import signal
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,8 +21,8 @@ import torch
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.scenes import add_moving_objects, clearance, make_path, make_scene, pack, render_batch, seed_of
 from worldstereo_ros.scenes.raytracing.primitives import Random
+from worldstereo_ros.training.data.array_files import ArrayFields
 from worldstereo_ros.training.data.world_files import KIND_WEIGHTS
-from worldstereo_ros.utils.atomic_files import atomic_path
 from worldstereo_ros.utils.errors import InputError
 
 WALK_VIEWS = 37  # clips of 13 frames up to a stride of 3
@@ -41,7 +40,7 @@ HURRIED_WORLDS = 25  # of each process, before it rests as long as it works
 
 
 @dataclass(frozen=True)
-class Walk:
+class Walk(ArrayFields):
     """One rendered walk; arrays, so that processes can send it.
 
     Attributes:
@@ -57,17 +56,6 @@ class Walk:
     moving: np.ndarray
     poses: np.ndarray
     intrinsics: np.ndarray
-
-    def save(self, file: Path) -> None:
-        """Writes an .npz file."""
-        with atomic_path(file) as partial, partial.open("wb") as stream:
-            np.savez(stream, **{f.name: getattr(self, f.name) for f in fields(self)})
-
-    @classmethod
-    def load(cls, file: Path) -> Walk:
-        """Reads a file of `save`."""
-        with np.load(file) as content:
-            return cls(**{f.name: content[f.name] for f in fields(cls)})
 
 
 @dataclass(frozen=True)

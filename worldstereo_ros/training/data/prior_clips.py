@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -27,9 +26,9 @@ from worldstereo_ros.pipelines.pointmaps.dense_depth import network_clip, work_s
 from worldstereo_ros.pipelines.pointmaps.estimate import Window, prior_of_window
 from worldstereo_ros.scenes import add_moving_objects, clearance, make_path, make_scene, pack, render_batch, seed_of
 from worldstereo_ros.scenes.raytracing.primitives import Random
+from worldstereo_ros.training.data.array_files import ArrayFields
 from worldstereo_ros.training.data.moving_walks import FRAME_S, MAX_MOVERS, MIN_CLEARANCE_M, PATH_KINDS, MovingClips
 from worldstereo_ros.training.data.prior_simulation import simulate_prior
-from worldstereo_ros.utils.atomic_files import atomic_path
 from worldstereo_ros.utils.errors import InputError
 
 FRAMES = 17  # as in use
@@ -44,7 +43,7 @@ MIN_HIT_SHARE = 0.05
 
 
 @dataclass(frozen=True)
-class PriorClip:
+class PriorClip(ArrayFields):
     """One clip of F frames, as arrays that are small enough to keep hundreds.
 
     Attributes:
@@ -80,17 +79,6 @@ class PriorClip:
         """The prior, (1, F, ...)."""
         maps = (self.log_depth, self.log_sigma, self.poses, self.anchor_residual, self.anchor_weight)
         return PointmapPrior(*(torch.from_numpy(each.astype(np.float32))[None] for each in maps))
-
-    def save(self, file: Path) -> None:
-        """Writes an .npz file."""
-        with atomic_path(file) as partial, partial.open("wb") as stream:
-            np.savez(stream, **{f.name: getattr(self, f.name) for f in fields(self)})
-
-    @classmethod
-    def load(cls, file: Path) -> PriorClip:
-        """Reads a file of `save`."""
-        with np.load(file) as content:
-            return cls(**{f.name: content[f.name] for f in fields(cls)})
 
 
 def world_clips(

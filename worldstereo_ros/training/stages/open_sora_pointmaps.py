@@ -214,15 +214,8 @@ def train_open_sora(
     started = time.monotonic() - (process_age_s() if age_s is None else age_s)
     folder.mkdir(parents=True, exist_ok=True)
     trainer = OpenSoraTrainer(settings, base, folder, started)
-    try:
+    with trainer.saving(trainer.walk_feed.source.close):
         return _train(trainer, settings, steps)
-    except KeyboardInterrupt:
-        if trainer.steps:
-            trainer.save()
-            trainer.say(f"interrupted; the weights of step {trainer.steps} are in {folder}")
-        raise
-    finally:
-        trainer.walk_feed.source.close()
 
 
 def _train(trainer: OpenSoraTrainer, settings: OpenSoraTraining, steps: int | None) -> dict[str, float]:

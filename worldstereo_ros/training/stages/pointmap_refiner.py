@@ -233,7 +233,7 @@ def train_refiner(
         {"round": 0, "resumed": trainer.resumed, "device": str(trainer.device), "settings": asdict(settings)},
     )
     budget = settings.minutes * 60
-    try:
+    with trainer.saving():
         trainer.render_validation(started + 0.15 * budget)
         trainer.bank.fill(settings.first_walks, started + 0.4 * budget)
         if not trainer.bank.walks():
@@ -244,9 +244,4 @@ def train_refiner(
         new = [parameter for parameter in trainer.network.parameters() if id(parameter) not in known]
         groups = [{"params": new, "lr": settings.learning_rate}, {"params": of_depth, "lr": settings.depth_rate}]
         trainer.run("refiner", (1 - FINISH_SHARE) * budget, trainer.step, groups, 0.3, steps)
-    except KeyboardInterrupt:
-        if trainer.steps:
-            trainer.save()
-            trainer.say(f"interrupted; the weights of step {trainer.steps} are in {folder}")
-        raise
     return trainer.checkpoint("refiner")

@@ -12,6 +12,7 @@ trained in a share of the steps.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -35,6 +36,7 @@ from worldstereo_ros.models.pointmaps.network import PointmapNetwork
 from worldstereo_ros.models.pointmaps.types import PointmapPrediction
 from worldstereo_ros.training.data.moving_walks import WalkSource
 from worldstereo_ros.training.data.pointmap_batches import Batch, ClipFeed, ValidationClips, true_points
+from worldstereo_ros.training.data.walk_feed import WalkFeed
 from worldstereo_ros.training.flow_matching import noised, shifted
 from worldstereo_ros.training.logs import append_log
 from worldstereo_ros.training.pointmap_losses import autoencoder_loss, map_loss, point_loss
@@ -206,15 +208,38 @@ def train_pointmaps(
     started = time.monotonic() - (process_age_s() if age_s is None else age_s)
     folder.mkdir(parents=True, exist_ok=True)
     trainer = PointmapTrainer(settings, folder, started)
-    try:
+    with trainer.saving(trainer.feed.source.close):
         return _train(trainer, settings, folder, steps)
-    except KeyboardInterrupt:
-        if trainer.steps:
-            trainer.save()
-            trainer.say(f"interrupted; the weights of step {trainer.steps} are in {folder}")
-        raise
-    finally:
-        trainer.feed.source.close()
+
+
+def train_autoencoder(
+    trainer: TimedTrainer,
+    autoencoder: PointmapAutoencoder,
+    step: Callable[[], tuple[torch.Tensor, dict[str, torch.Tensor]]],
+    feed: WalkFeed,
+    end: float,
+    steps: int | None,
+) -> None:
+    """Trains the autoencoder of point maps, and measures the mean and the deviation of its latents.
+
+    Args:
+        trainer: of the run.
+        autoencoder: a part of the trainer.
+        step: gives the loss and its parts.
+        feed: gives clips to measure latents of.
+        end: seconds of the budget until which it is trained.
+        steps: steps at most; None: as many as fit.
+    """
+    groups = [{"params": list(autoencoder.parameters()), "lr": trainer.settings.learning_rate}]
+    trainer.run("autoencoder", end, step, groups, 0.3, steps)
+    autoencoder.load_state_dict(trainer.averages[AUTOENCODER_FOLDER])
+    with torch.no_grad(), trainer.autocast():
+        latents = [
+            autoencoder.encode_points(*true_points(feed.draw_clips(feed.batch))).float()
+            for _ in range(STATISTICS_BATCHES)
+        ]
+    flat = torch.cat([each.transpose(0, 1).flatten(1) for each in latents], dim=1)
+    autoencoder.set_statistics(flat.mean(1), flat.std(1))
 
 
 def _train(trainer: PointmapTrainer, settings: PointmapTraining, folder: Path, steps: int | None) -> dict[str, float]:
@@ -236,14 +261,7 @@ def _train(trainer: PointmapTrainer, settings: PointmapTraining, folder: Path, s
     network, autoencoder = trainer.model.network, trainer.model.autoencoder
     rate = settings.learning_rate
     if not trainer.resumed:
-        groups = [{"params": list(autoencoder.parameters()), "lr": rate}]
-        trainer.run("autoencoder", ends[0], trainer.autoencoder_step, groups, 0.3, steps)
-        autoencoder.load_state_dict(trainer.averages[AUTOENCODER_FOLDER])
-        with torch.no_grad(), trainer.autocast():
-            latents = [autoencoder.encode_points(*true_points(trainer.feed.draw_clips(trainer.feed.batch))).float()
-                       for _ in range(STATISTICS_BATCHES)]  # fmt: skip
-        flat = torch.cat([each.transpose(0, 1).flatten(1) for each in latents], dim=1)
-        autoencoder.set_statistics(flat.mean(1), flat.std(1))
+        train_autoencoder(trainer, autoencoder, trainer.autoencoder_step, trainer.feed, ends[0], steps)
     autoencoder.encoder.requires_grad_(False)
     autoencoder.analysis.requires_grad_(False)
     groups = [{"params": list(network.parameters()), "lr": rate}]

@@ -41,7 +41,7 @@ from worldstereo_ros.training.logs import append_log
 from worldstereo_ros.training.pointmap_losses import autoencoder_loss, decoder_loss, direction_loss, map_loss
 from worldstereo_ros.training.pointmap_settings import PointmapTraining, process_age_s
 from worldstereo_ros.training.pointmap_validation import sample_scores
-from worldstereo_ros.training.stages.pointmaps import STATISTICS_BATCHES, load_image_autoencoder
+from worldstereo_ros.training.stages.pointmaps import load_image_autoencoder, train_autoencoder
 from worldstereo_ros.training.timed_trainer import TimedTrainer, training_device
 from worldstereo_ros.weights.bundled import DEFAULT_MODEL, bundled_folder
 
@@ -210,15 +210,8 @@ def train_without_prior(
         folder / "log.jsonl",
         {"round": 0, "resumed": trainer.resumed, "device": str(trainer.device), "settings": asdict(settings)},
     )
-    try:
+    with trainer.saving(trainer.walk_feed.source.close):
         return _train(trainer, settings.minutes * 60, steps)
-    except KeyboardInterrupt:
-        if trainer.steps:
-            trainer.save()
-            trainer.say(f"interrupted; the weights of step {trainer.steps} are in {folder}")
-        raise
-    finally:
-        trainer.walk_feed.source.close()
 
 
 def _train(trainer: TrainerWithoutPrior, budget: float, steps: int | None) -> dict[str, float]:
@@ -231,14 +224,7 @@ def _train(trainer: TrainerWithoutPrior, budget: float, steps: int | None) -> di
     if not trainer.resumed:
         first = trainer.elapsed()
         until = first + (end - first) * settings.shares[0] / sum(settings.shares)
-        groups = [{"params": list(autoencoder.parameters()), "lr": rate}]
-        trainer.run("autoencoder", until, trainer.autoencoder_step, groups, 0.3, steps)
-        autoencoder.load_state_dict(trainer.averages[AUTOENCODER_FOLDER])
-        with torch.no_grad(), trainer.autocast():
-            latents = [autoencoder.encode_points(*true_points(feed.draw_clips(feed.batch))).float()
-                       for _ in range(STATISTICS_BATCHES)]  # fmt: skip
-        flat = torch.cat([each.transpose(0, 1).flatten(1) for each in latents], dim=1)
-        autoencoder.set_statistics(flat.mean(1), flat.std(1))
+        train_autoencoder(trainer, autoencoder, trainer.autoencoder_step, feed, until, steps)
     autoencoder.encoder.requires_grad_(False)
     autoencoder.analysis.requires_grad_(False)
     decoder = [p for p in autoencoder.parameters() if p.requires_grad]
