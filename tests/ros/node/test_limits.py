@@ -29,6 +29,7 @@ def test_save_and_load_restore_memory(pair):
     _, robot = pair
     saved = robot.call("save_map", SaveMap.Request(name="office"))
     assert saved.success, saved.message
+    assert wait_for(lambda: "points" in robot.diagnostics())  # they are published once a second
     points = robot.diagnostics()["points"]
     robot.call("reset", Trigger.Request())
     assert robot.imagine(robot.goal(poses=1))[1].error_code == Result.NO_OBSERVATION
