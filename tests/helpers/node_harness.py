@@ -251,7 +251,14 @@ class Robot:
         return self.wait(self.on_executor(lambda: client.call_async(request)), seconds)
 
     def state(self, seconds: float = TIMEOUT_S) -> str:
-        return self.call("get_state", GetState.Request(), seconds).current_state.label
+        """The label of the node's state. Asks again: the answer to the first request of a client may be lost."""
+        deadline = time.monotonic() + seconds
+        while True:
+            try:
+                return self.call("get_state", GetState.Request(), min(seconds, 5.0)).current_state.label
+            except AssertionError:
+                if time.monotonic() > deadline:
+                    raise
 
     def transition(self, label: str, seconds: float = TIMEOUT_S) -> bool:
         request = ChangeState.Request()
