@@ -279,3 +279,24 @@ def test_render_layout_blends_planes_into_the_fill_by_probability():
     none = render_layout(estimate_layout([]), warped_views(), camera, there[None])
     np.testing.assert_allclose(none.images, 128 / 255, atol=1e-6)
     assert not none.plane_channels[:, :3].any()
+
+
+def test_a_lawn_behind_a_window_does_not_colour_the_floor_of_a_room():
+    """It lies at the height of the floor, is larger than what was seen of it, and shows few pixels."""
+    pose = turned(0)
+    rays = CAMERA.rays() @ pose[:3, :3].T
+    depth, wall = room(pose)
+    image = COLOURS[wall].copy()
+    to_ground = np.where(rays[..., 1] > 0.02, 1.0 / np.maximum(rays[..., 1], 0.02), 0)
+    window = (wall == 5) & (np.abs(rays[..., 0]) < 0.4) & (to_ground > 0) & (to_ground < 14)
+    depth[window] = to_ground[window]
+    image[window] = (90, 200, 40)
+    layout = estimate_layout([View(image, CAMERA, pose, depth)])
+    floor = next(k for k, plane in enumerate(layout.planes) if plane[1] < -0.99)
+    assert layout.planes[floor, 13] > 0
+    behind = turned(180)
+    planes = layout.render_view(CAMERA, behind)
+    shown = planes.plane == floor
+    assert shown.sum() > 500
+    np.testing.assert_allclose(planes.colour[shown].mean(axis=0), COLOURS[3], atol=20)
+    assert planes.colour[shown][:, 1].max() < 110  # of 80, and the lawn's 200

@@ -5,16 +5,23 @@ from dataclasses import replace
 import cv2
 import numpy as np
 import pytest
-from helpers.box_room import floor_texture, observe, room, turned
+from helpers.box_room import HIGH, floor_texture, observe, room, turned
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
 from worldstereo_ros.geometry.cameras import Camera
+from worldstereo_ros.geometry.views import View
 from worldstereo_ros.pipelines.geometric import plane_details
 from worldstereo_ros.pipelines.geometric.detail_rendering import add_details, pack_examples
 from worldstereo_ros.pipelines.geometric.layout import estimate_layout
-from worldstereo_ros.pipelines.geometric.plane_details import SHARPENING, canonical_axes, sharpened
+from worldstereo_ros.pipelines.geometric.plane_details import (
+    SHARPENING,
+    canonical_axes,
+    height_profile,
+    share_profiles,
+    sharpened,
+)
 from worldstereo_ros.pipelines.geometric.plane_sampling import LEVELS, TEXELS, DetailExample, find_periods
 
 SHARP = Camera.from_fov(320, 240, np.radians(75))
@@ -169,3 +176,98 @@ def test_tiles_continue_where_no_view_looked():
     pattern = floor_texture(there, truth, SHARP)[unseen_floor]
     detail = (with_details - plain).mean(axis=-1)[unseen_floor]
     assert np.corrcoef(pattern, detail)[0, 1] > 0.6
+
+
+def wall_view(camera: Camera = SHARP, degrees: float = 0.0, door: bool = False) -> View:
+    """A view of blue walls with white skirting boards of 12 cm, and a door with a frame, as deep as the far wall."""
+    view = observe(turned(degrees), camera=camera)
+    assert view.depth is not None
+    points = (camera.rays() * view.depth[..., None]) @ view.world_from_camera[:3, :3].T
+    side = room(view.world_from_camera, camera)[1]
+    image = view.image.copy()
+    wall, far = (side != 2) & (side != 3), side == 5
+    image[wall] = (60, 60, 200)
+    image[wall & (points[..., 1] > HIGH[1] - 0.12)] = 250
+    if door:
+        image[far & (np.abs(points[..., 0]) < 0.5)] = (180, 110, 40)
+        image[far & (np.abs(points[..., 0]) > 0.45) & (np.abs(points[..., 0]) < 0.5)] = 240
+    return replace(view, image=image)
+
+
+def drawn_details(views: list[View], camera: Camera, pose: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Details (H, W, 3) of the surfaces, the plane (H, W) and world points (H, W, 3) that a camera sees."""
+    layout = estimate_layout(views)
+    planes = layout.render_view(camera, pose)
+    plain, drawn = (layout.render_surfaces(planes, camera, pose, details=details) for details in (False, True))
+    points = (camera.rays() * planes.depth[..., None]) @ pose[:3, :3].T + pose[:3, 3]
+    return drawn - plain, planes.plane, points
+
+
+def test_a_skirting_board_continues_all_along_a_wall_at_its_height():
+    """Also along walls that no view saw."""
+    details, plane, points = drawn_details([wall_view()], SHARP, turned(180))
+    on_wall = (plane >= 0) & (points[..., 1] > -1.2) & (points[..., 1] < HIGH[1] - 0.02)
+    board = on_wall & (points[..., 1] > HIGH[1] - 0.1)
+    assert board.sum() > 500
+    assert details[board].mean() > 25
+    assert np.abs(details[on_wall & (points[..., 1] < HIGH[1] - 0.4)]).max() < 12
+
+
+def test_a_door_is_not_the_texture_of_its_wall():
+    """Not even where one of the views shows nothing else."""
+    near = Camera.from_fov(320, 240, np.radians(12))
+    details, plane, points = drawn_details([wall_view(door=True), wall_view(near, door=True)], SHARP, turned(180))
+    on_wall = (plane >= 0) & (points[..., 1] > -1.2) & (points[..., 1] < HIGH[1] - 0.4)
+    assert on_wall.sum() > 5000
+    assert np.abs(details[on_wall]).max() < 15  # its frame is 170 grey levels brighter than the wall
+
+
+@pytest.mark.parametrize("distance", [1.0, 4.0, 16.0])
+def test_pixels_show_the_mean_of_the_profile_over_the_rows_they_cover(distance):
+    profile = np.zeros((TEXELS, 3), np.float32)
+    profile[100:140] = np.where(np.arange(40) % 2, 60.0, 0.0)[:, None]
+    flat = make_example(np.zeros((TEXELS, TEXELS, 3), np.float32), np.ones((TEXELS, TEXELS), bool), upright=True)
+    packed = pack_examples([flat._replace(profile=profile)])
+    camera = Camera(40, 300, 100.0, 100.0, 0.0, 0.0)
+    out = np.zeros((300, 40, 3), np.float32)
+    add_details(
+        *(packed, np.zeros(1, np.int64), np.eye(3, dtype=np.float32)[None, :2], np.array([[0, 0, -1]], np.float32)),
+        *(np.zeros((300, 40), np.int16), np.full((300, 40), distance, np.float32), camera, np.eye(4), out),
+    )
+    # A row covers `distance` texels; what all rows show together is the profile's sum.
+    np.testing.assert_allclose(out[:, 0, 0].sum() * distance, profile[:, 0].sum(), rtol=0.02)
+    assert out.max() <= 60 + 1e-3
+    assert np.ptp(out, axis=1).max() < 1e-4  # the same all along a row
+
+
+def test_rows_that_were_not_seen_are_those_of_another_wall_at_the_same_height():
+    base = make_example(np.zeros((TEXELS, TEXELS, 3), np.float32), np.ones((TEXELS, TEXELS), bool), upright=True)
+    known, unknown = np.zeros((TEXELS, 3), np.float32), np.full((TEXELS, 3), np.nan, np.float32)
+    known[50:60] = 40
+    unknown[200:] = 7
+    walls = [
+        base._replace(profile=known, origin=np.array([0.0, 0.5])),
+        base._replace(profile=unknown, origin=np.array([0.0, 0.0])),
+        base,
+    ]
+    one, other, floor = share_profiles(walls, [0, 1, 2])
+    np.testing.assert_array_equal(one.profile, known)
+    assert other.profile is not None
+    np.testing.assert_array_equal(other.profile[100:110], np.full((10, 3), 40))  # half a metre higher, 50 texels
+    np.testing.assert_array_equal(other.profile[200:], np.full((56, 3), 7))
+    np.testing.assert_array_equal(other.profile[:100], 0)
+    assert floor.profile is None
+
+
+def test_a_profile_needs_a_good_part_of_a_row_and_more_than_chance():
+    random = np.random.default_rng(0)
+    detail = random.normal(0, 5, (TEXELS, TEXELS, 3)).astype(np.float32)
+    detail[20:24] += 40
+    detail[60:64, :20] += 40  # a thing, in a small part of its rows
+    seen = np.ones((TEXELS, TEXELS), bool)
+    seen[120:] = False
+    seen[120:, :20] = True  # less than 0.7 m of texels of 1 cm
+    profile = height_profile(detail, seen, 0.01)
+    np.testing.assert_allclose(profile[20:24], 40, atol=2)
+    assert not profile[30:120].any()
+    assert np.isnan(profile[120:]).all()

@@ -9,12 +9,13 @@ import scipy.ndimage
 
 from worldstereo_ros.pipelines.geometric.plane_detection import TEXTURE_CELLS, PlaneSamples
 from worldstereo_ros.pipelines.geometric.room_closing import WALL, AssumedPlane, Room
+from worldstereo_ros.pipelines.geometric.usual_colours import MIN_USUAL, nearness, usual_colour
 
 MIN_EXTENT_M = 1e-3  # distance at which the probability of a plane that is bounded all around is 1 / e
 UNOBSERVED_M = 1e4  # distance from the observed part, of a plane that was not observed
 # Colours of assumed walls by height
 PROFILE_CELLS = 3.0  # standard deviation of the filter
-PROFILE_PRIOR = 0.2  # weight of the mean colour, in that of the most common height
+PROFILE_PRIOR = 0.2  # weight of the usual colour, in that of the most common height
 # Distances of colours in grey levels, beyond which two walls have nothing in common, and within which they are alike.
 MAX_COLOUR_DISTANCE, LIKE_COLOUR_DISTANCE = 60.0, 25.0
 
@@ -40,7 +41,7 @@ def typical_walls(samples: PlaneSamples, inliers: Sequence[np.ndarray], kinds: S
 
 
 def wall_profile(samples: PlaneSamples, inliers: list[np.ndarray], room: Room) -> np.ndarray:
-    """(TEXTURE_CELLS, 3) float32 mean colour of seen walls by height, from the floor to the ceiling."""
+    """(TEXTURE_CELLS, 3) float32 usual colour of seen walls by height, from the floor to the ceiling."""
     low, high = _height_range(room)
     on_wall = np.zeros(len(samples.points), bool)
     for chosen in inliers:
@@ -49,15 +50,20 @@ def wall_profile(samples: PlaneSamples, inliers: list[np.ndarray], room: Room) -
         on_wall[:] = True
     heights = samples.points[on_wall] @ room.up
     rows = np.clip((heights - low) / (high - low) * TEXTURE_CELLS, 0, TEXTURE_CELLS - 1).astype(int)
-    weights = samples.weights[on_wall]
-    total = np.bincount(rows, weights, TEXTURE_CELLS)
-    colours = samples.colours[on_wall]
-    sums = np.stack([np.bincount(rows, weights * channel, TEXTURE_CELLS) for channel in colours.T], axis=-1)
+    # Near the usual colour of the walls, or of the height: doors and furniture are no wall.
+    colours, weights = samples.colours[on_wall], samples.weights[on_wall].astype(np.float64)
+    usual = usual_colour(colours, weights)
+    near = weights * nearness(colours, usual)
+    for row in range(TEXTURE_CELLS):
+        of_row = rows == row
+        if of_row.any() and near[of_row].sum() < MIN_USUAL * weights[of_row].sum():
+            near[of_row] = weights[of_row] * nearness(colours[of_row], usual_colour(colours[of_row], weights[of_row]))
+    total = np.bincount(rows, near, TEXTURE_CELLS)
+    sums = np.stack([np.bincount(rows, near * channel, TEXTURE_CELLS) for channel in colours.T], axis=-1)
     # Smooth: bands of single heights are things on the walls.
     sums, total = (scipy.ndimage.gaussian_filter1d(a, PROFILE_CELLS, axis=0, mode="nearest") for a in (sums, total))
     prior = PROFILE_PRIOR * float(total.max())
-    mean = np.average(samples.colours[on_wall], axis=0, weights=weights)
-    return ((sums + prior * mean) / (total + prior)[:, None]).astype(np.float32)
+    return ((sums + prior * usual) / (total + prior)[:, None]).astype(np.float32)
 
 
 def _height_range(room: Room) -> tuple[float, float]:

@@ -25,6 +25,7 @@ class PackedExamples(NamedTuple):
     usable: np.ndarray  # (E, TEXELS, TEXELS) bool
     centres: np.ndarray  # (E, MAX_CENTRES, 2) float32
     counts: np.ndarray  # (E,) int64
+    profiles: np.ndarray  # (E, TEXELS + 1, 3) float32: sums of the rows of the profile before each
 
 
 def pack_examples(examples: Sequence[DetailExample]) -> PackedExamples:
@@ -40,7 +41,15 @@ def pack_examples(examples: Sequence[DetailExample]) -> PackedExamples:
         np.stack([e.usable for e in examples]) if examples else np.zeros((0, TEXELS, TEXELS), bool),
         centres,
         np.array([len(e.centres) for e in examples], np.int64),
+        np.stack([_sums(e.profile) for e in examples]) if examples else np.zeros((0, TEXELS + 1, 3), np.float32),
     )
+
+
+def _sums(profile: np.ndarray | None) -> np.ndarray:
+    sums = np.zeros((TEXELS + 1, 3), np.float32)
+    if profile is not None:
+        sums[1:] = np.cumsum(profile, axis=0, dtype=np.float64)
+    return sums
 
 
 def add_details(
@@ -105,6 +114,7 @@ def _details(
     usable,
     centres,
     counts,
+    profiles,
     seed,
     out,
 ):
@@ -168,11 +178,14 @@ def _details(
                     sx, sy = tx, ty
                     if pu > zero:
                         sx = np.rint(tx / pu) * pu
+                    height = vy
                     if scales[e, 5] > zero:
-                        sy = zero  # the same height on a wall
+                        # The same height on a wall, also where nothing usable was seen of it.
+                        ty = sy = zero
+                        height = min(max(vy, zero), np.float32(texels - 1))
                     elif pv > zero:
                         sy = np.rint(ty / pv) * pv
-                    col, row = int(np.rint(vx + sx)), int(np.rint(vy + sy))
+                    col, row = int(np.rint(vx + sx)), int(np.rint(height + sy))
                     if 0 <= col < texels and 0 <= row < texels and usable[e, row, col]:
                         tx, ty = sx, sy
                         break
@@ -198,5 +211,13 @@ def _details(
                     )
                     value[c] += weight * (above * (one - wy) + below * wy)
             norm = fade / np.sqrt(correlation * total * total + (one - correlation) * squares)
+            # The mean of the profile over the rows that the pixel covers.
+            rows = max(z * intrinsics[0] / texel, one)
+            low = min(max(v + half - half * rows, zero), np.float32(texels))
+            high = min(max(v + half + half * rows, zero), np.float32(texels))
+            i0, i1 = min(int(low), texels - 1), min(int(high), texels - 1)
+            w0, w1 = low - np.float32(i0), high - np.float32(i1)
             for c in range(3):
-                out[y, x, c] += value[c] * norm
+                above = profiles[e, i1, c] * (one - w1) + profiles[e, i1 + 1, c] * w1
+                below = profiles[e, i0, c] * (one - w0) + profiles[e, i0 + 1, c] * w0
+                out[y, x, c] += value[c] * norm + (above - below) / rows

@@ -32,7 +32,12 @@ from worldstereo_ros.pipelines.geometric.assumed_textures import (
     wall_profile,
 )
 from worldstereo_ros.pipelines.geometric.detail_rendering import PackedExamples, add_details, pack_examples
-from worldstereo_ros.pipelines.geometric.plane_details import DetailExample, canonical_axes, detail_example
+from worldstereo_ros.pipelines.geometric.plane_details import (
+    DetailExample,
+    canonical_axes,
+    detail_example,
+    share_profiles,
+)
 from worldstereo_ros.pipelines.geometric.plane_detection import (
     GRID_WIDTH,
     TEXTURE_CELLS,
@@ -344,7 +349,9 @@ def _examples(
             example_of[index] = best
         else:
             example_of.append(best)
-    return pack_examples(examples), np.array(example_of, np.int64)
+    order = sorted(range(len(textures)), key=lambda index: (index in typical, areas[index]), reverse=True)
+    shared = share_profiles(examples, [example_of[index] for index in order if example_of[index] >= 0])
+    return pack_examples(shared), np.array(example_of, np.int64)
 
 
 def _sky(observations: list[View], views: list[SampledView], room: Room) -> np.ndarray | None:

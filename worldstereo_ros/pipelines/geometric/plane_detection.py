@@ -19,6 +19,7 @@ import numpy as np
 from worldstereo_ros.geometry.views import View
 from worldstereo_ros.imaging.inpainting import push_pull
 from worldstereo_ros.imaging.resizing import resize_image
+from worldstereo_ros.pipelines.geometric.usual_colours import nearness, usual_colour
 
 # Sampling
 GRID_WIDTH = 96  # columns of the grid on which a view's depth is sampled
@@ -40,7 +41,9 @@ REMOVAL_FACTOR = 1.5  # samples within this many tolerances of a plane are remov
 TEXTURE_CELLS = 48  # along each side
 MIN_CELL_M = 0.04
 TEXTURE_MARGIN = 0.35  # fraction of the observed extent that is added on each side
-MEAN_COLOUR_WEIGHT = 0.05  # of the mean colour, where no colour was observed
+USUAL_COLOUR_WEIGHT = 0.05  # of the usual colour, where no colour was observed
+# For the rest, observed cells count fully with so many samples, and less by their distance from the usual colour.
+SURE_SAMPLES, COLOUR_SCALE = 6, 60.0
 MIN_AREA_M2 = 0.15
 
 
@@ -263,10 +266,13 @@ def texture_plane(normal: np.ndarray, offset: float, samples: PlaneSamples) -> P
     if area < MIN_AREA_M2:
         return None
     means = np.stack(sums, axis=-1) / np.maximum(count, 1)[..., None]
-    mean = means[observed].mean(axis=0).astype(np.float32)
+    # By the number of samples: what is far, such as a lawn behind a window at the height of the floor, has few.
+    usual = usual_colour(means[observed], count[observed]).astype(np.float32)
+    weight = np.minimum(count / SURE_SAMPLES, 1) * nearness(means, usual, COLOUR_SCALE)
     colours = push_pull(
-        means.astype(np.float32), np.minimum(count, 1).astype(np.float32), prior=mean, prior_weight=MEAN_COLOUR_WEIGHT
+        means.astype(np.float32), weight.astype(np.float32), prior=usual, prior_weight=USUAL_COLOUR_WEIGHT
     )
+    colours[observed] = means[observed]
     distance = cv2.distanceTransform(1 - closed, cv2.DIST_L2, 5) * np.float32(cell)
     parameters = np.concatenate([normal, [offset], axes[0], axes[1], corner, [cell, area**0.5]])
     return PlaneTexture(parameters.astype(np.float32), colours, distance)

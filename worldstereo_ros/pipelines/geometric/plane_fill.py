@@ -163,16 +163,18 @@ def _light(
     near = cv2.resize(depth, size, interpolation=cv2.INTER_NEAREST)
     covered = cv2.resize(known.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST) > 0
     same = np.abs(near - coarse.depth) < DEPTH_TOLERANCE_RATIO * coarse.depth + DEPTH_TOLERANCE_M
-    weight = np.where(covered, same.astype(np.float32), np.float32(guide_weight))
     difference = resize_image(image, *size).astype(np.float32) - own
     deviation = LIGHT_PX / STRIDE_PX * max(1.0, (known.size / WORKING_PIXELS) ** 0.5)
     fields = np.zeros((*known.shape, 3), np.float32)
     for index in np.unique(planes.plane[planes.plane >= 0]):
-        of_plane = weight * (coarse.plane == index)
-        weighted = np.concatenate([difference * of_plane[..., None], of_plane[..., None]], axis=-1)
+        of_plane = coarse.plane == index
+        # One colour for all of a plane that was not seen: a guess that varies over it shows as fog.
+        guess = guide_weight * difference[of_plane & ~covered].mean(axis=0) if (of_plane & ~covered).any() else 0
+        weight = (of_plane & covered & same).astype(np.float32)
+        weighted = np.concatenate([(difference - guess) * weight[..., None], weight[..., None]], axis=-1)
         sums = cv2.GaussianBlur(weighted, (0, 0), deviation)
         sums += FAR_WEIGHT * _wide_blur(weighted, FAR_FACTOR * deviation)
-        field = sums[..., :3] / (sums[..., 3:] + OWN_WEIGHT * (1 + FAR_WEIGHT) + 1e-6)
+        field = guess + sums[..., :3] / (sums[..., 3:] + OWN_WEIGHT * (1 + FAR_WEIGHT) + 1e-6)
         field = cv2.resize(field, known.shape[::-1], interpolation=cv2.INTER_LINEAR)
         np.copyto(fields, field, where=(planes.plane == index)[..., None])
     return fields

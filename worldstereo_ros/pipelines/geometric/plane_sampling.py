@@ -42,6 +42,8 @@ class DetailExample(NamedTuple):
         periods: (2,) float32 along the axes, texels; 0 = not periodic.
         correlation: of the texture with itself one period away; 0 = not periodic.
         upright: whether the plane is a wall, whose texture depends on the height.
+        profile: (TEXELS, 3) float32 grey levels of what is the same all along a row, such as a skirting board; not part
+            of the atlas. None: nothing is.
     """
 
     origin: np.ndarray
@@ -53,6 +55,7 @@ class DetailExample(NamedTuple):
     periods: np.ndarray
     correlation: float
     upright: bool
+    profile: np.ndarray | None = None
 
 
 def sample_plane(
