@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
@@ -33,10 +32,7 @@ from worldstereo_ros.pipelines.geometric.assumed_textures import (
 )
 from worldstereo_ros.pipelines.geometric.detail_rendering import PackedExamples, add_details, pack_examples
 from worldstereo_ros.pipelines.geometric.plane_details import (
-    DetailExample,
     canonical_axes,
-    detail_example,
-    share_profiles,
 )
 from worldstereo_ros.pipelines.geometric.plane_detection import (
     GRID_WIDTH,
@@ -48,6 +44,7 @@ from worldstereo_ros.pipelines.geometric.plane_detection import (
     sample_view,
     texture_plane,
 )
+from worldstereo_ros.pipelines.geometric.plane_examples import SeenSurfaces, find_examples
 from worldstereo_ros.pipelines.geometric.plane_rays import (
     FREE_SPACE_M,
     FREE_SPACE_RATIO,
@@ -55,7 +52,7 @@ from worldstereo_ros.pipelines.geometric.plane_rays import (
     cast_rays,
     colour_surfaces,
 )
-from worldstereo_ros.pipelines.geometric.room_closing import WALL, Room, close_room
+from worldstereo_ros.pipelines.geometric.room_closing import Room, close_room
 from worldstereo_ros.utils.indices import evenly_spaced_indices
 from worldstereo_ros.utils.jit import run_in_threads, split_range
 
@@ -84,22 +81,6 @@ class PlaneRender(NamedTuple):
     depth: np.ndarray
     probability: np.ndarray
     plane: np.ndarray
-
-
-class SeenSurfaces(NamedTuple):
-    """What the details of a layout's surfaces are found in.
-
-    Attributes:
-        observations: views with depth.
-        textures: of the detected planes.
-        room: what is assumed about the place.
-        typical: indices of the walls of the usual colour.
-    """
-
-    observations: list[View]
-    textures: list[PlaneTexture]
-    room: Room
-    typical: list[int]
 
 
 @dataclass(frozen=True)
@@ -148,7 +129,7 @@ class Layout:
         if known is None:
             known = pack_examples([]), np.full(len(self), -1, np.int64)
             if self.seen is not None:
-                known = _examples(*self.seen, threads)
+                known = find_examples(self.seen, threads)
             self.__dict__["details"] = known  # as `cached_property` keeps it
         return known
 
@@ -321,37 +302,6 @@ def _layout_from_samples(observations: list[View], views: list[SampledView]) -> 
         seen=SeenSurfaces(observations, textures, room, typical),
         detected=len(textures),
     )
-
-
-def _examples(
-    observations: list[View], textures: list[PlaneTexture], room: Room, typical: list[int], threads: int
-) -> tuple[PackedExamples, np.ndarray]:
-    """Details of the detected planes, and the example of every plane, assumed ones last."""
-    examples: list[DetailExample] = []
-    example_of: list[int] = []
-    with ThreadPoolExecutor(max(1, threads)) as pool:  # each plane by itself
-        found = list(pool.map(lambda texture: detail_example(observations, texture, room.up, room.axis), textures))
-    for example in found:
-        example_of.append(-1 if example is None else len(examples))
-        if example is not None:
-            examples.append(example)
-    kinds = [*room.kinds, *(side.kind for side in room.sides if side.source < 0)]
-    areas = [texture.area for texture in textures]
-    for index, kind in enumerate(kinds):
-        if index < len(textures) and (example_of[index] >= 0 or not kind):
-            continue
-        # The like of it: the largest example of the same kind, for walls among those of the usual colour.
-        like = [other for other in range(len(textures)) if room.kinds[other] == kind and example_of[other] >= 0]
-        if kind == WALL:
-            like = [other for other in like if other in typical]
-        best = example_of[max(like, key=areas.__getitem__)] if like else -1
-        if index < len(textures):
-            example_of[index] = best
-        else:
-            example_of.append(best)
-    order = sorted(range(len(textures)), key=lambda index: (index in typical, areas[index]), reverse=True)
-    shared = share_profiles(examples, [example_of[index] for index in order if example_of[index] >= 0])
-    return pack_examples(shared), np.array(example_of, np.int64)
 
 
 def _sky(observations: list[View], views: list[SampledView], room: Room) -> np.ndarray | None:
