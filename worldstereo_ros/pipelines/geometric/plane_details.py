@@ -55,6 +55,7 @@ MIN_EXAMPLE_AREA_M2 = 0.05
 # its texture: the median of a row, if so much of it was seen, and if it is so many times the standard error that
 # unrelated texture would have, of which so many neighbouring texels say the same.
 MIN_ROW_M, MIN_ROW_TEXELS, MIN_ROW_RATIO, RELATED_TEXELS = 0.7, 24, 3.0, 12
+EDGE_GRADIENT, EDGE_ROWS = 6.0, 2  # grey levels from row to row, in a profile, and rows beside them
 # A texel whose detail is so many times the median, plus grey levels, shows a thing.
 OUTLIER, OUTLIER_TOLERANCE = 8.0, 12.0
 BORDER_M = 0.06  # around things, where their shadows and edges are
@@ -189,7 +190,15 @@ def _rectify(sampled: Sampled, texel: float, upright: bool) -> tuple[np.ndarray,
     if not upright:
         return detail, seen, None
     profile = height_profile(detail, seen, texel)
-    return np.where(seen[..., None], detail - _without_gaps(profile)[:, None], np.float32(0)), seen, profile
+    rows = _without_gaps(profile)
+    # Beside the edges of a profile, what is left are the steps of pixels.
+    edge = np.linalg.norm(np.gradient(rows, axis=0), axis=1) > EDGE_GRADIENT
+    edge = cv2.dilate(edge.astype(np.uint8), np.ones((2 * EDGE_ROWS + 1, 1), np.uint8))[:, 0] > 0
+    texture = seen & ~edge[:, None]
+    detail = np.where(texture[..., None], detail - rows[:, None], np.float32(0))
+    if texture.any():
+        detail[_things(detail, texture)] = 0  # in rows of which too little was seen for a profile
+    return detail, seen, profile
 
 
 def _finest(sampled: Sampled, texel: float, surface: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
