@@ -5,14 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from helpers import video_scene
-from helpers.box_room import CAMERA, turned
+from helpers.box_room import turned
+from helpers.returning_walk import cut_in_two, drifted, maps_of, returning_walk
 from helpers.video_scene import frame
 from scipy.spatial.transform import Rotation
 
-from worldstereo_ros.geometry.cameras import unproject
 from worldstereo_ros.geometry.poses import invert_pose
-from worldstereo_ros.geometry.similarity import Similarity, pose_errors
-from worldstereo_ros.pipelines.pointmaps import Pointmaps
+from worldstereo_ros.geometry.similarity import pose_errors
 from worldstereo_ros.pipelines.pointmaps.keyframes import make_keyframe, verify_loop
 from worldstereo_ros.pipelines.pointmaps.loops import LoopCloser, apply_closure
 from worldstereo_ros.pipelines.pointmaps.pose_graph import (
@@ -36,18 +35,6 @@ def circle(count, radius=2.0):
         poses[index, :3, :3] = Rotation.from_euler("Y", -angle).as_matrix()
         poses[index, :3, 3] = radius * np.array([np.sin(angle), 0.02 * np.sin(3 * angle), 1 - np.cos(angle)])
     return poses
-
-
-def drifted(poses, turn=0.006, growth=0.004):
-    """Poses whose steps turn too far and grow, and the logarithm of the unit of each."""
-    steps = invert_pose(poses[:-1]) @ poses[1:]
-    out, logs = [np.eye(4)], growth * np.arange(len(poses))
-    for index, step in enumerate(steps):
-        wrong = step.copy()
-        wrong[:3, :3] = step[:3, :3] @ Rotation.from_rotvec([0, turn, turn / 3]).as_matrix()
-        wrong[:3, 3] *= np.exp(logs[index + 1])
-        out.append(out[-1] @ wrong)
-    return np.stack(out), logs
 
 
 def edge(first, second, scale, pose):
@@ -104,17 +91,6 @@ def test_frames_between_nodes_move_with_them(graph):
     assert steps.max() < 1.3 * np.median(steps)
 
 
-def maps_of(poses, depths, dynamic=None, scale_from="depth network"):
-    depths = np.stack(depths).astype(np.float32)
-    points = np.stack([unproject(depth, CAMERA, pose) for depth, pose in zip(depths, poses, strict=True)])
-    moving = np.zeros(depths.shape, bool) if dynamic is None else dynamic
-    count = len(poses)
-    return Pointmaps(
-        points.astype(np.float32), np.ones(depths.shape, np.float32), np.ones(depths.shape, bool), moving, poses,
-        CAMERA, scale_from, np.ones(count, bool), np.zeros(count, np.int64), np.zeros((count, 6, 6)),
-    )  # fmt: skip
-
-
 def keyframe_of(image, depth, number):
     return make_keyframe(image, depth, maps_of(np.eye(4)[None], [depth]), 0, number)
 
@@ -137,14 +113,6 @@ def test_one_place_is_found_with_its_scale_and_another_is_not(monkeypatch):
     monkeypatch.setattr(video_scene, "TEXTURES", textures)
     other = frame(there, board=board)
     assert verify_loop(one, keyframe_of(other[0], other[1], 60)) is None
-
-
-def returning_walk(count):
-    """Poses that go a way and come back, turned to the same side."""
-    phase = np.sin(np.linspace(0, np.pi, count))
-    poses = np.stack([turned(25 * x) for x in phase])
-    poses[:, :3, 3] = np.stack([1.2 * phase - 0.5, 0.1 * phase, 0.6 * phase], axis=1)
-    return poses
 
 
 @pytest.fixture(scope="module")
@@ -206,19 +174,6 @@ def test_a_place_that_looks_the_same_is_refused_where_the_path_is_too_long(retur
     given = LoopCloser()
     given.add(maps_of(far, depths, scale_from="given poses"), images)
     assert not given.keyframes
-
-
-def cut_in_two(returning, size=1.4):
-    """Two shots of a walk: the second has a world and a unit of its own, and shows the place where the first began."""
-    poses, images, depths = returning
-    rows = [np.arange(0, 14), np.arange(32, 46)]
-    world = Similarity(size, turned(70, 10)[:3, :3], np.array([4.0, 1.0, -2.0]))
-    maps = [
-        maps_of(poses[rows[0]], [depths[row] for row in rows[0]]),
-        maps_of(world.poses(poses[rows[1]]), [depths[row] * np.float32(size) for row in rows[1]]),
-    ]
-    maps[1] = replace(maps[1], shot=np.ones(14, np.int64))
-    return np.concatenate(rows), maps, images, poses, depths
 
 
 def test_shots_that_show_one_place_are_joined(returning):

@@ -6,7 +6,7 @@ therefore place one shot in the other alike. Two places that look the same from 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +19,7 @@ from worldstereo_ros.pipelines.pointmaps.keyframes import (
     MAX_TURN_RAD,
     MIN_LIKENESS,
     Keyframe,
+    Loop,
     verify_loop,
 )
 
@@ -75,8 +76,8 @@ def join_shots(keyframes: Sequence[Keyframe], poses: np.ndarray, scale: np.ndarr
                     if moved is None:
                         continue
                     rows = shots == shot
-                    poses[rows] = moved.poses(poses[rows])
-                    scale[rows] *= moved.scale
+                    poses[rows] = moved.similarity.poses(poses[rows])
+                    scale[rows] *= moved.similarity.scale
                     shots[rows] = root
                     pairs.append((shot, other))
                     group.append(shot)
@@ -86,27 +87,45 @@ def join_shots(keyframes: Sequence[Keyframe], poses: np.ndarray, scale: np.ndarr
     return Joined(poses, scale, shots, tuple(pairs))
 
 
+@dataclass(frozen=True)
+class Placement:
+    """Where a shot is in the world of another one.
+
+    Attributes:
+        similarity: from the world of the shot to that of the other one.
+        pair: the two keyframes that say it best; the first is of the other shot.
+    """
+
+    similarity: Similarity
+    pair: Loop
+
+
 def place_shot(
-    target: Sequence[Keyframe], source: Sequence[Keyframe], poses: np.ndarray, scale: np.ndarray
-) -> Similarity | None:
-    """The similarity from the world of one shot to that of another; None unless several pairs of keyframes say it.
+    target: Sequence[Keyframe],
+    source: Sequence[Keyframe],
+    poses: np.ndarray | Mapping[int, np.ndarray],
+    scale: np.ndarray | Mapping[int, float],
+    verify: Callable[[Keyframe, Keyframe], Loop | None] = verify_loop,
+) -> Placement | None:
+    """Where the world of one shot is in that of another; None unless several pairs of keyframes say it.
 
     Args:
         target, source: keyframes of the shots.
-        poses, scale: of all frames.
+        poses, scale: of all frames, by their numbers.
+        verify: tells whether two keyframes show one place, and how they lie.
     """
-    found: list[tuple[Keyframe, Keyframe, Similarity, int]] = []
+    found: list[tuple[Keyframe, Keyframe, Similarity, Loop]] = []
     for one, two in _candidates(target, source):
-        loop = verify_loop(one, two)
+        loop = verify(one, two)
         if loop is not None:
             world = _similarity(one, poses, scale).after(loop.relative)
-            found.append((one, two, world.after(_similarity(two, poses, scale).inverse()), loop.inliers))
-    best: tuple[int, int, Similarity] | None = None
-    for one, two, world, inliers in found:
+            found.append((one, two, world.after(_similarity(two, poses, scale).inverse()), loop))
+    best: tuple[int, int, Placement] | None = None
+    for one, two, world, loop in found:
         alike = [(a, b) for a, b, other, _ in found if _agree(world, other, one, two, poses, scale)]
         votes = min(len({a.frame for a, _ in alike}), len({b.frame for _, b in alike}))
-        if votes >= MIN_AGREEING and (best is None or (votes, inliers) > best[:2]):
-            best = votes, inliers, world
+        if votes >= MIN_AGREEING and (best is None or (votes, loop.inliers) > best[:2]):
+            best = votes, loop.inliers, Placement(world, loop)
     return None if best is None else best[2]
 
 
@@ -125,14 +144,21 @@ def _candidates(target: Sequence[Keyframe], source: Sequence[Keyframe]) -> list[
     return [(target[row], source[column]) for row, column in order[:MAX_PAIRS]]
 
 
-def _similarity(keyframe: Keyframe, poses: np.ndarray, scale: np.ndarray) -> Similarity:
+def _similarity(
+    keyframe: Keyframe, poses: np.ndarray | Mapping[int, np.ndarray], scale: np.ndarray | Mapping[int, float]
+) -> Similarity:
     """From a keyframe's axes, in the unit that its depth had, to the world."""
     pose = poses[keyframe.frame]
     return Similarity(float(scale[keyframe.frame]), pose[:3, :3], pose[:3, 3])
 
 
 def _agree(
-    one: Similarity, two: Similarity, target: Keyframe, source: Keyframe, poses: np.ndarray, scale: np.ndarray
+    one: Similarity,
+    two: Similarity,
+    target: Keyframe,
+    source: Keyframe,
+    poses: np.ndarray | Mapping[int, np.ndarray],
+    scale: np.ndarray | Mapping[int, float],
 ) -> bool:
     """Whether two similarities place a keyframe alike."""
     pose = poses[source.frame]

@@ -160,7 +160,7 @@ def _closed(keyframes: Sequence[Keyframe], loops: Sequence[Loop], poses: np.ndar
     start = Similarities.of_poses(np.stack([each.pose for each in keyframes]))
     depth = np.array([each.median_depth for each in keyframes])
     measured = all(each.measured for each in keyframes)
-    sigma = np.stack([_link_sigma(a, b, measured) for a, b in itertools.pairwise(keyframes)])
+    sigma = np.stack([link_sigma(a, b, measured) for a, b in itertools.pairwise(keyframes)])
     rows = {frame: row for row, frame in enumerate(at.tolist())}
     first = np.array([rows[loop.first] for loop in loops])
     relative = Similarities(
@@ -180,7 +180,7 @@ def _closed(keyframes: Sequence[Keyframe], loops: Sequence[Loop], poses: np.ndar
     return Closure(moved, scale, kept, int((~used_rows).sum()))
 
 
-def _link_sigma(one: Keyframe, two: Keyframe, measured: bool) -> np.ndarray:
+def link_sigma(one: Keyframe, two: Keyframe, measured: bool) -> np.ndarray:
     """(3,) standard deviations of the way from one keyframe to the next, see `Edges`.
 
     The two are placed anew by their descriptors and depth maps: where this contradicts the path, or nothing can be

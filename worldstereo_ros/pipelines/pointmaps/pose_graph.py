@@ -185,7 +185,17 @@ def _derivatives(nodes: Similarities, edges: Edges, error: np.ndarray, side: int
     return out
 
 
-def close_loops(nodes: Similarities, chain: Edges, loops: Edges, probability: float) -> tuple[Similarities, np.ndarray]:
+def explains(nodes: Similarities, chain: Edges, loop: Edges, probability: float) -> bool:
+    """Whether the drift of a chain alone explains one loop; arguments as `close_loops`."""
+    from scipy.stats import chi2
+
+    _, cost = optimise(nodes, chain.joined(loop))
+    return bool(2 * cost <= chi2.ppf(probability, 7))
+
+
+def close_loops(
+    nodes: Similarities, chain: Edges, loops: Edges, probability: float, explained: np.ndarray | None = None
+) -> tuple[Similarities, np.ndarray]:
     """Optimises a chain with the loops that its drift can explain.
 
     The chain alone has no error. What loops add is the Mahalanobis distance of their discrepancy under the covariance
@@ -197,18 +207,17 @@ def close_loops(nodes: Similarities, chain: Edges, loops: Edges, probability: fl
         chain: edges between successive nodes.
         loops: candidates.
         probability: quantile of the chi-square distribution.
+        explained: (L,) bool, whether each loop `explains` alone, where this is known already.
 
     Returns:
         The nodes, and (L,) bool: the loop was used.
     """
     from scipy.stats import chi2
 
-    used = np.zeros(len(loops), bool)
     # Each of them alone first: a single wrong one must not bend what the others are measured by.
-    for row in range(len(loops)):
-        _, cost = optimise(nodes, chain.joined(loops[np.array([row])]))
-        used[row] = 2 * cost <= chi2.ppf(probability, 7)
-    best = nodes
+    if explained is None:
+        explained = np.array([explains(nodes, chain, loops[np.array([k])], probability) for k in range(len(loops))])
+    used, best = np.array(explained, bool), nodes
     while used.any():
         chosen = loops[np.flatnonzero(used)]
         best, cost = optimise(nodes, chain.joined(chosen))
