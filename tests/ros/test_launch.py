@@ -105,7 +105,7 @@ def test_rviz_qos_matches_publishers():
     names = ("map", "map/estimated", "map/imagined", "views", "image", "observed", "points")
     names += ("provenance", "provenance/colour", "stereo/sbs", "stereo/right/source", "occupancy", "occupancy/imagined")
     names += ("speed_mask",)
-    names += ("odometry", "pointmaps/points", "pointmaps/depth", "pointmaps/dynamic")
+    names += ("odometry", "pointmaps/points", "pointmaps/depth", "pointmaps/dynamic", "pointmaps/path")
     assert displayed >= {f"/worldstereo/{name}" for name in names}
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from helpers.box_room import CAMERA
 from helpers.node_harness import CAMERA_FRAME, wait_for
+from helpers.pointmap_output import LIMIT_S, WINDOW, Setup, observation_of
 from helpers.video_scene import KnownDepth, frame, walk
 from nav_msgs.msg import Odometry
 from std_msgs.msg import Header
@@ -20,19 +21,11 @@ from worldstereo_ros.ros.conversions import messages
 from worldstereo_ros.ros.conversions.clouds import cloud_arrays, organised_message
 from worldstereo_ros.ros.conversions.odometry import odometry_message
 from worldstereo_ros.ros.node import pointmap_estimator
-from worldstereo_ros.ros.node.diagnostics import NodeDiagnostics
 from worldstereo_ros.ros.node.parameters import ConfigurationError, make_parameters
 from worldstereo_ros.ros.node.pointmap_path import PointmapPath
 from worldstereo_ros.ros.node.pointmap_publishers import DEPTH, DYNAMIC, INFO, ODOMETRY, POINTS
-from worldstereo_ros.ros.node.pointmaps import PointmapOutput
-from worldstereo_ros.ros.node.pose_resolver import PoseResolver
 from worldstereo_ros.ros.node.synchronizer import Observation
-from worldstereo_ros.ros.node.tf_buffer import TransformBuffer
 from worldstereo_ros.utils.errors import InputError
-
-WINDOW = 6
-LIMIT_S = 120.0  # of waits; says nothing about speed
-
 
 # --- path ---
 
@@ -119,65 +112,6 @@ def test_parameters_that_contradict_each_other(values, words):
 # --- node ---
 
 
-class FakePublisher:
-    def __init__(self):
-        self.is_activated, self.listeners, self.sent = True, 0, []
-
-    def get_subscription_count(self):
-        return self.listeners
-
-    def publish(self, message):
-        self.sent.append(message)
-
-
-class FakeNode:
-    def __init__(self):
-        self.publishers_by_name = {}
-
-    def create_lifecycle_publisher(self, kind, name, profile, qos_overriding_options):
-        return self.publishers_by_name.setdefault(name, FakePublisher())
-
-    def create_publisher(self, kind, name, profile):
-        return self.publishers_by_name.setdefault(name, FakePublisher())
-
-    def create_subscription(self, *arguments, **options):
-        return None
-
-    def destroy_subscription(self, subscription):
-        pass
-
-    destroy_lifecycle_publisher = destroy_publisher = destroy_subscription
-
-
-class Setup:
-    """A point-map output without a node, and what came out of it."""
-
-    def __init__(self, **values):
-        self.logged, self.offered, self.node = [], [], FakeNode()
-        self.parameters = make_parameters(
-            {
-                "pointmaps.enabled": True, "pointmaps.method": "vo", "pointmaps.window": WINDOW,
-                "pointmaps.max_rate": 0.0, "pointmaps.max_gap": 60.0, "device": "cpu",
-            } | values
-        )  # fmt: skip
-        self.diagnostics = NodeDiagnostics(self.logged.append)
-        resolver = PoseResolver(TransformBuffer(), self.parameters)
-        self.output = PointmapOutput(
-            self.node, self.parameters, resolver, self.diagnostics, self.logged.append, self.offered.append,
-            lambda name, callback: callback,
-        )  # fmt: skip
-
-    def listen(self, *names):
-        for name in names:
-            self.node.publishers_by_name[name].listeners = 1
-
-    def sent(self, name):
-        return self.node.publishers_by_name[name].sent
-
-    def done(self, count):
-        assert wait_for(lambda: self.output.status["point maps"] >= count, LIMIT_S), (self.output.status, self.logged)
-
-
 POSES = walk(12)
 VIEWS = [frame(pose) for pose in POSES]
 
@@ -200,13 +134,8 @@ def make(monkeypatch):
 
 
 def observation(index: int, *, width: int | None = None, seconds: float | None = None) -> Observation:
-    image, camera = VIEWS[index][0], CAMERA
-    if width is not None:
-        image, camera = image[:, :width], replace(CAMERA, width=width)
     stamp_ns = round((index * 0.1 if seconds is None else seconds) * 1e9) + 10**9
-    header = Header(stamp=messages.time_message(stamp_ns), frame_id=CAMERA_FRAME)
-    sent, info = messages.colour_message(np.ascontiguousarray(image), header), messages.info_message(camera, header)
-    return Observation(sent, info, None, np.eye(4), stamp_ns, "image", needs_depth=False)
+    return observation_of(VIEWS[index][0], stamp_ns, width=width)
 
 
 def test_without_subscribers_nothing_is_computed_and_with_some_only_their_topics(make):

@@ -145,9 +145,8 @@ class WorldStereoNode(LifecycleNode):
             self.pose_resolver.reset(self._transforms, self.parameters)
             self._output_publishers = Publishers(self, self.parameters, self.pose_resolver)
             self._stereo = open_stereo(self, self.parameters, self.diagnostics)
-            offer = lambda observation: self.worker.offer_observation(observation)  # noqa: E731 - workers change
-            common = self, self.parameters, self.pose_resolver, self.diagnostics
-            self._pointmaps = open_pointmaps(*common, offer, self.guarded)
+            common = self, self.parameters, self.pose_resolver, self.diagnostics, self.guarded
+            self._pointmaps = open_pointmaps(*common, lambda: self.worker, self.worker_events.on_memory_moved)
             self._occupancy = OccupancyPublishers(
                 self, self.parameters, self.diagnostics, self._servers.planner, self._memory_revision
             )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -24,22 +24,24 @@ class PlacedObservation(Observation):
     """Images of a part of a path with what point maps say of them.
 
     Attributes:
-        views: what is remembered of them; the other attributes are those of the newest.
+        views: what is remembered of them, on the path; the other attributes are those of the newest.
+        place: takes a view from the path to where it is in the memories, as they are when it is remembered.
     """
 
     views: tuple[View, ...] = ()
+    place: Callable[[View], View] = field(default=lambda view: view)
 
     def remember(self, world: WorldModel) -> None:
         """Inserts the views into the memories. Raises ValueError if one is not usable; earlier ones stay."""
         for view in self.views:
-            world.observe(view)
+            world.observe(self.place(view))
 
 
 class MemoryFeed:
     """Chooses what of a path is remembered.
 
     Poses of point maps are in a frame of their own, that of the first part. What follows a break of the path is in
-    another one, and is not remembered until the memories are reset.
+    another one, and is not remembered until it is joined to the first (`pointmap_loops`), or the memories are reset.
 
     Args:
         offer: takes an observation for the worker.
@@ -55,17 +57,17 @@ class MemoryFeed:
 
     def restart(self) -> None:
         """Begins anew, as after a reset of the memories."""
-        self.placed = False
-        self._key: object = None
+        self.placed = self._guess_reported = False
         self._last: np.ndarray | None = None  # pose of the view that was remembered last
 
-    def accepts(self, key: object, path: PointmapPath, *, given: bool) -> bool:
+    def accepts(self, path: PointmapPath, *, given: bool, tied: bool, may_join: bool) -> bool:
         """Whether a part of the path may be remembered; a warning says why not.
 
         Args:
-            key: identifies the part.
             path: with its newest frames.
             given: its poses came with the images.
+            tied: where this part is in what is remembered is known.
+            may_join: it may become known, where the camera sees again what it saw before.
         """
         if given:
             return True
@@ -76,22 +78,22 @@ class MemoryFeed:
                 "pointmaps scale awaited",
             )
             return False
-        if self._key is None:
-            self._key = key
-            if not path.metric:
-                self._warn(
-                    "pointmaps: Lengths are a guess of the depth network, not metres, and so are those of the "
-                    "memories: nothing tells the scale. Publish depth or wheel odometry (topic odometry), or set "
-                    "pointmaps.scale_frame, and call ~/reset.",
-                    "pointmaps guess",
-                )
-        if key != self._key:
+        if not tied:
+            until = "until the camera sees again what it saw before. Or call" if may_join else "any more. Call"
             self._warn(
                 "pointmaps: The path is broken (a cut, a gap, or nothing to follow): where the camera is now in what "
-                "is remembered is not known, and nothing more is remembered. Call ~/reset to begin anew here.",
+                f"is remembered is not known, and nothing is remembered {until} ~/reset to begin anew here.",
                 "pointmaps broken",
             )
             return False
+        if not path.metric and not self._guess_reported:
+            self._guess_reported = True
+            self._warn(
+                "pointmaps: Lengths are a guess of the depth network, not metres, and so are those of the "
+                "memories: nothing tells the scale. Publish depth or wheel odometry (topic odometry), or set "
+                "pointmaps.scale_frame, and call ~/reset.",
+                "pointmaps guess",
+            )
         return True
 
     def offer(self, observation: PlacedObservation, *, given: bool) -> None:
@@ -108,6 +110,7 @@ class MemoryFeed:
         depth_source: str,
         *,
         given: bool,
+        metric: bool,
     ) -> list[View]:
         """The views of a part that are worth remembering: those that show something from another place.
 
@@ -118,9 +121,10 @@ class MemoryFeed:
             scale: the path, for its unit.
             depth_source: parameter of this name.
             given: the poses that came with the images hold.
+            metric: lengths in the memories are metres.
 
         Returns:
-            Views of the size of the point maps, in the world. Depth of point maps is *estimated*; what moves has none.
+            Views of the size of the point maps, on the path. Depth of point maps is *estimated*; what moves has none.
         """
         chosen: list[View] = []
         depth = maps.depth * np.float32(scale.factor)
@@ -132,7 +136,7 @@ class MemoryFeed:
                 continue
             self._last = pose
             small = image.resized(maps.camera.width, maps.camera.height)
-            view = replace(small, world_from_camera=pose, depth=None, metric=given or scale.metric)
+            view = replace(small, world_from_camera=pose, depth=None, metric=given or metric)
             still = ~maps.dynamic[index]
             measured = small.depth if depth_source in ("auto", "sensor") else None
             if measured is not None and (measured > 0).any():

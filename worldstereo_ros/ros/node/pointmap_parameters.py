@@ -50,13 +50,21 @@ class PointmapParameters:
     )
     odom_frame: str = row(
         "odom",
-        "Frame of ~/odometry: where the robot was at first. With pose_source pointmaps it is world_frame.",
+        "Frame of ~/odometry, in which it never jumps: where the robot was at first. With pose_source pointmaps and "
+        "without close_loops it is world_frame.",
+        applies=CONFIGURE,
+    )
+    close_loops: bool = row(
+        True,
+        "Correct the path where a place is seen again, and join what follows a break of the path to what was before. "
+        "The past is corrected on ~/pointmaps/path and in the memories, never on ~/odometry (REP 105).",
         applies=CONFIGURE,
     )
     publish_tf: bool = row(
         False,
         "Publish the pose of base_frame (of the camera, if its place on the robot is unknown) in the frame of "
-        "~/odometry on /tf. Only one node may: not beside wheel odometry or a localisation.",
+        "~/odometry on /tf. Only one node may: not beside wheel odometry or a localisation. With pose_source "
+        "pointmaps and close_loops also that of odom_frame in world_frame, which corrections change.",
     )
     scale_frame: str = row(
         "",
@@ -104,17 +112,29 @@ def check_pointmaps(parameters: AllParameters) -> None:
         )
     if not chosen.odom_frame:
         raise ConfigurationError("The parameter 'pointmaps.odom_frame' is empty; the name of a TF frame was expected.")
-    own_frame = path_frame(parameters)
-    if chosen.enabled and chosen.publish_tf and chosen.scale_frame == own_frame:
+    corrected = corrects_world(parameters)
+    if chosen.enabled and corrected and chosen.odom_frame == parameters.world_frame:
         raise ConfigurationError(
-            f"pointmaps.scale_frame is '{own_frame}', in which pointmaps.publish_tf publishes: the scale would come "
-            "from itself. Name the frame of the wheel odometry, or set publish_tf to false."
+            f"pointmaps.odom_frame is '{chosen.odom_frame}', and so is world_frame, which moves against it where a "
+            "loop is closed. Name another frame, or set pointmaps.close_loops to false."
+        )
+    own_frames = [path_frame(parameters), *([parameters.world_frame] if corrected else [])]
+    if chosen.enabled and chosen.publish_tf and chosen.scale_frame in own_frames:
+        raise ConfigurationError(
+            f"pointmaps.scale_frame is '{chosen.scale_frame}', in which pointmaps.publish_tf publishes: the scale "
+            "would come from itself. Name the frame of the wheel odometry, or set publish_tf to false."
         )
 
 
 def path_frame(parameters: AllParameters) -> str:
-    """The frame of ~/odometry: that of the memories, if point maps place what is in them."""
-    return parameters.world_frame if parameters.pose_source == "pointmaps" else parameters.pointmaps.odom_frame
+    """The frame of ~/odometry: that of the memories, if point maps place what is in them and never correct it."""
+    own = parameters.pose_source == "pointmaps" and not parameters.pointmaps.close_loops
+    return parameters.world_frame if own else parameters.pointmaps.odom_frame
+
+
+def corrects_world(parameters: AllParameters) -> bool:
+    """Whether point maps say where odom_frame is in world_frame: they place what is remembered, and close loops."""
+    return parameters.pose_source == "pointmaps" and parameters.pointmaps.close_loops
 
 
 def keeps_poses(parameters: AllParameters, posed: bool) -> bool:

@@ -14,6 +14,7 @@ from worldstereo_ros.pipelines.pointmaps.types import GIVEN_ODOMETRY, GUESS, Poi
 HISTORY = 200  # frames of a shot whose scale is compared with the reference
 MIN_POSITION_STD_M, MIN_ROTATION_STD = 1e-3, 2e-4  # nothing is known better than that, a still camera included
 SCALE_STD = 0.05  # relative, of a scale that a reference tells
+JOINED_STD = 0.1  # relative, of a scale that was measured in another shot, and taken over where the two were joined
 GUESS_STD = 1.0  # relative, of a guess: wrong by several times outdoors
 LOST_POSITION_STD_M, LOST_ROTATION_STD = 100.0, np.pi  # what happened while the camera was lost is not known
 
@@ -66,6 +67,7 @@ class PointmapPath:
         factor: from the unit of the current shot to that of the path.
         scale_awaited: a reference of the scale is there, and has not moved enough to tell it.
         broken: numbers the parts of the path: it grows with each shot.
+        joined: the scale is that of another shot, to which this one was joined.
     """
 
     def __init__(self, start: np.ndarray) -> None:
@@ -77,11 +79,26 @@ class PointmapPath:
         self._estimated: deque[np.ndarray] = deque(maxlen=HISTORY)
         self._reference: deque[np.ndarray] = deque(maxlen=HISTORY)
         self.scale_from, self.factor, self.scale_awaited, self.broken = GUESS, 1.0, False, 0
+        self.joined = False
 
     @property
     def metric(self) -> bool:
         """Whether lengths are metres that something measured."""
         return self.scale_from != GUESS
+
+    @property
+    def measured(self) -> bool:
+        """Whether something measures the lengths of the current shot itself, so that its scale does not drift."""
+        return self.metric and not self.joined
+
+    def join(self, ratio: float, scale_from: str) -> None:
+        """Takes over the scale of another shot, from the next frame on.
+
+        Args:
+            ratio: of the unit that the path had to the new one: by what its steps become longer.
+            scale_from: what the unit of that shot is from.
+        """
+        self.factor, self.scale_from, self.joined = self.factor * ratio, scale_from, True
 
     def extend(self, maps: Pointmaps, key: object, reference: np.ndarray) -> list[PathFrame]:
         """Adds a part.
@@ -99,7 +116,7 @@ class PointmapPath:
                 self.broken += 1
                 self._base = self._whole + _diagonal(LOST_POSITION_STD_M, LOST_ROTATION_STD)
             self._key, self._before, self._shot_start = key, None, self._pose
-            self.factor, self.scale_from = 1.0, GUESS  # a shot has a unit of its own
+            self.factor, self.scale_from, self.joined = 1.0, GUESS, False  # a shot has a unit of its own
             self._estimated.clear()
             self._reference.clear()
         self._estimated.extend(maps.poses[maps.frame_ok])
@@ -118,11 +135,12 @@ class PointmapPath:
                 self._pose = self._pose @ step
             self._before, camera_from_path = pose, invert_pose(self._pose)
             own = self._scaled(covariance) + floor
-            if self.scale_from == GIVEN_ODOMETRY:
+            if self.scale_from == GIVEN_ODOMETRY and not self.joined:
                 own = _without_scale(own, (camera_from_path @ start)[:3, 3])
             self._base = moved(base, camera_from_path @ start) + own
             # The scale is common to the shot, so that its error grows with the distance from where it began.
-            ray = (camera_from_path @ self._shot_start)[:3, 3] * (SCALE_STD if self.metric else GUESS_STD)
+            std = GUESS_STD if not self.metric else JOINED_STD if self.joined else SCALE_STD
+            ray = (camera_from_path @ self._shot_start)[:3, 3] * std
             self._whole = self._base.copy()
             self._whole[:3, :3] += np.outer(ray, ray)
             out.append(PathFrame(self._pose, self._whole, step, own + before, True))
@@ -137,7 +155,7 @@ class PointmapPath:
     def _find_scale(self, maps: Pointmaps) -> None:
         self.scale_awaited = False
         if maps.metric:
-            self.factor, self.scale_from = 1.0, maps.scale_from
+            self.factor, self.scale_from, self.joined = 1.0, maps.scale_from, False
             return
         if not self._reference:
             return
@@ -147,9 +165,9 @@ class PointmapPath:
             return
         factor = scale_by_odometry(np.stack(self._estimated)[known], reference[known])
         if factor is not None:
-            self.factor, self.scale_from = factor, GIVEN_ODOMETRY
+            self.factor, self.scale_from, self.joined = factor, GIVEN_ODOMETRY, False
         else:
-            self.scale_awaited = self.scale_from != GIVEN_ODOMETRY
+            self.scale_awaited = self.scale_from != GIVEN_ODOMETRY and not self.joined
 
 
 def _without_scale(covariance: np.ndarray, ray: np.ndarray) -> np.ndarray:

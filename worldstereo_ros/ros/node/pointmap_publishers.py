@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
-from nav_msgs.msg import Odometry
+from geometry_msgs.msg import PoseStamped
+from nav_msgs.msg import Odometry, Path
 from rclpy.lifecycle import LifecycleNode
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import CameraInfo, Image, PointCloud2
@@ -20,7 +21,7 @@ from worldstereo_ros.ros.conversions import messages, qos
 from worldstereo_ros.ros.conversions.clouds import organised_message
 from worldstereo_ros.ros.conversions.odometry import odometry_message
 from worldstereo_ros.ros.node.parameters import NodeParameters
-from worldstereo_ros.ros.node.pointmap_parameters import path_frame
+from worldstereo_ros.ros.node.pointmap_parameters import corrects_world, path_frame
 from worldstereo_ros.ros.node.pointmap_path import PathFrame, adjoint, moved
 
 ODOMETRY, WHEELS = "~/odometry", "odometry"
@@ -30,6 +31,7 @@ POINTS, DEPTH, DYNAMIC, INFO = (
     "~/pointmaps/dynamic",
     "~/pointmaps/camera_info",
 )
+PATH = "~/pointmaps/path"
 POINTMAP_OUTPUTS = (
     # name, type, profile, description
     (
@@ -49,6 +51,13 @@ POINTMAP_OUTPUTS = (
     (DEPTH, Image, qos.VIEW, "32FC1 metres of the same image, estimated; NaN = unknown"),
     (DYNAMIC, Image, qos.VIEW, "mono8, 255 = it moves in the world"),
     (INFO, CameraInfo, qos.VIEW, "camera of ~/pointmaps/depth and dynamic, with the same header"),
+    (
+        PATH,
+        Path,
+        qos.MAP,
+        "where base_frame, or the camera, was at each keyframe, corrected where a place was seen again: in world_frame "
+        "with pose_source pointmaps, else in `pointmaps.odom_frame`; without parts whose place is not known",
+    ),
 )
 POINTMAP_INPUTS = (
     (WHEELS, Odometry, qos.SENSOR, "wheel odometry, for the scale of point maps alone; only with `pointmaps.enabled`"),
@@ -116,7 +125,7 @@ class PointmapPublishers:
             image_of: returns the (H, W, 3) uint8 image of a frame, of the size of the point maps.
             stopping: returns whether to end.
         """
-        heard = self.heard() - {ODOMETRY}
+        heard = self.heard() - {ODOMETRY, PATH}
         if not heard:
             return
         depth = maps.depth * np.float32(factor)
@@ -138,6 +147,7 @@ class PointmapPublishers:
         header: Header,
         stamp_ns: int,
         base_from_camera: np.ndarray | None,
+        world_from_path: np.ndarray,
         parameters: NodeParameters,
     ) -> None:
         """Publishes where the robot was, on the topic and, by the parameter, on /tf.
@@ -148,6 +158,7 @@ class PointmapPublishers:
             stamp_ns: its stamp.
             base_from_camera: (4, 4) place of the camera on the robot; None if it is unknown: that of the camera is
                 published.
+            world_from_path: (4, 4) the correction; on /tf alone, so that the topic never jumps.
             parameters: of the node.
         """
         seconds = 0.0 if self._last_stamp_ns is None else (stamp_ns - self._last_stamp_ns) * 1e-9
@@ -167,7 +178,39 @@ class PointmapPublishers:
             )
             self._publishers[ODOMETRY].publish(message)
         if parameters.pointmaps.publish_tf and self.active:
-            self._tf.publish(TFMessage(transforms=[messages.transform_message(pose, of_path, child)]))
+            transforms = [messages.transform_message(pose, of_path, child)]
+            if corrects_world(parameters):
+                of_world = Header(stamp=header.stamp, frame_id=parameters.world_frame)
+                transforms.append(messages.transform_message(world_from_path, of_world, of_path.frame_id))
+            self._tf.publish(TFMessage(transforms=transforms))
+
+    def publish_path(
+        self,
+        stamps_ns: np.ndarray,
+        poses: np.ndarray,
+        base_from_camera: np.ndarray | None,
+        world_from_path: np.ndarray,
+        parameters: NodeParameters,
+    ) -> None:
+        """Publishes where the robot was at the keyframes, as far as that is known now.
+
+        Args:
+            stamps_ns: (K,).
+            poses: (K, 4, 4) of the camera in the world.
+            base_from_camera, world_from_path, parameters: see `publish_odometry`.
+        """
+        if not self.active or not len(poses):
+            return
+        frame = parameters.world_frame
+        if not corrects_world(parameters):  # what is known now, from where the robot is now
+            frame, poses = path_frame(parameters), invert_pose(world_from_path) @ poses
+        if base_from_camera is not None:
+            poses = poses @ invert_pose(base_from_camera)
+        path = Path(header=Header(stamp=messages.time_message(int(stamps_ns[-1])), frame_id=frame))
+        for stamp_ns, pose in zip(stamps_ns, poses, strict=True):
+            header = Header(stamp=messages.time_message(int(stamp_ns)), frame_id=frame)
+            path.poses.append(PoseStamped(header=header, pose=messages.pose_message(pose)))
+        self._publishers[PATH].publish(path)
 
 
 def _points_message(

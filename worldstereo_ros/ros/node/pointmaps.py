@@ -1,6 +1,7 @@
 """The topics `~/odometry` and `~/pointmaps/*`: the camera's path, depth and what moves, from its images alone.
 
     image, camera_info, depth ─► matched ─► queue ─► PointmapStream on a thread of its own ─► topics, memories
+                                                          └─► PointmapLoops ─► TF, ~/pointmaps/path
 
 It works beside the worker, which owns the memories, and offers it views where `pose_source` or `depth_source` is
 pointmaps. Images are taken only then, or while one of the topics has subscribers.
@@ -13,7 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from nav_msgs.msg import Odometry
@@ -29,16 +30,19 @@ from worldstereo_ros.ros.conversions import messages, qos
 from worldstereo_ros.ros.node.diagnostics import NodeDiagnostics
 from worldstereo_ros.ros.node.parameters import NodeParameters
 from worldstereo_ros.ros.node.pointmap_estimator import StreamFactory
+from worldstereo_ros.ros.node.pointmap_loops import PointmapLoops
 from worldstereo_ros.ros.node.pointmap_memory import MemoryFeed, PlacedObservation
 from worldstereo_ros.ros.node.pointmap_parameters import feeds_memories, keeps_poses, remembered_depth
-from worldstereo_ros.ros.node.pointmap_path import PointmapPath
+from worldstereo_ros.ros.node.pointmap_path import PathFrame, PointmapPath
 from worldstereo_ros.ros.node.pointmap_publishers import WHEELS, PointmapPublishers
 from worldstereo_ros.ros.node.pose_resolver import PoseResolver
 from worldstereo_ros.ros.node.synchronizer import Observation
 from worldstereo_ros.ros.node.tf_buffer import TransformUnavailableError
+from worldstereo_ros.world import WorldModel
 
 QUEUE = 32  # images that wait; the oldest is dropped
 MAX_WHEEL_POSES = 2000
+PATH_EVERY = 4  # parts after which the path of the keyframes is published, unless it was corrected before
 STOP_TIMEOUT_S = 3.0
 
 
@@ -67,6 +71,7 @@ class PointmapOutput:
         diagnostics: counts images that cannot be used.
         log: logs a line at level info.
         offer_observation: takes views for the memories.
+        with_memories: runs a function of the world model on the worker's thread, before any waiting observation.
         guarded: (name, callback) -> a callback that reports exceptions instead of raising them.
 
     Attributes:
@@ -81,8 +86,10 @@ class PointmapOutput:
         diagnostics: NodeDiagnostics,
         log: Callable[[str], object],
         offer_observation: Callable[[Observation], None],
+        with_memories: Callable[[Callable[[WorldModel], None]], None],
         guarded: Callable[[str, Callable], Callable],
     ) -> None:
+        self._with_memories = with_memories
         self._node, self._pose_resolver, self._diagnostics, self._log = node, pose_resolver, diagnostics, log
         self._publishers = PointmapPublishers(node)
         self._wheels = node.create_subscription(
@@ -109,10 +116,11 @@ class PointmapOutput:
     def _clear(self) -> None:
         self._stream: PointmapStream | None = None
         self._stream_of: object = None
-        self._streams = 0
+        self._streams = self._parts = 0
         self._given = self._posed_seen = False
         self._newest_stamp_ns = 0
         self._path: PointmapPath | None = None
+        self._loops = PointmapLoops(self._parameters.pointmaps.close_loops, self._with_memories, self._log)
         self._base_from_camera: np.ndarray | None = None
         self._waiting: deque[tuple[Frame, View]] = deque()
         self._publishers.restart()
@@ -155,6 +163,7 @@ class PointmapOutput:
             "point maps dropped": self._dropped,
             "point maps scale": scale,
             "point maps path broken": 0 if path is None else path.broken,
+            **self._loops.status,
         }
 
     def _needed(self, posed: bool) -> bool:
@@ -298,29 +307,59 @@ class PointmapOutput:
         for text in maps.messages:
             self._diagnostics.warn(f"pointmaps: {text}", key=f"pointmaps {text[:40]}")
         reference = np.stack([self._reference_of(frame) for frame, _ in taken])
-        key = (self._streams, int(maps.shot[0]))
-        path = self._path.extend(maps, key, reference)
+        path = self._path.extend(maps, (self._streams, int(maps.shot[0])), reference)
         headers = [
             Header(stamp=frame.observation.image.header.stamp, frame_id=self._frame_of(frame.observation))
             for frame, _ in taken
         ]
-        for where, header, (frame, _) in zip(path, headers, taken, strict=True):
+        stamps_ns = [frame.observation.stamp_ns for frame, _ in taken]
+        for where, header, stamp_ns in zip(path, headers, stamps_ns, strict=True):
             if where.found and not self._given and not self._stopping:  # poses that were given are no estimate
-                stamp_ns = frame.observation.stamp_ns
-                self._publishers.publish_odometry(where, header, stamp_ns, self._base_from_camera, self._parameters)
+                correction = self._loops.correct(where.pose, self._path)
+                self._publishers.publish_odometry(
+                    where, header, stamp_ns, self._base_from_camera, correction, self._parameters
+                )
         size = maps.camera.width, maps.camera.height
         self._publishers.publish_maps(
             maps, self._path.factor, headers, lambda index: taken[index][1].resized(*size).image, lambda: self._stopping
         )
         self._done += len(maps)
         self._lost += int((~maps.frame_ok).sum())
-        if self._remembered_by_pointmaps() and self._feed.accepts(key, self._path, given=self._given):
-            images = [view for _, view in taken]
-            views = self._feed.views(
-                maps, images, path, self._path, remembered_depth(self._parameters), given=self._given
-            )
-            if views:
-                self._feed.offer(placed_observation(taken[-1][0].observation, views), given=self._given)
+        if not self._given:
+            self._close_loops(maps, path, [view.image for _, view in taken], stamps_ns)
+        self._remember(maps, path, taken)
+        if not self._given:
+            self._loops.finish_part(self._path)
+
+    def _close_loops(
+        self, maps: Pointmaps, path: list[PathFrame], images: list[np.ndarray], stamps_ns: list[int]
+    ) -> None:
+        """Looks for places that are seen again, and publishes the path as it is known now."""
+        assert self._path is not None
+        changed = self._loops.add(maps, images, path, self._path, stamps_ns, remembered=self._feed.placed)
+        self._parts += 1
+        if changed or self._parts % PATH_EVERY == 0:
+            stamps, poses = self._loops.keyframe_path()
+            correction = self._loops.correct(path[-1].pose, self._path)
+            self._publishers.publish_path(stamps, poses, self._base_from_camera, correction, self._parameters)
+
+    def _remember(self, maps: Pointmaps, path: list[PathFrame], taken: list[tuple[Frame, View]]) -> None:
+        """Offers views of a part to the memories."""
+        assert self._path is not None
+        given, scale, loops = self._given, self._path, self._loops
+        if not self._remembered_by_pointmaps() or not self._feed.accepts(
+            scale, given=given, tied=loops.tied(scale), may_join=loops.close_loops
+        ):
+            return
+        images = [view for _, view in taken]
+        views = self._feed.views(
+            maps, images, path, scale, remembered_depth(self._parameters), given=given, metric=loops.metric(scale)
+        )
+        if views:
+            observation = placed_observation(taken[-1][0].observation, views)
+            if not given:
+                observation = replace(observation, place=loops.placed_by(scale))
+            self._feed.offer(observation, given=given)
 
     def _remembered_by_pointmaps(self) -> bool:
         parameters = self._parameters

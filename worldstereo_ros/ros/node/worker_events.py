@@ -118,6 +118,12 @@ class WorkerEventHandler:
             self.publishers.memory_replaced()
         self.between_steps(world)
 
+    def on_memory_moved(self, world: WorldModel) -> None:
+        """Publishes the memories after a corrected path moved them."""
+        if self.publishers is not None:
+            self.publishers.memory_changed()
+        self.between_steps(world)
+
     def on_job_ended(self, job: Job, result: JobResult, seconds: float) -> None:
         """Counts and logs the job."""
         self._diagnostics.on_job_ended(result.code.name, job.views_done, seconds, job.fractions)
