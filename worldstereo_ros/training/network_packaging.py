@@ -18,6 +18,7 @@ from worldstereo_ros.models.depth_network import load_depth_network
 from worldstereo_ros.models.pointmaps.model import AUTOENCODER_FOLDER, NETWORK_FOLDER, load_pointmap_model
 from worldstereo_ros.models.pointmaps.refiner import load_refiner_model
 from worldstereo_ros.models.stereo_refiner import load_stereo_refiner
+from worldstereo_ros.pipelines.pointmaps.refinement import WITHOUT_PRIOR_FOLDER
 from worldstereo_ros.utils.errors import InputError
 from worldstereo_ros.weights.bundled import DEFAULT_MODEL, bundled_folder
 
@@ -33,17 +34,21 @@ class SeparateNetwork:
             the network's own.
         max_bytes: maximum size of its files together.
         load: loads it from its folder in a package (folder, package), as a check.
+        prior: whether it was trained to refine a prior, by the configuration of its first part; without such an entry
+            it was.
     """
 
     kinds: dict[str, tuple[str, ...]]
     max_bytes: int
     load: Callable[[Path, Path], object]
+    prior: bool = True
 
     def parts(self, folder: Path) -> tuple[str, ...] | None:
         """Folders of the parts of the network in a folder; None if there is none. Raises CheckpointError."""
         for kind, parts in self.kinds.items():
             file = folder / parts[0] / "config.json"
-            if file.is_file() and read_json(file).get("_class_name") == kind:
+            config = read_json(file) if file.is_file() else {}
+            if config.get("_class_name") == kind and bool(config.get("prior", True)) == self.prior:
                 return parts
         return None
 
@@ -68,6 +73,9 @@ NETWORKS = {
         {"PointmapNetwork": (NETWORK_FOLDER, AUTOENCODER_FOLDER), "PointmapRefiner": (NETWORK_FOLDER,)},
         14_000_000,
         _load_pointmaps,
+    ),
+    WITHOUT_PRIOR_FOLDER: SeparateNetwork(
+        {"PointmapNetwork": (NETWORK_FOLDER, AUTOENCODER_FOLDER)}, 14_000_000, _load_pointmaps, prior=False
     ),
 }
 
