@@ -119,7 +119,7 @@ def test_what_is_remembered_moves_with_the_path(make):
         setup.done(drifting_walk.FRAMES - 4)
         assert wait_for(lambda done=setup: done.output._queue.__len__() == 0, LIMIT_S)
         errors.append(wall_error(setup.world.cloud))
-        assert any("what is remembered moves with it" in text for text in setup.logged) == closing
+        assert any("A place was seen again" in text for text in setup.logged) == closing
         for view in setup.world.bank.views:
             number = (view.stamp_ns - 10**9) // STEP_NS
             if closing:
@@ -259,7 +259,7 @@ def test_a_node_corrects_its_path_joins_its_parts_and_goes_on_remembering():
         stamp = publish(robot, range(drifting_walk.FRAMES), robot.node.get_clock().now().nanoseconds)
         first_ns = stamp - drifting_walk.FRAMES * STEP_NS
         assert wait_for(lambda: int(robot.diagnostics().get("point maps loops closed", 0)) >= 2), robot.diagnostics()
-        node.wait_log(r"A place was seen again.*what is remembered moves with it")
+        node.wait_log("A place was seen again")
         taken = robot.observations_taken()
         later = stamp + 30 * STEP_NS
         publish(robot, range(60, 80), later)

@@ -100,11 +100,7 @@ def loop_edges(loops: Sequence[Loop], nodes: Sequence[Node], rows: dict[int, int
     """Loops as edges between nodes, whose rows are given by the numbers of their frames."""
     first = np.array([rows[loop.first] for loop in loops])
     second = np.array([rows[loop.second] for loop in loops])
-    relative = Similarities(
-        np.log([loop.relative.scale for loop in loops]),
-        np.stack([loop.relative.rotation for loop in loops]),
-        np.stack([loop.relative.translation for loop in loops]),
-    )
+    relative = Similarities.of([loop.relative for loop in loops])
     sigma = np.stack([loop_sigma(nodes[a], nodes[b]) for a, b in zip(first, second, strict=True)])
     return Edges(first, second, relative, sigma)
 

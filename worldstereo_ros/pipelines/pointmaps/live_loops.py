@@ -32,12 +32,11 @@ from worldstereo_ros.pipelines.pointmaps.loops import (
     MIN_GAP,
     link_sigma,
 )
-from worldstereo_ros.pipelines.pointmaps.pose_graph import Edges, Similarities, close_loops, explains
+from worldstereo_ros.pipelines.pointmaps.pose_graph import Edges, Similarities, close_explained, explains
 from worldstereo_ros.pipelines.pointmaps.types import Pointmaps
 
-CLOSE_EVERY = 4  # parts (windows) after which found loops are closed
-MIN_SPACING = 3 * KEYFRAME_STEP  # frames between two loops, both ends together
-MAX_LOOPS = 64  # that are kept; of more the one nearest to another goes
+MIN_SPACING = KEYFRAME_STEP  # frames between two loops, both ends together; less tells the same
+KEYFRAMES_A_LOOP = 5  # at least: of more loops the one nearest to another goes
 MIN_SHIFT_DEPTHS, MIN_TURN_RAD = 0.004, 0.002  # of the keyframe that moves most; a smaller correction waits for more
 MAX_UNIT_CHANGE = 0.1  # of the logarithm of the path's unit; more is no drift but another unit
 
@@ -89,7 +88,7 @@ class LiveLoopCloser:
         self._loops: list[Loop] = []
         self._joins: list[tuple[int, int]] = []  # frames of two shots
         self._verified: dict[tuple[int, int], Loop | None] = {}
-        self._step, self._count, self._parts = KEYFRAME_STEP, 0, 0
+        self._step, self._count = KEYFRAME_STEP, 0
         self._shot: int | None = None  # the current one
         self._last_frame, self._factor, self._end = 0, 1.0, np.eye(4)
         self._root: int | None = None
@@ -172,9 +171,8 @@ class LiveLoopCloser:
                 self._append(replace(keyframe, shot=shot, measured=measured), poses[f], int(stamps_ns[f]))
             self._end = poses[f]
         self._count += len(maps)
-        self._parts += 1
         joined = self._join_all()
-        closing = self._close() if self._parts % CLOSE_EVERY == 0 or joined else None
+        closing = self._close()
         if len(self._nodes) > self.max_keyframes:
             self._thin()
         if closing is not None and closing.moved:
@@ -301,10 +299,10 @@ class LiveLoopCloser:
         if not good:
             return None
         self._loops += good
-        while len(self._loops) > MAX_LOOPS:
+        while len(self._loops) > max(1, self.max_keyframes // KEYFRAMES_A_LOOP):
             self._loops.remove(_most_redundant(self._loops))
-        accepted = np.ones(len(self._loops), bool)
-        after, used = close_loops(start, chain, loop_edges(self._loops, nodes, rows), DRIFT_QUANTILE, accepted)
+        worlds = Similarities.of([each.world for each in nodes])
+        after, used = close_explained(worlds, chain, loop_edges(self._loops, nodes, rows), DRIFT_QUANTILE)
         self.refused += int((~used).sum())
         self._loops = [loop for loop, kept in zip(self._loops, used, strict=True) if kept]
         new = sum(loop in self._loops for loop in good)
@@ -334,12 +332,10 @@ class LiveLoopCloser:
 
     def _corrected(self, nodes: list[Node], after: Similarities, loops: int) -> Closing | None:
         """Moves the world, unless the change is too small to matter."""
-        solved = [
+        worlds = [
             Similarity(float(np.exp(scale)), rotation, shift)
             for scale, rotation, shift in zip(after.log_scale, after.rotation, after.translation, strict=True)
         ]
-        kept = nodes[0].world.after(solved[0].inverse())  # the oldest keyframe stays where it is
-        worlds = [kept.after(each) for each in solved]
         both = [(node.world, world) for node, world in zip(nodes, worlds, strict=True)]
         shift = np.array([np.linalg.norm(old.translation - new.translation) for old, new in both])
         turn = np.array([rotation_angles(old.rotation, new.rotation) for old, new in both])

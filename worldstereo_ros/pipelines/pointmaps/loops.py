@@ -163,11 +163,7 @@ def _closed(keyframes: Sequence[Keyframe], loops: Sequence[Loop], poses: np.ndar
     sigma = np.stack([link_sigma(a, b, measured) for a, b in itertools.pairwise(keyframes)])
     rows = {frame: row for row, frame in enumerate(at.tolist())}
     first = np.array([rows[loop.first] for loop in loops])
-    relative = Similarities(
-        np.log([loop.relative.scale for loop in loops]),
-        np.stack([loop.relative.rotation for loop in loops]),
-        np.stack([loop.relative.translation for loop in loops]),
-    )
+    relative = Similarities.of([loop.relative for loop in loops])
     turn, shift, grown = LOOP_SIGMA
     grown = MEASURED_SCALE if measured else grown
     loop_sigma = np.stack([np.full(len(loops), turn), shift * depth[first], np.full(len(loops), grown)], axis=1)

@@ -6,16 +6,19 @@ Errors of an edge are those of rotation, translation and logarithmic scale, each
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from worldstereo_ros.geometry.similarity import Similarity
 from worldstereo_ros.utils.errors import InputError
 
 ITERATIONS = 30
 STEP = 1e-6  # of numeric derivatives
 DAMPING = 1e-9
 TOLERANCE = 1e-8  # relative decrease of the cost at which iterations end
+ROUGH_TOLERANCE = 1e-4  # where a decision, or a start near the solution, needs no more
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,15 @@ class Similarities:
         """Those of cameras (N, 4, 4) in the unit of the world."""
         poses = np.asarray(world_from_camera, np.float64)
         return cls(np.zeros(len(poses)), poses[:, :3, :3].copy(), poses[:, :3, 3].copy())
+
+    @classmethod
+    def of(cls, similarities: Sequence[Similarity]) -> Similarities:
+        """From N single ones."""
+        return cls(
+            np.log([each.scale for each in similarities]),
+            np.stack([each.rotation for each in similarities]),
+            np.stack([each.translation for each in similarities]),
+        )
 
     def __getitem__(self, rows: np.ndarray) -> Similarities:
         return Similarities(self.log_scale[rows], self.rotation[rows], self.translation[rows])
@@ -120,12 +132,16 @@ def _moved(nodes: Similarities, change: np.ndarray) -> Similarities:
     )
 
 
-def optimise(nodes: Similarities, edges: Edges) -> tuple[Similarities, float]:
+def optimise(
+    nodes: Similarities, edges: Edges, *, tolerance: float = TOLERANCE, enough: float = 0.0
+) -> tuple[Similarities, float]:
     """Least squares of all edges by Levenberg-Marquardt; the first node stays where it is.
 
     Args:
         nodes: N start values.
         edges: that connect all nodes with the first one.
+        tolerance: relative decrease of the cost at which iterations end.
+        enough: cost at which they end.
 
     Returns:
         The nodes, and half the sum of squared errors, which is that of a chi-square distribution.
@@ -167,7 +183,7 @@ def optimise(nodes: Similarities, edges: Edges) -> tuple[Similarities, float]:
             break
         gained = cost - new_cost
         nodes, error, cost, damping = tried, new_error, new_cost, max(damping / 10, 1e-12)
-        if gained <= TOLERANCE * max(cost, 1e-12):
+        if gained <= tolerance * max(cost, 1e-12) or cost <= enough:
             break
     return nodes, cost
 
@@ -185,17 +201,46 @@ def _derivatives(nodes: Similarities, edges: Edges, error: np.ndarray, side: int
     return out
 
 
+def _chi_square(probability: float, freedom: int) -> float:
+    """Quantile of the chi-square distribution; `scipy.stats` would take a second to import."""
+    from scipy.special import gammaincinv
+
+    return 2 * float(gammaincinv(freedom / 2, probability))
+
+
 def explains(nodes: Similarities, chain: Edges, loop: Edges, probability: float) -> bool:
     """Whether the drift of a chain alone explains one loop; arguments as `close_loops`."""
-    from scipy.stats import chi2
+    enough = 0.5 * _chi_square(probability, 7)
+    _, cost = optimise(nodes, chain.joined(loop), tolerance=ROUGH_TOLERANCE, enough=enough)
+    return bool(cost <= enough)
 
-    _, cost = optimise(nodes, chain.joined(loop))
-    return bool(2 * cost <= chi2.ppf(probability, 7))
 
-
-def close_loops(
-    nodes: Similarities, chain: Edges, loops: Edges, probability: float, explained: np.ndarray | None = None
+def close_explained(
+    nodes: Similarities, chain: Edges, loops: Edges, probability: float
 ) -> tuple[Similarities, np.ndarray]:
+    """`close_loops` of loops that the chain `explains` one by one, with less work.
+
+    Of loops that contradict each other the one that fits worst goes first.
+
+    Args:
+        nodes: start values, near the solution; the first one stays where it is.
+        chain, loops, probability: see `close_loops`.
+
+    Returns:
+        See `close_loops`; the start values where no loop is left.
+    """
+    used = np.ones(len(loops), bool)
+    while used.any():
+        chosen = loops[np.flatnonzero(used)]
+        best, cost = optimise(nodes, chain.joined(chosen), tolerance=ROUGH_TOLERANCE)
+        if 2 * cost <= _chi_square(probability, 7 * len(chosen)):
+            return best, used
+        worst = int(np.argmax((edge_errors(best, chosen) ** 2).sum(axis=1)))
+        used[np.flatnonzero(used)[worst]] = False
+    return nodes, used
+
+
+def close_loops(nodes: Similarities, chain: Edges, loops: Edges, probability: float) -> tuple[Similarities, np.ndarray]:
     """Optimises a chain with the loops that its drift can explain.
 
     The chain alone has no error. What loops add is the Mahalanobis distance of their discrepancy under the covariance
@@ -207,21 +252,17 @@ def close_loops(
         chain: edges between successive nodes.
         loops: candidates.
         probability: quantile of the chi-square distribution.
-        explained: (L,) bool, whether each loop `explains` alone, where this is known already.
 
     Returns:
         The nodes, and (L,) bool: the loop was used.
     """
-    from scipy.stats import chi2
-
     # Each of them alone first: a single wrong one must not bend what the others are measured by.
-    if explained is None:
-        explained = np.array([explains(nodes, chain, loops[np.array([k])], probability) for k in range(len(loops))])
-    used, best = np.array(explained, bool), nodes
+    used = np.array([explains(nodes, chain, loops[np.array([k])], probability) for k in range(len(loops))], bool)
+    best = nodes
     while used.any():
         chosen = loops[np.flatnonzero(used)]
         best, cost = optimise(nodes, chain.joined(chosen))
-        if 2 * cost <= chi2.ppf(probability, 7 * len(chosen)):
+        if 2 * cost <= _chi_square(probability, 7 * len(chosen)):
             return best, used
         # Loops that contradict each other: without the one whose removal helps most.
         candidates = np.flatnonzero(used)

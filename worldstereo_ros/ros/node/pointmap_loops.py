@@ -22,6 +22,8 @@ from worldstereo_ros.pipelines.pointmaps.types import GUESS, Pointmaps
 from worldstereo_ros.ros.node.pointmap_path import PathFrame, PointmapPath
 from worldstereo_ros.world import WorldModel
 
+MOVE_EVERY = 4  # parts after which corrections reach the memories: moving 600,000 points takes half a second
+
 
 class PointmapLoops:
     """Closes loops of a path, joins its parts, and moves the memories with it.
@@ -48,6 +50,8 @@ class PointmapLoops:
         self._closer = LiveLoopCloser(close_loops=close_loops)
         self._first_shot: int | None = None
         self._scale_from = GUESS  # of the first shot
+        self._waiting: list[Closing] = []  # that the memories do not have yet
+        self._parts_since_move = 0
         self._in_memory: dict[int, Similarity] = {}  # world_from_chain as the memories have it; the worker's thread
         self.world_from_path = np.eye(4)
         self.status: dict[str, object] = {}
@@ -85,8 +89,12 @@ class PointmapLoops:
             self._first_shot = shot
         if shot == self._first_shot:
             self._scale_from = path.scale_from
+        self._parts_since_move += 1
         if closing is not None:
-            self._tell(closing, remembered)
+            self._tell(closing)
+        # A new part is placed by what the memories will have, so that they must not lag behind.
+        if self._parts_since_move >= MOVE_EVERY or (closing is not None and closing.joined):
+            self.move_memories(remembered=remembered)
         self._update_status(shot)
         return closing is not None and (closing.moved or bool(closing.joined))
 
@@ -126,29 +134,39 @@ class PointmapLoops:
 
         return place
 
-    def _tell(self, closing: Closing, remembered: bool) -> None:
-        """Moves the memories, and logs what changed."""
-        placed = self._closer.world_from_chain()
-
-        def move(world: WorldModel) -> None:
-            if remembered and closing.correction is not None:
-                move_memories(world.cloud, world.bank, closing.correction)
-            self._in_memory = placed
-
+    def _tell(self, closing: Closing) -> None:
+        """Keeps what changed for the memories, and logs it."""
         if closing.moved or closing.joined:
-            self._with_memories(move)
+            self._waiting.append(closing)
         if closing.moved:
-            with_it = "and what is remembered moves with it"
-            if closing.correction is None:
-                with_it = "but what is remembered stays, since stamps ran back"
-            self._log(
-                f"pointmaps: A place was seen again: the path is corrected by {self._amount(closing)}, {with_it}."
-            )
+            self._log(f"pointmaps: A place was seen again: the path is corrected by {self._amount(closing)}.")
         if closing.joined:
             self._log(
                 "pointmaps: The camera sees again what it saw before the path broke: the new part is joined to the "
                 "first, and what it shows can be remembered again."
             )
+
+    def move_memories(self, *, remembered: bool) -> None:
+        """Moves the memories by the corrections that they do not have yet.
+
+        Args:
+            remembered: the memories hold views of this path.
+        """
+        waiting, self._waiting = self._waiting, []
+        self._parts_since_move = 0
+        if not waiting:
+            return
+        placed = self._closer.world_from_chain()
+        corrections = [each.correction for each in waiting if each.correction is not None]
+        if remembered and any(each.moved and each.correction is None for each in waiting):
+            self._log("pointmaps: What is remembered is not corrected, since stamps ran back and tell no place.")
+
+        def move(world: WorldModel) -> None:
+            for correction in corrections if remembered else ():
+                move_memories(world.cloud, world.bank, correction)
+            self._in_memory = placed
+
+        self._with_memories(move)
 
     def _update_status(self, shot: int | None) -> None:
         closer = self._closer

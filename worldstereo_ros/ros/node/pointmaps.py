@@ -280,6 +280,7 @@ class PointmapOutput:
         try:
             for part in stream.finish():
                 self._use(part)
+            self._loops.move_memories(remembered=self._feed.placed)
         finally:
             self._waiting.clear()
 
