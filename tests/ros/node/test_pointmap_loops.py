@@ -23,6 +23,7 @@ from worldstereo_ros.ros.node.pointmap_estimator import StreamFactory
 from worldstereo_ros.ros.node.pointmap_publishers import ODOMETRY, PATH
 
 STEP_NS = 10**8
+MAX_WAITING = 24  # images that the node has not used yet: fewer than it keeps
 TRUE = BODY_FROM_OPTICAL @ drifting_walk.truth()
 DRIFTED = BODY_FROM_OPTICAL @ drifting_walk.path()
 ROOM_FROM_WORLD = drifting_walk.poses()[0] @ invert_pose(BODY_FROM_OPTICAL)
@@ -203,6 +204,20 @@ def test_memories_of_other_poses_stay_where_they_are(make):
     assert np.linalg.norm(poses_of(path)[0][:3, 3] - TRUE[0][:3, 3]) > 0.1
 
 
+def test_while_nothing_is_remembered_the_world_begins_with_each_part(make):
+    setup = make(pose_source="pointmaps", **{"pointmaps.max_gap": 1.0})
+    setup.listen(PATH)
+    setup.node.publishers_by_name[ODOMETRY].is_activated = False  # as a node that is not active
+    stamp = send(setup, range(20))
+    setup.done(20)  # the last ones by the time that no image comes
+    assert not setup.offered
+    setup.node.publishers_by_name[ODOMETRY].is_activated = True
+    later = stamp + 30 * STEP_NS
+    send(setup, range(drifting_walk.AWAY, drifting_walk.AWAY + 20), later)
+    assert wait_for(lambda: setup.offered, LIMIT_S), setup.logged
+    assert setup.output.status["point maps place"] == "known"
+
+
 def test_a_reset_begins_anew(make):
     setup = make(pose_source="pointmaps")
     stamp = send(setup, range(drifting_walk.FRAMES))
@@ -237,13 +252,16 @@ def test_frames_that_cannot_be_two(values, words):
 
 
 def publish(robot, numbers, first_ns):
-    """Publishes frames of the walk, and waits until the node has them; returns the stamp after the last one."""
+    """Publishes frames of the walk, no faster than the node takes them; returns the stamp after the last one."""
+    value = lambda key: int(robot.diagnostics().get(key, 0))  # noqa: E731
+    done = value("point maps")
     for sent, number in enumerate(numbers):
         message = observation_of(drifting_walk.image(number), first_ns + sent * STEP_NS)
-        before = int(robot.diagnostics().get("image messages", 0))
+        before = value("image messages")
         robot.info.publish(message.info)
         robot.image.publish(message.image)
-        assert wait_for(lambda before=before: int(robot.diagnostics().get("image messages", 0)) > before)
+        assert wait_for(lambda before=before: value("image messages") > before)
+        assert wait_for(lambda sent=sent: value("point maps") - done > sent - MAX_WAITING, LIMIT_S), robot.diagnostics()
     return first_ns + len(numbers) * STEP_NS
 
 

@@ -34,6 +34,7 @@ class PointmapLoops:
         close_loops: False: the path is never corrected, and only its first part has a place.
         with_memories: runs a function of the world model on the worker's thread, before any waiting observation.
         log: logs a line at level info.
+        is_log_due: whether a line with this key may be logged now; on a way back there is a correction at each window.
 
     Attributes:
         world_from_path: (4, 4) the correction at the newest pose that has a place.
@@ -45,8 +46,10 @@ class PointmapLoops:
         close_loops: bool,
         with_memories: Callable[[Callable[[WorldModel], None]], None],
         log: Callable[[str], object],
+        is_log_due: Callable[[str], bool] = lambda key: True,
     ) -> None:
         self.close_loops, self._with_memories, self._log = close_loops, with_memories, log
+        self._is_log_due = is_log_due
         self._closer = LiveLoopCloser(close_loops=close_loops)
         self._first_shot: int | None = None
         self._scale_from = GUESS  # of the first shot
@@ -111,6 +114,11 @@ class PointmapLoops:
             path.join(ratio, self._scale_from)
             self._closer.path_rescaled(ratio)
 
+    @property
+    def begun(self) -> bool:
+        """Whether a first part of the path has a place."""
+        return self._first_shot is not None
+
     def tied(self, path: PointmapPath) -> bool:
         """Whether the place of the newest part of the path in the world is known."""
         return self._closer.placed(path.broken)
@@ -138,7 +146,7 @@ class PointmapLoops:
         """Keeps what changed for the memories, and logs it."""
         if closing.moved or closing.joined:
             self._waiting.append(closing)
-        if closing.moved:
+        if closing.moved and self._is_log_due("pointmaps loops"):
             self._log(f"pointmaps: A place was seen again: the path is corrected by {self._amount(closing)}.")
         if closing.joined:
             self._log(

@@ -120,7 +120,7 @@ class PointmapOutput:
         self._given = self._posed_seen = False
         self._newest_stamp_ns = 0
         self._path: PointmapPath | None = None
-        self._loops = PointmapLoops(self._parameters.pointmaps.close_loops, self._with_memories, self._log)
+        self._loops = self._new_loops()
         self._base_from_camera: np.ndarray | None = None
         self._waiting: deque[tuple[Frame, View]] = deque()
         self._publishers.restart()
@@ -296,6 +296,10 @@ class PointmapOutput:
             )
             return PointmapPath(BODY_FROM_OPTICAL)
 
+    def _new_loops(self) -> PointmapLoops:
+        closing = self._parameters.pointmaps.close_loops
+        return PointmapLoops(closing, self._with_memories, self._log, self._diagnostics.is_log_due)
+
     def _frame_of(self, observation: Observation) -> str:
         return self._parameters.camera_frame or observation.image.header.frame_id
 
@@ -337,6 +341,9 @@ class PointmapOutput:
     ) -> None:
         """Looks for places that are seen again, and publishes the path as it is known now."""
         assert self._path is not None
+        unknown = self._loops.begun and not self._loops.tied(self._path)
+        if unknown and not self._feed.placed and self._remembered_by_pointmaps():
+            self._loops = self._new_loops()  # nothing is remembered yet: the world begins with this part
         changed = self._loops.add(maps, images, path, self._path, stamps_ns, remembered=self._feed.placed)
         self._parts += 1
         if changed or self._parts % PATH_EVERY == 0:
