@@ -118,13 +118,14 @@ def test_what_is_remembered_moves_with_the_path(make):
         setup = make(remembers=True, pose_source="pointmaps", **{"pointmaps.close_loops": closing})
         send(setup, range(drifting_walk.FRAMES))
         setup.done(drifting_walk.FRAMES - 4)
-        assert wait_for(lambda done=setup: done.output._queue.__len__() == 0, LIMIT_S)
         errors.append(wall_error(setup.world.cloud))
         assert any("A place was seen again" in text for text in setup.logged) == closing
         for view in setup.world.bank.views:
             number = (view.stamp_ns - 10**9) // STEP_NS
-            if closing:
-                assert off(view.world_from_camera, number) < 0.3 * off(DRIFTED[-1], -1)
+            if closing and 18 <= number <= 27:  # remembered before the first loop
+                assert off(view.world_from_camera, number) < 0.6 * off(DRIFTED[number], number)
+            elif closing:
+                assert off(view.world_from_camera, number) < 0.2 * off(DRIFTED[-1], -1)
     assert errors[0] < 0.5 * errors[1]
 
 
@@ -151,6 +152,11 @@ def test_a_part_after_a_break_is_joined_and_remembered_without_a_reset(make):
     before = [each for each in setup.sent(ODOMETRY) if messages.nanoseconds(each.header.stamp) < later]
     step = messages.pose_matrix(after[0].pose.pose)[:3, 3] - messages.pose_matrix(before[-1].pose.pose)[:3, 3]
     assert np.linalg.norm(step) < 0.1  # no jump
+    # After it was joined, its steps have the unit of the first part.
+    places = [messages.pose_matrix(each.pose.pose)[:3, 3] for each in after[-3:]]
+    number = 60 + (messages.nanoseconds(after[-1].header.stamp) - later) // STEP_NS
+    true = np.linalg.norm(np.diff(TRUE[number - 2 : number + 1, :3, 3], axis=0))
+    assert np.linalg.norm(np.diff(places, axis=0)) == pytest.approx(true, rel=0.15)  # else 1.26 times as long
     assert after[-1].pose.covariance[0] > 1000  # what happened in between is as unknown as before
 
 
