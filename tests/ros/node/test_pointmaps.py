@@ -68,6 +68,30 @@ def test_the_path_takes_its_scale_from_a_reference_and_goes_on_after_a_break():
     assert path.scale_awaited  # the wheels stand
 
 
+def test_a_joined_part_takes_over_the_unit_and_says_how_sure_it_is():
+    true = walk(12)
+    true = invert_pose(true[0]) @ true
+    double = true.copy()
+    double[:, :3, 3] *= 2
+    nothing = np.full((4, 4, 4), np.nan)
+    path = PointmapPath(np.eye(4))
+    path.extend(part(true[:4]), "a", true[:4])
+    path.extend(part(double[4:8]), "b", nothing)
+    assert not path.measured
+    path.join(0.5, GIVEN_ODOMETRY)
+    after = path.extend(part(double[8:]), "b", nothing)
+    assert (path.metric, path.measured, path.scale_from, path.scale_awaited) == (True, False, GIVEN_ODOMETRY, False)
+    np.testing.assert_allclose(after[-1].increment[:3, 3], (invert_pose(true[-2]) @ true[-1])[:3, 3], atol=1e-9)
+    own = PointmapPath(np.eye(4))
+    own.extend(part(true[:4]), "a", true[:4])
+    measured = own.extend(part(true[4:]), "b", true[4:])
+    assert own.measured
+    # The unit of another part tells less than a reference does, and what happened in between stays unknown.
+    assert np.trace(after[-1].covariance[:3, :3]) > np.trace(measured[-1].covariance[:3, :3]) > 1000
+    path.extend(part(double[:4]), "c", nothing)
+    assert (path.metric, path.joined) == (False, False)  # a new break: a unit of its own again
+
+
 def test_odometry_and_organised_clouds_say_what_they_should():
     pose = np.eye(4)
     pose[:3, :3] = [[0, -1, 0], [1, 0, 0], [0, 0, 1]]  # turned left: the child's x is y of the path
