@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
+
 from worldstereo_ros.geometry.views import ImaginedView
 from worldstereo_ros.pipelines.base import Conditioning, PipelineFrame
 from worldstereo_ros.pipelines.confidence import load_confidence
+
+# Of the colour of `PipelineFrame.far`: .99 of these pixels are right in validation worlds; the poses of a robot are not
+# as exact as theirs.
+FAR_CONFIDENCE = 0.9
 
 
 def with_confidence(frame: PipelineFrame, conditioning: Conditioning, offset: int, pipeline: str) -> PipelineFrame:
@@ -21,10 +27,13 @@ def with_confidence(frame: PipelineFrame, conditioning: Conditioning, offset: in
     if frame.confidence is not None and (frame.depth_confidence is not None or frame.depth is None):
         return frame
     found = load_confidence(pipeline)(frame, conditioning, offset)
+    colour, depth = found.colour, found.depth
+    if frame.far is not None:  # as good as what it copies; its features are those of a hole
+        colour = np.where(frame.far, np.float32(FAR_CONFIDENCE), colour)
     return replace(
         frame,
-        confidence=found.colour if frame.confidence is None else frame.confidence,
-        depth_confidence=found.depth if frame.depth_confidence is None else frame.depth_confidence,
+        confidence=colour if frame.confidence is None else frame.confidence,
+        depth_confidence=depth if frame.depth_confidence is None else frame.depth_confidence,
     )
 
 

@@ -10,8 +10,9 @@ from helpers.box_room import CAMERA, observe, room, turned
 from worldstereo_ros.geometry.provenance import Provenance
 from worldstereo_ros.geometry.views import View
 from worldstereo_ros.pipelines.auto import load_pipeline
-from worldstereo_ros.pipelines.geometric.far_view import far_colours, far_pixels
-from worldstereo_ros.pipelines.geometric.layout import PlaneRender
+from worldstereo_ros.pipelines.geometric.far_view import far_pixels, far_view
+from worldstereo_ros.pipelines.geometric.layout import PlaneRender, estimate_layout
+from worldstereo_ros.pipelines.imagined_views import FAR_CONFIDENCE
 from worldstereo_ros.world import WorldModel
 
 EVERYWHERE = np.ones((CAMERA.height, CAMERA.width), bool)
@@ -23,8 +24,8 @@ def sky_colour(rays: np.ndarray) -> np.ndarray:
     return (128 + 100 * unit).astype(np.uint8)
 
 
-def window_view(degrees: float = 0.0, x: float = 0.0) -> View:
-    """A view of the box with a window in its far wall, through which the sky shows."""
+def window_view(degrees: float = 0.0, x: float = 0.0, far: float = 0.0) -> View:
+    """A view of the box whose far wall has a window; it shows the sky, and below it the ground at `far` metres."""
     pose = turned(degrees)
     pose[0, 3] = x
     view = observe(pose)
@@ -33,13 +34,16 @@ def window_view(degrees: float = 0.0, x: float = 0.0) -> View:
     points = rays * view.depth[..., None] + pose[:3, 3]
     window = (room(pose)[1] == 5) & (np.abs(points[..., 0]) < 1.2) & (np.abs(points[..., 1] + 0.2) < 0.7)
     image = np.where(window[..., None], sky_colour(rays), view.image)
-    return replace(view, image=image, depth=np.where(window, np.float32(0), view.depth))
+    depth = np.where(window, np.float32(0), view.depth)
+    depth[window & (points[..., 1] > 0.3)] = far  # a field below the horizon
+    return replace(view, image=image, depth=depth)
 
 
 def test_what_is_far_is_seen_in_the_same_direction_from_elsewhere():
     there = turned(12)
     there[:3, 3] = 0.8, 0.1, 1.0
-    image, found = far_colours([window_view()], CAMERA, there, EVERYWHERE)
+    image, found, confirmed = far_view([window_view()], CAMERA, there, EVERYWHERE)
+    assert not confirmed.any()  # by one observation
     assert found.sum() > 1000
     truth = sky_colour(CAMERA.rays() @ there[:3, :3].T)
     assert np.abs(image[found].astype(int) - truth[found]).max() <= 4
@@ -48,21 +52,41 @@ def test_what_is_far_is_seen_in_the_same_direction_from_elsewhere():
 
 def test_the_nearest_observation_decides_and_others_complete_it():
     one, other = window_view(), window_view(-20, x=-1.0)
-    red = replace(one, image=np.where((one.depth == 0)[..., None], np.uint8((250, 0, 0)), one.image).astype(np.uint8))
-    image, found = far_colours([other, red], CAMERA, np.eye(4), EVERYWHERE)
-    alone, found_alone = far_colours([red], CAMERA, np.eye(4), EVERYWHERE)
-    np.testing.assert_array_equal(image[found_alone], alone[found_alone])
-    assert (image[found_alone] == (250, 0, 0)).all()
-    assert found.sum() > found_alone.sum()
+    lighter = replace(one, image=np.where((one.depth == 0)[..., None], one.image + 6, one.image).astype(np.uint8))
+    both = far_view([other, lighter], CAMERA, np.eye(4), EVERYWHERE)
+    alone = far_view([lighter], CAMERA, np.eye(4), EVERYWHERE)
+    np.testing.assert_array_equal(both.image[alone.found], alone.image[alone.found])
+    assert both.found.sum() > alone.found.sum()
+    assert both.confirmed.any()
+    assert not both.confirmed[~alone.found].any()
+
+
+def test_what_another_observation_contradicts_is_not_far():
+    """A depth camera of short range measures nothing of a wall, either; that is not the same from everywhere."""
+    one, other = window_view(), window_view(x=-1.0)
+    differs = replace(other, image=np.where((other.depth == 0)[..., None], 255 - other.image, other.image))
+    agree = far_view([one, other], CAMERA, np.eye(4), EVERYWHERE)
+    assert agree.confirmed.sum() > 500
+    differ = far_view([one, differs], CAMERA, np.eye(4), EVERYWHERE)
+    assert differ.found.sum() < 0.7 * agree.found.sum()
+    assert not differ.confirmed.any()
+
+
+def test_observations_from_one_place_confirm_nothing():
+    there = np.eye(4)
+    there[0, 3] = 1.0
+    assert far_view([window_view(), window_view(x=0.1)], CAMERA, there, EVERYWHERE).found.any()
+    assert not far_view([window_view(), window_view(x=0.1)], CAMERA, there, EVERYWHERE).confirmed.any()
+    assert far_view([window_view(), window_view(x=-1.0)], CAMERA, there, EVERYWHERE).confirmed.any()
 
 
 def test_only_wanted_pixels_of_views_with_something_far():
     mask = EVERYWHERE.copy()
     mask[:, 80:] = False
-    assert not far_colours([window_view()], CAMERA, np.eye(4), mask)[1][:, 80:].any()
-    assert not far_colours([observe(turned(0))], CAMERA, np.eye(4), EVERYWHERE)[1].any()
-    assert not far_colours([], CAMERA, np.eye(4), EVERYWHERE)[1].any()
-    assert not far_colours([window_view()], CAMERA, turned(180), EVERYWHERE)[1].any()
+    assert not far_view([window_view()], CAMERA, np.eye(4), mask).found[:, 80:].any()
+    assert not far_view([observe(turned(0))], CAMERA, np.eye(4), EVERYWHERE).found.any()
+    assert not far_view([], CAMERA, np.eye(4), EVERYWHERE).found.any()
+    assert not far_view([window_view()], CAMERA, turned(180), EVERYWHERE).found.any()
 
 
 @pytest.mark.parametrize("hidden_by", ["", "memory", "plane", "seen"])
@@ -85,19 +109,23 @@ def test_nothing_far_is_shown_before_surfaces(hidden_by):
         renders, camera, world_from_camera = Renders(), CAMERA, np.eye(4)[None]
 
     planes = PlaneRender(np.zeros((*nothing.shape, 3), np.float32), nothing, nothing, plane)
-    _, found = far_pixels([window_view()], Conditioning(), 0, planes, seen)
-    assert found.any() == (hidden_by == "")
+    layout = estimate_layout([window_view()])
+    long_range = replace(layout, depths=np.where(layout.depths > 3.9, np.float32(9), layout.depths))
+    assert far_pixels(long_range, Conditioning(), 0, planes, seen).found.any() == (hidden_by == "")
+    assert not far_pixels(layout, Conditioning(), 0, planes, seen).found.any()  # of a sensor of short range
+    unscaled = long_range.seen._replace(observations=[replace(window_view(), metric=False)])
+    assert not far_pixels(replace(long_range, seen=unscaled), Conditioning(), 0, planes, seen).found.any()
 
 
 def test_the_small_model_shows_the_sky_behind_a_window_from_another_place():
     """With an unknown depth: nothing of it becomes a point of the cloud."""
     world = WorldModel(load_pipeline("small"), depth_estimator=None)
-    for view in (window_view(), window_view(10)):
+    for view in (window_view(far=20.0), window_view(10, far=20.0)):
         world.observe(view)
     there = turned(5)
     there[:3, 3] = 0.3, 0.0, 0.8
     frame = next(iter(world.imagine(there[None], CAMERA)))
-    _, found = far_colours([window_view(), window_view(10)], CAMERA, there, EVERYWHERE)
+    found = far_view([window_view(far=20.0), window_view(10, far=20.0)], CAMERA, there, EVERYWHERE).found
     truth = sky_colour(CAMERA.rays() @ there[:3, :3].T)
     core = found.copy()
     core[:, 1:] &= found[:, :-1]
@@ -105,3 +133,21 @@ def test_the_small_model_shows_the_sky_behind_a_window_from_another_place():
     assert shown.sum() > 500
     assert np.abs(frame.image[shown].astype(int) - truth[shown]).mean() < 6
     assert not frame.observed_mask[shown].any()
+
+
+def test_what_is_far_and_confirmed_has_the_confidence_of_what_it_copies_and_none_of_depth():
+    world = WorldModel(load_pipeline("small"), depth_estimator=None)
+    for view in (window_view(far=20.0), window_view(10, x=-0.8, far=20.0)):
+        world.observe(view)
+    there = turned(5)
+    there[:3, 3] = 0.3, 0.0, 0.8
+    frame = next(iter(world.imagine(there[None], CAMERA)))
+    far = (frame.depth == 0) & ~frame.observed_mask
+    assert far.sum() > 500
+    confirmed = (
+        far_view([window_view(far=20.0), window_view(10, x=-0.8, far=20.0)], CAMERA, there, EVERYWHERE).confirmed & far
+    )
+    assert confirmed.sum() > 300
+    np.testing.assert_array_equal(frame.confidence[confirmed], np.float32(FAR_CONFIDENCE))
+    assert not frame.depth_confidence[far].any()
+    assert frame.confidence[~far & ~frame.observed_mask].mean() < FAR_CONFIDENCE

@@ -350,14 +350,14 @@ class WorldStereoPipeline:
                     inputs = (composed, warped_views[index], conditioning, index, layout, planes, self.refiner)
                     composed = fill_frame(*inputs, seed=generator.initial_seed(), threads=self.geometric.threads)
             far = None
-            if layout is not None and layout.seen is not None and planes is not None and self.fill == "planes":
-                far = far_pixels(layout.seen.observations, conditioning, index, planes, composed.seen)
-                composed = replace(composed, image=show_far(composed, *far))
+            if layout is not None and planes is not None and self.fill == "planes":
+                far = far_pixels(layout, conditioning, index, planes, composed.seen)
+                composed = show_far(composed, far)
             # The depth network sees more in the filled image.
             detected = 0 if layout is None else layout.detected
             composed = complete_frame(composed, conditioning, index, planes, self.depth, detected=detected)
             if far is not None and composed.depth is not None:  # no length is known of what is far
-                composed = replace(composed, depth=np.where(far[1], np.float32(0), composed.depth))
+                composed = replace(composed, depth=np.where(far.found, np.float32(0), composed.depth))
             has_memory_image = self.compose_observed or self.config.fills_render_holes
             yield composed if has_memory_image else replace(composed, memory_image=None)
 
