@@ -166,6 +166,66 @@ def test_background_side_is_continued():
     assert (filled.disparity[:, 4:7] == 1).all()
 
 
+def _striped(slope, width=64, height=48):
+    """Stripes whose edges fall by `slope` rows a column, smooth ones of 21 rows."""
+    y, x = np.mgrid[:height, :width].astype(np.float32)
+    grey = 128 + 90 * np.sin((y - slope * x) * 0.3)
+    return np.repeat(np.rint(grey).astype(np.uint8)[..., None], 3, axis=2)
+
+
+def _error(made, truth, mask):
+    return np.abs(made.astype(int) - truth)[mask].mean()
+
+
+@pytest.mark.parametrize("slope", [-1.5, -0.6, 0.0, 0.4, 2.0])
+@pytest.mark.parametrize("left", [False, True])
+def test_lines_go_on_beyond_the_side(slope, left):
+    truth = _striped(slope)
+    hole = np.zeros(truth.shape[:2], bool)
+    hole[:, : 8 if left else 0], hole[:, 64 if left else 56 :] = True, True
+    disparity = np.where(hole, HOLE, np.float32(4))
+    filled = fill_background(WarpedEye(np.where(hole[..., None], 0, truth).astype(np.uint8), disparity))
+    inside = hole.copy()
+    inside[:16], inside[-16:] = False, False  # lines that begin outside the image are not known
+    assert _error(filled.image, truth, inside) < (2 if slope == 0 else 10)
+    level = np.where(hole[..., None], truth[:, 8:9] if left else truth[:, 55:56], truth)
+    assert slope == 0 or _error(filled.image, truth, inside) < 0.5 * _error(level, truth, inside)
+    np.testing.assert_array_equal(filled.image[~hole], truth[~hole])
+    assert (filled.disparity == 4).all()
+
+
+def test_lines_of_the_background_go_on_behind_a_thing():
+    truth = _striped(0.5)
+    image, hole = truth.copy(), np.zeros(truth.shape[:2], bool)
+    hole[10:40, 30:36] = True
+    image[10:40, 20:36] = (200, 0, 0)
+    disparity = np.full(hole.shape, np.float32(2))
+    disparity[10:40, 20:30], disparity[hole] = 9, HOLE
+    filled = fill_background(WarpedEye(image, disparity))
+    assert (filled.disparity[hole] == 2).all()
+    assert _error(filled.image, truth, hole) < 12
+    assert np.abs(filled.image[hole][:, 0].astype(int) - filled.image[hole][:, 2]).max() < 3  # nothing of the red thing
+
+
+def test_lines_in_noise_are_level():
+    noise = np.random.default_rng(0).normal(128, 1.0, (48, 64, 1))
+    image = np.repeat(np.rint(noise).astype(np.uint8), 3, axis=2)
+    disparity = np.full((48, 64), np.float32(3))
+    disparity[:, 56:] = HOLE
+    filled = fill_background(WarpedEye(image, disparity))
+    assert np.abs(filled.image[:, 56:].astype(int) - 128).max() <= 5
+
+
+def test_rows_without_anything_are_black():
+    image = np.full((6, 8, 3), 90, np.uint8)
+    disparity = np.full((6, 8), np.float32(1))
+    disparity[2], disparity[:, 6:] = HOLE, HOLE
+    filled = fill_background(WarpedEye(image, disparity))
+    assert (filled.image[2] == 0).all()
+    assert (filled.disparity[2] == 0).all()
+    assert np.isfinite(filled.disparity).all()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

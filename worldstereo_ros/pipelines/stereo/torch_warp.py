@@ -10,10 +10,17 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional
 
-from worldstereo_ros.pipelines.stereo.background import MAX_RADIUS_PX, SMOOTHED_SHARE
+from worldstereo_ros.pipelines.stereo.background import (
+    MAX_RADIUS_PX,
+    MAX_SLOPE,
+    SLOPE_RIDGE,
+    SLOPE_SIDE_PX,
+    SMOOTHED_SHARE,
+)
 from worldstereo_ros.pipelines.stereo.warp import JUMP_PX, JUMP_RATIO
 
 HOLE = -1.0  # disparity of a hole, as `warp.HOLE`
+LUMA = torch.tensor([0.299, 0.587, 0.114])  # grey of red, green and blue, as OpenCV's
 MAX_STEPS = 5  # target columns that one joined pair of pixels covers at most
 
 
@@ -124,8 +131,13 @@ def _sample(image: torch.Tensor, d: torch.Tensor, column: torch.Tensor, valid: t
     return torch.where(smooth[:, None], cubic, linear) * valid[:, None]
 
 
-def fill_background(warped: WarpedEyes) -> WarpedEyes:
-    """Fills holes from the background beside them, see `background.fill_background`."""
+def fill_background(warped: WarpedEyes, *, grey_levels: float = 127.5) -> WarpedEyes:
+    """Fills holes from the background beside them, see `background.fill_background`.
+
+    Args:
+        warped: images with holes.
+        grey_levels: of one unit of the images; by default they are in [-1, 1].
+    """
     image, disparity, hole = warped.image, warped.disparity, warped.hole
     width = disparity.shape[-1]
     x = torch.arange(width, device=hole.device).expand_as(disparity)
@@ -135,9 +147,13 @@ def fill_background(warped: WarpedEyes) -> WarpedEyes:
     from_right = (left < 0) | ((right < width) & (disparity.gather(2, at_right) <= disparity.gather(2, at_left)))
     edge = torch.where(from_right, at_right, at_left)
     empty = (left < 0) & (right >= width)
-    filled_d = torch.where(empty, 0.0, disparity.gather(2, edge))
-    filled = image.gather(3, edge[:, None].expand(-1, image.shape[1], -1, -1)) * ~empty[:, None]
-    reach = torch.where(hole & ~empty, (edge - x).abs(), 0)
+    beside = torch.where(empty, 0.0, disparity.gather(2, edge))
+    by_rows = image.gather(3, edge[:, None].expand(-1, image.shape[1], -1, -1)) * ~empty[:, None]
+    to_fill = hole & ~empty
+    at_side = (left < 0) | (right >= width)
+    moments = _line_moments(image * grey_levels, ~hole)
+    filled, filled_d = _continue_lines(by_rows, beside, moments, to_fill, from_right, at_side)
+    reach = torch.where(to_fill, (edge - x).abs(), 0)
     radius = (reach * SMOOTHED_SHARE).floor().clamp_max(MAX_RADIUS_PX)
     limit = (JUMP_RATIO * filled_d).clamp_min(JUMP_PX)
     total, count = torch.zeros_like(filled), torch.zeros_like(filled_d)
@@ -153,3 +169,64 @@ def fill_background(warped: WarpedEyes) -> WarpedEyes:
     smooth = (hole & (count > 0))[:, None]
     out = torch.where(smooth, total / count.clamp_min(1)[:, None].to(total.dtype), filled)
     return WarpedEyes(torch.where(hole[:, None], out, image), torch.where(hole, filled_d, disparity))
+
+
+def _line_moments(image: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+    """(N, 3, H, W) of images in grey levels and known pixels (N, H, W) bool, see `background.line_moments`."""
+    grey = functional.pad((image * LUMA.to(image).view(1, 3, 1, 1)).sum(1, keepdim=True), (1, 1, 1, 1), mode="reflect")
+    smooth, change = image.new_tensor([0.25, 0.5, 0.25]), image.new_tensor([-0.5, 0.0, 0.5])
+    kernels = torch.stack([torch.outer(smooth, change), torch.outer(change, smooth)])[:, None]
+    along, down = functional.conv2d(grey, kernels).unbind(1)
+    inside = (functional.max_pool2d((~known).to(image.dtype)[:, None], 3, 1, 1) == 0)[:, 0].to(image.dtype)
+    products = torch.stack([along * down, down * down, torch.ones_like(down)], dim=1) * inside[:, None]
+    return functional.avg_pool2d(products, SLOPE_SIDE_PX, 1, SLOPE_SIDE_PX // 2)
+
+
+def _continue_lines(
+    image: torch.Tensor, beside: torch.Tensor, moments: torch.Tensor, to_fill: torch.Tensor, from_right: torch.Tensor,
+    at_side: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    """Continues lines into holes column by column, see `background`.
+
+    Args:
+        image, beside: (N, 3, H, W) and (N, H, W), colours and disparities; in holes, of the background beside them.
+        moments: (N, 3, H, W) of `_line_moments`.
+        to_fill, from_right, at_side: (N, H, W) bool: what is filled, from which side, and whether its row's hole ends
+            at the image's side.
+
+    Returns:
+        (images, disparities), of the same shapes.
+    """
+    height = beside.shape[1]
+    # Columns first, so that each is a view that can be written: colours, disparity and moments.
+    state = torch.cat([image, beside[:, None].to(image.dtype), moments], dim=1).permute(3, 0, 1, 2).contiguous()
+    limit = beside + (JUMP_RATIO * beside).clamp_min(JUMP_PX)
+    limit = torch.where(at_side, torch.inf, limit)
+    rows = torch.arange(height, device=image.device)
+    window = (SLOPE_SIDE_PX, 1, SLOPE_SIDE_PX // 2)
+    for step, chosen in ((-1, to_fill & from_right), (1, to_fill & ~from_right)):
+        columns = chosen.any(1).any(0).nonzero()[:, 0].tolist()
+        for column in columns[::step]:
+            before = state[column - step]
+            mixed, squared, share_known = functional.avg_pool1d(before[:, 4:], *window).unbind(1)
+            slope = (-mixed / (squared + SLOPE_RIDGE * share_known + 1e-7)).clamp(-MAX_SLOPE, MAX_SLOPE)
+            place = (rows - step * slope).clamp(0, height - 1)
+            upper = place.long()
+            lower = (upper + 1).clamp_max(height - 1)
+            share = place - upper
+            d, bound = before[:, 3], limit[:, :, column]
+            d_upper, d_lower = d.gather(1, upper), d.gather(1, lower)
+            above, below = (1 - share) * (d_upper <= bound), share * (d_lower <= bound)
+            nothing = above + below <= 0
+            upper, lower = torch.where(nothing, rows, upper), torch.where(nothing, rows, lower)
+            above = torch.where(nothing, 1.0, above)
+            total = above + below
+
+            def along(index: torch.Tensor, values: torch.Tensor = before) -> torch.Tensor:
+                return values.gather(2, index[:, None].expand(-1, values.shape[1], -1))
+
+            new = (above[:, None] * along(upper) + below[:, None] * along(lower)) / total[:, None]
+            new[:, 3] = torch.where(above >= below, d.gather(1, upper), d.gather(1, lower))
+            state[column] = torch.where(chosen[:, None, :, column], new, state[column])
+    done = state.permute(1, 2, 3, 0)
+    return done[:, :3].contiguous(), done[:, 3].to(beside.dtype).contiguous()

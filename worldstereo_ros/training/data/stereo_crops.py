@@ -121,7 +121,7 @@ def cut_sides(clips: StereoCrops) -> StereoCrops:
 
     def filled(images: torch.Tensor, holes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         marked = torch.where(holes, HOLE, disparity).view(-1, height, width)
-        eyes = fill_background(WarpedEyes(images.flatten(0, 1).float(), marked))
+        eyes = fill_background(WarpedEyes(images.flatten(0, 1).float(), marked), grey_levels=1.0)
         levels = eyes.image.round().clamp(0, 255).to(torch.uint8)
         return levels.unflatten(0, (n, frames)), eyes.disparity.view_as(disparity).half()
 
