@@ -1,6 +1,8 @@
 """Colours around a hole, as candidates for what it hides."""
 
+import pytest
 import torch
+from torch.nn import functional
 
 from worldstereo_ros.models.stereo_candidates import CANDIDATES, DIRECTIONS, NOTHING, first_met, mix
 
@@ -33,6 +35,24 @@ def test_first_known_colours_are_met_in_each_direction():
     assert difference[(-1.0, 0.0)] == 1.0
     assert colour[(0.0, 1.0)] == 0.25
     assert difference[(0.0, 1.0)] == NOTHING
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="the loops of a GPU")
+def test_a_gpu_meets_the_same():
+    given = scene()
+    for cpu, gpu in zip(first_met(*given), first_met(*(each.cuda() for each in given)), strict=True):
+        assert torch.equal(cpu, gpu.cpu())
+
+
+def test_batches_meet_as_single_images_do():
+    random = torch.Generator().manual_seed(0)
+    painted = (functional.avg_pool2d(torch.rand(3, 1, HEIGHT, WIDTH, generator=random), 5, 1, 2) > 0.5).float()
+    filled, disparity = (torch.rand(3, n, HEIGHT, WIDTH, generator=random) for n in (3, 1))
+    together = first_met(filled, painted, disparity)
+    for index in range(3):
+        one = slice(index, index + 1)
+        for all_of, alone in zip(together, first_met(filled[one], painted[one], disparity[one]), strict=True):
+            assert torch.equal(all_of[one], alone)
 
 
 def test_known_pixels_are_as_they_are():

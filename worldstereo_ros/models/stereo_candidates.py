@@ -5,7 +5,10 @@ A network that mixes them continues lines and outlines into a hole, and invents 
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+
+from worldstereo_ros.utils.jit import compiled
 
 # (x, y) steps: to the right, where the surface behind is seen, and along the hole; to the left is what hides it, or, of
 # what lies beyond the side of the camera's image, what is seen last.
@@ -37,31 +40,83 @@ def first_met(
     n, _, height, width = filled.shape
     hole = painted[:, 0] > 0.5
     image, y, x = hole.nonzero(as_tuple=True)
-    known = torch.cat([(~hole).flatten(), hole.new_zeros(1)])  # the last place is outside
     outside = n * height * width
     colours = filled.permute(0, 2, 3, 1).reshape(-1, 3)
     d = disparity.flatten().float()
     here = (image * height + y) * width + x
     out = filled[:, None].repeat(1, len(DIRECTIONS), 1, 1, 1)
     nearer = filled.new_zeros(n, len(DIRECTIONS), height, width)
-    for index, (dx, dy) in enumerate(DIRECTIONS):
-        met = torch.full_like(here, outside)
-        left = torch.arange(len(here), device=here.device)  # points that met nothing so far
-        for step in range(1, REACH_PX + 1):
-            if not len(left):
-                break
-            u, v = x[left] + round(step * dx), y[left] + round(step * dy)
-            inside = (u >= 0) & (u < width) & (v >= 0) & (v < height)
-            place = torch.where(inside, (image[left] * height + v) * width + u, outside)
-            ends = known[place]
-            met[left[ends]] = place[ends]
-            left = left[inside & ~ends]
+    places = _met_places(hole, here)
+    for index in range(len(DIRECTIONS)):
+        met = places[index]
         something = met < outside
         at = torch.where(something, met, here)
         out[image, index, :, y, x] = colours[at]
         difference = ((d[at] - d[here]) / DIFFERENCE_PX).clamp(-0.5, 1)
         nearer[image, index, y, x] = torch.where(something, difference, NOTHING).to(filled.dtype)
     return out, nearer
+
+
+def _met_places(hole: torch.Tensor, here: torch.Tensor) -> torch.Tensor:
+    """Places of the first pixels that are not holes.
+
+    Args:
+        hole: (N, H, W) bool.
+        here: (P,) int64, places of its pixels among all N H W.
+
+    Returns:
+        (D, P) int64 in each of `DIRECTIONS`; N H W where nothing is met.
+    """
+    n, height, width = hole.shape
+    steps = np.array([[(round(k * dx), round(k * dy)) for k in range(1, REACH_PX + 1)] for dx, dy in DIRECTIONS])
+    if hole.device.type == "cpu":
+        found = np.empty((len(DIRECTIONS), len(here)), np.int64)
+        _walk(hole.numpy().view(np.uint8), here.numpy(), steps, found)
+        return torch.from_numpy(found)
+    outside = n * height * width
+    known = torch.cat([(~hole).flatten(), hole.new_zeros(1)])  # the last place is outside
+    x, y, image = here % width, here // width % height, here // (width * height)
+    parts = []
+    for direction in steps.tolist():
+        met = torch.full_like(here, outside)
+        left = torch.arange(len(here), device=here.device)  # points that met nothing so far
+        for dx, dy in direction:
+            if not len(left):
+                break
+            u, v = x[left] + dx, y[left] + dy
+            inside = (u >= 0) & (u < width) & (v >= 0) & (v < height)
+            place = torch.where(inside, (image[left] * height + v) * width + u, outside)
+            ends = known[place]
+            met[left[ends]] = place[ends]
+            left = left[inside & ~ends]
+        parts.append(met)
+    return torch.stack(parts)
+
+
+@compiled
+def _walk(hole, here, steps, found):
+    """`_met_places` on the CPU.
+
+    Args:
+        hole: (N, H, W) uint8.
+        here: (P,) int64.
+        steps: (D, S, 2) int64, x and y of the steps in each direction.
+        found: (D, P) int64, written.
+    """
+    n, height, width = hole.shape
+    for direction in range(len(steps)):
+        for i in range(len(here)):
+            image, rest = here[i] // (height * width), here[i] % (height * width)
+            y, x = rest // width, rest % width
+            met = n * height * width
+            for s in range(steps.shape[1]):
+                u, v = x + steps[direction, s, 0], y + steps[direction, s, 1]
+                if u < 0 or u >= width or v < 0 or v >= height:
+                    break
+                if hole[image, v, u] == 0:
+                    met = (image * height + v) * width + u
+                    break
+            found[direction, i] = met
 
 
 def mix(filled: torch.Tensor, met: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:

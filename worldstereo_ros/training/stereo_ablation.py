@@ -22,14 +22,15 @@ from worldstereo_ros.models.stereo_refiner import StereoCondition, StereoRefiner
 from worldstereo_ros.pipelines.stereo.warp import JUMP_PX, JUMP_RATIO
 from worldstereo_ros.training.data.dataset import augment_colours
 from worldstereo_ros.training.data.stereo_batches import COLOUR_STRENGTH, carry, valid_flow
-from worldstereo_ros.training.data.stereo_crops import TRUE_PAIR, StereoCrops, cut_sides
+from worldstereo_ros.training.data.stereo_crops import TRUE_PAIR, StereoCrops, views_of
 from worldstereo_ros.training.stages.stereo import GREY_LEVELS, motion_error
 
 SIZE = MappingProxyType({"width": 48, "heads": 2, "depth": 1, "pixel_width": 24})
 BATCH_CLIPS, LEARNING_RATE, WARMUP_STEPS, EMA, WEIGHT_DECAY, MAX_NORM = 8, 2e-3, 20, 0.98, 0.02, 1.0
 MEASURED_AT_ONCE = 12
 MOTION_WEIGHT = 2.0
-SIDES_PROB = 0.5
+# Of clips as they are, cut where the camera's image ends, without past frames, and both, see `views_of`.
+VIEW_SHARES = (0.25, 0.35, 0.15, 0.25)
 FLOOR = (4 / GREY_LEVELS) ** 2  # squared error below which a clip is good enough
 
 
@@ -50,7 +51,7 @@ class Variant:
 
     @property
     def sides(self) -> bool:
-        """Half of the clips end at the side of the camera's image."""
+        """Clips also end at the side of the camera's image, and come without past frames."""
         return self.switches["sides"]
 
 
@@ -177,6 +178,7 @@ def train_variant(
     """
     rows = np.flatnonzero(clips.kind.numpy() == TRUE_PAIR) if not variant.there_and_back else np.arange(len(clips))
     random = np.random.default_rng([seed, 3])
+    views, shares = (views_of(clips), VIEW_SHARES) if variant.sides else ((clips,), (1.0,))
     average = copy.deepcopy(model).eval()
     optimizer = torch.optim.AdamW(model.parameters(), learning_rate, betas=(0.9, 0.98), weight_decay=WEIGHT_DECAY)
     model.train()
@@ -185,8 +187,8 @@ def train_variant(
         rate = min(1, (step + 1) / WARMUP_STEPS) * (0.02 + 0.49 * (1 + math.cos(math.pi * step / steps)))
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * rate
-        some = clips.take(random.choice(rows, BATCH_CLIPS))
-        batch = crop_batch(cut_sides(some) if variant.sides and random.random() < SIDES_PROB else some, random)
+        view = views[random.choice(len(views), p=shares)]
+        batch = crop_batch(view.take(random.choice(rows, BATCH_CLIPS)), random)
         with torch.autocast("cpu", torch.bfloat16):
             made = model(batch.condition.filled, torch.ones(len(batch.target)), batch.condition).float()
         loss, error = _loss(made, batch)

@@ -12,8 +12,12 @@ from worldstereo_ros.training.data.stereo_crops import (
     WIDTH_PX,
     StereoCrops,
     cut_sides,
+    join_crops,
     load_crops,
+    refill,
     render_crops,
+    views_of,
+    without_memory,
 )
 from worldstereo_ros.utils.errors import InputError
 
@@ -64,6 +68,34 @@ def test_files_give_the_same(crops, tmp_path):
     assert torch.equal(loaded.flow[-1], crops.flow[0])
     with pytest.raises(InputError, match="no clips"):
         load_crops([])
+
+
+def test_without_memory_all_holes_are_painted():
+    found = [render_crops("training", index, clips=2, supersample=1, light="plain", clean=True) for index in range(4)]
+    crops = join_crops([each for each in found if each is not None])
+    remembered = crops.hole & ~crops.painted
+    assert remembered.any()
+    lone = without_memory(crops)
+    assert torch.equal(lone.painted, crops.hole)
+    assert torch.equal(lone.hole, crops.hole)
+    seen = (~crops.hole).expand_as(crops.filled)
+    assert torch.equal(lone.filled[seen], crops.filled[seen])
+    error = [
+        (each.filled.float() - each.target.float()).abs().mean(2, keepdim=True)[remembered].mean()
+        for each in (crops, lone)
+    ]
+    assert error[1] > error[0]
+
+
+def test_views_are_filled_as_at_inference(crops):
+    plain, cut, lone, both = views_of(crops)
+    assert torch.equal(plain.painted, crops.painted)
+    assert torch.equal(
+        plain.filled[(~crops.painted).expand_as(crops.filled)], crops.filled[(~crops.painted).expand_as(crops.filled)]
+    )
+    assert torch.equal(refill(plain).filled, plain.filled)
+    assert (cut.painted | lone.painted | both.painted).sum() == both.painted.sum()
+    assert len(plain) == len(cut) == len(lone) == len(both) == len(crops)
 
 
 def test_beyond_the_side_nothing_is_known(crops):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -18,7 +18,9 @@ import torch
 from torch.nn import functional
 
 from worldstereo_ros.geometry.cameras import Camera
-from worldstereo_ros.pipelines.stereo.torch_warp import HOLE, WarpedEyes, fill_background, warp_to_eye
+from worldstereo_ros.pipelines.stereo.background import fill_background
+from worldstereo_ros.pipelines.stereo.torch_warp import HOLE, warp_to_eye
+from worldstereo_ros.pipelines.stereo.warp import WarpedEye
 from worldstereo_ros.scenes import PATHS, Scene, make_path, make_scene, seed_of
 from worldstereo_ros.scenes.raytracing.packing import PackedScenes, pack
 from worldstereo_ros.scenes.raytracing.primitives import Random
@@ -108,30 +110,55 @@ def load_crops(files: Iterable[Path]) -> StereoCrops:
     return StereoCrops(**{name: torch.from_numpy(np.concatenate([part[name] for part in parts])) for name in parts[0]})
 
 
+def join_crops(parts: Sequence[StereoCrops]) -> StereoCrops:
+    """All clips of some parts, at least one."""
+    return StereoCrops(**{f.name: torch.cat([getattr(part, f.name) for part in parts]) for f in fields(StereoCrops)})
+
+
+def views_of(clips: StereoCrops) -> tuple[StereoCrops, StereoCrops, StereoCrops, StereoCrops]:
+    """The clips as they are, with `cut_sides`, `without_memory`, and with both; holes filled as this version does."""
+    lone = without_memory(clips)
+    return refill(clips), cut_sides(clips), lone, cut_sides(lone)
+
+
+def refill(clips: StereoCrops) -> StereoCrops:
+    """The same clips, filled as this version fills holes."""
+    return _filled(clips, clips.painted, clips.hole)
+
+
+def without_memory(clips: StereoCrops) -> StereoCrops:
+    """The same clips as if past frames had seen nothing, as of a lone photograph."""
+    return _filled(replace(clips, filled=clips.background, painted=clips.hole), clips.hole, clips.hole)
+
+
 def cut_sides(clips: StereoCrops) -> StereoCrops:
     """The same clips as if the camera's image ended at the right side of the crop.
 
     What the made eye sees beyond that is painted, unless past frames saw it.
     """
-    n, frames, _, height, width = clips.filled.shape
-    disparity = clips.disparity.float()
+    width = clips.filled.shape[-1]
     remembered = clips.hole & ~clips.painted
-    beyond = (torch.arange(width) + disparity > width - 1) & ~remembered
-    painted, hole = clips.painted | beyond, clips.hole | beyond
-
-    def filled(images: torch.Tensor, holes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        marked = torch.where(holes, HOLE, disparity).view(-1, height, width)
-        eyes = fill_background(WarpedEyes(images.flatten(0, 1).float(), marked), grey_levels=1.0)
-        levels = eyes.image.round().clamp(0, 255).to(torch.uint8)
-        return levels.unflatten(0, (n, frames)), eyes.disparity.view_as(disparity).half()
-
-    image, shown = filled(clips.filled, painted)
+    beyond = (torch.arange(width) + clips.disparity.float() > width - 1) & ~remembered
     reference = clips.reference.clone()
     reference[..., width:] = reference[..., width - 1 : width]
-    return replace(
-        clips, filled=image, background=filled(clips.background, hole)[0], reference=reference, hole=hole,
-        painted=painted, disparity=shown,
-    )  # fmt: skip
+    cut = replace(clips, reference=reference, hole=clips.hole | beyond, painted=clips.painted | beyond)
+    return _filled(cut, cut.painted, cut.hole)
+
+
+def _filled(clips: StereoCrops, painted: torch.Tensor, hole: torch.Tensor) -> StereoCrops:
+    """Clips whose images are filled where they are painted, and whose backgrounds where holes are, (N, T, 1, H, W)."""
+    size = clips.disparity.shape[-2:]
+
+    def filled(images: torch.Tensor, holes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        marked = torch.where(holes, HOLE, clips.disparity.float()).view(-1, *size).numpy()
+        rows = images.flatten(0, 1).permute(0, 2, 3, 1).contiguous().numpy()
+        eyes = [fill_background(WarpedEye(*each), threads=1) for each in zip(rows, marked, strict=True)]
+        levels = torch.from_numpy(np.stack([eye.image for eye in eyes])).permute(0, 3, 1, 2).contiguous()
+        shown = torch.from_numpy(np.stack([eye.disparity for eye in eyes]))
+        return levels.view_as(images), shown.view_as(clips.disparity).half()
+
+    image, shown = filled(clips.filled, painted)
+    return replace(clips, filled=image, background=filled(clips.background, hole)[0], disparity=shown)
 
 
 def render_crops(
@@ -195,7 +222,7 @@ def render_crops(
                 parts.append(_stored(batch, there_and_back, index))
     if not parts:
         return None
-    return StereoCrops(**{f.name: torch.cat([getattr(part, f.name) for part in parts]) for f in fields(StereoCrops)})
+    return join_crops(parts)
 
 
 def _stored(batch: StereoBatch, kind: int, world: int) -> StereoCrops:
