@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 import cv2
@@ -33,6 +33,7 @@ SENSOR_SIGMA = 0.02  # of measured depth
 MIN_SIGMA, MAX_SIGMA = 0.02, 1.0
 ANCHOR_ERROR, ANCHOR_PIXEL_ERROR = 0.01, 0.6  # of an anchor's log depth: constant, and pixels over parallax
 SURE_ANCHOR, MIN_ANCHOR_WEIGHT = 0.05, 0.15
+HELD_OUT, MIN_HELD_OUT = 4, 50  # one point of so many is kept from the refiner, to test it; fewer anchors tell nothing
 
 
 @dataclass(frozen=True)
@@ -59,12 +60,18 @@ class Anchors:
         pixel: (A, 2) where.
         log_depth: (A,) there.
         parallax: (A,) pixels that the point moved by the camera's translation.
+        point: (A,) number of the point.
     """
 
     frame: np.ndarray
     pixel: np.ndarray
     log_depth: np.ndarray
     parallax: np.ndarray
+    point: np.ndarray
+
+    def select(self, kept: np.ndarray) -> Anchors:
+        """Those that (A,) bool says."""
+        return Anchors(*(getattr(self, each.name)[kept] for each in fields(self)))
 
 
 def predict_depth(
@@ -127,6 +134,8 @@ def correct_depth(
 ) -> tuple[DepthMaps, np.ndarray | None]:
     """Moves the depth of a clip to anchors by a smooth field, and lets a refiner change the result.
 
+    The refiner does not get all anchors: those held out tell how far it is to be followed, see `held_out.refined`.
+
     Args:
         maps: depth of the frames.
         anchors: depths of tracked points, of the scale of the poses.
@@ -142,6 +151,7 @@ def correct_depth(
     """
     import torch
 
+    from worldstereo_ros.pipelines.pointmaps.held_out import refined
     from worldstereo_ros.utils.single_thread import single_thread
 
     height, width = maps.depth.shape[1:]
@@ -150,7 +160,12 @@ def correct_depth(
     change = prior.log_depth[0].numpy() - small
     log_sigma, dynamic = prior.log_sigma[0].numpy(), None
     if refiner is not None:
-        prediction = refiner(*network_clip(images, camera, *small.shape[1:]), prior)
+        out = held_out(anchors)
+        with single_thread():
+            part = dense_prior(maps, anchors.select(~out), poses, log_scale)[0] if out.any() else prior
+        test = anchor_maps(anchors.select(out), small.shape, (height, width))
+        clip = network_clip(images, camera, *small.shape[1:])
+        prediction = refined(refiner(*clip, part), prior, part, clip[1], *test)
         change = prediction.log_depth[0].float().cpu().numpy() - small
         log_sigma = prediction.log_scale[0].float().cpu().numpy()
         if prediction.knows_moving:
@@ -182,13 +197,19 @@ def dense_prior(
     _, filled = _filled_logs(maps, log_scale)
     small = np.stack([resize_image(one.astype(np.float32), columns, rows) for one in filled])
     doubt = np.stack([resize_image(np.log(one), columns, rows) for one in maps.sigma])
-    target, weight = _anchor_maps(anchors, (frames, rows, columns), (height, width))
+    target, weight = anchor_maps(anchors, (frames, rows, columns), (height, width))
     first = np.linalg.inv(poses[0]) @ poses
     tensors = (
         torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))[None]
         for array in (small, doubt, first, target, weight)
     )
     return anchored_prior(*tensors), small
+
+
+def held_out(anchors: Anchors) -> np.ndarray:
+    """(A,) bool, anchors of one point in `HELD_OUT`, in all frames that see it; none where they would be too few."""
+    out = anchors.point % HELD_OUT == 0
+    return out if out.sum() >= MIN_HELD_OUT else np.zeros_like(out)
 
 
 def network_clip(images: np.ndarray, camera: Camera, rows: int, columns: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -217,7 +238,7 @@ def _enlarged(values: np.ndarray, width: int, height: int) -> np.ndarray:
     return cv2.resize(values.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
 
 
-def _anchor_maps(anchors: Anchors, shape: tuple[int, int, int], size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+def anchor_maps(anchors: Anchors, shape: tuple[int, int, int], size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     """Log depth and weight (F, h, w) of anchors at the working size; of two in a pixel the surer one."""
     target, weight = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
     if not len(anchors.frame):

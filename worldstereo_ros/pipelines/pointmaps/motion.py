@@ -60,7 +60,7 @@ class Motion:
 
 def no_anchors() -> Anchors:
     """Anchors of a clip without parallax."""
-    return Anchors(np.zeros(0, np.int64), np.zeros((0, 2)), np.zeros(0), np.zeros(0))
+    return Anchors(np.zeros(0, np.int64), np.zeros((0, 2)), np.zeros(0), np.zeros(0), np.zeros(0, np.int64))
 
 
 def estimate_motion(
@@ -277,4 +277,5 @@ def _anchors(
         np.concatenate([observations.pixel[own], observations.seen_at[rows]]),
         np.concatenate([np.log(depths[own]), np.log(there[rows, 2])]),
         np.concatenate([parallax[own], parallax[point[rows]]]),
+        np.concatenate([np.flatnonzero(own), point[rows]]),
     )
