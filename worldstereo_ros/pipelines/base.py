@@ -76,8 +76,8 @@ class PipelineFrame:
             camera saw; None if the pipeline does not estimate it.
         estimated: (H, W) bool, True where a camera saw the colour and a model estimated the distance; None = nowhere.
         depth_confidence: (H, W) float32 in 0..1, see `confidence`; None: the world model estimates it.
-        far: (H, W) bool, True where the image shows what two observations saw in the same direction, beyond the range
-            of their sensors; None = nowhere.
+        far_confidence: (H, W) float32, confidence of the colour where the image shows what an observation saw in the
+            same direction beyond the range of its sensor, 0 elsewhere; None = nowhere.
     """
 
     image: np.ndarray
@@ -88,7 +88,7 @@ class PipelineFrame:
     plane_absence: np.ndarray | None = None
     estimated: np.ndarray | None = None
     depth_confidence: np.ndarray | None = None
-    far: np.ndarray | None = None
+    far_confidence: np.ndarray | None = None
 
     @property
     def seen(self) -> np.ndarray:

@@ -10,10 +10,6 @@ from worldstereo_ros.geometry.views import ImaginedView
 from worldstereo_ros.pipelines.base import Conditioning, PipelineFrame
 from worldstereo_ros.pipelines.confidence import load_confidence
 
-# Of the colour of `PipelineFrame.far`: .99 of these pixels are right in validation worlds; the poses of a robot are not
-# as exact as theirs.
-FAR_CONFIDENCE = 0.9
-
 
 def with_confidence(frame: PipelineFrame, conditioning: Conditioning, offset: int, pipeline: str) -> PipelineFrame:
     """Adds the confidences that the pipeline does not provide.
@@ -28,8 +24,8 @@ def with_confidence(frame: PipelineFrame, conditioning: Conditioning, offset: in
         return frame
     found = load_confidence(pipeline)(frame, conditioning, offset)
     colour, depth = found.colour, found.depth
-    if frame.far is not None:  # as good as what it copies; its features are those of a hole
-        colour = np.where(frame.far, np.float32(FAR_CONFIDENCE), colour)
+    if frame.far_confidence is not None:  # as good as what it copies; its features are those of a hole
+        colour = np.where(frame.far_confidence > 0, frame.far_confidence, colour)
     return replace(
         frame,
         confidence=colour if frame.confidence is None else frame.confidence,

@@ -10,9 +10,8 @@ from helpers.box_room import CAMERA, observe, room, turned
 from worldstereo_ros.geometry.provenance import Provenance
 from worldstereo_ros.geometry.views import View
 from worldstereo_ros.pipelines.auto import load_pipeline
-from worldstereo_ros.pipelines.geometric.far_view import far_pixels, far_view
+from worldstereo_ros.pipelines.geometric.far_view import CONFIRMED_CONFIDENCE, FAR_CONFIDENCE, far_pixels, far_view
 from worldstereo_ros.pipelines.geometric.layout import PlaneRender, estimate_layout
-from worldstereo_ros.pipelines.imagined_views import FAR_CONFIDENCE
 from worldstereo_ros.world import WorldModel
 
 EVERYWHERE = np.ones((CAMERA.height, CAMERA.width), bool)
@@ -135,7 +134,7 @@ def test_the_small_model_shows_the_sky_behind_a_window_from_another_place():
     assert not frame.observed_mask[shown].any()
 
 
-def test_what_is_far_and_confirmed_has_the_confidence_of_what_it_copies_and_none_of_depth():
+def test_what_is_far_has_the_confidence_of_what_it_copies_and_none_of_depth():
     world = WorldModel(load_pipeline("small"), depth_estimator=None)
     for view in (window_view(far=20.0), window_view(10, x=-0.8, far=20.0)):
         world.observe(view)
@@ -148,6 +147,7 @@ def test_what_is_far_and_confirmed_has_the_confidence_of_what_it_copies_and_none
         far_view([window_view(far=20.0), window_view(10, x=-0.8, far=20.0)], CAMERA, there, EVERYWHERE).confirmed & far
     )
     assert confirmed.sum() > 300
-    np.testing.assert_array_equal(frame.confidence[confirmed], np.float32(FAR_CONFIDENCE))
+    np.testing.assert_array_equal(frame.confidence[confirmed], np.float32(CONFIRMED_CONFIDENCE))
+    np.testing.assert_array_equal(frame.confidence[far & ~confirmed], np.float32(FAR_CONFIDENCE))
     assert not frame.depth_confidence[far].any()
     assert frame.confidence[~far & ~frame.observed_mask].mean() < FAR_CONFIDENCE

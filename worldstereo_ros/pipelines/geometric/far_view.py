@@ -29,6 +29,8 @@ SMOOTHED_PX = 3  # over which what is far blends into the image
 # grey levels, it is not far, but beyond a short range of the sensor or missing.
 COMPARED_PX, MAX_DIFFERENCE = 7, 20.0
 MAX_COMPARED = 6  # observations that show something far
+# Of the colour: .99 of these pixels are right in validation worlds, with exact poses and a sky that does not change.
+FAR_CONFIDENCE, CONFIRMED_CONFIDENCE = 0.8, 0.9
 MIN_BASELINE = 0.5  # between two observations that confirm each other, of the distance to the view
 
 
@@ -143,4 +145,5 @@ def show_far(frame: PipelineFrame, far: FarView) -> PipelineFrame:
     share = cv2.blur(far.found.astype(np.float32), (SMOOTHED_PX, SMOOTHED_PX)) * far.found
     mixed = cv2.blendLinear(frame.image.astype(np.float32), far.image.astype(np.float32), 1 - share, share)
     image = np.where(far.found[..., None], np.rint(mixed), frame.image).astype(np.uint8)
-    return replace(frame, image=image, far=far.confirmed)
+    confidence = np.where(far.confirmed, np.float32(CONFIRMED_CONFIDENCE), np.float32(FAR_CONFIDENCE))
+    return replace(frame, image=image, far_confidence=np.where(far.found, confidence, np.float32(0)))
