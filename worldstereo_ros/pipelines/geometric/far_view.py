@@ -30,7 +30,7 @@ SMOOTHED_PX = 3  # over which what is far blends into the image
 COMPARED_PX, MAX_DIFFERENCE = 7, 20.0
 MAX_COMPARED = 6  # observations that show something far
 # Of the colour: .99 of these pixels are right in validation worlds, with exact poses and a sky that does not change.
-FAR_CONFIDENCE, CONFIRMED_CONFIDENCE = 0.8, 0.9
+FAR_CONFIDENCE, CONFIRMED_CONFIDENCE = 0.9, 0.97
 MIN_BASELINE = 0.5  # between two observations that confirm each other, of the distance to the view
 
 
