@@ -21,7 +21,7 @@ import torch
 from worldstereo_ros.models.checkpoints.loading import BASE_STEM
 from worldstereo_ros.models.checkpoints.saving import save_weights, write_json
 from worldstereo_ros.models.stereo_refiner import StereoRefiner, load_stereo_refiner
-from worldstereo_ros.training.data.stereo_crops import cut_sides, load_crops, render_crops
+from worldstereo_ros.training.data.stereo_crops import load_crops, render_crops, views_of
 from worldstereo_ros.training.stereo_ablation import (
     LEARNING_RATE,
     VARIANTS,
@@ -36,6 +36,8 @@ from worldstereo_ros.training.stereo_ablation import (
 from worldstereo_ros.training.stereo_training import STEREO_FOLDER
 
 VALIDATION_WORLDS, CLIPS = 48, 3
+VIEWS = ("as they are", "cut at the side", "without memory", "cut, without memory")  # of `views_of`
+SHARES = (1.0, 0.6)  # of a network's colours, mixed into the fill
 
 
 def render(folder: Path, minutes: float) -> None:
@@ -76,7 +78,7 @@ def table(rows: list[dict]) -> str:
     head = "| painted pixels | mean of worlds, dB | over the fill, dB | worlds better | all pixels, dB | flicker |"
     lines = [head, "| --- " * 6 + "|"]
     for r in rows:
-        gain = "" if r["name"] == "memory and background (fill)" else f"{r['gain']:+.2f} ± {r['error']:.2f}"
+        gain = "" if "fill" in r["name"] else f"{r['gain']:+.2f} ± {r['error']:.2f}"
         lines.append(
             f"| {r['name']} | {r['psnr']:.2f} | {gain} | {100 * r['better']:.0f} % | {r['pooled']:.2f} | "
             f"{r['flicker']:.2f} |"
@@ -102,7 +104,8 @@ def main() -> None:
         return
     if options.out is None:
         parser.error("--out is missing")
-    validation = load_crops(sorted(options.data.glob("validation_*.npz")))
+    views = dict(zip(VIEWS, views_of(load_crops(sorted(options.data.glob("validation_*.npz")))), strict=True))
+    validation = views[VIEWS[0]]
     clips = load_crops(sorted(options.data.glob("training_*.npz")))
     fill = measure(validation, of_fill)
     rows = [
@@ -112,9 +115,8 @@ def main() -> None:
     counts = [len(np.unique(each.world.numpy())) for each in (clips, validation)]
     print(f"{len(clips)} clips of {counts[0]} worlds, {len(validation)} of {counts[1]} unseen worlds", flush=True)
     print(table(rows), flush=True)
-    cut = cut_sides(validation)
-    cut_fill = measure(cut, of_fill)
-    at_sides = [row("memory and background (fill)", cut_fill, cut_fill)]
+    fills = {key: measure(view, of_fill) for key, view in views.items()}
+    at_sides = [row(f"fill, {key}", each, each) for key, each in fills.items()]
     for key in options.variants:
         variant, folder = VARIANTS[key], options.out / key / STEREO_FOLDER
         model = load_stereo_refiner(folder) if options.resume else None
@@ -129,7 +131,11 @@ def main() -> None:
         save(trained, folder)
         rows.append(row(variant.name, measure(validation, of_network(trained)), fill))
         if variant.sides:
-            at_sides.append(row(variant.name, measure(cut, of_network(trained)), cut_fill))
+            at_sides += [
+                row(f"{share:.0%} of the network, {key}", measure(view, of_network(trained, share)), fills[key])
+                for key, view in views.items()
+                for share in SHARES
+            ]
         print(table(rows[-1:]).splitlines()[-1], flush=True)
         write_json(
             options.out / "results.json",
@@ -137,7 +143,7 @@ def main() -> None:
         )
     print(json.dumps({"training_worlds": counts[0], "validation_worlds": counts[1]}))
     print(table(rows))
-    print("The same clips as if the camera's image ended at their right side:")
+    print("The last network by what is known of the clips:")
     print(table(at_sides))
 
 

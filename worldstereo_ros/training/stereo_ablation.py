@@ -22,11 +22,11 @@ from worldstereo_ros.models.stereo_refiner import StereoCondition, StereoRefiner
 from worldstereo_ros.pipelines.stereo.warp import JUMP_PX, JUMP_RATIO
 from worldstereo_ros.training.data.dataset import augment_colours
 from worldstereo_ros.training.data.stereo_batches import COLOUR_STRENGTH, carry, valid_flow
-from worldstereo_ros.training.data.stereo_crops import TRUE_PAIR, StereoCrops, views_of
+from worldstereo_ros.training.data.stereo_crops import TRUE_PAIR, StereoCrops, refill, views_of
 from worldstereo_ros.training.stages.stereo import GREY_LEVELS, motion_error
 
 SIZE = MappingProxyType({"width": 48, "heads": 2, "depth": 1, "pixel_width": 24})
-BATCH_CLIPS, LEARNING_RATE, WARMUP_STEPS, EMA, WEIGHT_DECAY, MAX_NORM = 8, 2e-3, 20, 0.98, 0.02, 1.0
+BATCH_CLIPS, LEARNING_RATE, WARMUP_STEPS, EMA, WEIGHT_DECAY, MAX_NORM = 8, 2e-3, 20, 0.99, 0.02, 1.0
 MEASURED_AT_ONCE = 12
 MOTION_WEIGHT = 2.0
 # Of clips as they are, cut where the camera's image ends, without past frames, and both, see `views_of`.
@@ -178,7 +178,7 @@ def train_variant(
     """
     rows = np.flatnonzero(clips.kind.numpy() == TRUE_PAIR) if not variant.there_and_back else np.arange(len(clips))
     random = np.random.default_rng([seed, 3])
-    views, shares = (views_of(clips), VIEW_SHARES) if variant.sides else ((clips,), (1.0,))
+    views, shares = (views_of(clips), VIEW_SHARES) if variant.sides else ((refill(clips),), (1.0,))
     average = copy.deepcopy(model).eval()
     optimizer = torch.optim.AdamW(model.parameters(), learning_rate, betas=(0.9, 0.98), weight_decay=WEIGHT_DECAY)
     model.train()
@@ -252,14 +252,15 @@ def measure(clips: StereoCrops, make: Callable[[CropBatch, StereoCrops], torch.T
     return WorldScore(*sums[:, some_pixels])
 
 
-def of_network(model: StereoRefiner) -> Callable[[CropBatch, StereoCrops], torch.Tensor]:
-    """For `measure`: paints with a network."""
+def of_network(model: StereoRefiner, share: float = 1.0) -> Callable[[CropBatch, StereoCrops], torch.Tensor]:
+    """For `measure`: paints with a network, of which a share is mixed into the fill."""
 
     def make(batch: CropBatch, _: StereoCrops) -> torch.Tensor:
         model.eval()
         condition = batch.condition
         with torch.autocast("cpu", torch.bfloat16):
             made = model(condition.filled, torch.ones(len(batch.target)), condition).float().clamp(-1, 1)
+        made = torch.lerp(condition.filled, made, share)
         return torch.where(condition.painted > 0.5, made, condition.filled)
 
     return make
