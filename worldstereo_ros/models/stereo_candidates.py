@@ -8,8 +8,6 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from worldstereo_ros.utils.jit import compiled
-
 # (x, y) steps: to the right, where the surface behind is seen, and along the hole; to the left is what hides it, or, of
 # what lies beyond the side of the camera's image, what is seen last.
 DIRECTIONS = (
@@ -70,8 +68,10 @@ def _met_places(hole: torch.Tensor, here: torch.Tensor) -> torch.Tensor:
     n, height, width = hole.shape
     steps = np.array([[(round(k * dx), round(k * dy)) for k in range(1, REACH_PX + 1)] for dx, dy in DIRECTIONS])
     if hole.device.type == "cpu":
+        from worldstereo_ros.imaging.first_known import walk  # numba, without which this module can be imported
+
         found = np.empty((len(DIRECTIONS), len(here)), np.int64)
-        _walk(hole.numpy().view(np.uint8), here.numpy(), steps, found)
+        walk(hole.numpy().view(np.uint8), here.numpy(), steps, found)
         return torch.from_numpy(found)
     outside = n * height * width
     known = torch.cat([(~hole).flatten(), hole.new_zeros(1)])  # the last place is outside
@@ -91,32 +91,6 @@ def _met_places(hole: torch.Tensor, here: torch.Tensor) -> torch.Tensor:
             left = left[inside & ~ends]
         parts.append(met)
     return torch.stack(parts)
-
-
-@compiled
-def _walk(hole, here, steps, found):
-    """`_met_places` on the CPU.
-
-    Args:
-        hole: (N, H, W) uint8.
-        here: (P,) int64.
-        steps: (D, S, 2) int64, x and y of the steps in each direction.
-        found: (D, P) int64, written.
-    """
-    n, height, width = hole.shape
-    for direction in range(len(steps)):
-        for i in range(len(here)):
-            image, rest = here[i] // (height * width), here[i] % (height * width)
-            y, x = rest // width, rest % width
-            met = n * height * width
-            for s in range(steps.shape[1]):
-                u, v = x + steps[direction, s, 0], y + steps[direction, s, 1]
-                if u < 0 or u >= width or v < 0 or v >= height:
-                    break
-                if hole[image, v, u] == 0:
-                    met = (image * height + v) * width + u
-                    break
-            found[direction, i] = met
 
 
 def mix(filled: torch.Tensor, met: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
