@@ -37,6 +37,8 @@ def place(tmp_path_factory: pytest.TempPathFactory):
         client.wait_until_ready()
         for pose in POSED:
             client.add_observation(render(pose))
+        # Diagnostics say it a little later than the client, and tests count from here.
+        assert wait_for(lambda: robot.observations_taken() == len(POSED)), robot.diagnostics()
         yield node, robot, client, folder
 
 
