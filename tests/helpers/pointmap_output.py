@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -89,6 +91,20 @@ class Setup:
 
     def done(self, count):
         assert wait_for(lambda: self.output.status["point maps"] >= count, LIMIT_S), (self.output.status, self.logged)
+
+
+@contextlib.contextmanager
+def outputs() -> Iterator[Callable[..., Setup]]:
+    """Gives what opens outputs, with the arguments of `Setup`, and closes them at the end."""
+    opened: list[Setup] = []
+
+    def make(**values) -> Setup:
+        opened.append(Setup(**values))
+        return opened[-1]
+
+    yield make
+    for each in opened:
+        assert each.output.close()
 
 
 def observation_of(image: np.ndarray, stamp_ns: int, *, width: int | None = None) -> Observation:

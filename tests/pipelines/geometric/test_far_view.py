@@ -151,3 +151,24 @@ def test_what_is_far_has_the_confidence_of_what_it_copies_and_none_of_depth():
     np.testing.assert_array_equal(frame.confidence[far & ~confirmed], np.float32(FAR_CONFIDENCE))
     assert not frame.depth_confidence[far].any()
     assert frame.confidence[~far & ~frame.observed_mask].mean() < FAR_CONFIDENCE
+
+
+def test_estimated_depth_shows_no_long_range():
+    layout = estimate_layout([window_view()])
+    far = np.where(layout.depths > 3.9, np.float32(9), layout.depths)
+    guessed = replace(window_view(), estimated=EVERYWHERE)
+    assert layout.seen is not None
+
+    class Conditioning:
+        camera, world_from_camera = CAMERA, np.eye(4)[None]
+
+        class renders:  # noqa: N801
+            provenance = torch.zeros((1, *EVERYWHERE.shape), dtype=torch.uint8) + int(Provenance.UNKNOWN)
+
+    nothing = np.zeros(EVERYWHERE.shape, np.float32)
+    planes = PlaneRender(
+        np.zeros((*nothing.shape, 3), np.float32), nothing, nothing, np.full(nothing.shape, -1, np.int16)
+    )
+    for view, found in ((window_view(), True), (guessed, False)):
+        of_view = replace(layout, depths=far, seen=layout.seen._replace(observations=[view]))
+        assert far_pixels(of_view, Conditioning(), 0, planes, ~EVERYWHERE).found.any() == found

@@ -9,7 +9,7 @@ from helpers import drifting_walk
 from helpers.box_room import HIGH, LOW
 from helpers.node_harness import CAMERA_FRAME, NODE, running, wait_for
 from helpers.paths import REPOSITORY
-from helpers.pointmap_output import LIMIT_S, Setup, observation_of
+from helpers.pointmap_output import LIMIT_S, observation_of, outputs
 from nav_msgs.msg import Odometry
 from nav_msgs.msg import Path as PathMessage
 from tf2_msgs.msg import TFMessage
@@ -32,15 +32,8 @@ ROOM_FROM_WORLD = drifting_walk.poses()[0] @ invert_pose(BODY_FROM_OPTICAL)
 @pytest.fixture
 def make(monkeypatch):
     monkeypatch.setattr(StreamFactory, "open", drifting_walk.open_stream)
-    opened = []
-
-    def make(**values):
-        opened.append(Setup(**values))
-        return opened[-1]
-
-    yield make
-    for each in opened:
-        assert each.output.close()
+    with outputs() as opener:
+        yield opener
 
 
 def send(setup, numbers, first_ns=10**9):

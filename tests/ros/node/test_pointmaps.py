@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from helpers.box_room import CAMERA
 from helpers.node_harness import CAMERA_FRAME, wait_for
-from helpers.pointmap_output import LIMIT_S, WINDOW, Setup, observation_of
+from helpers.pointmap_output import LIMIT_S, WINDOW, observation_of, outputs
 from helpers.video_scene import KnownDepth, frame, walk
 from nav_msgs.msg import Odometry
 from std_msgs.msg import Header
@@ -146,15 +146,8 @@ def make(monkeypatch):
     seen = [*VIEWS, [np.ascontiguousarray(array[:, :128]) for array in VIEWS[8]]]
     guess = KnownDepth([view[0] for view in seen], [view[1] for view in seen], 1.25)
     monkeypatch.setattr(pointmap_estimator, "load_depth_estimator", lambda name, device: guess)
-    opened = []
-
-    def make(**values):
-        opened.append(Setup(**values))
-        return opened[-1]
-
-    yield make
-    for each in opened:
-        assert each.output.close()
+    with outputs() as opener:
+        yield opener
 
 
 def observation(index: int, *, width: int | None = None, seconds: float | None = None) -> Observation:

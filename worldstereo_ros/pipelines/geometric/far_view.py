@@ -18,12 +18,12 @@ from worldstereo_ros.geometry.provenance import Provenance
 from worldstereo_ros.geometry.views import View
 from worldstereo_ros.pipelines.base import Conditioning, PipelineFrame
 from worldstereo_ros.pipelines.geometric.layout import Layout, PlaneRender
+from worldstereo_ros.pipelines.geometric.plane_fill import WORKING_PIXELS
 
 LONG_RANGE_M, MIN_LONG_FRACTION = 8.0, 1e-3  # this part of what a sensor of long range measured is farther
 MARGIN_PX = 2  # from a measured pixel, in an observation
 MIN_AHEAD = 0.05  # depth of a direction of length 1
 GAP_PX = 5  # width of gaps between points of the cloud, in which nothing far is shown, in a view of `WORKING_PIXELS`
-WORKING_PIXELS = 320 * 240
 SMOOTHED_PX = 3  # over which what is far blends into the image
 # What two observations saw in one direction is compared in light (a filter of so many pixels): where it differs by more
 # grey levels, it is not far, but beyond a short range of the sensor or missing.
@@ -127,7 +127,9 @@ def far_pixels(
         seen: (H, W) bool, pixels that an observation saw.
     """
     observations = [] if layout.seen is None else layout.seen.observations
-    long_range = (layout.depths > LONG_RANGE_M).sum() > MIN_LONG_FRACTION * (layout.depths > 0).sum()
+    # Estimated depth tells nothing about a sensor.
+    measured = layout.depths[[view.estimated is None for view in observations]] if observations else layout.depths[:0]
+    long_range = (measured > LONG_RANGE_M).sum() > MIN_LONG_FRACTION * (measured > 0).sum()
     if not long_range or not all(view.metric for view in observations):
         observations = []
     empty = ~seen & (planes.plane < 0) if observations else np.zeros(seen.shape, bool)

@@ -31,9 +31,7 @@ from worldstereo_ros.pipelines.geometric.assumed_textures import (
     wall_profile,
 )
 from worldstereo_ros.pipelines.geometric.detail_rendering import PackedExamples, add_details, pack_examples
-from worldstereo_ros.pipelines.geometric.plane_details import (
-    canonical_axes,
-)
+from worldstereo_ros.pipelines.geometric.plane_details import canonical_axes
 from worldstereo_ros.pipelines.geometric.plane_detection import (
     GRID_WIDTH,
     TEXTURE_CELLS,

@@ -29,7 +29,7 @@ def share_of_refiner(prior: np.ndarray, refined: np.ndarray, truth: np.ndarray, 
     Args:
         prior, refined: (N,) log depth before and after, at the anchors.
         truth: (N,) log depth of the anchors.
-        weight: (N,) how sure they are, not all 0.
+        weight: (N,) of the anchors, larger for more certain ones; not all 0.
 
     Returns:
         1 where the mean error of the refiner is at most `WHOLLY` times that of the prior, 0 from `NOT_AT_ALL` times on.

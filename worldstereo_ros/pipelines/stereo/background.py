@@ -1,7 +1,7 @@
 """Fills holes of a warped eye from the side of the background: what opens beside a thing is what lies behind it.
 
-Lines that end at the hole go on into it: the skirting of a wall, a stripe on the floor, the outline of a thing that is
-cut off by the side of the camera's image. Column by column, each pixel takes the colour of the column before, along
+Lines that end at the hole continue into it: the skirting of a wall, a stripe on the floor, the outline of a thing that
+is cut off by the side of the camera's image. Column by column, each pixel takes the colour of the column before, along
 the slope of the lines there (coherence transport, Bornemann and März 2007, with one front in each direction).
 """
 
@@ -18,7 +18,7 @@ SLOPE_SIDE_PX = 13  # of the window whose gradients tell the slope of lines, and
 SLOPE_RIDGE = 0.5  # squared grey levels a pixel: gradients that are weaker are noise, and lines there are level
 MAX_SLOPE = 3.0  # rows a column
 # How a hole's pixel is filled: not at all, from the left, from the right; more if its row's hole ends at the image's
-# side, where what is nearer goes on as well.
+# side, where what is nearer continues as well.
 _EMPTY, _LEFT, _RIGHT, _AT_SIDE = 0, 1, 2, 2
 
 
@@ -156,7 +156,7 @@ def _transport(rows, columns, step, source, beside, settings, image, disparity, 
         lower = min(upper + 1, height - 1)
         share = place - np.float32(upper)
         above, below = np.float32(1.0) - share, share
-        if source[y, x] <= _AT_SIDE:  # what hides the background does not go on
+        if source[y, x] <= _AT_SIDE:  # what hides the background does not continue
             limit = beside[y, x] + max(settings[0], settings[1] * beside[y, x])
             if disparity[upper, p] > limit:
                 above = np.float32(0.0)
