@@ -175,6 +175,8 @@ def sample_pixels(
     ratio = depth_ratio(frame.depth, depth)
     estimated = np.zeros_like(frame.observed) if frame.estimated is None else frame.estimated
     labels = np.select([frame.observed, estimated], [0, 1], 2)
+    if frame.far_confidence is not None:
+        labels[frame.far_confidence > 0] = -1  # its confidence does not come from the functions
     height, width = error.shape
     parts, weights = [], []
     for label in range(len(CLASSES)):
