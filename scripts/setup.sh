@@ -38,13 +38,13 @@ wanted=$(cat pyproject.toml requirements-ros.txt scripts/setup.sh | sha256sum)
 if [ "$(cat $stamp 2>/dev/null)" != "$wanted" ]; then
   say "installing Python packages (a few minutes the first time)"
   .venv/bin/python -m pip install -q --upgrade pip
-  .venv/bin/python -m pip install -q torch==2.13.0  # first and exact: later requirements are then content with it
-  .venv/bin/python -m pip install -q -r requirements-ros.txt
+  .venv/bin/python -m pip install -q --no-compile torch==2.13.0  # first and exact: later requirements are then content with it
+  .venv/bin/python -m pip install -q --no-compile -r requirements-ros.txt
   # pip and colcon both install under this name; pip would remove what colcon built. So all of it goes and is built again.
   rm -rf .venv/lib/python3*/site-packages/worldstereo_ros* .venv/lib/python3*/site-packages/__editable__.worldstereo_ros* \
     build/colcon/worldstereo_ros .venv/.worldstereo_interfaces
   # compat: a plain path entry, so that files added later are found beside the built messages
-  .venv/bin/python -m pip install -q --config-settings editable_mode=compat -e '.[view,export,evaluation,reconstruct,batch,serve,dev]'
+  .venv/bin/python -m pip install -q --no-compile --config-settings editable_mode=compat -e '.[view,export,evaluation,reconstruct,batch,serve,dev]'
   echo "$wanted" > $stamp
 fi
 

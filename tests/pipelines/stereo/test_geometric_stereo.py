@@ -85,6 +85,17 @@ def test_what_stands_beside_the_image_hides_what_is_seen_behind_it(moved):
         assert error(frame.image, truth, hidden) < 0.2 * error(alone.image, truth, hidden)
 
 
+def test_what_a_later_frame_looked_through_is_gone():
+    settings, board, away = StereoSettings(base=0.2, steady=False), 1.47, 9.0  # beside the present camera's image
+    frame = make([0.5, 0.4, 0.0], settings, boards=[board, away, away])
+    truth = view_from(0.2, away)[0]
+    filled = frame.source == REMEMBERED
+    assert filled.sum() > 500
+    assert error(frame.image, truth, filled) < 5
+    still = make([0.5, 0.4, 0.0], settings, boards=[board, board, board])
+    assert error(still.image, view_from(0.2, board)[0], still.source == REMEMBERED) < 12
+
+
 def test_without_poses_nothing_is_remembered():
     assert not (make([0.25, 0.0], poses=False).source == REMEMBERED).any()
 

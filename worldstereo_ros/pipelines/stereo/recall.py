@@ -1,8 +1,8 @@
 """What other frames saw of the holes: past frames projected into them, tested against the present depth.
 
-A remembered point that lies in front of what the present frame sees is gone: something moved, and the space is free
-now. Beside the camera's image nothing says so, and a still point there hides what the other eye would see behind it.
-Points at a jump of disparity are left out, because their colours mix two surfaces.
+A remembered point that lies in front of what a later frame sees is gone: something moved, and the space was free
+then. Beside the camera's image the present frame says nothing of it, and a still point there hides what the other eye
+would see behind it. Points at a jump of disparity are left out, because their colours mix two surfaces.
 """
 
 from __future__ import annotations
@@ -101,13 +101,15 @@ class FrameMemory:
         depth = np.zeros(hole.shape, np.float32)
         parts = [np.zeros(hole.shape, np.float32) for _ in range(threads)]
         present = np.ascontiguousarray(disparity, np.float32)
-        for frame in self.frames:
+        depths = np.stack([frame.depth for frame in self.frames])
+        for index, frame in enumerate(self.frames):
             A, b = pixel_transform(camera, frame.world_from_camera, eye, world_from_eye)
+            later = self._transforms_to_later(index, camera)
             ranges = split_range(len(depth), threads)
             run_in_threads(
                 _splat_into_holes,
                 [
-                    (*rows, frame.depth, A, b, marked, warped.disparity, present, settings, part)
+                    (*rows, depths, later, A, b, marked, warped.disparity, present, settings, part)
                     for rows, part in zip(ranges, parts, strict=False)
                 ],
             )
@@ -132,6 +134,12 @@ class FrameMemory:
             )
         target[hole & ~found] = HOLE
         return WarpedEye(image, target), found
+
+    def _transforms_to_later(self, index: int, camera: Camera) -> np.ndarray:
+        """(L, 3, 4) float32 `pixel_transform` from a frame to each of those that were remembered after it."""
+        pose, after = self.frames[index].world_from_camera, list(self.frames)[index + 1 :]
+        pairs = [pixel_transform(camera, pose, camera, frame.world_from_camera) for frame in after]
+        return np.array([np.column_stack(pair) for pair in pairs], np.float32).reshape(-1, 3, 4)
 
     def _stand_still(
         self, pixels: np.ndarray, depth: np.ndarray, eye: Camera, world_from_eye: np.ndarray, camera: Camera
@@ -169,12 +177,13 @@ class FrameMemory:
 
 
 @compiled
-def _splat_into_holes(row0, row1, depth, A, b, hole, seen, present, settings, out):
+def _splat_into_holes(row0, row1, depths, later, A, b, hole, seen, present, settings, out):
     """Projects points of a remembered frame into the holes of the eye; the nearest wins.
 
     Args:
         row0, row1: first row and end of the rows of the frame.
-        depth: (H, W) float32 of the frame, 0 = unknown.
+        depths: (F, H, W) float32 of all remembered frames, 0 = unknown, oldest first.
+        later: (L, 3, 4) float32 `pixel_transform` from the frame to those after it, the last L of them.
         A, b: `pixel_transform` from the frame to the eye.
         hole: (H, W) uint8, 1 = hole of the eye.
         seen: (H, W) float32 disparity of the eye, outside its holes.
@@ -186,6 +195,8 @@ def _splat_into_holes(row0, row1, depth, A, b, hole, seen, present, settings, ou
     height, width = hole.shape
     near = np.float32(MIN_DEPTH)
     half = np.float32(0.5)
+    first = len(depths) - len(later)
+    depth = depths[first - 1]
     for y in range(row0, row1):
         for x in range(width):
             d = depth[y, x]
@@ -220,6 +231,11 @@ def _splat_into_holes(row0, row1, depth, A, b, hole, seen, present, settings, ou
                     mixed = mixed or abs(other - d) > settings[6] * max(d, other)
             if mixed:
                 continue
+            gone = False
+            for j in range(len(later)):
+                gone = gone or _looked_through(depths[first + j], later[j], at_x, at_y, d, settings[6])
+            if gone:
+                continue
             row = int(np.floor(v + half))
             if not beside:
                 now = present[row, column]
@@ -229,6 +245,32 @@ def _splat_into_holes(row0, row1, depth, A, b, hole, seen, present, settings, ou
                 for p in range(u0, u1 + 1):
                     if (hole[q, p] != 0 or seen[q, p] < behind) and (out[q, p] == 0 or z < out[q, p]):
                         out[q, p] = z
+
+
+@compiled
+def _looked_through(depth, transform, x, y, d, tolerance):
+    """Whether a frame sees what lies behind a point of another frame.
+
+    Args:
+        depth: (H, W) float32 of the frame, 0 = unknown, which says nothing.
+        transform: (3, 4) float32 from the other frame.
+        x, y, d: pixel and depth of the point in the other frame.
+        tolerance: relative difference of depths of one surface.
+    """
+    height, width = depth.shape
+    z = (transform[2, 0] * x + transform[2, 1] * y + transform[2, 2]) * d + transform[2, 3]
+    if z < np.float32(MIN_DEPTH):
+        return False
+    u = ((transform[0, 0] * x + transform[0, 1] * y + transform[0, 2]) * d + transform[0, 3]) / z
+    v = ((transform[1, 0] * x + transform[1, 1] * y + transform[1, 2]) * d + transform[1, 3]) / z
+    if not (0 <= u <= width - 1 and 0 <= v <= height - 1):
+        return False
+    column, row = int(u + np.float32(0.5)), int(v + np.float32(0.5))
+    for q in range(max(0, row - 1), min(height - 1, row + 1) + 1):
+        for p in range(max(0, column - 1), min(width - 1, column + 1) + 1):
+            if not depth[q, p] > (np.float32(1.0) + tolerance) * z:
+                return False
+    return True
 
 
 @compiled
