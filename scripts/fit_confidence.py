@@ -45,6 +45,7 @@ from worldstereo_ros.pipelines.confidence import (
     compute_features,
     confidence_file,
 )
+from worldstereo_ros.pipelines.geometric.far_view import CONFIRMED_CONFIDENCE
 from worldstereo_ros.world import WorldModel
 
 PROTOCOLS = ("single", "sparse", "mono")
@@ -60,6 +61,8 @@ MIN_STEP = 0.01  # of a function over its whole range; smaller ones are left out
 POOR_ALONE = 2.0  # weight of poor recordings with one observation, which cannot show how poor they are
 FOLDS = 4  # of worlds, in cross-validation
 ERROR_KNOTS = 12
+# Mean error of colours that two observations confirm behind everything (`far_view.py`): 2 to 3 grey levels, RMS.
+CONFIRMED_ERROR = 0.008
 
 
 @dataclass(frozen=True)
@@ -271,6 +274,16 @@ def expected_errors(confidence: np.ndarray, error: np.ndarray, weight: np.ndarra
     return {"confidence": levels[distinct], "expected_error": errors[distinct] + 1e-4 * np.arange(distinct.sum())[::-1]}
 
 
+def with_confirmed(scale: Scale) -> Scale:
+    """A scale of imagined colours with the error at `CONFIRMED_CONFIDENCE`, which the functions do not reach."""
+    below = scale.confidence < CONFIRMED_CONFIDENCE
+    return replace(
+        scale,
+        confidence=np.append(scale.confidence[below], CONFIRMED_CONFIDENCE),
+        expected_error=np.append(scale.expected_error[below], min(CONFIRMED_ERROR, scale.expected_error[below][-1])),
+    )
+
+
 def cross_validate(samples: Samples, quantity: str) -> np.ndarray:
     """(N,) confidence of each sample by a fit on other worlds; NaN where the quantity is unknown."""
     known, error, right = quantity_of(samples, quantity)
@@ -329,6 +342,8 @@ def main() -> None:
                 known, error, right = quantity_of(some, quantity)
                 weight = balanced_weights(some)
                 scale = fit(some.features[known], right[known], error[known], weight[known])
+                if quantity == "colour" and class_name == "imagined":
+                    scale = with_confirmed(scale)
                 content["pipelines"][name][class_name][quantity] = scale.to_dict()
                 row = [name, class_name, quantity, str(int(known.sum())), f"{right[known].mean():.2f}"]
                 if not options.no_validation:
