@@ -7,6 +7,9 @@ nothing is fitted on test worlds or on recordings. Two processes can share the w
     python scripts/fit_confidence.py --worlds 30 --save a.npz
     python scripts/fit_confidence.py --worlds 30 --first 30 --save b.npz
     python scripts/fit_confidence.py --samples a.npz b.npz
+
+With `--keep-functions` nothing is fitted: how well the bundled functions are calibrated on the samples is printed, and
+the errors that belong to confidences are measured anew.
 """
 
 from __future__ import annotations
@@ -44,8 +47,8 @@ from worldstereo_ros.pipelines.confidence import (
     StatisticsCache,
     compute_features,
     confidence_file,
+    load_confidence,
 )
-from worldstereo_ros.pipelines.geometric.far_view import CONFIRMED_CONFIDENCE
 from worldstereo_ros.world import WorldModel
 
 PROTOCOLS = ("single", "sparse", "mono")
@@ -60,9 +63,7 @@ RIDGE = 3e-4  # regularisation of the functions' steps
 MIN_STEP = 0.01  # of a function over its whole range; smaller ones are left out
 POOR_ALONE = 2.0  # weight of poor recordings with one observation, which cannot show how poor they are
 FOLDS = 4  # of worlds, in cross-validation
-ERROR_KNOTS = 12
-# Mean error of colours that two observations confirm behind everything (`far_view.py`): 2 to 3 grey levels, RMS.
-CONFIRMED_ERROR = 0.008
+ERROR_KNOTS, TOP_KNOTS = 12, 8  # groups of samples by confidence, and parts of the most confident one
 
 
 @dataclass(frozen=True)
@@ -264,7 +265,8 @@ def fit(features: np.ndarray, right: np.ndarray, error: np.ndarray, weight: np.n
 
 def expected_errors(confidence: np.ndarray, error: np.ndarray, weight: np.ndarray) -> dict[str, np.ndarray]:
     """`confidence` and `expected_error` of a scale."""
-    groups = [group for group in np.array_split(np.argsort(confidence, kind="stable"), ERROR_KNOTS) if len(group)]
+    *groups, top = np.array_split(np.argsort(confidence, kind="stable"), ERROR_KNOTS)
+    groups = [group for group in (*groups, *np.array_split(top, TOP_KNOTS)) if len(group)]
     levels = np.round([np.average(confidence[group], weights=weight[group]) for group in groups], 4)
     errors = isotonic_regression(
         [np.average(error[group], weights=weight[group]) for group in groups], increasing=False
@@ -272,16 +274,6 @@ def expected_errors(confidence: np.ndarray, error: np.ndarray, weight: np.ndarra
     distinct = np.concatenate([[True], np.diff(levels) > 1e-3])
     # Strictly monotone: of two pixels, the one with the higher confidence never has an equal expected error.
     return {"confidence": levels[distinct], "expected_error": errors[distinct] + 1e-4 * np.arange(distinct.sum())[::-1]}
-
-
-def with_confirmed(scale: Scale) -> Scale:
-    """A scale of imagined colours with the error at `CONFIRMED_CONFIDENCE`, which the functions do not reach."""
-    below = scale.confidence < CONFIRMED_CONFIDENCE
-    return replace(
-        scale,
-        confidence=np.append(scale.confidence[below], CONFIRMED_CONFIDENCE),
-        expected_error=np.append(scale.expected_error[below], min(CONFIRMED_ERROR, scale.expected_error[below][-1])),
-    )
 
 
 def cross_validate(samples: Samples, quantity: str) -> np.ndarray:
@@ -305,6 +297,7 @@ def main() -> None:
     parser.add_argument("--save", type=Path, help="write the samples to a file and fit nothing")
     parser.add_argument("--samples", type=Path, nargs="+", default=[], help="fit to samples of these files")
     parser.add_argument("--no-validation", action="store_true", help="skip the cross-validation")
+    parser.add_argument("--keep-functions", action="store_true", help="measure the bundled functions, and fit none")
     options = parser.parse_args()
     console, begin = Console(), time.monotonic()
     if not console.is_terminal:
@@ -327,7 +320,8 @@ def main() -> None:
     if options.save:
         np.savez(options.save, **{field.name: getattr(samples, field.name) for field in fields(Samples)})
         return
-    table = Table(title="Cross-validated over worlds; ECE: expected calibration error")
+    how = "The bundled functions" if options.keep_functions else "Cross-validated over worlds"
+    table = Table(title=f"{how}; ECE: expected calibration error")
     for heading in ("pipeline", "class", "quantity", "pixels", "right", "confidence", "ECE", "rank", "functions"):
         table.add_column(heading, overflow="fold")
     content: dict = {
@@ -341,13 +335,18 @@ def main() -> None:
             for quantity in QUANTITIES:
                 known, error, right = quantity_of(some, quantity)
                 weight = balanced_weights(some)
-                scale = fit(some.features[known], right[known], error[known], weight[known])
-                if quantity == "colour" and class_name == "imagined":
-                    scale = with_confirmed(scale)
+                if options.keep_functions:
+                    scale = load_confidence(name).scales[class_name][quantity]
+                    found = scale(some.features[known])
+                    errors = expected_errors(found, np.minimum(error[known], 10), weight[known])
+                    scale = replace(scale, **errors)
+                else:
+                    scale = fit(some.features[known], right[known], error[known], weight[known])
                 content["pipelines"][name][class_name][quantity] = scale.to_dict()
                 row = [name, class_name, quantity, str(int(known.sum())), f"{right[known].mean():.2f}"]
-                if not options.no_validation:
-                    found = cross_validate(some, quantity)[known]
+                if options.keep_functions or not options.no_validation:
+                    if not options.keep_functions:
+                        found = cross_validate(some, quantity)[known]
                     ece = expected_calibration_error(found, right[known])
                     rank = rank_correlation(found, error[known])
                     row += [f"{found.mean():.2f}", f"{ece:.3f}", "-" if rank is None else f"{rank:.2f}"]
