@@ -21,7 +21,7 @@ import torch
 from worldstereo_ros.models.checkpoints.loading import BASE_STEM
 from worldstereo_ros.models.checkpoints.saving import save_weights, write_json
 from worldstereo_ros.models.stereo_refiner import StereoRefiner, load_stereo_refiner
-from worldstereo_ros.training.data.stereo_crops import load_crops, render_crops, views_of
+from worldstereo_ros.training.data.stereo_crops import load_crops, render_crops, views_of, with_painted
 from worldstereo_ros.training.stereo_ablation import (
     LEARNING_RATE,
     VARIANTS,
@@ -36,6 +36,7 @@ from worldstereo_ros.training.stereo_ablation import (
 from worldstereo_ros.training.stereo_training import STEREO_FOLDER
 
 VALIDATION_WORLDS, CLIPS = 48, 3
+ANYWHERE = "anywhere"  # in the names of files of clips that are not cut around holes
 VIEWS = ("as they are", "cut at the side", "without memory", "cut, without memory")  # of `views_of`
 SHARES = (1.0, 0.6)  # of a network's colours, mixed into the fill
 
@@ -47,13 +48,14 @@ def render(folder: Path, minutes: float) -> None:
     for index in range(10**6):
         split = "validation" if index < VALIDATION_WORLDS else "training"
         number = index if split == "validation" else index - VALIDATION_WORLDS
-        file = folder / f"{split}_{number:05d}.npz"
         if split == "training" and time.monotonic() > end:
             return
-        if not file.is_file():
-            crops = render_crops(split, number, clips=CLIPS, clean=split == "validation")
-            if crops is not None:
-                crops.save(file)
+        for anywhere, name in ((False, split), (True, f"{split}_{ANYWHERE}")):
+            file = folder / f"{name}_{number:05d}.npz"
+            if not file.is_file():
+                crops = render_crops(split, number, clips=CLIPS, clean=split == "validation", anywhere=anywhere)
+                if crops is not None:
+                    crops.save(file)
 
 
 def save(model: StereoRefiner, folder: Path) -> None:
@@ -104,8 +106,11 @@ def main() -> None:
         return
     if options.out is None:
         parser.error("--out is missing")
-    views = dict(zip(VIEWS, views_of(load_crops(sorted(options.data.glob("validation_*.npz")))), strict=True))
+    views = dict(zip(VIEWS, views_of(load_crops(sorted(options.data.glob("validation_[0-9]*.npz")))), strict=True))
     validation = views[VIEWS[0]]
+    if found := sorted(options.data.glob(f"validation_{ANYWHERE}_*.npz")):  # the sides of images are not all like holes
+        at_sides = dict(zip(VIEWS, views_of(load_crops(found)), strict=True))
+        views |= {key: with_painted(view) for key, view in at_sides.items() if "cut" in key}
     clips = load_crops(sorted(options.data.glob("training_*.npz")))
     fill = measure(validation, of_fill)
     rows = [
@@ -116,7 +121,7 @@ def main() -> None:
     print(f"{len(clips)} clips of {counts[0]} worlds, {len(validation)} of {counts[1]} unseen worlds", flush=True)
     print(table(rows), flush=True)
     fills = {key: measure(view, of_fill) for key, view in views.items()}
-    at_sides = [row(f"fill, {key}", each, each) for key, each in fills.items()]
+    by_view = [row(f"fill, {key}", each, each) for key, each in fills.items()]
     for key in options.variants:
         variant, folder = VARIANTS[key], options.out / key / STEREO_FOLDER
         model = load_stereo_refiner(folder) if options.resume else None
@@ -131,7 +136,7 @@ def main() -> None:
         save(trained, folder)
         rows.append(row(variant.name, measure(validation, of_network(trained)), fill))
         if variant.sides:
-            at_sides += [
+            by_view += [
                 row(f"{share:.0%} of the network, {key}", measure(view, of_network(trained, share)), fills[key])
                 for key, view in views.items()
                 for share in SHARES
@@ -139,12 +144,12 @@ def main() -> None:
         print(table(rows[-1:]).splitlines()[-1], flush=True)
         write_json(
             options.out / "results.json",
-            {"steps": options.steps, "clips": len(clips), "rows": rows, "at_sides": at_sides},
+            {"steps": options.steps, "clips": len(clips), "rows": rows, "by_view": by_view},
         )
     print(json.dumps({"training_worlds": counts[0], "validation_worlds": counts[1]}))
     print(table(rows))
     print("The last network by what is known of the clips:")
-    print(table(at_sides))
+    print(table(by_view))
 
 
 if __name__ == "__main__":

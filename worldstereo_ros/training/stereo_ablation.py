@@ -22,8 +22,9 @@ from worldstereo_ros.models.stereo_refiner import StereoCondition, StereoRefiner
 from worldstereo_ros.pipelines.stereo.warp import JUMP_PX, JUMP_RATIO
 from worldstereo_ros.training.data.dataset import augment_colours
 from worldstereo_ros.training.data.stereo_batches import COLOUR_STRENGTH, carry, valid_flow
-from worldstereo_ros.training.data.stereo_crops import TRUE_PAIR, StereoCrops, refill, views_of
+from worldstereo_ros.training.data.stereo_crops import TRUE_PAIR, StereoCrops, refill, views_of, with_painted
 from worldstereo_ros.training.stages.stereo import GREY_LEVELS, motion_error
+from worldstereo_ros.utils.errors import InputError
 
 SIZE = MappingProxyType({"width": 48, "heads": 2, "depth": 1, "pixel_width": 24})
 BATCH_CLIPS, LEARNING_RATE, WARMUP_STEPS, EMA, WEIGHT_DECAY, MAX_NORM = 8, 2e-3, 20, 0.99, 0.02, 1.0
@@ -31,7 +32,7 @@ MEASURED_AT_ONCE = 12
 MOTION_WEIGHT = 2.0
 # Of clips as they are, cut where the camera's image ends, without past frames, and both, see `views_of`.
 VIEW_SHARES = (0.25, 0.35, 0.15, 0.25)
-FLOOR = (4 / GREY_LEVELS) ** 2  # squared error below which a clip is good enough
+FLOOR = (1 / GREY_LEVELS) ** 2  # squared error below which a clip is good enough
 
 
 @dataclass(frozen=True)
@@ -175,10 +176,18 @@ def train_variant(
 
     Returns:
         The network of averaged weights.
+
+    Raises:
+        InputError: nothing is painted in any clip.
     """
-    rows = np.flatnonzero(clips.kind.numpy() == TRUE_PAIR) if not variant.there_and_back else np.arange(len(clips))
+    if not variant.there_and_back:
+        clips = clips.take(np.flatnonzero(clips.kind.numpy() == TRUE_PAIR))
     random = np.random.default_rng([seed, 3])
-    views, shares = (views_of(clips), VIEW_SHARES) if variant.sides else ((refill(clips),), (1.0,))
+    made, shares = (views_of(clips), VIEW_SHARES) if variant.sides else ((refill(clips),), (1.0,))
+    views = [with_painted(view) for view in made]  # of clips that are cut anywhere, there is often nothing to paint
+    odds = np.array([share * (len(view) > 0) for share, view in zip(shares, views, strict=True)])
+    if not odds.any():
+        raise InputError(f"In none of the {len(clips)} clips is there anything to paint; render more of them.")
     average = copy.deepcopy(model).eval()
     optimizer = torch.optim.AdamW(model.parameters(), learning_rate, betas=(0.9, 0.98), weight_decay=WEIGHT_DECAY)
     model.train()
@@ -187,8 +196,8 @@ def train_variant(
         rate = min(1, (step + 1) / WARMUP_STEPS) * (0.02 + 0.49 * (1 + math.cos(math.pi * step / steps)))
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * rate
-        view = views[random.choice(len(views), p=shares)]
-        batch = crop_batch(view.take(random.choice(rows, BATCH_CLIPS)), random)
+        view = views[random.choice(len(views), p=odds / odds.sum())]
+        batch = crop_batch(view.take(random.choice(len(view), BATCH_CLIPS)), random)
         with torch.autocast("cpu", torch.bfloat16):
             made = model(batch.condition.filled, torch.ones(len(batch.target)), batch.condition).float()
         loss, error = _loss(made, batch)

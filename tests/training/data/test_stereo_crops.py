@@ -17,6 +17,7 @@ from worldstereo_ros.training.data.stereo_crops import (
     refill,
     render_crops,
     views_of,
+    with_painted,
     without_memory,
 )
 from worldstereo_ros.utils.errors import InputError
@@ -57,6 +58,15 @@ def test_past_frames_fill_a_part_of_the_holes():
         known = (each.hole & ~each.painted).expand_as(each.filled)
         if known.any():  # but for resampling, what was remembered is the truth
             assert (each.filled.float() - each.target.float()).abs()[known].mean() < 12
+
+
+def test_clips_that_are_cut_anywhere_have_sides(crops):
+    found = render_crops("training", 0, clips=3, supersample=1, light="plain", anywhere=True)
+    assert found is not None
+    cut = with_painted(cut_sides(found))
+    assert len(cut) > 0
+    assert cut.painted.flatten(1).any(1).all()
+    assert found.painted.float().mean() < crops.painted.float().mean()
 
 
 def test_files_give_the_same(crops, tmp_path):

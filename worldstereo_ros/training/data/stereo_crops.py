@@ -115,6 +115,12 @@ def join_crops(parts: Sequence[StereoCrops]) -> StereoCrops:
     return StereoCrops(**{f.name: torch.cat([getattr(part, f.name) for part in parts]) for f in fields(StereoCrops)})
 
 
+def with_painted(clips: StereoCrops) -> StereoCrops:
+    """The clips of which enough is painted."""
+    frames = clips.painted.shape[1]
+    return clips.take(np.flatnonzero(clips.painted.flatten(1).sum(1).numpy() >= MIN_PAINTED_PX * frames))
+
+
 def views_of(clips: StereoCrops) -> tuple[StereoCrops, StereoCrops, StereoCrops, StereoCrops]:
     """The clips as they are, with `cut_sides`, `without_memory`, and with both; holes filled as this version does."""
     lone = without_memory(clips)
@@ -171,6 +177,7 @@ def render_crops(
     supersample: int = 2,
     light: str = "soft",
     clean: bool = False,
+    anywhere: bool = False,
 ) -> StereoCrops | None:
     """Renders clips of one world; deterministic.
 
@@ -182,6 +189,8 @@ def render_crops(
         kinds: relative frequency of each kind of scene; None: `KINDS`.
         supersample, light: see `render_scene`.
         clean: true pairs with exact depth alone, for validation.
+        anywhere: clips are cut anywhere, and not around much that is painted, where the side of an image (`cut_sides`)
+            is harder than elsewhere.
 
     Returns:
         Two of each clip, a true pair and there and back (only the former if `clean`); None where no path is free,
@@ -203,7 +212,7 @@ def render_crops(
             poses = make_path(scene, random.choice(list(PATHS)), max(count, 4), seed=path, step=step, turn=turn)[:count]
             packed = packed or pack([scene], light=light)
             rows = np.concatenate([np.arange(past) * stride, np.arange(past * stride, count)])
-            made = _clip(scene, packed, poses[rows], start + period * rows, frames, random, supersample)
+            made = _clip(scene, packed, poses[rows], start + period * rows, frames, random, supersample, anywhere)
             if made is not None:
                 found.append(made)
     if not found:
@@ -218,7 +227,7 @@ def render_crops(
                 one, np.array([bool(there_and_back)]), numbers, clean=clean, memory=memory[None],
                 widen_prob=float(there_and_back), colours=False,
             )  # fmt: skip
-            if float(batch.condition.painted.sum()) >= MIN_PAINTED_PX * frames:
+            if anywhere or float(batch.condition.painted.sum()) >= MIN_PAINTED_PX * frames:
                 parts.append(_stored(batch, there_and_back, index))
     if not parts:
         return None
@@ -239,7 +248,7 @@ def _stored(batch: StereoBatch, kind: int, world: int) -> StereoCrops:
 
 def _clip(
     scene: Scene, packed: PackedScenes, poses: np.ndarray, times: np.ndarray, frames: int, random: Random,
-    supersample: int,
+    supersample: int, anywhere: bool,
 ) -> tuple[StereoClip, torch.Tensor, torch.Tensor] | None:  # fmt: skip
     """The last `frames` of poses as a clip, and what those before saw of either eye, (T, H, W + margin) bool."""
     width = random.choice(list(FULL_WIDTHS))
@@ -261,7 +270,10 @@ def _clip(
     hole = warp_to_eye(before[middle][None, None], inverse_depth(before[middle], small.fx)[None] * base).hole
     known = _seen_before(shown.depth, shown.instance, moving, small, right[middle : middle + 1], small, before, poses,
                          np.array([middle]))  # fmt: skip
-    place = _window((hole & ~known)[0], scale, full, random)
+    if anywhere:
+        place = random.integer(0, full.width - WINDOW_PX), random.integer(0, full.height - HEIGHT_PX)
+    else:
+        place = _window((hole & ~known)[0], scale, full, random)
     if place is None:
         return None
     camera = Camera(WINDOW_PX, HEIGHT_PX, full.fx, full.fy, full.cx - place[0], full.cy - place[1])
