@@ -183,8 +183,8 @@ def train_variant(
     if not variant.there_and_back:
         clips = clips.take(np.flatnonzero(clips.kind.numpy() == TRUE_PAIR))
     random = np.random.default_rng([seed, 3])
-    made, shares = (views_of(clips), VIEW_SHARES) if variant.sides else ((refill(clips),), (1.0,))
-    views = [with_painted(view) for view in made]  # of clips that are cut anywhere, there is often nothing to paint
+    given, shares = (views_of(clips), VIEW_SHARES) if variant.sides else ((refill(clips),), (1.0,))
+    views = [with_painted(view) for view in given]  # of clips that are cut anywhere, there is often nothing to paint
     odds = np.array([share * (len(view) > 0) for share, view in zip(shares, views, strict=True)])
     if not odds.any():
         raise InputError(f"In none of the {len(clips)} clips is there anything to paint; render more of them.")

@@ -270,10 +270,8 @@ def _clip(
     hole = warp_to_eye(before[middle][None, None], inverse_depth(before[middle], small.fx)[None] * base).hole
     known = _seen_before(shown.depth, shown.instance, moving, small, right[middle : middle + 1], small, before, poses,
                          np.array([middle]))  # fmt: skip
-    if anywhere:
-        place = random.integer(0, full.width - WINDOW_PX), random.integer(0, full.height - HEIGHT_PX)
-    else:
-        place = _window((hole & ~known)[0], scale, full, random)
+    corner = random.integer(0, full.width - WINDOW_PX), random.integer(0, full.height - HEIGHT_PX)
+    place = corner if anywhere else _window((hole & ~known)[0], scale, full, random)
     if place is None:
         return None
     camera = Camera(WINDOW_PX, HEIGHT_PX, full.fx, full.fy, full.cx - place[0], full.cy - place[1])
