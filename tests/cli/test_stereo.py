@@ -1,6 +1,7 @@
 """`worldstereo stereo`: images, videos with sound, sequences; names, formats, resumption and bad input."""
 
 import json
+import os
 import shutil
 import subprocess
 
@@ -11,6 +12,7 @@ from helpers.stereo_scene import CAMERA, pose_at, view_from
 from typer.testing import CliRunner
 
 from worldstereo_ros.cli.main import app
+from worldstereo_ros.depth.estimators import load_depth_estimator
 from worldstereo_ros.geometry.views import View
 from worldstereo_ros.io.images import write_image
 from worldstereo_ros.io.posed_sequences import write_sequence
@@ -159,19 +161,31 @@ def test_interrupted_run_goes_on_with_the_same_result(walk, tmp_path, monkeypatc
             np.testing.assert_array_equal(first, second)
 
 
-def test_other_settings_start_anew(walk, tmp_path, monkeypatch):
+@pytest.mark.parametrize("change", ["base", "depth", "file", None])
+def test_what_differs_starts_anew(walk, tmp_path, monkeypatch, change):
     monkeypatch.setattr(conversion, "PART_FRAMES", 2)
+    folder, out = tmp_path / "walk", tmp_path / "out"
+    shutil.copytree(walk, folder)
 
     def stop(done, count):
         if done == 5:
             raise KeyboardInterrupt
 
-    source = open_source(walk)
+    source, settings = open_source(folder), StereoSettings(base=0.1)
     with pytest.raises(KeyboardInterrupt):
-        convert(source, GeometricStereo(source.camera, StereoSettings(base=0.1)), tmp_path, on_frame=stop)
-    done = convert(source, GeometricStereo(source.camera, StereoSettings(base=0.2)), tmp_path)
-    assert done.resumed_at == 0
+        convert(source, GeometricStereo(source.camera, settings), out, on_frame=stop)
+    if change == "base":
+        settings = StereoSettings(base=0.2)
+    if change == "file":  # in a folder below
+        image = sorted((folder / "depth").iterdir())[0]
+        os.utime(image, ns=(0, image.stat().st_mtime_ns + 10**9))
+    estimated = change == "depth"
+    source = open_source(folder, measured_depth=not estimated)
+    estimator = load_depth_estimator("small") if estimated else None
+    done = convert(source, GeometricStereo(source.camera, settings), out, estimator=estimator)
+    assert done.resumed_at == (0 if change else 4)
     assert done.description["frames_read"] == FRAMES
+    assert done.description["depth"]["estimated_frames"] == (FRAMES if estimated else 0)
 
 
 @pytest.mark.parametrize(

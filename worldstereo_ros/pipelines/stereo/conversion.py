@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import logging
@@ -339,6 +340,7 @@ class _Job:
             "camera": vars(self.source.camera),
             "rate": self.source.rate,
             "source": _fingerprint(self.source.path),
+            "options": self.source.options,
         }
         wanted = json.loads(json.dumps(wanted))
         try:
@@ -368,6 +370,7 @@ def _part(folder: Path, number: int, stream: _Stream) -> Path:
 
 
 def _fingerprint(path: Path) -> list[Any]:
-    """What tells a source from another one or a changed one."""
-    found = path.stat()
-    return [str(path.absolute()), found.st_size, found.st_mtime_ns]
+    """What tells a source from another one or a changed one: of a folder, all files in it."""
+    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    found = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return [str(path.absolute()), len(files), hashlib.sha256(repr(found).encode()).hexdigest()]

@@ -63,6 +63,7 @@ class FrameSource:
         metric: depth is in metres, where it is measured.
         variable_rate: frames are repeated so that they are shown at their time.
         notes: sentences for the user about what was assumed.
+        options: how it was opened, as JSON values: what an interrupted run must have in common to be taken up.
     """
 
     path: Path
@@ -76,6 +77,7 @@ class FrameSource:
     metric: bool = True
     variable_rate: bool = False
     notes: list[str] = field(default_factory=list)
+    options: dict[str, Any] = field(default_factory=dict)
 
 
 def open_source(
@@ -113,7 +115,8 @@ def open_source(
         )
     if size is not None:
         source = _resized(source, *size)
-    return source if measured_depth else _without_depth(source)
+    options = {"fov_deg": fov_deg, "size": size, "measured_depth": measured_depth, **(bag_options or {})}
+    return replace(source if measured_depth else _without_depth(source), options=options)
 
 
 def _open_video(sequence: ViewSequence) -> FrameSource:
