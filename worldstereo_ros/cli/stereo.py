@@ -96,10 +96,9 @@ def stereo(
             help="What paints what no frame has seen: geometric (the background beside it), small (the bundled "
             "network), the folder of a training run, or svd:PATH,refiner:PATH (SpatialDreamer on Stable Video "
             "Diffusion and Stable Diffusion 2.1; no trained weights of it exist).",
-            show_default="small where it is bundled, else geometric",
             rich_help_panel=MODEL,
         ),
-    ] = "",
+    ] = "geometric",
     device: Device = "cpu",
     fov: Annotated[
         float | None,

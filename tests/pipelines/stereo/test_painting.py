@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.models.checkpoints.saving import write_json
 from worldstereo_ros.models.stereo_refiner import StereoRefiner
+from worldstereo_ros.pipelines.stereo import painting
 from worldstereo_ros.pipelines.stereo.hole_masks import blend, in_view, network_share, wide_parts
 from worldstereo_ros.pipelines.stereo.painting import (
     OVERLAP_PX,
@@ -20,7 +21,6 @@ from worldstereo_ros.pipelines.stereo.painting import (
 from worldstereo_ros.pipelines.stereo.pipeline import PAINTED, GeometricStereo
 from worldstereo_ros.pipelines.stereo.settings import StereoSettings
 from worldstereo_ros.utils.errors import InputError
-from worldstereo_ros.weights.bundled import bundled_folder
 
 SMALL = {"width": 32, "heads": 2, "depth": 1, "pixel_width": 8}
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -164,7 +164,7 @@ def test_frames_before_count_until_a_restart():
     assert np.array_equal(pipeline.make(*second).image, resumed.make(*second).image)
 
 
-def test_weights_are_found_or_missed_clearly(tmp_path):
+def test_weights_are_found_or_missed_clearly(tmp_path, monkeypatch):
     assert load_painter("geometric") is None
     folder = tmp_path / "run" / "base" / "stereo"
     folder.mkdir(parents=True)
@@ -174,9 +174,7 @@ def test_weights_are_found_or_missed_clearly(tmp_path):
         assert load_painter(str(path)).name == str(path)  # a resumed run must not mix weights
     with pytest.raises(InputError, match="geometric, small, or a folder"):
         load_painter(str(tmp_path / "nothing"))
-    if (bundled_folder("small") / "base" / "stereo").is_dir():
-        assert load_painter("").name == "small"
-    else:
-        assert load_painter("") is None
-        with pytest.raises(InputError, match="no weights of the stereo network"):
-            load_painter("small")
+    assert load_painter("small").name == "small"
+    monkeypatch.setattr(painting, "bundled_folder", lambda name: tmp_path)
+    with pytest.raises(InputError, match="no weights of the stereo network"):
+        load_painter("small")

@@ -168,8 +168,8 @@ def load_painter(name: str, device: str = "cpu") -> HolePainter | None:
     """Loads what paints the holes.
 
     Args:
-        name: geometric (nothing paints), small (the bundled network), a folder of weights or of a training run,
-            svd:PATH,refiner:PATH (see `published`), or "" for small where it is bundled, else geometric.
+        name: geometric (nothing paints), small (the bundled network), a folder of weights or of a training run, or
+            svd:PATH,refiner:PATH (see `published`).
         device: torch device.
 
     Returns:
@@ -181,15 +181,15 @@ def load_painter(name: str, device: str = "cpu") -> HolePainter | None:
     """
     if name == GEOMETRIC:
         return None
-    if name in ("", *BUNDLED):
+    if name in BUNDLED:
         folder = bundled_folder(SMALL) / REFINER_FOLDER
         model = load_stereo_refiner(folder, device)
-        if model is None and name:
+        if model is None:
             raise InputError(
                 f"This installation has no weights of the stereo network ({folder}). Use the model geometric, or give "
                 "the folder of a `worldstereo train stereo` run."
             )
-        return None if model is None else NetworkPainter(model)
+        return NetworkPainter(model)
     if folders := parse_published(name):
         from worldstereo_ros.pipelines.stereo.published import StereoPipeline
 
