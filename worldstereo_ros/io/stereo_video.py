@@ -22,6 +22,7 @@ from worldstereo_ros.utils.atomic_files import atomic_path, readable_path, write
 
 QUALITY = "17"  # constant rate factor of x264; 18 is taken for visually lossless
 _TIMEOUT_S = 20
+_FRAME_TIME = re.compile(rb" pts_time:\s*(-?[\d.]+(?:e[-+]?\d+)?) ")
 _AUDIO = re.compile(rb"Stream #\d+:\d+.*: Audio: ")
 
 
@@ -156,7 +157,7 @@ def join_parts(path: Path, parts: list[Path], sound: Path | None, start_s: float
         path: file to write, of the parts' suffix.
         parts: the parts in order, in one folder.
         sound: video whose sound is kept; None for none.
-        start_s: when the first frame is shown, on the clock of the sound, seconds.
+        start_s: when the first frame is shown, on the clock of the sound, seconds; see `picture_start`.
 
     Returns:
         What became of the sound: "copied", "encoded again as AAC", "none in the source", or "lost: REASON".
@@ -188,6 +189,19 @@ def has_sound(path: Path) -> bool:
     with readable_path(path) as name:
         done = subprocess.run([*_ffmpeg(), "-loglevel", "info", "-i", name], capture_output=True, check=False)
     return _AUDIO.search(done.stderr) is not None
+
+
+def picture_start(path: Path) -> float:
+    """When the first frame of a video is shown on the clock of its sound, seconds; 0 where it does not say.
+
+    The times that OpenCV gives count from the start of the picture. Those of ffmpeg count from the start of the file,
+    which is that of the sound if it comes first.
+    """
+    with readable_path(path) as name:
+        command = [*_ffmpeg(), "-loglevel", "info", "-i", name, "-map", "0:V:0", "-frames:v", "1", "-vf", "showinfo"]
+        done = subprocess.run([*command, "-f", "null", "-"], capture_output=True, check=False)
+    found = _FRAME_TIME.search(done.stderr)
+    return float(found[1]) if found else 0.0
 
 
 def _join(path: Path, inputs: list[str]) -> str:

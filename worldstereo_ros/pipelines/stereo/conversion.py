@@ -20,7 +20,15 @@ from worldstereo_ros.depth.estimators import DepthEstimator
 from worldstereo_ros.imaging.stereo_layouts import LAYOUTS, LEFT_RIGHT, StereoLayout, pad_to_even
 from worldstereo_ros.io.files import DatasetError
 from worldstereo_ros.io.images import write_image
-from worldstereo_ros.io.stereo_video import LABELS, PartWriter, VideoCodec, frame_packing_problem, h264, join_parts
+from worldstereo_ros.io.stereo_video import (
+    LABELS,
+    PartWriter,
+    VideoCodec,
+    frame_packing_problem,
+    h264,
+    join_parts,
+    picture_start,
+)
 from worldstereo_ros.pipelines.stereo.frame_geometry import GeometryTracker
 from worldstereo_ros.pipelines.stereo.frame_sources import FrameSource, StereoInput
 from worldstereo_ros.pipelines.stereo.pipeline import PAINTED, REMEMBERED, SEEN, StereoFrame
@@ -284,11 +292,12 @@ class _Job:
         if self.figures.written == 0:
             raise DatasetError(f"{self.source.path} has no frame that can be decoded; a video was expected.")
         files, sound = [], ""
+        start_s = picture_start(self.source.sound) if self.source.sound is not None else 0.0
         for stream in self.streams:
             path = self.out / f"{self.stem}{stream.suffix}{stream.codec.suffix}"
             names = [_part(folder, number, stream) for number in range(parts)]
             with_sound = self.source.sound if stream.key != "source" else None
-            outcome = join_parts(path, [name for name in names if name.is_file()], with_sound, self.source.start_s)
+            outcome = join_parts(path, [name for name in names if name.is_file()], with_sound, start_s)
             sound = sound or outcome
             files.append(path)
         shutil.rmtree(folder, ignore_errors=True)

@@ -18,7 +18,7 @@ from worldstereo_ros.io.bags.files import BagError
 from worldstereo_ros.io.bags.views import read_views
 from worldstereo_ros.io.datasets import open_sequence
 from worldstereo_ros.io.files import VIDEO_SUFFIXES, DatasetError
-from worldstereo_ros.io.video_timing import plan_timing, read_frames, read_timing
+from worldstereo_ros.io.video_timing import MAX_RATE, VideoTiming, plan_timing, read_frames, read_timing
 from worldstereo_ros.io.view_sequence import ViewSequence
 from worldstereo_ros.utils.errors import InputError
 
@@ -59,7 +59,6 @@ class FrameSource:
         read: yields the frames from a number on.
         single: it is one image and no video.
         sound: video whose sound is kept; None if there is none.
-        start_s: when the first frame is shown on the clock of the sound.
         metric: depth is in metres, where it is measured.
         variable_rate: frames are repeated so that they are shown at their time.
         notes: sentences for the user about what was assumed.
@@ -73,7 +72,6 @@ class FrameSource:
     read: Callable[[int], Iterator[StereoInput]]
     single: bool = False
     sound: Path | None = None
-    start_s: float = 0.0
     metric: bool = True
     variable_rate: bool = False
     notes: list[str] = field(default_factory=list)
@@ -136,13 +134,7 @@ def _open_video(sequence: ViewSequence) -> FrameSource:
             f"{clip.name} is truncated or damaged: {len(timing)} of {timing.announced} frames can be decoded, and "
             "these are used."
         )
-    if timing.variable:
-        dropped = int((timing.repeats == 0).sum())
-        lost = f" {dropped} frames lie closer together than that, and are not written." if dropped else ""
-        notes.append(
-            f"{clip.name} has a variable frame rate: it is written at {timing.rate:g} frames a second, with frames "
-            f"repeated so that they keep their time and sound stays in step.{lost}"
-        )
+    notes += _timing_notes(timing, clip.name, ", and sound stays in step")
     source = FrameSource(
         sequence.path,
         camera,
@@ -150,11 +142,28 @@ def _open_video(sequence: ViewSequence) -> FrameSource:
         len(timing),
         read,
         sound=clip,
-        start_s=float(timing.times_s[0]),
         variable_rate=timing.variable,
         notes=notes,
     )
     return _with_square_pixels(source, timing.pixel_aspect)
+
+
+def _timing_notes(timing: VideoTiming, name: str, benefit: str) -> list[str]:
+    """Sentences about frames that are repeated or left out, and about stamps that are not used as they are."""
+    notes = timing.stamp_notes(name)
+    if timing.every > 1:
+        notes.append(
+            f"{name} has {timing.rate * timing.every:g} frames a second, and at most {MAX_RATE:g} are written: one in "
+            f"{timing.every} is, at {timing.rate:g} a second, so that frames keep their time{benefit}."
+        )
+    if timing.variable:
+        dropped = int((timing.repeats == 0).sum())
+        lost = f" {dropped} frames lie closer together than that, and are not written." if dropped else ""
+        notes.append(
+            f"{name} has a variable frame rate: it is written at {timing.rate:g} frames a second, with frames "
+            f"repeated so that they keep their time{benefit}.{lost}"
+        )
+    return notes
 
 
 def _with_square_pixels(source: FrameSource, aspect: float) -> FrameSource:
@@ -181,6 +190,8 @@ def _open_views(sequence: ViewSequence) -> FrameSource:
     notes = []
     if len(sequence) > 1 and not stamps.any():
         notes.append(f"The frames of {sequence.path.name} have no stamps: {SEQUENCE_RATE:g} a second are assumed.")
+    else:
+        notes += _timing_notes(timing, sequence.path.name, "")
 
     def read(start: int) -> Iterator[StereoInput]:
         last: StereoInput | None = None
