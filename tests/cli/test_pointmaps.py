@@ -1,6 +1,7 @@
 """`worldstereo pointmaps`: what it writes, options, and bad input."""
 
 import json
+import shutil
 
 import cv2
 import numpy as np
@@ -255,6 +256,60 @@ def test_frames_that_show_nothing_are_not_ok(tmp_path):
     assert "NOT OK" in text
     assert "too little detail" in text
     assert json.loads((tmp_path / "out" / "pointmaps.json").read_text())["frames_lost"] == [1, 2, 3]
+
+
+def test_damaged_frames_are_left_out_and_counted(recording, known, tmp_path, monkeypatch):
+    monkeypatch.setattr(refinement, "is_available", lambda folder=None: False)
+    posed, images = (shutil.copytree(each, tmp_path / each.name) for each in recording[:2])
+    for file in (posed / "frames" / "000002.png", posed / "depth" / "000005.png", images / "000.png"):
+        file.write_bytes(file.read_bytes()[:200])
+    text = run(posed, "--method", "vo", "--out", tmp_path / "out")
+    assert "2 damaged frames left out. The first: " in text
+    sequence = open_posed(tmp_path / "out")
+    kept = [0, 1, 3, 4, 6, 7]
+    wanted = invert_pose(recording[2][0]) @ recording[2][kept]
+    np.testing.assert_allclose(sequence.poses, wanted, atol=1e-6)
+    times = np.loadtxt(tmp_path / "out" / "poses_tum.txt")[:, 0]
+    np.testing.assert_allclose(times, np.array(kept) / 10, atol=1e-6)  # each keeps its own time
+    assert "1 damaged frame left out" in run(images, "--fov", 75, "--method", "vo", "--out", tmp_path / "out")
+    arguments = ["imagine", str(posed), "--model", "geometric", "--views", "1", "--depth-source", "pointmaps"]
+    arguments += ["--out", str(tmp_path / "imagined")]
+    result = CliRunner().invoke(app, [*arguments, "--observe", "0,7"])
+    assert result.exit_code == 0, result.output
+    assert "2 damaged frames left out" in " ".join(result.output.split())
+    observed = open_posed(tmp_path / "imagined" / "observed")
+    np.testing.assert_allclose(observed.poses, recording[2][[0, 7]], atol=1e-6)  # numbers are those of the source
+    result = CliRunner().invoke(app, [*arguments, "--observe", "0,2"])
+    assert result.exit_code == 1
+    assert "000002.png is damaged" in " ".join(result.output.split())
+    for file in (posed / "frames").iterdir():
+        file.write_bytes(file.read_bytes()[:200])
+    text = run(posed, "--method", "vo", "--out", tmp_path / "none", fails=True)
+    assert f"{COUNT} damaged frames left out. The first: " in text
+
+
+def test_depth_unit_of_a_sequence(recording, known, tmp_path):
+    arguments = (recording[0], "--method", "vo", "--frames", 3)
+    text = run(*arguments, "--depth-unit", "0.01", "--out", tmp_path / "far")
+    assert "The depth of posed" in text
+    assert "--depth-unit" in text
+    assert "The depth of" not in run(*arguments, "--depth-unit", "mm", "--out", tmp_path / "right")
+    right, far = open_posed(tmp_path / "right")[0].depth, open_posed(tmp_path / "far")[0].depth
+    assert np.median(far[far > 0]) / np.median(right[right > 0]) == pytest.approx(10, rel=0.05)
+    assert "depth unit is 'yard'" in run(*arguments, "--depth-unit", "yard", "--out", tmp_path / "no", fails=True)
+
+
+def test_imagine_takes_a_sequence_of_one_frame(recording, tmp_path):
+    image, depth, _ = frame(recording[2][0])
+    write_sequence(tmp_path / "one", [View(image, CAMERA, recording[2][0], depth)])
+    arguments = ["imagine", str(tmp_path / "one"), "--model", "geometric", "--views", "1"]
+    arguments += ["--observations", "2", "--out", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    assert "2 frames were to be observed; one has 1." in " ".join(result.output.split())
+    result = CliRunner().invoke(app, [*arguments, "--pose-source", "pointmaps"])
+    assert result.exit_code == 1
+    assert "has a single frame; point maps need two" in " ".join(result.output.split())
 
 
 @pytest.mark.parametrize(

@@ -241,6 +241,17 @@ def test_pixels_that_are_no_squares_become_some(tmp_path):
     assert any("1.5 times as wide" in note for note in source.notes)
 
 
+def test_depth_unit_of_a_sequence(walk, tmp_path):
+    arguments = (walk, "--model", "geometric")
+    text = run(*arguments, "--depth-unit", "0.1", "--out", tmp_path / "far")
+    assert "The depth of walk" in text
+    assert "--depth-unit" in text
+    assert "The depth of walk" not in run(*arguments, "--depth-unit", "mm", "--out", tmp_path / "right")
+    right, far = (next(open_source(walk, depth_unit=unit).read(0)).depth for unit in ("mm", "0.1"))
+    np.testing.assert_allclose(far, 100 * right, rtol=1e-5)
+    assert "depth unit is 'yard'" in run(*arguments, "--depth-unit", "yard", "--out", tmp_path / "no", fails=True)
+
+
 def test_damaged_frame_of_a_sequence_is_replaced_by_the_one_before(walk, tmp_path, caplog):
     folder = tmp_path / "walk"
     for file in sorted(walk.rglob("*")):

@@ -30,6 +30,14 @@ def test_pixel_shares_are_means_over_the_views():
     assert pixel_shares(views) == "25% observed, 50% estimated, 25% imagined pixels"
 
 
+def test_shares_that_round_to_less_than_nothing_are_nothing():
+    (view, *_) = textured_wall_views()
+    seen = [replace(view, image=view.image[:1, :n], camera=replace(view.camera, width=n, height=1), depth=None,
+                    estimated=np.arange(n)[None] < k) for n, k in ((10, 7), (10, 3), (10, 9))]  # fmt: skip
+    text = pixel_shares(seen)
+    assert text.endswith(", 0% imagined pixels"), text
+
+
 def test_warning_of_estimated_depth_has_the_number_of_views_and_the_confidence():
     measured, photo, other = textured_wall_views()[:3]
     assert estimated_depth_warning([measured], "x") == ""

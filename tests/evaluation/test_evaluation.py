@@ -15,6 +15,7 @@ from worldstereo_ros.evaluation.protocols import make_scenario, sparse_indices
 from worldstereo_ros.evaluation.report import means
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.views import View
+from worldstereo_ros.io.files import DatasetError
 from worldstereo_ros.io.posed_sequences import open_posed
 from worldstereo_ros.training import tensor_images
 
@@ -201,6 +202,21 @@ def test_protocols_observe_and_evaluate_the_documented_frames(tmp_path):
     assert np.linalg.norm(revisit.path[:, :3, 3] - sequence.poses[0, :3, 3], axis=1).max() >= 1.0
     with pytest.raises(ValueError, match="is unknown"):
         make_scenario(sequence, "double")
+
+
+def test_a_damaged_frame_is_left_out_of_an_evaluation_and_said(tmp_path):
+    folder, notes = make_sequence(tmp_path / "walk"), []
+    for file in (folder / "frames" / "000000.png", folder / "depth" / "000003.png"):
+        file.write_bytes(file.read_bytes()[:60])
+    rows = evaluate([folder], ["single"], ["geometric"], with_features=False, on_note=notes.append)
+    assert {row.frames for row in rows} == {5}  # of the six that are left the first is observed
+    assert len(notes) == 1
+    assert notes[0].startswith("walk: 2 of 8 frames are damaged and left out. The first: ")
+    assert "000000.png" in notes[0]
+    for file in (folder / "frames").iterdir():
+        file.write_bytes(file.read_bytes()[:60])
+    with pytest.raises(DatasetError, match="None of the 8 frames"):
+        evaluate([folder], ["single"], ["geometric"])
 
 
 def test_evaluate_end_to_end(tmp_path):

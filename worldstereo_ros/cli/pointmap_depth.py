@@ -101,7 +101,7 @@ def stereo_depth(
 
     def read() -> Any:
         for index, frame in enumerate(frames.read(0)):
-            yield SourceFrame(frame.image, None, frame.world_from_camera, index / frames.rate)
+            yield SourceFrame(frame.image, None, frame.world_from_camera, index / frames.rate, index)
 
     source = FrameSource(frames.camera, read, frames.count, False, metric=frames.metric)
     stream = open_stream(source.camera, choose_method(AUTO), otherwise, device)

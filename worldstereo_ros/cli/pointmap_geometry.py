@@ -91,7 +91,8 @@ def place_frames(
 ) -> PlacedFrames:
     """Estimates point maps of a source, and returns some of its frames with what they say.
 
-    A frame whose pose was not found, or that lies in another shot than most, is left out, and a note says so.
+    A frame that is damaged, whose pose was not found, or that lies in another shot than most, is left out, and a note
+    says so.
 
     Args:
         opened: frames of one camera.
@@ -105,12 +106,13 @@ def place_frames(
 
     Raises:
         InputError: the pose of no frame that is asked for was found, or a number is out of range.
-        DatasetError, BagError, DepthError: the source, or depth, cannot be had.
+        DatasetError, BagError, DepthError: the source, a frame of `wanted`, or depth, cannot be had.
     """
     import numpy as np
 
     from worldstereo_ros.cli.pointmap_session import Selection, choose_method, feed, open_stream
     from worldstereo_ros.depth.estimators import NONE, load_depth_estimator
+    from worldstereo_ros.io.files import DatasetError
     from worldstereo_ros.pipelines.pointmaps.session import Session
     from worldstereo_ros.utils.indices import evenly_spaced_indices
 
@@ -130,6 +132,9 @@ def place_frames(
     stream = open_stream(opened.camera, choose_method(AUTO), estimator, device)
     with Session() as session:
         numbers, reference = feed(opened, stream, session, selection, on_frame)
+        for number in wanted:
+            if number in opened.damaged:  # the user named it, so that no other one can take its place
+                raise DatasetError(opened.damaged[number])
         known = reference is not None and np.isfinite(reference).all(axis=(1, 2)).sum() > 1
         found = session.views(reference if known else None)
         position = {numbers[row]: index for index, row in enumerate(found.rows)}
@@ -146,8 +151,8 @@ def place_frames(
         if not chosen:
             raise InputError(f"No frame that was asked for has a pose. {' '.join(notes)}")
         views: dict[int, View] = {}
-        for number, frame in enumerate(opened.read()):
-            if number not in chosen:
+        for frame in opened.read():
+            if (number := frame.number) not in chosen:
                 continue
             of_maps, dynamic, confidence = found.load(position[number])
             views[number] = _view(frame, of_maps, dynamic, confidence, depth_source, keep_pose=not estimate_poses)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from worldstereo_ros.cli.pointmap_geometry import AUTO, MODEL_DEPTH, POINTMAPS, RECORDED, place_frames
-from worldstereo_ros.cli.pointmap_sources import open_frames
+from worldstereo_ros.cli.pointmap_sources import lacks_poses, open_frames
 from worldstereo_ros.cli.sources import Recording, resize_views
 from worldstereo_ros.utils.errors import InputError
 
@@ -50,6 +50,8 @@ def read_by_pointmaps(
     several = max(observations or 1, len(frames)) > 1
     asked = POINTMAPS in (pose_source, depth_source)
     if not asked and (pose_source == RECORDED or not several or _is_photo(source)):
+        return None
+    if not asked and bag_options is None and not lacks_poses(source):
         return None
     opened = open_frames(source, fov, bag_options, depth_unit=depth_unit)
     if not asked and opened.posed:

@@ -93,7 +93,7 @@ def feed(
     Args:
         opened: the source.
         stream: of its camera.
-        session: gets the point maps of the frames.
+        session: gets the point maps of the frames, and a message about damaged ones.
         selection: which frames, and what of them.
         on_frame: called with the number of frames that were read.
 
@@ -106,6 +106,8 @@ def feed(
     """
     import numpy as np
 
+    from worldstereo_ros.cli.summaries import damaged_frames_note
+
     waiting: list[SourceFrame] = []
     numbers: list[int] = []
     reference: list[np.ndarray] = []
@@ -117,8 +119,8 @@ def feed(
         session.add(maps, [frame.image for frame in part], [frame.seconds for frame in part], measured)
         del waiting[: len(maps)]
 
-    for number, frame in enumerate(opened.read()):
-        if not selection.takes(number):
+    for frame in opened.read():
+        if not selection.takes(number := frame.number):
             continue
         if selection.most and len(numbers) == selection.most:
             break
@@ -131,8 +133,11 @@ def feed(
         for maps in stream.push(frame.image, depth=depth, pose=pose):
             store(maps)
         on_frame(len(numbers))
+    damaged = damaged_frames_note(list(opened.damaged.values()))
     if len(numbers) < 2:
-        raise InputError(f"The source has {len(numbers)} frames to use; 2 at least were expected.")
+        raise InputError(f"The source has {len(numbers)} frames to use; 2 at least were expected. {damaged}".strip())
     for maps in stream.finish():
         store(maps)
+    if damaged:
+        session.messages.append(damaged)
     return numbers, np.stack(reference) if selection.scale else None

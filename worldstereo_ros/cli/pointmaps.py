@@ -138,6 +138,7 @@ def pointmaps(
     from rich.markup import escape
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+    from worldstereo_ros.cli.depth_warning import warn_of_depth
     from worldstereo_ros.cli.pointmap_session import Selection, choose_method, feed, open_stream
     from worldstereo_ros.cli.pointmap_sources import open_frames
     from worldstereo_ros.depth.estimators import NONE, load_depth_estimator
@@ -176,7 +177,7 @@ def pointmaps(
     elif fov is not None:
         raise InputError("A bag has intrinsics (camera_info), which --fov would contradict. Remove the option.")
     results = ResultsFolder(out, SESSION_NAMES, sources=[source])
-    opened = open_frames(source, fov, bag_options if from_bag else None)
+    opened = open_frames(source, fov, bag_options if from_bag else None, depth_unit=depth_unit)
     if odometry and not opened.posed:
         raise InputError(f"{source} has no poses, which --scale-by-poses takes the scale from. Remove the option.")
     estimator = load_depth_estimator(depth_model, device)
@@ -186,6 +187,9 @@ def pointmaps(
         depth=not ignore_depth,
     )  # fmt: skip
     console = Console()
+    if not ignore_depth:
+        measured = ((frame.image, frame.depth, frame.pose) for frame in opened.read())
+        warn_of_depth(console, measured, opened.camera, source.name, posed=opened.posed, metric=opened.metric)
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with Session(close_loops=loops) as session:
         with Progress(*columns, console=console, transient=True) as progress:

@@ -175,7 +175,7 @@ def reconstruct(
         "depth_unit": depth_unit,
     }
     if not is_bag(source):
-        check_no_bag_options(bag_options, named=False)
+        check_no_bag_options(bag_options, named=False, takes_unit=False)
     if pose_source not in ("auto", "photographs", "pointmaps"):
         raise InputError(f"--pose-source is '{pose_source}'; auto, photographs or pointmaps was expected.")
     if depth_source not in ("auto", "pointmaps"):

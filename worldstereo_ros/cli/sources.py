@@ -221,11 +221,13 @@ def _load(sequence: ViewSequence, chosen: list[int], named: bool, notes: list[st
     Raises:
         DatasetError: a named frame is damaged, or all are.
     """
+    from worldstereo_ros.cli.summaries import damaged_frames_note
     from worldstereo_ros.io.files import DatasetError
 
     views: list[View] = []
     positions: list[int] = []
-    first_reason, damaged, taken = "", 0, set(chosen)
+    reasons: list[str] = []
+    taken = set(chosen)
     for position in chosen:
         for candidate in [position, *range(position + 1, len(sequence))]:
             if candidate != position and candidate in taken:
@@ -238,12 +240,11 @@ def _load(sequence: ViewSequence, chosen: list[int], named: bool, notes: list[st
             except DatasetError as error:
                 if named or len(sequence) == 1:
                     raise
-                damaged += 1
-                first_reason = first_reason or str(error)
+                reasons.append(str(error))
     if not views:
-        raise DatasetError(f"None of the {damaged} frames that were tried can be read. The first: {first_reason}")
-    if damaged:
-        notes.append(f"{damaged} damaged frame{'s' if damaged > 1 else ''} left out. The first: {first_reason}")
+        raise DatasetError(f"None of the {len(reasons)} frames that were tried can be read. The first: {reasons[0]}")
+    if reasons:
+        notes.append(damaged_frames_note(reasons))
     return positions, views
 
 

@@ -154,6 +154,7 @@ def stereo(
         TimeRemainingColumn,
     )
 
+    from worldstereo_ros.cli.depth_warning import warn_of_depth
     from worldstereo_ros.cli.sources import parse_size
     from worldstereo_ros.depth.estimators import NONE, load_depth_estimator
     from worldstereo_ros.pipelines.stereo.conversion import convert
@@ -196,7 +197,11 @@ def stereo(
             size=parse_size(size),
             measured_depth=depth in ("auto", "sensor"),
             bag_options=bag_options if from_bag else None,
+            depth_unit=depth_unit,
         )
+    if depth in ("auto", "sensor"):
+        measured = ((frame.image, frame.depth, frame.world_from_camera) for frame in frames.read(0))
+        warn_of_depth(console, measured, frames.camera, source.name, metric=frames.metric)
     estimator = load_depth_estimator(NONE if depth == "sensor" else depth_model, device)
     estimator_name, kept = depth_model or "small", ExitStack()
     if depth == "pointmaps":

@@ -1,4 +1,4 @@
-"""Sentences about the provenance of clouds and views, for the console."""
+"""Sentences about the provenance of clouds and views, and about damaged frames, for the console."""
 
 from __future__ import annotations
 
@@ -24,7 +24,15 @@ def pixel_shares(views: Sequence[View]) -> str:
     """Shares of the classes in the pixels of views of one size: "62% observed, 0% estimated, 38% imagined pixels"."""
     observed = sum(float(view.observed_mask.mean()) for view in views) / len(views)
     estimated = sum(float(view.estimated_mask.mean()) for view in views) / len(views)
-    return f"{observed:.0%} observed, {estimated:.0%} estimated, {1 - observed - estimated:.0%} imagined pixels"
+    imagined = max(0.0, 1 - observed - estimated)  # rounding may leave less than nothing, shown as -0%
+    return f"{observed:.0%} observed, {estimated:.0%} estimated, {imagined:.0%} imagined pixels"
+
+
+def damaged_frames_note(reasons: Sequence[str]) -> str:
+    """Says how many damaged frames were left out, and why the first was; empty if there are none."""
+    if not reasons:
+        return ""
+    return f"{len(reasons)} damaged frame{'s' if len(reasons) > 1 else ''} left out. The first: {reasons[0]}"
 
 
 def estimated_depth_warning(views: Sequence[View], estimator: str) -> str:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from worldstereo_ros.depth.estimators import SMALL, DepthEstimator, load_depth_estimator
 from worldstereo_ros.evaluation.pipeline_options import Pipelines
 from worldstereo_ros.evaluation.world_sequences import PosedSequence, open_data
+from worldstereo_ros.io.files import DatasetError
+from worldstereo_ros.io.view_sequence import ViewSequence
 
 
 class Inputs(NamedTuple):
@@ -33,14 +35,50 @@ def open_inputs(
     pipelines: Sequence[str],
     depth_model: str,
     device: str,
+    on_note: Callable[[str], None] | None = None,
 ) -> Inputs:
     """Opens the inputs of an evaluation; for the arguments see `runner.evaluate`.
 
     Raises:
+        DatasetError: no frame of a sequence can be read.
         InputError: a pipeline or sequence is unknown or unsuitable.
     """
     names = list(dict.fromkeys(pipelines))
-    sequences = [sequence for one in data for sequence in open_data(one)]
+    sequences = [without_damaged(sequence, on_note) for one in data for sequence in open_data(one)]
     loaded = Pipelines(names, device)
     estimator = load_depth_estimator(depth_model or SMALL, device) if "mono" in protocols else None
     return Inputs(sequences, names, loaded, estimator)
+
+
+def without_damaged(sequence: PosedSequence, on_note: Callable[[str], None] | None = None) -> PosedSequence:
+    """The sequence without the frames that cannot be read; only a recorded one can have some.
+
+    All frames are read for this, because which of them are observed and which are held out follows from their number.
+
+    Args:
+        sequence: any.
+        on_note: called with a sentence if frames are left out.
+
+    Raises:
+        DatasetError: no frame can be read.
+    """
+    if not isinstance(sequence, ViewSequence):
+        return sequence
+    whole, reasons = [], []
+    for index in range(len(sequence)):
+        try:
+            sequence[index]
+        except DatasetError as error:
+            reasons.append(str(error))
+        else:
+            whole.append(index)
+    if not reasons:
+        return sequence
+    if not whole:
+        raise DatasetError(f"None of the {len(reasons)} frames of {sequence.path} can be read. The first: {reasons[0]}")
+    if on_note:
+        on_note(
+            f"{sequence.path.name}: {len(reasons)} of {len(sequence)} frames are damaged and left out. The first: "
+            f"{reasons[0]}"
+        )
+    return sequence.subset(whole)

@@ -148,7 +148,8 @@ def evaluate(
         device: device of the pipelines.
         with_features: compute patch KID and ST-LPIPS too, see `hole_scores`.
         poses, depth_source: of the photographs that interpolation and extrapolation give, see `PhotoSettings`.
-        on_note: called with sentences about these photographs, and the pose error of each view imagined from them.
+        on_note: called with sentences about damaged frames, about these photographs, and the pose error of each view
+            imagined from them.
         progress: called with a line of text before each part, and between denoising steps.
         on_row: called with each row when it is ready.
         sheets: collects images of some frames.
@@ -157,6 +158,7 @@ def evaluate(
 
     Raises:
         InputError: a protocol, pipeline or sequence is unknown or unsuitable.
+        DatasetError: no frame of a sequence can be read.
     """
     protocols = [protocols] if isinstance(protocols, str) else list(protocols)
     known = (*PROTOCOLS, *RECONSTRUCTION_PROTOCOLS)
@@ -186,7 +188,9 @@ def evaluate(
     protocols = [protocol for protocol in protocols if protocol in PROTOCOLS]
     if not protocols:
         return rows
-    sequences, names, loaded, estimator = open_inputs(data, protocols, [*ALWAYS, *pipelines], depth_model, device)
+    sequences, names, loaded, estimator = open_inputs(
+        data, protocols, [*ALWAYS, *pipelines], depth_model, device, on_note
+    )
     for protocol in protocols:
         for sequence in sequences:
             if progress:

@@ -59,6 +59,7 @@ def run_truth(
             device=device,
             progress=status.update,
             on_rows=row_recorder(console, truth_line, write_truth, json_file),
+            on_note=lambda text: console.print(text, style="dim", highlight=False, soft_wrap=True, markup=False),
         )
     print_table(console, truth_table(rows))
     return rows
@@ -75,6 +76,7 @@ def evaluate_truth(
     device: str = "cpu",
     progress: Callable[[str], None] = lambda text: None,
     on_rows: Callable[[list[TruthRow]], None] = lambda rows: None,
+    on_note: Callable[[str], None] | None = None,
 ) -> list[TruthRow]:
     """Evaluates provenance and confidence of pipelines on sequences.
 
@@ -90,6 +92,7 @@ def evaluate_truth(
         device: device of the pipelines.
         progress: called with a line of text before each part, and between denoising steps.
         on_rows: called with the rows of each pipeline on each scenario when they are ready.
+        on_note: called with sentences about damaged frames.
 
     Returns:
         Three rows, one for each class, for each sequence, protocol and pipeline.
@@ -104,7 +107,7 @@ def evaluate_truth(
     for name in pipelines:
         if name in BASELINES:
             raise InputError(f"The baseline '{name}' does not label its pixels; --truth needs a pipeline.")
-    sequences, names, loaded, estimator = open_inputs(data, protocols, pipelines, depth_model, device)
+    sequences, names, loaded, estimator = open_inputs(data, protocols, pipelines, depth_model, device, on_note)
     if "mono" in protocols and estimator is None:
         raise InputError("The protocol mono needs a depth model; remove --depth-model none or select other protocols.")
     rows: list[TruthRow] = []

@@ -108,7 +108,11 @@ def test_without_parallax_there_is_no_false_motion(case):
     maps = estimate_pointmaps(images, CAMERA, estimator=KnownDepth(images, depths, 0.7, 0.2))
     assert maps.ok
     assert not maps.poses[:, :3, 3].any()
-    assert any("no parallax" in text for text in maps.messages)
+    assert any("no parallax, and depth is that of the depth network alone" in text for text in maps.messages)
+    # Of frames of a sensor it is not, nor where some have measured depth.
+    for given, words in ((depths, "depth is the measured one."), ([depths[0]] + [None] * 6, "where there is none")):
+        by_sensor = estimate_pointmaps(images, CAMERA, estimator=KnownDepth(images, depths, 1.0), depth=given)
+        assert any(words in text for text in by_sensor.messages), by_sensor.messages
     if case == "still":
         np.testing.assert_array_equal(maps.poses, np.tile(np.eye(4), (7, 1, 1)))
     else:

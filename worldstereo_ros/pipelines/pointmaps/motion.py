@@ -133,11 +133,11 @@ def _turned(tracks: Tracks, maps: DepthMaps, camera: Camera, turning: Turning) -
     logs = log_depth_of(maps.depth[0])
     depth = float(np.exp(np.nanmedian(logs))) if np.isfinite(logs).any() else 1.0
     covariance[1:] = np.diag([(pixel * depth) ** 2] * 3 + [pixel**2] * 3)
-    text = (
-        "The camera stands still: there is no parallax, and depth is that of the depth network alone."
-        if turning.still
-        else "The camera only turns: there is no parallax, and depth is that of the depth network alone."
-    )
+    what = "stands still" if turning.still else "only turns"
+    origin = "that of the depth network alone"
+    if maps.measured.any():
+        origin = "the measured one" if maps.measured.all() else f"the measured one, where there is none {origin}"
+    text = f"The camera {what}: there is no parallax, and depth is {origin}."
     return Motion(
         turning.world_from_camera, np.ones(frames, bool), _steady_scale(tracks, maps), no_anchors(), turning,
         covariance, np.zeros(len(tracks), bool), messages=[text],

@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 
 from worldstereo_ros.geometry.cameras import Camera
+from worldstereo_ros.geometry.depth_units import AUTO_UNIT, parse_depth_unit
 from worldstereo_ros.geometry.views import View
 from worldstereo_ros.io.bags.files import BagError
 from worldstereo_ros.io.bags.views import read_views
@@ -85,6 +86,7 @@ def open_source(
     size: tuple[int, int] | None = None,
     measured_depth: bool = True,
     bag_options: dict[str, Any] | None = None,
+    depth_unit: str = AUTO_UNIT,
 ) -> FrameSource:
     """Opens a source of frames.
 
@@ -94,6 +96,7 @@ def open_source(
         size: (width, height) to bring the frames to; None: as they are.
         measured_depth: use measured depth where there is some.
         bag_options: keyword arguments of `read_views`; None: the source is no bag.
+        depth_unit: of a sequence, see `geometry.depth_units.parse_depth_unit`.
 
     Raises:
         DatasetError, BagError: the source is missing or damaged.
@@ -103,6 +106,8 @@ def open_source(
         source = _open_bag(path, bag_options)
     else:
         sequence = open_sequence(path)
+        if (metres_per_count := parse_depth_unit(depth_unit)) is not None:
+            sequence = replace(sequence, depth_scale=1 / metres_per_count)
         is_video = sequence.kind == "video" and sequence.frames[0].suffix.lower() in VIDEO_SUFFIXES
         source = _open_video(sequence) if is_video else _open_views(sequence)
         source = _with_fov(source, sequence, fov_deg)
