@@ -25,6 +25,7 @@ from lifecycle_msgs.srv import ChangeState, GetState
 from nav_msgs.msg import Path as PathMessage
 from rcl_interfaces.srv import SetParametersAtomically
 from rclpy.action import ActionClient
+from rclpy.exceptions import InvalidHandle
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.parameter import Parameter
 from sensor_msgs.msg import CameraInfo, Image
@@ -197,14 +198,22 @@ class Robot:
         self.subscribe("/diagnostics", DiagnosticArray, qos.DIAGNOSTICS)
         self._executor = SingleThreadedExecutor(context=self.context)
         self._executor.add_node(self.node)
+        self._closed = False
         self._thread = threading.Thread(target=self._spin, daemon=True)
         self._thread.start()
 
     def _spin(self) -> None:
-        with contextlib.suppress(ExternalShutdownException):
-            self._executor.spin()
+        while self.context.ok() and not self._closed:
+            try:
+                self._executor.spin()
+                return
+            except ExternalShutdownException:
+                return
+            except InvalidHandle:  # `subscribe` destroyed a subscription while the executor collected what to wait for
+                continue
 
     def close(self) -> None:
+        self._closed = True
         self._executor.shutdown(timeout_sec=2)
         self._thread.join(2)
         self.node.destroy_node()
