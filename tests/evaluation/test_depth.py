@@ -5,11 +5,12 @@ import pytest
 
 from worldstereo_ros.depth.estimators import DepthEstimate
 from worldstereo_ros.evaluation import evaluate
-from worldstereo_ros.evaluation.depth import depth_errors, depth_table, means
+from worldstereo_ros.evaluation.depth import depth_errors, depth_table, imagined_errors, means
 from worldstereo_ros.evaluation.depth_baselines import CONSTANT_M, ConstantDepth, GroundPlane, fit_ground, ground_depth
 from worldstereo_ros.evaluation.metrics import scaled_depth_error
 from worldstereo_ros.evaluation.world_sequences import world_sequence
 from worldstereo_ros.geometry.cameras import Camera
+from worldstereo_ros.io.posed_sequences import write_sequence
 
 
 def _scene(rng: np.random.Generator, shape=(40, 60)) -> np.ndarray:
@@ -116,3 +117,16 @@ def test_protocol_mono_needs_no_download():
     assert rows["geometric"].frames == 2
     assert 0 < rows["geometric"].abs_rel < 2
     assert rows["geometric"].psnr > 8
+
+
+def test_damaged_frames_are_left_out_and_said(tmp_path):
+    world, notes = world_sequence("validation", 0, views=4, camera=Camera.from_fov(64, 48, 1.2)), []
+    write_sequence(tmp_path / "walk", list(world))
+    for file in (tmp_path / "walk" / "frames" / "000000.png", tmp_path / "walk" / "depth" / "000002.png"):
+        file.write_bytes(file.read_bytes()[:80])
+    rows = depth_errors([tmp_path / "walk"], {}, on_note=notes.append)
+    assert {row.frames for row in rows} == {2}
+    rows = imagined_errors([tmp_path / "walk"], ["geometric"], on_note=notes.append)
+    assert {row.frames + row.refused for row in rows} <= {0, 1}  # of the two that are left the first is observed
+    assert len(notes) == 2
+    assert all(note.startswith("walk: 2 of 4 frames are damaged and left out. The first: ") for note in notes)

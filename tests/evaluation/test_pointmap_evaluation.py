@@ -1,6 +1,7 @@
 """Figures of point maps: known errors, agreement with evo where it is installed, clips, rows."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -177,3 +178,18 @@ def test_bad_options_are_refused(sequence, tmp_path, options, words):
         options = {**options, "model": tmp_path / "nowhere"}
     with pytest.raises(InputError, match=words):
         run_pointmaps([sequence], **options)
+
+
+def test_damaged_frames_are_in_no_clip(sequence, tmp_path):
+    folder, notes = shutil.copytree(sequence, tmp_path / "painted_room"), []
+    for file in (folder / "frames" / "000003.png", folder / "depth" / "000008.png"):
+        file.write_bytes(file.read_bytes()[:80])
+    for name in (folder, f"movers:{folder}"):
+        clip = next(open_clips([name], notes.append))
+        assert len(clip.images) == FRAMES  # of two more frames than that, two are damaged
+    whole = next(open_clips([sequence]))
+    clip = next(open_clips([folder]))
+    np.testing.assert_allclose(clip.poses[3], whole.poses[4])
+    assert len(notes) == 2
+    assert notes[0] == notes[1]
+    assert notes[0].startswith("painted_room: 2 of 19 frames are damaged and left out. The first: ")

@@ -1,6 +1,7 @@
 """The protocols interpolation and extrapolation at toy size."""
 
 import json
+import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -168,3 +169,17 @@ def test_data_without_depth_is_opened_for_these_protocols_alone(walk, tmp_path):
         evaluate([photo], "interpolation", ["geometric"], depth_model="none")
     with pytest.raises(InputError, match="no depth"):
         PhotoEvaluation(open_posed(walk), "interpolation", PhotoSettings(depth_source="sensor"), None)
+
+
+def test_damaged_photographs_are_neither_given_nor_evaluated(walk, tmp_path):
+    pytest.importorskip("pycolmap")
+    folder, notes = shutil.copytree(walk, tmp_path / "walk"), []
+    file = sorted((folder / "frames").iterdir())[3]
+    file.write_bytes(file.read_bytes()[:200])
+    found = evaluate(
+        [folder], "interpolation", ["constant"], poses=["given"], depth_model="none", with_features=False,
+        on_note=notes.append,
+    )  # fmt: skip
+    assert {row.frames for row in found} == {3}  # of the six that are left three are given
+    assert notes[0].startswith("walk: 1 of 7 frames are damaged and left out. The first: ")
+    assert file.name in notes[0]

@@ -1,6 +1,7 @@
 """Evaluation of made eyes on pairs and posed sequences with known truth."""
 
 import json
+import shutil
 from dataclasses import asdict
 
 import numpy as np
@@ -12,6 +13,7 @@ from worldstereo_ros.cli.main import app
 from worldstereo_ros.evaluation.stereo import ESTIMATED, SENSOR, TRUTH, evaluate_sequence, means
 from worldstereo_ros.evaluation.stereo_data import THERE_AND_BACK, open_stereo_data
 from worldstereo_ros.geometry.views import View
+from worldstereo_ros.imaging.image_checks import ImageError
 from worldstereo_ros.io.files import DatasetError
 from worldstereo_ros.io.images import write_image
 from worldstereo_ros.io.posed_sequences import write_sequence
@@ -120,3 +122,40 @@ def test_bad_data_is_refused(pair, tmp_path):
     result = CliRunner().invoke(app, ["evaluate", "--stereo", "--data", str(pair), "--pipeline", "magic"])
     assert result.exit_code == 1
     assert "magic" in result.output
+
+
+def test_damaged_frames_and_pairs_are_left_out_and_said(pair, tmp_path):
+    notes = []
+    views = [
+        View(view_from(0.08 * index)[0], CAMERA, pose_at(0.08 * index), view_from(0.08 * index)[1])
+        for index in (0, 1, 2)
+    ]
+    write_sequence(tmp_path / "walks" / "walk", views)
+    damage(tmp_path / "walks" / "walk" / "frames" / "000000.png")
+    for name in ("a", "b"):
+        shutil.copytree(pair, tmp_path / "walks" / name)
+    damage(tmp_path / "walks" / "b" / "right.png")
+    found = open_stereo_data(tmp_path / "walks", notes.append)
+    assert [(one.name, one.frames) for one in found] == [("a", 1), ("walk", 2)]
+    np.testing.assert_array_equal(found[1].load(0).truth, views[1].image)
+    assert sorted(note.split(" The first: ")[0] for note in notes) == [
+        "walk: 1 of 3 frames are damaged and left out.",
+        "walks: 1 of 2 pairs are damaged and left out.",
+    ]
+    result = CliRunner().invoke(
+        app, ["evaluate", "--stereo", "--data", str(tmp_path / "walks"), "--pipeline", "unchanged",
+              "--depth-model", "none", "--no-features"],
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert "1 of 2 pairs are damaged" in result.output
+    assert "1 of 3 frames are damaged" in result.output
+    damage(tmp_path / "walks" / "a" / "left.png")
+    with pytest.raises(DatasetError, match="None of the 2 pairs"):
+        open_stereo_data(tmp_path / "walks")
+    (named,) = open_stereo_data(tmp_path / "walks" / "a")
+    with pytest.raises(ImageError, match=r"left\.png is damaged"):
+        named.load(0)
+
+
+def damage(file):
+    file.write_bytes(file.read_bytes()[:80])

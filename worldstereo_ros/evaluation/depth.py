@@ -25,10 +25,11 @@ from worldstereo_ros.depth.estimators import NONE, SMALL, DepthEstimator, estima
 from worldstereo_ros.evaluation.calibration_metrics import BINS, depth_ratio
 from worldstereo_ros.evaluation.depth_baselines import BASELINES, CONSTANT_M, HEIGHT_M, WALL_M
 from worldstereo_ros.evaluation.depth_sheets import draw_sheet
+from worldstereo_ros.evaluation.inputs import open_whole
 from worldstereo_ros.evaluation.metrics import depth_error, scaled_depth_error
-from worldstereo_ros.evaluation.output import print_table
+from worldstereo_ros.evaluation.output import note_printer, print_table
 from worldstereo_ros.evaluation.tables import Column, build_table
-from worldstereo_ros.evaluation.world_sequences import PosedSequence, open_data
+from worldstereo_ros.evaluation.world_sequences import PosedSequence
 from worldstereo_ros.geometry.provenance import DEPTH_TOLERANCE
 from worldstereo_ros.geometry.views import View
 from worldstereo_ros.imaging.inpainting import fill_depth
@@ -138,6 +139,7 @@ def depth_errors(
     every: int = 1,
     progress: Callable[[str], None] = lambda text: None,
     examples: list[tuple[View, dict[str, np.ndarray]]] | None = None,
+    on_note: Callable[[str], None] | None = None,
 ) -> list[DepthRow]:
     """Evaluates estimators and `BASELINES` on single images.
 
@@ -147,14 +149,16 @@ def depth_errors(
         every: evaluate every n-th frame.
         progress: called with a line of text.
         examples: list to which the middle frame of every sequence is added, with the depth of each estimator.
+        on_note: called with sentences about damaged frames, which are left out.
 
     Raises:
         InputError: a sequence is unknown, or none of its frames has depth.
+        DatasetError: no frame of a sequence can be read.
     """
     all_estimators = {**estimators, **{name: make() for name, make in BASELINES.items()}}
     rows: list[DepthRow] = []
     warmed_up = False
-    for sequence in (sequence for one in data for sequence in open_data(one)):
+    for sequence in (sequence for one in data for sequence in open_whole(one, on_note)):
         frames = {name: _FrameErrors() for name in all_estimators}
         numbers = range(0, len(sequence), every)
         with_depth = 0
@@ -199,6 +203,7 @@ def imagined_errors(
     every: int = 1,
     device: str = "cpu",
     progress: Callable[[str], None] = lambda text: None,
+    on_note: Callable[[str], None] | None = None,
 ) -> list[DepthRow]:
     """Evaluates the depth of imagined pixels, those that memory does not cover.
 
@@ -211,13 +216,15 @@ def imagined_errors(
         every: imagine every n-th frame.
         device: device of the pipelines.
         progress: called with a line of text.
+        on_note: called with sentences about damaged frames, which are left out.
 
     Raises:
         InputError: a pipeline or sequence is unknown.
+        DatasetError: no frame of a sequence can be read.
     """
     rows: list[DepthRow] = []
     loaded = {name: load_pipeline(name, device) for name in pipelines}
-    for sequence in (sequence for one in data for sequence in open_data(one)):
+    for sequence in (sequence for one in data for sequence in open_whole(one, on_note)):
         targets = sequence.subset(range(every, len(sequence), every))
         for name, pipeline in loaded.items():
             progress(f"{sequence.path.name}: {name} imagines {len(targets)} views")
@@ -322,11 +329,14 @@ def run(
 
     Raises:
         InputError: a model or sequence is unknown, or a sequence has no depth.
+        DatasetError: no frame of a sequence can be read.
     """
     console = Console()
     if pipelines:
         with console.status("loading") as status:
-            rows = imagined_errors(data, pipelines, every=every, device=device, progress=status.update)
+            rows = imagined_errors(
+                data, pipelines, every=every, device=device, progress=status.update, on_note=note_printer(console)
+            )
         _report(console, rows, json_file, {"every": every})
         return rows
     estimators: dict[str, DepthEstimator] = {}
@@ -335,7 +345,10 @@ def run(
         estimators[depth_model or SMALL] = estimator
     examples: list[tuple[View, dict[str, np.ndarray]]] = []
     with console.status("loading") as status:
-        rows = depth_errors(data, estimators, every=every, progress=status.update, examples=examples)
+        rows = depth_errors(
+            data, estimators,
+            every=every, progress=status.update, examples=examples, on_note=note_printer(console),
+        )  # fmt: skip
     baselines = {"height": HEIGHT_M, "wall": WALL_M, "constant": CONSTANT_M}
     _report(console, rows, json_file, {"depth_model": depth_model or SMALL, "every": every, **baselines})
     if sheet is not None:

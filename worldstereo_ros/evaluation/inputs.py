@@ -44,10 +44,26 @@ def open_inputs(
         InputError: a pipeline or sequence is unknown or unsuitable.
     """
     names = list(dict.fromkeys(pipelines))
-    sequences = [without_damaged(sequence, on_note) for one in data for sequence in open_data(one)]
+    sequences = [sequence for one in data for sequence in open_whole(one, on_note)]
     loaded = Pipelines(names, device)
     estimator = load_depth_estimator(depth_model or SMALL, device) if "mono" in protocols else None
     return Inputs(sequences, names, loaded, estimator)
+
+
+def open_whole(
+    data: str | Path | PosedSequence, on_note: Callable[[str], None] | None = None, *, needs_depth: bool = True
+) -> list[PosedSequence]:
+    """Opens the sequences of one `--data` option without their damaged frames.
+
+    Args:
+        data, needs_depth: see `world_sequences.open_data`.
+        on_note: called with a sentence for each sequence of which frames are left out.
+
+    Raises:
+        InputError: the data is none that `open_data` opens.
+        DatasetError: no frame of a sequence can be read.
+    """
+    return [without_damaged(sequence, on_note) for sequence in open_data(data, needs_depth=needs_depth)]
 
 
 def without_damaged(sequence: PosedSequence, on_note: Callable[[str], None] | None = None) -> PosedSequence:

@@ -70,6 +70,11 @@ def row_recorder(
     return record
 
 
+def note_printer(console: Console) -> Callable[[str], None]:
+    """Returns a function that prints a sentence for the user, such as one about damaged frames."""
+    return lambda text: console.print(text, style="dim", highlight=False, soft_wrap=True, markup=False)
+
+
 def print_table(console: Console, table: Table) -> None:
     """Prints a table; where the output is not a terminal, in full: Rich assumes 80 columns there and would cut it."""
     (console if console.is_terminal else Console(width=TABLE_WIDTH)).print(table)

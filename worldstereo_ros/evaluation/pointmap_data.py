@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
 from worldstereo_ros.evaluation.drawn_movers import DIRECTIONS, draw_mover
+from worldstereo_ros.evaluation.inputs import open_whole
 from worldstereo_ros.evaluation.pointmap_clips import PointmapClip
-from worldstereo_ros.evaluation.world_sequences import CAMERA, PREFIX, PosedSequence, open_data
+from worldstereo_ros.evaluation.world_sequences import CAMERA, PREFIX, PosedSequence
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.poses import invert_pose
 from worldstereo_ros.scenes import (
@@ -43,16 +44,19 @@ PREVIEW = (40, 30)
 MIN_CLIP = 9  # frames; fewer at the end of a sequence are left out
 
 
-def open_clips(data: Sequence[str | Path]) -> Iterator[PointmapClip]:
+def open_clips(data: Sequence[str | Path], on_note: Callable[[str], None] | None = None) -> Iterator[PointmapClip]:
     """Yields the clips that `worldstereo evaluate --pointmaps --data` names.
 
     Args:
         data: posed sequences, folders of such, or `worlds:SPLIT:COUNT`: each world gives a clip of a handheld camera
             and one of a wheeled robot, with up to `MOVING_OBJECTS` moving things; `movers:PATH` is posed sequences with
             depth into which moving things are drawn, one across the view and, once more, one along it.
+        on_note: called with sentences about damaged frames. They are left out before clips are made of the others, and
+            the numbers in the names of clips count those.
 
     Raises:
         InputError: it is none of these.
+        DatasetError: no frame of a sequence can be read.
     """
     worlds: list[tuple[str, int]] = []
     sequences: list[PosedSequence] = []
@@ -61,9 +65,9 @@ def open_clips(data: Sequence[str | Path]) -> Iterator[PointmapClip]:
         if str(one).startswith(PREFIX):
             worlds.append(_parse_worlds(str(one)))
         elif str(one).startswith(DRAWN_PREFIX):
-            drawn += open_data(str(one).removeprefix(DRAWN_PREFIX))
+            drawn += open_whole(str(one).removeprefix(DRAWN_PREFIX), on_note)
         else:
-            sequences += open_data(one, needs_depth=False)
+            sequences += open_whole(one, on_note, needs_depth=False)
     if not worlds and not sequences and not drawn:
         raise InputError("There is nothing to evaluate; name posed sequences or worlds:SPLIT:COUNT with --data.")
     for split, count in worlds:

@@ -19,7 +19,7 @@ import numpy as np
 from rich.console import Console
 
 from worldstereo_ros.depth.estimators import NONE, SMALL, DepthEstimator, load_depth_estimator
-from worldstereo_ros.evaluation.output import print_table, row_recorder, write_rows
+from worldstereo_ros.evaluation.output import note_printer, print_table, row_recorder, write_rows
 from worldstereo_ros.evaluation.pointmap_data import PointmapClip, open_clips
 from worldstereo_ros.evaluation.pointmap_metrics import (
     depth_errors,
@@ -250,6 +250,7 @@ def run_pointmaps(
 
     Raises:
         InputError: data or a method is unknown, or its weights are missing.
+        DatasetError: no frame of a sequence can be read.
     """
     there = {"small": is_available(model), NO_PRIOR: is_available(prior=False)}
     names = list(dict.fromkeys(methods)) or [name for name in METHODS if there.get(name, True)]
@@ -272,7 +273,7 @@ def run_pointmaps(
         console.print(f"{' and '.join(missing)}: left out, there are no weights.", style="dim")
     rows: list[PointmapRow] = []
     record = row_recorder(console, _line, _write, json_file)
-    for clip in open_clips(data):
+    for clip in open_clips(data, note_printer(console)):
         new = evaluate_clip(clip, names, estimator, networks)
         rows += new
         record(new)

@@ -19,8 +19,8 @@ from worldstereo_ros.evaluation.calibration import Calibration, calibration_tabl
 from worldstereo_ros.evaluation.contact_sheets import ContactSheets
 from worldstereo_ros.evaluation.given_photographs import POSES, SWEEP
 from worldstereo_ros.evaluation.hole_sheets import HoleSheets
-from worldstereo_ros.evaluation.inputs import open_inputs
-from worldstereo_ros.evaluation.output import prefixed, print_table, row_recorder
+from worldstereo_ros.evaluation.inputs import open_inputs, open_whole
+from worldstereo_ros.evaluation.output import note_printer, prefixed, print_table, row_recorder
 from worldstereo_ros.evaluation.protocols import PROTOCOLS, Scenario, make_scenario
 from worldstereo_ros.evaluation.reconstruction_protocols import (
     RECONSTRUCTION_PROTOCOLS,
@@ -29,7 +29,7 @@ from worldstereo_ros.evaluation.reconstruction_protocols import (
 )
 from worldstereo_ros.evaluation.report import Row, format_hole_table, format_table, one_line, write_json
 from worldstereo_ros.evaluation.scoring import EvaluatedView, Scorer, imagined_views, observed_world
-from worldstereo_ros.evaluation.world_sequences import PosedSequence, WorldSequence, open_data
+from worldstereo_ros.evaluation.world_sequences import PosedSequence, WorldSequence
 from worldstereo_ros.pipelines.geometric.pipeline import GeometricPipeline
 from worldstereo_ros.utils.errors import InputError
 
@@ -86,7 +86,7 @@ def run(
             with_features=with_features,
             poses=poses,
             depth_source=depth_source,
-            on_note=lambda text: console.print(text, style="dim", highlight=False, soft_wrap=True, markup=False),
+            on_note=note_printer(console),
             progress=status.update,
             on_row=lambda row: record([row]),
             sheets=sheets,
@@ -177,7 +177,7 @@ def evaluate(
     if of_photographs:
         settings = PhotoSettings(tuple(poses), depth_source, every, device=device, with_features=with_features)
         for row in evaluate_photographs(
-            [sequence for one in data for sequence in open_data(one, needs_depth=False)],
+            [sequence for one in data for sequence in open_whole(one, on_note, needs_depth=False)],
             *(of_photographs, pipelines, settings, load_depth_estimator(depth_model or SMALL, device)),
             progress=progress,
             on_note=on_note,

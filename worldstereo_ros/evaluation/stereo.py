@@ -23,7 +23,7 @@ from rich.console import Console
 
 from worldstereo_ros.depth.estimators import NONE, SMALL, DepthEstimator, load_depth_estimator
 from worldstereo_ros.evaluation.metrics import psnr, ssim
-from worldstereo_ros.evaluation.output import print_table, row_recorder, write_rows
+from worldstereo_ros.evaluation.output import note_printer, print_table, row_recorder, write_rows
 from worldstereo_ros.evaluation.perceptual import MIN_SIZE_PX, is_available, load_perceptual_network, to_tensor
 from worldstereo_ros.evaluation.report import mean
 from worldstereo_ros.evaluation.stereo_data import StereoSequence, TruthFrame, open_stereo_data
@@ -326,17 +326,18 @@ def run_stereo(
 
     Raises:
         InputError: data or a pipeline is unknown, or there is nothing to evaluate.
+        DatasetError: a file is missing or contradicts another one, or no frame of a sequence can be read.
     """
     names = list(dict.fromkeys(pipelines)) or [
         name for name in PIPELINES if name != SMALL_REFINER or has_bundled(REFINER)
     ]
     for name in names:
         _check_name(name)
-    sequences = [sequence for one in data for sequence in open_stereo_data(one)]
+    console = Console()
+    sequences = [sequence for one in data for sequence in open_stereo_data(one, note_printer(console))]
     estimator = None if depth_model == NONE else load_depth_estimator(depth_model or SMALL, device)
     if estimator is None and not any(sequence.sensor_depth for sequence in sequences):
         raise InputError("No sequence has measured depth, and --depth-model none disables its estimation.")
-    console = Console()
     rows: list[StereoRow] = []
     with console.status("loading") as status:
         record = row_recorder(console, _line, _write, json_file)

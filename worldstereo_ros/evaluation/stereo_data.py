@@ -10,10 +10,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from worldstereo_ros.evaluation.inputs import open_whole
 from worldstereo_ros.evaluation.metrics import seen_pixels
-from worldstereo_ros.evaluation.world_sequences import PREFIX, PosedSequence, WorldSequence, open_data, open_worlds
+from worldstereo_ros.evaluation.world_sequences import PREFIX, PosedSequence, WorldSequence, open_worlds
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.views import View
+from worldstereo_ros.imaging.image_checks import ImageError
 from worldstereo_ros.io.files import DatasetError, read_json
 from worldstereo_ros.io.images import read_image
 from worldstereo_ros.pipelines.stereo.pipeline import GeometricStereo
@@ -73,16 +75,17 @@ class StereoSequence:
     sensor_depth: bool = True
 
 
-def open_stereo_data(data: str | Path) -> list[StereoSequence]:
+def open_stereo_data(data: str | Path, on_note: Callable[[str], None] | None = None) -> list[StereoSequence]:
     """Opens what `worldstereo evaluate --stereo --data` names.
 
     Args:
         data: a folder with left.png, right.png and calib.json (disparity.png is optional), a folder of such folders, a
             posed sequence with depth, a folder of such, or `worlds:SPLIT:COUNT`.
+        on_note: called with sentences about damaged frames, and about damaged pairs of a folder; they are left out.
 
     Raises:
         InputError: it is none of these.
-        DatasetError: a file is missing or contradicts another one.
+        DatasetError: a file is missing or contradicts another one, or nothing of a sequence or folder can be read.
     """
     if str(data).startswith(PREFIX):
         return [_world(sequence) for sequence in open_worlds(str(data))]
@@ -92,8 +95,8 @@ def open_stereo_data(data: str | Path) -> list[StereoSequence]:
     pairs = sorted(folder for folder in path.glob("*") if is_pair(folder)) if path.is_dir() else []
     posed = []
     with suppress(InputError):
-        posed = [sequence for sequence in open_data(path) if not is_pair(Path(sequence.path))]
-    found = [_pair(folder) for folder in pairs] + [_there_and_back(sequence) for sequence in posed]
+        posed = [sequence for sequence in open_whole(path, on_note) if not is_pair(Path(sequence.path))]
+    found = _whole_pairs(path, pairs, on_note) + [_there_and_back(sequence) for sequence in posed]
     if not found and all((path / name).is_file() for name in ("left.png", "right.png")):
         raise InputError(
             f"{path} has left.png and right.png, but no calib.json; without the focal length and the distance of the "
@@ -110,6 +113,26 @@ def open_stereo_data(data: str | Path) -> list[StereoSequence]:
 def is_pair(path: Path) -> bool:
     """Whether a folder holds a rectified pair with its calibration."""
     return all((path / name).is_file() for name in ("left.png", "right.png", "calib.json"))
+
+
+def _whole_pairs(path: Path, folders: list[Path], on_note: Callable[[str], None] | None) -> list[StereoSequence]:
+    """The pairs in a folder whose images can be read. Raises DatasetError if there are pairs, and all are damaged."""
+    found, reasons = [], []
+    for folder in folders:
+        pair = _pair(folder)
+        try:
+            pair.load(0)
+        except (DatasetError, ImageError) as error:
+            reasons.append(str(error))
+        else:
+            found.append(pair)
+    if reasons and not found:
+        raise DatasetError(f"None of the {len(reasons)} pairs of {path} can be read. The first: {reasons[0]}")
+    if reasons and on_note:
+        on_note(
+            f"{path.name}: {len(reasons)} of {len(folders)} pairs are damaged and left out. The first: {reasons[0]}"
+        )
+    return found
 
 
 def _pair(path: Path) -> StereoSequence:

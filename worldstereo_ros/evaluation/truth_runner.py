@@ -9,7 +9,7 @@ from rich.console import Console
 
 from worldstereo_ros.evaluation.baseline import BASELINES
 from worldstereo_ros.evaluation.inputs import open_inputs
-from worldstereo_ros.evaluation.output import prefixed, print_table, row_recorder
+from worldstereo_ros.evaluation.output import note_printer, prefixed, print_table, row_recorder
 from worldstereo_ros.evaluation.protocols import PROTOCOLS, make_scenario, repeated
 from worldstereo_ros.evaluation.scoring import imagined_views
 from worldstereo_ros.evaluation.truth import (
@@ -59,7 +59,7 @@ def run_truth(
             device=device,
             progress=status.update,
             on_rows=row_recorder(console, truth_line, write_truth, json_file),
-            on_note=lambda text: console.print(text, style="dim", highlight=False, soft_wrap=True, markup=False),
+            on_note=note_printer(console),
         )
     print_table(console, truth_table(rows))
     return rows
