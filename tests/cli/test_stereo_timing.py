@@ -5,12 +5,13 @@ import subprocess
 
 import numpy as np
 import pytest
+from helpers.damaged_video import levels, write_damaged_video
 from helpers.stereo_scene import CAMERA, pose_at, view_from
 
 from worldstereo_ros.geometry.views import View
 from worldstereo_ros.io.posed_sequences import write_sequence
 from worldstereo_ros.io.stereo_video import has_sound, picture_start
-from worldstereo_ros.io.video_timing import read_timing
+from worldstereo_ros.io.video_timing import read_frames, read_timing
 from worldstereo_ros.pipelines.stereo.conversion import convert
 from worldstereo_ros.pipelines.stereo.frame_sources import StereoInput, open_source
 from worldstereo_ros.pipelines.stereo.pipeline import GeometricStereo
@@ -88,3 +89,16 @@ def test_sequence_with_a_repeated_stamp_keeps_its_time(tmp_path):
     source = open_source(tmp_path / "walk")
     assert source.rate == 10
     assert any("Most stamps of walk do not ascend" in note for note in source.notes)
+
+
+def test_damaged_packets_leave_picture_and_sound_in_step(tmp_path):
+    clip = tmp_path / "clip.mp4"
+    write_damaged_video(clip, 12, {0, 1, 2, 6, 7, 8}, sound=True)
+    source = open_source(clip)
+    assert "clip.mp4 is truncated or damaged: 6 of 12 frames can be decoded, and these are used." in source.notes
+    estimator = lambda image, camera: np.full(image.shape[:2], 2, np.float32)  # noqa: E731
+    done = convert(source, GeometricStereo(source.camera, StereoSettings()), tmp_path / "out", estimator=estimator)
+    video = done.files[0]
+    assert picture_start(video) == pytest.approx(0.3, abs=0.02)  # three are lost before the first
+    assert levels(frame[:, :32] for frame in read_frames(video)) == [3, 4, 5, 5, 5, 5, 9, 10, 11]
+    assert done.description["sound"] == "copied"

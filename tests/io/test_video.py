@@ -8,11 +8,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from helpers.damaged_video import levels, write_damaged_video
 from helpers.textured_wall import textured_wall_views
 from imageio_ffmpeg import get_ffmpeg_exe
 
 from worldstereo_ros.io.files import DatasetError
-from worldstereo_ros.io.video import read_video, video_size, write_video
+from worldstereo_ros.io.video import read_video, read_video_frame, video_size, write_video
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.gif"])
@@ -72,8 +73,9 @@ def test_video_is_read_from_any_frame(tmp_path, stream):
         assert cv2.VideoCapture(str(path)).get(cv2.CAP_PROP_FRAME_COUNT) < 1
     assert video_size(path) == (64, 48, 6, 5.0)
     for start in (0, 1, 4, 5):
-        assert next(read_video(path, start)).mean() == pytest.approx(levels[start], abs=8)
-    assert not list(read_video(path, 6))
+        assert read_video_frame(path, start).mean() == pytest.approx(levels[start], abs=8)
+    with pytest.raises(DatasetError, match="ends before frame 6"):
+        read_video_frame(path, 6)
 
 
 def test_video_of_a_phone_held_upright_is_read_upright(tmp_path):
@@ -89,3 +91,31 @@ def test_what_is_no_video_is_named(tmp_path):
     (tmp_path / "a.mp4").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
     with pytest.raises(DatasetError, match=r"not a readable video\. It is a Git LFS pointer"):
         video_size(tmp_path / "a.mp4")
+
+
+def test_frames_after_damaged_packets_are_read_and_the_lost_ones_counted(tmp_path):
+    path, lost = tmp_path / "a.mp4", []
+    write_damaged_video(path, 20, {0, 7, 8, 9, 10, 15})
+    assert levels(read_video(path, lost.append)) == [1, 2, 3, 4, 5, 6, 11, 12, 13, 14, 16, 17, 18, 19]
+    assert lost == [6]
+    write_damaged_video(path, 20, {7, 8})
+    for number in (0, 6, 9, 12, 19):
+        assert levels([read_video_frame(path, number)]) == [number]
+    with pytest.raises(DatasetError, match="ends before frame 8, or is damaged there"):
+        read_video_frame(path, 8)
+    write_damaged_video(path, 20, set())
+    assert levels(read_video(path, lost.append)) == list(range(20))
+    assert lost == [6]
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
+def test_what_is_there_of_a_video_that_is_cut_off_is_read(tmp_path, suffix):
+    whole, path, lost = tmp_path / "whole.mp4", tmp_path / f"cut.{suffix}", []
+    write_damaged_video(whole, 20, set())
+    command = [get_ffmpeg_exe(), "-v", "error", "-i", str(whole), "-c", "copy", "-movflags", "+faststart", str(path)]
+    subprocess.run(command, check=True)
+    path.write_bytes(path.read_bytes()[: int(0.7 * path.stat().st_size)])
+    found = levels(read_video(path, lost.append))
+    assert 5 <= len(found) < 20
+    assert found == list(range(len(found)))
+    assert lost == [20 - len(found)]

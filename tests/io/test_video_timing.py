@@ -4,6 +4,7 @@ import subprocess
 
 import numpy as np
 import pytest
+from helpers.damaged_video import levels, write_damaged_video
 
 from worldstereo_ros.io.files import DatasetError
 from worldstereo_ros.io.video import write_video
@@ -125,3 +126,15 @@ def test_frames_before_a_damaged_packet_are_read(tmp_path):
     assert 0 < len(timing) < timing.announced == 20
     assert sum(1 for _ in read_frames(tmp_path / "cut.mp4")) == len(timing)
     assert sum(1 for _ in read_frames(tmp_path / "cut.mp4", 1)) == len(timing) - 1
+
+
+def test_frames_after_damaged_packets_keep_their_time(tmp_path):
+    write_damaged_video(tmp_path / "a.mp4", 20, {7, 8, 9})
+    timing = read_timing(tmp_path / "a.mp4")
+    kept = [*range(7), *range(10, 20)]
+    np.testing.assert_allclose(timing.times_s, np.array(kept) / 10, atol=1e-3)
+    assert timing.lost == 3
+    assert timing.repeats.tolist() == [1] * 6 + [4] + [1] * 10
+    assert timing.damage_notes("a")[0].startswith("a is truncated or damaged: 17 of 20 frames can be decoded")
+    assert levels(read_frames(tmp_path / "a.mp4")) == kept
+    assert levels(read_frames(tmp_path / "a.mp4", 8)) == kept[8:]

@@ -200,7 +200,7 @@ def _open_video(clip: Path, camera: Camera | None) -> FrameSource:
                 return
             yield SourceFrame(image, None, None, float(timing.times_s[index]), index)
 
-    notes = timing.stamp_notes(clip.name)
+    notes = timing.damage_notes(clip.name) + timing.stamp_notes(clip.name)
     if timing.variable:
         notes.append(f"{clip.name} has a variable frame rate; the poses have the times of their frames.")
     return FrameSource(camera, read, len(timing), False, notes)

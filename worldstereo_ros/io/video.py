@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import cv2
@@ -15,6 +15,9 @@ from worldstereo_ros.imaging.codecs import ImageError, check_size
 from worldstereo_ros.io.files import DatasetError
 from worldstereo_ros.utils.atomic_files import atomic_path, readable_path, write_bytes
 from worldstereo_ros.utils.file_kinds import explain_unreadable, identify_file
+
+MAX_DAMAGED = 1000  # packets in a row; what comes after more of them is not looked for
+VARIATION = 0.2  # of the median distance between frames; more is a variable rate
 
 
 def write_video(path: Path, frames: Sequence[np.ndarray], fps: float = 8) -> None:
@@ -81,23 +84,91 @@ def video_size(path: Path) -> tuple[int, int, int, float]:
         capture.release()
 
 
-def read_video(path: Path, start: int = 0) -> Iterator[np.ndarray]:
-    """Yields the frames of a video from frame `start` on, (H, W, 3) uint8 RGB. Raises DatasetError."""
+def read_video(path: Path, on_lost: Callable[[int], None] | None = None) -> Iterator[np.ndarray]:
+    """Yields the frames of a video, (H, W, 3) uint8 RGB; those that cannot be decoded are left out.
+
+    Args:
+        path: video file.
+        on_lost: called at the end with the number of frames that were left out, if there are some.
+
+    Raises:
+        DatasetError: see `video_size`.
+    """
     video_size(path)
     capture = _open_capture(path)
+    damaged, times = 0, []
     try:
-        if start and _frame_count(capture):
-            capture.set(cv2.CAP_PROP_POS_FRAMES, start)
-        elif start:  # a stream has no index, and a jump in it ends at the first frame
-            for _ in range(start):
-                capture.grab()
-        while True:
-            ok, frame = capture.read()
+        while (passed := grab_frame(capture)) is not None:
+            damaged += passed
+            ok, frame = capture.retrieve()
             if not ok:
-                return
+                damaged += 1
+                continue
+            times.append(capture.get(cv2.CAP_PROP_POS_MSEC) / 1000)
             yield cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
+        if on_lost and (lost := frames_lost(np.array(times), _frame_count(capture), damaged)):
+            on_lost(lost)
     finally:
         capture.release()
+
+
+def read_video_frame(path: Path, number: int) -> np.ndarray:
+    """Returns one frame of a video, (H, W, 3) uint8 RGB. Raises DatasetError, also if it cannot be decoded."""
+    *_, rate = video_size(path)
+    capture = _open_capture(path)
+    try:
+        if number and _frame_count(capture):
+            capture.set(cv2.CAP_PROP_POS_FRAMES, number)
+        elif number:  # a stream has no index, and a jump in it ends at the first frame
+            for _ in range(number):
+                capture.grab()
+        ok, frame = capture.read()
+        if not ok and number:  # a jump begins some frames before, and a damaged packet on the way ends it
+            capture.release()
+            capture = _open_capture(path)
+            at = -1
+            while at < number and grab_frame(capture) is not None:
+                at = round(capture.get(cv2.CAP_PROP_POS_MSEC) * rate / 1000)
+            ok, frame = capture.retrieve() if at == number else (False, None)
+    finally:
+        capture.release()
+    if not ok:
+        raise DatasetError(f"The video {path} ends before frame {number}, or is damaged there.")
+    return cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
+
+
+def grab_frame(capture: cv2.VideoCapture) -> int | None:
+    """Decodes the next frame; returns how many damaged packets were passed before it, None at the end.
+
+    OpenCV says at a damaged packet, too, that there is no frame.
+    """
+    for passed in range(MAX_DAMAGED):
+        if capture.grab():
+            return passed
+    return None
+
+
+def frames_lost(times_s: np.ndarray, announced: int, damaged: int) -> int:
+    """How many frames of a video could not be decoded.
+
+    Args:
+        times_s: (N,) seconds of the frames that were.
+        announced: number of frames by the header, 0 if it does not say.
+        damaged: number of damaged packets before the last frame. More frames may depend on them.
+    """
+    missing = announced - len(times_s)
+    if damaged:
+        return max(damaged, missing)
+    # Some containers count by their duration, which is right for a constant rate and up to rounding.
+    return missing if missing > max(2, 0.02 * announced) and not is_variable(np.diff(times_s)) else 0
+
+
+def is_variable(gaps: np.ndarray) -> bool:
+    """Whether the distances (N,) between frames are those of a variable rate."""
+    if not len(gaps):
+        return False
+    low, middle, high = np.percentile(gaps, (5, 50, 95))
+    return bool(high - low > VARIATION * middle or gaps.max() > 1.5 * middle)
 
 
 def _frame_count(capture: cv2.VideoCapture) -> int:

@@ -12,12 +12,11 @@ import cv2
 import numpy as np
 
 from worldstereo_ros.io.files import DatasetError
-from worldstereo_ros.io.video import _open_capture, video_size
+from worldstereo_ros.io.video import _open_capture, frames_lost, grab_frame, is_variable, video_size
 
 MAX_RATE = 120.0  # that is written; players and headsets keep up with no more
 MAX_HEADER_RATE = 1000.0  # headers that say more give the unit of their clock
 ASSUMED_RATE = 30.0
-VARIATION = 0.2  # of the median distance between frames; more is a variable rate
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,8 @@ class VideoTiming:
         repeats: (N,) int64, how often each frame is written at that rate; if the rate of the video is constant, 1 for
             each frame that is written and 0 for those between.
         variable: the rate of the video varies.
-        announced: number of frames by the header, 0 if it does not say; more than N: the file is truncated.
+        announced: number of frames by the header, 0 if it does not say.
+        lost: number of frames that cannot be decoded, because the file is truncated or damaged.
         pixel_aspect: width of a pixel in heights, by the header; 1 for square ones.
         every: of a constant rate above `MAX_RATE`, every how-manieth frame is written; else 1.
         repaired: number of times that did not ascend, in place of which others between their neighbours are given.
@@ -42,6 +42,7 @@ class VideoTiming:
     repeats: np.ndarray
     variable: bool
     announced: int
+    lost: int = 0
     pixel_aspect: float = 1.0
     every: int = 1
     repaired: int = 0
@@ -49,6 +50,15 @@ class VideoTiming:
 
     def __len__(self) -> int:
         return len(self.times_s)
+
+    def damage_notes(self, name: str) -> list[str]:
+        """Sentences for the user about frames of the video `name` that cannot be decoded."""
+        if not self.lost:
+            return []
+        return [
+            f"{name} is truncated or damaged: {len(self)} of {len(self) + self.lost} frames can be decoded, and these "
+            "are used."
+        ]
 
     def stamp_notes(self, name: str) -> list[str]:
         """Sentences for the user about stamps of the source `name` that were repaired or not used."""
@@ -75,13 +85,16 @@ def read_timing(path: Path) -> VideoTiming:
         announced = max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
         aspect = _pixel_aspect(capture)
         times: list[float] = []
-        while _grab(capture):
+        damaged = 0
+        while (passed := grab_frame(capture)) is not None:
+            damaged += passed
             times.append(capture.get(cv2.CAP_PROP_POS_MSEC) / 1000)
     finally:
         capture.release()
     if not times:
         raise DatasetError(f"No frame of the video {path} can be decoded; it may be truncated or damaged.")
-    return replace(plan_timing(np.array(times), header_rate, announced), pixel_aspect=aspect)
+    timing = plan_timing(np.array(times), header_rate, announced)
+    return replace(timing, lost=frames_lost(timing.times_s, announced, damaged), pixel_aspect=aspect)
 
 
 def _pixel_aspect(capture: cv2.VideoCapture) -> float:
@@ -113,9 +126,8 @@ def plan_timing(times_s: np.ndarray, header_rate: float, announced: int = 0) -> 
     if not len(gaps) or not _ascend(gaps):
         rate = header_rate if 0 < header_rate <= MAX_HEADER_RATE else ASSUMED_RATE
         return replace(_constant(np.arange(len(given)) / rate, rate, announced), stamped=False)
-    low, middle, high = np.percentile(gaps, (5, 50, 95))
-    variable = high - low > VARIATION * middle or gaps.max() > 1.5 * middle
-    if not variable:
+    low, middle = np.percentile(gaps, (5, 50))
+    if not is_variable(gaps):
         return replace(_constant(times_s, 1 / float(gaps.mean()), announced), repaired=repaired)
     rate = min(_round_rate(1 / float(low)), MAX_RATE)
     edges = np.rint((np.append(times_s, times_s[-1] + middle) - times_s[0]) * rate).astype(np.int64)
@@ -191,23 +203,15 @@ def read_frames(path: Path, start: int = 0) -> Iterator[np.ndarray]:
     capture = _open_capture(path)
     try:
         for _ in range(start):
-            if not _grab(capture):
+            if grab_frame(capture) is None:
                 return
-        while _grab(capture):
+        while grab_frame(capture) is not None:
             ok, frame = capture.retrieve()
             if not ok:
                 return
             yield cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
     finally:
         capture.release()
-
-
-def _grab(capture: cv2.VideoCapture) -> bool:
-    """Decodes the next frame; false at the end.
-
-    OpenCV says that there is none at a damaged packet too, while the decoder still holds the frames before it.
-    """
-    return capture.grab() or capture.grab()
 
 
 def _round_rate(rate: float) -> float:

@@ -18,7 +18,7 @@ from worldstereo_ros.imaging.orientation import turn
 from worldstereo_ros.io.files import VIDEO_SUFFIXES, DatasetError
 from worldstereo_ros.io.images import read_depth, read_image
 from worldstereo_ros.io.photos import PhotoHeader, read_photo
-from worldstereo_ros.io.video import read_video
+from worldstereo_ros.io.video import read_video_frame
 from worldstereo_ros.io.view_labels import read_labels
 from worldstereo_ros.io.worldstereo_examples import Trajectory
 
@@ -155,9 +155,7 @@ class ViewSequence:
         path = self.frames[index]
         if path.suffix.lower() not in VIDEO_SUFFIXES:
             return read_photo(path, max_pixels=MAX_PIXELS) if self.photos else read_image(path)
-        for frame in read_video(path, start=int(self.indices[index])):
-            return frame
-        raise DatasetError(f"The video {path} ends before frame {self.indices[index]}.")
+        return read_video_frame(path, int(self.indices[index]))
 
     def _oriented(self, depth: np.ndarray, index: int) -> np.ndarray:
         """Turns depth (H, W) of the stored pixels along with a photograph; depth of its upright size is upright."""

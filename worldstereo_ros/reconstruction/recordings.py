@@ -34,6 +34,8 @@ def _read_video(
         f"{len(choice.indices)} of the {choice.count} frames of {path.name} are used: the sharpest of each stretch in "
         "which the camera moved about as far."
     )
+    if choice.lost:
+        source.notes.append(f"{path.name} is truncated or damaged: {choice.lost} frames cannot be decoded.")
     for index, image in choice.read():
         name, stamp = f"{path.stem}_{index:06d}", round(index * 1e9 / rate)
         yield RawPhotograph(name, constant(image), size, stamp_ns=stamp, camera_key="video")

@@ -26,12 +26,14 @@ class VideoChoice:
     Attributes:
         path: the video.
         indices: numbers of the chosen frames, ascending.
-        count: number of frames of the video.
+        count: number of frames of the video that can be decoded.
+        lost: number of those that cannot, because the file is truncated or damaged.
     """
 
     path: Path
     indices: list[int]
     count: int
+    lost: int = 0
 
     def read(self) -> Iterator[tuple[int, np.ndarray]]:
         """Yields (number, (H, W, 3) uint8 RGB) of the chosen frames."""
@@ -56,8 +58,9 @@ def choose_video_frames(path: Path, max_frames: int) -> VideoChoice:
     """
     motion: list[float] = []
     sharp: list[float] = []
+    lost: list[int] = []
     before: np.ndarray | None = None
-    for frame in read_video(path):
+    for frame in read_video(path, lost.append):
         grey = _small(frame)
         motion.append(0.0 if before is None else frame_motion(before, grey))
         sharp.append(sharpness(grey))
@@ -69,7 +72,8 @@ def choose_video_frames(path: Path, max_frames: int) -> VideoChoice:
             f"The camera of {path} moves by {sum(motion):.1%} of the image in all: distances cannot follow from it. "
             "Take a video while walking around what is to be reconstructed."
         )
-    return VideoChoice(path, choose_frames(np.array(motion), np.array(sharp), max_frames), len(motion))
+    indices = choose_frames(np.array(motion), np.array(sharp), max_frames)
+    return VideoChoice(path, indices, len(motion), sum(lost))
 
 
 def choose_frames(motion: np.ndarray, sharp: np.ndarray, max_frames: int) -> list[int]:

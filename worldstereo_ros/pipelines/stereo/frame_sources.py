@@ -132,14 +132,7 @@ def _open_video(sequence: ViewSequence) -> FrameSource:
                 return
             yield StereoInput(image, None, None, int(timing.repeats[index]))
 
-    notes = []
-    # Some containers count by their duration, which is right for a constant rate and up to rounding.
-    if not timing.variable and timing.announced - len(timing) > max(2, 0.02 * timing.announced):
-        notes.append(
-            f"{clip.name} is truncated or damaged: {len(timing)} of {timing.announced} frames can be decoded, and "
-            "these are used."
-        )
-    notes += _timing_notes(timing, clip.name, ", and sound stays in step")
+    notes = timing.damage_notes(clip.name) + _timing_notes(timing, clip.name, ", and sound stays in step")
     source = FrameSource(
         sequence.path,
         camera,
