@@ -15,7 +15,7 @@ from worldstereo_ros.cli.main import app
 from worldstereo_ros.depth.estimators import load_depth_estimator
 from worldstereo_ros.geometry.views import View
 from worldstereo_ros.io.images import write_image
-from worldstereo_ros.io.posed_sequences import write_sequence
+from worldstereo_ros.io.posed_sequences import open_posed, write_sequence
 from worldstereo_ros.io.stereo_video import has_sound
 from worldstereo_ros.io.video_timing import read_frames, read_timing
 from worldstereo_ros.pipelines.stereo import conversion
@@ -252,16 +252,24 @@ def test_depth_unit_of_a_sequence(walk, tmp_path):
     assert "depth unit is 'yard'" in run(*arguments, "--depth-unit", "yard", "--out", tmp_path / "no", fails=True)
 
 
-def test_damaged_frame_of_a_sequence_is_replaced_by_the_one_before(walk, tmp_path, caplog):
-    folder = tmp_path / "walk"
-    for file in sorted(walk.rglob("*")):
-        if file.is_file():
-            target = folder / file.relative_to(walk)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(file.read_bytes())
-    frame = folder / "frames" / "000002.png"
-    frame.write_bytes(frame.read_bytes()[:200])
-    read = list(open_source(folder).read(0))
-    assert len(read) == FRAMES
-    np.testing.assert_array_equal(read[2].image, read[1].image)
-    assert "000002.png" in caplog.text
+def test_damaged_frames_of_a_sequence_are_replaced_by_the_one_before(walk, tmp_path, monkeypatch):
+    folder = shutil.copytree(walk, tmp_path / "walk")
+    for number, size in ((0, 200), (1, 3), (3, 200), (4, 200)):
+        file = folder / "frames" / f"{number:06d}.png"
+        file.write_bytes(file.read_bytes()[:size])
+    source = open_source(folder)
+    shown = [2, 2, 2, 2, 2, 5]
+    for start in range(FRAMES):  # where a run is taken up
+        read = list(source.read(start))
+        assert [bool(frame.damage) for frame in read] == [True, True, False, True, True, False][start:]
+        for frame, index in zip(read, shown[start:], strict=True):
+            np.testing.assert_array_equal(frame.image, open_posed(walk)[index].image)
+            np.testing.assert_array_equal(frame.world_from_camera, open_posed(walk)[index].world_from_camera)
+    text = run(folder, "--depth", "sensor", "--out", tmp_path / "out")
+    assert "4 frames are damaged: frame 2, the first whole one, is shown from the start, and elsewhere the one" in text
+    assert "The first: The image " in text
+    about = json.loads((tmp_path / "out" / "walk_LRF_Full_SBS.json").read_text())
+    assert (about["frames_read"], about["frames_written"], about["frames_damaged"]) == (FRAMES, FRAMES, 4)
+    for file in (folder / "frames").iterdir():
+        file.write_bytes(file.read_bytes()[:100])
+    assert "None of the 6 frames of" in run(folder, "--depth", "sensor", "--out", tmp_path / "no", fails=True)

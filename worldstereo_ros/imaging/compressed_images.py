@@ -16,7 +16,14 @@ import numpy as np
 from PIL import Image
 from PIL.TiffImagePlugin import TiffImageFile
 
-from worldstereo_ros.imaging.image_checks import MAX_PIXELS, ImageError, check_size, clean_depth, depth_from_counts
+from worldstereo_ros.imaging.image_checks import (
+    MAX_PIXELS,
+    ImageError,
+    ImageSizeError,
+    check_size,
+    clean_depth,
+    depth_from_counts,
+)
 from worldstereo_ros.imaging.orientation import decoded_orientation, stored_size, turn_back
 from worldstereo_ros.imaging.pixel_formats import COLOUR_FORMATS, grey_to_8_bits
 from worldstereo_ros.utils.file_kinds import HEAD_BYTES, explain_kind, explain_unreadable, identify, identify_file
@@ -54,7 +61,7 @@ def open_image(source: bytes | memoryview | Path, what: str, *, max_pixels: int 
         with without_warnings():  # of large images, too; `check_size` rejects them
             file = Image.open(source if isinstance(source, Path) else io.BytesIO(source), formats=IMAGE_FORMATS)
     except Image.DecompressionBombError as error:
-        raise ImageError(f"{what} is too large; at most {max_pixels} pixels are accepted.") from error
+        raise ImageSizeError(f"{what} is too large; at most {max_pixels} pixels are accepted.") from error
     except FileNotFoundError:
         raise ImageError(f"{what} does not exist.") from None
     except Exception as error:

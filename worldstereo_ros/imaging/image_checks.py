@@ -15,8 +15,12 @@ class ImageError(WorldStereoError, ValueError):
     """An image that is invalid, damaged, too large or of an unsupported encoding."""
 
 
+class ImageSizeError(ImageError):
+    """An image without pixels, or of too many."""
+
+
 def check_size(width: int, height: int, what: str = "The image", max_pixels: int = MAX_PIXELS) -> None:
-    """Raises ImageError for an image without pixels or of more than `max_pixels`.
+    """Raises ImageSizeError for an image without pixels or of more than `max_pixels`.
 
     Args:
         width, height: size in pixels, as a header declares it; no memory is taken for it before this check.
@@ -24,9 +28,9 @@ def check_size(width: int, height: int, what: str = "The image", max_pixels: int
         max_pixels: largest width * height that is accepted.
     """
     if width <= 0 or height <= 0:
-        raise ImageError(f"{what} is {width}x{height}; at least one pixel was expected.")
+        raise ImageSizeError(f"{what} is {width}x{height}; at least one pixel was expected.")
     if width * height > max_pixels:
-        raise ImageError(f"{what} is {width}x{height}; at most {max_pixels} pixels are accepted.")
+        raise ImageSizeError(f"{what} is {width}x{height}; at most {max_pixels} pixels are accepted.")
 
 
 def clean_depth(depth: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ import numpy as np
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.poses import pose_from_quaternion, quaternion_from_pose
 from worldstereo_ros.geometry.views import ImaginedView, View
-from worldstereo_ros.imaging.image_checks import depth_to_counts
+from worldstereo_ros.imaging.image_checks import ImageError, ImageSizeError, depth_to_counts
 from worldstereo_ros.io.files import IMAGE_SUFFIXES, DatasetError, list_files, read_json, read_prompt, read_rows
 from worldstereo_ros.io.images import encode_png, image_size
 from worldstereo_ros.io.view_labels import LABELS, encode_labels
@@ -42,9 +42,9 @@ def open_posed(path: str | Path) -> ViewSequence:
             f"{path / 'frames'}; the first is {missing[0]:06d}. Images are named by their number, such as 000000.jpg."
         )
     frames = tuple(images[int(i)] for i in indices)
-    size = image_size(frames[0])
+    first, size = _first_size(frames)
     if size != (camera.width, camera.height):
-        raise DatasetError(f"{frames[0]} is {size[0]}x{size[1]}; intrinsics.json has {camera.width}x{camera.height}.")
+        raise DatasetError(f"{first} is {size[0]}x{size[1]}; intrinsics.json has {camera.width}x{camera.height}.")
     if not any(int(i) in depths for i in indices):
         _check_no_depth(path / "depth", content)
     return ViewSequence(
@@ -61,6 +61,19 @@ def open_posed(path: str | Path) -> ViewSequence:
         prompt=read_prompt(path / "prompt.json"),
         labels=path,
     )
+
+
+def _first_size(frames: Sequence[Path]) -> tuple[Path, tuple[int, int]]:
+    """The first image that is one, and its size. Raises ImageError if none is."""
+    reasons: list[ImageError] = []
+    for frame in frames:
+        try:
+            return frame, image_size(frame)
+        except ImageSizeError:  # it is not damaged
+            raise
+        except ImageError as error:
+            reasons.append(error)
+    raise reasons[0]
 
 
 def _check_no_depth(folder: Path, intrinsics: dict) -> None:

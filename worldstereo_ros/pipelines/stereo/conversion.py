@@ -29,9 +29,10 @@ from worldstereo_ros.io.stereo_video import (
     join_parts,
     picture_start,
 )
+from worldstereo_ros.pipelines.stereo.figures import Figures
 from worldstereo_ros.pipelines.stereo.frame_geometry import GeometryTracker
 from worldstereo_ros.pipelines.stereo.frame_sources import FrameSource, StereoInput
-from worldstereo_ros.pipelines.stereo.pipeline import PAINTED, REMEMBERED, SEEN, StereoFrame
+from worldstereo_ros.pipelines.stereo.pipeline import StereoFrame
 from worldstereo_ros.pipelines.stereo.settings import StereoSettings
 from worldstereo_ros.utils.atomic_files import write_bytes, write_json
 from worldstereo_ros.utils.errors import InputError
@@ -69,39 +70,6 @@ class StereoPipeline(Protocol):
 
     def restore(self, state: dict[str, np.ndarray]) -> None:
         """Resumes from a state."""
-
-
-@dataclass
-class Figures:
-    """What a conversion counted; sums over frames.
-
-    Attributes:
-        read, written: frames of the source, frames of the video.
-        estimated: frames whose depth a model estimated.
-        black: frames that show nothing.
-        seen, remembered, painted: pixels of the made eye by their source.
-        clamped: sum of the fractions of pixels with limited disparity.
-    """
-
-    read: int = 0
-    written: int = 0
-    estimated: int = 0
-    black: int = 0
-    seen: int = 0
-    remembered: int = 0
-    painted: int = 0
-    clamped: float = 0.0
-
-    def add(self, frame: StereoFrame, repeats: int, *, estimated: bool, black: bool) -> None:
-        """Counts a frame."""
-        self.read += 1
-        self.written += repeats
-        self.estimated += estimated
-        self.black += black
-        self.seen += int((frame.source == SEEN).sum())
-        self.remembered += int((frame.source == REMEMBERED).sum())
-        self.painted += int((frame.source == PAINTED).sum())
-        self.clamped += frame.clamped
 
 
 @dataclass(frozen=True)
@@ -175,6 +143,7 @@ def convert(
         key = {"layout": layout, "source_map": source_map, "depth_model": estimator_name}
         files, sound, resumed = job.write_video(key)
     figures = job.figures
+    notes += figures.damage_notes()
     clamped = figures.clamped / figures.read
     if clamped > NOTABLE_CLAMPED:
         notes.append(
@@ -195,6 +164,7 @@ def convert(
         "frames_per_second": None if source.single else source.rate,
         "variable_rate_source": source.variable_rate,
         "frames_read": figures.read,
+        "frames_damaged": figures.damaged,
         "frames_written": figures.written,
         "depth": {
             "measured_frames": figures.read - figures.estimated - figures.black,
@@ -265,7 +235,7 @@ class _Job:
         if geometry.new_shot:
             self.pipeline.restart()
         frame = self.pipeline.make(given.image, geometry.depth, geometry.world_from_camera)
-        self.figures.add(frame, given.repeats, estimated=geometry.estimated, black=geometry.black)
+        self.figures.add(frame, given, estimated=geometry.estimated, black=geometry.black)
         self.on_frame(self.figures.read, self.source.count)
         return frame
 

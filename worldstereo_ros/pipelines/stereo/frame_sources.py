@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,6 @@ from worldstereo_ros.io.video_timing import MAX_RATE, VideoTiming, plan_timing, 
 from worldstereo_ros.io.view_sequence import ViewSequence
 from worldstereo_ros.utils.errors import InputError
 
-logger = logging.getLogger(__name__)
-
 SEQUENCE_RATE = 10.0  # frames per second of sequences without stamps
 BAG_RATE = 30.0  # of bags: their stamps are known only when all is read, so that frames are placed by them
 MIN_SIDE_PX = 16
@@ -40,12 +38,14 @@ class StereoInput:
         depth: (H, W) float32 metres, measured, 0 = unknown; None if there is none.
         world_from_camera: (4, 4); None if it is unknown.
         repeats: how often it is written at the rate of the source.
+        damage: why it is another frame that is shown in place of this one; empty: it is this one.
     """
 
     image: np.ndarray
     depth: np.ndarray | None
     world_from_camera: np.ndarray | None
     repeats: int = 1
+    damage: str = ""
 
 
 @dataclass(frozen=True)
@@ -195,21 +195,10 @@ def _open_views(sequence: ViewSequence) -> FrameSource:
         last: StereoInput | None = None
         for index in range(start, len(sequence)):
             try:
-                view = sequence[index].with_finite_depth()
+                last, damage = _load(sequence, index), ""
             except DatasetError as error:
-                if index == 0:
-                    raise
-                logger.warning("%s The frame before is shown instead.", error)
-                if last is not None:
-                    yield replace(last, repeats=int(timing.repeats[index]))
-                continue
-            if not view.is_observation:
-                raise InputError(f"{sequence.path} holds imagined views; frames of a camera were expected.")
-            # Estimated depth that is stored beside a frame was not measured, and is none for this purpose.
-            depth = view.depth if view.estimated is None or view.depth is None else view.depth * ~view.estimated
-            pose = view.world_from_camera if sequence.posed else None
-            last = StereoInput(view.image, depth, pose, int(timing.repeats[index]))
-            yield last
+                last, damage = last or _whole_frame(sequence, index, error), str(error)
+            yield replace(last, repeats=int(timing.repeats[index]), damage=damage)
 
     return FrameSource(
         sequence.path,
@@ -222,6 +211,25 @@ def _open_views(sequence: ViewSequence) -> FrameSource:
         variable_rate=timing.variable,
         notes=notes,
     )
+
+
+def _load(sequence: ViewSequence, index: int) -> StereoInput:
+    view = sequence[index].with_finite_depth()
+    if not view.is_observation:
+        raise InputError(f"{sequence.path} holds imagined views; frames of a camera were expected.")
+    # Estimated depth that is stored beside a frame was not measured, and is none for this purpose.
+    depth = view.depth if view.estimated is None or view.depth is None else view.depth * ~view.estimated
+    return StereoInput(view.image, depth, view.world_from_camera if sequence.posed else None)
+
+
+def _whole_frame(sequence: ViewSequence, index: int, reason: DatasetError) -> StereoInput:
+    """The last whole frame before a damaged one; at the start, the first whole one. Raises DatasetError if all are."""
+    for other in (*range(index - 1, -1, -1), *range(index + 1, len(sequence))):
+        with suppress(DatasetError):
+            return _load(sequence, other)
+    if len(sequence) == 1:
+        raise reason
+    raise DatasetError(f"None of the {len(sequence)} frames of {sequence.path} can be read. The first: {reason}")
 
 
 def _open_bag(path: Path, options: dict[str, Any]) -> FrameSource:
