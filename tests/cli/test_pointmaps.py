@@ -22,6 +22,7 @@ from worldstereo_ros.io.images import write_image
 from worldstereo_ros.io.posed_sequences import open_posed, write_sequence
 from worldstereo_ros.io.video import write_video
 from worldstereo_ros.pipelines.pointmaps import refinement
+from worldstereo_ros.pipelines.stereo.frame_sources import open_source
 from worldstereo_ros.reconstruction import place
 from worldstereo_ros.reconstruction.features import RegistrationError
 from worldstereo_ros.utils.errors import InputError
@@ -256,6 +257,24 @@ def test_frames_that_show_nothing_are_not_ok(tmp_path):
     assert "NOT OK" in text
     assert "too little detail" in text
     assert json.loads((tmp_path / "out" / "pointmaps.json").read_text())["frames_lost"] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("stamps", "words", "step"),
+    [
+        ([100.0, 100.5, 100.5, 101.5, 102.0, 102.5, 103.0, 103.5], "1 of the 8 stamps of posed", 0.5),
+        ([100.0, 100.5, 101.0, 9.0, 102.0, 102.5, 103.0, 103.5], "1 of the 8 stamps of posed", 0.5),
+        ([9.0, 8.0, 7.0, 6.0, 5.0, 4.0, 3.0, 2.0], "Most stamps of posed do not", 0.1),
+        ([0.0] * 8, "posed has no stamps: 10 frames a second", 0.1),
+    ],
+)  # fmt: skip
+def test_stamps_of_a_sequence_that_do_not_ascend_are_repaired(recording, known, tmp_path, stamps, words, step):
+    posed = shutil.copytree(recording[0], tmp_path / "posed")
+    (posed / "timestamps.txt").write_text("".join(f"{n} {stamp}\n" for n, stamp in enumerate(stamps)))
+    assert words in run(posed, "--method", "vo", "--out", tmp_path / "out")
+    found = np.loadtxt(tmp_path / "out" / "poses_tum.txt")[:, 0]
+    np.testing.assert_allclose(found - found[0], step * np.arange(COUNT), atol=1e-6)
+    assert any(words in note for note in open_source(posed).notes)  # stereo does the same
 
 
 def test_damaged_frames_are_left_out_and_counted(recording, known, tmp_path, monkeypatch):

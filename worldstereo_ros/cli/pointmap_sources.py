@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from worldstereo_ros.io.photos import PhotoHeader
     from worldstereo_ros.io.view_sequence import ViewSequence
 
-SEQUENCE_RATE = 10.0  # frames per second of sequences without stamps
 # A folder with one of these is more than its images.
 OTHER_CONTENT = ("poses.txt", "frames", "pano_bank", "camera.json", "renders", "metadata.yaml")
 MIN_FOV_DEG, MAX_FOV_DEG = 1.0, 170.0
@@ -150,6 +149,7 @@ def _open_images(images: list[Path], fov: float | None) -> FrameSource:
     from worldstereo_ros.geometry.cameras import Camera
     from worldstereo_ros.imaging.image_checks import ImageError
     from worldstereo_ros.io.photos import read_photo
+    from worldstereo_ros.io.video_timing import SEQUENCE_RATE
 
     images = sorted(images, key=lambda path: [(len(part), part) for part in re.findall(r"\d+|\D+", path.name)])
     header = _first_header(images)
@@ -208,17 +208,14 @@ def _open_video(clip: Path, camera: Camera | None) -> FrameSource:
 
 def _open_sequence(sequence: ViewSequence, camera: Camera | None) -> FrameSource:
     from worldstereo_ros.io.files import DatasetError
+    from worldstereo_ros.io.video_timing import plan_sequence
 
     if any(each != sequence.camera for each in sequence.cameras):
         raise InputError(
             f"The frames of {sequence.path} have different sizes or intrinsics; those of one camera were expected."
         )
-    stamps = sequence.stamps_ns / 1e9
-    notes = []
+    timing, notes = plan_sequence(sequence.stamps_ns, sequence.path.name)
     damaged: dict[int, str] = {}
-    if not stamps.any():
-        stamps = stamps + [index / SEQUENCE_RATE for index in range(len(sequence))]
-        notes.append(f"{sequence.path.name} has no stamps: {SEQUENCE_RATE:g} frames a second are assumed.")
 
     def read() -> Iterator[SourceFrame]:
         for index in range(len(sequence)):
@@ -233,7 +230,7 @@ def _open_sequence(sequence: ViewSequence, camera: Camera | None) -> FrameSource
             if depth is not None and view.estimated is not None:
                 depth = depth * ~view.estimated  # it was not measured
             pose = view.world_from_camera if sequence.posed else None
-            yield SourceFrame(view.image, depth, pose, float(stamps[index]), index)
+            yield SourceFrame(view.image, depth, pose, float(timing.times_s[index]), index)
 
     if not sequence.metric and sequence.has_lengths:
         notes.append(f"The unit of {sequence.path.name} is arbitrary, by its intrinsics.json: lengths are not metres.")

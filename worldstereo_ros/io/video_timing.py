@@ -17,6 +17,7 @@ from worldstereo_ros.io.video import _open_capture, frames_lost, grab_frame, is_
 MAX_RATE = 120.0  # that is written; players and headsets keep up with no more
 MAX_HEADER_RATE = 1000.0  # headers that say more give the unit of their clock
 ASSUMED_RATE = 30.0
+SEQUENCE_RATE = 10.0  # frames per second of sequences without stamps
 
 
 @dataclass(frozen=True)
@@ -132,6 +133,22 @@ def plan_timing(times_s: np.ndarray, header_rate: float, announced: int = 0) -> 
     rate = min(_round_rate(1 / float(low)), MAX_RATE)
     edges = np.rint((np.append(times_s, times_s[-1] + middle) - times_s[0]) * rate).astype(np.int64)
     return VideoTiming(times_s, rate, np.diff(edges), True, announced, repaired=repaired)
+
+
+def plan_sequence(stamps_ns: np.ndarray, name: str) -> tuple[VideoTiming, list[str]]:
+    """The frames of a sequence in time; without stamps they count at `SEQUENCE_RATE`.
+
+    Args:
+        stamps_ns: (N,) int64 nanoseconds, 0 where a stamp is unknown, N at least 1.
+        name: of the sequence.
+
+    Returns:
+        Their timing, and sentences for the user about stamps that are missing, repaired or not used.
+    """
+    timing = plan_timing(stamps_ns.astype(np.float64) / 1e9, SEQUENCE_RATE)
+    if len(timing) > 1 and not stamps_ns.any():
+        return timing, [f"{name} has no stamps: {SEQUENCE_RATE:g} frames a second are assumed."]
+    return timing, timing.stamp_notes(name)
 
 
 def _constant(times_s: np.ndarray, rate: float, announced: int) -> VideoTiming:

@@ -19,11 +19,10 @@ from worldstereo_ros.io.bags.files import BagError
 from worldstereo_ros.io.bags.views import read_views
 from worldstereo_ros.io.datasets import open_sequence
 from worldstereo_ros.io.files import VIDEO_SUFFIXES, DatasetError
-from worldstereo_ros.io.video_timing import MAX_RATE, VideoTiming, plan_timing, read_frames, read_timing
+from worldstereo_ros.io.video_timing import MAX_RATE, VideoTiming, plan_sequence, read_frames, read_timing
 from worldstereo_ros.io.view_sequence import ViewSequence
 from worldstereo_ros.utils.errors import InputError
 
-SEQUENCE_RATE = 10.0  # frames per second of sequences without stamps
 BAG_RATE = 30.0  # of bags: their stamps are known only when all is read, so that frames are placed by them
 MIN_SIDE_PX = 16
 MIN_ASPECT = 0.2  # of a pixel's sides; a header that says less is damaged
@@ -132,7 +131,8 @@ def _open_video(sequence: ViewSequence) -> FrameSource:
                 return
             yield StereoInput(image, None, None, int(timing.repeats[index]))
 
-    notes = timing.damage_notes(clip.name) + _timing_notes(timing, clip.name, ", and sound stays in step")
+    notes = timing.damage_notes(clip.name) + timing.stamp_notes(clip.name)
+    notes += _rate_notes(timing, clip.name, ", and sound stays in step")
     source = FrameSource(
         sequence.path,
         camera,
@@ -146,9 +146,9 @@ def _open_video(sequence: ViewSequence) -> FrameSource:
     return _with_square_pixels(source, timing.pixel_aspect)
 
 
-def _timing_notes(timing: VideoTiming, name: str, benefit: str) -> list[str]:
-    """Sentences about frames that are repeated or left out, and about stamps that are not used as they are."""
-    notes = timing.stamp_notes(name)
+def _rate_notes(timing: VideoTiming, name: str, benefit: str) -> list[str]:
+    """Sentences about frames that are repeated or left out."""
+    notes = []
     if timing.every > 1:
         notes.append(
             f"{name} has {timing.rate * timing.every:g} frames a second, and at most {MAX_RATE:g} are written: one in "
@@ -183,13 +183,8 @@ def _open_views(sequence: ViewSequence) -> FrameSource:
         raise InputError(
             f"The frames of {sequence.path} have different sizes or intrinsics; those of one camera were expected."
         )
-    stamps = sequence.stamps_ns.astype(np.float64) / 1e9
-    timing = plan_timing(stamps, SEQUENCE_RATE)
-    notes = []
-    if len(sequence) > 1 and not stamps.any():
-        notes.append(f"The frames of {sequence.path.name} have no stamps: {SEQUENCE_RATE:g} a second are assumed.")
-    else:
-        notes += _timing_notes(timing, sequence.path.name, "")
+    timing, notes = plan_sequence(sequence.stamps_ns, sequence.path.name)
+    notes += _rate_notes(timing, sequence.path.name, "")
 
     def read(start: int) -> Iterator[StereoInput]:
         last: StereoInput | None = None
