@@ -9,6 +9,7 @@ from worldstereo_ros.cli.main import app
 from worldstereo_ros.geometry.similarity import pose_errors
 from worldstereo_ros.io.colmap_models import read_colmap_model
 from worldstereo_ros.io.datasets import open_sequence
+from worldstereo_ros.io.posed_sequences import write_sequence
 from worldstereo_ros.memory.archive import load_archive
 from worldstereo_ros.reconstruction import dense, place
 from worldstereo_ros.visualization.viewer.loading import load_viewable
@@ -102,6 +103,18 @@ def test_a_second_run_uses_what_the_first_one_computed(posed, monkeypatch):
     assert "Of an earlier run" in output
 
 
+def test_depth_unit_of_a_sequence(tmp_path):
+    write_sequence(tmp_path / "in", [render(pose) for pose in POSES[:3]])
+    arguments = (tmp_path / "in", "--out", tmp_path / "place", *QUICK, "--no-mesh", "--no-splats")
+    found = []
+    for unit in ("auto", "0.01", "mm"):  # into one folder: what an earlier run found in another unit is not used
+        _run(*arguments, "--depth-unit", unit)
+        depth = open_sequence(tmp_path / "place" / "observed")[0].depth
+        found.append(float(np.median(depth[depth > 0])))
+    assert found[1] == pytest.approx(10 * found[0], rel=0.05)
+    assert found[2] == pytest.approx(found[0], rel=0.01)
+
+
 def test_photographs_alone_give_a_place_in_an_arbitrary_unit(tmp_path):
     write_photos(tmp_path / "in", POSES)
     (tmp_path / "in" / "zcopy.png").write_bytes((tmp_path / "in" / "000001.png").read_bytes())
@@ -144,6 +157,8 @@ def test_an_interrupted_run_goes_on_with_the_photograph_it_was_at(tmp_path, monk
     ("options", "expected"),
     [
         (["--image-topic", "/a"], "option of bags"),
+        (["--depth-unit", "yard"], "depth unit is 'yard'"),
+        (["--depth-unit", "mm"], "this source (photographs) has none. Remove --depth-unit."),
         (["--geometry", "magic"], "sweep, fast, pi3:PATH or vggt:PATH"),
         (["--geometry", "pi3:/no/such/file"], "do not exist"),
         (["--fov", "3"], "field of view is 3 degrees"),

@@ -14,9 +14,11 @@ from worldstereo_ros.io.colmap_export import write_colmap_model
 from worldstereo_ros.io.colmap_models import ColmapImage
 from worldstereo_ros.io.files import DatasetError
 from worldstereo_ros.io.nerfstudio import OPENGL_FROM_OPENCV
+from worldstereo_ros.io.posed_sequences import write_sequence
 from worldstereo_ros.io.video import write_video
 from worldstereo_ros.reconstruction.photographs import import_photographs
 from worldstereo_ros.reconstruction.sources import open_source
+from worldstereo_ros.utils.errors import InputError
 
 POSES = arc(4)
 
@@ -52,6 +54,26 @@ def test_transforms_give_poses_and_depth(tmp_path):
     np.testing.assert_allclose([photo.world_from_camera for photo in photos], POSES, atol=1e-8)
     ignored = import_photographs(open_source(tmp_path / "in", use_poses=False), tmp_path / "again")
     assert all(photo.world_from_camera is None and photo.camera == CAMERA for photo in ignored)
+
+
+def test_depth_unit_is_that_of_depth_images_alone(tmp_path):
+    views = [render(pose) for pose in POSES[:2]]
+    write_sequence(tmp_path / "posed", views)
+    frames = [
+        {"file_path": f"../posed/frames/{i:06d}.png", "depth_file_path": f"../posed/depth/{i:06d}.png",
+         "transform_matrix": (pose @ OPENGL_FROM_OPENCV).tolist()}
+        for i, pose in enumerate(POSES[:2])
+    ]  # fmt: skip
+    content = {"fl_x": 210.0, "cx": 120.0, "cy": 90.0, "w": 240, "h": 180, "frames": frames}
+    (tmp_path / "transforms").mkdir()
+    (tmp_path / "transforms" / "transforms.json").write_text(json.dumps(content))
+    for name in ("posed", "transforms"):
+        for unit, factor in (("auto", 1), ("mm", 1), ("0.1mm", 0.1)):
+            photo = next(open_source(tmp_path / name, bag_options={"depth_unit": unit}).photographs)
+            np.testing.assert_allclose(photo.load_depth(), factor * views[0].depth, atol=1e-3)
+    write_photos(tmp_path / "photos", POSES[:2])
+    with pytest.raises(InputError, match="photographs"):
+        open_source(tmp_path / "photos", bag_options={"depth_unit": "mm"})
 
 
 def test_a_bag_gives_poses_in_metres(tmp_path):

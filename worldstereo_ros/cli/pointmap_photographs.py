@@ -45,6 +45,7 @@ def photographs_by_pointmaps(
     depth_model: str,
     device: str,
     bag_options: dict[str, Any] | None,
+    depth_unit: str = "auto",
     on_frame: Callable[[int], None] = lambda done: None,
 ) -> GivenPhotographs:
     """Photographs of a video, sequence or bag. Point maps are made when they are first needed.
@@ -56,7 +57,7 @@ def photographs_by_pointmaps(
         count: at most so many photographs, spread evenly over the frames whose pose was found.
         fov: horizontal field of view in degrees of a camera without intrinsics.
         depth_model, device: of the depth that point maps begin with.
-        bag_options: as for `open_frames`.
+        bag_options, depth_unit: as for `open_frames`.
         on_frame: called with the number of frames that were read.
 
     Raises:
@@ -65,7 +66,7 @@ def photographs_by_pointmaps(
     """
     if source.suffix.lower() == ".wsmap":
         raise InputError("A saved map has poses and no order of frames; point maps need a video, a sequence or a bag.")
-    opened = open_frames(source, fov, bag_options)
+    opened = open_frames(source, fov, bag_options, depth_unit=depth_unit)
     estimate_poses = pose_source == POINTMAPS or not opened.posed
 
     @cache

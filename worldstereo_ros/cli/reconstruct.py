@@ -152,6 +152,7 @@ def reconstruct(
 
     from worldstereo_ros.cli.pointmap_photographs import photographs_by_pointmaps
     from worldstereo_ros.cli.sources import FULL_SIZE, parse_size
+    from worldstereo_ros.geometry.depth_units import parse_depth_unit
     from worldstereo_ros.io.files import VIDEO_SUFFIXES
     from worldstereo_ros.reconstruction.dense import DEFAULT_PIXELS
     from worldstereo_ros.reconstruction.features import RegistrationError
@@ -175,7 +176,8 @@ def reconstruct(
         "depth_unit": depth_unit,
     }
     if not is_bag(source):
-        check_no_bag_options(bag_options, named=False, takes_unit=False)
+        check_no_bag_options(bag_options, named=False)
+        parse_depth_unit(depth_unit)
     if pose_source not in ("auto", "photographs", "pointmaps"):
         raise InputError(f"--pose-source is '{pose_source}'; auto, photographs or pointmaps was expected.")
     if depth_source not in ("auto", "pointmaps"):
@@ -209,6 +211,7 @@ def reconstruct(
             given = photographs_by_pointmaps(
                 source, pose_source=pose_source, depth_source=depth_source, count=photographs, fov=fov,
                 depth_model=depth_model, device=device, bag_options=bag_options if is_bag(source) else None,
+                depth_unit=depth_unit,
                 on_frame=lambda done: report("point maps", "frames", done, 0),
             )  # fmt: skip
             return run(source, out, settings, report, given=given)

@@ -118,21 +118,18 @@ _DEFAULTS: dict[str, Any] = {
 }
 
 
-def check_no_bag_options(
-    view_options: Mapping[str, Any], *, named: bool = True, takes_unit: bool = True, **path_options: Any
-) -> None:
+def check_no_bag_options(view_options: Mapping[str, Any], *, named: bool = True, **path_options: Any) -> None:
     """Checks that no option of bags is given for another source, where it would be without effect.
 
     Args:
-        view_options, path_options: values of the options by their names.
+        view_options, path_options: values of the options by their names. The unit of depth is for other sources, too.
         named: a bag is named with --bag; else the source itself may be a bag.
-        takes_unit: the unit of depth is an option of other sources, too.
 
     Raises:
         InputError: one differs from its default.
     """
     for name, value in (*view_options.items(), *path_options.items()):
-        if value == _DEFAULTS.get(name, "") or (takes_unit and name == "depth_unit"):
+        if value == _DEFAULTS.get(name, "") or name == "depth_unit":
             continue
         option = f"--{name.replace('_', '-')} is an option of bags"
         raise InputError(

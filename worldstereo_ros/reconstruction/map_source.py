@@ -11,11 +11,18 @@ from typing import Any
 import numpy as np
 
 from worldstereo_ros.geometry.calibration import CameraCalibration
+from worldstereo_ros.geometry.depth_units import AUTO_UNIT
 from worldstereo_ros.geometry.views import View
 from worldstereo_ros.io.files import IMAGE_SUFFIXES, DatasetError
 from worldstereo_ros.memory.archive import SUFFIX, load_archive
 from worldstereo_ros.reconstruction.raw_photographs import PhotographSource, RawPhotograph, constant
-from worldstereo_ros.reconstruction.sources import DEFAULT_PHOTOGRAPHS, image_files, open_source, read_folder
+from worldstereo_ros.reconstruction.sources import (
+    DEFAULT_PHOTOGRAPHS,
+    check_depth_unit,
+    image_files,
+    open_source,
+    read_folder,
+)
 from worldstereo_ros.utils.indices import evenly_spaced_indices
 
 
@@ -37,9 +44,11 @@ def open_all(
     Raises:
         ArchiveError: the map is missing, damaged, or not a map.
         DatasetError: a path does not exist, or holds nothing that can be used.
+        InputError: see `open_source`.
     """
     if path.suffix == SUFFIX:
         source = open_map(path, max_photographs)
+        check_depth_unit(source.kind, (bag_options or {}).get("depth_unit", AUTO_UNIT))
         if not use_poses:
             with_poses = source.photographs
             source.photographs = (replace(photo, world_from_camera=None) for photo in with_poses)

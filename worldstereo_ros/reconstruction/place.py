@@ -15,6 +15,7 @@ import numpy as np
 
 from worldstereo_ros.depth.estimators import NONE, load_depth_estimator
 from worldstereo_ros.geometry.calibration import CameraCalibration
+from worldstereo_ros.geometry.depth_units import AUTO_UNIT
 from worldstereo_ros.geometry.poses import estimate_up_direction
 from worldstereo_ros.io.colmap_export import write_colmap_model
 from worldstereo_ros.io.colmap_models import ColmapImage
@@ -69,7 +70,7 @@ class PlaceSettings:
         mesh: make a mesh.
         splats: make Gaussian splats.
         splat_seconds: how long they are fitted to the photographs; 0 = not at all.
-        bag_options: keyword arguments of `io.bags.views.read_views`.
+        bag_options: see `sources.open_source`.
         photographs: files or folders of further photographs without poses, which are registered to the source.
     """
 
@@ -155,7 +156,8 @@ def reconstruct(
         if further:
             join_photographs(opened, further)
     with stages.open():
-        chosen = limit, use_poses, settings.fov, bag_options if given is not None or opened.kind == "bag" else {}
+        of_source = bag_options if given is not None or opened.kind == "bag" else _given_unit(bag_options)
+        chosen = limit, use_poses, settings.fov, of_source
         key = fingerprint(file_stamps(opened.files), *chosen, *([] if given is None else [given.name]))
         photos = stages.run(
             "photographs",
@@ -335,6 +337,11 @@ def _write_views(place: Place, folder: Path) -> None:
             f"{len(cameras)} of the most common one; the map and {COLMAP_FOLDER}/ hold all."
         )
     write_sequence(folder, [place.views[row] for row in rows])
+
+
+def _given_unit(bag_options: dict[str, Any]) -> dict[str, Any]:
+    """The unit of depth, if one is given."""
+    return {name: value for name, value in bag_options.items() if name == "depth_unit" and value != AUTO_UNIT}
 
 
 def _figures(

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from worldstereo_ros.geometry.calibration import CameraCalibration
+from worldstereo_ros.geometry.depth_units import AUTO_UNIT, parse_depth_unit
 from worldstereo_ros.imaging.image_checks import ImageError
 from worldstereo_ros.io.colmap_models import ColmapImage, find_colmap_model, read_colmap_model
 from worldstereo_ros.io.datasets import open_sequence
@@ -23,10 +24,12 @@ from worldstereo_ros.io.results_folder import MARKER_FILE
 from worldstereo_ros.io.view_sequence import ViewSequence
 from worldstereo_ros.reconstruction.raw_photographs import PhotographSource, RawPhotograph
 from worldstereo_ros.reconstruction.recordings import open_bag, open_video
+from worldstereo_ros.utils.errors import InputError
 from worldstereo_ros.utils.indices import evenly_spaced_indices
 
 MAX_PHOTO_PIXELS = 64_000_000
 DEFAULT_PHOTOGRAPHS = 300
+WITH_DEPTH_IMAGES = ("bag", "posed sequence", "nerfstudio")  # kinds of sources
 MAX_SEARCH_DEPTH = 3  # folders below the one that is named
 
 
@@ -39,14 +42,18 @@ def open_source(
         path: file or folder.
         max_photographs: at most this many are used, spread over the source; None = 300, of a video or a bag 100.
         use_poses: use the poses that come along.
-        bag_options: keyword arguments of `io.bags.views.read_views`.
+        bag_options: keyword arguments of `io.bags.views.read_views`. Of these `depth_unit` is also for the depth images
+            of a posed sequence or a transforms.json.
 
     Raises:
         DatasetError: the path does not exist, or holds nothing that can be used.
+        InputError: `depth_unit` is invalid, or given for a source without depth images.
     """
     if not path.exists():
         raise DatasetError(f"{path} does not exist.")
-    source = _open(path, max_photographs, bag_options or {})
+    options = bag_options or {}
+    source = _open(path, max_photographs, options)
+    check_depth_unit(source.kind, options.get("depth_unit", AUTO_UNIT))
     if not use_poses:
         # Poses that are ignored say nothing about the unit either; depth keeps its own.
         with_poses = source.photographs
@@ -59,11 +66,21 @@ def is_bag(path: Path) -> bool:
     return path.suffix.lower() in (".mcap", ".db3", ".bag") or (path / "metadata.yaml").is_file()
 
 
+def check_depth_unit(kind: str, depth_unit: str) -> None:
+    """Raises InputError if a unit of depth is given for a kind of source whose depth, if any, is in metres."""
+    if parse_depth_unit(depth_unit) is not None and kind not in WITH_DEPTH_IMAGES:
+        raise InputError(
+            "A depth unit is for depth images, which bags, posed sequences and transforms.json have, and this source "
+            f"({kind}) has none. Remove --depth-unit."
+        )
+
+
 def _open(path: Path, limit: int | None, bag_options: dict[str, Any]) -> PhotographSource:
+    unit = parse_depth_unit(bag_options.get("depth_unit", AUTO_UNIT))
     if is_bag(path):
         return open_bag(path, limit, bag_options)
     if path.name == TRANSFORMS_FILE or (path / TRANSFORMS_FILE).is_file():
-        return _open_transforms(path, limit)
+        return _open_transforms(path, limit, unit)
     if path.is_file():
         if path.suffix.lower() in VIDEO_SUFFIXES:
             return open_video(path, limit)
@@ -78,7 +95,7 @@ def _open(path: Path, limit: int | None, bag_options: dict[str, Any]) -> Photogr
     if (path / MARKER_FILE).is_file():
         raise DatasetError(f"{path} holds results of an earlier run. Name the photographs that it was made from.")
     if (path / "poses.txt").is_file() and (path / "frames").is_dir():
-        return _open_posed(path, limit)
+        return _open_posed(path, limit, unit)
     if (model := find_colmap_model(path)) is not None:
         return _open_colmap(path, model, limit)
     videos = [file for file in sorted(path.iterdir()) if file.suffix.lower() in VIDEO_SUFFIXES]
@@ -164,8 +181,10 @@ def _depth_reader(file: Path | None, scale: float) -> Callable[[], np.ndarray] |
 # --- with poses ------------------------------------------------------------------------------------------------------
 
 
-def _open_posed(path: Path, limit: int | None) -> PhotographSource:
+def _open_posed(path: Path, limit: int | None, metres_per_count: float | None) -> PhotographSource:
     sequence = open_sequence(path)
+    if metres_per_count is not None:
+        sequence = replace(sequence, depth_scale=1 / metres_per_count)
     notes: list[str] = []
     chosen = _spread(len(sequence), limit, "frames", notes)
     kept = sequence.subset(chosen)
@@ -261,8 +280,10 @@ def _image_folder(path: Path, model: Path, images: list[ColmapImage]) -> Path:
     )
 
 
-def _open_transforms(path: Path, limit: int | None) -> PhotographSource:
+def _open_transforms(path: Path, limit: int | None, metres_per_count: float | None) -> PhotographSource:
     transforms = read_transforms(path)
+    if metres_per_count is not None:
+        transforms = replace(transforms, depth_scale=1 / metres_per_count)
     notes: list[str] = []
     if not transforms.metric:
         notes.append("Poses are those of transforms.json, which does not say their unit: it counts as arbitrary.")
