@@ -107,6 +107,22 @@ def test_the_fingerprint_tells_what_the_results_depend_on(folder):
     assert len({first, *(other.jobs[0].fingerprint for other in others)}) == 8
 
 
+def test_the_fingerprint_tells_what_is_read_beside_a_photo_and_a_file_of_poses(folder):
+    """A depth image or intrinsics that came later were not seen, and jobs without them counted as done."""
+    (folder / "photo.png").write_text("x")
+    (folder / "plans").mkdir()
+    (folder / "plans" / "a.txt").write_text("x")
+    text = "sources: [photo.png]\npaths: [plans/a.txt]\n"
+    found = [read(folder, text).jobs[0].fingerprint]
+    for name in ("photo_depth.png", "intrinsics.json", "prompt.json", "plans/intrinsics.json"):
+        for content in ("1", "22"):
+            (folder / name).write_text(content)
+            found.append(read(folder, text).jobs[0].fingerprint)
+    assert len(set(found)) == len(found) == 9
+    (folder / "other.png").write_text("x")
+    assert read(folder, text).jobs[0].fingerprint == found[-1]
+
+
 def test_paths_that_a_source_may_have_recorded_are_left_to_its_jobs(folder):
     assert read(folder, "sources: [kitchen]\npaths: [approach]").jobs[0].path == {
         "name": "approach",

@@ -338,14 +338,17 @@ def _shown(value: Any) -> str:
 
 
 def _stamp(path: Path) -> str:
-    """SHA-256 of names, sizes and times of the last change of a file, or all files in a folder; tells a changed input.
+    """SHA-256 of names, sizes and times of the last change of a file and what is read beside it, or of all in a folder.
+
+    It tells a changed input.
 
     Raises:
         InputError: a folder has more files than a recording has.
     """
     if path.is_file():
-        status = path.stat()
-        return _digest([["", status.st_size, status.st_mtime_ns]])
+        beside = {path.name: path} | {name: path.with_name(name) for name in _names_beside(path)}
+        stats = {name: file.stat() for name, file in beside.items() if file.is_file()}
+        return _digest([[name, status.st_size, status.st_mtime_ns] for name, status in sorted(stats.items())])
     found: list[list[Any]] = []
     for parent, folders, files in os.walk(path):
         folders.sort()
@@ -361,6 +364,11 @@ def _stamp(path: Path) -> str:
                 f"{path} holds more than {MAX_STAMPED_FILES} files; the folder of one recording was expected."
             )
     return _digest(found)
+
+
+def _names_beside(file: Path) -> tuple[str, ...]:
+    """Names of the files beside a photo, a video or a file of poses that are read with it: see `io.datasets`."""
+    return f"{file.stem}_depth.png", "depth.png", "intrinsics.json", "prompt.json"
 
 
 def _digest(content: list[list[Any]]) -> str:
