@@ -1,5 +1,6 @@
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -45,6 +46,8 @@ def test_the_scores_are_printed_and_written(folder):
     beside, into = content["paths"]
     assert into["collision_probability"] > beside["collision_probability"]
     assert len(into["pose_collision"]) == len(drive((0.3, 0), (1.5, 0)))
+    assert content["scale_is_given"] is True
+    assert "guess" not in text
     assert content["seconds_imagining"] < content["seconds"]
 
 
@@ -78,6 +81,45 @@ def test_bad_input_is_refused_with_a_sentence(folder):
         status, text = run(*arguments)
         assert status == 1, text
         assert sentence in text
+
+
+def test_a_posed_sequence_is_a_path_in_the_unit_of_its_intrinsics(folder, tmp_path):
+    """The poses of a sequence of an arbitrary unit were taken for metres, as their file alone does not say it."""
+    poses = drive((0.3, 0), (0.9, 0.9))
+    write_path_file(tmp_path / "poses.txt", poses)
+    said = (tmp_path / "poses.txt").read_text()
+    (tmp_path / "poses.txt").write_text("".join(line for line in said.splitlines(True) if "unit" not in line))
+    intrinsics = {"width": 64, "height": 48, "fx": 50, "fy": 50, "cx": 31.5, "cy": 23.5}
+    for metric in (True, False):
+        (tmp_path / "intrinsics.json").write_text(json.dumps({**intrinsics, "metric": metric}))
+        for path in (tmp_path, tmp_path / "poses.txt"):
+            status, text = run(folder / "room.wsmap", "--paths", path, "--hypotheses", 0)
+            assert status == (0 if metric else 1), text
+            assert metric or "in an arbitrary unit by intrinsics.json beside it" in text
+    assert list(read_path_files(tmp_path)) == [tmp_path.name]
+
+
+def test_scores_on_a_map_of_guessed_scale_say_so(tmp_path):
+    """Lengths, clearances and collisions were printed in metres, although only the depth network gave the scale."""
+    world = WorldModel(load_pipeline("geometric"), CloudMemory(voxel_size=0.02, max_points=200_000))
+    for view in around(SCENE, -0.5, 0, 6):
+        confidence = np.full(view.depth.shape, 0.5, np.float32)
+        world.observe(replace(view, estimated=np.ones(view.depth.shape, bool), depth_confidence=confidence))
+    world.save(tmp_path / "room.wsmap")
+    write_path_file(tmp_path / "path.txt", drive((0.3, 0), (0.9, 0.0)))
+    file = tmp_path / "scores.json"
+    arguments = ("--paths", tmp_path / "path.txt", "--hypotheses", 0, "--floor", 0, "--json", file)
+    status, text = run(tmp_path / "room.wsmap", *arguments)
+    assert status == 0, text
+    assert "they are a guess of the depth model" in text
+    assert json.loads(file.read_text())["scale_is_given"] is False
+
+
+def test_a_file_that_cannot_be_written_is_refused_before_anything_is_computed(folder):
+    status, text = run(folder / "room.wsmap", "--paths", folder / "paths", "--json", folder)
+    assert status == 1
+    assert "folder" in text
+    assert "scored" not in text
 
 
 def test_two_files_of_one_name_are_refused(tmp_path):

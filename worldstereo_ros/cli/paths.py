@@ -20,7 +20,6 @@ WITH_LENGTH = ("forward", "backward", "left", "right", "up", "spiral")  # preset
 MAX_VIEWS = 1000
 MAX_NAMES = 12  # in an error message
 SAME_POSE_TOLERANCE = 1e-9  # metres, and of the entries of the rotation
-POSES_FILE = "poses.txt"
 
 
 @dataclass(frozen=True)
@@ -128,29 +127,26 @@ def _read_file(name: str, metric: bool) -> RecordedPath | None:
     Raises:
         InputError: they are in metres and the source is not, or the other way round; `metric` is of the source.
     """
-    from worldstereo_ros.io.path_files import read_path_file
-    from worldstereo_ros.io.posed_sequences import read_intrinsics
+    from worldstereo_ros.io.path_files import POSES_FILE, read_path_file
 
     path = Path(name)
     file = path / POSES_FILE if path.is_dir() else path
     if not name or not file.is_file():
         return None
     content = read_path_file(file)
-    intrinsics = file.with_name("intrinsics.json")
-    path_metric, where = content.metric, "its header"
-    if path_metric is None and intrinsics.is_file():
-        path_metric, where = read_intrinsics(intrinsics)[1].get("metric", True), "the intrinsics.json beside them"
-    if path_metric is not None and path_metric != metric:
+    if content.metric is not None and content.metric != metric:
         units = ("metres", "an arbitrary unit")
         path_unit, source_unit = units[::-1] if metric else units
         raise InputError(
-            f"The poses of {file} are in {path_unit} by {where}, and the lengths of the source are in {source_unit}; "
-            "the two are not mixed."
+            f"The poses of {file} are in {path_unit} by {content.metric_from}, and the lengths of the source are in "
+            f"{source_unit}; the two are not mixed."
         )
     return RecordedPath(content.poses)
 
 
 def _unknown_path(name: str, recording: Recording, presets: tuple[str, ...]) -> str:
+    from worldstereo_ros.io.path_files import POSES_FILE
+
     names = recording.path_names
     listed = ", ".join(names[:MAX_NAMES]) + (f", and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else "")
     own = f"a path of {recording.name} ({listed})" if names else f"a path of {recording.name}, which has none"

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from worldstereo_ros.planning import PathScores
 
 ROBOT = "Robot"
+GUESSED_SCALE = (
+    "Nothing that was measured gives the lengths of this map: they are a guess of the depth model, so that clearances "
+    "and collisions may be wrong by its error."
+)
 IMAGINED_WIDTH_PX = 160  # of the views that are imagined: cells are larger than their pixels
 
 
@@ -29,7 +33,8 @@ def score(
         list[Path],
         typer.Option(
             metavar="FILE",
-            help="Camera path: a file of `index tx ty tz qx qy qz qw` lines, or a folder of such files. Repeatable.",
+            help="Camera path: a file of `index tx ty tz qx qy qz qw` lines, a folder of such files, or a posed "
+            "sequence. Repeatable.",
             rich_help_panel=PATH,
         ),
     ],
@@ -67,15 +72,22 @@ def score(
     """Score paths on a map: collision probability, clearance, what is imagined, and what they would show."""
     from rich.console import Console
 
+    from worldstereo_ros.cli.imagine_path import scale_is_given
     from worldstereo_ros.cli.maps import read_map
     from worldstereo_ros.pipelines.auto import load_pipeline
     from worldstereo_ros.planning import RobotShape, imagine_hypotheses, score_paths, world_grid
     from worldstereo_ros.planning.visibility import Sensor
+    from worldstereo_ros.utils.atomic_files import check_writable, write_json
     from worldstereo_ros.world import WorldModel
 
     robot = RobotShape(radius, height)
+    if json is not None:
+        check_writable(json)
     archive, recording = read_map(map_file)
     named = _read_paths(paths, archive.bank.metric is not False)
+    if archive.bank.metric is False:  # before anything is imagined for nothing
+        raise InputError(f"The unit of {recording.name} is arbitrary, not metres; a robot's size means nothing in it.")
+    guessed = not scale_is_given(recording.observed_views)
     world = WorldModel(load_pipeline(model, device), archive.cloud, archive.bank, device=device)
     camera = recording.observed_views[-1].camera
     sensor = Sensor.of_camera(camera, sensor_range)
@@ -92,6 +104,8 @@ def score(
     seconds = time.perf_counter() - start
     console = Console()
     _print(console, scores)
+    if guessed:
+        console.print(f"[yellow]{GUESSED_SCALE}[/]", highlight=False)
     console.print(
         f"{len(named)} paths scored in {seconds:.2f} s"
         + (f", after {seconds_imagining:.1f} s of imagining {hypotheses} x {len(named)} paths" if hypotheses else "")
@@ -99,9 +113,8 @@ def score(
         highlight=False,
     )
     if json is not None:
-        from worldstereo_ros.utils.atomic_files import write_json
-
-        write_json(json, describe_scores(scores, seconds=seconds, seconds_imagining=seconds_imagining))
+        content = describe_scores(scores, seconds=seconds, seconds_imagining=seconds_imagining)
+        write_json(json, {"scale_is_given": not guessed, **content})
 
 
 def _read_paths(files: list[Path], metric: bool) -> dict[str, np.ndarray]:
@@ -114,8 +127,8 @@ def _read_paths(files: list[Path], metric: bool) -> dict[str, np.ndarray]:
                 raise InputError(f"Two paths are named '{name}'; rename one of their files.")
             if path.metric is not None and path.metric != metric:
                 raise InputError(
-                    f"The path '{name}' is in {'metres' if path.metric else 'an arbitrary unit'}, and the map is not; "
-                    "the two are not mixed."
+                    f"The path '{name}' is in {'metres' if path.metric else 'an arbitrary unit'} by "
+                    f"{path.metric_from}, and the map is not; the two are not mixed."
                 )
             named[name] = path.poses
     return named

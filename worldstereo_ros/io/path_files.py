@@ -32,6 +32,7 @@ AXES = {
 }
 DIRECTIONS = ("world_from_camera", "camera_from_world")
 UNITS = ("metres", "arbitrary")
+POSES_FILE = "poses.txt"  # of a posed sequence
 COLUMNS = "index tx ty tz qx qy qz qw"
 _CHOICES: dict[str, tuple[str, ...]] = {"poses": DIRECTIONS, "axes": tuple(AXES), "unit": UNITS}
 
@@ -42,13 +43,15 @@ class PathFile:
 
     Attributes:
         poses: (N, 4, 4) float64 world_from_camera, OpenCV axes, whatever the file had.
-        metric: lengths are in metres; None if the file does not say it.
+        metric: lengths are in metres; None if neither the file nor intrinsics.json beside it says so.
         convention: how the file has them, for the user.
+        metric_from: what says `metric`, for the user; empty if nothing does.
     """
 
     poses: np.ndarray
     metric: bool | None
     convention: str
+    metric_from: str = ""
 
 
 def read_path_file(path: str | Path) -> PathFile:
@@ -81,18 +84,19 @@ def read_path_file(path: str | Path) -> PathFile:
     stacked = np.stack(poses)
     if direction == "camera_from_world":
         stacked = invert_pose(stacked)
-    unit = said.get("unit")
-    return PathFile(_to_opencv(path, stacked, axes), None if unit is None else unit == "metres", f"{direction}, {axes}")
+    metric, metric_from = _unit(path, said.get("unit"))
+    return PathFile(_to_opencv(path, stacked, axes), metric, f"{direction}, {axes}", metric_from)
 
 
 def read_path_files(path: str | Path) -> dict[str, PathFile]:
-    """Reads several camera paths by name: those of all files of a folder, or the one of a file.
+    """Reads several camera paths by name: those of all files of a folder, or the one of a file or a posed sequence.
 
     Args:
-        path: a file of `read_path_file`, or a folder of such files (.txt and .json).
+        path: a file of `read_path_file`, a folder of such files (.txt and .json), or a folder with a poses.txt.
 
     Returns:
-        The paths by the names of their files without suffix, in alphabetical order.
+        The paths by the names of their files without suffix, in alphabetical order; that of a posed sequence by the
+        name of its folder.
 
     Raises:
         DatasetError: the folder has no such file, two have the same name, or a file is invalid.
@@ -100,6 +104,8 @@ def read_path_files(path: str | Path) -> dict[str, PathFile]:
     path = Path(path)
     if not path.is_dir():
         return {path.stem: read_path_file(path)}
+    if (path / POSES_FILE).is_file():
+        return {path.resolve().name: read_path_file(path / POSES_FILE)}
     files = sorted(file for file in path.iterdir() if file.suffix.lower() in (".txt", ".json") and file.is_file())
     if not files:
         raise DatasetError(f"The folder {path} has no path files (.txt or .json).")
@@ -132,6 +138,18 @@ def write_path_file(path: str | Path, world_from_camera: np.ndarray, *, metric: 
         translation, quaternion = quaternion_from_pose(pose)
         lines.append(f"{index} " + " ".join(f"{value:.12g}" for value in (*translation, *quaternion)))
     write_text(path, "\n".join(lines) + "\n")
+
+
+def _unit(path: Path, said: str | None) -> tuple[bool | None, str]:
+    """Whether lengths are in metres, and what says so: the header, else intrinsics.json beside poses of a sequence."""
+    from worldstereo_ros.io.posed_sequences import read_intrinsics
+
+    if said is not None:
+        return said == UNITS[0], "its header"
+    intrinsics = path.with_name("intrinsics.json")
+    if intrinsics.is_file():
+        return bool(read_intrinsics(intrinsics)[1].get("metric", True)), f"{intrinsics.name} beside it"
+    return None, ""
 
 
 def _header(path: Path) -> dict[str, str]:
