@@ -261,6 +261,11 @@ def test_sessions_and_revisions_over_http(http, robot):
         ({"names": ["a"]}, {"path.0": np.full((1, 4, 4), np.nan)}, "not finite"),
         ({"names": ["a"], "hypotheses": 99}, {"path.0": path(2)}, "The field hypotheses"),
         ({"names": ["a"], "resolution": 0}, {"path.0": path(2)}, "The field resolution"),
+        (
+            {"names": ["a"], "radius": 0.5},
+            {"path.0": path(2)},
+            "The field 'radius' is unknown; names, hypotheses, views",
+        ),
         ({"names": ["a"], "max_step": 1.0}, {"path.0": path(2)}, "drives over 1 m, but is 0.6 m"),
     ],
 )

@@ -174,7 +174,7 @@ class _Front:
             return refusal
         status = getattr(error, "status_code", 404)
         code = "method_not_allowed" if status == 405 else "not_found"
-        message = f"There is no {request.method} {request.url.path[:100]}. The guide `serving` lists the requests."
+        message = f"There is no {request.method} {request.url.path[:100]}. The guide on a fleet lists the requests."
         return _response(failure(ServingError(code, message)))
 
     async def on_error(self, request: Request, error: Exception) -> Response:

@@ -18,7 +18,7 @@ import numpy as np
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.views import ImaginedView, View
 from worldstereo_ros.planning.path_scores import PathScores
-from worldstereo_ros.serving.addresses import parse_url
+from worldstereo_ros.serving.addresses import check_robot, parse_url
 from worldstereo_ros.serving.errors import STATUS, ServingError
 from worldstereo_ros.serving.limits import MemorySettings
 from worldstereo_ros.serving.messages import array_of, pack, unpack
@@ -69,11 +69,15 @@ class ServeClient:
         model, clip_length: name of the model of the server, and views of one of its clips; "" and 1 before `reset`.
 
     Raises:
-        InputError: the URL is invalid.
+        InputError: the URL, the token or the id is invalid.
     """
 
     def __init__(self, url: str, token: str, robot: str, *, timeout: float = DEFAULT_TIMEOUT_S) -> None:
-        self.url, self._token, self.robot, self.timeout = url, token, robot, timeout
+        self.url, self._token, self.robot, self.timeout = url, token.strip(), check_robot(robot), timeout
+        if not self._token.isascii() or not self._token.isprintable():
+            raise InputError(
+                "The token has a character that is no printable ASCII; the first line of its file was expected."
+            )
         self._secure, self._host, self._port, self._prefix = parse_url(url)
         self._connection: http.client.HTTPConnection | None = None
         self.session, self.revision, self.model, self.clip_length = "", 0, "", 1

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -100,6 +100,13 @@ def decompress(data: np.ndarray, dtype: type, shape: tuple[int, ...], what: str)
 
 
 # --- fields ---
+
+
+def check_known(fields: Mapping[str, Any], known: Collection[str]) -> None:
+    """Checks that all fields have a meaning: one of a wrong name would silently be left out. Raises InputError."""
+    unknown = sorted(set(fields) - set(known))
+    if unknown:
+        raise InputError(f"The field {unknown[0][:60]!r} is unknown; {', '.join(known)} were expected.")
 
 
 def number(fields: Mapping[str, Any], name: str, default: float | None, low: float, high: float) -> float:

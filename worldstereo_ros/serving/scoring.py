@@ -12,11 +12,15 @@ from worldstereo_ros.planning import PathScores, RobotShape, imagine_hypotheses,
 from worldstereo_ros.planning.occupancy_map import MAX_HYPOTHESES
 from worldstereo_ros.planning.visibility import Sensor
 from worldstereo_ros.serving.limits import ServingLimits
-from worldstereo_ros.serving.messages import array_of, number, text, unpack, whole
+from worldstereo_ros.serving.messages import array_of, check_known, number, text, unpack, whole
 from worldstereo_ros.utils.errors import InputError
 from worldstereo_ros.world import EmptyMemoryError, WorldModel
 
 MAX_PATHS, MAX_NAME = 1000, 200
+FIELDS = (
+    "names", "hypotheses", "views", "view_width", "prompt", "robot_radius", "robot_height", "max_step", "max_slope",
+    "sensor_range", "resolution", "max_range", "floor",
+)  # fmt: skip
 
 Scoring = Callable[[WorldModel, OnStep], PathScores]
 
@@ -36,6 +40,7 @@ def parse_scoring(body: bytes, limits: ServingLimits) -> Scoring:
         InputError, ServingError: the request is not usable, or too large.
     """
     fields, arrays = unpack(body)
+    check_known(fields, FIELDS)
     paths = _paths(fields, arrays)
     limits.check_poses(sum(len(path) for path in paths.values()))
     hypotheses = whole(fields, "hypotheses", 0, 0, MAX_HYPOTHESES)

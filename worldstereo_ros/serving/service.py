@@ -19,7 +19,7 @@ from worldstereo_ros.memory.path_clearance import PATH_CLEARANCE_M
 from worldstereo_ros.serving.calls import FRAMES, MESSAGE, Call, Part, as_serving_error, failure, frame
 from worldstereo_ros.serving.errors import ServingError
 from worldstereo_ros.serving.limits import MemorySettings, ServingLimits
-from worldstereo_ros.serving.messages import array_of, number, pack, text, truth, unpack, whole
+from worldstereo_ros.serving.messages import array_of, check_known, number, pack, text, truth, unpack, whole
 from worldstereo_ros.serving.sessions import Request, RobotSessions, Session
 from worldstereo_ros.serving.view_messages import parse_camera, parse_view, scores_message, view_message
 from worldstereo_ros.utils.errors import InputError
@@ -190,6 +190,7 @@ class RobotService:
 
     def _imagining(self, call: Call) -> Callable[[Session, Request, Callable[[bytes], None]], None]:
         fields, arrays = unpack(call.body)
+        check_known(fields, ("camera", "prompt", "seed", "remember", "clearance"))
         poses = array_of(arrays, "poses", np.float64, 3)
         self.limits.check_poses(len(poses))
         self.limits.check_views(len(poses))
