@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 from worldstereo_ros.cli import panorama as command
 from worldstereo_ros.cli.main import app
-from worldstereo_ros.cli.panorama import read_distance, read_panorama
+from worldstereo_ros.cli.panorama import doubt_distance, read_distance, read_panorama
 from worldstereo_ros.utils.errors import InputError
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (32, 64, 3), dtype=np.uint8)
@@ -52,6 +52,25 @@ def test_distances_are_read_in_metres_and_millimetres(tmp_path):
     Image.fromarray(np.full((4, 8), 2500, np.uint16)).save(tmp_path / "a.png")
     for name in ("a.npy", "a.png"):
         np.testing.assert_allclose(read_distance(tmp_path / name), 2.5)
+
+
+def test_distances_in_another_unit_are_doubted(tmp_path):
+    """Centimetres passed for metres, and of millimetres what is nearer than one metre was kept without a word."""
+    room = np.linspace(0.6, 4, 32).reshape(4, 8).repeat(8, 0).repeat(8, 1)
+    for factor, name, doubt in (
+        (1.0, "a.npy", ""),
+        (100.0, "a.npy", "read as metres; is it in another unit?"),
+        (1000.0, "a.npy", "read as metres; is it in another unit?"),
+        (1000.0, "a.png", ""),
+        (10.0, "a.png", "read as millimetres; is it in another unit?"),
+    ):
+        file = tmp_path / name
+        if name == "a.npy":
+            np.save(file, room * factor)
+        else:
+            Image.fromarray((room * factor).astype(np.uint16)).save(file)
+        said = doubt_distance(file, read_distance(file))
+        assert said.endswith(doubt) if doubt else not said
 
 
 def test_unreadable_distances_are_explained(tmp_path):

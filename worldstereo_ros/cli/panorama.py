@@ -104,6 +104,8 @@ def panorama(
     for note in notes:
         console.print(escape(note), highlight=False)
     distances = None if distance is None else read_distance(distance)
+    if distance is not None and distances is not None and (warning := doubt_distance(distance, distances)):
+        console.print(f"[yellow]{escape(warning)}[/]", highlight=False)
     estimator = load_depth_estimator(depth_model, device) if distances is None else None
     pipeline = load_pipeline(model, device, variant=variant)
     world = WorldModel(pipeline, depth_estimator=estimator, device=device)
@@ -237,6 +239,15 @@ def read_distance(path: Path) -> np.ndarray:
     if not distance.any():
         raise InputError(f"{path} holds no distance between 0 and {MAX_DEPTH_M:.0f} m.")
     return distance
+
+
+def doubt_distance(path: Path, distances: np.ndarray) -> str:
+    """A warning if distances that `read_distance` read from a file seem to be in another unit; else empty."""
+    from worldstereo_ros.geometry.depth_units import implausible_depth
+
+    doubt = implausible_depth(distances)
+    unit = "metres" if path.suffix.lower() == ".npy" else "millimetres"
+    return doubt and f"The distance in {path} is implausible: {doubt}. It was read as {unit}; is it in another unit?"
 
 
 def _why_not(path: Path, error: Exception) -> str:
