@@ -28,12 +28,13 @@ from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.imaging.exposure import apply_gain
 from worldstereo_ros.imaging.inpainting import background_weight, fill_depth, push_pull
 from worldstereo_ros.imaging.overlap import DEPTH_TOLERANCE_M, DEPTH_TOLERANCE_RATIO
+from worldstereo_ros.imaging.surface_depth import DepthSource, refine_depth
 from worldstereo_ros.imaging.warping import gather_rows, normalise_rows, pixel_transform, splat_depth
 from worldstereo_ros.pipelines.base import Conditioning, OnStep, PipelineFrame
 from worldstereo_ros.pipelines.geometric.coincidence import coincident_observation
 from worldstereo_ros.pipelines.geometric.estimated import estimated_pixels
 from worldstereo_ros.pipelines.geometric.layout import Layout, LayoutEstimator
-from worldstereo_ros.pipelines.geometric.plane_fill import draw_planes
+from worldstereo_ros.pipelines.geometric.plane_fill import WORKING_PIXELS, draw_planes
 from worldstereo_ros.pipelines.geometric.provenance import observed_pixels
 from worldstereo_ros.pipelines.geometric.references import (
     MAX_PARALLAX_PX,
@@ -51,6 +52,7 @@ BORDER_FEATHER_PX = 24.0  # over which the weight of a reference rises from its 
 ANGLE_SHARPNESS = 30.0  # of the weight against the angle between lines of sight: a quarter at 15 degrees
 PRIOR_WEIGHT = 0.2  # of the mean colour of the references, in smooth fills
 SPECKLE_WINDOW_PX, MIN_SPECKLE_COVERAGE = 9, 0.35  # points that cover less of the window around them are removed
+GAP_PX = 12.0  # between the discs of a surface seen from close by, in a view of `WORKING_PIXELS`
 FILLS = ("smooth", "planes")
 # A plane's depth is that of the view if it is at least this likely, and within this factor of the smooth fill.
 MIN_DEPTH_PROBABILITY, MAX_DEPTH_RATIO = 0.4, 1.5
@@ -181,15 +183,17 @@ class GeometricPipeline:
         with self._lock:
             references, gains, registration = self._cache.prepare(views, conditioning.references)
         threads = threads or self.threads
+        closed = _exact_depth(depth, conditioning.camera, pose, references, threads)
+        depth = np.where(depth > 0, closed, np.float32(0))
         coincident = coincident_observation(conditioning.references, conditioning.camera, pose)
         if coincident is not None:
-            completed = _complete_depth(depth, conditioning.camera, pose, references)
+            completed = _complete_depth(closed, conditioning.camera, pose, references)
             if coincident.depth is not None:
                 completed = np.where(coincident.depth > 0, coincident.depth, completed).astype(np.float32, copy=False)
             everywhere = np.ones(depth.shape, bool)
             image = coincident.image.copy()
             return WarpedView(image, everywhere, completed, depth, references, registration, coincident)
-        image, valid, filled = self._warp(depth, colour, conditioning.camera, pose, references, gains, threads)
+        image, valid, filled = self._warp(closed, depth, colour, conditioning.camera, pose, references, gains, threads)
         return WarpedView(image, valid, filled, depth, references, registration)
 
     def label_provenance(self, conditioning: Conditioning, index: int, warped: WarpedView) -> PipelineFrame:
@@ -228,6 +232,7 @@ class GeometricPipeline:
 
     def _warp(
         self,
+        closed: np.ndarray,
         rendered: np.ndarray,
         colour: np.ndarray,
         camera: Camera,
@@ -237,7 +242,7 @@ class GeometricPipeline:
         threads: int,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Image (H, W, 3) uint8, valid mask (H, W) bool (False = smooth fill), and depth (H, W) float32."""
-        depth = _complete_depth(rendered, camera, pose, references)
+        depth = _complete_depth(closed, camera, pose, references)
         measured = np.zeros((*depth.shape, 5), np.float32)
         assumed = np.zeros_like(measured)
         contributions = np.zeros(len(references))
@@ -294,6 +299,19 @@ class GeometricPipeline:
         source = (view.image, gain.astype(np.float32), reference.depth, reference.measured, reference.weight)
         arguments = (depth, A, b, *source, settings, geometry, measured, assumed)
         run_in_threads(gather_rows, [(start, stop, *arguments) for start, stop in split_range(camera.height, threads)])
+
+
+def _exact_depth(
+    rendered: np.ndarray, camera: Camera, pose: np.ndarray, references: list[Reference], threads: int
+) -> np.ndarray:
+    """Rendered depth (H, W) float32, interpolated in the references that measured it, without gaps in surfaces."""
+    sources = [
+        DepthSource(reference.depth, reference.measured, reference.view.camera, reference.view.world_from_camera)
+        for reference in references
+        if reference.view.is_observation
+    ]
+    gap = GAP_PX * max(1.0, (rendered.size / WORKING_PIXELS) ** 0.5)
+    return refine_depth(rendered, camera, pose, sources, gap=gap, threads=threads)
 
 
 def _complete_depth(rendered: np.ndarray, camera: Camera, pose: np.ndarray, references: list[Reference]) -> np.ndarray:
