@@ -43,6 +43,7 @@ from worldstereo_ros.pipelines.geometric.references import (
     select_references,
     supporting_view,
 )
+from worldstereo_ros.pipelines.geometric.surroundings import continue_seen
 from worldstereo_ros.pipelines.geometric.warped_view import WarpedView
 from worldstereo_ros.utils.errors import InputError
 from worldstereo_ros.utils.jit import run_in_threads, split_range
@@ -134,6 +135,7 @@ class GeometricPipeline:
         image, fill = draw_planes(
             *(frame.image, known, warped.depth, layout, camera, pose), seed=seed, threads=self.threads
         )
+        image = continue_seen(image, known, warped.depth, fill.depth, conditioning.observations, camera, pose)
         likely = (fill.depth > 0) & (fill.probability > MIN_DEPTH_PROBABILITY)
         # Confidence of depth is fitted with smooth fills: a plane that is far from those would be trusted too much.
         agrees = (fill.depth < MAX_DEPTH_RATIO * warped.depth) & (warped.depth < MAX_DEPTH_RATIO * fill.depth)

@@ -25,6 +25,7 @@ from worldstereo_ros.pipelines.geometric.plane_fill import (
     draw_planes,
     fill_with_planes,
 )
+from worldstereo_ros.pipelines.geometric.surroundings import continue_seen
 from worldstereo_ros.pipelines.geometric.warped_view import WarpedView
 
 SKY_LEVEL = 0.5  # of the channel that has the cosine between up and the surface's normal
@@ -65,7 +66,9 @@ def fill_frame(
     given = (frame.image, closed, depth, layout, camera, pose)
     image, _ = draw_planes(*given, planes=planes, seed=seed, threads=threads)
     image = add_memory_detail(image, warped.image, known & ~seen)
-    return replace(frame, image=continue_surroundings(image, closed))
+    image = continue_surroundings(image, closed)
+    image = continue_seen(image, closed, depth, planes.depth, conditioning.observations, camera, pose)
+    return replace(frame, image=image)
 
 
 def continue_surroundings(image: np.ndarray, known: np.ndarray) -> np.ndarray:
