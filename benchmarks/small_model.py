@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from functools import partial
 from typing import Any
 from unittest.mock import patch
@@ -26,8 +25,6 @@ from worldstereo_ros.imaging.resizing import resize_image
 from worldstereo_ros.pipelines.base import Conditioning, OnStep, PipelineFrame
 from worldstereo_ros.pipelines.confidence import ConfidenceModel
 from worldstereo_ros.pipelines.geometric.layout import estimate_layout
-from worldstereo_ros.pipelines.geometric.pipeline import GeometricPipeline
-from worldstereo_ros.pipelines.geometric.warped_view import WarpedView
 from worldstereo_ros.pipelines.worldstereo.compositing import compose, mix_with_memory
 from worldstereo_ros.pipelines.worldstereo.imagined_depth import complete_frame, render_planes
 from worldstereo_ros.pipelines.worldstereo.model_inputs import build_model_inputs
@@ -83,44 +80,6 @@ class PlainPipeline(WorldStereoPipeline):
         yield from composed
 
 
-class CoarseWarping(GeometricPipeline):
-    """Warps the model's input at a quarter of the pixels, and each view at full size just before it is yielded."""
-
-    def warp_all(self, conditioning: Conditioning, on_step: OnStep) -> list[WarpedView]:
-        """As the geometric pipeline, at half the width and height."""
-        camera = conditioning.camera
-        size = (camera.width // 2, camera.height // 2)
-        layers = {
-            name: getattr(conditioning.renders, name)[:, ::2, ::2].contiguous()
-            for name in ("colour", "depth", "covered", "observed")
-        }
-        coarse = replace(
-            conditioning,
-            camera=camera.resized(*size),
-            renders=replace(conditioning.renders, **layers),
-            references=[self._coarse(view, size) for view in conditioning.references],
-        )
-        full = (conditioning.camera.width, conditioning.camera.height)
-        return [
-            replace(
-                warped,
-                image=cv2.resize(warped.image, full, interpolation=cv2.INTER_CUBIC),
-                valid_mask=cv2.resize(warped.valid_mask.astype(np.uint8), full, interpolation=cv2.INTER_NEAREST) > 0,
-            )
-            for warped in super().warp_all(coarse, on_step)
-        ]
-
-    def label_provenance(self, conditioning: Conditioning, index: int, warped: WarpedView) -> PipelineFrame:
-        """As the geometric pipeline, after warping the view at full size."""
-        return super().label_provenance(conditioning, index, self.warp(conditioning, index))
-
-    def _coarse(self, view: Any, size: tuple[int, int]) -> Any:
-        cache = self.__dict__.setdefault("_coarse_views", {})
-        if id(view) not in cache:
-            cache[id(view)] = (view, view.resized(*size))
-        return cache[id(view)][1]
-
-
 # --- changes to try: each takes a loaded pipeline and modifies it ---
 
 
@@ -155,10 +114,6 @@ def eight_bits(pipeline: WorldStereoPipeline) -> None:
         torch.ao.quantization.quantize_dynamic(part, {torch.nn.Linear}, dtype=torch.qint8, inplace=True)
 
 
-def coarse_warping(pipeline: WorldStereoPipeline) -> None:
-    pipeline.geometric = CoarseWarping(threads=pipeline.geometric.threads)
-
-
 def unchanged(pipeline: WorldStereoPipeline) -> None:
     """For tries that change the dtype of the weights alone."""
 
@@ -171,7 +126,6 @@ TRIES: dict[str, tuple[Callable[[WorldStereoPipeline], None], str]] = {
     "fused projections": (fused_projections, "float32"),
     "compiled blocks": (compiled_blocks, "float32"),
     "onnxruntime, control branch": (onnx_control, "float32"),
-    "model input warped coarsely": (coarse_warping, "float32"),
 }
 
 

@@ -14,6 +14,7 @@ from worldstereo_ros.utils.jit import compiled
 RADIUS_PX = 5  # of the window from which a pixel is filled
 SHARPNESS = 50.0  # of the weight along strong lines; 0 would be a mean of the window
 WEAK_LINE = 40.0  # squared grey levels a pixel; where lines are weaker, the window counts more
+FULL_SHARE = 0.99  # of a reduced pixel that must be known for its gradients to count
 GRADIENT_SIGMA_PX, LINE_SIGMA_PX = 0.7, 4.0  # of the filters before the gradients and after their products
 
 
@@ -36,7 +37,7 @@ def continue_image(
         reach: pixels up to which holes are filled.
         depth: (H, W) float32 of the known pixels, in any unit. It continues with the colours.
         min_depth: (H, W) float32; a pixel of a hole continues no pixel whose depth is less.
-        scale: enlarges the window in which lines are found, for large images.
+        scale: how many pixels count as one where lines are found, for large images.
 
     Returns:
         (H, W, 3) float32 grey levels, those of `image` where nothing was filled; and (H, W) bool, filled pixels.
@@ -46,7 +47,7 @@ def continue_image(
     if not len(inside) or not known.any():
         return out, np.zeros(known.shape, bool)
     order = inside[np.argsort(distance.reshape(-1)[inside], kind="stable")]
-    lines = _line_moments(out, known, LINE_SIGMA_PX * scale)
+    lines = _line_moments(out, known, scale)
     filled = known.astype(np.uint8)
     depth = np.where(known, depth, np.float32(0)).astype(np.float32, copy=False)
     settings = np.array([SHARPNESS, WEAK_LINE], np.float32)
@@ -54,17 +55,24 @@ def continue_image(
     return out, (filled > 0) & ~known
 
 
-def _line_moments(image: np.ndarray, known: np.ndarray, deviation: float) -> np.ndarray:
+def _line_moments(image: np.ndarray, known: np.ndarray, scale: float) -> np.ndarray:
     """(H, W, 3) float32 means of the products of gradients (xx, xy, yy) around known pixels; 0 in holes."""
+    size = known.shape[::-1]
     weight = known.astype(np.float32)
-    smooth = cv2.GaussianBlur(image * weight[..., None], (0, 0), GRADIENT_SIGMA_PX)
-    smooth /= np.maximum(cv2.GaussianBlur(weight, (0, 0), GRADIENT_SIGMA_PX), 1e-3)[..., None]
+    values = np.dstack([image * weight[..., None], weight])
+    if scale > 1:
+        reduced = max(1, round(size[0] / scale)), max(1, round(size[1] / scale))
+        values = cv2.resize(values, reduced, interpolation=cv2.INTER_AREA)
+    inner = cv2.erode((values[..., 3] > FULL_SHARE).astype(np.uint8), np.ones((3, 3), np.uint8)).astype(np.float32)
+    smooth = cv2.GaussianBlur(values, (0, 0), GRADIENT_SIGMA_PX)
+    smooth = smooth[..., :3] / np.maximum(smooth[..., 3:], 1e-3)
     x, y = (cv2.Sobel(smooth, cv2.CV_32F, i, 1 - i, ksize=3, scale=1 / 8) for i in (1, 0))
-    inner = cv2.erode(known.astype(np.uint8), np.ones((3, 3), np.uint8)).astype(np.float32)
-    moments = np.stack([(x * x).sum(axis=2), (x * y).sum(axis=2), (y * y).sum(axis=2)], axis=2)
-    moments = cv2.GaussianBlur(moments * inner[..., None], (0, 0), deviation)
-    total = cv2.GaussianBlur(inner, (0, 0), deviation)
-    return np.ascontiguousarray(moments * (weight / np.maximum(total, 1e-3))[..., None])
+    moments = np.dstack([(x * x).sum(axis=2), (x * y).sum(axis=2), (y * y).sum(axis=2), np.ones_like(inner)])
+    moments = cv2.GaussianBlur(moments * inner[..., None], (0, 0), LINE_SIGMA_PX)
+    moments = moments[..., :3] / np.maximum(moments[..., 3:], 1e-3)
+    if scale > 1:
+        moments = cv2.resize(moments, size, interpolation=cv2.INTER_LINEAR)
+    return np.ascontiguousarray(moments * weight[..., None])
 
 
 @compiled

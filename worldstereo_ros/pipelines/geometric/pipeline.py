@@ -45,6 +45,7 @@ from worldstereo_ros.pipelines.geometric.references import (
 )
 from worldstereo_ros.pipelines.geometric.surroundings import continue_seen
 from worldstereo_ros.pipelines.geometric.warped_view import WarpedView
+from worldstereo_ros.rendering.splatting import Rendering
 from worldstereo_ros.utils.errors import InputError
 from worldstereo_ros.utils.jit import run_in_threads, split_range
 
@@ -146,13 +147,16 @@ class GeometricPipeline:
             memory_image=warped.image,
         )
 
-    def warp_all(self, conditioning: Conditioning, on_step: OnStep) -> list[WarpedView]:
+    def warp_all(self, conditioning: Conditioning, on_step: OnStep, *, divisor: int = 1) -> list[WarpedView]:
         """Warps all views of a clip in several threads, for pipelines that need them all before they start.
 
         Args:
             conditioning: what memory holds about the clip.
             on_step: called before each result is awaited; if it raises, no further view is started.
+            divisor: warp views of this fraction of the width and height.
         """
+        if divisor > 1:
+            conditioning = _reduced(conditioning, divisor)
         count = len(conditioning.world_from_camera)
         with ThreadPoolExecutor(self.threads) as pool:
             futures = [pool.submit(self.warp, conditioning, index, threads=1) for index in range(count)]
@@ -164,6 +168,17 @@ class GeometricPipeline:
                 return warped_views
             finally:
                 pool.shutdown(wait=True, cancel_futures=True)
+
+    def warp_in_turn(self, conditioning: Conditioning) -> Iterator[WarpedView]:
+        """Warps the views of a clip one after another, each while the one before is in use."""
+        count = len(conditioning.world_from_camera)
+        with ThreadPoolExecutor(1) as pool:
+            future = pool.submit(self.warp, conditioning, 0)
+            for index in range(count):
+                warped = future.result()
+                if index + 1 < count:
+                    future = pool.submit(self.warp, conditioning, index + 1, threads=1)
+                yield warped
 
     def warp(self, conditioning: Conditioning, index: int, *, threads: int | None = None) -> WarpedView:
         """Warps the references into one view. May be called from several threads.
@@ -301,6 +316,20 @@ class GeometricPipeline:
         source = (view.image, gain.astype(np.float32), reference.depth, reference.measured, reference.weight)
         arguments = (depth, A, b, *source, settings, geometry, measured, assumed)
         run_in_threads(gather_rows, [(start, stop, *arguments) for start, stop in split_range(camera.height, threads)])
+
+
+def _reduced(conditioning: Conditioning, divisor: int) -> Conditioning:
+    """The conditioning of views of a fraction of the width and height."""
+    camera, renders, offset = conditioning.camera, conditioning.renders, divisor // 2
+    camera = camera.resized(camera.width // divisor, camera.height // divisor)
+
+    def every(layer: torch.Tensor) -> torch.Tensor:
+        return layer[:, offset::divisor, offset::divisor][:, : camera.height, : camera.width]
+
+    layers = (renders.colour, renders.depth, renders.covered, renders.provenance)
+    return replace(
+        conditioning, camera=camera, renders=Rendering(*(every(layer) for layer in layers)), stored_confidence=None
+    )
 
 
 def _exact_depth(

@@ -25,6 +25,7 @@ import numpy as np
 import torch
 
 from worldstereo_ros.depth.estimators import DepthEstimator, load_small_depth
+from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.views import View
 from worldstereo_ros.imaging.inpainting import fill_depth
 from worldstereo_ros.imaging.resizing import resize_image
@@ -319,12 +320,16 @@ class WorldStereoPipeline:
     def _imagine(
         self, conditioning: Conditioning, prompt: str, generator: torch.Generator, on_step: OnStep
     ) -> Iterator[PipelineFrame]:
-        # A model with filled render holes needs all warped views first. Their provenance is labelled view by view, just
-        # before each is yielded.
-        warped_views = self.geometric.warp_all(conditioning, on_step) if self.config.fills_render_holes else []
+        # A model with filled render holes needs all warped views first; of a size that it does not use, only reduced.
+        # The provenance of the whole ones is labelled view by view, just before each is yielded.
+        divisor = self._warp_divisor(conditioning.camera)
+        warped_views: list[WarpedView] = []
+        if self.config.fills_render_holes:
+            warped_views = self.geometric.warp_all(conditioning, on_step, divisor=divisor)
         layout = self._estimate_layout(conditioning.references) if self.config.uses_layout else None
         latents = self._denoise(conditioning, prompt, generator, on_step, warped_views, layout)
         count = len(conditioning.world_from_camera)
+        in_turn = self.geometric.warp_in_turn(conditioning) if warped_views and divisor > 1 else iter(warped_views)
         with torch.no_grad():
             images = self.autoencoder.decode_frames(latents[:, 1 : count + 1])
         for index in range(count):
@@ -335,19 +340,20 @@ class WorldStereoPipeline:
                 raise ModelError(f"The autoencoder returned values that are not finite in view {index + 1} of {count}.")
             decoded = (decoded.float().clamp(-1, 1).add(1).mul(127.5).round()).to(torch.uint8)
             image = decoded.permute(1, 2, 0).cpu().numpy()
-            frame = self._frame_of_memory(conditioning, index, warped_views[index] if warped_views else None)
+            warped = next(in_turn, None)
+            frame = self._frame_of_memory(conditioning, index, warped)
             image = resize_image(image, frame.image.shape[1], frame.image.shape[0], enlarge=cv2.INTER_CUBIC)
             past = self._imagined_before(conditioning, index, frame)
             if past is not None:
                 image = past.image
-            elif warped_views and self.compose_observed:
-                image = mix_with_memory(image, warped_views[index], conditioning, index)
+            elif warped is not None and self.compose_observed:
+                image = mix_with_memory(image, warped, conditioning, index)
             composed = compose(frame, image)
             planes = None
             if layout is not None:
                 planes = render_planes(composed, conditioning, index, layout, self.geometric.threads)
-                if self.fill == "planes" and warped_views and self.compose_observed and past is None:
-                    inputs = (composed, warped_views[index], conditioning, index, layout, planes, self.refiner)
+                if self.fill == "planes" and warped is not None and self.compose_observed and past is None:
+                    inputs = (composed, warped, conditioning, index, layout, planes, self.refiner)
                     composed = fill_frame(*inputs, seed=generator.initial_seed(), threads=self.geometric.threads)
             far = None
             if layout is not None and planes is not None and self.fill == "planes":
@@ -360,6 +366,11 @@ class WorldStereoPipeline:
                 composed = replace(composed, depth=np.where(far.found, np.float32(0), composed.depth))
             has_memory_image = self.compose_observed or self.config.fills_render_holes
             yield composed if has_memory_image else replace(composed, memory_image=None)
+
+    def _warp_divisor(self, camera: Camera) -> int:
+        """By how much views may be reduced, and still have twice the width and height of the model's images."""
+        height, width = self.config.image_size_for(camera.height, camera.width)
+        return max(1, min(camera.height // (2 * height), camera.width // (2 * width)))
 
     def _imagined_before(self, conditioning: Conditioning, index: int, frame: PipelineFrame) -> View | None:
         """The view as it was imagined from this pose before; None if there is none, or more is known of it by now."""
