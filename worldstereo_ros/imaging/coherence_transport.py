@@ -59,7 +59,7 @@ def _line_moments(image: np.ndarray, known: np.ndarray, scale: float) -> np.ndar
     """(H, W, 3) float32 means of the products of gradients (xx, xy, yy) around known pixels; 0 in holes."""
     size = known.shape[::-1]
     weight = known.astype(np.float32)
-    values = np.dstack([image * weight[..., None], weight])
+    values = cv2.merge([*cv2.split(image), np.ones_like(weight)]) * weight[..., None]
     if scale > 1:
         reduced = max(1, round(size[0] / scale)), max(1, round(size[1] / scale))
         values = cv2.resize(values, reduced, interpolation=cv2.INTER_AREA)
@@ -67,8 +67,10 @@ def _line_moments(image: np.ndarray, known: np.ndarray, scale: float) -> np.ndar
     smooth = cv2.GaussianBlur(values, (0, 0), GRADIENT_SIGMA_PX)
     smooth = smooth[..., :3] / np.maximum(smooth[..., 3:], 1e-3)
     x, y = (cv2.Sobel(smooth, cv2.CV_32F, i, 1 - i, ksize=3, scale=1 / 8) for i in (1, 0))
-    moments = np.dstack([(x * x).sum(axis=2), (x * y).sum(axis=2), (y * y).sum(axis=2), np.ones_like(inner)])
-    moments = cv2.GaussianBlur(moments * inner[..., None], (0, 0), LINE_SIGMA_PX)
+    channels = np.ones((1, 3), np.float32)
+    products = [cv2.transform(product, channels) * inner for product in (x * x, x * y, y * y)]
+    moments = cv2.merge([*products, inner])
+    moments = cv2.GaussianBlur(moments, (0, 0), LINE_SIGMA_PX)
     moments = moments[..., :3] / np.maximum(moments[..., 3:], 1e-3)
     if scale > 1:
         moments = cv2.resize(moments, size, interpolation=cv2.INTER_LINEAR)

@@ -25,6 +25,7 @@ import numpy as np
 import torch
 
 from worldstereo_ros.geometry.cameras import Camera
+from worldstereo_ros.geometry.provenance import Provenance
 from worldstereo_ros.imaging.exposure import apply_gain
 from worldstereo_ros.imaging.inpainting import background_weight, fill_depth, push_pull
 from worldstereo_ros.imaging.overlap import DEPTH_TOLERANCE_M, DEPTH_TOLERANCE_RATIO
@@ -234,7 +235,8 @@ class GeometricPipeline:
             if reference.view.is_observation  # an imagined view is not evidence of what was observed
         ]
         renders = conditioning.renders
-        observed, estimated = (layer[index].cpu().numpy() for layer in (renders.observed, renders.estimated))
+        provenance = renders.provenance[index].cpu().numpy()
+        observed, estimated = provenance == Provenance.OBSERVED, provenance == Provenance.ESTIMATED
         observed = observed_pixels(
             warped.rendered_depth,
             observed,

@@ -7,6 +7,7 @@ from dataclasses import replace
 import cv2
 import numpy as np
 
+from worldstereo_ros.geometry.provenance import Provenance
 from worldstereo_ros.imaging.inpainting import feather, match_colours
 from worldstereo_ros.pipelines.base import Conditioning, PipelineFrame
 from worldstereo_ros.pipelines.geometric.warped_view import WarpedView
@@ -54,7 +55,8 @@ def mix_with_memory(imagined: np.ndarray, warped: WarpedView, conditioning: Cond
         (H, W, 3) uint8.
     """
     renders = conditioning.renders
-    covered, observed = (layer[index].cpu().numpy() for layer in (renders.covered, renders.observed))
+    covered, provenance = (layer[index].cpu().numpy() for layer in (renders.covered, renders.provenance))
+    observed = provenance == Provenance.OBSERVED
     density = cv2.blur(covered.astype(np.float32), (DENSITY_WINDOW_PX, DENSITY_WINDOW_PX))
     dots = (covered & ~observed & (density < MIN_DENSITY)).astype(np.uint8)
     valid = warped.valid_mask & (cv2.dilate(dots, np.ones((DENSITY_WINDOW_PX, DENSITY_WINDOW_PX), np.uint8)) == 0)
