@@ -6,6 +6,7 @@ import pytest
 import torch
 from helpers.planes import CAMERA, FAR, NEAR, floor, pose_at, two_planes
 
+from worldstereo_ros.geometry.provenance import Provenance
 from worldstereo_ros.geometry.views import View
 from worldstereo_ros.imaging.exposure import align_exposure
 from worldstereo_ros.imaging.inpainting import fill_depth, push_pull
@@ -210,8 +211,7 @@ def test_without_references_colours_are_those_of_the_cloud():
         depth=torch.from_numpy(start.depth)[None],
         colour=torch.from_numpy(start.image)[None],
         covered=torch.ones(1, 72, 96, dtype=torch.bool),
-        observed=torch.ones(1, 72, 96, dtype=torch.bool),
-        estimated=torch.zeros(1, 72, 96, dtype=torch.bool),
+        provenance=torch.full((1, 72, 96), int(Provenance.OBSERVED), dtype=torch.uint8),
     )
     conditioning = Conditioning(start, renders, CAMERA, np.eye(4)[None], [], np.array([-1]))
     (frame,) = GeometricPipeline()(conditioning, prompt="", generator=torch.Generator(), on_step=lambda *a: None)

@@ -63,7 +63,8 @@ def test_steps_and_guidance_are_those_of_the_variant(published_checkpoints, publ
     assert steps[-1] == 40
 
 
-def test_frames_are_decoded_lazily(pipeline):
+def test_one_thread_decodes_frames_lazily(pipeline):
+    pipeline.geometric.threads = 1
     stages = []
     frames = WALL.world(pipeline).imagine(away(4), CAMERA, on_step=lambda stage, *_: stages.append(stage))
     next(frames)

@@ -43,7 +43,8 @@ def counted(monkeypatch, owner, name: str) -> list:
     return calls
 
 
-def test_views_are_decoded_and_labelled_one_by_one(pipeline, monkeypatch):
+def test_one_thread_decodes_and_labels_views_one_by_one(pipeline, monkeypatch):
+    pipeline.geometric.threads = 1
     decoded = counted(monkeypatch, pipeline.autoencoder, "decode_latents")
     labelled = counted(monkeypatch, pipeline.geometric, "label_provenance")
     for number, view in enumerate(make_world(pipeline).imagine(TURN, CAMERA), start=1):
@@ -144,3 +145,34 @@ def test_closing_the_iterator_stops_decoding(pipeline, monkeypatch):
     assert first.image.shape == (48, 64, 3)
     assert len(decoded) == 1
     assert len(list(make_world(pipeline).imagine(TURN, CAMERA))) == VIEWS
+
+
+def test_several_threads_imagine_the_same_views(pipeline):
+    """Frames that are computed ahead by several threads equal those of one thread."""
+    views = {}
+    for threads in (1, 3):
+        pipeline.geometric.threads = threads
+        views[threads] = list(make_world(pipeline).imagine(TURN, CAMERA))
+    for one, other in zip(views[1], views[3], strict=True):
+        for name in ("image", "depth", "observed"):
+            np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+
+
+def test_reduced_views_condition_the_start_of_a_path(pipeline, monkeypatch):
+    """Views of more than four times the model's pixels are warped at half the size, before the first is yielded."""
+    sizes = []
+    warp = pipeline.geometric.warp
+
+    def record(conditioning, index, **options):
+        sizes.append((conditioning.camera.height, conditioning.camera.width))
+        return warp(conditioning, index, **options)
+
+    monkeypatch.setattr(pipeline.geometric, "warp", record)
+    height, width = pipeline.config.image_size_for(CAMERA.height, CAMERA.width)
+    camera = CAMERA.resized(5 * width, 5 * height)
+    assert pipeline._warp_divisor(camera) == 2
+    assert pipeline._warp_divisor(CAMERA.resized(width, height)) == 1
+    views = list(make_world(pipeline).imagine(TURN, camera))
+    small, whole = (camera.height // 2, camera.width // 2), (camera.height, camera.width)
+    assert sizes == [small] * VIEWS + [whole] * VIEWS
+    assert all(view.image.shape[:2] == whole for view in views)

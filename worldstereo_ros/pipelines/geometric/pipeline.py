@@ -170,17 +170,6 @@ class GeometricPipeline:
             finally:
                 pool.shutdown(wait=True, cancel_futures=True)
 
-    def warp_in_turn(self, conditioning: Conditioning) -> Iterator[WarpedView]:
-        """Warps the views of a clip one after another, each while the one before is in use."""
-        count = len(conditioning.world_from_camera)
-        with ThreadPoolExecutor(1) as pool:
-            future = pool.submit(self.warp, conditioning, 0)
-            for index in range(count):
-                warped = future.result()
-                if index + 1 < count:
-                    future = pool.submit(self.warp, conditioning, index + 1, threads=1)
-                yield warped
-
     def warp(self, conditioning: Conditioning, index: int, *, threads: int | None = None) -> WarpedView:
         """Warps the references into one view. May be called from several threads.
 
@@ -214,14 +203,18 @@ class GeometricPipeline:
         image, valid, filled = self._warp(closed, depth, colour, conditioning.camera, pose, references, gains, threads)
         return WarpedView(image, valid, filled, depth, references, registration)
 
-    def label_provenance(self, conditioning: Conditioning, index: int, warped: WarpedView) -> PipelineFrame:
+    def label_provenance(
+        self, conditioning: Conditioning, index: int, warped: WarpedView, *, threads: int | None = None
+    ) -> PipelineFrame:
         """The warped view as a frame, with its observed and its estimated pixels labelled.
 
         Args:
             conditioning: what memory holds about the clip.
             index: index of the view in the clip.
             warped: the result of `warp`.
+            threads: number of threads to use; None: `self.threads`.
         """
+        threads = threads or self.threads
         if warped.coincident is not None:
             source = warped.coincident
             measured = (source.depth > 0) & source.observed_mask if source.depth is not None else ~warped.valid_mask
@@ -243,10 +236,10 @@ class GeometricPipeline:
             camera,
             pose,
             supporting_views,
-            self.threads,
+            threads,
             poses_known=warped.registration.known,
         )
-        estimated = estimated_pixels(warped, estimated, observed, camera, pose, self.threads)
+        estimated = estimated_pixels(warped, estimated, observed, camera, pose, threads)
         return PipelineFrame(warped.image, warped.depth, observed, estimated=estimated)
 
     def _warp(

@@ -6,6 +6,7 @@ They get extrapolated planes as input and learn how far to rely on them.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import cv2
@@ -48,6 +49,8 @@ def render_layout(
     warped_views: Sequence[WarpedView],
     camera: Camera,
     poses: np.ndarray,
+    *,
+    threads: int = 1,
 ) -> LayoutRender:
     """Renders the layout into the views of a clip.
 
@@ -56,12 +59,13 @@ def render_layout(
         warped_views: the F views as warped from memory, at any size.
         camera: camera of the model's images; height and width are multiples of `LATENT_PX`.
         poses: (F, 4, 4) world_from_camera.
+        threads: number of threads, each for views of its own.
     """
     # The bundled model was trained without closed rooms, and with them paints what was assumed no better.
     layout = layout.without_closing()
-    parts = [
-        _render_one(layout, warped, camera, pose) for warped, pose in zip(warped_views, np.asarray(poses), strict=True)
-    ]
+    views = list(zip(warped_views, np.asarray(poses), strict=True))
+    with ThreadPoolExecutor(max(1, threads)) as pool:
+        parts = list(pool.map(lambda view: _render_one(layout, view[0], camera, view[1]), views))
     return LayoutRender(*(np.stack(arrays) for arrays in zip(*parts, strict=True)))
 
 

@@ -77,6 +77,7 @@ def make_keyframes(
     correspondence_tokens: tuple[int, int] | None = None,
     warped_views: Sequence[WarpedView] | None = None,
     layout: Layout | None = None,
+    threads: int = 1,
 ) -> Keyframes:
     """The keyframes of one clip, b = 1.
 
@@ -91,6 +92,7 @@ def make_keyframes(
         warped_views: views that the geometric pipeline filled from memory. They replace the renders with grey holes;
             `holes` stays the same.
         layout: extrapolate its planes into the holes, in addition; needs `warped_views`.
+        threads: number of threads that render the layout.
     """
     height, width = size
     renders = conditioning.renders
@@ -106,7 +108,7 @@ def make_keyframes(
     cameras = [start.camera] + [camera] * len(conditioning.world_from_camera)
     layouts = plane_channels = None
     if layout is not None and warped_views is not None:
-        layout_render = render_layout(layout, warped_views, camera, conditioning.world_from_camera)
+        layout_render = render_layout(layout, warped_views, camera, conditioning.world_from_camera, threads=threads)
         layouts = torch.from_numpy(layout_render.images) * 2 - 1
         plane_channels = torch.from_numpy(layout_render.plane_channels)
     missing = max(0, (min_count or 0) - len(poses))

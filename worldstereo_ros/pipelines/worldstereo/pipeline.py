@@ -15,20 +15,15 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 
 from worldstereo_ros.depth.estimators import DepthEstimator, load_small_depth
 from worldstereo_ros.geometry.cameras import Camera
-from worldstereo_ros.geometry.views import View
-from worldstereo_ros.imaging.inpainting import fill_depth
-from worldstereo_ros.imaging.resizing import resize_image
 from worldstereo_ros.models import (
     CheckpointConfig,
     WorldStereoTransformer,
@@ -50,18 +45,15 @@ from worldstereo_ros.pipelines.diffusion.text_encoders import (
     load_image_encoder,
     load_text_encoder,
 )
-from worldstereo_ros.pipelines.geometric.coincidence import coincident_imagination
-from worldstereo_ros.pipelines.geometric.far_view import far_pixels, show_far
 from worldstereo_ros.pipelines.geometric.layout import Layout, LayoutEstimator
 from worldstereo_ros.pipelines.geometric.pipeline import GeometricPipeline
 from worldstereo_ros.pipelines.geometric.warped_view import WarpedView
-from worldstereo_ros.pipelines.worldstereo.compositing import compose, mix_with_memory
 from worldstereo_ros.pipelines.worldstereo.conditioning import make_keyframes
-from worldstereo_ros.pipelines.worldstereo.imagined_depth import complete_frame, render_planes
+from worldstereo_ros.pipelines.worldstereo.frames import FrameMaker
 from worldstereo_ros.pipelines.worldstereo.memory_errors import out_of_memory_message
 from worldstereo_ros.pipelines.worldstereo.model_inputs import MASK_CHANNELS, ModelInputs, build_model_inputs
-from worldstereo_ros.pipelines.worldstereo.refinement import fill_frame
 from worldstereo_ros.pipelines.worldstereo.video_condition import VideoCondition, load_video_condition
+from worldstereo_ros.utils.ahead import compute_ahead
 from worldstereo_ros.utils.errors import InputError
 
 STEPS = 40  # of the variants that are not distilled
@@ -262,6 +254,7 @@ class WorldStereoPipeline:
             correspondence_tokens=(height // PATCH_PX, width // PATCH_PX) if correspondence else None,
             warped_views=warped_views if self.config.fills_render_holes else None,
             layout=layout,
+            threads=self.geometric.threads,
         )
         inputs = build_model_inputs(
             keyframes,
@@ -320,16 +313,31 @@ class WorldStereoPipeline:
     def _imagine(
         self, conditioning: Conditioning, prompt: str, generator: torch.Generator, on_step: OnStep
     ) -> Iterator[PipelineFrame]:
-        # A model with filled render holes needs all warped views first; of a size that it does not use, only reduced.
-        # The provenance of the whole ones is labelled view by view, just before each is yielded.
-        divisor = self._warp_divisor(conditioning.camera)
+        # A model with filled render holes needs all warped views first. At the start of a path they are reduced, for
+        # the first view to come soon, and each is warped at its own size later.
+        divisor = self._warp_divisor(conditioning.camera) if conditioning.start_view.is_observation else 1
         warped_views: list[WarpedView] = []
         if self.config.fills_render_holes:
             warped_views = self.geometric.warp_all(conditioning, on_step, divisor=divisor)
         layout = self._estimate_layout(conditioning.references) if self.config.uses_layout else None
         latents = self._denoise(conditioning, prompt, generator, on_step, warped_views, layout)
-        count = len(conditioning.world_from_camera)
-        in_turn = self.geometric.warp_in_turn(conditioning) if warped_views and divisor > 1 else iter(warped_views)
+        maker = FrameMaker(
+            conditioning,
+            self.geometric,
+            warped_views=warped_views if warped_views and divisor == 1 else None,
+            shows_memory=self.config.fills_render_holes,
+            compose_observed=self.compose_observed,
+            layout=layout,
+            fill=self.fill,
+            refiner=self.refiner,
+            depth=self.depth,
+            seed=generator.initial_seed(),
+        )
+        images = enumerate(self._decode(latents, len(conditioning.world_from_camera), on_step))
+        yield from compute_ahead(lambda item, threads: maker.make(*item, threads), images, self.geometric.threads)
+
+    def _decode(self, latents: torch.Tensor, count: int, on_step: OnStep) -> Iterator[np.ndarray]:
+        """The images (h, w, 3) uint8 of the keyframes after the start view, each as soon as it is decoded."""
         with torch.no_grad():
             images = self.autoencoder.decode_frames(latents[:, 1 : count + 1])
         for index in range(count):
@@ -339,54 +347,12 @@ class WorldStereoPipeline:
             if not torch.isfinite(decoded).all():
                 raise ModelError(f"The autoencoder returned values that are not finite in view {index + 1} of {count}.")
             decoded = (decoded.float().clamp(-1, 1).add(1).mul(127.5).round()).to(torch.uint8)
-            image = decoded.permute(1, 2, 0).cpu().numpy()
-            warped = next(in_turn, None)
-            frame = self._frame_of_memory(conditioning, index, warped)
-            image = resize_image(image, frame.image.shape[1], frame.image.shape[0], enlarge=cv2.INTER_CUBIC)
-            past = self._imagined_before(conditioning, index, frame)
-            if past is not None:
-                image = past.image
-            elif warped is not None and self.compose_observed:
-                image = mix_with_memory(image, warped, conditioning, index)
-            composed = compose(frame, image)
-            planes = None
-            if layout is not None:
-                planes = render_planes(composed, conditioning, index, layout, self.geometric.threads)
-                if self.fill == "planes" and warped is not None and self.compose_observed and past is None:
-                    inputs = (composed, warped, conditioning, index, layout, planes, self.refiner)
-                    composed = fill_frame(*inputs, seed=generator.initial_seed(), threads=self.geometric.threads)
-            far = None
-            if layout is not None and planes is not None and self.fill == "planes":
-                far = far_pixels(layout, conditioning, index, planes, composed.seen)
-                composed = show_far(composed, far)
-            # The depth network sees more in the filled image.
-            detected = 0 if layout is None else layout.detected
-            composed = complete_frame(composed, conditioning, index, planes, self.depth, detected=detected)
-            if far is not None and composed.depth is not None:  # no length is known of what is far
-                composed = replace(composed, depth=np.where(far.found, np.float32(0), composed.depth))
-            has_memory_image = self.compose_observed or self.config.fills_render_holes
-            yield composed if has_memory_image else replace(composed, memory_image=None)
+            yield decoded.permute(1, 2, 0).cpu().numpy()
 
     def _warp_divisor(self, camera: Camera) -> int:
         """By how much views may be reduced, and still have twice the width and height of the model's images."""
         height, width = self.config.image_size_for(camera.height, camera.width)
         return max(1, min(camera.height // (2 * height), camera.width // (2 * width)))
-
-    def _imagined_before(self, conditioning: Conditioning, index: int, frame: PipelineFrame) -> View | None:
-        """The view as it was imagined from this pose before; None if there is none, or more is known of it by now."""
-        if not self.compose_observed:
-            return None
-        camera, pose = conditioning.camera, conditioning.world_from_camera[index]
-        return coincident_imagination(conditioning.references, camera, pose, frame.seen)
-
-    def _frame_of_memory(self, conditioning: Conditioning, index: int, warped: WarpedView | None) -> PipelineFrame:
-        """A view from memory alone. If nothing of it is composited, only its depth matters."""
-        if self.compose_observed:
-            warped = warped or self.geometric.warp(conditioning, index)
-            return self.geometric.label_provenance(conditioning, index, warped)
-        depth = fill_depth(conditioning.renders.depth[index].cpu().numpy()) if warped is None else warped.depth
-        image = np.zeros((*depth.shape, 3), np.uint8) if warped is None else warped.image
-        return PipelineFrame(image, depth, np.zeros(depth.shape, bool))
 
     # --- memory of the device ----------------------------------------------------------------------------------------
 
