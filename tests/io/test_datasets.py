@@ -298,6 +298,19 @@ def test_open_sequence_reads_an_image_example(example):
         sequence.trajectories["kitchen"].renders()
 
 
+@pytest.mark.parametrize("key", ["k1", "p2", "distortion"])
+def test_open_sequence_rejects_lens_distortion(posed, key):
+    """Images of a distorting lens would be read as those of a pinhole camera, without a word."""
+    file = posed / "intrinsics.json"
+    content = json.loads(file.read_text())
+    nothing, something = ([0, 0], [0, 0.1]) if key == "distortion" else (0.0, 0.1)
+    file.write_text(json.dumps(content | {key: nothing}))
+    assert len(open_sequence(posed)) > 0
+    file.write_text(json.dumps(content | {key: something}))
+    with pytest.raises(DatasetError, match=rf"lens distortion \({key} ="):
+        open_sequence(posed)
+
+
 def test_open_sequence_rejects_intrinsics_of_another_image_size(example):
     (example / "renders/traj_up/camera.json").write_text(_camera_json().replace("20.0]", "25.0]"))
     with pytest.raises(DatasetError, match=r"principal point at \(25, 16\), outside the image of 20x16"):

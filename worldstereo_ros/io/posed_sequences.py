@@ -92,6 +92,9 @@ def _numbered(folder: Path, suffixes: tuple[str, ...]) -> dict[int, Path]:
     return {int(p.stem): p for p in list_files(folder, suffixes) if p.stem.isdecimal()}
 
 
+DISTORTION_KEYS = ("k1", "k2", "k3", "k4", "k5", "k6", "p1", "p2", "D", "distortion", "distortion_coefficients")
+
+
 def read_intrinsics(path: Path) -> tuple[Camera, dict]:
     """Reads an intrinsics.json; returns (camera, JSON object). Raises DatasetError."""
     content = read_json(path)
@@ -104,6 +107,13 @@ def read_intrinsics(path: Path) -> tuple[Camera, dict]:
         raise DatasetError(f"{path} has depth_scale {scale!r}; a positive number was expected (1000 for millimetres).")
     if not isinstance(content.get("metric", True), bool):
         raise DatasetError(f"{path} has metric {content['metric']!r}; true or false was expected.")
+    distorted = [key for key in DISTORTION_KEYS if np.any(np.asarray(content.get(key, 0)) != 0)]
+    if distorted:
+        values = ", ".join(f"{key} = {content[key]}" for key in distorted)
+        raise DatasetError(
+            f"{path} has lens distortion ({values}); a pinhole camera was expected. Rectify the images (cv2.undistort) "
+            "and write the intrinsics of the result, without these keys."
+        )
     try:
         return Camera(int(content["width"]), int(content["height"]), *(float(content[k]) for k in keys[2:])), content
     except (ValueError, OverflowError) as error:
