@@ -79,11 +79,11 @@ def test_depth_edges_are_not_interpolated() -> None:
     assert ((np.abs(refined - 4) < 0.01) | (np.abs(refined - 2) < 0.01)).all()
 
 
-def test_unmeasured_pixels_do_not_count() -> None:
+def test_pixels_without_depth_do_not_count() -> None:
     view = source(FLOOR, pose(z=-3))
     steps = depth_of_plane(FLOOR, CAMERA, pose()) * np.float32(1.02)
-    unmeasured = view._replace(measured=np.zeros_like(view.measured))
-    assert (refine_depth(steps, CAMERA, pose(), [unmeasured]) == steps).all()
+    without = view._replace(valid=np.zeros_like(view.valid))
+    assert (refine_depth(steps, CAMERA, pose(), [without]) == steps).all()
     assert refine_depth(steps, CAMERA, pose(), []) is steps
 
 

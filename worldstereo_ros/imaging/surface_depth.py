@@ -1,9 +1,9 @@
-"""Depth of a rendered cloud, made exact from the views that measured it.
+"""Depth of a rendered cloud, made exact from the views whose depth it is.
 
-The cloud is rendered as discs of one depth each. Where a surface is seen from closer than it was measured, or at a
+The cloud is rendered as discs of one depth each. Where a surface is seen from closer than its depth was taken, or at a
 grazing angle, a disc covers many pixels, and depth is a staircase. Here the line of sight of each pixel is intersected
-with the plane through the four measured pixels around its look-up in a view: planes are linear in the inverse depth of
-any view, so that the result is exact on planes, and no worse than linear interpolation elsewhere.
+with the plane through the four pixels with depth around its look-up in a view: planes are linear in the inverse depth
+of any view, so that the result is exact on planes, and no worse than linear interpolation elsewhere.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ MAX_STEP_RATIO = 1.2  # between the depths of neighbouring pixels of one surface
 MAX_CHANGE_RATIO = 0.4  # of depth
 MAX_SHIFT_PX = 1.0  # of the look-up in the last step, in pixels of the view
 STEPS = 3
-MAX_REACH_PX = 8.0  # of a point's disc, in pixels of a view that measured its surface
+MAX_REACH_PX = 8.0  # of a point's disc, in pixels of a view that shows its surface
 
 
 class DepthSource(NamedTuple):
-    """A view that measured depth.
+    """A view with depth.
 
     Attributes:
         depth: (h, w) float32 metres.
-        measured: (h, w) uint8, 1 = `depth` is measured there.
+        valid: (h, w) uint8, 1 = `depth` was measured or estimated there, not filled.
         camera, world_from_camera: camera and (4, 4) pose.
     """
 
     depth: np.ndarray
-    measured: np.ndarray
+    valid: np.ndarray
     camera: Camera
     world_from_camera: np.ndarray
 
@@ -50,15 +50,15 @@ def refine_depth(
     gap: float = 0.0,
     threads: int = 1,
 ) -> np.ndarray:
-    """The depth of a rendered cloud, interpolated in the views that measured it.
+    """The depth of a rendered cloud, interpolated in the views whose depth it is.
 
-    Several views count by their resolution on the surface. A pixel that no view measured keeps its depth. Very close to
-    a surface, discs leave gaps: a pixel without depth gets that of a surface which passes between its measured pixels.
+    Several views count by their resolution on the surface. A pixel for which no view has depth keeps its own. Very
+    close to a surface, discs leave gaps: a pixel without depth gets that of a surface which passes between neighbours.
 
     Args:
         depth: (H, W) float32 metres, 0 = none.
         camera, world_from_camera: camera and (4, 4) pose of the view that was rendered.
-        sources: views that may have measured what it shows.
+        sources: views that may show the same.
         gap: how far from a pixel with depth, in pixels, one without may get one.
         threads: number of threads to use.
 
@@ -81,7 +81,7 @@ def refine_depth(
     settings = np.array(limits, np.float32)
     for source in sources:
         A, b = pixel_transform(camera, world_from_camera, source.camera, source.world_from_camera)
-        arguments = (near, A, b, source.depth, source.measured, settings, np.float32(source.camera.fx), sums)
+        arguments = (near, A, b, source.depth, source.valid, settings, np.float32(source.camera.fx), sums)
         run_in_threads(
             _intersect_rows, [(start, stop, *arguments) for start, stop in split_range(depth.shape[0], threads)]
         )
@@ -100,14 +100,14 @@ def _extend(depth: np.ndarray, covered: np.ndarray, reach: float) -> np.ndarray:
 
 
 @compiled
-def _intersect_rows(row0, row1, depth, A, b, source_depth, is_measured, settings, focal_length, sums):
+def _intersect_rows(row0, row1, depth, A, b, source_depth, is_valid, settings, focal_length, sums):
     """Adds the inverse depths at which lines of sight meet a surface of one source, and their weights.
 
     Args:
         row0, row1: first row and end of the rows to process.
         depth: (H, W) float32 target depth, 0 = none.
         A, b: `pixel_transform` from target to source.
-        source_depth: (h, w) float32. is_measured: (h, w) uint8.
+        source_depth: (h, w) float32. is_valid: (h, w) uint8.
         settings: `MAX_STEP_RATIO`, smallest and largest change, `MAX_SHIFT_PX`, relative difference of depths of one
             surface, `MAX_REACH_PX`.
         focal_length: of the source, pixels.
@@ -134,9 +134,7 @@ def _intersect_rows(row0, row1, depth, A, b, source_depth, is_measured, settings
                 if not (u >= zero and v >= zero and u < width - 1 and v < height - 1):
                     break
                 p, q = int(u), int(v)
-                if not (
-                    is_measured[q, p] and is_measured[q, p + 1] and is_measured[q + 1, p] and is_measured[q + 1, p + 1]
-                ):
+                if not (is_valid[q, p] and is_valid[q, p + 1] and is_valid[q + 1, p] and is_valid[q + 1, p + 1]):
                     break
                 s00, s01 = source_depth[q, p], source_depth[q, p + 1]
                 s10, s11 = source_depth[q + 1, p], source_depth[q + 1, p + 1]

@@ -330,9 +330,9 @@ def _reduced(conditioning: Conditioning, divisor: int) -> Conditioning:
 def _exact_depth(
     rendered: np.ndarray, camera: Camera, pose: np.ndarray, references: list[Reference], threads: int
 ) -> np.ndarray:
-    """Rendered depth (H, W) float32, interpolated in the references that measured it, without gaps in surfaces."""
+    """Rendered depth (H, W) float32, interpolated in the references that gave it, without gaps in surfaces."""
     sources = [
-        DepthSource(reference.depth, reference.measured, reference.view.camera, reference.view.world_from_camera)
+        DepthSource(reference.depth, reference.given, reference.view.camera, reference.view.world_from_camera)
         for reference in references
         if reference.view.is_observation
     ]

@@ -38,6 +38,7 @@ class Reference:
         depth: (h, w) float32 metres, completed where no sensor measured it.
         measured: (h, w) uint8, 1 where a sensor measured the depth. 0 everywhere in imagined views: their observed
             pixels are slightly blurred copies of what other views measured.
+        given: (h, w) uint8, 1 where the depth was measured, or estimated by a model. 0 everywhere in imagined views.
         weight: (h, w) float32 in 0..1, low beside depth edges and for imagined pixels.
         doubt: (h, w) float32, doubt about the measured depth (`supporting_views.sensor_doubt`).
         number: unique among all views that the cache has prepared.
@@ -46,6 +47,7 @@ class Reference:
     view: View
     depth: np.ndarray
     measured: np.ndarray
+    given: np.ndarray
     weight: np.ndarray
     doubt: np.ndarray
     number: int
@@ -193,7 +195,8 @@ def supporting_view(reference: Reference, registration_error: float, checked: bo
 
 def _prepare(view: View, number: int) -> Reference:
     depth = np.ascontiguousarray(view.depth, np.float32)
-    measured = (depth > 0) & view.is_observation & ~view.estimated_mask
+    given = (depth > 0) & view.is_observation
+    measured = given & ~view.estimated_mask
     completed = fill_depth(depth)
     kernel = np.ones((2 * EDGE_MARGIN_PX + 1,) * 2, np.uint8)
     edge = cv2.dilate(completed, np.ones((3, 3))) > cv2.erode(completed, np.ones((3, 3))) * (1 + EDGE_STEP_RATIO)
@@ -203,4 +206,4 @@ def _prepare(view: View, number: int) -> Reference:
     )
     measured = measured.astype(np.uint8)
     doubt = sensor_doubt(depth) if measured.any() else np.zeros(depth.shape, np.float32)
-    return Reference(view, completed, measured, weight.astype(np.float32), doubt, number)
+    return Reference(view, completed, measured, given.astype(np.uint8), weight.astype(np.float32), doubt, number)
