@@ -24,7 +24,7 @@ def compute_ahead(function: Callable[[Item, int], Result], items: Iterable[Item]
         threads: number of threads.
 
     Raises:
-        Exception: what the function or the items raised, after the results before it.
+        Exception: what the function raised, after the results before it; or what the items raised, at once.
     """
     iterator = iter(items)
     if threads <= 1:
