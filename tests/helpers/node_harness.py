@@ -255,8 +255,14 @@ class Robot:
         client = self.services[service]
         assert client.wait_for_service(timeout_sec=seconds), f"no service {service}"
         if service not in self._discovered:
-            time.sleep(0.3)  # the reply channel is discovered after the request channel; a response before that is lost
-            self._discovered.add(service)
+            # The node discovers reply channels after request channels, in the order of their creation, and a response
+            # before that is lost. That of `get_state` is the last one, and `state` asks again.
+            if service == "get_state":
+                time.sleep(0.3)
+                self._discovered.add(service)
+            else:
+                self.state(seconds)
+                self._discovered.update(self.services)
         return self.wait(self.on_executor(lambda: client.call_async(request)), seconds)
 
     def state(self, seconds: float = TIMEOUT_S) -> str:
