@@ -307,6 +307,9 @@ def test_open_sequence_rejects_lens_distortion(posed, key):
     file.write_text(json.dumps(content | {key: nothing}))
     assert len(open_sequence(posed)) > 0
     file.write_text(json.dumps(content | {key: something}))
+    file.write_text(json.dumps(content | {key: None}))
+    assert len(open_sequence(posed)) > 0
+    file.write_text(json.dumps(content | {key: something}))
     with pytest.raises(DatasetError, match=rf"lens distortion \({key} ="):
         open_sequence(posed)
 

@@ -6,11 +6,11 @@ from worldstereo_ros.serving.client import ServeClient, UnreachableError
 from worldstereo_ros.utils.errors import InputError
 
 TOKEN = "a-token-of-thirty-two-characters"
-NOBODY = "http://127.0.0.1:1"
+UNREACHABLE_URL = "http://127.0.0.1:1"
 
 
 def test_a_token_as_it_is_read_from_a_file_may_end_with_a_line_break():
-    client = ServeClient(NOBODY, f"{TOKEN}\n", "robot-7")
+    client = ServeClient(UNREACHABLE_URL, f"{TOKEN}\n", "robot-7")
     with pytest.raises(UnreachableError, match="cannot be reached"):
         client.health()
 
@@ -23,4 +23,4 @@ def test_a_token_as_it_is_read_from_a_file_may_end_with_a_line_break():
 ])  # fmt: skip
 def test_a_token_or_an_id_that_cannot_be_sent_is_refused(token, robot, sentence):
     with pytest.raises(InputError, match=sentence):
-        ServeClient(NOBODY, token, robot)
+        ServeClient(UNREACHABLE_URL, token, robot)

@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 
 from worldstereo_ros.geometry.cameras import Camera
+from worldstereo_ros.imaging.nearest_known import nearest_known
 from worldstereo_ros.imaging.overlap import DEPTH_TOLERANCE_RATIO
 from worldstereo_ros.imaging.warping import pixel_transform
 from worldstereo_ros.utils.jit import compiled, run_in_threads, split_range
@@ -91,12 +91,8 @@ def refine_depth(
 
 def _extend(depth: np.ndarray, covered: np.ndarray, reach: float) -> np.ndarray:
     """(H, W) float32: pixels without depth, up to `reach` pixels from one with depth, get that of the nearest one."""
-    distance, labels = cv2.distanceTransformWithLabels(
-        (~covered).astype(np.uint8), cv2.DIST_L2, 3, labelType=cv2.DIST_LABEL_PIXEL
-    )
-    of_label = np.zeros(int(labels.max()) + 1, np.float32)
-    of_label[labels[covered]] = depth[covered]
-    return np.where(distance <= reach, of_label[labels], np.float32(0))
+    nearest, distance = nearest_known(depth, covered)
+    return np.where(distance <= reach, nearest, np.float32(0))
 
 
 @compiled

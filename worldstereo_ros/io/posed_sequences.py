@@ -19,6 +19,9 @@ from worldstereo_ros.io.view_sequence import ViewSequence
 from worldstereo_ros.utils.atomic_files import AtomicFolder
 from worldstereo_ros.utils.errors import InputError
 
+# Of an intrinsics.json, by the names that other tools give them.
+DISTORTION_KEYS = ("k1", "k2", "k3", "k4", "k5", "k6", "p1", "p2", "D", "distortion", "distortion_coefficients")
+
 _POSES_HEADER = "# index tx ty tz qx qy qz qw   (camera-to-world, OpenCV axes: x right, y down, z forward)"
 _IMAGE_FOLDERS = ("frames", "depth", "conditioning", *LABELS)  # that `write_sequence` writes
 
@@ -92,7 +95,8 @@ def _numbered(folder: Path, suffixes: tuple[str, ...]) -> dict[int, Path]:
     return {int(p.stem): p for p in list_files(folder, suffixes) if p.stem.isdecimal()}
 
 
-DISTORTION_KEYS = ("k1", "k2", "k3", "k4", "k5", "k6", "p1", "p2", "D", "distortion", "distortion_coefficients")
+def _as_list(value: object) -> list:
+    return value if isinstance(value, list) else [value]
 
 
 def read_intrinsics(path: Path) -> tuple[Camera, dict]:
@@ -107,7 +111,8 @@ def read_intrinsics(path: Path) -> tuple[Camera, dict]:
         raise DatasetError(f"{path} has depth_scale {scale!r}; a positive number was expected (1000 for millimetres).")
     if not isinstance(content.get("metric", True), bool):
         raise DatasetError(f"{path} has metric {content['metric']!r}; true or false was expected.")
-    distorted = [key for key in DISTORTION_KEYS if np.any(np.asarray(content.get(key, 0)) != 0)]
+    # 0, null, an empty list and a list of zeros all say that there is none.
+    distorted = [key for key in DISTORTION_KEYS if any(_as_list(content.get(key)))]
     if distorted:
         values = ", ".join(f"{key} = {content[key]}" for key in distorted)
         raise DatasetError(

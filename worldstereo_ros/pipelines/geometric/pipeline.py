@@ -35,6 +35,7 @@ from worldstereo_ros.pipelines.base import Conditioning, OnStep, PipelineFrame
 from worldstereo_ros.pipelines.geometric.coincidence import coincident_observation
 from worldstereo_ros.pipelines.geometric.estimated import estimated_pixels
 from worldstereo_ros.pipelines.geometric.layout import Layout, LayoutEstimator
+from worldstereo_ros.pipelines.geometric.line_continuation import continue_lines
 from worldstereo_ros.pipelines.geometric.plane_fill import WORKING_PIXELS, draw_planes
 from worldstereo_ros.pipelines.geometric.provenance import observed_pixels
 from worldstereo_ros.pipelines.geometric.references import (
@@ -44,7 +45,6 @@ from worldstereo_ros.pipelines.geometric.references import (
     select_references,
     supporting_view,
 )
-from worldstereo_ros.pipelines.geometric.surroundings import continue_seen
 from worldstereo_ros.pipelines.geometric.warped_view import WarpedView
 from worldstereo_ros.rendering.splatting import Rendering
 from worldstereo_ros.utils.errors import InputError
@@ -137,7 +137,7 @@ class GeometricPipeline:
         image, fill = draw_planes(
             *(frame.image, known, warped.depth, layout, camera, pose), seed=seed, threads=self.threads
         )
-        image = continue_seen(image, known, warped.depth, fill.depth, conditioning.observations, camera, pose)
+        image = continue_lines(image, known, warped.depth, fill.depth, conditioning.observations, camera, pose)
         likely = (fill.depth > 0) & (fill.probability > MIN_DEPTH_PROBABILITY)
         # Confidence of depth is fitted with smooth fills: a plane that is far from those would be trusted too much.
         agrees = (fill.depth < MAX_DEPTH_RATIO * warped.depth) & (warped.depth < MAX_DEPTH_RATIO * fill.depth)

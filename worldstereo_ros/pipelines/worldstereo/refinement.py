@@ -17,6 +17,7 @@ from worldstereo_ros.imaging.resizing import resize_image
 from worldstereo_ros.models.hole_refiner import MULTIPLE_PX, SOURCES, HoleRefiner
 from worldstereo_ros.pipelines.base import Conditioning, PipelineFrame
 from worldstereo_ros.pipelines.geometric.layout import Layout, PlaneRender
+from worldstereo_ros.pipelines.geometric.line_continuation import continue_lines
 from worldstereo_ros.pipelines.geometric.plane_fill import (
     SEED_MASK,
     SKY,
@@ -25,7 +26,6 @@ from worldstereo_ros.pipelines.geometric.plane_fill import (
     draw_planes,
     fill_with_planes,
 )
-from worldstereo_ros.pipelines.geometric.surroundings import continue_seen
 from worldstereo_ros.pipelines.geometric.warped_view import WarpedView
 
 SKY_LEVEL = 0.5  # of the channel that has the cosine between up and the surface's normal
@@ -67,7 +67,7 @@ def fill_frame(
     image, _ = draw_planes(*given, planes=planes, seed=seed, threads=threads)
     image = add_memory_detail(image, warped.image, known & ~seen)
     image = continue_surroundings(image, closed)
-    image = continue_seen(image, closed, depth, planes.depth, conditioning.observations, camera, pose)
+    image = continue_lines(image, closed, depth, planes.depth, conditioning.observations, camera, pose)
     return replace(frame, image=image)
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.views import View
 from worldstereo_ros.imaging.coherence_transport import continue_image
+from worldstereo_ros.imaging.nearest_known import nearest_known
 from worldstereo_ros.imaging.warping import pixel_transform
 from worldstereo_ros.pipelines.geometric.plane_fill import WORKING_PIXELS
 from worldstereo_ros.utils.jit import compiled
@@ -23,10 +24,10 @@ from worldstereo_ros.utils.jit import compiled
 WHOLE_PX, REACH_PX = 6.0, 12.0
 BEFORE_RATIO, BEFORE_M = 0.08, 0.05  # what is nearer than a plane by that is in front of it
 BEHIND_RATIO = 0.08  # what lies behind a surface is farther by at least that
-TOLERANCE_RATIO, TOLERANCE_M = 0.05, 0.05  # of depth that an observation measured
+TOLERANCE_RATIO, TOLERANCE_M = 0.05, 0.05  # of the depth of an observation
 
 
-def continue_seen(
+def continue_lines(
     image: np.ndarray,
     known: np.ndarray,
     depth: np.ndarray,
@@ -51,12 +52,8 @@ def continue_seen(
     if known.all() or not known.any():
         return image
     scale = max(1.0, (known.size / WORKING_PIXELS) ** 0.5)
-    distance, labels = cv2.distanceTransformWithLabels(
-        (~known).astype(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL
-    )
-    of_label = np.zeros(int(labels.max()) + 1, np.float32)
-    of_label[labels[known]] = depth[known]
-    nearest = np.where(known | (distance > REACH_PX * scale), np.float32(0), of_label[labels])
+    nearest, distance = nearest_known(depth, known)
+    nearest = np.where(known | (distance > REACH_PX * scale), np.float32(0), nearest)
     in_front = (plane_depth == 0) | (nearest < (1 - BEFORE_RATIO) * plane_depth - BEFORE_M)
     looked_past = seen_past(np.where(in_front, nearest, np.float32(0)), observations, camera, world_from_camera)
     min_depth = np.where(looked_past, (1 + BEHIND_RATIO) * nearest, np.float32(0))
@@ -81,23 +78,23 @@ def seen_past(
     for view in observations:
         if view.depth is not None:
             A, b = pixel_transform(camera, world_from_camera, view.camera, view.world_from_camera)
-            measured = np.ascontiguousarray(view.depth, np.float32)
-            _mark_past(depth, A, b, measured, np.float32(TOLERANCE_RATIO), np.float32(TOLERANCE_M), past)
+            source_depth = np.ascontiguousarray(view.depth, np.float32)
+            _mark_past(depth, A, b, source_depth, np.float32(TOLERANCE_RATIO), np.float32(TOLERANCE_M), past)
     return past > 0
 
 
 @compiled
-def _mark_past(depth, A, b, measured, relative, absolute, out):
-    """Marks pixels whose point one source saw empty, or as its surface.
+def _mark_past(depth, A, b, source_depth, relative, absolute, out):
+    """Marks pixels at whose point one source saw nothing, or its surface.
 
     Args:
         depth: (H, W) float32 target depth, 0 = none.
         A, b: result of `pixel_transform` from target to source.
-        measured: (h, w) float32 depth of the source, 0 = none.
+        source_depth: (h, w) float32 depth of the source, 0 = none.
         relative, absolute: depth tolerance, fraction and metres.
         out: (H, W) uint8, set to 1; never cleared.
     """
-    height, width = measured.shape
+    height, width = source_depth.shape
     half = np.float32(0.5)
     for y in range(depth.shape[0]):
         for x in range(depth.shape[1]):
@@ -112,6 +109,6 @@ def _mark_past(depth, A, b, measured, relative, absolute, out):
             v = ((A[1, 0] * fx + A[1, 1] * fy + A[1, 2]) * d + b[1]) / z + half
             if not (u >= 0 and v >= 0 and u < width and v < height):
                 continue
-            s = measured[int(v), int(u)]
+            s = source_depth[int(v), int(u)]
             if s > 0 and z < s + relative * s + absolute:
                 out[y, x] = 1

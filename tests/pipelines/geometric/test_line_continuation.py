@@ -7,7 +7,7 @@ import pytest
 
 from worldstereo_ros.geometry.cameras import Camera
 from worldstereo_ros.geometry.views import View
-from worldstereo_ros.pipelines.geometric.surroundings import REACH_PX, continue_seen, seen_past
+from worldstereo_ros.pipelines.geometric.line_continuation import REACH_PX, continue_lines, seen_past
 
 CAMERA = Camera.from_fov(160, 120, 1.2)
 BAR, WALL = (220, 30, 30), (90, 90, 90)
@@ -50,7 +50,7 @@ def test_a_bar_continues_beyond_the_side() -> None:
         observed=np.ones((120, 120), bool),
     )
     planes = np.where(hole, np.float32(4), np.float32(0))
-    continued = continue_seen(image, ~hole, depth, planes, [seen], CAMERA, np.eye(4))
+    continued = continue_lines(image, ~hole, depth, planes, [seen], CAMERA, np.eye(4))
     assert (np.abs(continued[54:66, 120:125].astype(int) - BAR) < 12).all()
     assert (continued[:40, 120:] == WALL).all()
     assert (continued[:, 120 + int(REACH_PX) + 1 :] == WALL).all()
@@ -67,7 +67,7 @@ def test_a_bar_ends_where_it_was_seen_to_end() -> None:
     past[:, 118:] = 4.0
     planes = np.where(hole, np.float32(4), np.float32(0))
     seen = View(ended.image, CAMERA, np.eye(4), depth=past, observed=np.ones(past.shape, bool))
-    continued = continue_seen(image, ~hole, depth, planes, [seen], CAMERA, np.eye(4))
+    continued = continue_lines(image, ~hole, depth, planes, [seen], CAMERA, np.eye(4))
     assert (np.abs(continued[55:65, 120:125].astype(int) - BAR).sum(axis=-1) > 150).all()
     assert (continued[:, 124:136] == WALL).all()
 
@@ -88,4 +88,4 @@ def test_seen_past(depth: float, past: bool) -> None:
 def test_whole_and_empty_views_stay() -> None:
     image, depth = view_with_hole(columns(0, 160))
     for known in (np.ones((120, 160), bool), np.zeros((120, 160), bool)):
-        assert continue_seen(image, known, depth, depth, [], CAMERA, np.eye(4)) is image
+        assert continue_lines(image, known, depth, depth, [], CAMERA, np.eye(4)) is image
