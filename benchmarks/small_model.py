@@ -17,6 +17,7 @@ import torch
 from full_size import Graphed
 from network_floor import Operations, recording
 
+import worldstereo_ros.pipelines.worldstereo.frames as frames
 import worldstereo_ros.pipelines.worldstereo.pipeline as module
 from worldstereo_ros.evaluation.demo_scenarios import DemoScenario
 from worldstereo_ros.evaluation.metrics import psnr
@@ -197,20 +198,21 @@ class Breakdown:
 
     @contextmanager
     def watching(self, world: WorldModel) -> Iterator[None]:
-        """Times the parts of everything that this world model does."""
+        """Times the parts of everything that this world model does, in one thread: otherwise several run at once."""
         pipeline: Any = world.pipeline
         places = (
             ("rendering", world, "render_memory"),
             ("retrieval", world.bank, "retrieve"),
-            ("warping", pipeline.geometric, "warp_all"),
+            ("warping", pipeline.geometric, "warp"),
             ("conditioning", module, "make_keyframes"),
             ("encoding", pipeline.autoencoder, "encode"),
             ("transformer", pipeline, "transformer"),
             ("decoding", pipeline.autoencoder, "decode_latents"),
             ("provenance", pipeline.geometric, "label_provenance"),
-            ("composing", module, "compose"),
+            ("composing", frames, "compose"),
         )
         with ExitStack() as stack:
+            stack.enter_context(patch.object(pipeline.geometric, "threads", 1))
             for part, owner, name in places:
                 if name == "transformer":  # called as a module: its forward is replaced
                     owner, name = pipeline.transformer, "forward"
